@@ -1,0 +1,46 @@
+# The front door. Needs only Python 3.11 or newer, make and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test check format bench clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed  ## Make .venv with everything that running, tests and benchmarks need
+
+.venv/installed: pyproject.toml uv.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Routecast needs Python 3.11 or newer; $$($(PYTHON) --version) was found. Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "This Python has no venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@$(BIN)/uv sync --quiet --frozen --inexact --python $(BIN)/python
+	@touch $@
+
+demo: install  ## Serve with simulated traffic; prints the address to open
+	@$(BIN)/routecast demo
+
+run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
+	@$(BIN)/routecast serve
+
+test: install  ## Run all tests
+	@$(BIN)/pytest
+
+check: install  ## Lint, format, types, layers
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timings >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
+
+format: install  ## Format the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: install  ## Run the benchmarks; the results go to benchmarks/results
+	@$(BIN)/python -m benchmarks
+
+clean:  ## Remove what was made
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Routecast: live, exact metrics of LLM routing decisions, streamed to any dashboard."""

@@ -1,0 +1,5 @@
+"""`python -m routecast` is the command `routecast`."""
+
+from routecast.cli import main
+
+main()

@@ -1,0 +1,251 @@
+"""The application: builds every part and connects them. A URL picks an adapter."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.routing import Route, WebSocketRoute
+
+from routecast.bus.memory import MemoryBus
+from routecast.cache.memory import MemoryCache
+from routecast.clock import SystemClock
+from routecast.config import Settings
+from routecast.connections import ConnectionManager
+from routecast.core.decision import Rules
+from routecast.core.metrics import Baseline
+from routecast.core.names import Names
+from routecast.edge.http import Decisions, describe, metrics_router
+from routecast.edge.ops import dashboard_files, ops_router, page_router
+from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
+from routecast.edge.ws import MetricsSocket
+from routecast.errors import BadSettings, RoutecastError
+from routecast.ingest import Ingest
+from routecast.instruments import Instruments
+from routecast.latest import Latest
+from routecast.live import Live
+from routecast.maintenance import Retention, run_retention
+from routecast.ports import Bus, Cache, Clock, Prices, Store
+from routecast.prices import GenaiPrices
+from routecast.protocol import Components, Health
+from routecast.store.sqlite import SqliteStore
+
+log = logging.getLogger(__name__)
+
+VERSION = version("routecast")
+# What waits is committed within this time at shutdown, in seconds; then the process goes.
+DRAIN_SECONDS = 4.0
+
+
+def open_store(url: str) -> Store:
+    """Return the store a database URL names, not yet opened. Raises BadSettings."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        path = unquote(parts.path).removeprefix("/")
+        if parts.netloc or not path or path == ":memory:":
+            raise BadSettings(
+                f"database {url!r}: name a file, as in sqlite:///routecast.db (relative) or "
+                "sqlite:////var/lib/routecast.db (absolute)"
+            )
+        return SqliteStore(path)
+    raise BadSettings(f"database {url!r}: must start with sqlite:///")
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The adapters an application runs on."""
+
+    store: Store
+    cache: Cache
+    bus: Bus
+    clock: Clock
+    prices: Prices
+
+
+def open_engines(settings: Settings) -> Engines:
+    """Return the engines that the settings name, not yet opened. Raises BadSettings."""
+    if settings.redis_url:
+        raise BadSettings("redis: this version runs as one node and needs no Redis; leave it out")
+    clock = SystemClock()
+    return Engines(
+        store=open_store(settings.database_url),
+        cache=MemoryCache(clock, settings.cache_seconds),
+        bus=MemoryBus(),
+        clock=clock,
+        prices=GenaiPrices(),
+    )
+
+
+class Services:
+    """Every service of one application, connected; `running` starts and ends them."""
+
+    def __init__(self, settings: Settings, engines: Engines) -> None:
+        self.engines = engines
+        self.instruments = Instruments()
+        self._retention = Retention(settings.decision_days, settings.minute_days)
+        names = Names(settings.max_names, settings.max_series)
+        self.ingest = Ingest(
+            engines.store, engines.cache, engines.bus, engines.clock, names, self.instruments
+        )
+        self.live = Live(
+            engines.store,
+            engines.cache,
+            engines.bus,
+            engines.clock,
+            self.instruments,
+            on_load=lambda snapshot: names.learn(snapshot.keys()),
+        )
+        self.latest = Latest(
+            self.live.current,
+            engines.cache,
+            engines.store,
+            engines.clock,
+            self.instruments,
+            _baseline(settings, engines.prices),
+        )
+        self.manager = ConnectionManager(
+            self.latest.frames, self.instruments, settings.max_connections
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the engines and run the services; at the end commit what waits and close all."""
+        engines = self.engines
+        async with AsyncExitStack() as stack:
+            await engines.store.open()
+            for engine in (engines.store, engines.cache, engines.bus):
+                stack.push_async_callback(engine.close)
+            retention = run_retention(engines.store, engines.clock, self._retention)
+            await stack.enter_async_context(_task("retention", lambda: retention))
+            await stack.enter_async_context(_task("live", self.live.run))
+            await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
+            await stack.enter_async_context(_task("ticks", self.manager.run))
+            stack.push_async_callback(self.manager.close)
+            await self.live.loaded()
+            yield
+
+    def health(self) -> Health:
+        """Return how the engines are, and where the last numbers came from."""
+        failing = self.live.failing or self.ingest.failing
+        cache = "failing" if self.latest.cache_failing else "ok"
+        source = self.latest.source
+        return Health(
+            status="degraded" if failing or source is None else "ok",
+            active_connections=self.manager.active,
+            version=VERSION,
+            position=self.live.position,
+            components=Components(database="failing" if failing else "ok", cache=cache, bus="ok"),
+            source=source.value if source else "none",
+        )
+
+
+def _baseline(settings: Settings, prices: Prices) -> Baseline | None:
+    if settings.baseline_model is None:
+        return None
+    price = prices.per_million(settings.baseline_model)
+    if price is None:
+        raise BadSettings(
+            f"baseline_model (ROUTECAST_BASELINE_MODEL): no price is known of "
+            f"{settings.baseline_model!r}"
+        )
+    return Baseline(settings.baseline_model, *price)
+
+
+@asynccontextmanager
+async def _task(
+    name: str,
+    run: Callable[[], Coroutine[Any, Any, None]],
+    close: Callable[[], None] | None = None,
+) -> AsyncIterator[None]:
+    """Run a service beside the body; at its end let it finish (with `close`), or cancel it."""
+    task = asyncio.create_task(run(), name=name)
+    task.add_done_callback(_tell_crash)
+    try:
+        yield
+    finally:
+        if close is not None:
+            close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await asyncio.shield(task)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _tell_crash(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("The service %s crashed", task.get_name(), exc_info=task.exception())
+
+
+def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
+    """Return the ASGI application. `engines` replaces those that the settings name.
+
+    Raises BadSettings. The services start with the application's lifespan, which every ASGI
+    server runs; a database that cannot be used fails there, with BadDatabase.
+    """
+    services = Services(settings, engines or open_engines(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with services.running():
+            yield
+
+    app = FastAPI(
+        title="Routecast",
+        version=VERSION,
+        summary="Live, exact metrics of LLM routing decisions.",
+        lifespan=lifespan,
+    )
+    app.state.services = services
+    _add_routes(app, settings, services)
+    app.add_exception_handler(RoutecastError, on_routecast_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_crash)
+    return app
+
+
+def _add_routes(app: FastAPI, settings: Settings, services: Services) -> None:
+    engines = services.engines
+    rules = Rules(
+        high=settings.band_high,
+        medium=settings.band_medium,
+        price=engines.prices.cost if settings.prices else lambda *_: None,
+    )
+    decisions = Decisions(
+        services.ingest.submit,
+        rules,
+        engines.clock,
+        services.instruments,
+        settings.allowed_origins,
+    )
+    socket = MetricsSocket(
+        services.manager,
+        services.instruments,
+        interval=settings.interval,
+        allowed_origins=settings.allowed_origins,
+    )
+    # First in the list: the hot routes are found at once.
+    app.router.routes[:0] = [
+        Route("/v1/decisions", decisions, methods=["POST"]),
+        WebSocketRoute("/ws/metrics", socket),
+    ]
+    app.include_router(metrics_router(services.latest.frame))
+    app.include_router(ops_router(services.health, engines.store.check, services.instruments))
+    app.include_router(page_router(settings.notice))
+    app.mount("/dashboard", dashboard_files())
+    derive = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            describe(derive())
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # -- how FastAPI lets one extend it

@@ -1,0 +1,9 @@
+"""The application for any ASGI server: `python -m uvicorn routecast.asgi:app`.
+
+Settings come from the environment (`ROUTECAST_*`).
+"""
+
+from routecast.app import create_app
+from routecast.config import load_settings
+
+app = create_app(load_settings())

@@ -1,0 +1,1 @@
+"""Buses: deltas to every node. One adapter an engine."""

@@ -1,0 +1,1 @@
+"""Caches: one snapshot, shared for a while. One adapter an engine."""

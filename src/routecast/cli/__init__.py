@@ -1,0 +1,56 @@
+"""The command `routecast`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from routecast.app import VERSION
+from routecast.errors import BadSettings, RoutecastError
+
+app = typer.Typer(
+    name="routecast",
+    help="Live, exact metrics of LLM routing decisions.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"routecast {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    from routecast.cli.serve import serve
+    from routecast.cli.verify import verify
+
+    for command in (serve, verify):
+        app.command()(command)
+
+
+def main() -> None:
+    """Run the command; a foreseen error is one line and an exit code, never a traceback."""
+    _register()
+    try:
+        app()
+    except BadSettings as error:
+        typer.echo(f"routecast: {error}", err=True)
+        sys.exit(2)
+    except RoutecastError as error:
+        typer.echo(f"routecast: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,70 @@
+"""How far a long send has come: a bar in a terminal, a line now and then elsewhere."""
+
+import time
+from typing import Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
+from rich.text import Text
+
+from routecast.cli.terminal import plain, say
+
+_LINE_EVERY: Final = 5.0
+
+
+class SendProgress:
+    """Shows how many decisions are acknowledged, how fast, and how long it may still take.
+
+    Use it as a context manager. `advance` may be called as often as one likes.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = self._told = time.monotonic()
+        self._bar = Progress(BarColumn(), _Words(), console=console, transient=True, expand=True)
+        self._task = self._bar.add_task("", total=None, words="")
+        self._words = ""
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def advance(self, acknowledged: int, share: float | None) -> None:
+        """Tell how many decisions are acknowledged and what share of the work, 0..1, that is."""
+        now = time.monotonic()
+        seconds = max(now - self._began, 1e-6)
+        words = [f"{acknowledged:,} acknowledged", f"{acknowledged / seconds:,.0f}/s"]
+        if share is not None and 0 < share < 1:
+            words += [f"{share:.0%}", f"{_clock(seconds / share - seconds)} left"]
+        self._words = ", ".join(words)
+        total = None if share is None else 1.0
+        self._bar.update(self._task, total=total, completed=share or 0, words=self._words)
+        if not self._console.is_terminal and now - self._told >= _LINE_EVERY:
+            self._told = now
+            say(self._console, self._words)
+
+    def wait(self, why: str, seconds: float) -> None:
+        """Tell that nothing happens for `seconds`, and why."""
+        self._bar.update(self._task, words=f"{why}; going on in {_clock(seconds)}")
+        if not self._console.is_terminal:
+            say(self._console, f"{why}; going on in {seconds:.1f} s")
+
+
+class _Words(ProgressColumn):
+    """The text beside the bar; from a server in part, so without markup."""
+
+    max_refresh = 0.1
+
+    def render(self, task: Task) -> Text:
+        return Text(plain(task.fields["words"]), overflow="ellipsis", no_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,160 @@
+"""`routecast serve`: run the server."""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final
+
+import typer
+import uvicorn
+
+from routecast.app import create_app, open_engines
+from routecast.config import Settings, load_settings
+from routecast.errors import BadSettings
+
+# A client that is silent is found out after PING_SECONDS + PONG_SECONDS, at the latest.
+PING_SECONDS: Final = 10.0
+PONG_SECONDS: Final = 10.0
+# Requests under way get this time when the server stops; the commit of what waits comes after.
+GRACE_SECONDS: Final = 4
+MAX_MESSAGE_BYTES: Final = 65_536
+
+OnStarted = Callable[[str], Awaitable[None]]
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, with something to do once it listens."""
+
+    def __init__(self, config: uvicorn.Config, url: str, on_started: OnStarted | None) -> None:
+        super().__init__(config)
+        self._url = url
+        self._on_started = on_started
+        self._task: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._task = asyncio.ensure_future(self._on_started(self._url))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address. Raises BadSettings when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BadSettings(f"port {port} on {host} is in use; choose another: --port") from None
+        raise BadSettings(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address a person can open."""
+    host, port = listener.getsockname()[:2]
+    if not int(ipaddress.ip_address(host)):  # all of this machine's addresses
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
+    """Serve until a signal says to stop; return the exit code.
+
+    `on_started` is awaited beside the server once it listens, with its URL, and cancelled when
+    the server stops. Raises BadSettings when it cannot start.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    settings.require_safe()
+    asyncio.run(_check_database(settings))
+    listener = bind(settings.host, settings.port)
+    config = uvicorn.Config(
+        create_app(settings),
+        http="httptools",
+        ws="websockets-sansio",
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PONG_SECONDS,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
+    server = _Server(config, url_of(listener), on_started)
+    # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    logging.getLogger("routecast").info("Listening on %s", url_of(listener))
+    with listener:
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+async def _check_database(settings: Settings) -> None:
+    # Before anything else, so that what is wrong with it is told in one line.
+    store = open_engines(settings).store
+    try:
+        await store.open()
+    finally:
+        await store.close()
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="Where decisions are kept. [env: ROUTECAST_DATABASE_URL] "
+            "[default: sqlite:///routecast.db]"
+        ),
+    ] = None,
+    redis: Annotated[
+        str | None, typer.Option(help="Redis URL, for many nodes. [env: ROUTECAST_REDIS_URL]")
+    ] = None,
+    interval: Annotated[
+        float | None, typer.Option(help="Seconds between frames, 0.1 to 60. [default: 5]")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error. [default: info]")
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Allow other machines in, without authentication."),
+    ] = None,
+) -> None:
+    """Take decisions in and stream metrics out.
+
+    Each option is also an environment variable, such as ROUTECAST_PORT; an option wins.
+    """
+    settings = load_settings(
+        host=host,
+        port=port,
+        database_url=database,
+        redis_url=redis,
+        interval=interval,
+        log_level=log_level,
+        insecure=insecure,
+    )
+    raise typer.Exit(run(settings))

@@ -1,0 +1,35 @@
+"""What every client-side command says to a person, and how it ends."""
+
+import unicodedata
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+FAILED = 1
+BAD_USAGE = 2
+INTERRUPTED = 130
+
+
+def plain(text: object) -> str:
+    """Return text from a file or a server without control characters or direction marks.
+
+    A terminal obeys escape sequences in whatever it is shown, so none may pass through.
+    """
+    return "".join(
+        character if unicodedata.category(character)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
+        for character in str(text)
+    )
+
+
+def say(console: Console, message: object, style: str = "") -> None:
+    """Print one untrusted line: no markup, no control characters, no cutting."""
+    for line in str(message).split("\n"):
+        console.print(Text(plain(line), style=style), soft_wrap=True)
+
+
+def fail(message: object, code: int = FAILED) -> NoReturn:
+    """Say on standard error what is wrong and end with `code`."""
+    say(Console(stderr=True), f"Error: {message}", "red")
+    raise typer.Exit(code)

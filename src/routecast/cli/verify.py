@@ -1,0 +1,64 @@
+"""`routecast verify`: count again, and say what differs."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from routecast.app import open_store
+from routecast.config import load_settings
+from routecast.ports import Checked, Difference, Store
+
+MAX_SHOWN = 50
+
+
+def verify(
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="The database to check; a server may be running on it. "
+            "[env: ROUTECAST_DATABASE_URL] [default: sqlite:///routecast.db]"
+        ),
+    ] = None,
+) -> None:
+    """Recount the rollups from the decisions and say what differs.
+
+    Ends with 0 when all is equal and with 1 when anything differs or cannot be read.
+    """
+    store = open_store(load_settings(database_url=database).database_url)
+    differences = asyncio.run(_verify(store))
+    raise typer.Exit(1 if differences else 0)
+
+
+async def _verify(store: Store) -> int:
+    out, progress_out = Console(), Console(stderr=True)
+    differences = decisions = 0
+    await store.open()
+    try:
+        with Progress(console=progress_out, transient=True) as progress:
+            task = progress.add_task("counting decisions", total=None)
+            async for found in store.verify():
+                if isinstance(found, Checked):
+                    decisions = found.of
+                    progress.update(
+                        task, description=found.stage, completed=found.done, total=found.of or 1
+                    )
+                    continue
+                differences += 1
+                if differences <= MAX_SHOWN:
+                    _show(out, found)
+    finally:
+        await store.close()
+    if differences > MAX_SHOWN:
+        out.print(f"… and {differences - MAX_SHOWN} more")
+    if differences:
+        out.print(f"{differences} differences over {decisions:,} decisions", style="bold red")
+    else:
+        out.print(f"Rollups equal a recount of {decisions:,} decisions.", style="green")
+    return differences
+
+
+def _show(out: Console, found: Difference) -> None:
+    out.print(f"{found.what}\n  expected {found.expected}\n  found    {found.found}", markup=False)

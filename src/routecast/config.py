@@ -1,0 +1,117 @@
+"""Settings: the only reader of the environment. `docs/settings.md` lists them all."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from routecast.errors import BadSettings
+from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, each by `ROUTECAST_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="ROUTECAST_", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    database_url: str = Field(
+        "sqlite:///routecast.db",
+        description="Where decisions are kept: sqlite:///relative.db or sqlite:////absolute.db.",
+    )
+    redis_url: str | None = Field(
+        None, description="Cache and bus for many nodes. Not available yet: leave it empty."
+    )
+    interval: float = Field(
+        DEFAULT_INTERVAL,
+        ge=MIN_INTERVAL,
+        le=MAX_INTERVAL,
+        description="Seconds between two frames of a stream that asks for no interval.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged: debug, info, warning or error."
+    )
+    insecure: bool = Field(
+        False, description="Allow listening beyond this machine without authentication."
+    )
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Comma list of other sites whose pages may connect, such as "
+        "https://grafana.example; * allows all. The server's own page always may.",
+    )
+    decision_days: float = Field(
+        30, ge=1, description="Days a decision, and so its id, is kept after its receipt."
+    )
+    minute_days: float = Field(
+        90, ge=8, description="Days minute rollups are kept. Hours and totals are kept for ever."
+    )
+    band_high: float = Field(
+        0.8, ge=0, le=1, description="Least confidence of the band `high`, for new decisions."
+    )
+    band_medium: float = Field(
+        0.5, ge=0, le=1, description="Least confidence of the band `medium`, for new decisions."
+    )
+    prices: bool = Field(
+        True, description="Price decisions that come without a cost, from model and tokens."
+    )
+    baseline_model: str | None = Field(
+        None, description="The model that the field `savings` compares with, such as gpt-4o."
+    )
+    max_connections: int = Field(
+        10_000, ge=1, description="Streams open at a time; over it, new ones are refused with 503."
+    )
+    max_names: int = Field(
+        500,
+        ge=1,
+        description="Distinct projects, strategies, providers and models, of each; "
+        "more are counted as `other`.",
+    )
+    max_series: int = Field(
+        5_000,
+        ge=1,
+        description="Distinct combinations of those names; more are counted as `other`.",
+    )
+    cache_seconds: float = Field(
+        30, ge=1, le=3600, description="How long a cached snapshot may answer."
+    )
+    notice: str = Field("", description="A line shown on the page, such as the name of a trial.")
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return frozenset(origin.strip().rstrip("/") for origin in value.split(",") if origin)
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.band_medium > self.band_high:
+            raise ValueError("band_medium must not be over band_high")
+        return self
+
+    def require_safe(self) -> None:
+        """Raise BadSettings when anybody on the network could read and write."""
+        if self.host not in LOOPBACK and not self.insecure:
+            raise BadSettings(
+                f"host {self.host} can be reached from other machines, and no authentication is "
+                "configured: listen on 127.0.0.1, or say --insecure if the network is trusted"
+            )
+
+
+def load_settings(**given: Any) -> Settings:
+    """Return settings from what is given (None counts as not given), then the environment.
+
+    Raises BadSettings with one line a wrong setting.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = []
+        for wrong in error.errors():
+            name = str(wrong["loc"][0]) if wrong["loc"] else ""
+            label = f"{name} (ROUTECAST_{name.upper()}): " if name else ""
+            lines.append(label + wrong["msg"].removeprefix("Value error, "))
+        raise BadSettings("\n".join(lines)) from None

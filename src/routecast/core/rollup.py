@@ -1,0 +1,266 @@
+"""Rollups: exact sums over decisions, by key and period.
+
+A commit's decisions are accumulated once into a `Delta` of minute cells; minutes add up to hours
+and hours to the total, so every period is a merge of the same cells. All numbers are integers.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self
+
+from routecast.core.decision import MINUTE, Decision
+from routecast.core.histogram import bin_of, pack, unpack
+from routecast.protocol import Position
+
+MINUTES_PER_HOUR: Final = 60
+
+
+class Key(NamedTuple):
+    """What sums are kept by. `model` is "" and `band` is "none" where they are unknown."""
+
+    project: str
+    strategy: str
+    provider: str
+    model: str
+    band: str
+    status: str
+
+
+class Sums:
+    """Sums over some decisions. Every `_count` counts the decisions whose value is known.
+
+    Units: confidence in millionths, cost in nano-dollars, latency in microseconds; `latency_bins`
+    is a histogram (`core/histogram.py`). `metered_*` cover the decisions of which cost and both
+    token counts are known, so that another model's price can be set beside what was paid.
+    """
+
+    COLUMNS: Final = (
+        "count",
+        "fallbacks",
+        "confidence_count",
+        "confidence_sum",
+        "cost_count",
+        "cost_sum",
+        "latency_count",
+        "latency_sum",
+        "input_tokens",
+        "output_tokens",
+        "metered_cost",
+        "metered_input",
+        "metered_output",
+        "latency_bins",
+    )
+    __slots__ = (*COLUMNS[:-1], "_bins", "_packed")
+
+    count: int
+    fallbacks: int
+    confidence_count: int
+    confidence_sum: int
+    cost_count: int
+    cost_sum: int
+    latency_count: int
+    latency_sum: int
+    input_tokens: int
+    output_tokens: int
+    metered_cost: int
+    metered_input: int
+    metered_output: int
+
+    def __init__(self) -> None:
+        self.count = self.fallbacks = 0
+        self.confidence_count = self.confidence_sum = 0
+        self.cost_count = self.cost_sum = 0
+        self.latency_count = self.latency_sum = 0
+        self.input_tokens = self.output_tokens = 0
+        self.metered_cost = self.metered_input = self.metered_output = 0
+        # Most histograms are stored and loaded but never looked into: they stay packed till then.
+        self._bins: dict[int, int] | None = {}
+        self._packed = b""
+
+    @property
+    def latency_bins(self) -> dict[int, int]:
+        """The latency histogram; the caller may add to it."""
+        if self._bins is None:
+            self._bins = unpack(self._packed)
+        return self._bins
+
+    def add(self, decision: Decision) -> None:
+        """Count one more decision."""
+        self.count += 1
+        if decision.fallback:
+            self.fallbacks += 1
+        if decision.confidence is not None:
+            self.confidence_count += 1
+            self.confidence_sum += decision.confidence
+        cost, tokens_in, tokens_out = decision.cost, decision.input_tokens, decision.output_tokens
+        if tokens_in is not None:
+            self.input_tokens += tokens_in
+        if tokens_out is not None:
+            self.output_tokens += tokens_out
+        if cost is not None:
+            self.cost_count += 1
+            self.cost_sum += cost
+            if tokens_in is not None and tokens_out is not None:
+                self.metered_cost += cost
+                self.metered_input += tokens_in
+                self.metered_output += tokens_out
+        if decision.latency is not None:
+            self.latency_count += 1
+            self.latency_sum += decision.latency
+            bins, number = self.latency_bins, bin_of(decision.latency)
+            bins[number] = bins.get(number, 0) + 1
+
+    def merge(self, other: "Sums") -> None:
+        """Add another's sums to these."""
+        self._combine(other, 1)
+
+    def subtract(self, other: "Sums") -> None:
+        """Take another's sums, merged before, out of these again."""
+        self._combine(other, -1)
+
+    def _combine(self, other: "Sums", sign: int) -> None:
+        self.merge_scalars(other, sign)
+        if other.latency_count:
+            bins = self.latency_bins
+            for number, count in other.latency_bins.items():
+                left = bins.get(number, 0) + sign * count
+                if left:
+                    bins[number] = left
+                else:
+                    del bins[number]
+
+    def merge_scalars(self, other: "Sums", sign: int = 1) -> None:
+        """Add another's sums, all but the histogram."""
+        self.count += sign * other.count
+        self.fallbacks += sign * other.fallbacks
+        self.confidence_count += sign * other.confidence_count
+        self.confidence_sum += sign * other.confidence_sum
+        self.cost_count += sign * other.cost_count
+        self.cost_sum += sign * other.cost_sum
+        self.latency_count += sign * other.latency_count
+        self.latency_sum += sign * other.latency_sum
+        self.input_tokens += sign * other.input_tokens
+        self.output_tokens += sign * other.output_tokens
+        self.metered_cost += sign * other.metered_cost
+        self.metered_input += sign * other.metered_input
+        self.metered_output += sign * other.metered_output
+
+    def row(self) -> tuple[Any, ...]:
+        """Return the values in the order of COLUMNS, the histogram packed."""
+        return (
+            self.count,
+            self.fallbacks,
+            self.confidence_count,
+            self.confidence_sum,
+            self.cost_count,
+            self.cost_sum,
+            self.latency_count,
+            self.latency_sum,
+            self.input_tokens,
+            self.output_tokens,
+            self.metered_cost,
+            self.metered_input,
+            self.metered_output,
+            self._packed if self._bins is None else pack(self._bins),
+        )
+
+    @classmethod
+    def from_row(cls, row: Iterable[Any]) -> Self:
+        """Return the sums that `row` gave."""
+        sums = cls()
+        (
+            sums.count,
+            sums.fallbacks,
+            sums.confidence_count,
+            sums.confidence_sum,
+            sums.cost_count,
+            sums.cost_sum,
+            sums.latency_count,
+            sums.latency_sum,
+            sums.input_tokens,
+            sums.output_tokens,
+            sums.metered_cost,
+            sums.metered_input,
+            sums.metered_output,
+            sums._packed,
+        ) = row
+        sums._bins = None
+        return sums
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Sums)
+            and self.row()[:-1] == other.row()[:-1]
+            and self.latency_bins == other.latency_bins
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # -- sums change
+
+    def __repr__(self) -> str:
+        pairs = zip(self.COLUMNS[:-1], self.row(), strict=False)
+        return f"Sums({', '.join(f'{name}={value}' for name, value in pairs if value)})"
+
+
+Bucket = dict[Key, Sums]
+
+
+def bucket_merge(into: Bucket, cells: Mapping[Key, Sums]) -> None:
+    """Add each key's sums to a bucket's."""
+    for key, sums in cells.items():
+        mine = into.get(key)
+        if mine is None:
+            mine = into[key] = Sums()
+        mine.merge(sums)
+
+
+def bucket_subtract(from_: Bucket, cells: Mapping[Key, Sums]) -> None:
+    """Take each key's sums, merged before, out of a bucket again; empty keys leave it."""
+    for key, sums in cells.items():
+        mine = from_[key]
+        mine.subtract(sums)
+        if not mine.count:
+            del from_[key]
+
+
+@dataclass(slots=True)
+class Cells:
+    """Sums of some decisions by the minute they were decided in (minutes since 1970)."""
+
+    minutes: dict[int, Bucket] = field(default_factory=dict)
+
+    def add(self, decisions: Iterable[Decision]) -> None:
+        """Count decisions into the cells they belong to."""
+        minutes = self.minutes
+        for decision in decisions:
+            # The fields of a key stand together in a decision.
+            key, minute = decision[1:7], decision.decided // MINUTE
+            bucket = minutes.get(minute)
+            if bucket is None:
+                bucket = minutes[minute] = {}
+            sums = bucket.get(key)  # type: ignore[call-overload]  # -- a tuple equal to its Key
+            if sums is None:
+                sums = bucket[Key(*key)] = Sums()
+            sums.add(decision)
+
+    def hours(self) -> dict[int, Bucket]:
+        """Return the same sums by hour (hours since 1970)."""
+        hours: dict[int, Bucket] = {}
+        for minute, bucket in self.minutes.items():
+            bucket_merge(hours.setdefault(minute // MINUTES_PER_HOUR, {}), bucket)
+        return hours
+
+    def total(self) -> Bucket:
+        """Return the same sums over all time."""
+        total: Bucket = {}
+        for bucket in self.minutes.values():
+            bucket_merge(total, bucket)
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one commit added, the position it led to, and when it began (microseconds)."""
+
+    position: Position
+    cells: Cells
+    received: int

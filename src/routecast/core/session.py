@@ -1,0 +1,44 @@
+"""A subscriber's session: what it asked for when it came, and what its messages mean.
+
+The same session runs under every edge; it never touches a socket.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from routecast.core.view import Subscription, parse_query
+from routecast.errors import BadParameter
+from routecast.protocol import DEFAULT_INTERVAL
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(slots=True)
+class Session:
+    """The default stream: whole documents, one each interval, until the client goes."""
+
+    subscription: Subscription
+
+    def receive(self, message: str | bytes) -> None:
+        """Take a message of the client. On the default stream, whatever it is, it is ignored."""
+
+
+def open_session(query: bytes, *, interval: float = DEFAULT_INTERVAL) -> Session:
+    """Return the session a request asks for. Raises BadParameter, to be answered with 400."""
+    return Session(parse_query(query, interval=interval))
+
+
+def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:
+    """Let a browser's page in when it is ours, on this very machine, or named in `allowed`.
+
+    Without this, any page a person looks at could read or write at their local Routecast
+    (RFC 6455, 10.2). Clients that are no browser send no origin. Raises BadParameter.
+    """
+    if origin is None or "*" in allowed or origin in allowed:
+        return
+    site = urlsplit(origin)
+    if site.netloc and site.netloc == host:
+        return
+    if site.hostname in _LOOPBACK and urlsplit(f"//{host or ''}").hostname in _LOOPBACK:
+        return
+    raise BadParameter("Origin", f"{origin[:200]!r} may not connect; see ROUTECAST_ALLOWED_ORIGINS")

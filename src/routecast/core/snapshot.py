@@ -1,0 +1,248 @@
+"""A snapshot: the rollups at one position, kept in step by deltas, answering for every window.
+
+It holds the total, the hours of the last week, and those minutes that windows begin and end in.
+The minutes it must hold move on with the clock, so a snapshot is good for `LIFETIME`; then load
+another.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+
+from routecast.core.decision import MINUTE
+from routecast.core.rollup import (
+    MINUTES_PER_HOUR,
+    Bucket,
+    Delta,
+    Key,
+    Sums,
+    bucket_merge,
+    bucket_subtract,
+)
+from routecast.errors import Gap, Uncovered
+from routecast.protocol import WINDOWS, Position
+
+HOUR: Final = MINUTES_PER_HOUR * MINUTE
+
+# Load again after the first, at the latest after the second (in microseconds).
+LIFETIME: Final = HOUR
+COVERAGE: Final = 2 * HOUR
+
+
+class Span(NamedTuple):
+    """Minutes (or hours) since 1970 from `first` up to, not including, `end`."""
+
+    first: int
+    end: int
+
+
+class Needed(NamedTuple):
+    """Which periods a snapshot taken at some moment must hold."""
+
+    hours: Span
+    minutes: tuple[Span, ...]
+
+
+_FOREVER: Final = 2**40  # a minute no timestamp reaches
+
+
+def needed(taken: int) -> Needed:
+    """Return the periods a snapshot taken at a moment (microseconds) must hold.
+
+    Windows up to an hour are made of minutes; longer ones of hours, with minutes where they begin.
+    """
+    hour = taken // HOUR
+    longest = max(length or 0 for length in WINDOWS.values())
+    recent = Span((hour - 1) * MINUTES_PER_HOUR - 1, _FOREVER)
+    edges = []
+    for length in WINDOWS.values():
+        if length and length > MINUTES_PER_HOUR:
+            first = hour - length // MINUTES_PER_HOUR
+            edges.append(Span(first * MINUTES_PER_HOUR, (first + 3) * MINUTES_PER_HOUR))
+    return Needed(
+        hours=Span(hour - longest // MINUTES_PER_HOUR, _FOREVER),
+        minutes=(recent, *sorted(edges)),
+    )
+
+
+class Window:
+    """The sums of a span of minutes that slides with the clock."""
+
+    def __init__(self, length: int, snapshot: "Snapshot", now: int) -> None:
+        self._length = length
+        self._snapshot = snapshot
+        self.span = self._span(now)
+        self.sums: Bucket = {}
+        self._fill()
+
+    def _span(self, now: int) -> Span:
+        # The whole minutes of its length, and the one that runs.
+        minute = now // MINUTE
+        return Span(minute - self._length, minute + 1)
+
+    def _fill(self) -> None:
+        first, end = self.span
+        if self._length <= MINUTES_PER_HOUR:
+            edges: Iterable[int] = range(first, end)
+        else:
+            first_hour, end_hour = -(-first // MINUTES_PER_HOUR), end // MINUTES_PER_HOUR
+            for hour in range(first_hour, end_hour):
+                bucket_merge(self.sums, self._snapshot.hours.get(hour, {}))
+            edges = (
+                *range(first, first_hour * MINUTES_PER_HOUR),
+                *range(end_hour * MINUTES_PER_HOUR, end),
+            )
+        for minute in edges:
+            bucket_merge(self.sums, self._snapshot.minute(minute))
+
+    def slide(self, now: int) -> None:
+        """Move on to the minute of `now`. Raises Uncovered past what the snapshot holds."""
+        old, new = self.span, self._span(now)
+        if new == old:
+            return
+        # The minutes that leave must be at hand, and there must be something left to keep.
+        if not old.first < new.first < old.end:
+            self.__init__(self._length, self._snapshot, now)  # type: ignore[misc]  # -- start again
+            return
+        leaving = [self._snapshot.minute(minute) for minute in range(old.first, new.first)]
+        for bucket in leaving:
+            bucket_subtract(self.sums, bucket)
+        # Decisions stamped in the future were not counted until their time came.
+        for minute in range(old.end, new.end):
+            bucket_merge(self.sums, self._snapshot.minute(minute))
+        self.span = new
+
+    def add(self, minute: int, cells: Mapping[Key, Sums]) -> None:
+        """Count new cells of a minute in, if the window covers it."""
+        if self.span.first <= minute < self.span.end:
+            bucket_merge(self.sums, cells)
+
+
+class Snapshot:
+    """The rollups at a position. `taken` is when its periods were chosen, in microseconds."""
+
+    def __init__(
+        self,
+        position: Position,
+        taken: int,
+        total: Bucket | None = None,
+        hours: dict[int, Bucket] | None = None,
+        minutes: dict[int, Bucket] | None = None,
+    ) -> None:
+        self.position = position
+        self.taken = taken
+        self.total: Bucket = total if total is not None else {}
+        self.hours: dict[int, Bucket] = hours if hours is not None else {}
+        self.minutes: dict[int, Bucket] = minutes if minutes is not None else {}
+        self._needed = needed(taken)
+        self._windows: dict[str, Window] = {}
+
+    def apply(self, delta: Delta) -> bool:
+        """Add what a commit added; return False when it was in already.
+
+        Raises Gap, changing nothing, when the delta is not the next one: load a new snapshot.
+        """
+        if delta.position.epoch != self.position.epoch:
+            raise Gap(f"epoch {delta.position.epoch} after {self.position.epoch}")
+        if delta.position.seq <= self.position.seq:
+            return False
+        if delta.position.seq != self.position.seq + 1:
+            raise Gap(f"seq {delta.position.seq} after {self.position.seq}")
+        for minute, cells in delta.cells.minutes.items():
+            bucket_merge(self.total, cells)
+            if minute // MINUTES_PER_HOUR >= self._needed.hours.first:
+                bucket_merge(self.hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
+            if self._covers(minute):
+                bucket_merge(self.minutes.setdefault(minute, {}), cells)
+            for window in self._windows.values():
+                window.add(minute, cells)
+        self.position = delta.position
+        return True
+
+    def minute(self, minute: int) -> Bucket:
+        """Return the sums of a minute since 1970. Raises Uncovered when it is not held."""
+        if not self._covers(minute):
+            raise Uncovered(f"minute {minute} is not held in memory")
+        return self.minutes.get(minute, {})
+
+    def select(self, window: str, now: int) -> Bucket:
+        """Return the sums of a window (a key of WINDOWS) as it stands at `now`.
+
+        The caller must not change them. Raises Uncovered: load a new snapshot.
+        """
+        length = WINDOWS[window]
+        if length is None:
+            return self.total
+        if not -MINUTE <= now - self.taken < COVERAGE:
+            raise Uncovered(f"taken {(now - self.taken) / 1e6:.0f} s ago")
+        held = self._windows.get(window)
+        if held is None:
+            held = self._windows[window] = Window(length, self, now)
+        else:
+            held.slide(now)
+        return held.sums
+
+    def _covers(self, minute: int) -> bool:
+        return any(first <= minute < end for first, end in self._needed.minutes)
+
+    # -- as bytes, for a cache ------------------------------------------------------------------
+
+    def pack(self) -> bytes:
+        """Return the snapshot as bytes."""
+        keys: dict[Key, int] = {}
+
+        def rows(bucket: Bucket) -> list[tuple[int, tuple[Any, ...]]]:
+            return [(keys.setdefault(key, len(keys)), sums.row()) for key, sums in bucket.items()]
+
+        packed = _Packed(
+            self.position,
+            self.taken,
+            rows(self.total),
+            {hour: rows(bucket) for hour, bucket in self.hours.items()},
+            {minute: rows(bucket) for minute, bucket in self.minutes.items()},
+            list(keys),
+        )
+        return msgspec.msgpack.encode(packed)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Return the snapshot that `pack` wrote. Raises ValueError on anything else."""
+        read = _decoder.decode(packed)
+        keys = [Key(*key) for key in read.keys]
+
+        def bucket(rows: list[_Row]) -> Bucket:
+            return {keys[number]: Sums.from_row(row) for number, row in rows}
+
+        try:
+            return cls(
+                read.position,
+                read.taken,
+                bucket(read.total),
+                {hour: bucket(rows) for hour, rows in read.hours.items()},
+                {minute: bucket(rows) for minute, rows in read.minutes.items()},
+            )
+        except IndexError:
+            raise ValueError("a row names a key that is not there") from None
+
+    def keys(self) -> Iterator[Key]:
+        """Yield every key ever counted."""
+        return iter(self.total)
+
+
+_Row = tuple[
+    int,
+    tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, bytes],
+]
+
+
+class _Packed(msgspec.Struct, array_like=True):
+    position: Position
+    taken: int
+    total: list[_Row]
+    hours: dict[int, list[_Row]]
+    minutes: dict[int, list[_Row]]
+    keys: list[tuple[str, str, str, str, str, str]]
+
+
+_decoder = msgspec.msgpack.Decoder(_Packed)

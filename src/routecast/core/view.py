@@ -1,0 +1,127 @@
+"""Views: what a subscriber asked for. Equal views share one document and one encoding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl
+
+from routecast.core.rollup import Key
+from routecast.errors import BadParameter
+from routecast.protocol import (
+    DEFAULT_FIELDS,
+    DEFAULT_INTERVAL,
+    FIELDS,
+    MAX_INTERVAL,
+    MIN_INTERVAL,
+    WINDOWS,
+)
+
+FILTERS: Final = ("strategy", "provider", "model", "project")
+MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
+MAX_NAME: Final = 128
+
+Filter = frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which fields of which decisions over which window. A filter of None lets all through."""
+
+    fields: tuple[str, ...] = DEFAULT_FIELDS
+    strategy: Filter = None
+    provider: Filter = None
+    model: Filter = None
+    project: Filter = None
+    window: str = "all"
+
+    def matches(self, key: Key) -> bool:
+        """Whether decisions of this key belong to the view."""
+        return (
+            (self.strategy is None or key.strategy in self.strategy)
+            and (self.provider is None or key.provider in self.provider)
+            and (self.model is None or key.model in self.model)
+            and (self.project is None or key.project in self.project)
+        )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether any filter is set."""
+        return not (self.strategy is self.provider is self.model is self.project is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A view, and how many seconds lie between two of its frames."""
+
+    view: View = View()
+    interval: float = DEFAULT_INTERVAL
+
+
+def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Subscription:
+    """Read the query string that `/ws/metrics` and its siblings share.
+
+    `interval` is what holds when none is asked for. Unknown parameters are ignored.
+    Raises BadParameter, naming the parameter.
+    """
+    text = query.decode("latin-1") if isinstance(query, bytes) else query
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=1000, errors="strict")
+    except ValueError:
+        raise BadParameter("query", "must be UTF-8, with at most 1,000 parameters") from None
+    given: dict[str, list[str]] = {}
+    for name, value in pairs:
+        given.setdefault(name, []).append(value)
+    filters = {name: _filter(name, given[name]) for name in FILTERS if name in given}
+    view = View(
+        fields=_fields(given["fields"]) if "fields" in given else DEFAULT_FIELDS,
+        window=_window(_only("window", given)) if "window" in given else "all",
+        **filters,
+    )
+    return Subscription(
+        view, _interval(_only("interval", given)) if "interval" in given else interval
+    )
+
+
+def _only(name: str, given: dict[str, list[str]]) -> str:
+    values = given[name]
+    if len(values) > 1:
+        raise BadParameter(name, "must be given once")
+    return values[0]
+
+
+def _fields(values: Sequence[str]) -> tuple[str, ...]:
+    asked = {name.strip() for value in values for name in value.split(",")}
+    unknown = sorted(asked - set(FIELDS))
+    if unknown:
+        wrong = unknown[0][:MAX_NAME]
+        raise BadParameter("fields", f"{wrong!r} is not one of {', '.join(FIELDS)}")
+    # In the order of the contract, so that equal wishes are equal views.
+    return tuple(name for name in FIELDS if name in asked)
+
+
+def _filter(name: str, values: Sequence[str]) -> Filter:
+    chosen = frozenset(values)
+    if len(chosen) > MAX_FILTER_VALUES:
+        raise BadParameter(name, f"at most {MAX_FILTER_VALUES} values")
+    for value in chosen:
+        if not 0 < len(value) <= MAX_NAME:
+            raise BadParameter(name, f"must be 1 to {MAX_NAME} characters")
+    return chosen
+
+
+def _window(value: str) -> str:
+    if value not in WINDOWS:
+        raise BadParameter("window", f"must be one of {', '.join(WINDOWS)}")
+    return value
+
+
+def _interval(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not MIN_INTERVAL <= seconds <= MAX_INTERVAL:
+        raise BadParameter(
+            "interval", f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"
+        )
+    return seconds

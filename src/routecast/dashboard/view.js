@@ -1,0 +1,103 @@
+/** The page itself: puts what is known into the elements of index.html. */
+
+import { UNKNOWN, formatConfidence, formatCount, formatLatency, formatMoney, formatRate, formatShare } from "./format.js";
+import { Panels } from "./panels.js";
+import { part, setText } from "./rows.js";
+import { Sparkline } from "./sparkline.js";
+import { describe, describeAge, describeHealth, describeTitle } from "./status.js";
+
+/** @typedef {import("./protocol.js").Metrics} Metrics */
+/** @typedef {import("./rates.js").RatePoint} RatePoint */
+/** @typedef {import("./status.js").PageState} PageState */
+
+/** @param {string} id */
+const byId = (id) => part(document, `#${id}`);
+
+/**
+ * @param {string} id
+ * @param {string} text
+ */
+const show = (id, text) => setText(byId(id), text);
+
+/**
+ * Show a number that is set as large as there is room for it.
+ *
+ * @param {string} id
+ * @param {string} text
+ */
+function showFigure(id, text) {
+  show(id, text);
+  byId(id).style.setProperty("--characters", String(text.length));
+}
+
+/**
+ * Keep the tab's title true; unlike the page, it is seen while the tab is hidden.
+ *
+ * @param {PageState} page
+ */
+export function renderTitle(page) {
+  const title = describeTitle(page, describe(page, Date.now()));
+  if (document.title !== title) document.title = title;
+}
+
+/** Keeps the page in step with what is known. */
+export class View {
+  #panels = new Panels();
+  #sparkline = new Sparkline(part(document, ".movement"));
+  /** @type {Metrics | null} */
+  #shown = null;
+
+  /**
+   * @param {PageState} page
+   * @param {RatePoint[]} points
+   * @param {number} now in ms since 1970
+   */
+  render(page, points, now) {
+    this.#renderStatus(page, now);
+    if (!page.metrics || page.metrics === this.#shown) return;
+    this.#shown = page.metrics;
+    const empty = page.metrics.total_decisions === 0;
+    byId("welcome").hidden = !empty;
+    byId("numbers").hidden = empty;
+    this.#renderTotals(page.metrics);
+    this.#panels.render(page.metrics);
+    this.#sparkline.render(points);
+  }
+
+  /**
+   * @param {PageState} page
+   * @param {number} now
+   */
+  #renderStatus(page, now) {
+    const status = describe(page, now);
+    byId("connection").dataset.tone = status.tone;
+    show("state", status.word);
+    show("countdown", status.countdown);
+    show("updated", describeAge(page, status, now));
+    byId("retry").hidden = !status.canRetry;
+    const old = page.metrics !== null && status.tone !== "live";
+    byId("numbers").classList.toggle("old", old);
+    show("newest", old ? "last update" : "now");
+    show("health", describeHealth(page.health));
+  }
+
+  /** @param {Metrics} metrics */
+  #renderTotals({ total_decisions, avg_confidence, rate, cost, errors, latency_ms }) {
+    showFigure("total", formatCount(total_decisions));
+    show("rate", formatRate(rate));
+    showFigure("confidence", formatConfidence(avg_confidence));
+    showFigure("cost", cost.priced > 0 ? formatMoney(cost.total) : UNKNOWN);
+    show("cost-note", describeCost(cost));
+    showFigure("errors", formatCount(errors.count));
+    show("errors-note", errors.rate === null ? "" : `${formatShare(errors.rate)} of decisions`);
+    showFigure("latency", formatLatency(latency_ms.p50));
+    show("latency-note", `p95 ${formatLatency(latency_ms.p95)} · p99 ${formatLatency(latency_ms.p99)}`);
+  }
+}
+
+/** @param {Metrics["cost"]} cost */
+function describeCost({ priced, unpriced }) {
+  if (unpriced === 0) return "every decision priced";
+  if (priced === 0) return "no decision has a price";
+  return `excludes ${formatCount(unpriced)} unpriced`;
+}

@@ -1,0 +1,1 @@
+"""Edges: how the world talks to the services. No SQL, no arithmetic."""

@@ -1,0 +1,247 @@
+"""HTTP: `POST /v1/decisions` and `GET /routing/metrics`.
+
+Taking decisions in is a hot path: it is plain ASGI, reads the raw body and decodes it with
+msgspec; `describe` tells OpenAPI what it takes.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from routecast.core.decision import Broken, Decision, Rules, decode
+from routecast.core.frame import Frame
+from routecast.core.session import check_origin, open_session
+from routecast.core.view import View
+from routecast.edge.body import BodyReader, ClientGone
+from routecast.edge.problem import respond, respond_error
+from routecast.errors import Invalid, RoutecastError
+from routecast.instruments import Instruments
+from routecast.ports import Clock
+from routecast.protocol import (
+    BANDS,
+    EXTRA_FIELDS,
+    FIELDS,
+    MAX_REJECTIONS_LISTED,
+    WINDOWS,
+    DecisionIn,
+    Position,
+    Problem,
+    Receipt,
+    Rejection,
+)
+
+# Between so many decisions of a large batch, others get a turn on the event loop.
+SLICE: Final = 2_000
+
+Submit = Callable[[Sequence[Decision]], Awaitable[tuple[int, Position]]]
+
+_encode: Final = msgspec.json.Encoder().encode
+_JSON: Final = (b"content-type", b"application/json")
+
+
+class Decisions:
+    """The ASGI application behind `POST /v1/decisions`."""
+
+    def __init__(
+        self,
+        submit: Submit,
+        rules: Rules,
+        clock: Clock,
+        instruments: Instruments,
+        allowed_origins: frozenset[str],
+    ) -> None:
+        self._submit = submit
+        self._rules = rules
+        self._clock = clock
+        self._allowed = allowed_origins
+        self._bodies = BodyReader()
+        outcome = instruments.decisions.labels
+        self._accepted = outcome("accepted")
+        self._duplicate = outcome("duplicate")
+        self._rejected = outcome("rejected")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            answer = await self._take(scope, receive)
+        except ClientGone:
+            return
+        except RoutecastError as error:
+            await respond_error(error)(scope, receive, send)
+            return
+        if isinstance(answer, Problem):
+            await respond(answer)(scope, receive, send)
+            return
+        body = _encode(answer)
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [_JSON, length]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _take(self, scope: Scope, receive: Receive) -> Receipt | Problem:
+        headers = dict(scope["headers"])
+        if b"origin" in headers:
+            _check_origin(headers, self._allowed)
+        kind = headers.get(b"content-type", b"").lower()
+        lines = b"ndjson" in kind or b"jsonl" in kind
+        sent = decode(await self._bodies.read(scope, receive), lines=lines)
+        decisions, rejected = await self._normalise(sent)
+        if rejected and not decisions:
+            self._rejected.inc(len(rejected))
+            return _all_bad(rejected)
+        accepted, position = await self._submit(decisions)
+        duplicates = len(decisions) - accepted
+        self._accepted.inc(accepted)
+        if duplicates:
+            self._duplicate.inc(duplicates)
+        if rejected:
+            self._rejected.inc(len(rejected))
+        listed = rejected[:MAX_REJECTIONS_LISTED]
+        return Receipt(accepted, duplicates, listed, len(rejected), position)
+
+    async def _normalise(
+        self, sent: Sequence[DecisionIn | Broken]
+    ) -> tuple[list[Decision], list[Rejection]]:
+        decisions: list[Decision] = []
+        rejected: list[Rejection] = []
+        now, normalise = self._clock.now(), self._rules.normalise
+        for index, item in enumerate(sent):
+            if isinstance(item, Broken):
+                rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
+                continue
+            try:
+                decisions.append(normalise(item, now))
+            except Invalid as error:
+                rejected.append(Rejection(index, str(error)))
+            if index % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+        return decisions, rejected
+
+
+def _check_origin(headers: dict[bytes, bytes], allowed: frozenset[str]) -> None:
+    origin, host = headers.get(b"origin"), headers.get(b"host")
+    check_origin(
+        origin.decode("latin-1") if origin is not None else None,
+        host.decode("latin-1") if host is not None else None,
+        allowed,
+    )
+
+
+def _all_bad(rejected: Sequence[Rejection]) -> Problem:
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    first = rejected[0]
+    return Problem(
+        title=status.phrase,
+        status=status,
+        detail=f"no decision was accepted; the first (index {first.index}): {first.error}",
+        accepted=0,
+        duplicates=0,
+        rejected=list(rejected[:MAX_REJECTIONS_LISTED]),
+        rejected_count=len(rejected),
+    )
+
+
+def metrics_router(frame: Callable[[View], Awaitable[Frame]]) -> APIRouter:
+    """Return the router of `GET /routing/metrics`."""
+    router = APIRouter(tags=["metrics"])
+
+    @router.get(
+        "/routing/metrics",
+        summary="The metrics document, once",
+        response_class=Response,
+        openapi_extra={"parameters": QUERY, "responses": _RESPONSES},
+    )
+    async def routing_metrics(request: Request) -> Response:
+        session = open_session(request.scope["query_string"])
+        newest = await frame(session.subscription.view)
+        # The error document of a stream, with a status that says the same.
+        status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
+        headers = {"Cache-Control": "no-store"}
+        if newest.source is None:
+            headers["Retry-After"] = "1"
+        return Response(newest.body, status, headers, media_type="application/json")
+
+    return router
+
+
+# -- OpenAPI ------------------------------------------------------------------------------------
+
+
+def _names(description: str) -> dict[str, Any]:
+    return {
+        "in": "query",
+        "schema": {"type": "array", "items": {"type": "string", "maxLength": 128}},
+        "description": description,
+    }
+
+
+QUERY: Final[list[dict[str, Any]]] = [
+    {
+        "name": "fields",
+        "in": "query",
+        "schema": {"type": "array", "items": {"enum": list(FIELDS)}},
+        "explode": False,
+        "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
+    },
+    *(
+        {"name": name, **_names(f"Only decisions of this {name}; repeatable: any of them.")}
+        for name in ("strategy", "provider", "model", "project")
+    ),
+    {
+        "name": "window",
+        "in": "query",
+        "schema": {"enum": list(WINDOWS), "default": "all"},
+        "description": "How far back. Windows slide by the minute.",
+    },
+]
+
+_RESPONSES: Final = {
+    "200": {
+        "description": f"The document; bands are {', '.join(BANDS)}.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
+    "400": {"description": "A parameter is wrong; `parameter` names it."},
+    "503": {"description": "No source can answer."},
+}
+
+
+def describe(schema: dict[str, Any]) -> None:
+    """Add `POST /v1/decisions` to an OpenAPI schema."""
+    models = (DecisionIn, Receipt, Problem)
+    (decision, receipt, problem), components = msgspec.json.schema_components(
+        models, ref_template="#/components/schemas/{name}"
+    )
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    error = {"content": {"application/problem+json": {"schema": problem}}}
+    schema["paths"]["/v1/decisions"] = {
+        "post": {
+            "tags": ["decisions"],
+            "summary": "Send routing decisions",
+            "description": "Answered after the commit: acknowledged means on disk. Good decisions "
+            "are kept and bad ones named. `Content-Encoding` may be gzip or zstd.",
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {"anyOf": [decision, {"type": "array", "items": decision}]}
+                    },
+                    "application/x-ndjson": {"schema": {"type": "string"}},
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "Committed.",
+                    "content": {"application/json": {"schema": receipt}},
+                },
+                "400": {"description": "Not JSON.", **error},
+                "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **error},
+                "415": {"description": "A content coding other than gzip or zstd.", **error},
+                "422": {"description": "No decision was good.", **error},
+                "503": {"description": "No room or no database; see Retry-After.", **error},
+            },
+        }
+    }

@@ -1,0 +1,84 @@
+"""What runs beside the numbers: health, readiness, Prometheus, and the page."""
+
+import asyncio
+import html
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from importlib import resources
+from typing import Final
+
+import msgspec
+from fastapi import APIRouter
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.protocol import Health
+
+DASHBOARD: Final = resources.files("routecast") / "dashboard"
+_CSP: Final = (
+    "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def ops_router(
+    health: Callable[[], Health],
+    check: Callable[[], Awaitable[None]],
+    instruments: Instruments,
+) -> APIRouter:
+    """Return the router of `/health`, `/ready` and `/metrics`."""
+    router = APIRouter(tags=["operations"])
+    one_check = asyncio.Lock()
+
+    @router.get("/health", summary="What works; 200 while anything can be served")
+    async def get_health() -> Response:
+        state = health()
+        serving = state.source != "none"
+        status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
+        return Response(msgspec.json.encode(state), status, media_type="application/json")
+
+    @router.get("/ready", summary="200 when decisions can be acknowledged, else 503")
+    async def get_ready() -> Response:
+        async with one_check:  # each is a write to the disk
+            try:
+                await check()
+            except Unavailable as error:
+                body = {"ready": False, "reason": str(error)}
+                status = HTTPStatus.SERVICE_UNAVAILABLE
+            else:
+                body, status = {"ready": True}, HTTPStatus.OK
+        return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+    @router.get("/metrics", summary="Prometheus text")
+    async def get_metrics() -> Response:
+        return Response(generate_latest(instruments.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def page_router(notice: str) -> APIRouter:
+    """Return the router of the page at `/`; `notice` is shown on it, if there is any."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def get_page() -> Response:
+        page = (DASHBOARD / "index.html").read_text("utf-8")
+        shown = page.replace("{{notice}}", html.escape(notice, quote=True))
+        return HTMLResponse(shown, headers=PAGE_HEADERS)
+
+    return router
+
+
+def dashboard_files() -> StaticFiles:
+    """Return the page's scripts and styles, to be mounted at `/dashboard`."""
+    return StaticFiles(packages=[("routecast", "dashboard")])

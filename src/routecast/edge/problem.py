@@ -1,0 +1,64 @@
+"""Errors as `application/problem+json` (RFC 9457)."""
+
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from routecast.errors import BadBody, BadParameter, RoutecastError, TooLarge, Unavailable
+from routecast.protocol import Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Unsupported(RoutecastError):
+    """The body is in a coding this server does not read."""
+
+
+_STATUS: dict[type[RoutecastError], HTTPStatus] = {
+    BadParameter: HTTPStatus.BAD_REQUEST,
+    BadBody: HTTPStatus.BAD_REQUEST,
+    TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Unsupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+
+def respond(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    """Return a problem as a response."""
+    body = msgspec.json.encode(problem)
+    return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def respond_error(error: RoutecastError) -> Response:
+    """Return the response to an error that is meant for the client."""
+    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    problem = Problem(title=status.phrase, status=status, detail=str(error))
+    if isinstance(error, BadParameter):
+        problem = msgspec.structs.replace(problem, parameter=error.parameter)
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    return respond(problem, headers)
+
+
+async def on_routecast_error(_: Request, error: Exception) -> Response:
+    """Answer errors that a route raised."""
+    assert isinstance(error, RoutecastError)
+    return respond_error(error)
+
+
+async def on_http_error(_: Request, error: Exception) -> Response:
+    """Answer what the framework refuses: no such path, method not allowed."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    problem = Problem(title=status.phrase, status=status, detail=error.detail)
+    return respond(problem, dict(error.headers or {}))
+
+
+async def on_crash(_: Request, __: Exception) -> Response:
+    """Answer when the fault is ours; the traceback goes to the log only."""
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return respond(Problem(title=status.phrase, status=status, detail="see the server's log"))

@@ -1,0 +1,50 @@
+"""Every error Routecast raises on purpose, and what the caller should do about it."""
+
+
+class RoutecastError(Exception):
+    """The base of all errors whose text may be shown to a user."""
+
+
+class BadParameter(RoutecastError):
+    """A request parameter is wrong. Tell the client which one; trying again will not help."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(f"{parameter}: {message}")
+        self.parameter = parameter
+        self.message = message
+
+
+class BadBody(RoutecastError):
+    """A request body cannot be read at all. Nothing of it was kept."""
+
+
+class TooLarge(RoutecastError):
+    """A request is over a size limit. Nothing of it was kept; send smaller pieces."""
+
+
+class Invalid(RoutecastError):
+    """One decision breaks a rule. The others of its batch are not affected."""
+
+
+class Unavailable(RoutecastError):
+    """An engine cannot answer now. Nothing was kept; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Gap(RoutecastError):
+    """A delta does not follow the position held. Load the rollups again; never guess."""
+
+
+class Uncovered(RoutecastError):
+    """A window reaches past the minutes held in memory. Load the rollups again."""
+
+
+class BadSettings(RoutecastError):
+    """The configuration cannot work. The text names the setting and the fix."""
+
+
+class BadDatabase(BadSettings):
+    """What the database URL points at is not ours to use (another file, a newer schema)."""

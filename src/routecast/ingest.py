@@ -1,0 +1,156 @@
+"""Ingest: batches wait in a bounded queue; what waits together is committed together.
+
+Acknowledged means on disk: a batch's answer comes after the commit that holds it (group commit).
+The queue's policy is to refuse: over its bound, `submit` raises `Unavailable` and keeps nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from routecast.core.decision import Decision
+from routecast.core.names import Names
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import Bus, Cache, Clock, Commit, Store
+from routecast.protocol import Position
+
+log = logging.getLogger(__name__)
+
+# As many decisions may wait as one of the largest requests brings, four times over.
+MAX_WAITING: Final = 200_000
+# Larger groups do not commit faster per decision, and keep those in them waiting longer.
+MAX_GROUP: Final = 10_000
+
+
+class Batch:
+    """Decisions that were sent together, and the promise of an answer to them."""
+
+    __slots__ = ("decisions", "done")
+
+    def __init__(self, decisions: Sequence[Decision]) -> None:
+        self.decisions = decisions
+        self.done: asyncio.Future[tuple[int, Position]] = asyncio.get_running_loop().create_future()
+
+
+class Ingest:
+    """The only writer of decisions. Run `run` as a task; `submit` from any other."""
+
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        bus: Bus,
+        clock: Clock,
+        names: Names,
+        instruments: Instruments,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._bus = bus
+        self._clock = clock
+        self._names = names
+        self._instruments = instruments
+        self._queue: deque[Batch] = deque()
+        self._waiting = 0
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self.failing: str | None = None  # why the last commit failed, None when it did not
+        instruments.queue_depth.set_function(lambda: self._waiting)
+
+    async def submit(self, decisions: Sequence[Decision]) -> tuple[int, Position]:
+        """Keep a batch; return how many were new, and the position of their commit.
+
+        Returns after the commit. Raises Unavailable when there is no room or the database cannot
+        take it: then nothing of the batch is kept, and it may be sent again.
+        """
+        if not decisions:
+            return 0, await self._store.position()
+        if self._closing:
+            raise self._refuse(decisions, "shutting down", retry_after=5)
+        if self._waiting and self._waiting + len(decisions) > MAX_WAITING:
+            raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
+        fold = self._names.fold
+        batch = Batch([fold(decision) for decision in decisions])
+        folded = sum(a is not b for a, b in zip(decisions, batch.decisions, strict=True))
+        if folded:
+            self._instruments.folded.inc(folded)
+        self._queue.append(batch)
+        self._waiting += len(decisions)
+        self._arrived.set()
+        try:
+            # A client that hangs up does not take back what it sent.
+            return await asyncio.shield(batch.done)
+        except Unavailable:
+            self._instruments.decisions.labels("refused").inc(len(decisions))
+            raise
+
+    def _refuse(self, decisions: Sequence[Decision], why: str, retry_after: int) -> Unavailable:
+        self._instruments.decisions.labels("refused").inc(len(decisions))
+        return Unavailable(why, retry_after=retry_after)
+
+    async def run(self) -> None:
+        """Commit what waits, until `close` is called and the queue is empty."""
+        while self._queue or not self._closing:
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            await self._commit(self._next_group())
+
+    def close(self) -> None:
+        """Accept no more; `run` ends when what waits is committed."""
+        self._closing = True
+        self._arrived.set()
+
+    def _next_group(self) -> list[Batch]:
+        group = [self._queue.popleft()]
+        size = len(group[0].decisions)
+        while self._queue and size + len(self._queue[0].decisions) <= MAX_GROUP:
+            group.append(self._queue.popleft())
+            size += len(group[-1].decisions)
+        return group
+
+    async def _commit(self, group: list[Batch]) -> None:
+        started = time.perf_counter()
+        try:
+            commit = await self._store.commit(
+                [batch.decisions for batch in group], self._clock.now()
+            )
+        except Exception as error:
+            self._fail(group, error)
+            return
+        finally:
+            self._waiting -= sum(len(batch.decisions) for batch in group)
+        self._instruments.commit_seconds.observe(time.perf_counter() - started)
+        if self.failing is not None:
+            log.warning("Commits succeed again")
+            self.failing = None
+        await self._tell(commit)
+        for batch, inserted in zip(group, commit.inserted, strict=True):
+            if not batch.done.done():
+                batch.done.set_result((inserted, commit.position))
+
+    async def _tell(self, commit: Commit) -> None:
+        # Before the answers, so that whoever has one reads what it wrote.
+        if commit.delta is not None:
+            self._bus.publish(commit.delta)
+            with suppress(Unavailable):  # what is cached expires by itself, too
+                await self._cache.invalidate(commit.position)
+
+    def _fail(self, group: list[Batch], error: Exception) -> None:
+        if not isinstance(error, Unavailable):
+            log.error("A commit failed for a reason not foreseen", exc_info=error)
+            error = Unavailable("the commit failed; see the server's log")
+        if self.failing is None:  # said once, not for each batch
+            log.error("Commits fail, decisions are refused: %s", error)
+        self.failing = str(error)
+        for batch in group:
+            if not batch.done.done():
+                batch.done.set_exception(error)
+                # Nobody may be waiting any more; the failure is logged and counted all the same.
+                batch.done.exception()

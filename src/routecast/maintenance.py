@@ -1,0 +1,53 @@
+"""Retention: old decisions and minutes go; totals, hours and the proof of them stay."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from routecast.core.decision import DAY
+from routecast.errors import Unavailable
+from routecast.ports import Clock, Store
+
+log = logging.getLogger(__name__)
+
+# Rows dropped in one transaction: few enough that a commit waits for no more than milliseconds.
+STEP: Final = 2_000
+# Between two looks for what is too old, in seconds.
+EVERY: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """For how many days decisions (since receipt) and minute rollups are kept."""
+
+    decision_days: float = 30
+    minute_days: float = 90
+
+
+async def prune(store: Store, clock: Clock, keep: Retention) -> int:
+    """Drop what is older than it is to be kept; return how many rows that were."""
+    now, total = clock.now(), 0
+    while True:
+        dropped = await store.prune(
+            decisions_before=int(now - keep.decision_days * DAY),
+            minutes_before=int(now - keep.minute_days * DAY),
+            limit=STEP,
+        )
+        total += dropped
+        if not dropped:
+            return total
+        # Leave the writer to those who wait for an answer.
+        await asyncio.sleep(0.01)
+
+
+async def run_retention(store: Store, clock: Clock, keep: Retention) -> None:
+    """Prune now and then. Never ends; a database that cannot be reached is tried again."""
+    while True:
+        try:
+            dropped = await prune(store, clock, keep)
+            if dropped:
+                log.info("Retention dropped %d rows", dropped)
+        except Unavailable as error:
+            log.warning("Retention will be tried again: %s", error)
+        await asyncio.sleep(EVERY)

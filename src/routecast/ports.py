@@ -1,0 +1,173 @@
+"""What services need from the world: contracts that every adapter keeps, failures included.
+
+Whatever engine is behind a port, the suite in `tests/contract` runs on it unchanged. A port's
+methods raise `Unavailable` when their engine cannot answer now, having changed nothing.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from routecast.core.decision import Decision
+from routecast.core.rollup import Delta
+from routecast.core.snapshot import Snapshot
+from routecast.protocol import Position, Source
+
+
+class Clock(Protocol):
+    """The time, so that tests can hold it."""
+
+    def now(self) -> int:
+        """Return microseconds since 1970, UTC."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one transaction did: how many of each batch were new, and what they added up to.
+
+    `delta` is None when nothing was new; then `position` is the one before.
+    """
+
+    position: Position
+    inserted: list[int]
+    delta: Delta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A place where stored sums are not what they should be."""
+
+    what: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How far a verification has come, for progress: `done` of `of` decisions read."""
+
+    stage: str
+    done: int
+    of: int
+
+
+class Store(Protocol):
+    """Where decisions, rollups and position live, durably and together."""
+
+    async def open(self) -> None:
+        """Connect and bring the schema up to date.
+
+        Raises BadDatabase when what is there is not ours or is newer than this program.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish what was begun, then let go of the database. May be called twice."""
+        ...
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        """Write batches in one transaction: decisions, what they add to the rollups, position.
+
+        On return it is on disk. A decision whose (project, id) is known changes nothing, and
+        nor does its second mention in the same call. `received` is the moment, in microseconds.
+        Raises Unavailable; then nothing of it was kept.
+        """
+        ...
+
+    async def check(self) -> None:
+        """Write and sync what has no meaning. Raises Unavailable when a commit would fail."""
+        ...
+
+    async def position(self) -> Position:
+        """Return the position of the last commit (seq 0 before the first). Raises Unavailable."""
+        ...
+
+    async def load(self, now: int) -> Snapshot:
+        """Return the rollups as of one position, with all a snapshot taken at `now` needs.
+
+        Its cost does not depend on how many decisions there are. Raises Unavailable.
+        """
+        ...
+
+    async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
+        """Drop decisions received, and minute rollups of hours over, before these moments.
+
+        At most `limit` rows a call, so that commits get their turn; returns how many, and the
+        caller calls again until it is 0. Totals and hours do not change, and `verify` can still
+        account for every decision that was dropped. Raises Unavailable.
+        """
+        ...
+
+    def verify(self) -> AsyncIterator[Checked | Difference]:
+        """Recount the rollups from the decisions, as of one position, yielding what differs.
+
+        Where decisions were pruned, what is left and what was set aside must add up.
+        Raises Unavailable.
+        """
+        ...
+
+
+class Cache(Protocol):
+    """One snapshot, kept for a while, shared by the nodes that use the same cache."""
+
+    async def get(self) -> Snapshot | None:
+        """Return the snapshot put last; None when there is none, it expired or is unreadable."""
+        ...
+
+    async def put(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot for the cache's lifetime; later changes to it do not reach the cache."""
+        ...
+
+    async def invalidate(self, position: Position) -> None:
+        """Forget any snapshot older than this position, or of another epoch."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the engine. May be called twice."""
+        ...
+
+
+Listener = Callable[[Delta], None]
+
+
+class Bus(Protocol):
+    """Carries deltas to every node, in order; it may lose some, and a listener must notice."""
+
+    def publish(self, delta: Delta) -> None:
+        """Send a delta to all listeners, this process's first and at once. Never blocks."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` with each delta from now on; returns what ends it.
+
+        A listener must not block and must not raise.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Send what is left, then let go of the engine. May be called twice."""
+        ...
+
+
+class Prices(Protocol):
+    """What models cost."""
+
+    def cost(
+        self, provider: str, model: str, input_tokens: int, output_tokens: int, moment: int
+    ) -> int | None:
+        """Return the price in nano-dollars as of a moment; None where none is known."""
+        ...
+
+    def per_million(self, model: str) -> tuple[int, int] | None:
+        """Return nano-dollars per million input and output tokens; None where not known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A snapshot, where it came from, and when it was known to be current (microseconds)."""
+
+    snapshot: Snapshot
+    source: Source
+    as_of: int

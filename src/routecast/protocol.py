@@ -1,0 +1,211 @@
+"""The wire contract: every message, name, limit and close code that leaves or enters a socket.
+
+Imports the standard library and msgspec only, so that clients can share it.
+"""
+
+from datetime import UTC, datetime, timedelta
+from enum import IntEnum, StrEnum
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+# -- time ---------------------------------------------------------------------------------------
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
+
+
+def rfc3339(moment: int) -> str:
+    """Format microseconds since 1970 as RFC 3339 in UTC, always with six decimals."""
+    return (EPOCH + timedelta(microseconds=moment)).isoformat(timespec="microseconds")
+
+
+# -- positions ----------------------------------------------------------------------------------
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in a database's history: `seq` rises by one with each commit within an `epoch`."""
+
+    epoch: str
+    seq: int
+
+
+# -- decisions in -------------------------------------------------------------------------------
+
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+MAX_BATCH: Final = 50_000
+MAX_REJECTIONS_LISTED: Final = 100
+
+# Upper limits that keep every 64-bit sum far from its end: a million decisions at the cost limit,
+# fifteen million at the latency limit, nine thousand million at the token limit.
+MAX_COST: Final = 9_000.0
+MAX_LATENCY_MS: Final = 7 * 24 * 3600 * 1000.0
+MAX_TOKENS: Final = 10**9
+
+Name = Annotated[str, Meta(min_length=1, max_length=64)]
+Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+Band = Literal["high", "medium", "low"]
+Status = Literal["success", "error"]
+
+
+class DecisionIn(msgspec.Struct, gc=False):
+    """One routing decision as a producer sends it to `POST /v1/decisions`."""
+
+    strategy: Name
+    provider: Name
+    model: Annotated[str, Meta(max_length=128)] | None = None
+    id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    timestamp: datetime | float | None = None
+    confidence: Annotated[float, Meta(ge=0, le=1)] | Band | None = None
+    cost: Annotated[float, Meta(ge=0, le=MAX_COST)] | None = None
+    latency_ms: Annotated[float, Meta(ge=0, le=MAX_LATENCY_MS)] | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    status: Status | None = None
+    fallback: bool | None = None
+    reason: Annotated[str, Meta(max_length=500)] | None = None
+    project: Name | None = None
+
+
+class Rejection(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why one decision of a batch was not kept: `index` is its place in what was sent, from 0."""
+
+    index: int
+    error: str
+    id: str | UnsetType = UNSET
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The answer to a batch, sent after its commit.
+
+    `accepted + duplicates + rejected_count` is the number sent. At most
+    `MAX_REJECTIONS_LISTED` rejections are listed.
+    """
+
+    accepted: int
+    duplicates: int
+    rejected: list[Rejection]
+    rejected_count: int
+    position: Position
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error answer, `application/problem+json` (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+    type: str = "about:blank"
+    parameter: str | UnsetType = UNSET
+    accepted: int | UnsetType = UNSET
+    duplicates: int | UnsetType = UNSET
+    rejected: list[Rejection] | UnsetType = UNSET
+    rejected_count: int | UnsetType = UNSET
+
+
+# -- metrics out --------------------------------------------------------------------------------
+
+DEFAULT_FIELDS: Final = (
+    "total_decisions",
+    "avg_confidence",
+    "strategy_performance",
+    "confidence_distribution",
+    "provider_usage",
+)
+EXTRA_FIELDS: Final = (
+    "cost",
+    "tokens",
+    "latency_ms",
+    "errors",
+    "fallbacks",
+    "models",
+    "rate",
+    "savings",
+)
+FIELDS: Final = DEFAULT_FIELDS + EXTRA_FIELDS
+BANDS: Final = ("high", "medium", "low")
+
+# Length of each window in minutes; None is all of history.
+WINDOWS: Final[dict[str, int | None]] = {
+    "all": None,
+    "5m": 5,
+    "1h": 60,
+    "24h": 24 * 60,
+    "7d": 7 * 24 * 60,
+}
+
+MIN_INTERVAL: Final = 0.1
+MAX_INTERVAL: Final = 60.0
+DEFAULT_INTERVAL: Final = 5.0
+
+FETCH_FAILED: Final = "Failed to fetch metrics"
+
+
+class Source(StrEnum):
+    """Where the state behind a frame came from, best first."""
+
+    LIVE = "live"
+    CACHE = "cache"
+    DATABASE = "database"
+    STALE = "stale"
+
+
+class CloseCode(IntEnum):
+    """WebSocket close codes; `retry` tells whether a client should come back (RFC 6455, 7.4)."""
+
+    DONE = 1000
+    GOING_AWAY = 1001
+    UNSUPPORTED_DATA = 1003
+    NOT_UTF8 = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    RESTART = 1012
+    FULL = 1013
+    NOT_PROTOCOL = 4400
+    UNAUTHENTICATED = 4401
+    FORBIDDEN = 4403
+    SILENT = 4408
+    TOO_SLOW = 4409
+    TOO_MANY_MESSAGES = 4429
+
+    @property
+    def retry(self) -> bool:
+        """Whether coming back can help without a change on the client's side."""
+        return self not in _FINAL
+
+
+_FINAL: Final = frozenset(
+    {
+        CloseCode.UNSUPPORTED_DATA,
+        CloseCode.NOT_UTF8,
+        CloseCode.POLICY,
+        CloseCode.TOO_BIG,
+        CloseCode.NOT_PROTOCOL,
+        CloseCode.UNAUTHENTICATED,
+        CloseCode.FORBIDDEN,
+    }
+)
+
+
+# -- health -------------------------------------------------------------------------------------
+
+
+class Components(msgspec.Struct, frozen=True):
+    """The engines a node leans on: `ok`, `off` or `failing`."""
+
+    database: str
+    cache: str
+    bus: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The answer of `GET /health`; `source` is where the last served numbers came from."""
+
+    status: Literal["ok", "degraded"]
+    active_connections: int
+    version: str
+    position: Position | None
+    components: Components
+    source: str

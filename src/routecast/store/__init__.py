@@ -1,0 +1,1 @@
+"""Stores: where decisions, rollups and position live. One adapter a database."""

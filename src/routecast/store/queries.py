@@ -1,0 +1,21 @@
+"""SQL lives in `.sql` files; this reads them."""
+
+import re
+from importlib import resources
+from typing import Final
+
+_NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+def load_queries(dialect: str) -> dict[str, str]:
+    """Return the named queries of a dialect's `queries.sql`."""
+    text = (resources.files(__package__) / "sql" / dialect / "queries.sql").read_text("utf-8")
+    parts = _NAME.split(text)[1:]
+    return {name: sql.strip() for name, sql in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def load_migrations(dialect: str) -> list[tuple[int, str]]:
+    """Return a dialect's migrations as (number, SQL), in the order they must run."""
+    folder = resources.files(__package__) / "sql" / dialect / "migrations"
+    scripts = [file for file in folder.iterdir() if file.name.endswith(".sql")]
+    return sorted((int(file.name.split("_")[0]), file.read_text("utf-8")) for file in scripts)

@@ -1,0 +1,143 @@
+"""Counting the rollups again from the decisions, and saying what differs.
+
+Nothing here shares code with how rollups are made: the database's own sums are the oracle. It
+goes hour by hour, so memory is bounded by one hour's rollups.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import apsw
+
+from routecast.core.histogram import bin_of, pack, unpack
+from routecast.core.rollup import Sums
+from routecast.ports import Checked, Difference
+
+HOUR: Final = 3600
+_END: Final = 2**62
+
+# Sums as plain tuples: thirteen integers and a histogram.
+_Row = tuple[Any, ...]
+_Rows = dict[tuple[int, int], _Row]  # by (start, series)
+
+
+class _Bins:
+    """SQL aggregate: a histogram of the values it is given."""
+
+    def __init__(self) -> None:
+        self.bins: dict[int, int] = {}
+
+    def step(self, value: int | None) -> None:
+        if value is not None:
+            number = bin_of(value)
+            self.bins[number] = self.bins.get(number, 0) + 1
+
+    def final(self) -> bytes:
+        return pack(self.bins)
+
+
+def _row(values: tuple[Any, ...]) -> _Row:
+    return (*values[:-1], unpack(values[-1]))
+
+
+def _by_start(start: int, *parts: _Rows) -> _Rows:
+    """Return the sums of all rows of a series, as rows of one period."""
+    sums: _Rows = {}
+    for (_, series), row in itertools.chain.from_iterable(part.items() for part in parts):
+        held = sums.get((start, series))
+        if held is None:
+            sums[start, series] = (*row[:-1], dict(row[-1]))
+        else:
+            bins = held[-1]
+            for number, count in row[-1].items():
+                bins[number] = bins.get(number, 0) + count
+            scalars = (a + b for a, b in zip(held[:-1], row[:-1], strict=True))
+            sums[start, series] = (*scalars, bins)
+    return sums
+
+
+Query = Callable[..., list[Any]]
+
+
+def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]:
+    """Yield progress, and every place where stored sums differ, as of one position.
+
+    The connection is this function's alone until it is done; `query` runs a named query on it.
+    Four things must hold: minutes are the sums of their decisions; hours, of theirs and those
+    pruned; hours, of their minutes (while minutes are kept); and the total, of all hours.
+    """
+    db.create_aggregate_function("latency_bins", _bins_factory)
+    db.execute("BEGIN")
+    _, seq, minutes_from = query("history")[0]
+    of = query("count_decisions")[0][0]
+    names = {row[0]: " / ".join(part or "-" for part in row[1:]) for row in query("series")}
+    last = query("latest_seq")[0][0]
+    if last > seq:
+        yield Difference("position", f"seq {last} or more", f"seq {seq}")
+
+    def stored(period: str, first: int, end: int) -> _Rows:
+        return {(row[0], row[1]): _row(row[2:]) for row in query("rollups", period, first, end)}
+
+    yield Checked("counting decisions", 0, of)
+    counted = itertools.groupby(query("recount"), key=lambda row: row[0] // HOUR * HOUR)
+    done = 0
+    total: _Rows = {}
+    for hour, minutes in _by_hour(counted, (row[0] for row in query("hours"))):
+        held = stored("hour", hour, hour + 1)
+        kept = stored("minute", hour, hour + HOUR)
+        pruned = stored("pruned", hour, hour + 1)
+        if hour >= minutes_from:
+            if not pruned:
+                yield from _compare("minute", minutes, kept, names)
+            yield from _compare("hour, from its minutes", _by_start(hour, kept), held, names)
+        yield from _compare("hour", _by_start(hour, minutes, pruned), held, names)
+        total = _by_start(0, total, held)
+        done += sum(row[0] for row in minutes.values())
+        yield Checked("comparing hours", done, of)
+    yield from _compare("total", total, stored("total", 0, 1), names)
+    db.execute("ROLLBACK")
+
+
+def _bins_factory() -> tuple[_Bins, Any, Any]:
+    return _Bins(), _Bins.step, _Bins.final
+
+
+def _by_hour(
+    counted: Iterator[tuple[int, Iterator[tuple[Any, ...]]]], stored: Iterator[int]
+) -> Iterator[tuple[int, _Rows]]:
+    """Merge hours that hold decisions with hours that hold rollups, in order, each once."""
+    waiting = next(stored, _END)
+    for hour, rows in counted:
+        while waiting < hour:
+            yield waiting, {}
+            waiting = next(stored, _END)
+        yield hour, {(row[0], row[1]): _row(row[2:]) for row in rows}
+        if waiting == hour:
+            waiting = next(stored, _END)
+    while waiting < _END:
+        yield waiting, {}
+        waiting = next(stored, _END)
+
+
+def _compare(
+    period: str, expected: _Rows, found: _Rows, names: Mapping[int, str]
+) -> Iterator[Difference]:
+    for key in sorted(expected.keys() | found.keys()):
+        want, have = expected.get(key), found.get(key)
+        if want != have:
+            start, series = key
+            what = f"{period} {_time(start)}{names.get(series, f'series {series}')}"
+            yield Difference(what, _text(want, have), _text(have, want))
+
+
+def _time(start: int) -> str:
+    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ} " if start else ""
+
+
+def _text(row: _Row | None, other: _Row | None) -> str:
+    if row is None:
+        return "nothing"
+    pairs = zip(Sums.COLUMNS, row, other or (None,) * len(row), strict=True)
+    return ", ".join(f"{name} {value}" for name, value, theirs in pairs if value != theirs)

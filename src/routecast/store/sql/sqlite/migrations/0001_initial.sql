@@ -1,0 +1,67 @@
+-- Decisions, their rollups and the position, which change together or not at all.
+-- Times are microseconds since 1970 in decisions, seconds since 1970 in rollups (`start`).
+
+-- One row: which history this is, how many commits it has had, and from which hour on (seconds
+-- since 1970) the minute rollups are complete.
+CREATE TABLE history (
+    only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
+    epoch        TEXT    NOT NULL,
+    seq          INTEGER NOT NULL,
+    minutes_from INTEGER NOT NULL
+) STRICT;
+
+-- Every key that rollups are kept by.
+CREATE TABLE series (
+    id       INTEGER PRIMARY KEY,
+    project  TEXT NOT NULL,
+    strategy TEXT NOT NULL,
+    provider TEXT NOT NULL,
+    model    TEXT NOT NULL,             -- '' where none was named
+    band     TEXT NOT NULL,             -- high, medium, low or none
+    status   TEXT NOT NULL,
+    UNIQUE (project, strategy, provider, model, band, status)
+) STRICT;
+
+-- n rises in the order of receipt; seq is the commit that brought the decision.
+CREATE TABLE decisions (
+    n             INTEGER PRIMARY KEY,
+    id            TEXT    NOT NULL,
+    project       TEXT    NOT NULL,
+    series        INTEGER NOT NULL REFERENCES series (id),
+    seq           INTEGER NOT NULL,
+    received      INTEGER NOT NULL,
+    decided       INTEGER NOT NULL,
+    confidence    INTEGER,              -- millionths
+    cost          INTEGER,              -- nano-dollars
+    latency       INTEGER,              -- microseconds
+    input_tokens  INTEGER,
+    output_tokens INTEGER,
+    fallback      INTEGER NOT NULL,
+    reason        TEXT
+) STRICT;
+
+-- A producer's id counts once within its project, for as long as the decision is kept.
+CREATE UNIQUE INDEX decisions_id ON decisions (id, project);
+
+-- Sums by period: 'total' (start 0), 'hour', 'minute'; and 'pruned': by hour, the decisions that
+-- retention dropped, so that what is left can still be checked against the hours.
+CREATE TABLE rollups (
+    period           TEXT    NOT NULL CHECK (period IN ('total', 'hour', 'minute', 'pruned')),
+    start            INTEGER NOT NULL,
+    series           INTEGER NOT NULL REFERENCES series (id),
+    count            INTEGER NOT NULL,
+    fallbacks        INTEGER NOT NULL,
+    confidence_count INTEGER NOT NULL,
+    confidence_sum   INTEGER NOT NULL,
+    cost_count       INTEGER NOT NULL,
+    cost_sum         INTEGER NOT NULL,
+    latency_count    INTEGER NOT NULL,
+    latency_sum      INTEGER NOT NULL,
+    input_tokens     INTEGER NOT NULL,
+    output_tokens    INTEGER NOT NULL,
+    metered_cost     INTEGER NOT NULL,
+    metered_input    INTEGER NOT NULL,
+    metered_output   INTEGER NOT NULL,
+    latency_bins     BLOB    NOT NULL,  -- MessagePack: bin number to count
+    PRIMARY KEY (period, start, series)
+) STRICT, WITHOUT ROWID;

@@ -1,0 +1,97 @@
+-- name: begin_history
+-- A new database is a new history.
+INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
+ON CONFLICT DO NOTHING;
+
+-- name: history
+SELECT epoch, seq, minutes_from FROM history;
+
+-- name: advance
+UPDATE history SET seq = ?;
+
+-- name: touch
+UPDATE history SET seq = seq;
+
+-- name: known_ids
+-- Which of the sent [id, project] pairs are stored already.
+SELECT decisions.id, decisions.project
+FROM json_each(?) AS sent
+JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1;
+
+-- name: insert_decisions
+-- {rows} is as many placeholders as there are rows: one step of the engine for many rows.
+INSERT INTO decisions (
+    id, project, series, seq, received, decided, confidence, cost, latency,
+    input_tokens, output_tokens, fallback, reason
+) VALUES {rows} ON CONFLICT DO NOTHING;
+
+-- name: add_series
+INSERT INTO series (project, strategy, provider, model, band, status)
+VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
+
+-- name: series
+SELECT id, project, strategy, provider, model, band, status FROM series;
+
+-- name: one_series
+SELECT id FROM series
+WHERE project = ? AND strategy = ? AND provider = ? AND model = ? AND band = ? AND status = ?;
+
+-- name: rollups
+-- The sums of one period whose start lies from the first to before the second moment.
+SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+       latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups WHERE period = ? AND start >= ? AND start < ? ORDER BY start, series;
+
+-- name: put_rollups
+-- Whole new values: the one writer has merged them.
+INSERT OR REPLACE INTO rollups (
+    period, start, series, count, fallbacks, confidence_count, confidence_sum, cost_count,
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+    metered_cost, metered_input, metered_output, latency_bins
+) VALUES {rows};
+
+-- name: oldest_decisions
+-- In the order of receipt; retention reads from this end.
+SELECT n, received, decisions.id, series.project, strategy, provider, model, band, status,
+       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+FROM decisions JOIN series ON series.id = decisions.series
+ORDER BY n LIMIT ?;
+
+-- name: delete_decisions
+DELETE FROM decisions WHERE n <= ?;
+
+-- name: oldest_minute
+SELECT min(start) FROM rollups WHERE period = 'minute';
+
+-- name: delete_minutes
+DELETE FROM rollups WHERE period = 'minute' AND start >= ? AND start < ?;
+
+-- name: set_minutes_from
+UPDATE history SET minutes_from = max(minutes_from, ?);
+
+-- name: count_decisions
+SELECT count(*) FROM decisions;
+
+-- name: latest_seq
+SELECT coalesce(max(seq), 0) FROM decisions;
+
+-- name: recount
+-- The rollups by minute as the decisions themselves give them.
+SELECT decided / 60000000 * 60 AS start, series,
+       count(*), sum(fallback),
+       count(confidence), coalesce(sum(confidence), 0),
+       count(cost), coalesce(sum(cost), 0),
+       count(latency), coalesce(sum(latency), 0),
+       coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+       coalesce(sum(cost) FILTER (WHERE input_tokens NOTNULL AND output_tokens NOTNULL), 0),
+       coalesce(sum(input_tokens) FILTER (WHERE cost NOTNULL AND output_tokens NOTNULL), 0),
+       coalesce(sum(output_tokens) FILTER (WHERE cost NOTNULL AND input_tokens NOTNULL), 0),
+       latency_bins(latency)
+FROM decisions GROUP BY 1, 2 ORDER BY 1, 2;
+
+-- name: hours
+-- Every hour there is anything about.
+SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
+UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
+ORDER BY 1;

@@ -1,0 +1,391 @@
+"""The embedded store: SQLite through apsw, one writer thread, readers beside it.
+
+The writer keeps the rollups it touched last in memory. Within `BEGIN IMMEDIATE` nobody else can
+write, and `seq` shows whether anybody did before: only then are those rollups read again.
+"""
+
+import asyncio
+import itertools
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+import msgspec
+
+from routecast.core.decision import Decision
+from routecast.core.rollup import Bucket, Cells, Delta, Key, Sums, bucket_merge
+from routecast.core.snapshot import Snapshot, needed
+from routecast.errors import BadDatabase, Unavailable
+from routecast.ports import Checked, Commit, Difference
+from routecast.protocol import Position
+from routecast.store.queries import load_migrations, load_queries
+from routecast.store.recount import recount
+
+T = TypeVar("T")
+
+APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
+SQL: Final = load_queries("sqlite")
+MIGRATIONS: Final = load_migrations("sqlite")
+
+READERS: Final = 2
+BUSY_MS: Final = 5_000
+# One step of the engine inserts so many rows: fewer hand-overs of the interpreter's lock, and
+# still well under SQLite's limit of 32,766 values a statement.
+ROWS_PER_STEP: Final = 100
+# So many periods' rollups stay in the writer's memory: the total, this hour, this minute, and
+# those of late decisions.
+PERIODS_KEPT: Final = 256
+CHECKPOINT_PAGES: Final = 4_000
+STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP  # one for each number of rows in a step
+
+_START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
+
+
+def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
+    """Return all rows of a named query."""
+    return db.execute(SQL[name], values).fetchall()
+
+
+class SqliteStore:
+    """Keeps everything in one SQLite file (`ports.Store`)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._writer = ThreadPoolExecutor(1, "sqlite-writer")
+        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
+        self._local = threading.local()
+        self._connections: list[apsw.Connection] = []
+        self._db: apsw.Connection
+        self._closed = False
+        self._forget()
+
+    # -- ports.Store ----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        await self._run(self._writer, self._open)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._shut)
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        return await self._run(self._writer, self._commit, batches, received)
+
+    async def check(self) -> None:
+        await self._run(self._writer, self._check)
+
+    async def position(self) -> Position:
+        return await self._run(self._readers, self._position)
+
+    async def load(self, now: int) -> Snapshot:
+        return await self._run(self._readers, self._load, now)
+
+    async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
+        return await self._run(self._writer, self._prune, decisions_before, minutes_before, limit)
+
+    async def verify(self) -> AsyncIterator[Checked | Difference]:
+        connection = await self._run(self._readers, self._connect)
+        findings = recount(connection, partial(query, connection))
+        try:
+            while (found := await self._run(self._readers, next, findings, None)) is not None:
+                yield found
+        finally:
+            await self._run(self._readers, connection.close)
+
+    # -- threads --------------------------------------------------------------------------------
+
+    async def _run(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(threads, work, *args)
+        except apsw.Error as error:
+            raise Unavailable(f"SQLite: {error}") from error
+        except RuntimeError as error:
+            if self._closed:
+                raise Unavailable("the database is closed") from error
+            raise
+
+    def _shut(self) -> None:
+        self._writer.shutdown()
+        self._readers.shutdown()
+        for connection in self._connections:
+            connection.close()
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(BUSY_MS)
+        connection.execute("PRAGMA query_only = 1")
+        return connection
+
+    @property
+    def _reader(self) -> apsw.Connection:
+        connection: apsw.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+            self._connections.append(connection)
+        return connection
+
+    # -- opening --------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        try:
+            self._db = apsw.Connection(str(self.path), statementcachesize=STATEMENTS_KEPT)
+            self._db.set_busy_timeout(BUSY_MS)
+            self._check_ours()
+            self._db.execute("PRAGMA journal_mode = WAL")
+        except apsw.NotADBError:
+            raise BadDatabase(f"{self.path} is not a SQLite database") from None
+        except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
+            raise BadDatabase(
+                f"cannot open {self.path} for writing ({error}); does its folder exist?"
+            ) from None
+        self._connections.append(self._db)
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = OFF")  # series ids come from the same transaction
+        self._db.execute("PRAGMA cache_size = -65536")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        self._migrate()
+
+    def _check_ours(self) -> None:
+        ours, version = self._pragma("application_id"), self._pragma("user_version")
+        if ours != APPLICATION_ID and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+            raise BadDatabase(f"{self.path} is a database of another program")
+        if version > MIGRATIONS[-1][0]:
+            raise BadDatabase(
+                f"{self.path} was written by a newer Routecast (schema {version}; this one knows "
+                f"{MIGRATIONS[-1][0]}): upgrade this program"
+            )
+
+    def _pragma(self, name: str) -> int:
+        return int(self._db.pragma(name))
+
+    def _migrate(self) -> None:
+        with transaction(self._db):
+            done = self._pragma("user_version")
+            for number, script in MIGRATIONS:
+                if number > done:
+                    self._db.execute(script)
+                    self._db.execute(f"PRAGMA user_version = {number}")
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            query(self._db, "begin_history", secrets.token_hex(8))
+            self._db.execute("COMMIT")
+
+    # -- writing (on the writer thread) ---------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._seq = -1
+        self._series: dict[tuple[str, ...], int] = {}
+        self._buckets: dict[tuple[str, int], Bucket] = {}
+
+    def _commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        try:
+            with transaction(self._db):
+                position = self._begin()
+                if self._insert(itertools.chain.from_iterable(batches), position, received):
+                    return self._finish(batches, position, received)
+            # Some ids are known, and the engine does not say which: again, looking first.
+            with transaction(self._db):
+                position = self._begin()
+                fresh = self._fresh(batches)
+                if any(fresh):
+                    self._insert(itertools.chain.from_iterable(fresh), position, received)
+                    return self._finish(fresh, position, received)
+            held = Position(position.epoch, position.seq - 1)
+            return Commit(held, [0] * len(batches), None)
+        except OverflowError as error:
+            self._forget()
+            raise Unavailable("a sum would pass 64 bits; nothing was kept") from error
+        except BaseException:
+            # What the writer remembers may be ahead of what was undone.
+            self._forget()
+            raise
+
+    def _begin(self) -> Position:
+        epoch, seq, _ = query(self._db, "history")[0]
+        if seq != self._seq:
+            self._forget()
+            self._seq = seq
+        return Position(epoch, seq + 1)
+
+    def _insert(self, decisions: Iterable[Decision], position: Position, received: int) -> bool:
+        """Insert decisions; when an id is known, undo the transaction and return False."""
+        rows = [
+            (
+                d.id,
+                d.project,
+                self._series.get(d[1:7]) or self._series_of(d[1:7]),
+                position.seq,
+                received,
+                *d[7:],
+            )
+            for d in decisions
+        ]
+        before = self._db.total_changes()
+        self._write("insert_decisions", rows)
+        if self._db.total_changes() - before == len(rows):
+            return True
+        self._db.execute("ROLLBACK")
+        self._forget()
+        return False
+
+    def _series_of(self, key: tuple[str, ...]) -> int:
+        query(self._db, "add_series", *key)
+        number: int = query(self._db, "one_series", *key)[0][0]
+        self._series[key] = number
+        return number
+
+    def _fresh(self, batches: Sequence[Sequence[Decision]]) -> list[list[Decision]]:
+        sent = msgspec.json.encode([(d.id, d.project) for batch in batches for d in batch])
+        known = set(query(self._db, "known_ids", sent.decode()))
+        fresh = []
+        for batch in batches:
+            kept = []
+            for decision in batch:
+                identity = (decision.id, decision.project)
+                if identity not in known:
+                    known.add(identity)
+                    kept.append(decision)
+            fresh.append(kept)
+        return fresh
+
+    def _finish(
+        self, inserted: Sequence[Sequence[Decision]], position: Position, received: int
+    ) -> Commit:
+        cells = Cells()
+        for batch in inserted:
+            cells.add(batch)
+        self._merge("minute", cells.minutes)
+        self._merge("hour", cells.hours())
+        self._merge("total", {0: cells.total()})
+        query(self._db, "advance", position.seq)
+        self._db.execute("COMMIT")
+        self._seq = position.seq
+        return Commit(
+            position, [len(batch) for batch in inserted], Delta(position, cells, received)
+        )
+
+    def _merge(self, period: str, buckets: dict[int, Bucket]) -> None:
+        rows: list[tuple[Any, ...]] = []
+        for number, cells in buckets.items():
+            start = number * _START_OF[period]
+            held = self._bucket(period, start)
+            bucket_merge(held, cells)
+            for key in cells:
+                series = self._series.get(key) or self._series_of(key)
+                rows.append((period, start, series, *held[key].row()))
+        self._write("put_rollups", rows)
+
+    def _bucket(self, period: str, start: int) -> Bucket:
+        held = self._buckets.get((period, start))
+        if held is None:
+            rows = query(self._db, "rollups", period, start, start + 1)
+            names = self._read_series(self._db) if rows else {}
+            held = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+            if len(self._buckets) >= PERIODS_KEPT:
+                self._buckets.clear()
+            self._buckets[period, start] = held
+        return held
+
+    def _write(self, query: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        for first in range(0, len(rows), ROWS_PER_STEP):
+            step = rows[first : first + ROWS_PER_STEP]
+            marks = f"({','.join('?' * len(step[0]))})"
+            sql = SQL[query].format(rows=",".join([marks] * len(step)))
+            self._db.execute(sql, tuple(itertools.chain.from_iterable(step)))
+
+    def _check(self) -> None:
+        with transaction(self._db):
+            query(self._db, "touch")
+            self._db.execute("COMMIT")
+
+    def _prune(self, decisions_before: int, minutes_before: int, limit: int) -> int:
+        try:
+            with transaction(self._db):
+                self._begin()
+                dropped = self._prune_decisions(decisions_before, limit)
+                dropped += self._prune_minutes(minutes_before // 10**6, limit - dropped)
+                self._db.execute("COMMIT")
+        finally:
+            self._forget()
+        return dropped
+
+    def _prune_decisions(self, before: int, limit: int) -> int:
+        oldest = query(self._db, "oldest_decisions", limit)
+        # In the order of receipt: all from the first one young enough on is kept.
+        rows = list(itertools.takewhile(lambda row: row[1] < before, oldest))
+        if rows:
+            cells = Cells()
+            cells.add(Decision(*row[2:]) for row in rows)
+            self._merge("pruned", cells.hours())
+            query(self._db, "delete_decisions", rows[-1][0])
+        return len(rows)
+
+    def _prune_minutes(self, before: int, limit: int) -> int:
+        before -= before % 3600
+        dropped = 0
+        while dropped < limit:
+            oldest = query(self._db, "oldest_minute")[0][0]
+            if oldest is None or oldest >= before:
+                break
+            hour = oldest - oldest % 3600
+            query(self._db, "set_minutes_from", hour + 3600)
+            query(self._db, "delete_minutes", hour, hour + 3600)
+            dropped += self._db.changes()
+        return dropped
+
+    # -- reading (on a reader thread) -----------------------------------------------------------
+
+    def _position(self) -> Position:
+        epoch, seq, _ = query(self._reader, "history")[0]
+        return Position(epoch, seq)
+
+    @staticmethod
+    def _read_series(connection: apsw.Connection) -> dict[int, Key]:
+        return {row[0]: Key(*row[1:]) for row in query(connection, "series")}
+
+    def _load(self, now: int) -> Snapshot:
+        wanted = needed(now)
+        with transaction(self._reader, "BEGIN"):
+            position = self._position()
+            names = self._read_series(self._reader)
+
+            def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
+                unit = _START_OF[period] or 1
+                found: dict[int, Bucket] = {}
+                for row in query(self._reader, "rollups", period, first * unit, end * unit):
+                    bucket = found.setdefault(row[0] // unit, {})
+                    bucket[names[row[1]]] = Sums.from_row(row[2:])
+                return found
+
+            total = buckets("total", 0, 1).get(0, {})
+            hours = buckets("hour", *wanted.hours)
+            minutes: dict[int, Bucket] = {}
+            for span in wanted.minutes:
+                minutes.update(buckets("minute", *span))
+        return Snapshot(position, now, total, hours, minutes)
+
+
+@contextmanager
+def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """A transaction that the body commits; left in any other way, it is undone."""
+    db.execute(begin)
+    try:
+        yield
+    except BaseException:
+        _undo(db, suppress(apsw.Error))  # what went wrong first is what matters
+        raise
+    _undo(db, nullcontext())
+
+
+def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:
+    if db.in_transaction:  # a full disk ends it by itself
+        with guard:
+            db.execute("ROLLBACK")

@@ -1,0 +1,388 @@
+"""The page at `/`, in a real Chromium against a real server."""
+
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support.server import Server
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="the browser tests need Chromium: no `chromium` on the PATH"
+)
+
+
+@dataclass
+class Tab:
+    """A page, and what the browser had to say about it."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+
+    def open(self, server: Server) -> Page:
+        """Load the dashboard and wait until its numbers are live."""
+        self.page.goto(server.url)
+        expect(self.page.get_by_role("status")).to_have_text("Live")
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    tab = Tab(context.new_page())
+    page = tab.page
+    page.on("console", lambda message: tab.complaints.append(message.text))
+    page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+    page.on("request", lambda request: tab.hosts.add(urlsplit(request.url).netloc))
+    page.on("websocket", lambda socket: tab.hosts.add(urlsplit(socket.url).netloc))
+    yield tab
+    context.close()
+
+
+def decision(strategy: str = "hybrid", provider: str = "gemini", **more: Any) -> dict[str, Any]:
+    return {"strategy": strategy, "provider": provider, **more}
+
+
+def strategies(page: Page) -> list[list[str]]:
+    """The strategies' table as it is read: name, decisions, share, cost, confidence."""
+    rows = page.get_by_role("table", name="Strategies").get_by_role("row").all()[1:]
+    return [
+        row.get_by_role("rowheader").or_(row.get_by_role("cell")).all_inner_texts() for row in rows
+    ]
+
+
+def bars(page: Page, panel: str) -> list[list[str]]:
+    """A list of bars as it is read: name, count, share."""
+    items = page.get_by_role("list", name=panel).get_by_role("listitem").all()
+    return [item.locator(".name, .count, .share").all_text_contents() for item in items]
+
+
+def wait_seconds(page: Page, least: int, most: int) -> None:
+    """Expect a countdown to the next attempt that starts within these bounds."""
+    seconds = "|".join(str(second) for second in range(least, most + 1))
+    expect(page.locator(".state")).to_have_text(re.compile(rf"^Reconnecting in ({seconds}) s$"))
+
+
+def test_pasting_the_line_of_the_empty_page_sends_the_first_decision(
+    server: Server, tab: Tab
+) -> None:
+    """The empty page shows a command that works as it stands, and leaves by itself."""
+    page = tab.open(server)
+    expect(page.get_by_role("heading", name="No decisions yet")).to_be_visible()
+    line = page.locator("#first-decision").inner_text()
+    assert line == (
+        """curl --json '{"strategy":"hybrid","provider":"gemini","confidence":0.87,"cost":0.0023}'"""
+        f" {server.url}/v1/decisions"
+    )
+    subprocess.run(["sh", "-c", line], check=True, capture_output=True)
+    expect(page.locator("#total")).to_have_text("1")
+    expect(page.locator("#cost")).to_have_text("$0.0023")
+    expect(page.get_by_role("heading", name="No decisions yet")).to_be_hidden()
+    expect(page).to_have_title("1 decision – Routecast")
+
+
+def test_the_line_of_the_empty_page_can_be_copied(server: Server, tab: Tab) -> None:
+    """The copy button puts exactly the line shown into the clipboard, and says so."""
+    page = tab.open(server)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.locator("#first-decision").inner_text()
+
+
+def test_posted_decisions_show_exact_numbers(server: Server, tab: Tab) -> None:
+    """Totals, averages, shares and bands are those of the decisions; what is unknown is a dash."""
+    page = tab.open(server)
+    server.post(
+        [
+            decision("hybrid", "gemini", confidence=0.9, cost=0.002),
+            decision("hybrid", "gemini", confidence=0.8, cost=0.0026),
+            decision("complexity", "claude", confidence=0.6, cost=0.0018),
+            decision("complexity", "gemini", confidence="low", status="error"),
+            decision("silent", "claude"),
+        ]
+    )
+    expect(page.locator("#total")).to_have_text("5")
+    assert page.locator("#confidence").inner_text() == "0.767"
+    assert page.locator("#cost").inner_text() == "$0.0064"
+    assert page.locator("#cost-note").inner_text() == "excludes 2 unpriced"
+    assert page.locator("#errors").inner_text() == "1"
+    assert page.locator("#errors-note").inner_text() == "20.0% of decisions"
+    assert page.locator("#latency").inner_text() == "–"
+    assert strategies(page) == [
+        ["complexity", "2", "40.0%", "$0.0018", "0.600"],
+        ["hybrid", "2", "40.0%", "$0.0023", "0.850"],
+        ["silent", "1", "20.0%", "–", "–"],
+    ]
+    assert bars(page, "Providers") == [["gemini", "3", "60.0%"], ["claude", "2", "40.0%"]]
+    assert bars(page, "Confidence") == [
+        ["high", "2", "50.0%"],
+        ["medium", "1", "25.0%"],
+        ["low", "1", "25.0%"],
+    ]
+    assert page.locator("#bands-more").inner_text() == "1 without a confidence, in no band"
+
+
+def test_large_totals_are_written_out(server: Server, tab: Tab) -> None:
+    """A total of thousands is separated, never shortened."""
+    page = tab.open(server)
+    server.post([decision(cost=1.5)] * 1234)
+    expect(page.locator("#total")).to_have_text("1,234")
+    assert page.locator("#cost").inner_text() == "$1,851.00"
+    assert strategies(page) == [["hybrid", "1,234", "100.0%", "$1.50", "–"]]
+
+
+def test_latency_is_shown_where_it_is_known(server: Server, tab: Tab) -> None:
+    """The median is within the histogram's 2 % of the one latency there is."""
+    page = tab.open(server)
+    server.post([decision(latency_ms=500)])
+    expect(page.locator("#latency")).to_have_text(re.compile(r"^(49\d|50\d|510) ms$"))
+
+
+def test_rows_are_kept_while_their_numbers_change(server: Server, tab: Tab) -> None:
+    """A strategy that gains decisions, and passes another, stays the same element."""
+    server.post([decision("steady"), decision("steady"), decision("rising")])
+    page = tab.open(server)
+    page.evaluate("for (const row of document.querySelectorAll('tbody tr')) row.marked = true")
+    server.post([decision("rising")] * 3)
+    expect(page.locator("#total")).to_have_text("6")
+    assert [row[:2] for row in strategies(page)] == [["rising", "4"], ["steady", "2"]]
+    assert page.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.marked)") == [
+        True,
+        True,
+    ]
+
+
+def test_the_movement_is_drawn(server: Server, tab: Tab) -> None:
+    """Decisions that come between two frames give the chart a line that rises and falls."""
+    server.post([decision()])
+    page = tab.open(server)
+    line = page.locator(".movement .line")
+    expect(line).to_have_attribute("d", re.compile(r"^M"))
+    server.post([decision()] * 50)
+    label = re.compile(r"now [\d.]+, highest (?!0)[\d.]+")
+    expect(page.locator(".movement svg")).to_have_attribute("aria-label", label)
+
+
+def test_many_names_are_counted_rather_than_listed(server: Server, tab: Tab) -> None:
+    """Twelve rows are shown; the others are summed up in a line."""
+    server.post([decision(f"strategy-{i}", f"provider-{i}") for i in range(15)])
+    page = tab.open(server)
+    assert len(strategies(page)) == 12
+    assert len(bars(page, "Providers")) == 12
+    expect(page.locator("#strategies-more")).to_have_text("and 3 more, with 3 decisions")
+    expect(page.locator("#providers-more")).to_have_text("and 3 more, with 3 decisions")
+
+
+def test_a_killed_server_is_reconnected_to(server: Server, tab: Tab) -> None:
+    """The page says that it is reconnecting, waits longer each time, and goes live when told to."""
+    server.post([decision(), decision()])
+    page = tab.open(server)
+    server.kill()
+    wait_seconds(page, 4, 6)
+    expect(page).to_have_title("Reconnecting – Routecast")
+    expect(page.locator("#updated")).to_contain_text("the server cannot be reached")
+    expect(page.locator("#newest")).to_have_text("last update")
+    assert page.locator("#total").inner_text() == "2"
+    retry = page.get_by_role("button", name="Retry now")
+    for least, most in [(7, 10), (11, 16), (17, 25)]:
+        retry.click()
+        wait_seconds(page, least, most)
+    server.start()
+    server.post([decision()])
+    retry.click()
+    expect(page.get_by_role("status")).to_have_text("Live")
+    expect(page.locator("#total")).to_have_text("3")
+    expect(page).to_have_title("3 decisions – Routecast")
+    expect(retry).to_be_hidden()
+
+
+def test_a_network_that_returns_is_used_at_once(server: Server, tab: Tab) -> None:
+    """The browser's word that it is online again ends the wait."""
+    server.post([decision()])
+    page = tab.open(server)
+    server.kill()
+    retry = page.get_by_role("button", name="Retry now")
+    for least, most in [(7, 10), (11, 16), (17, 25)]:
+        retry.click()
+        wait_seconds(page, least, most)
+    server.start()
+    page.evaluate("dispatchEvent(new Event('online'))")
+    expect(page.get_by_role("status")).to_have_text("Live")
+    expect(page.locator("#updated")).to_contain_text("Updated just now")
+
+
+def test_a_server_that_returns_is_found_without_help(server: Server, tab: Tab) -> None:
+    """Nobody needs to press a button: the first retry comes within six seconds."""
+    server.post([decision()])
+    page = tab.open(server)
+    server.kill()
+    wait_seconds(page, 4, 6)
+    server.start()
+    expect(page.get_by_role("status")).to_have_text("Live", timeout=20_000)
+    expect(page.locator("#total")).to_have_text("1")
+
+
+def test_a_server_that_falls_silent_is_stale(server: Server, tab: Tab) -> None:
+    """An open connection without frames is not called live, and is again when frames come."""
+    server.post([decision()])
+    page = tab.open(server)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        expect(page.get_by_role("status")).to_have_text("Stale", timeout=15_000)
+        expect(page.locator("#updated")).to_contain_text("the connection is open but silent")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    expect(page.get_by_role("status")).to_have_text("Live")
+
+
+def test_the_server_is_asked_where_numbers_come_from(server: Server, tab: Tab) -> None:
+    """The page names the source of the numbers and the state of each component."""
+    server.post([decision()])
+    page = tab.open(server)
+    source = re.compile(r"^Updated just now, from (live totals|the cache|the database)$")
+    expect(page.locator("#updated")).to_have_text(source)
+    expect(page.locator("#health")).to_contain_text("1 open stream")
+    expect(page.locator("#health")).to_contain_text("database ok")
+
+
+def test_hostile_names_are_text(server: Server, tab: Tab) -> None:
+    """A name that is markup is shown letter by letter, and a name like __proto__ is a name."""
+    strategy = """<img src=x onerror="document.body.id='owned'">"""
+    provider = """"><script>document.body.id='owned'</script>"""
+    server.post([decision(strategy, provider)] * 2 + [decision("__proto__", "42")])
+    page = tab.open(server)
+    assert [row[:2] for row in strategies(page)] == [[strategy, "2"], ["__proto__", "1"]]
+    assert [row[:2] for row in bars(page, "Providers")] == [[provider, "2"], ["42", "1"]]
+    assert page.locator("main img, main script").count() == 0
+    assert page.locator("body").get_attribute("id") is None
+    assert page.get_by_text(strategy).get_attribute("title") == strategy
+
+
+def test_the_page_needs_nothing_but_its_server(server: Server, tab: Tab) -> None:
+    """No other host is asked, the policy forbids it, and the browser has nothing to complain of."""
+    server.post([decision(confidence=0.5)])
+    response = tab.page.goto(server.url)
+    assert response is not None
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert "{{" not in response.text()
+    expect(tab.page.locator("#health")).to_contain_text("Routecast")
+    expect(tab.page.locator("#notice")).to_be_hidden()
+    assert tab.hosts == {urlsplit(server.url).netloc}
+    assert tab.complaints == []
+
+
+def test_a_notice_is_shown(tmp_path: Path, tab: Tab) -> None:
+    """What everybody must know stands at the top, and is text whatever is in it."""
+    with Server(tmp_path, env={"ROUTECAST_NOTICE": 'Trial of <b>"May"</b>'}) as server:
+        page = tab.open(server)
+        expect(page.locator("#notice")).to_have_text('Trial of <b>"May"</b>')
+        expect(page.locator("#notice")).to_be_visible()
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "full"])
+def test_a_narrow_screen_never_scrolls_sideways(server: Server, tab: Tab, empty: bool) -> None:
+    """At 360 px everything fits, names of the greatest length and large numbers included."""
+    if not empty:
+        many = [decision("s" * 63 + str(i), "p" * 63 + str(i), cost=99.99) for i in range(9)]
+        server.post(many * 200)
+    tab.page.set_viewport_size({"width": 360, "height": 780})
+    page = tab.open(server)
+    expect(page.locator("#welcome" if empty else "#total")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_a_dark_scheme_is_dark(server: Server, tab: Tab) -> None:
+    """Paper and ink change places with the scheme the person prefers."""
+    page = tab.open(server)
+    colours = """() => {
+        const { backgroundColor, color } = getComputedStyle(document.documentElement);
+        return [backgroundColor, color].map(c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0));
+    }"""
+    page.emulate_media(color_scheme="light")
+    paper, ink = page.evaluate(colours)
+    assert paper > 600
+    assert ink < 150
+    page.emulate_media(color_scheme="dark")
+    paper, ink = page.evaluate(colours)
+    assert paper < 150
+    assert ink > 600
+
+
+def test_numbers_are_written_for_people(server: Server, tab: Tab) -> None:
+    """Dashes, separators and digits are as a person expects them."""
+    expected = {
+        "formatCount(null)": "–",
+        "formatCount(18931300000)": "18,931,300,000",
+        "formatConfidence(null)": "–",
+        "formatShare(0.0001)": "<0.1%",
+        "formatShare(0.99999)": ">99.9%",
+        "formatShare(1)": "100.0%",
+        "formatShare(NaN)": "–",
+        "formatRate(0.001)": "<0.01",
+        "formatRate(0)": "0.00",
+        "formatRate(1234.5)": "1,235",
+        "formatMoney(null)": "–",
+        "formatMoney(0)": "$0.00",
+        "formatMoney(0.0023)": "$0.0023",
+        "formatMoney(0.000000001)": "$0.000000001",
+        "formatMoney(0.9999)": "$1.00",
+        "formatMoney(1234567.891)": "$1,234,567.89",
+        "formatMoney(0.01, moneyDigits([0.01, 0.0023]))": "$0.0100",
+        "formatLatency(999.7)": "1 s",
+        "formatLatency(0.25)": "0.25 ms",
+        "formatAge(119999)": "119 s",
+        "formatAge(120000)": "2 min",
+        "formatName('\\u202elive')": "\ufffdlive",
+    }
+    calls = ", ".join(expected)
+    names = (
+        "{ " + ", ".join(sorted({call.split("(")[0] for call in expected} | {"moneyDigits"})) + " }"
+    )
+    page = tab.open(server)
+    written = page.evaluate(f"import('/dashboard/format.js').then(({names}) => [{calls}])")
+    assert dict(zip(expected, written, strict=True)) == expected
+
+
+def test_what_the_server_cannot_tell_is_called_stale(server: Server, tab: Tab) -> None:
+    """The error document of the contract is no metrics, and makes the last numbers stale."""
+    page = tab.open(server)
+    status = page.evaluate(
+        """async () => {
+            const { readFrame } = await import("/dashboard/protocol.js");
+            const { describe } = await import("/dashboard/status.js");
+            const frame = readFrame('{"error":"Failed to fetch metrics","timestamp":"…"}');
+            return describe({ stream: { phase: "live" }, ...frame }, 0);
+        }"""
+    )
+    assert status["word"] == "Stale"
+    assert status["reason"] == "the server answers “Failed to fetch metrics”"

@@ -1,0 +1,1 @@
+"""What tests share: a real server as a process, and an oracle that counts on its own."""
