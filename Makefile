@@ -33,7 +33,7 @@ check: install  ## Lint, format, types, layers
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timings >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
+	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
 
 format: install  ## Format the code
 	@$(BIN)/ruff check --fix

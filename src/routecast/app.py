@@ -25,7 +25,7 @@ from routecast.edge.http import Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.ws import MetricsSocket
-from routecast.errors import BadSettings, RoutecastError
+from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
@@ -41,10 +41,15 @@ log = logging.getLogger(__name__)
 VERSION = version("routecast")
 # What waits is committed within this time at shutdown, in seconds; then the process goes.
 DRAIN_SECONDS = 4.0
+# Between two tries to open a database that could not be reached at the start.
+OPEN_SECONDS = 1.0
 
 
-def open_store(url: str) -> Store:
-    """Return the store a database URL names, not yet opened. Raises BadSettings."""
+def open_store(url: str, *, create: bool = True) -> Store:
+    """Return the store a database URL names, not yet opened. Raises BadSettings.
+
+    Without `create`, opening it fails where there is no such database.
+    """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
         path = unquote(parts.path).removeprefix("/")
@@ -53,7 +58,7 @@ def open_store(url: str) -> Store:
                 f"database {url!r}: name a file, as in sqlite:///routecast.db (relative) or "
                 "sqlite:////var/lib/routecast.db (absolute)"
             )
-        return SqliteStore(path)
+        return SqliteStore(path, create=create)
     raise BadSettings(f"database {url!r}: must start with sqlite:///")
 
 
@@ -118,9 +123,9 @@ class Services:
         """Open the engines and run the services; at the end commit what waits and close all."""
         engines = self.engines
         async with AsyncExitStack() as stack:
-            await engines.store.open()
             for engine in (engines.store, engines.cache, engines.bus):
                 stack.push_async_callback(engine.close)
+            await stack.enter_async_context(_opened(engines.store))
             retention = run_retention(engines.store, engines.clock, self._retention)
             await stack.enter_async_context(_task("retention", lambda: retention))
             await stack.enter_async_context(_task("live", self.live.run))
@@ -143,6 +148,28 @@ class Services:
             components=Components(database="failing" if failing else "ok", cache=cache, bus="ok"),
             source=source.value if source else "none",
         )
+
+
+@asynccontextmanager
+async def _opened(store: Store) -> AsyncIterator[None]:
+    """Open a store; where it cannot be reached now, go on and try again beside the body."""
+    try:
+        await store.open()
+    except Unavailable as error:
+        log.error("The database cannot be opened, and will be tried again: %s", error)
+        async with _task("open", lambda: _open_again(store)):
+            yield
+    else:
+        yield
+
+
+async def _open_again(store: Store) -> None:
+    while True:
+        await asyncio.sleep(OPEN_SECONDS)
+        with suppress(Unavailable):
+            await store.open()
+            log.warning("The database is open")
+            return
 
 
 def _baseline(settings: Settings, prices: Prices) -> Baseline | None:

@@ -113,5 +113,6 @@ def load_settings(**given: Any) -> Settings:
         for wrong in error.errors():
             name = str(wrong["loc"][0]) if wrong["loc"] else ""
             label = f"{name} (ROUTECAST_{name.upper()}): " if name else ""
-            lines.append(label + wrong["msg"].removeprefix("Value error, "))
+            rule = wrong["msg"].removeprefix("Value error, ")
+            lines.append(label + rule.replace("Input should be", "must be"))
         raise BadSettings("\n".join(lines)) from None

@@ -1,5 +1,6 @@
 """The page at `/`, in a real Chromium against a real server."""
 
+import json
 import re
 import shutil
 import signal
@@ -98,10 +99,11 @@ def test_pasting_the_line_of_the_empty_page_sends_the_first_decision(
     expect(page.get_by_role("heading", name="No decisions yet")).to_be_visible()
     line = page.locator("#first-decision").inner_text()
     assert line == (
-        """curl --json '{"strategy":"hybrid","provider":"gemini","confidence":0.87,"cost":0.0023}'"""
-        f" {server.url}/v1/decisions"
+        """curl --json '{"strategy":"hybrid","provider":"gemini","""
+        f""""confidence":0.87,"cost":0.0023}}' {server.url}/v1/decisions"""
     )
-    subprocess.run(["sh", "-c", line], check=True, capture_output=True)
+    curl = subprocess.run(["sh", "-c", line], check=True, capture_output=True, timeout=30)
+    assert json.loads(curl.stdout)["accepted"] == 1
     expect(page.locator("#total")).to_have_text("1")
     expect(page.locator("#cost")).to_have_text("$0.0023")
     expect(page.get_by_role("heading", name="No decisions yet")).to_be_hidden()
@@ -326,7 +328,8 @@ def test_a_dark_scheme_is_dark(server: Server, tab: Tab) -> None:
     page = tab.open(server)
     colours = """() => {
         const { backgroundColor, color } = getComputedStyle(document.documentElement);
-        return [backgroundColor, color].map(c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0));
+        const sum = (rgb) => rgb.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0);
+        return [sum(backgroundColor), sum(color)];
     }"""
     page.emulate_media(color_scheme="light")
     paper, ink = page.evaluate(colours)

@@ -1,6 +1,7 @@
 """A real server in a process of its own, on a free port, with a database in a temporary folder."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ class Server:
         self.port = free_port()
         self.database = folder / "routecast.db"
         self.log = folder / "server.log"
+        self.log.touch()
         self._options = options
         self._env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
@@ -54,22 +56,40 @@ class Server:
 
     def start(self) -> Self:
         """Start, or start again on the same port and database; returns when it is ready."""
+        self.launch()
+        self.wait_for("/ready", 200)
+        return self
+
+    def launch(self) -> None:
+        """Start the process, and no more."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, env=self._env, start_new_session=True
             )
+
+    def wait_for(self, path: str, status: int) -> None:
+        """Wait until a path answers with a status."""
+        assert self.process is not None
         deadline = time.monotonic() + START_SECONDS
         while True:
             if self.process.poll() is not None:
-                raise AssertionError(f"the server ended at once:\n{self.log.read_text()}")
+                raise AssertionError(f"the server ended:\n{self.log.read_text()}")
             try:
-                if self.http.get("/ready").status_code == 200:
-                    return self
+                if self.http.get(path).status_code == status:
+                    return
             except httpx2.TransportError:
                 pass
             if time.monotonic() > deadline:
-                raise AssertionError(f"the server is not ready:\n{self.log.read_text()}")
+                raise AssertionError(f"no {status} of {path}:\n{self.log.read_text()}")
             time.sleep(0.02)  # between two questions; the answer is the event
+
+    def wait_for_log(self, *lines: str) -> None:
+        """Wait until the server has logged all these texts, in this order."""
+        pattern = re.compile(".*".join(re.escape(line) for line in lines), re.DOTALL)
+        deadline = time.monotonic() + START_SECONDS
+        while not pattern.search(self.log.read_text()):
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
 
     def stop(self) -> int:
         """Stop with SIGTERM; return the exit code."""

@@ -6,6 +6,12 @@ from typing import Annotated
 import typer
 
 from routecast.app import VERSION
+from routecast.cli.bench import bench
+from routecast.cli.demo import demo
+from routecast.cli.replay import replay
+from routecast.cli.serve import serve
+from routecast.cli.verify import verify
+from routecast.cli.watch import watch
 from routecast.errors import BadSettings, RoutecastError
 
 app = typer.Typer(
@@ -33,17 +39,12 @@ def _options(
     pass
 
 
-def _register() -> None:
-    from routecast.cli.serve import serve
-    from routecast.cli.verify import verify
-
-    for command in (serve, verify):
-        app.command()(command)
+for _command in (serve, demo, replay, watch, bench, verify):
+    app.command()(_command)
 
 
 def main() -> None:
     """Run the command; a foreseen error is one line and an exit code, never a traceback."""
-    _register()
     try:
         app()
     except BadSettings as error:

@@ -44,12 +44,16 @@ def bench(
         int, typer.Option(metavar="N", min=1, max=1_000_000, help="Streams open at once.")
     ] = 100,
     seconds: Annotated[
-        float, typer.Option(metavar="S", min=0.1, help="How long to listen once all are open.")
+        float,
+        typer.Option(metavar="SECONDS", min=0.1, help="How long to listen once all are open."),
     ] = 10.0,
     interval: Annotated[
         float,
         typer.Option(
-            metavar="S", min=MIN_INTERVAL, max=MAX_INTERVAL, help="Between documents of a stream."
+            metavar="SECONDS",
+            min=MIN_INTERVAL,
+            max=MAX_INTERVAL,
+            help="Between documents of a stream.",
         ),
     ] = 1.0,
     fields: Annotated[
@@ -76,7 +80,7 @@ def bench(
     with _Progress(Console(stderr=True, highlight=False)) as progress:
         interrupted = _run(trial, progress)
     if json:
-        print(msgspec.json.encode(trial.result()).decode())
+        typer.echo(msgspec.json.encode(trial.result()).decode())
     else:
         _show(Console(highlight=False), target, trial.result())
     if interrupted:
@@ -112,7 +116,7 @@ def _run(trial: "Trial", progress: "_Progress") -> bool:
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
-        import uvloop  # noqa: PLC0415 - not there on every platform
+        import uvloop
     except ImportError:
         return None
     return uvloop.new_event_loop
@@ -139,6 +143,10 @@ class _Progress(Progress):
         return lambda done: self.update(task, completed=done)
 
 
+def _samples() -> "array[float]":
+    return array("d")
+
+
 @dataclass
 class Trial:
     """Many streams to one URL, and what was measured on them; times are in milliseconds."""
@@ -147,10 +155,10 @@ class Trial:
     connections: int
     seconds: float
     interval: float
-    connect: array[float] = field(default_factory=lambda: array("d"))
-    first_frame: array[float] = field(default_factory=lambda: array("d"))
-    latency: array[float] = field(default_factory=lambda: array("d"))
-    jitter: array[float] = field(default_factory=lambda: array("d"))
+    connect: "array[float]" = field(default_factory=_samples)
+    first_frame: "array[float]" = field(default_factory=_samples)
+    latency: "array[float]" = field(default_factory=_samples)
+    jitter: "array[float]" = field(default_factory=_samples)
     failures: Counter[str] = field(default_factory=Counter)
     frames: int = 0
     received: int = 0

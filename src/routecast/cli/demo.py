@@ -33,10 +33,10 @@ _FORGIVEN: Final = 5.0
 
 def demo(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port. [default: 8000, or the next free one]")
+        int | None, typer.Option(help="Port.", show_default="8000, or the next free one")
     ] = None,
     rate: Annotated[
         float, typer.Option(metavar="X", min=0.1, max=2000, help="Decisions a second, on average.")
@@ -47,7 +47,9 @@ def demo(
     database: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Where to keep it all. [default: a temporary one, then removed]"
+            metavar="URL",
+            help="Where to keep it all.",
+            show_default="a temporary one, removed at the end",
         ),
     ] = None,
 ) -> None:

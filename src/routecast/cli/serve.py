@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated, Final
 
 import typer
@@ -14,7 +15,7 @@ import uvicorn
 
 from routecast.app import create_app, open_engines
 from routecast.config import Settings, load_settings
-from routecast.errors import BadSettings
+from routecast.errors import BadSettings, Unavailable
 
 # A client that is silent is found out after PING_SECONDS + PONG_SECONDS, at the latest.
 PING_SECONDS: Final = 10.0
@@ -80,6 +81,7 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_not_a_refusal)
     settings.require_safe()
     asyncio.run(_check_database(settings))
     listener = bind(settings.host, settings.port)
@@ -107,37 +109,44 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     return 0 if server.started else 1
 
 
+def _not_a_refusal(record: logging.LogRecord) -> bool:
+    # Uvicorn takes a refused upgrade, answered as ASGI has it, for an error of the application.
+    return record.getMessage() != "ASGI callable returned without completing handshake."
+
+
 async def _check_database(settings: Settings) -> None:
-    # Before anything else, so that what is wrong with it is told in one line.
+    # Before anything else, so that what is wrong with it is told in one line. One that cannot be
+    # reached now may be in a moment: that is the server's to wait for.
     store = open_engines(settings).store
     try:
-        await store.open()
+        with suppress(Unavailable):
+            await store.open()
     finally:
         await store.close()
 
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port; 0 takes a free one. [default: 8000]")
+        int | None, typer.Option(help="Port; 0 takes a free one.", show_default="8000")
     ] = None,
     database: Annotated[
         str | None,
         typer.Option(
-            help="Where decisions are kept. [env: ROUTECAST_DATABASE_URL] "
-            "[default: sqlite:///routecast.db]"
+            help="Where decisions are kept (ROUTECAST_DATABASE_URL).",
+            show_default="sqlite:///routecast.db",
         ),
     ] = None,
     redis: Annotated[
-        str | None, typer.Option(help="Redis URL, for many nodes. [env: ROUTECAST_REDIS_URL]")
+        str | None, typer.Option(help="Redis URL, for many nodes (ROUTECAST_REDIS_URL).")
     ] = None,
     interval: Annotated[
-        float | None, typer.Option(help="Seconds between frames, 0.1 to 60. [default: 5]")
+        float | None, typer.Option(help="Seconds between frames, 0.1 to 60.", show_default="5")
     ] = None,
     log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error. [default: info]")
+        str | None, typer.Option(help="debug, info, warning or error.", show_default="info")
     ] = None,
     insecure: Annotated[
         bool | None,
@@ -146,7 +155,8 @@ def serve(
 ) -> None:
     """Take decisions in and stream metrics out.
 
-    Each option is also an environment variable, such as ROUTECAST_PORT; an option wins.
+    Each option is also an environment variable, such as ROUTECAST_PORT; the option wins. More
+    settings, such as retention and limits, are environment variables only: see docs/settings.md.
     """
     settings = load_settings(
         host=host,

@@ -23,9 +23,9 @@ class Subscriber(asyncio.Protocol):
     """A stream on websockets' sans-I/O core.
 
     `opened` is done when it is open or cannot be, `gone` when its connection has ended.
-
     `on_message` is called for each whole message, `on_lost` once if an open stream ends by itself.
-    `opened_at` and `last` (kept by `on_message`) are seconds since 1970, 0 before. Its cost per message is small, so that thousands in one process measure the server.
+    `opened_at` and `last` (kept by `on_message`) are seconds since 1970, 0 before. What it costs
+    per message is small, so that thousands in one process measure the server and not themselves.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Subscriber(asyncio.Protocol):
 
     def _take(self, frame: Frame, now: float) -> None:
         if frame.fin and not self._partial:
-            self._on_message(self, frame.data, now)
+            self._on_message(self, bytes(frame.data), now)
             return
-        self._partial.append(frame.data)
+        self._partial.append(bytes(frame.data))
         if frame.fin:
             whole = b"".join(self._partial)
             self._partial.clear()
@@ -110,7 +110,7 @@ class Subscriber(asyncio.Protocol):
 async def subscribe(
     url: str, on_message: OnMessage, on_lost: Callable[[Exception], None], timeout: float
 ) -> Subscriber:
-    """Open one stream. Raises OSError, TimeoutError or InvalidHandshake when it is not to be had."""
+    """Open one stream. Raises OSError (TimeoutError too) or InvalidHandshake."""
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()
     tls = ssl.create_default_context() if uri.secure else None

@@ -31,5 +31,5 @@ def say(console: Console, message: object, style: str = "") -> None:
 
 def fail(message: object, code: int = FAILED) -> NoReturn:
     """Say on standard error what is wrong and end with `code`."""
-    say(Console(stderr=True), f"Error: {message}", "red")
+    say(Console(stderr=True), f"routecast: {message}", "red")
     raise typer.Exit(code)

@@ -18,8 +18,8 @@ def verify(
     database: Annotated[
         str | None,
         typer.Option(
-            help="The database to check; a server may be running on it. "
-            "[env: ROUTECAST_DATABASE_URL] [default: sqlite:///routecast.db]"
+            help="The database to check (ROUTECAST_DATABASE_URL); a server may run on it.",
+            show_default="sqlite:///routecast.db",
         ),
     ] = None,
 ) -> None:
@@ -27,7 +27,7 @@ def verify(
 
     Ends with 0 when all is equal and with 1 when anything differs or cannot be read.
     """
-    store = open_store(load_settings(database_url=database).database_url)
+    store = open_store(load_settings(database_url=database).database_url, create=False)
     differences = asyncio.run(_verify(store))
     raise typer.Exit(1 if differences else 0)
 

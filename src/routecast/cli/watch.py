@@ -27,6 +27,7 @@ from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_FIELDS, MAX_INTERVAL, MIN_INTERVAL
 
 _FIELDS: Final = (*DEFAULT_FIELDS, "cost", "latency_ms", "errors", "rate")
+_FIRST_DECISION: Final = """  --json '{"strategy":"hybrid","provider":"gemini"}'"""
 _REDRAW: Final = 0.5
 _TERMINATED: Final = 143
 # Closer than this, a difference of totals is mostly noise.
@@ -175,10 +176,7 @@ class _View:
             document=self.document,
             rates=list(self.rates) if live else [],
             seconds_apart=max(self.interval, _SHORTEST_STEP),
-            first_decision=(
-                f"curl {self.target.http('/v1/decisions')} -H 'Content-Type: application/json' "
-                """-d '{"strategy": "hybrid", "provider": "gemini", "confidence": 0.9}'"""
-            ),
+            first_decision=f"curl {self.target.http('/v1/decisions')} \\\n{_FIRST_DECISION}",
             foot="Ctrl-C leaves" if live else "",
             unbounded=not live,
         )
@@ -222,13 +220,13 @@ async def _print_once(events: AsyncGenerator[Event], view: _View, console: Conso
 
 async def _print_json(events: AsyncGenerator[Event], target: Server, *, once: bool) -> int:
     if once:
-        print((await _first_frame(events, target)).text, flush=True)
+        typer.echo((await _first_frame(events, target)).text)
         return 0
     event: Event | None = None
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Frame):
-                print(event.text, flush=True)
+                typer.echo(event.text)
             elif isinstance(event, Waiting):
                 words = f"{event.why}; trying again in {event.seconds:.1f} s"
                 say(Console(stderr=True), words, "yellow")

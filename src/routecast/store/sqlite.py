@@ -55,20 +55,23 @@ def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
 class SqliteStore:
     """Keeps everything in one SQLite file (`ports.Store`)."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, create: bool = True) -> None:
         self.path = Path(path)
+        self._create = create
         self._writer = ThreadPoolExecutor(1, "sqlite-writer")
         self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._db: apsw.Connection
+        self._open_for_use = False
         self._closed = False
         self._forget()
 
     # -- ports.Store ----------------------------------------------------------------------------
 
     async def open(self) -> None:
-        await self._run(self._writer, self._open)
+        await self._run(self._writer, self._open, opening=True)
+        self._open_for_use = True
 
     async def close(self) -> None:
         if self._closed:
@@ -102,7 +105,15 @@ class SqliteStore:
 
     # -- threads --------------------------------------------------------------------------------
 
-    async def _run(self, threads: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        work: Callable[..., T],
+        *args: Any,
+        opening: bool = False,
+    ) -> T:
+        if not self._open_for_use and not opening:
+            raise Unavailable("the database is not open yet")
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(threads, work, *args)
@@ -136,27 +147,35 @@ class SqliteStore:
     # -- opening --------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        if not self._create and not self.path.exists():
+            raise BadDatabase(f"there is no database {self.path}")
         try:
-            self._db = apsw.Connection(str(self.path), statementcachesize=STATEMENTS_KEPT)
-            self._db.set_busy_timeout(BUSY_MS)
-            self._check_ours()
-            self._db.execute("PRAGMA journal_mode = WAL")
+            db = apsw.Connection(str(self.path), statementcachesize=STATEMENTS_KEPT)
+        except apsw.CantOpenError as error:
+            raise BadDatabase(f"cannot open {self.path} ({error}); is its folder there?") from None
+        try:
+            db.set_busy_timeout(BUSY_MS)
+            self._check_ours(db)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA cache_size = -65536")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            self._migrate(db)
         except apsw.NotADBError:
+            db.close()
             raise BadDatabase(f"{self.path} is not a SQLite database") from None
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
-            raise BadDatabase(
-                f"cannot open {self.path} for writing ({error}); does its folder exist?"
-            ) from None
-        self._connections.append(self._db)
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = OFF")  # series ids come from the same transaction
-        self._db.execute("PRAGMA cache_size = -65536")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        self._migrate()
+            db.close()
+            raise BadDatabase(f"cannot write to {self.path} ({error})") from None
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+        self._connections.append(db)
 
-    def _check_ours(self) -> None:
-        ours, version = self._pragma("application_id"), self._pragma("user_version")
-        if ours != APPLICATION_ID and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+    def _check_ours(self, db: apsw.Connection) -> None:
+        ours, version = db.pragma("application_id"), db.pragma("user_version")
+        if ours != APPLICATION_ID and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
             raise BadDatabase(f"{self.path} is a database of another program")
         if version > MIGRATIONS[-1][0]:
             raise BadDatabase(
@@ -164,19 +183,17 @@ class SqliteStore:
                 f"{MIGRATIONS[-1][0]}): upgrade this program"
             )
 
-    def _pragma(self, name: str) -> int:
-        return int(self._db.pragma(name))
-
-    def _migrate(self) -> None:
-        with transaction(self._db):
-            done = self._pragma("user_version")
+    @staticmethod
+    def _migrate(db: apsw.Connection) -> None:
+        with transaction(db):
+            done = db.pragma("user_version")
             for number, script in MIGRATIONS:
                 if number > done:
-                    self._db.execute(script)
-                    self._db.execute(f"PRAGMA user_version = {number}")
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            query(self._db, "begin_history", secrets.token_hex(8))
-            self._db.execute("COMMIT")
+                    db.execute(script)
+                    db.execute(f"PRAGMA user_version = {number}")
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            query(db, "begin_history", secrets.token_hex(8))
+            db.execute("COMMIT")
 
     # -- writing (on the writer thread) ---------------------------------------------------------
 

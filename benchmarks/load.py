@@ -1,0 +1,133 @@
+"""Load: an HTTP/1.1 client that costs little, and the process that sends bodies through many."""
+
+import asyncio
+import resource
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+import uvloop
+
+from benchmarks.cases import Broken, answer
+from benchmarks.traffic import read_bodies
+
+HOST: Final = "127.0.0.1"
+
+
+class Client(asyncio.Protocol):
+    """One keep-alive connection with one request in flight at a time.
+
+    It reads no more of an answer than its status and length, so that it measures the server and
+    not itself.
+    """
+
+    def __init__(self) -> None:
+        self._received = b""
+        self._answer: asyncio.Future[bytes] | None = None
+        self._transport: asyncio.Transport
+
+    @classmethod
+    async def connect(cls, port: int) -> "Client":
+        """Open a connection to a server on this machine."""
+        _, client = await asyncio.get_running_loop().create_connection(cls, HOST, port)
+        return client
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    async def ask(self, request: bytes) -> bytes:
+        """Send a whole request; return the body of its answer. Raises Broken unless it is 200."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end or self._answer is None:
+            return
+        _, _, rest = head.lower().partition(b"content-length: ")
+        if len(body) < int(rest.partition(b"\r\n")[0]):
+            return
+        self._received = b""
+        if head[9:12] == b"200":
+            self._answer.set_result(body)
+        else:
+            self._answer.set_exception(Broken(f"{head.decode()}\n{body.decode()}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(Broken(f"the server hung up: {error}"))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._transport.close()
+
+
+def get(path: str) -> bytes:
+    """Return the bytes of a GET request."""
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+
+
+def post(body: bytes) -> bytes:
+    """Return the bytes of a request that sends decisions."""
+    head = (
+        f"POST /v1/decisions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Load(msgspec.Struct):
+    """Send a file of bodies to a port, so many in flight; the first `warm_up` are not timed."""
+
+    port: int
+    bodies: str
+    in_flight: int
+    warm_up: int
+
+
+class Sent(msgspec.Struct):
+    """What a load came to: timed seconds, the client's share of a core in them, the answers."""
+
+    seconds: float
+    busy: float
+    accepted: int
+
+
+class _Receipt(msgspec.Struct):
+    accepted: int
+
+
+async def _send(load: Load) -> Sent:
+    requests = [post(body) for body in read_bodies(load.bodies)]
+    clients = [await Client.connect(load.port) for _ in range(load.in_flight)]
+    answers: list[bytes] = []
+
+    async def through(client: Client, waiting: Iterator[bytes]) -> None:
+        for request in waiting:
+            answers.append(await client.ask(request))
+
+    async def all_of(part: list[bytes]) -> None:
+        waiting = iter(part)
+        await asyncio.gather(*(through(client, waiting) for client in clients))
+
+    await all_of(requests[: load.warm_up])
+    started, busy = time.perf_counter(), _processor_seconds()
+    await all_of(requests[load.warm_up :])
+    seconds, busy = time.perf_counter() - started, _processor_seconds() - busy
+    for client in clients:
+        client.close()
+    receipt = msgspec.json.Decoder(_Receipt)
+    return Sent(seconds, busy / seconds, sum(receipt.decode(body).accepted for body in answers))
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    answer(Load, lambda load: uvloop.run(_send(load)))

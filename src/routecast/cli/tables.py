@@ -1,0 +1,162 @@
+"""The tables of `routecast watch`: strategies, confidence bands and providers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from routecast.cli import figures
+from routecast.cli.terminal import plain
+
+# From this many columns on, everything stands in two columns.
+WIDE: Final = 120
+# No line is ever wrapped or taller than one: the layout counts lines.
+ONE_LINE: Final[dict[str, Any]] = {"no_wrap": True, "overflow": "ellipsis"}
+
+_GAP: Final = 4
+_NARROW_BAR: Final = 8
+_MIDDLE_BAR: Final = 12
+_WIDE_BAR: Final = 24
+_LEAST_ROWS: Final = 3
+_BAR_COLUMN: Final = 3
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    name: str
+    count: int
+    whole: int
+
+
+def tables(document: Mapping[str, Any], width: int, height: int, style: str) -> RenderableType:
+    """Lay out the three tables: over each other with two side by side, or all in two columns.
+
+    `height` is how many rows of all tables there is room for; what is over it is summed up.
+    """
+    total, bands = document["total_decisions"], document["confidence_distribution"]
+    known = sum(bands.values())
+    band_bars = [_Bar(name, count, known) for name, count in bands.items()]
+    provider_bars = [_Bar(name, count, total) for name, count in document["provider_usage"].items()]
+    strategies = list(document["strategy_performance"].items())
+    note = f"{total - known:,} without one" if total > known else ""
+    content: RenderableType
+    if width >= WIDE:
+        confidence = _bars("confidence", band_bars, len(bands), _WIDE_BAR, note)
+        room = height - len(bands) - bool(note)
+        providers = _bars("providers", provider_bars, max(room, _LEAST_ROWS), _WIDE_BAR)
+        table = _strategies(strategies, total, max(height + 2, _LEAST_ROWS), _WIDE_BAR)
+        content = _side_by_side(table, Group(confidence, Text(), providers), (3, 2))
+    else:
+        needed = max(len(bands) + bool(note), len(provider_bars))
+        above, below = _shared(height, len(strategies), needed)
+        bar = _bar_width(width // 2 - 30, _NARROW_BAR)
+        confidence = _bars("confidence", band_bars, len(bands), bar, note)
+        providers = _bars("providers", provider_bars, below, bar)
+        table = _strategies(strategies, total, above, _bar_width(width - 64, _MIDDLE_BAR))
+        content = Group(table, Text(), _side_by_side(confidence, providers, (1, 1)))
+    grid = Table.grid(expand=True)
+    grid.add_column(style=style)
+    grid.add_row(content)
+    return grid
+
+
+def _bar_width(room: int, most: int) -> int:
+    """Return the width of a table's bars, 0 where names would have to give way to them."""
+    return max(0, min(room, most))
+
+
+def _shared(height: int, first: int, second: int) -> tuple[int, int]:
+    """Divide lines between two stacked tables: each gets what it needs, or its fair part."""
+    if first + second <= height:
+        return first, second
+    half = max(height // 2, _LEAST_ROWS)
+    if first <= half:
+        return first, max(height - first, _LEAST_ROWS)
+    if second <= half:
+        return max(height - second, _LEAST_ROWS), second
+    return half, max(height - half, _LEAST_ROWS)
+
+
+def _side_by_side(left: RenderableType, right: RenderableType, ratios: tuple[int, int]) -> Table:
+    grid = Table.grid(expand=True, padding=(0, _GAP, 0, 0))
+    for ratio in ratios:
+        grid.add_column(ratio=ratio)
+    grid.add_row(left, right)
+    return grid
+
+
+def _strategies(
+    rows: Sequence[tuple[str, Mapping[str, Any]]], total: int, room: int, bar: int
+) -> RenderableType:
+    digits = figures.money_digits(row["avg_cost"] for _, row in rows)
+    shown, rest = _cut(rows, room)
+    table = _table(
+        bar,
+        ("strategies", "decisions", "share", "", "avg cost", "avg confidence"),
+        (
+            (
+                name,
+                figures.count(row["count"]),
+                figures.share(row["count"], total),
+                figures.bar(row["count"], total, bar),
+                figures.money(row["avg_cost"], digits),
+                figures.confidence(row["avg_confidence"]),
+            )
+            for name, row in shown
+        ),
+    )
+    return _with_note(table, _rest_words([row["count"] for _, row in rest]))
+
+
+def _bars(
+    heading: str, bars: Sequence[_Bar], room: int, width: int, note: str = ""
+) -> RenderableType:
+    shown, rest = _cut(bars, room)
+    table = _table(
+        width,
+        (heading, "", "share", ""),
+        (
+            (
+                bar.name,
+                figures.count(bar.count),
+                figures.share(bar.count, bar.whole),
+                figures.bar(bar.count, bar.whole, width),
+            )
+            for bar in shown
+        ),
+    )
+    return _with_note(table, note or _rest_words([bar.count for bar in rest]))
+
+
+def _table(bar: int, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of names and numbers; its fourth column is bars of a width, or left out."""
+    table = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(Text(headings[0], style="bold not dim"), ratio=1, **ONE_LINE)
+    places = [place for place in range(1, len(headings)) if bar or place != _BAR_COLUMN]
+    for place in places:
+        if place == _BAR_COLUMN:
+            table.add_column(headings[place], width=bar, style="cyan", **ONE_LINE)
+        else:
+            table.add_column(headings[place], justify="right", **ONE_LINE)
+    for row in rows:
+        table.add_row(*(Text(plain(row[place])) for place in (0, *places)))
+    return table
+
+
+def _cut(rows: Sequence[Item], room: int) -> tuple[Sequence[Item], Sequence[Item]]:
+    if len(rows) <= room:
+        return rows, ()
+    return rows[: room - 1], rows[room - 1 :]
+
+
+def _rest_words(counts: Sequence[int]) -> str:
+    return f"and {len(counts):,} more, with {sum(counts):,} decisions" if counts else ""
+
+
+def _with_note(table: Table, note: str) -> RenderableType:
+    return Group(table, Text(note, style="dim")) if note else table

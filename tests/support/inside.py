@@ -1,0 +1,76 @@
+"""A real server in this process, so that a test can reach the engines behind it."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvicorn
+
+from routecast.app import Engines, Services, create_app
+from routecast.config import Settings
+
+T = TypeVar("T")
+
+START_SECONDS = 30.0
+
+
+class _Telling(uvicorn.Server):
+    """A server that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class InsideServer:
+    """Uvicorn on a free port, in a thread with a loop of its own."""
+
+    def __init__(self, settings: Settings, engines: Engines) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        app = create_app(settings, engines)
+        self.services: Services = app.state.services
+        config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="on")
+        self._server = _Telling(config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+
+    @property
+    def port(self) -> int:
+        port: int = self._listener.getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws/metrics"
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the server's loop; return its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_SECONDS)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._server.serve(sockets=[self._listener]))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._server.listening.wait(START_SECONDS)
+        assert self._server.started
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join(START_SECONDS)
+        self._loop.close()
