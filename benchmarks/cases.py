@@ -20,7 +20,8 @@ def run_case(module: str, task: msgspec.Struct, answers: type[Result]) -> Result
     command = [sys.executable, "-m", module, msgspec.json.encode(task).decode()]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
-        raise Broken(f"{module} failed:\n{done.stderr.decode().strip()}")
+        why = done.stderr.decode().strip().splitlines()[-20:]
+        raise Broken("\n".join([f"{module} failed:", *why]))
     return msgspec.json.decode(done.stdout, type=answers)
 
 

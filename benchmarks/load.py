@@ -4,7 +4,7 @@ import asyncio
 import resource
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 import uvloop
@@ -34,8 +34,8 @@ class Client(asyncio.Protocol):
         return client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # What uvloop gives is one, though it does not say so.
+        self._transport = cast(asyncio.Transport, transport)
 
     async def ask(self, request: bytes) -> bytes:
         """Send a whole request; return the body of its answer. Raises Broken unless it is 200."""

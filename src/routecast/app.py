@@ -264,7 +264,7 @@ def _add_routes(app: FastAPI, settings: Settings, services: Services) -> None:
         WebSocketRoute("/ws/metrics", socket),
     ]
     app.include_router(metrics_router(services.latest.frame))
-    app.include_router(ops_router(services.health, engines.store.check, services.instruments))
+    app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
     app.include_router(page_router(settings.notice))
     app.mount("/dashboard", dashboard_files())
     derive = app.openapi

@@ -14,6 +14,10 @@ class BadParameter(RoutecastError):
         self.message = message
 
 
+class Forbidden(RoutecastError):
+    """Policy does not let this client in. Trying again will not help."""
+
+
 class BadBody(RoutecastError):
     """A request body cannot be read at all. Nothing of it was kept."""
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 MAX_WAITING: Final = 200_000
 # Larger groups do not commit faster per decision, and keep those in them waiting longer.
 MAX_GROUP: Final = 10_000
+# For so long a failed commit makes the node unready; then it is given another try.
+FAILING_SECONDS: Final = 5.0
 
 
 class Batch:
@@ -59,8 +61,23 @@ class Ingest:
         self._waiting = 0
         self._arrived = asyncio.Event()
         self._closing = False
-        self.failing: str | None = None  # why the last commit failed, None when it did not
+        self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
         instruments.queue_depth.set_function(lambda: self._waiting)
+
+    @property
+    def failing(self) -> Unavailable | None:
+        """Why commits fail, if one did lately. A failure long past says nothing about now."""
+        if self._failed is None or time.monotonic() - self._failed[0] > FAILING_SECONDS:
+            return None
+        return self._failed[1]
+
+    async def check(self) -> None:
+        """Raise Unavailable when decisions could not be acknowledged now."""
+        if self._closing:
+            raise Unavailable("shutting down")
+        if self.failing is not None:
+            raise self.failing
+        await self._store.check()
 
     async def submit(self, decisions: Sequence[Decision]) -> tuple[int, Position]:
         """Keep a batch; return how many were new, and the position of their commit.
@@ -127,9 +144,9 @@ class Ingest:
         finally:
             self._waiting -= sum(len(batch.decisions) for batch in group)
         self._instruments.commit_seconds.observe(time.perf_counter() - started)
-        if self.failing is not None:
+        if self._failed is not None:
             log.warning("Commits succeed again")
-            self.failing = None
+            self._failed = None
         await self._tell(commit)
         for batch, inserted in zip(group, commit.inserted, strict=True):
             if not batch.done.done():
@@ -146,9 +163,9 @@ class Ingest:
         if not isinstance(error, Unavailable):
             log.error("A commit failed for a reason not foreseen", exc_info=error)
             error = Unavailable("the commit failed; see the server's log")
-        if self.failing is None:  # said once, not for each batch
+        if self._failed is None:  # said once, not for each batch
             log.error("Commits fail, decisions are refused: %s", error)
-        self.failing = str(error)
+        self._failed = (time.monotonic(), error)
         for batch in group:
             if not batch.done.done():
                 batch.done.set_exception(error)

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 
 from routecast.errors import BadBody, Invalid, TooLarge
 from routecast.protocol import EPOCH, MAX_BATCH, MICROSECOND, DecisionIn
+
+T = TypeVar("T")
 
 SECOND: Final = 1_000_000
 MINUTE: Final = 60 * SECOND
@@ -75,10 +77,14 @@ def decode(body: bytes, *, lines: bool) -> Sequence[DecisionIn | Broken]:
     except (ValueError, RecursionError):
         # Something in it is wrong: read it again, slowly, to tell the good from the bad.
         items = [_convert(item) for item in (_split(body) if lines else _load(body))]
-    if len(items) > MAX_BATCH:
-        raise TooLarge(f"{len(items):,} decisions in one request; at most {MAX_BATCH:,}")
     if lines and not items:
         raise BadBody("no decision in the request body")
+    return _bounded(items)
+
+
+def _bounded(items: Sequence[T]) -> Sequence[T]:
+    if len(items) > MAX_BATCH:
+        raise TooLarge(f"{len(items):,} decisions in one request; at most {MAX_BATCH:,}")
     return items
 
 
@@ -93,20 +99,24 @@ def _not_a_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _parse(text: str) -> Any:
+def _whole(digits: str) -> int | float:
+    # Python refuses to read very long integers. One over every limit may as well be infinite.
+    return int(digits) if len(digits) < 1000 else float(digits)
+
+
+def _parse(text: str, first_line: int = 1) -> Any:
     try:
-        return json.loads(text, parse_constant=_not_a_number)
+        return json.loads(text, parse_constant=_not_a_number, parse_int=_whole)
     except json.JSONDecodeError as error:
-        raise BadBody(
-            f"not JSON at line {error.lineno} column {error.colno}: {error.msg}"
-        ) from None
+        line = first_line + error.lineno - 1
+        raise BadBody(f"not JSON at line {line} column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise BadBody("not usable JSON: nested too deeply") from None
     except ValueError as error:
         raise BadBody(f"not JSON: {error}") from None
 
 
-def _load(body: bytes) -> list[Any]:
+def _load(body: bytes) -> Sequence[Any]:
     text = _text(body)
     try:
         value = _parse(text)
@@ -119,20 +129,20 @@ def _load(body: bytes) -> list[Any]:
     if isinstance(value, dict):
         return [value]
     if isinstance(value, list):
-        return value
+        return _bounded(value)
     raise BadBody(f"expected an object or an array, got {_kind(value)}")
 
 
 def _split(body: bytes) -> list[Any]:
     values: list[Any] = []
     good = False
-    for line in _text(body).split("\n"):
-        if line.strip():
-            try:
-                values.append(_parse(line))
-                good = True
-            except BadBody as error:
-                values.append(Broken(str(error), None))
+    lines = enumerate(_text(body).split("\n"), 1)
+    for number, line in _bounded([(number, line) for number, line in lines if line.strip()]):
+        try:
+            values.append(_parse(line, number))
+            good = True
+        except BadBody as error:
+            values.append(Broken(str(error), None))
     if values and not good:
         raise BadBody(f"no line is JSON; the first: {values[0].error}")
     return values
@@ -150,12 +160,19 @@ def _convert(value: Any) -> DecisionIn | Broken:
         return Broken(f"expected an object, got {_kind(value)}", None)
     known = value.get("id")
     shown = known if isinstance(known, str) and 0 < len(known) <= 128 and _clean(known) else None
+    # Fields of other names are ignored, even where their names cannot be written as UTF-8.
+    given = {name: given for name, given in value.items() if name in _FIELDS}
     try:
-        return msgspec.convert(value, DecisionIn)
+        return msgspec.convert(given, DecisionIn)
     except msgspec.ValidationError as error:
-        return Broken(_explain(str(error), value), shown)
+        return Broken(_explain(str(error), given), shown)
+    except UnicodeEncodeError:
+        # Nor can a lone surrogate be compared with the few words that may stand here.
+        name = next(name for name in _WORDS if not _clean(str(given.get(name))))
+        return Broken(f"{name}: {_WORDS[name]}", shown)
 
 
+_FIELDS: Final = frozenset(DecisionIn.__struct_fields__)
 _TYPES: Final = {
     "str": "a string",
     "float": "a number",

@@ -3,11 +3,12 @@
 The same session runs under every edge; it never touches a socket.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from routecast.core.view import Subscription, parse_query
-from routecast.errors import BadParameter
+from routecast.errors import Forbidden
 from routecast.protocol import DEFAULT_INTERVAL
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -32,13 +33,14 @@ def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) 
     """Let a browser's page in when it is ours, on this very machine, or named in `allowed`.
 
     Without this, any page a person looks at could read or write at their local Routecast
-    (RFC 6455, 10.2). Clients that are no browser send no origin. Raises BadParameter.
+    (RFC 6455, 10.2). Clients that are no browser send no origin. Raises Forbidden.
     """
     if origin is None or "*" in allowed or origin in allowed:
         return
-    site = urlsplit(origin)
-    if site.netloc and site.netloc == host:
-        return
-    if site.hostname in _LOOPBACK and urlsplit(f"//{host or ''}").hostname in _LOOPBACK:
-        return
-    raise BadParameter("Origin", f"{origin[:200]!r} may not connect; see ROUTECAST_ALLOWED_ORIGINS")
+    with suppress(ValueError):  # neither header needs to hold an address
+        site = urlsplit(origin)
+        if site.netloc and site.netloc == host:
+            return
+        if site.hostname in _LOOPBACK and urlsplit(f"//{host or ''}").hostname in _LOOPBACK:
+            return
+    raise Forbidden(f"Origin {origin[:200]!r} may not connect; see ROUTECAST_ALLOWED_ORIGINS")

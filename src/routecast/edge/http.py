@@ -238,6 +238,7 @@ def describe(schema: dict[str, Any]) -> None:
                     "content": {"application/json": {"schema": receipt}},
                 },
                 "400": {"description": "Not JSON.", **error},
+                "403": {"description": "Sent by a page of another site.", **error},
                 "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **error},
                 "415": {"description": "A content coding other than gzip or zstd.", **error},
                 "422": {"description": "No decision was good.", **error},

@@ -1,0 +1,251 @@
+"""`POST /v1/decisions` as a producer meets it."""
+
+import gzip
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.server import Server
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+GOOD: dict[str, Any] = {"strategy": "hybrid", "provider": "gemini"}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of this file: each looks at what it added."""
+    with Server(tmp_path_factory.mktemp("decisions")) as running:
+        yield running
+
+
+def send(server: Server, body: bytes, **headers: str) -> httpx2.Response:
+    return server.http.post("/v1/decisions", content=body, headers=headers)
+
+
+def total(server: Server) -> int:
+    count: int = server.metrics()["total_decisions"]
+    return count
+
+
+def refused(server: Server, answer: httpx2.Response, status: int, *words: str) -> dict[str, Any]:
+    """Check that an answer is a problem that says these words."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    for word in words:
+        assert word in problem["detail"], problem
+    return problem
+
+
+def test_one_object(shared: Server) -> None:
+    """A single object is a batch of one, and is acknowledged with its position."""
+    before = total(shared)
+    receipt = shared.post(GOOD)
+    assert receipt["accepted"] == 1
+    assert receipt["duplicates"] == receipt["rejected_count"] == 0
+    assert receipt["rejected"] == []
+    assert receipt["position"]["seq"] > 0
+    assert total(shared) == before + 1
+
+
+def test_empty_array_is_nothing_sent(shared: Server) -> None:
+    """An empty array is acknowledged, and changes nothing."""
+    before = shared.post(GOOD)["position"]
+    assert shared.post([]) == {
+        "accepted": 0,
+        "duplicates": 0,
+        "rejected": [],
+        "rejected_count": 0,
+        "position": before,
+    }
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+def test_codings_and_kinds(shared: Server, coding: str, kind: str) -> None:
+    """Arrays and NDJSON, plain, gzip and zstd, all bring the same."""
+    before = total(shared)
+    items = [json.dumps({**GOOD, "reason": f"{coding} {number}"}) for number in range(300)]
+    text = "\n".join(items) + "\n" if "ndjson" in kind else f"[{','.join(items)}]"
+    pack = {"identity": bytes, "gzip": gzip.compress, "zstd": zstd.compress}[coding]
+    headers = {"content-type": kind}
+    if coding != "identity":
+        headers["content-encoding"] = coding
+    answer = send(shared, pack(text.encode()), **headers)
+    assert answer.json()["accepted"] == 300, answer.text
+    assert total(shared) == before + 300
+
+
+def test_partial_acceptance(shared: Server) -> None:
+    """Good ones are kept, bad ones named by place and id, and all are accounted for."""
+    before = total(shared)
+    batch = [
+        GOOD,
+        {**GOOD, "id": "partial-1", "cost": -1},
+        {**GOOD, "id": "partial-2"},
+        {**GOOD, "id": "partial-2"},
+        {"strategy": "hybrid"},
+        17,
+    ]
+    receipt = shared.post(batch)
+    assert receipt["rejected"] == [
+        {"index": 1, "id": "partial-1", "error": "cost: must be 0 or more"},
+        {"index": 4, "error": "provider: is required"},
+        {"index": 5, "error": "expected an object, got a number"},
+    ]
+    assert (receipt["accepted"], receipt["duplicates"], receipt["rejected_count"]) == (2, 1, 3)
+    assert total(shared) == before + 2
+
+
+def test_an_id_counts_once(shared: Server) -> None:
+    """Sent again, in another batch or by another project, an id means what the contract says."""
+    batch = [{**GOOD, "id": f"once-{number}"} for number in range(50)]
+    assert shared.post(batch)["accepted"] == 50
+    again = shared.post(batch)
+    assert (again["accepted"], again["duplicates"]) == (0, 50)
+    assert shared.post([{**item, "project": "another"} for item in batch])["accepted"] == 50
+
+
+def test_at_most_a_hundred_rejections_are_listed(shared: Server) -> None:
+    """More are counted."""
+    receipt = shared.post([GOOD, *({} for _ in range(250))])
+    assert len(receipt["rejected"]) == 100
+    assert receipt["rejected_count"] == 250
+
+
+def test_all_bad_is_422(shared: Server) -> None:
+    """A batch with no good decision is refused as a whole, each one named."""
+    before = total(shared)
+    problem = refused(shared, send(shared, b'[{"strategy":"a"}]'), 422, "provider: is required")
+    assert problem["rejected"] == [{"index": 0, "error": "provider: is required"}]
+    assert problem["rejected_count"] == 1
+    assert total(shared) == before
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"strategy=a", "not JSON"),
+        (b'"text"', "expected an object or an array, got a string"),
+        (b'[{"strategy":"a","provider":"b","cost":NaN}]', "NaN"),
+        (b'[{"strategy":"a","provider":"b","cost":-Infinity}]', "Infinity"),
+        (b'{"strategy":"\xed\xa0\x80","provider":"b"}', "not UTF-8 at byte 13"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'[{"strategy":"a","provider":"b"}', "not JSON"),
+        (b'{"strategy":"a","provider":"b"}\n{"strategy":"a","provider":"b"}', "x-ndjson"),
+    ],
+)
+def test_not_json_is_400(shared: Server, body: bytes, words: str) -> None:
+    """What cannot be read is refused with what and where, and nothing of it is kept."""
+    before = total(shared)
+    refused(shared, send(shared, body), 400, words)
+    assert total(shared) == before
+
+
+def test_broken_lines_are_named(shared: Server) -> None:
+    """In NDJSON a broken line is one rejection; the other lines are kept."""
+    body = b'{"strategy":"a","provider":"b"}\n{"strategy":\n\n{"strategy":"a","provider":"c"}'
+    answer = send(shared, body, **{"content-type": "application/x-ndjson"}).json()
+    assert answer["accepted"] == 2
+    assert [item["index"] for item in answer["rejected"]] == [1]
+    assert "not JSON" in answer["rejected"][0]["error"]
+
+
+def test_too_large_is_413(shared: Server) -> None:
+    """Over 16 MiB, by what is said, sent or unpacked, and over 50,000 decisions."""
+    before = total(shared)
+    filler = b" " * (16 * MIB) + b"[]"
+    refused(shared, send(shared, filler), 413, "16 MiB")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(17):
+            yield b" " * MIB
+
+    refused(shared, shared.http.post("/v1/decisions", content=chunks()), 413, "16 MiB")
+    bomb = gzip.compress(b"[" + b" " * (1024 * MIB))
+    refused(shared, send(shared, bomb, **{"content-encoding": "gzip"}), 413, "16 MiB")
+    bomb = zstd.compress(b"[" + b" " * (1024 * MIB))
+    refused(shared, send(shared, bomb, **{"content-encoding": "zstd"}), 413, "16 MiB")
+    many = b"[" + b",".join([b'{"strategy":"a","provider":"b"}'] * 50_001) + b"]"
+    refused(shared, send(shared, many), 413, "50,001 decisions", "50,000")
+    assert total(shared) == before
+
+
+def test_the_largest_batch_is_taken(shared: Server) -> None:
+    """Fifty thousand decisions are one batch and one commit."""
+    before = shared.post(GOOD)["position"]["seq"]
+    many = b"[" + b",".join([b'{"strategy":"a","provider":"b"}'] * 50_000) + b"]"
+    answer = send(shared, many).json()
+    assert answer["accepted"] == 50_000
+    assert answer["position"]["seq"] == before + 1
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_broken_packing_is_400(shared: Server, coding: str) -> None:
+    """Not packed as it says, or cut in half: refused."""
+    pack = {"gzip": gzip.compress, "zstd": zstd.compress}[coding]
+    packed = pack(json.dumps([GOOD] * 1000).encode())
+    headers = {"content-encoding": coding}
+    refused(shared, send(shared, b"plain", **headers), 400, f"not {coding}")
+    refused(shared, send(shared, packed[: len(packed) // 2], **headers), 400, "cut off")
+    refused(shared, send(shared, b"x", **{"content-encoding": "br"}), 415, "gzip, zstd")
+
+
+def test_a_body_cut_in_half_is_not_kept(shared: Server) -> None:
+    """A producer that dies in the middle of its request has sent nothing."""
+    before = total(shared)
+    body = json.dumps([GOOD] * 1000).encode()
+    with socket.create_connection(("127.0.0.1", shared.port)) as line:
+        head = f"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        line.sendall(head.encode() + body[: len(body) // 2])
+    assert total(shared) == before
+
+
+def test_a_page_of_another_site_may_not_write(shared: Server) -> None:
+    """A browser that was lured here names the site it came from, and is refused."""
+    body = json.dumps(GOOD).encode()
+    answer = send(shared, body, origin="https://evil.example")
+    refused(shared, answer, 403, "Origin", "ROUTECAST_ALLOWED_ORIGINS")
+    assert send(shared, body, origin=shared.url).status_code == 200
+    assert send(shared, body, origin="http://localhost:5173").status_code == 200
+
+
+def test_names_over_the_bound_fold(tmp_path: Path) -> None:
+    """More names than allowed are counted as `other`, and a counter says so."""
+    with Server(tmp_path, env={"ROUTECAST_MAX_NAMES": "3"}) as server:
+        server.post([{**GOOD, "strategy": f"s{number}"} for number in range(10)])
+        found = server.metrics()["strategy_performance"]
+        assert {name: group["count"] for name, group in found.items()} == {
+            "other": 7,
+            "s0": 1,
+            "s1": 1,
+            "s2": 1,
+        }
+        assert "routecast_names_folded_total 7.0" in server.http.get("/metrics").text
+
+
+def test_openapi_describes_it(shared: Server) -> None:
+    """The schema names every field of a decision, with its limits."""
+    schema = shared.http.get("/openapi.json").json()
+    post = schema["paths"]["/v1/decisions"]["post"]
+    assert set(post["responses"]) == {"200", "400", "403", "413", "415", "422", "503"}
+    fields = schema["components"]["schemas"]["DecisionIn"]["properties"]
+    assert set(fields) == {
+        *("strategy", "provider", "model", "id", "timestamp", "confidence", "cost", "latency_ms"),
+        *("input_tokens", "output_tokens", "status", "fallback", "reason", "project"),
+    }
+    assert fields["strategy"]["maxLength"] == 64

@@ -1,0 +1,195 @@
+"""Acknowledged means on disk: under kill -9, at a stop, and with no room left."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.server import Server
+
+KILLS = 50
+BATCH = 40
+
+
+def decisions(prefix: str, count: int = BATCH) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"{prefix}-{number}",
+            "strategy": f"s{number % 3}",
+            "provider": f"p{number % 2}",
+            "confidence": number / count,
+            "cost": number / 1000,
+            "latency_ms": number + 0.5,
+        }
+        for number in range(count)
+    ]
+
+
+def verify(server: Server) -> subprocess.CompletedProcess[str]:
+    """Run `routecast verify` on a server's database."""
+    command = [sys.executable, "-m", "routecast", "verify", "--database", server.database_url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+class Producer(threading.Thread):
+    """Sends batches until stopped; keeps those acknowledged, and those it does not know of."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        super().__init__(name=name)
+        self.server = server
+        self.acknowledged: set[str] = set()
+        self.unknown: set[str] = set()
+        self.stopping = threading.Event()
+        self.first_ack = threading.Event()
+
+    def run(self) -> None:
+        with httpx2.Client(base_url=self.server.url, timeout=20) as http:
+            number = 0
+            while not self.stopping.is_set():
+                prefix = f"{self.name}-{number}"
+                number += 1
+                # Every second time it is sent until it is acknowledged; else its fate is open.
+                for _ in range(10_000 if number % 2 else 1):
+                    if self._send(http, prefix) or self.stopping.is_set():
+                        break
+
+    def _send(self, http: httpx2.Client, prefix: str) -> bool:
+        try:
+            answer = http.post("/v1/decisions", json=decisions(prefix))
+        except httpx2.TransportError:
+            self.unknown.add(prefix)
+            self.stopping.wait(0.01)
+            return False
+        if answer.status_code == 200:
+            body = answer.json()
+            assert body["accepted"] + body["duplicates"] == BATCH
+            self.acknowledged.add(prefix)
+            self.unknown.discard(prefix)
+            self.first_ack.set()
+            return True
+        assert answer.status_code == 503
+        return False
+
+
+def test_kill_nine(tmp_path: Path) -> None:
+    """Under fifty kills every acknowledged decision is there once, whole batches or nothing."""
+    server = Server(tmp_path)
+    producers = [Producer(server, f"t{number}") for number in range(3)]
+    chance = random.Random(7)
+    server.start()
+    for producer in producers:
+        producer.start()
+    for _ in range(KILLS):
+        for producer in producers:
+            producer.first_ack.clear()
+        assert producers[0].first_ack.wait(30)
+        # At any moment of what is going on, not only right after an answer.
+        threading.Event().wait(chance.random() * 0.05)
+        assert server.kill() == -signal.SIGKILL
+        server.start()
+    for producer in producers:
+        producer.stopping.set()
+    for producer in producers:
+        producer.join(60)
+    acknowledged = set().union(*(producer.acknowledged for producer in producers))
+    unknown = set().union(*(producer.unknown for producer in producers))
+    with sqlite3.connect(server.database) as database:
+        stored = database.execute(
+            "SELECT rtrim(rtrim(id, '0123456789'), '-') AS batch, count(*), count(DISTINCT id) "
+            "FROM decisions GROUP BY batch"
+        ).fetchall()
+        (seq,) = database.execute("SELECT seq FROM history").fetchone()
+        (last,) = database.execute("SELECT max(seq) FROM decisions").fetchone()
+    assert len(acknowledged) > KILLS
+    assert {(count, distinct) for _, count, distinct in stored} == {(BATCH, BATCH)}
+    assert acknowledged <= {batch for batch, _, _ in stored} <= acknowledged | unknown
+    assert seq == last
+    assert server.metrics()["total_decisions"] == BATCH * len(stored)
+    checked = verify(server)
+    assert checked.returncode == 0, checked.stdout
+    assert f"{BATCH * len(stored):,} decisions" in checked.stdout
+    assert server.stop() == 0
+
+
+def test_a_stop_commits_what_waits(tmp_path: Path) -> None:
+    """SIGTERM in the middle of ingest: each request is answered, and each answer is true."""
+    server = Server(tmp_path).start()
+    producers = [Producer(server, f"t{number}") for number in range(4)]
+    for producer in producers:
+        producer.start()
+    for producer in producers:
+        assert producer.first_ack.wait(30)
+    assert server.stop() == 0
+    for producer in producers:
+        producer.stopping.set()
+        producer.join(60)
+    acknowledged = set().union(*(producer.acknowledged for producer in producers))
+    with sqlite3.connect(server.database) as database:
+        (count,) = database.execute("SELECT count(*) FROM decisions").fetchone()
+    assert count >= BATCH * len(acknowledged)
+    assert verify(server).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of eight megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(small_disk: Path) -> None:
+    """With no room decisions are refused and nothing is half-kept; with room, taken again."""
+    server = Server(small_disk).start()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 3_000_000)
+    accepted = number = 0
+    while True:
+        answer = server.http.post("/v1/decisions", json=decisions(f"b{number}", 500))
+        if answer.status_code != 200:
+            break
+        number += 1
+        accepted += answer.json()["accepted"]
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "full" in answer.json()["detail"]
+    assert server.http.get("/ready").status_code == 503
+    health = server.http.get("/health")
+    assert health.status_code == 200
+    assert health.json()["components"]["database"] == "failing"
+    assert server.metrics()["total_decisions"] == accepted
+    ballast.unlink()
+    again = server.http.post("/v1/decisions", json=decisions(f"b{number}", 500))
+    assert again.status_code == 200, again.text
+    assert again.json()["accepted"] == 500
+    assert server.http.get("/ready").status_code == 200
+    assert server.metrics()["total_decisions"] == accepted + 500
+    assert verify(server).returncode == 0
+    assert "Traceback" not in server.log.read_text()
+    assert server.stop() == 0
+
+
+def test_verify_tells_what_differs(server: Server) -> None:
+    """A sum that somebody changed is named, with what it should be; exit code 1."""
+    server.post(decisions("v"))
+    with sqlite3.connect(server.database) as database:
+        database.execute("UPDATE rollups SET cost_sum = cost_sum + 1 WHERE period = 'total'")
+    checked = verify(server)
+    assert checked.returncode == 1
+    assert "total" in checked.stdout
+    assert "cost_sum" in checked.stdout
+    assert json.dumps(checked.stdout).count("Traceback") == 0
