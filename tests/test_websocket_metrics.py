@@ -133,11 +133,11 @@ async def test_websocket_uses_redis_cache(tmp_path: Path, caplog: pytest.LogCapt
             server.call(store.close())
             while "Metrics cache HIT" not in caplog.messages:
                 document = await receive(stream)
-            assert server.services.health().source == "cache"
+            assert server.call(server.services.health()).source == "cache"
             while "Metrics cache MISS" not in caplog.messages:
                 document = await receive(stream)
             document = await receive(stream)
-            assert server.services.health().source == "stale"
+            assert server.call(server.services.health()).source == "stale"
     del before["timestamp"], document["timestamp"]
     assert document == before
 

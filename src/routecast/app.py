@@ -135,18 +135,25 @@ class Services:
             await self.live.loaded()
             yield
 
-    def health(self) -> Health:
-        """Return how the engines are, and where the last numbers came from."""
+    async def health(self) -> Health:
+        """Return how the engines are, and where numbers would come from now."""
+        try:
+            source = (await self.latest.read()).source.value
+        except Unavailable:
+            source = "none"
         failing = self.live.failing or self.ingest.failing
-        cache = "failing" if self.latest.cache_failing else "ok"
-        source = self.latest.source
+        components = Components(
+            database="failing" if failing else "ok",
+            cache="failing" if self.latest.cache_failing else "ok",
+            bus="ok",
+        )
         return Health(
-            status="degraded" if failing or source is None else "ok",
+            status="degraded" if failing or source == "none" else "ok",
             active_connections=self.manager.active,
             version=VERSION,
             position=self.live.position,
-            components=Components(database="failing" if failing else "ok", cache=cache, bus="ok"),
-            source=source.value if source else "none",
+            components=components,
+            source=source,
         )
 
 

@@ -58,7 +58,6 @@ class Latest:
         self._asked = 0  # when the engines were last asked
         self._one = asyncio.Lock()
         self._encoded: OrderedDict[View, _Encoded] = OrderedDict()
-        self.source: Source | None = None  # of the last reading
         self.cache_failing = False
 
     async def read(self) -> Reading:
@@ -68,7 +67,6 @@ class Latest:
             async with self._one:  # however many ask, the engines are asked once
                 reading = self._live() or await self._ask()
         self._known = reading
-        self.source = reading.source
         self._instruments.reads.labels(reading.source.value).inc()
         return reading
 
@@ -82,7 +80,6 @@ class Latest:
         if reading is not None:
             return reading
         if known is None:
-            self.source = None
             raise Unavailable("neither live state, cache nor database can answer")
         return self._stale(known)
 

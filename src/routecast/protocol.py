@@ -201,7 +201,7 @@ class Components(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The answer of `GET /health`; `source` is where the last served numbers came from."""
+    """The answer of `GET /health`; `source` is where numbers come from now."""
 
     status: Literal["ok", "degraded"]
     active_connections: int

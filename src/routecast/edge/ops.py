@@ -32,7 +32,7 @@ PAGE_HEADERS: Final = {
 
 
 def ops_router(
-    health: Callable[[], Health],
+    health: Callable[[], Awaitable[Health]],
     check: Callable[[], Awaitable[None]],
     instruments: Instruments,
 ) -> APIRouter:
@@ -42,7 +42,7 @@ def ops_router(
 
     @router.get("/health", summary="What works; 200 while anything can be served")
     async def get_health() -> Response:
-        state = health()
+        state = await health()
         serving = state.source != "none"
         status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
         return Response(msgspec.json.encode(state), status, media_type="application/json")

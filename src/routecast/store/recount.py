@@ -39,7 +39,11 @@ class _Bins:
 
 
 def _row(values: tuple[Any, ...]) -> _Row:
-    return (*values[:-1], unpack(values[-1]))
+    try:
+        bins: dict[Any, int] = unpack(values[-1])
+    except ValueError:
+        bins = {"unreadable": 1}  # which is no histogram, so it will differ
+    return (*values[:-1], bins)
 
 
 def _by_start(start: int, *parts: _Rows) -> _Rows:
@@ -58,22 +62,23 @@ def _by_start(start: int, *parts: _Rows) -> _Rows:
     return sums
 
 
-Query = Callable[..., list[Any]]
+Query = Callable[..., Iterator[Any]]
 
 
 def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]:
     """Yield progress, and every place where stored sums differ, as of one position.
 
-    The connection is this function's alone until it is done; `query` runs a named query on it.
+    The connection is this function's alone until it is done; `query` runs a named query on it,
+    whose rows are read as they are asked for.
     Four things must hold: minutes are the sums of their decisions; hours, of theirs and those
     pruned; hours, of their minutes (while minutes are kept); and the total, of all hours.
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
-    _, seq, minutes_from = query("history")[0]
-    of = query("count_decisions")[0][0]
+    _, seq, minutes_from = next(query("history"))
+    of = next(query("count_decisions"))[0]
     names = {row[0]: " / ".join(part or "-" for part in row[1:]) for row in query("series")}
-    last = query("latest_seq")[0][0]
+    last = next(query("latest_seq"))[0]
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
 

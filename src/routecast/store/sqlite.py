@@ -47,9 +47,14 @@ STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP  # one for each number of rows in a s
 _START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
 
+def select(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
+    """Return the rows of a named query, read as they are asked for."""
+    return db.execute(SQL[name], values)
+
+
 def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
-    """Return all rows of a named query."""
-    return db.execute(SQL[name], values).fetchall()
+    """Return all rows of a named query, which has then run to its end."""
+    return list(select(db, name, *values))
 
 
 class SqliteStore:
@@ -96,7 +101,7 @@ class SqliteStore:
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         connection = await self._run(self._readers, self._connect)
-        findings = recount(connection, partial(query, connection))
+        findings = recount(connection, partial(select, connection))
         try:
             while (found := await self._run(self._readers, next, findings, None)) is not None:
                 yield found
@@ -206,7 +211,8 @@ class SqliteStore:
         try:
             with transaction(self._db):
                 position = self._begin()
-                if self._insert(itertools.chain.from_iterable(batches), position, received):
+                decisions = itertools.chain.from_iterable(batches)
+                if any(batches) and self._insert(decisions, position, received):
                     return self._finish(batches, position, received)
             # Some ids are known, and the engine does not say which: again, looking first.
             with transaction(self._db):
@@ -354,7 +360,7 @@ class SqliteStore:
                 break
             hour = oldest - oldest % 3600
             query(self._db, "set_minutes_from", hour + 3600)
-            query(self._db, "delete_minutes", hour, hour + 3600)
+            query(self._db, "delete_minutes", hour, hour + 3600, limit - dropped)
             dropped += self._db.changes()
         return dropped
 

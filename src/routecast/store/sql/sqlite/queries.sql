@@ -65,7 +65,11 @@ DELETE FROM decisions WHERE n <= ?;
 SELECT min(start) FROM rollups WHERE period = 'minute';
 
 -- name: delete_minutes
-DELETE FROM rollups WHERE period = 'minute' AND start >= ? AND start < ?;
+-- Minutes that start from the first to before the second moment, at most so many rows.
+DELETE FROM rollups WHERE (period, start, series) IN (
+    SELECT period, start, series FROM rollups
+    WHERE period = 'minute' AND start >= ? AND start < ? LIMIT ?
+);
 
 -- name: set_minutes_from
 UPDATE history SET minutes_from = max(minutes_from, ?);
