@@ -5,7 +5,7 @@ import html
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter
@@ -79,6 +79,16 @@ def page_router(notice: str) -> APIRouter:
     return router
 
 
+class _Files(StaticFiles):
+    """Files that a browser asks after each time: after an upgrade, none of the old ones stay."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
 def dashboard_files() -> StaticFiles:
     """Return the page's scripts and styles, to be mounted at `/dashboard`."""
-    return StaticFiles(packages=[("routecast", "dashboard")])
+    return _Files(packages=[("routecast", "dashboard")])

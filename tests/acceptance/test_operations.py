@@ -1,0 +1,179 @@
+"""What operators use: health, readiness, Prometheus, the command's errors, other ASGI servers."""
+
+import json
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+from websockets.asyncio.client import connect
+from websockets.sync.client import connect as connect_sync
+
+from tests.support.server import Server, free_port
+
+GOOD = {"strategy": "hybrid", "provider": "gemini"}
+
+
+def routecast(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    command = [sys.executable, "-m", "routecast", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=folder
+    )
+
+
+def test_health_and_readiness(server: Server) -> None:
+    """Both answer 200 on a sound node, and health says what it knows."""
+    position = server.post(GOOD)["position"]
+    health = server.http.get("/health")
+    assert health.status_code == 200
+    found = health.json()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", found.pop("version"))
+    assert found == {
+        "status": "ok",
+        "active_connections": 0,
+        "position": position,
+        "components": {"database": "ok", "cache": "ok", "bus": "ok"},
+        "source": "live",
+    }
+    assert server.http.get("/ready").json() == {"ready": True}
+
+
+async def test_prometheus_counts_what_happened(server: Server) -> None:
+    """The numbers of the contract are there, and they move with what is done."""
+    server.post([{**GOOD, "id": "one"}, {**GOOD, "id": "one"}, {}])
+    async with connect(server.ws_url) as stream:
+        frame = await stream.recv(decode=False)
+        text = server.http.get("/metrics").text
+    assert 'routecast_decisions_total{outcome="accepted"} 1.0' in text
+    assert 'routecast_decisions_total{outcome="duplicate"} 1.0' in text
+    assert 'routecast_decisions_total{outcome="rejected"} 1.0' in text
+    assert "routecast_connections 1.0" in text
+    assert "routecast_connections_opened_total 1.0" in text
+    assert "routecast_frames_sent_total 1.0" in text
+    assert f"routecast_bytes_sent_total {float(len(frame))}" in text
+    assert "routecast_position_seq 1.0" in text
+    assert "routecast_commit_seconds_count 1.0" in text
+    for name in (
+        "routecast_ingest_queue_decisions",
+        "routecast_frames_conflated_total",
+        "routecast_send_failures_total",
+        "routecast_bus_lag_seconds",
+        "routecast_broadcast_seconds_count",
+        'routecast_snapshots_served_total{source="live"}',
+    ):
+        assert f"\n{name} " in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--port", "99999"], "port"),
+        (["--interval", "0"], "interval"),
+        (["--log-level", "loud"], "log_level"),
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--host", "nowhere.invalid", "--insecure"], "nowhere.invalid"),
+        (["--database", "mysql://x"], "mysql://x"),
+        (["--database", "sqlite://"], "name a file"),
+        (["--database", "sqlite:////no/such/folder/x.db"], "/no/such/folder/x.db"),
+        (["--redis", "redis://localhost"], "redis"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:
+    """The setting and the fix, exit code 2, no traceback."""
+    ended = routecast("serve", *options, folder=tmp_path)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith("routecast: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    """The port is named, and how to choose another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = routecast("serve", "--port", str(port), folder=tmp_path)
+    assert ended.returncode == 2
+    assert f"port {port}" in ended.stderr
+    assert "--port" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"plain text, and enough of it that nobody could think it is SQLite" * 20, "not a SQLite"),
+        (None, "another program"),
+        ("newer", "newer Routecast"),
+    ],
+)
+def test_a_file_that_is_not_ours(tmp_path: Path, content: bytes | str | None, words: str) -> None:
+    """It is refused as what it is, and left as it was."""
+    path = tmp_path / "other.db"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE theirs (x)")
+            if content:
+                database.execute(f"PRAGMA application_id = {0x52544341}")
+                database.execute("PRAGMA user_version = 999")
+    before = path.read_bytes()
+    for command in ("serve", "verify"):
+        ended = routecast(command, "--database", f"sqlite:///{path}")
+        assert ended.returncode == 2
+        assert words in ended.stderr
+        assert "Traceback" not in ended.stderr
+    assert path.read_bytes() == before
+
+
+def test_verify_makes_no_database(tmp_path: Path) -> None:
+    """A path with nothing there is an error, not an empty database."""
+    ended = routecast("verify", "--database", f"sqlite:///{tmp_path}/none.db")
+    assert ended.returncode == 2
+    assert "there is no database" in ended.stderr
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_any_asgi_server_serves_it(tmp_path: Path) -> None:
+    """`python -m uvicorn routecast.asgi:app` is the same application."""
+    port = free_port()
+    env = {**os.environ, "ROUTECAST_DATABASE_URL": f"sqlite:///{tmp_path}/routecast.db"}
+    command = [sys.executable, "-m", "uvicorn", "routecast.asgi:app", "--port", str(port)]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "running on" in line:
+                break
+        try:
+            url = f"http://127.0.0.1:{port}"
+            assert httpx2.post(f"{url}/v1/decisions", json=GOOD).json()["accepted"] == 1
+            with connect_sync(f"ws://127.0.0.1:{port}/ws/metrics") as stream:
+                assert json.loads(stream.recv())["total_decisions"] == 1
+        finally:
+            process.terminate()
+            process.stderr.read()
+
+
+def test_the_page_is_served_with_a_policy(server: Server) -> None:
+    """The page and its files come from here, and may load nothing from elsewhere."""
+    page = server.http.get("/")
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "{{" not in page.text
+    for path in re.findall(r'(?:src|href)="(/?dashboard/[^"]+)"', page.text):
+        assert server.http.get("/" + path.lstrip("/")).status_code == 200, path
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/dashboard/../config.py", "/dashboard/none.js"])
+def test_other_paths_are_problems(server: Server, path: str) -> None:
+    """What is not there is said in the same form as every error."""
+    answer = server.http.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
