@@ -16,13 +16,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-from rich.text import Text
 from websockets.exceptions import WebSocketException
 
 from routecast.cli.address import DEFAULT_SERVER, Server
 from routecast.cli.stream import describe
 from routecast.cli.subscriber import Subscriber, subscribe
-from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, plain, say
+from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
 
@@ -193,14 +192,13 @@ class Trial:
                 group.create_task(open_one())
 
     async def _open(self) -> None:
-        began = time.time()
         try:
             stream = await subscribe(self.url, self._message, self._lost, _OPEN_TIMEOUT)
         except (OSError, WebSocketException) as error:
             self.failures[describe(error)] += 1
             return
         self._streams.append(stream)
-        self.connect.append(1000 * (stream.opened_at - began))
+        self.connect.append(1000 * (stream.opened_at - stream.began))
 
     async def _listen(self, tell: Callable[[float], None]) -> None:
         self._listening = True
@@ -225,7 +223,7 @@ class Trial:
     def _message(self, stream: Subscriber, data: bytes, now: float) -> None:
         last, stream.last = stream.last, now
         if not last:
-            self.first_frame.append(1000 * (now - stream.opened_at))
+            self.first_frame.append(1000 * (now - stream.began))
             return
         if not self._listening:
             return
@@ -277,19 +275,27 @@ def _summary(values: Sequence[float]) -> dict[str, float] | None:
 
 _ROWS: Final = (
     ("to connect", "connect_ms"),
-    ("from connect to first frame", "first_frame_ms"),
+    ("to the first frame", "first_frame_ms"),
     ("from document to receipt", "latency_ms"),
     ("off the even beat", "jitter_ms"),
 )
 
 
 def _show(console: Console, target: Server, result: dict[str, Any]) -> None:
-    opened, asked = result["opened"], result["connections"]
     say(
         console,
-        f"{target.url}: {opened:,} of {asked:,} streams opened, {result['seconds']:.1f} s, "
-        f"a document each {result['interval']:g} s",
+        f"{target.url}: {result['opened']:,} of {result['connections']:,} streams opened; "
+        f"listened {result['seconds']:.1f} s, a document each {result['interval']:g} s",
     )
+    if result["opened"]:
+        _show_figures(console, result)
+    if not result["failures"]:
+        say(console, "No stream failed.", "green")
+    for reason, count in result["failures"].items():
+        say(console, f"{count:,} failed: {reason}", "red")
+
+
+def _show_figures(console: Console, result: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     table.add_column("milliseconds")
     for name in ("p50", "p95", "p99", "max"):
@@ -307,10 +313,6 @@ def _show(console: Console, target: Server, result: dict[str, Any]) -> None:
     )
     if result["error_documents"]:
         say(console, f"{result['error_documents']:,} of them were error documents", "yellow")
-    if not result["failures"]:
-        console.print(Text("No stream failed.", style="green"))
-    for reason, count in result["failures"].items():
-        say(console, f"{count:,} failed: {plain(reason)}", "red")
     if result["client_cpu"] > _BUSY:
         words = f"This process was busy {result['client_cpu']:.0%} of the time"
         say(console, f"{words}: the figures may be its own. Use fewer streams.", "yellow")

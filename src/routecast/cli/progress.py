@@ -21,7 +21,7 @@ class SendProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._began = self._told = time.monotonic()
-        self._bar = Progress(BarColumn(), _Words(), console=console, transient=True, expand=True)
+        self._bar = Progress(BarColumn(24), _Words(), console=console, transient=True)
         self._task = self._bar.add_task("", total=None, words="")
         self._words = ""
 
@@ -40,7 +40,7 @@ class SendProgress:
         seconds = max(now - self._began, 1e-6)
         words = [f"{acknowledged:,} acknowledged", f"{acknowledged / seconds:,.0f}/s"]
         if share is not None and 0 < share < 1:
-            words += [f"{share:.0%}", f"{_clock(seconds / share - seconds)} left"]
+            words.append(f"{_clock(seconds / share - seconds)} left")
         self._words = ", ".join(words)
         total = None if share is None else 1.0
         self._bar.update(self._task, total=total, completed=share or 0, words=self._words)

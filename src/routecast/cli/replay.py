@@ -99,7 +99,7 @@ def replay(
                     "--speed", "no column gives times; name it: --map timestamp=COLUMN"
                 )
             stamps = timestamps or ("now" if speed else "keep")
-            _describe(console, file, columns, stamps)
+            _describe(console, file, columns, stamps, speed)
             job = _Job(console, rows, columns, stamps, speed, batch)
             source = islice(job.rows(chain(sample, lines)), limit)
             code = job.rehearse(source) if dry_run else job.run(source, target, limit)
@@ -188,10 +188,11 @@ class _Job:
                     share = self.file.read / self.file.size if self.file.size else None
                     progress.advance(self.sent, self.sent / limit if limit else share)
             except KeyboardInterrupt:
-                ending, words = INTERRUPTED, "Stopped. Only what is counted here is acknowledged."
+                ending, words = INTERRUPTED, "stopped; what is counted above is acknowledged"
             except Refused as error:
-                ending, words = FAILED, f"{error}\nOnly what is counted here is acknowledged."
-        self._summary(time.monotonic() - clock)
+                ending, words = FAILED, str(error)
+        if self.sent or not ending:
+            self._summary(time.monotonic() - clock)
         troubles = self._tell_troubles()
         if ending:
             fail(words, ending)
@@ -277,22 +278,27 @@ def paced(
         yield batch
 
 
-def _describe(console: Console, file: str, columns: Columns, stamps: Timestamps) -> None:
+def _describe(
+    console: Console, file: str, columns: Columns, stamps: Timestamps, speed: float | None
+) -> None:
     """Show which column becomes which field, before anything is sent."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    rows = []
+    for source in columns.sources:
+        origin, how = source.column or repr(str(source.value)), source.how
+        if source.field == "timestamp" and stamps == "now":
+            how = f"{origin} only sets the pace, times {speed:g}" if speed else f"not {origin}"
+            origin = "the time of sending"
+        rows.append((source.field, origin, how))
+    if not columns.has("timestamp"):
+        moment = "sending" if stamps == "now" else "receipt"
+        rows.append(("timestamp", f"the time of {moment}", "no column of times"))
+    if not columns.has("id"):
+        rows.append(("id", "made for this run", "no column of ids"))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
     for heading in ("field", "from", "how"):
         table.add_column(heading, overflow="fold")
-    for source in columns.sources:
-        if source.field == "timestamp" and stamps == "now":
-            continue
-        origin = repr(str(source.value)) if source.column is None else source.column
-        table.add_row(*(Text(plain(cell)) for cell in (source.field, origin, source.how)))
-    if stamps == "now":
-        table.add_row("timestamp", Text("the time of sending", style="dim"), "")
-    elif not columns.has("timestamp"):
-        table.add_row("timestamp", Text("the time of receipt", style="dim"), "no column of times")
-    if not columns.has("id"):
-        table.add_row("id", Text("made for this run", style="dim"), "no column of ids")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
     say(console, f"Reading {'standard input' if file == '-' else file} so:")
     console.print(table)
     if columns.left_out:

@@ -24,12 +24,16 @@ class Subscriber(asyncio.Protocol):
 
     `opened` is done when it is open or cannot be, `gone` when its connection has ended.
     `on_message` is called for each whole message, `on_lost` once if an open stream ends by itself.
-    `opened_at` and `last` (kept by `on_message`) are seconds since 1970, 0 before. What it costs
-    per message is small, so that thousands in one process measure the server and not themselves.
+    `began`, `opened_at` and `last` (kept by `on_message`) are seconds since 1970, 0 before. What it
+    costs per message is small, so that thousands in one process measure the server, not themselves.
     """
 
     def __init__(
-        self, uri: WebSocketURI, on_message: OnMessage, on_lost: Callable[[Exception], None]
+        self,
+        uri: WebSocketURI,
+        began: float,
+        on_message: OnMessage,
+        on_lost: Callable[[Exception], None],
     ) -> None:
         self._protocol = ClientProtocol(uri, max_size=_MAX_MESSAGE)
         self._on_message = on_message
@@ -37,6 +41,7 @@ class Subscriber(asyncio.Protocol):
         self._partial: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.began = began
         self.opened_at = 0.0
         self.last = 0.0
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -113,9 +118,10 @@ async def subscribe(
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()
     tls = ssl.create_default_context() if uri.secure else None
+    began = time.time()
     async with asyncio.timeout(timeout):
         _, stream = await loop.create_connection(
-            lambda: Subscriber(uri, on_message, on_lost), uri.host, uri.port, ssl=tls
+            lambda: Subscriber(uri, began, on_message, on_lost), uri.host, uri.port, ssl=tls
         )
         try:
             await stream.opened

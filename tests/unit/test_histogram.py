@@ -1,0 +1,92 @@
+"""Histograms: bins with integer edges, percentiles within 2 %."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from routecast.core.histogram import EDGES, bin_of, middle, pack, percentiles, unpack
+from routecast.protocol import MAX_LATENCY_MS
+
+WEEK = 7 * 24 * 3600 * 10**6
+latencies = st.integers(0, WEEK) | st.integers(0, 200)
+
+
+def count(values: Sequence[int]) -> dict[int, int]:
+    bins: dict[int, int] = {}
+    for value in values:
+        bins[bin_of(value)] = bins.get(bin_of(value), 0) + 1
+    return bins
+
+
+def test_edges_are_rising_integers_over_the_whole_range() -> None:
+    """From 0 to the greatest latency the contract lets in, 7 days."""
+    assert all(type(edge) is int for edge in EDGES)
+    assert all(low < high for low, high in pairwise(EDGES))
+    assert EDGES[0] == 0
+    assert int(MAX_LATENCY_MS * 1000) == WEEK < EDGES[-1]
+    assert len(EDGES) < 1000
+
+
+def test_edges_stay_what_they_are() -> None:
+    """Histograms are stored by bin number: an edge that moved would change their meaning."""
+    assert EDGES[:8] == (0, 1, 2, 3, 4, 5, 6, 7)
+    assert [EDGES[100], EDGES[300], EDGES[len(EDGES) - 1]] == [1042, 2_669_096, 619_450_617_211]
+    assert len(EDGES) == 616
+
+
+@given(latencies)
+@example(0)
+@example(WEEK)
+def test_value_is_in_its_bin(latency: int) -> None:
+    """A bin holds the values from its edge up to the next."""
+    number = bin_of(latency)
+    assert EDGES[number] <= latency < EDGES[number + 1]
+
+
+@given(latencies)
+def test_middle_is_within_two_percent_of_the_whole_bin(latency: int) -> None:
+    """Whatever value of a bin is meant; 0 has a bin of its own."""
+    found = Fraction(middle(bin_of(latency)))
+    assert abs(found - latency) * 100 <= 2 * latency
+
+
+@given(st.lists(latencies, min_size=1), st.integers(1, 100))
+def test_percentiles_are_within_two_percent_of_nearest_rank(values: list[int], p: int) -> None:
+    """The exact one is the value at rank ceil(p / 100 * n) of the sorted values."""
+    exact = sorted(values)[-(-p * len(values) // 100) - 1]
+    (found,) = percentiles(count(values), [p])
+    assert found is not None
+    assert abs(Fraction(found) - exact) * 100 <= 2 * exact
+
+
+def test_percentiles_of_nothing_are_none() -> None:
+    """Null is not zero."""
+    assert percentiles({}, [50, 95, 99]) == [None, None, None]
+
+
+@given(st.lists(latencies), st.lists(latencies))
+def test_adding_bins_is_counting_together(left: list[int], right: list[int]) -> None:
+    """Histograms merge without loss."""
+    merged = count(left)
+    for number, more in count(right).items():
+        merged[number] = merged.get(number, 0) + more
+    assert merged == count(left + right)
+
+
+@given(st.lists(latencies))
+def test_pack_comes_back(values: list[int]) -> None:
+    """Bytes for the database; none for an empty histogram."""
+    bins = count(values)
+    assert unpack(pack(bins)) == bins
+    assert bool(pack(bins)) == bool(values)
+
+
+@pytest.mark.parametrize("garbage", [b"\xc1", b"\x81\x01", b"\x81\xa1a\x01", b"hello"])
+def test_unpack_refuses_what_pack_did_not_write(garbage: bytes) -> None:
+    """A damaged histogram is an error, not a guess."""
+    with pytest.raises(ValueError):
+        unpack(garbage)

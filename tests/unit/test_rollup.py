@@ -1,0 +1,132 @@
+"""Rollups: exact sums that merge in any order and can be taken out again."""
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.decision import Decision
+from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge, bucket_subtract
+from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, cells_of, kept, kept_decisions
+
+moments = st.integers(NOW - 3 * HOUR, NOW) | st.integers(0, 4_000_000_000 * 10**6)
+decisions = st.lists(kept_decisions(st.just("id"), moments), max_size=12)
+
+
+def bucket_of(some: Sequence[Decision]) -> Bucket:
+    return cells_of(some).total()
+
+
+def merged(*buckets: Bucket) -> Bucket:
+    whole: Bucket = {}
+    for bucket in buckets:
+        bucket_merge(whole, bucket)
+    return whole
+
+
+@given(decisions)
+def test_cells_are_the_sums_of_their_decisions(some: list[Decision]) -> None:
+    """By minute, by hour and in all."""
+    cells = cells_of(some)
+    for buckets, length in ((cells.minutes, MINUTE), (cells.hours(), HOUR)):
+        assert set(buckets) == {d.decided // length for d in some}
+        for number, bucket in buckets.items():
+            assert_sums(bucket, [d for d in some if d.decided // length == number])
+    assert_sums(cells.total(), some)
+
+
+@given(decisions, decisions)
+def test_counting_in_two_steps_is_counting_in_one(
+    first: list[Decision], rest: list[Decision]
+) -> None:
+    """Cells may be added to, as by the batches of one commit."""
+    cells = Cells()
+    cells.add(first)
+    cells.add(iter(rest))
+    assert cells == cells_of(first + rest)
+
+
+@given(decisions, decisions, decisions)
+def test_merge_is_commutative_and_associative(
+    a: list[Decision], b: list[Decision], c: list[Decision]
+) -> None:
+    """So it does not matter which node or period adds what first."""
+    x, y, z = bucket_of(a), bucket_of(b), bucket_of(c)
+    assert merged(x, y) == merged(y, x)
+    assert merged(merged(x, y), z) == merged(x, merged(y, z))
+    assert merged(x, y, z) == bucket_of(a + b + c)
+
+
+@given(decisions, decisions)
+def test_subtract_undoes_merge(a: list[Decision], b: list[Decision]) -> None:
+    """No key, no empty bin is left behind."""
+    bucket = merged(bucket_of(a), bucket_of(b))
+    bucket_subtract(bucket, bucket_of(b))
+    assert bucket == bucket_of(a)
+    bucket_subtract(bucket, bucket_of(a))
+    assert bucket == {}
+
+
+@given(decisions, decisions)
+def test_merging_leaves_what_was_merged_alone(a: list[Decision], b: list[Decision]) -> None:
+    """A bucket never shares its sums with another one."""
+    source = bucket_of(a)
+    bucket: Bucket = {}
+    bucket_merge(bucket, source)
+    bucket_merge(bucket, bucket_of(b))
+    bucket_subtract(bucket, source)
+    assert source == bucket_of(a)
+
+
+@given(decisions)
+def test_row_comes_back(some: list[Decision]) -> None:
+    """As the store writes and reads them; also when the histogram is never looked into."""
+    for sums in bucket_of(some).values():
+        row = sums.row()
+        assert len(row) == len(Sums.COLUMNS)
+        assert [type(value) for value in row] == [int] * 13 + [bytes]
+        assert Sums.from_row(row).row() == row
+        assert Sums.from_row(row) == sums
+
+
+@given(decisions, decisions)
+def test_sums_from_rows_go_on_counting(a: list[Decision], b: list[Decision]) -> None:
+    """What was loaded merges like what was counted."""
+    loaded = {key: Sums.from_row(sums.row()) for key, sums in bucket_of(a).items()}
+    bucket_merge(loaded, bucket_of(b))
+    assert_sums(loaded, a + b)
+
+
+def test_row_has_the_order_of_its_columns() -> None:
+    """The order is the database's: each value under its name."""
+    sums = bucket_of([kept(0, fallback=True, cost=7)])[Key(*kept()[1:7])]
+    named = dict(zip(Sums.COLUMNS, sums.row(), strict=True))
+    assert named.pop("latency_bins") == b"\x81\xcc\xdd\x01"
+    assert named == {
+        "count": 1,
+        "fallbacks": 1,
+        "confidence_count": 1,
+        "confidence_sum": 850_000,
+        "cost_count": 1,
+        "cost_sum": 7,
+        "latency_count": 1,
+        "latency_sum": 120_000,
+        "input_tokens": 100,
+        "output_tokens": 20,
+        "metered_cost": 7,
+        "metered_input": 100,
+        "metered_output": 20,
+    }
+
+
+def test_key_is_the_part_of_a_decision_that_is_not_summed() -> None:
+    """Cells take the key by place: the names must stand in the same order in both."""
+    assert Decision._fields[1:7] == Key._fields
+
+
+def test_sums_differ_by_their_histogram_alone() -> None:
+    """Equal totals of different latencies are not equal."""
+    same = [kept(n, latency=latency) for n, latency in enumerate((100, 300))]
+    other = [kept(n, latency=200) for n in range(2)]
+    assert bucket_of(same) != bucket_of(other)
+    assert bucket_of(same) == bucket_of(same[::-1])
