@@ -21,10 +21,13 @@ from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
+from routecast.edge.door import Door
 from routecast.edge.http import Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
-from routecast.edge.ws import MetricsSocket
+from routecast.edge.sse import MetricsEvents
+from routecast.edge.ws import WebSocketEdge
+from routecast.edge.ws_asgi import MetricsSocket
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 VERSION = version("routecast")
 # What waits is committed within this time at shutdown, in seconds; then the process goes.
 DRAIN_SECONDS = 4.0
+# Streams are given this time to leave, in seconds.
+CLOSE_SECONDS = 3.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 
@@ -114,8 +119,15 @@ class Services:
             self.instruments,
             _baseline(settings, engines.prices),
         )
-        self.manager = ConnectionManager(
-            self.latest.frames, self.instruments, settings.max_connections
+        self.manager = ConnectionManager(self.latest, self.instruments, settings.max_connections)
+        self.door = Door(
+            self.manager,
+            interval=settings.interval,
+            allowed_origins=settings.allowed_origins,
+            max_per_address=settings.max_per_address,
+        )
+        self.websockets = WebSocketEdge(
+            self.manager, self.door, self.instruments, compress=settings.compress
         )
 
     @asynccontextmanager
@@ -131,7 +143,8 @@ class Services:
             await stack.enter_async_context(_task("live", self.live.run))
             await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
             await stack.enter_async_context(_task("ticks", self.manager.run))
-            stack.push_async_callback(self.manager.close)
+            await stack.enter_async_context(_task("beats", self.manager.beat))
+            stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
             await self.live.loaded()
             yield
 
@@ -259,16 +272,12 @@ def _add_routes(app: FastAPI, settings: Settings, services: Services) -> None:
         services.instruments,
         settings.allowed_origins,
     )
-    socket = MetricsSocket(
-        services.manager,
-        services.instruments,
-        interval=settings.interval,
-        allowed_origins=settings.allowed_origins,
-    )
+    streams = (services.manager, services.door, services.instruments)
     # First in the list: the hot routes are found at once.
     app.router.routes[:0] = [
         Route("/v1/decisions", decisions, methods=["POST"]),
-        WebSocketRoute("/ws/metrics", socket),
+        WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
+        Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.latest.frame))
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))

@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         10_000, ge=1, description="Streams open at a time; over it, new ones are refused with 503."
     )
+    max_per_address: int = Field(
+        0, ge=0, description="Streams open at a time from one address; 0 is no limit."
+    )
+    compress: bool = Field(
+        True, description="Deflate large frames for clients that can inflate them."
+    )
     max_names: int = Field(
         500,
         ge=1,

@@ -10,8 +10,9 @@ import asyncio
 import heapq
 import itertools
 import logging
+import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -27,6 +28,14 @@ log = logging.getLogger(__name__)
 QUANTUM: Final = 0.05
 # So many connections get their frame before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
+# Between two looks whether a connection's peer still lives. One that vanished without a word is
+# found out after two to three of them.
+BEAT_SECONDS: Final = 9.0
+# Clients that are told to come back are spread so that not more than this many come in a second,
+# over at least the first and at most the second of these times, in seconds.
+RETURNS_PER_SECOND: Final = 1_000
+SHORTEST_SPREAD: Final = 2.0
+LONGEST_SPREAD: Final = 60.0
 # Done, going away, and closed without saying why.
 _NORMAL: Final = frozenset({CloseCode.DONE, CloseCode.GOING_AWAY, 1005})
 
@@ -34,67 +43,82 @@ _NORMAL: Final = frozenset({CloseCode.DONE, CloseCode.GOING_AWAY, 1005})
 class Connection(Protocol):
     """One subscriber, on whatever edge."""
 
-    subscription: Subscription
+    group: "Group | None"  # the manager's own: where it holds the connection
+
+    @property
+    def subscription(self) -> Subscription:
+        """What it asked for."""
+        ...
 
     def offer(self, frame: Frame) -> bool:
         """Send a frame, or keep it as the newest to send once the last one is read.
 
-        Returns False when it took the place of a frame that was not sent: that one is conflated.
-        Never blocks and never raises.
+        Returns False when the socket is full: the frame is conflated with the ones to come, and
+        the connection asks for the newest (`catch_up`) when it drains. Never blocks or raises.
         """
         ...
 
-    def stop(self, code: CloseCode) -> None:
+    def beat(self) -> None:
+        """Give a sign of life, and end the connection when its peer gives none."""
+        ...
+
+    def stop(self, code: CloseCode, reason: str = "") -> None:
         """Close with a code; `ConnectionManager.disconnect` follows when it is done."""
         ...
 
 
-class _Group:
+class Group:
     """Connections that share a subscription and a tick."""
 
-    __slots__ = ("connections", "due", "key", "subscription")
+    __slots__ = ("connections", "due", "key", "newest", "subscription", "turn")
 
     def __init__(self, key: tuple[Subscription, int], due: float) -> None:
         self.key = key
         self.subscription = key[0]
         self.due = due
+        self.newest: Frame | None = None
+        self.turn = 0  # who is first, of those in the group
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self.connections: dict[Connection, None] = {}
 
 
-class ConnectionManager:
-    """Holds every open connection and sends each its frames. Run `run` as a task."""
+class Frames(Protocol):
+    """Where frames come from (`latest.Latest`)."""
 
-    def __init__(
-        self,
-        frames: Callable[[Iterable[View]], Awaitable[dict[View, Frame]]],
-        instruments: Instruments,
-        limit: int,
-    ) -> None:
+    def frame_now(self, view: View) -> Frame | None:
+        """Return a view's newest frame from live state, None when that cannot answer."""
+        ...
+
+    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
+        """Return the newest frame of each view, be it the error document's."""
+        ...
+
+
+class ConnectionManager:
+    """Holds every open connection and sends each its frames. Run `run` and `beat` as tasks."""
+
+    def __init__(self, frames: Frames, instruments: Instruments, limit: int) -> None:
         self._frames = frames
         self._instruments = instruments
         self._limit = limit
-        self._groups: dict[tuple[Subscription, int], _Group] = {}
-        self._group_of: dict[Connection, _Group] = {}
-        self._ticks: list[tuple[float, int, _Group]] = []  # a heap, soonest first
+        self._groups: dict[tuple[Subscription, int], Group] = {}
+        self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._waiting: list[Connection] = []  # for their first frame, from other than live state
         self._closing = False
-        instruments.connections.set_function(lambda: len(self._group_of))
-
-    @property
-    def active(self) -> int:
-        """How many connections are open."""
-        return len(self._group_of)
+        self.active = 0  # connections open
+        instruments.connections.set_function(lambda: self.active)
 
     def admit(self) -> None:
         """Raise Unavailable when there is no room for one more connection."""
         if self._closing:
-            raise Unavailable("restarting", retry_after=2)
+            raise Unavailable("restarting", retry_after=round(self._spread()) + 1)
         if self.active >= self._limit:
-            raise Unavailable("too many connections", retry_after=10)
+            raise Unavailable("too many connections", retry_after=random.randint(5, 15))
 
-    async def connect(self, connection: Connection) -> None:
+    def connect(self, connection: Connection) -> None:
         """Take a connection in and send it its first frame at once."""
         subscription = connection.subscription
         # Never a quantum too late: then the tick of those who came just before would serve it
@@ -103,75 +127,129 @@ class ConnectionManager:
         key = (subscription, round(due % subscription.interval / QUANTUM))
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Group(key, due)
+            group = self._groups[key] = Group(key, due)
             self._schedule(group)
         group.connections[connection] = None
-        self._group_of[connection] = group
+        connection.group = group
+        self.active += 1
         self._instruments.opened.inc()
         log.info("WebSocket connected. Total connections: %d", self.active)
-        frames = await self._frames([subscription.view])
-        self.send_personal(frames[subscription.view], connection)
         if self._closing:
-            connection.stop(CloseCode.RESTART)
+            connection.stop(CloseCode.RESTART, self._when_to_return())
+            return
+        frame = self._frames.frame_now(subscription.view)
+        if frame is not None:
+            self.send_personal(frame, connection)
+        else:
+            # However many come at once, the engines are asked once for all of them.
+            self._waiting.append(connection)
+            self._sooner.set()
 
     def disconnect(self, connection: Connection, code: int) -> None:
         """Forget a connection that is closed; does nothing for one not held."""
-        group = self._group_of.pop(connection, None)
+        group, connection.group = connection.group, None
         if group is None:
             return
         del group.connections[connection]  # an empty group goes at its next tick
+        self.active -= 1
         self._instruments.closed.labels(str(int(code))).inc()
         if code in _NORMAL:
             log.info("Client disconnected normally")
         log.info("WebSocket disconnected. Total connections: %d", self.active)
+        if self._closing and not self.active:
+            self._gone.set()
 
     def send_personal(self, frame: Frame, connection: Connection) -> None:
         """Send a frame to one connection, if it is still there."""
-        if connection in self._group_of:
+        if connection.group is not None:
             self._count(frame, 1, 0 if connection.offer(frame) else 1)
 
-    async def broadcast(self, frame: Frame, connections: Iterable[Connection]) -> None:
+    def catch_up(self, connection: Connection) -> None:
+        """Send a connection that was skipped, and can be written to again, its newest frame."""
+        group = connection.group
+        if group is not None and group.newest is not None:
+            self.send_personal(group.newest, connection)
+
+    async def broadcast(self, frame: Frame, connections: Sequence[Connection]) -> None:
         """Send one frame to many connections; others get their turn in between."""
-        sent = conflated = 0
-        for sent, connection in enumerate(list(connections), 1):
+        conflated = 0
+        for number, connection in enumerate(connections, 1):
             if not connection.offer(frame):
                 conflated += 1
-            if not sent % YIELD_EVERY:
+            if not number % YIELD_EVERY:
                 await asyncio.sleep(0)
-        self._count(frame, sent, conflated)
+        self._count(frame, len(connections), conflated)
 
     async def run(self) -> None:
-        """Send frames as their ticks come. Ends after `close` when every connection is gone."""
-        while not (self._closing and not self._group_of):
+        """Send frames as their ticks come. Never ends."""
+        while True:
             await self._wait()
+            if self._waiting:
+                await self._welcome()
             now = time.monotonic()
             due = self._take_due(now)
             if not due:
                 continue
-            frames = await self._frames({group.subscription.view for group in due})
+            frames = await self._frames.frames({group.subscription.view for group in due})
             for group in due:
-                await self.broadcast(frames[group.subscription.view], group.connections)
+                group.newest = frames[group.subscription.view]
+                await self.broadcast(group.newest, _in_turn(group))
             self._instruments.broadcast_seconds.observe(time.monotonic() - now)
             for group in due:
                 self._reschedule(group)
 
-    async def close(self) -> None:
-        """Tell every connection that the server restarts (1012), and take no more."""
+    async def beat(self) -> None:
+        """Look after each connection now and then. Never ends."""
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            for number, connection in enumerate(self._all(), 1):
+                connection.beat()
+                if not number % YIELD_EVERY:
+                    await asyncio.sleep(0)
+
+    async def close(self, seconds: float) -> None:
+        """Take no more, tell everyone to come back (1012) and when, and wait until they left.
+
+        Returns after `seconds` at the latest; who is left by then has not been reading.
+        """
         self._closing = True
-        for number, connection in enumerate(list(self._group_of), 1):
-            connection.stop(CloseCode.RESTART)
+        for number, connection in enumerate(self._all(), 1):
+            connection.stop(CloseCode.RESTART, self._when_to_return())
             if not number % YIELD_EVERY:
                 await asyncio.sleep(0)
-        self._sooner.set()
+        if self.active:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._gone.wait()
+
+    def _all(self) -> list[Connection]:
+        return [each for group in self._groups.values() for each in group.connections]
+
+    def _spread(self) -> float:
+        """Return a random delay over a time in which all that are here can come back."""
+        spread = min(max(self.active / RETURNS_PER_SECOND, SHORTEST_SPREAD), LONGEST_SPREAD)
+        return random.random() * spread
+
+    def _when_to_return(self) -> str:
+        return f"reconnect_after_ms={round(self._spread() * 1000)}"
+
+    async def _welcome(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        frames = await self._frames.frames({each.subscription.view for each in waiting})
+        for number, connection in enumerate(waiting, 1):
+            if connection.group is not None:
+                self.send_personal(frames[connection.subscription.view], connection)
+            if not number % YIELD_EVERY:
+                await asyncio.sleep(0)
 
     # -- ticks ----------------------------------------------------------------------------------
 
-    def _schedule(self, group: _Group) -> None:
+    def _schedule(self, group: Group) -> None:
         heapq.heappush(self._ticks, (group.due, next(self._order), group))
         if self._ticks[0][2] is group:
             self._sooner.set()
 
-    def _reschedule(self, group: _Group) -> None:
+    def _reschedule(self, group: Group) -> None:
         interval, now = group.subscription.interval, time.monotonic()
         group.due += interval
         if group.due <= now:
@@ -182,6 +260,8 @@ class ConnectionManager:
 
     async def _wait(self) -> None:
         """Sleep until the next tick, or until something changes what that is."""
+        if self._waiting:
+            return
         delay = self._ticks[0][0] - time.monotonic() if self._ticks else None
         if delay is None or delay > 0:
             self._sooner.clear()
@@ -189,7 +269,7 @@ class ConnectionManager:
                 async with asyncio.timeout(delay):
                     await self._sooner.wait()
 
-    def _take_due(self, now: float) -> list[_Group]:
+    def _take_due(self, now: float) -> list[Group]:
         due = []
         while self._ticks and self._ticks[0][0] <= now:
             group = heapq.heappop(self._ticks)[2]
@@ -205,3 +285,11 @@ class ConnectionManager:
         self._instruments.bytes_sent.inc(sent * len(frame.body))
         if conflated:
             self._instruments.conflated.inc(conflated)
+
+
+def _in_turn(group: Group) -> list[Connection]:
+    """Return a group's connections, another one first each time: nobody is always last."""
+    everyone = list(group.connections)
+    start = group.turn % len(everyone) if everyone else 0
+    group.turn += YIELD_EVERY
+    return everyone[start:] + everyone[:start]

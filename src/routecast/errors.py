@@ -14,6 +14,10 @@ class BadParameter(RoutecastError):
         self.message = message
 
 
+class NotFound(RoutecastError):
+    """There is nothing at this path."""
+
+
 class Forbidden(RoutecastError):
     """Policy does not let this client in. Trying again will not help."""
 

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Without live state, the engines are asked at most this often, whoever many ask us.
 REUSE: Final = SECOND
+# For so long a frame of live state can be given to one more who comes, if nothing changed.
+FRESH: Final = SECOND // 20
 # Views whose encoded document is kept; the least lately used goes first.
 MAX_VIEWS: Final = 512
 
@@ -58,6 +60,7 @@ class Latest:
         self._asked = 0  # when the engines were last asked
         self._one = asyncio.Lock()
         self._encoded: OrderedDict[View, _Encoded] = OrderedDict()
+        self._fresh: dict[View, tuple[Position, int, Frame]] = {}
         self.cache_failing = False
 
     async def read(self) -> Reading:
@@ -112,6 +115,24 @@ class Latest:
             await self._cache.put(snapshot)
         return Reading(snapshot, Source.DATABASE, now)
 
+    def frame_now(self, view: View) -> Frame | None:
+        """Return a view's newest frame from live state, None when that cannot answer.
+
+        Those who ask within FRESH of each other get the same: a crowd costs one.
+        """
+        reading = self._live()
+        if reading is None:
+            return None
+        now = self._clock.now()
+        held = self._fresh.get(view)
+        if held is None or held[0] != reading.snapshot.position or not 0 <= now - held[1] < FRESH:
+            if len(self._fresh) >= MAX_VIEWS:
+                self._fresh.clear()
+            self._known = reading
+            frame = self._encode(reading, view, now)
+            held = self._fresh[view] = (reading.snapshot.position, now, frame)
+        return held[2]
+
     async def frame(self, view: View) -> Frame:
         """Return a view's newest frame, or the error document's."""
         return (await self.frames([view]))[view]
@@ -145,4 +166,4 @@ class Latest:
             if len(self._encoded) > MAX_VIEWS:
                 self._encoded.popitem(last=False)
         self._encoded.move_to_end(view)
-        return stamp(held.opened, now, reading.source)
+        return stamp(held.opened, now, reading.source, held.position)

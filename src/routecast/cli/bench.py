@@ -21,7 +21,7 @@ from websockets.exceptions import WebSocketException
 from routecast.cli.address import DEFAULT_SERVER, Server
 from routecast.cli.stream import describe
 from routecast.cli.subscriber import Subscriber, subscribe
-from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say
+from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say, unwind_on_sigterm
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
 
@@ -72,6 +72,7 @@ def bench(
         target = Server.parse(server)
     except BadParameter as error:
         fail(error, BAD_USAGE)
+    unwind_on_sigterm()
     _allow_open_files(connections + _SPARE_FILES)
     query = [("interval", f"{interval:g}")] + ([("fields", fields)] if fields else [])
     trial = Trial(target.stream(query), connections, seconds, interval)
@@ -165,6 +166,7 @@ class Trial:
     listened: float = 0.0
     busy: float = 0.0
     _streams: list[Subscriber] = field(default_factory=list)
+    _lost: int = 0
     _listening: bool = False
     _stamp: bytes = b""
     _stamped: float = 0.0
@@ -193,7 +195,7 @@ class Trial:
 
     async def _open(self) -> None:
         try:
-            stream = await subscribe(self.url, self._message, self._lost, _OPEN_TIMEOUT)
+            stream = await subscribe(self.url, self._message, self._lose, _OPEN_TIMEOUT)
         except (OSError, WebSocketException) as error:
             self.failures[describe(error)] += 1
             return
@@ -204,7 +206,7 @@ class Trial:
         self._listening = True
         began, worked = time.monotonic(), time.process_time()
         try:
-            while self.listened < self.seconds:
+            while self.listened < self.seconds and self._lost < len(self._streams):
                 await asyncio.sleep(min(0.2, self.seconds - self.listened))
                 self.listened = time.monotonic() - began
                 tell(self.listened)
@@ -240,7 +242,8 @@ class Trial:
         self.latency.append(1000 * (now - self._stamped))
         self.jitter.append(1000 * abs(now - last - self.interval))
 
-    def _lost(self, error: Exception) -> None:
+    def _lose(self, error: Exception) -> None:
+        self._lost += 1
         self.failures[describe(error)] += 1
 
     def result(self) -> dict[str, Any]:

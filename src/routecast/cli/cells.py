@@ -20,6 +20,7 @@ _TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:[.,](\d+))?)?))? ?(Z|UTC|[-+]\d\d:?\d\d)?",
     re.ASCII | re.IGNORECASE,
 )
+_YEAR_1: Final = -62_135_596_800  # seconds since 1970
 _YEAR_9999: Final = 253_402_300_799
 _ABSENT_NUMBERS: Final = frozenset({"null", "none", "nan", "n/a", "na", "-", "\\n"})
 _TRUE: Final = frozenset({"true", "t", "yes", "y", "1"})
@@ -127,7 +128,7 @@ def moment(unit: int) -> Convert:
             value = Decimal(number(cell)) / unit
         except ValueError:
             raise ValueError(f"{_shown(cell)} is not a time") from None
-        if abs(value) > _YEAR_9999:
+        if not _YEAR_1 <= value <= _YEAR_9999:
             raise ValueError(f"{_shown(cell)} is not a time")
         return _micros(value)
 

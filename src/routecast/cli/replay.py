@@ -19,7 +19,15 @@ from routecast.cli.columns import Columns, Row, choose
 from routecast.cli.progress import SendProgress
 from routecast.cli.rows import Broken, Record, RowFile, Unreadable
 from routecast.cli.sending import Refused, Sender
-from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, plain, say
+from routecast.cli.terminal import (
+    BAD_USAGE,
+    FAILED,
+    INTERRUPTED,
+    fail,
+    plain,
+    say,
+    unwind_on_sigterm,
+)
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339
 
@@ -87,6 +95,7 @@ def replay(
     Example: routecast replay calls.csv --set provider=openai --speed 60
     """
     console = Console(highlight=False)
+    unwind_on_sigterm()
     try:
         target = Server.parse(server)
         plan = (_pairs("--map", mapped), _pairs("--set", fixed))

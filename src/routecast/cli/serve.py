@@ -8,21 +8,23 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 import typer
 import uvicorn
 
-from routecast.app import create_app, open_engines
+from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings, load_settings
+from routecast.edge.guard import GuardedHttp
 from routecast.errors import BadSettings, Unavailable
 
-# A client that is silent is found out after PING_SECONDS + PONG_SECONDS, at the latest.
-PING_SECONDS: Final = 10.0
-PONG_SECONDS: Final = 10.0
 # Requests under way get this time when the server stops; the commit of what waits comes after.
 GRACE_SECONDS: Final = 4
-MAX_MESSAGE_BYTES: Final = 65_536
+
+# What the kernel may hold for one client, in bytes (it doubles this for its own needs).
+SEND_BUFFER: Final = 65_536
+# A peer that acknowledges nothing for so long has vanished, whatever is still unsent.
+UNACKED_MS: Final = 20_000
 
 OnStarted = Callable[[str], Awaitable[None]]
 
@@ -30,8 +32,15 @@ OnStarted = Callable[[str], Awaitable[None]]
 class _Server(uvicorn.Server):
     """Uvicorn, with something to do once it listens."""
 
-    def __init__(self, config: uvicorn.Config, url: str, on_started: OnStarted | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        services: Services,
+        url: str,
+        on_started: OnStarted | None,
+    ) -> None:
         super().__init__(config)
+        self._services = services
         self._url = url
         self._on_started = on_started
         self._task: asyncio.Future[None] | None = None
@@ -45,6 +54,10 @@ class _Server(uvicorn.Server):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        # Nobody new; then those who are here are told when to come back, before all else ends.
+        for listening in self.servers:
+            listening.close()
+        await self._services.manager.close(CLOSE_SECONDS)
         await super().shutdown(sockets)
 
 
@@ -54,6 +67,10 @@ def bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
         listener.bind((host, port))
     except OSError as error:
         listener.close()
@@ -81,25 +98,22 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(_not_a_refusal)
     settings.require_safe()
     asyncio.run(_check_database(settings))
     listener = bind(settings.host, settings.port)
+    app = create_app(settings)
+    services: Services = app.state.services
     config = uvicorn.Config(
-        create_app(settings),
-        http="httptools",
-        ws="websockets-sansio",
-        ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PONG_SECONDS,
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_per_message_deflate=False,
+        app,
+        http=GuardedHttp,
+        ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
         timeout_graceful_shutdown=GRACE_SECONDS,
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
     )
-    server = _Server(config, url_of(listener), on_started)
+    server = _Server(config, services, url_of(listener), on_started)
     # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
@@ -107,11 +121,6 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     with listener:
         server.run(sockets=[listener])
     return 0 if server.started else 1
-
-
-def _not_a_refusal(record: logging.LogRecord) -> bool:
-    # Uvicorn takes a refused upgrade, answered as ASGI has it, for an error of the application.
-    return record.getMessage() != "ASGI callable returned without completing handshake."
 
 
 async def _check_database(settings: Settings) -> None:

@@ -1,5 +1,7 @@
 """What every client-side command says to a person, and how it ends."""
 
+import signal
+import sys
 import unicodedata
 from typing import NoReturn
 
@@ -10,6 +12,7 @@ from rich.text import Text
 FAILED = 1
 BAD_USAGE = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def plain(text: object) -> str:
@@ -33,3 +36,8 @@ def fail(message: object, code: int = FAILED) -> NoReturn:
     """Say on standard error what is wrong and end with `code`."""
     say(Console(stderr=True), f"routecast: {message}", "red")
     raise typer.Exit(code)
+
+
+def unwind_on_sigterm() -> None:
+    """End on SIGTERM by way of every context manager, so that a hidden cursor is shown again."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

@@ -22,14 +22,13 @@ from routecast.cli import figures
 from routecast.cli.address import DEFAULT_SERVER, Server
 from routecast.cli.panels import Screen, Status
 from routecast.cli.stream import Connecting, Event, Frame, Refused, Silent, Waiting, follow
-from routecast.cli.terminal import BAD_USAGE, FAILED, fail, say
+from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, fail, say
 from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_FIELDS, MAX_INTERVAL, MIN_INTERVAL
 
 _FIELDS: Final = (*DEFAULT_FIELDS, "cost", "latency_ms", "errors", "rate")
 _FIRST_DECISION: Final = """  --json '{"strategy":"hybrid","provider":"gemini"}'"""
 _REDRAW: Final = 0.5
-_TERMINATED: Final = 143
 # Closer than this, a difference of totals is mostly noise.
 _SHORTEST_STEP: Final = 0.5
 
@@ -269,7 +268,7 @@ def _run(showing: Coroutine[Any, Any, int]) -> int:
     except KeyboardInterrupt:
         return 0
     except asyncio.CancelledError:
-        return _TERMINATED
+        return TERMINATED
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,20 +5,32 @@ from typing import Final
 import msgspec
 
 from routecast.core.metrics import Document
-from routecast.protocol import FETCH_FAILED, Source, rfc3339
+from routecast.protocol import FETCH_FAILED, Position, Source, rfc3339
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class Frame:
-    """One message, ready to be written: UTF-8 JSON bytes, and the same as text."""
+    """One message, ready to be written: UTF-8 JSON bytes, and where they came from.
 
-    __slots__ = ("body", "source", "text")
+    `source` and `position` are None for the error document.
+    """
 
-    def __init__(self, body: bytes, source: Source | None) -> None:
+    __slots__ = ("body", "deflated", "event", "plain", "position", "source")
+
+    def __init__(self, body: bytes, source: Source | None, position: Position | None) -> None:
         self.body = body
-        self.text = body.decode()
         self.source = source
+        self.position = position
+        # As the wire has it: made by the first connection that needs it, found by the others.
+        self.plain: bytes | None = None
+        self.deflated: bytes | None = None
+        self.event: bytes | None = None
+
+    @property
+    def text(self) -> str:
+        """The same as text."""
+        return self.body.decode()
 
 
 def encode_document(document: Document) -> bytes:
@@ -26,12 +38,13 @@ def encode_document(document: Document) -> bytes:
     return _encode(document)[:-1]
 
 
-def stamp(opened: bytes, now: int, source: Source) -> Frame:
+def stamp(opened: bytes, now: int, source: Source, position: Position) -> Frame:
     """Close an encoded document with its timestamp: unchanged numbers are not encoded again."""
     comma = b"," if len(opened) > 1 else b""
-    return Frame(opened + comma + b'"timestamp":"' + rfc3339(now).encode() + b'"}', source)
+    body = opened + comma + b'"timestamp":"' + rfc3339(now).encode() + b'"}'
+    return Frame(body, source, position)
 
 
 def error_frame(now: int) -> Frame:
     """Return the document that says no source could answer."""
-    return Frame(_encode({"error": FETCH_FAILED, "timestamp": rfc3339(now)}), None)
+    return Frame(_encode({"error": FETCH_FAILED, "timestamp": rfc3339(now)}), None, None)

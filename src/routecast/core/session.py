@@ -5,6 +5,7 @@ The same session runs under every edge; it never touches a socket.
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from routecast.core.view import Subscription, parse_query
@@ -14,9 +15,12 @@ from routecast.protocol import DEFAULT_INTERVAL
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Session:
-    """The default stream: whole documents, one each interval, until the client goes."""
+    """The default stream: whole documents, one each interval, until the client goes.
+
+    It remembers nothing, so connections that ask for the same share one.
+    """
 
     subscription: Subscription
 
@@ -24,6 +28,7 @@ class Session:
         """Take a message of the client. On the default stream, whatever it is, it is ignored."""
 
 
+@lru_cache(maxsize=1024)
 def open_session(query: bytes, *, interval: float = DEFAULT_INTERVAL) -> Session:
     """Return the session a request asks for. Raises BadParameter, to be answered with 400."""
     return Session(parse_query(query, interval=interval))

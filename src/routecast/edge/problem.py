@@ -7,7 +7,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from routecast.errors import BadBody, BadParameter, Forbidden, RoutecastError, TooLarge, Unavailable
+from routecast.errors import (
+    BadBody,
+    BadParameter,
+    Forbidden,
+    NotFound,
+    RoutecastError,
+    TooLarge,
+    Unavailable,
+)
 from routecast.protocol import Problem
 
 MEDIA_TYPE = "application/problem+json"
@@ -21,6 +29,7 @@ _STATUS: dict[type[RoutecastError], HTTPStatus] = {
     BadParameter: HTTPStatus.BAD_REQUEST,
     BadBody: HTTPStatus.BAD_REQUEST,
     Forbidden: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Unsupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,

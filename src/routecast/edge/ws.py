@@ -1,141 +1,312 @@
-"""WebSocket: `/ws/metrics` as a plain ASGI route, for any server and for mounting elsewhere."""
+"""WebSocket on the transport itself: a protocol class for uvicorn, lean in time and in memory.
+
+Uvicorn hands over a connection with its upgrade request. The handshake is `websockets`' sans-I/O
+`ServerProtocol`, dropped afterwards; what stays is one slotted object. Frames that were encoded
+once are written straight to the transport: no task, queue or coroutine for each connection.
+
+The transport is told to hold nothing (`high=0`): it writes at once, and calls `pause_writing` as
+soon as a socket is full. From then on the connection is skipped; when it drains, `resume_writing`
+sends the newest frame.
+"""
 
 import asyncio
 import logging
-from contextlib import suppress
-from typing import Final
+from http import HTTPStatus
+from typing import Any, Final, cast
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
+from websockets.datastructures import Headers
+from websockets.extensions.permessage_deflate import (
+    PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
+)
+from websockets.http11 import Request
+from websockets.http11 import Response as WireResponse
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 
-from routecast.connections import ConnectionManager
+from routecast.connections import ConnectionManager, Group
 from routecast.core.frame import Frame
-from routecast.core.session import Session, check_origin, open_session
+from routecast.core.session import Session
+from routecast.core.view import Subscription
+from routecast.edge.door import Door
+from routecast.edge.inbox import Inbox
 from routecast.edge.problem import respond_error
-from routecast.errors import RoutecastError
+from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
+from routecast.errors import NotFound, RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 
 log = logging.getLogger(__name__)
+_silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
+_silent.setLevel(logging.ERROR)
 
-# A client that has not taken a frame for so long will not catch up.
+PATH: Final = "/ws/metrics"
+# A client that takes nothing for so long will not catch up, in seconds.
 SEND_SECONDS: Final = 10.0
+# So long a client may take to answer a close frame.
+CLOSE_SECONDS: Final = 2.0
+# Frames a client may send between two beats (`connections.BEAT_SECONDS`): a stream's client has
+# next to nothing to say.
+MAX_FRAMES_A_BEAT: Final = 600
+# Beats without a sign of life after which a client is gone.
+MAX_STRIKES: Final = 2
+
+_DEFLATE: Final = ServerPerMessageDeflateFactory(
+    server_no_context_takeover=True, client_no_context_takeover=True
+)
 
 
-class AsgiConnection:
-    """A subscriber on an ASGI server (`connections.Connection`): one frame sent, one waiting."""
-
-    __slots__ = ("_newest", "_send", "_stop", "_wake", "subscription")
-
-    def __init__(self, session: Session, send: Send) -> None:
-        self.subscription = session.subscription
-        self._send = send
-        self._newest: Frame | None = None
-        self._stop: CloseCode | None = None
-        self._wake = asyncio.Event()
-
-    def offer(self, frame: Frame) -> bool:
-        conflated = self._newest is not None
-        self._newest = frame
-        self._wake.set()
-        return not conflated
-
-    def stop(self, code: CloseCode) -> None:
-        self._stop = code
-        self._wake.set()
-
-    async def pump(self) -> CloseCode:
-        """Send what is offered until told to stop; return the code it ended with."""
-        while self._stop is None:
-            await self._wake.wait()
-            self._wake.clear()
-            frame, self._newest = self._newest, None
-            if frame is not None:
-                try:
-                    async with asyncio.timeout(SEND_SECONDS):
-                        await self._send({"type": "websocket.send", "text": frame.text})
-                except TimeoutError:
-                    return CloseCode.TOO_SLOW
-        return self._stop
-
-
-class MetricsSocket:
-    """The ASGI application behind `WS /ws/metrics`."""
+class WebSocketEdge:
+    """What all connections of one server share. Its `protocol` is uvicorn's `ws` class."""
 
     def __init__(
-        self,
-        manager: ConnectionManager,
-        instruments: Instruments,
-        *,
-        interval: float,
-        allowed_origins: frozenset[str],
+        self, manager: ConnectionManager, door: Door, instruments: Instruments, *, compress: bool
     ) -> None:
-        self._manager = manager
-        self._instruments = instruments
-        self._interval = interval
-        self._allowed = allowed_origins
+        self.manager = manager
+        self.door = door
+        self.instruments = instruments
+        self.extensions = [_DEFLATE] if compress else []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()  # websocket.connect
-        try:
-            session = self._open(scope)
-        except RoutecastError as error:
-            await _refuse(error, scope, receive, send)
+    def protocol(self, **_: Any) -> "WebSocketConnection":
+        """Return the protocol of a new connection; uvicorn calls this, with its own state."""
+        return WebSocketConnection(self)
+
+
+class WebSocketConnection(asyncio.Protocol):
+    """One subscriber (`connections.Connection`)."""
+
+    __slots__ = (
+        "_address",
+        "_behind",
+        "_code",
+        "_deflates",
+        "_edge",
+        "_frames",
+        "_heard",
+        "_inbox",
+        "_ping_due",
+        "_ready",
+        "_session",
+        "_strikes",
+        "_timer",
+        "_transport",
+        "group",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, edge: WebSocketEdge) -> None:
+        self._edge = edge
+        self._session: Session | None = None
+        self._address = ""
+        self.group: Group | None = None
+        self._ready = False  # to be written to: open, and the socket not full
+        self._behind = False  # was skipped since
+        self._deflates = False
+        self._inbox: Inbox | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._code = 1006
+        self._heard = True
+        self._ping_due = False
+        self._strikes = 0
+        self._frames = 0
+
+    @property
+    def subscription(self) -> Subscription:
+        assert self._session is not None
+        return self._session.subscription
+
+    # -- sending --------------------------------------------------------------------------------
+
+    def offer(self, frame: Frame) -> bool:
+        if not self._ready:
+            self._behind = True
+            return False
+        data = deflated(frame) if self._deflates else frame.plain or plain(frame)
+        if self._ping_due:  # it rides along, at no write of its own
+            self._ping_due = False
+            data = PING + data
+        self._transport.write(data)
+        return True
+
+    def pause_writing(self) -> None:
+        self._ready = False
+        if self.group is None:
             return
-        await send({"type": "websocket.accept"})
-        connection = AsgiConnection(session, send)
-        pump = asyncio.create_task(connection.pump())
-        listen = asyncio.create_task(_listen(session, receive))
-        code: int = CloseCode.INTERNAL_ERROR
-        try:
-            await self._manager.connect(connection)
-            done, _ = await asyncio.wait({pump, listen}, return_when=asyncio.FIRST_COMPLETED)
-            code = listen.result() if listen in done else await self._end(pump, send)
-        finally:
-            self._manager.disconnect(connection, code)
-            pump.cancel()
-            listen.cancel()
-            await asyncio.gather(pump, listen, return_exceptions=True)
+        # Who does not read need not be heard: no pongs pile up for a flood of pings.
+        self._transport.pause_reading()
+        self._expect(SEND_SECONDS, CloseCode.TOO_SLOW)
 
-    def _open(self, scope: Scope) -> Session:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        check_origin(headers.get(b"origin"), headers.get(b"host"), self._allowed)
-        session = open_session(scope["query_string"], interval=self._interval)
-        self._manager.admit()
-        return session
+    def resume_writing(self) -> None:
+        if self.group is None or self._transport.is_closing():
+            return
+        self._relax()
+        self._transport.resume_reading()
+        self._heard = self._ready = True
+        if self._behind:
+            self._behind = False
+            self._edge.manager.catch_up(self)
 
-    async def _end(self, pump: asyncio.Task[CloseCode], send: Send) -> int:
-        """Close from our side, once the pump has ended; return the code it was closed with."""
-        try:
-            code = pump.result()
-        except OSError:  # how ASGI says that the client is gone (spec 2.4)
-            self._instruments.send_failures.inc()
-            return 1006
+    def _expect(self, seconds: float, code: CloseCode) -> None:
+        """Abort with a code unless something happens in time."""
+        self._relax()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._give_up, code)
+
+    def _relax(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self, code: CloseCode) -> None:
+        self._timer = None
+        if self._code == 1006:
+            self._code = code
         if code is CloseCode.TOO_SLOW:
-            self._instruments.send_failures.inc()
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(1):
-                await send({"type": "websocket.close", "code": int(code)})
-        return code
+            self._edge.instruments.send_failures.inc()
+        self._transport.abort()
+
+    # -- life and death -------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        if not self._ready:
+            return  # full, and on its own clock, or closing
+        self._frames = 0
+        if self._heard:
+            self._strikes = 0
+        else:
+            self._strikes += 1
+            if self._strikes >= MAX_STRIKES:
+                self._give_up(CloseCode.SILENT)
+                return
+        self._heard = False
+        if self._ping_due:  # no frame since the last beat that it could ride on
+            self._transport.write(PING)
+        self._ping_due = True
+
+    def stop(self, code: CloseCode, reason: str = "") -> None:
+        if not self._ready:
+            self._give_up(code)
+            return
+        self._code = code
+        if self._inbox is None:
+            self._inbox = Inbox(self._extensions())
+        self._inbox.close(code, reason)
+        self._transport.write(self._inbox.to_send())
+        self._ready = False
+        self._expect(CLOSE_SECONDS, code)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Uvloop's transports have the methods, though not the base class.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ready = False
+        self._relax()
+        self._inbox = None
+        if self._session is not None:
+            self._edge.door.leave(self._address)
+            self._session = None
+            self._edge.manager.disconnect(self, self._code)
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._session is None:
+            if not self._transport.is_closing():
+                self._shake_hands(data)
+            return
+        self._heard = True
+        if self._inbox is None:
+            if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
+                return
+            self._inbox = Inbox(self._extensions())
+        inbox = self._inbox
+        seen = inbox.frames
+        for message in inbox.receive(data):
+            self.received(message)
+        self._frames += inbox.frames - seen
+        self._answer(inbox)
+
+    def _answer(self, inbox: Inbox) -> None:
+        """Write what the parser wants written, and let go of it when it is done."""
+        out = inbox.to_send()
+        if out and (self._ready or inbox.finished):
+            self._transport.write(out)
+        if inbox.finished:
+            if self._code == 1006:
+                self._code = inbox.close_code
+            self._ready = False
+            self._expect(CLOSE_SECONDS, CloseCode.DONE)
+            self._transport.close()
+        elif self._frames > MAX_FRAMES_A_BEAT and self._ready:
+            self.stop(CloseCode.TOO_MANY_MESSAGES)
+        elif inbox.idle:
+            self._inbox = None
+
+    def received(self, message: str | bytes) -> None:
+        """Take a whole message of the client."""
+        assert self._session is not None
+        self._session.receive(message)
+
+    def _extensions(self) -> list[PerMessageDeflate]:
+        if not self._deflates:
+            return []
+        return [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
+
+    # -- the handshake --------------------------------------------------------------------------
+
+    def _shake_hands(self, data: bytes) -> None:
+        protocol = ServerProtocol(extensions=self._edge.extensions, logger=_silent)
+        protocol.receive_data(data)
+        for request in protocol.events_received():
+            assert isinstance(request, Request)
+            response = protocol.accept(request)
+            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+                try:
+                    self._session = self._open(request)
+                except RoutecastError as error:
+                    response = _refusal(error)
+            protocol.send_response(response)
+        self._transport.write(b"".join(protocol.data_to_send()))
+        if self._session is None:
+            # Refused, or not a request at all.
+            self._expect(CLOSE_SECONDS, CloseCode.POLICY)
+            self._transport.close()
+            return
+        self._begin(protocol)
+
+    def _begin(self, protocol: ServerProtocol) -> None:
+        assert protocol.state is State.OPEN
+        for extension in protocol.extensions:
+            assert isinstance(extension, PerMessageDeflate)
+            # One window for all: a client that asks for a smaller one gets plain frames.
+            self._deflates = extension.local_max_window_bits == WINDOW_BITS
+        self._transport.set_write_buffer_limits(high=0)
+        self._ready = True
+        self._edge.manager.connect(self)
+
+    def _open(self, request: Request) -> Session:
+        path, _, query = request.path.partition("?")
+        if path != PATH:
+            raise NotFound(f"there is no WebSocket at {path[:200]!r}; it is at {PATH}")
+        peer = self._transport.get_extra_info("peername")
+        self._address = str(peer[0]) if peer else ""
+        headers = request.headers
+        return self._edge.door.open(
+            query.encode("latin-1", "replace"),
+            origin=headers.get("Origin"),
+            host=headers.get("Host"),
+            address=self._address,
+        )
 
 
-async def _listen(session: Session, receive: Receive) -> int:
-    """Give the session what the client sends; return the code it closed with."""
-    while True:
-        message = await receive()
-        if message["type"] == "websocket.disconnect":
-            return int(message.get("code", 1005))
-        session.receive(_content(message))
-
-
-def _content(message: Message) -> str | bytes:
-    text: str | None = message.get("text")
-    return text if text is not None else message.get("bytes") or b""
-
-
-async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer over HTTP instead of upgrading, where the server can; else close (seen as 403)."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close", "code": int(CloseCode.POLICY)})
-        return
-    # Starlette's response speaks the websocket form of its messages by itself.
-    await respond_error(error)(scope, receive, send)
+def _refusal(error: RoutecastError) -> WireResponse:
+    answer: Response = respond_error(error)
+    headers = Headers(
+        [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.raw_headers]
+    )
+    headers["Connection"] = "close"
+    status = HTTPStatus(answer.status_code)
+    return WireResponse(status, status.phrase, headers, bytes(answer.body))

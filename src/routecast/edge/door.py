@@ -1,0 +1,60 @@
+"""The door: who may subscribe, to what. The same for every edge."""
+
+from collections import Counter
+
+from starlette.types import Scope
+
+from routecast.connections import ConnectionManager
+from routecast.core.session import Session, check_origin, open_session
+from routecast.errors import Unavailable
+
+
+class Door:
+    """Checks a request before anything is spent on it."""
+
+    def __init__(
+        self,
+        manager: ConnectionManager,
+        *,
+        interval: float,
+        allowed_origins: frozenset[str],
+        max_per_address: int,
+    ) -> None:
+        self._manager = manager
+        self._interval = interval
+        self._allowed = allowed_origins
+        self._max_per_address = max_per_address
+        self._inside: Counter[str] = Counter()
+
+    def open(self, query: bytes, *, origin: str | None, host: str | None, address: str) -> Session:
+        """Return the session a request asks for.
+
+        Raises Forbidden, BadParameter, and Unavailable when there is no room; the edge answers
+        with them. When it returns, the edge must call `leave` at the connection's end.
+        """
+        check_origin(origin, host, self._allowed)
+        session = open_session(query, interval=self._interval)
+        self._manager.admit()
+        if self._max_per_address and self._inside[address] >= self._max_per_address:
+            raise Unavailable("too many connections from this address", retry_after=10)
+        self._inside[address] += 1
+        return session
+
+    def open_scope(self, scope: Scope) -> tuple[Session, str]:
+        """Return the session an ASGI scope asks for, and the address to `leave` with."""
+        client = scope.get("client")
+        address = str(client[0]) if client else ""
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        session = self.open(
+            scope["query_string"],
+            origin=headers.get(b"origin"),
+            host=headers.get(b"host"),
+            address=address,
+        )
+        return session, address
+
+    def leave(self, address: str) -> None:
+        """Make room for another connection from this address."""
+        self._inside[address] -= 1
+        if not self._inside[address]:
+            del self._inside[address]

@@ -1,0 +1,84 @@
+"""Server-sent events: `GET /sse/metrics`, the stream for those who cannot use WebSocket.
+
+The same sessions, views and ticks. Each event's `id` is the position of its document, as
+`epoch:seq`. Whole documents need no catching up: a client that comes back, with `Last-Event-ID`
+or without, gets the newest one at once. Comments keep proxies from closing a line that is quiet
+(WHATWG HTML, 9.2).
+"""
+
+from contextlib import suppress
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from routecast.connections import ConnectionManager
+from routecast.core.frame import Frame
+from routecast.edge.door import Door
+from routecast.edge.outlet import Outlet
+from routecast.edge.problem import respond_error
+from routecast.errors import RoutecastError
+from routecast.instruments import Instruments
+
+# Between two comments while no event is due, in seconds: proxies give a line up after 30 to 60.
+COMMENT_SECONDS: Final = 15.0
+_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+_RETRY: Final = b"retry: 5000\n\n"  # how long a browser waits before it comes back, in ms
+_COMMENT: Final = b": alive\n\n"
+
+
+class MetricsEvents:
+    """The ASGI application behind `GET /sse/metrics`."""
+
+    def __init__(self, manager: ConnectionManager, door: Door, instruments: Instruments) -> None:
+        self._manager = manager
+        self._door = door
+        self._instruments = instruments
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            session, address = self._door.open_scope(scope)
+        except RoutecastError as error:
+            await respond_error(error)(scope, receive, send)
+            return
+
+        async def write(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        async def send_frame(frame: Frame) -> None:
+            await write(event(frame))
+
+        outlet = Outlet(session)
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await write(_RETRY)
+            _, ours = await outlet.run(
+                self._manager,
+                self._instruments,
+                outlet.pump(send_frame, lambda: write(_COMMENT), COMMENT_SECONDS),
+                _gone(receive),
+            )
+            if ours:
+                with suppress(OSError):
+                    await write(b"", more=False)
+        finally:
+            self._door.leave(address)
+
+
+def event(frame: Frame) -> bytes:
+    """Return a frame as one event, made once for all who get it."""
+    if frame.event is None:
+        position = frame.position
+        identity = b"id: %s:%d\n" % (position.epoch.encode(), position.seq) if position else b""
+        frame.event = identity + b"data: " + frame.body + b"\n\n"
+    return frame.event
+
+
+async def _gone(receive: Receive) -> int:
+    """Return when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    return 1001

@@ -1,0 +1,78 @@
+"""WebSocket: `/ws/metrics` as a plain ASGI route, for any server and for mounting elsewhere."""
+
+import asyncio
+from contextlib import suppress
+
+from starlette.types import Message, Receive, Scope, Send
+
+from routecast.connections import ConnectionManager
+from routecast.core.frame import Frame
+from routecast.core.session import Session
+from routecast.edge.door import Door
+from routecast.edge.outlet import Outlet
+from routecast.edge.problem import respond_error
+from routecast.errors import RoutecastError
+from routecast.instruments import Instruments
+from routecast.protocol import CloseCode
+
+
+class MetricsSocket:
+    """The ASGI application behind `WS /ws/metrics`."""
+
+    def __init__(self, manager: ConnectionManager, door: Door, instruments: Instruments) -> None:
+        self._manager = manager
+        self._door = door
+        self._instruments = instruments
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        try:
+            session, address = self._door.open_scope(scope)
+        except RoutecastError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        try:
+            await send({"type": "websocket.accept"})
+            await self._serve(session, receive, send)
+        finally:
+            self._door.leave(address)
+
+    async def _serve(self, session: Session, receive: Receive, send: Send) -> None:
+        outlet = Outlet(session)
+
+        async def send_frame(frame: Frame) -> None:
+            await send({"type": "websocket.send", "text": frame.text})
+
+        code, ours = await outlet.run(
+            self._manager,
+            self._instruments,
+            outlet.pump(send_frame),
+            _listen(session, receive),
+        )
+        if ours:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await send({"type": "websocket.close", "code": code, "reason": outlet.reason})
+
+
+async def _listen(session: Session, receive: Receive) -> int:
+    """Give the session what the client sends; return the code it closed with."""
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return int(message.get("code", 1005))
+        session.receive(_content(message))
+
+
+def _content(message: Message) -> str | bytes:
+    text: str | None = message.get("text")
+    return text if text is not None else message.get("bytes") or b""
+
+
+async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer over HTTP instead of upgrading, where the server can; else close (seen as 403)."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": int(CloseCode.POLICY)})
+        return
+    # Starlette's response speaks the websocket form of its messages by itself.
+    await respond_error(error)(scope, receive, send)
