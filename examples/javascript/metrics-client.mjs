@@ -64,6 +64,8 @@ export class RoutecastStream {
     socket.onopen = () => this.#options.onState("open", this.#url);
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.#lost(code, reason);
+    // A failed connection has no code of the server's, and Node.js 20 tells of it by this alone.
+    socket.onerror = () => this.#lost(1006, "no connection");
   }
 
   /** @param {string} data */
@@ -107,7 +109,7 @@ export class RoutecastStream {
     const socket = this.#socket;
     this.#socket = undefined;
     if (!socket) return;
-    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.onopen = socket.onmessage = socket.onclose = socket.onerror = null;
     socket.close();
   }
 }

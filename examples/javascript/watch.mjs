@@ -18,7 +18,7 @@ let left = Number(values.count ?? Infinity);
 const stream = new RoutecastStream(url, {
   firstDelayMs: 1_000 * Number(values["first-delay"]),
   onMetrics({ timestamp, total_decisions, avg_confidence, strategy_performance }) {
-    const counts = Object.entries(strategy_performance).map(([name, { count }]) => `${name} ${count}`);
+    const counts = Object.entries(strategy_performance).map(([name, { count }]) => `${JSON.stringify(name)} ${count}`);
     const confidence = avg_confidence === null ? "unknown" : avg_confidence.toFixed(3);
     console.log(`${timestamp}  ${total_decisions} decisions, confidence ${confidence}: ${counts.join(", ") || "none yet"}`);
     if (--left <= 0) stream.close();

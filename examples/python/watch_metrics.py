@@ -59,7 +59,7 @@ def line(document: dict[str, Any]) -> str:
     confidence = document["avg_confidence"]
     shown = "unknown" if confidence is None else f"{confidence:.3f}"
     strategies = document["strategy_performance"].items()
-    counts = ", ".join(f"{name} {strategy['count']}" for name, strategy in strategies)
+    counts = ", ".join(f"{name!r} {strategy['count']}" for name, strategy in strategies)
     total = document["total_decisions"]
     return f"{document['timestamp']}  {total} decisions, confidence {shown}: {counts or 'none yet'}"
 

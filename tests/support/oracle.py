@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 MINUTE = 60 * 10**6
 
@@ -63,8 +63,8 @@ class Prices:
     """A baseline model, in dollars per million tokens."""
 
     model: str
-    input: Decimal
-    output: Decimal
+    input: Decimal | int
+    output: Decimal | int
 
 
 def fact(
@@ -291,7 +291,8 @@ _FIELDS: dict[str, Callable[[Sequence[Fact]], Any]] = {
 # -- sums of decisions in integers --------------------------------------------------------------
 
 
-class Tally(NamedTuple):
+@dataclass(frozen=True)
+class Tally:
     """What some decisions of one key add up to; the latencies themselves, smallest first."""
 
     count: int

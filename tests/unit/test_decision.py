@@ -82,6 +82,7 @@ def test_every_field_is_kept_in_its_integer_unit() -> None:
         "project": "search",
     }
     (item,) = decode(json.dumps(body).encode(), lines=False)
+    assert not isinstance(item, Broken)
     assert Rules().normalise(item, NOW) == Decision(
         id="i" * 128,
         project="search",

@@ -1,0 +1,285 @@
+"""`routecast watch`, `bench` and `demo`: on a terminal, in a pipe, and when things go wrong."""
+
+import json
+import re
+import resource
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
+from tests.support.server import Server, free_port
+
+LEAVE_SCREEN = "\x1b[?1049l"
+SHOW_CURSOR = "\x1b[?25h"
+DECISIONS: list[dict[str, Any]] = [
+    {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9, "cost": 0.0023},
+    {"strategy": "hybrid", "provider": "claude", "confidence": 0.6, "latency_ms": 1500},
+    {"strategy": "cost", "provider": "gemini", "confidence": "low", "status": "error"},
+]
+
+
+def words_of(output: str) -> str:
+    """Return output with each run of blanks as one."""
+    return re.sub(r"[ \t]+", " ", output)
+
+
+# -- watch --------------------------------------------------------------------------------------
+
+
+def test_watch_once_prints_the_numbers_of_the_page(server: Server) -> None:
+    """Totals, strategies, bands and providers, with a dash for what is unknown."""
+    server.post(DECISIONS)
+    done = routecast("watch", "--once", "--server", server.url)
+    assert done.returncode == 0, done.stderr
+    shown = words_of(done.stdout)
+    for words in (
+        "3 0.750 $0.0023 1 1.5 s",
+        "2 unpriced 33.3%",
+        "hybrid 2 66.7% ████████ $0.0023 0.750",
+        "cost 1 33.3% ████ – –",
+        "high 1 33.3%",
+        "gemini 2 66.7%",
+    ):
+        assert words in shown
+    assert "\x1b" not in done.stdout
+
+
+def test_watch_asks_for_window_and_filters(server: Server) -> None:
+    """What is asked for reaches the server and stands above the numbers."""
+    server.post([*DECISIONS, {**DECISIONS[0], "timestamp": "2024-01-01T00:00:00Z"}])
+    words = ("--window", "1h", "--strategy", "hybrid", "--provider", "gemini")
+    done = routecast("watch", "--server", server.url, *words)
+    assert "the last 1h, strategy hybrid, provider gemini" in done.stdout
+    assert "hybrid 1 100.0%" in words_of(done.stdout)
+    none = routecast("watch", "--server", server.url, "--model", "nobody's")
+    assert "No decision matches." in none.stdout
+
+
+def test_watch_fits_the_terminal(server: Server) -> None:
+    """No line is wider than 80 columns, however long the names; a wide one is used in full."""
+    names = ["x" * 64, "名" * 64, "short"]
+    server.post([{"strategy": name, "provider": name, "confidence": 0.5} for name in names])
+    for columns in (60, 80, 160):
+        done = routecast("watch", "--server", server.url, env={"COLUMNS": str(columns)})
+        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        assert max(map(_cells, lines)) <= columns
+        assert max(map(_cells, lines)) > columns * 0.9
+        assert "short" in done.stdout
+
+
+def _cells(line: str) -> int:
+    return len(line) + line.count("名")
+
+
+def test_watch_trusts_no_name(server: Server) -> None:
+    """Markup is shown as it is; control characters never reach the terminal."""
+    evil = "[red]\x1b]0;owned\x07\x1b[2J\u202e"
+    server.post([{"strategy": evil, "provider": "p\r\np"}])
+    done = routecast("watch", "--once", "--server", server.url)
+    assert done.returncode == 0
+    assert "[red]" in done.stdout
+    assert not set("\x1b\x07\r\u202e") & set(done.stdout)
+
+
+def test_watch_json_is_one_document_a_line(server: Server) -> None:
+    """For pipes: each line is a document as the server sent it; a closed pipe ends it quietly."""
+    server.post(DECISIONS)
+    command = [*COMMAND, "watch", "--json", "--interval", "0.1", "--server", server.url]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        documents = [json.loads(process.stdout.readline()) for _ in range(3)]
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(WAIT_SECONDS) == 0
+    assert [document["total_decisions"] for document in documents] == [3, 3, 3]
+    assert documents[0]["latency_ms"]["avg"] == 1500
+    once = routecast("watch", "--json", "--once", "--server", server.url)
+    assert json.loads(once.stdout)["total_decisions"] == 3
+
+
+def test_watch_live_follows_and_comes_back(server: Server) -> None:
+    """Numbers move; a lost server is said in words and found again; Ctrl-C leaves all as it was."""
+    command = (*COMMAND, "watch", "--interval", "0.1", "--server", server.url)
+    with Terminal(*command) as terminal:
+        terminal.wait_for("No decisions yet")
+        server.post(DECISIONS)
+        terminal.wait_for("hybrid")
+        server.kill()
+        terminal.wait_for("reconnecting in .* s: connection refused, numbers .* s old")
+        server.start()
+        terminal.wait_for("● live")
+        server.post([{"strategy": "afterwards", "provider": "p"}])
+        terminal.wait_for("afterwards")
+        terminal.press_ctrl_c()
+        assert terminal.end() == 0
+    assert "Traceback" not in terminal.output
+    assert terminal.output.rindex(LEAVE_SCREEN) > terminal.output.rindex("afterwards")
+    assert SHOW_CURSOR in terminal.output[terminal.output.rindex("afterwards") :]
+
+
+def test_watch_leaves_the_terminal_as_it_was_on_sigterm(server: Server) -> None:
+    """A terminal must not stay on the other screen, whoever ends the process."""
+    with Terminal(*COMMAND, "watch", "--server", server.url) as terminal:
+        terminal.wait_for("No decisions yet")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.end() == 143
+    assert LEAVE_SCREEN in terminal.output
+    assert SHOW_CURSOR in terminal.output
+
+
+def test_watch_without_a_server() -> None:
+    """One update is not to be had: it says so and ends with 1."""
+    url = f"http://127.0.0.1:{free_port()}"
+    done = routecast("watch", "--once", "--server", url)
+    assert done.returncode == 1
+    assert f"cannot reach {url}: connection refused" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("--window", "3d"), ("--interval", "0.01"), ("--server", "http://")]
+)
+def test_watch_refuses_bad_words(words: tuple[str, ...]) -> None:
+    """What the server would refuse is refused here, naming the option."""
+    done = routecast("watch", *words)
+    assert done.returncode == 2
+    assert words[0] in done.stderr
+
+
+# -- bench --------------------------------------------------------------------------------------
+
+
+def test_bench_measures_every_stream(server: Server) -> None:
+    """All streams open, each gets its frames, and every figure is there."""
+    server.post(DECISIONS)
+    words = ("--connections", 50, "--seconds", 1.5, "--interval", 0.5, "--json")
+    done = routecast("bench", "--server", server.url, *words)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["connections"], result["opened"], result["failures"]) == (50, 50, {})
+    # In 1.5 s each stream sees two ticks at least, and four at most.
+    assert 100 <= result["frames"] <= 200
+    assert result["bytes"] > 100 * result["frames"]
+    for name in ("connect_ms", "first_frame_ms", "latency_ms", "jitter_ms"):
+        figures = result[name]
+        assert 0 <= figures["p50"] <= figures["p95"] <= figures["p99"] <= figures["max"] < 10_000
+    assert result["first_frame_ms"]["p50"] >= result["connect_ms"]["p50"]
+
+
+def test_bench_says_it_in_words(server: Server) -> None:
+    """For a person: a table, and that nothing failed."""
+    words = ("--connections", 5, "--seconds", 0.3, "--interval", 0.1, "--fields", "rate")
+    done = routecast("bench", "--server", server.url, *words)
+    assert done.returncode == 0
+    assert "5 of 5 streams opened" in done.stdout
+    assert "from document to receipt" in done.stdout
+    assert "No stream failed." in done.stdout
+
+
+def test_bench_counts_failures_by_reason(server: Server) -> None:
+    """A refused parameter fails every stream, with the server's own words."""
+    done = routecast("bench", "--server", server.url, "--connections", 3, "--fields", "nope")
+    assert done.returncode == 1
+    assert "3 failed: it answers 400: fields: 'nope'" in done.stdout
+
+
+def test_bench_notices_lost_streams(server: Server) -> None:
+    """A server that goes away while it listens: each lost stream is a failure."""
+    words = ("--connections", "20", "--seconds", "60", "--interval", "0.1")
+    with Terminal(*COMMAND, "bench", "--server", server.url, *words) as terminal:
+        terminal.wait_for("listening")
+        server.kill()
+        assert terminal.end() == 1
+    assert "20 failed: the connection broke" in terminal.output
+
+
+def test_bench_says_what_to_do_about_too_few_files() -> None:
+    """The limit of open files is raised as far as it goes; beyond, the message says how."""
+
+    def few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    done = routecast("bench", "--connections", 1000, preexec_fn=few_files)
+    assert done.returncode == 2
+    assert "256 open files" in done.stderr
+    assert "ulimit -n 1064" in done.stderr
+
+
+# -- demo ---------------------------------------------------------------------------------------
+
+
+def test_demo_shows_moving_labelled_numbers(tmp_path: Path) -> None:
+    """It prints its address; all traffic is labelled simulated; nothing is left behind."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = (*COMMAND, "demo", "--port", free_port(), "--rate", 200, "--seed", 1)
+    with Terminal(*command, env={"TMPDIR": str(temporary)}, cwd=tmp_path) as terminal:
+        url = terminal.wait_for(r"in a browser\s+(http://127\.0\.0\.1:\d+)/")[1]
+        assert terminal.wait_for(rf"in a terminal\s+.* watch --server {re.escape(url)}")
+        watching = routecast("watch", "--json", "--once", "--server", url)
+        first = json.loads(watching.stdout)["total_decisions"]
+        with Terminal(*COMMAND, "watch", "--server", url, "--project", "demo") as other:
+            other.wait_for("complexity")
+            other.press_ctrl_c()
+            assert other.end() == 0
+        total = httpx2.get(f"{url}/routing/metrics").json()["total_decisions"]
+        labelled = httpx2.get(f"{url}/routing/metrics?project=demo").json()["total_decisions"]
+        assert first < total <= labelled
+        assert "Simulated traffic" in httpx2.get(f"{url}/").text
+        assert list(temporary.iterdir())
+        terminal.press_ctrl_c()
+        assert terminal.end() == 0
+    assert "Traceback" not in terminal.output
+    assert list(temporary.iterdir()) == []
+
+
+def test_demo_takes_the_next_free_port(tmp_path: Path) -> None:
+    """Only when none was asked for: then it says which one it took."""
+    with socket.socket() as occupant:
+        # Where another program has the port already, that is as good.
+        with suppress(OSError):
+            occupant.bind(("127.0.0.1", 8000))
+            occupant.listen()
+        with Terminal(*COMMAND, "demo", cwd=tmp_path) as terminal:
+            taken = terminal.wait_for(r"Port 8000 is in use, so this takes (\d+)")[1]
+            terminal.wait_for(rf"http://127\.0\.0\.1:{taken}/")
+            terminal.press_ctrl_c()
+            assert terminal.end() == 0
+        asked = routecast("demo", "--port", 8000, cwd=tmp_path)
+        assert asked.returncode == 2
+        assert "port 8000" in asked.stderr
+
+
+def test_demo_keeps_a_database_that_was_asked_for(tmp_path: Path) -> None:
+    """With --database the simulated decisions stay."""
+    database = tmp_path / "kept.db"
+    command = (*COMMAND, "demo", "--port", free_port(), "--rate", 200)
+    with Terminal(*command, "--database", f"sqlite:///{database}") as terminal:
+        url = terminal.wait_for(r"(http://127\.0\.0\.1:\d+)/")[1]
+        with Terminal(*COMMAND, "watch", "--server", url) as other:
+            other.wait_for("hybrid")
+        terminal.press_ctrl_c()
+        assert terminal.end() == 0
+    verified = routecast("verify", "--database", f"sqlite:///{database}")
+    assert verified.returncode == 0, verified.stderr
+
+
+# -- all of them --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["replay", "watch", "bench", "demo"])
+def test_help_fits_and_helps(command: str) -> None:
+    """--help says what it is for, in 80 columns."""
+    done = routecast(command, "--help", env={"COLUMNS": "80", "PATH": ""})
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "--" in done.stdout

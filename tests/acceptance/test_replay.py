@@ -1,0 +1,456 @@
+"""`routecast replay` into a real server: exact totals, honest words, nothing counted twice."""
+
+import asyncio
+import csv
+import gzip
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from genai_prices import Usage, calc_price
+from websockets.asyncio.client import connect
+
+from tests.support import oracle
+from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
+from tests.support.server import Server, free_port
+from tests.support.stream import receive_until
+
+DATA = Path(
+    os.environ.get("ROUTECAST_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data")
+)
+BOTH = ("--set", "strategy=hybrid", "--set", "provider=gemini")
+SUMMARY = re.compile(
+    r"Sent (\d[\d,]*): accepted (\d[\d,]*), duplicates (\d[\d,]*), rejected (\d[\d,]*)"
+    r"(?:, broken lines (\d[\d,]*))?\."
+)
+
+
+def replay(server: Server, file: object, *words: object, **given: Any) -> Any:
+    """Replay a file into a server; return the finished process."""
+    return routecast("replay", file, "--server", server.url, *words, **given)
+
+
+def summary(output: str) -> tuple[int, ...]:
+    """Return sent, accepted, duplicates, rejected and broken lines, as the command says them."""
+    found = SUMMARY.search(output)
+    assert found, output
+    return tuple(int((number or "0").replace(",", "")) for number in found.groups())
+
+
+def write(path: Path, *lines: str) -> Path:
+    """Write lines to a file."""
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def wait_until(good: Callable[[], bool]) -> None:
+    """Ask again and again until it is so."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not good():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)  # between two questions; the answer is the event
+
+
+# -- real input ---------------------------------------------------------------------------------
+
+
+def azure(name: str) -> Iterator[dict[str, Any]]:
+    """Read an Azure trace anew, as the decisions it means."""
+    with (DATA / f"azure_llm_{name}_2023.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            whole, _, fraction = row["TIMESTAMP"].partition(".")
+            micros = round(int(fraction) / 10 ** (len(fraction) - 6))
+            moment = datetime.fromisoformat(f"{whole}+00:00") + timedelta(microseconds=micros)
+            yield {
+                "strategy": name,
+                "provider": "azure",
+                "timestamp": moment.isoformat(),
+                "input_tokens": int(row["ContextTokens"]),
+                "output_tokens": int(row["GeneratedTokens"]),
+            }
+
+
+def semantic_router() -> Iterator[dict[str, Any]]:
+    """Read the semantic router's decisions anew; no price is known of its models."""
+    for line in (DATA / "semantic_router_decisions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        with pytest.raises(LookupError):
+            calc_price(Usage(input_tokens=1, output_tokens=1), row["selected_model"])
+        yield {
+            "strategy": row["category"],
+            "provider": "vllm",
+            "model": row["selected_model"],
+            "input_tokens": row["prompt_tokens"],
+            "output_tokens": row["generated_tokens"],
+        }
+
+
+def router_arena() -> Iterator[dict[str, Any]]:
+    """Read RouterArena's calls anew; what lacks a cost would be priced by its model."""
+    for line in (DATA / "routerarena_calls.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        cost = row["cost_usd"]
+        if cost is None:
+            usage = Usage(input_tokens=row["input_tokens"], output_tokens=row["output_tokens"])
+            price = calc_price(usage, row["model"], provider_id=row["provider"]).total_price
+            cost = float(price)
+        yield {
+            "id": row["id"],
+            "strategy": "arena",
+            "provider": row["provider"],
+            "model": row["model"],
+            "cost": cost,
+            "input_tokens": row["input_tokens"],
+            "output_tokens": row["output_tokens"],
+            "status": "success" if row["success"] else "error",
+        }
+
+
+FILES: dict[str, tuple[Callable[[], Iterator[dict[str, Any]]], tuple[str, ...]]] = {
+    "azure_llm_conv_2023.csv": (
+        lambda: azure("conv"),
+        ("--set", "strategy=conv", "--set", "provider=azure"),
+    ),
+    "azure_llm_code_2023.csv": (
+        lambda: azure("code"),
+        ("--set", "strategy=code", "--set", "provider=azure"),
+    ),
+    "semantic_router_decisions.jsonl": (
+        semantic_router,
+        ("--map", "strategy=category", "--set", "provider=vllm"),
+    ),
+    "routerarena_calls.jsonl": (router_arena, ("--set", "strategy=arena")),
+}
+
+
+async def test_real_input_gives_the_totals_of_an_independent_count(server: Server) -> None:
+    """All four files, replayed while a stream is open: its last frame equals a recount of them."""
+    if missing := [name for name in FILES if not (DATA / name).exists()]:
+        pytest.skip(f"{', '.join(missing)} not in {DATA}")
+    now = time.time_ns() // 1000
+    facts = [oracle.fact(row, now) for rows, _ in FILES.values() for row in rows()]
+    fields = tuple(name for name in oracle.ALL_FIELDS if name != "savings")
+    url = f"{server.ws_url}?interval=0.1&fields={','.join(fields)}"
+    async with connect(url) as stream:
+        last = asyncio.create_task(
+            receive_until(stream, lambda d: d["total_decisions"] == len(facts), WAIT_SECONDS)
+        )
+        for name, (_, words) in FILES.items():
+            done = await asyncio.to_thread(replay, server, DATA / name, *words)
+            assert done.returncode == 0, done.stdout + done.stderr
+        frame = await last
+    # Two of the files have no calendar times: their rows count as of now, so the rate is theirs.
+    recent = sum(1 for rows in (semantic_router, router_arena) for _ in rows())
+    assert 0 < frame.pop("rate") <= round(recent / 60, 3)
+    assert frame.pop("timestamp") > datetime.now(UTC).date().isoformat()[:4]
+    expected = oracle.expect(facts, now=now, fields=fields)
+    expected.pop("rate")
+    oracle.assert_agree(frame, expected)
+
+
+def test_prompts_stay_where_they_are(server: Server, tmp_path: Path) -> None:
+    """A prompt column is named as never sent, and nothing of it reaches the server's disk."""
+    rows = [{"prompt": f"the secret of row {n}", "score": 0.9, "model": "m"} for n in range(50)]
+    file = write(tmp_path / "calls.jsonl", *map(json.dumps, rows))
+    done = replay(server, file, *BOTH)
+    assert "prompt (never sent)" in done.stdout
+    assert server.metrics()["total_decisions"] == 50
+    assert server.metrics()["avg_confidence"] is None
+    server.stop()
+    kept = b"".join(path.read_bytes() for path in server.database.parent.glob("routecast.db*"))
+    assert b"hybrid" in kept
+    assert b"secret" not in kept
+
+
+# -- exactness and identity ---------------------------------------------------------------------
+
+
+def test_costs_are_exact(server: Server, tmp_path: Path) -> None:
+    """Money is summed from the digits of the file: a tenth ten times over is one dollar."""
+    costs = ["0.1"] * 10 + ["1e-9", "0.000000002", "", "null"]
+    lines = [f"hybrid,gemini,{cost}" for cost in costs]
+    file = write(tmp_path / "costs.csv", "strategy,provider,cost_usd", *lines)
+    assert replay(server, file).returncode == 0
+    assert server.metrics(fields="cost")["cost"] == {
+        "total": 1.000000003,
+        "priced": 12,
+        "unpriced": 2,
+    }
+
+
+def test_a_file_with_ids_counts_once_however_often_it_is_replayed(
+    server: Server, tmp_path: Path
+) -> None:
+    """The second replay of the same ids is all duplicates, and says so."""
+    file = write(tmp_path / "ids.csv", "id,model", *(f"call-{n},m" for n in range(30)))
+    assert summary(replay(server, file, *BOTH).stdout) == (30, 30, 0, 0, 0)
+    again = replay(server, file, *BOTH)
+    assert again.returncode == 0
+    assert summary(again.stdout) == (30, 0, 30, 0, 0)
+    assert server.metrics()["total_decisions"] == 30
+
+
+def test_a_file_without_ids_counts_each_time(server: Server, tmp_path: Path) -> None:
+    """Ids made at a run's start are that run's own."""
+    file = write(tmp_path / "calls.csv", "model", *("m" for _ in range(30)))
+    for _ in range(2):
+        assert summary(replay(server, file, *BOTH).stdout) == (30, 30, 0, 0, 0)
+    assert server.metrics()["total_decisions"] == 60
+
+
+def test_a_server_that_dies_and_comes_back_counts_every_row_once(
+    server: Server, tmp_path: Path
+) -> None:
+    """Killed in the middle and started again: replay goes on, and the total is the file's rows."""
+    rows = 60_000
+    file = write(tmp_path / "many.csv", "model", *("m" for _ in range(rows)))
+    words = ["replay", str(file), "--server", server.url, *BOTH, "--batch", "500"]
+    with subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        wait_until(lambda: server.metrics()["total_decisions"] > 2_000)
+        server.kill()
+        server.start()
+        assert server.metrics()["total_decisions"] < rows, "it was over before the kill"
+        output, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 0, output
+    assert summary(output) == (rows, rows, 0, 0, 0)
+    assert "going on in" in output
+    assert server.metrics()["total_decisions"] == rows
+
+
+def test_a_server_without_its_database_is_waited_for(server: Server, tmp_path: Path) -> None:
+    """503 is not an error of the row: replay waits, says why, and goes on when it can."""
+    server.post({"strategy": "first", "provider": "p"})
+    file = write(tmp_path / "calls.csv", "model", "a", "b")
+    lock = sqlite3.connect(server.database, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    with Terminal(*COMMAND, "replay", file, "--server", server.url, *BOTH) as terminal:
+        terminal.wait_for("503: .*locked.*going on in")
+        lock.execute("ROLLBACK")
+        assert terminal.end() == 0
+    assert summary(terminal.output) == (2, 2, 0, 0, 0)
+    assert server.metrics()["total_decisions"] == 3
+
+
+def test_ctrl_c_says_how_many_were_acknowledged(server: Server, tmp_path: Path) -> None:
+    """It ends with 130, and its count is the server's count."""
+    start = datetime(2024, 1, 1, tzinfo=UTC)
+    times = [start + timedelta(seconds=n) for n in (0, 0, 0, 3600)]
+    file = write(tmp_path / "slow.csv", "time", *(time.isoformat() for time in times))
+    with Terminal(
+        *COMMAND, "replay", file, "--server", server.url, *BOTH, "--speed", 1
+    ) as terminal:
+        terminal.wait_for("no arrivals; going on in")
+        terminal.press_ctrl_c()
+        assert terminal.end() == 130
+    assert summary(terminal.output) == (3, 3, 0, 0, 0)
+    assert "stopped" in terminal.output
+    assert "Traceback" not in terminal.output
+    assert server.metrics()["total_decisions"] == 3
+
+
+# -- times --------------------------------------------------------------------------------------
+
+
+def test_speed_keeps_the_gaps_and_stamps_with_the_time_of_sending(
+    server: Server, tmp_path: Path
+) -> None:
+    """Sixty seconds of arrivals at 60 times their speed take a second, and count as of now."""
+    start = datetime(2023, 11, 16, 18, tzinfo=UTC)
+    times = [(start + timedelta(seconds=n)).isoformat() for n in range(61)]
+    file = write(tmp_path / "minute.csv", "time", *times)
+    done = replay(server, file, *BOTH, "--speed", 60)
+    assert summary(done.stdout) == (61, 61, 0, 0, 0)
+    seconds = re.search(r"([\d.]+) s, [\d,]+ a second", done.stdout)
+    assert seconds
+    assert float(seconds[1]) >= 1
+    assert server.metrics(window="5m")["total_decisions"] == 61
+
+
+def test_timestamps_of_the_file_are_kept(server: Server, tmp_path: Path) -> None:
+    """With --speed only on request; without it always."""
+    file = write(tmp_path / "old.csv", "time", "2023-11-16T18:00:00Z", "2023-11-16T18:00:01Z")
+    replay(server, file, *BOTH)
+    replay(server, file, *BOTH, "--speed", 1000, "--timestamps", "keep")
+    assert server.metrics()["total_decisions"] == 4
+    assert server.metrics(window="7d")["total_decisions"] == 0
+    replay(server, file, *BOTH, "--timestamps", "now")
+    assert server.metrics(window="5m")["total_decisions"] == 2
+
+
+def test_seconds_from_the_start_count_from_the_replay(server: Server, tmp_path: Path) -> None:
+    """Small numbers are no times of 1970: they are offsets, and the table says so."""
+    file = write(tmp_path / "offsets.jsonl", '{"timestamp":0.25,"model":"m"}')
+    done = replay(server, file, *BOTH)
+    assert "seconds from the start" in done.stdout
+    assert server.metrics(window="5m")["total_decisions"] == 1
+
+
+# -- where it reads from, and how much ----------------------------------------------------------
+
+
+def test_gzip_and_standard_input(server: Server, tmp_path: Path) -> None:
+    """Content decides, not the name; - is a pipe."""
+    text = "strategy;provider\n" + "hybrid;gemini\n" * 10
+    packed = tmp_path / "decisions"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert summary(replay(server, packed).stdout) == (10, 10, 0, 0, 0)
+    assert summary(replay(server, "-", input=text).stdout) == (10, 10, 0, 0, 0)
+    assert server.metrics()["strategy_performance"]["hybrid"]["count"] == 20
+
+
+def test_limit_and_dry_run(server: Server, tmp_path: Path) -> None:
+    """--limit stops early; --dry-run shows the first decision and sends none."""
+    lines = [f'{{"strategy":"s","provider":"p","cost":0.00{n}}}' for n in range(1, 9)]
+    file = write(tmp_path / "calls.jsonl", *lines)
+    dry = replay(server, file, "--dry-run")
+    assert dry.returncode == 0
+    first = json.loads(next(line for line in dry.stdout.splitlines() if line.startswith("{")))
+    assert (first["strategy"], first["cost"]) == ("s", 0.001)
+    assert server.metrics()["total_decisions"] == 0
+    assert summary(replay(server, file, "--limit", 3, "--batch", 2).stdout) == (3, 3, 0, 0, 0)
+    assert server.metrics(fields="cost")["cost"]["total"] == 0.006
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+
+def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path) -> None:
+    """Broken lines and rejected rows are counted, named with line and error, and end with 1."""
+    file = tmp_path / "bad.csv"
+    file.write_bytes(
+        b"strategy,provider,cost,note\n"
+        b"good,p,0.1,a\n"
+        b"bad,p,-1,a\n"
+        b"bad,p\n"
+        b'good,p,0.2,"two\nlines"\n'
+        b"bad,p,free,a\n"
+        b"bad,\xff,0.1,a\n"
+        b"good,p,0.3,a\n"
+    )
+    done = replay(server, file)
+    assert done.returncode == 1
+    assert summary(done.stdout) == (4, 3, 0, 1, 3)
+    for words in (
+        "line 3: cost: must be 0 or more",
+        "line 4: 2 cells under a header of 4",
+        "line 7: cost: 'free' is not a number",
+        "line 8: not UTF-8",
+    ):
+        assert words in done.stdout
+    assert server.metrics()["strategy_performance"] == {
+        "good": {"count": 3, "avg_cost": 0.2, "avg_confidence": None}
+    }
+
+
+def test_broken_json_lines(server: Server, tmp_path: Path) -> None:
+    """What is no object on a line of its own is named; NaN is no JSON."""
+    good = '{"strategy":"s","provider":"p"}'
+    lines = (good, '{"strategy":', '"text"', '{"strategy":"s","cost":NaN}', "", good)
+    file = write(tmp_path / "bad.jsonl", *lines)
+    done = replay(server, file)
+    assert done.returncode == 1
+    assert summary(done.stdout) == (2, 2, 0, 0, 3)
+    for words in ("line 2: not JSON", "line 3: not a JSON object", "line 4: not JSON"):
+        assert words in done.stdout
+
+
+def test_a_cut_off_gzip_keeps_what_could_be_read(server: Server, tmp_path: Path) -> None:
+    """The rows before the damage count; the damage is named, and it ends with 1."""
+    rows = "".join(f"hybrid,gemini,{n % 9000}\n" for n in range(20_000))
+    packed = gzip.compress(f"strategy,provider,cost\n{rows}".encode())
+    file = tmp_path / "cut.csv.gz"
+    file.write_bytes(packed[: len(packed) // 2])
+    done = replay(server, file)
+    assert done.returncode == 1
+    assert "cannot be read from here on" in done.stdout
+    sent, accepted, *_ = summary(done.stdout)
+    assert 0 < accepted == sent < 20_000
+    assert server.metrics()["total_decisions"] == accepted
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"\n \n", "empty"),
+        (b"a,b\n", "a header and no rows"),
+        (b"\x7fELF\x02\x01\x00\x00\x00", "neither CSV nor JSON lines"),
+        ("strategy,provider\na,b\n".encode("utf-16"), "neither CSV nor JSON lines"),
+        (b'[{"strategy":"s"}]', "one JSON array"),
+        (b'{\n  "strategy": "s"\n}\n', "no row could be read; line 1: not JSON"),
+        (b"\x1f\x8b\x08nonsense", "damaged gzip"),
+    ],
+    ids=["nothing", "blank", "header", "binary", "utf-16", "array", "pretty", "gzip"],
+)
+def test_files_that_hold_no_rows(tmp_path: Path, content: bytes, words: str) -> None:
+    """It says what the file seems to be, and ends with 1 without asking any server."""
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    done = routecast("replay", file, *BOTH)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["missing.csv", "."])
+def test_what_is_no_file(tmp_path: Path, name: str) -> None:
+    """A path that is not there, or a folder, is bad usage."""
+    done = routecast("replay", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"cannot read {name}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), ("strategy", "provider", "--map strategy=COLUMN", "--set provider=VALUE")),
+        ((*BOTH, "--map", "model=modle"), ("--map", "'modle'", "model")),
+        ((*BOTH, "--map", "model"), ("--map", "FIELD=")),
+        ((*BOTH, "--speed", "2"), ("--speed", "--map timestamp=COLUMN")),
+        ((*BOTH, "--server", "ftp://x"), ("--server", "ftp://x")),
+    ],
+    ids=["required", "no such column", "no equals", "speed", "server"],
+)
+def test_bad_usage_names_the_columns_and_the_flag(
+    tmp_path: Path, words: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    """Exit code 2, what there is, and what to add."""
+    file = write(tmp_path / "calls.csv", "model,size", "m,1")
+    done = routecast("replay", file, *words)
+    assert done.returncode == 2
+    for word in said:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_server(tmp_path: Path) -> None:
+    """Where no server listens, it says so at once and how to start one."""
+    file = write(tmp_path / "calls.csv", "model", "m")
+    url = f"http://127.0.0.1:{free_port()}"
+    done = routecast("replay", file, *BOTH, "--server", url)
+    assert done.returncode == 1
+    assert f"cannot reach {url}: connection refused" in done.stderr
+    assert "routecast serve" in done.stderr
+
+
+def test_sigterm_leaves_the_terminal_as_it_was(server: Server, tmp_path: Path) -> None:
+    """It ends in the middle of a pause with the cursor shown; what was acknowledged stays."""
+    file = write(tmp_path / "slow.csv", "ts", "0", "3600")
+    words = ("replay", file, "--server", server.url, *BOTH, "--speed", 1)
+    with Terminal(*COMMAND, *words) as terminal:
+        terminal.wait_for("no arrivals")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.end() == 143
+    assert terminal.output.rindex("\x1b[?25h") > terminal.output.rindex("\x1b[?25l")
+    assert server.metrics()["total_decisions"] == 1

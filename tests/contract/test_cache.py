@@ -1,0 +1,109 @@
+"""What every cache promises (`ports.Cache`)."""
+
+import asyncio
+
+from routecast.core.rollup import Delta
+from routecast.core.snapshot import Snapshot
+from routecast.ports import Cache
+from routecast.protocol import Position
+from tests.contract.conftest import MakeCache
+from tests.support.decisions import NOW, assert_sums, cells_of, kept
+
+PATIENCE = 30.0
+
+
+def snapshot(seq: int = 1, epoch: str = "e") -> Snapshot:
+    """Return a snapshot of `seq` commits of one decision each."""
+    made = Snapshot(Position(epoch, 0), NOW)
+    for number in range(1, seq + 1):
+        made.apply(Delta(Position(epoch, number), cells_of([kept(number)]), NOW))
+    return made
+
+
+async def held(cache: Cache) -> Position | None:
+    found = await cache.get()
+    return found.position if found else None
+
+
+async def test_empty_cache_has_nothing(cache: Cache) -> None:
+    """None, not an empty snapshot."""
+    assert await cache.get() is None
+
+
+async def test_what_is_put_comes_back(cache: Cache) -> None:
+    """With all its sums, for every window."""
+    await cache.put(snapshot(3))
+    found = await cache.get()
+    assert found is not None
+    assert (found.position, found.taken) == (Position("e", 3), NOW)
+    assert_sums(found.total, [kept(n) for n in range(3)])
+    assert_sums(found.select("5m", NOW), [kept(n) for n in range(3)])
+
+
+async def test_last_put_holds(cache: Cache) -> None:
+    """One snapshot is kept, the one put last."""
+    await cache.put(snapshot(1))
+    await cache.put(snapshot(2))
+    assert await held(cache) == Position("e", 2)
+
+
+async def test_changes_do_not_reach_the_cache(cache: Cache) -> None:
+    """Nor do changes to what was got reach the next who gets it."""
+    mine = snapshot(1)
+    await cache.put(mine)
+    mine.apply(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
+    got = await cache.get()
+    assert got is not None
+    assert_sums(got.total, [kept(1)])
+    got.apply(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
+    assert await held(cache) == Position("e", 1)
+
+
+async def test_invalidate_forgets_what_is_older(cache: Cache) -> None:
+    """A snapshot of an earlier commit is gone."""
+    await cache.put(snapshot(3))
+    await cache.invalidate(Position("e", 4))
+    assert await cache.get() is None
+
+
+async def test_invalidate_keeps_what_is_as_new_or_newer(cache: Cache) -> None:
+    """Whoever was quicker to put a newer one does not lose it."""
+    await cache.put(snapshot(3))
+    await cache.invalidate(Position("e", 3))
+    await cache.invalidate(Position("e", 2))
+    assert await held(cache) == Position("e", 3)
+
+
+async def test_invalidate_forgets_another_epoch(cache: Cache) -> None:
+    """Its seq says nothing about this history."""
+    await cache.put(snapshot(3, epoch="old"))
+    await cache.invalidate(Position("new", 1))
+    assert await cache.get() is None
+
+
+async def test_invalidate_of_an_empty_cache_is_no_harm(cache: Cache) -> None:
+    """There is nothing to forget."""
+    await cache.invalidate(Position("e", 1))
+    assert await cache.get() is None
+
+
+async def test_snapshot_expires(make_cache: MakeCache) -> None:
+    """After the cache's lifetime, and not at once."""
+    cache = make_cache(1.0)
+    await cache.put(snapshot(1))
+    while await cache.get() is None:  # a machine so busy that the second is over already
+        await cache.put(snapshot(1))
+    async with asyncio.timeout(PATIENCE):
+        while await cache.get() is not None:  # noqa: ASYNC110  # -- it tells nobody when it forgets
+            await asyncio.sleep(0.05)
+    await cache.put(snapshot(2))
+    assert await held(cache) == Position("e", 2)
+    await cache.close()
+
+
+async def test_close_may_be_called_twice(make_cache: MakeCache) -> None:
+    """By an exit stack and by hand."""
+    cache = make_cache(60)
+    await cache.put(snapshot())
+    assert await cache.close() is None  # type: ignore[func-returns-value]
+    assert await cache.close() is None  # type: ignore[func-returns-value]

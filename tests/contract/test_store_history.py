@@ -1,0 +1,173 @@
+"""A store through a random life, against a model that is a plain list of decisions."""
+
+import asyncio
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from routecast.core.decision import Decision
+from routecast.core.snapshot import needed
+from routecast.ports import Difference, Store
+from routecast.protocol import Position
+from tests.contract.conftest import Databases
+from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept_decisions
+
+# Few ids, so that many are sent again; moments in few hours, in the past and the future.
+ids = st.integers(0, 30).map(lambda number: f"d{number}")
+moments = st.one_of(
+    st.integers(NOW - 3 * HOUR, NOW + HOUR),
+    st.sampled_from([NOW - DAY, NOW - 7 * DAY, NOW - 30 * DAY, 0]),
+)
+batches = st.lists(st.lists(kept_decisions(ids, moments), max_size=6), min_size=1, max_size=3)
+
+
+class StoreLife(RuleBasedStateMachine):
+    """Two stores on one database, and what is known to have been committed to it."""
+
+    databases: Databases
+    longest = 0  # the most commits that any life had
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.connect = self.databases.create()
+        self.stores = [self.opened(), self.opened()]
+        self.now = NOW
+        self.seq = 0
+        self.epoch = self.run(self.stores[0].position()).epoch
+        self.counted: list[Decision] = []  # everything that ever counted
+        self.known: list[tuple[int, Decision]] = []  # what is kept, with when it was received
+        self.minutes_from = 0  # minutes before this one (in microseconds) may be dropped
+
+    def run(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    def opened(self) -> Store:
+        store = self.connect()
+        self.run(store.open())
+        return store
+
+    def teardown(self) -> None:
+        type(self).longest = max(self.longest, self.seq)
+        for store in self.stores:
+            self.run(store.close())
+        self.runner.close()
+
+    @initialize(sent=batches)
+    def begin(self, sent: list[list[Decision]]) -> None:
+        self.commit(0, sent, 0)
+
+    @rule(which=st.integers(0, 1), sent=batches, later=st.integers(0, 10))
+    def commit(self, which: int, sent: list[list[Decision]], later: int) -> None:
+        """What is new counts, once; what it adds up to is the delta."""
+        self.now += later * MINUTE
+        seen = {(d.project, d.id) for _, d in self.known}
+        inserted: list[int] = []
+        new: list[Decision] = []
+        for batch in sent:
+            before = len(new)
+            for decision in batch:
+                if (decision.project, decision.id) not in seen:
+                    seen.add((decision.project, decision.id))
+                    new.append(decision)
+            inserted.append(len(new) - before)
+        done = self.run(self.stores[which].commit(sent, self.now))
+        self.seq += bool(new)
+        self.counted += new
+        self.known += [(self.now, decision) for decision in new]
+        assert done.inserted == inserted
+        assert done.position == Position(self.epoch, self.seq)
+        assert (done.delta is None) == (not new)
+        if done.delta is not None:
+            assert done.delta.position == done.position
+            assert done.delta.cells == cells_of(new)
+
+    @precondition(lambda self: self.known)
+    @rule(which=st.integers(0, 1), age=st.integers(0, 30), limit=st.integers(1, 8))
+    def prune_decisions(self, which: int, age: int, limit: int) -> None:
+        """The oldest by receipt go, and can be sent again."""
+        before = self.now - age * MINUTE
+        due = [pair for pair in self.known if pair[0] < before][:limit]
+        dropped = self.run(
+            self.stores[which].prune(decisions_before=before, minutes_before=0, limit=limit)
+        )
+        assert dropped == len(due)
+        self.known = self.known[len(due) :]
+
+    @rule(which=st.integers(0, 1), hours=st.integers(0, 4), limit=st.integers(1, 50))
+    def prune_minutes(self, which: int, hours: int, limit: int) -> None:
+        """Minutes of hours that are over go; nothing else does."""
+        before = self.now - hours * HOUR
+        dropped = self.run(
+            self.stores[which].prune(decisions_before=0, minutes_before=before, limit=limit)
+        )
+        assert dropped <= limit
+        if dropped:
+            self.minutes_from = max(self.minutes_from, before - before % HOUR)
+
+    @rule(which=st.integers(0, 1))
+    def reopen(self, which: int) -> None:
+        """What was committed is still there."""
+        self.run(self.stores[which].close())
+        self.stores[which] = self.opened()
+
+    @rule(which=st.integers(0, 1))
+    def verify(self, which: int) -> None:
+        """Nothing ever differs."""
+
+        async def differences() -> list[Difference]:
+            found = self.stores[which].verify()
+            return [one async for one in found if isinstance(one, Difference)]
+
+        assert self.run(differences()) == []
+
+    @invariant()
+    def loads_the_models_sums(self) -> None:
+        """Total, hours and minutes are those of a plain list, from either store."""
+        store = self.stores[self.seq % 2]
+        snapshot = self.run(store.load(self.now))
+        assert snapshot.position == self.run(store.position()) == Position(self.epoch, self.seq)
+        assert_sums(snapshot.total, self.counted)
+        periods = needed(self.now)
+        hours = {
+            d.decided // HOUR for d in self.counted if d.decided // HOUR >= periods.hours.first
+        }
+        assert set(snapshot.hours) == hours
+        for hour in hours:
+            assert_sums(
+                snapshot.hours[hour], [d for d in self.counted if d.decided // HOUR == hour]
+            )
+        minutes = {
+            d.decided // MINUTE
+            for d in self.counted
+            if d.decided >= self.minutes_from
+            and any(first <= d.decided // MINUTE < end for first, end in periods.minutes)
+        }
+        kept_minutes = {m for m in snapshot.minutes if m * MINUTE >= self.minutes_from}
+        assert kept_minutes == minutes
+        for minute in minutes:
+            assert_sums(
+                snapshot.minutes[minute], [d for d in self.counted if d.decided // MINUTE == minute]
+            )
+
+
+def test_life_of_a_store(databases: Databases) -> None:
+    """Commits, duplicates, retention and reopening in any order: the sums are the model's."""
+
+    class Life(StoreLife):
+        pass
+
+    Life.databases = databases
+    run_state_machine_as_test(
+        Life, settings=settings(max_examples=25, stateful_step_count=20, deadline=None)
+    )
+    assert Life.longest > 3

@@ -1,0 +1,51 @@
+"""Real engines for the services: a SQLite file, the cache and bus of one process, a held clock."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from routecast.bus.memory import MemoryBus
+from routecast.cache.memory import MemoryCache
+from routecast.instruments import Instruments
+from routecast.store.sqlite import SqliteStore
+from tests.unit.clock import HeldClock
+
+
+@pytest.fixture
+def clock() -> HeldClock:
+    """A clock in the middle of an hour."""
+    return HeldClock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database of the test is."""
+    return tmp_path / "routecast.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    """An open store on an empty database."""
+    opened = SqliteStore(path)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def cache(clock: HeldClock) -> MemoryCache:
+    """An empty cache that keeps things for 30 seconds of the clock."""
+    return MemoryCache(clock, 30)
+
+
+@pytest.fixture
+def bus() -> MemoryBus:
+    """A bus with nobody on it."""
+    return MemoryBus()
+
+
+@pytest.fixture
+def instruments() -> Instruments:
+    """Instruments that have counted nothing yet."""
+    return Instruments()

@@ -1,0 +1,43 @@
+"""Running a service beside a test, breaking its database, and waiting for what it does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+PATIENCE = 30.0
+
+
+@asynccontextmanager
+async def running(service: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a service beside the body; at its end cancel it. What it raises is raised."""
+    task = asyncio.create_task(service)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Return when something is so; fail when it has not become so for a long time."""
+    async with asyncio.timeout(PATIENCE):
+        while not reached():  # noqa: ASYNC110  # -- what is looked at has no event of its own
+            await asyncio.sleep(0.002)
+
+
+@contextmanager
+def broken(path: Path) -> Iterator[None]:
+    """Break a database while the body runs: every query that needs its history fails."""
+    other = apsw.Connection(str(path))
+    other.set_busy_timeout(10_000)
+    other.execute("ALTER TABLE history RENAME TO taken_away")
+    try:
+        yield
+    finally:
+        other.execute("ALTER TABLE taken_away RENAME TO history")
+        other.close()

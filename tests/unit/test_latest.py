@@ -1,0 +1,285 @@
+"""Latest: the best source there is, and each view encoded only when it can have changed."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routecast import latest as module
+from routecast.bus.memory import MemoryBus
+from routecast.cache.memory import MemoryCache
+from routecast.core.rollup import Delta
+from routecast.core.snapshot import COVERAGE, Snapshot
+from routecast.core.view import View
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.latest import Latest
+from routecast.ports import Reading
+from routecast.protocol import Position, Source
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
+from tests.support.oracle import stamped
+from tests.unit.clock import HeldClock
+from tests.unit.running import broken
+
+WHOLE = View()
+COUNT = View(fields=("total_decisions",))
+
+
+class CountingStore(SqliteStore):
+    """A SQLite store that counts how often it is read."""
+
+    loads = 0
+
+    async def load(self, now: int) -> Snapshot:
+        self.loads += 1
+        return await super().load(now)
+
+
+class LostCache(MemoryCache):
+    """A cache whose engine cannot be reached."""
+
+    async def get(self) -> Snapshot | None:
+        raise Unavailable("connection refused")
+
+    async def put(self, snapshot: Snapshot) -> None:
+        raise Unavailable("connection refused")
+
+
+class Sources:
+    """Every source there is, each to be filled or broken by hand, and `latest` over them."""
+
+    def __init__(self, store: CountingStore, clock: HeldClock, cache: MemoryCache) -> None:
+        self.store = store
+        self.clock = clock
+        self.cache = cache
+        self.bus = MemoryBus()
+        self.instruments = Instruments()
+        self.live: Snapshot | None = None
+        self.latest = Latest(self.reading, cache, store, clock, self.instruments)
+
+    def reading(self) -> Reading | None:
+        return Reading(self.live, Source.LIVE, self.clock.now()) if self.live else None
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.instruments.registry.get_sample_value(f"routecast_{name}_total", labels) or 0
+
+    async def ask(self) -> tuple[Source | None, int | None]:
+        """Return where the count of decisions comes from, and what it is."""
+        frame = await self.latest.frame(COUNT)
+        return frame.source, json.loads(frame.body).get("total_decisions")
+
+
+def snapshot(count: int) -> Snapshot:
+    made = Snapshot(Position("e", 0), NOW)
+    for seq in range(1, count + 1):
+        made.apply(Delta(Position("e", seq), cells_of([kept(seq)]), NOW))
+    return made
+
+
+@pytest.fixture
+async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[Sources]:
+    """Nothing live, nothing cached, an empty database."""
+    store = CountingStore(path)
+    await store.open()
+    yield Sources(store, clock, cache)
+    await store.close()
+
+
+# -- which source -------------------------------------------------------------------------------
+
+
+async def test_sources_are_asked_best_first(sources: Sources) -> None:
+    """Live, then cache, then database: each has another count here."""
+    await sources.store.commit([[kept(1)]], NOW)
+    sources.live = snapshot(3)
+    await sources.cache.put(snapshot(2))
+    assert await sources.ask() == (Source.LIVE, 3)
+    assert sources.store.loads == sources.count("cache", result="hit") == 0
+    sources.live = None
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.CACHE, 2)
+    assert sources.store.loads == 0
+    sources.clock.moment += 30 * SECOND
+    assert await sources.ask() == (Source.DATABASE, 1)
+    for source in ("live", "cache", "database"):
+        assert sources.count("snapshots_served", source=source) == 1
+
+
+async def test_last_known_answers_when_no_source_can(sources: Sources) -> None:
+    """Marked stale, as old as it is; with a source again, that one answers."""
+    sources.live = snapshot(3)
+    await sources.ask()
+    sources.live = None
+    with broken(sources.store.path):
+        sources.clock.moment += 10 * SECOND
+        assert await sources.ask() == (Source.STALE, 3)
+        assert (await sources.latest.read()).as_of == NOW
+        sources.clock.moment += 10 * SECOND
+        assert await sources.ask() == (Source.STALE, 3)
+        assert (await sources.latest.read()).as_of == NOW
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_error_document_when_nothing_is_known(sources: Sources) -> None:
+    """Neither live, cache, database nor anything before; the next try may succeed."""
+    with broken(sources.store.path):
+        frame = await sources.latest.frame(WHOLE)
+        assert json.loads(frame.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
+        assert frame.source is None
+        with pytest.raises(Unavailable):
+            await sources.latest.read()
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_what_the_database_said_is_cached(
+    sources: Sources, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first look is a miss, the next a hit; both are logged and counted."""
+    caplog.set_level(logging.INFO, "routecast.latest")
+    await sources.store.commit([[kept(1)]], NOW)
+    assert await sources.ask() == (Source.DATABASE, 1)
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.CACHE, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Metrics cache MISS",
+        "Metrics cache HIT",
+    ]
+    assert (sources.count("cache", result="miss"), sources.count("cache", result="hit")) == (1, 1)
+    assert sources.store.loads == 1
+    assert not sources.latest.cache_failing
+
+
+async def test_lost_cache_costs_nothing_but_time(
+    path: Path, clock: HeldClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database answers, and it is told that the cache fails."""
+    store = CountingStore(path)
+    await store.open()
+    sources = Sources(store, clock, LostCache(clock))
+    assert await sources.ask() == (Source.DATABASE, 0)
+    assert sources.latest.cache_failing
+    assert sources.count("cache", result="error") == 1
+    assert "Metrics cache cannot be used: connection refused" in caplog.text
+    await store.close()
+
+
+async def test_engines_are_asked_once_however_many_ask(sources: Sources) -> None:
+    """Those who come while one is asking share its answer; for a second, so do later ones."""
+    frames = await asyncio.gather(*(sources.latest.frame(WHOLE) for _ in range(50)))
+    assert {frame.source for frame in frames} == {Source.DATABASE}
+    assert sources.store.loads == 1
+    assert sources.count("cache", result="miss") == 1
+    sources.clock.moment += SECOND - 1
+    await sources.ask()
+    assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 0)
+    sources.clock.moment += 1
+    await sources.ask()
+    assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 1)
+
+
+@pytest.mark.xfail(strict=True, reason="while nothing is known, each asks for itself")
+async def test_engines_that_fail_are_asked_once_too(sources: Sources) -> None:
+    """Nobody waits for a lost database in turn behind all others."""
+    with broken(sources.store.path):
+        frames = await asyncio.gather(*(sources.latest.frame(WHOLE) for _ in range(20)))
+    assert {frame.source for frame in frames} == {None}
+    assert sources.store.loads == 1
+
+
+async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Sources) -> None:
+    """They were asked just now: what was live a moment ago still says it best."""
+    await sources.ask()
+    sources.live = snapshot(3)
+    assert await sources.ask() == (Source.LIVE, 3)
+    sources.live = None
+    assert await sources.ask() == (Source.STALE, 3)
+
+
+# -- encoding -----------------------------------------------------------------------------------
+
+
+async def test_unchanged_view_is_not_rendered_again(sources: Sources) -> None:
+    """However often it is asked for, and whatever source says it; only its timestamp is new."""
+    sources.live = snapshot(2)
+    first = await sources.latest.frame(WHOLE)
+    sources.clock.moment += 10 * MINUTE
+    second = await sources.latest.frame(View())
+    assert sources.count("renders") == 1
+    before, after = json.loads(first.body), json.loads(second.body)
+    assert before.pop("timestamp") < after.pop("timestamp")
+    assert before == after
+
+
+async def test_commit_is_rendered(sources: Sources) -> None:
+    """A new position is a new document."""
+    sources.live = snapshot(2)
+    assert await sources.ask() == (Source.LIVE, 2)
+    sources.live.apply(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
+    assert await sources.ask() == (Source.LIVE, 3)
+    sources.live = Snapshot(Position("other", 3), NOW)
+    assert await sources.ask() == (Source.LIVE, 0)
+    assert sources.count("renders") == 3
+
+
+@pytest.mark.parametrize(
+    ("view", "renders"),
+    [
+        (View(), [1, 1, 1]),
+        (View(window="5m"), [1, 1, 2]),
+        (View(fields=("rate",)), [1, 2, 3]),
+        (View(fields=("total_decisions", "rate"), window="1h"), [1, 2, 3]),
+    ],
+    ids=["all", "window", "rate", "both"],
+)
+async def test_time_moves_what_depends_on_it(
+    sources: Sources, view: View, renders: list[int]
+) -> None:
+    """A window by the minute, a rate always, and all of history never."""
+    sources.live = snapshot(1)
+    counted = []
+    for moment in (NOW, NOW // MINUTE * MINUTE + MINUTE - 1, NOW // MINUTE * MINUTE + MINUTE):
+        sources.clock.moment = moment
+        await sources.latest.frame(view)
+        counted.append(sources.count("renders"))
+    assert counted == renders
+
+
+async def test_frames_of_many_views_are_of_one_reading(sources: Sources) -> None:
+    """Each its own document, with the filters it has."""
+    sources.live = snapshot(2)
+    views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
+    frames = await sources.latest.frames(views)
+    counts = [json.loads(frames[view].body)["total_decisions"] for view in views]
+    assert counts == [2, 2, 0]
+    assert sources.count("snapshots_served", source="live") == 1
+    assert sources.count("renders") == 3
+
+
+async def test_encodings_kept_have_a_bound(
+    sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least lately used goes first."""
+    monkeypatch.setattr(module, "MAX_VIEWS", 2)
+    sources.live = snapshot(1)
+    a, b, c = (View(strategy=frozenset({name})) for name in "abc")
+    for view, renders in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4), (c, 5), (b, 5)):
+        await sources.latest.frame(view)
+        assert sources.count("renders") == renders, view
+
+
+async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Sources) -> None:
+    """A snapshot too old for a window still has its total."""
+    sources.live = snapshot(1)
+    sources.clock.moment += COVERAGE
+    window = View(window="5m")
+    frames = await sources.latest.frames([window, COUNT])
+    document: dict[str, Any] = json.loads(frames[window].body)
+    assert document["error"] == "Failed to fetch metrics"
+    assert json.loads(frames[COUNT].body)["total_decisions"] == 1

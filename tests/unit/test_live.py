@@ -1,0 +1,331 @@
+"""Live: in step with the bus, and loaded again whenever it may not be."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from routecast import live as module
+from routecast.bus.memory import MemoryBus
+from routecast.cache.memory import MemoryCache
+from routecast.core.decision import Decision
+from routecast.core.rollup import Delta
+from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
+from routecast.instruments import Instruments
+from routecast.live import Live
+from routecast.protocol import Position, Source
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import NOW, assert_sums, cells_of, kept
+from tests.unit.clock import HeldClock
+from tests.unit.running import broken, running, until
+
+
+class GatedStore(SqliteStore):
+    """A SQLite store that counts its readers; loads can be held back, after they were read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.loads = self.looks = 0
+
+    async def position(self) -> Position:
+        position = await super().position()
+        self.looks += 1
+        return position
+
+    async def load(self, now: int) -> Snapshot:
+        snapshot = await super().load(now)
+        self.loads += 1
+        await self.gate.wait()
+        return snapshot
+
+
+class Node:
+    """A store, and live state that follows it."""
+
+    def __init__(self, store: GatedStore, cache: MemoryCache, clock: HeldClock) -> None:
+        self.store = store
+        self.cache = cache
+        self.clock = clock
+        self.bus = MemoryBus()
+        self.instruments = Instruments()
+        self.loaded: list[Snapshot] = []
+        self.live = Live(
+            store, cache, self.bus, clock, self.instruments, on_load=self.loaded.append
+        )
+
+    async def commit(self, *numbers: int, tell: bool = True) -> Position:
+        """Commit decisions; with `tell`, send the delta on the bus."""
+        done = await self.store.commit([[kept(number) for number in numbers]], NOW)
+        assert done.delta is not None
+        if tell:
+            self.bus.publish(done.delta)
+        return done.position
+
+    def seq(self) -> int | None:
+        """Return the seq of the current snapshot, None when there is none."""
+        reading = self.live.current()
+        return reading.snapshot.position.seq if reading else None
+
+    def assert_current(self, *numbers: int) -> None:
+        """Assert that the current snapshot holds exactly these decisions."""
+        reading = self.live.current()
+        assert reading is not None
+        assert reading.source is Source.LIVE
+        decisions: list[Decision] = [kept(number) for number in numbers]
+        assert_sums(reading.snapshot.total, decisions)
+        assert_sums(reading.snapshot.select("5m", self.clock.now()), decisions)
+
+
+@pytest.fixture
+async def node(path: Path, cache: MemoryCache, clock: HeldClock) -> AsyncIterator[Node]:
+    """A node on an empty database, whose live state is not running yet."""
+    store = GatedStore(path)
+    await store.open()
+    yield Node(store, cache, clock)
+    store.gate.set()
+    await store.close()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the database as often as a test can wait for."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.005)
+
+
+# -- in step ------------------------------------------------------------------------------------
+
+
+async def test_loads_what_is_stored(node: Node) -> None:
+    """Until then there is nothing current; then it is told of, and put into the cache."""
+    position = await node.commit(1, 2)
+    assert node.live.current() is None
+    async with running(node.live.run()):
+        await node.live.loaded()
+        node.assert_current(1, 2)
+        assert node.live.position == position
+        await until(lambda: bool(node.loaded))
+        assert [snapshot.position for snapshot in node.loaded] == [position]
+    cached = await node.cache.get()
+    assert cached is not None
+    assert cached.position == position
+
+
+async def test_commit_is_current_at_once(node: Node) -> None:
+    """As soon as its delta is on the bus, with no look at the database."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        for number in range(1, 6):
+            position = await node.commit(number)
+            assert node.live.position == position
+            node.assert_current(*range(1, number + 1))
+    assert node.store.loads == 1
+    assert node.instruments.registry.get_sample_value("routecast_position_seq") == 5
+
+
+async def test_gap_is_loaded_over(node: Node) -> None:
+    """The bus lost a delta: nothing is current until the rollups are loaded again."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        await node.commit(1)
+        await node.commit(2, tell=False)
+        node.store.gate.clear()
+        await node.commit(3)
+        assert node.live.current() is None
+        node.store.gate.set()
+        await until(lambda: node.seq() == 3)
+        node.assert_current(1, 2, 3)
+        await node.commit(4)
+        node.assert_current(1, 2, 3, 4)
+    assert node.instruments.registry.get_sample_value("routecast_live_reloads_total") == 2
+
+
+@pytest.mark.usefixtures("quick")
+async def test_commits_of_another_process_are_noticed(node: Node) -> None:
+    """No delta comes at all; the database's position tells."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        other = SqliteStore(node.store.path)
+        await other.open()
+        await other.commit([[kept(1)]], NOW)
+        await other.commit([[kept(2)]], NOW)
+        await other.close()
+        await until(lambda: node.seq() == 2)
+        node.assert_current(1, 2)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_delta_on_its_way_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position ahead of ours is no loss yet: the delta may come a moment later."""
+    monkeypatch.setattr(module, "GRACE_SECONDS", 1.0)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        done = await node.store.commit([[kept(1)]], NOW)
+        noticed = node.store.looks + 1
+        await until(lambda: node.store.looks >= noticed)
+        assert done.delta is not None
+        node.bus.publish(done.delta)
+        await until(lambda: node.store.looks > noticed)
+        node.assert_current(1)
+    assert node.store.loads == 1
+
+
+async def test_delta_while_loading_is_not_lost(node: Node) -> None:
+    """It is not in what was read, and is applied to it."""
+    await node.commit(1)
+    node.store.gate.clear()
+    async with running(node.live.run()):
+        await until(lambda: node.store.loads == 1)
+        await node.commit(2)
+        await node.commit(3)
+        assert node.live.current() is None
+        node.store.gate.set()
+        await until(lambda: node.seq() == 3)
+        node.assert_current(1, 2, 3)
+    assert node.store.loads == 1
+
+
+async def test_delta_that_is_in_the_load_counts_once(node: Node) -> None:
+    """It came while loading, and was read as well."""
+    node.store.gate.clear()
+    async with running(node.live.run()):
+        await until(lambda: node.store.loads == 1)
+        first = await node.store.commit([[kept(1)]], NOW)
+        assert first.delta is not None
+        node.bus.publish(first.delta)
+        node.bus.publish(first.delta)
+        node.store.gate.set()
+        await until(lambda: node.seq() == 1)
+        node.assert_current(1)
+
+
+async def test_gap_while_loading_loads_again(node: Node) -> None:
+    """What was read misses a delta that never came."""
+    node.store.gate.clear()
+    async with running(node.live.run()):
+        await until(lambda: node.store.loads == 1)
+        await node.commit(1, tell=False)
+        await node.commit(2)
+        node.store.gate.set()
+        await until(lambda: node.seq() == 2)
+        node.assert_current(1, 2)
+    assert node.store.loads == 2
+
+
+async def test_more_deltas_than_are_kept_while_loading(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest are dropped, which is a gap like any other."""
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    node.store.gate.clear()
+    async with running(node.live.run()):
+        await until(lambda: node.store.loads == 1)
+        for number in range(1, 9):
+            await node.commit(number)
+        node.store.gate.set()
+        await until(lambda: node.seq() == 8)
+        node.assert_current(*range(1, 9))
+    assert node.store.loads == 2
+
+
+# -- another history ----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+async def test_new_epoch_is_loaded(node: Node) -> None:
+    """The database was replaced by one with as many commits: its seq says nothing."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        await node.commit(1)
+        other = apsw.Connection(str(node.store.path))
+        other.execute("UPDATE history SET epoch = 'new'")
+        other.close()
+        await until(lambda: node.live.position == Position("new", 1))
+        node.assert_current(1)
+
+
+async def test_delta_of_another_epoch_is_not_applied(node: Node) -> None:
+    """It leads to a load, which says what is true."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        position = await node.commit(1)
+        node.bus.publish(Delta(Position("other", 2), cells_of([kept(2)]), NOW))
+        assert node.live.current() is None
+        await until(lambda: node.live.current() is not None)
+        node.assert_current(1)
+        assert node.live.position == position
+    assert node.store.loads == 2
+
+
+# -- failures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+async def test_lost_database_is_not_live(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """While it cannot be read nobody knows what is newest; found again, all goes on."""
+    caplog.set_level(logging.WARNING, "routecast.live")
+    async with running(node.live.run()):
+        await node.live.loaded()
+        position = await node.commit(1)
+        with broken(node.store.path):
+            await until(lambda: node.live.failing is not None)
+            assert node.live.current() is None
+            assert node.live.position == position
+        await until(lambda: node.live.failing is None)
+        node.assert_current(1)
+    assert node.store.loads == 1
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_database_that_is_down_at_the_start(node: Node) -> None:
+    """The first try ends without success, and is not the last."""
+    await node.commit(1)
+    async with running(node.live.run()):
+        with broken(node.store.path):
+            await node.live.loaded()
+            await until(lambda: node.live.failing is not None)
+            assert node.live.current() is None
+        await until(lambda: node.live.current() is not None)
+        node.assert_current(1)
+
+
+# -- time ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> None:
+    """After its lifetime, or when the clock was set back; the old one serves meanwhile."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        await node.commit(1)
+        node.store.gate.clear()
+        clock.moment = NOW + LIFETIME
+        await until(lambda: node.store.loads == 2)
+        assert node.live.current() is not None
+        await node.commit(2)
+        assert node.seq() == 2
+        node.store.gate.set()
+        await until(lambda: len(node.loaded) == 2)
+        assert node.loaded[-1].taken == clock.moment
+        assert node.seq() == 2
+        clock.moment = NOW - LIFETIME
+        await until(lambda: len(node.loaded) == 3)
+        assert node.loaded[-1].taken == clock.moment
+
+
+async def test_snapshot_too_old_for_its_windows_is_not_current(
+    node: Node, clock: HeldClock
+) -> None:
+    """A laptop that slept for hours has no live state until it has loaded."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        clock.moment = NOW + COVERAGE - 1
+        assert node.live.current() is not None
+        clock.moment = NOW + COVERAGE
+        assert node.live.current() is None

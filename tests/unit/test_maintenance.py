@@ -1,0 +1,86 @@
+"""Retention: what is old goes, and every number stays."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from routecast import maintenance
+from routecast.maintenance import Retention, prune, run_retention
+from routecast.ports import Difference
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.unit.clock import HeldClock
+from tests.unit.running import broken, running, until
+
+
+async def differences(store: SqliteStore) -> list[Any]:
+    return [found async for found in store.verify() if isinstance(found, Difference)]
+
+
+async def test_retention_never_changes_totals(
+    store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Day after day, in small steps: total and hours stay, and verify is clean after each."""
+    monkeypatch.setattr(maintenance, "STEP", 3)
+    decisions = [kept(n, decided=NOW + n * 3 * HOUR) for n in range(8 * 5)]
+    for decision in decisions:
+        await store.commit([[decision]], decision.decided)
+    dropped = []
+    for day in range(12):
+        clock.moment = NOW + day * DAY
+        before = await store.load(clock.moment)
+        dropped.append(await prune(store, clock, Retention(decision_days=2, minute_days=3)))
+        after = await store.load(clock.moment)
+        assert (after.total, after.hours) == (before.total, before.hours)
+        assert await differences(store) == []
+    # Each decision goes, and the minute it was counted in.
+    assert sum(dropped) == 2 * len(decisions)
+    assert dropped[:2] == dropped[-2:] == [0, 0]
+    assert_sums((await store.load(NOW)).total, decisions)
+
+
+async def test_id_is_known_until_its_decision_goes(store: SqliteStore, clock: HeldClock) -> None:
+    """To the microsecond of its receipt; sent after that, it counts again."""
+    await store.commit([[kept(1)]], NOW)
+    keep = Retention(decision_days=1)
+    clock.moment = NOW + DAY
+    assert await prune(store, clock, keep) == 0
+    assert (await store.commit([[kept(1)]], clock.moment)).inserted == [0]
+    clock.moment += 1
+    assert await prune(store, clock, keep) == 1
+    assert (await store.commit([[kept(1)]], clock.moment)).inserted == [1]
+    assert await differences(store) == []
+
+
+async def test_default_keeps_decisions_30_days_and_minutes_90(
+    store: SqliteStore, clock: HeldClock
+) -> None:
+    """Hours and totals for ever."""
+    await store.commit([[kept(1)]], NOW)
+    dropped = {}
+    for day in (29, 31, 89, 91, 10_000):
+        clock.moment = NOW + day * DAY
+        dropped[day] = await prune(store, clock, Retention())
+    assert dropped == {29: 0, 31: 1, 89: 0, 91: 1, 10_000: 0}
+    found = await store.load(NOW)
+    assert_sums(found.total, [kept(1)])
+    assert_sums(found.hours[NOW // HOUR], [kept(1)])
+
+
+async def test_retention_is_tried_again(
+    store: SqliteStore,
+    clock: HeldClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A database that cannot be reached does not end it."""
+    monkeypatch.setattr(maintenance, "EVERY", 0.01)
+    caplog.set_level(logging.INFO, "routecast.maintenance")
+    await store.commit([[kept(1)]], NOW)
+    async with running(run_retention(store, clock, Retention())):
+        with broken(store.path):
+            clock.moment = NOW + 31 * DAY
+            await until(lambda: "Retention will be tried again" in caplog.text)
+        await until(lambda: "Retention dropped 1 rows" in caplog.text)
+    assert (await store.commit([[kept(1)]], NOW)).inserted == [1]

@@ -1,0 +1,86 @@
+"""Prices: those of genai-prices, to the nano-dollar."""
+
+from datetime import UTC, datetime
+
+import pytest
+from genai_prices import Usage, calc_price
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelPrice, TieredPrices
+
+from routecast.prices import GenaiPrices
+from tests.support.decisions import NOW
+
+MOMENT = datetime.fromtimestamp(NOW // 10**6, UTC)
+
+
+def theirs(provider: str | None, model: str, tokens_in: int, tokens_out: int) -> int:
+    price = calc_price(
+        Usage(input_tokens=tokens_in, output_tokens=tokens_out),
+        model,
+        provider_id=provider,
+        genai_request_timestamp=MOMENT,
+    )
+    return round(price.total_price * 10**9)
+
+
+def tiered() -> list[tuple[str, str, int]]:
+    """Return some (provider, model, threshold) whose price depends on the input's size."""
+    found = []
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            rate = model.prices.input_mtok if isinstance(model.prices, ModelPrice) else None
+            if isinstance(rate, TieredPrices):
+                found.append((provider.id, model.id, rate.tiers[0].start))
+    return found[:3] + found[-3:]
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [
+        ("openai", "gpt-4o"),
+        ("openai", "gpt-4o-mini"),
+        ("openai", "o3"),
+        ("anthropic", "claude-sonnet-4-5"),
+        ("google", "gemini-2.5-pro"),
+        ("deepseek", "deepseek-chat"),
+        ("mistral", "mistral-small-latest"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [(0, 0), (1, 0), (0, 1), (1234, 567), (1_000_000, 300_000)])
+def test_price_is_the_tables(provider: str, model: str, tokens: tuple[int, int]) -> None:
+    """Flat, tiered and time-dependent prices alike."""
+    assert GenaiPrices().cost(provider, model, *tokens, NOW) == theirs(provider, model, *tokens)
+
+
+@pytest.mark.parametrize(("provider", "model", "threshold"), tiered())
+def test_tier_begins_where_the_tables_say(provider: str, model: str, threshold: int) -> None:
+    """Under it, on it and over it."""
+    prices = GenaiPrices()
+    for size in (threshold - 1, threshold, threshold + 1, 2 * threshold):
+        expected = theirs(provider, model, size, 1000)
+        assert prices.cost(provider, model, size, 1000, NOW) == expected
+    under, over = (theirs(provider, model, threshold + side, 1000) for side in (-1, 1))
+    assert over > under * 1.2
+
+
+def test_provider_that_is_not_known_leaves_it_to_the_model() -> None:
+    """A gateway of one's own has a name the tables do not know."""
+    prices = GenaiPrices()
+    expected = theirs(None, "gpt-4o", 1000, 1000)
+    assert prices.cost("our-gateway", "gpt-4o", 1000, 1000, NOW) == expected > 0
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [("our-gateway", "our-model"), ("openai", "claude-sonnet-4-5"), ("openai", "no-such-model")],
+)
+def test_unknown_price_is_none(provider: str, model: str) -> None:
+    """Neither zero nor a guess: a known provider is not asked for another's model."""
+    assert GenaiPrices().cost(provider, model, 1000, 1000, NOW) is None
+
+
+def test_price_per_million_is_what_a_million_costs() -> None:
+    """As `savings` need it."""
+    found = GenaiPrices().per_million("gpt-4o")
+    assert found == (theirs(None, "gpt-4o", 10**6, 0), theirs(None, "gpt-4o", 0, 10**6))
+    assert GenaiPrices().per_million("no-such-model") is None

@@ -1,0 +1,81 @@
+"""The wire contract's words."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.protocol import (
+    DEFAULT_FIELDS,
+    FIELDS,
+    MAX_COST,
+    MAX_LATENCY_MS,
+    MAX_TOKENS,
+    CloseCode,
+    Position,
+    Receipt,
+    Rejection,
+    rfc3339,
+)
+from tests.support.oracle import ALL_FIELDS, stamped
+from tests.support.oracle import DEFAULT_FIELDS as CONTRACT_FIELDS
+
+# The contract's table: does a client come back?
+COME_BACK = {
+    1000: True,
+    1001: True,
+    1003: False,
+    1007: False,
+    1008: False,
+    1009: False,
+    1011: True,
+    1012: True,
+    1013: True,
+    4400: False,
+    4401: False,  # only with a new token
+    4403: False,
+    4408: True,
+    4409: True,
+    4429: True,
+}
+
+
+def test_close_codes_are_those_of_the_contract() -> None:
+    """Each with whether coming back helps."""
+    assert {int(code): code.retry for code in CloseCode} == COME_BACK
+
+
+def test_fields_are_those_of_the_contract_in_its_order() -> None:
+    """The default ones first."""
+    assert (DEFAULT_FIELDS, FIELDS) == (CONTRACT_FIELDS, ALL_FIELDS)
+
+
+@given(st.integers(0, 253_402_300_799_999_999))
+def test_time_is_written_with_six_decimals(moment: int) -> None:
+    """Up to the end of the year 9999."""
+    assert rfc3339(moment) == stamped({}, moment)["timestamp"]
+    assert len(rfc3339(moment)) == 32
+
+
+def test_receipt_leaves_out_ids_that_are_not_known() -> None:
+    """As it stands in the contract."""
+    rejected = [Rejection(7, "cost: must be 0 or more", "x"), Rejection(8, "strategy: is required")]
+    assert msgspec.json.encode(Receipt(998, 1, rejected, 2, Position("e", 4711))) == (
+        b'{"accepted":998,"duplicates":1,"rejected":['
+        b'{"index":7,"error":"cost: must be 0 or more","id":"x"},'
+        b'{"index":8,"error":"strategy: is required"}],'
+        b'"rejected_count":2,"position":{"epoch":"e","seq":4711}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("largest", "decisions"),
+    [
+        (MAX_COST * 10**9, 10**6),
+        (MAX_LATENCY_MS * 10**3, 15 * 10**6),
+        (MAX_TOKENS, 9 * 10**9),
+    ],
+)
+def test_limits_keep_sums_in_64_bits(largest: float, decisions: int) -> None:
+    """As many decisions at the limit as is said beside it."""
+    assert largest * decisions < 2**63

@@ -1,0 +1,255 @@
+"""Snapshots: deltas in, windows out, by a clock that moves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import msgpack
+
+from routecast.core.rollup import Cells, Delta
+from routecast.core.snapshot import COVERAGE, HOUR, LIFETIME, Snapshot
+from routecast.errors import Gap, Uncovered
+from routecast.protocol import WINDOWS, Position
+from tests.support.decisions import (
+    DAY,
+    MINUTE,
+    NOW,
+    SECOND,
+    cells_of,
+    kept,
+    kept_decisions,
+    sent_decisions,
+)
+from tests.unit.history import History, load
+
+BOUNDED = [window for window, length in WINDOWS.items() if length]
+
+
+def delta(seq: int, *decisions: Any, epoch: str = "e") -> Delta:
+    return Delta(Position(epoch, seq), cells_of(decisions), NOW)
+
+
+# -- in order -----------------------------------------------------------------------------------
+
+
+def test_deltas_are_applied_in_order() -> None:
+    """Each moves the position on by one."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    assert snapshot.apply(delta(1, kept(1)))
+    assert snapshot.apply(delta(2, kept(2)))
+    assert snapshot.position == Position("e", 2)
+    assert snapshot.total == cells_of([kept(1), kept(2)]).total()
+    assert list(snapshot.keys()) == [kept(1)[1:7]]
+
+
+def test_delta_that_is_in_already_changes_nothing() -> None:
+    """A bus may say things twice."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    snapshot.apply(delta(1, kept(1)))
+    before = snapshot.pack()
+    assert not snapshot.apply(delta(1, kept(1)))
+    assert not snapshot.apply(delta(0, kept(5)))
+    assert snapshot.pack() == before
+
+
+@pytest.mark.parametrize("next_one", [delta(3, kept(3)), delta(2, kept(2), epoch="other")])
+def test_gap_is_never_guessed_over(next_one: Delta) -> None:
+    """A missing seq or another epoch is a Gap, and nothing has changed."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    snapshot.apply(delta(1, kept(1)))
+    before = snapshot.pack()
+    with pytest.raises(Gap):
+        snapshot.apply(next_one)
+    assert snapshot.pack() == before
+
+
+# -- windows ------------------------------------------------------------------------------------
+
+# Mostly where windows begin and end; some in the future, some before all windows.
+offsets = st.one_of(
+    st.sampled_from([0, -5, -6, -59, -60, -61]).map(lambda minutes: minutes * MINUTE),
+    st.sampled_from([-23, -24, -25, -167, -168, -169]).map(lambda hours: hours * HOUR),
+    st.integers(-2 * HOUR, 0),
+    st.integers(-8 * DAY, DAY),
+    st.just(-40 * DAY),
+)
+near = st.integers(-2 * MINUTE, 2 * MINUTE)
+commits = st.lists(
+    st.tuples(sent_decisions(offsets), near).map(
+        lambda pair: {**pair[0], "timestamp": min(DAY, pair[0]["timestamp"] + pair[1])}
+    ),
+    min_size=1,
+    max_size=5,
+)
+ticks = st.one_of(
+    st.integers(0, 3 * MINUTE),
+    st.sampled_from([MINUTE, 5 * MINUTE, 59 * MINUTE, HOUR, 61 * MINUTE]),
+    st.integers(0, HOUR),
+    st.integers(-20 * SECOND, 0),
+)
+filters = st.fixed_dictionaries(
+    {},
+    optional={
+        "strategy": st.frozensets(st.sampled_from(["hybrid", "cost", "nobody's"]), min_size=1),
+        "provider": st.just(frozenset({"gemini", "claude"})),
+        "model": st.just(frozenset({"flash"})),
+        "project": st.just(frozenset({"search"})),
+    },
+)
+steps = st.lists(
+    st.one_of(
+        commits.map(lambda sent: ("commit", sent)),
+        ticks.map(lambda duration: ("tick", duration)),
+        st.tuples(st.just("check"), st.tuples(st.sampled_from(list(WINDOWS)), filters)),
+        st.just(("reload", None)),
+        st.just(("cached", None)),
+    ),
+    min_size=5,
+    max_size=14,
+)
+
+
+@settings(max_examples=300)
+@given(start=st.integers(0, HOUR), script=steps)
+def test_every_window_equals_a_count_of_the_decisions(
+    start: int, script: list[tuple[str, Any]]
+) -> None:
+    """Whatever is committed when, for which moment, and however the clock moves on."""
+    history = History(NOW + start)
+    for step, given_ in script:
+        if step == "commit":
+            history.commit(given_)
+        elif step == "tick":
+            history.now = max(history.now + given_, history.snapshot.taken)
+            if history.now - history.snapshot.taken >= COVERAGE:
+                history.reload()
+        elif step == "check":
+            history.check(*given_)
+        elif step == "reload":
+            history.reload()
+        else:
+            history.snapshot = Snapshot.unpack(history.snapshot.pack())
+    for window in WINDOWS:
+        history.check(window)
+
+
+@pytest.mark.parametrize("minutes", [1, 7, 60, 119])
+@pytest.mark.parametrize("window", BOUNDED)
+def test_window_slides_as_if_it_were_new(window: str, minutes: int) -> None:
+    """Sums that slide minute by minute, or by many at once, equal those of a fresh snapshot."""
+    length = WINDOWS[window]
+    assert length is not None
+    start = NOW // HOUR * HOUR
+    decisions = [
+        kept(n, decided=start - (length - n) * MINUTE + side, cost=4**n)
+        for n in range(0, 125, 5)
+        for side in (-1, 0)
+    ]
+    sliding = load(Position("e", 1), start, decisions)
+    for minute in range(0, 120, minutes):
+        now = start + minute * MINUTE
+        assert sliding.select(window, now) == load(Position("e", 1), now, decisions).select(
+            window, now
+        )
+
+
+@pytest.mark.parametrize("window", BOUNDED)
+def test_future_counts_when_its_time_has_come(window: str) -> None:
+    """A decision stamped ahead is in the total at once, in a window only when it is due."""
+    history = History()
+    history.check(window)
+    history.commit([{"strategy": "s", "provider": "p", "timestamp": 90 * SECOND}])
+    assert history.snapshot.total
+    assert not history.snapshot.select(window, NOW)
+    assert history.snapshot.select(window, NOW + 2 * MINUTE)
+
+
+@pytest.mark.parametrize("window", BOUNDED)
+def test_snapshot_answers_for_its_coverage_and_no_longer(window: str) -> None:
+    """Past it, a window raises Uncovered instead of a number that may be wrong."""
+    snapshot = load(Position("e", 1), NOW, [kept()])
+    assert LIFETIME < COVERAGE
+    assert snapshot.select(window, NOW + COVERAGE - 1) is not None
+    for now in (NOW + COVERAGE, NOW - MINUTE - 1):
+        with pytest.raises(Uncovered):
+            snapshot.select(window, now)
+
+
+def test_all_of_history_is_always_answered_for() -> None:
+    """The total depends on no clock."""
+    snapshot = load(Position("e", 1), NOW, [kept()])
+    assert snapshot.select("all", NOW + 100 * COVERAGE) == cells_of([kept()]).total()
+
+
+def test_clock_set_back_starts_the_window_again() -> None:
+    """Within the coverage, a clock that was set back gets its older window."""
+    history = History(NOW)
+    history.commit(
+        [{"strategy": "s", "provider": "p", "timestamp": n * MINUTE} for n in range(-70, 40)]
+    )
+    for minutes in (0, 30, 31, 3, 0):
+        history.now = NOW + minutes * MINUTE
+        history.check("5m")
+        history.check("1h")
+
+
+def test_minute_that_is_not_held_is_uncovered() -> None:
+    """It is not known to be empty."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    assert snapshot.minute(NOW // MINUTE) == {}
+    with pytest.raises(Uncovered):
+        snapshot.minute(NOW // MINUTE - 12 * 60)
+
+
+def test_memory_is_bounded_however_late_decisions_come() -> None:
+    """What no window can ask for is kept in the total alone."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    late = [kept(n, decided=n * HOUR) for n in range(50)]
+    snapshot.apply(delta(1, *late))
+    assert sum(sums.count for sums in snapshot.total.values()) == 50
+    assert not snapshot.hours
+    assert not snapshot.minutes
+
+
+# -- as bytes -----------------------------------------------------------------------------------
+
+
+@given(st.lists(kept_decisions(st.just("id"), st.integers(NOW - 9 * DAY, NOW + DAY)), max_size=15))
+def test_pack_comes_back(decisions: list[Any]) -> None:
+    """Through a cache and back, nothing is lost."""
+    snapshot = load(Position("épöque", 2**40), NOW, decisions)
+    back = Snapshot.unpack(snapshot.pack())
+    assert (back.position, back.taken) == (snapshot.position, snapshot.taken)
+    assert (back.total, back.hours, back.minutes) == (
+        snapshot.total,
+        snapshot.hours,
+        snapshot.minutes,
+    )
+    assert back.apply(Delta(Position("épöque", 2**40 + 1), Cells(), NOW))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed: packed[:-1],
+        lambda packed: packed[1:],
+        lambda packed: packed.replace(b"hybrid", b"hybr\xffd"),
+        lambda _: b"",
+        lambda _: b"{}",
+        lambda packed: msgpack.encode([*msgpack.decode(packed)[:-1], []]),
+    ],
+    ids=["cut", "shifted", "not text", "empty", "json", "a key missing"],
+)
+def test_unpack_refuses_what_pack_did_not_write(damage: Callable[[bytes], bytes]) -> None:
+    """A cache may hold anything; the caller is told with ValueError."""
+    with pytest.raises(ValueError):
+        Snapshot.unpack(damage(load(Position("e", 1), NOW, [kept()]).pack()))
+
+
+@given(st.binary(max_size=40))
+def test_unpack_raises_nothing_but_value_error(packed: bytes) -> None:
+    """Whatever the bytes are."""
+    with pytest.raises(ValueError):
+        Snapshot.unpack(packed)

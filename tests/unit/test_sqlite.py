@@ -1,0 +1,305 @@
+"""The SQLite store: files that are not ours, and failures that are SQLite's own."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from routecast.core.decision import Decision
+from routecast.errors import BadDatabase, Unavailable
+from routecast.ports import Difference
+from routecast.protocol import Position
+from routecast.store import sqlite
+from routecast.store.sqlite import MIGRATIONS, SqliteStore
+from tests.support.decisions import MINUTE, NOW, assert_sums, kept
+
+
+async def assert_holds(store: SqliteStore, decisions: list[Decision], seq: int) -> None:
+    """Assert that these decisions, and nothing else, are in the store in every form."""
+    snapshot = await store.load(NOW)
+    assert snapshot.position.seq == seq
+    assert_sums(snapshot.total, decisions)
+    found = [one async for one in store.verify()]
+    assert [one for one in found if isinstance(one, Difference)] == []
+    (counted,) = apsw.Connection(str(store.path)).execute("SELECT count(*) FROM decisions")
+    assert counted == (len(decisions),)
+
+
+# -- opening ------------------------------------------------------------------------------------
+
+
+def refusal(path: Path, *, create: bool = True) -> str:
+    """Return why a file is not opened."""
+
+    async def open_and_close() -> None:
+        store = SqliteStore(path, create=create)
+        try:
+            await store.open()
+        finally:
+            await store.close()
+
+    with pytest.raises(BadDatabase) as refused:
+        asyncio.run(open_and_close())
+    return str(refused.value)
+
+
+async def position(path: Path) -> Position:
+    store = SqliteStore(path)
+    await store.open()
+    try:
+        return await store.position()
+    finally:
+        await store.close()
+
+
+def test_text_file_is_not_a_database(path: Path) -> None:
+    """It is refused by name, and left as it is."""
+    path.write_text("strategy,provider\nhybrid,gemini\n" * 100)
+    before = path.read_bytes()
+    assert refusal(path) == f"{path} is not a SQLite database"
+    assert path.read_bytes() == before
+
+
+def test_database_of_another_program_is_left_alone(path: Path) -> None:
+    """Its tables are not ours to add to."""
+    with apsw.Connection(str(path)) as other:
+        other.execute("CREATE TABLE notes (text)")
+    other.close()
+    before = path.read_bytes()
+    assert refusal(path) == f"{path} is a database of another program"
+    assert path.read_bytes() == before
+
+
+def test_newer_schema_is_refused(path: Path) -> None:
+    """An older program must not write what it does not understand; the fix is said."""
+    asyncio.run(position(path))
+    newest = MIGRATIONS[-1][0]
+    other = apsw.Connection(str(path))
+    other.execute(f"PRAGMA user_version = {newest + 1}")
+    other.close()
+    assert refusal(path) == (
+        f"{path} was written by a newer Routecast (schema {newest + 1}; this one knows {newest}): "
+        "upgrade this program"
+    )
+
+
+def test_place_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """A folder that is not there, a folder in place of the file, no file where one must be."""
+    missing = tmp_path / "nowhere" / "routecast.db"
+    assert refusal(missing).startswith(f"cannot open {missing} (")
+    assert refusal(tmp_path).startswith(f"cannot open {tmp_path} (")
+    absent = tmp_path / "absent.db"
+    assert refusal(absent, create=False) == f"there is no database {absent}"
+    assert not absent.exists()
+
+
+def test_empty_file_becomes_a_database(path: Path) -> None:
+    """As `mktemp` makes one."""
+    path.touch()
+    assert asyncio.run(position(path)).seq == 0
+
+
+async def test_file_says_whose_it_is(store: SqliteStore, path: Path) -> None:
+    """In its header; and it keeps a write-ahead log, so that readers never wait."""
+    other = apsw.Connection(str(path))
+    assert other.pragma("application_id") == int.from_bytes(b"RTCA")
+    assert other.pragma("user_version") == MIGRATIONS[-1][0]
+    assert other.pragma("journal_mode") == "wal"
+    other.close()
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    """They run in this order, each once."""
+    assert [number for number, _ in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
+
+
+# -- failures -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a lock no longer than a test should."""
+    monkeypatch.setattr(sqlite, "BUSY_MS", 20)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_locked_database_refuses_and_recovers(path: Path) -> None:
+    """Another program holds the write lock: nothing is kept, reads go on, later all is well."""
+    store = SqliteStore(path)
+    await store.open()
+    await store.commit([[kept(1)]], NOW)
+    other = apsw.Connection(str(path))
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="locked"):
+        await store.commit([[kept(2)]], NOW)
+    with pytest.raises(Unavailable, match="locked"):
+        await store.check()
+    assert (await store.position()).seq == 1
+    other.execute("ROLLBACK")
+    await store.check()
+    await store.commit([[kept(2)]], NOW)
+    await assert_holds(store, [kept(1), kept(2)], seq=2)
+    await store.close()
+    other.close()
+
+
+@pytest.mark.parametrize("period", ["minute", "hour", "total"])
+async def test_commit_that_fails_halfway_leaves_nothing(
+    store: SqliteStore, path: Path, period: str
+) -> None:
+    """Not in the file, and not in what the writer remembers of it."""
+    await store.commit([[kept(1)]], NOW)
+    other = apsw.Connection(str(path))
+    other.execute(
+        f"CREATE TRIGGER broken BEFORE INSERT ON rollups WHEN new.period = '{period}' "
+        "BEGIN SELECT raise(ABORT, 'the disk broke'); END"
+    )
+    with pytest.raises(Unavailable, match="the disk broke"):
+        await store.commit([[kept(2)], [kept(3, strategy="new")]], NOW)
+    await assert_holds(store, [kept(1)], seq=1)
+    other.execute("DROP TRIGGER broken")
+    other.close()
+    assert (await store.commit([[kept(2)]], NOW)).inserted == [1]
+    await assert_holds(store, [kept(1), kept(2)], seq=2)
+
+
+async def test_sum_past_64_bits_is_refused_not_wrapped(store: SqliteStore) -> None:
+    """Far beyond the contract's limits; nothing of the commit is kept."""
+    await store.commit([[kept(1, cost=2**62)]], NOW)
+    with pytest.raises(Unavailable, match="64 bits"):
+        await store.commit([[kept(2), kept(3, cost=2**62)]], NOW)
+    await assert_holds(store, [kept(1, cost=2**62)], seq=1)
+    await store.commit([[kept(2)]], NOW)
+    await assert_holds(store, [kept(1, cost=2**62), kept(2)], seq=2)
+
+
+FULL_DISK = """
+import asyncio, json, resource, sys
+from routecast.errors import Unavailable
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import NOW, kept
+
+def batch(number):
+    return [kept(50 * number + n, reason="r" * 400) for n in range(50)]
+
+async def main(path):
+    store = SqliteStore(path)
+    await store.open()
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, most))
+    acknowledged, error = 0, None
+    while error is None and acknowledged < 100:
+        try:
+            await store.commit([batch(acknowledged)], NOW)
+            acknowledged += 1
+        except Unavailable as unavailable:
+            error = str(unavailable)
+    position = await store.position()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    await store.check()
+    again = await store.commit([batch(acknowledged), batch(acknowledged - 1)], NOW)
+    await store.close()
+    print(json.dumps([acknowledged, error, position.seq, again.inserted]))
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def run_python(script: str, *arguments: str) -> bytes:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, *arguments, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out
+
+
+async def test_file_that_may_not_grow_refuses_and_recovers(path: Path) -> None:
+    """A quota is reached in the middle of writing: what was acknowledged is there, no more."""
+    acknowledged, error, seq, again = json.loads(await run_python(FULL_DISK, str(path)))
+    assert 0 < acknowledged < 100
+    assert error.startswith("SQLite: ")
+    assert seq == acknowledged
+    assert again == [50, 0]
+    store = SqliteStore(path)
+    await store.open()
+    decisions = [kept(n, reason="r" * 400) for n in range(50 * (acknowledged + 1))]
+    await assert_holds(store, decisions, seq=acknowledged + 1)
+    await store.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte, half of which a file called ballast takes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk to fill up")
+    (folder / "ballast").write_bytes(b"\0" * 500_000)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_full_disk_refuses_and_recovers(disk: Path) -> None:
+    """With room again, commits go on where they were; totals never see the failed one."""
+    store = SqliteStore(disk / "routecast.db")
+    await store.open()
+    decisions: list[Decision] = []
+    refused = None
+    while refused is None:
+        batch = [kept(len(decisions) + n, reason="r" * 400) for n in range(50)]
+        try:
+            await store.commit([batch], NOW)
+            decisions += batch
+        except Unavailable as error:
+            refused = str(error)
+    assert decisions
+    assert "full" in refused
+    os.unlink(disk / "ballast")
+    await store.check()
+    assert (await store.commit([batch], NOW)).inserted == [50]
+    await assert_holds(store, decisions + batch, seq=len(decisions) // 50 + 1)
+    await store.close()
+
+
+OTHER_PROCESS = """
+import asyncio, sys
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import MINUTE, NOW, kept
+
+async def main(path):
+    store = SqliteStore(path)
+    await store.open()
+    for n in range(30):
+        await store.commit([[kept(1000 + n, decided=NOW - n * MINUTE), kept(n)]], NOW)
+    await store.close()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+async def test_two_processes_write_one_file(store: SqliteStore, path: Path) -> None:
+    """Both at once, with decisions of the same minutes and some of the same ids."""
+    other = asyncio.create_task(run_python(OTHER_PROCESS, str(path)))
+    mine = 0
+    while not other.done():
+        await store.commit([[kept(2000 + mine, decided=NOW - mine % 30 * MINUTE), kept(5)]], NOW)
+        mine += 1
+        await asyncio.sleep(0)
+    await other
+    decisions = [
+        *(kept(1000 + n, decided=NOW - n * MINUTE) for n in range(30)),
+        *(kept(n) for n in range(30)),
+        *(kept(2000 + n, decided=NOW - n % 30 * MINUTE) for n in range(mine)),
+    ]
+    await assert_holds(store, decisions, seq=30 + mine)

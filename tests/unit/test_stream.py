@@ -1,0 +1,47 @@
+"""Why a stream ended, in words, and whether to come back: the contract's table of close codes."""
+
+import pytest
+from websockets.exceptions import ConnectionClosedError
+from websockets.frames import Close
+
+from routecast.cli.stream import describe, least_pause
+
+
+def closed(code: int, reason: str = "") -> ConnectionClosedError:
+    """Return what a close frame with this code raises."""
+    return ConnectionClosedError(Close(code, reason), None)
+
+
+@pytest.mark.parametrize("code", [1003, 1007, 1008, 1009, 4400, 4401, 4403])
+def test_codes_that_say_stay_away(code: int) -> None:
+    """Coming back cannot help without a change on this side."""
+    assert least_pause(closed(code)) is None
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013, 4408, 4409, 4999])
+def test_codes_that_say_come_back(code: int) -> None:
+    """After the usual pause."""
+    assert least_pause(closed(code)) == 0
+
+
+def test_too_many_messages_is_a_minute() -> None:
+    """4429 asks for a minute's pause."""
+    assert least_pause(closed(4429)) == 60
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (closed(1012, "restart"), "closed with 1012: restart"),
+        (closed(1000), "closed with 1000"),
+        (ConnectionClosedError(None, None), "the connection broke"),
+        (TimeoutError(), "no answer in time"),
+        (ConnectionRefusedError(111, "refused"), "connection refused"),
+        (OSError("Multiple exceptions: [Errno 111] Connect call failed"), "connection refused"),
+        (OSError(113, "No route to host"), "No route to host"),
+    ],
+)
+def test_reasons_in_words(error: Exception, words: str) -> None:
+    """A person reads what happened, not a class name."""
+    assert describe(error) == words
+    assert least_pause(error) == 0

@@ -1,0 +1,152 @@
+"""Views: reading what a subscriber asks for."""
+
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.rollup import Key
+from routecast.core.view import Subscription, View, parse_query
+from routecast.errors import BadParameter
+from routecast.protocol import DEFAULT_FIELDS, FIELDS, WINDOWS
+
+KEY = Key("search", "hybrid", "gemini", "flash", "high", "success")
+
+
+def test_nothing_asked_is_the_default_stream() -> None:
+    """The whole document over all of history; the interval is the caller's."""
+    assert parse_query("") == Subscription(View(DEFAULT_FIELDS, window="all"), 5.0)
+    assert parse_query("", interval=2.5).interval == 2.5
+    assert not parse_query("").view.filtered
+
+
+def test_every_parameter_is_read() -> None:
+    """Each of them, filters more than once."""
+    asked = parse_query(
+        b"interval=0.5&fields=cost,total_decisions&window=24h&strategy=a&strategy=b"
+        b"&provider=%C3%A4+%E2%98%82&model=m%26m&project=p"
+    )
+    assert asked == Subscription(
+        View(
+            fields=("total_decisions", "cost"),
+            strategy=frozenset({"a", "b"}),
+            provider=frozenset({"ä ☂"}),
+            model=frozenset({"m&m"}),
+            project=frozenset({"p"}),
+            window="24h",
+        ),
+        0.5,
+    )
+
+
+@pytest.mark.parametrize("interval", ["0.1", "60", "1e0", "5.0"])
+def test_interval_takes_its_whole_range(interval: str) -> None:
+    """From 0.1 to 60 seconds, both ends included."""
+    assert parse_query(f"interval={interval}").interval == float(interval)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_window_takes_each_of_its_values(window: str) -> None:
+    """Those of the contract."""
+    assert parse_query(f"window={window}").view.window == window
+
+
+INTERVAL = "interval: must be a number of seconds from 0.1 to 60"
+WINDOW = "window: must be one of all, 5m, 1h, 24h, 7d"
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter", "error"),
+    [
+        ("interval=0.09", "interval", INTERVAL),
+        ("interval=60.1", "interval", INTERVAL),
+        ("interval=-1", "interval", INTERVAL),
+        ("interval=nan", "interval", INTERVAL),
+        ("interval=inf", "interval", INTERVAL),
+        ("interval=", "interval", INTERVAL),
+        ("interval=fast", "interval", INTERVAL),
+        ("interval=1&interval=1", "interval", "interval: must be given once"),
+        ("window=1d", "window", WINDOW),
+        ("window=", "window", WINDOW),
+        ("window=5M", "window", WINDOW),
+        ("window=1h&window=5m", "window", "window: must be given once"),
+        ("fields=", "fields", f"fields: '' is not one of {', '.join(FIELDS)}"),
+        ("fields=cost,price", "fields", f"fields: 'price' is not one of {', '.join(FIELDS)}"),
+        ("strategy=", "strategy", "strategy: must be 1 to 128 characters"),
+        ("model=" + "m" * 129, "model", "model: must be 1 to 128 characters"),
+        ("&".join(f"project={n}" for n in range(101)), "project", "project: at most 100 values"),
+        ("provider=%ff", "query", "query: must be UTF-8, with at most 1,000 parameters"),
+        ("x&" * 1001, "query", "query: must be UTF-8, with at most 1,000 parameters"),
+    ],
+)
+def test_bad_parameter_is_named(query: str, parameter: str, error: str) -> None:
+    """By name, with what it must be."""
+    with pytest.raises(BadParameter) as refused:
+        parse_query(query)
+    assert (refused.value.parameter, str(refused.value)) == (parameter, error)
+
+
+def test_unknown_parameters_are_ignored() -> None:
+    """A page may add its own, to get around a cache."""
+    assert parse_query("nocache=1&interval=2") == parse_query("interval=2")
+
+
+def test_error_does_not_repeat_a_long_name() -> None:
+    """What a client sends is not sent back whole."""
+    with pytest.raises(BadParameter) as refused:
+        parse_query("fields=" + "x" * 5000)
+    assert len(str(refused.value)) < 500
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+
+
+@given(st.lists(st.sampled_from(FIELDS), min_size=1), st.lists(names, min_size=1), st.randoms())
+def test_equal_wishes_are_equal_views(fields: list[str], values: list[str], random: object) -> None:
+    """Order, repetition and spelling of the query make no other view."""
+    shuffled = [*values, values[0]]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one = urlencode([("fields", ",".join(fields)), *(("strategy", value) for value in values)])
+    other = "&".join(
+        [
+            *(f"strategy={quote(value)}" for value in shuffled),
+            *(f"fields={name}" for name in reversed(fields)),
+        ]
+    )
+    assert parse_query(one) == parse_query(other)
+    assert hash(parse_query(one).view) == hash(parse_query(other).view)
+    assert parse_query(one).view.strategy == frozenset(values)
+
+
+@given(st.text() | st.binary())
+def test_any_query_is_read_or_refused(query: str | bytes) -> None:
+    """Nothing but BadParameter is raised."""
+    asked = None
+    with suppress(BadParameter):
+        asked = parse_query(query)
+    assert asked is None or 0.1 <= asked.interval <= 60
+
+
+@pytest.mark.parametrize("part", ["strategy", "provider", "model", "project"])
+def test_filter_matches_its_part_of_a_key(part: str) -> None:
+    """Each filter looks at its own part, and lets through any of its values."""
+
+    def view(*values: str) -> View:
+        filters: dict[str, Any] = {part: frozenset(values)}
+        return View(**filters)
+
+    mine: str = getattr(KEY, part)
+    assert view(mine, "x").matches(KEY)
+    assert not view(*(set(KEY) - {mine})).matches(KEY)
+    assert not view().matches(KEY)
+    assert view(mine).filtered
+
+
+def test_all_filters_must_match() -> None:
+    """Values of one filter are alternatives; filters are conditions."""
+    view = View(strategy=frozenset({"hybrid"}), provider=frozenset({"claude"}))
+    assert not view.matches(KEY)
+    assert view.matches(KEY._replace(provider="claude"))
