@@ -1,11 +1,11 @@
 """The command `routecast`."""
 
 import sys
+from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from routecast.app import VERSION
 from routecast.cli.bench import bench
 from routecast.cli.demo import demo
 from routecast.cli.replay import replay
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"routecast {VERSION}")
+        typer.echo(f"routecast {metadata.version('routecast')}")
         raise typer.Exit
 
 

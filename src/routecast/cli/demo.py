@@ -17,7 +17,6 @@ import typer
 from rich.console import Console
 
 from routecast.cli.address import DEFAULT_SERVER
-from routecast.cli.serve import bind, run
 from routecast.cli.terminal import say
 from routecast.cli.traffic import Arrival, arrivals
 from routecast.config import load_settings
@@ -58,6 +57,8 @@ def demo(
     Arrivals and sizes are like those of real LLM services.
     Every decision has the project "demo".
     """
+    from routecast.server import run  # slow to import, and only serving needs it
+
     console = Console(highlight=False)
     with _database(database) as url:
         settings = load_settings(
@@ -90,6 +91,8 @@ def _database(url: str | None) -> Iterator[str]:
 
 def _free_port(host: str, first: int) -> int:
     """Return the first port from `first` on that nobody listens on, or `first` if all are taken."""
+    from routecast.server import bind
+
     for port in range(first, min(first + _PORTS_TRIED, 65536)):
         try:
             bind(host, port).close()

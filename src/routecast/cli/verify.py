@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from routecast.app import open_store
 from routecast.config import load_settings
 from routecast.ports import Checked, Difference, Store
 
@@ -27,6 +26,8 @@ def verify(
 
     Ends with 0 when all is equal and with 1 when anything differs or cannot be read.
     """
+    from routecast.app import open_store  # slow to import
+
     store = open_store(load_settings(database_url=database).database_url, create=False)
     differences = asyncio.run(_verify(store))
     raise typer.Exit(1 if differences else 0)

@@ -1,0 +1,133 @@
+"""The server: the application under uvicorn, on the lean edge, with a clean start and end."""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final, cast
+
+import uvicorn
+
+from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
+from routecast.config import Settings
+from routecast.edge.guard import GuardedHttp
+from routecast.errors import BadSettings, Unavailable
+
+# Requests under way get this time when the server stops; the commit of what waits comes after.
+GRACE_SECONDS: Final = 4
+
+# What the kernel may hold for one client, in bytes (it doubles this for its own needs).
+SEND_BUFFER: Final = 65_536
+# A peer that acknowledges nothing for so long has vanished, whatever is still unsent.
+UNACKED_MS: Final = 20_000
+
+OnStarted = Callable[[str], Awaitable[None]]
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, with something to do once it listens."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        services: Services,
+        url: str,
+        on_started: OnStarted | None,
+    ) -> None:
+        super().__init__(config)
+        self._services = services
+        self._url = url
+        self._on_started = on_started
+        self._task: asyncio.Future[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._task = asyncio.ensure_future(self._on_started(self._url))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        # Nobody new; then those who are here are told when to come back, before all else ends.
+        for listening in self.servers:
+            listening.close()
+        await self._services.manager.close(CLOSE_SECONDS)
+        await super().shutdown(sockets)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address. Raises BadSettings when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise BadSettings(f"port {port} on {host} is in use; choose another: --port") from None
+        raise BadSettings(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address a person can open."""
+    host, port = listener.getsockname()[:2]
+    if not int(ipaddress.ip_address(host)):  # all of this machine's addresses
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
+    """Serve until a signal says to stop; return the exit code.
+
+    `on_started` is awaited beside the server once it listens, with its URL, and cancelled when
+    the server stops. Raises BadSettings when it cannot start.
+    """
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    settings.require_safe()
+    asyncio.run(_check_database(settings))
+    listener = bind(settings.host, settings.port)
+    app = create_app(settings)
+    services: Services = app.state.services
+    config = uvicorn.Config(
+        app,
+        http=GuardedHttp,
+        ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
+    server = _Server(config, services, url_of(listener), on_started)
+    # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    logging.getLogger("routecast").info("Listening on %s", url_of(listener))
+    with listener:
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+async def _check_database(settings: Settings) -> None:
+    # Before anything else, so that what is wrong with it is told in one line. One that cannot be
+    # reached now may be in a moment: that is the server's to wait for.
+    store = open_engines(settings).store
+    try:
+        with suppress(Unavailable):
+            await store.open()
+    finally:
+        await store.close()
