@@ -129,6 +129,7 @@ class Latest:
             if len(self._fresh) >= MAX_VIEWS:
                 self._fresh.clear()
             self._known = reading
+            self._instruments.reads.labels(reading.source.value).inc()
             frame = self._encode(reading, view, now)
             held = self._fresh[view] = (reading.snapshot.position, now, frame)
         return held[2]
