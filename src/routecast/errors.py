@@ -42,6 +42,10 @@ class Unavailable(RoutecastError):
         self.retry_after = retry_after
 
 
+class SumFull(RoutecastError):
+    """A decision's sums have no room for it. Nothing was kept; trying again will not help."""
+
+
 class Gap(RoutecastError):
     """A delta does not follow the position held. Load the rollups again; never guess."""
 

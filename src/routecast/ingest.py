@@ -14,7 +14,7 @@ from typing import Final
 
 from routecast.core.decision import Decision
 from routecast.core.names import Names
-from routecast.errors import Unavailable
+from routecast.errors import RoutecastError, SumFull, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Cache, Clock, Commit, Store
 from routecast.protocol import Position
@@ -77,6 +77,8 @@ class Ingest:
             raise Unavailable("shutting down")
         if self.failing is not None:
             raise self.failing
+        if self._waiting >= MAX_WAITING:
+            raise Unavailable("too many decisions are waiting")
         await self._store.check()
 
     async def submit(self, decisions: Sequence[Decision]) -> tuple[int, Position]:
@@ -102,7 +104,7 @@ class Ingest:
         try:
             # A client that hangs up does not take back what it sent.
             return await asyncio.shield(batch.done)
-        except Unavailable:
+        except RoutecastError:
             self._instruments.decisions.labels("refused").inc(len(decisions))
             raise
 
@@ -138,19 +140,29 @@ class Ingest:
             commit = await self._store.commit(
                 [batch.decisions for batch in group], self._clock.now()
             )
+        except SumFull as error:
+            await self._commit_apart(group, error)
+            return
         except Exception as error:
             self._fail(group, error)
             return
-        finally:
-            self._waiting -= sum(len(batch.decisions) for batch in group)
         self._instruments.commit_seconds.observe(time.perf_counter() - started)
         if self._failed is not None:
             log.warning("Commits succeed again")
             self._failed = None
         await self._tell(commit)
         for batch, inserted in zip(group, commit.inserted, strict=True):
+            self._waiting -= len(batch.decisions)
             if not batch.done.done():
                 batch.done.set_result((inserted, commit.position))
+
+    async def _commit_apart(self, group: list[Batch], error: SumFull) -> None:
+        """Find the batch that cannot be kept, so that the others of its group are."""
+        if len(group) == 1:
+            self._answer(group, error)
+            return
+        for batch in group:
+            await self._commit([batch])
 
     async def _tell(self, commit: Commit) -> None:
         # Before the answers, so that whoever has one reads what it wrote.
@@ -166,7 +178,11 @@ class Ingest:
         if self._failed is None:  # said once, not for each batch
             log.error("Commits fail, decisions are refused: %s", error)
         self._failed = (time.monotonic(), error)
+        self._answer(group, error)
+
+    def _answer(self, group: list[Batch], error: RoutecastError) -> None:
         for batch in group:
+            self._waiting -= len(batch.decisions)
             if not batch.done.done():
                 batch.done.set_exception(error)
                 # Nobody may be waiting any more; the failure is logged and counted all the same.

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 REUSE: Final = SECOND
 # For so long a frame of live state can be given to one more who comes, if nothing changed.
 FRESH: Final = SECOND // 20
+_NOTHING: Final = "neither live state, cache nor database can answer"
 # Views whose encoded document is kept; the least lately used goes first.
 MAX_VIEWS: Final = 512
 
@@ -76,14 +77,16 @@ class Latest:
     async def _ask(self) -> Reading:
         now = self._clock.now()
         known = self._known
-        if known is not None and 0 <= now - self._asked < REUSE:
+        if 0 <= now - self._asked < REUSE:
+            if known is None:
+                raise Unavailable(_NOTHING)
             return known if known.source is not Source.LIVE else self._stale(known)
         self._asked = now
         reading = await self._from_cache() or await self._from_store()
         if reading is not None:
             return reading
         if known is None:
-            raise Unavailable("neither live state, cache nor database can answer")
+            raise Unavailable(_NOTHING)
         return self._stale(known)
 
     @staticmethod
@@ -139,14 +142,18 @@ class Latest:
         return (await self.frames([view]))[view]
 
     async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
-        """Return the newest frame of each view, all from one reading."""
+        """Return the newest frame of each view, from one source."""
         try:
             reading = await self.read()
         except Unavailable:
             failed = error_frame(self._clock.now())
             return dict.fromkeys(views, failed)
-        now = self._clock.now()
-        return {view: self._encode(reading, view, now) for view in views}
+        frames: dict[View, Frame] = {}
+        for view in views:
+            if frames:  # others get their turn between two views
+                await asyncio.sleep(0)
+            frames[view] = self._encode(reading, view, self._clock.now())
+        return frames
 
     def _encode(self, reading: Reading, view: View, now: int) -> Frame:
         snapshot = reading.snapshot

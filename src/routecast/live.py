@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from routecast.core.decision import MINUTE
 from routecast.core.rollup import Delta
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.errors import Gap, Unavailable
@@ -59,7 +60,7 @@ class Live:
         snapshot, now = self._snapshot, self._clock.now()
         if snapshot is None or not self._in_step or not self._reachable:
             return None
-        if now - snapshot.taken >= COVERAGE:
+        if not -MINUTE <= now - snapshot.taken < COVERAGE:
             return None
         return Reading(snapshot, Source.LIVE, now)
 

@@ -71,7 +71,7 @@ class Store(Protocol):
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
         nor does its second mention in the same call. `received` is the moment, in microseconds.
-        Raises Unavailable; then nothing of it was kept.
+        Raises Unavailable, or SumFull when a sum has no room left; then nothing of it was kept.
         """
         ...
 

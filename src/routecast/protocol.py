@@ -68,6 +68,12 @@ class DecisionIn(msgspec.Struct, gc=False):
     project: Name | None = None
 
 
+def is_clean(text: str) -> bool:
+    """Whether every database can keep a text, and every encoder write it."""
+    # A lone surrogate cannot be written as UTF-8, and PostgreSQL cannot hold a NUL.
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
+
+
 class Rejection(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why one decision of a batch was not kept: `index` is its place in what was sent, from 0."""
 

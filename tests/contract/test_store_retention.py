@@ -97,12 +97,16 @@ async def test_prune_keeps_to_its_limit_with_minutes_too(store: Store) -> None:
 
 
 async def test_late_decision_counts_where_minutes_are_gone(store: Store) -> None:
-    """Its hour and the total have it; nothing that is left contradicts it."""
+    """Its hour and the total have it; what was dropped does not come back with it."""
     hour = NOW // HOUR * HOUR
+    late = kept(2, decided=hour - HOUR + 1)
     await store.commit([[kept(1, decided=hour - HOUR)]], NOW)
     assert await prune(store, decisions=NOW + 1, minutes=hour) == 2
-    await store.commit([[kept(2, decided=hour - HOUR + 1)]], NOW)
-    assert_sums(await total(store), [kept(1), kept(2)])
+    await store.commit([[late]], NOW)
+    found = await store.load(NOW)
+    assert_sums(found.total, [kept(1), kept(2)])
+    assert_sums(found.hours[late.decided // HOUR], [kept(1), kept(2)])
+    assert_sums(found.minutes[late.decided // MINUTE], [kept(2)])
     assert await differences(store) == []
 
 

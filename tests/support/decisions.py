@@ -12,7 +12,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from routecast.core.decision import Broken, Decision, Rules, decode
+from routecast.core.decision import Decision, Rules
+from routecast.core.decode import Broken, decode
 from routecast.core.histogram import EDGES
 from routecast.core.rollup import Cells, Key, Sums
 from tests.support.oracle import tally

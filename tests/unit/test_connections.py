@@ -5,8 +5,6 @@ import gc
 import json
 import logging
 import weakref
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
@@ -14,71 +12,16 @@ from routecast import connections as module
 from routecast.cache.memory import MemoryCache
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
-from routecast.core.rollup import Delta
 from routecast.core.session import Session
-from routecast.core.snapshot import Snapshot
 from routecast.core.view import Subscription, View
-from routecast.edge.ws import AsgiConnection
+from routecast.edge.outlet import Outlet
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
-from routecast.latest import Latest
-from routecast.ports import Reading
-from routecast.protocol import CloseCode, Position, Source
+from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
-from tests.support.decisions import NOW, cells_of, kept
 from tests.unit.clock import HeldClock
+from tests.unit.hall import FAST, Hall, Reader
 from tests.unit.running import PATIENCE, running, until
-
-FAST = 0.1
-
-
-class Reader:
-    """A subscriber that reads every frame at once (`connections.Connection`)."""
-
-    def __init__(self, interval: float = FAST, view: View | None = None) -> None:
-        self.subscription = Subscription(view or View(), interval)
-        self.frames: list[Frame] = []
-        self.times: list[float] = []
-        self.stopped: CloseCode | None = None
-
-    def offer(self, frame: Frame) -> bool:
-        self.frames.append(frame)
-        self.times.append(asyncio.get_running_loop().time())
-        return True
-
-    def stop(self, code: CloseCode) -> None:
-        self.stopped = code
-
-    def counts(self) -> list[Any]:
-        """Return the count of decisions in each frame."""
-        return [json.loads(frame.body).get("total_decisions") for frame in self.frames]
-
-
-class Hall:
-    """A manager over a live snapshot, to which commits are made by hand."""
-
-    def __init__(self, store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> None:
-        self.instruments = Instruments()
-        self.snapshot = Snapshot(Position("e", 0), NOW)
-        self.up = True
-        self.latest = Latest(self.reading, cache, store, clock, self.instruments)
-        self.manager = ConnectionManager(self.frames, self.instruments, limit=1000)
-        self.load = 0.0  # how long rendering takes, in seconds
-
-    def reading(self) -> Reading | None:
-        return Reading(self.snapshot, Source.LIVE, NOW) if self.up else None
-
-    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
-        await asyncio.sleep(self.load)
-        return await self.latest.frames(views)
-
-    def commit(self) -> None:
-        seq = self.snapshot.position.seq + 1
-        self.snapshot.apply(Delta(Position("e", seq), cells_of([kept(seq)]), NOW))
-
-    def count(self, name: str, **labels: str) -> float:
-        sample = self.instruments.registry.get_sample_value
-        return sample(f"routecast_{name}_total", labels) or 0
 
 
 @pytest.fixture
@@ -94,7 +37,7 @@ async def test_first_frame_comes_at_once(hall: Hall, caplog: pytest.LogCaptureFi
     """With no tick; the connection is counted and logged."""
     caplog.set_level(logging.INFO, "routecast.connections")
     reader = Reader(interval=60)
-    await hall.manager.connect(reader)
+    hall.manager.connect(reader)
     assert reader.counts() == [0]
     assert hall.manager.active == 1
     assert hall.instruments.registry.get_sample_value("routecast_connections") == 1
@@ -107,7 +50,7 @@ async def test_disconnect_is_complete(hall: Hall, caplog: pytest.LogCaptureFixtu
     async with running(hall.manager.run()):
         gone, stays, other = Reader(), Reader(), Reader(view=View(window="1h"))
         for reader in (gone, stays, other):
-            await hall.manager.connect(reader)
+            hall.manager.connect(reader)
         hall.manager.disconnect(gone, CloseCode.DONE)
         hall.manager.disconnect(gone, CloseCode.DONE)
         hall.manager.disconnect(other, 1006)
@@ -130,13 +73,28 @@ async def test_disconnect_is_complete(hall: Hall, caplog: pytest.LogCaptureFixtu
     ]
 
 
+async def test_who_comes_after_all_have_gone_is_served(hall: Hall) -> None:
+    """A group that was left is not joined again, whatever the phase of its ticks was."""
+    pace = Reader(interval=0.15)
+    async with running(hall.manager.run()):
+        hall.manager.connect(pace)
+        for _ in range(4):  # more often than there are phases
+            reader = Reader()
+            hall.manager.connect(reader)
+            await until(lambda: len(reader.frames) >= 2)  # noqa: B023
+            hall.manager.disconnect(reader, CloseCode.DONE)
+            seen = len(pace.frames)
+            await until(lambda: len(pace.frames) >= seen + 2)  # noqa: B023
+    assert hall.manager.active == 1
+
+
 async def test_limit_refuses(hall: Hall) -> None:
     """Over it nobody is admitted, until somebody leaves."""
-    manager = ConnectionManager(hall.latest.frames, Instruments(), limit=2)
+    manager = ConnectionManager(hall, Instruments(), limit=2)
     readers = [Reader(), Reader()]
     for reader in readers:
         manager.admit()
-        await manager.connect(reader)
+        manager.connect(reader)
     with pytest.raises(Unavailable, match="too many connections") as refused:
         manager.admit()
     assert refused.value.retry_after > 0
@@ -145,23 +103,51 @@ async def test_limit_refuses(hall: Hall) -> None:
 
 
 async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
-    """1012 for those who are there and for one who comes in between; then `run` ends."""
+    """1012 and when to come back, also to one who comes in between; it waits till they left."""
     readers = [Reader() for _ in range(600)]
-    async with running(hall.manager.run()) as run:
-        for reader in readers:
-            await hall.manager.connect(reader)
-        await hall.manager.close()
+    for reader in readers:
+        hall.manager.connect(reader)
+    async with running(hall.manager.close(PATIENCE)) as closing:
+        await until(lambda: readers[-1].stopped is not None)
         assert {reader.stopped for reader in readers} == {CloseCode.RESTART}
+        delays = {int(reader.reason.removeprefix("reconnect_after_ms=")) for reader in readers}
+        assert 0 <= min(delays) < max(delays) <= module.LONGEST_SPREAD * 1000
+        assert len(delays) > 100
         with pytest.raises(Unavailable, match="restarting"):
             hall.manager.admit()
         late = Reader()
-        await hall.manager.connect(late)
+        hall.manager.connect(late)
         assert late.stopped is CloseCode.RESTART
-        for reader in (*readers, late):
+        for reader in readers:
             hall.manager.disconnect(reader, CloseCode.RESTART)
+        assert not closing.done()
+        hall.manager.disconnect(late, CloseCode.RESTART)
         async with asyncio.timeout(PATIENCE):
-            await run
+            await closing
     assert hall.manager.active == 0
+
+
+async def test_close_waits_no_longer_than_it_may(hall: Hall) -> None:
+    """For those who do not read."""
+    reader = Reader()
+    hall.manager.connect(reader)
+    async with asyncio.timeout(PATIENCE):
+        await hall.manager.close(0.01)
+    assert reader.stopped is CloseCode.RESTART
+    assert hall.manager.active == 1
+
+
+async def test_every_connection_is_looked_after(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gives its sign of life, again and again."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
+    readers = [Reader(interval=1 + n % 3) for n in range(10)]
+    for reader in readers:
+        hall.manager.connect(reader)
+    async with running(hall.manager.beat()):
+        await until(lambda: all(reader.beats >= 3 for reader in readers))
+    assert max(reader.beats for reader in readers) - min(reader.beats for reader in readers) <= 1
 
 
 # -- frames -------------------------------------------------------------------------------------
@@ -172,7 +158,7 @@ async def test_equal_views_are_rendered_once(hall: Hall) -> None:
     equal = [Reader(), Reader(view=View()), *(Reader() for _ in range(28))]
     others = [Reader(view=View(window="5m")) for _ in range(10)]
     for reader in (*equal, *others):
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
     assert hall.count("renders") == 2
     async with running(hall.manager.run()):
         for commits in range(1, 4):
@@ -186,7 +172,7 @@ async def test_frame_of_a_tick_is_one_object(hall: Hall) -> None:
     """Connections that came together get the very same frame."""
     readers = [Reader(interval=60) for _ in range(700)]
     for reader in readers:
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
     frame = await hall.latest.frame(View())
     sent = hall.count("frames_sent")
     await hall.manager.broadcast(frame, readers)
@@ -216,7 +202,7 @@ async def test_frames_come_changed_or_not(hall: Hall) -> None:
     """The default stream sends each interval, with a new timestamp or without news."""
     reader = Reader()
     async with running(hall.manager.run()):
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 4)
     assert set(reader.counts()) == {0}
     assert hall.count("renders") == 1
@@ -228,7 +214,7 @@ async def test_error_document_keeps_the_connection(hall: Hall, store: SqliteStor
     hall.up = False
     reader = Reader()
     async with running(hall.manager.run()):
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 3)
         assert {json.loads(frame.body)["error"] for frame in reader.frames} == {
             "Failed to fetch metrics"
@@ -239,6 +225,42 @@ async def test_error_document_keeps_the_connection(hall: Hall, store: SqliteStor
     assert hall.manager.active == 1
 
 
+async def test_crowd_without_live_state_asks_the_engines_once(hall: Hall) -> None:
+    """Who comes while nothing is live gets the first frame as soon as there is one."""
+    hall.manager.connect(Reader(interval=60))
+    readers = [Reader(interval=60) for _ in range(300)]
+    async with running(hall.manager.run()):
+        await asyncio.sleep(0)  # now it waits for a tick that is a minute away
+        hall.up = False
+        for reader in readers:
+            hall.manager.connect(reader)
+        gone = readers.pop()
+        hall.manager.disconnect(gone, CloseCode.DONE)
+        await until(lambda: all(reader.frames for reader in readers))
+    assert {reader.frames[0].source for reader in readers} == {Source.DATABASE}
+    assert hall.count("cache", result="miss") == 1
+    assert not gone.frames
+
+
+async def test_nobody_is_always_last(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tick begins with another one of those who share it."""
+    monkeypatch.setattr(module, "YIELD_EVERY", 1)
+    firsts: dict[tuple[Frame, Group | None], Reader] = {}
+
+    class Noted(Reader):
+        def offer(self, frame: Frame) -> bool:
+            firsts.setdefault((frame, self.group), self)
+            return super().offer(frame)
+
+    readers = [Noted() for _ in range(5)]
+    for reader in readers:
+        hall.manager.connect(reader)
+    assert len(set(firsts.values())) <= 2  # their ticks may have two phases
+    async with running(hall.manager.run()):
+        await until(lambda: len(set(firsts.values())) == len(readers))
+    assert all(len(reader.frames) > 1 for reader in readers)
+
+
 # -- slow readers -------------------------------------------------------------------------------
 
 
@@ -247,20 +269,21 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
     sent: list[str] = []
     drained = asyncio.Event()
 
-    async def send(message: Any) -> None:
-        sent.append(message["text"])
+    async def send(frame: Frame) -> None:
+        sent.append(frame.text)
         await drained.wait()
 
-    slow = AsgiConnection(Session(Subscription(View(), FAST)), send)
+    slow = Outlet(Session(Subscription(View(), FAST)))
     quick = Reader()
     async with running(hall.manager.run()), asyncio.TaskGroup() as tasks:
-        pump = tasks.create_task(slow.pump())
-        await hall.manager.connect(slow)
-        await hall.manager.connect(quick)
-        while hall.count("frames_conflated") < 3:
-            hall.commit()
-            seen = len(quick.frames)
-            await until(lambda: len(quick.frames) > seen)  # noqa: B023
+        pump = tasks.create_task(slow.pump(send))
+        hall.manager.connect(slow)
+        hall.manager.connect(quick)
+        async with asyncio.timeout(PATIENCE):
+            while hall.count("frames_conflated") < 3:
+                hall.commit()
+                seen = len(quick.frames)
+                await until(lambda: len(quick.frames) > seen)  # noqa: B023
         assert len(sent) == 1
         newest = hall.snapshot.position.seq
         await until(lambda: quick.counts()[-1] == newest)
@@ -272,6 +295,30 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
     assert len(quick.frames) > 4
 
 
+async def test_reader_catches_up_when_it_drains(hall: Hall) -> None:
+    """Skipped while its socket is full, it then gets the newest frame there is, at once."""
+
+    class Full(Reader):
+        full = True
+
+        def offer(self, frame: Frame) -> bool:
+            return not self.full and super().offer(frame)
+
+    skipped, quick = Full(), Reader()
+    hall.manager.connect(skipped)
+    hall.manager.connect(quick)
+    assert hall.count("frames_conflated") == 1
+    async with running(hall.manager.run()):
+        hall.commit()
+        await until(lambda: hall.count("frames_conflated") >= 3)
+    skipped.full = False
+    hall.manager.catch_up(skipped)
+    assert skipped.counts() == [1]
+    hall.manager.disconnect(skipped, CloseCode.DONE)
+    hall.manager.catch_up(skipped)
+    assert len(skipped.frames) == 1
+
+
 # -- ticks --------------------------------------------------------------------------------------
 
 
@@ -280,7 +327,7 @@ async def test_ticks_keep_their_rhythm(hall: Hall) -> None:
     hall.load = 0.08
     reader = Reader()
     async with running(hall.manager.run()):
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 14)
     # From the second frame on, which is the first tick's. Were each put off by the time it
     # takes, twelve intervals would take nearly a second more.
@@ -293,7 +340,7 @@ async def test_first_tick_is_an_interval_after_the_first_frame(hall: Hall) -> No
     reader = Reader(interval=0.5)
     async with running(hall.manager.run()):
         came = asyncio.get_running_loop().time()
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 2)
     assert reader.times[1] - came >= 0.5 - module.QUANTUM - 0.01
 
@@ -301,10 +348,10 @@ async def test_first_tick_is_an_interval_after_the_first_frame(hall: Hall) -> No
 async def test_sooner_tick_is_not_kept_waiting(hall: Hall) -> None:
     """Somebody with a short interval comes while the next tick is far away."""
     async with running(hall.manager.run()):
-        await hall.manager.connect(Reader(interval=60))
+        hall.manager.connect(Reader(interval=60))
         await asyncio.sleep(0)
         quick = Reader()
-        await hall.manager.connect(quick)
+        hall.manager.connect(quick)
         await until(lambda: len(quick.frames) >= 3)
         assert quick.times[2] - quick.times[0] < 30
 
@@ -313,7 +360,7 @@ async def test_late_tick_is_merged_with_the_next(hall: Hall) -> None:
     """After a hold-up there is one frame, not all those that were missed."""
     reader = Reader()
     async with running(hall.manager.run()):
-        await hall.manager.connect(reader)
+        hall.manager.connect(reader)
         hall.load = 0.35
         await until(lambda: len(reader.frames) >= 2)
         assert hall.count("ticks_merged") >= 3

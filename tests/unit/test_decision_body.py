@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decision import Broken, decode
+from routecast.core.decode import Broken, decode
 from routecast.errors import BadBody, TooLarge
 
 LEAST = '{"strategy":"hybrid","provider":"gemini"%s}'

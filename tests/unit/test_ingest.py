@@ -18,7 +18,7 @@ from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
 from tests.unit.clock import HeldClock
-from tests.unit.running import broken, running
+from tests.unit.running import PATIENCE, broken, running
 
 Submitted = asyncio.Task[tuple[int, Position]]
 
@@ -153,7 +153,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
     monkeypatch.setattr(module, "MAX_WAITING", 5)
     waiting = await submit_all(ingest, [1, 2, 3])
     with pytest.raises(Unavailable, match="too many decisions are waiting") as refused:
-        await ingest.submit([kept(4), kept(5), kept(6)])
+        await asyncio.wait_for(ingest.submit([kept(4), kept(5), kept(6)]), PATIENCE)
     assert refused.value.retry_after > 0
     samples = instruments.registry.get_sample_value
     assert samples("routecast_ingest_queue_decisions") == 3
@@ -185,9 +185,9 @@ async def test_close_commits_what_waits_and_takes_no_more(
         await ingest.submit([kept(3)])
     with pytest.raises(Unavailable, match="shutting down"):
         await ingest.check()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         await ingest.run()
-    assert [(await one)[0] for one in waiting] == [1, 1]
+        assert [(await one)[0] for one in waiting] == [1, 1]
     assert_sums((await held(store)).total, [kept(1), kept(2)])
 
 
@@ -196,7 +196,7 @@ async def test_close_ends_a_run_that_waits_for_work(ingest: Ingest) -> None:
     run = asyncio.create_task(ingest.run())
     await asyncio.sleep(0)
     ingest.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         await run
     assert run.done()
 

@@ -184,7 +184,6 @@ async def test_engines_are_asked_once_however_many_ask(sources: Sources) -> None
     assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="while nothing is known, each asks for itself")
 async def test_engines_that_fail_are_asked_once_too(sources: Sources) -> None:
     """Nobody waits for a lost database in turn behind all others."""
     with broken(sources.store.path):
@@ -215,6 +214,37 @@ async def test_unchanged_view_is_not_rendered_again(sources: Sources) -> None:
     before, after = json.loads(first.body), json.loads(second.body)
     assert before.pop("timestamp") < after.pop("timestamp")
     assert before == after
+
+
+async def test_crowd_gets_one_frame(sources: Sources) -> None:
+    """Those who come within a moment share it, unless something was committed in between."""
+    assert sources.latest.frame_now(COUNT) is None
+    sources.live = snapshot(1)
+    first = sources.latest.frame_now(COUNT)
+    assert first is not None
+    assert json.loads(first.body) == stamped({"total_decisions": 1}, NOW)
+    sources.clock.moment += module.FRESH - 1
+    assert sources.latest.frame_now(COUNT) is first
+    assert sources.latest.frame_now(WHOLE) is not first
+    sources.clock.moment += 1
+    later = sources.latest.frame_now(COUNT)
+    assert later is not None
+    assert json.loads(later.body) == stamped({"total_decisions": 1}, sources.clock.moment)
+    sources.live.apply(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
+    newest = sources.latest.frame_now(COUNT)
+    assert newest is not None
+    assert json.loads(newest.body)["total_decisions"] == 2
+    sources.live = None
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_what_a_crowd_was_given_is_last_known(sources: Sources) -> None:
+    """When live state is lost and no engine answers, it is the newest there was."""
+    sources.live = snapshot(2)
+    sources.latest.frame_now(COUNT)
+    sources.live = None
+    with broken(sources.store.path):
+        assert await sources.ask() == (Source.STALE, 2)
 
 
 async def test_commit_is_rendered(sources: Sources) -> None:

@@ -215,6 +215,7 @@ async def test_gap_while_loading_loads_again(node: Node) -> None:
         await until(lambda: node.seq() == 2)
         node.assert_current(1, 2)
     assert node.store.loads == 2
+    assert [snapshot.position.seq for snapshot in node.loaded] == [2]
 
 
 async def test_more_deltas_than_are_kept_while_loading(
@@ -231,6 +232,7 @@ async def test_more_deltas_than_are_kept_while_loading(
         await until(lambda: node.seq() == 8)
         node.assert_current(*range(1, 9))
     assert node.store.loads == 2
+    assert [snapshot.position.seq for snapshot in node.loaded] == [8]
 
 
 # -- another history ----------------------------------------------------------------------------

@@ -105,6 +105,18 @@ async def test_change_of_an_hour_and_its_minutes_together_is_found(store: Sqlite
     assert {one.what.split()[0] for one in await found(store)} == {"minute", "hour"}
 
 
+async def test_changed_minute_of_an_hour_partly_pruned_is_found(filled: SqliteStore) -> None:
+    """Its decisions cannot be counted any more, but minutes must add up to their hour."""
+    hour = NOW // HOUR * 3600
+    change(
+        filled,
+        f"UPDATE rollups SET count = 9 WHERE period = 'minute' AND start / 3600 * 3600 = {hour}",
+    )
+    (difference,) = await found(filled)
+    assert difference.what.startswith("hour, from its minutes 2026-01-31T12:00Z ")
+    assert (difference.expected, difference.found) == ("count 9", "count 2")
+
+
 async def test_position_behind_its_decisions_is_found(filled: SqliteStore) -> None:
     """Deltas would be taken for known ones."""
     change(filled, "UPDATE history SET seq = seq - 1")

@@ -14,8 +14,8 @@ from routecast.errors import BadParameter, Forbidden
     [
         (None, "metrics.example"),
         (None, None),
-        ("https://metrics.example", "metrics.example"),
-        ("https://metrics.example:8443", "metrics.example:8443"),
+        ("http://192.0.2.7:8000", "192.0.2.7:8000"),
+        ("https://[2001:db8::7]:8443", "[2001:db8::7]:8443"),
         ("http://localhost:3000", "127.0.0.1:8000"),
         ("http://127.0.0.1:3000", "localhost:8000"),
         ("http://[::1]:3000", "[::1]:8000"),
@@ -37,6 +37,9 @@ def test_origins_that_may_connect(origin: str | None, host: str | None) -> None:
         ("https://evil.example", None),
         ("http://localhost.evil.example", "localhost:8000"),
         ("http://localhost:3000", "metrics.example"),
+        # The page of a name that was made to point here, after the page was loaded elsewhere.
+        ("http://metrics.example:8000", "metrics.example:8000"),
+        ("http://192.0.2.8:8000", "192.0.2.7:8000"),
         ("https://metrics.example:444", "metrics.example"),
         ("http://grafana.example", "metrics.example"),
         ("null", "localhost:8000"),

@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from routecast.core.decision import Decision
-from routecast.errors import BadDatabase, Unavailable
+from routecast.errors import BadDatabase, SumFull, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store import sqlite
@@ -170,10 +170,28 @@ async def test_commit_that_fails_halfway_leaves_nothing(
     await assert_holds(store, [kept(1), kept(2)], seq=2)
 
 
+async def test_prune_that_fails_halfway_leaves_all(store: SqliteStore, path: Path) -> None:
+    """What was set aside for the decisions that stayed is not set aside twice."""
+    await store.commit([[kept(1), kept(2)]], NOW)
+    other = apsw.Connection(str(path))
+    other.execute(
+        "CREATE TRIGGER broken BEFORE DELETE ON decisions "
+        "BEGIN SELECT raise(ABORT, 'the disk broke'); END"
+    )
+    with pytest.raises(Unavailable, match="the disk broke"):
+        await store.prune(decisions_before=NOW + 1, minutes_before=0, limit=10)
+    await assert_holds(store, [kept(1), kept(2)], seq=1)
+    other.execute("DROP TRIGGER broken")
+    other.close()
+    assert await store.prune(decisions_before=NOW + 1, minutes_before=0, limit=10) == 2
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+    assert_sums((await store.load(NOW)).total, [kept(1), kept(2)])
+
+
 async def test_sum_past_64_bits_is_refused_not_wrapped(store: SqliteStore) -> None:
     """Far beyond the contract's limits; nothing of the commit is kept."""
     await store.commit([[kept(1, cost=2**62)]], NOW)
-    with pytest.raises(Unavailable, match="64 bits"):
+    with pytest.raises(SumFull, match="64 bits"):
         await store.commit([[kept(2), kept(3, cost=2**62)]], NOW)
     await assert_holds(store, [kept(1, cost=2**62)], seq=1)
     await store.commit([[kept(2)]], NOW)

@@ -37,7 +37,13 @@ class Names:
         if bounded == names:
             return decision
         project, strategy, provider, model = bounded
-        return decision._replace(project=project, strategy=strategy, provider=provider, model=model)
+        identity = decision.id
+        if project != decision.project:
+            # Ids are a project's own: those of projects folded together must not meet.
+            identity = f"{decision.project}/{identity}"
+        return decision._replace(
+            id=identity, project=project, strategy=strategy, provider=provider, model=model
+        )
 
     def _bound(self, names: tuple[str, str, str, str]) -> tuple[str, str, str, str]:
         project, strategy, provider, model = (

@@ -6,6 +6,7 @@ The same session runs under every edge; it never touches a socket.
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from routecast.core.view import Subscription, parse_query
@@ -35,17 +36,27 @@ def open_session(query: bytes, *, interval: float = DEFAULT_INTERVAL) -> Session
 
 
 def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:
-    """Let a browser's page in when it is ours, on this very machine, or named in `allowed`.
+    """Let a browser's page in: from this very machine, from our own address, or from `allowed`.
 
     Without this, any page a person looks at could read or write at their local Routecast
-    (RFC 6455, 10.2). Clients that are no browser send no origin. Raises Forbidden.
+    (RFC 6455, 10.2). A page that came from here under a name must be allowed, too: a name can be
+    made to point here by whoever owns it (DNS rebinding). Clients that are no browser send no
+    origin. Raises Forbidden.
     """
     if origin is None or "*" in allowed or origin in allowed:
         return
     with suppress(ValueError):  # neither header needs to hold an address
         site = urlsplit(origin)
-        if site.netloc and site.netloc == host:
+        if site.netloc and site.netloc == host and _is_address(site.hostname):
             return
         if site.hostname in _LOOPBACK and urlsplit(f"//{host or ''}").hostname in _LOOPBACK:
             return
     raise Forbidden(f"Origin {origin[:200]!r} may not connect; see ROUTECAST_ALLOWED_ORIGINS")
+
+
+def _is_address(name: str | None) -> bool:
+    try:
+        ip_address(name or "")
+    except ValueError:
+        return False
+    return True

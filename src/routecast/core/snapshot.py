@@ -51,6 +51,7 @@ def needed(taken: int) -> Needed:
     """Return the periods a snapshot taken at a moment (microseconds) must hold.
 
     Windows up to an hour are made of minutes; longer ones of hours, with minutes where they begin.
+    All begin a minute early: clocks are set back, too.
     """
     hour = taken // HOUR
     longest = max(length or 0 for length in WINDOWS.values())
@@ -58,10 +59,10 @@ def needed(taken: int) -> Needed:
     edges = []
     for length in WINDOWS.values():
         if length and length > MINUTES_PER_HOUR:
-            first = hour - length // MINUTES_PER_HOUR
-            edges.append(Span(first * MINUTES_PER_HOUR, (first + 3) * MINUTES_PER_HOUR))
+            first = (hour - length // MINUTES_PER_HOUR) * MINUTES_PER_HOUR
+            edges.append(Span(first - 1, first + 3 * MINUTES_PER_HOUR))
     return Needed(
-        hours=Span(hour - longest // MINUTES_PER_HOUR, _FOREVER),
+        hours=Span(hour - longest // MINUTES_PER_HOUR - 1, _FOREVER),
         minutes=(recent, *sorted(edges)),
     )
 

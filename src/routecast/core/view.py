@@ -1,5 +1,6 @@
 """Views: what a subscriber asked for. Equal views share one document and one encoding."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,9 +17,12 @@ from routecast.protocol import (
     WINDOWS,
 )
 
+_NUMBER: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 FILTERS: Final = ("strategy", "provider", "model", "project")
 MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
 MAX_NAME: Final = 128
+# So that the request line stays under the 8 KiB that servers and proxies commonly take.
+MAX_QUERY: Final = 7_000
 
 Filter = frozenset[str] | None
 
@@ -64,6 +68,8 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
     Raises BadParameter, naming the parameter.
     """
     text = query.decode("latin-1") if isinstance(query, bytes) else query
+    if len(text) > MAX_QUERY:
+        raise BadParameter("query", f"must be at most {MAX_QUERY:,} characters in all")
     try:
         pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=1000, errors="strict")
     except ValueError:
@@ -116,10 +122,7 @@ def _window(value: str) -> str:
 
 
 def _interval(value: str) -> float:
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
+    seconds = float(value) if _NUMBER.fullmatch(value) else -1.0
     if not MIN_INTERVAL <= seconds <= MAX_INTERVAL:
         raise BadParameter(
             "interval", f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"

@@ -3,7 +3,9 @@
 import asyncio
 import sys
 import zlib
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from typing import Final, Protocol
 
 from starlette.types import Receive, Scope
 
@@ -20,20 +22,41 @@ else:
 READ_SECONDS: Final = 30.0
 # Bytes of bodies held at a time, over all requests: sixteen of the largest.
 MAX_HELD: Final = 16 * MAX_BODY_BYTES
+# Decisions take much more room than the bytes they came in: only so many large bodies are made
+# into them at a time, and so many more wait for that; the policy beyond is to refuse.
+SMALL_BODY: Final = 65_536
+LARGE_AT_ONCE: Final = 2
+MAX_WAITING_BODIES: Final = 256
+# A body may be a file that was appended to; more than this was made to waste time.
+MAX_PARTS: Final = 1_000
+SLICE_BYTES: Final = 65_536
 
 
 class ClientGone(Exception):
     """The client hung up before its body was whole; there is nobody to answer."""
 
 
+class _Decompressor(Protocol):
+    """What zlib's and zstd's decompressors have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
 class BodyReader:
     """Reads bodies for all requests of one application; the policy over MAX_HELD is to refuse."""
 
     def __init__(self) -> None:
-        self.held = 0
+        self.held = 0  # bytes, of bodies that are here and not made into decisions yet
+        self._places = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._waiting = 0
 
-    async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """Return the body, unpacked.
+    @asynccontextmanager
+    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
+        """Give the body, unpacked; what it becomes is to be made within the context.
 
         Raises TooLarge, BadBody (cut off, or not packed as it claims), Unsupported, Unavailable
         and ClientGone.
@@ -46,69 +69,98 @@ class BodyReader:
         if coding not in ("identity", "gzip", "zstd"):
             raise Unsupported(f"Content-Encoding {coding!r}; use gzip, zstd or none")
         body = await self._receive(receive)
-        if coding == "gzip":
-            return _gunzip(body)
-        return _unzstd(body) if coding == "zstd" else body
+        try:
+            small = coding == "identity" and len(body) <= SMALL_BODY
+            async with nullcontext() if small else self._turn():
+                yield _unpacked(body, coding)
+        finally:
+            self.held -= len(body)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for one of the few places where large bodies are made into decisions."""
+        if self._waiting >= MAX_WAITING_BODIES:
+            raise Unavailable("too many large batches are waiting")
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._places.release()
 
     async def _receive(self, receive: Receive) -> bytes:
-        chunks, size = [], 0
+        chunks: list[bytes] = []
         try:
             async with asyncio.timeout(READ_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGone
-                    chunk = message.get("body", b"")
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    self.held += len(chunk)
-                    if size > MAX_BODY_BYTES:
-                        raise _too_large()
-                    if self.held > MAX_HELD:
-                        raise Unavailable("too many bytes are being received")
-                    if not message.get("more_body"):
-                        return b"".join(chunks) if len(chunks) > 1 else chunks[0]
-        except TimeoutError:
-            raise BadBody(f"the body took longer than {READ_SECONDS:.0f} s") from None
-        finally:
-            self.held -= size
+                await self._receive_all(receive, chunks)
+        except BaseException as error:
+            self.held -= sum(map(len, chunks))
+            if isinstance(error, TimeoutError):
+                raise BadBody(f"the body took longer than {READ_SECONDS:.0f} s") from None
+            if isinstance(error, asyncio.CancelledError):
+                # The server stops, and the rest of the body did not come in time.
+                raise Unavailable("shutting down", retry_after=5) from None
+            raise
+        return b"".join(chunks) if len(chunks) > 1 else chunks[0]
+
+    async def _receive_all(self, receive: Receive, chunks: list[bytes]) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            more = message.get("more_body", False)
+            chunks.append(chunk)
+            size += len(chunk)
+            self.held += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise _too_large()
+            if self.held > MAX_HELD:
+                raise Unavailable("too many bytes are being received")
+
+
+def _unpacked(body: bytes, coding: str) -> bytes:
+    try:
+        if coding == "gzip":
+            return _unpack(body, coding, _new_gunzip)
+        return _unpack(body, coding, zstd.ZstdDecompressor) if coding == "zstd" else body
+    except (zlib.error, zstd.ZstdError):
+        raise BadBody(f"the body is not {coding}, though Content-Encoding says so") from None
+
+
+def _new_gunzip() -> _Decompressor:
+    return zlib.decompressobj(16 + zlib.MAX_WBITS)
 
 
 def _too_large() -> TooLarge:
     return TooLarge(f"the body is over {MAX_BODY_BYTES // 2**20} MiB; send smaller batches")
 
 
-def _gunzip(packed: bytes) -> bytes:
-    parts, left = [], MAX_BODY_BYTES
-    try:
-        while packed:  # a gzip file may have many members (RFC 1952, 2.2)
-            unpack = zlib.decompressobj(16 + zlib.MAX_WBITS)
-            part = unpack.decompress(packed, left + 1)
-            left -= len(part)
+def _unpack(packed: bytes, coding: str, new: Callable[[], _Decompressor]) -> bytes:
+    """Return what a body holds, never more than is allowed.
+
+    It may have many parts (RFC 1952, 2.2; RFC 8878, 3), up to MAX_PARTS.
+    """
+    parts: list[bytes] = []
+    left, unpacker = MAX_BODY_BYTES, new()
+    number = 1
+    # In slices: what follows a part is copied, and must not be the whole rest each time.
+    for start in range(0, len(packed), SLICE_BYTES):
+        data = packed[start : start + SLICE_BYTES]
+        while data:
+            if unpacker.eof:
+                unpacker, number = new(), number + 1
+                if number > MAX_PARTS:
+                    raise BadBody(f"the {coding} body has more than {MAX_PARTS} parts")
+            parts.append(unpacker.decompress(data, left + 1))
+            left -= len(parts[-1])
             if left < 0:
                 raise _too_large()
-            if not unpack.eof:
-                raise BadBody("the gzip body is cut off")
-            parts.append(part)
-            packed = unpack.unused_data
-    except zlib.error:
-        raise BadBody("the body is not gzip, though Content-Encoding says so") from None
-    return b"".join(parts)
-
-
-def _unzstd(packed: bytes) -> bytes:
-    parts, left = [], MAX_BODY_BYTES
-    try:
-        while packed:  # and a zstd file many frames (RFC 8878, 3)
-            unpack = zstd.ZstdDecompressor()
-            part = unpack.decompress(packed, left + 1)
-            left -= len(part)
-            if left < 0:
-                raise _too_large()
-            if not unpack.eof:
-                raise BadBody("the zstd body is cut off")
-            parts.append(part)
-            packed = unpack.unused_data
-    except zstd.ZstdError:
-        raise BadBody("the body is not zstd, though Content-Encoding says so") from None
+            data = unpacker.unused_data if unpacker.eof else b""
+    if packed and not unpacker.eof:
+        raise BadBody(f"the {coding} body is cut off")
     return b"".join(parts)

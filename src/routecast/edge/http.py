@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from routecast.core.decision import Broken, Decision, Rules, decode
+from routecast.core.decision import Decision, Rules
+from routecast.core.decode import Broken, decode
 from routecast.core.frame import Frame
 from routecast.core.session import check_origin, open_session
 from routecast.core.view import View
@@ -34,6 +35,7 @@ from routecast.protocol import (
     Problem,
     Receipt,
     Rejection,
+    is_clean,
 )
 
 # Between so many decisions of a large batch, others get a turn on the event loop.
@@ -88,8 +90,9 @@ class Decisions:
             _check_origin(headers, self._allowed)
         kind = headers.get(b"content-type", b"").lower()
         lines = b"ndjson" in kind or b"jsonl" in kind
-        sent = decode(await self._bodies.read(scope, receive), lines=lines)
-        decisions, rejected = await self._normalise(sent)
+        async with self._bodies.read(scope, receive) as body:
+            sent = decode(body, lines=lines)
+            decisions, rejected = await self._normalise(sent)
         if rejected and not decisions:
             self._rejected.inc(len(rejected))
             return _all_bad(rejected)
@@ -116,7 +119,8 @@ class Decisions:
             try:
                 decisions.append(normalise(item, now))
             except Invalid as error:
-                rejected.append(Rejection(index, str(error)))
+                named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
+                rejected.append(Rejection(index, str(error), named))
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         return decisions, rejected
@@ -191,6 +195,12 @@ QUERY: Final[list[dict[str, Any]]] = [
         {"name": name, **_names(f"Only decisions of this {name}; repeatable: any of them.")}
         for name in ("strategy", "provider", "model", "project")
     ),
+    {
+        "name": "interval",
+        "in": "query",
+        "schema": {"type": "number", "minimum": 0.1, "maximum": 60, "default": 5},
+        "description": "Seconds between frames; of streams, and checked here all the same.",
+    },
     {
         "name": "window",
         "in": "query",

@@ -21,7 +21,7 @@ import msgspec
 from routecast.core.decision import Decision
 from routecast.core.rollup import Bucket, Cells, Delta, Key, Sums, bucket_merge
 from routecast.core.snapshot import Snapshot, needed
-from routecast.errors import BadDatabase, Unavailable
+from routecast.errors import BadDatabase, SumFull, Unavailable
 from routecast.ports import Checked, Commit, Difference
 from routecast.protocol import Position
 from routecast.store.queries import load_migrations, load_queries
@@ -176,6 +176,8 @@ class SqliteStore:
             db.close()
             raise
         self._db = db
+        place = self.path.stat()
+        self._place = (place.st_dev, place.st_ino)
         self._connections.append(db)
 
     def _check_ours(self, db: apsw.Connection) -> None:
@@ -219,19 +221,22 @@ class SqliteStore:
                 position = self._begin()
                 fresh = self._fresh(batches)
                 if any(fresh):
-                    self._insert(itertools.chain.from_iterable(fresh), position, received)
+                    rows = itertools.chain.from_iterable(fresh)
+                    if not self._insert(rows, position, received):
+                        raise Unavailable("ids changed under a transaction; nothing was kept")
                     return self._finish(fresh, position, received)
             held = Position(position.epoch, position.seq - 1)
             return Commit(held, [0] * len(batches), None)
         except OverflowError as error:
             self._forget()
-            raise Unavailable("a sum would pass 64 bits; nothing was kept") from error
+            raise SumFull("a sum of its series is at its limit of 64 bits") from error
         except BaseException:
             # What the writer remembers may be ahead of what was undone.
             self._forget()
             raise
 
     def _begin(self) -> Position:
+        self._check_place()
         epoch, seq, _ = query(self._db, "history")[0]
         if seq != self._seq:
             self._forget()
@@ -256,7 +261,7 @@ class SqliteStore:
         if self._db.total_changes() - before == len(rows):
             return True
         self._db.execute("ROLLBACK")
-        self._forget()
+        self._series.clear()  # of numbers given out in what was undone; no sum was touched yet
         return False
 
     def _series_of(self, key: tuple[str, ...]) -> int:
@@ -324,7 +329,17 @@ class SqliteStore:
             sql = SQL[query].format(rows=",".join([marks] * len(step)))
             self._db.execute(sql, tuple(itertools.chain.from_iterable(step)))
 
+    def _check_place(self) -> None:
+        """Raise Unavailable when the file is no longer where it was: it would be lost."""
+        try:
+            now = self.path.stat()
+        except OSError:
+            raise Unavailable(f"the database file {self.path} is gone") from None
+        if (now.st_dev, now.st_ino) != self._place:
+            raise Unavailable(f"the database file {self.path} was replaced")
+
     def _check(self) -> None:
+        self._check_place()
         with transaction(self._db):
             query(self._db, "touch")
             self._db.execute("COMMIT")
@@ -336,8 +351,12 @@ class SqliteStore:
                 dropped = self._prune_decisions(decisions_before, limit)
                 dropped += self._prune_minutes(minutes_before // 10**6, limit - dropped)
                 self._db.execute("COMMIT")
-        finally:
+        except BaseException:
             self._forget()
+            raise
+        if dropped:  # what was pruned is not what is being added to
+            kept = {place: held for place, held in self._buckets.items() if place[0] == "total"}
+            self._buckets = kept
         return dropped
 
     def _prune_decisions(self, before: int, limit: int) -> int:
@@ -367,6 +386,7 @@ class SqliteStore:
     # -- reading (on a reader thread) -----------------------------------------------------------
 
     def _position(self) -> Position:
+        self._check_place()
         epoch, seq, _ = query(self._reader, "history")[0]
         return Position(epoch, seq)
 

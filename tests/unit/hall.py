@@ -1,0 +1,80 @@
+"""Readers to connect, and a hall where a manager serves them from a live snapshot."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from routecast.cache.memory import MemoryCache
+from routecast.connections import ConnectionManager, Group
+from routecast.core.frame import Frame
+from routecast.core.rollup import Delta
+from routecast.core.snapshot import Snapshot
+from routecast.core.view import Subscription, View
+from routecast.instruments import Instruments
+from routecast.latest import Latest
+from routecast.ports import Reading
+from routecast.protocol import CloseCode, Position, Source
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import NOW, cells_of, kept
+from tests.unit.clock import HeldClock
+
+FAST = 0.1
+
+
+class Reader:
+    """A subscriber that reads every frame at once (`connections.Connection`)."""
+
+    def __init__(self, interval: float = FAST, view: View | None = None) -> None:
+        self.subscription = Subscription(view or View(), interval)
+        self.frames: list[Frame] = []
+        self.times: list[float] = []
+        self.stopped: CloseCode | None = None
+        self.reason = ""
+        self.beats = 0
+        self.group: Group | None = None
+
+    def offer(self, frame: Frame) -> bool:
+        self.frames.append(frame)
+        self.times.append(asyncio.get_running_loop().time())
+        return True
+
+    def beat(self) -> None:
+        self.beats += 1
+
+    def stop(self, code: CloseCode, reason: str = "") -> None:
+        self.stopped, self.reason = code, reason
+
+    def counts(self) -> list[Any]:
+        """Return the count of decisions in each frame."""
+        return [json.loads(frame.body).get("total_decisions") for frame in self.frames]
+
+
+class Hall:
+    """A manager over a live snapshot, to which commits are made by hand."""
+
+    def __init__(self, store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> None:
+        self.instruments = Instruments()
+        self.snapshot = Snapshot(Position("e", 0), NOW)
+        self.up = True
+        self.latest = Latest(self.reading, cache, store, clock, self.instruments)
+        self.manager = ConnectionManager(self, self.instruments, limit=1000)
+        self.load = 0.0  # how long the frames of a tick take, in seconds
+
+    def reading(self) -> Reading | None:
+        return Reading(self.snapshot, Source.LIVE, NOW) if self.up else None
+
+    def frame_now(self, view: View) -> Frame | None:
+        return self.latest.frame_now(view)
+
+    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
+        await asyncio.sleep(self.load)
+        return await self.latest.frames(views)
+
+    def commit(self) -> None:
+        seq = self.snapshot.position.seq + 1
+        self.snapshot.apply(Delta(Position("e", seq), cells_of([kept(seq)]), NOW))
+
+    def count(self, name: str, **labels: str) -> float:
+        sample = self.instruments.registry.get_sample_value
+        return sample(f"routecast_{name}_total", labels) or 0
