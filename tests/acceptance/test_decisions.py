@@ -195,6 +195,27 @@ def test_the_largest_batch_is_taken(shared: Server) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_packing_of_many_parts(shared: Server, coding: str) -> None:
+    """A file that was appended to is one body; one of endless empty parts is refused."""
+    pack = {"gzip": gzip.compress, "zstd": zstd.compress}[coding]
+    headers = {"content-encoding": coding}
+    parts = pack(b"[") + pack(json.dumps(GOOD).encode()) + pack(b"]")
+    assert send(shared, parts, **headers).json()["accepted"] == 1
+    refused(shared, send(shared, pack(b"") * 100_000, **headers), 400, "more than 1000 parts")
+
+
+@pytest.mark.parametrize(
+    ("unit", "kind"),
+    [(b"0,", "application/json"), (b"[],", "application/json"), (b"0\n", "application/x-ndjson")],
+)
+def test_endless_small_values_are_413(shared: Server, unit: bytes, kind: str) -> None:
+    """Sixteen megabytes of next to nothing are refused before anything is made of them."""
+    body = gzip.compress(b"[" + unit * (15 * MIB // len(unit)) + b"0]")
+    headers = {"content-encoding": "gzip", "content-type": kind}
+    refused(shared, send(shared, body, **headers), 413, "50,000")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
 def test_broken_packing_is_400(shared: Server, coding: str) -> None:
     """Not packed as it says, or cut in half: refused."""
     pack = {"gzip": gzip.compress, "zstd": zstd.compress}[coding]
@@ -236,6 +257,20 @@ def test_names_over_the_bound_fold(tmp_path: Path) -> None:
             "s2": 1,
         }
         assert "routecast_names_folded_total 7.0" in server.http.get("/metrics").text
+        tenants = [{**GOOD, "id": "1", "project": f"tenant-{number}"} for number in range(9)]
+        assert server.post(tenants)["accepted"] == 9
+        assert server.post(tenants)["duplicates"] == 9
+
+
+def test_a_full_sum_fails_alone(tmp_path: Path) -> None:
+    """A producer that brings a sum to its end is told so; others go on as if nothing was."""
+    with Server(tmp_path) as server:
+        heavy = b"[" + b",".join([b'{"strategy":"a","provider":"b","cost":9000}'] * 50_000) + b"]"
+        answers = [send(server, heavy) for _ in range(22)]
+        assert [answer.status_code for answer in answers[:20]] == [200] * 20
+        refused(server, answers[-1], 422, "64 bits")
+        assert server.http.get("/ready").status_code == 200
+        assert server.post({**GOOD, "cost": 1})["accepted"] == 1
 
 
 def test_openapi_describes_it(shared: Server) -> None:

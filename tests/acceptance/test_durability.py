@@ -183,6 +183,21 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert server.stop() == 0
 
 
+def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
+    """What is written to a file that is gone would be lost: it is refused, and streams go on."""
+    server.post(decisions("kept"))
+    moved = server.database.with_name("moved.db")
+    server.database.rename(moved)
+    answer = server.http.post("/v1/decisions", json=decisions("lost"))
+    assert answer.status_code == 503
+    assert "is gone" in answer.json()["detail"]
+    assert server.http.get("/ready").status_code == 503
+    assert server.metrics()["total_decisions"] == BATCH
+    moved.rename(server.database)
+    assert server.post(decisions("kept again"))["accepted"] == BATCH
+    assert server.metrics()["total_decisions"] == 2 * BATCH
+
+
 def test_verify_tells_what_differs(server: Server) -> None:
     """A sum that somebody changed is named, with what it should be; exit code 1."""
     server.post(decisions("v"))

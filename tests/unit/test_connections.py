@@ -10,7 +10,7 @@ import pytest
 
 from routecast import connections as module
 from routecast.cache.memory import MemoryCache
-from routecast.connections import ConnectionManager
+from routecast.connections import ConnectionManager, Group
 from routecast.core.frame import Frame
 from routecast.core.session import Session
 from routecast.core.view import Subscription, View
