@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format bench clean
+.PHONY: help install demo run test conformance check format bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 
 test: install  ## Run all tests
 	@$(BIN)/pytest
+
+conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
+	@$(BIN)/python -m tests.conformance
 
 check: install  ## Lint, format, types, layers
 	@$(BIN)/ruff check

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from websockets.asyncio.client import connect
@@ -22,7 +23,7 @@ from routecast.config import Settings
 from routecast.prices import GenaiPrices
 from routecast.store.sqlite import SqliteStore
 from tests.support.inside import InsideServer
-from tests.support.server import Server
+from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive, receive_until
 
 KEYS = [
@@ -38,6 +39,12 @@ DECISIONS = [
     {"strategy": "hybrid", "provider": "claude", "confidence": 0.6, "cost": 0.004},
     {"strategy": "complexity", "provider": "gemini", "confidence": "low"},
 ]
+
+
+@pytest.fixture(scope="module", params=EDGES)
+def edge(request: pytest.FixtureRequest) -> Edge:
+    """Each edge in turn."""
+    return cast("Edge", request.param)
 
 
 async def test_websocket_endpoint_exists(server: Server) -> None:
@@ -121,13 +128,15 @@ async def test_websocket_graceful_disconnect(server: Server) -> None:
         assert server.http.get("/health").json()["active_connections"] == 1
 
 
-async def test_websocket_uses_redis_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_websocket_uses_redis_cache(
+    tmp_path: Path, edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
     """When live state cannot be trusted, numbers come from the cache; and then the last known."""
     caplog.set_level(logging.INFO, "routecast")
     clock = SystemClock()
     store = SqliteStore(tmp_path / "routecast.db")
     engines = Engines(store, MemoryCache(clock, 4), MemoryBus(), clock, GenaiPrices())
-    with InsideServer(Settings(), engines) as server:
+    with InsideServer(Settings(), engines, edge) as server:
         async with connect(f"{server.ws_url}?interval=0.1") as stream:
             before = await receive(stream)
             server.call(store.close())
@@ -142,9 +151,9 @@ async def test_websocket_uses_redis_cache(tmp_path: Path, caplog: pytest.LogCapt
     assert document == before
 
 
-async def test_websocket_error_handling_on_invalid_data(tmp_path: Path) -> None:
+async def test_websocket_error_handling_on_invalid_data(tmp_path: Path, edge: Edge) -> None:
     """With nothing to read from, the error document comes and the stream stays; then it heals."""
-    server = Server(tmp_path)
+    server = Server(tmp_path, edge=edge)
     holder = sqlite3.connect(server.database, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")  # a real lock: nobody else can open the database
     server.launch()

@@ -38,6 +38,9 @@ SHORTEST_SPREAD: Final = 2.0
 LONGEST_SPREAD: Final = 60.0
 # Done, going away, and closed without saying why.
 _NORMAL: Final = frozenset({CloseCode.DONE, CloseCode.GOING_AWAY, 1005})
+# Codes counted by their number: those of the contract and of WebSocket itself. A client may close
+# with any of two thousand others.
+_COUNTED: Final = frozenset({*CloseCode, 1002, 1005, 1006})
 
 
 class Connection(Protocol):
@@ -152,7 +155,7 @@ class ConnectionManager:
             return
         del group.connections[connection]  # an empty group goes at its next tick
         self.active -= 1
-        self._instruments.closed.labels(str(int(code))).inc()
+        self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
         if code in _NORMAL:
             log.info("Client disconnected normally")
         log.info("WebSocket disconnected. Total connections: %d", self.active)

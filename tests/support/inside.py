@@ -5,12 +5,14 @@ import socket
 import threading
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import uvicorn
 
 from routecast.app import Engines, Services, create_app
 from routecast.config import Settings
+from routecast.edge.guard import GuardedHttp
+from tests.support.server import Edge
 
 T = TypeVar("T")
 
@@ -32,11 +34,14 @@ class _Telling(uvicorn.Server):
 class InsideServer:
     """Uvicorn on a free port, in a thread with a loop of its own."""
 
-    def __init__(self, settings: Settings, engines: Engines) -> None:
+    def __init__(self, settings: Settings, engines: Engines, edge: Edge = "portable") -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         app = create_app(settings, engines)
         self.services: Services = app.state.services
         config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="on")
+        if edge == "lean":
+            config.http = GuardedHttp
+            config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
         self._server = _Telling(config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)

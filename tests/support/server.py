@@ -1,5 +1,6 @@
 """A real server in a process of its own, on a free port, with a database in a temporary folder."""
 
+import json
 import os
 import re
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2
 
@@ -25,16 +26,43 @@ def free_port() -> int:
         return port
 
 
-class Server:
-    """`routecast serve` as a process. Use as a context manager, or `start` and `stop`."""
+# How WebSockets are served: by the protocol class that `routecast serve` brings, or by the ASGI
+# route, on stock uvicorn.
+Edge = Literal["lean", "portable"]
+EDGES: tuple[Edge, ...] = ("lean", "portable")
 
-    def __init__(self, folder: Path, *options: str, env: dict[str, str] | None = None) -> None:
+# What `routecast serve` logs; of itself, uvicorn shows its own lines only.
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"log": {"class": "logging.StreamHandler"}},
+    "root": {"level": "INFO", "handlers": ["log"]},
+}
+
+
+class Server:
+    """The server as a process. Use as a context manager, or `start` and `stop`.
+
+    `options` are those of `routecast serve`; they need the lean edge.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        env: dict[str, str] | None = None,
+        edge: Edge = "lean",
+    ) -> None:
+        assert edge == "lean" or not options
         self.port = free_port()
         self.database = folder / "routecast.db"
         self.log = folder / "server.log"
         self.log.touch()
+        self.edge = edge
+        self._logging = folder / "logging.json"
+        self._logging.write_text(json.dumps(_LOGGING))
         self._options = options
-        self._env = {**os.environ, **(env or {})}
+        self._env = {**os.environ, "ROUTECAST_DATABASE_URL": self.database_url, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx2.Client(base_url=self.url, timeout=30)
 
@@ -51,8 +79,13 @@ class Server:
         return f"sqlite:///{self.database}"
 
     def command(self) -> list[str]:
-        serve = [sys.executable, "-m", "routecast", "serve", "--port", str(self.port)]
-        return [*serve, "--database", self.database_url, *self._options]
+        port = ["--port", str(self.port)]
+        if self.edge == "lean":
+            return [sys.executable, "-m", "routecast", "serve", *port, *self._options]
+        pings = ["--ws-ping-interval", "10", "--ws-ping-timeout", "10"]
+        log = ["--log-config", str(self._logging), "--no-access-log"]
+        uvicorn = [sys.executable, "-m", "uvicorn", "routecast.asgi:app"]
+        return [*uvicorn, *port, "--ws", "websockets-sansio", *pings, *log]
 
     def start(self) -> Self:
         """Start, or start again on the same port and database; returns when it is ready."""
@@ -92,18 +125,30 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """Stop with SIGTERM; return the exit code."""
-        return self.signal(signal.SIGTERM)
+        """Stop with SIGTERM; return the exit code, 0 when it ended as told."""
+        self.terminate()
+        return self.wait()
+
+    def terminate(self) -> None:
+        """Tell the process to stop, and no more."""
+        self._signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Wait until the process has ended; return the exit code, 0 when it ended as told."""
+        assert self.process is not None
+        code = self.process.wait(STOP_SECONDS)
+        # Uvicorn ends in good order, and then as the signal would have it.
+        return 0 if self.edge == "portable" and code == -signal.SIGTERM else code
 
     def kill(self) -> int:
         """Stop with SIGKILL; return the exit code."""
-        return self.signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
+        return self.wait()
 
-    def signal(self, number: int) -> int:
+    def _signal(self, number: int) -> None:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(STOP_SECONDS)
 
     def post(self, decisions: Sequence[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
         """Send decisions; return the answer, which must be 200."""
@@ -111,6 +156,35 @@ class Server:
         assert answer.status_code == 200, answer.text
         receipt: dict[str, Any] = answer.json()
         return receipt
+
+    def active(self) -> int:
+        """Return how many streams are open."""
+        count: int = self.http.get("/health").json()["active_connections"]
+        return count
+
+    def wait_for_active(self, count: int, seconds: float) -> float:
+        """Wait until so many streams are open; return how long that took."""
+        started = time.monotonic()
+        while (active := self.active()) != count:
+            assert time.monotonic() - started < seconds, f"{active} are still open"
+            time.sleep(0.05)  # between two questions; the answer is the event
+        return time.monotonic() - started
+
+    def instrument(self, name: str) -> float:
+        """Return one number of `GET /metrics`."""
+        text = self.http.get("/metrics").text
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    def closed(self, code: int) -> int:
+        """Return how many streams were closed with a code."""
+        return round(self.instrument(f'routecast_connections_closed_total{{code="{code}"}}'))
+
+    def memory(self) -> int:
+        """Return the bytes of memory the process has in use."""
+        assert self.process is not None
+        command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
+        return 1024 * int(subprocess.run(command, capture_output=True, check=True).stdout)
 
     def metrics(self, **query: Any) -> dict[str, Any]:
         """Return the document of `GET /routing/metrics`."""

@@ -5,51 +5,95 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from routecast.edge.reset import reset
+
 # A request line and its headers come in one piece from any honest client, at once.
 REQUEST_SECONDS: Final = 10.0
 MAX_HEAD_BYTES: Final = 32_768  # four times what most servers take
+# A client that takes nothing of an answer for so long is gone, in seconds: a while after streams
+# (`outlet.SEND_SECONDS`) have let go of it and told so.
+STALLED_SECONDS: Final = 15.0
 # Connections that have not sent a whole request yet: a crowd that returns at once, and more.
 MAX_UNFINISHED: Final = 20_000
 
 
 class GuardedHttp(HttpToolsProtocol):
-    """Ends connections whose request does not come, or does not end; uvicorn's `http` class."""
+    """Ends connections whose request does not come, or whose answer is not taken.
+
+    Uvicorn's `http` class.
+    """
 
     unfinished = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # -- as uvicorn has it
         super().connection_made(transport)
-        self._head = 0
-        self._waiting = True
-        GuardedHttp.unfinished += 1
-        self._patience = self.loop.call_later(REQUEST_SECONDS, transport.abort)
+        self._head = 0  # bytes read since the last whole head or body
+        self._in_body = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._await_request()
         if GuardedHttp.unfinished > MAX_UNFINISHED:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._waiting:
+        if self.cycle is None or self.cycle.response_complete:
+            # Another request, or what is left of one that is answered.
+            self._await_request()
+        if not self._in_body:
             self._head += len(data)
         super().data_received(data)
-        if self._waiting and self._head > MAX_HEAD_BYTES:
+        if self._head > MAX_HEAD_BYTES and not self._in_body:
             self.send_400_response("The request's headers are too large.")
 
     def on_headers_complete(self) -> None:
+        if self._head > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
+            raise ValueError("headers too large")  # answered with 400
+        self._head = 0
+        self._in_body = True
         self._finish()
         super().on_headers_complete()
 
-    def on_response_complete(self) -> None:
-        self._head = 0
-        super().on_response_complete()
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
+        self._relax()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, reset, self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._relax()
+
+    def shutdown(self) -> None:
+        if self._stalled is not None:
+            reset(self.transport)  # it would hold up the server's stop
+        else:
+            super().shutdown()
+
+    def _await_request(self) -> None:
+        if self._patience is None:
+            GuardedHttp.unfinished += 1
+            self._patience = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
     def _finish(self) -> None:
-        if self._waiting:
-            self._waiting = False
+        if self._patience is not None:
             GuardedHttp.unfinished -= 1
             self._patience.cancel()
+            self._patience = None
+
+    def _relax(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the transport over for good, and leave nothing behind.
@@ -57,6 +101,9 @@ class GuardedHttp(HttpToolsProtocol):
         The new protocol must be the transport's before it writes its first byte; and without the
         cycles through the parser, this object is gone at once, not at some later collection.
         """
+        if self._stalled or (self.cycle is not None and not self.cycle.response_complete):
+            self.send_400_response("An upgrade must wait for the answer to what was asked before.")
+            return
         self.connections.discard(self)
         head = [self.scope["method"].encode(), b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.scope["headers"]:

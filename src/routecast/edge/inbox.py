@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from websockets.extensions import Extension
-from websockets.frames import Close, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.protocol import SEND_EOF, Protocol, Side, State
 from websockets.streams import StreamReader
 
@@ -18,54 +18,71 @@ from routecast.protocol import CloseCode
 MAX_MESSAGE_BYTES: Final = 65_536
 
 _AT_A_FRAME: Final = StreamReader.at_eof.__code__
+_new_decoder: Final = codecs.getincrementaldecoder("utf-8")
+
+
+class _Frames(Protocol):
+    """The parser of frames; it looks at text as its parts come, not when the message ends.
+
+    What is raised in it fails the connection, here with 1007.
+    """
+
+    _decoder: codecs.IncrementalDecoder | None = None
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.TEXT:
+            self._decoder = _new_decoder()
+        elif frame.opcode is Opcode.BINARY:
+            self._decoder = None
+        if self._decoder is not None and frame.opcode in (Opcode.TEXT, Opcode.CONT):
+            self._decoder.decode(frame.data, frame.fin)
+            if frame.fin:
+                self._decoder = None
+        super().recv_frame(frame)
 
 
 class Inbox:
     """The receiving half of one connection, from the first byte of a message to its last.
 
-    Call `receive` with what was read; write what `to_send` returns, and close the transport when
-    `finished`.
+    Call `receive` with what was read, and take all that it yields; write what `to_send` returns,
+    and end the connection when `finished`. Then it takes no more.
     """
 
-    __slots__ = ("_decoder", "_opcode", "_parts", "_protocol", "frames")
+    __slots__ = ("_answers", "_opcode", "_parts", "_protocol", "frames")
 
-    def __init__(self, extensions: Sequence[Extension], closed_with: int | None = None) -> None:
-        self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=MAX_MESSAGE_BYTES)
+    def __init__(
+        self, extensions: Sequence[Extension], max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        self._protocol = _Frames(Side.SERVER, state=State.OPEN, max_size=max_message_bytes)
         self._protocol.extensions = list(extensions)
-        if closed_with is not None:
-            self._protocol.state = State.CLOSING
-            self._protocol.close_sent = Close(closed_with, "")
-        self._parts: list[bytes] = []
+        self._answers: list[bytes] = []
         self._opcode = Opcode.TEXT
-        self._decoder: codecs.IncrementalDecoder | None = None
+        self._parts: list[bytes] = []
         self.frames = 0  # received, of any kind
 
     def receive(self, data: bytes) -> Iterator[str | bytes]:
-        """Take bytes off the wire; yield the messages they complete."""
+        """Take bytes off the wire; yield the messages they complete.
+
+        When a message is yielded, `to_send` has the answers to what came before it.
+        """
         self._protocol.receive_data(data)
-        for event in self._protocol.events_received():
+        answers = iter(self._protocol.data_to_send())
+        for frame in self._protocol.events_received():
             self.frames += 1
-            assert isinstance(event, Frame)  # a handshake is not parsed here
-            if event.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
-                try:
-                    message = self._join(event)
-                except UnicodeDecodeError:
-                    self._protocol.fail(CloseCode.NOT_UTF8, "not UTF-8")
-                    return
+            assert isinstance(frame, Frame)  # a handshake is not parsed here
+            if frame.opcode in (Opcode.PING, Opcode.CLOSE):
+                self._answers.append(next(answers))
+            elif frame.opcode is not Opcode.PONG:
+                message = self._join(frame)
                 if message is not None:
                     yield message
+        self._answers += answers
 
     def _join(self, frame: Frame) -> str | bytes | None:
         if frame.opcode is not Opcode.CONT:
-            self._opcode, self._parts = frame.opcode, []
-            if frame.opcode is Opcode.TEXT:
-                self._decoder = codecs.getincrementaldecoder("utf-8")()
-        data = bytes(frame.data)
-        if self._opcode is Opcode.TEXT:
-            # Each part as it comes: what is wrong is told at once, not at the end.
-            assert self._decoder is not None
-            self._decoder.decode(data, frame.fin)
-        self._parts.append(data)
+            self._opcode = frame.opcode
+        if frame.data:  # of parts with nothing in them there may be any number
+            self._parts.append(bytes(frame.data))
         if not frame.fin:
             return None
         whole = b"".join(self._parts)
@@ -77,13 +94,19 @@ class Inbox:
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(code, reason)
 
+    def fail(self, code: CloseCode) -> None:
+        """Close because of what the client did; nothing it sends from now on counts."""
+        self._protocol.fail(code)
+
     def to_send(self) -> bytes:
         """Return what must be written now: pongs, and close frames."""
-        return b"".join(part for part in self._protocol.data_to_send() if part != SEND_EOF)
+        parts = self._answers + self._protocol.data_to_send()
+        self._answers = []
+        return b"".join(part for part in parts if part != SEND_EOF)
 
     @property
     def finished(self) -> bool:
-        """Whether the transport must be closed, once everything is written."""
+        """Whether the connection must be ended, once everything is written."""
         return self._protocol.eof_sent
 
     @property

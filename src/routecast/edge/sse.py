@@ -6,6 +6,8 @@ or without, gets the newest one at once. Comments keep proxies from closing a li
 (WHATWG HTML, 9.2).
 """
 
+import asyncio
+import random
 from contextlib import suppress
 from typing import Final
 
@@ -14,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.edge.door import Door
-from routecast.edge.outlet import Outlet
+from routecast.edge.outlet import SEND_SECONDS, Outlet
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
@@ -26,7 +28,8 @@ _HEADERS: Final = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
-_RETRY: Final = b"retry: 5000\n\n"  # how long a browser waits before it comes back, in ms
+# How long a browser waits before it comes back, in ms: not all of a crowd for the same time.
+_RETRY: Final = range(3_000, 7_000)
 _COMMENT: Final = b": alive\n\n"
 
 
@@ -54,7 +57,7 @@ class MetricsEvents:
         outlet = Outlet(session)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            await write(_RETRY)
+            await write(b"retry: %d\n\n" % random.choice(_RETRY))
             _, ours = await outlet.run(
                 self._manager,
                 self._instruments,
@@ -62,8 +65,9 @@ class MetricsEvents:
                 _gone(receive),
             )
             if ours:
-                with suppress(OSError):
-                    await write(b"", more=False)
+                with suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(SEND_SECONDS):
+                        await write(b"", more=False)
         finally:
             self._door.leave(address)
 

@@ -30,10 +30,11 @@ from routecast.core.frame import Frame
 from routecast.core.session import Session
 from routecast.core.view import Subscription
 from routecast.edge.door import Door
-from routecast.edge.inbox import Inbox
+from routecast.edge.inbox import MAX_MESSAGE_BYTES, Inbox
 from routecast.edge.problem import respond_error
+from routecast.edge.reset import reset
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
-from routecast.errors import NotFound, RoutecastError
+from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 
@@ -49,8 +50,13 @@ CLOSE_SECONDS: Final = 2.0
 # Frames a client may send between two beats (`connections.BEAT_SECONDS`): a stream's client has
 # next to nothing to say.
 MAX_FRAMES_A_BEAT: Final = 600
+# What is read is parsed in pieces of so many bytes, with a look at the number of frames in between:
+# one read can hold 40,000 of them, and half a second's work.
+PIECE: Final = 4_096
 # Beats without a sign of life after which a client is gone.
 MAX_STRIKES: Final = 2
+# The code of a connection that nobody has begun to close.
+OPEN: Final = 1006
 
 _DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True
@@ -59,6 +65,10 @@ _DEFLATE: Final = ServerPerMessageDeflateFactory(
 
 class WebSocketEdge:
     """What all connections of one server share. Its `protocol` is uvicorn's `ws` class."""
+
+    # What a client may send: bytes in a message, and frames between two beats.
+    max_message_bytes = MAX_MESSAGE_BYTES
+    max_frames_a_beat = MAX_FRAMES_A_BEAT
 
     def __init__(
         self, manager: ConnectionManager, door: Door, instruments: Instruments, *, compress: bool
@@ -85,6 +95,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_frames",
         "_heard",
         "_inbox",
+        "_inflates",
         "_ping_due",
         "_ready",
         "_session",
@@ -103,10 +114,11 @@ class WebSocketConnection(asyncio.Protocol):
         self.group: Group | None = None
         self._ready = False  # to be written to: open, and the socket not full
         self._behind = False  # was skipped since
-        self._deflates = False
+        self._deflates = False  # may be sent frames as `wire.deflated` makes them
+        self._inflates = False  # may send deflated messages itself
         self._inbox: Inbox | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._code = 1006
+        self._code: int = OPEN
         self._heard = True
         self._ping_due = False
         self._strikes = 0
@@ -132,14 +144,14 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._ready = False
-        if self.group is None:
+        if self._session is None or self._code != OPEN:
             return
         # Who does not read need not be heard: no pongs pile up for a flood of pings.
         self._transport.pause_reading()
         self._expect(SEND_SECONDS, CloseCode.TOO_SLOW)
 
     def resume_writing(self) -> None:
-        if self.group is None or self._transport.is_closing():
+        if self._session is None or self._code != OPEN:
             return
         self._relax()
         self._transport.resume_reading()
@@ -160,12 +172,11 @@ class WebSocketConnection(asyncio.Protocol):
             self._timer = None
 
     def _give_up(self, code: CloseCode) -> None:
-        self._timer = None
-        if self._code == 1006:
+        if self._code == OPEN:
             self._code = code
         if code is CloseCode.TOO_SLOW:
             self._edge.instruments.send_failures.inc()
-        self._transport.abort()
+        reset(self._transport)
 
     # -- life and death -------------------------------------------------------------------------
 
@@ -178,7 +189,8 @@ class WebSocketConnection(asyncio.Protocol):
         else:
             self._strikes += 1
             if self._strikes >= MAX_STRIKES:
-                self._give_up(CloseCode.SILENT)
+                self.stop(CloseCode.SILENT)
+                self._transport.abort()  # the word is out; an answer is not to be expected
                 return
         self._heard = False
         if self._ping_due:  # no frame since the last beat that it could ride on
@@ -186,15 +198,15 @@ class WebSocketConnection(asyncio.Protocol):
         self._ping_due = True
 
     def stop(self, code: CloseCode, reason: str = "") -> None:
-        if not self._ready:
-            self._give_up(code)
-            return
+        if self._code != OPEN:
+            return  # it is closing, and on its own clock
         self._code = code
         if self._inbox is None:
-            self._inbox = Inbox(self._extensions())
+            self._inbox = self._new_inbox()
         self._inbox.close(code, reason)
         self._transport.write(self._inbox.to_send())
         self._ready = False
+        self._transport.resume_reading()  # for the answer
         self._expect(CLOSE_SECONDS, code)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -218,16 +230,25 @@ class WebSocketConnection(asyncio.Protocol):
                 self._shake_hands(data)
             return
         self._heard = True
-        if self._inbox is None:
+        inbox = self._inbox
+        if inbox is None:
             if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
                 return
-            self._inbox = Inbox(self._extensions())
-        inbox = self._inbox
-        seen = inbox.frames
-        for message in inbox.receive(data):
-            self.received(message)
-        self._frames += inbox.frames - seen
-        self._answer(inbox)
+            inbox = self._inbox = self._new_inbox()
+        if not inbox.finished:
+            self._take(inbox, data)
+            self._answer(inbox)
+
+    def _take(self, inbox: Inbox, data: bytes) -> None:
+        for start in range(0, len(data), PIECE):
+            seen = inbox.frames
+            for message in inbox.receive(data[start : start + PIECE]):
+                self.received(message)
+            self._frames += inbox.frames - seen
+            if self._frames > self._edge.max_frames_a_beat:
+                inbox.fail(CloseCode.TOO_MANY_MESSAGES)
+            if inbox.finished:
+                return
 
     def _answer(self, inbox: Inbox) -> None:
         """Write what the parser wants written, and let go of it when it is done."""
@@ -235,25 +256,32 @@ class WebSocketConnection(asyncio.Protocol):
         if out and (self._ready or inbox.finished):
             self._transport.write(out)
         if inbox.finished:
-            if self._code == 1006:
-                self._code = inbox.close_code
-            self._ready = False
-            self._expect(CLOSE_SECONDS, CloseCode.DONE)
-            self._transport.close()
-        elif self._frames > MAX_FRAMES_A_BEAT and self._ready:
-            self.stop(CloseCode.TOO_MANY_MESSAGES)
+            self._finish(inbox.close_code)
         elif inbox.idle:
             self._inbox = None
+
+    def _finish(self, code: int) -> None:
+        """End the connection from this side, and wait a moment for the client to end it too.
+
+        What it still sends is read until then: closed with that unread, the kernel would answer
+        with a reset, and the client might lose the close frame (RFC 6455, 7.1.1).
+        """
+        if self._code == OPEN:
+            self._code = code
+        self._ready = False
+        self._expect(CLOSE_SECONDS, CloseCode.DONE)
+        if self._code == CloseCode.TOO_MANY_MESSAGES:
+            self._transport.pause_reading()  # but for a flood the time is not taken
+        self._transport.write_eof()
 
     def received(self, message: str | bytes) -> None:
         """Take a whole message of the client."""
         assert self._session is not None
         self._session.receive(message)
 
-    def _extensions(self) -> list[PerMessageDeflate]:
-        if not self._deflates:
-            return []
-        return [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
+    def _new_inbox(self) -> Inbox:
+        deflate = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
+        return Inbox(deflate if self._inflates else [], self._edge.max_message_bytes)
 
     # -- the handshake --------------------------------------------------------------------------
 
@@ -269,9 +297,11 @@ class WebSocketConnection(asyncio.Protocol):
                 except RoutecastError as error:
                     response = _refusal(error)
             protocol.send_response(response)
-        self._transport.write(b"".join(protocol.data_to_send()))
+        answer = b"".join(protocol.data_to_send())
+        if not answer:
+            answer = _refusal(BadBody("an upgrade is a plain GET without a body")).serialize()
+        self._transport.write(answer)
         if self._session is None:
-            # Refused, or not a request at all.
             self._expect(CLOSE_SECONDS, CloseCode.POLICY)
             self._transport.close()
             return
@@ -281,10 +311,12 @@ class WebSocketConnection(asyncio.Protocol):
         assert protocol.state is State.OPEN
         for extension in protocol.extensions:
             assert isinstance(extension, PerMessageDeflate)
+            self._inflates = True
             # One window for all: a client that asks for a smaller one gets plain frames.
             self._deflates = extension.local_max_window_bits == WINDOW_BITS
-        self._transport.set_write_buffer_limits(high=0)
         self._ready = True
+        # It may have an answer in it still, of what was asked before: then this pauses.
+        self._transport.set_write_buffer_limits(high=0)
         self._edge.manager.connect(self)
 
     def _open(self, request: Request) -> Session:

@@ -1,0 +1,448 @@
+"""Clients that break the rules: each bounded in memory and time, each with the right close code."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from tests.support.raw import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Line,
+    deflate,
+    frame,
+    open_stream,
+    upgrade_request,
+)
+from tests.support.server import Server
+
+GOOD = {"strategy": "hybrid", "provider": "gemini"}
+MIB = 2**20
+LIMIT = 65_536  # bytes in a message
+
+DEFLATE = "permessage-deflate"
+SMALL_WINDOW = "permessage-deflate; server_max_window_bits=10"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for tests that leave nothing behind on it."""
+    with Server(tmp_path_factory.mktemp("shared")) as running:
+        yield running
+
+
+# -- frames -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(frame(TEXT, b"x", masked=False), 1002, id="unmasked"),
+        pytest.param(frame(TEXT, b"x", reserved=1), 1002, id="reserved bit 3"),
+        pytest.param(frame(TEXT, b"x", reserved=2), 1002, id="reserved bit 2"),
+        pytest.param(frame(TEXT, b"x", reserved=4), 1002, id="reserved bit 1, nothing agreed"),
+        pytest.param(frame(3, b"x"), 1002, id="reserved opcode"),
+        pytest.param(frame(11, b"x"), 1002, id="reserved control opcode"),
+        pytest.param(frame(PING, b"x" * 126), 1002, id="ping over 125 bytes"),
+        pytest.param(frame(CLOSE, b"\x03\xe8" + b"x" * 124), 1002, id="close over 125 bytes"),
+        pytest.param(frame(PING, b"x", fin=False), 1002, id="fragmented ping"),
+        pytest.param(frame(CONTINUATION, b"x"), 1002, id="nothing to continue"),
+        pytest.param(frame(TEXT, b"x", fin=False) + frame(TEXT), 1002, id="not a continuation"),
+        pytest.param(frame(CLOSE, b"\x03"), 1002, id="close with one byte"),
+        pytest.param(frame(CLOSE, (999).to_bytes(2)), 1002, id="close code 999"),
+        pytest.param(frame(CLOSE, (1005).to_bytes(2)), 1002, id="close code 1005"),
+        pytest.param(frame(CLOSE, (1006).to_bytes(2)), 1002, id="close code 1006"),
+        pytest.param(frame(CLOSE, (1016).to_bytes(2)), 1002, id="close code 1016"),
+        pytest.param(frame(CLOSE, (5000).to_bytes(2)), 1002, id="close code 5000"),
+        pytest.param(frame(CLOSE, b"\x03\xe8\xff"), 1007, id="close reason not UTF-8"),
+        pytest.param(frame(TEXT, b"\xff"), 1007, id="not UTF-8"),
+        pytest.param(frame(TEXT, b"\xc3"), 1007, id="half a character"),
+        pytest.param(frame(TEXT, b"\xed\xa0\x80"), 1007, id="a surrogate"),
+        pytest.param(frame(TEXT, b"\xff") + frame(CLOSE), 1007, id="not UTF-8, and a close"),
+        pytest.param(frame(TEXT, b"\xff", fin=False), 1007, id="not UTF-8, in a first part"),
+        pytest.param(
+            frame(TEXT, b"\xe2\x82", fin=False) + frame(CONTINUATION, b"\xff", fin=False),
+            1007,
+            id="not UTF-8, over two parts",
+        ),
+        pytest.param(frame(TEXT, b"x" * (LIMIT + 1)), 1009, id="over the limit"),
+        pytest.param(frame(BINARY, b"x" * (4 * MIB)), 1009, id="far over the limit"),
+        pytest.param(
+            frame(TEXT, b"x" * LIMIT, fin=False) + frame(CONTINUATION, b"x"),
+            1009,
+            id="over the limit in two parts",
+        ),
+    ],
+)
+def test_a_broken_rule_has_its_code(shared: Server, sent: bytes, code: int) -> None:
+    """The client is told which rule it broke, and the line is ended, whatever else it sent."""
+    before = shared.closed(code)
+    with open_stream(shared.port, "?interval=60") as stream:
+        started = time.monotonic()
+        stream.send(sent)
+        assert stream.close_code() == code
+        assert time.monotonic() - started < 1
+    shared.wait_for_active(0, 5)
+    assert shared.closed(code) == before + 1
+
+
+@pytest.mark.parametrize("extensions", [DEFLATE, SMALL_WINDOW])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(frame(TEXT, deflate(b"0" * 10 * MIB), reserved=4), 1009, id="at once"),
+        pytest.param(
+            frame(TEXT, deflate(b"0" * LIMIT), reserved=4, fin=False)
+            + frame(CONTINUATION, deflate(b"0")),
+            1009,
+            id="in parts",
+        ),
+        pytest.param(frame(TEXT, deflate(b"\xff"), reserved=4), 1007, id="to what is not UTF-8"),
+        pytest.param(frame(TEXT, b"\xff\xff", reserved=4), 1002, id="to nothing"),
+        pytest.param(
+            frame(TEXT, deflate(b"x"), reserved=4, fin=False)
+            + frame(CONTINUATION, deflate(b"x"), reserved=4),
+            1002,
+            id="with a mark on the second part",
+        ),
+    ],
+)
+def test_what_inflates_over_the_limit(
+    shared: Server, extensions: str, sent: bytes, code: int
+) -> None:
+    """A small message that inflates to a large one is stopped at the limit."""
+    before = shared.memory()
+    with open_stream(shared.port, "?interval=60", extensions=extensions) as stream:
+        stream.send(sent)
+        assert stream.close_code() == code
+    assert shared.memory() - before < 4 * MIB
+
+
+@pytest.mark.parametrize("extensions", [None, DEFLATE, SMALL_WINDOW])
+def test_what_is_allowed_is_ignored(shared: Server, extensions: str | None) -> None:
+    """Messages up to the limit, whole, in parts or deflated, do nothing; a ping has its pong."""
+    euro = "€".encode()
+    allowed = [
+        frame(TEXT, b"x" * LIMIT),
+        frame(BINARY, b"\xff" * LIMIT),
+        frame(TEXT, euro[:1], fin=False) + frame(PING, b"1") + frame(CONTINUATION, euro[1:]),
+        frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 99 + frame(CONTINUATION),
+        frame(PONG, b"nobody asked"),
+    ]
+    if extensions is not None:
+        allowed.append(frame(TEXT, deflate(b"0" * LIMIT), reserved=4))
+    with open_stream(shared.port, "?interval=60", extensions=extensions) as stream:
+        first = stream.frame()
+        assert first is not None
+        assert first[0] == TEXT
+        stream.send(b"".join(allowed) + frame(PING, b"2"))
+        assert [stream.frame(), stream.frame()] == [(PONG, b"1"), (PONG, b"2")]
+        stream.send(frame(CLOSE, (1000).to_bytes(2)))
+        assert stream.close_code() == 1000
+
+
+def test_codes_nobody_knows_are_counted_together(server: Server) -> None:
+    """A client cannot fill the monitoring with codes of its own."""
+    for code in range(3_000, 3_020):
+        with open_stream(server.port) as stream:
+            stream.send(frame(CLOSE, code.to_bytes(2)))
+            assert stream.close_code() == code
+    server.wait_for_active(0, 5)
+    assert server.instrument('routecast_connections_closed_total{code="other"}') == 20
+    assert 'code="3000"' not in server.http.get("/metrics").text
+
+
+# -- floods -------------------------------------------------------------------------------------
+
+
+def flood(stream: Line, data: bytes, seconds: float) -> int:
+    """Send data again and again, reading nothing, until the line ends; return how much went."""
+    deadline, sent = time.monotonic() + seconds, 0
+    stream.socket.settimeout(seconds)
+    try:
+        while time.monotonic() < deadline:
+            sent += stream.socket.send(data)
+    except OSError:
+        return sent
+    raise AssertionError(f"after {seconds} s and {sent} bytes the line was still open")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(frame(PING) * 10_000, id="pings"),
+        pytest.param(frame(PING, b"x" * 125) * 1_000, id="large pings"),
+        pytest.param(frame(PONG) * 10_000, id="pongs"),
+        pytest.param(frame(TEXT) * 10_000, id="empty messages"),
+        pytest.param(
+            frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 10_000, id="empty parts"
+        ),
+    ],
+)
+def test_a_flood_is_cut_off(shared: Server, data: bytes) -> None:
+    """A flood of frames by a client that reads nothing ends soon, with 4429, and costs nothing."""
+    memory, before = shared.memory(), shared.closed(4429)
+    with open_stream(shared.port, "?interval=60", receive_buffer=4096) as stream:
+        flood(stream, data, 5)
+    shared.wait_for_active(0, 5)
+    assert shared.closed(4429) == before + 1
+    assert shared.memory() - memory < 4 * MIB
+
+
+def test_one_more_than_the_limit_is_told(shared: Server) -> None:
+    """A client that reads learns why: 4429. Up to the limit it has an answer to each ping."""
+    with open_stream(shared.port, "?interval=60") as stream:
+        assert stream.frame() is not None
+        stream.send(frame(PING, b"x") * 500)
+        assert [stream.frame() for _ in range(500)] == [(PONG, b"x")] * 500
+        stream.send(frame(PING, b"x") * 500)
+        assert stream.close_code() == 4429
+
+
+def test_a_flood_does_not_stop_others(shared: Server) -> None:
+    """While one client floods, comes back and floods again, others are answered in time."""
+    over = threading.Event()
+
+    def attack() -> None:
+        while not over.is_set():
+            with open_stream(shared.port, "?interval=60") as stream:
+                flood(stream, frame(PING) * 40_000, 5)
+
+    with ThreadPoolExecutor() as pool:
+        attacks = [pool.submit(attack) for _ in range(2)]
+        try:
+            waits = []
+            for _ in range(50):
+                started = time.monotonic()
+                with open_stream(shared.port, "?interval=60") as stream:
+                    assert stream.frame() is not None
+                waits.append(time.monotonic() - started)
+        finally:
+            over.set()
+        for attacked in attacks:
+            attacked.result()
+    assert sorted(waits)[25] < 0.2, waits
+    shared.wait_for_active(0, 5)
+
+
+def test_parts_without_end_are_cut_off(shared: Server) -> None:
+    """A message that grows byte by byte and never ends is over a limit sooner or later."""
+    with open_stream(shared.port, "?interval=60") as stream:
+        stream.send(frame(TEXT, b"x", fin=False))
+        stream.send(frame(CONTINUATION, b"x", fin=False) * 1_000)
+        assert stream.close_code() == 4429
+
+
+# -- readers ------------------------------------------------------------------------------------
+
+
+def fill(server: Server) -> None:
+    """Give the server so many names that a document has some 50 kB."""
+    server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
+
+
+def test_a_reader_of_a_byte_a_second_is_let_go(server: Server) -> None:
+    """It takes next to nothing: gone as 4409 soon after ten seconds, and it held little."""
+    fill(server)
+    before = server.memory()
+    with open_stream(server.port, "?interval=0.1", receive_buffer=4096) as stream:
+        started = time.monotonic()
+        while server.active():
+            assert time.monotonic() - started < 20
+            stream.socket.recv(1)
+            time.sleep(1)  # this is what the client does
+        assert time.monotonic() - started > 9
+    assert server.closed(4409) == 1
+    assert server.instrument("routecast_send_failures_total") == 1
+    assert server.memory() - before < 4 * MIB
+
+
+def test_stalled_readers_hold_little(server: Server) -> None:
+    """A hundred that never read cost a bounded piece of memory each, and are all let go."""
+    fill(server)
+    before = server.memory()
+    stalled = [open_stream(server.port, "?interval=0.1", receive_buffer=4096) for _ in range(100)]
+    server.wait_for_active(100, 5)
+    most = 0
+    started = time.monotonic()
+    while server.active():
+        assert time.monotonic() - started < 20
+        most = max(most, server.memory())
+    for stream in stalled:
+        stream.socket.close()
+    assert server.closed(4409) == 100
+    assert (most - before) / 100 < 128 * 1024
+
+
+# -- handshakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replaced", "status"),
+    [
+        ({"sec_websocket_key": None}, 400),
+        ({"sec_websocket_key": "c2hvcnQ="}, 400),
+        ({"sec_websocket_key": "not base64"}, 400),
+        ({"sec_websocket_version": None}, 400),
+        ({"sec_websocket_version": "12"}, 400),
+        ({"content_length": "5"}, 400),
+        ({"x": "y" * 10_000}, 431),
+    ],
+)
+def test_a_bad_upgrade_is_refused(
+    shared: Server, replaced: dict[str, str | None], status: int
+) -> None:
+    """An upgrade that breaks a rule has an answer that says so, and the line ends."""
+    with Line(shared.port) as line:
+        line.send(upgrade_request(**replaced))
+        assert line.answer().status == status
+        assert line.rest() == b""
+
+
+def test_an_upgrade_at_another_path(shared: Server) -> None:
+    """There is one stream; elsewhere the answer is 404, in the form of every error."""
+    with Line(shared.port) as line:
+        line.send(upgrade_request("/ws/nowhere"))
+        answer = line.answer()
+        assert (answer.status, answer.headers["content-type"]) == (404, "application/problem+json")
+        assert b"/ws/metrics" in answer.body
+        assert line.rest() == b""
+
+
+def test_a_plain_request_at_the_stream(shared: Server) -> None:
+    """Without an upgrade there is nothing at the stream's path."""
+    answer = shared.http.get("/ws/metrics")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 300_000,
+        b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+        upgrade_request(x="y" * 40_000),
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
+    ],
+    ids=["one header", "one without end", "address", "many headers", "upgrade", "TLS"],
+)
+def test_heads_over_the_limit(shared: Server, head: bytes) -> None:
+    """What is no request, or has a head of more than 32 KiB, is refused at once with 400."""
+    with Line(shared.port) as line:
+        line.send(head)
+        assert line.answer().status == 400
+        assert line.rest() == b""
+
+
+WHOLE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+SLOW = {
+    "nothing": b"",
+    "half a request line": b"GET /hea",
+    "half a head": b"GET /ws/metrics HTTP/1.1\r\nHost: x\r\n",
+    "half of a second head": WHOLE + b"GET /health HTTP/1.1\r\nHost:",
+    "a body to nothing": b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n",
+}
+
+
+def test_half_handshakes_end_in_time(shared: Server) -> None:
+    """A request that does not come whole is given ten seconds, though bytes of it drip in."""
+    lines = {name: Line(shared.port) for name in SLOW}
+    dripping = {name: Line(shared.port) for name in SLOW if SLOW[name]}
+    started = time.monotonic()
+    for name, line in [*lines.items(), *dripping.items()]:
+        line.send(SLOW[name])
+    while dripping:
+        assert time.monotonic() - started < 15, f"still open: {sorted(dripping)}"
+        for name in [name for name, line in dripping.items() if line.ended]:
+            dripping.pop(name).socket.close()
+        for line in dripping.values():
+            with suppress(OSError):
+                line.send(b"x")
+        time.sleep(0.5)  # this is what the client does
+    for line in lines.values():
+        line.rest()
+        line.socket.close()
+    assert time.monotonic() - started < 15
+
+
+def test_an_upgrade_before_the_last_answer(shared: Server) -> None:
+    """An upgrade sent after a request that is not answered yet is refused: the line is in use."""
+    with Line(shared.port) as line:
+        line.send(WHOLE + upgrade_request())
+        assert line.answer().status == 400
+        line.rest()
+    assert "Traceback" not in shared.log.read_text()
+
+
+def test_an_upgrade_on_a_full_line(server: Server) -> None:
+    """A stream on a line that is full already is as bounded as any: gone as 4409, nothing queues."""
+    fill(server)
+    served = 'routecast_snapshots_served_total{source="live"}'
+    before, count = server.memory(), server.instrument(served)
+    with Line(server.port, receive_buffer=4096) as line:
+        for answered in range(1, 4):  # more than the kernel takes, less than makes uvicorn wait
+            line.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            while server.instrument(served) < count + answered:
+                assert not line.ended
+        line.send(upgrade_request("/ws/metrics?interval=0.1"))
+        server.wait_for_active(1, 5)
+        server.wait_for_active(0, 15)
+    assert server.closed(4409) == 1
+    assert server.memory() - before < 2 * MIB
+
+
+def test_a_reader_of_nothing_over_http(shared: Server) -> None:
+    """A client that asks and asks and takes no answer is let go in time, too."""
+    with Line(shared.port, receive_buffer=4096) as line:
+        line.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                line.socket.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        line.wait_for_end(18)
+
+
+# -- crowds -------------------------------------------------------------------------------------
+
+
+def come_and_go(server: Server, count: int) -> None:
+    """Connect and leave at once, in each of the ways there are."""
+    for number in range(count):
+        line = Line(server.port)
+        if number % 4:
+            line.send(upgrade_request())
+        if number % 4 > 1:
+            assert line.answer().status == 101
+        if number % 4 > 2:
+            line.frame()
+        if number % 8 > 3:
+            line.reset()
+        else:
+            line.socket.close()
+
+
+def test_thousands_come_and_go(server: Server) -> None:
+    """Nothing is left of them: no connection, and no memory."""
+    come_and_go(server, 1_000)  # to warm up
+    server.wait_for_active(0, 5)
+    before = server.memory()
+    come_and_go(server, 4_000)
+    server.wait_for_active(0, 5)
+    assert server.instrument("routecast_connections") == 0
+    opened = server.instrument("routecast_connections_opened_total")
+    text = server.http.get("/metrics").text
+    closed = re.findall(
+        r'^routecast_connections_closed_total{code="\w+"} (\S+)$', text, re.MULTILINE
+    )
+    assert sum(map(float, closed)) == opened
+    assert server.memory() - before < 2 * MIB
+    assert "Traceback" not in server.log.read_text()

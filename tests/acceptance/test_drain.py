@@ -1,0 +1,88 @@
+"""How a server stops: everyone is told when to come back, and nobody can hold it up."""
+
+import re
+import time
+from contextlib import suppress
+
+from tests.support.raw import CLOSE, Line, frame, open_stream
+from tests.support.server import Server
+
+GOOD = {"strategy": "hybrid", "provider": "gemini"}
+COUNT = 200
+
+
+def test_everyone_is_told_when_to_come_back(server: Server) -> None:
+    """Each stream is closed with 1012 and a delay of its own, spread over two seconds."""
+    streams = [open_stream(server.port) for _ in range(COUNT)]
+    server.wait_for_active(COUNT, 10)
+    started = time.monotonic()
+    server.terminate()
+    delays = []
+    for stream in streams:
+        code, reason = stream.closing(answered=True)
+        assert code == 1012
+        told = re.fullmatch(r"reconnect_after_ms=(\d+)", reason)
+        assert told is not None
+        delays.append(int(told[1]))
+        stream.socket.close()
+    assert server.wait() == 0
+    assert time.monotonic() - started < 10
+    assert all(0 <= delay <= 2_000 for delay in delays)
+    # Even: each half second has its quarter of them, give or take what chance allows.
+    quarters = [sum(delay // 500 == quarter for delay in delays) for quarter in range(4)]
+    assert all(COUNT / 4 - 30 < count < COUNT / 4 + 30 for count in quarters), quarters
+
+
+def test_nobody_can_hold_it_up(server: Server) -> None:
+    """Readers that stall, clients that answer no close, half requests: gone within ten seconds."""
+    server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
+    stalled = [open_stream(server.port, "?interval=0.1", receive_buffer=4096) for _ in range(20)]
+    silent = [open_stream(server.port, "?interval=60") for _ in range(20)]
+    halves = [Line(server.port) for _ in range(20)]
+    for line in halves:
+        line.send(b"GET /hea")
+    events = [Line(server.port, receive_buffer=4096) for _ in range(20)]
+    for line in events:
+        line.send(b"GET /sse/metrics?interval=0.1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    server.wait_for_active(60, 5)
+    while server.instrument("routecast_frames_conflated_total") < 40:
+        assert server.active() == 60
+    started = time.monotonic()
+    server.terminate()
+    for stream in silent:
+        assert stream.close_code() == 1012
+    assert server.wait() == 0
+    assert time.monotonic() - started < 10
+    for line in (*stalled, *silent, *halves, *events):
+        line.socket.close()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_reader_that_lags_is_told_too(server: Server) -> None:
+    """One that was behind when the server stopped gets its frame's rest, and 1012, and no more."""
+    server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
+    with open_stream(server.port, "?interval=0.1", receive_buffer=4096) as stream:
+        while not server.instrument("routecast_frames_conflated_total"):
+            assert server.active() == 1
+        server.terminate()
+        with suppress(ConnectionError):  # that tells that it has begun
+            while True:
+                Line(server.port).socket.close()
+        seen = []
+        while (read := stream.frame()) is not None:
+            seen.append(read[0])
+            if read[0] == CLOSE:
+                assert read[1].startswith((1012).to_bytes(2) + b"reconnect_after_ms=")
+        assert seen.count(CLOSE) == 1
+        assert seen[-1] == CLOSE
+    assert server.wait() == 0
+
+
+def test_a_close_under_way_is_not_cut_off(server: Server) -> None:
+    """A client that is leaving when the server stops gets its answer, not another's."""
+    with open_stream(server.port) as stream:
+        assert stream.frame() is not None
+        stream.send(frame(CLOSE, (1000).to_bytes(2)))
+        server.terminate()
+        assert stream.close_code() == 1000
+    assert server.wait() == 0

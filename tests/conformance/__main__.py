@@ -1,0 +1,200 @@
+"""Run the Autobahn suite's fuzzing client on the echo, and record the result.
+
+The suite is for Python 2.7. Where there is none, or the suite cannot be installed, this says so
+and ends well. Else the result goes to docs/conformance.md, and the exit code is 1 when a case
+failed. It takes some ten minutes.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from routecast.edge.ws import PATH
+
+ROOT: Final = Path(__file__).parents[2]
+BUILD: Final = ROOT / ".venv" / "autobahn"
+PAGE: Final = ROOT / "docs" / "conformance.md"
+
+VIRTUALENV: Final = "virtualenv==20.15.1"  # it still makes environments of Python 2.7
+SUITE: Final = "autobahntestsuite==0.8.2"
+SECTIONS: Final = {
+    "1": "Framing",
+    "2": "Pings and pongs",
+    "3": "Reserved bits",
+    "4": "Opcodes",
+    "5": "Fragmentation",
+    "6": "UTF-8",
+    "7": "Closing",
+    "9": "Limits and speed",
+    "10": "Miscellaneous",
+    "12": "Compression: payloads",
+    "13": "Compression: parameters",
+}
+GOOD: Final = ("OK", "NON-STRICT", "INFORMATIONAL")
+FAILED: Final = "FAILED"
+
+# What is not plainly good, and why that is so.
+NOTES: Final = {
+    "6.4.3": "text that is not UTF-8 is found out at the end of its frame, not in the middle",
+    "6.4.4": "the same",
+    "7.1.5": "a close frame between two fragments is answered with 1002 instead of its own code: "
+    "`websockets` does so on purpose, and RFC 6455 allows it",
+}
+ALLOWED: Final = frozenset({"7.1.5"})
+
+Results = dict[str, str]
+
+
+class Skipped(Exception):
+    """The suite cannot be run here; the text says why."""
+
+
+def main() -> int:
+    try:
+        suite = install()
+    except Skipped as reason:
+        sys.stdout.write(f"Skipped: {reason}\n")
+        return 0
+    with echo() as port:
+        results = fuzz(suite, port)
+    page = report(results)
+    sys.stdout.write(f"\n{page}")
+    PAGE.write_text(page)
+    failed = {case for case, result in results.items() if result == FAILED} - ALLOWED
+    return 1 if failed else 0
+
+
+# -- the suite ----------------------------------------------------------------------------------
+
+
+def install() -> Path:
+    """Return the suite's command, installed. Raises Skipped."""
+    command = BUILD / "python2" / "bin" / "wstest"
+    done = BUILD / "installed"
+    if not done.exists():
+        python2 = find_python2()
+        shutil.rmtree(BUILD, ignore_errors=True)
+        venv.create(BUILD / "maker", with_pip=True)
+        maker = BUILD / "maker" / "bin"
+        try:
+            answer(maker / "pip", "install", VIRTUALENV)
+            answer(maker / "virtualenv", "--python", python2, BUILD / "python2")
+            answer(BUILD / "python2" / "bin" / "pip", "install", SUITE)
+        except subprocess.CalledProcessError as error:
+            raise Skipped(f"{SUITE} cannot be installed:\n{error.output}") from None
+        done.touch()
+    return command
+
+
+def find_python2() -> str:
+    """Return the path of a Python 2.7. Raises Skipped."""
+    tell = "import sys; assert sys.version_info[:2] == (2, 7); print(sys.executable)"
+    for candidate in candidates():
+        try:
+            return answer(candidate, "-c", tell).strip()
+        except subprocess.CalledProcessError:
+            continue
+    raise Skipped("there is no Python 2.7, which the Autobahn suite needs")
+
+
+def candidates() -> Iterator[str | Path]:
+    for name in ("python2.7", "python2", "python"):
+        if path := shutil.which(name):
+            yield path
+    # What pyenv has on the path runs those versions only that were chosen; it may have others.
+    if pyenv := shutil.which("pyenv"):
+        yield from Path(answer(pyenv, "root").strip()).glob("versions/2.7*/bin/python2.7")
+
+
+def answer(*command: str | Path) -> str:
+    """Run a command; return what it says. Raises CalledProcessError."""
+    ended = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    return ended.stdout
+
+
+# -- a run --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def echo() -> Iterator[int]:
+    """Run the echo; gives its port."""
+    command = [sys.executable, "-m", "tests.conformance.echo"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def fuzz(suite: Path, port: int) -> Results:
+    """Run all cases; return what became of each: one of GOOD, or FAILED."""
+    reports = BUILD / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    spec = BUILD / "cases.json"
+    agent = {"agent": "routecast", "url": f"ws://127.0.0.1:{port}{PATH}"}
+    cases = [f"{section}.*" for section in SECTIONS]
+    told = {"outdir": str(reports), "servers": [agent], "cases": cases}
+    spec.write_text(json.dumps({**told, "exclude-cases": [], "exclude-agent-cases": {}}))
+    subprocess.run([suite, "--mode", "fuzzingclient", "--spec", spec], cwd=BUILD, check=True)
+    index = json.loads((reports / "index.json").read_text())["routecast"]
+    return {case: judge(index[case]) for case in sorted(index, key=place)}
+
+
+def judge(result: dict[str, str]) -> str:
+    """Return the worse of how a case went and how its connection was closed."""
+    judged = (result["behavior"], result["behaviorClose"])
+    if not set(judged) <= set(GOOD):
+        return FAILED
+    return max(judged, key=GOOD.index)
+
+
+def place(case: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in case.split("."))
+
+
+# -- the result ---------------------------------------------------------------------------------
+
+
+def report(results: Results) -> str:
+    """Return the page that tells the result."""
+    columns = (*GOOD, FAILED)
+    lines = [
+        "# Conformance",
+        "",
+        "What the fuzzing client of the [Autobahn test suite]"
+        "(https://github.com/crossbario/autobahn-testsuite) finds of the WebSocket protocol class "
+        "(`edge/ws.py`), built as an echo (`tests/conformance`), which the server itself has not. "
+        f"`websockets` {version('websockets')}, uvicorn {version('uvicorn')}. "
+        "`make conformance` runs it again and writes this page.",
+        "",
+        "| section | cases | " + " | ".join(name.lower() for name in columns) + " |",
+        "|---|" + "---:|" * (1 + len(columns)),
+    ]
+    for section, title in SECTIONS.items():
+        of = Counter(result for case, result in results.items() if case.split(".")[0] == section)
+        assert of, f"section {section} was not run"
+        counts = [of.total(), *(of[column] for column in columns)]
+        lines.append(f"| {section} {title} | " + " | ".join(map(str, counts)) + " |")
+    of = Counter(results.values())
+    counts = [of.total(), *(of[column] for column in columns)]
+    lines.append("| **all** | " + " | ".join(map(str, counts)) + " |")
+    lines += ["", "Not plainly good:", ""]
+    for case, result in results.items():
+        if result in ("NON-STRICT", FAILED):
+            lines.append(f"- {case}, {result.lower()}: {NOTES.get(case, 'to be mended')}.")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""An echo: the protocol class of the server as it is, but what a client sends comes back.
+
+`python -m tests.conformance.echo` serves it at the path of the stream, prints the port it took,
+and runs until it is told to stop.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any, cast
+
+import uvicorn
+from starlette.responses import Response
+from websockets.frames import Frame as WireFrame
+from websockets.frames import Opcode
+
+from routecast.cli.serve import bind
+from routecast.connections import ConnectionManager
+from routecast.core.frame import Frame
+from routecast.core.view import View
+from routecast.edge.door import Door
+from routecast.edge.guard import GuardedHttp
+from routecast.edge.wire import deflated_message
+from routecast.edge.ws import WebSocketConnection, WebSocketEdge
+from routecast.instruments import Instruments
+
+
+class EchoConnection(WebSocketConnection):
+    """Sends each message back as it came: text as text, deflated where that was agreed on."""
+
+    __slots__ = ()
+
+    def received(self, message: str | bytes) -> None:
+        assert self._inbox is not None
+        if isinstance(message, str):
+            opcode, body = Opcode.TEXT, message.encode()
+        else:
+            opcode, body = Opcode.BINARY, message
+        if self._deflates:
+            echo = deflated_message(opcode, body)
+        else:
+            echo = WireFrame(opcode, body).serialize(mask=False)
+        # What came before is answered before.
+        self._transport.write(self._inbox.to_send() + echo)
+
+
+class EchoEdge(WebSocketEdge):
+    """Makes echoes, with room for the messages of sixteen MiB that the suite sends."""
+
+    max_message_bytes = 2**24
+    max_frames_a_beat = sys.maxsize
+
+    def protocol(self, **_: Any) -> EchoConnection:
+        return EchoConnection(self)
+
+
+class NoFrames:
+    """Nothing to stream: an echo speaks when it is spoken to."""
+
+    def frame_now(self, view: View) -> Frame | None:
+        return None
+
+    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
+        return {}
+
+
+def main() -> None:
+    instruments = Instruments()
+    manager = ConnectionManager(NoFrames(), instruments, limit=1_000)
+    door = Door(manager, interval=5, allowed_origins=frozenset(), max_per_address=0)
+    edge = EchoEdge(manager, door, instruments, compress=True)
+    config = uvicorn.Config(
+        Response(status_code=404),
+        http=GuardedHttp,
+        ws=cast("type[Any]", edge.protocol),
+        lifespan="off",
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+    )
+    with bind("127.0.0.1", 0) as listener:
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
