@@ -27,7 +27,7 @@ run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 	@$(BIN)/routecast serve
 
 test: install  ## Run all tests
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 4 --dist loadscope
 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance
