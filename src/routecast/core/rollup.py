@@ -112,38 +112,37 @@ class Sums:
 
     def merge(self, other: "Sums") -> None:
         """Add another's sums to these."""
-        self._combine(other, 1)
-
-    def subtract(self, other: "Sums") -> None:
-        """Take another's sums, merged before, out of these again."""
-        self._combine(other, -1)
-
-    def _combine(self, other: "Sums", sign: int) -> None:
-        self.merge_scalars(other, sign)
+        self.merge_scalars(other)
         if other.latency_count:
             bins = self.latency_bins
             for number, count in other.latency_bins.items():
-                left = bins.get(number, 0) + sign * count
-                if left:
-                    bins[number] = left
-                else:
-                    del bins[number]
+                bins[number] = bins.get(number, 0) + count
 
-    def merge_scalars(self, other: "Sums", sign: int = 1) -> None:
+    def subtract(self, other: "Sums") -> None:
+        """Take another's sums, merged before, out of these again."""
+        for name in self.COLUMNS[:-1]:
+            setattr(self, name, getattr(self, name) - getattr(other, name))
+        bins = self.latency_bins
+        for number, count in other.latency_bins.items():
+            bins[number] -= count
+            if not bins[number]:
+                del bins[number]
+
+    def merge_scalars(self, other: "Sums") -> None:
         """Add another's sums, all but the histogram."""
-        self.count += sign * other.count
-        self.fallbacks += sign * other.fallbacks
-        self.confidence_count += sign * other.confidence_count
-        self.confidence_sum += sign * other.confidence_sum
-        self.cost_count += sign * other.cost_count
-        self.cost_sum += sign * other.cost_sum
-        self.latency_count += sign * other.latency_count
-        self.latency_sum += sign * other.latency_sum
-        self.input_tokens += sign * other.input_tokens
-        self.output_tokens += sign * other.output_tokens
-        self.metered_cost += sign * other.metered_cost
-        self.metered_input += sign * other.metered_input
-        self.metered_output += sign * other.metered_output
+        self.count += other.count
+        self.fallbacks += other.fallbacks
+        self.confidence_count += other.confidence_count
+        self.confidence_sum += other.confidence_sum
+        self.cost_count += other.cost_count
+        self.cost_sum += other.cost_sum
+        self.latency_count += other.latency_count
+        self.latency_sum += other.latency_sum
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.metered_cost += other.metered_cost
+        self.metered_input += other.metered_input
+        self.metered_output += other.metered_output
 
     def row(self) -> tuple[Any, ...]:
         """Return the values in the order of COLUMNS, the histogram packed."""
@@ -243,14 +242,18 @@ class Cells:
             sums.add(decision)
 
     def hours(self) -> dict[int, Bucket]:
-        """Return the same sums by hour (hours since 1970)."""
+        """Return the same sums by hour (hours since 1970), to be read only."""
+        if len(self.minutes) == 1:  # as for most commits
+            return {minute // MINUTES_PER_HOUR: bucket for minute, bucket in self.minutes.items()}
         hours: dict[int, Bucket] = {}
         for minute, bucket in self.minutes.items():
             bucket_merge(hours.setdefault(minute // MINUTES_PER_HOUR, {}), bucket)
         return hours
 
     def total(self) -> Bucket:
-        """Return the same sums over all time."""
+        """Return the same sums over all time, to be read only."""
+        if len(self.minutes) == 1:
+            return next(iter(self.minutes.values()))
         total: Bucket = {}
         for bucket in self.minutes.values():
             bucket_merge(total, bucket)

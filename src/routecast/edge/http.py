@@ -5,6 +5,7 @@ msgspec; `describe` tells OpenAPI what it takes.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -20,7 +21,7 @@ from routecast.core.frame import Frame
 from routecast.core.session import check_origin, open_session
 from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
-from routecast.edge.problem import respond, respond_error
+from routecast.edge.problem import respond, respond_crash, respond_error
 from routecast.errors import Invalid, RoutecastError
 from routecast.instruments import Instruments
 from routecast.ports import Clock
@@ -41,7 +42,11 @@ from routecast.protocol import (
 # Between so many decisions of a large batch, others get a turn on the event loop.
 SLICE: Final = 2_000
 
+DECISIONS: Final = "/v1/decisions"
+
 Submit = Callable[[Sequence[Decision]], Awaitable[tuple[int, Position]]]
+
+log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.json.Encoder().encode
 _JSON: Final = (b"content-type", b"application/json")
@@ -75,6 +80,10 @@ class Decisions:
             return
         except RoutecastError as error:
             await respond_error(error)(scope, receive, send)
+            return
+        except Exception:
+            log.exception("A request failed for a reason not foreseen")
+            await respond_crash()(scope, receive, send)
             return
         if isinstance(answer, Problem):
             await respond(answer)(scope, receive, send)
@@ -227,7 +236,7 @@ def describe(schema: dict[str, Any]) -> None:
     )
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
     error = {"content": {"application/problem+json": {"schema": problem}}}
-    schema["paths"]["/v1/decisions"] = {
+    schema["paths"][DECISIONS] = {
         "post": {
             "tags": ["decisions"],
             "summary": "Send routing decisions",

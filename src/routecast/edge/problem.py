@@ -71,6 +71,11 @@ async def on_http_error(_: Request, error: Exception) -> Response:
 
 
 async def on_crash(_: Request, __: Exception) -> Response:
-    """Answer when the fault is ours; the traceback goes to the log only."""
+    """Answer when the fault is ours."""
+    return respond_crash()
+
+
+def respond_crash() -> Response:
+    """Return the response when the fault is ours; the traceback goes to the log only."""
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return respond(Problem(title=status.phrase, status=status, detail="see the server's log"))

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -55,6 +55,12 @@ def select(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
 def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
     """Return all rows of a named query, which has then run to its end."""
     return list(select(db, name, *values))
+
+
+@cache
+def _statement(query: str, rows: int, columns: int) -> str:
+    row = f"({','.join('?' * columns)})"
+    return SQL[query].format(rows=",".join([row] * rows))
 
 
 class SqliteStore:
@@ -288,8 +294,7 @@ class SqliteStore:
         self, inserted: Sequence[Sequence[Decision]], position: Position, received: int
     ) -> Commit:
         cells = Cells()
-        for batch in inserted:
-            cells.add(batch)
+        cells.add(itertools.chain.from_iterable(inserted))
         self._merge("minute", cells.minutes)
         self._merge("hour", cells.hours())
         self._merge("total", {0: cells.total()})
@@ -325,8 +330,7 @@ class SqliteStore:
     def _write(self, query: str, rows: Sequence[tuple[Any, ...]]) -> None:
         for first in range(0, len(rows), ROWS_PER_STEP):
             step = rows[first : first + ROWS_PER_STEP]
-            marks = f"({','.join('?' * len(step[0]))})"
-            sql = SQL[query].format(rows=",".join([marks] * len(step)))
+            sql = _statement(query, len(step), len(step[0]))
             self._db.execute(sql, tuple(itertools.chain.from_iterable(step)))
 
     def _check_place(self) -> None:

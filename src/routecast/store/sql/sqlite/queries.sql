@@ -19,7 +19,7 @@ FROM json_each(?) AS sent
 JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1;
 
 -- name: insert_decisions
--- {rows} is as many placeholders as there are rows: one step of the engine for many rows.
+-- As many rows of placeholders as there are rows: one step of the engine for many of them.
 INSERT INTO decisions (
     id, project, series, seq, received, decided, confidence, cost, latency,
     input_tokens, output_tokens, fallback, reason
