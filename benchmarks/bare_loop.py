@@ -5,13 +5,15 @@ body. No checks, no rollups, no network.
 """
 
 import time
+from datetime import datetime
+from typing import Final
 
 import apsw
 import msgspec
 
 from benchmarks.cases import answer
 from benchmarks.traffic import read_bodies
-from routecast.protocol import EPOCH, MICROSECOND, DecisionIn
+from routecast.protocol import EPOCH, MICROSECOND
 from routecast.store.queries import load_migrations
 from routecast.store.sqlite import CHECKPOINT_PAGES
 
@@ -31,14 +33,31 @@ class Stored(msgspec.Struct):
     rows: int
 
 
-INSERT = """
+INSERT: Final = """
 INSERT INTO decisions (
     id, project, series, seq, received, decided, confidence, cost, latency,
     input_tokens, output_tokens, fallback, reason
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
-_decode = msgspec.json.Decoder(list[DecisionIn]).decode
+
+class Sent(msgspec.Struct, gc=False):
+    """A decision as `traffic` makes it: every field is there."""
+
+    id: str
+    timestamp: datetime
+    strategy: str
+    provider: str
+    model: str
+    confidence: float
+    cost: float
+    latency_ms: float
+    input_tokens: int
+    output_tokens: int
+    status: str
+
+
+_decode: Final = msgspec.json.Decoder(list[Sent]).decode
 
 
 def _open(path: str) -> apsw.Connection:
@@ -58,28 +77,26 @@ def _open(path: str) -> apsw.Connection:
 
 def _store(db: apsw.Connection, body: bytes, seq: int, series: dict[tuple[str, ...], int]) -> None:
     received = time.time_ns() // 1000
-    rows = []
-    for d in _decode(body):
-        assert d.id and d.model and d.status and d.timestamp  # -- all of them are sent
-        assert not isinstance(d.timestamp, float)
-        key = (d.strategy, d.provider, d.model, d.status)
-        rows.append(
-            (
-                d.id,
-                "default",
-                series.setdefault(key, len(series) + 1),
-                seq,
-                received,
-                (d.timestamp - EPOCH) // MICROSECOND,
-                round(d.confidence * 1_000_000),  # type: ignore[operator,arg-type]
-                round(d.cost * 1_000_000_000),  # type: ignore[operator]
-                round(d.latency_ms * 1000),  # type: ignore[operator]
-                d.input_tokens,
-                d.output_tokens,
-                False,
-                None,
-            )
+    rows = [
+        (
+            sent.id,
+            "default",
+            series.setdefault(
+                (sent.strategy, sent.provider, sent.model, sent.status), len(series) + 1
+            ),
+            seq,
+            received,
+            (sent.timestamp - EPOCH) // MICROSECOND,
+            round(sent.confidence * 1_000_000),
+            round(sent.cost * 1_000_000_000),
+            round(sent.latency_ms * 1000),
+            sent.input_tokens,
+            sent.output_tokens,
+            False,
+            None,
         )
+        for sent in _decode(body)
+    ]
     db.execute("BEGIN IMMEDIATE")
     db.executemany(INSERT, rows)
     db.execute("COMMIT")
@@ -96,9 +113,9 @@ def measure(task: Storing) -> Stored:
             started = time.perf_counter()
         _store(db, body, seq, series)
     seconds = time.perf_counter() - started
-    rows: int = db.execute("SELECT count(*) FROM decisions").fetchall()[0][0]
+    ((rows,),) = db.execute("SELECT count(*) FROM decisions")
     db.close()
-    return Stored(seconds, rows)
+    return Stored(seconds, int(rows))
 
 
 if __name__ == "__main__":

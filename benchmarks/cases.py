@@ -3,11 +3,10 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-Task = TypeVar("Task", bound=msgspec.Struct)
 Result = TypeVar("Result", bound=msgspec.Struct)
 
 
@@ -15,17 +14,21 @@ class Broken(Exception):
     """A case could not be measured: a process failed, or an answer was not what it must be."""
 
 
+def command(module: str, task: msgspec.Struct) -> list[str]:
+    """Return what starts a module as a process with a task."""
+    return [sys.executable, "-m", module, msgspec.json.encode(task).decode()]
+
+
 def run_case(module: str, task: msgspec.Struct, answers: type[Result]) -> Result:
     """Run a module as a process with a task; return its result. Raises Broken."""
-    command = [sys.executable, "-m", module, msgspec.json.encode(task).decode()]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command(module, task), capture_output=True, check=False)
     if done.returncode:
         why = done.stderr.decode().strip().splitlines()[-20:]
         raise Broken("\n".join([f"{module} failed:", *why]))
     return msgspec.json.decode(done.stdout, type=answers)
 
 
-def answer(takes: type[Task], measure: Callable[[Task], msgspec.Struct]) -> None:
-    """Be the process that `run_case` started: do the task and print its result."""
+def answer(takes: Any, measure: Callable[[Any], msgspec.Struct]) -> None:
+    """Be the process that `run_case` started: do the task, of a type in `takes`, and answer."""
     task = msgspec.json.decode(sys.argv[1], type=takes)
     sys.stdout.buffer.write(msgspec.json.encode(measure(task)))

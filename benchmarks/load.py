@@ -107,8 +107,7 @@ async def _send(load: Load) -> Sent:
     answers: list[bytes] = []
 
     async def through(client: Client, waiting: Iterator[bytes]) -> None:
-        for request in waiting:
-            answers.append(await client.ask(request))
+        answers.extend([await client.ask(request) for request in waiting])
 
     async def all_of(part: list[bytes]) -> None:
         waiting = iter(part)

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,22 +26,30 @@ GATHERED_SECONDS: Final = 10.0
 SEED: Final = 20_260_131
 
 
+class Ids(StrEnum):
+    """How producers name their decisions: it decides how much of an index each commit touches."""
+
+    RANDOM = "random"  # like a UUID of version 4
+    ORDERED = "ordered"  # like a UUID of version 7 or a ULID: rising with time
+
+
 def latencies(rng: random.Random) -> Iterator[float]:
     """Yield latencies in milliseconds: half are under 650, one in a hundred is over 4,000."""
     while True:
         yield round(rng.lognormvariate(6.48, 0.78), 1)
 
 
-def decisions(count: int) -> Iterator[dict[str, Any]]:
+def decisions(count: int, ids: Ids) -> Iterator[dict[str, Any]]:
     """Yield decisions of about 270 bytes each, all ids distinct, decided in the last seconds."""
     rng = random.Random(SEED)
     latency = latencies(rng)
     now = time.time()
     for number in range(count):
+        drawn = f"{rng.getrandbits(64):016x}"
         provider, model = rng.choice(MODELS)
         decided = datetime.fromtimestamp(now - GATHERED_SECONDS * rng.random(), UTC)
         yield {
-            "id": f"req_{rng.getrandbits(64):016x}{number:08x}",
+            "id": f"req_{drawn}{number:08x}" if ids is Ids.RANDOM else f"req_{number:08x}{drawn}",
             "timestamp": decided.isoformat(timespec="microseconds"),
             "strategy": rng.choice(STRATEGIES),
             "provider": provider,
@@ -54,9 +63,9 @@ def decisions(count: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def write_bodies(path: Path, requests: int, batch: int | None) -> None:
+def write_bodies(path: Path, requests: int, batch: int | None, ids: Ids) -> None:
     """Write request bodies to a file: arrays of `batch` decisions, or single objects (None)."""
-    sent = decisions(requests * (batch or 1))
+    sent = decisions(requests * (batch or 1), ids)
     groups = [list(itertools.islice(sent, batch)) if batch else next(sent) for _ in range(requests)]
     path.write_bytes(msgspec.msgpack.encode([msgspec.json.encode(group) for group in groups]))
 

@@ -27,7 +27,7 @@ SEND_BUFFER: Final = 65_536
 UNACKED_MS: Final = 20_000
 
 # New objects between two looks of the garbage collector; Python's own default is 700.
-COLLECT_AFTER: Final = 50_000
+COLLECT_AFTER: Final = 10_000
 
 OnStarted = Callable[[str], Awaitable[None]]
 
@@ -132,7 +132,7 @@ def _spare_collector() -> None:
     # all modules and all waiting decisions again and again: a tenth of the time of ingest.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, 20, 50)
+    gc.set_threshold(COLLECT_AFTER, 10, 10)
 
 
 async def _check_database(settings: Settings) -> None:

@@ -82,9 +82,9 @@ def install() -> Path:
     if not done.exists():
         python2 = find_python2()
         shutil.rmtree(BUILD, ignore_errors=True)
-        venv.create(BUILD / "maker", with_pip=True)
         maker = BUILD / "maker" / "bin"
         try:
+            venv.create(BUILD / "maker", with_pip=True)
             answer(maker / "pip", "install", VIRTUALENV)
             answer(maker / "virtualenv", "--python", python2, BUILD / "python2")
             answer(BUILD / "python2" / "bin" / "pip", "install", SUITE)
@@ -144,10 +144,13 @@ def fuzz(suite: Path, port: int) -> Results:
     spec = BUILD / "cases.json"
     agent = {"agent": "routecast", "url": f"ws://127.0.0.1:{port}{PATH}"}
     cases = [f"{section}.*" for section in SECTIONS]
-    told = {"outdir": str(reports), "servers": [agent], "cases": cases}
-    spec.write_text(json.dumps({**told, "exclude-cases": [], "exclude-agent-cases": {}}))
+    wanted = {"outdir": str(reports), "servers": [agent], "cases": cases}
+    spec.write_text(json.dumps({**wanted, "exclude-cases": [], "exclude-agent-cases": {}}))
     subprocess.run([suite, "--mode", "fuzzingclient", "--spec", spec], cwd=BUILD, check=True)
-    index = json.loads((reports / "index.json").read_text())["routecast"]
+    index_file = reports / "index.json"
+    if not index_file.exists():
+        sys.exit("The suite ended before its report.")
+    index = json.loads(index_file.read_text())["routecast"]
     return {case: judge(index[case]) for case in sorted(index, key=place)}
 
 

@@ -11,7 +11,7 @@ from routecast.cache.memory import MemoryCache
 from routecast.core.names import Names
 from routecast.core.rollup import Delta
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Unavailable
+from routecast.errors import SumFull, Unavailable
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.protocol import Position
@@ -159,6 +159,8 @@ async def test_full_queue_refuses_and_keeps_nothing(
     assert samples("routecast_ingest_queue_decisions") == 3
     assert samples("routecast_decisions_total", {"outcome": "refused"}) == 3
     waiting += await submit_all(ingest, [7, 8])
+    with pytest.raises(Unavailable, match="too many decisions are waiting"):
+        await ingest.check()
     async with running(ingest.run()):
         await asyncio.gather(*waiting)
         assert samples("routecast_ingest_queue_decisions") == 0
@@ -241,6 +243,21 @@ async def test_failure_long_past_says_nothing_about_now(
         monkeypatch.setattr(module, "FAILING_SECONDS", 0.0)
         assert not fails(ingest)
         assert await ingest.check() is None  # type: ignore[func-returns-value]
+
+
+async def test_batch_whose_sum_is_full_is_refused_alone(ingest: Ingest, store: SqliteStore) -> None:
+    """The others of its group are kept; sending it again would not help, and nothing fails."""
+    await store.commit([[kept(0, cost=2**62)]], NOW)
+    first, second = await submit_all(ingest, [1], [2])
+    full = asyncio.create_task(ingest.submit([kept(3), kept(4, cost=2**62)]))
+    await asyncio.sleep(0)
+    (third,) = await submit_all(ingest, [5])
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        assert [(await one)[0] for one in (first, second, third)] == [1, 1, 1]
+        with pytest.raises(SumFull):
+            await full
+    assert not fails(ingest)
+    assert_sums((await held(store)).total, [kept(0, cost=2**62), *(kept(n) for n in (1, 2, 5))])
 
 
 async def test_failure_nobody_foresaw_refuses_too(

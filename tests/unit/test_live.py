@@ -18,7 +18,7 @@ from routecast.instruments import Instruments
 from routecast.live import Live
 from routecast.protocol import Position, Source
 from routecast.store.sqlite import SqliteStore
-from tests.support.decisions import NOW, assert_sums, cells_of, kept
+from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
 from tests.unit.clock import HeldClock
 from tests.unit.running import broken, running, until
 
@@ -330,4 +330,14 @@ async def test_snapshot_too_old_for_its_windows_is_not_current(
         clock.moment = NOW + COVERAGE - 1
         assert node.live.current() is not None
         clock.moment = NOW + COVERAGE
+        assert node.live.current() is None
+
+
+async def test_clock_set_back_a_little_changes_nothing(node: Node, clock: HeldClock) -> None:
+    """By up to a minute, as time servers do; by more, it is loaded first."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        clock.moment = NOW - MINUTE
+        assert node.live.current() is not None
+        clock.moment = NOW - MINUTE - 1
         assert node.live.current() is None

@@ -66,6 +66,15 @@ def test_name_over_the_limit_folds_alone() -> None:
     assert folded[1:5] == ("p", "s", OTHER, "m")
 
 
+def test_ids_of_projects_that_fold_together_do_not_meet() -> None:
+    """An id is its project's own, whatever the project is counted under."""
+    names = Names(1, 100)
+    names.fold(kept(1, project="first"))
+    folded = [names.fold(kept(1, project=project)) for project in ("second", "third")]
+    assert [decision.project for decision in folded] == [OTHER, OTHER]
+    assert len({decision.id for decision in folded}) == 2
+
+
 def test_combination_over_the_limit_folds_within_its_project() -> None:
     """Whose it is stays known."""
     names = Names(100, 1)

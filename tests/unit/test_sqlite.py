@@ -188,6 +188,25 @@ async def test_prune_that_fails_halfway_leaves_all(store: SqliteStore, path: Pat
     assert_sums((await store.load(NOW)).total, [kept(1), kept(2)])
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
+async def test_file_that_is_not_there_any_more(
+    store: SqliteStore, path: Path, replaced: bool
+) -> None:
+    """What would be written to it is lost: nothing is acknowledged until it is back."""
+    await store.commit([[kept(1)]], NOW)
+    os.rename(path, f"{path}.away")
+    if replaced:
+        shutil.copy(f"{path}.away", path)
+    reason = "was replaced" if replaced else "is gone"
+    for refused in (store.commit([[kept(2)]], NOW), store.check(), store.position()):
+        with pytest.raises(Unavailable, match=f"{path} {reason}"):
+            await refused
+    os.rename(f"{path}.away", path)
+    await store.check()
+    await store.commit([[kept(2)]], NOW)
+    await assert_holds(store, [kept(1), kept(2)], seq=2)
+
+
 async def test_sum_past_64_bits_is_refused_not_wrapped(store: SqliteStore) -> None:
     """Far beyond the contract's limits; nothing of the commit is kept."""
     await store.commit([[kept(1, cost=2**62)]], NOW)

@@ -68,6 +68,10 @@ WINDOW = "window: must be one of all, 5m, 1h, 24h, 7d"
         ("interval=inf", "interval", INTERVAL),
         ("interval=", "interval", INTERVAL),
         ("interval=fast", "interval", INTERVAL),
+        ("interval=1e1", "interval", INTERVAL),
+        ("interval=1_0", "interval", INTERVAL),
+        ("interval=+5", "interval", INTERVAL),
+        ("interval=%D9%A3", "interval", INTERVAL),  # an Arabic 3
         ("interval=1&interval=1", "interval", "interval: must be given once"),
         ("window=1d", "window", WINDOW),
         ("window=", "window", WINDOW),
@@ -79,6 +83,7 @@ WINDOW = "window: must be one of all, 5m, 1h, 24h, 7d"
         ("model=" + "m" * 129, "model", "model: must be 1 to 128 characters"),
         ("&".join(f"project={n}" for n in range(101)), "project", "project: at most 100 values"),
         ("provider=%ff", "query", "query: must be UTF-8, with at most 1,000 parameters"),
+        ("x" * 7001, "query", "query: must be at most 7,000 characters in all"),
         ("x&" * 1001, "query", "query: must be UTF-8, with at most 1,000 parameters"),
     ],
 )

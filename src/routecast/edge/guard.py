@@ -10,6 +10,9 @@ from routecast.edge.reset import reset
 # A request line and its headers come in one piece from any honest client, at once.
 REQUEST_SECONDS: Final = 10.0
 MAX_HEAD_BYTES: Final = 32_768  # four times what most servers take
+# Requests that may wait behind the one that is being answered; hardly a client sends any ahead. One
+# read can hold thousands of them, and each is some kB once it is parsed.
+MAX_PIPELINED: Final = 16
 # A client that takes nothing of an answer for so long is gone, in seconds: a while after streams
 # (`outlet.SEND_SECONDS`) have let go of it and told so.
 STALLED_SECONDS: Final = 15.0
@@ -48,6 +51,8 @@ class GuardedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._head > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
             raise ValueError("headers too large")  # answered with 400
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests ahead of their answers")
         self._head = 0
         self._in_body = True
         self._finish()

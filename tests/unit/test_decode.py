@@ -1,4 +1,4 @@
-"""Decisions: reading the body they come in."""
+"""Decode: from bytes to decisions as sent, and what is wrong with the others."""
 
 import json
 
@@ -113,6 +113,17 @@ def test_batch_has_a_limit(one: str, lines: bool) -> None:
     assert len(decode(body(50_000), lines=lines)) == 50_000
     with pytest.raises(TooLarge, match=r"^50,001 decisions in one request; at most 50,000$"):
         decode(body(50_001), lines=lines)
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [(b"[" + b"0," * 2_000_001 + b"0]", False), (b"{}\n" * 100_001, True)],
+    ids=["values", "lines"],
+)
+def test_body_of_far_too_many_values_is_refused_unread(body: bytes, lines: bool) -> None:
+    """However small each of them is."""
+    with pytest.raises(TooLarge, match=r"^far more values than 50,000 decisions have$"):
+        decode(body, lines=lines)
 
 
 @given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode), st.booleans())

@@ -1,0 +1,69 @@
+"""`python -m benchmarks`: run the benchmarks and show their tables."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from benchmarks.cases import Broken
+from benchmarks.freshness import freshness
+from benchmarks.ingest import batches, singles
+from benchmarks.options import Options
+from benchmarks.report import Report, machine
+from benchmarks.totals import totals
+
+BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
+    "batches": batches,
+    "singles": singles,
+    "totals": totals,
+    "freshness": freshness,
+}
+
+
+def _arguments() -> argparse.Namespace:
+    listed = "\n".join(f"  {name:<10} {run.__doc__}" for name, run in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure Routecast beside a floor, in pairs of runs. A ratio says something\n"
+        "about the code; a rate says something about this machine at this hour.",
+        epilog=f"benchmarks:\n{listed}\n\nThe results also go to benchmarks/results, as JSON.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="name", help="which to run (all)")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, in about a minute: do they run at all?"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="before each pair of runs, wait up to so long for a quiet machine (0)",
+    )
+    arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in BENCHMARKS:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return arguments
+
+
+def main() -> int:
+    """Run what the command line names; return the exit code."""
+    arguments = _arguments()
+    print(machine(), flush=True)
+    for name in arguments.names or BENCHMARKS:
+        try:
+            report = BENCHMARKS[name](Options(arguments.quick, arguments.patience))
+        except Broken as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        note = " (quick: too small to judge by)" if report.quick else ""
+        print(f"\n{report.title}{note}\n\n{report.table()}", flush=True)
+        report.save()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
