@@ -242,18 +242,14 @@ class Cells:
             sums.add(decision)
 
     def hours(self) -> dict[int, Bucket]:
-        """Return the same sums by hour (hours since 1970), to be read only."""
-        if len(self.minutes) == 1:  # as for most commits
-            return {minute // MINUTES_PER_HOUR: bucket for minute, bucket in self.minutes.items()}
+        """Return the same sums by hour (hours since 1970)."""
         hours: dict[int, Bucket] = {}
         for minute, bucket in self.minutes.items():
             bucket_merge(hours.setdefault(minute // MINUTES_PER_HOUR, {}), bucket)
         return hours
 
     def total(self) -> Bucket:
-        """Return the same sums over all time, to be read only."""
-        if len(self.minutes) == 1:
-            return next(iter(self.minutes.values()))
+        """Return the same sums over all time."""
         total: Bucket = {}
         for bucket in self.minutes.values():
             bucket_merge(total, bucket)
