@@ -13,7 +13,7 @@ from starlette.responses import Response
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
-from routecast.cli.serve import bind
+from routecast.server import bind
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.view import View
