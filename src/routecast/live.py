@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from routecast.core.decision import MINUTE
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.errors import Gap, Unavailable
 from routecast.instruments import Instruments

@@ -6,12 +6,18 @@ methods raise `Unavailable` when their engine cannot answer now, having changed 
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from routecast.core.decision import Decision
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position, Source
+
+# The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
+# node that lost step needs to find it again.
+DELTAS_KEPT: Final = 1_000
+# What a node tells of itself holds for so long, in seconds.
+CENSUS_SECONDS: Final = 15.0
 
 
 class Clock(Protocol):
@@ -90,6 +96,15 @@ class Store(Protocol):
         """
         ...
 
+    async def deltas(self, after: Position) -> list[Delta]:
+        """Return what the commits after a position added, in order; [] where there were none.
+
+        How a node keeps step that missed a delta on the bus: it costs what was missed, not what
+        there is. A store keeps the deltas of its last DELTAS_KEPT commits at least.
+        Raises Gap when they are not kept any more or are of another epoch; Unavailable.
+        """
+        ...
+
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         """Drop decisions received, and minute rollups of hours over, before these moments.
 
@@ -128,25 +143,78 @@ class Cache(Protocol):
         ...
 
 
-Listener = Callable[[Delta], None]
+# Hears a delta, or where the database stood when somebody looked (`Bus.announce`).
+Listener = Callable[[Delta | Position], None]
 
 
 class Bus(Protocol):
-    """Carries deltas to every node, in order; it may lose some, and a listener must notice."""
+    """Carries deltas to every node. It may lose, repeat or swap some: a listener must notice."""
 
     def publish(self, delta: Delta) -> None:
-        """Send a delta to all listeners, this process's first and at once. Never blocks."""
+        """Send a delta to all listeners, this process's first and at once.
+
+        Never blocks and never raises: what cannot be sent is lost, and the announced position
+        will show it.
+        """
+        ...
+
+    def announce(self, position: Position) -> None:
+        """Tell all listeners, as `publish` does, where the database stands.
+
+        Whoever is behind knows by it that a delta was lost; silence, that the bus is.
+        """
         ...
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with each delta from now on; returns what ends it.
+        """Call `listener` with all that is sent from now on; returns what ends it.
 
         A listener must not block and must not raise.
         """
         ...
 
+    async def deltas(self, after: Position) -> list[Delta]:
+        """Return the deltas after a position that were sent lately, in order, with no gap.
+
+        Raises Gap when the bus does not reach back so far, or some are missing; Unavailable.
+        """
+        ...
+
+    @property
+    def failing(self) -> str | None:
+        """Why deltas of other nodes cannot be heard now; None while they can."""
+        ...
+
     async def close(self) -> None:
         """Send what is left, then let go of the engine. May be called twice."""
+        ...
+
+
+class Cluster(Protocol):
+    """What nodes agree on. A node on its own is a cluster of one, and never fails."""
+
+    async def claim(self, work: str, seconds: float) -> bool:
+        """Return whether this node is the one to do some work, which is then its for so long.
+
+        While it is claimed, nobody gets it, this node included. Raises Unavailable.
+        """
+        ...
+
+    async def tell(self, connections: int) -> None:
+        """Let the others know how many streams this node has; again within CENSUS_SECONDS.
+
+        Raises Unavailable.
+        """
+        ...
+
+    async def connections(self) -> int:
+        """Return how many streams all nodes have together; those that fell silent do not count.
+
+        Raises Unavailable.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Leave the cluster, and let go of the engine. May be called twice."""
         ...
 
 

@@ -13,7 +13,6 @@ from starlette.responses import Response
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
-from routecast.server import bind
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.view import View
@@ -22,6 +21,7 @@ from routecast.edge.guard import GuardedHttp
 from routecast.edge.wire import deflated_message
 from routecast.edge.ws import WebSocketConnection, WebSocketEdge
 from routecast.instruments import Instruments
+from routecast.server import bind
 
 
 class EchoConnection(WebSocketConnection):

@@ -1,6 +1,6 @@
 """What every bus promises (`ports.Bus`)."""
 
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.ports import Bus
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept

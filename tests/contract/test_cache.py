@@ -2,7 +2,7 @@
 
 import asyncio
 
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.core.snapshot import Snapshot
 from routecast.ports import Cache
 from routecast.protocol import Position

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from routecast.core.decision import Decision
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.errors import Unavailable
 from routecast.ports import Difference, Store
 from routecast.protocol import WINDOWS, Position

@@ -7,8 +7,8 @@ from typing import Any
 
 from routecast.cache.memory import MemoryCache
 from routecast.connections import ConnectionManager, Group
+from routecast.core.delta import Delta
 from routecast.core.frame import Frame
-from routecast.core.rollup import Delta
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import Subscription, View
 from routecast.instruments import Instruments

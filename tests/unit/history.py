@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from routecast.core.decision import Decision
+from routecast.core.delta import Delta
 from routecast.core.metrics import Baseline, render
-from routecast.core.rollup import Cells, Delta
+from routecast.core.rollup import Cells
 from routecast.core.snapshot import Snapshot, Span, needed
 from routecast.core.view import View
 from routecast.protocol import FIELDS, Position, rfc3339

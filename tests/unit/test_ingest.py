@@ -8,8 +8,8 @@ import pytest
 from routecast import ingest as module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
+from routecast.core.delta import Delta
 from routecast.core.names import Names
-from routecast.core.rollup import Delta
 from routecast.core.snapshot import Snapshot
 from routecast.errors import SumFull, Unavailable
 from routecast.ingest import Ingest

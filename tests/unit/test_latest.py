@@ -12,7 +12,7 @@ import pytest
 from routecast import latest as module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.core.snapshot import COVERAGE, Snapshot
 from routecast.core.view import View
 from routecast.errors import Unavailable

@@ -12,7 +12,7 @@ from routecast import live as module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.core.decision import Decision
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.instruments import Instruments
 from routecast.live import Live

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack
 
-from routecast.core.rollup import Cells, Delta
+from routecast.core.delta import Delta
+from routecast.core.rollup import Cells
 from routecast.core.snapshot import COVERAGE, HOUR, LIFETIME, Snapshot
 from routecast.errors import Gap, Uncovered
 from routecast.protocol import WINDOWS, Position

@@ -1,20 +1,36 @@
 """The bus of a single process."""
 
+from collections import deque
 from collections.abc import Callable
+from typing import Final
 
-from routecast.core.rollup import Delta
+from routecast.core.delta import Delta, following
 from routecast.ports import Listener
+from routecast.protocol import Position
+
+# In one process hardly anybody misses a delta; who does can ask the store for more than these.
+DELTAS_HELD: Final = 100
 
 
 class MemoryBus:
     """Calls every listener at once (`ports.Bus`)."""
 
+    failing = None
+
     def __init__(self) -> None:
         self._listeners: dict[object, Listener] = {}  # each under a token of its own
+        self._sent: deque[Delta] = deque(maxlen=DELTAS_HELD)
 
     def publish(self, delta: Delta) -> None:
+        self._sent.append(delta)
+        self._tell(delta)
+
+    def announce(self, position: Position) -> None:
+        self._tell(position)
+
+    def _tell(self, news: Delta | Position) -> None:
         for listener in tuple(self._listeners.values()):
-            listener(delta)
+            listener(news)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         token = object()
@@ -24,6 +40,9 @@ class MemoryBus:
             self._listeners.pop(token, None)
 
         return stop
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        return following(self._sent, after)
 
     async def close(self) -> None:
         self._listeners.clear()

@@ -1,16 +1,16 @@
 """Rollups: exact sums over decisions, by key and period.
 
-A commit's decisions are accumulated once into a `Delta` of minute cells; minutes add up to hours
+A commit's decisions are accumulated once into minute cells; minutes add up to hours
 and hours to the total, so every period is a merge of the same cells. All numbers are integers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, NamedTuple, Self
 
 from routecast.core.decision import MINUTE, Decision
 from routecast.core.histogram import bin_of, pack, unpack
-from routecast.protocol import Position
 
 MINUTES_PER_HOUR: Final = 60
 
@@ -202,6 +202,13 @@ class Sums:
 
 Bucket = dict[Key, Sums]
 
+# The number of a key among those packed beside it, and its sums as `Sums.row` gives them.
+PackedSums = tuple[
+    int,
+    tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, bytes],
+]
+PackedKey = tuple[str, str, str, str, str, str]
+
 
 def bucket_merge(into: Bucket, cells: Mapping[Key, Sums]) -> None:
     """Add each key's sums to a bucket's."""
@@ -255,11 +262,11 @@ class Cells:
             bucket_merge(total, bucket)
         return total
 
+    def merge(self, other: "Cells") -> None:
+        """Add another's sums to these."""
+        for minute, bucket in other.minutes.items():
+            bucket_merge(self.minutes.setdefault(minute, {}), bucket)
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one commit added, the position it led to, and when it began (microseconds)."""
-
-    position: Position
-    cells: Cells
-    received: int
+    def keys(self) -> Iterator[Key]:
+        """Yield the key of every cell."""
+        return chain.from_iterable(self.minutes.values())

@@ -6,16 +6,18 @@ another.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 
 from routecast.core.decision import MINUTE
+from routecast.core.delta import Delta
 from routecast.core.rollup import (
     MINUTES_PER_HOUR,
     Bucket,
-    Delta,
     Key,
+    PackedKey,
+    PackedSums,
     Sums,
     bucket_merge,
     bucket_subtract,
@@ -193,7 +195,7 @@ class Snapshot:
         """Return the snapshot as bytes."""
         keys: dict[Key, int] = {}
 
-        def rows(bucket: Bucket) -> list[tuple[int, tuple[Any, ...]]]:
+        def rows(bucket: Bucket) -> list[PackedSums]:
             return [(keys.setdefault(key, len(keys)), sums.row()) for key, sums in bucket.items()]
 
         packed = _Packed(
@@ -212,7 +214,7 @@ class Snapshot:
         read = _decoder.decode(packed)
         keys = [Key(*key) for key in read.keys]
 
-        def bucket(rows: list[_Row]) -> Bucket:
+        def bucket(rows: list[PackedSums]) -> Bucket:
             return {keys[number]: Sums.from_row(row) for number, row in rows}
 
         try:
@@ -231,19 +233,13 @@ class Snapshot:
         return iter(self.total)
 
 
-_Row = tuple[
-    int,
-    tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, bytes],
-]
-
-
 class _Packed(msgspec.Struct, array_like=True):
     position: Position
     taken: int
-    total: list[_Row]
-    hours: dict[int, list[_Row]]
-    minutes: dict[int, list[_Row]]
-    keys: list[tuple[str, str, str, str, str, str]]
+    total: list[PackedSums]
+    hours: dict[int, list[PackedSums]]
+    minutes: dict[int, list[PackedSums]]
+    keys: list[PackedKey]
 
 
 _decoder = msgspec.msgpack.Decoder(_Packed)

@@ -19,7 +19,8 @@ import apsw
 import msgspec
 
 from routecast.core.decision import Decision
-from routecast.core.rollup import Bucket, Cells, Delta, Key, Sums, bucket_merge
+from routecast.core.delta import Delta
+from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
 from routecast.core.snapshot import Snapshot, needed
 from routecast.errors import BadDatabase, SumFull, Unavailable
 from routecast.ports import Checked, Commit, Difference

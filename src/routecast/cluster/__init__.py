@@ -1,0 +1,1 @@
+"""Clusters: what nodes agree on. One adapter an engine."""

@@ -1,0 +1,70 @@
+"""Deltas: what one commit added to the rollups, with the position it led to."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Self
+
+import msgspec
+
+from routecast.core.rollup import Cells, Key, PackedKey, PackedSums, Sums
+from routecast.errors import Gap
+from routecast.protocol import Position
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one commit added, the position it led to, and when it began (microseconds)."""
+
+    position: Position
+    cells: Cells
+    received: int
+
+    def pack(self) -> bytes:
+        """Return the delta as bytes, for a database, a bus or a cache."""
+        keys: dict[Key, int] = {}
+        minutes = {
+            minute: [(keys.setdefault(key, len(keys)), sums.row()) for key, sums in bucket.items()]
+            for minute, bucket in self.cells.minutes.items()
+        }
+        packed = _PackedDelta(self.position, self.received, minutes, list(keys))
+        return msgspec.msgpack.encode(packed)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Self:
+        """Return the delta that `pack` wrote. Raises ValueError on anything else."""
+        read = _decode_delta(packed)
+        keys = [Key(*key) for key in read.keys]
+        try:
+            minutes = {
+                minute: {keys[number]: Sums.from_row(row) for number, row in rows}
+                for minute, rows in read.minutes.items()
+            }
+        except IndexError:
+            raise ValueError("a row names a key that is not there") from None
+        return cls(read.position, Cells(minutes), read.received)
+
+
+class _PackedDelta(msgspec.Struct, array_like=True):
+    position: Position
+    received: int
+    minutes: dict[int, list[PackedSums]]
+    keys: list[PackedKey]
+
+
+_decode_delta: Final = msgspec.msgpack.Decoder(_PackedDelta).decode
+
+
+def following(deltas: Iterable[Delta], after: Position) -> list[Delta]:
+    """Return those of some deltas that come after a position, in order, each once.
+
+    Raises Gap when one of them is missing or is of another epoch.
+    """
+    newer: dict[int, Delta] = {}
+    for delta in deltas:
+        if delta.position.epoch != after.epoch:
+            raise Gap(f"epoch {delta.position.epoch} after {after.epoch}")
+        if delta.position.seq > after.seq:
+            newer[delta.position.seq] = delta
+    if newer and max(newer) - after.seq != len(newer):
+        raise Gap(f"not all deltas from seq {after.seq} to {max(newer)} are here")
+    return [newer[seq] for seq in sorted(newer)]
