@@ -11,6 +11,7 @@ from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.clock import SystemClock
 from routecast.ports import Bus, Cache, Store
+from routecast.store import sqlite
 from routecast.store.sqlite import SqliteStore
 
 # Makes a store, not yet opened, on one and the same database each time.
@@ -40,8 +41,11 @@ class SqliteDatabases:
 
 
 @pytest.fixture(params=[pytest.param(SqliteDatabases, id="sqlite")])
-def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Databases:
-    """An engine for databases, each one in its turn."""
+def databases(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Databases:
+    """An engine for databases, each one in its turn; it folds often, to be seen to."""
+    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 3)
     engine: Databases = request.param(tmp_path)
     return engine
 

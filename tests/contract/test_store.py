@@ -8,7 +8,7 @@ import pytest
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
-from routecast.errors import Unavailable
+from routecast.errors import Gap, Unavailable
 from routecast.ports import Difference, Store
 from routecast.protocol import WINDOWS, Position
 from tests.contract.conftest import Connect, Databases
@@ -257,6 +257,23 @@ async def test_snapshot_and_deltas_equal_a_later_snapshot(store: Store) -> None:
     assert snapshot.total == later.total
     assert snapshot.hours == later.hours
     assert snapshot.minutes == later.minutes
+
+
+async def test_deltas_bring_an_older_snapshot_up_to_date(store: Store) -> None:
+    """All that came after a position, as `commit` returned them; none after the last."""
+    committed = [await store.commit([[kept(number)]], NOW) for number in range(10)]
+    for missed in (10, 4, 1, 0):
+        after = Position(committed[0].position.epoch, 10 - missed)
+        told = [commit.delta for commit in committed[10 - missed :]]
+        assert await store.deltas(after) == told
+
+
+async def test_deltas_of_another_history_are_a_gap(store: Store) -> None:
+    """Of another epoch, and of a future that never came."""
+    position = (await store.commit([[kept(1)]], NOW)).position
+    for stranger in (Position("another", 0), Position(position.epoch, 2)):
+        with pytest.raises(Gap):
+            await store.deltas(stranger)
 
 
 async def test_load_is_as_of_one_position(store: Store) -> None:

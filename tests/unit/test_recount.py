@@ -24,6 +24,11 @@ async def found(store: SqliteStore) -> list[Difference]:
     return [one async for one in store.verify() if isinstance(one, Difference)]
 
 
+async def fold(store: SqliteStore) -> None:
+    """Have everything in the rollups, as retention does before it drops anything."""
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+
+
 def change(store: SqliteStore, statement: str) -> None:
     other = apsw.Connection(str(store.path))
     other.execute(statement)
@@ -101,7 +106,26 @@ async def test_changed_decision_is_found(filled: SqliteStore, statement: str, co
 async def test_change_of_an_hour_and_its_minutes_together_is_found(store: SqliteStore) -> None:
     """Rollups that agree among themselves and not with the decisions."""
     await store.commit([[kept(1)]], NOW)
+    await fold(store)
     change(store, "UPDATE rollups SET fallbacks = fallbacks + 1")
+    assert {one.what.split()[0] for one in await found(store)} == {"minute", "hour"}
+
+
+async def test_changed_delta_is_found(store: SqliteStore) -> None:
+    """What is not in the rollups yet is counted all the same; here twice, under another seq."""
+    await store.commit([[kept(1)]], NOW)
+    assert await found(store) == []
+    change(store, "INSERT INTO deltas SELECT seq + 1, packed FROM deltas")
+    differences = await found(store)
+    assert {one.what.split()[0] for one in differences} == {"minute", "hour"}
+    assert all(one.expected.startswith("count 1, ") for one in differences)
+    assert all(one.found.startswith("count 2, ") for one in differences)
+
+
+async def test_missing_delta_is_found(store: SqliteStore) -> None:
+    """One that the rollups do not hold yet."""
+    await store.commit([[kept(1)]], NOW)
+    change(store, "DELETE FROM deltas")
     assert {one.what.split()[0] for one in await found(store)} == {"minute", "hour"}
 
 
@@ -127,6 +151,7 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
     """The period, its start, and the names; unknown ones as a dash."""
     assert store.path == path
     await store.commit([[kept(1, model="")]], NOW)
+    await fold(store)
     change(store, "UPDATE rollups SET count = 7 WHERE period = 'total'")
     names = "default / hybrid / gemini / - / high / success"
     assert await found(store) == [Difference(f"total {names}", "count 1", "count 7")]

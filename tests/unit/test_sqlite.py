@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 from routecast.core.decision import Decision
-from routecast.errors import BadDatabase, SumFull, Unavailable
+from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store import sqlite
@@ -150,16 +150,32 @@ async def test_locked_database_refuses_and_recovers(path: Path) -> None:
     other.close()
 
 
-@pytest.mark.parametrize("period", ["minute", "hour", "total"])
+@pytest.fixture
+def folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold with every commit."""
+    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 1)
+
+
+@pytest.mark.usefixtures("folding")
+@pytest.mark.parametrize(
+    "step",
+    [
+        "INSERT ON deltas",
+        "INSERT ON rollups WHEN new.period = 'minute'",
+        "INSERT ON rollups WHEN new.period = 'hour'",
+        "INSERT ON rollups WHEN new.period = 'total'",
+        "UPDATE OF folded ON history",
+        "UPDATE OF seq ON history",
+    ],
+)
 async def test_commit_that_fails_halfway_leaves_nothing(
-    store: SqliteStore, path: Path, period: str
+    store: SqliteStore, path: Path, step: str
 ) -> None:
     """Not in the file, and not in what the writer remembers of it."""
     await store.commit([[kept(1)]], NOW)
     other = apsw.Connection(str(path))
     other.execute(
-        f"CREATE TRIGGER broken BEFORE INSERT ON rollups WHEN new.period = '{period}' "
-        "BEGIN SELECT raise(ABORT, 'the disk broke'); END"
+        f"CREATE TRIGGER broken BEFORE {step} BEGIN SELECT raise(ABORT, 'the disk broke'); END"
     )
     with pytest.raises(Unavailable, match="the disk broke"):
         await store.commit([[kept(2)], [kept(3, strategy="new")]], NOW)
@@ -168,6 +184,56 @@ async def test_commit_that_fails_halfway_leaves_nothing(
     other.close()
     assert (await store.commit([[kept(2)]], NOW)).inserted == [1]
     await assert_holds(store, [kept(1), kept(2)], seq=2)
+
+
+def counted(path: Path, table: str, where: str = "true") -> int:
+    other = apsw.Connection(str(path))
+    ((rows,),) = other.execute(f"SELECT count(*) FROM {table} WHERE {where}")
+    other.close()
+    return int(rows)
+
+
+async def test_rollups_are_written_for_many_commits_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then the deltas stand beside them: what is read is the same, opened anew too."""
+    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 3)
+    store = SqliteStore(path)
+    await store.open()
+    done: list[Decision] = []
+    for number in range(1, 9):
+        done.append(kept(number))
+        await store.commit([done[-1:]], NOW)
+        folded = number - number % 3
+        rows = "period = 'total' AND count = "
+        assert counted(path, "rollups", rows + str(folded)) == (1 if folded else 0)
+        await assert_holds(store, done, seq=number)
+        await store.close()
+        store = SqliteStore(path)
+        await store.open()
+    await store.close()
+
+
+async def test_large_commit_is_folded_at_once(store: SqliteStore, path: Path) -> None:
+    """What is left to add when reading is bounded by decisions, too."""
+    await store.commit([[kept(n) for n in range(sqlite.FOLD_DECISIONS)]], NOW)
+    assert counted(path, "rollups", f"count = {sqlite.FOLD_DECISIONS}") == 3
+
+
+async def test_old_deltas_are_dropped(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many as the contract asks for are kept; who is further behind must load."""
+    monkeypatch.setattr(sqlite, "DELTAS_KEPT", 5)
+    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 4)
+    start = await store.position()
+    for number in range(20):
+        await store.commit([[kept(number)]], NOW)
+    assert counted(path, "deltas") == 5
+    last = Position(start.epoch, 15)
+    assert [one.position.seq for one in await store.deltas(last)] == [16, 17, 18, 19, 20]
+    with pytest.raises(Gap):
+        await store.deltas(Position(start.epoch, 14))
 
 
 async def test_prune_that_fails_halfway_leaves_all(store: SqliteStore, path: Path) -> None:
@@ -207,8 +273,11 @@ async def test_file_that_is_not_there_any_more(
     await assert_holds(store, [kept(1), kept(2)], seq=2)
 
 
-async def test_sum_past_64_bits_is_refused_not_wrapped(store: SqliteStore) -> None:
-    """Far beyond the contract's limits; nothing of the commit is kept."""
+async def test_sum_past_64_bits_is_refused_not_wrapped(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if one decision could bring half of it; nothing of the commit is kept."""
+    monkeypatch.setattr(sqlite, "LARGEST_VALUE", 2**62)
     await store.commit([[kept(1, cost=2**62)]], NOW)
     with pytest.raises(SumFull, match="64 bits"):
         await store.commit([[kept(2), kept(3, cost=2**62)]], NOW)

@@ -4,7 +4,7 @@ A commit's decisions are accumulated once into minute cells; minutes add up to h
 and hours to the total, so every period is a merge of the same cells. All numbers are integers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, NamedTuple, Self
@@ -262,10 +262,21 @@ class Cells:
             bucket_merge(total, bucket)
         return total
 
-    def merge(self, other: "Cells") -> None:
-        """Add another's sums to these."""
-        for minute, bucket in other.minutes.items():
-            bucket_merge(self.minutes.setdefault(minute, {}), bucket)
+    @property
+    def count(self) -> int:
+        """How many decisions they are the sums of."""
+        return sum(sums.count for bucket in self.minutes.values() for sums in bucket.values())
+
+    @classmethod
+    def sum(cls, parts: Sequence["Cells"]) -> "Cells":
+        """Return the sums of several; of one alone, itself."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls()
+        for part in parts:
+            for minute, bucket in part.minutes.items():
+                bucket_merge(whole.minutes.setdefault(minute, {}), bucket)
+        return whole
 
     def keys(self) -> Iterator[Key]:
         """Yield the key of every cell."""

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import apsw
 
+from routecast.core.delta import Delta
 from routecast.core.histogram import bin_of, pack, unpack
 from routecast.core.rollup import Sums
 from routecast.ports import Checked, Difference
@@ -70,26 +71,35 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
 
     The connection is this function's alone until it is done; `query` runs a named query on it,
     whose rows are read as they are asked for.
-    Four things must hold: minutes are the sums of their decisions; hours, of theirs and those
+    Stored are the rollups and, beside them, the deltas not yet folded into them. Four things must
+    hold of both together: minutes are the sums of their decisions; hours, of theirs and those
     pruned; hours, of their minutes (while minutes are kept); and the total, of all hours.
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
-    _, seq, minutes_from = next(query("history"))
+    _, seq, minutes_from, folded = next(query("history"))
     of = next(query("count_decisions"))[0]
-    names = {row[0]: " / ".join(part or "-" for part in row[1:]) for row in query("series")}
+    series = {row[1:]: row[0] for row in query("series")}
+    names = {number: " / ".join(part or "-" for part in key) for key, number in series.items()}
     last = next(query("latest_seq"))[0]
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
 
+    unfolded = _unfolded((Delta.unpack(packed) for (packed,) in query("deltas", folded)), series)
+
     def stored(period: str, first: int, end: int) -> _Rows:
-        return {(row[0], row[1]): _row(row[2:]) for row in query("rollups", period, first, end)}
+        rows = {(row[0], row[1]): _row(row[2:]) for row in query("rollups", period, first, end)}
+        for (start, number), row in unfolded.get(period, {}).items():
+            if first <= start < end:
+                rows |= _by_start(start, {(start, number): row}, _only(rows, start, number))
+        return rows
 
     yield Checked("counting decisions", 0, of)
     counted = itertools.groupby(query("recount"), key=lambda row: row[0] // HOUR * HOUR)
+    hours = {row[0] for row in query("hours")} | {start for start, _ in unfolded["hour"]}
     done = 0
     total: _Rows = {}
-    for hour, minutes in _by_hour(counted, (row[0] for row in query("hours"))):
+    for hour, minutes in _by_hour(counted, iter(sorted(hours))):
         held = stored("hour", hour, hour + 1)
         kept = stored("minute", hour, hour + HOUR)
         pruned = stored("pruned", hour, hour + 1)
@@ -103,6 +113,26 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
         yield Checked("comparing hours", done, of)
     yield from _compare("total", total, stored("total", 0, 1), names)
     db.execute("ROLLBACK")
+
+
+def _unfolded(deltas: Iterator[Delta], series: Mapping[tuple[str, ...], int]) -> dict[str, _Rows]:
+    """Return what deltas will add to the rollups of each period."""
+    added: dict[str, _Rows] = {"minute": {}, "hour": {}, "total": {}}
+    for delta in deltas:
+        for minute, bucket in delta.cells.minutes.items():
+            second = minute * 60
+            starts = {"minute": second, "hour": second // HOUR * HOUR, "total": 0}
+            for key, sums in bucket.items():
+                row = _row(sums.row())
+                for period, start in starts.items():
+                    rows, number = added[period], series[key]
+                    rows |= _by_start(start, {(start, number): row}, _only(rows, start, number))
+    return added
+
+
+def _only(rows: _Rows, start: int, series: int) -> _Rows:
+    held = rows.get((start, series))
+    return {} if held is None else {(start, series): held}
 
 
 def _bins_factory() -> tuple[_Bins, Any, Any]:

@@ -1,7 +1,11 @@
 """The embedded store: SQLite through apsw, one writer thread, readers beside it.
 
+A commit writes its decisions, its delta and the position. Deltas are folded into the rollups many
+at a time, by a later commit: the rollups and the deltas not folded yet are the sums, together and
+at any moment.
+
 The writer keeps the rollups it touched last in memory. Within `BEGIN IMMEDIATE` nobody else can
-write, and `seq` shows whether anybody did before: only then are those rollups read again.
+write, and SQLite's `data_version` shows whether anybody did before: only then are they read again.
 """
 
 import asyncio
@@ -19,12 +23,12 @@ import apsw
 import msgspec
 
 from routecast.core.decision import Decision
-from routecast.core.delta import Delta
+from routecast.core.delta import Delta, following
 from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
 from routecast.core.snapshot import Snapshot, needed
-from routecast.errors import BadDatabase, SumFull, Unavailable
-from routecast.ports import Checked, Commit, Difference
-from routecast.protocol import Position
+from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
+from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
+from routecast.protocol import MAX_COST, Position
 from routecast.store.queries import load_migrations, load_queries
 from routecast.store.recount import recount
 
@@ -44,6 +48,13 @@ ROWS_PER_STEP: Final = 100
 PERIODS_KEPT: Final = 256
 CHECKPOINT_PAGES: Final = 4_000
 STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP  # one for each number of rows in a step
+
+# Deltas are folded once they hold so many decisions, or are so many.
+FOLD_DECISIONS: Final = 2_000
+FOLD_COMMITS: Final = 64
+# No sum has room for more than the first; one decision adds to none more than the second.
+LARGEST_SUM: Final = 2**63 - 1
+LARGEST_VALUE: Final = int(MAX_COST) * 10**9
 
 _START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
@@ -102,6 +113,9 @@ class SqliteStore:
 
     async def load(self, now: int) -> Snapshot:
         return await self._run(self._readers, self._load, now)
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        return await self._run(self._readers, self._deltas, after)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._run(self._writer, self._prune, decisions_before, minutes_before, limit)
@@ -212,9 +226,12 @@ class SqliteStore:
     # -- writing (on the writer thread) ---------------------------------------------------------
 
     def _forget(self) -> None:
-        self._seq = -1
+        self._version = -1  # SQLite's data_version when what follows was read
         self._series: dict[tuple[str, ...], int] = {}
         self._buckets: dict[tuple[str, int], Bucket] = {}
+        self._unfolded: list[Cells] = []
+        self._unfolded_decisions = 0
+        self._largest = 0  # no sum of the rollups is over it
 
     def _commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         try:
@@ -244,10 +261,15 @@ class SqliteStore:
 
     def _begin(self) -> Position:
         self._check_place()
-        epoch, seq, _ = query(self._db, "history")[0]
-        if seq != self._seq:
+        epoch, seq, _, folded = query(self._db, "history")[0]
+        version = self._db.pragma("data_version")
+        if version != self._version:
             self._forget()
-            self._seq = seq
+            self._version = version
+            for delta in _deltas_after(self._db, folded):
+                self._unfolded.append(delta.cells)
+                self._unfolded_decisions += delta.cells.count
+            self._largest = query(self._db, "largest_sum")[0][0]
         return Position(epoch, seq + 1)
 
     def _insert(self, decisions: Iterable[Decision], position: Position, received: int) -> bool:
@@ -296,15 +318,38 @@ class SqliteStore:
     ) -> Commit:
         cells = Cells()
         cells.add(itertools.chain.from_iterable(inserted))
-        self._merge("minute", cells.minutes)
-        self._merge("hour", cells.hours())
-        self._merge("total", {0: cells.total()})
+        delta = Delta(position, cells, received)
+        query(self._db, "add_delta", position.seq, delta.pack())
+        self._unfolded.append(cells)
+        self._unfolded_decisions += sum(map(len, inserted))
+        if self._must_fold():
+            self._fold(position.seq)
         query(self._db, "advance", position.seq)
         self._db.execute("COMMIT")
-        self._seq = position.seq
-        return Commit(
-            position, [len(batch) for batch in inserted], Delta(position, cells, received)
+        return Commit(position, [len(batch) for batch in inserted], delta)
+
+    def _must_fold(self) -> bool:
+        return (
+            self._unfolded_decisions >= FOLD_DECISIONS
+            or len(self._unfolded) >= FOLD_COMMITS
+            # Only in the rollups themselves a sum is found to be full.
+            or self._largest + self._unfolded_decisions * LARGEST_VALUE > LARGEST_SUM
         )
+
+    def _fold(self, seq: int) -> None:
+        """Add to the rollups what they lack of the commits up to this one."""
+        if not self._unfolded:
+            return
+        cells = Cells.sum(self._unfolded)
+        self._merge("minute", cells.minutes)
+        self._merge("hour", cells.hours())
+        total = cells.total()
+        self._merge("total", {0: total})
+        held = self._bucket("total", 0)
+        self._largest = max([self._largest, *(max(held[key].row()[:-1]) for key in total)])
+        self._unfolded, self._unfolded_decisions = [], 0
+        query(self._db, "set_folded", seq)
+        query(self._db, "drop_deltas", seq - DELTAS_KEPT)
 
     def _merge(self, period: str, buckets: dict[int, Bucket]) -> None:
         rows: list[tuple[Any, ...]] = []
@@ -352,7 +397,7 @@ class SqliteStore:
     def _prune(self, decisions_before: int, minutes_before: int, limit: int) -> int:
         try:
             with transaction(self._db):
-                self._begin()
+                self._fold(self._begin().seq - 1)
                 dropped = self._prune_decisions(decisions_before, limit)
                 dropped += self._prune_minutes(minutes_before // 10**6, limit - dropped)
                 self._db.execute("COMMIT")
@@ -392,7 +437,7 @@ class SqliteStore:
 
     def _position(self) -> Position:
         self._check_place()
-        epoch, seq, _ = query(self._reader, "history")[0]
+        epoch, seq, *_ = query(self._reader, "history")[0]
         return Position(epoch, seq)
 
     @staticmethod
@@ -402,7 +447,8 @@ class SqliteStore:
     def _load(self, now: int) -> Snapshot:
         wanted = needed(now)
         with transaction(self._reader, "BEGIN"):
-            position = self._position()
+            self._check_place()
+            epoch, _, _, folded = query(self._reader, "history")[0]
             names = self._read_series(self._reader)
 
             def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
@@ -418,7 +464,25 @@ class SqliteStore:
             minutes: dict[int, Bucket] = {}
             for span in wanted.minutes:
                 minutes.update(buckets("minute", *span))
-        return Snapshot(position, now, total, hours, minutes)
+            snapshot = Snapshot(Position(epoch, folded), now, total, hours, minutes)
+            for delta in _deltas_after(self._reader, folded):
+                snapshot.apply(delta)
+        return snapshot
+
+    def _deltas(self, after: Position) -> list[Delta]:
+        with transaction(self._reader, "BEGIN"):
+            position = self._position()
+            if position.epoch != after.epoch or position.seq < after.seq:
+                raise Gap(f"{position} after {after}")
+            deltas = following(_deltas_after(self._reader, after.seq), after)
+        if len(deltas) != position.seq - after.seq:
+            raise Gap(f"the deltas after seq {after.seq} are not kept any more")
+        return deltas
+
+
+def _deltas_after(db: apsw.Connection, seq: int) -> Iterator[Delta]:
+    for (packed,) in select(db, "deltas", seq):
+        yield Delta.unpack(packed)
 
 
 @contextmanager

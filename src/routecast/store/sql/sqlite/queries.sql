@@ -4,10 +4,29 @@ INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
 ON CONFLICT DO NOTHING;
 
 -- name: history
-SELECT epoch, seq, minutes_from FROM history;
+SELECT epoch, seq, minutes_from, folded FROM history;
 
 -- name: advance
 UPDATE history SET seq = ?;
+
+-- name: add_delta
+INSERT INTO deltas (seq, packed) VALUES (?, ?);
+
+-- name: deltas
+SELECT packed FROM deltas WHERE seq > ? ORDER BY seq;
+
+-- name: drop_deltas
+DELETE FROM deltas WHERE seq <= ?;
+
+-- name: set_folded
+UPDATE history SET folded = ?;
+
+-- name: largest_sum
+-- Of any series over all time.
+SELECT coalesce(max(max(
+    confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens,
+    metered_cost, metered_input, metered_output
+)), 0) FROM rollups WHERE period = 'total';
 
 -- name: touch
 UPDATE history SET seq = seq;
