@@ -19,6 +19,7 @@ from routecast.app import Engines
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.clock import SystemClock
+from routecast.cluster.memory import MemoryCluster
 from routecast.config import Settings
 from routecast.prices import GenaiPrices
 from routecast.store.sqlite import SqliteStore
@@ -135,7 +136,9 @@ async def test_websocket_uses_redis_cache(
     caplog.set_level(logging.INFO, "routecast")
     clock = SystemClock()
     store = SqliteStore(tmp_path / "routecast.db")
-    engines = Engines(store, MemoryCache(clock, 4), MemoryBus(), clock, GenaiPrices())
+    engines = Engines(
+        store, MemoryCache(clock, 4), MemoryBus(), MemoryCluster(), clock, GenaiPrices()
+    )
     with InsideServer(Settings(), engines, edge) as server:
         async with connect(f"{server.ws_url}?interval=0.1") as stream:
             before = await receive(stream)
@@ -143,6 +146,7 @@ async def test_websocket_uses_redis_cache(
             while "Metrics cache HIT" not in caplog.messages:
                 document = await receive(stream)
             assert server.call(server.services.health()).source == "cache"
+            caplog.clear()
             while "Metrics cache MISS" not in caplog.messages:
                 document = await receive(stream)
             document = await receive(stream)

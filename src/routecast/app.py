@@ -12,11 +12,12 @@ from urllib.parse import unquote, urlsplit
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.clock import SystemClock
+from routecast.cluster.memory import MemoryCluster
 from routecast.config import Settings
 from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
@@ -35,9 +36,10 @@ from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.live import Live
 from routecast.maintenance import Retention, run_retention
-from routecast.ports import Bus, Cache, Clock, Prices, Store
+from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
+from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Engines:
     store: Store
     cache: Cache
     bus: Bus
+    cluster: Cluster
     clock: Clock
     prices: Prices
 
@@ -88,6 +91,7 @@ def open_engines(settings: Settings) -> Engines:
         store=open_store(settings.database_url),
         cache=MemoryCache(clock, settings.cache_seconds),
         bus=MemoryBus(),
+        cluster=MemoryCluster(),
         clock=clock,
         prices=GenaiPrices(),
     )
@@ -101,21 +105,28 @@ class Services:
         self.instruments = Instruments()
         self._retention = Retention(settings.decision_days, settings.minute_days)
         names = Names(settings.max_names, settings.max_series)
-        self.ingest = Ingest(
-            engines.store, engines.cache, engines.bus, engines.clock, names, self.instruments
-        )
-        self.live = Live(
+        self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
+        self.sources = Sources(
             engines.store,
             engines.cache,
             engines.bus,
+            engines.cluster,
+            engines.clock,
+            self.instruments,
+        )
+        self.live = Live(
+            self.sources,
+            engines.store,
+            engines.bus,
+            engines.cluster,
             engines.clock,
             self.instruments,
             on_load=lambda snapshot: names.learn(snapshot.keys()),
         )
         self.latest = Latest(
             self.live.current,
-            engines.cache,
-            engines.store,
+            self.live.held,
+            self.sources,
             engines.clock,
             self.instruments,
             _baseline(settings, engines.prices),
@@ -136,7 +147,7 @@ class Services:
         """Open the engines and run the services; at the end commit what waits and close all."""
         engines = self.engines
         async with AsyncExitStack() as stack:
-            for engine in (engines.store, engines.cache, engines.bus):
+            for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
             await stack.enter_async_context(_opened(engines.store))
             retention = run_retention(engines.store, engines.clock, self._retention)
@@ -158,7 +169,7 @@ class Services:
         failing = self.live.failing or self.ingest.failing
         components = Components(
             database="failing" if failing else "ok",
-            cache="failing" if self.latest.cache_failing else "ok",
+            cache="failing" if self.sources.cache_failing else "ok",
             bus="ok",
         )
         return Health(
@@ -232,10 +243,10 @@ def _tell_crash(task: asyncio.Task[None]) -> None:
         log.critical("The service %s crashed", task.get_name(), exc_info=task.exception())
 
 
-class _App(FastAPI):
+class App(FastAPI):
     """FastAPI, with the hot route in front of its middleware, which costs more than the route."""
 
-    decisions: ASGIApp
+    decisions: Decisions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == DECISIONS and scope["method"] == "POST":
@@ -244,7 +255,7 @@ class _App(FastAPI):
             await super().__call__(scope, receive, send)
 
 
-def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
+def create_app(settings: Settings, engines: Engines | None = None) -> App:
     """Return the ASGI application. `engines` replaces those that the settings name.
 
     Raises BadSettings. The services start with the application's lifespan, which every ASGI
@@ -257,7 +268,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
         async with services.running():
             yield
 
-    app = _App(
+    app = App(
         title="Routecast",
         version=VERSION,
         summary="Live, exact metrics of LLM routing decisions.",
@@ -271,7 +282,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
     return app
 
 
-def _add_routes(app: _App, settings: Settings, services: Services) -> None:
+def _add_routes(app: App, settings: Settings, services: Services) -> None:
     engines = services.engines
     rules = Rules(
         high=settings.band_high,

@@ -9,7 +9,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from operator import is_not
 from typing import Final
 
@@ -17,7 +16,7 @@ from routecast.core.decision import Decision
 from routecast.core.names import Names
 from routecast.errors import RoutecastError, SumFull, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Bus, Cache, Clock, Commit, Store
+from routecast.ports import Bus, Clock, Store
 from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
@@ -32,6 +31,10 @@ TURNS: Final = 3
 FAILING_SECONDS: Final = 5.0
 
 
+# How many of a batch were new, and the position of their commit.
+Pending = asyncio.Future[tuple[int, Position]]
+
+
 class Batch:
     """Decisions that were sent together, and the promise of an answer to them."""
 
@@ -39,7 +42,7 @@ class Batch:
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.decisions = decisions
-        self.done: asyncio.Future[tuple[int, Position]] = asyncio.get_running_loop().create_future()
+        self.done: Pending = asyncio.get_running_loop().create_future()
 
 
 class Ingest:
@@ -48,14 +51,12 @@ class Ingest:
     def __init__(
         self,
         store: Store,
-        cache: Cache,
         bus: Bus,
         clock: Clock,
         names: Names,
         instruments: Instruments,
     ) -> None:
         self._store = store
-        self._cache = cache
         self._bus = bus
         self._clock = clock
         self._names = names
@@ -84,14 +85,13 @@ class Ingest:
             raise Unavailable("too many decisions are waiting")
         await self._store.check()
 
-    async def submit(self, decisions: Sequence[Decision]) -> tuple[int, Position]:
-        """Keep a batch; return how many were new, and the position of their commit.
+    def submit(self, decisions: Sequence[Decision]) -> Pending:
+        """Keep a batch: await what is returned for how many were new, and their position.
 
-        Returns after the commit. Raises Unavailable when there is no room or the database cannot
-        take it: then nothing of the batch is kept, and it may be sent again.
+        It is done after the commit. Where there is no room, or the database cannot take it, this
+        or the awaiting raises Unavailable (or SumFull): then nothing of the batch is kept, and it
+        may be sent again. Who awaits no longer does not take back what was sent.
         """
-        if not decisions:
-            return 0, await self._store.position()
         if self._closing:
             raise self._refuse(decisions, "shutting down", retry_after=5)
         if self._waiting and self._waiting + len(decisions) > MAX_WAITING:
@@ -104,12 +104,7 @@ class Ingest:
         self._queue.append(batch)
         self._waiting += len(decisions)
         self._arrived.set()
-        try:
-            # A client that hangs up cancels the answer; it does not take back what it sent.
-            return await batch.done
-        except RoutecastError:
-            self._instruments.decisions.labels("refused").inc(len(decisions))
-            raise
+        return batch.done
 
     def _refuse(self, decisions: Sequence[Decision], why: str, retry_after: int) -> Unavailable:
         self._instruments.decisions.labels("refused").inc(len(decisions))
@@ -165,7 +160,9 @@ class Ingest:
         if self._failed is not None:
             log.warning("Commits succeed again")
             self._failed = None
-        await self._tell(commit)
+        # Before the answers, so that whoever has one reads what it wrote.
+        if commit.delta is not None:
+            self._bus.publish(commit.delta)
         for batch, inserted in zip(group, commit.inserted, strict=True):
             self._waiting -= len(batch.decisions)
             if not batch.done.done():
@@ -179,13 +176,6 @@ class Ingest:
         for batch in group:
             await self._commit([batch])
 
-    async def _tell(self, commit: Commit) -> None:
-        # Before the answers, so that whoever has one reads what it wrote.
-        if commit.delta is not None:
-            self._bus.publish(commit.delta)
-            with suppress(Unavailable):  # what is cached expires by itself, too
-                await self._cache.invalidate(commit.position)
-
     def _fail(self, group: list[Batch], error: Exception) -> None:
         if not isinstance(error, Unavailable):
             log.error("A commit failed for a reason not foreseen", exc_info=error)
@@ -198,6 +188,7 @@ class Ingest:
     def _answer(self, group: list[Batch], error: RoutecastError) -> None:
         for batch in group:
             self._waiting -= len(batch.decisions)
+            self._instruments.decisions.labels("refused").inc(len(batch.decisions))
             if not batch.done.done():
                 batch.done.set_exception(error)
                 # Nobody may be waiting any more; the failure is logged and counted all the same.

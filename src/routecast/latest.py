@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from routecast.core.decision import MINUTE, SECOND
@@ -17,8 +16,9 @@ from routecast.core.metrics import Baseline, render
 from routecast.core.view import View
 from routecast.errors import Unavailable, Uncovered
 from routecast.instruments import Instruments
-from routecast.ports import Cache, Clock, Reading, Store
+from routecast.ports import Clock, Reading
 from routecast.protocol import Position, Source
+from routecast.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,15 @@ class Latest:
     def __init__(
         self,
         live: Callable[[], Reading | None],
-        cache: Cache,
-        store: Store,
+        held: Callable[[], Reading | None],
+        sources: Sources,
         clock: Clock,
         instruments: Instruments,
         baseline: Baseline | None = None,
     ) -> None:
         self._live = live
-        self._cache = cache
-        self._store = store
+        self._held = held
+        self._sources = sources
         self._clock = clock
         self._instruments = instruments
         self._baseline = baseline
@@ -62,7 +62,6 @@ class Latest:
         self._one = asyncio.Lock()
         self._encoded: OrderedDict[View, _Encoded] = OrderedDict()
         self._fresh: dict[View, tuple[Position, int, Frame]] = {}
-        self.cache_failing = False
 
     async def read(self) -> Reading:
         """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
@@ -75,48 +74,33 @@ class Latest:
         return reading
 
     async def _ask(self) -> Reading:
-        now = self._clock.now()
-        known = self._known
-        if 0 <= now - self._asked < REUSE:
-            if known is None:
-                raise Unavailable(_NOTHING)
-            return known if known.source is not Source.LIVE else self._stale(known)
-        self._asked = now
-        reading = await self._from_cache() or await self._from_store()
-        if reading is not None:
-            return reading
+        now, known = self._clock.now(), self._last()
+        asked_lately = 0 <= now - self._asked < REUSE
+        if not asked_lately:
+            self._asked = now
+            reading = await self._from_engines(now)
+            # Whoever saw a number must not see an older one.
+            if reading is not None and not _is_older(reading, known):
+                return reading
         if known is None:
             raise Unavailable(_NOTHING)
-        return self._stale(known)
-
-    @staticmethod
-    def _stale(known: Reading) -> Reading:
+        if asked_lately and known.source in (Source.CACHE, Source.DATABASE):
+            return known
         return Reading(known.snapshot, Source.STALE, known.as_of)
 
-    async def _from_cache(self) -> Reading | None:
-        result = "error"
-        try:
-            snapshot = await self._cache.get()
-            result = "miss" if snapshot is None else "hit"
-        except (Unavailable, ValueError) as error:
-            log.warning("Metrics cache cannot be used: %s", error)
-            snapshot = None
-        self.cache_failing = result == "error"
-        self._instruments.cache.labels(result).inc()
-        log.info("Metrics cache %s", "MISS" if snapshot is None else "HIT")
-        if snapshot is None:
-            return None
-        return Reading(snapshot, Source.CACHE, self._clock.now())
+    def _last(self) -> Reading | None:
+        """Return the newest reading there ever was."""
+        known, held = self._known, self._held()
+        return held if held is not None and (known is None or _is_older(known, held)) else known
 
-    async def _from_store(self) -> Reading | None:
-        now = self._clock.now()
+    async def _from_engines(self, now: int) -> Reading | None:
+        snapshot = await self._sources.cached()
+        if snapshot is not None:
+            return Reading(snapshot, Source.CACHE, now)
         try:
-            snapshot = await self._store.load(now)
+            return Reading(await self._sources.stored(), Source.DATABASE, now)
         except Unavailable:
             return None
-        with suppress(Unavailable):
-            await self._cache.put(snapshot)
-        return Reading(snapshot, Source.DATABASE, now)
 
     def frame_now(self, view: View) -> Frame | None:
         """Return a view's newest frame from live state, None when that cannot answer.
@@ -175,3 +159,10 @@ class Latest:
                 self._encoded.popitem(last=False)
         self._encoded.move_to_end(view)
         return stamp(held.opened, now, reading.source, held.position)
+
+
+def _is_older(reading: Reading, than: Reading | None) -> bool:
+    if than is None:
+        return False
+    ours, theirs = reading.snapshot.position, than.snapshot.position
+    return ours.epoch == theirs.epoch and ours.seq < theirs.seq

@@ -1,14 +1,20 @@
 """Live: a snapshot in memory, kept in step by the deltas on the bus.
 
-A gap, a new epoch, a position ahead of ours: the snapshot is loaded again, never guessed at.
-While that lasts `current` is None and others answer.
+Deltas are applied strictly in order. One that comes early waits for those before it; one that does
+not come is fetched, from the bus's own memory or from the database; and where that does not reach,
+or the epoch is another, the snapshot is had anew. It is never guessed at.
+
+A lost delta is noticed by the next one, or by the position that nodes announce: each its own
+commits', and one of them, by turns, the database's. While the bus cannot be heard, each node reads
+from the database what it missed.
 """
 
 import asyncio
 import logging
-from collections import deque
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import Final
 
 from routecast.core.decision import MINUTE
@@ -16,53 +22,86 @@ from routecast.core.delta import Delta
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.errors import Gap, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Bus, Cache, Clock, Reading, Store
+from routecast.ports import Bus, Clock, Cluster, Reading, Store
 from routecast.protocol import Position, Source
+from routecast.sources import Sources
 
 log = logging.getLogger(__name__)
 
-# How often the database is asked for its position: what a lost last delta can cost, in seconds.
+# Between two looks at how things are, in seconds.
+STEP_SECONDS: Final = 1.0
+# How often the nodes, together, read the database's position.
 LOOK_SECONDS: Final = 2.0
 # A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
 GRACE_SECONDS: Final = 0.5
-# Deltas kept while a snapshot is loading; should more come, the load starts again.
-MAX_PENDING: Final = 10_000
+# Deltas that wait for those before them; should more come, they are dropped, and fetched later.
+MAX_EARLY: Final = 1_000
+# So often the database's position may fail to be heard of; then the bus is as good as gone.
+SILENT_LOOKS: Final = 4
 
 
 class Live:
-    """The newest state. Run `run` as a task; read `current`."""
+    """The newest state. Run `run` as a task; read `current`.
+
+    `look_seconds` is how often the nodes, together, read the database's position; None for a node
+    that has no database. Each `cache_seconds`, one of them caches a snapshot for nodes to start
+    from; None where there are no others.
+    """
 
     def __init__(
         self,
+        sources: Sources,
         store: Store,
-        cache: Cache,
         bus: Bus,
+        cluster: Cluster,
         clock: Clock,
         instruments: Instruments,
+        *,
+        look_seconds: float | None = LOOK_SECONDS,
+        cache_seconds: float | None = None,
         on_load: Callable[[Snapshot], None] = lambda _: None,
     ) -> None:
+        self._sources = sources
         self._store = store
-        self._cache = cache
         self._bus = bus
+        self._cluster = cluster
         self._clock = clock
         self._instruments = instruments
+        self._look_seconds = look_seconds
+        self._cache_seconds = cache_seconds
         self._on_load = on_load
         self._snapshot: Snapshot | None = None
         self._in_step = False
-        self._reachable = True
-        self._pending: deque[Delta] | None = None  # while loading
+        self._loading = False
+        self._early: dict[int, Delta] = {}  # by seq
+        self._announced: Position | None = None  # the last that was heard of
+        self._heard = -inf  # when that was, on the monotonic clock
+        self._next_look = -inf  # when this node may look by itself, on the same
+        self._read = clock.now()  # when the database was last known to be as our snapshot is
+        self._cached: Position | None = None
         self._stir = asyncio.Event()
         self._tried = asyncio.Event()
-        self.failing: str | None = None
+        self.failing: str | None = None  # why the database cannot be read
 
     def current(self) -> Reading | None:
-        """Return the live snapshot, or None while it may not be the newest."""
+        """Return the live snapshot, or None while it may not be the newest.
+
+        Its source is the database as long as the bus cannot be heard.
+        """
         snapshot, now = self._snapshot, self._clock.now()
-        if snapshot is None or not self._in_step or not self._reachable:
+        if snapshot is None or not self._in_step or self.failing is not None:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
             return None
-        return Reading(snapshot, Source.LIVE, now)
+        if self._hears():
+            return Reading(snapshot, Source.LIVE, now)
+        return Reading(snapshot, Source.DATABASE, self._read)
+
+    def held(self) -> Reading | None:
+        """Return the snapshot there is, be it the newest or not."""
+        if self._snapshot is None:
+            return None
+        return Reading(self._snapshot, Source.STALE, self._read)
 
     @property
     def position(self) -> Position | None:
@@ -74,21 +113,150 @@ class Live:
         await self._tried.wait()
 
     async def run(self) -> None:
-        """Load, follow the bus, and look at the database's position now and then. Never ends."""
+        """Load, follow the bus, and see to it that nothing is missed. Never ends."""
         stop = self._bus.listen(self._receive)
         try:
             while True:
-                if self._must_load():
-                    await self._load()
-                    self._tried.set()
-                else:
-                    await self._look()
+                await self._step()
+                self._tried.set()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(STEP_SECONDS):
                         await self._stir.wait()
                 self._stir.clear()
         finally:
             stop()
+
+    async def _step(self) -> None:
+        try:
+            await self._look()
+            if self._must_load():
+                await self._load()
+            elif self._is_behind():
+                await self._catch_up()
+        except Gap as gap:
+            log.warning("Live state lost step (%s); loading it again", gap)
+            self._in_step = False
+            self._stir.set()
+        except Unavailable as error:
+            self._lost(error)
+        else:
+            self._announce()
+            await self._share()
+
+    # -- hearing --------------------------------------------------------------------------------
+
+    def _receive(self, news: Delta | Position) -> None:
+        if isinstance(news, Delta):
+            self._take(news)
+        else:
+            self._note(news)
+
+    def _take(self, delta: Delta) -> None:
+        """Apply a delta, or keep it until those before it are here."""
+        snapshot, position = self._snapshot, delta.position
+        if snapshot is not None and self._in_step:
+            if position.epoch != snapshot.position.epoch:
+                self._in_step = False
+                self._note(position)
+                return
+            if position.seq == snapshot.position.seq + 1:
+                self._apply(snapshot, delta)
+            elif position.seq > snapshot.position.seq:
+                self._keep(delta)
+                self._stir.set()
+        if self._loading or snapshot is None:
+            self._keep(delta)
+
+    def _apply(self, snapshot: Snapshot, delta: Delta | None) -> None:
+        while delta is not None:
+            snapshot.apply(delta)
+            self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
+            delta = self._early.pop(snapshot.position.seq + 1, None)
+        self._instruments.position_seq.set(snapshot.position.seq)
+
+    def _keep(self, delta: Delta) -> None:
+        if len(self._early) >= MAX_EARLY:
+            self._early.clear()
+        self._early[delta.position.seq] = delta
+
+    def _note(self, position: Position) -> None:
+        """Take note of where the database stands, as somebody has seen it."""
+        self._announced = position
+        self._heard = time.monotonic()
+        if self._is_behind():
+            self._stir.set()
+        elif self._in_step:
+            self._read = self._clock.now()
+
+    def _hears(self) -> bool:
+        """Whether what the others commit can be heard."""
+        patience = SILENT_LOOKS * (self._look_seconds or LOOK_SECONDS)
+        return self._bus.failing is None and time.monotonic() - self._heard < patience
+
+    def _announce(self) -> None:
+        """Tell where we are, unless it is known: whoever missed the last delta learns by it."""
+        ours = self.position
+        if ours is not None and self._in_step and ours != self._announced:
+            heard = self._heard
+            self._bus.announce(ours)
+            self._heard = heard  # of the database itself nothing was heard by this
+
+    # -- looking --------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Read the database's position if it is this node's turn, and tell everybody."""
+        if self._look_seconds is None:
+            if not self._hears():
+                raise Unavailable("nothing is heard of the database")
+            self._found()
+        elif await self._is_our_turn(self._look_seconds):
+            position = await self._store.position()
+            self._found()
+            self._bus.announce(position)
+
+    async def _is_our_turn(self, seconds: float) -> bool:
+        if self._hears() and self.failing is None:
+            with suppress(Unavailable):
+                return await self._cluster.claim("look", seconds)
+        now = time.monotonic()
+        if now < self._next_look:
+            return False
+        self._next_look = now + seconds
+        return True
+
+    def _is_behind(self) -> bool:
+        snapshot, there = self._snapshot, self._announced
+        if snapshot is None or not self._in_step:
+            return False
+        if self._early:
+            return True
+        ours = snapshot.position
+        return there is not None and (there.epoch != ours.epoch or there.seq > ours.seq)
+
+    async def _catch_up(self) -> None:
+        """Fetch what was missed. Raises Gap when it cannot be had, Unavailable."""
+        await asyncio.sleep(GRACE_SECONDS)
+        if not self._is_behind():
+            return
+        assert self._snapshot is not None
+        for delta in await self._missed(self._snapshot.position):
+            self._take(delta)
+        if self._is_behind():
+            raise Gap(f"{self._announced} after {self._snapshot.position}")
+
+    async def _missed(self, ours: Position) -> list[Delta]:
+        known = max([*self._early, self._announced.seq if self._announced else 0])
+        with suppress(Gap, Unavailable):
+            deltas = await self._bus.deltas(ours)
+            if deltas and deltas[-1].position.seq >= known:
+                return deltas
+        deltas = await self._store.deltas(ours)
+        if not deltas:  # whoever announced something else was wrong
+            self._note(ours)
+            self._early.clear()
+        return deltas
+
+    # -- loading --------------------------------------------------------------------------------
 
     def _must_load(self) -> bool:
         snapshot = self._snapshot
@@ -97,74 +265,46 @@ class Live:
         # The minutes a snapshot holds move on with the clock, whichever way it is set.
         return not 0 <= self._clock.now() - snapshot.taken < LIFETIME
 
-    def _receive(self, delta: Delta) -> None:
-        if self._pending is not None:
-            if len(self._pending) >= MAX_PENDING:
-                self._pending.clear()
-            self._pending.append(delta)
-        if self._snapshot is not None and self._in_step:
-            self._follow(self._snapshot, delta)
-
-    def _follow(self, snapshot: Snapshot, delta: Delta) -> None:
-        try:
-            snapshot.apply(delta)
-        except Gap as gap:
-            log.warning("Live state lost step (%s); loading it again", gap)
-            self._in_step = False
-            self._stir.set()
-            return
-        self._instruments.position_seq.set(snapshot.position.seq)
-        self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
-
     async def _load(self) -> None:
-        self._pending = deque()
+        self._loading = True
         try:
-            snapshot = await self._store.load(self._clock.now())
-            # What came meanwhile and is not in it yet; a gap means that even more is missing.
-            for delta in self._pending:
-                snapshot.apply(delta)
-        except Gap:
-            self._stir.set()
-            return
-        except Unavailable as error:
-            self._lost(error)
-            return
+            snapshot = await self._sources.newest(self._announced)
         finally:
-            self._pending = None
+            self._loading = False
+        position = snapshot.position
+        self._early = {
+            seq: delta
+            for seq, delta in self._early.items()
+            if delta.position.epoch == position.epoch and seq > position.seq
+        }
+        self._apply(snapshot, self._early.pop(position.seq + 1, None))
         self._snapshot, self._in_step = snapshot, True
-        self._found()
+        if self._announced is None or self._announced.epoch != position.epoch:
+            self._announced = position
         self._instruments.reloads.inc()
-        self._instruments.position_seq.set(snapshot.position.seq)
         self._on_load(snapshot)
+        if self._is_behind():
+            self._stir.set()
+
+    async def _share(self) -> None:
+        """Cache a snapshot now and then, so that a node that starts need not read the database."""
+        if self._cache_seconds is None or self._snapshot is None or not self._in_step:
+            return
+        if self._snapshot.position == self._cached:
+            return
         with suppress(Unavailable):
-            await self._cache.put(snapshot)
+            if await self._cluster.claim("cache", self._cache_seconds):
+                self._cached = self._snapshot.position
+                await self._sources.cache(self._snapshot)
 
-    async def _look(self) -> None:
-        try:
-            position = await self._store.position()
-            if self._behind(position):
-                await asyncio.sleep(GRACE_SECONDS)
-                if self._behind(position):
-                    log.warning("Live state is behind the database; loading it again")
-                    self._in_step = False
-                    self._stir.set()
-        except Unavailable as error:
-            self._lost(error)
-        else:
-            self._found()
-
-    def _behind(self, position: Position) -> bool:
-        ours = self.position
-        return ours is None or ours.epoch != position.epoch or ours.seq < position.seq
+    # -- the database ---------------------------------------------------------------------------
 
     def _lost(self, error: Unavailable) -> None:
-        if self._reachable:  # said once, not at each look
+        if self.failing is None:  # said once, not at each look
             log.error("The database cannot be read: %s", error)
-        self._reachable = False
         self.failing = str(error)
 
     def _found(self) -> None:
-        if not self._reachable:
+        if self.failing is not None:
             log.warning("The database can be read again")
-        self._reachable = True
         self.failing = None

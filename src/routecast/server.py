@@ -9,13 +9,14 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, cast
 
 import uvicorn
 
 from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings
-from routecast.edge.guard import GuardedHttp
+from routecast.edge.lean import LeanHttp
 from routecast.errors import BadSettings, Unavailable
 
 # Requests under way get this time when the server stops; the commit of what waits comes after.
@@ -108,7 +109,7 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     services: Services = app.state.services
     config = uvicorn.Config(
         app,
-        http=GuardedHttp,
+        http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
         timeout_graceful_shutdown=GRACE_SECONDS,
         log_config=None,

@@ -200,7 +200,8 @@ def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
 
 def test_verify_tells_what_differs(server: Server) -> None:
     """A sum that somebody changed is named, with what it should be; exit code 1."""
-    server.post(decisions("v"))
+    many = range(2_000 // BATCH)  # enough for the rollups to be written
+    server.post([decision for number in many for decision in decisions(f"v{number}")])
     with sqlite3.connect(server.database) as database:
         database.execute("UPDATE rollups SET cost_sum = cost_sum + 1 WHERE period = 'total'")
     checked = verify(server)

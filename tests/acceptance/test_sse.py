@@ -14,6 +14,7 @@ from routecast.app import Engines
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.clock import SystemClock
+from routecast.cluster.memory import MemoryCluster
 from routecast.config import Settings
 from routecast.edge import sse
 from routecast.prices import GenaiPrices
@@ -109,7 +110,9 @@ def test_a_quiet_line_has_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sse, "COMMENT_SECONDS", 0.05)
     clock = SystemClock()
     store = SqliteStore(tmp_path / "routecast.db")
-    engines = Engines(store, MemoryCache(clock, 4), MemoryBus(), clock, GenaiPrices())
+    engines = Engines(
+        store, MemoryCache(clock, 4), MemoryBus(), MemoryCluster(), clock, GenaiPrices()
+    )
     with (
         InsideServer(Settings(), engines) as server,
         httpx2.stream("GET", f"{server.url}/sse/metrics?interval=60") as answer,

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -11,7 +12,7 @@ import uvicorn
 
 from routecast.app import Engines, Services, create_app
 from routecast.config import Settings
-from routecast.edge.guard import GuardedHttp
+from routecast.edge.lean import LeanHttp
 from tests.support.server import Edge
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class InsideServer:
         self.services: Services = app.state.services
         config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="on")
         if edge == "lean":
-            config.http = GuardedHttp
+            config.http = cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions))
             config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
         self._server = _Telling(config)
         self._loop = asyncio.new_event_loop()

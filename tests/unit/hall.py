@@ -5,7 +5,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
+from routecast.cluster.memory import MemoryCluster
 from routecast.connections import ConnectionManager, Group
 from routecast.core.delta import Delta
 from routecast.core.frame import Frame
@@ -15,6 +17,7 @@ from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.ports import Reading
 from routecast.protocol import CloseCode, Position, Source
+from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import NOW, cells_of, kept
 from tests.unit.clock import HeldClock
@@ -57,7 +60,8 @@ class Hall:
         self.instruments = Instruments()
         self.snapshot = Snapshot(Position("e", 0), NOW)
         self.up = True
-        self.latest = Latest(self.reading, cache, store, clock, self.instruments)
+        sources = Sources(store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments)
+        self.latest = Latest(self.reading, lambda: None, sources, clock, self.instruments)
         self.manager = ConnectionManager(self, self.instruments, limit=1000)
         self.load = 0.0  # how long the frames of a tick take, in seconds
 

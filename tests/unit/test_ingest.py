@@ -7,7 +7,6 @@ import pytest
 
 from routecast import ingest as module
 from routecast.bus.memory import MemoryBus
-from routecast.cache.memory import MemoryCache
 from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.snapshot import Snapshot
@@ -26,20 +25,17 @@ Submitted = asyncio.Task[tuple[int, Position]]
 @pytest.fixture
 def ingest(
     store: SqliteStore,
-    cache: MemoryCache,
     bus: MemoryBus,
     clock: HeldClock,
     instruments: Instruments,
 ) -> Ingest:
     """Ingest that is not running yet: what is submitted waits."""
-    return Ingest(store, cache, bus, clock, Names(500, 5000), instruments)
+    return Ingest(store, bus, clock, Names(500, 5000), instruments)
 
 
 async def submit_all(ingest: Ingest, *batches: list[int]) -> list[Submitted]:
     """Submit batches of decisions by number; return when all of them wait."""
-    tasks = [
-        asyncio.create_task(ingest.submit([kept(number) for number in batch])) for batch in batches
-    ]
+    tasks = [ingest.submit([kept(number) for number in batch]) for batch in batches]
     await asyncio.sleep(0)
     return tasks
 
@@ -95,26 +91,23 @@ async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None
     assert_sums((await held(store)).total, [kept(1), kept(2), kept(3)])
 
 
-async def test_empty_batch_is_answered_at_once(ingest: Ingest, store: SqliteStore) -> None:
-    """There is nothing to commit, and nothing is waited for."""
-    assert await ingest.submit([]) == (0, await store.position())
+async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -> None:
+    """It is answered in its turn, with the position there is."""
+    before = await store.position()
+    async with running(ingest.run()):
+        assert await ingest.submit([]) == (0, before)
+    assert await store.position() == before
 
 
-async def test_answer_comes_after_bus_and_cache_know(
-    ingest: Ingest, bus: MemoryBus, cache: MemoryCache, store: SqliteStore
-) -> None:
-    """Whoever has an answer reads what it wrote, from wherever."""
-    heard: list[Delta] = []
+async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) -> None:
+    """Whoever has an answer reads what it wrote; what is known already is no news."""
+    heard: list[Delta | Position] = []
     bus.listen(heard.append)
-    await cache.put(await held(store))
     async with running(ingest.run()):
         _, position = await ingest.submit([kept(1)])
         assert heard == [Delta(position, cells_of([kept(1)]), NOW)]
-        assert await cache.get() is None
-        await cache.put(await held(store))
         await ingest.submit([kept(1)])
         assert len(heard) == 1
-        assert await cache.get() is not None
 
 
 async def test_client_that_hangs_up_takes_nothing_back(ingest: Ingest, store: SqliteStore) -> None:
@@ -128,11 +121,11 @@ async def test_client_that_hangs_up_takes_nothing_back(ingest: Ingest, store: Sq
 
 
 async def test_names_over_their_bound_are_folded_and_counted(
-    store: SqliteStore, cache: MemoryCache, bus: MemoryBus, clock: HeldClock
+    store: SqliteStore, bus: MemoryBus, clock: HeldClock
 ) -> None:
     """They are kept under `other`, and an instrument says how many."""
     instruments = Instruments()
-    ingest = Ingest(store, cache, bus, clock, Names(1, 10), instruments)
+    ingest = Ingest(store, bus, clock, Names(1, 10), instruments)
     async with running(ingest.run()):
         await ingest.submit([kept(1), kept(2, strategy="new"), kept(3, strategy="newer")])
     folded = [kept(n, strategy="other") for n in (2, 3)]
@@ -153,7 +146,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
     monkeypatch.setattr(module, "MAX_WAITING", 5)
     waiting = await submit_all(ingest, [1, 2, 3])
     with pytest.raises(Unavailable, match="too many decisions are waiting") as refused:
-        await asyncio.wait_for(ingest.submit([kept(4), kept(5), kept(6)]), PATIENCE)
+        await ingest.submit([kept(4), kept(5), kept(6)])
     assert refused.value.retry_after > 0
     samples = instruments.registry.get_sample_value
     assert samples("routecast_ingest_queue_decisions") == 3
@@ -249,7 +242,7 @@ async def test_batch_whose_sum_is_full_is_refused_alone(ingest: Ingest, store: S
     """The others of its group are kept; sending it again would not help, and nothing fails."""
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
-    full = asyncio.create_task(ingest.submit([kept(3), kept(4, cost=2**62)]))
+    full = ingest.submit([kept(3), kept(4, cost=2**62)])
     await asyncio.sleep(0)
     (third,) = await submit_all(ingest, [5])
     async with running(ingest.run()), asyncio.timeout(PATIENCE):

@@ -12,6 +12,7 @@ import pytest
 from routecast import latest as module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
+from routecast.cluster.memory import MemoryCluster
 from routecast.core.delta import Delta
 from routecast.core.snapshot import COVERAGE, Snapshot
 from routecast.core.view import View
@@ -20,6 +21,7 @@ from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.ports import Reading
 from routecast.protocol import Position, Source
+from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
 from tests.support.oracle import stamped
@@ -50,7 +52,7 @@ class LostCache(MemoryCache):
         raise Unavailable("connection refused")
 
 
-class Sources:
+class Everything:
     """Every source there is, each to be filled or broken by hand, and `latest` over them."""
 
     def __init__(self, store: CountingStore, clock: HeldClock, cache: MemoryCache) -> None:
@@ -60,10 +62,15 @@ class Sources:
         self.bus = MemoryBus()
         self.instruments = Instruments()
         self.live: Snapshot | None = None
-        self.latest = Latest(self.reading, cache, store, clock, self.instruments)
+        self.sources = Sources(store, cache, self.bus, MemoryCluster(), clock, self.instruments)
+        self.last: Snapshot | None = None
+        self.latest = Latest(self.reading, self.held, self.sources, clock, self.instruments)
 
     def reading(self) -> Reading | None:
         return Reading(self.live, Source.LIVE, self.clock.now()) if self.live else None
+
+    def held(self) -> Reading | None:
+        return Reading(self.last, Source.STALE, self.clock.now()) if self.last else None
 
     def count(self, name: str, **labels: str) -> float:
         return self.instruments.registry.get_sample_value(f"routecast_{name}_total", labels) or 0
@@ -82,35 +89,57 @@ def snapshot(count: int) -> Snapshot:
 
 
 @pytest.fixture
-async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[Sources]:
+async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[Everything]:
     """Nothing live, nothing cached, an empty database."""
     store = CountingStore(path)
     await store.open()
-    yield Sources(store, clock, cache)
+    yield Everything(store, clock, cache)
     await store.close()
 
 
 # -- which source -------------------------------------------------------------------------------
 
 
-async def test_sources_are_asked_best_first(sources: Sources) -> None:
+async def test_sources_are_asked_best_first(sources: Everything) -> None:
     """Live, then cache, then database: each has another count here."""
-    await sources.store.commit([[kept(1)]], NOW)
-    sources.live = snapshot(3)
+    await sources.store.commit([[kept(1), kept(2), kept(3)]], NOW)
+    sources.live = snapshot(1)
     await sources.cache.put(snapshot(2))
-    assert await sources.ask() == (Source.LIVE, 3)
+    assert await sources.ask() == (Source.LIVE, 1)
     assert sources.store.loads == sources.count("cache", result="hit") == 0
     sources.live = None
     sources.clock.moment += SECOND
     assert await sources.ask() == (Source.CACHE, 2)
     assert sources.store.loads == 0
     sources.clock.moment += 30 * SECOND
-    assert await sources.ask() == (Source.DATABASE, 1)
+    assert await sources.ask() == (Source.DATABASE, 3)
     for source in ("live", "cache", "database"):
         assert sources.count("snapshots_served", source=source) == 1
 
 
-async def test_last_known_answers_when_no_source_can(sources: Sources) -> None:
+async def test_cached_snapshot_is_brought_up_to_date(sources: Everything) -> None:
+    """By the deltas since; where the bus has them no more, it is not used."""
+    await sources.cache.put(snapshot(2))
+    sources.bus.publish(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
+    assert await sources.ask() == (Source.CACHE, 3)
+    sources.bus.publish(Delta(Position("e", 5), cells_of([kept(5)]), NOW))
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_no_number_goes_back(sources: Everything) -> None:
+    """Older ones of the same history are not taken, whatever source has them."""
+    sources.live = snapshot(3)
+    await sources.ask()
+    sources.live = None
+    await sources.cache.put(snapshot(2))
+    assert await sources.ask() == (Source.STALE, 3)
+    sources.last = snapshot(4)
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.STALE, 4)
+
+
+async def test_last_known_answers_when_no_source_can(sources: Everything) -> None:
     """Marked stale, as old as it is; with a source again, that one answers."""
     sources.live = snapshot(3)
     await sources.ask()
@@ -126,7 +155,7 @@ async def test_last_known_answers_when_no_source_can(sources: Sources) -> None:
     assert await sources.ask() == (Source.DATABASE, 0)
 
 
-async def test_error_document_when_nothing_is_known(sources: Sources) -> None:
+async def test_error_document_when_nothing_is_known(sources: Everything) -> None:
     """Neither live, cache, database nor anything before; the next try may succeed."""
     with broken(sources.store.path):
         frame = await sources.latest.frame(WHOLE)
@@ -139,10 +168,10 @@ async def test_error_document_when_nothing_is_known(sources: Sources) -> None:
 
 
 async def test_what_the_database_said_is_cached(
-    sources: Sources, caplog: pytest.LogCaptureFixture
+    sources: Everything, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first look is a miss, the next a hit; both are logged and counted."""
-    caplog.set_level(logging.INFO, "routecast.latest")
+    caplog.set_level(logging.INFO, "routecast.sources")
     await sources.store.commit([[kept(1)]], NOW)
     assert await sources.ask() == (Source.DATABASE, 1)
     sources.clock.moment += SECOND
@@ -153,7 +182,7 @@ async def test_what_the_database_said_is_cached(
     ]
     assert (sources.count("cache", result="miss"), sources.count("cache", result="hit")) == (1, 1)
     assert sources.store.loads == 1
-    assert not sources.latest.cache_failing
+    assert not sources.sources.cache_failing
 
 
 async def test_lost_cache_costs_nothing_but_time(
@@ -162,15 +191,15 @@ async def test_lost_cache_costs_nothing_but_time(
     """The database answers, and it is told that the cache fails."""
     store = CountingStore(path)
     await store.open()
-    sources = Sources(store, clock, LostCache(clock))
+    sources = Everything(store, clock, LostCache(clock))
     assert await sources.ask() == (Source.DATABASE, 0)
-    assert sources.latest.cache_failing
+    assert sources.sources.cache_failing
     assert sources.count("cache", result="error") == 1
     assert "Metrics cache cannot be used: connection refused" in caplog.text
     await store.close()
 
 
-async def test_engines_are_asked_once_however_many_ask(sources: Sources) -> None:
+async def test_engines_are_asked_once_however_many_ask(sources: Everything) -> None:
     """Those who come while one is asking share its answer; for a second, so do later ones."""
     frames = await asyncio.gather(*(sources.latest.frame(WHOLE) for _ in range(50)))
     assert {frame.source for frame in frames} == {Source.DATABASE}
@@ -184,7 +213,7 @@ async def test_engines_are_asked_once_however_many_ask(sources: Sources) -> None
     assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 1)
 
 
-async def test_engines_that_fail_are_asked_once_too(sources: Sources) -> None:
+async def test_engines_that_fail_are_asked_once_too(sources: Everything) -> None:
     """Nobody waits for a lost database in turn behind all others."""
     with broken(sources.store.path):
         frames = await asyncio.gather(*(sources.latest.frame(WHOLE) for _ in range(20)))
@@ -192,7 +221,7 @@ async def test_engines_that_fail_are_asked_once_too(sources: Sources) -> None:
     assert sources.store.loads == 1
 
 
-async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Sources) -> None:
+async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Everything) -> None:
     """They were asked just now: what was live a moment ago still says it best."""
     await sources.ask()
     sources.live = snapshot(3)
@@ -204,7 +233,7 @@ async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Sour
 # -- encoding -----------------------------------------------------------------------------------
 
 
-async def test_unchanged_view_is_not_rendered_again(sources: Sources) -> None:
+async def test_unchanged_view_is_not_rendered_again(sources: Everything) -> None:
     """However often it is asked for, and whatever source says it; only its timestamp is new."""
     sources.live = snapshot(2)
     first = await sources.latest.frame(WHOLE)
@@ -216,7 +245,7 @@ async def test_unchanged_view_is_not_rendered_again(sources: Sources) -> None:
     assert before == after
 
 
-async def test_crowd_gets_one_frame(sources: Sources) -> None:
+async def test_crowd_gets_one_frame(sources: Everything) -> None:
     """Those who come within a moment share it, unless something was committed in between."""
     assert sources.latest.frame_now(COUNT) is None
     sources.live = snapshot(1)
@@ -238,7 +267,7 @@ async def test_crowd_gets_one_frame(sources: Sources) -> None:
     assert await sources.ask() == (Source.DATABASE, 0)
 
 
-async def test_what_a_crowd_was_given_is_last_known(sources: Sources) -> None:
+async def test_what_a_crowd_was_given_is_last_known(sources: Everything) -> None:
     """When live state is lost and no engine answers, it is the newest there was."""
     sources.live = snapshot(2)
     sources.latest.frame_now(COUNT)
@@ -247,7 +276,7 @@ async def test_what_a_crowd_was_given_is_last_known(sources: Sources) -> None:
         assert await sources.ask() == (Source.STALE, 2)
 
 
-async def test_commit_is_rendered(sources: Sources) -> None:
+async def test_commit_is_rendered(sources: Everything) -> None:
     """A new position is a new document."""
     sources.live = snapshot(2)
     assert await sources.ask() == (Source.LIVE, 2)
@@ -269,7 +298,7 @@ async def test_commit_is_rendered(sources: Sources) -> None:
     ids=["all", "window", "rate", "both"],
 )
 async def test_time_moves_what_depends_on_it(
-    sources: Sources, view: View, renders: list[int]
+    sources: Everything, view: View, renders: list[int]
 ) -> None:
     """A window by the minute, a rate always, and all of history never."""
     sources.live = snapshot(1)
@@ -281,7 +310,7 @@ async def test_time_moves_what_depends_on_it(
     assert counted == renders
 
 
-async def test_frames_of_many_views_are_of_one_reading(sources: Sources) -> None:
+async def test_frames_of_many_views_are_of_one_reading(sources: Everything) -> None:
     """Each its own document, with the filters it has."""
     sources.live = snapshot(2)
     views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
@@ -293,7 +322,7 @@ async def test_frames_of_many_views_are_of_one_reading(sources: Sources) -> None
 
 
 async def test_encodings_kept_have_a_bound(
-    sources: Sources, monkeypatch: pytest.MonkeyPatch
+    sources: Everything, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The least lately used goes first."""
     monkeypatch.setattr(module, "MAX_VIEWS", 2)
@@ -304,7 +333,7 @@ async def test_encodings_kept_have_a_bound(
         assert sources.count("renders") == renders, view
 
 
-async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Sources) -> None:
+async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Everything) -> None:
     """A snapshot too old for a window still has its total."""
     sources.live = snapshot(1)
     sources.clock.moment += COVERAGE

@@ -11,12 +11,15 @@ import pytest
 from routecast import live as module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
+from routecast.cluster.memory import MemoryCluster
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.instruments import Instruments
 from routecast.live import Live
 from routecast.protocol import Position, Source
+from routecast.sources import Sources
+from routecast.store import sqlite
 from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
 from tests.unit.clock import HeldClock
@@ -47,15 +50,26 @@ class GatedStore(SqliteStore):
 class Node:
     """A store, and live state that follows it."""
 
-    def __init__(self, store: GatedStore, cache: MemoryCache, clock: HeldClock) -> None:
+    def __init__(
+        self, store: GatedStore, cache: MemoryCache, clock: HeldClock, look_seconds: float
+    ) -> None:
         self.store = store
         self.cache = cache
         self.clock = clock
         self.bus = MemoryBus()
         self.instruments = Instruments()
         self.loaded: list[Snapshot] = []
+        self.cluster = MemoryCluster()
+        sources = Sources(store, cache, self.bus, self.cluster, clock, self.instruments)
         self.live = Live(
-            store, cache, self.bus, clock, self.instruments, on_load=self.loaded.append
+            sources,
+            store,
+            self.bus,
+            self.cluster,
+            clock,
+            self.instruments,
+            look_seconds=look_seconds,
+            on_load=self.loaded.append,
         )
 
     async def commit(self, *numbers: int, tell: bool = True) -> Position:
@@ -82,11 +96,14 @@ class Node:
 
 
 @pytest.fixture
-async def node(path: Path, cache: MemoryCache, clock: HeldClock) -> AsyncIterator[Node]:
+async def node(
+    request: pytest.FixtureRequest, path: Path, cache: MemoryCache, clock: HeldClock
+) -> AsyncIterator[Node]:
     """A node on an empty database, whose live state is not running yet."""
     store = GatedStore(path)
     await store.open()
-    yield Node(store, cache, clock)
+    quick = "quick" in request.fixturenames
+    yield Node(store, cache, clock, look_seconds=0.2 if quick else 2.0)
     store.gate.set()
     await store.close()
 
@@ -94,7 +111,7 @@ async def node(path: Path, cache: MemoryCache, clock: HeldClock) -> AsyncIterato
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the database as often as a test can wait for."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.005)
 
 
@@ -128,20 +145,51 @@ async def test_commit_is_current_at_once(node: Node) -> None:
     assert node.instruments.registry.get_sample_value("routecast_position_seq") == 5
 
 
-async def test_gap_is_loaded_over(node: Node) -> None:
-    """The bus lost a delta: nothing is current until the rollups are loaded again."""
+async def test_missing_delta_is_fetched(node: Node) -> None:
+    """The bus lost one: the next waits until it was read from the database."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
         await node.commit(2, tell=False)
-        node.store.gate.clear()
         await node.commit(3)
-        assert node.live.current() is None
-        node.store.gate.set()
+        node.assert_current(1)
         await until(lambda: node.seq() == 3)
         node.assert_current(1, 2, 3)
         await node.commit(4)
         node.assert_current(1, 2, 3, 4)
+    assert node.store.loads == 1
+
+
+async def test_deltas_are_applied_in_order(node: Node) -> None:
+    """However they come, and each once: with two nodes, the later may be heard of first."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        deltas = []
+        for number in range(1, 5):
+            done = await node.store.commit([[kept(number)]], NOW)
+            assert done.delta is not None
+            deltas.append(done.delta)
+        for place, seq in ((3, 0), (1, 0), (1, 0), (0, 2), (0, 2), (2, 4), (3, 4)):
+            node.bus.publish(deltas[place])
+            assert node.seq() == seq
+        node.assert_current(1, 2, 3, 4)
+    assert node.store.loads == 1
+
+
+@pytest.mark.usefixtures("quick")
+async def test_gap_too_wide_to_fill_is_loaded_over(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the bus nor the database has the deltas any more."""
+    monkeypatch.setattr(sqlite, "DELTAS_KEPT", 1)
+    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 1)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        for number in range(1, 6):
+            await node.commit(number, tell=False)
+        await until(lambda: node.seq() == 5)
+        node.assert_current(1, 2, 3, 4, 5)
+    assert node.store.loads == 2
     assert node.instruments.registry.get_sample_value("routecast_live_reloads_total") == 2
 
 
@@ -204,8 +252,8 @@ async def test_delta_that_is_in_the_load_counts_once(node: Node) -> None:
         node.assert_current(1)
 
 
-async def test_gap_while_loading_loads_again(node: Node) -> None:
-    """What was read misses a delta that never came."""
+async def test_gap_while_loading_is_filled(node: Node) -> None:
+    """What was read misses a delta that never came: that one is fetched."""
     node.store.gate.clear()
     async with running(node.live.run()):
         await until(lambda: node.store.loads == 1)
@@ -214,15 +262,14 @@ async def test_gap_while_loading_loads_again(node: Node) -> None:
         node.store.gate.set()
         await until(lambda: node.seq() == 2)
         node.assert_current(1, 2)
-    assert node.store.loads == 2
-    assert [snapshot.position.seq for snapshot in node.loaded] == [2]
+    assert node.store.loads == 1
 
 
 async def test_more_deltas_than_are_kept_while_loading(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest are dropped, which is a gap like any other."""
-    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    """Some are dropped, and fetched later."""
+    monkeypatch.setattr(module, "MAX_EARLY", 3)
     node.store.gate.clear()
     async with running(node.live.run()):
         await until(lambda: node.store.loads == 1)
@@ -231,8 +278,7 @@ async def test_more_deltas_than_are_kept_while_loading(
         node.store.gate.set()
         await until(lambda: node.seq() == 8)
         node.assert_current(*range(1, 9))
-    assert node.store.loads == 2
-    assert [snapshot.position.seq for snapshot in node.loaded] == [8]
+    assert node.store.loads == 1
 
 
 # -- another history ----------------------------------------------------------------------------

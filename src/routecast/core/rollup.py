@@ -144,6 +144,18 @@ class Sums:
         self.metered_input += other.metered_input
         self.metered_output += other.metered_output
 
+    @property
+    def largest(self) -> int:
+        """The largest of the sums: none of them has room for more than 64 bits in a database."""
+        return max(
+            self.count,
+            self.confidence_sum,
+            self.cost_sum,
+            self.latency_sum,
+            self.input_tokens,
+            self.output_tokens,
+        )
+
     def row(self) -> tuple[Any, ...]:
         """Return the values in the order of COLUMNS, the histogram packed."""
         return (
@@ -262,10 +274,8 @@ class Cells:
             bucket_merge(total, bucket)
         return total
 
-    @property
-    def count(self) -> int:
-        """How many decisions they are the sums of."""
-        return sum(sums.count for bucket in self.minutes.values() for sums in bucket.values())
+    def __iter__(self) -> Iterator[Sums]:
+        return chain.from_iterable(bucket.values() for bucket in self.minutes.values())
 
     @classmethod
     def sum(cls, parts: Sequence["Cells"]) -> "Cells":

@@ -32,6 +32,7 @@ class GuardedHttp(HttpToolsProtocol):
         super().connection_made(transport)
         self._head = 0  # bytes read since the last whole head or body
         self._in_body = False
+        self._due: float | None = None  # when the request that is awaited must be whole
         self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._await_request()
@@ -55,15 +56,25 @@ class GuardedHttp(HttpToolsProtocol):
             raise ValueError("too many requests ahead of their answers")
         self._head = 0
         self._in_body = True
+        self.begin_request()
+
+    def begin_request(self) -> None:
+        """Take a request whose head is whole and within its limits."""
         self._finish()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self.end_request()
         super().on_message_complete()
+
+    def end_request(self) -> None:
+        """Note that a request is whole, its body with it."""
+        self._in_body = False
+        self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
+        self._lose_patience()
         self._relax()
         super().connection_lost(exc)
 
@@ -82,13 +93,29 @@ class GuardedHttp(HttpToolsProtocol):
             super().shutdown()
 
     def _await_request(self) -> None:
-        if self._patience is None:
+        if self._due is None:
             GuardedHttp.unfinished += 1
-            self._patience = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+            self._due = self.loop.time() + REQUEST_SECONDS
+            if self._patience is None:
+                self._patience = self.loop.call_later(REQUEST_SECONDS, self._look)
+
+    def _look(self) -> None:
+        # One timer looks at many requests: a timer for each would cost more than it watches over.
+        self._patience = None
+        if self._due is not None:
+            left = self._due - self.loop.time()
+            if left <= 0:
+                self.transport.abort()
+            else:
+                self._patience = self.loop.call_later(left, self._look)
 
     def _finish(self) -> None:
-        if self._patience is not None:
+        if self._due is not None:
             GuardedHttp.unfinished -= 1
+            self._due = None
+
+    def _lose_patience(self) -> None:
+        if self._patience is not None:
             self._patience.cancel()
             self._patience = None
 
@@ -109,6 +136,7 @@ class GuardedHttp(HttpToolsProtocol):
         if self._stalled or (self.cycle is not None and not self.cycle.response_complete):
             self.send_400_response("An upgrade must wait for the answer to what was asked before.")
             return
+        self._lose_patience()
         self.connections.discard(self)
         head = [self.scope["method"].encode(), b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.scope["headers"]:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -23,6 +23,7 @@ from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.problem import respond, respond_crash, respond_error
 from routecast.errors import Invalid, RoutecastError
+from routecast.ingest import Pending
 from routecast.instruments import Instruments
 from routecast.ports import Clock
 from routecast.protocol import (
@@ -44,20 +45,25 @@ SLICE: Final = 2_000
 
 DECISIONS: Final = "/v1/decisions"
 
-Submit = Callable[[Sequence[Decision]], Awaitable[tuple[int, Position]]]
-
 log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.json.Encoder().encode
 _JSON: Final = (b"content-type", b"application/json")
 
 
+class Batch(NamedTuple):
+    """What a body came to: the decisions to keep, and what is wrong with the others."""
+
+    decisions: list[Decision]
+    rejected: list[Rejection]
+
+
 class Decisions:
-    """The ASGI application behind `POST /v1/decisions`."""
+    """What becomes of decisions sent over HTTP; and the ASGI application that takes them."""
 
     def __init__(
         self,
-        submit: Submit,
+        submit: Callable[[Sequence[Decision]], Pending],
         rules: Rules,
         clock: Clock,
         instruments: Instruments,
@@ -67,7 +73,7 @@ class Decisions:
         self._rules = rules
         self._clock = clock
         self._allowed = allowed_origins
-        self._bodies = BodyReader()
+        self.bodies = BodyReader()
         outcome = instruments.decisions.labels
         self._accepted = outcome("accepted")
         self._duplicate = outcome("duplicate")
@@ -78,12 +84,8 @@ class Decisions:
             answer = await self._take(scope, receive)
         except ClientGone:
             return
-        except RoutecastError as error:
-            await respond_error(error)(scope, receive, send)
-            return
-        except Exception:
-            log.exception("A request failed for a reason not foreseen")
-            await respond_crash()(scope, receive, send)
+        except Exception as error:
+            await refusal(error)(scope, receive, send)
             return
         if isinstance(answer, Problem):
             await respond(answer)(scope, receive, send)
@@ -97,42 +99,81 @@ class Decisions:
         headers = dict(scope["headers"])
         if b"origin" in headers:
             _check_origin(headers, self._allowed)
-        kind = headers.get(b"content-type", b"").lower()
-        lines = b"ndjson" in kind or b"jsonl" in kind
-        async with self._bodies.read(scope, receive) as body:
+        lines = is_lines(headers.get(b"content-type", b""))
+        async with self.bodies.read(scope, receive) as body:
             sent = decode(body, lines=lines)
-            decisions, rejected = await self._normalise(sent)
-        if rejected and not decisions:
-            self._rejected.inc(len(rejected))
-            return _all_bad(rejected)
-        accepted, position = await self._submit(decisions)
-        duplicates = len(decisions) - accepted
+            batch = Batch([], [])
+            for first in range(0, len(sent), SLICE):
+                if first:
+                    await asyncio.sleep(0)
+                self._sort(sent[first : first + SLICE], first, batch)
+        pending = self.keep(batch)
+        return self.receipt(batch, await pending) if pending else self.all_bad(batch)
+
+    def read(self, body: bytes, *, lines: bool) -> Batch:
+        """Return what a small body came to. Raises BadBody and TooLarge."""
+        batch = Batch([], [])
+        self._sort(decode(body, lines=lines), 0, batch)
+        return batch
+
+    def _sort(self, sent: Sequence[DecisionIn | Broken], first: int, batch: Batch) -> None:
+        now, normalise = self._clock.now(), self._rules.normalise
+        for index, item in enumerate(sent, first):
+            if isinstance(item, Broken):
+                batch.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
+                continue
+            try:
+                batch.decisions.append(normalise(item, now))
+            except Invalid as error:
+                named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
+                batch.rejected.append(Rejection(index, str(error), named))
+
+    def keep(self, batch: Batch) -> Pending | None:
+        """Have the good ones committed; None where all are bad. Raises Unavailable."""
+        if batch.rejected:
+            self._rejected.inc(len(batch.rejected))
+            if not batch.decisions:
+                return None
+        return self._submit(batch.decisions)
+
+    def receipt(self, batch: Batch, committed: tuple[int, Position]) -> Receipt:
+        """Return the answer once the good ones are committed."""
+        accepted, position = committed
+        duplicates = len(batch.decisions) - accepted
         self._accepted.inc(accepted)
         if duplicates:
             self._duplicate.inc(duplicates)
-        if rejected:
-            self._rejected.inc(len(rejected))
-        listed = rejected[:MAX_REJECTIONS_LISTED]
-        return Receipt(accepted, duplicates, listed, len(rejected), position)
+        listed = batch.rejected[:MAX_REJECTIONS_LISTED]
+        return Receipt(accepted, duplicates, listed, len(batch.rejected), position)
 
-    async def _normalise(
-        self, sent: Sequence[DecisionIn | Broken]
-    ) -> tuple[list[Decision], list[Rejection]]:
-        decisions: list[Decision] = []
-        rejected: list[Rejection] = []
-        now, normalise = self._clock.now(), self._rules.normalise
-        for index, item in enumerate(sent):
-            if isinstance(item, Broken):
-                rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
-                continue
-            try:
-                decisions.append(normalise(item, now))
-            except Invalid as error:
-                named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
-                rejected.append(Rejection(index, str(error), named))
-            if index % SLICE == SLICE - 1:
-                await asyncio.sleep(0)
-        return decisions, rejected
+    @staticmethod
+    def all_bad(batch: Batch) -> Problem:
+        """Return the answer where there is nothing to commit."""
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        first = batch.rejected[0]
+        return Problem(
+            title=status.phrase,
+            status=status,
+            detail=f"no decision was accepted; the first (index {first.index}): {first.error}",
+            accepted=0,
+            duplicates=0,
+            rejected=batch.rejected[:MAX_REJECTIONS_LISTED],
+            rejected_count=len(batch.rejected),
+        )
+
+
+def is_lines(content_type: bytes) -> bool:
+    """Whether a body of this type is one decision a line."""
+    kind = content_type.lower()
+    return b"ndjson" in kind or b"jsonl" in kind
+
+
+def refusal(error: BaseException) -> Response:
+    """Return the response to a request that failed, whosever fault it is."""
+    if isinstance(error, RoutecastError):
+        return respond_error(error)
+    log.error("A request failed for a reason not foreseen", exc_info=error)
+    return respond_crash()
 
 
 def _check_origin(headers: dict[bytes, bytes], allowed: frozenset[str]) -> None:
@@ -141,20 +182,6 @@ def _check_origin(headers: dict[bytes, bytes], allowed: frozenset[str]) -> None:
         origin.decode("latin-1") if origin is not None else None,
         host.decode("latin-1") if host is not None else None,
         allowed,
-    )
-
-
-def _all_bad(rejected: Sequence[Rejection]) -> Problem:
-    status = HTTPStatus.UNPROCESSABLE_ENTITY
-    first = rejected[0]
-    return Problem(
-        title=status.phrase,
-        status=status,
-        detail=f"no decision was accepted; the first (index {first.index}): {first.error}",
-        accepted=0,
-        duplicates=0,
-        rejected=list(rejected[:MAX_REJECTIONS_LISTED]),
-        rejected_count=len(rejected),
     )
 
 

@@ -85,7 +85,7 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
 
-    unfolded = _unfolded((Delta.unpack(packed) for (packed,) in query("deltas", folded)), series)
+    unfolded = _unfolded((Delta.unpack(packed) for _, packed in query("deltas", folded)), series)
 
     def stored(period: str, first: int, end: int) -> _Rows:
         rows = {(row[0], row[1]): _row(row[2:]) for row in query("rollups", period, first, end)}

@@ -28,7 +28,7 @@ from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
 from routecast.core.snapshot import Snapshot, needed
 from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
 from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
-from routecast.protocol import MAX_COST, Position
+from routecast.protocol import Position
 from routecast.store.queries import load_migrations, load_queries
 from routecast.store.recount import recount
 
@@ -52,9 +52,7 @@ STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP  # one for each number of rows in a s
 # Deltas are folded once they hold so many decisions, or are so many.
 FOLD_DECISIONS: Final = 2_000
 FOLD_COMMITS: Final = 64
-# No sum has room for more than the first; one decision adds to none more than the second.
 LARGEST_SUM: Final = 2**63 - 1
-LARGEST_VALUE: Final = int(MAX_COST) * 10**9
 
 _START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
@@ -231,7 +229,7 @@ class SqliteStore:
         self._buckets: dict[tuple[str, int], Bucket] = {}
         self._unfolded: list[Cells] = []
         self._unfolded_decisions = 0
-        self._largest = 0  # no sum of the rollups is over it
+        self._largest = 0  # no sum, of the rollups and the unfolded together, is over it
 
     def _commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         try:
@@ -266,10 +264,9 @@ class SqliteStore:
         if version != self._version:
             self._forget()
             self._version = version
-            for delta in _deltas_after(self._db, folded):
-                self._unfolded.append(delta.cells)
-                self._unfolded_decisions += delta.cells.count
             self._largest = query(self._db, "largest_sum")[0][0]
+            for delta in _deltas_after(self._db, Position(epoch, folded)):
+                self._await_folding(delta.cells)
         return Position(epoch, seq + 1)
 
     def _insert(self, decisions: Iterable[Decision], position: Position, received: int) -> bool:
@@ -320,20 +317,24 @@ class SqliteStore:
         cells.add(itertools.chain.from_iterable(inserted))
         delta = Delta(position, cells, received)
         query(self._db, "add_delta", position.seq, delta.pack())
-        self._unfolded.append(cells)
-        self._unfolded_decisions += sum(map(len, inserted))
+        self._await_folding(cells)
         if self._must_fold():
             self._fold(position.seq)
         query(self._db, "advance", position.seq)
         self._db.execute("COMMIT")
         return Commit(position, [len(batch) for batch in inserted], delta)
 
+    def _await_folding(self, cells: Cells) -> None:
+        self._unfolded.append(cells)
+        self._unfolded_decisions += sum(sums.count for sums in cells)
+        self._largest += sum(sums.largest for sums in cells)
+
     def _must_fold(self) -> bool:
         return (
             self._unfolded_decisions >= FOLD_DECISIONS
             or len(self._unfolded) >= FOLD_COMMITS
             # Only in the rollups themselves a sum is found to be full.
-            or self._largest + self._unfolded_decisions * LARGEST_VALUE > LARGEST_SUM
+            or self._largest > LARGEST_SUM
         )
 
     def _fold(self, seq: int) -> None:
@@ -343,10 +344,8 @@ class SqliteStore:
         cells = Cells.sum(self._unfolded)
         self._merge("minute", cells.minutes)
         self._merge("hour", cells.hours())
-        total = cells.total()
-        self._merge("total", {0: total})
-        held = self._bucket("total", 0)
-        self._largest = max([self._largest, *(max(held[key].row()[:-1]) for key in total)])
+        self._merge("total", {0: cells.total()})
+        self._largest = max(sums.largest for sums in self._bucket("total", 0).values())
         self._unfolded, self._unfolded_decisions = [], 0
         query(self._db, "set_folded", seq)
         query(self._db, "drop_deltas", seq - DELTAS_KEPT)
@@ -465,7 +464,7 @@ class SqliteStore:
             for span in wanted.minutes:
                 minutes.update(buckets("minute", *span))
             snapshot = Snapshot(Position(epoch, folded), now, total, hours, minutes)
-            for delta in _deltas_after(self._reader, folded):
+            for delta in _deltas_after(self._reader, snapshot.position):
                 snapshot.apply(delta)
         return snapshot
 
@@ -474,15 +473,16 @@ class SqliteStore:
             position = self._position()
             if position.epoch != after.epoch or position.seq < after.seq:
                 raise Gap(f"{position} after {after}")
-            deltas = following(_deltas_after(self._reader, after.seq), after)
+            deltas = following(_deltas_after(self._reader, after), after)
         if len(deltas) != position.seq - after.seq:
             raise Gap(f"the deltas after seq {after.seq} are not kept any more")
         return deltas
 
 
-def _deltas_after(db: apsw.Connection, seq: int) -> Iterator[Delta]:
-    for (packed,) in select(db, "deltas", seq):
-        yield Delta.unpack(packed)
+def _deltas_after(db: apsw.Connection, after: Position) -> Iterator[Delta]:
+    for seq, packed in select(db, "deltas", after.seq):
+        delta = Delta.unpack(packed)
+        yield Delta(Position(after.epoch, seq), delta.cells, delta.received)
 
 
 @contextmanager

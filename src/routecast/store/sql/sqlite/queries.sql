@@ -13,7 +13,7 @@ UPDATE history SET seq = ?;
 INSERT INTO deltas (seq, packed) VALUES (?, ?);
 
 -- name: deltas
-SELECT packed FROM deltas WHERE seq > ? ORDER BY seq;
+SELECT seq, packed FROM deltas WHERE seq > ? ORDER BY seq;
 
 -- name: drop_deltas
 DELETE FROM deltas WHERE seq <= ?;
@@ -24,8 +24,7 @@ UPDATE history SET folded = ?;
 -- name: largest_sum
 -- Of any series over all time.
 SELECT coalesce(max(max(
-    confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens,
-    metered_cost, metered_input, metered_output
+    count, confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens
 )), 0) FROM rollups WHERE period = 'total';
 
 -- name: touch

@@ -1,0 +1,106 @@
+"""Sources: where a snapshot can be had, the cache first and then the database.
+
+A cached snapshot is some seconds old; the deltas on the bus since then make it the newest. Where
+they do not reach, it is as good as none: numbers are never guessed at.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Final
+
+from routecast.core.snapshot import LIFETIME, Snapshot
+from routecast.errors import Gap, Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import Bus, Cache, Clock, Cluster, Store
+from routecast.protocol import Position
+
+log = logging.getLogger(__name__)
+
+# A node that reads the database for all has so long to put what it read into the cache, in seconds.
+LOAD_SECONDS: Final = 5.0
+# Between two looks whether it did.
+LOAD_POLL: Final = 0.05
+
+
+class Sources:
+    """The cache, the database, and the bus between them."""
+
+    def __init__(
+        self,
+        store: Store,
+        cache: Cache,
+        bus: Bus,
+        cluster: Cluster,
+        clock: Clock,
+        instruments: Instruments,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._bus = bus
+        self._cluster = cluster
+        self._clock = clock
+        self._instruments = instruments
+        self.cache_failing = False
+
+    async def newest(self, known: Position | None) -> Snapshot:
+        """Return a snapshot to follow the bus from. Raises Unavailable.
+
+        However many nodes ask at once, one of them reads the database. `known` is where the
+        database is known to stand: what is of another history is dropped from the cache.
+        """
+        if known is not None:
+            with suppress(Unavailable):
+                await self._cache.invalidate(known)
+        deadline = asyncio.get_running_loop().time() + LOAD_SECONDS
+        while True:
+            snapshot = await self.cached()
+            if snapshot is not None:
+                return snapshot
+            late = asyncio.get_running_loop().time() > deadline
+            if late or self.cache_failing or await self._is_ours_to_load(known):
+                return await self.stored()
+            await asyncio.sleep(LOAD_POLL)
+
+    async def cached(self) -> Snapshot | None:
+        """Return the cached snapshot, brought up to date; None when there is none to be had."""
+        result = "error"
+        try:
+            snapshot = await self._cache.get()
+            if snapshot is not None:
+                await self._bring_up(snapshot)
+            result = "miss" if snapshot is None else "hit"
+        except Gap:
+            snapshot, result = None, "miss"
+        except (Unavailable, ValueError) as error:
+            if not self.cache_failing:  # said once, not at each look
+                log.warning("Metrics cache cannot be used: %s", error)
+            snapshot = None
+        self.cache_failing = result == "error"
+        self._instruments.cache.labels(result).inc()
+        log.info("Metrics cache %s", "MISS" if snapshot is None else "HIT")
+        return snapshot
+
+    async def _bring_up(self, snapshot: Snapshot) -> None:
+        if not 0 <= self._clock.now() - snapshot.taken < LIFETIME:
+            raise Gap("it is too old for its windows")
+        for delta in await self._bus.deltas(snapshot.position):
+            snapshot.apply(delta)
+
+    async def _is_ours_to_load(self, known: Position | None) -> bool:
+        work = f"load {known.epoch}:{known.seq}" if known else "load"
+        try:
+            return await self._cluster.claim(work, LOAD_SECONDS)
+        except Unavailable:
+            return True
+
+    async def stored(self) -> Snapshot:
+        """Return what the database holds, and cache it. Raises Unavailable."""
+        snapshot = await self._store.load(self._clock.now())
+        await self.cache(snapshot)
+        return snapshot
+
+    async def cache(self, snapshot: Snapshot) -> None:
+        """Put a snapshot into the cache, for others and for later."""
+        with suppress(Unavailable):
+            await self._cache.put(snapshot)
