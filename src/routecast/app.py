@@ -22,6 +22,7 @@ from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
+from routecast.edge.cors import Cors
 from routecast.edge.door import Door
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
@@ -278,17 +279,16 @@ def _add_routes(app: _App, settings: Settings, services: Services) -> None:
         medium=settings.band_medium,
         price=engines.prices.cost if settings.prices else lambda *_: None,
     )
-    app.decisions = Decisions(
-        services.ingest.submit,
-        rules,
-        engines.clock,
-        services.instruments,
-        settings.allowed_origins,
+    allowed = settings.allowed_origins
+    decisions = Decisions(
+        services.ingest.submit, rules, engines.clock, services.instruments, allowed
     )
+    app.decisions = Cors(decisions, allowed)
+    app.add_middleware(Cors, allowed=allowed)
     streams = (services.manager, services.door, services.instruments)
     app.router.routes[:0] = [
         # For an application that is mounted in another; and to say 405 to other methods.
-        Route(DECISIONS, app.decisions, methods=["POST"]),
+        Route(DECISIONS, decisions, methods=["POST"]),
         WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]

@@ -21,6 +21,7 @@ from routecast.core.frame import Frame
 from routecast.core.session import check_origin, open_session
 from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
+from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
 from routecast.errors import Invalid, RoutecastError
 from routecast.instruments import Instruments
@@ -94,9 +95,8 @@ class Decisions:
         await send({"type": "http.response.body", "body": body})
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt | Problem:
+        check_origin(*origin_of(scope), self._allowed)
         headers = dict(scope["headers"])
-        if b"origin" in headers:
-            _check_origin(headers, self._allowed)
         kind = headers.get(b"content-type", b"").lower()
         lines = b"ndjson" in kind or b"jsonl" in kind
         async with self._bodies.read(scope, receive) as body:
@@ -133,15 +133,6 @@ class Decisions:
             if index % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         return decisions, rejected
-
-
-def _check_origin(headers: dict[bytes, bytes], allowed: frozenset[str]) -> None:
-    origin, host = headers.get(b"origin"), headers.get(b"host")
-    check_origin(
-        origin.decode("latin-1") if origin is not None else None,
-        host.decode("latin-1") if host is not None else None,
-        allowed,
-    )
 
 
 def _all_bad(rejected: Sequence[Rejection]) -> Problem:
