@@ -22,6 +22,7 @@ from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
+from routecast.edge.advice import METHODS, Advice
 from routecast.edge.cors import Cors
 from routecast.edge.door import Door
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
@@ -290,6 +291,7 @@ def _add_routes(app: _App, settings: Settings, services: Services) -> None:
         # For an application that is mounted in another; and to say 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
         WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
+        Route("/ws/metrics", Advice(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.latest.frame))
