@@ -8,7 +8,6 @@ import pytest
 
 from tests.support.server import Edge, Server
 
-
 # What a person may have set, and what commands would heed.
 _HEEDED = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
 
