@@ -1,4 +1,7 @@
-"""A proxy that passes plain requests on and knows nothing of upgrades, as many are set up."""
+"""A proxy that passes plain requests on and knows nothing of upgrades, as many are set up.
+
+It can be told to break, as lines do: a request reaches the server, and its answer nobody.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -13,13 +16,20 @@ HOP_BY_HOP = {"connection", "upgrade", "keep-alive", "transfer-encoding", "conte
 
 
 @contextmanager
-def plain_proxy(server: Server) -> Iterator[str]:
-    """Run a proxy before a server; yields the proxy's address."""
+def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
+    """Run a proxy before a server that loses the first `lose` answers; yields its address."""
+    lost = iter(range(lose))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             kept = {name: value for name, value in self.headers.items() if _stays(name)}
-            answer = httpx2.request(self.command, f"{server.url}{self.path}", headers=kept)
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = httpx2.request(
+                self.command, f"{server.url}{self.path}", headers=kept, content=body
+            )
+            if next(lost, None) is not None:
+                self.close_connection = True
+                return
             self.send_response(answer.status_code)
             for name, value in answer.headers.items():
                 if _stays(name) and name != "content-encoding":
@@ -28,7 +38,8 @@ def plain_proxy(server: Server) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(answer.content)
 
-        do_OPTIONS = do_GET  # noqa: N815  -- the name that BaseHTTPRequestHandler looks for
+        # The names that BaseHTTPRequestHandler looks for.
+        do_OPTIONS = do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
