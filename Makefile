@@ -1,12 +1,15 @@
 # The front door. Needs only Python 3.11 or newer, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
+# Options for what is run: make run ARGS="--port 9000", make test ARGS="-k sse"
+ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test conformance check format bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo; echo 'run, demo, test and bench take options: make run ARGS="--port 9000"; make run ARGS=--help lists them.'
 
 install: .venv/installed  ## Make .venv with everything that running, tests and benchmarks need
 
@@ -21,13 +24,13 @@ install: .venv/installed  ## Make .venv with everything that running, tests and 
 	@touch $@
 
 demo: install  ## Serve with simulated traffic; prints the address to open
-	@$(BIN)/routecast demo
+	@$(BIN)/routecast demo $(ARGS)
 
 run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
-	@$(BIN)/routecast serve
+	@$(BIN)/routecast serve $(ARGS)
 
 test: install  ## Run all tests
-	@$(BIN)/pytest -n 4 --dist loadscope
+	@$(BIN)/pytest -n 4 --dist loadscope $(ARGS)
 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance
@@ -43,7 +46,7 @@ format: install  ## Format the code
 	@$(BIN)/ruff format
 
 bench: install  ## Run the benchmarks; the results go to benchmarks/results
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove what was made
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
