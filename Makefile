@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Options for what is run: make run ARGS="--port 9000", make test ARGS="-k sse"
 ARGS ?=
+TYPESCRIPT := typescript@7.0.2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test conformance check format bench clean
@@ -35,11 +36,14 @@ test: install  ## Run all tests
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance
 
-check: install  ## Lint, format, types, layers
+check: install  ## Lint, format, types, layers; the page's types too, where there is Node.js
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
+	@if npx --yes --package $(TYPESCRIPT) tsc --version >/dev/null 2>&1; \
+	  then npx --yes --package $(TYPESCRIPT) tsc --project jsconfig.json; \
+	  else echo "The page's scripts are not checked: that needs Node.js, and $(TYPESCRIPT) from its registry."; fi
 
 format: install  ## Format the code
 	@$(BIN)/ruff check --fix
