@@ -18,8 +18,9 @@ Document = Mapping[str, Any]
 # and before the last; then, between the tables, a blank line and two headings.
 _AROUND: Final = 1 + 1 + 3 + 1 + 2
 _BETWEEN: Final = 3
-# In fewer columns than this, words are chosen short.
+# In fewer columns than this, words are chosen short; in so many, long.
 NARROW: Final = 72
+ROOMY: Final = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,9 @@ def _tiles(document: Document, width: int, style: str) -> Table:
     total = document["total_decisions"]
     wide, narrow = width >= WIDE, width < NARROW
     pace, late = f"{figures.rate(document['rate'])}/s", f"p95 {figures.latency(latency['p95'])}"
-    if wide:
+    if width >= ROOMY:
         pace += " over the last minute"
+    if wide:
         late += f", p99 {figures.latency(latency['p99'])}"
     elif narrow:
         late = "median"
