@@ -1,12 +1,16 @@
 # The front door. Needs only Python 3.11 or newer, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
+# Options for what is run: make run ARGS="--port 9000", make test ARGS="-k sse"
+ARGS ?=
+TYPESCRIPT := typescript@7.0.2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo run test conformance check format bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo; echo 'run, demo, test and bench take options: make run ARGS="--port 9000"; make run ARGS=--help lists them.'
 
 install: .venv/installed  ## Make .venv with everything that running, tests and benchmarks need
 
@@ -21,29 +25,32 @@ install: .venv/installed  ## Make .venv with everything that running, tests and 
 	@touch $@
 
 demo: install  ## Serve with simulated traffic; prints the address to open
-	@$(BIN)/routecast demo
+	@$(BIN)/routecast demo $(ARGS)
 
 run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
-	@$(BIN)/routecast serve
+	@$(BIN)/routecast serve $(ARGS)
 
 test: install  ## Run all tests
-	@$(BIN)/pytest -n 4 --dist loadscope
+	@$(BIN)/pytest -n 4 --dist loadscope $(ARGS)
 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance
 
-check: install  ## Lint, format, types, layers
+check: install  ## Lint, format, types, layers; the page's types too, where there is Node.js
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
+	@if npx --yes --package $(TYPESCRIPT) tsc --version >/dev/null 2>&1; \
+	  then npx --yes --package $(TYPESCRIPT) tsc --project jsconfig.json; \
+	  else echo "The page's scripts are not checked: that needs Node.js, and $(TYPESCRIPT) from its registry."; fi
 
 format: install  ## Format the code
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
 bench: install  ## Run the benchmarks; the results go to benchmarks/results
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove what was made
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,11 +1,27 @@
 """Fixtures of all tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.server import Edge, Server
+
+# What a person may have set, and what commands would heed.
+_HEEDED = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_environment() -> Iterator[None]:
+    """Commands find the same width, colours and settings on whatever terminal the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        patch.setenv("LINES", "24")
+        for name in os.environ:
+            if name in _HEEDED or name.startswith("ROUTECAST_"):
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

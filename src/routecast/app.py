@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
@@ -23,6 +23,8 @@ from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
+from routecast.edge.advice import METHODS, Advice
+from routecast.edge.cors import Cors
 from routecast.edge.door import Door
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
@@ -247,10 +249,11 @@ class App(FastAPI):
     """FastAPI, with the hot route in front of its middleware, which costs more than the route."""
 
     decisions: Decisions
+    take: ASGIApp  # them, for pages of allowed origins too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == DECISIONS and scope["method"] == "POST":
-            await self.decisions(scope, receive, send)
+            await self.take(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -289,18 +292,18 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         medium=settings.band_medium,
         price=engines.prices.cost if settings.prices else lambda *_: None,
     )
-    app.decisions = Decisions(
-        services.ingest.submit,
-        rules,
-        engines.clock,
-        services.instruments,
-        settings.allowed_origins,
+    allowed = settings.allowed_origins
+    decisions = Decisions(
+        services.ingest.submit, rules, engines.clock, services.instruments, allowed
     )
+    app.decisions, app.take = decisions, Cors(decisions, allowed)
+    app.add_middleware(Cors, allowed=allowed)
     streams = (services.manager, services.door, services.instruments)
     app.router.routes[:0] = [
         # For an application that is mounted in another; and to say 405 to other methods.
-        Route(DECISIONS, app.decisions, methods=["POST"]),
+        Route(DECISIONS, decisions, methods=["POST"]),
         WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
+        Route("/ws/metrics", Advice(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.latest.frame))

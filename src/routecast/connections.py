@@ -49,6 +49,11 @@ class Connection(Protocol):
     group: "Group | None"  # the manager's own: where it holds the connection
 
     @property
+    def kind(self) -> str:
+        """What it speaks, as the log names it."""
+        ...
+
+    @property
     def subscription(self) -> Subscription:
         """What it asked for."""
         ...
@@ -136,7 +141,7 @@ class ConnectionManager:
         connection.group = group
         self.active += 1
         self._instruments.opened.inc()
-        log.info("WebSocket connected. Total connections: %d", self.active)
+        log.info("%s connected. Total connections: %d", connection.kind, self.active)
         if self._closing:
             connection.stop(CloseCode.RESTART, self._when_to_return())
             return
@@ -158,7 +163,7 @@ class ConnectionManager:
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
         if code in _NORMAL:
             log.info("Client disconnected normally")
-        log.info("WebSocket disconnected. Total connections: %d", self.active)
+        log.info("%s disconnected. Total connections: %d", connection.kind, self.active)
         if self._closing and not self.active:
             self._gone.set()
 

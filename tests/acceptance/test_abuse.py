@@ -318,10 +318,14 @@ def test_an_upgrade_at_another_path(shared: Server) -> None:
 
 
 def test_a_plain_request_at_the_stream(shared: Server) -> None:
-    """Without an upgrade there is nothing at the stream's path."""
+    """Without an upgrade it is told that one is needed, or what would be wrong with it."""
     answer = shared.http.get("/ws/metrics")
-    assert answer.status_code == 404
+    assert answer.status_code == 426
+    assert answer.headers["upgrade"] == "websocket"
     assert answer.headers["content-type"] == "application/problem+json"
+    assert shared.http.get("/ws/metrics?window=2h").json()["parameter"] == "window"
+    assert shared.http.post("/ws/metrics").status_code == 405
+    assert shared.active() == 0
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,15 @@ def test_watch_fits_the_terminal(server: Server) -> None:
         assert "short" in done.stdout
 
 
+def test_watch_cuts_no_word_of_its_own(server: Server) -> None:
+    """Headings and notes are chosen to fit; bars give way to names."""
+    server.post([*DECISIONS, {**DECISIONS[0], "strategy": "complexity", "provider": "openrouter"}])
+    for columns in (60, 80, 119, 120, 130, 150, 200):
+        done = routecast("watch", "--server", server.url, env={"COLUMNS": str(columns)})
+        assert "2 unpriced" in done.stdout
+        assert "…" not in done.stdout
+
+
 def _cells(line: str) -> int:
     return len(line) + line.count("名")
 

@@ -1,15 +1,20 @@
 """The examples, run as their readers run them, over the loss of a real server."""
 
+import json
+import os
 import queue
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.proxy import plain_proxy
 from tests.support.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -46,8 +51,9 @@ class Running:
     """An example under way, and the lines it has printed."""
 
     def __init__(self, *words: str) -> None:
+        pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True
         )
         self._lines: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -69,6 +75,18 @@ class Running:
             if re.search(pattern, seen[-1]):
                 return seen[-1]
 
+    def write(self, *lines: str) -> None:
+        """Give it lines to read."""
+        assert self.process.stdin
+        self.process.stdin.writelines(f"{line}\n" for line in lines)
+        self.process.stdin.flush()
+
+    def end(self) -> int:
+        """Tell it that no more lines will come, and wait for its exit code."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        return self.process.wait(WAIT_SECONDS)
+
     def __enter__(self) -> "Running":
         return self
 
@@ -76,7 +94,9 @@ class Running:
         self.process.kill()
         self.process.wait(WAIT_SECONDS)
         self._reader.join(WAIT_SECONDS)
+        assert self.process.stdin
         assert self.process.stdout
+        self.process.stdin.close()
         self.process.stdout.close()
 
 
@@ -132,3 +152,133 @@ def test_the_python_example_stays_away_when_it_is_not_wanted(server: Server) -> 
     )
     assert done.returncode == 1
     assert "HTTP 400" in done.stderr
+
+
+# -- producers ----------------------------------------------------------------------------------
+
+
+def producer(url: str, *words: str) -> Running:
+    """Run the example that sends decisions."""
+    script = EXAMPLES / "python" / "send_decisions.py"
+    return Running(sys.executable, str(script), url, "--first-delay", "0.1", *words)
+
+
+def total(server: Server) -> int:
+    count: int = server.metrics()["total_decisions"]
+    return count
+
+
+def test_made_up_decisions_are_sent(server: Server) -> None:
+    """In several batches, all of them accepted."""
+    with producer(server.url, "--count", "1200") as running:
+        running.wait_for("accepted 1200, duplicates 0, rejected 0, refused 0")
+        assert running.end() == 0
+    assert total(server) == 1200
+
+
+def test_a_bad_decision_is_named_and_the_rest_is_sent(server: Server) -> None:
+    """The exit code says that something was wrong, and the line what."""
+    with producer(server.url) as running:
+        running.write(json.dumps({**DECISION, "id": "bad", "cost": -1}), json.dumps(DECISION))
+        assert running.end() == 1
+        running.wait_for("rejected: bad: cost: ")
+        running.wait_for("accepted 1, duplicates 0, rejected 1")
+    assert total(server) == 1
+
+
+def test_a_producer_outlives_its_server(server: Server) -> None:
+    """What comes while the server is dead is sent when it is back."""
+    with producer(server.url) as running:
+        running.write(json.dumps(DECISION))
+        while not total(server):
+            time.sleep(0.02)  # between two questions; the answer is the event
+        server.kill()
+        running.write(*[json.dumps(DECISION)] * 10)
+        running.wait_for("no answer.*trying again in")
+        server.start()
+        assert running.end() == 0
+        running.wait_for("accepted 11, duplicates 0")
+    assert total(server) == 11
+
+
+def test_a_lost_answer_counts_nothing_twice(server: Server) -> None:
+    """The batch was committed and its answer lost: sent again with the same ids, it is known."""
+    with plain_proxy(server, lose=1) as url, producer(url, "--count", "10") as running:
+        running.wait_for("no answer.*trying again in")
+        running.wait_for("accepted 0, duplicates 10")
+    assert total(server) == 10
+
+
+def test_a_producer_waits_as_long_as_it_is_asked_to(server: Server) -> None:
+    """`Retry-After` counts for more than the producer's own impatience of 0.1 s."""
+    lock = sqlite3.connect(server.database, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    with producer(server.url, "--count", "10") as running:
+        line = running.wait_for("locked.*trying again in")
+        assert re.search(r"again in 1\.0 s", line)
+        lock.execute("ROLLBACK")
+        running.wait_for("accepted 10")
+    lock.close()
+
+
+# What LiteLLM 1.110 gave its callbacks, less what is not looked at.
+CALL = {
+    "litellm_call_id": "54936827-2f49-4bcd-85e4-4d4a7b9333f4",
+    "status": "success",
+    "custom_llm_provider": "openai",
+    "endTime": 1795546101.462798,
+    "response_time": 0.060787200927734375,
+    "model": "openai/gpt-4o-mini",
+    "response_cost": 1.35e-05,
+    "total_tokens": 30,
+    "prompt_tokens": 10,
+    "completion_tokens": 20,
+    "model_group": "fast",
+}
+FAILED = {
+    "litellm_call_id": "1f11e9e5-2d15-438c-8ba6-2e64be9dfe97",
+    "status": "failure",
+    "custom_llm_provider": "anthropic",
+    "endTime": 1795546102.474773,
+    "response_time": 0.005872011184692383,
+    "model": "anthropic/claude-3-haiku-20240307",
+    "response_cost": 0.0,
+    "total_tokens": 0,
+    "prompt_tokens": 0,
+    "completion_tokens": 0,
+    "model_group": "bad",
+}
+CALLS = """
+import asyncio, json, sys
+from litellm_callback import Callback
+callback = Callback(sys.argv[1])
+for call in json.loads(sys.argv[2]):
+    given = {"kwargs": {"standard_logging_object": call}, "response_obj": None}
+    given |= {"start_time": None, "end_time": None}
+    callback.log_success_event(**given)
+    asyncio.run(callback.async_log_failure_event(**given))
+callback.producer.close()
+"""
+
+
+def test_calls_of_litellm_become_decisions(server: Server, tmp_path: Path) -> None:
+    """Each counts once, though told twice; what LiteLLM does not know is not 0."""
+    # LiteLLM is large: of it, only the class that its callbacks derive from stands in here.
+    package = tmp_path / "litellm" / "integrations"
+    package.mkdir(parents=True)
+    (package / "custom_logger.py").write_text("class CustomLogger: pass")
+    path = os.pathsep.join([str(tmp_path), str(EXAMPLES / "python")])
+    words = [sys.executable, "-c", CALLS, server.url, json.dumps([CALL, FAILED])]
+    subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=WAIT_SECONDS)
+    found = server.metrics(fields="strategy_performance,provider_usage,cost,tokens,errors")
+    del found["timestamp"]
+    assert found == {
+        "strategy_performance": {
+            "bad": {"count": 1, "avg_cost": None, "avg_confidence": None},
+            "fast": {"count": 1, "avg_cost": 1.35e-05, "avg_confidence": None},
+        },
+        "provider_usage": {"anthropic": 1, "openai": 1},
+        "cost": {"total": 1.35e-05, "priced": 1, "unpriced": 1},
+        "tokens": {"input": 10, "output": 20},
+        "errors": {"count": 1, "rate": 0.5},
+    }

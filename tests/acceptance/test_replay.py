@@ -325,6 +325,14 @@ def test_limit_and_dry_run(server: Server, tmp_path: Path) -> None:
 # -- bad input ----------------------------------------------------------------------------------
 
 
+def test_columns_that_are_no_field_are_named(server: Server, tmp_path: Path) -> None:
+    """A misspelt column is left out, and said to be."""
+    file = write(tmp_path / "x.csv", "strategy,provider,modle,junk", "hybrid,gemini,m,x")
+    done = replay(server, file)
+    assert "Left out: modle, junk" in done.stdout
+    assert server.metrics(fields="models")["models"] == {}
+
+
 def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path) -> None:
     """Broken lines and rejected rows are counted, named with line and error, and end with 1."""
     file = tmp_path / "bad.csv"

@@ -130,7 +130,10 @@ def test_a_client_that_went_is_forgotten(server: Server) -> None:
         server.wait_for_active(1, 5)
         line.reset()
     server.wait_for_active(0, 5)
-    assert "Traceback" not in server.log.read_text()
+    server.wait_for_log(
+        "SSE connected. Total connections: 1", "SSE disconnected. Total connections: 0"
+    )
+    assert not {"Traceback", "WebSocket"} & set(server.log.read_text().split())
 
 
 def test_a_slow_reader_is_skipped_and_let_go(server: Server) -> None:

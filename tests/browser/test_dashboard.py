@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.support.proxy import plain_proxy
 from tests.support.server import Server
 
 CHROMIUM = shutil.which("chromium")
@@ -24,6 +25,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    # A name that stands for this machine, as behind a proxy.
+    "--host-resolver-rules=MAP metrics.example 127.0.0.1",
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -251,6 +254,55 @@ def test_a_server_that_returns_is_found_without_help(server: Server, tab: Tab) -
     server.start()
     expect(page.get_by_role("status")).to_have_text("Live", timeout=20_000)
     expect(page.locator("#total")).to_have_text("1")
+
+
+def by_name(server: Server) -> str:
+    """The server's address by a name instead of a number."""
+    return server.url.replace("127.0.0.1", "metrics.example")
+
+
+def test_a_page_opened_by_a_name_says_what_to_set(server: Server, tab: Tab) -> None:
+    """Refused for its name, it says so, and shows the setting that lets it in."""
+    page = tab.page
+    page.goto(by_name(server))
+    expect(page.get_by_role("status")).to_have_text("Refused")
+    expect(page.get_by_role("heading", name="does not let this page in")).to_be_visible()
+    setting = f"ROUTECAST_ALLOWED_ORIGINS={by_name(server)}"
+    expect(page.get_by_label("Setting that lets this page in")).to_have_text(setting)
+    expect(page.locator("#numbers")).to_be_hidden()
+
+
+def test_a_page_opened_by_a_name_that_is_allowed_is_live(tmp_path: Path, tab: Tab) -> None:
+    """The setting that the refused page shows is the one that helps."""
+    with Server(tmp_path) as server:
+        tab.page.goto(by_name(server))
+        setting = tab.page.get_by_label("Setting that lets this page in").inner_text()
+        server.stop()
+        server.env.update([setting.split("=", 1)])
+        server.start()
+        tab.page.get_by_role("button", name="Retry now").click()
+        expect(tab.page.get_by_role("status")).to_have_text("Live")
+        expect(tab.page.get_by_role("heading", name="does not let")).to_be_hidden()
+
+
+def test_a_page_that_finds_no_room_says_so(tmp_path: Path, tab: Tab) -> None:
+    """A server that is full is not called unreachable, and is tried again."""
+    with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "1"}) as server:
+        tab.open(server)
+        other = tab.page.context.new_page()
+        other.goto(server.url)
+        expect(other.locator("#updated")).to_contain_text("too many connections")
+        wait_seconds(other, 1, 6)
+
+
+def test_a_proxy_that_passes_no_upgrade_is_named(server: Server, tab: Tab) -> None:
+    """Where requests get through and WebSocket does not, the page says what is to be looked at."""
+    with plain_proxy(server) as url:
+        tab.page.goto(url)
+        expect(tab.page.locator("#updated")).to_contain_text(
+            "a proxy in between must pass upgrades"
+        )
+        wait_seconds(tab.page, 1, 6)
 
 
 def test_a_server_that_falls_silent_is_stale(server: Server, tab: Tab) -> None:

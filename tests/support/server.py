@@ -62,7 +62,7 @@ class Server:
         self._logging = folder / "logging.json"
         self._logging.write_text(json.dumps(_LOGGING))
         self._options = options
-        self._env = {**os.environ, "ROUTECAST_DATABASE_URL": self.database_url, **(env or {})}
+        self.env = {**os.environ, "ROUTECAST_DATABASE_URL": self.database_url, **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx2.Client(base_url=self.url, timeout=30)
 
@@ -97,7 +97,7 @@ class Server:
         """Start the process, and no more."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, env=self._env, start_new_session=True
+                self.command(), stdout=log, stderr=log, env=self.env, start_new_session=True
             )
 
     def wait_for(self, path: str, status: int) -> None:

@@ -28,6 +28,8 @@ FAST = 0.1
 class Reader:
     """A subscriber that reads every frame at once (`connections.Connection`)."""
 
+    kind = "WebSocket"
+
     def __init__(self, interval: float = FAST, view: View | None = None) -> None:
         self.subscription = Subscription(view or View(), interval)
         self.frames: list[Frame] = []

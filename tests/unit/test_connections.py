@@ -273,7 +273,7 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
         sent.append(frame.text)
         await drained.wait()
 
-    slow = Outlet(Session(Subscription(View(), FAST)))
+    slow = Outlet(Session(Subscription(View(), FAST)), "SSE")
     quick = Reader()
     async with running(hall.manager.run()), asyncio.TaskGroup() as tasks:
         pump = tasks.create_task(slow.pump(send))

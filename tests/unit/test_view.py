@@ -95,8 +95,34 @@ def test_bad_parameter_is_named(query: str, parameter: str, error: str) -> None:
 
 
 def test_unknown_parameters_are_ignored() -> None:
-    """A page may add its own, to get around a cache."""
-    assert parse_query("nocache=1&interval=2") == parse_query("interval=2")
+    """A page may add its own, to get around a cache; a proxy, too."""
+    query = "nocache=1&_=17&t=3&v=2&utm_source=mail&ticket=x&interval=2"
+    assert parse_query(query) == parse_query("interval=2")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("field", "fields"),
+        ("strategies", "strategy"),
+        ("Strategy", "strategy"),
+        ("provdier", "provider"),
+        ("models", "model"),
+        ("projects", "project"),
+        ("windows", "window"),
+        ("intervall", "interval"),
+    ],
+)
+def test_a_misspelt_parameter_is_not_ignored(name: str, meant: str) -> None:
+    """Left out without a word, it would give numbers that nobody asked for."""
+    with pytest.raises(BadParameter, match=f"{name}: no such parameter; did you mean {meant}?"):
+        parse_query(f"window=1h&{name}=x")
+
+
+def test_spelling_is_looked_at_within_bounds() -> None:
+    """A thousand made-up names cost no more than twenty."""
+    many = "&".join(f"x{n}" for n in range(20))
+    assert parse_query(f"{many}&strategies=x") == parse_query("")
 
 
 def test_error_does_not_repeat_a_long_name() -> None:

@@ -1,14 +1,10 @@
 """`routecast demo`: a server with simulated traffic, to look around in."""
 
 import asyncio
-import os
-import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from secrets import token_hex
 from typing import Annotated, Any, Final
 
@@ -17,7 +13,7 @@ import typer
 from rich.console import Console
 
 from routecast.cli.address import DEFAULT_SERVER
-from routecast.cli.terminal import say
+from routecast.cli.terminal import command_name, say
 from routecast.cli.traffic import Arrival, arrivals
 from routecast.config import load_settings
 from routecast.errors import BadSettings
@@ -103,7 +99,9 @@ def _free_port(host: str, first: int) -> int:
 
 
 def _welcome(console: Console, address: str, rate: float, *, temporary: bool) -> None:
-    watch = f"{_command()} watch" + ("" if address == DEFAULT_SERVER else f" --server {address}")
+    watch = f"{command_name()} watch" + (
+        "" if address == DEFAULT_SERVER else f" --server {address}"
+    )
     lines = (
         ("", ""),
         (f"Routecast is running, with simulated traffic: {rate:g} decisions a second.", "bold"),
@@ -115,14 +113,6 @@ def _welcome(console: Console, address: str, rate: float, *, temporary: bool) ->
     )
     for line, style in lines:
         say(console, line, style)
-
-
-def _command() -> str:
-    """Return how this command is called from here: by name, or by path where that is not known."""
-    path = Path(sys.argv[0])
-    if path.name != "routecast":
-        return "python -m routecast"
-    return "routecast" if shutil.which("routecast") else os.path.relpath(path)
 
 
 async def send(address: str, traffic: Iterator[Arrival]) -> None:

@@ -18,6 +18,9 @@ Document = Mapping[str, Any]
 # and before the last; then, between the tables, a blank line and two headings.
 _AROUND: Final = 1 + 1 + 3 + 1 + 2
 _BETWEEN: Final = 3
+# In fewer columns than this, words are chosen short; in so many, long.
+NARROW: Final = 72
+ROOMY: Final = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +104,36 @@ def _welcome(command: str, filtered: bool) -> RenderableType:
 def _tiles(document: Document, width: int, style: str) -> Table:
     cost, errors, latency = document["cost"], document["errors"], document["latency_ms"]
     total = document["total_decisions"]
+    wide, narrow = width >= WIDE, width < NARROW
     pace, late = f"{figures.rate(document['rate'])}/s", f"p95 {figures.latency(latency['p95'])}"
-    if width >= WIDE:
+    if width >= ROOMY:
         pace += " over the last minute"
+    if wide:
         late += f", p99 {figures.latency(latency['p99'])}"
+    elif narrow:
+        late = "median"
     tiles = (
         ("decisions", figures.count(total), pace),
-        ("avg confidence", figures.confidence(document["avg_confidence"]), "of 0 to 1"),
+        (
+            "confidence" if narrow else "avg confidence",
+            figures.confidence(document["avg_confidence"]),
+            "average" if narrow else "of 0 to 1",
+        ),
         (
             "cost",
             figures.money(cost["total"] if cost["priced"] else None),
             f"{figures.count(cost['unpriced'])} unpriced" if cost["unpriced"] else "",
         ),
         ("errors", figures.count(errors["count"]), figures.share(errors["count"], total)),
-        ("median latency", figures.latency(latency["p50"]), late if latency["p50"] else ""),
+        (
+            "latency" if narrow else "median latency",
+            figures.latency(latency["p50"]),
+            late if latency["p50"] else "",
+        ),
     )
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     for _ in tiles:
-        grid.add_column(ratio=1, **ONE_LINE)
+        grid.add_column(ratio=1 if wide else None, **ONE_LINE)  # else as each needs
     for place, look in enumerate(("dim", f"bold {style}", "dim")):
         grid.add_row(*(Text(tile[place], style=look) for tile in tiles))
     return grid
@@ -130,7 +145,7 @@ def _movement(
     shown = list(rates)[-width:]
     known = [rate for rate in shown if rate is not None]
     span = figures.age(len(shown) * seconds_apart)
-    words = Text("decisions a second ", style="bold")
+    words = Text("decisions a second: ", style="bold")
     if known:
         newest = f"now {figures.rate(shown[-1])}, highest {figures.rate(max(known))}"
         words.append(f"{newest}, over {span}", style="dim not bold")

@@ -10,6 +10,7 @@ import httpx2
 import msgspec
 
 from routecast.cli.address import Server
+from routecast.cli.terminal import command_name
 from routecast.errors import RoutecastError
 from routecast.protocol import Problem, Receipt, Rejection
 
@@ -98,7 +99,7 @@ class Sender:
             if not self._answered:
                 raise Refused(
                     f"cannot reach {self._server}: {_reason(error)}. "
-                    "Is the server running (routecast serve), and is --server right?"
+                    f"Is the server running ({command_name()} serve), and is --server right?"
                 ) from None
             return None, _reason(error)
         self._answered = True

@@ -46,10 +46,12 @@ def tables(document: Mapping[str, Any], width: int, height: int, style: str) -> 
     note = f"{total - known:,} without one" if total > known else ""
     content: RenderableType
     if width >= WIDE:
-        confidence = _bars("confidence", band_bars, len(bands), _WIDE_BAR, note)
+        bar = _bar_width(width * 2 // 5 - 36, _WIDE_BAR)
+        confidence = _bars("confidence", band_bars, len(bands), bar, note)
         room = height - len(bands) - bool(note)
-        providers = _bars("providers", provider_bars, max(room, _LEAST_ROWS), _WIDE_BAR)
-        table = _strategies(strategies, total, max(height + 2, _LEAST_ROWS), _WIDE_BAR)
+        providers = _bars("providers", provider_bars, max(room, _LEAST_ROWS), bar)
+        bar = _bar_width(width * 3 // 5 - 66, _WIDE_BAR)
+        table = _strategies(strategies, total, max(height + 2, _LEAST_ROWS), bar)
         content = _side_by_side(table, Group(confidence, Text(), providers), (3, 2))
     else:
         needed = max(len(bands) + bool(note), len(provider_bars))

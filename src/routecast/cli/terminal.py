@@ -1,8 +1,11 @@
 """What every client-side command says to a person, and how it ends."""
 
+import os
+import shutil
 import signal
 import sys
 import unicodedata
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -24,6 +27,14 @@ def plain(text: object) -> str:
         character if unicodedata.category(character)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
         for character in str(text)
     )
+
+
+def command_name() -> str:
+    """Return how this command is called from here: by name, or by path where that is not known."""
+    path = Path(sys.argv[0])
+    if path.name != "routecast":
+        return "python -m routecast"
+    return "routecast" if shutil.which("routecast") else os.path.relpath(path)
 
 
 def say(console: Console, message: object, style: str = "") -> None:

@@ -22,7 +22,7 @@ from routecast.cli import figures
 from routecast.cli.address import DEFAULT_SERVER, Server
 from routecast.cli.panels import Screen, Status
 from routecast.cli.stream import Connecting, Event, Frame, Refused, Silent, Waiting, follow
-from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, fail, say
+from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
 from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_FIELDS, MAX_INTERVAL, MIN_INTERVAL
 
@@ -242,7 +242,8 @@ async def _first_frame(events: AsyncGenerator[Event], target: Server) -> Frame:
                 case Refused():
                     _refused(event)
                 case Waiting(why):
-                    fail(f"cannot reach {target.url}: {why}. Is it running (routecast serve)?")
+                    serve = f"{command_name()} serve"
+                    fail(f"cannot reach {target.url}: {why}. Is it running ({serve})?")
                 case Silent():
                     fail(f"{target.url} is connected, but nothing comes")
     raise AssertionError("a stream of events has no other end")

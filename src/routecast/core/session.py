@@ -36,22 +36,31 @@ def open_session(query: bytes, *, interval: float = DEFAULT_INTERVAL) -> Session
 
 
 def check_origin(origin: str | None, host: str | None, allowed: frozenset[str]) -> None:
-    """Let a browser's page in: from this very machine, from our own address, or from `allowed`.
+    """Raise Forbidden, naming the setting, when a browser's page may not come in."""
+    if not may_enter(origin, host, allowed):
+        shown = (origin or "")[:200]
+        raise Forbidden(
+            f"Origin {shown!r} may not connect; to let its pages in, start the server with "
+            "it in ROUTECAST_ALLOWED_ORIGINS"
+        )
+
+
+def may_enter(origin: str | None, host: str | None, allowed: frozenset[str]) -> bool:
+    """Whether a page is from this very machine, from our own address, or from `allowed`.
 
     Without this, any page a person looks at could read or write at their local Routecast
     (RFC 6455, 10.2). A page that came from here under a name must be allowed, too: a name can be
     made to point here by whoever owns it (DNS rebinding). Clients that are no browser send no
-    origin. Raises Forbidden.
+    origin.
     """
     if origin is None or "*" in allowed or origin in allowed:
-        return
+        return True
     with suppress(ValueError):  # neither header needs to hold an address
         site = urlsplit(origin)
         if site.netloc and site.netloc == host and _is_address(site.hostname):
-            return
-        if site.hostname in _LOOPBACK and urlsplit(f"//{host or ''}").hostname in _LOOPBACK:
-            return
-    raise Forbidden(f"Origin {origin[:200]!r} may not connect; see ROUTECAST_ALLOWED_ORIGINS")
+            return True
+        return site.hostname in _LOOPBACK and urlsplit(f"//{host or ''}").hostname in _LOOPBACK
+    return False
 
 
 def _is_address(name: str | None) -> bool:

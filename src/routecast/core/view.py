@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -19,6 +21,11 @@ from routecast.protocol import (
 
 _NUMBER: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 FILTERS: Final = ("strategy", "provider", "model", "project")
+PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")
+# Proxies and pages add parameters of their own, such as `_` and `nocache`. A name this much like
+# one of ours (`difflib`'s ratio) is ours, misspelt: ignored, it would give other numbers.
+LIKE_OURS: Final = 0.75
+MAX_LOOKED_AT: Final = 20  # unknown names; each takes a few microseconds
 MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
 MAX_NAME: Final = 128
 # So that the request line stays under the 8 KiB that servers and proxies commonly take.
@@ -64,8 +71,8 @@ class Subscription:
 def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Subscription:
     """Read the query string that `/ws/metrics` and its siblings share.
 
-    `interval` is what holds when none is asked for. Unknown parameters are ignored.
-    Raises BadParameter, naming the parameter.
+    `interval` is what holds when none is asked for. Unknown parameters are ignored, but for
+    those that look like a known one misspelt. Raises BadParameter, naming the parameter.
     """
     text = query.decode("latin-1") if isinstance(query, bytes) else query
     if len(text) > MAX_QUERY:
@@ -77,6 +84,7 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
     given: dict[str, list[str]] = {}
     for name, value in pairs:
         given.setdefault(name, []).append(value)
+    _check_spelling(given)
     filters = {name: _filter(name, given[name]) for name in FILTERS if name in given}
     view = View(
         fields=_fields(given["fields"]) if "fields" in given else DEFAULT_FIELDS,
@@ -86,6 +94,12 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
     return Subscription(
         view, _interval(_only("interval", given)) if "interval" in given else interval
     )
+
+
+def _check_spelling(given: dict[str, list[str]]) -> None:
+    for name in islice((name for name in given if name not in PARAMETERS), MAX_LOOKED_AT):
+        if meant := get_close_matches(name[:MAX_NAME].lower(), PARAMETERS, 1, LIKE_OURS):
+            raise BadParameter(name[:MAX_NAME], f"no such parameter; did you mean {meant[0]}?")
 
 
 def _only(name: str, given: dict[str, list[str]]) -> str:

@@ -34,7 +34,7 @@ function moneyFormat(digits) {
   return format;
 }
 
-const rateFormats = [fixed(2), fixed(1), whole];
+const rateFormats = { small: fixed(2), medium: fixed(1), large: whole };
 const latency = new Intl.NumberFormat(LOCALE, { maximumSignificantDigits: 3 });
 
 /** @param {number | null | undefined} value */
@@ -73,7 +73,7 @@ export function formatShare(value) {
 export function formatRate(value) {
   if (value == null) return UNKNOWN;
   if (value > 0 && value < 0.005) return "<0.01";
-  const [small, medium, large] = rateFormats;
+  const { small, medium, large } = rateFormats;
   return (value < 1 ? small : value < 100 ? medium : large).format(value);
 }
 
@@ -87,7 +87,7 @@ export function moneyDigits(amounts) {
   let digits = 2;
   for (const amount of amounts) {
     if (!amount || amount >= 1) continue;
-    const [mantissa, exponent] = amount.toExponential(2).split("e");
+    const [mantissa = "", exponent] = amount.toExponential(2).split("e");
     const significant = mantissa.replace(".", "").replace(/0+$/, "").length;
     digits = Math.max(digits, significant - 1 - Number(exponent));
   }

@@ -3,10 +3,11 @@
 import { HealthPoll } from "./health.js";
 import { INTERVAL, readFrame, streamUrl } from "./protocol.js";
 import { RateHistory } from "./rates.js";
+import { askWhy } from "./refusal.js";
 import { part } from "./rows.js";
 import { Stream } from "./stream.js";
 import { View, renderTitle } from "./view.js";
-import { prepareWelcome } from "./welcome.js";
+import { prepareCommands } from "./welcome.js";
 
 /** @typedef {import("./protocol.js").Metrics} Metrics */
 
@@ -43,8 +44,10 @@ const healthPoll = new HealthPoll(new URL("health", address).href, (health) => {
   render();
 });
 
-const stream = new Stream(streamUrl(address), {
+const streamAddress = streamUrl(address);
+const stream = new Stream(streamAddress, {
   interval: INTERVAL,
+  askWhy: () => askWhy(streamAddress),
   onText(text) {
     const frame = readFrame(text);
     const failed = page.failure !== null;
@@ -82,7 +85,7 @@ function showNotice() {
 }
 
 showNotice();
-prepareWelcome(address);
+prepareCommands(address);
 part(document, "#retry").addEventListener("click", () => stream.retry());
 addEventListener("online", () => stream.nudge());
 document.addEventListener("visibilitychange", () => {

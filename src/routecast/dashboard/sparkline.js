@@ -67,7 +67,7 @@ export class Sparkline {
   /** @param {RatePoint[]} points oldest first */
   render(points) {
     const newest = points.at(-1)?.rate ?? null;
-    const kept = points.length ? points[points.length - 1].at - points[0].at : 0;
+    const kept = (points.at(-1)?.at ?? 0) - (points[0]?.at ?? 0);
     const span = SPANS_MS.find((span) => span >= kept) ?? KEPT_MS;
     const peak = points.reduce((peak, point) => Math.max(peak, point.rate ?? 0), 0);
     const top = roundScale(peak);

@@ -34,8 +34,6 @@ const SOURCES = {
   none: "",
 };
 
-const UNREACHABLE = "the server cannot be reached";
-
 /**
  * @param {PageState} page
  * @param {number} now in ms since 1970
@@ -45,17 +43,15 @@ export function describe(page, now) {
   const { stream } = page;
   switch (stream.phase) {
     case "connecting": {
-      const [word, reason] = stream.again ? ["Reconnecting", UNREACHABLE] : ["Connecting", ""];
+      const [word, reason] = stream.again ? ["Reconnecting", "the connection was lost"] : ["Connecting", ""];
       return { word, countdown: "", tone: "wait", reason, canRetry: stream.again };
     }
     case "waiting": {
       const seconds = Math.max(1, Math.ceil((stream.until - now) / 1_000));
-      return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: UNREACHABLE, canRetry: true };
+      return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
     }
-    case "refused": {
-      const reason = stream.reason || `close code ${stream.code}`;
-      return stale(`the server refused the connection (${reason})`, "Refused");
-    }
+    case "refused":
+      return stale(stream.barred ? "the server does not let this page in" : stream.reason, "Refused");
     case "silent":
       return stale("the connection is open but silent");
     case "live":

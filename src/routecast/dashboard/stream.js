@@ -6,22 +6,27 @@
  *     │           ▼         ▼
  *     └──────── waiting ◄───┘        a lost socket waits, longer each time, and connects again
  *
- * A close code that says "do not come back" ends in `refused`; only `retry()` leaves that.
+ * A close code that says "do not come back" ends in `refused`; only `retry()` leaves that. Of a
+ * socket that never opened the browser tells nothing, so it waits, and meanwhile asks why: the
+ * answer may be final, too.
  */
 
 /**
  * @typedef {{phase: "connecting", again: boolean}
  *   | {phase: "live"}
  *   | {phase: "silent"}
- *   | {phase: "waiting", until: number}
- *   | {phase: "refused", code: number, reason: string}} StreamState `until` is in ms since 1970
+ *   | {phase: "waiting", until: number, reason: string}
+ *   | {phase: "refused", reason: string, barred: boolean}} StreamState `until` is in ms since 1970
  */
+
+/** @typedef {import("./refusal.js").Refusal} Refusal */
 
 /**
  * @typedef {Object} StreamOptions
  * @property {number} interval seconds between two frames, as asked of the server
  * @property {(text: string) => void} onText called for each text frame
  * @property {(state: StreamState) => void} onState called when the state changes
+ * @property {() => Promise<Refusal | null>} askWhy asked when a socket never opened
  */
 
 const FIRST_RETRY_MS = 5_000;
@@ -59,6 +64,7 @@ export class Stream {
   #url;
   #options;
   #failures = 0;
+  #opened = false;
   /** @type {StreamState} */
   #state = { phase: "connecting", again: false };
   /** @type {WebSocket | undefined} */
@@ -95,8 +101,12 @@ export class Stream {
     this.#enter({ phase: "connecting", again });
     const socket = new WebSocket(this.#url);
     this.#socket = socket;
+    this.#opened = false;
     this.#after(HANDSHAKE_MS, () => this.#lost());
-    socket.onopen = () => this.#expectFrame();
+    socket.onopen = () => {
+      this.#opened = true;
+      this.#expectFrame();
+    };
     socket.onmessage = (event) => this.#receive(event.data);
     socket.onclose = (event) => this.#closed(event);
   }
@@ -121,15 +131,34 @@ export class Stream {
   /** @param {CloseEvent} event */
   #closed(event) {
     if (!FINAL_CODES.has(event.code)) return this.#lost();
+    this.#refuse(`the server refused the connection (${event.reason || `close code ${event.code}`})`);
+  }
+
+  /**
+   * @param {string} reason
+   * @param {boolean} [barred]
+   */
+  #refuse(reason, barred = false) {
     this.#drop();
-    this.#enter({ phase: "refused", code: event.code, reason: event.reason });
+    this.#enter({ phase: "refused", reason, barred });
   }
 
   #lost() {
     this.#drop();
     const delay = retryDelay(this.#failures++);
     this.#after(delay, () => this.#connect(true));
-    this.#enter({ phase: "waiting", until: Date.now() + delay });
+    const until = Date.now() + delay;
+    this.#enter({ phase: "waiting", until, reason: "the server cannot be reached" });
+    if (!this.#opened) void this.#learnWhy(until);
+  }
+
+  /** @param {number} until when the next attempt is due, in ms since 1970 */
+  async #learnWhy(until) {
+    const waiting = this.#state;
+    const refusal = await this.#options.askWhy();
+    if (refusal === null || this.#state !== waiting) return;
+    if (refusal.final) this.#refuse(refusal.reason, refusal.barred);
+    else this.#enter({ phase: "waiting", until, reason: refusal.reason });
   }
 
   /** Let go of the socket, deaf to what it may still say. */

@@ -54,11 +54,9 @@ export class View {
    */
   render(page, points, now) {
     this.#renderStatus(page, now);
+    this.#renderSections(page);
     if (!page.metrics || page.metrics === this.#shown) return;
     this.#shown = page.metrics;
-    const empty = page.metrics.total_decisions === 0;
-    byId("welcome").hidden = !empty;
-    byId("numbers").hidden = empty;
     this.#renderTotals(page.metrics);
     this.#panels.render(page.metrics);
     this.#sparkline.render(points);
@@ -79,6 +77,15 @@ export class View {
     byId("numbers").classList.toggle("old", old);
     show("newest", old ? "last update" : "now");
     show("health", describeHealth(page.health));
+  }
+
+  /** @param {PageState} page */
+  #renderSections({ stream, metrics }) {
+    const barred = stream.phase === "refused" && stream.barred;
+    const empty = metrics?.total_decisions === 0;
+    byId("barred").hidden = !barred;
+    byId("welcome").hidden = !empty || barred;
+    byId("numbers").hidden = empty || (barred && metrics === null);
   }
 
   /** @param {Metrics} metrics */

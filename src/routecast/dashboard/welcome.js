@@ -1,4 +1,4 @@
-/** The empty state: one line to paste that sends a first decision. */
+/** Lines to paste: one that sends a first decision, one that lets this page in. */
 
 import { part } from "./rows.js";
 
@@ -12,14 +12,32 @@ export function firstDecision(page) {
 }
 
 /**
- * Fill in the line and make its button copy it.
+ * The setting with which the server lets this page in.
  *
  * @param {string} page the page's own address
  */
-export function prepareWelcome(page) {
-  const line = part(document, "#first-decision");
-  const button = part(document, "#copy");
-  line.textContent = firstDecision(page);
+export function allowPage(page) {
+  return `ROUTECAST_ALLOWED_ORIGINS=${new URL(page).origin}`;
+}
+
+/**
+ * Fill in the lines and make their buttons copy them.
+ *
+ * @param {string} page the page's own address
+ */
+export function prepareCommands(page) {
+  prepareCommand(part(document, "#welcome .command"), firstDecision(page));
+  prepareCommand(part(document, "#barred .command"), allowPage(page));
+}
+
+/**
+ * @param {HTMLElement} command
+ * @param {string} text
+ */
+function prepareCommand(command, text) {
+  const line = part(command, "code");
+  const button = part(command, "button");
+  line.textContent = text;
   button.addEventListener("click", async () => {
     button.textContent = (await copy(line)) ? "Copied" : "Press Ctrl+C";
     setTimeout(() => (button.textContent = "Copy"), 2_000);

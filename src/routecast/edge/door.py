@@ -6,6 +6,7 @@ from starlette.types import Scope
 
 from routecast.connections import ConnectionManager
 from routecast.core.session import Session, check_origin, open_session
+from routecast.edge.cors import origin_of
 from routecast.errors import Unavailable
 
 
@@ -44,13 +45,8 @@ class Door:
         """Return the session an ASGI scope asks for, and the address to `leave` with."""
         client = scope.get("client")
         address = str(client[0]) if client else ""
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        session = self.open(
-            scope["query_string"],
-            origin=headers.get(b"origin"),
-            host=headers.get(b"host"),
-            address=address,
-        )
+        origin, host = origin_of(scope)
+        session = self.open(scope["query_string"], origin=origin, host=host, address=address)
         return session, address
 
     def leave(self, address: str) -> None:

@@ -21,6 +21,7 @@ from routecast.core.frame import Frame
 from routecast.core.session import check_origin, open_session
 from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
+from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
 from routecast.errors import Invalid, RoutecastError
 from routecast.ingest import Pending
@@ -96,9 +97,8 @@ class Decisions:
         await send({"type": "http.response.body", "body": body})
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt | Problem:
+        check_origin(*origin_of(scope), self._allowed)
         headers = dict(scope["headers"])
-        if b"origin" in headers:
-            _check_origin(headers, self._allowed)
         lines = is_lines(headers.get(b"content-type", b""))
         async with self.bodies.read(scope, receive) as body:
             sent = decode(body, lines=lines)
@@ -174,15 +174,6 @@ def refusal(error: BaseException) -> Response:
         return respond_error(error)
     log.error("A request failed for a reason not foreseen", exc_info=error)
     return respond_crash()
-
-
-def _check_origin(headers: dict[bytes, bytes], allowed: frozenset[str]) -> None:
-    origin, host = headers.get(b"origin"), headers.get(b"host")
-    check_origin(
-        origin.decode("latin-1") if origin is not None else None,
-        host.decode("latin-1") if host is not None else None,
-        allowed,
-    )
 
 
 def metrics_router(frame: Callable[[View], Awaitable[Frame]]) -> APIRouter:

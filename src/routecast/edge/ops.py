@@ -45,7 +45,7 @@ def ops_router(
         state = await health()
         serving = state.source != "none"
         status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
-        return Response(msgspec.json.encode(state), status, media_type="application/json")
+        return _state(state, status)
 
     @router.get("/ready", summary="200 when decisions can be acknowledged, else 503")
     async def get_ready() -> Response:
@@ -53,17 +53,22 @@ def ops_router(
             try:
                 await check()
             except Unavailable as error:
-                body = {"ready": False, "reason": str(error)}
+                body: dict[str, Any] = {"ready": False, "reason": str(error)}
                 status = HTTPStatus.SERVICE_UNAVAILABLE
             else:
                 body, status = {"ready": True}, HTTPStatus.OK
-        return Response(msgspec.json.encode(body), status, media_type="application/json")
+        return _state(body, status)
 
     @router.get("/metrics", summary="Prometheus text")
     async def get_metrics() -> Response:
         return Response(generate_latest(instruments.registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+def _state(state: Health | dict[str, Any], status: HTTPStatus) -> Response:
+    body = msgspec.json.encode(state)
+    return Response(body, status, {"Cache-Control": "no-store"}, media_type="application/json")
 
 
 def page_router(notice: str) -> APIRouter:

@@ -19,9 +19,10 @@ ABNORMAL: Final = 1006
 class Outlet:
     """A subscriber (`connections.Connection`) for whom awaiting `send` is how to feel its pace."""
 
-    __slots__ = ("_newest", "_stop", "_wake", "group", "reason", "subscription")
+    __slots__ = ("_newest", "_stop", "_wake", "group", "kind", "reason", "subscription")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, kind: str) -> None:
+        self.kind = kind
         self.group: Group | None = None
         self.subscription = session.subscription
         self.reason = ""  # why it is stopped, for a close frame

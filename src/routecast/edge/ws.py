@@ -105,6 +105,7 @@ class WebSocketConnection(asyncio.Protocol):
         "group",
     )
 
+    kind = "WebSocket"
     _transport: asyncio.Transport
 
     def __init__(self, edge: WebSocketEdge) -> None:

@@ -38,7 +38,7 @@ class MetricsSocket:
             self._door.leave(address)
 
     async def _serve(self, session: Session, receive: Receive, send: Send) -> None:
-        outlet = Outlet(session)
+        outlet = Outlet(session, "WebSocket")
 
         async def send_frame(frame: Frame) -> None:
             await send({"type": "websocket.send", "text": frame.text})

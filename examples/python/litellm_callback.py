@@ -1,0 +1,59 @@
+"""Tell Routecast of each call that LiteLLM makes, failed ones and fallbacks too.
+
+import litellm
+from litellm_callback import Callback
+
+litellm.callbacks = [Callback("http://127.0.0.1:8000")]
+
+Put this file and `send_decisions.py` beside your own. Prompts and answers are not sent.
+"""
+
+from typing import Any
+
+from litellm.integrations.custom_logger import CustomLogger
+from send_decisions import Decision, Producer
+
+
+def decision_of(call: dict[str, Any]) -> Decision:
+    """Return a call, as LiteLLM's `standard_logging_object` has it, as a decision.
+
+    The strategy is the group of models that was asked for: what a LiteLLM router chooses within.
+    """
+    decision: Decision = {
+        "id": call["litellm_call_id"],
+        "timestamp": call["endTime"],
+        "strategy": call.get("model_group") or "litellm",
+        "provider": call.get("custom_llm_provider") or "unknown",
+        "model": call["model"],
+        "latency_ms": call["response_time"] * 1000,
+        "status": "success" if call["status"] == "success" else "error",
+    }
+    # LiteLLM writes 0 for what it does not know; to Routecast that would be a fact.
+    if call["total_tokens"]:
+        decision["input_tokens"] = call["prompt_tokens"]
+        decision["output_tokens"] = call["completion_tokens"]
+    if call["response_cost"]:
+        decision["cost"] = call["response_cost"]
+    return decision
+
+
+class Callback(CustomLogger):
+    """What LiteLLM calls after each call. Of some it tells twice: by its id, each counts once."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.producer = Producer(url)
+
+    def log_success_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        if call := kwargs.get("standard_logging_object"):
+            self.producer.put(decision_of(call))
+
+    async def async_log_success_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        self.log_success_event(kwargs, response_obj, start_time, end_time)
+
+    log_failure_event = log_success_event
+    async_log_failure_event = async_log_success_event

@@ -1,0 +1,86 @@
+"""Cross-origin requests: a page that may open a stream may read our other answers, too.
+
+Browsers keep an answer from a page of another site unless the answer names that site, and ask
+first (a preflight) before they send JSON for it (WHATWG Fetch, 3.2). Who may is what
+`core.session.may_enter` says, for every route alike.
+"""
+
+from http import HTTPStatus
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from routecast.core.session import check_origin, may_enter
+from routecast.edge.problem import respond_error
+from routecast.errors import Forbidden
+
+# How long a browser need not ask again, in seconds. Chromium takes two hours at most.
+MAX_AGE: Final = 7_200
+_MAY_BE_READ: Final = [(b"access-control-expose-headers", b"Retry-After"), (b"vary", b"Origin")]
+_MAY_BE_SENT: Final = [
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"Content-Type, Content-Encoding, Last-Event-ID"),
+    (b"access-control-max-age", b"%d" % MAX_AGE),
+    (b"vary", b"Origin"),
+]
+
+
+class Cors:
+    """ASGI middleware that lets pages of allowed origins read what `app` answers."""
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin, host = origin_of(scope) if scope["type"] == "http" else (None, None)
+        if origin is None:
+            await self._app(scope, receive, send)
+        elif _is_preflight(scope):
+            await self._preflight(origin, host)(scope, receive, send)
+        elif may_enter(origin, host, self._allowed):
+            await self._app(scope, receive, _with_headers(send, origin))
+        else:
+            await self._app(scope, receive, send)
+
+    def _preflight(self, origin: str, host: str | None) -> Response:
+        try:
+            check_origin(origin, host, self._allowed)
+        except Forbidden as error:
+            return respond_error(error)
+        answer = Response(status_code=HTTPStatus.NO_CONTENT)
+        answer.raw_headers = [_allow(origin), *_MAY_BE_SENT]
+        return answer
+
+
+def origin_of(scope: Scope) -> tuple[str | None, str | None]:
+    """Return the headers `Origin` and `Host` of a request; None for one that is not there."""
+    origin = host = None
+    for name, value in scope["headers"]:
+        if name == b"origin":
+            origin = value.decode("latin-1")
+        elif name == b"host":
+            host = value.decode("latin-1")
+    return origin, host
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return scope["method"] == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
+
+
+def _with_headers(send: Send, origin: str) -> Send:
+    more = [_allow(origin), *_MAY_BE_READ]
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *more]}
+        await send(message)
+
+    return send_with_headers
+
+
+def _allow(origin: str) -> tuple[bytes, bytes]:
+    return b"access-control-allow-origin", origin.encode("latin-1")

@@ -1,0 +1,109 @@
+"""Pages of other sites: those that are allowed may read every answer, the others none."""
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from tests.support.server import Edge, Server
+
+GOOD = {"strategy": "hybrid", "provider": "gemini"}
+ALLOWED = "https://grafana.example"
+# By the rules of the door: allowed by name, of this machine, of the server's own address.
+MAY = [ALLOWED, "http://localhost:5173", "own"]
+MAY_NOT = ["https://evil.example", "http://grafana.example", "null"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Server]:
+    env = {"ROUTECAST_ALLOWED_ORIGINS": ALLOWED}
+    with Server(tmp_path_factory.mktemp("cors"), env=env, edge=edge) as running:
+        yield running
+
+
+def ask(server: Server, path: str, origin: str) -> httpx2.Response:
+    """Ask as a page of `origin` does; the answer's head is there, its body need not be."""
+    method = "POST" if path == "/v1/decisions" else "GET"
+    body = GOOD if method == "POST" else None
+    request = server.http.build_request(method, path, headers={"Origin": origin}, json=body)
+    answer = server.http.send(request, stream=True)
+    answer.close()
+    return answer
+
+
+def preflight(server: Server, path: str, origin: str, **asked: str) -> httpx2.Response:
+    """Ask as a browser does before it sends what a plain form could not."""
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST", **asked}
+    return server.http.options(path, headers=headers)
+
+
+def cors(answer: httpx2.Response) -> dict[str, str]:
+    """Return the headers that a browser obeys, without their common beginning."""
+    start = "access-control-"
+    return {
+        name.removeprefix(start): value
+        for name, value in answer.headers.items()
+        if name.startswith(start)
+    }
+
+
+PATHS = ["/routing/metrics", "/sse/metrics", "/health", "/v1/decisions"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("origin", MAY)
+def test_an_allowed_page_may_read(server: Server, path: str, origin: str) -> None:
+    """The answer names the page's site, once, and caches are told that it depends on that."""
+    origin = server.url if origin == "own" else origin
+    answer = ask(server, path, origin)
+    assert answer.status_code == 200
+    assert cors(answer) == {"allow-origin": origin, "expose-headers": "Retry-After"}
+    assert answer.headers["vary"] == "Origin"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("origin", MAY_NOT)
+def test_another_page_may_not(server: Server, path: str, origin: str) -> None:
+    """Nothing in the answer lets a browser hand it over, and nothing is written for it."""
+    before = server.metrics()["total_decisions"]
+    assert cors(ask(server, path, origin)) == {}
+    refused = preflight(server, path, origin)
+    assert (refused.status_code, cors(refused)) == (403, {})
+    assert "ROUTECAST_ALLOWED_ORIGINS" in refused.json()["detail"]
+    assert server.metrics()["total_decisions"] == before
+
+
+def test_no_page_no_headers(server: Server) -> None:
+    """A client that is no browser gets nothing it has no use for."""
+    assert cors(server.http.get("/routing/metrics")) == {}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_allowed_page_may_ask_first(server: Server, path: str) -> None:
+    """What may be sent, and for how long that need not be asked again; no cookies."""
+    asked = {"Access-Control-Request-Headers": "content-encoding,content-type"}
+    answer = preflight(server, path, ALLOWED, **asked)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert cors(answer) == {
+        "allow-origin": ALLOWED,
+        "allow-methods": "GET, POST",
+        "allow-headers": "Content-Type, Content-Encoding, Last-Event-ID",
+        "max-age": "7200",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/routing/metrics?window=2h", 400), ("/sse/metrics?interval=0", 400)]
+)
+def test_an_allowed_page_may_read_what_is_wrong(server: Server, path: str, status: int) -> None:
+    """An error is an answer, too."""
+    answer = ask(server, path, ALLOWED)
+    assert answer.status_code == status
+    assert cors(answer)["allow-origin"] == ALLOWED
+
+
+def test_an_allowed_page_may_read_why_its_decision_is_bad(server: Server) -> None:
+    """On the hot route, which goes round all other middleware."""
+    answer = server.http.post("/v1/decisions", json={}, headers={"Origin": ALLOWED})
+    assert answer.status_code == 422
+    assert cors(answer)["allow-origin"] == ALLOWED

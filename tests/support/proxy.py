@@ -1,0 +1,58 @@
+"""A proxy that passes plain requests on and knows nothing of upgrades, as many are set up.
+
+It can be told to break, as lines do: a request reaches the server, and its answer nobody.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+
+from tests.support.server import Server
+
+HOP_BY_HOP = {"connection", "upgrade", "keep-alive", "transfer-encoding", "content-length"}
+
+
+@contextmanager
+def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
+    """Run a proxy before a server that loses the first `lose` answers; yields its address."""
+    lost = iter(range(lose))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kept = {name: value for name, value in self.headers.items() if _stays(name)}
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer = httpx2.request(
+                self.command, f"{server.url}{self.path}", headers=kept, content=body
+            )
+            if next(lost, None) is not None:
+                self.close_connection = True
+                return
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                if _stays(name) and name != "content-encoding":
+                    self.send_header(name, value)
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        # The names that BaseHTTPRequestHandler looks for.
+        do_OPTIONS = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{proxy.server_address[1]}"
+        finally:
+            proxy.shutdown()
+            thread.join()
+
+
+def _stays(name: str) -> bool:
+    return name.lower() not in HOP_BY_HOP
