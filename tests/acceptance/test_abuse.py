@@ -354,6 +354,7 @@ SLOW = {
     "half a request line": b"GET /hea",
     "half a head": b"GET /ws/metrics HTTP/1.1\r\nHost: x\r\n",
     "half of a second head": WHOLE + b"GET /health HTTP/1.1\r\nHost:",
+    "half a decision": b"POST /v1/decisions HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n{",
     "a body to nothing": b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n",
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.server import Server
+from tests.support.server import EDGES, Server
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -22,10 +22,12 @@ GOOD: dict[str, Any] = {"strategy": "hybrid", "provider": "gemini"}
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file: each looks at what it added."""
-    with Server(tmp_path_factory.mktemp("decisions")) as running:
+@pytest.fixture(scope="module", params=EDGES)
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One server for all tests of this file, on each edge: each looks at what it added."""
+    with Server(tmp_path_factory.mktemp("decisions"), edge=request.param) as running:
         yield running
 
 

@@ -1,0 +1,130 @@
+"""Decisions on the short way past ASGI: what is told apart on the wire, byte by byte."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.support.raw import Line
+from tests.support.server import Server
+
+GOOD = b'{"strategy":"hybrid","provider":"gemini"}'
+# What a browser's page at our own address sends: such a request takes the way through ASGI.
+THROUGH_ASGI = "Origin: http://127.0.0.1:{port}\r\n"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of this file: each looks at what it added."""
+    with Server(tmp_path_factory.mktemp("lean")) as running:
+        yield running
+
+
+def post(server: Server, body: bytes, more: str = "", length: int | None = None) -> bytes:
+    head = (
+        f"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+        f"Content-Length: {len(body) if length is None else length}\r\n{more}\r\n"
+    )
+    return head.encode() + body
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+def count(body: bytes) -> int:
+    total: int = json.loads(body)["total_decisions"]
+    return total
+
+
+def test_requests_ahead_of_their_answers_are_answered_in_order(shared: Server) -> None:
+    """Decisions, reads and decisions in one piece: each read counts those before it."""
+    before = shared.metrics()["total_decisions"]
+    requests = [post(shared, GOOD), get("/routing/metrics"), get("/health")] * 4
+    with Line(shared.port) as line:
+        line.send(b"".join(requests))
+        for number in range(1, 5):
+            assert json.loads(line.answer().body)["accepted"] == 1
+            assert before + number <= count(line.answer().body) <= before + 4
+            assert "active_connections" in json.loads(line.answer().body)
+    assert shared.metrics()["total_decisions"] == before + 4
+
+
+def test_a_request_may_come_in_pieces(shared: Server) -> None:
+    """Cut anywhere, it is the same request; and the line can be used again."""
+    request = post(shared, GOOD)
+    with Line(shared.port) as line:
+        for cut in range(1, len(request), 7):
+            line.send(request[:cut])
+            line.send(request[cut:])
+            assert json.loads(line.answer().body)["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"[%s,{}]" % GOOD, ""),
+        (b"[{},{}]", ""),
+        (b"[]", ""),
+        (b"", ""),
+        (b'{"strategy"', ""),
+        (b"%s\n%s\n" % (GOOD, GOOD), "Content-Type: application/x-ndjson\r\n"),
+        (b"%s\n\xff" % GOOD, "Content-Type: application/jsonl\r\n"),
+        (b"[" + b",".join([GOOD] * 1_500) + b"]", ""),
+    ],
+    ids=["some bad", "all bad", "none", "empty", "cut", "lines", "not UTF-8", "many"],
+)
+def test_both_ways_give_the_same_answer(shared: Server, body: bytes, kind: str) -> None:
+    """Status, headers and body, whether it is good or bad."""
+    answers: list[Any] = []
+    for more in ("", THROUGH_ASGI.format(port=shared.port)):
+        with Line(shared.port) as line:
+            line.send(post(shared, body, kind + more))
+            answer = line.answer()
+        document = json.loads(answer.body)
+        document.get("position", {}).pop("seq", None)
+        types = answer.headers["content-type"], "date" in answer.headers
+        answers.append((answer.status, types, document))
+    assert answers[0] == answers[1]
+
+
+def test_a_line_to_be_closed_is_closed_after_the_answer(shared: Server) -> None:
+    """As HTTP/1.0 clients ask for, and HTTP/1.1 clients by `Connection: close`."""
+    with Line(shared.port) as line:
+        line.send(post(shared, GOOD, "Connection: close\r\n"))
+        assert line.answer().status == 200
+        assert line.rest() == b""
+
+
+def test_a_client_that_hangs_up_in_its_body_leaves_nothing(shared: Server) -> None:
+    """Nothing of it is kept; what it kept busy is free again."""
+    before = shared.metrics()["total_decisions"]
+    for _ in range(50):
+        with Line(shared.port) as line:
+            line.send(post(shared, GOOD, length=60_000))
+    assert shared.post([{"strategy": "a", "provider": "b"}])["accepted"] == 1
+    assert shared.metrics()["total_decisions"] == before + 1
+
+
+def test_an_answer_under_way_is_given_before_the_server_stops(server: Server) -> None:
+    """The commit waits for a lock while the server is told to stop; then it says that it closes."""
+    holder = sqlite3.connect(server.database, isolation_level=None)
+    with Line(server.port) as line:
+        holder.execute("BEGIN IMMEDIATE")
+        line.send(post(server, GOOD))
+        while server.instrument("routecast_ingest_queue_decisions") < 1:
+            pass
+        server.terminate()
+        with suppress(ConnectionError):  # that tells that it has begun
+            while True:
+                Line(server.port).socket.close()
+        holder.execute("ROLLBACK")
+        answer = line.answer()
+        assert json.loads(answer.body)["accepted"] == 1
+        assert answer.headers["connection"] == "close"
+        assert line.rest() == b""
+    assert server.wait() == 0
+    holder.close()
