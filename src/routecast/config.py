@@ -39,9 +39,9 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
-        description="Comma list of sites whose pages may connect, such as https://grafana.example; "
-        "* allows all. Pages opened by localhost or an IP address always may; one opened by a "
-        "name, behind a proxy say, must be listed.",
+        description="Comma list of sites whose pages may listen, read and send, such as "
+        "https://grafana.example; * allows all. Pages opened by localhost or an IP address always "
+        "may; one opened by a name, behind a proxy say, must be listed.",
     )
     decision_days: float = Field(
         30, ge=1, description="Days a decision, and so its id, is kept after its receipt."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.proxy import plain_proxy
+from tests.support.around import plain_proxy
 from tests.support.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -2,72 +2,17 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.support.proxy import plain_proxy
 from tests.support.server import Server
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    # A name that stands for this machine, as behind a proxy.
-    "--host-resolver-rules=MAP metrics.example 127.0.0.1",
-]
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="the browser tests need Chromium: no `chromium` on the PATH"
-)
-
-
-@dataclass
-class Tab:
-    """A page, and what the browser had to say about it."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
-    hosts: set[str] = field(default_factory=set)
-
-    def open(self, server: Server) -> Page:
-        """Load the dashboard and wait until its numbers are live."""
-        self.page.goto(server.url)
-        expect(self.page.get_by_role("status")).to_have_text("Live")
-        return self.page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Tab]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    tab = Tab(context.new_page())
-    page = tab.page
-    page.on("console", lambda message: tab.complaints.append(message.text))
-    page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-    page.on("request", lambda request: tab.hosts.add(urlsplit(request.url).netloc))
-    page.on("websocket", lambda socket: tab.hosts.add(urlsplit(socket.url).netloc))
-    yield tab
-    context.close()
+from tests.support.tab import Tab, wait_seconds
 
 
 def decision(strategy: str = "hybrid", provider: str = "gemini", **more: Any) -> dict[str, Any]:
@@ -86,12 +31,6 @@ def bars(page: Page, panel: str) -> list[list[str]]:
     """A list of bars as it is read: name, count, share."""
     items = page.get_by_role("list", name=panel).get_by_role("listitem").all()
     return [item.locator(".name, .count, .share").all_text_contents() for item in items]
-
-
-def wait_seconds(page: Page, least: int, most: int) -> None:
-    """Expect a countdown to the next attempt that starts within these bounds."""
-    seconds = "|".join(str(second) for second in range(least, most + 1))
-    expect(page.locator(".state")).to_have_text(re.compile(rf"^Reconnecting in ({seconds}) s$"))
 
 
 def test_pasting_the_line_of_the_empty_page_sends_the_first_decision(
@@ -254,55 +193,6 @@ def test_a_server_that_returns_is_found_without_help(server: Server, tab: Tab) -
     server.start()
     expect(page.get_by_role("status")).to_have_text("Live", timeout=20_000)
     expect(page.locator("#total")).to_have_text("1")
-
-
-def by_name(server: Server) -> str:
-    """The server's address by a name instead of a number."""
-    return server.url.replace("127.0.0.1", "metrics.example")
-
-
-def test_a_page_opened_by_a_name_says_what_to_set(server: Server, tab: Tab) -> None:
-    """Refused for its name, it says so, and shows the setting that lets it in."""
-    page = tab.page
-    page.goto(by_name(server))
-    expect(page.get_by_role("status")).to_have_text("Refused")
-    expect(page.get_by_role("heading", name="does not let this page in")).to_be_visible()
-    setting = f"ROUTECAST_ALLOWED_ORIGINS={by_name(server)}"
-    expect(page.get_by_label("Setting that lets this page in")).to_have_text(setting)
-    expect(page.locator("#numbers")).to_be_hidden()
-
-
-def test_a_page_opened_by_a_name_that_is_allowed_is_live(tmp_path: Path, tab: Tab) -> None:
-    """The setting that the refused page shows is the one that helps."""
-    with Server(tmp_path) as server:
-        tab.page.goto(by_name(server))
-        setting = tab.page.get_by_label("Setting that lets this page in").inner_text()
-        server.stop()
-        server.env.update([setting.split("=", 1)])
-        server.start()
-        tab.page.get_by_role("button", name="Retry now").click()
-        expect(tab.page.get_by_role("status")).to_have_text("Live")
-        expect(tab.page.get_by_role("heading", name="does not let")).to_be_hidden()
-
-
-def test_a_page_that_finds_no_room_says_so(tmp_path: Path, tab: Tab) -> None:
-    """A server that is full is not called unreachable, and is tried again."""
-    with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "1"}) as server:
-        tab.open(server)
-        other = tab.page.context.new_page()
-        other.goto(server.url)
-        expect(other.locator("#updated")).to_contain_text("too many connections")
-        wait_seconds(other, 1, 6)
-
-
-def test_a_proxy_that_passes_no_upgrade_is_named(server: Server, tab: Tab) -> None:
-    """Where requests get through and WebSocket does not, the page says what is to be looked at."""
-    with plain_proxy(server) as url:
-        tab.page.goto(url)
-        expect(tab.page.locator("#updated")).to_contain_text(
-            "a proxy in between must pass upgrades"
-        )
-        wait_seconds(tab.page, 1, 6)
 
 
 def test_a_server_that_falls_silent_is_stale(server: Server, tab: Tab) -> None:

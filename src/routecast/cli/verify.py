@@ -24,8 +24,8 @@ def verify(
 ) -> None:
     """Recount the rollups from the decisions and say what differs.
 
-    Ends with 0 when all is equal, with 1 when anything differs or the database does not answer,
-    and with 2 when there is no database of Routecast there.
+    Ends with 0 when all is equal, 1 when anything differs or cannot be read now,
+    and 2 when there is no database of Routecast there.
     """
     from routecast.app import open_store  # slow to import
 

@@ -1,6 +1,6 @@
-"""A proxy that passes plain requests on and knows nothing of upgrades, as many are set up.
+"""What stands around a server: a proxy that knows nothing of upgrades, and another site.
 
-It can be told to break, as lines do: a request reaches the server, and its answer nobody.
+The proxy can be told to break, as lines do: a request reaches the server, its answer nobody.
 """
 
 import threading
@@ -44,13 +44,37 @@ def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever)
+    with _serving(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def site() -> Iterator[str]:
+    """Run a site with a page that has nothing on it; yields its address, by a name."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with _serving(Handler) as port:
+        yield f"http://metrics.example:{port}"
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{proxy.server_address[1]}"
+            yield server.server_address[1]
         finally:
-            proxy.shutdown()
+            server.shutdown()
             thread.join()
 
 

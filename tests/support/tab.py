@@ -1,0 +1,29 @@
+"""A browser's tab with the dashboard in it."""
+
+import re
+from dataclasses import dataclass, field
+
+from playwright.sync_api import Page, expect
+
+from tests.support.server import Server
+
+
+@dataclass
+class Tab:
+    """A page, and what the browser had to say about it."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    hosts: set[str] = field(default_factory=set)
+
+    def open(self, server: Server) -> Page:
+        """Load the dashboard and wait until its numbers are live."""
+        self.page.goto(server.url)
+        expect(self.page.get_by_role("status")).to_have_text("Live")
+        return self.page
+
+
+def wait_seconds(page: Page, least: int, most: int) -> None:
+    """Expect a countdown to the next attempt that starts within these bounds."""
+    seconds = "|".join(str(second) for second in range(least, most + 1))
+    expect(page.locator(".state")).to_have_text(re.compile(rf"^Reconnecting in ({seconds}) s$"))
