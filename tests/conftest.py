@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.redis import RedisServer, given_url
 from tests.support.server import Edge, Server
 
 # What a person may have set, and what commands would heed.
@@ -35,3 +36,13 @@ def server(tmp_path: Path, edge: Edge) -> Iterator[Server]:
     """A running server with an empty database."""
     with Server(tmp_path, edge=edge) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis that tests share, each under a prefix of its own."""
+    if given := given_url():
+        yield given
+    else:
+        with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+            yield server.url

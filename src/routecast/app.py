@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,10 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from routecast.breaker import Breaker
 from routecast.bus.memory import MemoryBus
+from routecast.bus.redis import RedisBus
 from routecast.cache.memory import MemoryCache
+from routecast.cache.redis import RedisCache
 from routecast.clock import SystemClock
 from routecast.cluster.memory import MemoryCluster
+from routecast.cluster.redis import RedisCluster
 from routecast.config import Settings
 from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
@@ -41,6 +46,7 @@ from routecast.maintenance import Retention, run_retention
 from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
+from routecast.redis_client import RedisLink
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
 
@@ -82,20 +88,28 @@ class Engines:
     cluster: Cluster
     clock: Clock
     prices: Prices
+    instruments: Instruments = field(default_factory=Instruments)
 
 
 def open_engines(settings: Settings) -> Engines:
     """Return the engines that the settings name, not yet opened. Raises BadSettings."""
+    clock, instruments = SystemClock(), Instruments()
+    cache: Cache = MemoryCache(clock, settings.cache_seconds)
+    bus: Bus = MemoryBus()
+    cluster: Cluster = MemoryCluster()
     if settings.redis_url:
-        raise BadSettings("redis: this version runs as one node and needs no Redis; leave it out")
-    clock = SystemClock()
+        link = partial(RedisLink, settings.redis_url, settings.redis_prefix, Breaker("Redis"))
+        cache = RedisCache(link(), settings.cache_seconds)
+        bus = RedisBus(link(), instruments)
+        cluster = RedisCluster(link())
     return Engines(
         store=open_store(settings.database_url),
-        cache=MemoryCache(clock, settings.cache_seconds),
-        bus=MemoryBus(),
-        cluster=MemoryCluster(),
+        cache=cache,
+        bus=bus,
+        cluster=cluster,
         clock=clock,
         prices=GenaiPrices(),
+        instruments=instruments,
     )
 
 
@@ -104,7 +118,7 @@ class Services:
 
     def __init__(self, settings: Settings, engines: Engines) -> None:
         self.engines = engines
-        self.instruments = Instruments()
+        self.instruments = engines.instruments
         self._retention = Retention(settings.decision_days, settings.minute_days)
         names = Names(settings.max_names, settings.max_series)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
@@ -154,6 +168,7 @@ class Services:
             await stack.enter_async_context(_opened(engines.store))
             retention = run_retention(engines.store, engines.clock, self._retention)
             await stack.enter_async_context(_task("retention", lambda: retention))
+            await stack.enter_async_context(_task("bus", engines.bus.run))
             await stack.enter_async_context(_task("live", self.live.run))
             await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
             await stack.enter_async_context(_task("ticks", self.manager.run))
@@ -172,7 +187,7 @@ class Services:
         components = Components(
             database="failing" if failing else "ok",
             cache="failing" if self.sources.cache_failing else "ok",
-            bus="ok",
+            bus="failing" if self.engines.bus.failing else "ok",
         )
         return Health(
             status="degraded" if failing or source == "none" else "ok",

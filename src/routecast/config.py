@@ -23,7 +23,15 @@ class Settings(BaseSettings):
         description="Where decisions are kept: sqlite:///relative.db or sqlite:////absolute.db.",
     )
     redis_url: str | None = Field(
-        None, description="Cache and bus for many nodes. Not available yet: leave it empty."
+        None,
+        description="Cache and bus for many nodes: redis://host:6379/0, rediss:// (TLS), "
+        "redis+sentinel://host,host/master/0, redis+cluster://host,host or unix:///path; "
+        "Valkey is served alike.",
+    )
+    redis_prefix: str = Field(
+        "routecast",
+        pattern=r"^[\w.:-]+$",
+        description="What all keys in Redis begin with; clusters that share a Redis need one each.",
     )
     interval: float = Field(
         DEFAULT_INTERVAL,

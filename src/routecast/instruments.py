@@ -61,3 +61,6 @@ class Instruments:
         self.bus_lag_seconds = gauge(
             "bus_lag_seconds", "From the start of the newest commit until it was live."
         )
+        self.bus_dropped = counter(
+            "bus_messages_dropped", "Messages dropped because Redis did not take them in time."
+        )

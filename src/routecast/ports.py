@@ -127,11 +127,14 @@ class Cache(Protocol):
     """One snapshot, kept for a while, shared by the nodes that use the same cache."""
 
     async def get(self) -> Snapshot | None:
-        """Return the snapshot put last; None when there is none, it expired or is unreadable."""
+        """Return the snapshot held; None when there is none, it expired or is unreadable."""
         ...
 
     async def put(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot for the cache's lifetime; later changes to it do not reach the cache."""
+        """Keep a snapshot for the cache's lifetime, unless a newer one of its epoch is held.
+
+        Later changes to the snapshot do not reach the cache.
+        """
         ...
 
     async def invalidate(self, position: Position) -> None:
@@ -149,6 +152,10 @@ Listener = Callable[[Delta | Position], None]
 
 class Bus(Protocol):
     """Carries deltas to every node. It may lose, repeat or swap some: a listener must notice."""
+
+    async def run(self) -> None:
+        """Carry what is sent between nodes, until cancelled. Never ends; run it as a task."""
+        ...
 
     def publish(self, delta: Delta) -> None:
         """Send a delta to all listeners, this process's first and at once.
@@ -181,7 +188,7 @@ class Bus(Protocol):
 
     @property
     def failing(self) -> str | None:
-        """Why deltas of other nodes cannot be heard now; None while they can."""
+        """Why nodes cannot hear each other now, for a log; None while they can."""
         ...
 
     async def close(self) -> None:

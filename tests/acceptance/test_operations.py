@@ -81,7 +81,7 @@ async def test_prometheus_counts_what_happened(server: Server) -> None:
         (["--database", "mysql://x"], "mysql://x"),
         (["--database", "sqlite://"], "name a file"),
         (["--database", "sqlite:////no/such/folder/x.db"], "/no/such/folder/x.db"),
-        (["--redis", "redis://localhost"], "redis"),
+        (["--redis", "http://localhost"], "redis"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:

@@ -7,17 +7,13 @@ from typing import Protocol
 
 import pytest
 
-from routecast.bus.memory import MemoryBus
-from routecast.cache.memory import MemoryCache
-from routecast.clock import SystemClock
-from routecast.ports import Bus, Cache, Store
+from routecast.ports import Bus, Cache, Cluster, Store
 from routecast.store import sqlite
 from routecast.store.sqlite import SqliteStore
+from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
 
 # Makes a store, not yet opened, on one and the same database each time.
 Connect = Callable[[], Store]
-# Makes a cache that keeps a snapshot for so many seconds.
-MakeCache = Callable[[float], Cache]
 
 
 class Databases(Protocol):
@@ -65,28 +61,39 @@ async def store(connect: Connect) -> AsyncIterator[Store]:
     await opened.close()
 
 
-def _memory_cache(lifetime: float) -> Cache:
-    return MemoryCache(SystemClock(), lifetime)
-
-
-@pytest.fixture(params=[pytest.param(_memory_cache, id="memory")])
-def make_cache(request: pytest.FixtureRequest) -> MakeCache:
-    """Makes caches, on each engine in its turn."""
-    make: MakeCache = request.param
-    return make
+@pytest.fixture(params=["memory", "redis"])
+def shared(request: pytest.FixtureRequest) -> Shared:
+    """An engine for what nodes share, each one in its turn."""
+    if request.param == "memory":
+        return SharedMemory()
+    return SharedRedis(request.getfixturevalue("redis_url"))
 
 
 @pytest.fixture
-async def cache(make_cache: MakeCache) -> AsyncIterator[Cache]:
+async def cache(shared: Shared) -> AsyncIterator[Cache]:
     """An empty cache that keeps things for longer than a test takes."""
-    made = make_cache(600)
+    made = shared.cache(600)
     yield made
     await made.close()
 
 
-@pytest.fixture(params=[pytest.param(MemoryBus, id="memory")])
-async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+@pytest.fixture
+async def bus(shared: Shared) -> AsyncIterator[Bus]:
     """A bus with nobody on it."""
-    made: Bus = request.param()
+    async with carried(shared.bus()) as made:
+        yield made
+
+
+@pytest.fixture
+async def other(shared: Shared, bus: Bus) -> AsyncIterator[Bus]:
+    """Another node's end of the bus."""
+    async with carried(shared.bus()) as made:
+        yield made
+
+
+@pytest.fixture
+async def cluster(shared: Shared) -> AsyncIterator[Cluster]:
+    """A node of a cluster that has no other."""
+    made = shared.cluster()
     yield made
     await made.close()

@@ -1,9 +1,13 @@
 """What every bus promises (`ports.Bus`)."""
 
+import pytest
+
 from routecast.core.delta import Delta
+from routecast.errors import Gap
 from routecast.ports import Bus
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept
+from tests.unit.running import until
 
 
 def delta(seq: int) -> Delta:
@@ -82,3 +86,81 @@ async def test_close_may_be_called_twice(bus: Bus) -> None:
     await bus.close()
     end()
     assert heard == []
+
+
+async def test_announced_position_is_heard(bus: Bus) -> None:
+    """At once here, and in its place among the deltas."""
+    heard: list[Delta | Position] = []
+    bus.listen(heard.append)
+    bus.publish(delta(1))
+    bus.announce(Position("e", 2))
+    assert heard == [delta(1), Position("e", 2)]
+
+
+async def test_other_nodes_hear_all_in_order(bus: Bus, other: Bus) -> None:
+    """Deltas whole, and positions, as they were sent."""
+    heard: list[Delta | Position] = []
+    other.listen(heard.append)
+    sent = [delta(seq) for seq in range(1, 301)]
+    for one in sent:
+        bus.publish(one)
+    bus.announce(Position("e", 300))
+    await until(lambda: len(heard) > len(sent))
+    assert heard == [*sent, Position("e", 300)]
+
+
+async def test_both_ways(bus: Bus, other: Bus) -> None:
+    """Any node sends, any node hears; none hears its own twice."""
+    here: list[Delta | Position] = []
+    there: list[Delta | Position] = []
+    bus.listen(here.append)
+    other.listen(there.append)
+    bus.publish(delta(1))
+    await until(lambda: len(there) == 1)
+    other.publish(delta(2))
+    await until(lambda: len(here) == 2)
+    bus.publish(delta(3))
+    await until(lambda: len(there) == 3)
+    assert here == there == [delta(1), delta(2), delta(3)]
+
+
+async def test_late_deltas_can_be_had_again(bus: Bus, other: Bus) -> None:
+    """From any position on, by who sent them and by who did not."""
+    heard: list[Delta | Position] = []
+    other.listen(heard.append)
+    for seq in range(1, 21):
+        bus.publish(delta(seq))
+    await until(lambda: len(heard) == 20)
+    for end in (bus, other):
+        assert await end.deltas(Position("e", 17)) == [delta(18), delta(19), delta(20)]
+        assert await end.deltas(Position("e", 0)) == [delta(seq) for seq in range(1, 21)]
+        assert await end.deltas(Position("e", 20)) == []
+        assert await end.deltas(Position("e", 21)) == []
+
+
+async def test_empty_bus_has_no_deltas(bus: Bus) -> None:
+    """Nothing was sent lately."""
+    assert await bus.deltas(Position("e", 5)) == []
+
+
+async def test_deltas_in_a_wrong_order_come_in_the_right_one(bus: Bus, other: Bus) -> None:
+    """Nodes overtake each other between the database and the bus."""
+    heard: list[Delta | Position] = []
+    other.listen(heard.append)
+    for seq in (1, 3, 2, 2, 5, 4):
+        bus.publish(delta(seq))
+    await until(lambda: len(heard) == 6)
+    assert await other.deltas(Position("e", 1)) == [delta(seq) for seq in range(2, 6)]
+
+
+async def test_missing_deltas_are_a_gap(bus: Bus, other: Bus) -> None:
+    """One that was never sent, one from too long ago, another history."""
+    heard: list[Delta | Position] = []
+    other.listen(heard.append)
+    for seq in (3, 4, 6):
+        bus.publish(delta(seq))
+    await until(lambda: len(heard) == 3)
+    for after in (Position("e", 1), Position("e", 4), Position("old", 5)):
+        with pytest.raises(Gap):
+            await other.deltas(after)
+    assert await other.deltas(Position("e", 5)) == [delta(6)]

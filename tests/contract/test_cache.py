@@ -6,10 +6,8 @@ from routecast.core.delta import Delta
 from routecast.core.snapshot import Snapshot
 from routecast.ports import Cache
 from routecast.protocol import Position
-from tests.contract.conftest import MakeCache
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
-
-PATIENCE = 30.0
+from tests.support.engines import PATIENCE, Shared
 
 
 def snapshot(seq: int = 1, epoch: str = "e") -> Snapshot:
@@ -40,11 +38,22 @@ async def test_what_is_put_comes_back(cache: Cache) -> None:
     assert_sums(found.select("5m", NOW), [kept(n) for n in range(3)])
 
 
-async def test_last_put_holds(cache: Cache) -> None:
-    """One snapshot is kept, the one put last."""
+async def test_newest_put_holds(cache: Cache) -> None:
+    """One snapshot is kept; a slow node does not take the cluster back with an older one."""
     await cache.put(snapshot(1))
     await cache.put(snapshot(2))
+    await cache.put(snapshot(1))
     assert await held(cache) == Position("e", 2)
+    await cache.put(snapshot(10))
+    await cache.put(snapshot(9))
+    assert await held(cache) == Position("e", 10)
+
+
+async def test_another_epoch_replaces_any_seq(cache: Cache) -> None:
+    """Of two histories, the one put last is the one that holds."""
+    await cache.put(snapshot(3, epoch="old"))
+    await cache.put(snapshot(1, epoch="new"))
+    assert await held(cache) == Position("new", 1)
 
 
 async def test_changes_do_not_reach_the_cache(cache: Cache) -> None:
@@ -87,23 +96,23 @@ async def test_invalidate_of_an_empty_cache_is_no_harm(cache: Cache) -> None:
     assert await cache.get() is None
 
 
-async def test_snapshot_expires(make_cache: MakeCache) -> None:
+async def test_snapshot_expires(shared: Shared) -> None:
     """After the cache's lifetime, and not at once."""
-    cache = make_cache(1.0)
-    await cache.put(snapshot(1))
+    cache = shared.cache(1.0)
+    await cache.put(snapshot(2))
     while await cache.get() is None:  # a machine so busy that the second is over already
-        await cache.put(snapshot(1))
+        await cache.put(snapshot(2))
     async with asyncio.timeout(PATIENCE):
         while await cache.get() is not None:  # noqa: ASYNC110  # -- it tells nobody when it forgets
             await asyncio.sleep(0.05)
-    await cache.put(snapshot(2))
-    assert await held(cache) == Position("e", 2)
+    await cache.put(snapshot(1))
+    assert await held(cache) == Position("e", 1)
     await cache.close()
 
 
-async def test_close_may_be_called_twice(make_cache: MakeCache) -> None:
+async def test_close_may_be_called_twice(shared: Shared) -> None:
     """By an exit stack and by hand."""
-    cache = make_cache(60)
+    cache = shared.cache(60)
     await cache.put(snapshot())
     assert await cache.close() is None  # type: ignore[func-returns-value]
     assert await cache.close() is None  # type: ignore[func-returns-value]

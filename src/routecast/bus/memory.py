@@ -1,5 +1,6 @@
 """The bus of a single process."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -20,6 +21,9 @@ class MemoryBus:
     def __init__(self) -> None:
         self._listeners: dict[object, Listener] = {}  # each under a token of its own
         self._sent: deque[Delta] = deque(maxlen=DELTAS_HELD)
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
 
     def publish(self, delta: Delta) -> None:
         self._sent.append(delta)

@@ -23,6 +23,10 @@ class MemoryCache:
         return Snapshot.unpack(packed)
 
     async def put(self, snapshot: Snapshot) -> None:
+        if self._held is not None and self._held[1] > self._clock.now():
+            held = self._held[0]
+            if held.epoch == snapshot.position.epoch and held.seq > snapshot.position.seq:
+                return
         expires = self._clock.now() + self._lifetime
         self._held = (snapshot.position, expires, snapshot.pack())
 

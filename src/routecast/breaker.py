@@ -1,0 +1,98 @@
+"""A circuit breaker: an engine that is down is left alone, and tried again now and then."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from routecast.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+# One failure may be a connection that was lost; so many in a row are the engine.
+FAILURES: Final = 3
+# Waits between tries, in seconds: they double, and are jittered down to a half, so that nodes do
+# not come all at once. The longest and a probe's own time stay under the 5 s a node may need to
+# find a healed engine.
+FIRST_WAIT: Final = 0.25
+LONGEST_WAIT: Final = 3.0
+
+
+class Breaker:
+    """Guards one engine: closed at first, open after FAILURES in a row.
+
+    While it is open `call` raises at once and the engine is left alone. After a wait one call is
+    let through as a probe: its success closes the breaker, its failure makes the wait longer.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._engine = engine
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._failures = 0
+        self._opened: float | None = None
+        self._until = 0.0  # when the next probe may go, while open
+        self._waits = 0
+        self._probing = False
+        self.failing: str | None = None
+
+    @property
+    def wait(self) -> float:
+        """Seconds until a call may go through; 0 when one may now."""
+        return 0.0 if self._opened is None else max(0.0, self._until - self._monotonic())
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Let a call of the engine through, and learn from how it ends.
+
+        Raises Unavailable while open. Unavailable raised by the body is a failure; any other
+        exception is an answer, so the engine lives.
+        """
+        probe = self._opened is not None
+        if probe:
+            if self._probing or self.wait > 0:
+                raise Unavailable(f"{self._engine} is unavailable: {self.failing}")
+            self._probing = True
+        try:
+            yield
+        except Unavailable as error:
+            self._failed(str(error), probe)
+            raise
+        except Exception:
+            self._succeeded()
+            raise
+        else:
+            self._succeeded()
+        finally:  # cancelled, it has learnt nothing, and another may probe
+            if probe:
+                self._probing = False
+
+    def _failed(self, why: str, probe: bool) -> None:
+        self._failures += 1
+        if self._opened is None and self._failures >= FAILURES:
+            self._opened = self._monotonic()
+            self.failing = why
+            self._hold()
+            log.error("%s is unavailable and will be tried again: %s", self._engine, why)
+        elif self._opened is not None and probe:  # others began before it opened
+            self.failing = why
+            self._hold()
+
+    def _hold(self) -> None:
+        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self._waits)
+        self._waits += 1
+        self._until = self._monotonic() + wait * (1 + self._jitter()) / 2
+
+    def _succeeded(self) -> None:
+        if self._opened is not None:
+            seconds = self._monotonic() - self._opened
+            log.warning("%s is available again, after %.1f s", self._engine, seconds)
+        self._failures = self._waits = 0
+        self._opened = self.failing = None

@@ -1,0 +1,271 @@
+"""The bus between nodes: a Redis Stream, which keeps the last messages for who missed them."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+from routecast.bus.outbox import Message, Outbox
+from routecast.core.delta import Delta, following
+from routecast.errors import Gap, Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import DELTAS_KEPT, Listener
+from routecast.protocol import Position
+from routecast.redis_client import RedisLink, Refused, compress, decompress
+
+log = logging.getLogger(__name__)
+
+# A larger delta travels as its position: who is behind asks the database.
+MAX_DELTA_BYTES: Final = 1024 * 1024
+# What the stream may take of Redis's memory, about.
+STREAM_BYTES: Final = 64 * 1024 * 1024
+# A stream nobody writes to any more goes after this time, in seconds.
+STREAM_SECONDS: Final = 24 * 3600
+# A read waits for so long; it must end before the client takes silence for failure.
+BLOCK_MILLISECONDS: Final = 500
+# To send what is left at the end.
+CLOSE_SECONDS: Final = 1.0
+# After it said that Redis refuses, in seconds.
+QUIET_SECONDS: Final = 60.0
+# Messages read at a time.
+PAGE: Final = 100
+
+# An id in a stream: milliseconds, and a number within them.
+Id: TypeAlias = tuple[int, int]
+Fields: TypeAlias = Mapping[bytes, bytes]
+Entry: TypeAlias = tuple[Id, Fields]
+_START: Final[Id] = (0, 0)
+
+
+class RedisBus:
+    """Sends and hears deltas by a stream (`ports.Bus`)."""
+
+    def __init__(self, link: RedisLink, instruments: Instruments) -> None:
+        self._link = link
+        self._stream = link.key("deltas")
+        self._node = secrets.token_hex(8).encode()
+        self._listeners: dict[object, Listener] = {}  # each under a token of its own
+        self._outbox = Outbox(instruments.bus_dropped.inc)
+        self._filled = asyncio.Event()
+        self._mean = 0.0  # bytes of a message, of late
+        self._sending = _Direction("sent")
+        self._hearing = _Direction("heard", "not connected yet")
+
+    @property
+    def failing(self) -> str | None:
+        return self._hearing.failing or self._sending.failing
+
+    def publish(self, delta: Delta) -> None:
+        self._tell(delta)
+        packed = compress(delta.pack())
+        small = len(packed) <= MAX_DELTA_BYTES
+        self._put(Message(delta.position, packed if small else None))
+
+    def announce(self, position: Position) -> None:
+        self._tell(position)
+        self._put(Message(position))
+
+    def _tell(self, news: Delta | Position) -> None:
+        for listener in tuple(self._listeners.values()):
+            listener(news)
+
+    def _put(self, message: Message) -> None:
+        self._outbox.put(message)
+        self._filled.set()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        token = object()
+        self._listeners[token] = listener
+
+        def stop() -> None:
+            self._listeners.pop(token, None)
+
+        return stop
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._send())
+            both.create_task(self._hear())
+
+    async def close(self) -> None:
+        self._listeners.clear()
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._outbox and not self.failing:
+                    await self._send_some()
+        await self._link.close()
+
+    # -- sending --------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            try:
+                while self._outbox:
+                    await self._send_some()
+            except Unavailable as error:
+                self._sending.lost(error)
+                self._filled.set()
+                await self._link.pause()
+
+    async def _send_some(self) -> None:
+        """Send the oldest messages in one round trip. What fails is kept, and sent again later."""
+        messages = self._outbox.take()
+        try:
+            await self._link.call(lambda redis: self._add(redis, messages))
+        except BaseException:  # cancelled, too
+            self._outbox.put_back(messages)
+            raise
+        self._sending.found()
+
+    async def _add(self, redis: Any, messages: Iterable[Message]) -> None:
+        pipeline = redis.pipeline(transaction=False)
+        for message in messages:
+            self._mean += (message.size - self._mean) / PAGE
+            position, delta = message.position, message.delta
+            fields = {"node": self._node, "epoch": position.epoch, "seq": position.seq}
+            if delta is not None:
+                fields["delta"] = delta
+            kept = min(DELTAS_KEPT, int(STREAM_BYTES / self._mean))
+            pipeline.xadd(self._stream, fields, maxlen=kept)
+        pipeline.expire(self._stream, STREAM_SECONDS)
+        for answer in await pipeline.execute(raise_on_error=False):
+            if isinstance(answer, Exception):
+                raise answer
+
+    # -- hearing --------------------------------------------------------------------------------
+
+    async def _hear(self) -> None:
+        heard: Id | None = None  # the last; None until there is a connection
+        while True:
+            try:
+                if heard is None:
+                    heard = await self._newest()
+                    self._hearing.found()
+                entries = await self._read(heard)
+                if not entries and await self._newest() < heard:
+                    # The stream began anew, empty or with an older past: its ids are behind
+                    # ours, and we would wait for them to catch up.
+                    heard = _START
+            except Unavailable as error:
+                self._hearing.lost(error)
+                await self._link.pause()
+                continue
+            self._hearing.found()
+            for at, fields in entries:
+                heard = at
+                self._receive(fields)
+                await asyncio.sleep(0)  # a page of large ones must not hold up the loop
+
+    async def _read(self, after: Id) -> list[Entry]:
+        found: Any = await self._link.call(
+            lambda redis: redis.xread({self._stream: _text(after)}, PAGE, BLOCK_MILLISECONDS)
+        )
+        return _entries(found[0][1]) if found else []
+
+    async def _newest(self) -> Id:
+        newest = await self._page("+", 1)
+        return newest[0][0] if newest else _START
+
+    async def _page(self, before: str, count: int) -> list[Entry]:
+        """Return messages up to an id, the newest first."""
+        found: Any = await self._link.call(
+            lambda redis: redis.xrevrange(self._stream, before, count=count)
+        )
+        return _entries(found)
+
+    def _receive(self, fields: Fields) -> None:
+        if fields.get(b"node") == self._node:
+            return
+        try:
+            self._tell(_delta(fields) if b"delta" in fields else _position(fields))
+        except ValueError as error:
+            log.warning("A message on the bus cannot be read: %s", error)
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        try:
+            newer, last = await self._after(after)
+            found = following([_delta(fields) for fields in newer.values()], after)
+        except ValueError as error:
+            raise Gap(f"a message on the bus cannot be read: {error}") from None
+        if last > after.seq + len(found):
+            raise Gap(f"the bus tells of seq {last}, and does not have it")
+        return found
+
+    async def _after(self, after: Position) -> tuple[dict[int, Fields], int]:
+        """Return messages with the deltas after a position, and the last seq they tell of.
+
+        Nodes overtake each other on their way to the bus, so it reads on to the end of a page.
+        """
+        newer: dict[int, Fields] = {}
+        last, known, before = after.seq, False, "+"
+        while page := await self._page(before, PAGE):
+            for _, fields in page:
+                position = _position(fields)
+                if position.epoch != after.epoch:
+                    if not known:
+                        raise Gap(f"epoch {position.epoch} after {after.epoch}")
+                    return newer, last
+                known = True
+                last = max(last, position.seq)
+                if b"delta" in fields and position.seq > after.seq:
+                    newer[position.seq] = fields
+            if last - after.seq == len(newer):
+                break
+            before = f"({_text(page[-1][0])}"
+        return newer, last
+
+
+class _Direction:
+    """One way of the traffic: why it fails. That Redis is gone, the breaker says.
+
+    That Redis refuses is said here, once; and not again soon, should it waver.
+    """
+
+    def __init__(self, verb: str, failing: str | None = None) -> None:
+        self._verb = verb
+        self._said = False
+        self._quiet_until = 0.0
+        self.failing = failing
+
+    def lost(self, error: Unavailable) -> None:
+        self.failing = str(error)
+        now = time.monotonic()
+        if isinstance(error, Refused) and not self._said and now >= self._quiet_until:
+            log.error("Deltas cannot be %s: %s", self._verb, error)
+            self._said = True
+            self._quiet_until = now + QUIET_SECONDS
+
+    def found(self) -> None:
+        self.failing = None
+        if self._said:
+            log.warning("Deltas are %s again", self._verb)
+            self._said = False
+
+
+def _entries(found: Iterable[tuple[bytes, Fields]]) -> list[Entry]:
+    return [(_id(text), fields) for text, fields in found]
+
+
+def _id(text: bytes) -> Id:
+    milliseconds, _, number = text.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _text(of: Id) -> str:
+    return f"{of[0]}-{of[1]}"
+
+
+def _position(fields: Fields) -> Position:
+    try:
+        return Position(fields[b"epoch"].decode(), int(fields[b"seq"]))
+    except KeyError as missing:
+        raise ValueError(f"it has no {missing}") from None
+
+
+def _delta(fields: Fields) -> Delta:
+    return Delta.unpack(decompress(fields[b"delta"]))

@@ -1,0 +1,61 @@
+"""The cache that nodes share: one snapshot in Redis."""
+
+import asyncio
+import logging
+from typing import Final
+
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Unavailable
+from routecast.protocol import Position
+from routecast.redis_client import RedisLink, compress, decompress
+
+log = logging.getLogger(__name__)
+
+# Compressed; a larger one could not be sent in the time a call has. The policy is not to keep it.
+MAX_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
+
+# Compared and changed in one step, since several nodes do it.
+_PUT: Final = """
+local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
+if held[1] == ARGV[1] and tonumber(held[2]) > tonumber(ARGV[2]) then return end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'seq', ARGV[2], 'snapshot', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+"""
+_INVALIDATE: Final = """
+local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
+if held[1] ~= ARGV[1] or tonumber(held[2]) < tonumber(ARGV[2]) then redis.call('DEL', KEYS[1]) end
+"""
+
+
+class RedisCache:
+    """Keeps a snapshot for `lifetime` seconds, compressed (`ports.Cache`)."""
+
+    def __init__(self, link: RedisLink, lifetime: float = 30.0) -> None:
+        self._link = link
+        self._key = link.key("snapshot")
+        self._milliseconds = round(lifetime * 1000)
+
+    async def get(self) -> Snapshot | None:
+        packed = await self._link.call(lambda redis: redis.hget(self._key, "snapshot"))
+        if not isinstance(packed, bytes):
+            return None
+        try:  # a large one takes a while; streams go on meanwhile
+            return await asyncio.to_thread(lambda: Snapshot.unpack(decompress(packed)))
+        except ValueError as error:
+            log.warning("The snapshot in Redis cannot be read: %s", error)
+            return None
+
+    async def put(self, snapshot: Snapshot) -> None:
+        packed = await asyncio.to_thread(compress, snapshot.pack())
+        if len(packed) > MAX_SNAPSHOT_BYTES:
+            raise Unavailable(f"a snapshot of {len(packed)} bytes is too large for the cache")
+        epoch, seq = snapshot.position.epoch, snapshot.position.seq
+        args = (epoch, seq, packed, self._milliseconds)
+        await self._link.call(lambda redis: redis.eval(_PUT, 1, self._key, *args))
+
+    async def invalidate(self, position: Position) -> None:
+        args = (position.epoch, position.seq)
+        await self._link.call(lambda redis: redis.eval(_INVALIDATE, 1, self._key, *args))
+
+    async def close(self) -> None:
+        await self._link.close()

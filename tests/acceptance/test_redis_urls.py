@@ -1,0 +1,115 @@
+"""Every kind of Redis URL leads to a Redis that nodes can share."""
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from routecast.core.delta import Delta
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Unavailable
+from routecast.protocol import Position
+from tests.support.decisions import NOW, cells_of, kept
+from tests.support.engines import SharedRedis, carried
+from tests.support.proxy import Proxy
+from tests.support.redis import RedisServer, start_cluster
+from tests.unit.running import until
+
+DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
+
+
+async def assert_shared(url: str) -> None:
+    """Assert that nodes have a bus, a cache and a census in common there."""
+    shared = SharedRedis(url)
+    cache, cluster = shared.cache(), shared.cluster()
+    heard: list[Delta | Position] = []
+    async with carried(shared.bus()) as here, carried(shared.bus()) as there:
+        there.listen(heard.append)
+        here.publish(DELTA)
+        await until(lambda: heard == [DELTA])
+        assert await there.deltas(Position("e", 0)) == [DELTA]
+    await cache.put(Snapshot(Position("e", 1), NOW))
+    assert await cache.get() is not None
+    await cache.invalidate(Position("e", 2))
+    assert await cache.get() is None
+    assert await cluster.claim("look", 600)
+    await cluster.tell(3)
+    assert await cluster.connections() == 3
+    await cache.close()
+    await cluster.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+async def test_unix_socket(server: RedisServer) -> None:
+    """unix://, and a database of its own."""
+    await assert_shared(f"unix://{server.socket}?db=3")
+    assert server.ask("INFO", "keyspace")["db3"]["keys"] >= 1
+
+
+async def test_valkey(server: RedisServer) -> None:
+    """valkey:// is another name for the same."""
+    await assert_shared(f"valkey://127.0.0.1:{server.port}")
+
+
+async def test_login(server: RedisServer) -> None:
+    """With a name and a password, which no error shows."""
+    server.ask("ACL", "SETUSER", "node", "on", ">pass/word", "~{*", "+@all")
+    await assert_shared(f"redis://node:pass%2Fword@127.0.0.1:{server.port}/0")
+    cache = SharedRedis(f"redis://node:wrong-word@127.0.0.1:{server.port}/0").cache()
+    with pytest.raises(Unavailable) as told:
+        await cache.get()
+    assert "invalid username-password" in str(told.value)
+    assert "wrong-word" not in str(told.value)
+    await cache.close()
+
+
+async def test_cluster(tmp_path: Path) -> None:
+    """redis+cluster://, the keys in one slot; found again after it was away."""
+    with RedisServer(tmp_path, "--cluster-enabled", "yes") as cluster:
+        start_cluster(cluster)
+        url = f"redis+cluster://127.0.0.1:{cluster.port}"
+        await assert_shared(url)
+        shared = SharedRedis(url)
+        heard: list[Delta | Position] = []
+        async with carried(shared.bus()) as here, carried(shared.bus()) as there:
+            there.listen(heard.append)
+            cluster.kill()
+            await until(lambda: bool(here.failing and there.failing))
+            here.publish(DELTA)
+            cluster.start()
+            await until(lambda: heard == [DELTA])
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for this machine that nobody has signed but itself, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    made = tmp_path / "redis.pem"
+    ask = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    out = ["-keyout", str(made), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run([*ask, *name, *out], check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + (tmp_path / "cert.pem").read_bytes())
+    return made
+
+
+async def test_tls(server: RedisServer, certificate: Path) -> None:
+    """rediss://: a server that is known is trusted, one that is not is refused."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    async with Proxy(server.port, context) as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}/0"
+        await assert_shared(f"{url}?ssl_ca_certs={certificate}")
+        stranger = SharedRedis(url).cache()
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            await stranger.get()
+        await stranger.close()

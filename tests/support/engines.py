@@ -1,0 +1,91 @@
+"""What nodes share, on each engine there is for it: caches, buses and clusters."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Protocol
+from uuid import uuid4
+
+from routecast.breaker import Breaker
+from routecast.bus.memory import MemoryBus
+from routecast.bus.redis import RedisBus
+from routecast.cache.memory import MemoryCache
+from routecast.cache.redis import RedisCache
+from routecast.clock import SystemClock
+from routecast.cluster.memory import MemoryCluster
+from routecast.cluster.redis import RedisCluster
+from routecast.instruments import Instruments
+from routecast.ports import CENSUS_SECONDS, Bus, Cache, Cluster
+from routecast.redis_client import RedisLink
+
+# Nobody waits longer for an engine that works.
+PATIENCE = 30.0
+
+
+class Shared(Protocol):
+    """Makes adapters of one and the same engine: each as another node would."""
+
+    def cache(self, lifetime: float) -> Cache:
+        """Make a cache that keeps a snapshot for so many seconds."""
+        ...
+
+    def bus(self) -> Bus:
+        """Make a node's end of the bus."""
+        ...
+
+    def cluster(self, census: float = CENSUS_SECONDS) -> Cluster:
+        """Make a node whose word counts for so many seconds."""
+        ...
+
+
+class SharedMemory:
+    """What services share within one process."""
+
+    def __init__(self) -> None:
+        self._bus = MemoryBus()
+
+    def cache(self, lifetime: float) -> Cache:
+        return MemoryCache(SystemClock(), lifetime)
+
+    def bus(self) -> Bus:
+        return self._bus
+
+    def cluster(self, census: float = CENSUS_SECONDS) -> Cluster:
+        return MemoryCluster()
+
+
+class SharedRedis:
+    """What nodes share in a Redis, under a prefix that nobody else has."""
+
+    def __init__(self, url: str) -> None:
+        self.prefix = uuid4().hex
+        self.instruments = Instruments()
+        self._url = url
+
+    def link(self, breaker: Breaker | None = None) -> RedisLink:
+        return RedisLink(self._url, self.prefix, breaker or Breaker("Redis"))
+
+    def cache(self, lifetime: float = 30.0) -> RedisCache:
+        return RedisCache(self.link(), lifetime)
+
+    def bus(self) -> RedisBus:
+        return RedisBus(self.link(), self.instruments)
+
+    def cluster(self, census: float = CENSUS_SECONDS) -> RedisCluster:
+        return RedisCluster(self.link(), census)
+
+
+@asynccontextmanager
+async def carried(bus: Bus) -> AsyncIterator[Bus]:
+    """Run a bus, from when it is connected, and close it."""
+    task = asyncio.create_task(bus.run())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while bus.failing:  # noqa: ASYNC110  -- it has no event of its own
+                await asyncio.sleep(0.001)
+        yield bus
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await bus.close()

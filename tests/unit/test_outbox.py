@@ -1,0 +1,77 @@
+"""The outbox: what waits for the bus, within its bound."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.bus.outbox import BATCH_BYTES, MAX_WAITING_BYTES, Message, Outbox
+from routecast.protocol import Position
+
+
+def message(seq: int, size: int = 0) -> Message:
+    return Message(Position("e", seq), bytes(size))
+
+
+def seqs(messages: list[Message]) -> list[int]:
+    return [one.position.seq for one in messages]
+
+
+def test_messages_come_out_in_order() -> None:
+    """All of them, once."""
+    outbox = Outbox()
+    for seq in range(10):
+        outbox.put(message(seq))
+    assert seqs(outbox.take()) == list(range(10))
+    assert not outbox
+    assert outbox.take() == []
+
+
+def test_a_batch_is_bounded() -> None:
+    """By bytes; a message larger than a batch goes alone."""
+    outbox = Outbox()
+    for seq in range(3):
+        outbox.put(message(seq, 2 * BATCH_BYTES))
+    assert seqs(outbox.take()) == [0]
+    assert seqs(outbox.take()) == [1]
+
+
+def test_what_is_put_back_comes_first() -> None:
+    """In its old order, before what came meanwhile."""
+    outbox = Outbox()
+    outbox.put(message(1))
+    outbox.put(message(2))
+    taken = outbox.take()
+    outbox.put(message(3))
+    outbox.put_back(taken)
+    assert seqs(outbox.take()) == [1, 2, 3]
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.integers(0, MAX_WAITING_BYTES // 3)),
+            st.tuples(st.sampled_from(["take", "take and put back"]), st.just(0)),
+        ),
+        max_size=40,
+    )
+)
+def test_oldest_are_dropped_and_counted(steps: list[tuple[str, int]]) -> None:
+    """Whatever happens: within the bound, none lost unseen, the newest always kept."""
+    dropped: list[None] = []
+    outbox = Outbox(lambda: dropped.append(None))
+    put = sent = 0
+    for step, size in steps:
+        if step == "put":
+            outbox.put(message(put, size))
+            put += 1
+        else:
+            taken = outbox.take()
+            if step == "take":
+                sent += len(taken)
+            else:
+                outbox.put_back(taken)
+        assert put == sent + len(outbox) + len(dropped)
+    left: list[Message] = []
+    while outbox:
+        left += outbox.take()
+    assert sum(one.size for one in left) <= MAX_WAITING_BYTES
+    assert seqs(left) == list(range(put - len(left), put))

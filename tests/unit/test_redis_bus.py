@@ -1,0 +1,178 @@
+"""The Redis bus beyond its contract: what it sends, keeps and survives."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from redis import Redis
+
+from routecast.bus import redis as redis_bus
+from routecast.core.delta import Delta
+from routecast.errors import Gap, Unavailable
+from routecast.protocol import Position
+from tests.support.decisions import NOW, cells_of, kept
+from tests.support.engines import SharedRedis, carried
+from tests.unit.running import until
+
+
+class World:
+    """A bus, what another node hears of it, and a plain client to look into Redis."""
+
+    def __init__(self, url: str) -> None:
+        self.shared = SharedRedis(url)
+        self.stream = self.shared.link().key("deltas")
+        self.client = Redis.from_url(url, protocol=2)
+        self.bus = self.shared.bus()
+        self.heard: list[Delta | Position] = []
+
+    async def publish(self, *seqs: int) -> None:
+        """Publish deltas, and wait until they are in Redis."""
+        before = self.client.xlen(self.stream)
+        for seq in seqs:
+            self.bus.publish(delta(seq))
+        await until(lambda: self.client.xlen(self.stream) == before + len(seqs))
+
+
+def delta(seq: int) -> Delta:
+    return Delta(Position("e", seq), cells_of([kept(seq)]), NOW)
+
+
+@pytest.fixture
+async def world(redis_url: str) -> AsyncIterator[World]:
+    made = World(redis_url)
+    other = made.shared.bus()
+    other.listen(made.heard.append)
+    async with carried(made.bus), carried(other):
+        yield made
+    made.client.close()
+
+
+async def test_delta_dropped_by_hand_is_a_gap(world: World) -> None:
+    """Whoever asks for it is sent to the database."""
+    await world.publish(1, 2, 3)
+    (_, second, _) = world.client.xrange(world.stream)
+    world.client.xdel(world.stream, second[0])
+    with pytest.raises(Gap):
+        await world.bus.deltas(Position("e", 1))
+    assert await world.bus.deltas(Position("e", 2)) == [delta(3)]
+
+
+async def test_announced_position_tells_of_deltas_that_never_came(world: World) -> None:
+    """A bus that knows of a later commit must not say that there is none."""
+    await world.publish(1, 2)
+    world.bus.announce(Position("e", 3))
+    await until(lambda: Position("e", 3) in world.heard)
+    with pytest.raises(Gap):
+        await world.bus.deltas(Position("e", 1))
+
+
+async def test_many_pages_of_deltas(world: World) -> None:
+    """However far back it goes, and beside what else is in the stream."""
+    seqs = range(1, 3 * redis_bus.PAGE)
+    for seq in seqs:
+        world.bus.publish(delta(seq))
+        world.bus.announce(Position("e", seq))
+    await until(lambda: len(world.heard) == 2 * len(seqs))
+    found = await world.bus.deltas(Position("e", 5))
+    assert [one.position.seq for one in found] == list(seqs)[5:]
+
+
+async def test_history_before_a_new_epoch_is_no_gap(world: World) -> None:
+    """Deltas of a replaced history lie under those of the new one."""
+    await world.publish(1, 2)
+    new = [Delta(Position("new", seq), cells_of([kept(seq)]), NOW) for seq in (1, 2)]
+    for one in new:
+        world.bus.publish(one)
+    await until(lambda: len(world.heard) == 4)
+    assert await world.bus.deltas(Position("new", 0)) == new
+    assert await world.bus.deltas(Position("new", 2)) == []
+    with pytest.raises(Gap):
+        await world.bus.deltas(Position("e", 2))
+
+
+async def test_large_delta_travels_as_its_position(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other node knows that it is behind; the bus does not carry what would clog it."""
+    await world.publish(1)
+    monkeypatch.setattr(redis_bus, "MAX_DELTA_BYTES", 10)
+    await world.publish(2)
+    await until(lambda: len(world.heard) == 2)
+    assert world.heard == [delta(1), Position("e", 2)]
+    with pytest.raises(Gap):
+        await world.bus.deltas(Position("e", 1))
+
+
+async def test_stream_keeps_about_a_thousand(world: World) -> None:
+    """Older messages make room: Redis trims whole nodes of a hundred."""
+    for seq in range(1, 2001):
+        world.bus.publish(delta(seq))
+    await until(lambda: bool(world.heard) and world.heard[-1] == delta(2000))
+    assert 1000 <= world.client.xlen(world.stream) <= 1100
+    assert len(await world.bus.deltas(Position("e", 1100))) == 900
+    with pytest.raises(Gap):
+        await world.bus.deltas(Position("e", 100))
+
+
+async def test_stream_of_large_deltas_keeps_fewer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is bounded in bytes, too."""
+    monkeypatch.setattr(redis_bus, "STREAM_BYTES", 20_000)
+    for seq in range(1, 1001):
+        world.bus.publish(delta(seq))
+    await until(lambda: bool(world.heard) and world.heard[-1] == delta(1000))
+    assert world.client.xlen(world.stream) < 300
+
+
+async def test_what_nobody_can_read_is_passed_over(world: World) -> None:
+    """A message of another program, or of another version, does not end the bus."""
+    world.client.xadd(world.stream, {"greeting": "hello"})
+    world.client.xadd(world.stream, {"node": "x", "epoch": "e", "seq": 1, "delta": "junk"})
+    await world.publish(2)
+    await until(lambda: bool(world.heard))
+    assert world.heard == [delta(2)]
+
+
+async def test_stream_that_is_no_stream(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Redis's refusal is told, once each way; without it all goes on."""
+    world.client.set(world.stream, "something else")
+    world.bus.publish(delta(1))
+    await until(lambda: "wrong kind" in (world.bus.failing or ""))
+    with pytest.raises(Unavailable, match="wrong kind"):
+        await world.bus.deltas(Position("e", 0))
+    world.client.delete(world.stream)
+    await until(lambda: world.heard == [delta(1)] and world.bus.failing is None)
+    said = [record.getMessage() for record in caplog.records]
+    assert sum(line.startswith("Deltas cannot be sent: ") for line in said) == 1
+    assert sum(line == "Deltas are sent again" for line in said) == 1
+
+
+async def test_close_sends_what_is_left(world: World) -> None:
+    """The last deltas of a node that goes are not lost with it."""
+    leaving = world.shared.bus()
+    async with carried(leaving):
+        leaving.publish(delta(1))
+        leaving.publish(delta(2))
+    await until(lambda: world.heard == [delta(1), delta(2)])
+
+
+async def test_stream_goes_when_nobody_uses_it(world: World) -> None:
+    """A cluster that was given up leaves nothing in Redis."""
+    await world.publish(1)
+    assert 0 < world.client.ttl(world.stream) <= redis_bus.STREAM_SECONDS
+
+
+async def test_ends_when_told(redis_url: str) -> None:
+    """Whenever that is: a cancelled bus does not go on."""
+    shared = SharedRedis(redis_url)
+    for step in range(60):
+        bus = shared.bus()
+        task = asyncio.create_task(bus.run())
+        for seq in range(step):
+            bus.publish(delta(seq))
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=10)
+        assert done
+        await bus.close()
