@@ -20,6 +20,7 @@ from routecast.bus.memory import MemoryBus
 from routecast.bus.redis import RedisBus
 from routecast.cache.memory import MemoryCache
 from routecast.cache.redis import RedisCache
+from routecast.census import Census
 from routecast.clock import SystemClock
 from routecast.cluster.memory import MemoryCluster
 from routecast.cluster.redis import RedisCluster
@@ -41,13 +42,14 @@ from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
-from routecast.live import Live
+from routecast.live import LOOK_SECONDS, Live
 from routecast.maintenance import Retention, run_retention
 from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
 from routecast.redis_client import RedisLink
 from routecast.sources import Sources
+from routecast.store.none import NoStore
 from routecast.store.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,10 @@ VERSION = version("routecast")
 DRAIN_SECONDS = 4.0
 # Streams are given this time to leave, in seconds.
 CLOSE_SECONDS = 3.0
+# Many nodes read the database's position this often, all together; and cache a snapshot for those
+# that start, well within its lifetime. In seconds.
+CLUSTER_LOOK_SECONDS = 5.0
+CLUSTER_CACHE_SECONDS = 10.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 
@@ -103,7 +109,7 @@ def open_engines(settings: Settings) -> Engines:
         bus = RedisBus(link(), instruments)
         cluster = RedisCluster(link())
     return Engines(
-        store=open_store(settings.database_url),
+        store=NoStore() if settings.role == "stream" else open_store(settings.database_url),
         cache=cache,
         bus=bus,
         cluster=cluster,
@@ -120,6 +126,9 @@ class Services:
         self.engines = engines
         self.instruments = engines.instruments
         self._retention = Retention(settings.decision_days, settings.minute_days)
+        self._only_streams = settings.role == "stream"
+        nodes = settings.redis_url is not None  # there may be others
+        look_seconds = CLUSTER_LOOK_SECONDS if nodes else LOOK_SECONDS
         names = Names(settings.max_names, settings.max_series)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
         self.sources = Sources(
@@ -137,7 +146,9 @@ class Services:
             engines.cluster,
             engines.clock,
             self.instruments,
-            on_load=lambda snapshot: names.learn(snapshot.keys()),
+            look_seconds=None if self._only_streams else look_seconds,
+            cache_seconds=CLUSTER_CACHE_SECONDS if nodes else None,
+            learn=names.learn,
         )
         self.latest = Latest(
             self.live.current,
@@ -148,6 +159,7 @@ class Services:
             _baseline(settings, engines.prices),
         )
         self.manager = ConnectionManager(self.latest, self.instruments, settings.max_connections)
+        self.census = Census(engines.cluster, lambda: self.manager.active)
         self.door = Door(
             self.manager,
             interval=settings.interval,
@@ -166,16 +178,21 @@ class Services:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
             await stack.enter_async_context(_opened(engines.store))
-            retention = run_retention(engines.store, engines.clock, self._retention)
-            await stack.enter_async_context(_task("retention", lambda: retention))
+            if not self._only_streams:
+                await stack.enter_async_context(_task("retention", self._run_retention))
             await stack.enter_async_context(_task("bus", engines.bus.run))
             await stack.enter_async_context(_task("live", self.live.run))
             await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
+            await stack.enter_async_context(_task("census", self.census.run))
             await stack.enter_async_context(_task("ticks", self.manager.run))
             await stack.enter_async_context(_task("beats", self.manager.beat))
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
             await self.live.loaded()
             yield
+
+    async def _run_retention(self) -> None:
+        engines = self.engines
+        await run_retention(engines.store, engines.cluster, engines.clock, self._retention)
 
     async def health(self) -> Health:
         """Return how the engines are, and where numbers would come from now."""

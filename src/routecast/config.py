@@ -1,5 +1,6 @@
 """Settings: the only reader of the environment. `docs/settings.md` lists them all."""
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -32,6 +33,20 @@ class Settings(BaseSettings):
         "routecast",
         pattern=r"^[\w.:-]+$",
         description="What all keys in Redis begin with; clusters that share a Redis need one each.",
+    )
+    role: Literal["all", "stream"] = Field(
+        "all",
+        description="`all` takes decisions and streams; `stream` only streams, and needs Redis and "
+        "no database.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Processes that share the port; more than one need PostgreSQL and Redis.",
+    )
+    fd: int | None = Field(
+        None, ge=0, description="Listen on this file descriptor, a bound socket, instead of a port."
     )
     interval: float = Field(
         DEFAULT_INTERVAL,
@@ -105,6 +120,24 @@ class Settings(BaseSettings):
     def _check(self) -> Self:
         if self.band_medium > self.band_high:
             raise ValueError("band_medium must not be over band_high")
+        if self.role == "stream" and not self.redis_url:
+            raise ValueError(
+                "role stream needs Redis, by which it hears of decisions: add --redis redis://HOST"
+            )
+        if self.workers > 1:
+            missing = [
+                *(["--redis redis://HOST"] if not self.redis_url else []),
+                *(
+                    ["--database postgresql://HOST/NAME"]
+                    if self.role == "all" and self.database_url.startswith("sqlite")
+                    else []
+                ),
+            ]
+            if missing:
+                raise ValueError(
+                    "workers: several processes need engines they can share: add "
+                    + " and ".join(missing)
+                )
         return self
 
     def require_safe(self) -> None:
@@ -114,6 +147,29 @@ class Settings(BaseSettings):
                 f"host {self.host} can be reached from other machines, and no authentication is "
                 "configured: listen on 127.0.0.1, or say --insecure if the network is trusted"
             )
+
+
+def environment(settings: Settings, **changed: str) -> dict[str, str]:
+    """Return this process's environment for a child, so that it has the same settings.
+
+    What options have set is in it; on a command line a password could be read by others.
+    """
+    options = settings.model_dump(include=set(_OPTIONS), exclude_none=True)
+    given = {name: str(value) for name, value in options.items()} | changed
+    return {**os.environ, **{f"ROUTECAST_{name.upper()}": value for name, value in given.items()}}
+
+
+# Settings that `routecast serve` has options for.
+_OPTIONS = (
+    "host",
+    "port",
+    "database_url",
+    "redis_url",
+    "role",
+    "interval",
+    "log_level",
+    "insecure",
+)
 
 
 def load_settings(**given: Any) -> Settings:

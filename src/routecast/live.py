@@ -12,13 +12,14 @@ from the database what it missed.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import inf
 from typing import Final
 
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
+from routecast.core.rollup import Key
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.errors import Gap, Unavailable
 from routecast.instruments import Instruments
@@ -45,7 +46,7 @@ class Live:
 
     `look_seconds` is how often the nodes, together, read the database's position; None for a node
     that has no database. Each `cache_seconds`, one of them caches a snapshot for nodes to start
-    from; None where there are no others.
+    from; None where there are no others. `learn` is told every key there is.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Live:
         *,
         look_seconds: float | None = LOOK_SECONDS,
         cache_seconds: float | None = None,
-        on_load: Callable[[Snapshot], None] = lambda _: None,
+        learn: Callable[[Iterable[Key]], None] = lambda _: None,
     ) -> None:
         self._sources = sources
         self._store = store
@@ -69,7 +70,7 @@ class Live:
         self._instruments = instruments
         self._look_seconds = look_seconds
         self._cache_seconds = cache_seconds
-        self._on_load = on_load
+        self._learn = learn
         self._snapshot: Snapshot | None = None
         self._in_step = False
         self._loading = False
@@ -170,6 +171,7 @@ class Live:
     def _apply(self, snapshot: Snapshot, delta: Delta | None) -> None:
         while delta is not None:
             snapshot.apply(delta)
+            self._learn(delta.cells.keys())
             self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
             delta = self._early.pop(snapshot.position.seq + 1, None)
         self._instruments.position_seq.set(snapshot.position.seq)
@@ -282,7 +284,7 @@ class Live:
         if self._announced is None or self._announced.epoch != position.epoch:
             self._announced = position
         self._instruments.reloads.inc()
-        self._on_load(snapshot)
+        self._learn(snapshot.keys())
         if self._is_behind():
             self._stir.set()
 

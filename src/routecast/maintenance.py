@@ -7,7 +7,7 @@ from typing import Final
 
 from routecast.core.decision import DAY
 from routecast.errors import Unavailable
-from routecast.ports import Clock, Store
+from routecast.ports import Clock, Cluster, Store
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,12 @@ async def prune(store: Store, clock: Clock, keep: Retention) -> int:
         await asyncio.sleep(0.01)
 
 
-async def run_retention(store: Store, clock: Clock, keep: Retention) -> None:
-    """Prune now and then. Never ends; a database that cannot be reached is tried again."""
+async def run_retention(store: Store, cluster: Cluster, clock: Clock, keep: Retention) -> None:
+    """Prune now and then, one of the nodes. Never ends; a database that is away is tried again."""
     while True:
         try:
-            dropped = await prune(store, clock, keep)
+            ours = await cluster.claim("retention", EVERY - 1)
+            dropped = await prune(store, clock, keep) if ours else 0
             if dropped:
                 log.info("Retention dropped %d rows", dropped)
         except Unavailable as error:

@@ -18,6 +18,7 @@ from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings
 from routecast.edge.lean import LeanHttp
 from routecast.errors import BadSettings, Unavailable
+from routecast.workers import Workers
 
 # Requests under way get this time when the server stops; the commit of what waits comes after.
 GRACE_SECONDS: Final = 4
@@ -29,6 +30,8 @@ UNACKED_MS: Final = 20_000
 
 # New objects between two looks of the garbage collector; Python's own default is 700.
 COLLECT_AFTER: Final = 10_000
+
+log = logging.getLogger("routecast")
 
 OnStarted = Callable[[str], Awaitable[None]]
 
@@ -92,6 +95,16 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def listen(settings: Settings) -> socket.socket:
+    """Return the socket to accept from: the one handed over, or a new one. Raises BadSettings."""
+    if settings.fd is None:
+        return bind(settings.host, settings.port)
+    try:
+        return socket.socket(fileno=settings.fd)
+    except OSError as error:
+        raise BadSettings(f"fd {settings.fd} is no socket to listen on: {error.strerror}") from None
+
+
 def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     """Serve until a signal says to stop; return the exit code.
 
@@ -104,7 +117,15 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings.require_safe()
     asyncio.run(_check_database(settings))
-    listener = bind(settings.host, settings.port)
+    with listen(settings) as listener:
+        if settings.fd is None:
+            log.info("Listening on %s", url_of(listener))
+        if settings.workers > 1:
+            return Workers(settings, listener).run()
+        return _serve(settings, listener, on_started)
+
+
+def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | None) -> int:
     app = create_app(settings)
     services: Services = app.state.services
     config = uvicorn.Config(
@@ -121,10 +142,8 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    logging.getLogger("routecast").info("Listening on %s", url_of(listener))
     _spare_collector()
-    with listener:
-        server.run(sockets=[listener])
+    server.run(sockets=[listener])
     return 0 if server.started else 1
 
 

@@ -51,7 +51,7 @@ class Sources:
         """
         if known is not None:
             with suppress(Unavailable):
-                await self._cache.invalidate(known)
+                await self._cache.invalidate(Position(known.epoch, 0))  # of whatever seq
         deadline = asyncio.get_running_loop().time() + LOAD_SECONDS
         while True:
             snapshot = await self.cached()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import apsw
@@ -14,6 +14,7 @@ from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.rollup import Key
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.instruments import Instruments
 from routecast.live import Live
@@ -69,8 +70,13 @@ class Node:
             clock,
             self.instruments,
             look_seconds=look_seconds,
-            on_load=self.loaded.append,
+            learn=self._learn,
         )
+
+    def _learn(self, _: Iterable[Key]) -> None:
+        held = self.live.held()
+        if held is not None and held.snapshot not in self.loaded:
+            self.loaded.append(held.snapshot)
 
     async def commit(self, *numbers: int, tell: bool = True) -> Position:
         """Commit decisions; with `tell`, send the delta on the bus."""

@@ -24,6 +24,17 @@ def serve(
     redis: Annotated[
         str | None, typer.Option(help="Redis URL, for many nodes (ROUTECAST_REDIS_URL).")
     ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(help="all, or stream: no decisions in, no database.", show_default="all"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes on the port; needs PostgreSQL and Redis.", show_default="1"),
+    ] = None,
+    fd: Annotated[
+        int | None, typer.Option(help="Listen on this file descriptor, not on a port.")
+    ] = None,
     interval: Annotated[
         float | None, typer.Option(help="Seconds between frames, 0.1 to 60.", show_default="5")
     ] = None,
@@ -48,6 +59,9 @@ def serve(
         port=port,
         database_url=database,
         redis_url=redis,
+        role=role,
+        workers=workers,
+        fd=fd,
         interval=interval,
         log_level=log_level,
         insecure=insecure,

@@ -24,8 +24,10 @@ class Names:
 
     def learn(self, keys: Iterable[Key]) -> None:
         """Take note of names that are stored already; they are never folded."""
+        known = self._known
         for key in keys:
-            self._remember(key[:4])
+            if key[:4] not in known:
+                self._remember(key[:4])
 
     def fold(self, decision: Decision) -> Decision:
         """Return the decision, with names that are over a bound replaced by `other`."""

@@ -1,0 +1,39 @@
+"""Census: how many streams are open, on this node and on all of them together."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from routecast.errors import Unavailable
+from routecast.ports import CENSUS_SECONDS, Cluster
+
+# Three chances to tell before a node counts as gone.
+TELL_SECONDS: Final = CENSUS_SECONDS / 3
+
+
+class Census:
+    """Tells the other nodes of this one's streams, and asks for theirs. Run `run` as a task."""
+
+    def __init__(self, cluster: Cluster, ours: Callable[[], int]) -> None:
+        self._cluster = cluster
+        self._ours = ours
+        self._others = 0
+
+    @property
+    def total(self) -> int:
+        """Streams of all nodes; of this one alone while the others cannot be asked.
+
+        Ours are counted now, the others' as of some seconds ago.
+        """
+        return self._others + self._ours()
+
+    async def run(self) -> None:
+        """Tell and ask now and then. Never ends."""
+        while True:
+            told = self._ours()
+            try:
+                await self._cluster.tell(told)
+                self._others = await self._cluster.connections() - told
+            except Unavailable:
+                self._others = 0
+            await asyncio.sleep(TELL_SECONDS)

@@ -1,0 +1,46 @@
+"""The store of a node that has no database: it only streams what others tell."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Never
+
+from routecast.core.decision import Decision
+from routecast.core.delta import Delta
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Unavailable
+from routecast.ports import Checked, Commit, Difference
+from routecast.protocol import Position
+
+
+def _refuse() -> Never:
+    raise Unavailable("this node only streams (--role stream); another one takes decisions")
+
+
+class NoStore:
+    """Can be opened and closed, and nothing else (`ports.Store`)."""
+
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        _refuse()
+
+    async def check(self) -> None:
+        _refuse()
+
+    async def position(self) -> Position:
+        _refuse()
+
+    async def load(self, now: int) -> Snapshot:
+        _refuse()
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        _refuse()
+
+    async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
+        _refuse()
+
+    def verify(self) -> AsyncIterator[Checked | Difference]:
+        _refuse()
