@@ -36,8 +36,7 @@ class Settings(BaseSettings):
     )
     role: Literal["all", "stream"] = Field(
         "all",
-        description="`all` takes decisions and streams; `stream` only streams, and needs Redis and "
-        "no database.",
+        description="What the node does: `all`, or only `stream`, which needs Redis and no database.",
     )
     workers: int = Field(
         1,
@@ -149,6 +148,12 @@ class Settings(BaseSettings):
             )
 
 
+# Settings that `routecast serve` has options for, but those that are a process's own.
+_OPTIONS = frozenset(
+    {"host", "port", "database_url", "redis_url", "role", "interval", "log_level", "insecure"}
+)
+
+
 def environment(settings: Settings, **changed: str) -> dict[str, str]:
     """Return this process's environment for a child, so that it has the same settings.
 
@@ -157,19 +162,6 @@ def environment(settings: Settings, **changed: str) -> dict[str, str]:
     options = settings.model_dump(include=set(_OPTIONS), exclude_none=True)
     given = {name: str(value) for name, value in options.items()} | changed
     return {**os.environ, **{f"ROUTECAST_{name.upper()}": value for name, value in given.items()}}
-
-
-# Settings that `routecast serve` has options for.
-_OPTIONS = (
-    "host",
-    "port",
-    "database_url",
-    "redis_url",
-    "role",
-    "interval",
-    "log_level",
-    "insecure",
-)
 
 
 def load_settings(**given: Any) -> Settings:

@@ -55,7 +55,7 @@ class Sources:
         deadline = asyncio.get_running_loop().time() + LOAD_SECONDS
         while True:
             snapshot = await self.cached()
-            if snapshot is not None:
+            if snapshot is not None and _reaches(snapshot.position, known):
                 return snapshot
             late = asyncio.get_running_loop().time() > deadline
             if late or self.cache_failing or await self._is_ours_to_load(known):
@@ -104,3 +104,7 @@ class Sources:
         """Put a snapshot into the cache, for others and for later."""
         with suppress(Unavailable):
             await self._cache.put(snapshot)
+
+
+def _reaches(position: Position, known: Position | None) -> bool:
+    return known is None or (position.epoch == known.epoch and position.seq >= known.seq)

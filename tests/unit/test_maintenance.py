@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from routecast import maintenance
+from routecast.cluster.memory import MemoryCluster
 from routecast.maintenance import Retention, prune, run_retention
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
@@ -78,7 +79,7 @@ async def test_retention_is_tried_again(
     monkeypatch.setattr(maintenance, "EVERY", 0.01)
     caplog.set_level(logging.INFO, "routecast.maintenance")
     await store.commit([[kept(1)]], NOW)
-    async with running(run_retention(store, clock, Retention())):
+    async with running(run_retention(store, MemoryCluster(), clock, Retention())):
         with broken(store.path):
             clock.moment = NOW + 31 * DAY
             await until(lambda: "Retention will be tried again" in caplog.text)
