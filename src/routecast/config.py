@@ -36,7 +36,8 @@ class Settings(BaseSettings):
     )
     role: Literal["all", "stream"] = Field(
         "all",
-        description="What the node does: `all`, or only `stream`, which needs Redis and no database.",
+        description="What the node does: `all`, or only `stream`, which needs Redis and no "
+        "database.",
     )
     workers: int = Field(
         1,
