@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from benchmarks.cases import Broken
+from benchmarks.cases import Absent, Broken
+from benchmarks.fanout import fanout
 from benchmarks.freshness import freshness
 from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
@@ -17,6 +18,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "singles": singles,
     "totals": totals,
     "freshness": freshness,
+    "fanout": fanout,
 }
 
 
@@ -54,6 +56,9 @@ def main() -> int:
     for name in arguments.names or BENCHMARKS:
         try:
             report = BENCHMARKS[name](Options(arguments.quick, arguments.patience))
+        except Absent as why:
+            print(f"\n{name}: skipped, {why}", flush=True)
+            continue
         except Broken as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 1

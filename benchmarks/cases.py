@@ -14,6 +14,10 @@ class Broken(Exception):
     """A case could not be measured: a process failed, or an answer was not what it must be."""
 
 
+class Absent(Exception):
+    """A benchmark cannot run here: this machine has not what it needs."""
+
+
 def command(module: str, task: msgspec.Struct) -> list[str]:
     """Return what starts a module as a process with a task."""
     return [sys.executable, "-m", module, msgspec.json.encode(task).decode()]

@@ -3,6 +3,7 @@
 import os
 import platform
 import statistics
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +99,12 @@ def _processor() -> str:
 def ratios(over: list[float], under: list[float]) -> list[float]:
     """Return the ratio of each pair of runs."""
     return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return a percentile of at least one value."""
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) * percent // 100]
 
 
 def _yes(met: bool) -> str:

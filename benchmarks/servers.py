@@ -1,16 +1,17 @@
 """Servers: each in a process of its own, started on a free port and stopped at the end."""
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 from benchmarks.cases import Broken
 from benchmarks.load import HOST
@@ -19,31 +20,58 @@ START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 15.0
 
 
+class Running(NamedTuple):
+    """A server that answers: where, and which process it is."""
+
+    port: int
+    pid: int
+
+
 @contextmanager
 def routecast(database: Path, *options: str) -> Iterator[int]:
     """Run `routecast serve` on a SQLite file; gives its port."""
-    command = ["routecast", "serve", "--database", f"sqlite:///{database}", *options]
-    with _server([*command, "--log-level", "warning"], "/ready") as port:
+    port = free_port()
+    with running(serve(database, port, *options), port, "/ready"):
         yield port
 
 
 @contextmanager
 def bare_route() -> Iterator[int]:
     """Run the floor of HTTP: a Starlette route that reads a body and answers; gives its port."""
-    with _server(["benchmarks.bare_route"], "/") as port:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.bare_route", "--port", str(port)]
+    with running(command, port, "/"):
         yield port
 
 
+def serve(database: Path, port: int, *options: str) -> list[str]:
+    """Return the command that serves a SQLite file."""
+    command = [sys.executable, "-m", "routecast", "serve", "--database", f"sqlite:///{database}"]
+    return [*command, "--port", str(port), *options, "--log-level", "warning"]
+
+
 @contextmanager
-def _server(command: list[str], ready: str) -> Iterator[int]:
-    port = _free_port()
+def running(
+    command: list[str],
+    port: int,
+    ready: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    core: int | None = None,
+) -> Iterator[Running]:
+    """Run a server until the end of the block; it is up when a GET of `ready` is answered.
+
+    `core` is the only processor it may use. Raises Broken when it does not start.
+    """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command, "--port", str(port)], stdout=log, stderr=log
+            command, stdout=log, stderr=log, env={**os.environ, **(environment or {})}
         )
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})
         try:
             _await_ready(process, port, ready, log)
-            yield port
+            yield Running(port, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -53,7 +81,8 @@ def _server(command: list[str], ready: str) -> Iterator[int]:
                 process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,25 @@
+"""Processes: what they cost in time and memory, as Linux tells it (proc(5))."""
+
+from pathlib import Path
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time a process and its children have used, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    own = sum(int(thread.read_text().split()[0]) for thread in threads)
+    return own / 1e9 + sum(map(cpu_seconds, _children(pid)))
+
+
+def unique_bytes(pid: int) -> int:
+    """Return the memory that only a process and its children have: their unique set sizes."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    own = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return own * 1024 + sum(map(unique_bytes, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in thread.read_text().split()
+    ]

@@ -1,0 +1,108 @@
+"""Subscribers: a crowd of WebSocket clients (`subscribers.c`), and what it heard."""
+
+import os
+import select
+import subprocess
+import time
+from contextlib import suppress
+from enum import StrEnum
+from typing import Final, Self
+
+import msgspec
+
+from benchmarks.cases import Broken
+from benchmarks.report import percentile
+from benchmarks.stage import CLIENT_CORE, Stage
+
+JOIN_SECONDS: Final = 60.0
+IN_FLIGHT: Final = 64
+
+
+class Behaviour(StrEnum):
+    """What the clients do once they are in."""
+
+    LISTEN = "listen"
+    STALL = "stall"  # never read
+    CYCLE = "cycle"  # leave after the first message, and the next one comes
+
+
+class Heard(msgspec.Struct):
+    """What a crowd heard since its last report, in so many seconds; `busy` are its processor's.
+
+    `lags` and `last` are in microseconds from a frame's making to its receipt: the median and
+    99th percentile of all, and of each distinct frame that of its last receiver.
+    """
+
+    seconds: float
+    busy: float
+    joined: int
+    open: int
+    refused: int
+    lost: int
+    done: int
+    frames: int
+    bytes: int
+    lags: tuple[int, int]
+    last: list[int]
+
+    @property
+    def last_p99(self) -> float:
+        """The 99th percentile of the time until the last client has a frame, in milliseconds."""
+        return percentile(self.last, 99) / 1000
+
+
+class Subscribers:
+    """So many connections to a port, in a process of their own; they come at once."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        port: int,
+        path: str,
+        count: int,
+        *,
+        behaviour: Behaviour = Behaviour.LISTEN,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        command = [stage.subscribers, str(port), path, str(count), str(in_flight), behaviour]
+        self._count = count
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        os.sched_setaffinity(self._process.pid, {CLIENT_CORE})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def joined(self, seconds: float = JOIN_SECONDS) -> Heard:
+        """Wait until all are in, or have been, and tell how that went. Raises Broken."""
+        heard = self._read(seconds)
+        if heard.joined < self._count:
+            raise Broken(f"only {heard.joined:,} of {self._count:,} clients were let in")
+        return heard
+
+    def listen(self, seconds: float) -> Heard:
+        """Let so many seconds pass; tell what was heard in them."""
+        self.report()
+        time.sleep(seconds)
+        return self.report()
+
+    def report(self) -> Heard:
+        """Tell what was heard since the last report."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        return self._read(JOIN_SECONDS)
+
+    def _read(self, seconds: float) -> Heard:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            raise Broken(f"{self._count:,} clients had nothing to report in {seconds:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise Broken("the clients' process ended")
+        return msgspec.json.decode(line, type=Heard)
