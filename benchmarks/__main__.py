@@ -8,9 +8,13 @@ from typing import Final
 from benchmarks.cases import Absent, Broken
 from benchmarks.fanout import fanout
 from benchmarks.freshness import freshness
+from benchmarks.handshakes import handshakes
+from benchmarks.idle import idle
 from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
 from benchmarks.report import Report, machine
+from benchmarks.soak import soak
+from benchmarks.stalled import stalled
 from benchmarks.totals import totals
 
 BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
@@ -19,6 +23,10 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "totals": totals,
     "freshness": freshness,
     "fanout": fanout,
+    "handshakes": handshakes,
+    "stalled": stalled,
+    "idle": idle,
+    "soak": soak,
 }
 
 

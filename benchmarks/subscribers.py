@@ -64,9 +64,11 @@ class Subscribers:
         behaviour: Behaviour = Behaviour.LISTEN,
         in_flight: int = IN_FLIGHT,
     ) -> None:
-        command = [stage.subscribers, str(port), path, str(count), str(in_flight), behaviour]
+        options = [str(port), path, str(count), str(in_flight), behaviour]
         self._count = count
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            [str(stage.subscribers), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         os.sched_setaffinity(self._process.pid, {CLIENT_CORE})
 
     def __enter__(self) -> Self:

@@ -1,0 +1,52 @@
+"""Idle: what a server costs that has nobody, or hardly anybody, to serve."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from benchmarks.options import Options
+from benchmarks.processes import cpu_seconds
+from benchmarks.report import Figure, Report
+from benchmarks.stage import set_stage
+from benchmarks.streams import PATH, routecast
+from benchmarks.subscribers import Subscribers
+
+FEW: Final = 100
+INTERVAL: Final = 5.0
+SETTLE_SECONDS: Final = 3.0
+
+
+def idle(options: Options) -> Report:
+    """A server with no client, and with 100 at the default interval."""
+    runs, seconds = (1, 5) if options.quick else (3, 30)
+    nobody: list[float] = []
+    few: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        stage = set_stage(Path(folder))
+        for _ in options.runs(runs):
+            with routecast(stage, INTERVAL) as server:
+                time.sleep(SETTLE_SECONDS)
+                nobody.append(_percent(server.pid, seconds))
+                with Subscribers(stage, server.port, PATH, FEW) as crowd:
+                    crowd.joined()
+                    time.sleep(SETTLE_SECONDS)
+                    few.append(_percent(server.pid, seconds))
+    figures = [
+        Figure("no client, % of a core", nobody, most=0.1, decimals=3),
+        Figure(f"{FEW} clients, % of a core", few, most=0.05, decimals=3),
+        Figure(
+            f"{FEW} clients, less what none cost, % of a core",
+            [a - b for a, b in zip(few, nobody, strict=True)],
+            decimals=3,
+        ),
+    ]
+    title = f"Next to nothing to do, interval {INTERVAL:.0f} s"
+    return Report("idle", title, figures, options.quick)
+
+
+def _percent(pid: int, seconds: float) -> float:
+    """Return the share of a core that a process uses in the coming seconds, in percent."""
+    started, used = time.monotonic(), cpu_seconds(pid)
+    time.sleep(seconds)
+    return 100 * (cpu_seconds(pid) - used) / (time.monotonic() - started)
