@@ -6,7 +6,7 @@ ARGS ?=
 TYPESCRIPT := typescript@7.0.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test conformance check format bench clean
+.PHONY: help install demo run test conformance check format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ format: install  ## Format the code
 
 bench: install  ## Run the benchmarks; the results go to benchmarks/results
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: install  ## A day's worth of clients in some minutes: does memory stay flat?
+	@$(BIN)/python -m benchmarks soak
 
 clean:  ## Remove what was made
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ from benchmarks.handshakes import handshakes
 from benchmarks.idle import idle
 from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
+from benchmarks.peers import peers
 from benchmarks.report import Report, machine
 from benchmarks.soak import soak
 from benchmarks.stalled import stalled
@@ -23,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "totals": totals,
     "freshness": freshness,
     "fanout": fanout,
+    "peers": peers,
     "handshakes": handshakes,
     "stalled": stalled,
     "idle": idle,

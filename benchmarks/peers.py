@@ -1,164 +1,86 @@
-"""Peers in Python: the same document, once an interval, by what is commonly used for it.
+"""Peers: the same document to as many clients, by other servers, and by the floor."""
 
-`python -m benchmarks.peers NAME PORT INTERVAL DOCUMENT`; Redis is at `$REDIS_PORT`.
-"""
-
-import asyncio
-import os
-import sys
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-import picows
-import uvicorn
-import uvloop
-from redis.asyncio import Redis
-from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
-from starlette.websockets import WebSocket, WebSocketDisconnect
-from websockets.asyncio.server import ServerConnection, broadcast, serve
+from benchmarks import streams
+from benchmarks.cases import Absent
+from benchmarks.fanout import CLIENTS, INTERVAL, Sample, sample
+from benchmarks.options import Options
+from benchmarks.plot import Bar, Panel, draw
+from benchmarks.report import Figure, Report, ratios
+from benchmarks.stage import set_stage
 
-from benchmarks.load import HOST
-
-REDIS_KEY: Final = "metrics"
-# As Routecast's own listener has it.
-BACKLOG: Final = 2_048
+PLOT: Final = Path(__file__).parent.parent / "docs" / "images" / "fanout.svg"
+# Longer bars are cut off: one of them would leave nothing to see of the others.
+MOST_TIMES: Final = 5.0
+MOST_KIB: Final = 40.0
 
 
-class Ticker:
-    """Makes the document anew, once an interval."""
+class Peer(NamedTuple):
+    """A server, and the share of the clients that it can serve at all."""
 
-    def __init__(self, interval: float, document: str) -> None:
-        self.interval = interval
-        self._document = document
-
-    def text(self) -> str:
-        """Return the document with the time it is now."""
-        now = datetime.now(UTC).isoformat(timespec="microseconds")
-        return f'{self._document}"{now}"}}'
-
-    async def each(self, send: Callable[[str], Any]) -> None:
-        """Call or await something with the document at each tick. Never ends."""
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while True:
-            due = max(due + self.interval, loop.time())
-            await asyncio.sleep(due - loop.time())
-            sending = send(self.text())
-            if sending is not None:
-                await sending
+    name: str
+    server: streams.Server
+    share: float = 1.0
 
 
-# -- Starlette on stock uvicorn -----------------------------------------------------------------
+FLOOR: Final = Peer("floor: epoll and send() in C", streams.floor)
+OWN: Final = Peer("Routecast", streams.routecast)
+PEERS: Final = (
+    FLOOR,
+    Peer("floor, with as many ticks as Routecast", streams.spread_floor),
+    OWN,
+    Peer("nginx + nchan", streams.nchan),
+    Peer("picows", streams.cython),
+    Peer("Node.js ws", streams.node),
+    Peer("websockets broadcast()", streams.websockets),
+    Peer("Starlette on uvicorn", streams.starlette),
+    Peer("Routecast as ASGI on uvicorn", streams.portable),
+    Peer("a loop a client, each reading Redis", streams.original, share=0.1),
+)
 
 
-def starlette(port: int, ticker: Ticker) -> None:
-    """One message for all, at each tick."""
-    clients: set[WebSocket] = set()
-
-    async def stream(socket: WebSocket) -> None:
-        await socket.accept()
-        clients.add(socket)
-        with suppress(WebSocketDisconnect):
-            while True:
-                await socket.receive_text()
-        clients.discard(socket)
-
-    async def tell(text: str) -> None:
-        # One after the other: faster than a task for each, and as fair while all of them read.
-        for client in list(clients):
-            with suppress(WebSocketDisconnect):
-                await client.send_text(text)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> Any:
-        task = asyncio.create_task(ticker.each(tell))
-        yield
-        task.cancel()
-
-    _uvicorn(port, stream, lifespan)
-
-
-def _uvicorn(port: int, stream: Callable[[WebSocket], Awaitable[None]], lifespan: Any) -> None:
-    app = Starlette(routes=[WebSocketRoute("/ws/metrics", stream)], lifespan=lifespan)
-    uvicorn.run(app, host=HOST, port=port, log_level="warning", access_log=False)
-
-
-# -- the original design ------------------------------------------------------------------------
-
-
-def original(port: int, ticker: Ticker) -> None:
-    """A loop for each connection that reads Redis each interval."""
-    redis = Redis(host=HOST, port=int(os.environ["REDIS_PORT"]), decode_responses=True)
-
-    async def stream(socket: WebSocket) -> None:
-        await socket.accept()
-        with suppress(WebSocketDisconnect):
-            while True:
-                await socket.send_text(str(await redis.get(REDIS_KEY)))
-                await asyncio.sleep(ticker.interval)
-
-    async def write(text: str) -> None:
-        await redis.set(REDIS_KEY, text)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> Any:
-        task = asyncio.create_task(ticker.each(write))
-        yield
-        task.cancel()
-        await redis.aclose()
-
-    _uvicorn(port, stream, lifespan)
+def peers(options: Options) -> Report:
+    """The same by other servers: what a message and a connection cost them. Draws the plot."""
+    rounds, clients, seconds = (1, 500, 2) if options.quick else (3, CLIENTS, 10)
+    samples: dict[Peer, list[Sample]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        stage = set_stage(Path(folder))
+        for _ in options.runs(rounds):
+            for peer in PEERS:
+                try:
+                    run = sample(stage, peer.server, round(clients * peer.share), seconds)
+                except Absent as why:
+                    print(f"{peer.name}: skipped, {why}", flush=True)
+                else:
+                    samples.setdefault(peer, []).append(run)
+    used = {peer: [run.message_us for run in runs] for peer, runs in samples.items()}
+    times = {
+        peer: Figure(f"CPU a message ÷ floor: {peer.name}", ratios(each, used[FLOOR]))
+        for peer, each in used.items()
+    }
+    memory = {
+        peer: Figure(f"KiB a connection: {peer.name}", [r.memory / 1024 for r in runs], decimals=1)
+        for peer, runs in samples.items()
+    }
+    if not options.quick:
+        PLOT.write_text(
+            draw(
+                [
+                    _panel("Processor time for each message, floor = 1", times, MOST_TIMES),
+                    _panel("Memory of the server for each connection, KiB", memory, MOST_KIB),
+                ]
+            )
+        )
+    title = f"One document to {clients:,} clients, each {INTERVAL:.0f} s, by other servers"
+    return Report("peers", title, [*times.values(), *memory.values()], options.quick)
 
 
-# -- WebSocket libraries ------------------------------------------------------------------------
-
-
-def websockets(port: int, ticker: Ticker) -> None:
-    """`broadcast` of the library that Routecast takes its handshake from."""
-    clients: set[ServerConnection] = set()
-
-    async def stream(connection: ServerConnection) -> None:
-        clients.add(connection)
-        await connection.wait_closed()
-        clients.discard(connection)
-
-    async def main() -> None:
-        async with serve(stream, HOST, port, compression=None, backlog=BACKLOG):
-            await ticker.each(lambda text: broadcast(clients, text))
-
-    uvloop.run(main())
-
-
-def cython(port: int, ticker: Ticker) -> None:
-    """`picows`, which is written in Cython."""
-    clients: set[picows.WSTransport] = set()
-
-    class Listener(picows.WSListener):
-        def on_ws_connected(self, transport: picows.WSTransport) -> None:
-            clients.add(transport)
-
-        def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
-            clients.discard(transport)
-
-    def tell(text: str) -> None:
-        message = text.encode()
-        for client in clients:
-            client.send(picows.WSMsgType.TEXT, message)
-
-    async def main() -> None:
-        async with await picows.ws_create_server(lambda _: Listener(), HOST, port, backlog=BACKLOG):
-            await ticker.each(tell)
-
-    uvloop.run(main())
-
-
-PEERS: Final = {peer.__name__: peer for peer in (starlette, original, websockets, cython)}
-
-
-if __name__ == "__main__":
-    name, port, interval, document = sys.argv[1:]
-    PEERS[name](int(port), Ticker(float(interval), Path(document).read_text()))
+def _panel(title: str, figures: dict[Peer, Figure], most: float) -> Panel:
+    bars = [
+        Bar(peer.name, figure.median, figure.cells[2], own=peer is OWN)
+        for peer, figure in figures.items()
+    ]
+    return Panel(title, bars, most)

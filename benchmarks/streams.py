@@ -95,7 +95,7 @@ def _peer(
     name: str, stage: Stage, interval: float, environment: Mapping[str, str] | None = None
 ) -> Iterator[Running]:
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.peers", name, str(port), str(interval)]
+    command = [sys.executable, "-m", "benchmarks.python_peers", name, str(port), str(interval)]
     with running(
         [*command, str(stage.document)], port, "/", environment=environment, core=SERVER_CORE
     ) as server:
@@ -134,13 +134,13 @@ def node(stage: Stage, interval: float) -> Iterator[Running]:
     folder = stage.folder / "node"
     if not folder.exists():
         folder.mkdir()
-        shutil.copy(_HERE / "peer.mjs", folder)
+        shutil.copy(_HERE / "node_peer.mjs", folder)
         options = ["--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
         if subprocess.run([npm, "install", *options, WS_PACKAGE], check=False).returncode:
             raise Absent(f"npm could not install {WS_PACKAGE}")
     port = free_port()
-    command = [program, str(folder / "peer.mjs"), str(port), str(interval), str(stage.document)]
-    with running(command, port, "/", core=SERVER_CORE) as server:
+    options = [str(port), str(interval), str(stage.document)]
+    with running([program, str(folder / "node_peer.mjs"), *options], port, "/", core=SERVER_CORE) as server:
         yield server
 
 

@@ -1,5 +1,5 @@
 // A peer in Node.js: the same document, once an interval, by the package `ws`.
-// node peer.mjs PORT INTERVAL DOCUMENT
+// node node_peer.mjs PORT INTERVAL DOCUMENT
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { WebSocketServer } from "ws";
