@@ -139,8 +139,8 @@ def node(stage: Stage, interval: float) -> Iterator[Running]:
         if subprocess.run([npm, "install", *options, WS_PACKAGE], check=False).returncode:
             raise Absent(f"npm could not install {WS_PACKAGE}")
     port = free_port()
-    options = [str(port), str(interval), str(stage.document)]
-    with running([program, str(folder / "node_peer.mjs"), *options], port, "/", core=SERVER_CORE) as server:
+    command = [program, str(folder / "node_peer.mjs"), str(port), str(interval)]
+    with running([*command, str(stage.document)], port, "/", core=SERVER_CORE) as server:
         yield server
 
 
