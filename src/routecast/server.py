@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Final, cast
 
 import uvicorn
@@ -51,11 +52,25 @@ class _Server(uvicorn.Server):
         self._url = url
         self._on_started = on_started
         self._task: asyncio.Future[None] | None = None
+        self._wake: Callable[[], object] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._on_started is not None:
             self._task = asyncio.ensure_future(self._on_started(self._url))
+
+    async def main_loop(self) -> None:
+        # Uvicorn's own looks ten times a second whether it is to stop, which is most of what an
+        # idle server would do. Here the signal says so; what is left is the `Date` of each second.
+        loop = asyncio.get_running_loop()
+        stopping = loop.create_future()
+        self._wake = lambda: loop.call_soon_threadsafe(stopping.cancel)
+        while not await self.on_tick(0):
+            await asyncio.wait([stopping], timeout=1)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._wake()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._task is not None:
