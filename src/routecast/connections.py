@@ -181,11 +181,12 @@ class ConnectionManager:
     async def broadcast(self, frame: Frame, connections: Sequence[Connection]) -> None:
         """Send one frame to many connections; others get their turn in between."""
         conflated = 0
-        for number, connection in enumerate(connections, 1):
-            if not connection.offer(frame):
-                conflated += 1
-            if not number % YIELD_EVERY:
+        for start in range(0, len(connections), YIELD_EVERY):
+            if start:
                 await asyncio.sleep(0)
+            for connection in connections[start : start + YIELD_EVERY]:
+                if not connection.offer(frame):
+                    conflated += 1
         self._count(frame, len(connections), conflated)
 
     async def run(self) -> None:
@@ -273,9 +274,13 @@ class ConnectionManager:
         delay = self._ticks[0][0] - time.monotonic() if self._ticks else None
         if delay is None or delay > 0:
             self._sooner.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._sooner.wait()
+            timer = None
+            if delay is not None:
+                # Not `asyncio.timeout`: that raises each time, and costs as much as the tick.
+                timer = asyncio.get_running_loop().call_later(delay, self._sooner.set)
+            await self._sooner.wait()
+            if timer is not None:
+                timer.cancel()
 
     def _take_due(self, now: float) -> list[Group]:
         due = []

@@ -57,6 +57,7 @@ class Latest:
         self._clock = clock
         self._instruments = instruments
         self._baseline = baseline
+        self._served = {source: instruments.reads.labels(source.value) for source in Source}
         self._known: Reading | None = None
         self._asked = 0  # when the engines were last asked
         self._one = asyncio.Lock()
@@ -70,7 +71,7 @@ class Latest:
             async with self._one:  # however many ask, the engines are asked once
                 reading = self._live() or await self._ask()
         self._known = reading
-        self._instruments.reads.labels(reading.source.value).inc()
+        self._served[reading.source].inc()
         return reading
 
     async def _ask(self) -> Reading:
@@ -116,7 +117,7 @@ class Latest:
             if len(self._fresh) >= MAX_VIEWS:
                 self._fresh.clear()
             self._known = reading
-            self._instruments.reads.labels(reading.source.value).inc()
+            self._served[reading.source].inc()
             frame = self._encode(reading, view, now)
             held = self._fresh[view] = (reading.snapshot.position, now, frame)
         return held[2]
