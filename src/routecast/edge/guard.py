@@ -138,10 +138,6 @@ class GuardedHttp(HttpToolsProtocol):
             return
         self._lose_patience()
         self.connections.discard(self)
-        head = [self.scope["method"].encode(), b" ", self.url, b" HTTP/1.1\r\n"]
-        for name, value in self.scope["headers"]:
-            head += [name, b": ", value, b"\r\n"]
-        head.append(b"\r\n")
         kind: Any = self.ws_protocol_class
         protocol = kind(
             config=self.config, server_state=self.server_state, app_state=self.app_state
@@ -150,4 +146,4 @@ class GuardedHttp(HttpToolsProtocol):
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         del self.parser, self.flow, self.transport
-        protocol.data_received(b"".join(head))
+        protocol.upgrade(self.scope["method"], self.url, self.scope["headers"])

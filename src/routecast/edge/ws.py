@@ -11,6 +11,7 @@ sends the newest frame.
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -58,6 +59,7 @@ MAX_STRIKES: Final = 2
 # The code of a connection that nobody has begun to close.
 OPEN: Final = 1006
 
+_NO_BODY: Final = frozenset({"content-length", "transfer-encoding"})
 _DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True
 )
@@ -227,9 +229,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._session is None:
-            if not self._transport.is_closing():
-                self._shake_hands(data)
-            return
+            return  # refused, and what it says does not count
         self._heard = True
         inbox = self._inbox
         if inbox is None:
@@ -286,22 +286,20 @@ class WebSocketConnection(asyncio.Protocol):
 
     # -- the handshake --------------------------------------------------------------------------
 
-    def _shake_hands(self, data: bytes) -> None:
+    def upgrade(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Answer the request that asks for this connection, be it with a refusal."""
         protocol = ServerProtocol(extensions=self._edge.extensions, logger=_silent)
-        protocol.receive_data(data)
-        for request in protocol.events_received():
-            assert isinstance(request, Request)
-            response = protocol.accept(request)
-            if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-                try:
-                    self._session = self._open(request)
-                except RoutecastError as error:
-                    response = _refusal(error)
-            protocol.send_response(response)
-        answer = b"".join(protocol.data_to_send())
-        if not answer:
-            answer = _refusal(BadBody("an upgrade is a plain GET without a body")).serialize()
-        self._transport.write(answer)
+        request = _request(target, headers)
+        response = protocol.accept(request)
+        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            try:
+                if method != "GET" or not _NO_BODY.isdisjoint(request.headers):
+                    raise BadBody("an upgrade is a plain GET without a body")
+                self._session = self._open(request)
+            except RoutecastError as error:
+                response = _refusal(error)
+        protocol.send_response(response)
+        self._transport.write(b"".join(protocol.data_to_send()))
         if self._session is None:
             self._expect(CLOSE_SECONDS, CloseCode.POLICY)
             self._transport.close()
@@ -333,6 +331,15 @@ class WebSocketConnection(asyncio.Protocol):
             host=headers.get("Host"),
             address=self._address,
         )
+
+
+def _request(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Request:
+    """Return a parsed request as `websockets` has it, in its own way of decoding."""
+    pairs = [
+        (name.decode("ascii", "surrogateescape"), value.decode("ascii", "surrogateescape"))
+        for name, value in headers
+    ]
+    return Request(target.decode("ascii", "surrogateescape"), Headers(pairs))
 
 
 def _refusal(error: RoutecastError) -> WireResponse:
