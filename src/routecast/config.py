@@ -27,7 +27,7 @@ class Settings(BaseSettings):
         None,
         description="Cache and bus for many nodes: redis://host:6379/0, rediss:// (TLS), "
         "redis+sentinel://host,host/master/0, redis+cluster://host,host or unix:///path; "
-        "Valkey is served alike.",
+        "Valkey works alike.",
     )
     redis_prefix: str = Field(
         "routecast",

@@ -55,15 +55,15 @@ class SharedMemory:
 
 
 class SharedRedis:
-    """What nodes share in a Redis, under a prefix that nobody else has."""
+    """What nodes share in a Redis, under a prefix: without one given, one that nobody else has."""
 
-    def __init__(self, url: str) -> None:
-        self.prefix = uuid4().hex
+    def __init__(self, url: str, prefix: str | None = None) -> None:
+        self.prefix = prefix or uuid4().hex
         self.instruments = Instruments()
         self._url = url
 
-    def link(self, breaker: Breaker | None = None) -> RedisLink:
-        return RedisLink(self._url, self.prefix, breaker or Breaker("Redis"))
+    def link(self) -> RedisLink:
+        return RedisLink(self._url, self.prefix, Breaker("Redis"))
 
     def cache(self, lifetime: float = 30.0) -> RedisCache:
         return RedisCache(self.link(), lifetime)

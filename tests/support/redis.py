@@ -1,8 +1,10 @@
 """Real Redis servers in temporary folders, on free ports: one, one with sentinels, a cluster."""
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,8 +17,6 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import ResponseError
-
-from tests.support.server import free_port
 
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
@@ -180,10 +180,15 @@ def start_cluster(server: RedisServer) -> None:
 
 
 def _redis_port() -> int:
-    """Return a free port whose cluster bus, 10,000 above, is a port, too."""
-    while (port := free_port()) > 55_535:
-        pass
-    return port
+    """Return a free port below those that clients are given, so that nobody takes it meanwhile.
+
+    So is that of a cluster's bus, 10,000 above.
+    """
+    while True:
+        port = random.randrange(11_000, 21_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _info(server: RedisServer) -> bytes:

@@ -45,10 +45,10 @@ class Outbox:
         self._bytes += message.size
         self._drop()
 
-    def take(self) -> list[Message]:
-        """Return the oldest messages, of about BATCH_BYTES together; at least one if any waits."""
+    def take(self, limit: int = BATCH_BYTES) -> list[Message]:
+        """Return the oldest messages, of about `limit` bytes; at least one if any waits."""
         taken, size = [], 0
-        while self._waiting and size < BATCH_BYTES:
+        while self._waiting and size < limit:
             message = self._waiting.popleft()
             size += message.size
             taken.append(message)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
-from routecast.bus.outbox import Message, Outbox
+from routecast.bus.outbox import BATCH_BYTES, Message, Outbox
 from routecast.core.delta import Delta, following
 from routecast.errors import Gap, Unavailable
 from routecast.instruments import Instruments
@@ -19,7 +19,7 @@ from routecast.redis_client import RedisLink, Refused, compress, decompress
 log = logging.getLogger(__name__)
 
 # A larger delta travels as its position: who is behind asks the database.
-MAX_DELTA_BYTES: Final = 1024 * 1024
+MAX_DELTA_BYTES: Final = 256 * 1024
 # What the stream may take of Redis's memory, about.
 STREAM_BYTES: Final = 64 * 1024 * 1024
 # A stream nobody writes to any more goes after this time, in seconds.
@@ -101,20 +101,23 @@ class RedisBus:
     # -- sending --------------------------------------------------------------------------------
 
     async def _send(self) -> None:
+        limit = BATCH_BYTES
         while True:
             await self._filled.wait()
             self._filled.clear()
             try:
                 while self._outbox:
-                    await self._send_some()
+                    await self._send_some(limit)
+                    limit = BATCH_BYTES
             except Unavailable as error:
                 self._sending.lost(error)
                 self._filled.set()
+                limit = 1  # a frozen Redis does all it was sent when it goes on: try with little
                 await self._link.pause()
 
-    async def _send_some(self) -> None:
+    async def _send_some(self, limit: int = BATCH_BYTES) -> None:
         """Send the oldest messages in one round trip. What fails is kept, and sent again later."""
-        messages = self._outbox.take()
+        messages = self._outbox.take(limit)
         try:
             await self._link.call(lambda redis: self._add(redis, messages))
         except BaseException:  # cancelled, too
@@ -141,29 +144,32 @@ class RedisBus:
 
     async def _hear(self) -> None:
         heard: Id | None = None  # the last; None until there is a connection
+        page = PAGE
         while True:
             try:
                 if heard is None:
                     heard = await self._newest()
                     self._hearing.found()
-                entries = await self._read(heard)
+                entries = await self._read(heard, page)
                 if not entries and await self._newest() < heard:
                     # The stream began anew, empty or with an older past: its ids are behind
                     # ours, and we would wait for them to catch up.
                     heard = _START
             except Unavailable as error:
                 self._hearing.lost(error)
+                page = 1  # it may have been more than the line carries in time
                 await self._link.pause()
                 continue
+            page = min(2 * page, PAGE)
             self._hearing.found()
             for at, fields in entries:
                 heard = at
                 self._receive(fields)
                 await asyncio.sleep(0)  # a page of large ones must not hold up the loop
 
-    async def _read(self, after: Id) -> list[Entry]:
+    async def _read(self, after: Id, count: int) -> list[Entry]:
         found: Any = await self._link.call(
-            lambda redis: redis.xread({self._stream: _text(after)}, PAGE, BLOCK_MILLISECONDS)
+            lambda redis: redis.xread({self._stream: _text(after)}, count, BLOCK_MILLISECONDS)
         )
         return _entries(found[0][1]) if found else []
 
