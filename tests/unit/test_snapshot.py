@@ -219,18 +219,33 @@ def test_memory_is_bounded_however_late_decisions_come() -> None:
 # -- as bytes -----------------------------------------------------------------------------------
 
 
-@given(st.lists(kept_decisions(st.just("id"), st.integers(NOW - 9 * DAY, NOW + DAY)), max_size=15))
+some = st.lists(kept_decisions(st.just("id"), st.integers(NOW - 9 * DAY, NOW + DAY)), max_size=15)
+
+
+def assert_equal(one: Snapshot, other: Snapshot) -> None:
+    assert (one.position, one.taken) == (other.position, other.taken)
+    assert (one.total, one.hours, one.minutes) == (other.total, other.hours, other.minutes)
+
+
+@given(some)
 def test_pack_comes_back(decisions: list[Any]) -> None:
     """Through a cache and back, nothing is lost."""
     snapshot = load(Position("épöque", 2**40), NOW, decisions)
     back = Snapshot.unpack(snapshot.pack())
-    assert (back.position, back.taken) == (snapshot.position, snapshot.taken)
-    assert (back.total, back.hours, back.minutes) == (
-        snapshot.total,
-        snapshot.hours,
-        snapshot.minutes,
-    )
+    assert_equal(back, snapshot)
     assert back.apply(Delta(Position("épöque", 2**40 + 1), Cells(), NOW))
+
+
+@given(some, st.lists(some, max_size=4))
+def test_pack_knows_what_changed_since_the_last(first: list[Any], more: list[list[Any]]) -> None:
+    """Packing again costs what is new, and gives what packing for the first time would."""
+    snapshot = load(Position("e", 0), NOW, first)
+    assert_equal(Snapshot.unpack(snapshot.pack()), snapshot)
+    for seq, decisions in enumerate(more, 1):
+        snapshot.apply(delta(seq, *decisions))
+        back = Snapshot.unpack(snapshot.pack())
+        assert_equal(back, snapshot)
+        assert_equal(Snapshot.unpack(back.pack()), snapshot)
 
 
 @pytest.mark.parametrize(

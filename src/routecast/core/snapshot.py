@@ -140,6 +140,10 @@ class Snapshot:
         self.minutes: dict[int, Bucket] = minutes if minutes is not None else {}
         self._needed = needed(taken)
         self._windows: dict[str, Window] = {}
+        # As `pack` has them: the number of each key, and periods as they were when last packed.
+        self._numbers: dict[Key, int] = {}
+        self._hours: dict[int, msgspec.Raw] = {}
+        self._minutes: dict[int, msgspec.Raw] = {}
 
     def apply(self, delta: Delta) -> bool:
         """Add what a commit added; return False when it was in already.
@@ -156,8 +160,10 @@ class Snapshot:
             bucket_merge(self.total, cells)
             if minute // MINUTES_PER_HOUR >= self._needed.hours.first:
                 bucket_merge(self.hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
+                self._hours.pop(minute // MINUTES_PER_HOUR, None)
             if self._covers(minute):
                 bucket_merge(self.minutes.setdefault(minute, {}), cells)
+                self._minutes.pop(minute, None)
             for window in self._windows.values():
                 window.add(minute, cells)
         self.position = delta.position
@@ -192,21 +198,22 @@ class Snapshot:
     # -- as bytes, for a cache ------------------------------------------------------------------
 
     def pack(self) -> bytes:
-        """Return the snapshot as bytes."""
-        keys: dict[Key, int] = {}
+        """Return the snapshot as bytes. Periods that did not change since are not packed again."""
 
-        def rows(bucket: Bucket) -> list[PackedSums]:
-            return [(keys.setdefault(key, len(keys)), sums.row()) for key, sums in bucket.items()]
+        def rows(bucket: Bucket) -> msgspec.Raw:
+            numbers = self._numbers
+            return msgspec.Raw(
+                _encode([(numbers.setdefault(k, len(numbers)), s.row()) for k, s in bucket.items()])
+            )
 
-        packed = _Packed(
-            self.position,
-            self.taken,
-            rows(self.total),
-            {hour: rows(bucket) for hour, bucket in self.hours.items()},
-            {minute: rows(bucket) for minute, bucket in self.minutes.items()},
-            list(keys),
+        for periods, packed in ((self.hours, self._hours), (self.minutes, self._minutes)):
+            for number in periods.keys() - packed.keys():
+                packed[number] = rows(periods[number])
+        total = rows(self.total)
+        # In the order of _Packed, and as it.
+        return _encode(
+            (self.position, self.taken, total, self._hours, self._minutes, list(self._numbers))
         )
-        return msgspec.msgpack.encode(packed)
 
     @classmethod
     def unpack(cls, packed: bytes) -> Self:
@@ -242,4 +249,5 @@ class _Packed(msgspec.Struct, array_like=True):
     keys: list[PackedKey]
 
 
-_decoder = msgspec.msgpack.Decoder(_Packed)
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(_Packed)
