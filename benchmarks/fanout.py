@@ -1,6 +1,7 @@
 """Fan-out: what it costs to send a document to 10,000 clients each second."""
 
 import tempfile
+import time
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -37,8 +38,11 @@ def sample(stage: Stage, server: Server, clients: int, seconds: float) -> Sample
     Raises Broken when it does not keep them.
     """
     with server(stage, INTERVAL) as running:
-        empty = unique_bytes(running.pid)
         path = f"{PATH}?interval={INTERVAL}"
+        with Subscribers(stage, running.port, path, 1) as first:  # what only the first one costs
+            first.joined()
+        time.sleep(SETTLE_SECONDS)
+        empty = unique_bytes(running.pid)
         with Subscribers(stage, running.port, path, clients) as crowd:
             crowd.joined()
             crowd.listen(SETTLE_SECONDS)
