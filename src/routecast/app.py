@@ -167,7 +167,11 @@ class Services:
             max_per_address=settings.max_per_address,
         )
         self.websockets = WebSocketEdge(
-            self.manager, self.door, self.instruments, compress=settings.compress
+            self.manager,
+            self.door,
+            self.instruments,
+            compress=settings.compress,
+            trusted_proxies=settings.trusted_proxies,
         )
 
     @asynccontextmanager

@@ -1,6 +1,7 @@
 """Settings: the only reader of the environment. `docs/settings.md` lists them all."""
 
 import os
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
     max_per_address: int = Field(
         0, ge=0, description="Streams open at a time from one address; 0 is no limit."
     )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Comma list of addresses and networks of proxies whose `X-Forwarded-For` and "
+        "`X-Forwarded-Proto` are believed, such as 10.0.0.0/8; * believes everybody.",
+    )
     compress: bool = Field(
         True, description="Deflate large frames for clients that can inflate them."
     )
@@ -114,6 +120,14 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return frozenset(origin.strip().rstrip("/") for origin in value.split(",") if origin)
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: str) -> str:
+        for name in value.split(","):
+            if name.strip() not in ("", "*"):
+                ip_network(name.strip())
         return value
 
     @model_validator(mode="after")

@@ -147,6 +147,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         app,
         http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=GRACE_SECONDS,
         log_config=None,
         log_level="warning",

@@ -33,6 +33,7 @@ from routecast.core.view import Subscription
 from routecast.edge.door import Door
 from routecast.edge.inbox import MAX_MESSAGE_BYTES, Inbox
 from routecast.edge.problem import respond_error
+from routecast.edge.proxies import Proxies
 from routecast.edge.reset import reset
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
 from routecast.errors import BadBody, NotFound, RoutecastError
@@ -73,11 +74,18 @@ class WebSocketEdge:
     max_frames_a_beat = MAX_FRAMES_A_BEAT
 
     def __init__(
-        self, manager: ConnectionManager, door: Door, instruments: Instruments, *, compress: bool
+        self,
+        manager: ConnectionManager,
+        door: Door,
+        instruments: Instruments,
+        *,
+        compress: bool,
+        trusted_proxies: str = "",
     ) -> None:
         self.manager = manager
         self.door = door
         self.instruments = instruments
+        self.proxies = Proxies(trusted_proxies)
         self.extensions = [_DEFLATE] if compress else []
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
@@ -323,8 +331,10 @@ class WebSocketConnection(asyncio.Protocol):
         if path != PATH:
             raise NotFound(f"there is no WebSocket at {path[:200]!r}; it is at {PATH}")
         peer = self._transport.get_extra_info("peername")
-        self._address = str(peer[0]) if peer else ""
         headers = request.headers
+        self._address = self._edge.proxies.client_of(
+            str(peer[0]) if peer else "", headers.get_all("X-Forwarded-For")
+        )
         return self._edge.door.open(
             query.encode("latin-1", "replace"),
             origin=headers.get("Origin"),
