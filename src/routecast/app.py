@@ -50,6 +50,7 @@ from routecast.protocol import Components, Health
 from routecast.redis_client import RedisLink
 from routecast.sources import Sources
 from routecast.store.none import NoStore
+from routecast.store.postgres import PostgresStore
 from routecast.store.sqlite import SqliteStore
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,11 @@ CLUSTER_CACHE_SECONDS = 10.0
 OPEN_SECONDS = 1.0
 
 
-def open_store(url: str, *, create: bool = True) -> Store:
+def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
     """Return the store a database URL names, not yet opened. Raises BadSettings.
 
-    Without `create`, opening it fails where there is no such database.
+    Without `create`, opening it fails where there is no such database. `connections` are the most
+    that it opens to a server.
     """
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
@@ -81,7 +83,10 @@ def open_store(url: str, *, create: bool = True) -> Store:
                 "sqlite:////var/lib/routecast.db (absolute)"
             )
         return SqliteStore(path, create=create)
-    raise BadSettings(f"database {url!r}: must start with sqlite:///")
+    if parts.scheme in ("postgresql", "postgres"):
+        return PostgresStore(url, create=create, connections=connections)
+    place = url.partition("?")[0].rpartition("@")[2]  # without a password
+    raise BadSettings(f"database {place!r}: must start with sqlite:/// or postgresql://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,9 @@ def open_engines(settings: Settings) -> Engines:
         bus = RedisBus(link(), instruments)
         cluster = RedisCluster(link())
     return Engines(
-        store=NoStore() if settings.role == "stream" else open_store(settings.database_url),
+        store=NoStore()
+        if settings.role == "stream"
+        else open_store(settings.database_url, connections=settings.database_connections),
         cache=cache,
         bus=bus,
         cluster=cluster,

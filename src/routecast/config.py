@@ -22,7 +22,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     database_url: str = Field(
         "sqlite:///routecast.db",
-        description="Where decisions are kept: sqlite:///relative.db or sqlite:////absolute.db.",
+        description="Where decisions are kept: sqlite:///relative.db, sqlite:////absolute.db or "
+        "postgresql://user:password@host/database, which many nodes may share.",
+    )
+    database_connections: int = Field(
+        5, ge=2, le=100, description="Connections a node opens to PostgreSQL, at most."
     )
     redis_url: str | None = Field(
         None,

@@ -9,8 +9,10 @@ import pytest
 
 from routecast.ports import Bus, Cache, Cluster, Store
 from routecast.store import sqlite
+from routecast.store.postgres import PostgresStore, fold, folder
 from routecast.store.sqlite import SqliteStore
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
+from tests.support.postgres import Postgres
 
 # Makes a store, not yet opened, on one and the same database each time.
 Connect = Callable[[], Store]
@@ -36,14 +38,28 @@ class SqliteDatabases:
         return lambda: SqliteStore(path)
 
 
-@pytest.fixture(params=[pytest.param(SqliteDatabases, id="sqlite")])
+class PostgresDatabases:
+    """One server, a database each."""
+
+    def __init__(self, server: Postgres) -> None:
+        self._server = server
+
+    def create(self) -> Connect:
+        url = self._server.create()
+        return lambda: PostgresStore(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
 def databases(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Databases:
-    """An engine for databases, each one in its turn; it folds often, to be seen to."""
+    """An engine for databases, each one in its turn; it folds often and in pieces."""
     monkeypatch.setattr(sqlite, "FOLD_COMMITS", 3)
-    engine: Databases = request.param(tmp_path)
-    return engine
+    monkeypatch.setattr(folder, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
+    if request.param == "sqlite":
+        return SqliteDatabases(tmp_path)
+    return PostgresDatabases(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""Rollups as they are stored beside what they should be, and in words what differs.
+
+Nothing here shares code with how rollups are made: a database's own sums are the oracle. It goes
+hour by hour, so memory is bounded by one hour's rollups.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from routecast.core.delta import Delta
+from routecast.core.histogram import unpack
+from routecast.core.rollup import Sums
+from routecast.ports import Difference
+
+HOUR: Final = 3600
+
+# Sums as plain tuples: thirteen integers and a histogram.
+Row = tuple[Any, ...]
+Rows = dict[tuple[int, int], Row]  # by (start, series)
+
+
+class Comparison:
+    """Compares a database that has these series (numbers by key) as of one moment.
+
+    Stored are the rollups and, beside them, the deltas not yet folded into them. Four things must
+    hold of both together: minutes are the sums of their decisions; hours, of theirs and those
+    pruned; hours, of their minutes (while minutes are kept, that is from `minutes_from` on); and
+    the total, of all hours. Rows of sums begin with start and series, and end with the histogram
+    as it is stored.
+    """
+
+    def __init__(
+        self, series: Mapping[tuple[str, ...], int], minutes_from: int, deltas: Iterable[Delta]
+    ) -> None:
+        self._names = {
+            number: " / ".join(part or "-" for part in key) for key, number in series.items()
+        }
+        self._minutes_from = minutes_from
+        self._unfolded = _unfolded(deltas, series)
+        self._total: Rows = {}
+
+    @property
+    def hours(self) -> set[int]:
+        """The hours that deltas add to."""
+        return {start for start, _ in self._unfolded["hour"]}
+
+    def hour(
+        self, hour: int, minutes: Rows, rollups: Mapping[str, Iterable[Any]]
+    ) -> Iterator[Difference]:
+        """Yield what differs in an hour, given its minutes as recounted, and what is stored of it.
+
+        To be called for each hour there is anything about, once.
+        """
+        held = self._stored("hour", hour, hour + 1, rollups["hour"])
+        kept = self._stored("minute", hour, hour + HOUR, rollups["minute"])
+        pruned = self._stored("pruned", hour, hour + 1, rollups["pruned"])
+        if hour >= self._minutes_from:
+            if not pruned:
+                yield from self._compare("minute", minutes, kept)
+            yield from self._compare("hour, from its minutes", _by_start(hour, kept), held)
+        yield from self._compare("hour", _by_start(hour, minutes, pruned), held)
+        self._total = _by_start(0, self._total, held)
+
+    def total(self, rollups: Iterable[Any]) -> Iterator[Difference]:
+        """Yield what differs in the total, when all hours were compared."""
+        yield from self._compare("total", self._total, self._stored("total", 0, 1, rollups))
+
+    def _stored(self, period: str, first: int, end: int, rollups: Iterable[Any]) -> Rows:
+        rows = {(row[0], row[1]): unpacked(row[2:]) for row in rollups}
+        for (start, number), row in self._unfolded.get(period, {}).items():
+            if first <= start < end:
+                rows |= _by_start(start, {(start, number): row}, _only(rows, start, number))
+        return rows
+
+    def _compare(self, period: str, expected: Rows, found: Rows) -> Iterator[Difference]:
+        for key in sorted(expected.keys() | found.keys()):
+            want, have = expected.get(key), found.get(key)
+            if want != have:
+                start, series = key
+                name = self._names.get(series, f"series {series}")
+                what = f"{period} {_time(start)}{name}"
+                yield Difference(what, _text(want, have), _text(have, want))
+
+
+def unpacked(values: tuple[Any, ...]) -> Row:
+    """Return sums with their histogram unpacked."""
+    try:
+        bins: dict[Any, int] = unpack(values[-1])
+    except ValueError:
+        bins = {"unreadable": 1}  # which is no histogram, so it will differ
+    return (*values[:-1], bins)
+
+
+def _by_start(start: int, *parts: Rows) -> Rows:
+    """Return the sums of all rows of a series, as rows of one period."""
+    sums: Rows = {}
+    for (_, series), row in itertools.chain.from_iterable(part.items() for part in parts):
+        held = sums.get((start, series))
+        if held is None:
+            sums[start, series] = (*row[:-1], dict(row[-1]))
+        else:
+            bins = held[-1]
+            for number, count in row[-1].items():
+                bins[number] = bins.get(number, 0) + count
+            scalars = (a + b for a, b in zip(held[:-1], row[:-1], strict=True))
+            sums[start, series] = (*scalars, bins)
+    return sums
+
+
+def _unfolded(deltas: Iterable[Delta], series: Mapping[tuple[str, ...], int]) -> dict[str, Rows]:
+    """Return what deltas will add to the rollups of each period."""
+    added: dict[str, Rows] = {"minute": {}, "hour": {}, "total": {}}
+    for delta in deltas:
+        for minute, bucket in delta.cells.minutes.items():
+            second = minute * 60
+            starts = {"minute": second, "hour": second // HOUR * HOUR, "total": 0}
+            for key, sums in bucket.items():
+                row = unpacked(sums.row())
+                for period, start in starts.items():
+                    rows, number = added[period], series[key]
+                    rows |= _by_start(start, {(start, number): row}, _only(rows, start, number))
+    return added
+
+
+def _only(rows: Rows, start: int, series: int) -> Rows:
+    held = rows.get((start, series))
+    return {} if held is None else {(start, series): held}
+
+
+def _time(start: int) -> str:
+    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ} " if start else ""
+
+
+def _text(row: Row | None, other: Row | None) -> str:
+    if row is None:
+        return "nothing"
+    pairs = zip(Sums.COLUMNS, row, other or (None,) * len(row), strict=True)
+    return ", ".join(f"{name} {value}" for name, value, theirs in pairs if value != theirs)

@@ -1,0 +1,78 @@
+"""Folding: what commits added goes into the rollups, many commits at a time."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from routecast.core.delta import Delta
+from routecast.core.rollup import Bucket, Cells, Sums
+from routecast.protocol import Position
+from routecast.store.postgres.session import Session, number_series, query
+
+# No sum has room for more.
+LARGEST_SUM: Final = 2**63 - 1
+# Deltas of so many bytes are merged at a time: that takes far less than a session may be idle.
+BYTES_AT_ONCE: Final = 4_000_000
+
+START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
+
+
+def deltas_of(rows: Iterable[Any], epoch: str) -> Iterator[Delta]:
+    """Yield the deltas that rows of the log hold: they were packed before `seq` was known."""
+    for seq, packed in rows:
+        delta = Delta.unpack(packed)
+        yield Delta(Position(epoch, seq), delta.cells, delta.received)
+
+
+async def fold(session: Session, kept: int) -> int:
+    """Add to the rollups what they lack of the commits until now; return the seq they hold then.
+
+    Within a transaction that holds the lock of the rollups. `kept` deltas stay in the log.
+    """
+    epoch, folded, largest = (await query(session, "state"))[0][:3]
+    _, until = (await query(session, "position"))[0]  # those that come meanwhile are for later
+    while folded < until:
+        rows = await query(session, "some_deltas", folded, until, BYTES_AT_ONCE)
+        largest = max(largest, await _add(session, rows, epoch))
+        folded = rows[-1]["seq"]
+        await query(session, "set_folded", folded, largest)
+        await query(session, "drop_deltas", folded - kept)
+    seq: int = folded
+    return seq
+
+
+async def _add(session: Session, rows: Iterable[Any], epoch: str) -> int:
+    cells = await asyncio.to_thread(_sum, rows, epoch)
+    await number_series(session, cells.keys())
+    await merge(session, "minute", cells.minutes)
+    await merge(session, "hour", cells.hours())
+    return await merge(session, "total", {0: cells.total()})
+
+
+def _sum(rows: Iterable[Any], epoch: str) -> Cells:
+    return Cells.sum([delta.cells for delta in deltas_of(rows, epoch)])
+
+
+async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) -> int:
+    """Add buckets to the rollups of a period; return the largest sum among those touched.
+
+    The session must know their series.
+    """
+    unit = START_OF[period]
+    added = {
+        (number * unit, session.series[key]): sums
+        for number, cells in buckets.items()
+        for key, sums in cells.items()
+    }
+    places = sorted(added)
+    starts, series = zip(*places, strict=True)
+    held = {
+        (row[0], row[1]): Sums.from_row(row[2:])
+        for row in await query(session, "rollups_at", period, starts, series)
+    }
+    for place, sums in held.items():
+        sums.merge(added[place])
+    merged = [held.get(place, added[place]) for place in places]
+    rows = [sums.row() for sums in merged]
+    await query(session, "put_rollups", period, starts, series, *zip(*rows, strict=True))
+    return max(sums.largest for sums in merged)

@@ -1,0 +1,84 @@
+"""Folding beside commits: when enough has come together, and never by two nodes at once."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from routecast.core.delta import Delta
+from routecast.errors import Unavailable
+from routecast.ports import DELTAS_KEPT
+from routecast.store.postgres.fold import fold
+from routecast.store.postgres.session import Session, query, value
+
+log = logging.getLogger(__name__)
+
+# Deltas are folded once they are so many, or hold so many cells, or after so many seconds.
+FOLD_COMMITS: Final = 64
+FOLD_CELLS: Final = 4_000
+FOLD_SECONDS: Final = 5.0
+# While more of them are not folded, a commit folds first: what a snapshot must add has a bound.
+MOST_UNFOLDED: Final = 1_000
+
+
+class Folder:
+    """Folds what is committed, in the background. `sessions` gives it one for a while."""
+
+    def __init__(self, sessions: Callable[[], AbstractAsyncContextManager[Session]]) -> None:
+        self._sessions = sessions
+        self._seq = 0  # of the last commit we know of
+        self._folded = 0  # the rollups hold this one at least
+        self._cells = 0  # of this node's commits since it last folded
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def make_room(self) -> None:
+        """Fold, and wait for it, when far too much is not folded. Raises Unavailable."""
+        if self._seq - self._folded >= MOST_UNFOLDED:
+            await self._fold(wait=True)
+
+    def added(self, delta: Delta) -> None:
+        """Tell of a commit."""
+        self._seq = delta.position.seq
+        self._cells += sum(map(len, delta.cells.minutes.values()))
+        if self._seq - self._folded >= FOLD_COMMITS or self._cells >= FOLD_CELLS:
+            self._begin()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FOLD_SECONDS, self._begin)
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        self._stop_timer()
+        if self._task is not None:
+            await self._task
+
+    def _begin(self) -> None:
+        self._stop_timer()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="fold")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _run(self) -> None:
+        try:
+            await self._fold(wait=False)
+        except Unavailable as error:
+            log.debug("Folding will be tried again: %s", error)
+        except Exception:
+            log.exception("Folding failed; commits will be refused when too much is not folded")
+
+    async def _fold(self, *, wait: bool) -> None:
+        self._cells = 0
+        async with self._sessions() as session, session.transaction():
+            if wait:
+                await query(session, "lock_rollups")
+            elif not await value(session, "try_lock_rollups"):
+                # Another node is at it.
+                self._folded = (await query(session, "state"))[0]["folded"]
+                return
+            folded = await fold(session, DELTAS_KEPT)
+        self._folded = folded

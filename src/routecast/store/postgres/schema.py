@@ -1,0 +1,73 @@
+"""The schema: brought up to date by whichever node comes first, while the others wait."""
+
+import re
+from typing import Final
+
+import asyncpg
+
+from routecast.errors import BadDatabase
+from routecast.store.postgres.session import OLDEST_SERVER, Session, query, value
+from routecast.store.queries import load_migrations
+
+MIGRATIONS: Final = load_migrations("postgres")
+KNOWN: Final = MIGRATIONS[-1][0]
+
+# Each migration says which programs, by the newest schema they know, may go on working on it.
+_OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE)
+
+
+async def migrate(session: Session, *, create: bool) -> None:
+    """Bring the schema up to date. A newer one is left as it is, if this program may use it.
+
+    Raises BadDatabase when it may not; or, without `create`, when there is none.
+    """
+    if session.get_server_version().major < OLDEST_SERVER:
+        raise BadDatabase(
+            f"PostgreSQL {session.get_server_version().major} is too old: "
+            f"Routecast needs {OLDEST_SERVER} or newer"
+        )
+    if (encoding := await value(session, "encoding")) != "UTF8":
+        raise BadDatabase(
+            f"the database is encoded in {encoding}, which cannot hold every name: "
+            "make one with createdb --encoding=UTF8 --template=template0"
+        )
+    version = await _version(session)
+    if not version and not create:
+        raise BadDatabase("there are no decisions in this database: no node was started on it yet")
+    if version >= KNOWN:
+        return
+    async with session.transaction():
+        await query(session, "lock_schema")
+        if not await value(session, "has_schema"):
+            await query(session, "create_schema")
+        await query(session, "create_version")
+        version = await _version(session)
+        for number, script in MIGRATIONS:
+            if number > version:
+                await session.execute(script)
+                await query(session, "set_version", number, oldest_program(script))
+
+
+async def _version(session: Session) -> int:
+    try:
+        async with session.transaction():
+            rows = await query(session, "version")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return 0
+    if not rows:
+        return 0
+    version: int
+    version, oldest = rows[0]
+    if oldest > KNOWN:
+        raise BadDatabase(
+            f"the database was written by a newer Routecast (schema {version}, for programs that "
+            f"know {oldest} or more; this one knows {KNOWN}): upgrade this program"
+        )
+    return version
+
+
+def oldest_program(script: str) -> int:
+    """Return what a migration says of the programs that may go on working on its schema."""
+    found = _OLDEST_PROGRAM.search(script)
+    assert found, "a migration must begin with '-- oldest program: N'"
+    return int(found[1])

@@ -1,0 +1,241 @@
+"""The store's port, kept with a bounded pool of sessions."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Final
+
+import asyncpg
+
+from routecast.core.decision import Decision
+from routecast.core.delta import Delta
+from routecast.core.rollup import Bucket, Key, Sums
+from routecast.core.snapshot import Snapshot, Span, needed
+from routecast.errors import BadDatabase, Gap, Unavailable
+from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
+from routecast.protocol import Position
+from routecast.store.postgres import retention
+from routecast.store.postgres.commit import Unsettled, commit, settle
+from routecast.store.postgres.fold import START_OF, deltas_of, fold
+from routecast.store.postgres.folder import Folder
+from routecast.store.postgres.schema import migrate
+from routecast.store.postgres.session import (
+    LOST,
+    Session,
+    connect,
+    options,
+    query,
+    refusal,
+    series_names,
+    unavailable,
+    usable_after,
+    warn,
+)
+from routecast.store.postgres.verify import recount
+
+log = logging.getLogger(__name__)
+
+# For a free session, and then for the server to accept it, in seconds.
+ACQUIRE_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 10.0
+# For so long a store tries to find out what became of a commit whose session was lost.
+SETTLE_SECONDS: Final = 10.0
+SETTLE_PAUSE: Final = 0.1
+
+
+class PostgresStore:
+    """Keeps everything in one PostgreSQL database, beside other nodes (`ports.Store`)."""
+
+    def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
+        self._url = url
+        # To speak of it, without a name or password.
+        self._place = url.partition("?")[0].rpartition("@")[2].rpartition("//")[2]
+        self._create = create
+        self._connections = connections
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._closed = False
+        self._folder = Folder(self._session)
+
+    # -- ports.Store ----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        try:
+            with unavailable():
+                await self._open()
+        except BadDatabase as error:
+            raise BadDatabase(f"PostgreSQL database {self._place}: {error}") from error.__cause__
+
+    async def _open(self) -> None:
+        session = await connect(self._url)
+        try:
+            await migrate(session, create=self._create)
+            await warn(session)
+        except asyncpg.PostgresError as error:
+            raise refusal(error) from error
+        finally:
+            await session.close(timeout=CLOSE_SECONDS)
+        if self._pool is None and not self._closed:
+            self._pool = await asyncpg.create_pool(
+                self._url, min_size=0, max_size=self._connections, reset=_keep, **options()
+            )
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self._pool.close()
+            except TimeoutError:
+                self._pool.terminate()
+        await self._folder.close()
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        await self._folder.make_room()
+        try:
+            async with self._session() as session:
+                done = await commit(session, batches, received)
+        except Unsettled as unsettled:
+            done = await self._settle(unsettled)
+        if done.delta is not None:
+            self._folder.added(done.delta)
+        return done
+
+    async def check(self) -> None:
+        async with self._session() as session:
+            await query(session, "check")
+
+    async def position(self) -> Position:
+        async with self._session() as session:
+            return Position(*(await query(session, "position"))[0])
+
+    async def load(self, now: int) -> Snapshot:
+        async with self._snapshot() as session:
+            state = (await query(session, "state"))[0]
+            names = await series_names(session)
+            wanted = needed(now)
+            total = await query(session, "rollups", "total", 0, 1)
+            hours = await query(session, "rollups", "hour", *_seconds("hour", wanted.hours))
+            minutes = [
+                row
+                for span in wanted.minutes
+                for row in await query(session, "rollups", "minute", *_seconds("minute", span))
+            ]
+            deltas = await query(session, "deltas", state["folded"])
+
+        def build() -> Snapshot:
+            snapshot = Snapshot(
+                Position(state["epoch"], state["folded"]),
+                now,
+                _buckets(total, names, 1).get(0, {}),
+                _buckets(hours, names, START_OF["hour"]),
+                _buckets(minutes, names, START_OF["minute"]),
+            )
+            for delta in deltas_of(deltas, state["epoch"]):
+                snapshot.apply(delta)
+            return snapshot
+
+        return await asyncio.to_thread(build)
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        async with self._snapshot() as session:
+            position = Position(*(await query(session, "position"))[0])
+            if position.epoch != after.epoch or position.seq < after.seq:
+                raise Gap(f"{position} after {after}")
+            rows = await query(session, "deltas", after.seq)
+        if len(rows) != position.seq - after.seq:
+            raise Gap(f"the deltas after seq {after.seq} are not kept any more")
+        return await asyncio.to_thread(lambda: list(deltas_of(rows, position.epoch)))
+
+    async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
+        async with self._session() as session:
+            await retention.turn_over(session, decisions_before)
+            async with session.transaction():
+                await query(session, "lock_rollups")
+                await fold(session, DELTAS_KEPT)
+                dropped = await retention.prune_decisions(session, decisions_before, limit)
+                dropped += await retention.prune_minutes(
+                    session, minutes_before // 10**6, limit - dropped
+                )
+            await retention.drop_generations(session)
+        return dropped
+
+    async def verify(self) -> AsyncGenerator[Checked | Difference]:
+        self._opened()
+        with unavailable():
+            session = await connect(self._url)
+            try:
+                async with aclosing(recount(session)) as findings:
+                    async for found in findings:
+                        yield found
+            finally:
+                await session.close(timeout=CLOSE_SECONDS)
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    def _opened(self) -> "asyncpg.Pool[asyncpg.Record]":
+        if self._closed:
+            raise Unavailable("the database is closed")
+        if self._pool is None:
+            raise Unavailable("the database is not open yet")
+        return self._pool
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Session]:
+        """A session from the pool. Raises Unavailable for whatever goes wrong with it."""
+        pool = self._opened()
+        with unavailable():
+            session: Any = await pool.acquire(timeout=ACQUIRE_SECONDS)
+            try:
+                yield session
+            except BaseException as error:
+                if not usable_after(error):
+                    with suppress(*LOST):  # the pool may have let go of it already
+                        session.terminate()
+                raise
+            finally:
+                with suppress(*LOST):
+                    await pool.release(session)
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[Session]:
+        """A session that sees the database as of one moment."""
+        async with (
+            self._session() as session,
+            session.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            yield session
+
+    async def _settle(self, unsettled: Unsettled) -> Commit:
+        """Find out what became of a commit whose session was lost at its end."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            made = None
+            with suppress(Unavailable):
+                async with self._session() as session:
+                    made = await settle(session, unsettled.written)
+            if made:
+                return unsettled.written.commit
+            if made is False:
+                raise Unavailable(f"PostgreSQL: {unsettled.__cause__}; nothing was kept")
+            await asyncio.sleep(SETTLE_PAUSE)
+        raise Unavailable(
+            "PostgreSQL was lost in the middle of a commit, and does not say what became of it"
+        )
+
+
+async def _keep(_: object) -> None:
+    """Reset nothing: what is set in a session here ends with its transaction."""
+
+
+def _seconds(period: str, span: Span) -> tuple[int, int]:
+    return span.first * START_OF[period], span.end * START_OF[period]
+
+
+def _buckets(rows: list[Any], names: dict[int, Key], unit: int) -> dict[int, Bucket]:
+    found: dict[int, Bucket] = {}
+    for row in rows:
+        found.setdefault(row[0] // unit, {})[names[row[1]]] = Sums.from_row(row[2:])
+    return found

