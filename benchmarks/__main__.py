@@ -13,6 +13,7 @@ from benchmarks.idle import idle
 from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
 from benchmarks.peers import peers
+from benchmarks.postgres import postgres
 from benchmarks.report import Report, machine
 from benchmarks.soak import soak
 from benchmarks.stalled import stalled
@@ -29,6 +30,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "stalled": stalled,
     "idle": idle,
     "soak": soak,
+    "postgres": postgres,
 }
 
 

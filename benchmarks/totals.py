@@ -19,9 +19,9 @@ from benchmarks.options import Options
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import routecast
 from benchmarks.traffic import MODELS, STRATEGIES, latencies
+from routecast.app import open_store
 from routecast.core.decision import MINUTE, Decision
 from routecast.protocol import BANDS
-from routecast.store.sqlite import SqliteStore
 
 SMALL: Final = 5_000
 LARGE: Final = 5_000_000
@@ -79,18 +79,19 @@ def totals(options: Options) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         few, many = Path(folder, "few.db"), Path(folder, "many.db")
         for database, count in ((few, SMALL), (many, large)):
-            run_case("benchmarks.totals", Fill(str(database), count), Filled)
-        read = Read((str(few), str(many)), times, rounds)
-        figures = _compare("SqliteStore.load", run_case("benchmarks.totals", read, Taken))
+            run_case("benchmarks.totals", Fill(f"sqlite:///{database}", count), Filled)
+        read = Read((f"sqlite:///{few}", f"sqlite:///{many}"), times, rounds)
+        figures = compare("SqliteStore.load", run_case("benchmarks.totals", read, Taken))
         with routecast(few) as first, routecast(many) as second:
             for name, path in VIEWS.items():
                 ask = Ask((first, second), path, 20 * times, rounds)
-                figures += _compare(name, run_case("benchmarks.totals", ask, Taken))
+                figures += compare(name, run_case("benchmarks.totals", ask, Taken))
     title = f"Reading totals at {large:,} decisions and at {SMALL:,}, in the same rollups"
     return Report("totals", title, figures, options.quick)
 
 
-def _compare(name: str, taken: Taken) -> list[Figure]:
+def compare(name: str, taken: Taken) -> list[Figure]:
+    """Return what a comparison of many decisions with few found."""
     few, many = taken.first, taken.second
     return [
         Figure(f"{name}, many ÷ few", ratios(many, few), most=1.1),
@@ -118,19 +119,21 @@ def _decisions(count: int, now: int) -> Iterator[Decision]:
 
 async def _fill(task: Fill) -> Filled:
     now = time.time_ns() // 1000
-    store = SqliteStore(task.database)
+    store = open_store(task.database)
     await store.open()
     rest = _decisions(task.decisions, now)
     while group := list(itertools.islice(rest, GROUP)):
         await store.commit([group], now)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
     await store.close()
     return Filled(task.decisions)
 
 
 async def _read(task: Read) -> Taken:
     async def load(database: str) -> float:
-        store = SqliteStore(database)
+        store = open_store(database)
         await store.open()
+        await store.position()  # connected from here on
         started = time.perf_counter()
         await store.load(time.time_ns() // 1000)
         seconds = time.perf_counter() - started

