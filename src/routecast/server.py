@@ -30,7 +30,7 @@ SEND_BUFFER: Final = 65_536
 UNACKED_MS: Final = 20_000
 
 # New objects between two looks of the garbage collector; Python's own default is 700.
-COLLECT_AFTER: Final = 100_000
+COLLECT_AFTER: Final = 10_000
 
 log = logging.getLogger("routecast")
 
