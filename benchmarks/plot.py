@@ -4,7 +4,7 @@ from html import escape
 from typing import Final, NamedTuple
 
 WIDTH: Final = 720
-LABEL_WIDTH: Final = 250
+LABEL_WIDTH: Final = 280
 VALUE_WIDTH: Final = 90
 ROW: Final = 26
 BAR: Final = 16
@@ -13,13 +13,12 @@ HEAD: Final = 58  # of a panel: its title, and room above it
 _STYLE: Final = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .title { font-weight: 600; font-size: 14px }
-.note { fill: #59636e }
 rect { fill: #8c959f }
 .own { fill: #0969da }
 .own-text { font-weight: 600 }
 line { stroke: #d1d9e0 }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 } .note { fill: #9198a1 }
+  text { fill: #e6edf3 }
   rect { fill: #6e7681 } .own { fill: #58a6ff } line { stroke: #3d444d }
 }
 """
