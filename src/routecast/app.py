@@ -60,10 +60,8 @@ VERSION = version("routecast")
 DRAIN_SECONDS = 4.0
 # Streams are given this time to leave, in seconds.
 CLOSE_SECONDS = 3.0
-# Many nodes read the database's position this often, all together; and cache a snapshot for those
-# that start, well within its lifetime. In seconds.
-CLUSTER_LOOK_SECONDS = 5.0
-CLUSTER_CACHE_SECONDS = 10.0
+# Where there are other nodes, one of them caches a snapshot this often, well within its lifetime.
+SHARE_SECONDS = 10.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 
@@ -134,8 +132,7 @@ class Services:
         self.instruments = engines.instruments
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
-        nodes = settings.redis_url is not None  # there may be others
-        look_seconds = CLUSTER_LOOK_SECONDS if nodes else LOOK_SECONDS
+        self._has_others = settings.redis_url is not None
         names = Names(settings.max_names, settings.max_series)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
         self.sources = Sources(
@@ -153,8 +150,8 @@ class Services:
             engines.cluster,
             engines.clock,
             self.instruments,
-            look_seconds=None if self._only_streams else look_seconds,
-            cache_seconds=CLUSTER_CACHE_SECONDS if nodes else None,
+            look_seconds=None if self._only_streams else LOOK_SECONDS,
+            cache_seconds=SHARE_SECONDS if self._has_others else None,
             learn=names.learn,
         )
         self.latest = Latest(
@@ -194,7 +191,8 @@ class Services:
             await stack.enter_async_context(_task("bus", engines.bus.run))
             await stack.enter_async_context(_task("live", self.live.run))
             await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
-            await stack.enter_async_context(_task("census", self.census.run))
+            if self._has_others:
+                await stack.enter_async_context(_task("census", self.census.run))
             await stack.enter_async_context(_task("ticks", self.manager.run))
             await stack.enter_async_context(_task("beats", self.manager.beat))
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)

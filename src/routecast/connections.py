@@ -24,7 +24,8 @@ from routecast.protocol import CloseCode
 
 log = logging.getLogger(__name__)
 
-# Ticks fall on multiples of this, in seconds, so that those who come together share them.
+# Ticks fall on multiples of a quantum, so that those who come together share them: of a twentieth
+# of the interval, and no less than this, in seconds.
 QUANTUM: Final = 0.05
 # So many connections get their frame before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
@@ -131,8 +132,9 @@ class ConnectionManager:
         subscription = connection.subscription
         # Never a quantum too late: then the tick of those who came just before would serve it
         # a second frame right after its first.
-        due = (time.monotonic() + subscription.interval) // QUANTUM * QUANTUM
-        key = (subscription, round(due % subscription.interval / QUANTUM))
+        quantum = max(QUANTUM, subscription.interval / 20)
+        due = (time.monotonic() + subscription.interval) // quantum * quantum
+        key = (subscription, round(due % subscription.interval / quantum))
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(key, due)

@@ -29,10 +29,11 @@ from routecast.sources import Sources
 
 log = logging.getLogger(__name__)
 
-# Between two looks at how things are, in seconds.
+# How often the nodes, together, read the database's position: what a lost last delta, of a node
+# that was killed before it could tell, costs at most. In seconds.
+LOOK_SECONDS: Final = 5.0
+# Where there are other nodes, how often each tells where it stands, in seconds.
 STEP_SECONDS: Final = 1.0
-# How often the nodes, together, read the database's position.
-LOOK_SECONDS: Final = 2.0
 # A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
 GRACE_SECONDS: Final = 0.5
 # Deltas that wait for those before them; should more come, they are dropped, and fetched later.
@@ -120,12 +121,17 @@ class Live:
             while True:
                 await self._step()
                 self._tried.set()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(STEP_SECONDS):
-                        await self._stir.wait()
+                next_step = asyncio.get_running_loop().call_later(self._pause(), self._stir.set)
+                await self._stir.wait()
+                next_step.cancel()
                 self._stir.clear()
         finally:
             stop()
+
+    def _pause(self) -> float:
+        if self._cache_seconds is None and self._look_seconds and self.failing is None:
+            return self._look_seconds  # nobody is there to tell anything
+        return STEP_SECONDS
 
     async def _step(self) -> None:
         try:
@@ -219,7 +225,8 @@ class Live:
     async def _is_our_turn(self, seconds: float) -> bool:
         if self._hears() and self.failing is None:
             with suppress(Unavailable):
-                return await self._cluster.claim("look", seconds)
+                # For a little less: whoever wakes up next must not find it claimed still.
+                return await self._cluster.claim("look", 0.9 * seconds)
         now = time.monotonic()
         if now < self._next_look:
             return False

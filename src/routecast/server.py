@@ -61,12 +61,12 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         # Uvicorn's own looks ten times a second whether it is to stop, which is most of what an
-        # idle server would do. Here the signal says so; what is left is the `Date` of each second.
+        # idle server would do. Here the signal says so.
         loop = asyncio.get_running_loop()
-        stopping = loop.create_future()
-        self._wake = lambda: loop.call_soon_threadsafe(stopping.cancel)
-        while not await self.on_tick(0):
-            await asyncio.wait([stopping], timeout=1)
+        stopping = asyncio.Event()
+        self._wake = lambda: loop.call_soon_threadsafe(stopping.set)
+        while not self.should_exit:
+            await stopping.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -153,6 +153,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         log_level="warning",
         access_log=False,
         server_header=False,
+        date_header=False,  # `GuardedHttp` has it
     )
     server = _Server(config, services, url_of(listener), on_started)
     # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.

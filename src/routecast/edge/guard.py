@@ -1,6 +1,8 @@
 """HTTP on the transport: uvicorn's own protocol, with an end to what a client may leave undone."""
 
 import asyncio
+import time
+from email.utils import formatdate
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -27,6 +29,7 @@ class GuardedHttp(HttpToolsProtocol):
     """
 
     unfinished = 0
+    _second = 0  # that of the `Date` sent with answers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # -- as uvicorn has it
         super().connection_made(transport)
@@ -56,7 +59,15 @@ class GuardedHttp(HttpToolsProtocol):
             raise ValueError("too many requests ahead of their answers")
         self._head = 0
         self._in_body = True
+        self._tell_date()
         self.begin_request()
+
+    def _tell_date(self) -> None:
+        # With each second that has a request, not each second: an idle server sleeps.
+        now = int(time.time())
+        if now != GuardedHttp._second or not self.server_state.default_headers:
+            GuardedHttp._second = now
+            self.server_state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
 
     def begin_request(self) -> None:
         """Take a request whose head is whole and within its limits."""
