@@ -21,13 +21,13 @@ class Proxies:
         Each proxy adds whom it heard from at the end, so the client is the last who is none of
         ours: what stands before that, anybody may have written.
         """
-        if not self._trusts(peer):
-            return peer
         hops = [hop for header in forwarded for each in header.split(",") if (hop := each.strip())]
+        if not hops or not self._trusts(peer):
+            return peer
         if self._everybody:
-            return hops[0] if hops else peer
+            return hops[0]
         strangers = (hop for hop in reversed(hops) if not self._trusts(hop))
-        return next(strangers, hops[0] if hops else peer)
+        return next(strangers, hops[0])
 
     def _trusts(self, name: str) -> bool:
         if self._everybody:
