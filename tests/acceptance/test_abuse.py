@@ -307,6 +307,21 @@ def test_a_bad_upgrade_is_refused(
         assert line.rest() == b""
 
 
+def test_an_upgrade_by_another_method(shared: Server) -> None:
+    """Only a GET is upgraded (RFC 6455, 4.1)."""
+    with Line(shared.port) as line:
+        line.send(upgrade_request().replace(b"GET ", b"POST ", 1))
+        assert line.answer().status == 400
+        assert line.rest() == b""
+
+
+def test_an_upgrade_with_a_field_twice(shared: Server) -> None:
+    """A field that is none of the handshake's may be there as often as the client likes."""
+    with Line(shared.port) as line:
+        line.send(upgrade_request().removesuffix(b"\r\n") + b"X: 1\r\nX: 2\r\n\r\n")
+        assert line.answer().status == 101
+
+
 def test_an_upgrade_at_another_path(shared: Server) -> None:
     """There is one stream; elsewhere the answer is 404, in the form of every error."""
     with Line(shared.port) as line:
