@@ -4,8 +4,9 @@
    tick it is. What clients say is thrown away.
 
    Usage: floor PORT INTERVAL_MS TICKS DOCUMENT
-   Connections are dealt to TICKS ticks, spread evenly over the interval. DOCUMENT is a file: a
-   JSON object up to the value of its last member, the time of the tick. */
+   Connections are dealt to TICKS ticks, spread evenly over the interval, in the order they came:
+   neighbours in memory share a tick. DOCUMENT is a file: a JSON object up to the value of its last
+   member, the time of the tick. */
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,7 +24,7 @@
 enum { MAX_FDS = 65536, EVENTS = 512, SEND_BUFFER = 65536, DOCUMENT = 65000 };
 
 static int epoll, ticks, turn_of;
-static int streams[MAX_FDS], count; /* who gets frames; the next tick is of every `ticks`th */
+static int streams[MAX_FDS], count; /* who gets frames, in the order they came */
 static int place[MAX_FDS];          /* by descriptor: where in `streams`, counted from 1; 0 if not */
 static char document[DOCUMENT], frame[DOCUMENT + 100];
 static size_t document_size;
@@ -158,7 +159,8 @@ static size_t make_frame(void) {
 
 static void tick(void) {
     size_t size = make_frame();
-    for (int i = turn_of; i < count; i += ticks) send(streams[i], frame, size, MSG_NOSIGNAL);
+    int first = (long)count * turn_of / ticks, end = (long)count * (turn_of + 1) / ticks;
+    for (int i = first; i < end; i++) send(streams[i], frame, size, MSG_NOSIGNAL);
     turn_of = (turn_of + 1) % ticks;
 }
 
