@@ -6,7 +6,7 @@ ARGS ?=
 TYPESCRIPT := typescript@7.0.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test conformance check format bench soak clean
+.PHONY: help install demo run test conformance check check-deploy deploy-tools format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,12 @@ check: install  ## Lint, format, types, layers; the page's types too, where ther
 	@if npx --yes --package $(TYPESCRIPT) tsc --version >/dev/null 2>&1; \
 	  then npx --yes --package $(TYPESCRIPT) tsc --project jsconfig.json; \
 	  else echo "The page's scripts are not checked: that needs Node.js, and $(TYPESCRIPT) from its registry."; fi
+
+check-deploy: deploy-tools  ## Check deploy/: image, compose, Kubernetes, systemd, and nginx for real
+	@$(BIN)/pytest -n 4 tests/deploy $(ARGS)
+
+deploy-tools: install
+	@$(BIN)/uv sync --quiet --frozen --inexact --group deploy --python $(BIN)/python
 
 format: install  ## Format the code
 	@$(BIN)/ruff check --fix
