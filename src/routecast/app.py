@@ -219,7 +219,7 @@ class Services:
         )
         return Health(
             status="degraded" if failing or source == "none" else "ok",
-            active_connections=self.manager.active,
+            active_connections=self.census.total,
             version=VERSION,
             position=self.live.position,
             components=components,
