@@ -60,10 +60,11 @@ VERSION = version("routecast")
 DRAIN_SECONDS = 4.0
 # Streams are given this time to leave, in seconds.
 CLOSE_SECONDS = 3.0
-# Many nodes read the database's position this often, all together; and cache a snapshot for those
-# that start, well within its lifetime. In seconds.
+# Many nodes read the database's position this often, all together, in seconds.
 CLUSTER_LOOK_SECONDS = 5.0
-CLUSTER_CACHE_SECONDS = 10.0
+# And so often they cache a snapshot, for those that start; and for those that have no database to
+# ask for what they missed, and must not be behind for longer than five seconds.
+CLUSTER_CACHE_SECONDS = 3.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 
@@ -145,6 +146,7 @@ class Services:
             engines.cluster,
             engines.clock,
             self.instruments,
+            reads=not self._only_streams,
         )
         self.live = Live(
             self.sources,

@@ -28,7 +28,10 @@ class _OtherClock(Exception):
 
 
 class Sources:
-    """The cache, the database, and the bus between them."""
+    """The cache, the database, and the bus between them.
+
+    Without `reads`, the store is none to load from: others do, and this node waits for them.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,8 @@ class Sources:
         cluster: Cluster,
         clock: Clock,
         instruments: Instruments,
+        *,
+        reads: bool = True,
     ) -> None:
         self._store = store
         self._cache = cache
@@ -45,6 +50,7 @@ class Sources:
         self._cluster = cluster
         self._clock = clock
         self._instruments = instruments
+        self._reads = reads
         self.cache_failing = False
 
     async def newest(self, known: Position | None) -> Snapshot:
@@ -119,6 +125,8 @@ class Sources:
         return snapshot
 
     async def _is_ours_to_load(self, known: Position | None) -> bool:
+        if not self._reads:
+            return False
         work = f"load {known.epoch}:{known.seq}" if known else "load"
         try:
             return await self._cluster.claim(work, LOAD_SECONDS)
