@@ -6,11 +6,11 @@ ARGS ?=
 TYPESCRIPT := typescript@7.0.2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test conformance check check-deploy deploy-tools format bench soak clean
+.PHONY: help install demo run test faults conformance check check-deploy deploy-tools format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo; echo 'run, demo, test and bench take options: make run ARGS="--port 9000"; make run ARGS=--help lists them.'
+	@echo; echo 'run, demo, test, faults and bench take options: make run ARGS="--port 9000"; make run ARGS=--help lists them.'
 
 install: .venv/installed  ## Make .venv with everything that running, tests and benchmarks need
 
@@ -32,6 +32,10 @@ run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 
 test: install  ## Run all tests
 	@$(BIN)/pytest -n 4 --dist loadscope $(ARGS)
+
+faults: install  ## Break Redis, PostgreSQL and nodes for long, with 200 kills; takes a quarter of an hour
+	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s $(ARGS) \
+	  tests/acceptance/test_cluster_faults.py tests/acceptance/test_cluster_database_faults.py
 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance

@@ -60,8 +60,9 @@ VERSION = version("routecast")
 DRAIN_SECONDS = 4.0
 # Streams are given this time to leave, in seconds.
 CLOSE_SECONDS = 3.0
-# Where there are other nodes, one of them caches a snapshot this often, well within its lifetime.
-SHARE_SECONDS = 10.0
+# Where there are other nodes, one of them caches a snapshot this often: for those that start, and
+# for those that have no database to ask for what they missed, and must not be 5 s behind.
+SHARE_SECONDS = 3.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 
@@ -142,6 +143,7 @@ class Services:
             engines.cluster,
             engines.clock,
             self.instruments,
+            reads=not self._only_streams,
         )
         self.live = Live(
             self.sources,
@@ -217,7 +219,7 @@ class Services:
         )
         return Health(
             status="degraded" if failing or source == "none" else "ok",
-            active_connections=self.manager.active,
+            active_connections=self.census.total,
             version=VERSION,
             position=self.live.position,
             components=components,

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Final
 
 from routecast.errors import Unavailable
-from routecast.ports import CENSUS_SECONDS, Cluster
+from routecast.ports import Cluster
 
-# Three chances to tell before a node counts as gone.
-TELL_SECONDS: Final = CENSUS_SECONDS / 3
+# Between two turns of telling and asking. A node counts as gone only after many that it missed.
+TELL_SECONDS: Final = 1.0
 
 
 class Census:
@@ -23,7 +23,7 @@ class Census:
     def total(self) -> int:
         """Streams of all nodes; of this one alone while the others cannot be asked.
 
-        Ours are counted now, the others' as of some seconds ago.
+        Ours are counted now, the others' as of a second or two ago.
         """
         return self._others + self._ours()
 

@@ -66,13 +66,18 @@ class Latest:
 
     async def read(self) -> Reading:
         """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
-        reading = self._live()
+        reading = self._in_front()
         if reading is None:
             async with self._one:  # however many ask, the engines are asked once
-                reading = self._live() or await self._ask()
+                reading = self._in_front() or await self._ask()
         self._known = reading
         self._served[reading.source].inc()
         return reading
+
+    def _in_front(self) -> Reading | None:
+        """Return live state; None while something newer was seen: it will catch up."""
+        reading = self._live()
+        return None if reading is None or _is_older(reading, self._known) else reading
 
     async def _ask(self) -> Reading:
         now, known = self._clock.now(), self._last()
@@ -108,7 +113,7 @@ class Latest:
 
         Those who ask within FRESH of each other get the same: a crowd costs one.
         """
-        reading = self._live()
+        reading = self._in_front()
         if reading is None:
             return None
         now = self._clock.now()

@@ -79,6 +79,7 @@ class Live:
         self._announced: Position | None = None  # the last that was heard of
         self._heard = -inf  # when that was, on the monotonic clock
         self._next_look = -inf  # when this node may look by itself, on the same
+        self._deaf = False  # the bus could not be heard a moment ago
         self._read = clock.now()  # when the database was last known to be as our snapshot is
         self._cached: Position | None = None
         self._stir = asyncio.Event()
@@ -149,6 +150,7 @@ class Live:
         else:
             self._announce()
             await self._share()
+            await self._sources.recheck()
 
     # -- hearing --------------------------------------------------------------------------------
 
@@ -223,14 +225,18 @@ class Live:
             self._bus.announce(position)
 
     async def _is_our_turn(self, seconds: float) -> bool:
-        if self._hears() and self.failing is None:
+        deaf, self._deaf = self._deaf, self._bus.failing is not None
+        heals = deaf and not self._deaf
+        if self._hears() and self.failing is None and not heals:
             with suppress(Unavailable):
                 # For a little less: whoever wakes up next must not find it claimed still.
                 return await self._cluster.claim("look", 0.9 * seconds)
         now = time.monotonic()
-        if now < self._next_look:
+        # Who committed while we were deaf may be gone, and what it had to tell with it.
+        if now < self._next_look and not heals:
             return False
-        self._next_look = now + seconds
+        # The database's return is not to go unnoticed for as long as its position may.
+        self._next_look = now + (seconds if self.failing is None else STEP_SECONDS)
         return True
 
     def _is_behind(self) -> bool:

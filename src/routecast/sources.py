@@ -23,8 +23,15 @@ LOAD_SECONDS: Final = 5.0
 LOAD_POLL: Final = 0.05
 
 
+class _OtherClock(Exception):
+    """The cached snapshot holds the minutes that another clock's windows need."""
+
+
 class Sources:
-    """The cache, the database, and the bus between them."""
+    """The cache, the database, and the bus between them.
+
+    Without `reads`, the store is none to load from: others do, and this node waits for them.
+    """
 
     def __init__(
         self,
@@ -34,6 +41,8 @@ class Sources:
         cluster: Cluster,
         clock: Clock,
         instruments: Instruments,
+        *,
+        reads: bool = True,
     ) -> None:
         self._store = store
         self._cache = cache
@@ -41,6 +50,7 @@ class Sources:
         self._cluster = cluster
         self._clock = clock
         self._instruments = instruments
+        self._reads = reads
         self.cache_failing = False
 
     async def newest(self, known: Position | None) -> Snapshot:
@@ -54,40 +64,69 @@ class Sources:
                 await self._cache.invalidate(Position(known.epoch, 0))  # of whatever seq
         deadline = asyncio.get_running_loop().time() + LOAD_SECONDS
         while True:
-            snapshot = await self.cached()
+            try:
+                snapshot = await self._look_up()
+            except _OtherClock:
+                break  # what others will cache is no better
             if snapshot is not None and _reaches(snapshot.position, known):
+                self._tell("hit")
                 return snapshot
             late = asyncio.get_running_loop().time() > deadline
             if late or self.cache_failing or await self._is_ours_to_load(known):
-                return await self.stored()
+                break
             await asyncio.sleep(LOAD_POLL)
+        self._tell("error" if self.cache_failing else "miss")
+        return await self.stored()
 
     async def cached(self) -> Snapshot | None:
         """Return the cached snapshot, brought up to date; None when there is none to be had."""
-        result = "error"
+        snapshot = None
+        with suppress(_OtherClock):
+            snapshot = await self._look_up()
+        self._tell("hit" if snapshot else "error" if self.cache_failing else "miss")
+        return snapshot
+
+    async def recheck(self) -> None:
+        """See whether a cache that failed can be used again."""
+        if self.cache_failing:
+            with suppress(_OtherClock):
+                await self._look_up()
+
+    def _tell(self, result: str) -> None:
+        self._instruments.cache.labels(result).inc()
+        log.info("Metrics cache %s", "HIT" if result == "hit" else "MISS")
+
+    async def _look_up(self) -> Snapshot | None:
+        """Return what the cache can give. Raises _OtherClock when what it holds is of no use."""
         try:
-            snapshot = await self._cache.get()
-            if snapshot is not None:
-                await self._bring_up(snapshot)
-            result = "miss" if snapshot is None else "hit"
-        except Gap:
-            snapshot, result = None, "miss"
+            held = await self._cache.get()
+            found = None if held is None else await self._brought_up(held)
         except (Unavailable, ValueError) as error:
             if not self.cache_failing:  # said once, not at each look
                 log.warning("Metrics cache cannot be used: %s", error)
-            snapshot = None
-        self.cache_failing = result == "error"
-        self._instruments.cache.labels(result).inc()
-        log.info("Metrics cache %s", "MISS" if snapshot is None else "HIT")
+            self.cache_failing = True
+            return None
+        self.cache_failing = False
+        if found is None and held is not None and not self._is_of_our_time(held):
+            raise _OtherClock
+        return found
+
+    def _is_of_our_time(self, snapshot: Snapshot) -> bool:
+        return 0 <= self._clock.now() - snapshot.taken < LIFETIME
+
+    async def _brought_up(self, snapshot: Snapshot) -> Snapshot | None:
+        if not self._is_of_our_time(snapshot):
+            return None
+        try:
+            for delta in await self._bus.deltas(snapshot.position):
+                snapshot.apply(delta)
+        except Gap:
+            return None
         return snapshot
 
-    async def _bring_up(self, snapshot: Snapshot) -> None:
-        if not 0 <= self._clock.now() - snapshot.taken < LIFETIME:
-            raise Gap("it is too old for its windows")
-        for delta in await self._bus.deltas(snapshot.position):
-            snapshot.apply(delta)
-
     async def _is_ours_to_load(self, known: Position | None) -> bool:
+        if not self._reads:
+            return False
         work = f"load {known.epoch}:{known.seq}" if known else "load"
         try:
             return await self._cluster.claim(work, LOAD_SECONDS)

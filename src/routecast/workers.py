@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import Final
 
 from routecast.config import Settings, environment
@@ -46,7 +47,8 @@ class Workers:
             worker.returncode = os.waitstatus_to_exitcode(status)
             if self._stopping:
                 continue
-            if time.monotonic() - started < STARTED_SECONDS:
+            # One that was killed had nothing to say against starting.
+            if worker.returncode >= 0 and time.monotonic() - started < STARTED_SECONDS:
                 code = worker.returncode or 1
                 self._stop()
             else:
@@ -61,8 +63,12 @@ class Workers:
             pass_fds=[self._descriptor],
         )
         self._running[worker.pid] = (worker, time.monotonic())
+        if self._stopping:  # since a moment ago, when this one was not there yet
+            self._stop()
 
     def _stop(self) -> None:
         self._stopping = True
-        for worker, _ in self._running.values():
-            worker.terminate()
+        for process in list(self._running):
+            # Popen's own way might reap one that `run` is waiting for.
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)

@@ -200,10 +200,11 @@ def _within(one: Fact, window: str, now: int) -> bool:
 
 def _mean(values: Iterable[Decimal | None], places: int) -> float | None:
     known = [Fraction(value) for value in values if value is not None]
-    return _rounded(sum(known, Fraction()) / len(known), places) if known else None
+    return rounded(sum(known, Fraction()) / len(known), places) if known else None
 
 
-def _rounded(value: Fraction, places: int) -> float:
+def rounded(value: Fraction, places: int) -> float:
+    """Return a fraction to so many places."""
     # Python rounds fractions half to even.
     return float(Decimal(round(value * 10**places)).scaleb(-places))
 
@@ -245,7 +246,7 @@ def _latency(facts: Sequence[Fact]) -> dict[str, Any]:
 
 def _errors(facts: Sequence[Fact]) -> dict[str, Any]:
     count = sum(one.failed for one in facts)
-    return {"count": count, "rate": _rounded(Fraction(count, len(facts)), 6) if facts else None}
+    return {"count": count, "rate": rounded(Fraction(count, len(facts)), 6) if facts else None}
 
 
 def _rate(facts: Iterable[Fact], now: int) -> float:
@@ -253,7 +254,7 @@ def _rate(facts: Iterable[Fact], now: int) -> float:
     minute, elapsed = divmod(now, MINUTE)
     counts = Counter(one.decided // MINUTE for one in facts)
     before = counts[minute - 1] * Fraction(MINUTE - elapsed, MINUTE)
-    return _rounded((counts[minute] + before) / 60, 3)
+    return rounded((counts[minute] + before) / 60, 3)
 
 
 def _savings(facts: Iterable[Fact], baseline: Prices | None) -> dict[str, Any] | None:
@@ -265,7 +266,7 @@ def _savings(facts: Iterable[Fact], baseline: Prices | None) -> dict[str, Any] |
             continue
         price = baseline.input * one.input_tokens + baseline.output * one.output_tokens
         saved += Fraction(price) / 10**6 - Fraction(one.cost)
-    return {"baseline": baseline.model, "total": _rounded(saved, 9)}
+    return {"baseline": baseline.model, "total": rounded(saved, 9)}
 
 
 _FIELDS: dict[str, Callable[[Sequence[Fact]], Any]] = {

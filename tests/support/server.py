@@ -43,7 +43,8 @@ _LOGGING = {
 class Server:
     """The server as a process. Use as a context manager, or `start` and `stop`.
 
-    `options` are those of `routecast serve`; they need the lean edge.
+    `options` are those of `routecast serve`; they need the lean edge. Without a `database_url`,
+    decisions are kept in a file in the folder; a node of role `stream` keeps none.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class Server:
         *options: str,
         env: dict[str, str] | None = None,
         edge: Edge = "lean",
+        database_url: str | None = None,
+        redis_url: str | None = None,
+        role: str = "all",
     ) -> None:
         assert edge == "lean" or not options
+        folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.database = folder / "routecast.db"
         self.log = folder / "server.log"
@@ -62,7 +67,14 @@ class Server:
         self._logging = folder / "logging.json"
         self._logging.write_text(json.dumps(_LOGGING))
         self._options = options
-        self.env = {**os.environ, "ROUTECAST_DATABASE_URL": self.database_url, **(env or {})}
+        self.database_url = database_url or f"sqlite:///{self.database}"
+        self.env = {**os.environ, "ROUTECAST_ROLE": role, **(env or {})}
+        if role == "all":
+            self.env["ROUTECAST_DATABASE_URL"] = self.database_url
+        if redis_url:
+            self.env["ROUTECAST_REDIS_URL"] = redis_url
+        # Only who keeps decisions is ever ready for them.
+        self._started = "/ready" if role == "all" else "/health"
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx2.Client(base_url=self.url, timeout=30)
 
@@ -73,10 +85,6 @@ class Server:
     @property
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws/metrics"
-
-    @property
-    def database_url(self) -> str:
-        return f"sqlite:///{self.database}"
 
     def command(self) -> list[str]:
         port = ["--port", str(self.port)]
@@ -90,8 +98,12 @@ class Server:
     def start(self) -> Self:
         """Start, or start again on the same port and database; returns when it is ready."""
         self.launch()
-        self.wait_for("/ready", 200)
+        self.wait_until_started()
         return self
+
+    def wait_until_started(self) -> None:
+        """Wait until it does what it is there for."""
+        self.wait_for(self._started, 200)
 
     def launch(self) -> None:
         """Start the process, and no more."""
@@ -144,6 +156,19 @@ class Server:
         """Stop with SIGKILL; return the exit code."""
         self._signal(signal.SIGKILL)
         return self.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on where it stood."""
+        self._signal(signal.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there."""
+        return self.process is not None and self.process.poll() is None
 
     def _signal(self, number: int) -> None:
         assert self.process is not None
@@ -198,5 +223,5 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.http.close()
-        if self.process is not None and self.process.poll() is None:
+        if self.runs:
             self.stop()

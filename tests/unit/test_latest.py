@@ -137,6 +137,15 @@ async def test_no_number_goes_back(sources: Everything) -> None:
     sources.last = snapshot(4)
     sources.clock.moment += SECOND
     assert await sources.ask() == (Source.STALE, 4)
+    # Live state that has yet to catch up with what was cached.
+    await sources.cache.put(snapshot(6))
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.CACHE, 6)
+    sources.live = snapshot(5)
+    assert sources.latest.frame_now(COUNT) is None
+    assert await sources.ask() == (Source.CACHE, 6)
+    sources.live = snapshot(6)
+    assert await sources.ask() == (Source.LIVE, 6)
 
 
 async def test_last_known_answers_when_no_source_can(sources: Everything) -> None:

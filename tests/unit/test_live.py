@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
+from math import inf
 from pathlib import Path
 
 import apsw
@@ -211,6 +212,22 @@ async def test_commits_of_another_process_are_noticed(node: Node) -> None:
         await other.close()
         await until(lambda: node.seq() == 2)
         node.assert_current(1, 2)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_bus_that_heals_is_mistrusted(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was committed while it failed may never be told: each node looks for itself, at once."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        monkeypatch.setattr(node.bus, "failing", "gone")
+        looks = node.store.looks
+        await until(lambda: node.store.looks > looks)
+        monkeypatch.setattr(node.live, "_next_look", inf)
+        await node.cluster.claim("look", 600)
+        await node.commit(1, tell=False)
+        monkeypatch.setattr(node.bus, "failing", None)
+        await until(lambda: node.seq() == 1)
+        node.assert_current(1)
 
 
 @pytest.mark.usefixtures("quick")

@@ -431,20 +431,20 @@ async def test_terminated_connections_are_made_anew(store: PostgresStore, other:
 
 
 async def test_database_that_may_only_be_read_refuses(store: PostgresStore, other: Any) -> None:
-    """As after a failover to a standby: reads go on, and commits when it may be written."""
+    """As after a failover: reads go on; sessions of the old primary are left for new ones."""
     await store.commit([[kept(1)]], NOW)
     name = await other.fetchval("SELECT current_database()")
-    async with store._session() as ours:
-        await ours.execute("SET default_transaction_read_only = on")
+    await other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await store._opened().expire_connections()
     for refused in (store.commit([[kept(2)]], NOW), store.check()):
         with pytest.raises(Unavailable, match="read-only"):
             await refused
     assert_sums((await store.load(NOW)).total, [kept(1)])
-    async with store._session() as ours:
-        await ours.execute("RESET default_transaction_read_only")
+    with pytest.raises(Unavailable, match="read-only"):
+        await store.check()
+    await other.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
     await store.commit([[kept(2)]], NOW)
     await assert_holds(store, [kept(1), kept(2)], seq=2)
-    assert name
 
 
 async def test_server_with_no_connection_left_is_unavailable(url: str, other: Any) -> None:

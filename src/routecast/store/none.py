@@ -6,7 +6,7 @@ from typing import Never
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Unavailable
+from routecast.errors import Gap, Unavailable
 from routecast.ports import Checked, Commit, Difference
 from routecast.protocol import Position
 
@@ -34,10 +34,10 @@ class NoStore:
         _refuse()
 
     async def load(self, now: int) -> Snapshot:
-        _refuse()
+        raise Unavailable("no other node has cached a snapshot that is new enough")
 
     async def deltas(self, after: Position) -> list[Delta]:
-        _refuse()
+        raise Gap("this node has no database to fetch deltas from")
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         _refuse()

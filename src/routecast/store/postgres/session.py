@@ -40,6 +40,13 @@ LOST: Final = (
     TimeoutError,
 )
 
+# With these a session is of no use any more; of a server that is no primary now, for one.
+_USELESS: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
 # What no later try will mend: each with what to do about it.
 _HOPELESS: Final[dict[type[asyncpg.PostgresError], str]] = {
     asyncpg.InvalidAuthorizationSpecificationError: "check user and password in the URL",
@@ -129,7 +136,7 @@ async def warn(session: Session) -> None:
 
 def usable_after(error: BaseException) -> bool:
     """Whether a session is as it should be after an error: the server said no, or we did."""
-    if isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError):
+    if isinstance(error, _USELESS):
         return False
     return isinstance(error, asyncpg.PostgresError | RoutecastError)
 

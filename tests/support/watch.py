@@ -1,0 +1,77 @@
+"""A watcher: reads the stream of a node for as long as it may, and keeps all it was shown."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import httpx2
+
+from tests.support.server import Server
+
+Document = dict[str, Any]
+Position = tuple[str, int]  # epoch, seq
+
+INTERVAL: Final = 0.1
+# A line that says nothing for so long is dead; comments come more often.
+SILENCE_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 0.05
+
+
+@dataclass
+class Watch:
+    """What the stream of one node has shown, over however many connections."""
+
+    node: Server
+    frames: int = 0
+    failures: int = 0  # error documents
+    connections: int = 0
+    position: Position | None = None
+    seen: set[tuple[str, int, str]] = field(default_factory=set)  # epoch, seq, document
+    wrong: list[str] = field(default_factory=list)
+
+    async def run(self, http: httpx2.AsyncClient) -> None:
+        """Read, and connect again whenever the connection is lost. Never ends."""
+        url = f"{self.node.url}/sse/metrics?interval={INTERVAL}"
+        while True:
+            try:
+                async with http.stream("GET", url, timeout=SILENCE_SECONDS) as answer:
+                    if answer.status_code == 200:
+                        await self._read(answer)
+            except httpx2.TransportError:
+                pass
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _read(self, answer: httpx2.Response) -> None:
+        self.connections += 1
+        last: Position | None = None
+        async for identity, document in _events(answer):
+            self.frames += 1
+            del document["timestamp"]
+            if "error" in document:
+                self.failures += 1
+                continue
+            epoch, _, seq = identity.rpartition(":")
+            position = epoch, int(seq)
+            if last is not None and last[0] == epoch and last[1] > position[1]:
+                self.wrong.append(f"{self.node.url} went back from {last} to {position}")
+            self.position = last = position
+            self.seen.add((*position, text(document)))
+
+
+def text(document: Document) -> str:
+    """Return a document in writing: equal where keys, their order and values are."""
+    return json.dumps(document, ensure_ascii=False)
+
+
+async def _events(answer: httpx2.Response) -> AsyncIterator[tuple[str, Document]]:
+    """Read events that have one line of data each; "" where one has no id."""
+    identity = ""
+    async for line in answer.aiter_lines():
+        name, _, value = line.partition(": ")
+        if name == "id":
+            identity = value
+        elif name == "data":
+            yield identity, json.loads(value)
+            identity = ""

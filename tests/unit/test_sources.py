@@ -1,0 +1,89 @@
+"""Sources: a snapshot from the cache where that is good, else from the database, read once."""
+
+import asyncio
+
+import pytest
+
+from routecast.bus.memory import MemoryBus
+from routecast.cache.memory import MemoryCache
+from routecast.cluster.memory import MemoryCluster
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.protocol import Position
+from routecast.sources import LOAD_SECONDS, Sources
+from routecast.store.sqlite import SqliteStore
+from tests.support.decisions import HOUR, NOW, assert_sums, kept
+from tests.unit.clock import HeldClock
+
+
+class BrittleCache(MemoryCache):
+    """A cache that can fail."""
+
+    failing = False
+
+    async def get(self) -> Snapshot | None:
+        if self.failing:
+            raise Unavailable("gone")
+        return await super().get()
+
+
+@pytest.fixture
+def cache(clock: HeldClock) -> BrittleCache:
+    """An empty cache that keeps things for 30 seconds of the clock."""
+    return BrittleCache(clock, 30)
+
+
+@pytest.fixture
+def cluster() -> MemoryCluster:
+    """A cluster in which nothing is claimed."""
+    return MemoryCluster()
+
+
+@pytest.fixture
+def sources(
+    store: SqliteStore,
+    cache: BrittleCache,
+    bus: MemoryBus,
+    cluster: MemoryCluster,
+    clock: HeldClock,
+    instruments: Instruments,
+) -> Sources:
+    """Sources of an empty database."""
+    return Sources(store, cache, bus, cluster, clock, instruments)
+
+
+async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
+    sources: Sources, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
+) -> None:
+    """It holds the minutes of another hour, and so might what another node loads."""
+    done = await store.commit([[kept(1)]], NOW)
+    await cache.put(Snapshot(done.position, NOW + HOUR))
+    await cluster.claim("load", LOAD_SECONDS)  # as another node
+    async with asyncio.timeout(LOAD_SECONDS / 2):
+        snapshot = await sources.newest(None)
+    assert snapshot.taken == NOW
+    assert_sums(snapshot.total, [kept(1)])
+
+
+async def test_node_that_loads_is_waited_for(
+    sources: Sources, cache: BrittleCache, cluster: MemoryCluster
+) -> None:
+    """Another one reads the database; what it caches is taken."""
+    await cluster.claim("load", LOAD_SECONDS)
+    newest = asyncio.create_task(sources.newest(None))
+    await asyncio.sleep(0)
+    await cache.put(Snapshot(Position("e", 4711), NOW))
+    async with asyncio.timeout(LOAD_SECONDS / 2):
+        assert (await newest).position == Position("e", 4711)
+
+
+async def test_cache_that_failed_is_tried_again(sources: Sources, cache: BrittleCache) -> None:
+    """Nobody may have asked it since; it is not called failing for ever."""
+    cache.failing = True
+    assert await sources.cached() is None
+    await sources.recheck()
+    assert sources.cache_failing
+    cache.failing = False
+    await sources.recheck()
+    assert not sources.cache_failing
