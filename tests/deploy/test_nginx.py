@@ -38,7 +38,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     for folder in folders:
         folder.mkdir()
     one = Server(folders[0])
-    two = Server(folders[1], env={"ROUTECAST_DATABASE_URL": one.database_url})
+    two = Server(folders[1], database_url=one.database_url)
     with ExitStack() as stack:
         for node in (one, two):
             node.launch()
