@@ -39,7 +39,7 @@ test: install  ## Run all tests
 	@$(if $(ARGS),:,$(BIN)/pytest $(CLUSTERS))
 
 faults: install  ## Break Redis, PostgreSQL and nodes for long, with 200 kills; takes a quarter of an hour
-	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s $(ARGS) \
+	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 1800 $(ARGS) \
 	  tests/acceptance/test_cluster_faults.py tests/acceptance/test_cluster_database_faults.py
 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7

@@ -23,6 +23,7 @@ from routecast.cluster.memory import MemoryCluster
 from routecast.config import Settings
 from routecast.prices import GenaiPrices
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.inside import InsideServer
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive, receive_until
@@ -134,11 +135,10 @@ async def test_websocket_uses_redis_cache(
 ) -> None:
     """When live state cannot be trusted, numbers come from the cache; and then the last known."""
     caplog.set_level(logging.INFO, "routecast")
-    clock = SystemClock()
+    clock, held = SystemClock(), HeldClock()  # what is cached expires when the test says so
     store = SqliteStore(tmp_path / "routecast.db")
-    engines = Engines(
-        store, MemoryCache(clock, 4), MemoryBus(), MemoryCluster(), clock, GenaiPrices()
-    )
+    cache = MemoryCache(held, 30)
+    engines = Engines(store, cache, MemoryBus(), MemoryCluster(), clock, GenaiPrices())
     with InsideServer(Settings(), engines, edge) as server:
         async with connect(f"{server.ws_url}?interval=0.1") as stream:
             before = await receive(stream)
@@ -147,6 +147,7 @@ async def test_websocket_uses_redis_cache(
                 document = await receive(stream)
             assert server.call(server.services.health()).source == "cache"
             caplog.clear()
+            held.moment += 31_000_000
             while "Metrics cache MISS" not in caplog.messages:
                 document = await receive(stream)
             document = await receive(stream)

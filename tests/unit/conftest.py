@@ -9,7 +9,7 @@ from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.instruments import Instruments
 from routecast.store.sqlite import SqliteStore
-from tests.unit.clock import HeldClock
+from tests.support.clock import HeldClock
 
 
 @pytest.fixture

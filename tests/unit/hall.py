@@ -19,8 +19,8 @@ from routecast.ports import Reading
 from routecast.protocol import CloseCode, Position, Source
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, cells_of, kept
-from tests.unit.clock import HeldClock
 
 FAST = 0.1
 

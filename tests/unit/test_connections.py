@@ -19,7 +19,7 @@ from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
-from tests.unit.clock import HeldClock
+from tests.support.clock import HeldClock
 from tests.unit.hall import FAST, Hall, Reader
 from tests.unit.running import PATIENCE, running, until
 

@@ -15,8 +15,8 @@ from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
-from tests.unit.clock import HeldClock
 from tests.unit.running import PATIENCE, broken, running
 
 Submitted = asyncio.Task[tuple[int, Position]]

@@ -23,9 +23,9 @@ from routecast.ports import Reading
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
 from tests.support.oracle import stamped
-from tests.unit.clock import HeldClock
 from tests.unit.running import broken
 
 WHOLE = View()

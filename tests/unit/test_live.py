@@ -23,8 +23,8 @@ from routecast.protocol import Position, Source
 from routecast.sources import Sources
 from routecast.store import sqlite
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
-from tests.unit.clock import HeldClock
 from tests.unit.running import broken, running, until
 
 

@@ -10,8 +10,8 @@ from routecast.cluster.memory import MemoryCluster
 from routecast.maintenance import Retention, prune, run_retention
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
-from tests.unit.clock import HeldClock
 from tests.unit.running import broken, running, until
 
 

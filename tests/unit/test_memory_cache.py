@@ -3,8 +3,8 @@
 from routecast.cache.memory import MemoryCache
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position
+from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, SECOND
-from tests.unit.clock import HeldClock
 
 
 async def test_snapshot_is_kept_for_its_lifetime(cache: MemoryCache, clock: HeldClock) -> None:

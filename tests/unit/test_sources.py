@@ -13,8 +13,8 @@ from routecast.instruments import Instruments
 from routecast.protocol import Position
 from routecast.sources import LOAD_SECONDS, Sources
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import HOUR, NOW, assert_sums, kept
-from tests.unit.clock import HeldClock
 
 
 class BrittleCache(MemoryCache):
