@@ -106,8 +106,8 @@ class WebSocketConnection(asyncio.Protocol):
         "_heard",
         "_inbox",
         "_inflates",
-        "_ping_due",
         "_ready",
+        "_rider",
         "_session",
         "_strikes",
         "_timer",
@@ -131,7 +131,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._code: int = OPEN
         self._heard = True
-        self._ping_due = False
+        self._rider = b""  # goes ahead of the next frame, at no write of its own
         self._strikes = 0
         self._frames = 0
 
@@ -147,9 +147,8 @@ class WebSocketConnection(asyncio.Protocol):
             self._behind = True
             return False
         data = deflated(frame) if self._deflates else frame.plain or plain(frame)
-        if self._ping_due:  # it rides along, at no write of its own
-            self._ping_due = False
-            data = PING + data
+        if self._rider:
+            data, self._rider = self._rider + data, b""
         self._transport.write(data)
         return True
 
@@ -204,9 +203,8 @@ class WebSocketConnection(asyncio.Protocol):
                 self._transport.abort()  # the word is out; an answer is not to be expected
                 return
         self._heard = False
-        if self._ping_due:  # no frame since the last beat that it could ride on
-            self._transport.write(PING)
-        self._ping_due = True
+        self._send_rider()  # no frame came since the last beat that the ping could go with
+        self._rider = PING
 
     def stop(self, code: CloseCode, reason: str = "") -> None:
         if self._code != OPEN:
@@ -215,6 +213,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._inbox is None:
             self._inbox = self._new_inbox()
         self._inbox.close(code, reason)
+        self._send_rider()
         self._transport.write(self._inbox.to_send())
         self._ready = False
         self._transport.resume_reading()  # for the answer
@@ -307,14 +306,15 @@ class WebSocketConnection(asyncio.Protocol):
             except RoutecastError as error:
                 response = _refusal(error)
         protocol.send_response(response)
-        self._transport.write(b"".join(protocol.data_to_send()))
+        answer = b"".join(protocol.data_to_send())
         if self._session is None:
+            self._transport.write(answer)
             self._expect(CLOSE_SECONDS, CloseCode.POLICY)
             self._transport.close()
             return
-        self._begin(protocol)
+        self._begin(protocol, answer)
 
-    def _begin(self, protocol: ServerProtocol) -> None:
+    def _begin(self, protocol: ServerProtocol, answer: bytes) -> None:
         assert protocol.state is State.OPEN
         for extension in protocol.extensions:
             assert isinstance(extension, PerMessageDeflate)
@@ -324,7 +324,14 @@ class WebSocketConnection(asyncio.Protocol):
         self._ready = True
         # It may have an answer in it still, of what was asked before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
+        self._rider = answer  # one write, and one packet, with the first frame
         self._edge.manager.connect(self)
+        self._send_rider()
+
+    def _send_rider(self) -> None:
+        if self._rider:
+            self._transport.write(self._rider)
+            self._rider = b""
 
     def _open(self, request: Request) -> Session:
         path, _, query = request.path.partition("?")
