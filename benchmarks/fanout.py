@@ -12,7 +12,14 @@ from benchmarks.options import Options
 from benchmarks.processes import cpu_seconds, unique_bytes
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.stage import Stage, set_stage
-from benchmarks.streams import PATH, Server, floor, routecast, spread_floor
+from benchmarks.streams import (
+    INTERVALS_TO_SETTLE,
+    PATH,
+    Server,
+    floor,
+    routecast,
+    spread_floor,
+)
 from benchmarks.subscribers import Subscribers
 
 CLIENTS: Final = 10_000
@@ -45,7 +52,7 @@ def sample(stage: Stage, server: Server, clients: int, seconds: float) -> Sample
         empty = unique_bytes(running.pid)
         with Subscribers(stage, running.port, path, clients) as crowd:
             crowd.joined()
-            crowd.listen(SETTLE_SECONDS)
+            crowd.listen(INTERVALS_TO_SETTLE * INTERVAL if server is routecast else SETTLE_SECONDS)
             used = cpu_seconds(running.pid)
             heard = crowd.listen(seconds)
             used = cpu_seconds(running.pid) - used

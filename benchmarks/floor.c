@@ -4,7 +4,7 @@
    tick it is. What clients say is thrown away.
 
    Usage: floor PORT INTERVAL_MS TICKS DOCUMENT
-   Connections are dealt to TICKS ticks, spread evenly over the interval, in the order they came:
+   Connections are dealt to TICKS ticks, a twentieth of the interval apart, in the order they came:
    neighbours in memory share a tick. DOCUMENT is a file: a JSON object up to the value of its last
    member, the time of the tick. */
 
@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_FDS = 65536, EVENTS = 512, SEND_BUFFER = 65536, DOCUMENT = 65000 };
+enum { MAX_FDS = 65536, EVENTS = 512, SEND_BUFFER = 65536, DOCUMENT = 65000, QUANTA = 20 };
 
 static int epoll, ticks, turn_of;
 static int streams[MAX_FDS], count; /* who gets frames, in the order they came */
@@ -158,10 +158,12 @@ static size_t make_frame(void) {
 }
 
 static void tick(void) {
-    size_t size = make_frame();
-    int first = (long)count * turn_of / ticks, end = (long)count * (turn_of + 1) / ticks;
-    for (int i = first; i < end; i++) send(streams[i], frame, size, MSG_NOSIGNAL);
-    turn_of = (turn_of + 1) % ticks;
+    if (turn_of < ticks) {
+        size_t size = make_frame();
+        int first = (long)count * turn_of / ticks, end = (long)count * (turn_of + 1) / ticks;
+        for (int i = first; i < end; i++) send(streams[i], frame, size, MSG_NOSIGNAL);
+    }
+    turn_of = (turn_of + 1) % QUANTA;
 }
 
 static int every(int milliseconds) {
@@ -191,7 +193,7 @@ int main(int argc, char **argv) {
     fclose(file);
     ticks = atoi(argv[3]);
     epoll = epoll_create1(0);
-    int listener = listen_on(atoi(argv[1])), timer = every(atoi(argv[2]) / ticks);
+    int listener = listen_on(atoi(argv[1])), timer = every(atoi(argv[2]) / QUANTA);
     watch(listener);
     watch(timer);
     for (struct epoll_event events[EVENTS];;) {

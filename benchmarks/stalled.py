@@ -16,7 +16,7 @@ from benchmarks.processes import kernel_tcp_bytes, unique_bytes
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import Running
 from benchmarks.stage import Stage, set_stage
-from benchmarks.streams import PATH, routecast
+from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, routecast
 from benchmarks.subscribers import Behaviour, Subscribers
 from benchmarks.traffic import STRATEGIES
 
@@ -29,7 +29,6 @@ STALLED_PATH: Final = f"{PATH}?interval=0.1"
 # Within so many seconds their sockets are full; after ten more they are to be gone.
 FILL_SECONDS: Final = 2.0
 LIMIT_SECONDS: Final = 10.0
-SETTLE_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.2
 PATIENCE_SECONDS: Final = 60.0
 
@@ -52,7 +51,7 @@ def stalled(options: Options) -> Report:
             _add_strategies(server.port)
             with Subscribers(stage, server.port, HEALTHY_PATH, healthy) as crowd:
                 crowd.joined()
-                crowd.listen(SETTLE_SECONDS)
+                crowd.listen(INTERVALS_TO_SETTLE)
                 samples = [_sample(stage, server, crowd, few, seconds) for _ in options.runs(runs)]
                 if lost := crowd.report().lost:
                     raise Broken(f"{lost:,} healthy clients were cut off")

@@ -24,9 +24,12 @@ from routecast.protocol import CloseCode
 
 log = logging.getLogger(__name__)
 
-# Ticks fall on multiples of a quantum, so that those who come together share them: of a twentieth
-# of the interval, and no less than this, in seconds.
+# Ticks fall on multiples of a quantum, so that those who come together share them: an interval
+# has so many, but none is shorter than this, in seconds.
+QUANTA: Final = 20
 QUANTUM: Final = 0.05
+# Ticks that have fewer connections than this draw together: a tick has its price, too.
+CROWD: Final = 2_500
 # So many connections get their frame before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
 # Between two looks whether a connection's peer still lives. One that vanished without a word is
@@ -77,13 +80,13 @@ class Connection(Protocol):
 
 
 class Group:
-    """Connections that share a subscription and a tick."""
+    """Connections that share a subscription and a tick: the quantum of the interval it falls on."""
 
-    __slots__ = ("connections", "due", "key", "newest", "subscription", "turn")
+    __slots__ = ("connections", "due", "newest", "quantum", "subscription", "turn")
 
-    def __init__(self, key: tuple[Subscription, int], due: float) -> None:
-        self.key = key
-        self.subscription = key[0]
+    def __init__(self, subscription: Subscription, quantum: int, due: float) -> None:
+        self.subscription = subscription
+        self.quantum = quantum
         self.due = due
         self.newest: Frame | None = None
         self.turn = 0  # who is first, of those in the group
@@ -132,12 +135,14 @@ class ConnectionManager:
         subscription = connection.subscription
         # Never a quantum too late: then the tick of those who came just before would serve it
         # a second frame right after its first.
-        quantum = max(QUANTUM, subscription.interval / 20)
-        due = (time.monotonic() + subscription.interval) // quantum * quantum
-        key = (subscription, round(due % subscription.interval / quantum))
-        group = self._groups.get(key)
+        interval = subscription.interval
+        length = max(QUANTUM, interval / QUANTA)
+        due = (time.monotonic() + interval) // length * length
+        quantum = round(due % interval / length) % QUANTA
+        group = self._groups.get((subscription, quantum))
         if group is None:
-            group = self._groups[key] = Group(key, due)
+            group = Group(subscription, quantum, due)
+            self._groups[subscription, quantum] = group
             self._schedule(group)
         group.connections[connection] = None
         connection.group = group
@@ -267,7 +272,33 @@ class ConnectionManager:
             missed = (now - group.due) // interval + 1
             group.due += missed * interval
             self._instruments.ticks_merged.inc(missed)
-        self._schedule(group)
+        if self._close_ranks(group):
+            self._schedule(group)
+
+    def _close_ranks(self, group: Group) -> bool:
+        """Move a tick forward by a quantum, to where one is that has room for its connections.
+
+        So it goes on, a twentieth of an interval at a time, until all are at the front of the
+        interval. Returns False when the group is one with another now.
+        """
+        subscription, quantum = group.subscription, group.quantum
+        length = subscription.interval / QUANTA
+        if not quantum or length < QUANTUM:
+            return True
+        before = self._groups.get((subscription, quantum - 1))
+        if before is not None and len(before.connections) + len(group.connections) > CROWD:
+            return True
+        del self._groups[subscription, quantum]
+        if before is None:
+            group.quantum -= 1
+            group.due -= length
+            self._groups[subscription, group.quantum] = group
+            return True
+        before.newest = group.newest
+        before.connections.update(group.connections)
+        for connection in group.connections:
+            connection.group = before
+        return False
 
     async def _wait(self) -> None:
         """Sleep until the next tick, or until something changes what that is."""
@@ -291,7 +322,7 @@ class ConnectionManager:
             if group.connections:
                 due.append(group)
             else:
-                del self._groups[group.key]
+                del self._groups[group.subscription, group.quantum]
         return due
 
     def _count(self, frame: Frame, offered: int, conflated: int) -> None:

@@ -367,3 +367,58 @@ async def test_late_tick_is_merged_with_the_next(hall: Hall) -> None:
         hall.load = 0.0
         await until(lambda: len(reader.frames) >= 4)
     assert reader.counts() == [0] * len(reader.frames)
+
+
+async def test_ticks_draw_together(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a quantum an interval, as long as they are no crowd; nobody misses a frame by it."""
+    monkeypatch.setattr(module, "QUANTUM", 0.005)
+    monkeypatch.setattr(module, "CROWD", 3)
+    readers = [Reader() for _ in range(5)]
+
+    def share(number: int) -> int:
+        return len({id(each.group) for each in readers[:number]})
+
+    async with running(hall.manager.run()):
+        for reader in readers[:3]:
+            hall.manager.connect(reader)
+            await asyncio.sleep(0.03)
+        await until(lambda: share(3) == 1)
+        first = readers[0].group
+        for reader in readers[3:]:
+            hall.manager.connect(reader)
+            await asyncio.sleep(0.03)
+        await until(lambda: share(5) == 2 and readers[3].group is readers[4].group)
+        assert readers[0].group is first
+        seen = [len(reader.frames) for reader in readers]
+        await until(lambda: min(map(len, (each.frames for each in readers))) > max(seen) + 3)
+    assert first is not None
+    assert len(first.connections) == 3
+    for reader in readers:
+        hall.manager.disconnect(reader, CloseCode.DONE)
+    assert hall.manager.active == 0
+
+
+async def test_who_was_skipped_by_a_tick_that_moved_catches_up(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the frame that it refused, though the tick it is part of now had its own before."""
+    monkeypatch.setattr(module, "QUANTUM", 0.005)
+
+    class Full(Reader):
+        def offer(self, frame: Frame) -> bool:
+            super().offer(frame)
+            return False
+
+    there, comes = Full(), Full()
+    async with running(hall.manager.run()):
+        hall.manager.connect(there)
+        await asyncio.sleep(0.04)
+        hall.manager.connect(comes)
+        assert comes.group is not there.group
+        while comes.group is not there.group:
+            hall.commit()
+            await asyncio.sleep(0.005)
+        refused = [reader.counts()[-1] for reader in (there, comes)]
+        hall.manager.catch_up(there)
+        hall.manager.catch_up(comes)
+    assert there.counts()[-1] == comes.counts()[-1] == max(refused)
