@@ -8,9 +8,8 @@ from typing import Protocol
 import pytest
 
 from routecast.ports import Bus, Cache, Cluster, Store
-from routecast.store import sqlite
 from routecast.store.postgres import PostgresStore, fold, folder
-from routecast.store.sqlite import SqliteStore
+from routecast.store.sqlite import SqliteStore, writer
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
 from tests.support.postgres import Postgres
 
@@ -54,7 +53,7 @@ def databases(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Databases:
     """An engine for databases, each one in its turn; it folds often and in pieces."""
-    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(writer, "FOLD_COMMITS", 3)
     monkeypatch.setattr(folder, "FOLD_COMMITS", 3)
     monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
     if request.param == "sqlite":

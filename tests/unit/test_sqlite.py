@@ -16,8 +16,8 @@ from routecast.core.decision import Decision
 from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
-from routecast.store import sqlite
-from routecast.store.sqlite import MIGRATIONS, SqliteStore
+from routecast.store.sqlite import SqliteStore, writer
+from routecast.store.sqlite.writer import MIGRATIONS
 from tests.support.decisions import MINUTE, NOW, assert_sums, kept
 
 
@@ -126,7 +126,7 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a lock no longer than a test should."""
-    monkeypatch.setattr(sqlite, "BUSY_MS", 20)
+    monkeypatch.setattr(writer, "BUSY_MS", 20)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -153,7 +153,7 @@ async def test_locked_database_refuses_and_recovers(path: Path) -> None:
 @pytest.fixture
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold with every commit."""
-    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(writer, "FOLD_COMMITS", 1)
 
 
 @pytest.mark.usefixtures("folding")
@@ -197,7 +197,7 @@ async def test_rollups_are_written_for_many_commits_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then the deltas stand beside them: what is read is the same, opened anew too."""
-    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(writer, "FOLD_COMMITS", 3)
     store = SqliteStore(path)
     await store.open()
     done: list[Decision] = []
@@ -216,16 +216,16 @@ async def test_rollups_are_written_for_many_commits_at_once(
 
 async def test_large_commit_is_folded_at_once(store: SqliteStore, path: Path) -> None:
     """What is left to add when reading is bounded by decisions, too."""
-    await store.commit([[kept(n) for n in range(sqlite.FOLD_DECISIONS)]], NOW)
-    assert counted(path, "rollups", f"count = {sqlite.FOLD_DECISIONS}") == 3
+    await store.commit([[kept(n) for n in range(writer.FOLD_DECISIONS)]], NOW)
+    assert counted(path, "rollups", f"count = {writer.FOLD_DECISIONS}") == 3
 
 
 async def test_old_deltas_are_dropped(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So many as the contract asks for are kept; who is further behind must load."""
-    monkeypatch.setattr(sqlite, "DELTAS_KEPT", 5)
-    monkeypatch.setattr(sqlite, "FOLD_COMMITS", 4)
+    monkeypatch.setattr(writer, "DELTAS_KEPT", 5)
+    monkeypatch.setattr(writer, "FOLD_COMMITS", 4)
     start = await store.position()
     for number in range(20):
         await store.commit([[kept(number)]], NOW)

@@ -1,45 +1,43 @@
-"""The embedded store: SQLite through apsw, one writer thread, readers beside it.
+"""The one writer of a SQLite database.
 
 A commit writes its decisions, its delta and the position. Deltas are folded into the rollups many
-at a time, by a later commit: the rollups and the deltas not folded yet are the sums, together and
-at any moment.
+at a time, by a later commit.
 
 The writer keeps the rollups it touched last in memory. Within `BEGIN IMMEDIATE` nobody else can
 write, and SQLite's `data_version` shows whether anybody did before: only then are they read again.
 """
 
-import asyncio
 import itertools
 import secrets
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, partial
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import apsw
 import msgspec
 
 from routecast.core.decision import Decision
-from routecast.core.delta import Delta, following
-from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
-from routecast.core.snapshot import Snapshot, needed
-from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
-from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
+from routecast.core.delta import Delta
+from routecast.core.rollup import Bucket, Cells, Sums, bucket_merge
+from routecast.errors import BadDatabase, SumFull, Unavailable
+from routecast.ports import DELTAS_KEPT, Commit
 from routecast.protocol import Position
-from routecast.store.queries import load_migrations, load_queries
-from routecast.store.recount import recount
-
-T = TypeVar("T")
+from routecast.store.queries import load_migrations
+from routecast.store.sqlite.connection import (
+    BUSY_MS,
+    SQL,
+    START_OF,
+    Place,
+    deltas_after,
+    query,
+    series_names,
+    transaction,
+)
 
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
-SQL: Final = load_queries("sqlite")
 MIGRATIONS: Final = load_migrations("sqlite")
 
-READERS: Final = 2
-BUSY_MS: Final = 5_000
 # One step of the engine inserts so many rows: fewer hand-overs of the interpreter's lock, and
 # still well under SQLite's limit of 32,766 values a statement.
 ROWS_PER_STEP: Final = 100
@@ -54,18 +52,6 @@ FOLD_DECISIONS: Final = 2_000
 FOLD_COMMITS: Final = 64
 LARGEST_SUM: Final = 2**63 - 1
 
-_START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
-
-
-def select(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
-    """Return the rows of a named query, read as they are asked for."""
-    return db.execute(SQL[name], values)
-
-
-def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
-    """Return all rows of a named query, which has then run to its end."""
-    return list(select(db, name, *values))
-
 
 @cache
 def _statement(query: str, rows: int, columns: int) -> str:
@@ -73,110 +59,28 @@ def _statement(query: str, rows: int, columns: int) -> str:
     return SQL[query].format(rows=",".join([row] * rows))
 
 
-class SqliteStore:
-    """Keeps everything in one SQLite file (`ports.Store`)."""
+class Writer:
+    """Writes to one SQLite file; all its methods are called on one thread.
 
-    def __init__(self, path: str | Path, *, create: bool = True) -> None:
-        self.path = Path(path)
+    They raise apsw's errors as they come, but for those that say more.
+    """
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self._path = path
         self._create = create
-        self._writer = ThreadPoolExecutor(1, "sqlite-writer")
-        self._readers = ThreadPoolExecutor(READERS, "sqlite-reader")
-        self._local = threading.local()
-        self._connections: list[apsw.Connection] = []
         self._db: apsw.Connection
-        self._open_for_use = False
-        self._closed = False
         self._forget()
-
-    # -- ports.Store ----------------------------------------------------------------------------
-
-    async def open(self) -> None:
-        await self._run(self._writer, self._open, opening=True)
-        self._open_for_use = True
-
-    async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        await asyncio.to_thread(self._shut)
-
-    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        return await self._run(self._writer, self._commit, batches, received)
-
-    async def check(self) -> None:
-        await self._run(self._writer, self._check)
-
-    async def position(self) -> Position:
-        return await self._run(self._readers, self._position)
-
-    async def load(self, now: int) -> Snapshot:
-        return await self._run(self._readers, self._load, now)
-
-    async def deltas(self, after: Position) -> list[Delta]:
-        return await self._run(self._readers, self._deltas, after)
-
-    async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
-        return await self._run(self._writer, self._prune, decisions_before, minutes_before, limit)
-
-    async def verify(self) -> AsyncIterator[Checked | Difference]:
-        connection = await self._run(self._readers, self._connect)
-        findings = recount(connection, partial(select, connection))
-        try:
-            while (found := await self._run(self._readers, next, findings, None)) is not None:
-                yield found
-        finally:
-            await self._run(self._readers, connection.close)
-
-    # -- threads --------------------------------------------------------------------------------
-
-    async def _run(
-        self,
-        threads: ThreadPoolExecutor,
-        work: Callable[..., T],
-        *args: Any,
-        opening: bool = False,
-    ) -> T:
-        if not self._open_for_use and not opening:
-            raise Unavailable("the database is not open yet")
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(threads, work, *args)
-        except apsw.Error as error:
-            raise Unavailable(f"SQLite: {error}") from error
-        except RuntimeError as error:
-            if self._closed:
-                raise Unavailable("the database is closed") from error
-            raise
-
-    def _shut(self) -> None:
-        self._writer.shutdown()
-        self._readers.shutdown()
-        for connection in self._connections:
-            connection.close()
-
-    def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(BUSY_MS)
-        connection.execute("PRAGMA query_only = 1")
-        return connection
-
-    @property
-    def _reader(self) -> apsw.Connection:
-        connection: apsw.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect()
-            self._connections.append(connection)
-        return connection
 
     # -- opening --------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        if not self._create and not self.path.exists():
-            raise BadDatabase(f"there is no database {self.path}")
+    def open(self) -> None:
+        """Open the file and bring its schema up to date. Raises BadDatabase."""
+        if not self._create and not self._path.exists():
+            raise BadDatabase(f"there is no database {self._path}")
         try:
-            db = apsw.Connection(str(self.path), statementcachesize=STATEMENTS_KEPT)
+            db = apsw.Connection(str(self._path), statementcachesize=STATEMENTS_KEPT)
         except apsw.CantOpenError as error:
-            raise BadDatabase(f"cannot open {self.path} ({error}); is its folder there?") from None
+            raise BadDatabase(f"cannot open {self._path} ({error}); is its folder there?") from None
         try:
             db.set_busy_timeout(BUSY_MS)
             self._check_ours(db)
@@ -187,25 +91,28 @@ class SqliteStore:
             self._migrate(db)
         except apsw.NotADBError:
             db.close()
-            raise BadDatabase(f"{self.path} is not a SQLite database") from None
+            raise BadDatabase(f"{self._path} is not a SQLite database") from None
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
             db.close()
-            raise BadDatabase(f"cannot write to {self.path} ({error})") from None
+            raise BadDatabase(f"cannot write to {self._path} ({error})") from None
         except BaseException:
             db.close()
             raise
         self._db = db
-        place = self.path.stat()
-        self._place = (place.st_dev, place.st_ino)
-        self._connections.append(db)
+        self.place = Place(self._path)
+
+    def close(self) -> None:
+        """Let go of the file, if it was opened."""
+        if hasattr(self, "_db"):
+            self._db.close()
 
     def _check_ours(self, db: apsw.Connection) -> None:
         ours, version = db.pragma("application_id"), db.pragma("user_version")
         if ours != APPLICATION_ID and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            raise BadDatabase(f"{self.path} is a database of another program")
+            raise BadDatabase(f"{self._path} is a database of another program")
         if version > MIGRATIONS[-1][0]:
             raise BadDatabase(
-                f"{self.path} was written by a newer Routecast (schema {version}; this one knows "
+                f"{self._path} was written by a newer Routecast (schema {version}; this one knows "
                 f"{MIGRATIONS[-1][0]}): upgrade this program"
             )
 
@@ -221,7 +128,7 @@ class SqliteStore:
             query(db, "begin_history", secrets.token_hex(8))
             db.execute("COMMIT")
 
-    # -- writing (on the writer thread) ---------------------------------------------------------
+    # -- commits --------------------------------------------------------------------------------
 
     def _forget(self) -> None:
         self._version = -1  # SQLite's data_version when what follows was read
@@ -231,7 +138,8 @@ class SqliteStore:
         self._unfolded_decisions = 0
         self._largest = 0  # no sum, of the rollups and the unfolded together, is over it
 
-    def _commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        """Write batches in one transaction (`ports.Store.commit`)."""
         try:
             with transaction(self._db):
                 position = self._begin()
@@ -258,14 +166,14 @@ class SqliteStore:
             raise
 
     def _begin(self) -> Position:
-        self._check_place()
+        self.place.check()
         epoch, seq, _, folded = query(self._db, "history")[0]
         version = self._db.pragma("data_version")
         if version != self._version:
             self._forget()
             self._version = version
             self._largest = query(self._db, "largest_sum")[0][0]
-            for delta in _deltas_after(self._db, Position(epoch, folded)):
+            for delta in deltas_after(self._db, Position(epoch, folded)):
                 self._await_folding(delta.cells)
         return Position(epoch, seq + 1)
 
@@ -353,7 +261,7 @@ class SqliteStore:
     def _merge(self, period: str, buckets: dict[int, Bucket]) -> None:
         rows: list[tuple[Any, ...]] = []
         for number, cells in buckets.items():
-            start = number * _START_OF[period]
+            start = number * START_OF[period]
             held = self._bucket(period, start)
             bucket_merge(held, cells)
             for key in cells:
@@ -365,7 +273,7 @@ class SqliteStore:
         held = self._buckets.get((period, start))
         if held is None:
             rows = query(self._db, "rollups", period, start, start + 1)
-            names = self._read_series(self._db) if rows else {}
+            names = series_names(self._db) if rows else {}
             held = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
             if len(self._buckets) >= PERIODS_KEPT:
                 self._buckets.clear()
@@ -378,22 +286,17 @@ class SqliteStore:
             sql = _statement(query, len(step), len(step[0]))
             self._db.execute(sql, tuple(itertools.chain.from_iterable(step)))
 
-    def _check_place(self) -> None:
-        """Raise Unavailable when the file is no longer where it was: it would be lost."""
-        try:
-            now = self.path.stat()
-        except OSError:
-            raise Unavailable(f"the database file {self.path} is gone") from None
-        if (now.st_dev, now.st_ino) != self._place:
-            raise Unavailable(f"the database file {self.path} was replaced")
-
-    def _check(self) -> None:
-        self._check_place()
+    def check(self) -> None:
+        """Write and sync what has no meaning."""
+        self.place.check()
         with transaction(self._db):
             query(self._db, "touch")
             self._db.execute("COMMIT")
 
-    def _prune(self, decisions_before: int, minutes_before: int, limit: int) -> int:
+    # -- retention ------------------------------------------------------------------------------
+
+    def prune(self, decisions_before: int, minutes_before: int, limit: int) -> int:
+        """Drop what is too old (`ports.Store.prune`)."""
         try:
             with transaction(self._db):
                 self._fold(self._begin().seq - 1)
@@ -431,73 +334,3 @@ class SqliteStore:
             query(self._db, "delete_minutes", hour, hour + 3600, limit - dropped)
             dropped += self._db.changes()
         return dropped
-
-    # -- reading (on a reader thread) -----------------------------------------------------------
-
-    def _position(self) -> Position:
-        self._check_place()
-        epoch, seq, *_ = query(self._reader, "history")[0]
-        return Position(epoch, seq)
-
-    @staticmethod
-    def _read_series(connection: apsw.Connection) -> dict[int, Key]:
-        return {row[0]: Key(*row[1:]) for row in query(connection, "series")}
-
-    def _load(self, now: int) -> Snapshot:
-        wanted = needed(now)
-        with transaction(self._reader, "BEGIN"):
-            self._check_place()
-            epoch, _, _, folded = query(self._reader, "history")[0]
-            names = self._read_series(self._reader)
-
-            def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
-                unit = _START_OF[period] or 1
-                found: dict[int, Bucket] = {}
-                for row in query(self._reader, "rollups", period, first * unit, end * unit):
-                    bucket = found.setdefault(row[0] // unit, {})
-                    bucket[names[row[1]]] = Sums.from_row(row[2:])
-                return found
-
-            total = buckets("total", 0, 1).get(0, {})
-            hours = buckets("hour", *wanted.hours)
-            minutes: dict[int, Bucket] = {}
-            for span in wanted.minutes:
-                minutes.update(buckets("minute", *span))
-            snapshot = Snapshot(Position(epoch, folded), now, total, hours, minutes)
-            for delta in _deltas_after(self._reader, snapshot.position):
-                snapshot.apply(delta)
-        return snapshot
-
-    def _deltas(self, after: Position) -> list[Delta]:
-        with transaction(self._reader, "BEGIN"):
-            position = self._position()
-            if position.epoch != after.epoch or position.seq < after.seq:
-                raise Gap(f"{position} after {after}")
-            deltas = following(_deltas_after(self._reader, after), after)
-        if len(deltas) != position.seq - after.seq:
-            raise Gap(f"the deltas after seq {after.seq} are not kept any more")
-        return deltas
-
-
-def _deltas_after(db: apsw.Connection, after: Position) -> Iterator[Delta]:
-    for seq, packed in select(db, "deltas", after.seq):
-        delta = Delta.unpack(packed)
-        yield Delta(Position(after.epoch, seq), delta.cells, delta.received)
-
-
-@contextmanager
-def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    """A transaction that the body commits; left in any other way, it is undone."""
-    db.execute(begin)
-    try:
-        yield
-    except BaseException:
-        _undo(db, suppress(apsw.Error))  # what went wrong first is what matters
-        raise
-    _undo(db, nullcontext())
-
-
-def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:
-    if db.in_transaction:  # a full disk ends it by itself
-        with guard:
-            db.execute("ROLLBACK")

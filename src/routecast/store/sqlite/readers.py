@@ -1,0 +1,60 @@
+"""What is read from a SQLite database, beside its writer: each as of one position."""
+
+import apsw
+
+from routecast.core.delta import Delta, following
+from routecast.core.rollup import Bucket, Sums
+from routecast.core.snapshot import Snapshot, needed
+from routecast.errors import Gap
+from routecast.protocol import Position
+from routecast.store.sqlite.connection import (
+    START_OF,
+    deltas_after,
+    query,
+    series_names,
+    transaction,
+)
+
+
+def position(db: apsw.Connection) -> Position:
+    """Return the position of the last commit."""
+    epoch, seq, *_ = query(db, "history")[0]
+    return Position(epoch, seq)
+
+
+def load(db: apsw.Connection, now: int) -> Snapshot:
+    """Return the rollups, with all that a snapshot taken at `now` needs."""
+    wanted = needed(now)
+    with transaction(db, "BEGIN"):
+        epoch, _, _, folded = query(db, "history")[0]
+        names = series_names(db)
+
+        def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
+            unit = START_OF[period] or 1
+            found: dict[int, Bucket] = {}
+            for row in query(db, "rollups", period, first * unit, end * unit):
+                bucket = found.setdefault(row[0] // unit, {})
+                bucket[names[row[1]]] = Sums.from_row(row[2:])
+            return found
+
+        total = buckets("total", 0, 1).get(0, {})
+        hours = buckets("hour", *wanted.hours)
+        minutes: dict[int, Bucket] = {}
+        for span in wanted.minutes:
+            minutes.update(buckets("minute", *span))
+        snapshot = Snapshot(Position(epoch, folded), now, total, hours, minutes)
+        for delta in deltas_after(db, snapshot.position):
+            snapshot.apply(delta)
+    return snapshot
+
+
+def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
+    """Return the deltas after a position. Raises Gap when they are not kept any more."""
+    with transaction(db, "BEGIN"):
+        last = position(db)
+        if last.epoch != after.epoch or last.seq < after.seq:
+            raise Gap(f"{last} after {after}")
+        found = following(deltas_after(db, after), after)
+    if len(found) != last.seq - after.seq:
+        raise Gap(f"the deltas after seq {after.seq} are not kept any more")
+    return found
