@@ -32,6 +32,7 @@ from routecast.core.names import Names
 from routecast.edge.advice import METHODS, Advice
 from routecast.edge.cors import Cors
 from routecast.edge.door import Door
+from routecast.edge.history import history_router
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
@@ -39,6 +40,7 @@ from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws import WebSocketEdge
 from routecast.edge.ws_asgi import MetricsSocket
 from routecast.errors import BadSettings, RoutecastError, Unavailable
+from routecast.history import History
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
@@ -164,6 +166,7 @@ class Services:
             self.instruments,
             _baseline(settings, engines.prices),
         )
+        self.history = History(engines.store, self.live.current, self.live.changes, engines.clock)
         self.manager = ConnectionManager(self.latest, self.instruments, settings.max_connections)
         self.census = Census(engines.cluster, lambda: self.manager.active)
         self.door = Door(
@@ -350,6 +353,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.latest.frame))
+    app.include_router(history_router(services.history.answer))
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
     app.include_router(page_router(settings.notice))
     app.mount("/dashboard", dashboard_files())

@@ -51,7 +51,7 @@ class Gap(RoutecastError):
 
 
 class Uncovered(RoutecastError):
-    """A window reaches past the minutes held in memory. Load the rollups again."""
+    """A range reaches past the periods that are held. Load again, or ask for longer periods."""
 
 
 class BadSettings(RoutecastError):

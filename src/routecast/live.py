@@ -17,6 +17,7 @@ from contextlib import suppress
 from math import inf
 from typing import Final
 
+from routecast.core.changes import Changes
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
 from routecast.core.rollup import Key
@@ -85,6 +86,7 @@ class Live:
         self._stir = asyncio.Event()
         self._tried = asyncio.Event()
         self.failing: str | None = None  # why the database cannot be read
+        self.changes = Changes()  # what the commits that were applied added to
 
     def current(self) -> Reading | None:
         """Return the live snapshot, or None while it may not be the newest.
@@ -179,6 +181,7 @@ class Live:
     def _apply(self, snapshot: Snapshot, delta: Delta | None) -> None:
         while delta is not None:
             snapshot.apply(delta)
+            self.changes.note(delta)
             self._learn(delta.cells.keys())
             self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
             delta = self._early.pop(snapshot.position.seq + 1, None)

@@ -10,6 +10,8 @@ from typing import Final, Protocol
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.history import Plan
+from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position, Source
 
@@ -111,6 +113,22 @@ class Store(Protocol):
         At most `limit` rows a call, so that commits get their turn; returns how many, and the
         caller calls again until it is 0. Totals and hours do not change, and `verify` can still
         account for every decision that was dropped. Raises Unavailable.
+        """
+        ...
+
+    async def history(self, plan: Plan) -> Past:
+        """Return the sums that a plan asks for, as of one position.
+
+        Its cost depends on the buckets and keys in the plan's range, not on how many decisions
+        there are. Raises Uncovered when minutes of it are not kept any more; Unavailable.
+        """
+        ...
+
+    async def summarise(self, *, before: int, limit: int) -> int:
+        """Sum hours up that were over before a moment, for `history` to read at less cost.
+
+        At most `limit` hours a call, so that commits get their turn; returns how many, and the
+        caller calls again until it is 0. Nothing depends on it but time. Raises Unavailable.
         """
         ...
 

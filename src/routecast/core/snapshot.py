@@ -175,6 +175,12 @@ class Snapshot:
             raise Uncovered(f"minute {minute} is not held in memory")
         return self.minutes.get(minute, {})
 
+    def hour(self, hour: int) -> Bucket:
+        """Return the sums of an hour since 1970. Raises Uncovered when it is not held."""
+        if hour < self._needed.hours.first:
+            raise Uncovered(f"hour {hour} is not held in memory")
+        return self.hours.get(hour, {})
+
     def select(self, window: str, now: int) -> Bucket:
         """Return the sums of a window (a key of WINDOWS) as it stands at `now`.
 

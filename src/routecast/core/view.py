@@ -1,11 +1,11 @@
 """Views: what a subscriber asked for. Equal views share one document and one encoding."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from routecast.core.rollup import Key
@@ -74,6 +74,22 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
     `interval` is what holds when none is asked for. Unknown parameters are ignored, but for
     those that look like a known one misspelt. Raises BadParameter, naming the parameter.
     """
+    given = read_parameters(query, PARAMETERS)
+    view = View(
+        fields=_fields(given["fields"]) if "fields" in given else DEFAULT_FIELDS,
+        window=_window(only("window", given)) if "window" in given else "all",
+        **read_filters(given),
+    )
+    return Subscription(
+        view, _interval(only("interval", given)) if "interval" in given else interval
+    )
+
+
+def read_parameters(query: bytes | str, known: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each parameter in a query string.
+
+    Raises BadParameter when it cannot be read, or has a name that looks like a known one misspelt.
+    """
     text = query.decode("latin-1") if isinstance(query, bytes) else query
     if len(text) > MAX_QUERY:
         raise BadParameter("query", f"must be at most {MAX_QUERY:,} characters in all")
@@ -84,25 +100,19 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
     given: dict[str, list[str]] = {}
     for name, value in pairs:
         given.setdefault(name, []).append(value)
-    _check_spelling(given)
-    filters = {name: _filter(name, given[name]) for name in FILTERS if name in given}
-    view = View(
-        fields=_fields(given["fields"]) if "fields" in given else DEFAULT_FIELDS,
-        window=_window(_only("window", given)) if "window" in given else "all",
-        **filters,
-    )
-    return Subscription(
-        view, _interval(_only("interval", given)) if "interval" in given else interval
-    )
-
-
-def _check_spelling(given: dict[str, list[str]]) -> None:
-    for name in islice((name for name in given if name not in PARAMETERS), MAX_LOOKED_AT):
-        if meant := get_close_matches(name[:MAX_NAME].lower(), PARAMETERS, 1, LIKE_OURS):
+    for name in islice((name for name in given if name not in known), MAX_LOOKED_AT):
+        if meant := get_close_matches(name[:MAX_NAME].lower(), known, 1, LIKE_OURS):
             raise BadParameter(name[:MAX_NAME], f"no such parameter; did you mean {meant[0]}?")
+    return given
 
 
-def _only(name: str, given: dict[str, list[str]]) -> str:
+def read_filters(given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the filters among some parameters. Raises BadParameter."""
+    return {name: _filter(name, given[name]) for name in FILTERS if name in given}
+
+
+def only(name: str, given: Mapping[str, Sequence[str]]) -> str:
+    """Return the value of a parameter that may be given once. Raises BadParameter."""
     values = given[name]
     if len(values) > 1:
         raise BadParameter(name, "must be given once")

@@ -202,11 +202,13 @@ def metrics_router(frame: Callable[[View], Awaitable[Frame]]) -> APIRouter:
 # -- OpenAPI ------------------------------------------------------------------------------------
 
 
-def _names(description: str) -> dict[str, Any]:
+def names_parameter(name: str) -> dict[str, Any]:
+    """Return what OpenAPI says of a filter."""
     return {
+        "name": name,
         "in": "query",
         "schema": {"type": "array", "items": {"type": "string", "maxLength": 128}},
-        "description": description,
+        "description": f"Only decisions of this {name}; repeatable: any of them.",
     }
 
 
@@ -218,10 +220,7 @@ QUERY: Final[list[dict[str, Any]]] = [
         "explode": False,
         "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
     },
-    *(
-        {"name": name, **_names(f"Only decisions of this {name}; repeatable: any of them.")}
-        for name in ("strategy", "provider", "model", "project")
-    ),
+    *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
     {
         "name": "interval",
         "in": "query",

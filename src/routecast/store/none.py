@@ -5,6 +5,8 @@ from typing import Never
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.history import Plan
+from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Gap, Unavailable
 from routecast.ports import Checked, Commit, Difference
@@ -40,6 +42,12 @@ class NoStore:
         raise Gap("this node has no database to fetch deltas from")
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
+        _refuse()
+
+    async def history(self, plan: Plan) -> Past:
+        _refuse()
+
+    async def summarise(self, *, before: int, limit: int) -> int:
         _refuse()
 
     def verify(self) -> AsyncIterator[Checked | Difference]:

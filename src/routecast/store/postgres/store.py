@@ -10,12 +10,14 @@ import asyncpg
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.history import Plan
+from routecast.core.past import Past
 from routecast.core.rollup import Bucket, Key, Sums
 from routecast.core.snapshot import Snapshot, Span, needed
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
 from routecast.protocol import Position
-from routecast.store.postgres import retention
+from routecast.store.postgres import past, retention
 from routecast.store.postgres.commit import Unsettled, commit, settle
 from routecast.store.postgres.fold import START_OF, deltas_of, fold
 from routecast.store.postgres.folder import Folder
@@ -148,6 +150,16 @@ class PostgresStore:
         if len(rows) != position.seq - after.seq:
             raise Gap(f"the deltas after seq {after.seq} are not kept any more")
         return await asyncio.to_thread(lambda: list(deltas_of(rows, position.epoch)))
+
+    async def history(self, plan: Plan) -> Past:
+        async with self._snapshot() as session:
+            found = await past.read(session, plan)
+        return await asyncio.to_thread(past.build, plan, *found)
+
+    async def summarise(self, *, before: int, limit: int) -> int:
+        async with self._session() as session, session.transaction():
+            await query(session, "lock_rollups")
+            return await past.summarise(session, before // 10**6, limit)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:

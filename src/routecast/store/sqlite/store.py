@@ -12,12 +12,14 @@ import apsw
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.history import Plan
+from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
 from routecast.ports import Checked, Commit, Difference
 from routecast.protocol import Position
 from routecast.store.recount import recount
-from routecast.store.sqlite import readers
+from routecast.store.sqlite import past, readers
 from routecast.store.sqlite.connection import BUSY_MS, select
 from routecast.store.sqlite.writer import Writer
 
@@ -34,6 +36,8 @@ class SqliteStore:
         self._writer = Writer(self.path, create=create)
         self._writing = ThreadPoolExecutor(1, "sqlite-writer")
         self._reading = ThreadPoolExecutor(READERS, "sqlite-reader")
+        # Of its own, so that a long range keeps nobody else waiting.
+        self._history = ThreadPoolExecutor(1, "sqlite-history")
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._open_for_use = False
@@ -65,6 +69,12 @@ class SqliteStore:
 
     async def deltas(self, after: Position) -> list[Delta]:
         return await self._read(readers.deltas, after)
+
+    async def history(self, plan: Plan) -> Past:
+        return await self._run(self._history, self._read_here, past.read, (plan,))
+
+    async def summarise(self, *, before: int, limit: int) -> int:
+        return await self._run(self._writing, self._writer.summarise, before, limit)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._run(
@@ -111,6 +121,7 @@ class SqliteStore:
     def _shut(self) -> None:
         self._writing.shutdown()
         self._reading.shutdown()
+        self._history.shutdown()
         self._writer.close()
         for connection in self._connections:
             connection.close()
@@ -119,6 +130,7 @@ class SqliteStore:
         connection = apsw.Connection(str(self.path))
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("PRAGMA query_only = 1")
+        past.prepare(connection)
         return connection
 
     @property

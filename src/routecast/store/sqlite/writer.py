@@ -19,10 +19,12 @@ import msgspec
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.history import PARTS
 from routecast.core.rollup import Bucket, Cells, Sums, bucket_merge
 from routecast.errors import BadDatabase, SumFull, Unavailable
 from routecast.ports import DELTAS_KEPT, Commit
 from routecast.protocol import Position
+from routecast.store.past import summary_rows
 from routecast.store.queries import load_migrations
 from routecast.store.sqlite.connection import (
     BUSY_MS,
@@ -251,7 +253,9 @@ class Writer:
             return
         cells = Cells.sum(self._unfolded)
         self._merge("minute", cells.minutes)
-        self._merge("hour", cells.hours())
+        self._merge("hour", hours := cells.hours())
+        for hour in hours:
+            query(self._db, "note_unsummed_hour", hour * START_OF["hour"])
         self._merge("total", {0: cells.total()})
         self._largest = max(sums.largest for sums in self._bucket("total", 0).values())
         self._unfolded, self._unfolded_decisions = [], 0
@@ -334,3 +338,22 @@ class Writer:
             query(self._db, "delete_minutes", hour, hour + 3600, limit - dropped)
             dropped += self._db.changes()
         return dropped
+
+    # -- summaries ------------------------------------------------------------------------------
+
+    def summarise(self, before: int, limit: int) -> int:
+        """Sum up hours that were over before a moment (`ports.Store.summarise`)."""
+        with transaction(self._db):
+            self.place.check()
+            last = before // 10**6 - START_OF["hour"]
+            starts = [row[0] for row in query(self._db, "unsummed_hours", last, limit)]
+            names = series_names(self._db) if starts else {}
+            for start in starts:
+                rollups = query(self._db, "rollups", "hour", start, start + 1)
+                bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rollups}
+                query(self._db, "drop_summaries", msgspec.json.encode(PARTS).decode(), start)
+                self._write("put_summaries", list(summary_rows(start, bucket)))
+                query(self._db, "hour_is_summed", start)
+            if starts:
+                self._db.execute("COMMIT")
+        return len(starts)

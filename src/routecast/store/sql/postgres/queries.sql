@@ -258,3 +258,63 @@ SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND set
 
 -- name: encoding
 SELECT current_setting('server_encoding');
+
+-- name: past_rollups
+-- A period's sums by series of a history and by bucket. $4 is the bucket's length in seconds, $5
+-- where buckets are counted from. Series are joined only where something of them is asked for.
+SELECT {group} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {sums}
+FROM rollups {series}
+WHERE period = $1 AND rollups.start >= $2 AND rollups.start < $3 {filters}
+GROUP BY 1, 2;
+
+-- name: past_series
+JOIN series ON series.id = rollups.series
+
+-- name: past_filter
+AND series.{part} = ANY(${number}::text[])
+
+-- name: past_unsummed
+-- The same of those hours that summaries lack.
+SELECT {group} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {sums}
+FROM rollups {series}
+WHERE period = $1
+  AND rollups.start IN (SELECT start FROM unsummed_hours WHERE start >= $2 AND start < $3)
+  {filters}
+GROUP BY 1, 2;
+
+-- name: past_summaries
+-- The same of those hours that they have; $1 is the part. Without $6, all of its names.
+SELECT {group} AS name, start - (start - $5) % $4 AS bucket, {sums}
+FROM summaries
+WHERE part = $1 AND start >= $2 AND start < $3
+  AND start NOT IN (SELECT start FROM unsummed_hours)
+  AND ($6::text[] IS NULL OR name = ANY($6))
+GROUP BY 1, 2;
+
+-- name: unsummed_hours
+-- Those that begin before a moment, oldest first.
+SELECT start FROM unsummed_hours WHERE start < $1 ORDER BY start LIMIT $2;
+
+-- name: drop_summaries
+-- Of some hours, along all parts.
+DELETE FROM summaries WHERE part = ANY($1::text[]) AND start = ANY($2::bigint[]);
+
+-- name: put_summaries
+INSERT INTO summaries (
+    part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
+)
+SELECT * FROM unnest(
+    $1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
+    $14::bigint[], $15::bytea[]
+);
+
+-- name: rollups_of_hours
+SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+       latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups WHERE period = 'hour' AND start = ANY($1::bigint[]);
+
+-- name: hours_are_summed
+DELETE FROM unsummed_hours WHERE start = ANY($1::bigint[]);

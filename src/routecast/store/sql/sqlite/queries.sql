@@ -117,3 +117,53 @@ FROM decisions GROUP BY 1, 2 ORDER BY 1, 2;
 SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
 UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
 ORDER BY 1;
+
+-- name: past_rollups
+-- A period's sums by series of a history and by bucket. ?4 is the bucket's length in seconds, ?5
+-- where buckets are counted from. Series are joined only where something of them is asked for.
+SELECT {group} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {sums}
+FROM rollups LEFT JOIN series ON series.id = rollups.series
+WHERE period = ?1 AND rollups.start >= ?2 AND rollups.start < ?3 {filters}
+GROUP BY 1, 2;
+
+-- name: past_filter
+-- What a filter adds to the above and the next.
+AND series.{part} IN (SELECT value FROM json_each(?{number}))
+
+-- name: past_unsummed
+-- The same of those hours that summaries lack.
+SELECT {group} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {sums}
+FROM rollups LEFT JOIN series ON series.id = rollups.series
+WHERE period = ?1
+  AND rollups.start IN (SELECT start FROM unsummed_hours WHERE start >= ?2 AND start < ?3)
+  {filters}
+GROUP BY 1, 2;
+
+-- name: past_summaries
+-- The same of those hours that they have; ?1 is the part. Without ?6, all of its names.
+SELECT {group} AS name, start - (start - ?5) % ?4 AS bucket, {sums}
+FROM summaries
+WHERE part = ?1 AND start >= ?2 AND start < ?3
+  AND start NOT IN (SELECT start FROM unsummed_hours)
+  AND (?6 IS NULL OR name IN (SELECT value FROM json_each(?6)))
+GROUP BY 1, 2;
+
+-- name: note_unsummed_hour
+INSERT INTO unsummed_hours (start) VALUES (?) ON CONFLICT DO NOTHING;
+
+-- name: unsummed_hours
+-- Those that begin before a moment, oldest first.
+SELECT start FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
+
+-- name: drop_summaries
+-- Of one hour, along all parts.
+DELETE FROM summaries WHERE part IN (SELECT value FROM json_each(?)) AND start = ?;
+
+-- name: put_summaries
+INSERT INTO summaries (
+    part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
+) VALUES {rows};
+
+-- name: hour_is_summed
+DELETE FROM unsummed_hours WHERE start = ?;

@@ -1,0 +1,52 @@
+"""Which minutes commits added to lately, so that whoever holds sums of the past can mend them."""
+
+from typing import Final
+
+from routecast.core.delta import Delta
+from routecast.errors import Gap
+from routecast.protocol import Position
+
+# Minutes remembered: a week of them. Should commits add to more, all is forgotten.
+MAX_MINUTES: Final = 10_080
+
+
+class Changes:
+    """For each minute, the last commit that added to it, of an unbroken row of commits."""
+
+    def __init__(self) -> None:
+        self._epoch = ""
+        self._first = 0  # all commits after this seq are known
+        self._last = 0
+        self._seqs: dict[int, int] = {}  # by minute, the one added to last comes last
+
+    def note(self, delta: Delta) -> None:
+        """Take note of a commit. One that does not follow the last begins a new row."""
+        epoch, seq = delta.position.epoch, delta.position.seq
+        if epoch == self._epoch and seq <= self._last:
+            return
+        if epoch != self._epoch or seq != self._last + 1 or len(self._seqs) >= MAX_MINUTES:
+            self._seqs.clear()
+            self._epoch, self._first = epoch, seq - 1
+        for minute in delta.cells.minutes:
+            self._seqs.pop(minute, None)
+            self._seqs[minute] = seq
+        self._last = seq
+
+    def between(self, after: Position, until: Position) -> list[int]:
+        """Return the minutes since 1970 that the commits after a position added to.
+
+        Up to, at least, another position. Raises Gap when not all of those commits are known.
+        """
+        if after == until:
+            return []
+        if not (
+            after.epoch == until.epoch == self._epoch
+            and self._first <= after.seq <= until.seq <= self._last
+        ):
+            raise Gap(f"the commits from seq {after.seq} to {until.seq} are not all known")
+        minutes = []
+        for minute in reversed(self._seqs):
+            if self._seqs[minute] <= after.seq:
+                break
+            minutes.append(minute)
+        return minutes

@@ -1,0 +1,272 @@
+"""History: the past in buckets, for a query, made of minute or hour rollups.
+
+A query becomes a plan: which buckets, and of which rollups they are made. Buckets begin at the
+same moments whoever asks, so equal wishes are equal plans, and one bucket follows another.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, Literal, NamedTuple, TypeVar
+
+from routecast.core.decision import SECOND, scaled
+from routecast.core.rollup import Key
+from routecast.core.snapshot import HOUR
+from routecast.core.view import FILTERS, View, only, read_filters, read_parameters
+from routecast.errors import BadParameter
+from routecast.protocol import EPOCH, MICROSECOND
+
+T = TypeVar("T")
+
+MAX_POINTS: Final = 2_000
+DEFAULT_POINTS: Final = 300
+DEFAULT_RANGE: Final = HOUR
+# Series told by name; the others, should there be more, are summed up in one more.
+MAX_SERIES: Final = 30
+ALL: Final = "all"  # the key of the one series where nothing is grouped
+OTHER: Final = "other"
+
+EVERYTHING: Final = View()  # no filter
+GROUPS: Final = ("strategy", "provider", "model", "band", "status")
+# What hours are summed up along.
+PARTS: Final = (ALL, *Key._fields)
+
+# Seconds. Beyond the last of them steps double, so weeks stay whole.
+_MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 15, 30))
+HOUR_STEP: Final = 3_600
+_HOURS: Final = tuple(3600 * hours for hours in (1, 2, 3, 4, 6, 12))
+_DAYS: Final = tuple(86_400 * days for days in (1, 2, 7, 14, 28))
+PARAMETERS: Final = ("from", "to", "points", "group_by", "fields", *FILTERS)
+_DIGITS: Final = re.compile(r"\d{1,9}", re.ASCII)
+_SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?", re.ASCII)
+_BLANK_OFFSET: Final = re.compile(r" (?=\d\d:\d\d\Z)")
+# Where all buckets are counted from: a Monday, before any decision can be.
+ORIGIN: Final = -3 * 86_400
+# A longer range is made of hours, whatever its steps: a minute has nearly as many rollups.
+MAX_MINUTES: Final = 2 * 24 * 60
+# More of a snapshot's periods are not added up while others wait: about 10 ms of a busy node's.
+MAX_PERIODS: Final = 60
+# The last moment that a calendar of four-digit years knows is not far after it.
+LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
+
+
+# What a point holds, but for its histogram.
+COLUMNS: Final = (
+    "errors",
+    "count",
+    "fallbacks",
+    "confidence_count",
+    "confidence_sum",
+    "cost_count",
+    "cost_sum",
+    "latency_count",
+    "latency_sum",
+    "input_tokens",
+    "output_tokens",
+)
+
+# What may be told of a bucket, and the sums it takes.
+HISTORY_FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "count": ("count",),
+    "cost": ("cost_count", "cost_sum"),
+    "avg_cost": ("cost_count", "cost_sum"),
+    "avg_confidence": ("confidence_count", "confidence_sum"),
+    "input_tokens": ("input_tokens",),
+    "output_tokens": ("output_tokens",),
+    "errors": ("errors",),
+    "fallbacks": ("fallbacks",),
+    "avg_latency_ms": ("latency_count", "latency_sum"),
+    "p50_latency_ms": ("latency_count",),
+    "p95_latency_ms": ("latency_count",),
+    "p99_latency_ms": ("latency_count",),
+}
+PERCENTILES: Final = frozenset({"p50_latency_ms", "p95_latency_ms", "p99_latency_ms"})
+DEFAULT_FIELDS: Final = ("count", "cost")
+
+
+# -- what is asked ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryQuery:
+    """The past from `start` to before `end` (microseconds), in at most `points` buckets.
+
+    Without an end, up to the bucket that runs, and with `follow` at least that far; without a
+    start, from DEFAULT_RANGE before the end. Of `filters` only its filters count. Make it with
+    `history_query`, which checks it.
+    """
+
+    start: int | None = None
+    end: int | None = None
+    points: int = DEFAULT_POINTS
+    group_by: str | None = None
+    fields: tuple[str, ...] = DEFAULT_FIELDS
+    filters: View = EVERYTHING
+    follow: bool = False
+
+
+def history_query(
+    *,
+    start: int | None = None,
+    end: int | None = None,
+    points: int | None = None,
+    group_by: str | None = None,
+    fields: Iterable[str] | None = None,
+    filters: View | None = None,
+    follow: bool = False,
+) -> HistoryQuery:
+    """Return a query; None means not said. Raises BadParameter, named as on the wire."""
+    for name, moment in (("from", start), ("to", end)):
+        if moment is not None and not 0 <= moment <= LATEST:
+            raise BadParameter(name, "must be from 1970 to 9999")
+    if start is not None and end is not None and start >= end:
+        raise BadParameter("from", "must be before `to`")
+    if points is not None and not 1 <= points <= MAX_POINTS:
+        raise BadParameter("points", f"must be an integer from 1 to {MAX_POINTS:,}")
+    if group_by is not None and group_by not in GROUPS:
+        raise BadParameter("group_by", f"must be one of {', '.join(GROUPS)}")
+    query = HistoryQuery(start, end, points or DEFAULT_POINTS, group_by)
+    asked = frozenset(query.fields if fields is None else fields)
+    if unknown := sorted(asked - HISTORY_FIELDS.keys()):
+        raise BadParameter(
+            "fields", f"{unknown[0][:64]!r} is not one of {', '.join(HISTORY_FIELDS)}"
+        )
+    if not asked:
+        raise BadParameter("fields", f"must name some of {', '.join(HISTORY_FIELDS)}")
+    # In one order, so that equal wishes are equal queries.
+    ordered = tuple(name for name in HISTORY_FIELDS if name in asked)
+    return HistoryQuery(start, end, query.points, group_by, ordered, filters or EVERYTHING, follow)
+
+
+def parse_history(query: bytes | str) -> HistoryQuery:
+    """Read the query string of `GET /v1/history`. Raises BadParameter, naming the parameter."""
+    given = read_parameters(query, PARAMETERS)
+
+    def one(name: str, read: Callable[[str, str], T]) -> T | None:
+        return read(name, only(name, given)) if name in given else None
+
+    return history_query(
+        start=one("from", _moment),
+        end=one("to", _moment),
+        points=one("points", _integer),
+        group_by=one("group_by", lambda _, value: value),
+        fields=[name.strip() for value in given["fields"] for name in value.split(",")]
+        if "fields" in given
+        else None,
+        filters=replace(EVERYTHING, **read_filters(given)),
+    )
+
+
+def _integer(name: str, value: str) -> int:
+    if not _DIGITS.fullmatch(value):
+        raise BadParameter(name, f"must be an integer from 1 to {MAX_POINTS:,}")
+    return int(value)
+
+
+def _moment(name: str, value: str) -> int:
+    wrong = BadParameter(name, "must be RFC 3339 with an offset, such as Z, or Unix seconds")
+    if _SECONDS.fullmatch(value):
+        return scaled(float(value), SECOND)
+    # A plus sign in a query string is read as a blank, unless it is written as %2B.
+    value = _BLANK_OFFSET.sub("+", value)
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise wrong from None
+    if moment.tzinfo is None:
+        raise wrong
+    return (moment - EPOCH) // MICROSECOND
+
+
+# -- what to read -------------------------------------------------------------------------------
+
+
+class Buckets(NamedTuple):
+    """So many buckets of `step` seconds, the first from the second since 1970 `first` on."""
+
+    first: int
+    step: int
+    points: int
+
+    @property
+    def end(self) -> int:
+        """The second after the last of them."""
+        return self.first + self.step * self.points
+
+    def start_of(self, second: int) -> int:
+        """Return the beginning of the bucket of this step that a second belongs to."""
+        return second - (second - ORIGIN) % self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which buckets to make, of the rollups of which period, and what to tell of each."""
+
+    buckets: Buckets
+    group_by: str | None
+    fields: tuple[str, ...]
+    filters: View
+
+    @property
+    def period(self) -> Literal["minute", "hour"]:
+        """The rollups that fit these buckets."""
+        return "minute" if self.buckets.step < HOUR_STEP else "hour"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Which of COLUMNS are needed; `count` always."""
+        needed = {"count"}.union(*(HISTORY_FIELDS[name] for name in self.fields))
+        return tuple(name for name in COLUMNS if name in needed)
+
+    @property
+    def histograms(self) -> bool:
+        """Whether histograms of latency are needed."""
+        return not PERCENTILES.isdisjoint(self.fields)
+
+    @property
+    def summary(self) -> str | None:
+        """Which of PARTS an hour's summaries are enough of; None where rollups have to be read."""
+        parts = {name for name in FILTERS if getattr(self.filters, name) is not None}
+        if self.group_by is not None:
+            parts.add(self.group_by)
+        if self.period != "hour" or len(parts) > 1:
+            return None
+        return parts.pop() if parts else ALL
+
+    def group_of(self, key: Key) -> str:
+        """Return the name of the series that a key belongs to."""
+        return ALL if self.group_by is None else str(getattr(key, self.group_by))
+
+
+def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
+    """Return the plan of a query at `now`, with the finest buckets that are few enough.
+
+    `least_step` in seconds: 3,600 where minutes are not kept any more. The range is widened to
+    whole buckets. Raises BadParameter.
+    """
+    end = now if query.end is None else max(query.end, now) if query.follow else query.end
+    start = max(0, end - DEFAULT_RANGE) if query.start is None else query.start
+    if start >= end:
+        raise BadParameter("from", "must be before `to`, which is now where it is not said")
+    for step in _steps():
+        first, last = _number(start, step), -_number(-end, step, ORIGIN)
+        if last - first > query.points or step < least_step:
+            continue
+        if step < HOUR_STEP and (last - first) * step > MAX_MINUTES * 60:
+            continue
+        buckets = Buckets(ORIGIN + first * step, step, last - first)
+        return Plan(buckets, query.group_by, query.fields, query.filters)
+    raise AssertionError("steps grow without end")
+
+
+def _steps() -> Iterator[int]:
+    yield from (*_MINUTES, *_HOURS, *_DAYS)
+    step = _DAYS[-1]
+    while True:
+        step *= 2
+        yield step
+
+
+def _number(moment: int, step: int, origin: int = -ORIGIN) -> int:
+    return (moment + origin * SECOND) // (step * SECOND)

@@ -1,0 +1,202 @@
+"""The past as it was found: sums by series and bucket, and the answer that is told of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from routecast.core.decision import SECOND
+from routecast.core.histogram import percentiles
+from routecast.core.history import ALL, MAX_PERIODS, MAX_SERIES, OTHER, PARTS, Buckets, Plan
+from routecast.core.metrics import quotient
+from routecast.core.rollup import Key, Sums
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Uncovered
+from routecast.protocol import Position, rfc3339
+
+# More values than these keep others waiting while they are made or encoded: it is for a thread.
+MANY_VALUES: Final = 5_000
+
+
+class Point(Sums):
+    """The sums of a bucket's decisions of one series, and how many of these are errors.
+
+    Only those sums that a plan names are right.
+    """
+
+    __slots__ = ("errors",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors = 0
+
+    def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
+        """Add the sums of a key."""
+        if histogram:
+            self.merge(sums)
+        else:
+            self.merge_scalars(sums)
+        if key.status == "error":
+            self.errors += sums.count
+
+    def unite(self, other: "Point") -> None:
+        """Add another point."""
+        self.merge(other)
+        self.errors += other.errors
+
+
+@dataclass(slots=True)
+class Past:
+    """The sums that a plan asked for as of a position, by series and the second it begins at."""
+
+    position: Position
+    points: dict[str, dict[int, Point]] = field(default_factory=dict)
+
+    def point(self, series: str, second: int) -> Point:
+        """Return the point of a series at a bucket's beginning, empty if it is new."""
+        points = self.points.setdefault(series, {})
+        point = points.get(second)
+        if point is None:
+            point = points[second] = Point()
+        return point
+
+    def add(self, plan: Plan, second: int, cells: Mapping[Key, Sums]) -> None:
+        """Add the sums of a minute or an hour; the plan tells which of them, and to what."""
+        buckets = plan.buckets
+        if not buckets.first <= second < buckets.end:
+            return
+        start, filters, histogram = buckets.start_of(second), plan.filters, plan.histograms
+        for key, sums in cells.items():
+            if filters.filtered and not filters.matches(key):
+                continue
+            point = self.point(plan.group_of(key), start)
+            point.take(key, sums, histogram=histogram)
+
+
+def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
+    """Return the sums of an hour along each of PARTS: by part and its value."""
+    found: dict[tuple[str, str], Point] = {}
+    for key, sums in bucket.items():
+        # PARTS, and the parts of a key, in the order of these.
+        for place in zip(PARTS, (ALL, *key), strict=True):
+            point = found.get(place)
+            if point is None:
+                point = found[place] = Point()
+            point.take(key, sums)
+    return found
+
+
+def past_of(snapshot: Snapshot, plan: Plan) -> Past:
+    """Return what a plan asks for out of a snapshot. Raises Uncovered when it does not hold it."""
+    past = Past(snapshot.position)
+    minutes = plan.period == "minute"
+    unit = 60 if minutes else 3600
+    numbers = range(plan.buckets.first // unit, plan.buckets.end // unit)
+    if len(numbers) > MAX_PERIODS:
+        raise Uncovered(f"{len(numbers)} periods are too many to add up at once")
+    for number in numbers:
+        cells = snapshot.minute(number) if minutes else snapshot.hour(number)
+        past.add(plan, number * unit, cells)
+    return past
+
+
+# -- what is told -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a query came to: for each of `series` its `key`, and a list of values a field.
+
+    `names` are the keys that have a series of their own, in order.
+    """
+
+    position: Position
+    buckets: Buckets
+    names: tuple[str, ...]
+    series: list[dict[str, Any]]
+
+    @property
+    def values(self) -> int:
+        """How many values there are, about: what it costs to encode."""
+        return self.buckets.points * sum(map(len, self.series))
+
+    def document(self) -> dict[str, Any]:
+        """Return it as it goes over the wire, but for a type and an id."""
+        return {
+            "position": self.position,
+            "step": self.buckets.step,
+            "from": rfc3339(self.buckets.first * SECOND),
+            "points": self.buckets.points,
+            "series": self.series,
+        }
+
+
+def render(past: Past, plan: Plan, names: Sequence[str] = ()) -> Answer:
+    """Return the answer to a plan. `names` have a series already; new ones come after them.
+
+    Largest first, then by name; when there is no room for more, the rest go to OTHER.
+    """
+    if plan.group_by is None:
+        names = (ALL,)
+    counts = {name: sum(p.count for p in points.values()) for name, points in past.points.items()}
+    new = sorted(counts.keys() - set(names), key=lambda name: (-counts[name], name))
+    named = (*names, *new[: max(0, MAX_SERIES - len(names))])
+    shown = {name: past.points.get(name, {}) for name in named}
+    if rest := [name for name in new if name not in shown]:
+        shown[OTHER] = _united([shown.get(OTHER, {}), *(past.points[name] for name in rest)])
+    starts = range(plan.buckets.first, plan.buckets.end, plan.buckets.step)
+    series = [_columns(name, points, starts, plan.fields) for name, points in shown.items()]
+    return Answer(past.position, plan.buckets, named, series)
+
+
+def _united(parts: Sequence[Mapping[int, Point]]) -> dict[int, Point]:
+    united: dict[int, Point] = {}
+    for points in parts:
+        for start, point in points.items():
+            held = united.get(start)
+            if held is None:
+                held = united[start] = Point()
+            held.unite(point)
+    return united
+
+
+_EMPTY: Final = Point()
+
+
+def _columns(
+    name: str, points: Mapping[int, Point], starts: Sequence[int], fields: Sequence[str]
+) -> dict[str, Any]:
+    column = {field: _VALUES[field] for field in fields}
+    empty = {field: value(_EMPTY) for field, value in column.items()}
+    held = [points.get(start) for start in starts]
+    return {
+        "key": name,
+        **{
+            field: [empty[field] if point is None else value(point) for point in held]
+            for field, value in column.items()
+        },
+    }
+
+
+def _percentile(percent: int) -> Callable[[Point], float | None]:
+    def value(point: Point) -> float | None:
+        (found,) = percentiles(point.latency_bins, (percent,))
+        # To the nanosecond: coarser would cost short latencies their 2 %.
+        return None if found is None else round(found / 1000, 6)
+
+    return value
+
+
+_VALUES: Final[dict[str, Callable[[Point], Any]]] = {
+    "count": lambda point: point.count,
+    "cost": lambda point: point.cost_sum / 10**9 if point.cost_count else None,
+    "avg_cost": lambda point: quotient(point.cost_sum, point.cost_count, 9),
+    "avg_confidence": lambda point: quotient(point.confidence_sum, point.confidence_count, 6),
+    "input_tokens": lambda point: point.input_tokens,
+    "output_tokens": lambda point: point.output_tokens,
+    "errors": lambda point: point.errors,
+    "fallbacks": lambda point: point.fallbacks,
+    "avg_latency_ms": lambda point: quotient(point.latency_sum, point.latency_count, 3),
+    "p50_latency_ms": _percentile(50),
+    "p95_latency_ms": _percentile(95),
+    "p99_latency_ms": _percentile(99),
+}

@@ -1,0 +1,132 @@
+"""`GET /v1/history`: the past in buckets."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from routecast.core.history import (
+    DEFAULT_FIELDS,
+    DEFAULT_POINTS,
+    GROUPS,
+    HISTORY_FIELDS,
+    MAX_POINTS,
+    HistoryQuery,
+    parse_history,
+)
+from routecast.core.past import MANY_VALUES, Answer
+from routecast.edge.http import names_parameter
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def history_router(answer: Callable[[HistoryQuery], Awaitable[Answer]]) -> APIRouter:
+    """Return the router of `GET /v1/history`."""
+    router = APIRouter(tags=["metrics"])
+
+    @router.get(
+        "/v1/history",
+        summary="The past in buckets of equal length",
+        description="Buckets begin at whole minutes, hours or days in UTC. A bucket without "
+        "decisions is there all the same. The last one may still be running.",
+        response_class=Response,
+        openapi_extra={"parameters": PARAMETERS, "responses": _RESPONSES},
+    )
+    async def history(request: Request) -> Response:
+        found = await answer(parse_history(request.scope["query_string"]))
+        document = found.document()
+        large = found.values > MANY_VALUES
+        body = await asyncio.to_thread(_encode, document) if large else _encode(document)
+        headers = {"Cache-Control": "no-store"}
+        return Response(body, headers=headers, media_type="application/json")
+
+    return router
+
+
+# -- OpenAPI ------------------------------------------------------------------------------------
+
+
+def _moment(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "schema": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]},
+        "description": f"{description} RFC 3339 with an offset, or Unix seconds.",
+    }
+
+
+PARAMETERS: Final[list[dict[str, Any]]] = [
+    _moment("from", "Where the range begins; an hour before its end where it is absent."),
+    _moment("to", "Where it ends, not included; now where it is absent."),
+    {
+        "name": "points",
+        "in": "query",
+        "schema": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_POINTS,
+            "default": DEFAULT_POINTS,
+        },
+        "description": "How many buckets there may be.",
+    },
+    {
+        "name": "group_by",
+        "in": "query",
+        "schema": {"enum": list(GROUPS)},
+        "description": "A series for each of its values; one for all where it is absent.",
+    },
+    {
+        "name": "fields",
+        "in": "query",
+        "schema": {
+            "type": "array",
+            "items": {"enum": list(HISTORY_FIELDS)},
+            "default": list(DEFAULT_FIELDS),
+        },
+        "explode": False,
+        "description": "A comma list: what to tell of each bucket.",
+    },
+    *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
+]
+
+_POSITION: Final = {
+    "type": "object",
+    "properties": {"epoch": {"type": "string"}, "seq": {"type": "integer"}},
+    "required": ["epoch", "seq"],
+}
+_COLUMN: Final = {"type": "array", "items": {"type": ["number", "null"]}}
+_ANSWER: Final = {
+    "type": "object",
+    "properties": {
+        "position": _POSITION,
+        "step": {"type": "integer", "description": "The length of a bucket in seconds."},
+        "from": {"type": "string", "format": "date-time"},
+        "points": {"type": "integer", "description": "How many buckets there are."},
+        "series": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "key": {"type": "string"},
+                    **dict.fromkeys(HISTORY_FIELDS, _COLUMN),
+                },
+                "required": ["key"],
+            },
+        },
+    },
+    "required": ["position", "step", "from", "points", "series"],
+}
+_PROBLEM: Final = {
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+}
+_RESPONSES: Final = {
+    "200": {
+        "description": "The buckets; null is a value over nothing.",
+        "content": {"application/json": {"schema": _ANSWER}},
+    },
+    "400": {"description": "A parameter is wrong; `parameter` names it.", **_PROBLEM},
+    "503": {"description": "No database, or too many ask; see Retry-After.", **_PROBLEM},
+}

@@ -1,0 +1,161 @@
+"""The past, for whoever asks: read from the store once for all who ask the same."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from routecast.core.changes import Changes
+from routecast.core.follow import Follow
+from routecast.core.history import HOUR_STEP, HistoryQuery, Plan, plan
+from routecast.core.past import MANY_VALUES, Answer, Past, past_of, render
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Gap, Unavailable, Uncovered
+from routecast.ports import Clock, Reading, Store
+
+Names = tuple[str, ...]
+_Key = tuple[Plan, Names]
+
+# Reads at the same time; they leave the store to others.
+READS: Final = 2
+# Different reads that may wait for their turn; one more is refused.
+MAX_WAITING: Final = 64
+# Answers kept, for as long as no commit comes; the least lately used goes first.
+MAX_KEPT: Final = 64
+
+
+class History:
+    """Answers queries about the past, and tells how the answers go on.
+
+    `live` is the newest state there is, `changes` what led to it.
+    """
+
+    def __init__(
+        self, store: Store, live: Callable[[], Reading | None], changes: Changes, clock: Clock
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._changes = changes
+        self._clock = clock
+        self._turns = asyncio.Semaphore(READS)
+        self._waiting: dict[_Key, asyncio.Task[Answer]] = {}
+        self._kept: OrderedDict[_Key, Answer] = OrderedDict()
+
+    async def answer(self, query: HistoryQuery) -> Answer:
+        """Return a query's answer, with all that was acknowledged before it was asked.
+
+        Raises BadParameter; Unavailable when the database cannot answer, or too many ask.
+        """
+        return await self._answer(query, self._clock.now())
+
+    async def follow(self, query: HistoryQuery) -> tuple[Answer, Follow]:
+        """Return a query's answer, as `answer` does, and what `advance` needs to go on from it."""
+        now = self._clock.now()
+        answer = await self._answer(query, now)
+        return answer, Follow(query, answer, now)
+
+    async def advance(self, follow: Follow) -> Answer | None:
+        """Return what is to be told now, None when nothing is; one call at a time for each.
+
+        What is told replaces all that the client holds from the answer's first bucket on.
+        Raises Unavailable: then nothing is told, and it is not forgotten.
+        """
+        reading, now = self._live(), self._clock.now()
+        if reading is None:
+            return None
+        ours, theirs = follow.position, reading.snapshot.position
+        if ours.epoch == theirs.epoch and theirs.seq < ours.seq:
+            return None  # live state is still behind what the client was told
+        try:
+            answer = await self._go_on(follow, reading.snapshot, now)
+        except Uncovered:  # minutes are not kept for that long
+            answer = await self._answer(follow.query, now)
+            follow.restart(answer, now)
+            return answer
+        if answer is None:
+            follow.kept_up(theirs)
+        else:
+            follow.told(answer, now)
+        return answer
+
+    async def _answer(self, query: HistoryQuery, now: int) -> Answer:
+        try:
+            return await self._read(plan(query, now))
+        except Uncovered:  # its minutes are not kept any more
+            return await self._read(plan(query, now, least_step=HOUR_STEP))
+
+    async def _go_on(self, follow: Follow, snapshot: Snapshot, now: int) -> Answer | None:
+        try:
+            minutes = self._changes.between(follow.position, snapshot.position)
+        except Gap:
+            return await self._read(follow.whole(now), follow.names)
+        due = follow.due(minutes, now)
+        return None if due is None else await self._tell(due, follow.names, snapshot)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    async def _read(self, wanted: Plan, names: Names = ()) -> Answer:
+        key = wanted, names
+        if (kept := self._newest(key)) is not None:
+            return kept
+        task = self._waiting.get(key)
+        if task is None:
+            if len(self._waiting) >= MAX_WAITING:
+                raise Unavailable("too many different histories are asked for at once")
+            task = self._waiting[key] = asyncio.create_task(self._take_turn(key))
+            task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
+
+    async def _take_turn(self, key: _Key) -> Answer:
+        try:
+            await self._turns.acquire()
+        finally:
+            # Who comes from now on may know of commits that this read will not see.
+            del self._waiting[key]
+        try:
+            past = await self._store.history(key[0])
+        finally:
+            self._turns.release()
+        return await self._render(past, key)
+
+    async def _tell(self, due: Plan, names: Names, snapshot: Snapshot) -> Answer:
+        """Return the answer to what is due, made once for all who hold the same."""
+        key = due, names
+        if (kept := self._newest(key)) is not None:
+            return kept
+        try:
+            past = past_of(snapshot, due)
+        except Uncovered:
+            return await self._read(due, names)
+        return await self._render(past, key)
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def _newest(self, key: _Key) -> Answer | None:
+        """Return the answer kept, if no commit is known that came after it."""
+        kept, reading = self._kept.get(key), self._live()
+        if kept is None or reading is None:
+            return None
+        ours, theirs = kept.position, reading.snapshot.position
+        if ours.epoch != theirs.epoch or ours.seq < theirs.seq:
+            return None
+        self._kept.move_to_end(key)
+        return kept
+
+    async def _render(self, past: Past, key: _Key) -> Answer:
+        wanted, names = key
+        values = wanted.buckets.points * len(wanted.fields) * len(past.points)
+        if values < MANY_VALUES:
+            answer = render(past, wanted, names)
+        else:
+            answer = await asyncio.to_thread(render, past, wanted, names)
+        self._kept[key] = answer
+        self._kept.move_to_end(key)
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return answer
+
+
+def _look_at(task: asyncio.Task[Answer]) -> None:
+    if not task.cancelled():
+        task.exception()  # whoever waits for it is told; nobody may

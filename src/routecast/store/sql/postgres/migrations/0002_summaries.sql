@@ -1,0 +1,39 @@
+-- oldest program: 1
+-- Rollups of an hour summed up along one part of their keys, so that history need not read every
+-- key of every hour: `part` is a part's name and `name` its value; or both are 'all'.
+CREATE TABLE summaries (
+    part             text COLLATE "C" NOT NULL,
+    start            bigint  NOT NULL,
+    name             text COLLATE "C" NOT NULL,
+    errors           bigint  NOT NULL,
+    count            bigint  NOT NULL,
+    fallbacks        bigint  NOT NULL,
+    confidence_count bigint  NOT NULL,
+    confidence_sum   bigint  NOT NULL,
+    cost_count       bigint  NOT NULL,
+    cost_sum         bigint  NOT NULL,
+    latency_count    bigint  NOT NULL,
+    latency_sum      bigint  NOT NULL,
+    input_tokens     bigint  NOT NULL,
+    output_tokens    bigint  NOT NULL,
+    latency_bins     bytea   NOT NULL,   -- MessagePack: bin number to count
+    PRIMARY KEY (part, start, name)
+);
+
+-- Hours whose summaries are not there, or not up to date: their rollups have to be read. Triggers
+-- see to it, so that programs that know nothing of summaries may go on folding.
+CREATE TABLE unsummed_hours (
+    start bigint PRIMARY KEY
+);
+INSERT INTO unsummed_hours SELECT DISTINCT start FROM rollups WHERE period = 'hour';
+
+CREATE FUNCTION note_unsummed_hours() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO unsummed_hours SELECT DISTINCT start FROM written WHERE period = 'hour'
+    ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER inserted AFTER INSERT ON rollups REFERENCING NEW TABLE AS written
+FOR EACH STATEMENT EXECUTE FUNCTION note_unsummed_hours();
+CREATE TRIGGER updated AFTER UPDATE ON rollups REFERENCING NEW TABLE AS written
+FOR EACH STATEMENT EXECUTE FUNCTION note_unsummed_hours();

@@ -1,0 +1,95 @@
+"""History out of a SQLite database: sums by series and bucket, made by the engine."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import apsw
+import msgspec
+
+from routecast.core.histogram import pack
+from routecast.core.history import ORIGIN, Plan
+from routecast.core.past import Past
+from routecast.errors import Uncovered
+from routecast.protocol import Position
+from routecast.store.past import add_deltas, add_rows, filters, merged
+from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
+
+
+def prepare(db: apsw.Connection) -> None:
+    """Give a connection what `read` needs of it."""
+    db.create_aggregate_function("merged_bins", _bins_factory)
+
+
+def read(db: apsw.Connection, plan: Plan) -> Past:
+    """Return the sums that a plan asks for. Raises Uncovered when its minutes are gone."""
+    with transaction(db, "BEGIN"):
+        epoch, seq, minutes_from, folded = query(db, "history")[0]
+        if plan.period == "minute" and plan.buckets.first < minutes_from:
+            raise Uncovered("minutes before that are not kept any more")
+        past = Past(Position(epoch, seq))
+        for rows in _rows(db, plan):
+            add_rows(past, plan, rows)
+        add_deltas(past, plan, deltas_after(db, Position(epoch, folded)))
+    return past
+
+
+def _rows(db: apsw.Connection, plan: Plan) -> Iterator[Iterator[Any]]:
+    first, step, _ = plan.buckets
+    place = (first, plan.buckets.end, step, ORIGIN)
+    chosen = {part: _json(names) for part, names in filters(plan).items()}
+    if plan.summary is None:
+        yield _run(db, "past_rollups", plan, chosen, (plan.period, *place))
+    else:
+        yield _run(db, "past_unsummed", plan, chosen, (plan.period, *place))
+        names = chosen.get(plan.summary)
+        yield db.execute(
+            SQL["past_summaries"].format(
+                group="'all'" if plan.group_by is None else "name",
+                sums=_sums(plan, "errors"),
+            ),
+            (plan.summary, *place, names),
+        )
+
+
+def _run(
+    db: apsw.Connection, name: str, plan: Plan, chosen: dict[str, str], values: tuple[Any, ...]
+) -> Iterator[Any]:
+    tests = [
+        SQL["past_filter"].format(part=part, number=number)
+        for number, part in enumerate(chosen, len(values) + 1)
+    ]
+    sql = SQL[name].format(
+        group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
+        sums=_sums(plan, "iif(series.status = 'error', count, 0)"),
+        filters=" ".join(tests),
+    )
+    return db.execute(sql, (*values, *chosen.values()))
+
+
+def _sums(plan: Plan, errors: str) -> str:
+    columns = {name: name for name in plan.columns} | {"errors": errors}
+    sums = [f"sum({columns[name]})" for name in plan.columns]
+    if plan.histograms:
+        sums.append("merged_bins(latency_bins)")
+    return ", ".join(sums)
+
+
+def _json(names: list[str]) -> str:
+    return msgspec.json.encode(names).decode()
+
+
+def _bins_factory() -> tuple["_Bins", Any, Any]:
+    return _Bins(), _Bins.step, _Bins.final
+
+
+class _Bins:
+    """SQL aggregate: one histogram of many."""
+
+    def __init__(self) -> None:
+        self.packed: list[bytes] = []
+
+    def step(self, packed: bytes) -> None:
+        self.packed.append(packed)
+
+    def final(self) -> bytes:
+        return pack(merged(self.packed))
