@@ -9,6 +9,7 @@ from benchmarks.cases import Absent, Broken
 from benchmarks.fanout import fanout
 from benchmarks.freshness import freshness
 from benchmarks.handshakes import handshakes
+from benchmarks.history import history
 from benchmarks.idle import idle
 from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
@@ -23,6 +24,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "batches": batches,
     "singles": singles,
     "totals": totals,
+    "history": history,
     "freshness": freshness,
     "fanout": fanout,
     "peers": peers,

@@ -45,7 +45,7 @@ from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.live import LOOK_SECONDS, Live
-from routecast.maintenance import Retention, run_retention
+from routecast.maintenance import Retention, run_retention, run_summaries
 from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
@@ -193,6 +193,7 @@ class Services:
             await stack.enter_async_context(_opened(engines.store))
             if not self._only_streams:
                 await stack.enter_async_context(_task("retention", self._run_retention))
+                await stack.enter_async_context(_task("summaries", self._run_summaries))
             await stack.enter_async_context(_task("bus", engines.bus.run))
             await stack.enter_async_context(_task("live", self.live.run))
             await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
@@ -207,6 +208,10 @@ class Services:
     async def _run_retention(self) -> None:
         engines = self.engines
         await run_retention(engines.store, engines.cluster, engines.clock, self._retention)
+
+    async def _run_summaries(self) -> None:
+        engines = self.engines
+        await run_summaries(engines.store, engines.cluster, engines.clock)
 
     async def health(self) -> Health:
         """Return how the engines are, and where numbers would come from now."""

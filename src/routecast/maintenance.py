@@ -1,11 +1,15 @@
-"""Retention: old decisions and minutes go; totals, hours and the proof of them stay."""
+"""Maintenance: what one of the nodes does now and then, beside all that is asked for.
+
+Retention: old decisions and minutes go; totals, hours and the proof of them stay. Summaries: hours
+that are over are summed up, so that history costs less to read.
+"""
 
 import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Final
 
-from routecast.core.decision import DAY
+from routecast.core.decision import DAY, MINUTE
 from routecast.errors import Unavailable
 from routecast.ports import Clock, Cluster, Store
 
@@ -15,6 +19,12 @@ log = logging.getLogger(__name__)
 STEP: Final = 2_000
 # Between two looks for what is too old, in seconds.
 EVERY: Final = 600.0
+# Hours summed up in one transaction, for the same reason.
+HOURS: Final = 2
+# Between two looks for hours that are over, in seconds.
+SUMMARISE_EVERY: Final = 60.0
+# An hour is left alone for so long after its end: most decisions that come late have come then.
+LATE: Final = 5 * MINUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +62,23 @@ async def run_retention(store: Store, cluster: Cluster, clock: Clock, keep: Rete
         except Unavailable as error:
             log.warning("Retention will be tried again: %s", error)
         await asyncio.sleep(EVERY)
+
+
+async def summarise(store: Store, clock: Clock) -> int:
+    """Sum up the hours that are over; return how many."""
+    total = 0
+    while summed := await store.summarise(before=clock.now() - LATE, limit=HOURS):
+        total += summed
+        await asyncio.sleep(0.01)
+    return total
+
+
+async def run_summaries(store: Store, cluster: Cluster, clock: Clock) -> None:
+    """Sum hours up now and then, one of the nodes. Never ends."""
+    while True:
+        try:
+            if await cluster.claim("summaries", SUMMARISE_EVERY - 1):
+                await summarise(store, clock)
+        except Unavailable as error:
+            log.warning("Summaries will be tried again: %s", error)
+        await asyncio.sleep(SUMMARISE_EVERY)

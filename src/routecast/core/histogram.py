@@ -5,8 +5,9 @@ A histogram is a plain `dict` from bin number to count, so that merging is addin
 integer arithmetic, so every machine and every database puts a value into the same bin.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Final
 
 import msgspec
@@ -44,24 +45,26 @@ def middle(number: int) -> float:
     return 2 * least * greatest / (least + greatest) if greatest else 0.0
 
 
+def add_bins(into: dict[int, int], bins: Mapping[int, int]) -> None:
+    """Add a histogram to another."""
+    if not into:
+        into.update(bins)
+        return
+    for number, count in bins.items():
+        into[number] = into.get(number, 0) + count
+
+
 def percentiles(bins: Mapping[int, int], percents: Iterable[int]) -> list[float | None]:
     """Return nearest-rank percentiles (1 to 100) in microseconds; None where nothing is counted.
 
     Each is within 2 % of the exact one.
     """
-    total = sum(bins.values())
-    if not total:
+    numbers = sorted(bins)
+    ranks = list(accumulate(map(bins.__getitem__, numbers)))  # of the last value in each bin
+    if not ranks or not ranks[-1]:
         return [None for _ in percents]
-    ordered = sorted(bins.items())
-    answers: list[float | None] = []
-    for percent in percents:
-        rank, seen = -(-percent * total // 100), 0
-        for number, count in ordered:
-            seen += count
-            if seen >= rank:
-                answers.append(middle(number))
-                break
-    return answers
+    wanted = [-(-percent * ranks[-1] // 100) for percent in percents]
+    return [middle(numbers[bisect_left(ranks, rank)]) for rank in wanted]
 
 
 def pack(bins: Mapping[int, int]) -> bytes:

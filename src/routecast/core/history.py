@@ -81,7 +81,7 @@ HISTORY_FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "p95_latency_ms": ("latency_count",),
     "p99_latency_ms": ("latency_count",),
 }
-PERCENTILES: Final = frozenset({"p50_latency_ms", "p95_latency_ms", "p99_latency_ms"})
+PERCENTILES: Final = {"p50_latency_ms": 50, "p95_latency_ms": 95, "p99_latency_ms": 99}
 DEFAULT_FIELDS: Final = ("count", "cost")
 
 
@@ -222,7 +222,7 @@ class Plan:
     @property
     def histograms(self) -> bool:
         """Whether histograms of latency are needed."""
-        return not PERCENTILES.isdisjoint(self.fields)
+        return not PERCENTILES.keys().isdisjoint(self.fields)
 
     @property
     def summary(self) -> str | None:

@@ -1,12 +1,21 @@
 """The past as it was found: sums by series and bucket, and the answer that is told of them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from routecast.core.decision import SECOND
 from routecast.core.histogram import percentiles
-from routecast.core.history import ALL, MAX_PERIODS, MAX_SERIES, OTHER, PARTS, Buckets, Plan
+from routecast.core.history import (
+    ALL,
+    MAX_PERIODS,
+    MAX_SERIES,
+    OTHER,
+    PARTS,
+    PERCENTILES,
+    Buckets,
+    Plan,
+)
 from routecast.core.metrics import quotient
 from routecast.core.rollup import Key, Sums
 from routecast.core.snapshot import Snapshot
@@ -165,25 +174,18 @@ _EMPTY: Final = Point()
 def _columns(
     name: str, points: Mapping[int, Point], starts: Sequence[int], fields: Sequence[str]
 ) -> dict[str, Any]:
-    column = {field: _VALUES[field] for field in fields}
-    empty = {field: value(_EMPTY) for field, value in column.items()}
-    held = [points.get(start) for start in starts]
-    return {
-        "key": name,
-        **{
-            field: [empty[field] if point is None else value(point) for point in held]
-            for field, value in column.items()
-        },
-    }
+    held = [points.get(start, _EMPTY) for start in starts]
+    columns = {field: list(map(_VALUES[field], held)) for field in fields if field in _VALUES}
+    if percents := {field: PERCENTILES[field] for field in fields if field in PERCENTILES}:
+        rows = [_latencies(point, percents.values()) for point in held]
+        columns |= dict(zip(percents, map(list, zip(*rows, strict=True)), strict=True))
+    return {"key": name, **{field: columns[field] for field in fields}}
 
 
-def _percentile(percent: int) -> Callable[[Point], float | None]:
-    def value(point: Point) -> float | None:
-        (found,) = percentiles(point.latency_bins, (percent,))
-        # To the nanosecond: coarser would cost short latencies their 2 %.
-        return None if found is None else round(found / 1000, 6)
-
-    return value
+def _latencies(point: Point, percents: Collection[int]) -> list[float | None]:
+    found = percentiles(point.latency_bins, percents)
+    # To the nanosecond: coarser would cost short latencies their 2 %.
+    return [None if value is None else round(value / 1000, 6) for value in found]
 
 
 _VALUES: Final[dict[str, Callable[[Point], Any]]] = {
@@ -196,7 +198,4 @@ _VALUES: Final[dict[str, Callable[[Point], Any]]] = {
     "errors": lambda point: point.errors,
     "fallbacks": lambda point: point.fallbacks,
     "avg_latency_ms": lambda point: quotient(point.latency_sum, point.latency_count, 3),
-    "p50_latency_ms": _percentile(50),
-    "p95_latency_ms": _percentile(95),
-    "p99_latency_ms": _percentile(99),
 }

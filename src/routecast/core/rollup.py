@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple, Self
 
 from routecast.core.decision import MINUTE, Decision
-from routecast.core.histogram import bin_of, pack, unpack
+from routecast.core.histogram import add_bins, bin_of, pack, unpack
 
 MINUTES_PER_HOUR: Final = 60
 
@@ -114,9 +114,7 @@ class Sums:
         """Add another's sums to these."""
         self.merge_scalars(other)
         if other.latency_count:
-            bins = self.latency_bins
-            for number, count in other.latency_bins.items():
-                bins[number] = bins.get(number, 0) + count
+            add_bins(self.latency_bins, other.latency_bins)
 
     def subtract(self, other: "Sums") -> None:
         """Take another's sums, merged before, out of these again."""

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from routecast.core.delta import Delta
-from routecast.core.histogram import pack, unpack
+from routecast.core.histogram import add_bins, pack, unpack
 from routecast.core.history import COLUMNS, Plan
-from routecast.core.past import Past, Point, summaries
+from routecast.core.past import Past, summaries
 from routecast.core.rollup import Key, Sums
 from routecast.core.view import FILTERS
 
@@ -17,27 +17,23 @@ def filters(plan: Plan) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
 
+def sums(plan: Plan, errors: str) -> dict[str, str]:
+    """Return what to select of a plan's columns, and how; `errors` is the SQL of that column."""
+    columns = [errors if name == "errors" else name for name in plan.columns]
+    if plan.histograms:  # which no database can add up
+        return {"sums": ", ".join([*columns, "latency_bins"]), "grouping": ""}
+    return {"sums": ", ".join(f"sum({name})" for name in columns), "grouping": "GROUP BY 1, 2"}
+
+
 def add_rows(past: Past, plan: Plan, rows: Iterable[Any]) -> None:
-    """Add rows: series, beginning, the plan's columns, and where needed packed histograms."""
-    columns = plan.columns
+    """Add rows: series, beginning, the plan's columns, and a packed histogram where it needs it."""
+    columns, histograms = plan.columns, plan.histograms
     for series, start, *values in rows:
-        point = Point()
+        point = past.point(series, start)
         for column, value in zip(columns, values, strict=False):
-            setattr(point, column, int(value))
-        if plan.histograms:
-            point.latency_bins.update(merged(values[-1]))
-        past.point(series, start).unite(point)
-
-
-def merged(histograms: bytes | Iterable[bytes]) -> dict[int, int]:
-    """Return one histogram of one packed, or of many."""
-    if isinstance(histograms, bytes):
-        return unpack(histograms)
-    bins: dict[int, int] = {}
-    for packed in histograms:
-        for number, count in unpack(packed).items():
-            bins[number] = bins.get(number, 0) + count
-    return bins
+            setattr(point, column, getattr(point, column) + int(value))
+        if histograms:
+            add_bins(point.latency_bins, unpack(values[-1]))
 
 
 def add_deltas(past: Past, plan: Plan, deltas: Iterable[Delta]) -> None:

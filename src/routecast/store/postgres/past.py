@@ -9,7 +9,7 @@ from routecast.core.past import Past
 from routecast.core.rollup import Bucket, Sums
 from routecast.errors import Uncovered
 from routecast.protocol import Position
-from routecast.store.past import add_deltas, add_rows, filters, summary_rows
+from routecast.store.past import add_deltas, add_rows, filters, summary_rows, sums
 from routecast.store.postgres.fold import START_OF, deltas_of
 from routecast.store.postgres.session import SQL, Session, query, series_names
 
@@ -49,24 +49,16 @@ def _queries(plan: Plan) -> Iterator[tuple[str, Sequence[Any]]]:
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
     sql = SQL["past_rollups" if plan.summary is None else "past_unsummed"].format(
         group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        sums=_sums(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END"),
+        **sums(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END"),
         series=SQL["past_series"] if needs_series else "",
         filters=" ".join(tests),
     )
     yield sql, (plan.period, *place, *chosen.values())
     if plan.summary is not None:
         sql = SQL["past_summaries"].format(
-            group="'all'" if plan.group_by is None else "name", sums=_sums(plan, "errors")
+            group="'all'" if plan.group_by is None else "name", **sums(plan, "errors")
         )
         yield sql, (plan.summary, *place, chosen.get(plan.summary))
-
-
-def _sums(plan: Plan, errors: str) -> str:
-    columns = {name: name for name in plan.columns} | {"errors": errors}
-    sums = [f"sum({columns[name]})" for name in plan.columns]
-    if plan.histograms:
-        sums.append("array_agg(latency_bins)")
-    return ", ".join(sums)
 
 
 async def summarise(session: Session, before: int, limit: int) -> int:

@@ -6,18 +6,12 @@ from typing import Any
 import apsw
 import msgspec
 
-from routecast.core.histogram import pack
 from routecast.core.history import ORIGIN, Plan
 from routecast.core.past import Past
 from routecast.errors import Uncovered
 from routecast.protocol import Position
-from routecast.store.past import add_deltas, add_rows, filters, merged
+from routecast.store.past import add_deltas, add_rows, filters, sums
 from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
-
-
-def prepare(db: apsw.Connection) -> None:
-    """Give a connection what `read` needs of it."""
-    db.create_aggregate_function("merged_bins", _bins_factory)
 
 
 def read(db: apsw.Connection, plan: Plan) -> Past:
@@ -45,7 +39,7 @@ def _rows(db: apsw.Connection, plan: Plan) -> Iterator[Iterator[Any]]:
         yield db.execute(
             SQL["past_summaries"].format(
                 group="'all'" if plan.group_by is None else "name",
-                sums=_sums(plan, "errors"),
+                **sums(plan, "errors"),
             ),
             (plan.summary, *place, names),
         )
@@ -60,36 +54,11 @@ def _run(
     ]
     sql = SQL[name].format(
         group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        sums=_sums(plan, "iif(series.status = 'error', count, 0)"),
+        **sums(plan, "iif(series.status = 'error', count, 0)"),
         filters=" ".join(tests),
     )
     return db.execute(sql, (*values, *chosen.values()))
 
 
-def _sums(plan: Plan, errors: str) -> str:
-    columns = {name: name for name in plan.columns} | {"errors": errors}
-    sums = [f"sum({columns[name]})" for name in plan.columns]
-    if plan.histograms:
-        sums.append("merged_bins(latency_bins)")
-    return ", ".join(sums)
-
-
 def _json(names: list[str]) -> str:
     return msgspec.json.encode(names).decode()
-
-
-def _bins_factory() -> tuple["_Bins", Any, Any]:
-    return _Bins(), _Bins.step, _Bins.final
-
-
-class _Bins:
-    """SQL aggregate: one histogram of many."""
-
-    def __init__(self) -> None:
-        self.packed: list[bytes] = []
-
-    def step(self, packed: bytes) -> None:
-        self.packed.append(packed)
-
-    def final(self) -> bytes:
-        return pack(merged(self.packed))

@@ -130,7 +130,6 @@ class SqliteStore:
         connection = apsw.Connection(str(self.path))
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("PRAGMA query_only = 1")
-        past.prepare(connection)
         return connection
 
     @property

@@ -261,11 +261,12 @@ SELECT current_setting('server_encoding');
 
 -- name: past_rollups
 -- A period's sums by series of a history and by bucket. $4 is the bucket's length in seconds, $5
--- where buckets are counted from. Series are joined only where something of them is asked for.
+-- where buckets are counted from. Series are joined only where something of them is asked for;
+-- rows are summed up only where no histogram is.
 SELECT {group} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {sums}
 FROM rollups {series}
 WHERE period = $1 AND rollups.start >= $2 AND rollups.start < $3 {filters}
-GROUP BY 1, 2;
+{grouping};
 
 -- name: past_series
 JOIN series ON series.id = rollups.series
@@ -280,7 +281,7 @@ FROM rollups {series}
 WHERE period = $1
   AND rollups.start IN (SELECT start FROM unsummed_hours WHERE start >= $2 AND start < $3)
   {filters}
-GROUP BY 1, 2;
+{grouping};
 
 -- name: past_summaries
 -- The same of those hours that they have; $1 is the part. Without $6, all of its names.
@@ -289,7 +290,7 @@ FROM summaries
 WHERE part = $1 AND start >= $2 AND start < $3
   AND start NOT IN (SELECT start FROM unsummed_hours)
   AND ($6::text[] IS NULL OR name = ANY($6))
-GROUP BY 1, 2;
+{grouping};
 
 -- name: unsummed_hours
 -- Those that begin before a moment, oldest first.

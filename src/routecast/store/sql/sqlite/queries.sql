@@ -120,11 +120,12 @@ ORDER BY 1;
 
 -- name: past_rollups
 -- A period's sums by series of a history and by bucket. ?4 is the bucket's length in seconds, ?5
--- where buckets are counted from. Series are joined only where something of them is asked for.
+-- where buckets are counted from. Series are joined only where something of them is asked for;
+-- rows are summed up only where no histogram is.
 SELECT {group} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {sums}
 FROM rollups LEFT JOIN series ON series.id = rollups.series
 WHERE period = ?1 AND rollups.start >= ?2 AND rollups.start < ?3 {filters}
-GROUP BY 1, 2;
+{grouping};
 
 -- name: past_filter
 -- What a filter adds to the above and the next.
@@ -137,7 +138,7 @@ FROM rollups LEFT JOIN series ON series.id = rollups.series
 WHERE period = ?1
   AND rollups.start IN (SELECT start FROM unsummed_hours WHERE start >= ?2 AND start < ?3)
   {filters}
-GROUP BY 1, 2;
+{grouping};
 
 -- name: past_summaries
 -- The same of those hours that they have; ?1 is the part. Without ?6, all of its names.
@@ -146,7 +147,7 @@ FROM summaries
 WHERE part = ?1 AND start >= ?2 AND start < ?3
   AND start NOT IN (SELECT start FROM unsummed_hours)
   AND (?6 IS NULL OR name IN (SELECT value FROM json_each(?6)))
-GROUP BY 1, 2;
+{grouping};
 
 -- name: note_unsummed_hour
 INSERT INTO unsummed_hours (start) VALUES (?) ON CONFLICT DO NOTHING;
