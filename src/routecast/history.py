@@ -87,10 +87,17 @@ class History:
     async def _go_on(self, follow: Follow, snapshot: Snapshot, now: int) -> Answer | None:
         try:
             minutes = self._changes.between(follow.position, snapshot.position)
+            due = follow.due(minutes, now)
+            if due is None:
+                return None
+            answer = await self._tell(due, follow.names, snapshot)
+            # The database may have known of more commits; of what they changed all must be told.
+            minutes += self._changes.between(snapshot.position, answer.position)
+            if follow.due(minutes, now) == due:
+                return answer
         except Gap:
-            return await self._read(follow.whole(now), follow.names)
-        due = follow.due(minutes, now)
-        return None if due is None else await self._tell(due, follow.names, snapshot)
+            pass
+        return await self._read(follow.whole(now), follow.names)
 
     # -- reading --------------------------------------------------------------------------------
 

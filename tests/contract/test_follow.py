@@ -1,0 +1,283 @@
+"""Following a history on a real store: a chart that is told little equals one that asks anew."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from routecast.core.changes import Changes
+from routecast.core.decision import Decision
+from routecast.core.delta import Delta
+from routecast.core.history import GROUPS, history_query
+from routecast.core.snapshot import Snapshot
+from routecast.core.view import View
+from routecast.history import History
+from routecast.ports import Reading
+from routecast.protocol import Source
+from tests.contract.conftest import Databases
+from tests.support.buckets import assert_history
+from tests.support.chart import Chart
+from tests.support.decisions import HOUR, MINUTE, NOW, STRATEGIES, kept, kept_decisions
+from tests.unit.clock import HeldClock
+
+FIELDS = ("count", "cost", "avg_confidence", "errors", "p95_latency_ms")
+
+
+class Node:
+    """A store, and live state that hears of its commits when it is let."""
+
+    def __init__(self, databases: Databases) -> None:
+        self.clock = HeldClock()
+        self.store = databases.create()()
+        self.changes = Changes()
+        self.snapshot: Snapshot
+        self.unheard: list[Delta] = []
+        self.history = History(self.store, self.live, self.changes, self.clock)
+        self.committed: list[list[Decision]] = [[]]  # by seq
+
+    def live(self) -> Reading | None:
+        return Reading(self.snapshot, Source.LIVE, self.clock.now())
+
+    async def open(self) -> None:
+        await self.store.open()
+        self.snapshot = await self.store.load(self.clock.now())
+
+    async def commit(self, decisions: list[Decision]) -> None:
+        done = await self.store.commit([decisions], self.clock.now())
+        if done.delta is not None:
+            self.unheard.append(done.delta)
+            self.committed.append(decisions)
+
+    def hear(self) -> None:
+        for delta in self.unheard:
+            if self.snapshot.apply(delta):
+                self.changes.note(delta)
+        self.unheard.clear()
+
+    async def load(self) -> None:
+        """Lose step, and load anew: what the commits in between changed, nobody knows."""
+        self.unheard.clear()
+        self.snapshot = await self.store.load(self.clock.now())
+
+    def upto(self, seq: int) -> list[Decision]:
+        return [one for commit in self.committed[: seq + 1] for one in commit]
+
+
+class Life(RuleBasedStateMachine):
+    """A node with a client whose chart follows."""
+
+    databases: Databases
+    advanced = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.node = Node(self.databases)
+        self.run(self.node.open())
+        self.number = 0
+
+    def run(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    def teardown(self) -> None:
+        self.run(self.node.store.close())
+        self.runner.close()
+
+    @initialize(
+        length=st.sampled_from([5 * MINUTE, HOUR, 5 * HOUR, 40 * HOUR, 200 * HOUR]),
+        points=st.integers(3, 90),
+        group_by=st.sampled_from([None, *GROUPS]),
+        strategies=st.one_of(
+            st.none(), st.frozensets(st.sampled_from(STRATEGIES), min_size=1, max_size=3)
+        ),
+        ends=st.booleans(),
+    )
+    def begin(
+        self,
+        length: int,
+        points: int,
+        group_by: str | None,
+        strategies: frozenset[str] | None,
+        ends: bool,
+    ) -> None:
+        self.points, self.group_by = points, group_by
+        self.filters = {} if strategies is None else {"strategy": strategies}
+        query = history_query(
+            start=NOW - length,
+            end=NOW + length // 3 if ends else None,
+            points=points,
+            group_by=group_by,
+            fields=FIELDS,
+            filters=View(**self.filters),
+            follow=True,
+        )
+        self.chart = Chart(points, FIELDS)
+        answer, self.follow = self.run(self.node.history.follow(query))
+        self.chart.take(answer.document())
+        self.step = answer.buckets.step
+
+    @rule(
+        sent=st.lists(
+            kept_decisions(
+                st.just("x"),
+                st.one_of(
+                    st.integers(-10, 3),  # in steps of a bucket
+                    st.sampled_from([-1000, 0]),
+                ),
+            ),
+            min_size=1,
+            max_size=5,
+        ),
+        exact=st.integers(0, 59),
+    )
+    def commit(self, sent: list[Decision], exact: int) -> None:
+        """Decisions of now, late ones, and some of the future."""
+        now = self.node.clock.now()
+        batch = []
+        for one in sent:
+            self.number += 1
+            decided = max(0, now + one.decided * self.step * 10**6 - exact * 10**6)
+            batch.append(one._replace(id=f"d{self.number}", decided=decided))
+        self.run(self.node.commit(batch))
+
+    @rule()
+    def hear(self) -> None:
+        """Live state catches up."""
+        self.node.hear()
+
+    @rule()
+    def load(self) -> None:
+        """Live state is had anew."""
+        self.run(self.node.load())
+
+    @rule(steps=st.sampled_from([0.1, 0.5, 1, 1.7, 4]))
+    def wait(self, steps: float) -> None:
+        """Time goes on."""
+        self.node.clock.moment += int(steps * self.step * 10**6)
+        if self.node.clock.now() - self.node.snapshot.taken >= HOUR:
+            self.load()
+
+    @rule()
+    def advance(self) -> None:
+        """After what is told the chart is what an answer at that position would be."""
+        told = self.run(self.node.history.advance(self.follow))
+        if told is not None:
+            type(self).advanced += 1
+            self.chart.take(told.document())
+            self.compare(self.chart.position.seq, self.chart.points)
+            assert self.chart.points <= self.points
+
+    @rule()
+    def agree(self) -> None:
+        """When nothing is to be told, the buckets that are closed are as of the live position."""
+        self.node.hear()
+        self.advance()
+        assert self.run(self.node.history.advance(self.follow)) is None
+        now = self.node.clock.now() // 10**6
+        closed = (now - self.follow.buckets.first) // self.step
+        position = self.follow.position
+        assert position == self.node.snapshot.position
+        self.compare(position.seq, min(closed, self.chart.points))
+
+    @invariant()
+    def has_no_hole(self) -> None:
+        for columns in self.chart.series.values():
+            assert {len(values) for values in columns.values()} == {self.chart.points}
+
+    def compare(self, seq: int, points: int) -> None:
+        assert_history(
+            self.chart.document(points),
+            self.node.upto(seq),
+            group_by=self.group_by,
+            fields=FIELDS,
+            filters=self.filters,
+        )
+
+
+def test_life_of_a_chart(databases: Databases) -> None:
+    """Whatever comes late, gets lost or closes: the chart is the decisions', at each position."""
+
+    class ThisLife(Life):
+        pass
+
+    ThisLife.databases = databases
+    run_state_machine_as_test(
+        ThisLife, settings=settings(max_examples=25, stateful_step_count=20, deadline=None)
+    )
+    assert ThisLife.advanced > 10
+
+
+@pytest.fixture
+async def node(databases: Databases) -> Any:
+    """A node with an empty database."""
+    made = Node(databases)
+    await made.open()
+    yield made
+    await made.store.close()
+
+
+async def test_a_bucket_that_closes_is_told_with_the_one_that_runs(node: Node) -> None:
+    """Two points, not the whole; and nothing while nothing closes."""
+    query = history_query(points=60, follow=True)
+    await node.commit([kept(1)])
+    node.hear()
+    answer, follow = await node.history.follow(query)
+    assert answer.buckets.step == 120
+    await node.commit([kept(2)])
+    node.hear()
+    assert await node.history.advance(follow) is None
+    node.clock.moment += 2 * MINUTE
+    told = await node.history.advance(follow)
+    assert told is not None
+    assert told.series == [{"key": "all", "count": [2, 0], "cost": [0.0046, None]}]
+    assert told.position == node.snapshot.position
+    assert await node.history.advance(follow) is None
+
+
+async def test_a_late_decision_is_told_from_its_bucket_on(node: Node) -> None:
+    """All buckets from there on; a new series with them."""
+    answer, follow = await node.history.follow(
+        history_query(points=60, group_by="strategy", fields=["count"], follow=True)
+    )
+    assert answer.series == []
+    await node.commit([kept(1, strategy="late", decided=NOW - 9 * MINUTE), kept(2)])
+    node.hear()
+    told = await node.history.advance(follow)
+    assert told is not None
+    assert told.document()["from"] == "2026-01-31T12:24:00.000000+00:00"
+    assert told.series == [
+        {"key": "hybrid", "count": [0, 0, 0, 0, 0, 1]},
+        {"key": "late", "count": [1, 0, 0, 0, 0, 0]},
+    ]
+
+
+async def test_many_that_hold_the_same_cost_one(node: Node) -> None:
+    """They are told the very same answer."""
+    query = history_query(points=60, follow=True)
+    follows = [(await node.history.follow(query))[1] for _ in range(5)]
+    node.clock.moment += 2 * MINUTE
+    told = [await node.history.advance(follow) for follow in follows]
+    assert told[0] is not None
+    assert all(one is told[0] for one in told)
+
+
+async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
+    """What the client was told already is not taken back."""
+    await node.commit([kept(1)])
+    answer, follow = await node.history.follow(history_query(points=60, follow=True))
+    assert answer.position.seq == 1  # the database knows what live state has not heard of yet
+    node.clock.moment += 2 * MINUTE
+    assert await node.history.advance(follow) is None
+    node.hear()
+    told = await node.history.advance(follow)
+    assert told is not None
+    assert told.series == [{"key": "all", "count": [1, 0], "cost": [0.0023, None]}]
