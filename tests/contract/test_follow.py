@@ -26,8 +26,8 @@ from routecast.protocol import Source
 from tests.contract.conftest import Databases
 from tests.support.buckets import assert_history
 from tests.support.chart import Chart
+from tests.support.clock import HeldClock
 from tests.support.decisions import HOUR, MINUTE, NOW, STRATEGIES, kept, kept_decisions
-from tests.unit.clock import HeldClock
 
 FIELDS = ("count", "cost", "avg_confidence", "errors", "p95_latency_ms")
 
