@@ -5,7 +5,7 @@ Imports the standard library and msgspec only, so that clients can share it.
 
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum, StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -193,6 +193,173 @@ _FINAL: Final = frozenset(
         CloseCode.FORBIDDEN,
     }
 )
+
+
+# -- routecast.v1: subscriptions over a WebSocket -----------------------------------------------
+
+V1: Final = "routecast.v1"
+V1_JSON: Final = "routecast.v1.json"  # text messages
+V1_MSGPACK: Final = "routecast.v1.msgpack"  # binary ones, of the same shape
+SUBPROTOCOLS: Final = (V1_JSON, V1_MSGPACK)
+
+# Of one connection: what it may hold and send. `hello` tells them.
+MAX_SUBSCRIPTIONS: Final = 16
+MAX_MESSAGES_A_MINUTE: Final = 120
+MAX_MESSAGE_BYTES: Final = 65_536
+MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
+MAX_FIELDS: Final = 64
+MAX_POINTS: Final = 2_000
+# A stream that said nothing for so long, in seconds, is dead: a snapshot comes at least this often.
+ALIVE_SECONDS: Final = 25.0
+
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+FilterValue = Annotated[str, Meta(min_length=1, max_length=128)]
+FilterValues = Annotated[list[FilterValue], Meta(min_length=1, max_length=MAX_FILTER_VALUES)]
+FieldNames = Annotated[list[str], Meta(min_length=1, max_length=MAX_FIELDS)]
+Moment = Annotated[datetime, Meta(tz=True)]
+GroupBy = Literal["strategy", "provider", "model", "band", "status"]
+
+
+class _Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
+    """A message of routecast.v1. Fields that a reader does not know are to be ignored."""
+
+
+class Filters(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which decisions count: those with any of the values named, in every part that is named."""
+
+    strategy: FilterValues | None = None
+    provider: FilterValues | None = None
+    model: FilterValues | None = None
+    project: FilterValues | None = None
+
+
+class Subscribe(_Message, frozen=True, tag="subscribe"):
+    """Follow a view under an `id` of the client's own. With `position`, from where one was."""
+
+    id: Id
+    fields: FieldNames | None = None
+    filter: Filters | None = None
+    window: str | None = None
+    interval: Annotated[float, Meta(ge=MIN_INTERVAL, le=MAX_INTERVAL)] | None = None
+    position: Position | None = None
+
+
+class Unsubscribe(_Message, frozen=True, tag="unsubscribe"):
+    """End a subscription, or a history that follows: nothing more comes under this id."""
+
+    id: Id
+
+
+class GetHistory(_Message, frozen=True, tag="history"):
+    """Ask for the past in at most `points` buckets; with `follow`, for the further ones too."""
+
+    id: Id
+    from_: Moment = msgspec.field(name="from")
+    to: Moment | None = None
+    points: Annotated[int, Meta(ge=1, le=MAX_POINTS)] | None = None
+    group_by: GroupBy | None = None
+    fields: FieldNames | None = None
+    filter: Filters | None = None
+    follow: bool | None = None
+
+
+class Ack(_Message, frozen=True, tag="ack"):
+    """Tell how far a subscription was read. The server waits for none."""
+
+    id: Id
+    seq: Annotated[int, Meta(ge=0)]
+
+
+class Refresh(_Message, frozen=True, tag="refresh"):
+    """Bring a new token into an open connection."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=16_384)]
+
+
+class Ping(_Message, frozen=True, tag="ping"):
+    """Ask for a `pong` with the same id."""
+
+    id: Id
+
+
+ClientMessage = Subscribe | Unsubscribe | GetHistory | Ack | Refresh | Ping
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one connection may hold and send; `min_interval` in seconds."""
+
+    subscriptions: int = MAX_SUBSCRIPTIONS
+    messages_per_minute: int = MAX_MESSAGES_A_MINUTE
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    min_interval: float = MIN_INTERVAL
+
+
+class Hello(_Message, frozen=True, tag="hello", kw_only=True):
+    """The first message of every connection. `epoch` is left out while none is known."""
+
+    protocol: str = msgspec.field(default_factory=lambda: V1)
+    connection: str
+    epoch: str | UnsetType = UNSET
+    limits: Limits = msgspec.field(default_factory=Limits)
+
+
+class SnapshotOut(_Message, frozen=True, tag="snapshot"):
+    """A view's whole document. `age_ms` is how old the state behind it is."""
+
+    id: Id
+    position: Position
+    source: str
+    age_ms: int
+    data: dict[str, Any]
+    timestamp: str
+
+
+class DeltaOut(_Message, frozen=True, tag="delta"):
+    """What changed in a view's document since the client's `base`: a merge patch (RFC 7396)."""
+
+    id: Id
+    base: int
+    position: Position
+    source: str
+    age_ms: int
+    data: dict[str, Any]
+    timestamp: str
+
+
+class HistoryOut(_Message, frozen=True, tag="history"):
+    """Buckets of `step` seconds from `from` on. Each of `series` has its `key` and its columns."""
+
+    id: Id
+    position: Position
+    step: int
+    from_: str = msgspec.field(name="from")
+    points: int
+    series: list[dict[str, Any]]
+
+
+class ErrorOut(_Message, frozen=True, tag="error", kw_only=True):
+    """What the server could not do, and whether the same may work later. The connection stays."""
+
+    id: Id | UnsetType = UNSET
+    code: str
+    message: str
+    retryable: bool
+
+
+class Goodbye(_Message, frozen=True, tag="goodbye"):
+    """The server ends the connection with `code`; come back after so many milliseconds."""
+
+    code: int
+    reconnect_after_ms: int
+
+
+class Pong(_Message, frozen=True, tag="pong"):
+    """The answer to a ping."""
+
+    id: Id
+
+
+ServerMessage = Hello | SnapshotOut | DeltaOut | HistoryOut | ErrorOut | Goodbye | Pong
 
 
 # -- health -------------------------------------------------------------------------------------
