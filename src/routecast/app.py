@@ -21,6 +21,7 @@ from routecast.bus.redis import RedisBus
 from routecast.cache.memory import MemoryCache
 from routecast.cache.redis import RedisCache
 from routecast.census import Census
+from routecast.channels import Channels
 from routecast.clock import SystemClock
 from routecast.cluster.memory import MemoryCluster
 from routecast.cluster.redis import RedisCluster
@@ -39,6 +40,7 @@ from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws import WebSocketEdge
 from routecast.edge.ws_asgi import MetricsSocket
+from routecast.edge.ws_v1 import v1_speakers
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.history import History
 from routecast.ingest import Ingest
@@ -175,12 +177,14 @@ class Services:
             allowed_origins=settings.allowed_origins,
             max_per_address=settings.max_per_address,
         )
+        self.channels = Channels(self.latest, engines.clock, self.instruments)
         self.websockets = WebSocketEdge(
             self.manager,
             self.door,
             self.instruments,
             compress=settings.compress,
             trusted_proxies=settings.trusted_proxies,
+            subprotocols=v1_speakers(self.channels),
         )
 
     @asynccontextmanager
@@ -200,6 +204,7 @@ class Services:
             if self._has_others:
                 await stack.enter_async_context(_task("census", self.census.run))
             await stack.enter_async_context(_task("ticks", self.manager.run))
+            await stack.enter_async_context(_task("channels", self.channels.run))
             await stack.enter_async_context(_task("beats", self.manager.beat))
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
             await self.live.loaded()
@@ -353,7 +358,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.router.routes[:0] = [
         # For an application that is mounted in another; and to say 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
-        WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
+        WebSocketRoute("/ws/metrics", MetricsSocket(*streams, services.channels)),
         Route("/ws/metrics", Advice(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]

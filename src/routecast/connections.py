@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Final, Protocol
 
 from routecast.core.frame import Frame
@@ -74,8 +75,11 @@ class Connection(Protocol):
         """Give a sign of life, and end the connection when its peer gives none."""
         ...
 
-    def stop(self, code: CloseCode, reason: str = "") -> None:
-        """Close with a code; `ConnectionManager.disconnect` follows when it is done."""
+    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
+        """Close with a code, and say when to come back where that is given.
+
+        `ConnectionManager.disconnect` follows when it is done.
+        """
         ...
 
 
@@ -113,7 +117,9 @@ class ConnectionManager:
         self._frames = frames
         self._instruments = instruments
         self._limit = limit
-        self._groups: dict[tuple[Subscription, int], Group] = {}
+        # Those that have frames from elsewhere are a group of no tick.
+        self._held = Group((Subscription(), -1), inf)
+        self._groups: dict[tuple[Subscription, int], Group] = {self._held.key: self._held}
         self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()
@@ -130,6 +136,10 @@ class ConnectionManager:
         if self.active >= self._limit:
             raise Unavailable("too many connections", retry_after=random.randint(5, 15))
 
+    def hold(self, connection: Connection) -> None:
+        """Take in a connection that gets its frames from elsewhere (`channels.py`)."""
+        self._take(connection, self._held)
+
     def connect(self, connection: Connection) -> None:
         """Take a connection in and send it its first frame at once."""
         subscription = connection.subscription
@@ -144,13 +154,7 @@ class ConnectionManager:
             group = Group(subscription, quantum, due)
             self._groups[subscription, quantum] = group
             self._schedule(group)
-        group.connections[connection] = None
-        connection.group = group
-        self.active += 1
-        self._instruments.opened.inc()
-        log.info("%s connected. Total connections: %d", connection.kind, self.active)
-        if self._closing:
-            connection.stop(CloseCode.RESTART, self._when_to_return())
+        if not self._take(connection, group):
             return
         frame = self._frames.frame_now(subscription.view)
         if frame is not None:
@@ -159,6 +163,17 @@ class ConnectionManager:
             # However many come at once, the engines are asked once for all of them.
             self._waiting.append(connection)
             self._sooner.set()
+
+    def _take(self, connection: Connection, group: Group) -> bool:
+        """Put a connection into a group; False when it comes too late."""
+        group.connections[connection] = None
+        connection.group = group
+        self.active += 1
+        self._instruments.opened.inc()
+        log.info("%s connected. Total connections: %d", connection.kind, self.active)
+        if self._closing:
+            connection.stop(CloseCode.RESTART, self._return_ms())
+        return not self._closing
 
     def disconnect(self, connection: Connection, code: int) -> None:
         """Forget a connection that is closed; does nothing for one not held."""
@@ -230,7 +245,7 @@ class ConnectionManager:
         """
         self._closing = True
         for number, connection in enumerate(self._all(), 1):
-            connection.stop(CloseCode.RESTART, self._when_to_return())
+            connection.stop(CloseCode.RESTART, self._return_ms())
             if not number % YIELD_EVERY:
                 await asyncio.sleep(0)
         if self.active:
@@ -246,8 +261,8 @@ class ConnectionManager:
         spread = min(max(self.active / RETURNS_PER_SECOND, SHORTEST_SPREAD), LONGEST_SPREAD)
         return random.random() * spread
 
-    def _when_to_return(self) -> str:
-        return f"reconnect_after_ms={round(self._spread() * 1000)}"
+    def _return_ms(self) -> int:
+        return round(self._spread() * 1000)
 
     async def _welcome(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from routecast.core.decision import MINUTE, SECOND
+from routecast.core.decision import SECOND
 from routecast.core.frame import Frame, encode_document, error_frame, stamp
-from routecast.core.metrics import Baseline, render
+from routecast.core.metrics import Baseline, Document, render
 from routecast.core.view import View
 from routecast.errors import Unavailable, Uncovered
 from routecast.instruments import Instruments
@@ -108,6 +108,26 @@ class Latest:
         except Unavailable:
             return None
 
+    def reading_now(self) -> Reading | None:
+        """Return live state, None when that cannot answer."""
+        reading = self._in_front()
+        if reading is not None:
+            self._known = reading
+            self._served[reading.source].inc()
+        return reading
+
+    def document(self, reading: Reading, view: View, now: int) -> Document | None:
+        """Return a view's document, None when it cannot be made of this reading."""
+        try:
+            document = render(reading.snapshot, view, now, self._baseline)
+        except Uncovered:
+            return None
+        except Exception:
+            log.exception("A view could not be rendered: %s", view)
+            return None
+        self._instruments.renders.inc()
+        return document
+
     def frame_now(self, view: View) -> Frame | None:
         """Return a view's newest frame from live state, None when that cannot answer.
 
@@ -146,19 +166,12 @@ class Latest:
         return frames
 
     def _encode(self, reading: Reading, view: View, now: int) -> Frame:
-        snapshot = reading.snapshot
-        # What else than the position moves a document: seconds a rate, minutes a window.
-        moment = now if "rate" in view.fields else 0 if view.window == "all" else now // MINUTE
+        snapshot, moment = reading.snapshot, view.moment(now)
         held = self._encoded.get(view)
         if held is None or held.position != snapshot.position or held.moment != moment:
-            try:
-                document = render(snapshot, view, now, self._baseline)
-            except Uncovered:
+            document = self.document(reading, view, now)
+            if document is None:
                 return error_frame(now)
-            except Exception:
-                log.exception("A view could not be rendered: %s", view)
-                return error_frame(now)
-            self._instruments.renders.inc()
             held = _Encoded(snapshot.position, moment, encode_document(document))
             self._encoded[view] = held
             if len(self._encoded) > MAX_VIEWS:

@@ -182,6 +182,11 @@ class CloseCode(IntEnum):
         return self not in _FINAL
 
 
+def close_reason(return_ms: int | None) -> str:
+    """Return the reason that goes with a close code: when to come back, in milliseconds."""
+    return "" if return_ms is None else f"reconnect_after_ms={return_ms}"
+
+
 _FINAL: Final = frozenset(
     {
         CloseCode.UNSUPPORTED_DATA,

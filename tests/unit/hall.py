@@ -35,7 +35,7 @@ class Reader:
         self.frames: list[Frame] = []
         self.times: list[float] = []
         self.stopped: CloseCode | None = None
-        self.reason = ""
+        self.return_ms: int | None = None
         self.beats = 0
         self.group: Group | None = None
 
@@ -47,8 +47,8 @@ class Reader:
     def beat(self) -> None:
         self.beats += 1
 
-    def stop(self, code: CloseCode, reason: str = "") -> None:
-        self.stopped, self.reason = code, reason
+    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
+        self.stopped, self.return_ms = code, return_ms
 
     def counts(self) -> list[Any]:
         """Return the count of decisions in each frame."""

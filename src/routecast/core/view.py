@@ -8,15 +8,20 @@ from itertools import islice
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+import msgspec
+
+from routecast.core.decision import MINUTE
 from routecast.core.rollup import Key
 from routecast.errors import BadParameter
 from routecast.protocol import (
     DEFAULT_FIELDS,
     DEFAULT_INTERVAL,
     FIELDS,
+    MAX_FILTER_VALUES,
     MAX_INTERVAL,
     MIN_INTERVAL,
     WINDOWS,
+    Filters,
 )
 
 _NUMBER: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
@@ -26,7 +31,6 @@ PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")
 # one of ours (`difflib`'s ratio) is ours, misspelt: ignored, it would give other numbers.
 LIKE_OURS: Final = 0.75
 MAX_LOOKED_AT: Final = 20  # unknown names; each takes a few microseconds
-MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
 MAX_NAME: Final = 128
 # So that the request line stays under the 8 KiB that servers and proxies commonly take.
 MAX_QUERY: Final = 7_000
@@ -53,6 +57,15 @@ class View:
             and (self.model is None or key.model in self.model)
             and (self.project is None or key.project in self.project)
         )
+
+    def moment(self, now: int) -> int:
+        """Return what of the time is in the document: microseconds for a rate, minutes or 0."""
+        return now if "rate" in self.fields else 0 if self.window == "all" else now // MINUTE
+
+    @property
+    def timeless(self) -> bool:
+        """Whether a position says all about the document, whenever and wherever it is made."""
+        return self.window == "all" and not {"rate", "savings"} & set(self.fields)
 
     @property
     def filtered(self) -> bool:
@@ -82,6 +95,16 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
     )
     return Subscription(
         view, _interval(only("interval", given)) if "interval" in given else interval
+    )
+
+
+def make_view(fields: Sequence[str] | None, filters: Filters | None, window: str | None) -> View:
+    """Return the view that a message asks for. Raises BadParameter, naming the field."""
+    given = msgspec.structs.asdict(filters or Filters())
+    return View(
+        fields=_fields(fields) if fields is not None else DEFAULT_FIELDS,
+        window=_window(window) if window is not None else "all",
+        **{name: values and frozenset(values) for name, values in given.items()},
     )
 
 

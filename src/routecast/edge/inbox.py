@@ -13,9 +13,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import SEND_EOF, Protocol, Side, State
 from websockets.streams import StreamReader
 
-from routecast.protocol import CloseCode
-
-MAX_MESSAGE_BYTES: Final = 65_536
+from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode
 
 _AT_A_FRAME: Final = StreamReader.at_eof.__code__
 _new_decoder: Final = codecs.getincrementaldecoder("utf-8")

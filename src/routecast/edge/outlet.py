@@ -8,7 +8,7 @@ from routecast.connections import ConnectionManager, Group
 from routecast.core.frame import Frame
 from routecast.core.session import Session
 from routecast.instruments import Instruments
-from routecast.protocol import CloseCode
+from routecast.protocol import CloseCode, close_reason
 
 # A client that has not taken a frame for so long will not catch up.
 SEND_SECONDS: Final = 10.0
@@ -39,9 +39,13 @@ class Outlet:
     def beat(self) -> None:
         """Nothing to do: pings are the ASGI server's own."""
 
-    def stop(self, code: CloseCode, reason: str = "") -> None:
-        self._stop, self.reason = code, reason
+    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
+        self._stop, self.reason = code, close_reason(return_ms)
         self._wake.set()
+
+    def enter(self, manager: ConnectionManager) -> None:
+        """Ask to be sent frames."""
+        manager.connect(self)
 
     async def pump(
         self,
@@ -86,7 +90,7 @@ class Outlet:
         pumping, listening = asyncio.ensure_future(pump), asyncio.ensure_future(listen)
         code, ours = ABNORMAL, False
         try:
-            manager.connect(self)
+            self.enter(manager)
             done, _ = await asyncio.wait({pumping, listening}, return_when=asyncio.FIRST_COMPLETED)
             if listening in done:
                 code = listening.result()

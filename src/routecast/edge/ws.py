@@ -11,7 +11,7 @@ sends the newest frame.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -25,20 +25,21 @@ from websockets.http11 import Request
 from websockets.http11 import Response as WireResponse
 from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from routecast.connections import ConnectionManager, Group
 from routecast.core.frame import Frame
 from routecast.core.session import Session
 from routecast.core.view import Subscription
 from routecast.edge.door import Door
-from routecast.edge.inbox import MAX_MESSAGE_BYTES, Inbox
+from routecast.edge.inbox import Inbox
 from routecast.edge.problem import respond_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.reset import reset
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
-from routecast.protocol import CloseCode
+from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
 
 log = logging.getLogger(__name__)
 _silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
@@ -66,6 +67,10 @@ _DEFLATE: Final = ServerPerMessageDeflateFactory(
 )
 
 
+# Goes on with a connection whose client chose a subprotocol, in place of what shook its hand.
+Speak = Callable[["WebSocketConnection"], object]
+
+
 class WebSocketEdge:
     """What all connections of one server share. Its `protocol` is uvicorn's `ws` class."""
 
@@ -81,12 +86,20 @@ class WebSocketEdge:
         *,
         compress: bool,
         trusted_proxies: str = "",
+        subprotocols: Mapping[str, "Speak"] | None = None,
     ) -> None:
         self.manager = manager
         self.door = door
         self.instruments = instruments
         self.proxies = Proxies(trusted_proxies)
         self.extensions = [_DEFLATE] if compress else []
+        self.subprotocols = spoken = subprotocols or {}
+
+        def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+            # None is the default stream, for whoever asks for nothing that is spoken here.
+            return next((name for name in offered if name in spoken), None)
+
+        self.choose = choose
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
         """Return the protocol of a new connection; uvicorn calls this, with its own state."""
@@ -168,7 +181,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._heard = self._ready = True
         if self._behind:
             self._behind = False
-            self._edge.manager.catch_up(self)
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._edge.manager.catch_up(self)
 
     def _expect(self, seconds: float, code: CloseCode) -> None:
         """Abort with a code unless something happens in time."""
@@ -206,13 +222,13 @@ class WebSocketConnection(asyncio.Protocol):
         self._send_rider()  # no frame came since the last beat that the ping could go with
         self._rider = PING
 
-    def stop(self, code: CloseCode, reason: str = "") -> None:
+    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if self._code != OPEN:
             return  # it is closing, and on its own clock
         self._code = code
         if self._inbox is None:
             self._inbox = self._new_inbox()
-        self._inbox.close(code, reason)
+        self._inbox.close(code, close_reason(return_ms))
         self._send_rider()
         self._transport.write(self._inbox.to_send())
         self._ready = False
@@ -295,7 +311,11 @@ class WebSocketConnection(asyncio.Protocol):
 
     def upgrade(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Answer the request that asks for this connection, be it with a refusal."""
-        protocol = ServerProtocol(extensions=self._edge.extensions, logger=_silent)
+        protocol = ServerProtocol(
+            extensions=self._edge.extensions,
+            select_subprotocol=self._edge.choose,
+            logger=_silent,
+        )
         request = _request(target, headers)
         response = protocol.accept(request)
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
@@ -325,6 +345,9 @@ class WebSocketConnection(asyncio.Protocol):
         # It may have an answer in it still, of what was asked before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
         self._rider = answer  # one write, and one packet, with the first frame
+        if protocol.subprotocol is not None:
+            self._edge.subprotocols[protocol.subprotocol](self)
+            return
         self._edge.manager.connect(self)
         self._send_rider()
 

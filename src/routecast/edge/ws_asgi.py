@@ -1,15 +1,19 @@
 """WebSocket: `/ws/metrics` as a plain ASGI route, for any server and for mounting elsewhere."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
+from routecast.channels import Channels
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
+from routecast.core.message import ENCODINGS, Encoding
 from routecast.core.session import Session
 from routecast.edge.door import Door
 from routecast.edge.outlet import Outlet
+from routecast.edge.outlet_v1 import V1Outlet
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
@@ -19,10 +23,17 @@ from routecast.protocol import CloseCode
 class MetricsSocket:
     """The ASGI application behind `WS /ws/metrics`."""
 
-    def __init__(self, manager: ConnectionManager, door: Door, instruments: Instruments) -> None:
+    def __init__(
+        self,
+        manager: ConnectionManager,
+        door: Door,
+        instruments: Instruments,
+        channels: Channels,
+    ) -> None:
         self._manager = manager
         self._door = door
         self._instruments = instruments
+        self._channels = channels
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -32,8 +43,13 @@ class MetricsSocket:
             await _refuse(error, scope, receive, send)
             return
         try:
-            await send({"type": "websocket.accept"})
-            await self._serve(session, receive, send)
+            # None is the default stream, for whoever asks for nothing that is spoken here.
+            spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
+            await send({"type": "websocket.accept", "subprotocol": spoken})
+            if spoken is None:
+                await self._serve(session, receive, send)
+            else:
+                await self._serve_v1(ENCODINGS[spoken], session, receive, send)
         finally:
             self._door.leave(address)
 
@@ -43,25 +59,45 @@ class MetricsSocket:
         async def send_frame(frame: Frame) -> None:
             await send({"type": "websocket.send", "text": frame.text})
 
-        code, ours = await outlet.run(
-            self._manager,
-            self._instruments,
-            outlet.pump(send_frame),
-            _listen(session, receive),
-        )
+        listen = _listen(session.receive, receive)
+        await self._run(outlet, outlet.pump(send_frame), listen, send)
+
+    async def _serve_v1(
+        self, encoding: Encoding, session: Session, receive: Receive, send: Send
+    ) -> None:
+        outlet = V1Outlet(session, encoding, self._channels)
+
+        async def send_data(data: bytes) -> None:
+            content = {"bytes": data} if encoding.binary else {"text": data.decode()}
+            await send({"type": "websocket.send", **content})
+
+        try:
+            listen = _listen(outlet.receive, receive)
+            await self._run(outlet, outlet.pump_out(send_data), listen, send)
+        finally:
+            outlet.subscriber.close()
+
+    async def _run(
+        self,
+        outlet: Outlet,
+        pump: Awaitable[CloseCode],
+        listen: Awaitable[int],
+        send: Send,
+    ) -> None:
+        code, ours = await outlet.run(self._manager, self._instruments, pump, listen)
         if ours:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(1):
                     await send({"type": "websocket.close", "code": code, "reason": outlet.reason})
 
 
-async def _listen(session: Session, receive: Receive) -> int:
-    """Give the session what the client sends; return the code it closed with."""
+async def _listen(take: Callable[[str | bytes], None], receive: Receive) -> int:
+    """Pass on what the client sends; return the code it closed with."""
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
             return int(message.get("code", 1005))
-        session.receive(_content(message))
+        take(_content(message))
 
 
 def _content(message: Message) -> str | bytes:

@@ -1,0 +1,353 @@
+"""Channels: who follows what over routecast.v1, and the ticks that send them what changed.
+
+Members that follow the same view at the same interval are one channel, whose ticks fall on
+multiples of the interval. At a tick the view is rendered, compared and encoded once for all who
+were sent the same before. A member whose socket is full is skipped; when it has read, it gets one
+message from what it was really sent to what is newest. So nothing queues (the policy is to merge).
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from msgspec import UNSET
+
+from routecast.core.message import Encoding, Message
+from routecast.core.metrics import Document
+from routecast.core.v1 import Close, Follow, Leave, V1Session
+from routecast.core.versions import FRESH, State, Version, Versions, message
+from routecast.core.view import Subscription, View
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import Clock, Reading
+from routecast.protocol import ALIVE_SECONDS, CloseCode, Goodbye, Hello, ServerMessage
+
+# So many members get their message before others get a turn on the event loop.
+YIELD_EVERY: Final = 250
+# A tick may be so much later than it should, in seconds, and the stream still shows in time that it
+# lives.
+MARGIN: Final = 1.0
+
+
+class Line(Protocol):
+    """A connection that speaks routecast.v1, on whatever edge."""
+
+    def send(self, message: Message, identity: str) -> bool:
+        """Send a message under a client's id; False when the socket is full.
+
+        Then `Subscriber.catch_up` is called once it has drained. Never blocks or raises.
+        """
+        ...
+
+    def reply(self, data: bytes) -> None:
+        """Send a short answer, whatever the socket holds. There are as many as messages came."""
+        ...
+
+    def fail(self, code: CloseCode) -> None:
+        """Close because of the message that is being received; no further one counts."""
+        ...
+
+
+class Member:
+    """One subscription of one client, and the version it was really sent."""
+
+    __slots__ = ("base", "channel", "encoding", "identity", "line")
+
+    def __init__(self, line: Line, encoding: Encoding, identity: str) -> None:
+        self.line = line
+        self.encoding = encoding
+        self.identity = identity
+        self.base: Version | None = None
+        self.channel: Channel | None = None  # None once it has left
+
+
+class Channel:
+    """Members that follow one view at one interval."""
+
+    __slots__ = ("due", "members", "subscription", "version", "whole")
+
+    def __init__(self, subscription: Subscription, now: float) -> None:
+        self.subscription = subscription
+        self.version: Version | None = None  # of the last tick
+        # When all members had a whole document, and when the next tick is, on the monotonic clock.
+        self.whole = now
+        self.due = now
+        # A dict keeps the order in which they came, and forgets one of them in no time.
+        self.members: dict[Member, None] = {}
+
+    def turn(self, now: float) -> None:
+        """Set the next tick: at a multiple of the interval, or sooner to show life."""
+        # A timer may ring a little early.
+        self.due = min(self._after(max(now, self.due)), self._patience)
+
+    def must_show_life(self) -> bool:
+        """Whether members would wait too long for a whole document if not sent one now."""
+        return self._after(self.due) > self._patience
+
+    def _after(self, now: float) -> float:
+        interval = self.subscription.interval
+        return (now // interval + 1) * interval
+
+    @property
+    def _patience(self) -> float:
+        return self.whole + ALIVE_SECONDS - MARGIN
+
+
+class Documents(Protocol):
+    """Where documents come from (`latest.Latest`)."""
+
+    def reading_now(self) -> Reading | None:
+        """Return live state, None when that cannot answer."""
+        ...
+
+    async def read(self) -> Reading:
+        """Return the newest state to be had. Raises Unavailable when there is none at all."""
+        ...
+
+    def document(self, reading: Reading, view: View, now: int) -> Document | None:
+        """Return a view's document, None when it cannot be made."""
+        ...
+
+
+class Channels:
+    """All channels, and the versions they send. Run `run` as a task."""
+
+    def __init__(self, documents: Documents, clock: Clock, instruments: Instruments) -> None:
+        self._documents = documents
+        self._clock = clock
+        self._instruments = instruments
+        self._versions = Versions()
+        self._channels: dict[Subscription, Channel] = {}
+        self._due: list[Channel] = []
+        self._waiting: list[Member] = []  # for their first message, from other than live state
+        self._wake = asyncio.Event()
+
+    def open(self, session: V1Session, line: Line) -> "Subscriber":
+        """Greet a connection, and return who is to be told all that becomes of it."""
+        reading = self._documents.reading_now()
+        epoch = reading.snapshot.position.epoch if reading else UNSET
+        hello = Hello(connection=secrets.token_hex(8), epoch=epoch)
+        line.reply(session.encoding.encode(hello))
+        return Subscriber(self, session, line)
+
+    def join(self, member: Member, follow: Follow) -> None:
+        """Let a member follow, and send it its first message at once."""
+        subscription = follow.subscription
+        channel = self._channels.get(subscription)
+        if channel is None:
+            channel = self._channels[subscription] = Channel(subscription, time.monotonic())
+            self._schedule(channel)
+        channel.members[member] = None
+        member.channel = channel
+        if follow.position is not None:
+            member.base = self._versions.find(subscription.view, follow.position)
+        reading = self._documents.reading_now()
+        if reading is not None:
+            self.send(member, self._version_now(subscription.view, reading))
+        else:
+            # However many come at once, the engines are asked once for all of them.
+            self._waiting.append(member)
+            self._wake.set()
+
+    def leave(self, member: Member) -> None:
+        """Send a member nothing more."""
+        if member.channel is not None:
+            del member.channel.members[member]  # an empty channel goes at its next tick
+            member.channel = None
+
+    def send(self, member: Member, version: Version) -> bool:
+        """Send one member what leads to a version; False when its socket is full."""
+        leading = message(version, member.base, member.encoding, self._clock.now())
+        sent = leading is not None and member.line.send(leading, member.identity)
+        if sent:
+            member.base = version
+        self._count(leading, int(sent), int(not sent))
+        return sent
+
+    def catch_up(self, member: Member) -> bool:
+        """Send a member whose socket has drained what it missed; False when it is full again."""
+        if member.channel is None:
+            return True
+        newest = self._versions.newest(member.channel.subscription.view)
+        if newest is None or not _is_news(newest, member.base):
+            return True
+        return self.send(member, newest)
+
+    async def run(self) -> None:
+        """Send what changed as ticks come. Never ends."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            due, self._due = self._due, []
+            waiting, self._waiting = self._waiting, []
+            due = [channel for channel in due if self._is_followed(channel)]
+            if not due and not waiting:
+                continue
+            started = time.monotonic()
+            try:
+                reading = await self._documents.read()
+            except Unavailable:
+                reading = None
+            await self._welcome(waiting, reading)
+            for channel in due:
+                await self._tick(channel, self._version(channel.subscription.view, reading))
+                self._schedule(channel)
+            self._instruments.broadcast_seconds.observe(time.monotonic() - started)
+
+    async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
+        for number, member in enumerate(waiting, 1):
+            if member.channel is not None:
+                self.send(member, self._version(member.channel.subscription.view, reading))
+            if not number % YIELD_EVERY:
+                await asyncio.sleep(0)
+
+    async def _tick(self, channel: Channel, version: Version) -> None:
+        """Bring all members to a version, those with the same base by the same message."""
+        whole = channel.must_show_life()
+        if version is channel.version and not whole:
+            return  # whoever was not sent it then asks for it when it can
+        channel.version = version
+        if whole:
+            channel.whole = time.monotonic()
+        members = list(channel.members)
+        for start in range(0, len(members), YIELD_EVERY):
+            await asyncio.sleep(0)  # between two channels, too
+            self._broadcast(channel, version, members[start : start + YIELD_EVERY], whole)
+
+    def _broadcast(
+        self, channel: Channel, version: Version, members: Sequence[Member], whole: bool
+    ) -> None:
+        now, sent, conflated = self._clock.now(), 0, 0
+        base: Version | None = None
+        encoding: Encoding | None = None
+        leading: Message | None = None
+        for member in members:
+            if member.channel is not channel:
+                continue  # it has left since
+            if member.base is not base or member.encoding is not encoding:
+                self._count(leading, sent, conflated)
+                sent = conflated = 0
+                base, encoding = member.base, member.encoding
+                leading = self._leading(version, base, encoding, now, whole)
+            if leading is None:
+                continue
+            if member.line.send(leading, member.identity):
+                member.base = version
+                sent += 1
+            else:
+                conflated += 1
+        self._count(leading, sent, conflated)
+
+    def _leading(
+        self, version: Version, base: Version | None, encoding: Encoding, now: int, whole: bool
+    ) -> Message | None:
+        if whole and (base is None or base.number <= version.number):
+            return message(version, None, encoding, now)
+        return message(version, base, encoding, now) if _is_news(version, base) else None
+
+    # -- versions -------------------------------------------------------------------------------
+
+    def _version_now(self, view: View, reading: Reading) -> Version:
+        """Return a view's version for one who comes: where only time went on, a crowd shares it."""
+        newest, position = self._versions.newest(view), reading.snapshot.position
+        if newest is not None and newest.state is not None:
+            age = self._clock.now() - newest.made
+            if 0 <= age < FRESH and newest.state.is_of(position, reading.source):
+                return newest
+        return self._version(view, reading)
+
+    def _version(self, view: View, reading: Reading | None) -> Version:
+        """Return a view's version in the newest state, made anew only where that may differ."""
+        now, newest = self._clock.now(), self._versions.newest(view)
+        document = state = None
+        if reading is not None:
+            state = State(
+                reading.snapshot.position, view.moment(now), reading.source, reading.as_of
+            )
+            if newest is not None and newest.confirm(state):
+                return newest
+            document = self._documents.document(reading, view, now)
+        if document is None:
+            if newest is not None and newest.state is None:
+                return newest
+            state = None
+        return self._versions.add(view, now, state, document)
+
+    # -- ticks ----------------------------------------------------------------------------------
+
+    def _schedule(self, channel: Channel) -> None:
+        now = time.monotonic()
+        channel.turn(now)
+        asyncio.get_running_loop().call_later(channel.due - now, self._ring, channel)
+
+    def _ring(self, channel: Channel) -> None:
+        self._due.append(channel)
+        self._wake.set()
+
+    def _is_followed(self, channel: Channel) -> bool:
+        if not channel.members:
+            del self._channels[channel.subscription]
+        return bool(channel.members)
+
+    def _count(self, sent: Message | None, times: int, conflated: int) -> None:
+        if sent is not None:
+            self._instruments.frames_sent.inc(times)
+            self._instruments.bytes_sent.inc(times * len(sent))
+        if conflated:
+            self._instruments.conflated.inc(conflated)
+
+
+def _is_news(version: Version, base: Version | None) -> bool:
+    """Whether a version is newer than what one was sent, and another."""
+    return base is None or (version.number > base.number and version.differs(base))
+
+
+class Subscriber:
+    """One connection: give it what comes of the client, and tell when there is room again."""
+
+    __slots__ = ("_channels", "_line", "_members", "_session")
+
+    def __init__(self, channels: Channels, session: V1Session, line: Line) -> None:
+        self._channels = channels
+        self._session = session
+        self._line = line
+        self._members: dict[str, Member] = {}  # by id; who was sent something last is last
+
+    def receive(self, message: str | bytes) -> None:
+        """Take a message of the client."""
+        outcome = self._session.receive(message, time.monotonic())
+        match outcome:
+            case Follow(id=identity):
+                member = Member(self._line, self._session.encoding, identity)
+                self._members[identity] = member
+                self._channels.join(member, outcome)
+            case Leave(id=identity):
+                self._channels.leave(self._members.pop(identity))
+            case Close(code=code):
+                self._line.fail(code)
+            case None:
+                pass
+            case _:
+                self._reply(outcome)
+
+    def catch_up(self) -> None:
+        """Send what was missed while the socket was full, until it is full again."""
+        for identity, member in list(self._members.items()):
+            if not self._channels.catch_up(member):
+                return
+            self._members[identity] = self._members.pop(identity)
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        """Tell the client when to come back; the connection is to be closed next."""
+        self._reply(Goodbye(code=code, reconnect_after_ms=reconnect_after_ms))
+
+    def close(self) -> None:
+        """Forget the connection."""
+        for member in self._members.values():
+            self._channels.leave(member)
+        self._members.clear()
+
+    def _reply(self, message: ServerMessage) -> None:
+        self._line.reply(self._session.encoding.encode(message))

@@ -1,0 +1,88 @@
+"""Messages of routecast.v1 as bytes: made once, and shared around each client's own `id`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from routecast.protocol import (
+    V1_JSON,
+    V1_MSGPACK,
+    ClientMessage,
+    ServerMessage,
+)
+
+
+class Envelope(msgspec.Struct):
+    """What tells a message of any protocol of this kind: its type, and maybe its id."""
+
+    type: str
+    id: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoding:
+    """How messages are written. `binary` tells the kind of WebSocket message that carries them.
+
+    `decode` and `look_into` take str or, if binary, bytes. They raise ValueError (of which
+    msgspec.ValidationError names the field) or RecursionError.
+    """
+
+    name: str
+    binary: bool
+    encode: Callable[[Any], bytes]
+    decode: Callable[[Any], ClientMessage]
+    look_into: Callable[[Any], Envelope]
+    # What stands before the value of a message's `id`, and the value that holds its place.
+    mark: bytes
+    blank: bytes
+
+
+JSON: Final = Encoding(
+    V1_JSON,
+    binary=False,
+    encode=msgspec.json.Encoder().encode,
+    decode=msgspec.json.Decoder(ClientMessage).decode,
+    look_into=msgspec.json.Decoder(Envelope).decode,
+    mark=b'"id":',
+    blank=b'""',
+)
+MSGPACK: Final = Encoding(
+    V1_MSGPACK,
+    binary=True,
+    encode=msgspec.msgpack.Encoder().encode,
+    decode=msgspec.msgpack.Decoder(ClientMessage).decode,
+    look_into=msgspec.msgpack.Decoder(Envelope).decode,
+    mark=b"\xa2id",
+    blank=b"\xa0",
+)
+ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
+
+
+class Message:
+    """One message for many clients: what stands before each one's id, and what comes after."""
+
+    __slots__ = ("deflated", "encoding", "head", "plain", "squeezed", "tail")
+
+    def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
+        """Take a message whose id is blank (empty)."""
+        self.encoding = encoding
+        # In every message, its type alone comes before its id.
+        before, _, self.tail = encoding.encode(message).partition(encoding.mark + encoding.blank)
+        self.head = before + encoding.mark
+        # As the wire has it, by id: made by the first connection that needs it, found by others.
+        self.plain: dict[str, bytes] = {}
+        self.deflated: dict[str, bytes] = {}
+        self.squeezed: bytes | None = None  # the tail, compressed
+
+    def opening(self, identity: str) -> bytes:
+        """Return the first part of the message, a client's id being its end."""
+        return self.head + self.encoding.encode(identity)
+
+    def body(self, identity: str) -> bytes:
+        """Return the message for a client that calls it by this id."""
+        return self.opening(identity) + self.tail
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.tail)

@@ -1,0 +1,175 @@
+"""The session of routecast.v1: a client's message in, what to do about it out.
+
+Each message has one outcome. A field that is wrong is named in an error, and the connection stays;
+what is not of this protocol at all is told so twice, and closes it the third time in a row.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from routecast.core.message import Encoding, Envelope
+from routecast.core.view import Subscription, make_view
+from routecast.errors import BadParameter
+from routecast.protocol import (
+    MAX_MESSAGE_BYTES,
+    MAX_MESSAGES_A_MINUTE,
+    MAX_SUBSCRIPTIONS,
+    Ack,
+    ClientMessage,
+    CloseCode,
+    ErrorOut,
+    GetHistory,
+    Ping,
+    Pong,
+    Position,
+    Refresh,
+    Subscribe,
+    Unsubscribe,
+)
+
+# Messages in a row that are none of this protocol, and end the connection.
+MAX_STRANGE: Final = 3
+MINUTE: Final = 60.0
+_TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack", "refresh", "ping"})
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Send a subscription's frames from now on; `position` is where the client was."""
+
+    id: str
+    subscription: Subscription
+    position: Position | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Send nothing more under this id."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the connection."""
+
+    code: CloseCode
+
+
+Outcome = ErrorOut | Pong | Follow | Leave | Close | None
+
+
+class V1Session:
+    """What one client has asked for. `interval` is what holds where it asks for none."""
+
+    __slots__ = ("_count", "_interval", "_since", "_strange", "encoding", "ids")
+
+    def __init__(self, encoding: Encoding, interval: float) -> None:
+        self.encoding = encoding
+        self.ids: dict[str, int] = {}  # of what it follows, with the bytes it took to ask for it
+        self._interval = interval
+        self._count = 0  # messages in the minute that began at `_since`
+        self._since = 0.0
+        self._strange = 0
+
+    def receive(self, message: str | bytes, now: float) -> Outcome:
+        """Take a message; return the answer to send, or what else to do. `now` is in seconds."""
+        if self._is_one_too_many(now):
+            return Close(CloseCode.TOO_MANY_MESSAGES)
+        if len(message) > MAX_MESSAGE_BYTES:
+            return Close(CloseCode.TOO_BIG)
+        if isinstance(message, bytes) != self.encoding.binary:
+            return Close(CloseCode.UNSUPPORTED_DATA)
+        try:
+            asked = self.encoding.decode(message)
+        except (ValueError, RecursionError) as error:
+            return self._refuse(message, error)
+        self._strange = 0
+        try:
+            return self._do(asked, len(message))
+        except BadParameter as error:
+            return _error(asked, "bad_request", str(error))
+
+    def _is_one_too_many(self, now: float) -> bool:
+        if now - self._since >= MINUTE:
+            self._since, self._count = now, 0
+        self._count += 1
+        return self._count > MAX_MESSAGES_A_MINUTE
+
+    def _do(self, asked: ClientMessage, size: int) -> Outcome:
+        match asked:
+            case Subscribe():
+                return self._subscribe(asked, size)
+            case Unsubscribe(id=identity):
+                if identity not in self.ids:
+                    return _unknown(asked)
+                del self.ids[identity]
+                return Leave(identity)
+            case GetHistory():
+                return _error(asked, "not_supported", "history: this server has none yet")
+            case Ack(id=identity):
+                return None if identity in self.ids else _unknown(asked)
+            case Ping(id=identity):
+                return Pong(identity)
+            case Refresh():
+                return _error(asked, "not_supported", "token: this server asks for none")
+
+    def _subscribe(self, asked: Subscribe, size: int) -> Outcome:
+        view = make_view(asked.fields, asked.filter, asked.window)
+        if asked.id in self.ids:
+            return _error(asked, "id_in_use", f"id: {asked.id!r} is in use; unsubscribe it first")
+        if len(self.ids) >= MAX_SUBSCRIPTIONS:
+            return _error(
+                asked, "too_many", f"id: at most {MAX_SUBSCRIPTIONS} subscriptions on a connection"
+            )
+        if sum(self.ids.values()) + size > MAX_MESSAGE_BYTES:
+            return _error(
+                asked,
+                "too_many",
+                f"filter: a connection's subscriptions take at most {MAX_MESSAGE_BYTES:,} bytes",
+            )
+        self.ids[asked.id] = size
+        interval = self._interval if asked.interval is None else asked.interval
+        return Follow(asked.id, Subscription(view, interval), asked.position)
+
+    def _refuse(self, message: str | bytes, error: Exception) -> Outcome:
+        """Name the field that is wrong; or count a message that has none of ours."""
+        try:
+            seen = self.encoding.look_into(message)
+        except (ValueError, RecursionError):
+            return self._count_strange("type: a message is an object with a type")
+        if seen.type not in _TYPES:
+            return self._count_strange(f"type: {seen.type[:64]!r} is not a type of message")
+        self._strange = 0
+        return _error(seen, "bad_request", _explain(str(error)))
+
+    def _count_strange(self, problem: str) -> Outcome:
+        self._strange += 1
+        if self._strange >= MAX_STRANGE:
+            return Close(CloseCode.NOT_PROTOCOL)
+        return ErrorOut(code="not_protocol", message=problem, retryable=False)
+
+
+def _error(asked: ClientMessage | Envelope, code: str, message: str) -> ErrorOut:
+    identity: Any = getattr(asked, "id", None)
+    known = isinstance(identity, str) and 0 < len(identity) <= 64
+    return ErrorOut(
+        id=identity if known else msgspec.UNSET, code=code, message=message, retryable=False
+    )
+
+
+def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:
+    return _error(asked, "unknown_id", f"id: nothing is followed under {asked.id!r}")
+
+
+def _explain(problem: str) -> str:
+    """Put msgspec's words in the contract's order: the field, then what is wrong with it."""
+    rule, _, path = problem.partition(" - at `$")
+    path = re.sub(r"\[.*?\]", "", path.rstrip("`")).lstrip(".")
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", rule)
+    if missing:
+        return f"{path}.{missing[1]}: is required".lstrip(".")
+    return f"{path or 'message'}: {rule[:1].lower()}{rule[1:].replace('`', '')}"

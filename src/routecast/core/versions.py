@@ -1,0 +1,207 @@
+"""Versions: a view's document as it stood at one position, and the messages that lead to it.
+
+Recent versions are kept as bases of deltas: for the next one, for clients that fell behind, and for
+those that come back. What is not at hand any more is no base, and a snapshot is sent instead.
+"""
+
+from collections import OrderedDict
+from typing import Any, Final
+
+import msgspec
+
+from routecast.core.decision import SECOND
+from routecast.core.message import Encoding, Message
+from routecast.core.metrics import Document
+from routecast.core.patch import diff, without_nulls
+from routecast.core.view import View
+from routecast.protocol import (
+    FETCH_FAILED,
+    DeltaOut,
+    ErrorOut,
+    Position,
+    SnapshotOut,
+    Source,
+    rfc3339,
+)
+
+# Documents kept, of all views together; the least lately used is forgotten first.
+MAX_BYTES: Final = 32 * 1024 * 1024
+# What a version takes beside its document, about.
+OVERHEAD: Final = 1_024
+# For so long a message can be given to one more who needs the same: a crowd costs one.
+FRESH: Final = SECOND // 20
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class State:
+    """What a document is made of.
+
+    `moment` is what of the time is in it (`View.moment`); `as_of` is how new the numbers are known
+    to be, in microseconds since 1970.
+    """
+
+    __slots__ = ("as_of", "moment", "position", "source")
+
+    def __init__(self, position: Position, moment: int, source: Source, as_of: int) -> None:
+        self.position = position
+        self.moment = moment
+        self.source = source
+        self.as_of = as_of
+
+    def is_of(self, position: Position, source: Source) -> bool:
+        """Whether the numbers come from there."""
+        return self.position == position and self.source == source
+
+
+class Version:
+    """A view's document in one state. Without a state, nothing could answer."""
+
+    __slots__ = ("body", "made", "messages", "number", "state", "view")
+
+    def __init__(
+        self, view: View, number: int, made: int, state: State | None, body: bytes | None
+    ) -> None:
+        self.view = view
+        self.number = number  # rises with each version there is
+        self.made = made  # when, in microseconds since 1970
+        self.state = state
+        self.body = body  # as JSON; none once it is forgotten
+        self.messages: dict[tuple[Version | None, Encoding], tuple[int, Message]] = {}
+
+    def confirm(self, state: State) -> bool:
+        """Whether a state gives this very document; then it is known to be as new as that."""
+        ours = self.state
+        if ours is None or not ours.is_of(state.position, state.source):
+            return False
+        if ours.moment != state.moment:
+            return False
+        ours.as_of = state.as_of
+        return True
+
+    def differs(self, base: "Version") -> bool:
+        """Whether who has `base` is to be told of this."""
+        ours, theirs = self.state, base.state
+        if ours is None or theirs is None:
+            return ours is not theirs
+        return self.body is not base.body or self.body is None or ours.source != theirs.source
+
+
+class Versions:
+    """Recent versions of all views."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._number = 0
+        self._newest: dict[View, Version] = {}
+        self._held: OrderedDict[Version, None] = OrderedDict()
+        self._places: dict[tuple[View, Position], Version] = {}
+
+    def newest(self, view: View) -> Version | None:
+        """Return the version made last, if it is held."""
+        return self._newest.get(view)
+
+    def find(self, view: View, position: Position) -> Version | None:
+        """Return the version a client was sent at a position; None where that is not certain."""
+        version = self._places.get((view, position))
+        if version is not None:
+            self._held.move_to_end(version)
+        return version
+
+    def add(self, view: View, now: int, state: State | None, document: Document | None) -> Version:
+        """Take a view's newest document; the versions before become bases."""
+        body = None if document is None else _encode(without_nulls(document))
+        before = self._newest.get(view)
+        if before is not None:
+            if before.body == body:
+                if state and before.state and before.state.is_of(state.position, state.source):
+                    before.state = state  # only time went on
+                    return before
+                body = before.body  # the very same, so that it shows that nothing changed
+            before.messages.clear()
+        self._number += 1
+        version = Version(view, self._number, now, state, body)
+        self._newest[view] = version
+        self._held[version] = None
+        self._bytes += _size(version)
+        if state is not None and view.timeless:
+            self._places[view, state.position] = version
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._held)))
+        return version
+
+    def _forget(self, version: Version) -> None:
+        del self._held[version]
+        self._bytes -= _size(version)
+        if self._newest.get(version.view) is version:
+            del self._newest[version.view]
+        if version.state is not None:
+            place = version.view, version.state.position
+            if self._places.get(place) is version:
+                del self._places[place]
+        version.body = None
+        version.messages.clear()
+
+
+def _size(version: Version) -> int:
+    return len(version.body or b"") + OVERHEAD
+
+
+def message(version: Version, base: Version | None, encoding: Encoding, now: int) -> Message | None:
+    """Return what leads to a version from `base` (None: from nothing), its id left blank.
+
+    It is a delta where the base is at hand and that is smaller, else a snapshot; an error where
+    nothing could answer. None when the version itself was forgotten.
+    """
+    key = base, encoding
+    made, held = version.messages.get(key, (0, None))
+    if held is None or not 0 <= now - made < FRESH:
+        out = _message(version, base, now)
+        if out is None:
+            return None
+        held = Message(encoding, out)
+        version.messages[key] = now, held
+    return held
+
+
+def _message(
+    version: Version, base: Version | None, now: int
+) -> SnapshotOut | DeltaOut | ErrorOut | None:
+    state = version.state
+    if state is None:
+        return ErrorOut(id="", code="unavailable", message=FETCH_FAILED, retryable=True)
+    if version.body is None:
+        return None
+    document = _decode(version.body)
+    age = max(0, now - state.as_of) // 1000
+    if base is not None and base.body is not None and _leads(base.state, state):
+        patch = diff(_decode(base.body), document)
+        if len(_encode(patch)) < len(version.body):
+            assert base.state is not None
+            return DeltaOut(
+                id="",
+                base=base.state.position.seq,
+                position=state.position,
+                source=state.source,
+                age_ms=age,
+                data=patch,
+                timestamp=rfc3339(now),
+            )
+    return SnapshotOut(
+        id="",
+        position=state.position,
+        source=state.source,
+        age_ms=age,
+        data=document,
+        timestamp=rfc3339(now),
+    )
+
+
+def _leads(base: State | None, to: State) -> bool:
+    """Whether a delta may lead from one to the other: forth, in the same history."""
+    if base is None:
+        return False
+    here, there = base.position, to.position
+    return here.epoch == there.epoch and here.seq <= there.seq

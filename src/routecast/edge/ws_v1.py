@@ -1,0 +1,81 @@
+"""WebSocket on the transport, speaking routecast.v1: the same lean connection, with subscriptions.
+
+Its frames come from channels (`channels.py`), which write to it what all members of one share.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+from websockets.frames import Frame, Opcode
+
+from routecast.channels import Channels, Subscriber
+from routecast.core.message import ENCODINGS, Encoding, Message
+from routecast.core.v1 import V1Session
+from routecast.edge.wire import spliced, spliced_deflated
+from routecast.edge.ws import OPEN, Speak, WebSocketConnection
+from routecast.protocol import CloseCode
+
+
+def v1_speakers(channels: Channels) -> Mapping[str, Speak]:
+    """Return who goes on with a connection, by the subprotocol its client chose."""
+    return {name: partial(V1Connection, channels, encoding) for name, encoding in ENCODINGS.items()}
+
+
+class V1Connection(WebSocketConnection):
+    """One subscriber of routecast.v1 (`channels.Line`)."""
+
+    __slots__ = ("_opcode", "_subscriber")
+
+    def __init__(self, channels: Channels, encoding: Encoding, first: WebSocketConnection) -> None:
+        """Take over from the connection that shook the client's hand."""
+        super().__init__(first._edge)
+        assert first._session is not None
+        self._transport = first._transport
+        self._address = first._address
+        self._deflates, self._inflates = first._deflates, first._inflates
+        self._session, first._session = first._session, None
+        self._rider, first._rider = first._rider, b""
+        self._ready = True
+        self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT
+        self._transport.set_protocol(self)
+        session = V1Session(encoding, self._session.subscription.interval)
+        self._subscriber: Subscriber = channels.open(session, self)
+        self._edge.manager.hold(self)
+
+    def send(self, message: Message, identity: str) -> bool:
+        if not self._ready:
+            self._behind = True
+            return False
+        if self._deflates:
+            data = message.deflated.get(identity) or spliced_deflated(message, identity)
+        else:
+            data = message.plain.get(identity) or spliced(message, identity)
+        if self._rider:
+            data, self._rider = self._rider + data, b""
+        self._transport.write(data)
+        return True
+
+    def reply(self, data: bytes) -> None:
+        rider, self._rider = self._rider, b""
+        self._transport.write(rider + Frame(self._opcode, data).serialize(mask=False))
+
+    def received(self, message: str | bytes) -> None:
+        assert self._inbox is not None
+        if not self._inbox.finished:
+            self._subscriber.receive(message)
+
+    def fail(self, code: CloseCode) -> None:
+        assert self._inbox is not None
+        self._inbox.fail(code)
+
+    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
+        if return_ms is not None and self._code == OPEN:
+            self._subscriber.say_goodbye(code, return_ms)
+        super().stop(code, return_ms)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._subscriber.close()
+        super().connection_lost(exc)
+
+    def _catch_up(self) -> None:
+        self._subscriber.catch_up()
