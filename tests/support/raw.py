@@ -171,10 +171,17 @@ def open_stream(
     *,
     receive_buffer: int | None = None,
     extensions: str | None = None,
+    subprotocol: str | None = None,
 ) -> Line:
     """Return a line that is a stream: upgraded, with nothing read beyond that."""
     line = Line(port, receive_buffer=receive_buffer)
-    line.send(upgrade_request(f"/ws/metrics{query}", sec_websocket_extensions=extensions))
+    line.send(
+        upgrade_request(
+            f"/ws/metrics{query}",
+            sec_websocket_extensions=extensions,
+            sec_websocket_protocol=subprotocol,
+        )
+    )
     answer = line.answer()
     assert answer.status == 101, answer
     return line

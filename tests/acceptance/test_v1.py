@@ -1,0 +1,435 @@
+"""Subscriptions over routecast.v1, as a client sees them, on both edges and in both encodings."""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.support.raw import open_stream
+from tests.support.server import EDGES, Edge, Server
+from tests.support.stream import receive as receive_document
+from tests.support.v1 import JSON, MSGPACK, V1Client, v1_client, without_nulls
+
+GOOD = {"strategy": "hybrid", "provider": "gemini"}
+FAST = 0.1
+
+
+@pytest.fixture(scope="module", params=EDGES)
+def edge(request: pytest.FixtureRequest) -> Edge:
+    """Each edge in turn."""
+    return cast("Edge", request.param)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Server]:
+    """A server that tests share: none of them counts on what is in the database."""
+    with Server(tmp_path_factory.mktemp("server"), edge=edge) as running:
+        running.post(GOOD)
+        yield running
+
+
+@pytest.fixture(params=[JSON, MSGPACK])
+async def client(server: Server, request: pytest.FixtureRequest) -> AsyncIterator[V1Client]:
+    """A connection in each encoding."""
+    async with v1_client(server, request.param) as connected:
+        yield connected
+
+
+async def closed(client: V1Client) -> int:
+    """Return the code the server closes with."""
+    with pytest.raises(ConnectionClosed) as ended:
+        await client.receive_until(lambda _: False)
+    assert ended.value.rcvd is not None
+    return ended.value.rcvd.code
+
+
+def metrics(server: Server, **query: Any) -> dict[str, Any]:
+    """Return the document of `GET /routing/metrics` as routecast.v1 has it."""
+    document = server.metrics(**query)
+    del document["timestamp"]
+    return cast("dict[str, Any]", without_nulls(document))
+
+
+# -- coming -------------------------------------------------------------------------------------
+
+
+async def test_hello_comes_first(server: Server, client: V1Client) -> None:
+    """It tells the limits, the database's epoch, and a name for the connection."""
+    hello = client.messages[0]
+    assert hello["protocol"] == "routecast.v1"
+    assert hello["epoch"] == server.http.get("/health").json()["position"]["epoch"]
+    assert hello["limits"] == {
+        "subscriptions": 16,
+        "messages_per_minute": 120,
+        "max_message_bytes": 65_536,
+        "min_interval": 0.1,
+    }
+    async with v1_client(server) as other:
+        assert other.messages[0]["connection"] != hello["connection"]
+
+
+async def test_who_asks_for_nothing_has_the_default_stream(server: Server) -> None:
+    """And so has who asks for what is not spoken here: whole documents, no subprotocol."""
+    for offered in (None, ["graphql-ws"]):
+        async with connect(f"{server.ws_url}?interval={FAST}", subprotocols=offered) as stream:  # type: ignore[arg-type]  # -- a NewType of str
+            assert stream.subprotocol is None
+            await stream.send('{"type":"subscribe","id":"main"}')
+            for _ in range(2):
+                assert list(await receive_document(stream))[-1] == "timestamp"
+
+
+async def test_the_first_subprotocol_that_is_spoken_is_chosen(server: Server) -> None:
+    """The client's order counts, and what is not known is passed over."""
+    offered = ["graphql-ws", MSGPACK, JSON]
+    async with connect(server.ws_url, subprotocols=offered) as stream:  # type: ignore[arg-type]  # -- a NewType of str
+        assert stream.subprotocol == MSGPACK
+
+
+async def test_a_bad_query_is_refused_as_ever(server: Server) -> None:
+    """With 400 before any upgrade."""
+    with pytest.raises(InvalidStatus) as refused:
+        async with v1_client(server, query="?interval=0"):
+            pass
+    assert refused.value.response.status_code == 400
+
+
+# -- following ----------------------------------------------------------------------------------
+
+
+async def test_a_snapshot_comes_at_once_and_then_what_changed(
+    server: Server, client: V1Client
+) -> None:
+    """The whole document, and after a decision what it changed, and no more."""
+    name = secrets.token_hex(4)
+    snapshot = await client.subscribe("main", interval=FAST)
+    assert snapshot["type"] == "snapshot"
+    assert snapshot["data"] == metrics(server)
+    assert (snapshot["source"], snapshot["age_ms"] < 1000) == ("live", True)
+    seq = server.post({**GOOD, "strategy": name, "confidence": 0.5})["position"]["seq"]
+    delta = await client.receive()
+    assert delta["type"] == "delta"
+    assert delta["position"]["seq"] == seq
+    count = snapshot["data"]["total_decisions"] + 1
+    assert delta["data"]["total_decisions"] == count
+    assert delta["data"]["strategy_performance"] == {name: {"count": 1, "avg_confidence": 0.5}}
+    assert set(delta["data"]["confidence_distribution"]) == {"medium"}
+    assert client.held["main"].document == metrics(server)
+
+
+async def test_nothing_changed_nothing_sent(server: Server, client: V1Client) -> None:
+    """Over many ticks; and a commit that a filter lets through nothing of changes nothing."""
+    name = secrets.token_hex(4)
+    await client.subscribe("main", interval=FAST, filter={"strategy": [name]})
+    server.post(GOOD)
+    with pytest.raises(TimeoutError):
+        await client.receive(seconds=8 * FAST)
+    server.post({**GOOD, "strategy": name})
+    assert (await client.receive())["data"]["total_decisions"] == 1
+
+
+async def test_each_subscription_has_its_own_view(server: Server, client: V1Client) -> None:
+    """Fields, filter, window and interval of its own, on one connection."""
+    asked: dict[str, dict[str, Any]] = {
+        "all": {},
+        "cost": {"fields": ["total_decisions", "cost", "tokens", "latency_ms", "errors"]},
+        "one": {"filter": {"strategy": ["hybrid"], "provider": ["gemini", "claude"]}},
+        "hour": {"window": "1h", "fields": ["total_decisions", "models", "fallbacks"]},
+        "none": {"filter": {"project": ["no such"]}},
+    }
+    for identity, view in asked.items():
+        await client.subscribe(identity, interval=FAST, **view)
+    full = {**GOOD, "cost": 0.25, "latency_ms": 12.5, "model": "flash", "status": "error"}
+    seq = server.post([full, {**GOOD, "provider": "claude"}])["position"]["seq"]
+    for identity, view in asked.items():
+        if identity != "none":
+            await client.follow_to(identity, seq)
+        query = dict(view.get("filter", {}))
+        if "fields" in view:
+            query["fields"] = ",".join(view["fields"])
+        if "window" in view:
+            query["window"] = view["window"]
+        assert client.held[identity].document == metrics(server, **query), identity
+
+
+async def test_two_clients_call_the_same_by_different_names(
+    server: Server, client: V1Client
+) -> None:
+    """What they share is the document; each message has the client's own id, whatever it is."""
+    names = ["a", 'quote " and \\ and ☂', "x" * 64, "é"]
+    for name in names:
+        await client.subscribe(name, interval=FAST)
+    seq = server.post(GOOD)["position"]["seq"]
+    for name in names:
+        held = await client.follow_to(name, seq)
+        assert held.document == client.held["a"].document
+
+
+async def test_what_is_unsubscribed_is_silent(server: Server, client: V1Client) -> None:
+    """Nothing more comes under its id, which is free again; the others go on."""
+    await client.subscribe("gone", interval=FAST)
+    await client.subscribe("stays", interval=FAST)
+    await client.send({"type": "unsubscribe", "id": "gone"})
+    await client.send({"type": "ping", "id": "p"})
+    await client.receive_until(lambda message: message == {"type": "pong", "id": "p"})
+    for _ in range(3):
+        seq = server.post(GOOD)["position"]["seq"]
+        await client.follow_to("stays", seq)
+    assert client.held["gone"].seq < seq
+    assert (await client.subscribe("gone"))["type"] == "snapshot"
+
+
+async def test_with_no_interval_the_servers_own_holds(server: Server) -> None:
+    """The query's, where it has one."""
+    async with v1_client(server, query=f"?interval={FAST}") as client:
+        await client.subscribe("main")
+        seq = server.post(GOOD)["position"]["seq"]
+        async with asyncio.timeout(4):  # the default is 5
+            await client.follow_to("main", seq)
+
+
+# -- coming back --------------------------------------------------------------------------------
+
+
+async def test_who_comes_back_gets_what_was_missed(server: Server, client: V1Client) -> None:
+    """One delta from its position, when that is smaller than the whole."""
+    await client.subscribe("main", interval=FAST)
+    held = client.held["main"]
+    await client.send({"type": "unsubscribe", "id": "main"})
+    for _ in range(3):
+        server.post(GOOD)
+    back = await client.subscribe("main", interval=FAST, position=held.position)
+    assert (back["type"], back["base"]) == ("delta", held.seq)
+    assert client.held["main"].document == metrics(server)
+    await client.send({"type": "unsubscribe", "id": "main"})
+    again = await client.subscribe("main", position=client.held["main"].position)
+    assert (again["type"], again["data"]) == ("delta", {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": "0123456789abcdef"},
+        {"seq": 10**9},
+        {"seq": 2**63},
+        {"seq": -1},
+        {"epoch": "", "seq": 0},
+        {"epoch": "☂" * 1000},
+    ],
+    ids=str,
+)
+async def test_a_position_that_nobody_knows_gets_a_snapshot(
+    client: V1Client, change: dict[str, Any]
+) -> None:
+    """Of another epoch, from the future, or of no time at all."""
+    await client.subscribe("first")
+    position = {**client.held["first"].position, **change}
+    assert (await client.subscribe("main", position=position))["type"] == "snapshot"
+
+
+async def test_a_view_that_moves_with_the_time_is_not_resumed(client: V1Client) -> None:
+    """Its document at a position was another at another time: a snapshot comes."""
+    for number, view in enumerate([{"window": "5m"}, {"fields": ["rate", "total_decisions"]}]):
+        await client.subscribe(f"a{number}", **view)
+        position = client.held[f"a{number}"].position
+        again = await client.subscribe(f"b{number}", position=position, **view)
+        assert again["type"] == "snapshot"
+
+
+# -- what goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"type": "subscribe"}, "id"),
+        ({"type": "subscribe", "id": ""}, "id"),
+        ({"type": "subscribe", "id": "x" * 65}, "id"),
+        ({"type": "subscribe", "id": "x", "interval": 0}, "interval"),
+        ({"type": "subscribe", "id": "x", "interval": 61}, "interval"),
+        ({"type": "subscribe", "id": "x", "window": "2h"}, "window"),
+        ({"type": "subscribe", "id": "x", "fields": ["nonsense"]}, "fields"),
+        ({"type": "subscribe", "id": "x", "fields": []}, "fields"),
+        ({"type": "subscribe", "id": "x", "filter": {"model": "flash"}}, "filter.model"),
+        ({"type": "subscribe", "id": "x", "filter": {"model": ["m"] * 10_000}}, "filter.model"),
+        ({"type": "subscribe", "id": "x", "position": 4711}, "position"),
+        ({"type": "subscribe", "id": "x", "position": {"epoch": "e"}}, "position.seq"),
+        ({"type": "unsubscribe", "id": "nobody"}, "id"),
+        ({"type": "ack", "id": "nobody", "seq": 1}, "id"),
+        ({"type": "ack", "id": "main", "seq": -1}, "seq"),
+        ({"type": "refresh"}, "token"),
+        ({"type": "refresh", "token": "abc"}, "token"),
+        ({"type": "ping", "id": 1}, "id"),
+        ({"type": "subscribe", "id": "main"}, "id"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_a_wrong_field_is_named(client: V1Client, message: Any, field: str) -> None:
+    """In an error, and the connection goes on."""
+    await client.subscribe("main", interval=60)
+    await client.send(message)
+    error = await client.receive()
+    assert error["type"] == "error"
+    assert error["message"].startswith(f"{field}: ")
+    assert error["retryable"] is False
+    await client.send({"type": "ping", "id": "p"})
+    assert await client.receive() == {"type": "pong", "id": "p"}
+
+
+async def test_unknown_fields_are_ignored(client: V1Client) -> None:
+    """Of a message and of its filter, with whatever is in them."""
+    deep: Any = []
+    for _ in range(50):
+        deep = [deep]
+    asked = {"filter": {"colour": ["red"]}, "colour": deep, "ttl": None, "fields": None}
+    assert (await client.subscribe("main", **asked))["type"] == "snapshot"
+
+
+async def test_three_in_a_row_that_are_not_the_protocol(client: V1Client) -> None:
+    """Two are told so; the third closes the connection with 4400."""
+    strange: list[Any] = [[1, 2], {"type": "dance"}, {"id": "main"}]
+    for _ in range(2):  # what is of the protocol in between begins the count again
+        for message in strange[:2]:
+            await client.send(message)
+            error = await client.receive()
+            assert (error["type"], error["code"]) == ("error", "not_protocol")
+        await client.send({"type": "ping", "id": "p"})
+        assert await client.receive() == {"type": "pong", "id": "p"}
+    for message in strange:
+        await client.send(message)
+    assert await closed(client) == 4400
+
+
+async def test_bytes_that_are_no_message(client: V1Client) -> None:
+    """Neither JSON nor msgpack: three of them, and no more of it."""
+    text = client.stream.subprotocol == JSON
+    for _ in range(3):
+        await client.send("{" if text else b"\xc1")
+    assert await closed(client) == 4400
+
+
+async def test_the_other_kind_of_message(client: V1Client) -> None:
+    """Binary where text is spoken, or text where binary is: 1003."""
+    await client.send(b"{}" if client.stream.subprotocol == JSON else "{}")
+    assert await closed(client) == 1003
+
+
+async def test_a_message_over_the_limit(client: V1Client) -> None:
+    """64 KiB are taken, more is not: 1009."""
+    await client.send({"type": "ping", "id": "p", "x": "x" * 65_000})
+    assert (await client.receive())["type"] == "pong"
+    await client.send({"type": "ping", "id": "p", "x": "x" * 66_000})
+    assert await closed(client) == 1009
+
+
+async def test_too_many_messages(client: V1Client) -> None:
+    """120 within a minute are answered; one more closes the connection with 4429."""
+    for number in range(120):
+        await client.send({"type": "ping", "id": f"{number}"})
+    for number in range(120):
+        assert await client.receive() == {"type": "pong", "id": f"{number}"}
+    await client.send({"type": "ping", "id": "x"})
+    assert await closed(client) == 4429
+
+
+async def test_too_many_subscriptions(client: V1Client) -> None:
+    """Sixteen; another is refused until one is given up."""
+    for number in range(16):
+        assert (await client.subscribe(f"{number}"))["type"] == "snapshot"
+    refused = await client.subscribe("more")
+    assert (refused["type"], refused["code"]) == ("error", "too_many")
+    await client.send({"type": "unsubscribe", "id": "3"})
+    assert (await client.subscribe("more"))["type"] == "snapshot"
+
+
+async def test_subscriptions_that_are_too_large_together(client: V1Client) -> None:
+    """What one connection has the server remember has a bound, too."""
+    large = {"model": [f"{number:0120}" for number in range(100)]}
+    answers = [
+        await client.subscribe(f"{number}", filter={"model": large["model"], "provider": ["x"]})
+        for number in range(6)
+    ]
+    assert [answer["type"] for answer in answers] == ["snapshot"] * 5 + ["error"]
+    assert answers[-1]["message"].startswith("filter: ")
+
+
+# -- life and death -----------------------------------------------------------------------------
+
+
+async def test_a_quiet_stream_shows_that_it_lives(server: Server, client: V1Client) -> None:
+    """A whole snapshot with a new timestamp within 25 seconds, though nothing changed."""
+    name = secrets.token_hex(4)
+    first = await client.subscribe("main", interval=60, filter={"strategy": [name]})
+    async with asyncio.timeout(25):
+        again = await client.receive()
+    assert again["type"] == "snapshot"
+    assert again["timestamp"] > first["timestamp"]
+    assert again["data"] == first["data"]
+
+
+async def test_goodbye_before_a_restart(
+    tmp_path_factory: pytest.TempPathFactory, edge: Edge
+) -> None:
+    """When the server stops: when to come back, and then 1012."""
+    if edge == "portable":
+        pytest.skip("uvicorn itself closes its sockets, and asks nobody")
+    with Server(tmp_path_factory.mktemp("stops"), edge=edge) as server:
+        async with v1_client(server) as client:
+            await client.subscribe("main")
+            server.terminate()
+            goodbye = await client.receive()
+            assert (goodbye["type"], goodbye["code"]) == ("goodbye", 1012)
+            assert 0 <= goodbye["reconnect_after_ms"] <= 2_000
+            assert await closed(client) == 1012
+
+
+async def test_a_slow_reader_gets_one_merged_delta(
+    tmp_path_factory: pytest.TempPathFactory, edge: Edge
+) -> None:
+    """What it reads again leads from what it really had to the newest, with no queue between."""
+    batch = [{**GOOD, "strategy": f"{number:03}" + "x" * 60, "cost": 1} for number in range(400)]
+    with Server(tmp_path_factory.mktemp("slow"), edge=edge) as server:
+        async with v1_client(server, compression=None, max_queue=1, ping_interval=None) as client:
+            await client.subscribe("main", interval=FAST)
+            client.stream.transport.pause_reading()
+            while server.instrument("routecast_frames_conflated_total") < 5:
+                server.post(batch)  # nearly all of the document changes
+            for _ in range(3):
+                seq = server.post({**GOOD, "strategy": "last"})["position"]["seq"]
+            client.stream.transport.resume_reading()
+            held = await client.follow_to("main", seq)
+            assert held.document == metrics(server)
+            leaps = [m["position"]["seq"] - m["base"] for m in client.messages if "base" in m]
+            assert max(leaps) > 1
+            assert len(client.messages) < seq
+
+
+def test_streams_that_vanish_leave_nothing(server: Server) -> None:
+    """A line that is reset in the middle of everything is forgotten."""
+    before = server.active()
+    line = open_stream(server.port, subprotocol=JSON)
+    assert line.frame() is not None
+    server.wait_for_active(before + 1, 5)
+    line.reset()
+    server.wait_for_active(before, 5)
+
+
+async def test_a_flood_keeps_nobody_else_waiting(server: Server, edge: Edge) -> None:
+    """Thousands of messages in one write: their sender is let go, and others do not notice."""
+    async with v1_client(server) as other:
+        await other.subscribe("main", interval=FAST)
+        async with v1_client(server) as client:
+            message = json.dumps({"type": "subscribe", "id": "x", "fields": ["x"] * 60})
+            with suppress(ConnectionClosed):
+                for _ in range(5_000):
+                    await client.send(message)
+            assert await closed(client) == 4429
+        seq = server.post(GOOD)["position"]["seq"]
+        async with asyncio.timeout(2):
+            await other.follow_to("main", seq)
+    assert "Traceback" not in server.log.read_text()

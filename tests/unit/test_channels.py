@@ -1,0 +1,322 @@
+"""Channels: what changed goes once to all who were sent the same, and to nobody twice."""
+
+import asyncio
+import gc
+import json
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from routecast import channels as module
+from routecast.cache.memory import MemoryCache
+from routecast.channels import Channels, Subscriber
+from routecast.core.message import JSON, MSGPACK, Encoding, Message
+from routecast.core.v1 import V1Session
+from routecast.core.versions import FRESH
+from routecast.errors import Unavailable
+from routecast.ports import Reading
+from routecast.protocol import CloseCode, Source
+from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
+from tests.support.decisions import NOW
+from tests.support.v1 import merged
+from tests.unit.hall import FAST, Hall
+from tests.unit.running import running, until
+
+
+class Line:
+    """A connection that takes what it is sent while it is `open` (`channels.Line`)."""
+
+    def __init__(self, channels: Channels, encoding: Encoding = JSON) -> None:
+        self.open = True
+        self.sent: list[tuple[Message, str]] = []
+        self.replies: list[bytes] = []
+        self.failed: CloseCode | None = None
+        self.subscriber: Subscriber = channels.open(V1Session(encoding, FAST), self)
+
+    def send(self, message: Message, identity: str) -> bool:
+        if self.open:
+            self.sent.append((message, identity))
+        return self.open
+
+    def reply(self, data: bytes) -> None:
+        self.replies.append(data)
+
+    def fail(self, code: CloseCode) -> None:
+        self.failed = code
+
+    def ask(self, **message: Any) -> None:
+        self.subscriber.receive(json.dumps(message))
+
+    def subscribe(self, identity: str = "main", **asked: Any) -> None:
+        self.ask(type="subscribe", id=identity, **asked)
+
+    def drain(self) -> None:
+        self.open = True
+        self.subscriber.catch_up()
+
+    def messages(self, identity: str = "main") -> list[dict[str, Any]]:
+        """Return what was sent under an id; each delta must lead from what was held."""
+        sent = [json.loads(m.body(name)) for m, name in self.sent if name == identity]
+        seq, document = None, {}
+        for message in sent:
+            if message["type"] == "delta":
+                assert message["base"] == seq
+            if message["type"] != "error":
+                before = document if message["type"] == "delta" else {}
+                document = merged(before, message["data"])
+                seq = message["position"]["seq"]
+        return sent
+
+    def total(self, identity: str = "main") -> int:
+        """Return the count of decisions it knows of."""
+        document: dict[str, Any] = {}
+        for message in self.messages(identity):
+            before = document if message["type"] == "delta" else {}
+            document = merged(before, message.get("data", {}))
+        return int(document.get("total_decisions", -1))
+
+
+class Sources:
+    """A hall's live state, which can fail, be stale, or be gone altogether."""
+
+    def __init__(self, hall: Hall) -> None:
+        self.hall = hall
+        self.source: Source | None = Source.LIVE
+
+    def reading_now(self) -> Reading | None:
+        return self._reading() if self.source is Source.LIVE else None
+
+    async def read(self) -> Reading:
+        await asyncio.sleep(0)
+        if self.source is None:
+            raise Unavailable("nothing")
+        return self._reading()
+
+    def _reading(self) -> Reading:
+        assert self.source is not None
+        return Reading(self.hall.snapshot, self.source, NOW)
+
+    def document(self, *asked: Any) -> Any:
+        return self.hall.latest.document(*asked)
+
+
+@pytest.fixture
+def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> Hall:
+    """A live snapshot, to which commits are made by hand."""
+    return Hall(store, cache, clock)
+
+
+@pytest.fixture
+def sources(hall: Hall) -> Sources:
+    """The hall's state, live."""
+    return Sources(hall)
+
+
+@pytest.fixture
+def channels(hall: Hall, sources: Sources, clock: HeldClock) -> Iterator[Channels]:
+    """Nobody follows anything yet."""
+    return Channels(sources, clock, hall.instruments)
+
+
+def counts(line: Line, identity: str = "main") -> list[str]:
+    return [message["type"] for message in line.messages(identity)]
+
+
+async def test_members_of_a_view_share_all_work(hall: Hall, channels: Channels) -> None:
+    """One rendering, and one message of the very same bytes; of each encoding."""
+    lines = [Line(channels) for _ in range(600)]
+    for line in lines:
+        line.subscribe(interval=FAST)
+    assert hall.count("renders") == 1
+    assert len({id(line.sent[0][0]) for line in lines}) == 1
+    packing = Line(channels, MSGPACK)
+    packing.subscriber.receive(MSGPACK.encode({"type": "subscribe", "id": "x", "interval": FAST}))
+    async with running(channels.run()):
+        for number in range(1, 4):
+            hall.commit()
+            await until(lambda: lines[-1].total() == number)  # noqa: B023
+    assert hall.count("renders") == 4
+    for place in range(4):
+        assert len({id(line.sent[place][0]) for line in lines}) == 1
+    assert len(packing.sent) == 4
+    assert counts(lines[0]) == ["snapshot"] + ["delta"] * 3
+
+
+async def test_ticks_fall_on_multiples_of_the_interval(hall: Hall, channels: Channels) -> None:
+    """For all who follow at one interval, whenever they came."""
+    moments: dict[float, list[float]] = {FAST: [], 3 * FAST: []}
+    lines = []
+    async with running(channels.run()):
+        for interval in moments:
+            line = Line(channels)
+            line.subscribe(interval=interval)
+            lines.append((interval, line))
+            await asyncio.sleep(0.03)
+        for _ in range(8):
+            seen = {interval: len(line.sent) for interval, line in lines}
+            hall.commit()
+            await until(lambda: len(lines[0][1].sent) > seen[FAST])  # noqa: B023
+            moments[FAST].append(time.monotonic())
+    late = [moment % FAST for moment in moments[FAST]]
+    assert sum(min(late_by, FAST - late_by) < FAST / 3 for late_by in late) >= 6, late
+
+
+async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels: Channels) -> None:
+    """However many ticks it missed; the others miss nothing."""
+    slow, quick = Line(channels), Line(channels)
+    for line in (slow, quick):
+        line.subscribe(interval=FAST)
+    slow.open = False
+    async with running(channels.run()):
+        for number in range(1, 5):
+            hall.commit()
+            await until(lambda: quick.total() == number)  # noqa: B023
+        assert len(slow.sent) == 1
+        slow.drain()
+        assert slow.total() == 4
+        assert [m["position"]["seq"] - m["base"] for m in slow.messages()[1:]] == [4]
+        hall.commit()
+        await until(lambda: slow.total() == quick.total() == 5)
+    assert hall.count("frames_conflated") == 4
+
+
+async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -> None:
+    """Where there is room for one message at a time, each subscription has its turn."""
+    line = Line(channels)
+    for identity in "abc":
+        line.subscribe(identity, interval=FAST, fields=["total_decisions"])
+    taken = line.send
+
+    def narrow(message: Message, identity: str) -> bool:
+        sent = taken(message, identity)
+        line.open = False
+        return sent
+
+    line.open = False
+    line.send = narrow  # type: ignore[method-assign]  # -- from now on it is narrow
+    async with running(channels.run()):
+        for number in range(1, 7):
+            conflated = hall.count("frames_conflated")
+            hall.commit()
+            await until(lambda: hall.count("frames_conflated") >= conflated + 3)  # noqa: B023
+            line.drain()
+            assert line.total("abc"[(number - 1) % 3]) == number
+
+
+async def test_nothing_is_sent_twice(hall: Hall, channels: Channels) -> None:
+    """To those who came between two ticks, or drained when nothing was new."""
+    one, other = Line(channels), Line(channels)
+    async with running(channels.run()):
+        one.subscribe(interval=FAST)
+        hall.commit()
+        other.subscribe(interval=FAST)
+        await until(lambda: one.total() == 1)
+        one.subscriber.catch_up()
+        other.subscriber.catch_up()
+        hall.commit()
+        await until(lambda: other.total() == 2)
+    assert counts(one) == ["snapshot", "delta", "delta"]
+    assert counts(other) == ["snapshot", "delta"]
+
+
+async def test_a_change_of_source_is_told(
+    hall: Hall, sources: Sources, channels: Channels, clock: HeldClock
+) -> None:
+    """With how old the numbers are, though they are the same; and so is its end."""
+    line = Line(channels)
+    line.subscribe(interval=FAST)
+    async with running(channels.run()):
+        sources.source = Source.STALE
+        clock.moment = NOW + 3_000_000
+        await until(lambda: len(line.sent) == 2)
+        told = line.messages()[1]
+        assert (told["type"], told["source"], told["data"]) == ("delta", "stale", {})
+        assert told["age_ms"] == 3_000
+        sources.source = Source.LIVE
+        await until(lambda: len(line.sent) == 3)
+        assert line.messages()[2]["source"] == "live"
+
+
+async def test_when_nothing_can_answer(hall: Hall, sources: Sources, channels: Channels) -> None:
+    """An error once, that may pass; and a snapshot as soon as it has."""
+    line, late = Line(channels), Line(channels)
+    line.subscribe(interval=FAST)
+    async with running(channels.run()):
+        sources.source = None
+        await until(lambda: len(line.sent) == 2)
+        assert line.messages()[1]["code"] == "unavailable"
+        assert line.messages()[1]["retryable"] is True
+        late.subscribe(interval=FAST)
+        await until(lambda: len(late.sent) == 1)
+        assert late.messages()[0]["code"] == "unavailable"
+        sources.source = Source.DATABASE
+        await until(lambda: line.total() == late.total() == 0)
+    assert counts(line) == ["snapshot", "error", "snapshot"]
+    assert counts(late) == ["error", "snapshot"]
+
+
+async def test_a_crowd_asks_the_engines_once(
+    hall: Hall, sources: Sources, channels: Channels
+) -> None:
+    """When live state cannot answer, for all who came meanwhile."""
+    sources.source = Source.CACHE
+    lines = [Line(channels) for _ in range(300)]
+    for line in lines:
+        line.subscribe(interval=60)
+        assert not line.sent
+    lines[0].ask(type="unsubscribe", id="main")
+    async with running(channels.run()):
+        await until(lambda: lines[-1].total() == 0)
+    assert not lines[0].sent
+    assert hall.count("renders") == 1
+
+
+async def test_a_quiet_channel_shows_life(
+    hall: Hall, channels: Channels, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole snapshot with a new timestamp to all in time, whatever the interval."""
+    monkeypatch.setattr(module, "ALIVE_SECONDS", 0.5)
+    monkeypatch.setattr(module, "MARGIN", 0.1)
+    lines = {interval: Line(channels) for interval in (FAST, 0.3, 60)}
+    started = time.monotonic()
+    async with running(channels.run()):
+        for interval, line in lines.items():
+            line.subscribe(interval=interval)
+        for number in range(1, 3):
+            clock.moment = NOW + number * 10 * FRESH
+            await until(lambda: all(len(line.sent) > number for line in lines.values()))  # noqa: B023
+            assert time.monotonic() - started < 0.5 * number + 0.2
+    for line in lines.values():
+        assert set(counts(line)) == {"snapshot"}
+        stamps = [message["timestamp"] for message in line.messages()]
+        assert stamps == sorted(set(stamps))
+        assert len(stamps) <= 4
+
+
+async def test_who_leaves_is_forgotten(hall: Hall, channels: Channels) -> None:
+    """Nothing more is sent, and nothing holds it; its channel goes with the last."""
+    gone, stays = Line(channels), Line(channels)
+    for line in (gone, stays):
+        line.subscribe(interval=FAST)
+        line.subscribe("hour", interval=FAST, window="1h")
+    async with running(channels.run()):
+        gone.subscriber.close()
+        gone.subscriber.close()
+        stays.ask(type="unsubscribe", id="hour")
+        hall.commit()
+        await until(lambda: stays.total() == 1)
+        assert len(gone.sent) == 2
+        assert counts(stays, "hour") == ["snapshot"]
+        trace = weakref.ref(gone)
+        del gone, line
+        gc.collect()
+        assert trace() is None
+        stays.subscriber.close()
+        await until(lambda: not channels._channels)
+        stays.subscribe("again", interval=FAST)
+        hall.commit()
+        await until(lambda: stays.total("again") == 2)

@@ -1,0 +1,245 @@
+"""The session of routecast.v1: each message has one outcome, and a wrong field its name in it."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
+from routecast.core.v1 import MINUTE, Close, Follow, Leave, V1Session
+from routecast.core.view import parse_query
+from routecast.protocol import FIELDS, WINDOWS, CloseCode, ErrorOut, Pong, Position
+from tests.support.wire import GOLDEN
+
+ASKED: list[dict[str, Any]] = [
+    case["message"] for case in GOLDEN.values() if case["direction"] == "client"
+]
+
+
+def session(encoding: Encoding = JSON) -> V1Session:
+    return V1Session(encoding, 7.0)
+
+
+def told(message: Any, to: V1Session | None = None, now: float = 100.0) -> Any:
+    to = to or session()
+    return to.receive(to.encoding.encode(message) if to.encoding.binary else text(message), now)
+
+
+def text(message: Any) -> str:
+    return json.dumps(message, ensure_ascii=False)
+
+
+# -- what is understood -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
+def test_a_subscription_is_what_a_query_would_ask_for(encoding: Encoding) -> None:
+    """The same view from a message and from a query string; the interval of the connection."""
+    asked = {
+        "type": "subscribe",
+        "id": "main",
+        "fields": ["cost", "total_decisions", "cost"],
+        "filter": {"strategy": ["a", "b"], "model": ["m"]},
+        "window": "1h",
+        "position": {"epoch": "e", "seq": 4},
+    }
+    query = "fields=cost,total_decisions&strategy=a&strategy=b&model=m&window=1h&interval=7"
+    outcome = told(asked, session(encoding))
+    assert outcome == Follow("main", parse_query(query), Position("e", 4))
+    assert told({**asked, "id": "x", "interval": 7}, session(encoding)) == Follow(
+        "x", parse_query(query), Position("e", 4)
+    )
+
+
+def test_null_means_absent() -> None:
+    """In every field that may be absent."""
+    names = ("fields", "filter", "window", "interval", "position")
+    asked = {"type": "subscribe", "id": "main", **dict.fromkeys(names)}
+    assert told(asked) == told({"type": "subscribe", "id": "main"})
+
+
+def test_ids_come_and_go() -> None:
+    """One that is in use is refused, one given up is free, one nobody has is told."""
+    one = session()
+    assert isinstance(told({"type": "subscribe", "id": "a"}, one), Follow)
+    assert told({"type": "subscribe", "id": "a"}, one).code == "id_in_use"
+    assert told({"type": "ack", "id": "a", "seq": 4}, one) is None
+    assert told({"type": "unsubscribe", "id": "a"}, one) == Leave("a")
+    assert told({"type": "unsubscribe", "id": "a"}, one).code == "unknown_id"
+    assert told({"type": "ack", "id": "a", "seq": 4}, one).code == "unknown_id"
+    assert isinstance(told({"type": "subscribe", "id": "a"}, one), Follow)
+    assert told({"type": "ping", "id": "a"}, one) == Pong("a")
+
+
+def test_a_message_a_half_second() -> None:
+    """120 in a minute, whenever in it; then a new minute begins."""
+    one = session()
+    for minute in range(3):
+        for number in range(120):
+            assert isinstance(
+                told({"type": "ping", "id": "p"}, one, minute * MINUTE + number / 2), Pong
+            )
+    assert told({"type": "ping", "id": "p"}, one, 2 * MINUTE + 59) == Close(
+        CloseCode.TOO_MANY_MESSAGES
+    )
+
+
+# -- what is not --------------------------------------------------------------------------------
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=9)
+)
+anything = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+)
+
+# By field: whether a value is good. What is not must be refused with the field's name.
+_names = {"strategy", "provider", "model", "band", "status"}
+
+
+def _is_text(value: Any, most: int) -> bool:
+    return isinstance(value, str) and 1 <= len(value) <= most
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_integer(value: Any) -> bool:
+    # A float that is whole is an integer in JSON.
+    return not isinstance(value, bool) and (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    )
+
+
+def _is_filter(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        values is None
+        or (
+            isinstance(values, list)
+            and 1 <= len(values) <= 100
+            and all(_is_text(v, 128) for v in values)
+        )
+        for name, values in value.items()
+        if name in ("strategy", "provider", "model", "project")
+    )
+
+
+def _is_position(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("epoch"), str)
+        and _is_integer(value.get("seq"))
+    )
+
+
+GOOD = {
+    "id": lambda value: _is_text(value, 64),
+    "fields": lambda value: (
+        isinstance(value, list) and len(value) > 0 and set(value) <= set(FIELDS)
+    ),
+    "filter": _is_filter,
+    "window": lambda value: value in WINDOWS,
+    "interval": lambda value: _is_number(value, 0.1, 60),
+    "position": _is_position,
+    "seq": lambda value: _is_integer(value) and value >= 0,
+    "token": lambda value: _is_text(value, 16_384),
+    "points": lambda value: _is_integer(value) and 1 <= value <= 2_000,
+    "group_by": lambda value: value in _names,
+    "follow": lambda value: isinstance(value, bool),
+}
+REQUIRED = {"id", "seq", "token"}
+
+
+def is_good(name: str, value: Any) -> bool:
+    """Whether a field may have a value."""
+    if value is None:
+        return name not in REQUIRED
+    try:
+        return bool(GOOD[name](value))
+    except TypeError:  # what cannot be hashed is no name
+        return False
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
+@given(data=st.data())
+def test_whatever_is_wrong_in_a_field_it_is_named(encoding: Encoding, data: st.DataObject) -> None:
+    """Any value in any field of any message: taken when it is good, else its field is named."""
+    message = data.draw(st.sampled_from(ASKED))
+    name = data.draw(st.sampled_from([name for name in message if name in GOOD]))
+    value = data.draw(anything)
+    try:
+        encoded = (
+            msgspec.msgpack.encode({**message, name: value})
+            if encoding.binary
+            else text({**message, name: value})
+        )
+        if not encoding.binary:
+            json.loads(encoded, parse_constant=_refuse)
+    except (TypeError, ValueError, OverflowError, UnicodeEncodeError):
+        return  # nobody can send it
+    one = session(encoding)
+    for known in ("main", "h1"):
+        one.ids[known] = 1
+    if message["type"] == "subscribe":
+        one.ids.clear()
+    outcome = one.receive(encoded, 100.0)
+    if is_good(name, value):
+        assert not (isinstance(outcome, ErrorOut) and outcome.code == "bad_request"), outcome
+    else:
+        assert isinstance(outcome, ErrorOut)
+        assert outcome.message.split(": ")[0].split(".")[0] == name
+        assert outcome.retryable is False
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+@given(st.data())
+def test_what_is_missing_is_named(data: st.DataObject) -> None:
+    """A field that must be there."""
+    message = data.draw(st.sampled_from(ASKED))
+    name = data.draw(st.sampled_from([name for name in message if name in REQUIRED]))
+    outcome = told({key: value for key, value in message.items() if key != name})
+    assert isinstance(outcome, ErrorOut)
+    assert outcome.message == f"{name}: is required"
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
+@given(message=st.text() | st.binary() | anything.map(lambda value: repr(value)))
+def test_whatever_comes_has_an_outcome(encoding: Encoding, message: str | bytes) -> None:
+    """Bytes and text of any kind: an answer or a close, never an exception."""
+    if isinstance(message, str):
+        message = message.encode("utf-8", "replace").decode()
+    outcome = session(encoding).receive(message, 100.0)
+    assert isinstance(outcome, ErrorOut | Close | Follow)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["[" * 60_000, '{"type":"ping","id":"p","x":' + "[" * 30_000 + "]" * 30_000 + "}"],
+    ids=["open", "closed"],
+)
+def test_nesting_has_an_end(message: str) -> None:
+    """It is no message, however deep it goes on."""
+    assert session().receive(message, 100.0).code == "not_protocol"
+
+
+def test_an_error_has_the_id_of_what_it_answers() -> None:
+    """Where it can be known, and is one."""
+    assert told({"type": "subscribe", "id": "a", "window": 3}).id == "a"
+    assert told({"type": "subscribe", "id": 5}).id is msgspec.UNSET
+    assert told({"type": "subscribe", "id": "x" * 65}).id is msgspec.UNSET
+
+
+def test_both_encodings_have_the_same_outcomes() -> None:
+    """For all golden messages of clients."""
+    for message in ASKED:
+        one, other = session(JSON), session(MSGPACK)
+        for each in (one, other):
+            each.ids["known"] = 1
+        assert told(message, one) == told(message, other)

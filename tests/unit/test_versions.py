@@ -1,0 +1,140 @@
+"""Versions: bases for deltas while they are at hand, and snapshots where they are not."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.message import JSON, Message
+from routecast.core.versions import FRESH, OVERHEAD, State, Version, Versions, message
+from routecast.core.view import View
+from routecast.protocol import Position, Source
+from tests.support.decisions import NOW
+from tests.support.v1 import merged
+
+VIEW = View()
+LARGE = {f"strategy-{number}": number for number in range(20)}
+
+
+def state(seq: int, *, epoch: str = "e", source: Source = Source.LIVE, moment: int = 0) -> State:
+    return State(Position(epoch, seq), moment, source, NOW)
+
+
+def add(versions: Versions, at: State | None, view: View = VIEW, **document: Any) -> Version:
+    return versions.add(view, NOW, at, {**LARGE, **document} if at else None)
+
+
+def said(message: Message | None) -> Any:
+    assert message is not None
+    return json.loads(message.body("main"))
+
+
+def test_a_delta_leads_from_the_base_to_the_version() -> None:
+    """With what changed, and nothing else; without a base a snapshot does."""
+    versions = Versions()
+    one, two = add(versions, state(1), total=1), add(versions, state(2), total=2, gone=None)
+    delta = said(message(two, one, JSON, NOW + 1_500_000))
+    assert (delta["type"], delta["base"], delta["position"]["seq"]) == ("delta", 1, 2)
+    assert (delta["data"], delta["source"], delta["age_ms"]) == ({"total": 2}, "live", 1_500)
+    snapshot = said(message(two, None, JSON, NOW))
+    assert (snapshot["type"], snapshot["data"]) == ("snapshot", {**LARGE, "total": 2})
+
+
+def test_a_delta_that_is_larger_is_a_snapshot() -> None:
+    """Where nearly all changed."""
+    versions = Versions()
+    one = versions.add(VIEW, NOW, state(1), dict.fromkeys("abcdef", 1))
+    two = versions.add(VIEW, NOW, state(2), {"g": 1})
+    assert said(message(two, one, JSON, NOW))["type"] == "snapshot"
+
+
+@pytest.mark.parametrize(
+    ("base", "to"), [(state(5, epoch="d"), state(6)), (state(7), state(6)), (None, state(6))]
+)
+def test_no_delta_leads_back_or_from_elsewhere(base: State | None, to: State) -> None:
+    """From another epoch, from later, or from nothing."""
+    versions = Versions()
+    before, after = add(versions, base, total=1), add(versions, to, total=2)
+    assert said(message(after, before, JSON, NOW))["type"] == "snapshot"
+
+
+def test_nothing_can_answer() -> None:
+    """Then there is an error that says so, and that it may pass."""
+    failed = add(Versions(), None)
+    error = said(message(failed, None, JSON, NOW))
+    assert (error["type"], error["id"], error["retryable"]) == ("error", "main", True)
+
+
+def test_what_differs() -> None:
+    """Another document, another source, an answer after none; a later position alone does not."""
+    versions = Versions()
+    first = add(versions, state(1))
+    later = add(versions, state(2))
+    assert not later.differs(first)
+    assert add(versions, state(3), total=1).differs(later)
+    stale = add(versions, state(3, source=Source.STALE), total=1)
+    assert stale.differs(later)
+    failed = add(versions, None)
+    assert failed.differs(stale)
+    assert stale.differs(failed)
+    assert not failed.differs(add(versions, None))
+
+
+def test_time_alone_makes_no_version() -> None:
+    """A document that could have changed with the time, and has not, is the one there was."""
+    versions = Versions()
+    view = View(window="5m")
+    first = add(versions, state(1, moment=7), view)
+    assert add(versions, state(1, moment=8), view) is first
+    assert first.confirm(state(1, moment=8))
+    assert not first.confirm(state(1, moment=9))
+
+
+def test_a_position_says_all_about_a_timeless_view() -> None:
+    """So its versions are found by it; those of windows, rates and prices are not."""
+    versions = Versions()
+    found = add(versions, state(4))
+    assert versions.find(VIEW, Position("e", 4)) is found
+    assert versions.find(VIEW, Position("d", 4)) is None
+    assert versions.find(View(window="1h"), Position("e", 4)) is None
+    for view in (View(window="1h"), View(fields=("rate",)), View(fields=("savings",))):
+        add(versions, state(4), view)
+        assert versions.find(view, Position("e", 4)) is None
+
+
+def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
+    """The least lately used is forgotten, and is no base any more; so are its view's places."""
+    size = len(json.dumps(LARGE, separators=(",", ":"))) + OVERHEAD
+    versions = Versions(max_bytes=10 * size)
+    held = [add(versions, state(seq), View(project=frozenset({f"{seq}"}))) for seq in range(10)]
+    assert versions.find(held[0].view, Position("e", 0)) is held[0]
+    more = add(versions, state(11))
+    assert held[0].body is not None
+    assert held[1].body is None
+    assert versions.newest(held[1].view) is None
+    assert versions.find(held[1].view, Position("e", 1)) is None
+    assert message(held[1], None, JSON, NOW) is None
+    assert said(message(more, held[1], JSON, NOW))["type"] == "snapshot"
+
+
+def test_messages_are_made_once_while_they_are_fresh() -> None:
+    """A crowd shares one, with its timestamp; later ones have another."""
+    versions = Versions()
+    one, two = add(versions, state(1), total=1), add(versions, state(2), total=2)
+    first = message(two, one, JSON, NOW)
+    assert message(two, one, JSON, NOW + FRESH - 1) is first
+    assert message(two, None, JSON, NOW) is not first
+    assert said(message(two, one, JSON, NOW + FRESH))["timestamp"] != said(first)["timestamp"]
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)), min_size=2))
+def test_any_base_leads_to_the_newest(documents: list[dict[str, int]]) -> None:
+    """Whatever lies between them."""
+    versions = Versions()
+    made = [versions.add(VIEW, NOW, state(seq), doc) for seq, doc in enumerate(documents)]
+    for base, document in zip(made, documents, strict=True):
+        leading = said(message(made[-1], base, JSON, NOW))
+        before = document if leading["type"] == "delta" else {}
+        assert merged(before, leading["data"]) == documents[-1]
