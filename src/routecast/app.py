@@ -47,6 +47,7 @@ from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.live import LOOK_SECONDS, Live
+from routecast.lookbacks import Lookbacks
 from routecast.maintenance import Retention, run_retention, run_summaries
 from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
@@ -56,6 +57,7 @@ from routecast.sources import Sources
 from routecast.store.none import NoStore
 from routecast.store.postgres import PostgresStore
 from routecast.store.sqlite import SqliteStore
+from routecast.subscribers import Subscribers
 
 log = logging.getLogger(__name__)
 
@@ -178,13 +180,15 @@ class Services:
             max_per_address=settings.max_per_address,
         )
         self.channels = Channels(self.latest, engines.clock, self.instruments)
+        self.lookbacks = Lookbacks(self.history)
+        self.subscribers = Subscribers(self.channels, self.lookbacks)
         self.websockets = WebSocketEdge(
             self.manager,
             self.door,
             self.instruments,
             compress=settings.compress,
             trusted_proxies=settings.trusted_proxies,
-            subprotocols=v1_speakers(self.channels),
+            subprotocols=v1_speakers(self.subscribers),
         )
 
     @asynccontextmanager
@@ -205,6 +209,7 @@ class Services:
                 await stack.enter_async_context(_task("census", self.census.run))
             await stack.enter_async_context(_task("ticks", self.manager.run))
             await stack.enter_async_context(_task("channels", self.channels.run))
+            await stack.enter_async_context(_task("lookbacks", self.lookbacks.run))
             await stack.enter_async_context(_task("beats", self.manager.beat))
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
             await self.live.loaded()
@@ -358,7 +363,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.router.routes[:0] = [
         # For an application that is mounted in another; and to say 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
-        WebSocketRoute("/ws/metrics", MetricsSocket(*streams, services.channels)),
+        WebSocketRoute("/ws/metrics", MetricsSocket(*streams, services.subscribers)),
         Route("/ws/metrics", Advice(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]

@@ -7,22 +7,18 @@ message from what it was really sent to what is newest. So nothing queues (the p
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from msgspec import UNSET
-
 from routecast.core.message import Encoding, Message
 from routecast.core.metrics import Document
-from routecast.core.v1 import Close, Follow, Leave, V1Session
 from routecast.core.versions import FRESH, State, Version, Versions, message
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
-from routecast.protocol import ALIVE_SECONDS, CloseCode, Goodbye, Hello, ServerMessage
+from routecast.protocol import ALIVE_SECONDS, CloseCode, Position
 
 # So many members get their message before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
@@ -37,7 +33,8 @@ class Line(Protocol):
     def send(self, message: Message, identity: str) -> bool:
         """Send a message under a client's id; False when the socket is full.
 
-        Then `Subscriber.catch_up` is called once it has drained. Never blocks or raises.
+        Then `subscribers.Subscriber.catch_up` is called once it has drained. Never blocks or
+        raises.
         """
         ...
 
@@ -124,25 +121,26 @@ class Channels:
         self._waiting: list[Member] = []  # for their first message, from other than live state
         self._wake = asyncio.Event()
 
-    def open(self, session: V1Session, line: Line) -> "Subscriber":
-        """Greet a connection, and return who is to be told all that becomes of it."""
+    def epoch(self) -> str | None:
+        """Return the name of the database's history, None while it is not known."""
         reading = self._documents.reading_now()
-        epoch = reading.snapshot.position.epoch if reading else UNSET
-        hello = Hello(connection=secrets.token_hex(8), epoch=epoch)
-        line.reply(session.encoding.encode(hello))
-        return Subscriber(self, session, line)
+        return reading.snapshot.position.epoch if reading else None
 
-    def join(self, member: Member, follow: Follow) -> None:
-        """Let a member follow, and send it its first message at once."""
-        subscription = follow.subscription
+    def join(
+        self, member: Member, subscription: Subscription, position: Position | None = None
+    ) -> None:
+        """Let a member follow, and send it its first message at once.
+
+        `position` is where its client was before.
+        """
         channel = self._channels.get(subscription)
         if channel is None:
             channel = self._channels[subscription] = Channel(subscription, time.monotonic())
             self._schedule(channel)
         channel.members[member] = None
         member.channel = channel
-        if follow.position is not None:
-            member.base = self._versions.find(subscription.view, follow.position)
+        if position is not None:
+            member.base = self._versions.find(subscription.view, position)
         reading = self._documents.reading_now()
         if reading is not None:
             self.send(member, self._version_now(subscription.view, reading))
@@ -174,6 +172,14 @@ class Channels:
         if newest is None or not _is_news(newest, member.base):
             return True
         return self.send(member, newest)
+
+    def bring_up(self, member: Member) -> None:
+        """Send a member what is live now, before its next tick."""
+        reading = self._documents.reading_now()
+        if reading is not None and member.channel is not None:
+            version = self._version(member.channel.subscription.view, reading)
+            if _is_news(version, member.base):
+                self.send(member, version)
 
     async def run(self) -> None:
         """Send what changed as ticks come. Never ends."""
@@ -302,52 +308,3 @@ class Channels:
 def _is_news(version: Version, base: Version | None) -> bool:
     """Whether a version is newer than what one was sent, and another."""
     return base is None or (version.number > base.number and version.differs(base))
-
-
-class Subscriber:
-    """One connection: give it what comes of the client, and tell when there is room again."""
-
-    __slots__ = ("_channels", "_line", "_members", "_session")
-
-    def __init__(self, channels: Channels, session: V1Session, line: Line) -> None:
-        self._channels = channels
-        self._session = session
-        self._line = line
-        self._members: dict[str, Member] = {}  # by id; who was sent something last is last
-
-    def receive(self, message: str | bytes) -> None:
-        """Take a message of the client."""
-        outcome = self._session.receive(message, time.monotonic())
-        match outcome:
-            case Follow(id=identity):
-                member = Member(self._line, self._session.encoding, identity)
-                self._members[identity] = member
-                self._channels.join(member, outcome)
-            case Leave(id=identity):
-                self._channels.leave(self._members.pop(identity))
-            case Close(code=code):
-                self._line.fail(code)
-            case None:
-                pass
-            case _:
-                self._reply(outcome)
-
-    def catch_up(self) -> None:
-        """Send what was missed while the socket was full, until it is full again."""
-        for identity, member in list(self._members.items()):
-            if not self._channels.catch_up(member):
-                return
-            self._members[identity] = self._members.pop(identity)
-
-    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
-        """Tell the client when to come back; the connection is to be closed next."""
-        self._reply(Goodbye(code=code, reconnect_after_ms=reconnect_after_ms))
-
-    def close(self) -> None:
-        """Forget the connection."""
-        for member in self._members.values():
-            self._channels.leave(member)
-        self._members.clear()
-
-    def _reply(self, message: ServerMessage) -> None:
-        self._line.reply(self._session.encoding.encode(message))

@@ -259,7 +259,7 @@ class GetHistory(_Message, frozen=True, tag="history"):
     """Ask for the past in at most `points` buckets; with `follow`, for the further ones too."""
 
     id: Id
-    from_: Moment = msgspec.field(name="from")
+    from_: Moment | None = msgspec.field(name="from", default=None)
     to: Moment | None = None
     points: Annotated[int, Meta(ge=1, le=MAX_POINTS)] | None = None
     group_by: GroupBy | None = None

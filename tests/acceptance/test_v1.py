@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -241,6 +242,74 @@ async def test_a_view_that_moves_with_the_time_is_not_resumed(client: V1Client) 
         assert again["type"] == "snapshot"
 
 
+# -- looking back -------------------------------------------------------------------------------
+
+
+async def test_history_is_what_http_tells(server: Server, client: V1Client) -> None:
+    """The same buckets and values, under the client's id, which is free again then."""
+    server.post([{**GOOD, "cost": 0.5, "latency_ms": 3}, {**GOOD, "strategy": "other"}])
+    for _ in range(2):
+        await client.send(
+            {
+                "type": "history",
+                "id": "h1",
+                "group_by": "strategy",
+                "points": 90,
+                "fields": ["count", "cost", "p95_latency_ms"],
+                "filter": {"provider": ["gemini"]},
+            }
+        )
+        told = await client.receive()
+        query = "group_by=strategy&points=90&fields=count,cost,p95_latency_ms&provider=gemini"
+        asked = server.http.get(f"/v1/history?{query}").json()
+        assert (told.pop("type"), told.pop("id")) == ("history", "h1")
+        if told["from"] == asked["from"]:  # no minute went by in between
+            assert told == asked
+        assert len(told["series"][0]["count"]) == told["points"]
+
+
+async def test_a_history_that_follows_and_live_numbers_are_one(
+    server: Server, client: V1Client
+) -> None:
+    """A decision of the past is told in both at one position: the points add up to the total."""
+    view = {"filter": {"strategy": [secrets.token_hex(4)]}}
+    first = {**GOOD, "strategy": view["filter"]["strategy"][0]}
+    server.post([first, first])
+    await client.subscribe("main", interval=60, **view)
+    await client.send({"type": "history", "id": "h1", "points": 60, "follow": True, **view})
+    told = await client.receive_until(lambda message: message.get("id") == "h1")
+    assert points(told) == client.held["main"].document["total_decisions"] == 2
+    past = datetime.now(UTC) - timedelta(minutes=5)
+    server.post({**first, "timestamp": past.isoformat()})
+    more = await client.receive_until(lambda message: message.get("id") == "h1")
+    delta = await client.receive()
+    assert (delta["id"], delta["position"]) == ("main", more["position"])
+    # They take the place of all that was told from the first of them on.
+    kept = (datetime.fromisoformat(more["from"]) - datetime.fromisoformat(told["from"])).seconds
+    before = sum(told["series"][0]["count"][: kept // told["step"]])
+    assert before + points(more) == client.held["main"].document["total_decisions"] == 3
+    await client.send({"type": "history", "id": "h1"})
+    assert (await client.receive())["code"] == "id_in_use"
+    await client.send({"type": "unsubscribe", "id": "h1"})
+    await client.send({"type": "history", "id": "h1"})
+    assert (await client.receive())["type"] == "history"
+
+
+async def test_many_histories_at_once(server: Server, client: V1Client) -> None:
+    """As many as there may be ids, ten years by the minute: each is answered in turn, bounded."""
+    for number in range(16):
+        asked = {"points": 2000 - number, "from": "2016-01-01T00:00:00Z", "group_by": "model"}
+        await client.send({"type": "history", "id": f"{number}", **asked})
+    told = [await client.receive() for _ in range(16)]
+    assert [answer["id"] for answer in told] == [f"{number}" for number in range(16)]
+    assert all(0 < answer["points"] <= 2000 for answer in told)
+
+
+def points(history: dict[str, Any]) -> int:
+    """Return the count of decisions in all buckets."""
+    return sum(sum(series["count"]) for series in history["series"])
+
+
 # -- what goes wrong ----------------------------------------------------------------------------
 
 
@@ -265,6 +334,13 @@ async def test_a_view_that_moves_with_the_time_is_not_resumed(client: V1Client) 
         ({"type": "refresh"}, "token"),
         ({"type": "refresh", "token": "abc"}, "token"),
         ({"type": "ping", "id": 1}, "id"),
+        ({"type": "history", "id": "h", "points": 1_000_000}, "points"),
+        ({"type": "history", "id": "h", "from": "yesterday"}, "from"),
+        ({"type": "history", "id": "h", "from": "1969-01-01T00:00:00Z"}, "from"),
+        ({"type": "history", "id": "h", "from": "9999-01-01T00:00:00Z"}, "from"),
+        ({"type": "history", "id": "h", "group_by": "reason"}, "group_by"),
+        ({"type": "history", "id": "h", "fields": ["nonsense"]}, "fields"),
+        ({"type": "history", "id": "main"}, "id"),
         ({"type": "subscribe", "id": "main"}, "id"),
     ],
     ids=lambda value: str(value)[:60],

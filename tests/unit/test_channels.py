@@ -12,7 +12,7 @@ import pytest
 
 from routecast import channels as module
 from routecast.cache.memory import MemoryCache
-from routecast.channels import Channels, Subscriber
+from routecast.channels import Channels
 from routecast.core.message import JSON, MSGPACK, Encoding, Message
 from routecast.core.v1 import V1Session
 from routecast.core.versions import FRESH
@@ -20,11 +20,14 @@ from routecast.errors import Unavailable
 from routecast.ports import Reading
 from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
+from routecast.subscribers import Subscriber, Subscribers
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW
 from tests.support.v1 import merged
 from tests.unit.hall import FAST, Hall
 from tests.unit.running import running, until
+
+NO_HISTORY: Any = None
 
 
 class Line:
@@ -35,7 +38,9 @@ class Line:
         self.sent: list[tuple[Message, str]] = []
         self.replies: list[bytes] = []
         self.failed: CloseCode | None = None
-        self.subscriber: Subscriber = channels.open(V1Session(encoding, FAST), self)
+        self.subscriber: Subscriber = Subscribers(channels, NO_HISTORY).open(
+            V1Session(encoding, FAST), self
+        )
 
     def send(self, message: Message, identity: str) -> bool:
         if self.open:

@@ -149,6 +149,8 @@ GOOD = {
     "token": lambda value: _is_text(value, 16_384),
     "points": lambda value: _is_integer(value) and 1 <= value <= 2_000,
     "group_by": lambda value: value in _names,
+    "from": lambda _: False,  # nothing that is drawn is a time
+    "to": lambda _: False,
     "follow": lambda value: isinstance(value, bool),
 }
 REQUIRED = {"id", "seq", "token"}

@@ -6,17 +6,21 @@ what is not of this protocol at all is told so twice, and closes it the third ti
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
+from routecast.core.history import HistoryQuery, history_query
 from routecast.core.message import Encoding, Envelope
 from routecast.core.view import Subscription, make_view
-from routecast.errors import BadParameter
+from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import (
+    EPOCH,
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES_A_MINUTE,
     MAX_SUBSCRIPTIONS,
+    MICROSECOND,
     Ack,
     ClientMessage,
     CloseCode,
@@ -46,6 +50,14 @@ class Follow:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Look back, and tell what was found under this id; call `release` when all is told."""
+
+    id: str
+    query: HistoryQuery
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Send nothing more under this id."""
 
@@ -59,7 +71,7 @@ class Close:
     code: CloseCode
 
 
-Outcome = ErrorOut | Pong | Follow | Leave | Close | None
+Outcome = ErrorOut | Pong | Follow | Look | Leave | Close | None
 
 
 class V1Session:
@@ -109,7 +121,7 @@ class V1Session:
                 del self.ids[identity]
                 return Leave(identity)
             case GetHistory():
-                return _error(asked, "not_supported", "history: this server has none yet")
+                return self._look(asked, size)
             case Ack(id=identity):
                 return None if identity in self.ids else _unknown(asked)
             case Ping(id=identity):
@@ -119,21 +131,40 @@ class V1Session:
 
     def _subscribe(self, asked: Subscribe, size: int) -> Outcome:
         view = make_view(asked.fields, asked.filter, asked.window)
+        interval = self._interval if asked.interval is None else asked.interval
+        follow = Follow(asked.id, Subscription(view, interval), asked.position)
+        return self._take_id(asked, size) or follow
+
+    def _look(self, asked: GetHistory, size: int) -> Outcome:
+        query = history_query(
+            start=_microseconds(asked.from_),
+            end=_microseconds(asked.to),
+            points=asked.points,
+            group_by=asked.group_by,
+            fields=asked.fields,
+            filters=make_view(None, asked.filter, None),
+            follow=bool(asked.follow),
+        )
+        return self._take_id(asked, size) or Look(asked.id, query)
+
+    def _take_id(self, asked: Subscribe | GetHistory, size: int) -> ErrorOut | None:
+        """Let a message have its id, or say why it cannot."""
         if asked.id in self.ids:
             return _error(asked, "id_in_use", f"id: {asked.id!r} is in use; unsubscribe it first")
         if len(self.ids) >= MAX_SUBSCRIPTIONS:
-            return _error(
-                asked, "too_many", f"id: at most {MAX_SUBSCRIPTIONS} subscriptions on a connection"
-            )
+            problem = f"id: at most {MAX_SUBSCRIPTIONS} subscriptions on a connection"
+            return _error(asked, "too_many", problem)
         if sum(self.ids.values()) + size > MAX_MESSAGE_BYTES:
-            return _error(
-                asked,
-                "too_many",
-                f"filter: a connection's subscriptions take at most {MAX_MESSAGE_BYTES:,} bytes",
+            problem = (
+                f"filter: a connection's subscriptions take at most {MAX_MESSAGE_BYTES:,} bytes"
             )
+            return _error(asked, "too_many", problem)
         self.ids[asked.id] = size
-        interval = self._interval if asked.interval is None else asked.interval
-        return Follow(asked.id, Subscription(view, interval), asked.position)
+        return None
+
+    def release(self, identity: str) -> None:
+        """Let an id be used again, since nothing more comes under it."""
+        self.ids.pop(identity, None)
 
     def _refuse(self, message: str | bytes, error: Exception) -> Outcome:
         """Name the field that is wrong; or count a message that has none of ours."""
@@ -159,6 +190,17 @@ def _error(asked: ClientMessage | Envelope, code: str, message: str) -> ErrorOut
     return ErrorOut(
         id=identity if known else msgspec.UNSET, code=code, message=message, retryable=False
     )
+
+
+def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
+    """Return what to say where a history cannot be told."""
+    retryable = isinstance(error, Unavailable)
+    code = "unavailable" if retryable else "bad_request"
+    return ErrorOut(id=identity, code=code, message=str(error), retryable=retryable)
+
+
+def _microseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else (moment - EPOCH) // MICROSECOND
 
 
 def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:

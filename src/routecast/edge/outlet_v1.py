@@ -4,13 +4,13 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from routecast.channels import Channels
 from routecast.connections import ConnectionManager
 from routecast.core.message import Encoding, Message
 from routecast.core.session import Session
 from routecast.core.v1 import V1Session
 from routecast.edge.outlet import SEND_SECONDS, Outlet
 from routecast.protocol import CloseCode
+from routecast.subscribers import Subscribers
 
 
 class V1Outlet(Outlet):
@@ -22,13 +22,13 @@ class V1Outlet(Outlet):
 
     __slots__ = ("_behind", "_out", "_taken", "subscriber")
 
-    def __init__(self, session: Session, encoding: Encoding, channels: Channels) -> None:
+    def __init__(self, session: Session, encoding: Encoding, subscribers: Subscribers) -> None:
         super().__init__(session, "WebSocket")
         self._out: deque[bytes] = deque()
         self._taken = False  # the place of the one stream message
         self._behind = False  # one was refused since
         v1 = V1Session(encoding, session.subscription.interval)
-        self.subscriber = channels.open(v1, self)
+        self.subscriber = subscribers.open(v1, self)
 
     def enter(self, manager: ConnectionManager) -> None:
         manager.hold(self)

@@ -6,7 +6,6 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
-from routecast.channels import Channels
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.message import ENCODINGS, Encoding
@@ -18,6 +17,7 @@ from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
+from routecast.subscribers import Subscribers
 
 
 class MetricsSocket:
@@ -28,12 +28,12 @@ class MetricsSocket:
         manager: ConnectionManager,
         door: Door,
         instruments: Instruments,
-        channels: Channels,
+        subscribers: Subscribers,
     ) -> None:
         self._manager = manager
         self._door = door
         self._instruments = instruments
-        self._channels = channels
+        self._subscribers = subscribers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -65,7 +65,7 @@ class MetricsSocket:
     async def _serve_v1(
         self, encoding: Encoding, session: Session, receive: Receive, send: Send
     ) -> None:
-        outlet = V1Outlet(session, encoding, self._channels)
+        outlet = V1Outlet(session, encoding, self._subscribers)
 
         async def send_data(data: bytes) -> None:
             content = {"bytes": data} if encoding.binary else {"text": data.decode()}

@@ -8,17 +8,19 @@ from functools import partial
 
 from websockets.frames import Frame, Opcode
 
-from routecast.channels import Channels, Subscriber
 from routecast.core.message import ENCODINGS, Encoding, Message
 from routecast.core.v1 import V1Session
 from routecast.edge.wire import spliced, spliced_deflated
 from routecast.edge.ws import OPEN, Speak, WebSocketConnection
 from routecast.protocol import CloseCode
+from routecast.subscribers import Subscriber, Subscribers
 
 
-def v1_speakers(channels: Channels) -> Mapping[str, Speak]:
+def v1_speakers(subscribers: Subscribers) -> Mapping[str, Speak]:
     """Return who goes on with a connection, by the subprotocol its client chose."""
-    return {name: partial(V1Connection, channels, encoding) for name, encoding in ENCODINGS.items()}
+    return {
+        name: partial(V1Connection, subscribers, encoding) for name, encoding in ENCODINGS.items()
+    }
 
 
 class V1Connection(WebSocketConnection):
@@ -26,7 +28,9 @@ class V1Connection(WebSocketConnection):
 
     __slots__ = ("_opcode", "_subscriber")
 
-    def __init__(self, channels: Channels, encoding: Encoding, first: WebSocketConnection) -> None:
+    def __init__(
+        self, subscribers: Subscribers, encoding: Encoding, first: WebSocketConnection
+    ) -> None:
         """Take over from the connection that shook the client's hand."""
         super().__init__(first._edge)
         assert first._session is not None
@@ -39,7 +43,7 @@ class V1Connection(WebSocketConnection):
         self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT
         self._transport.set_protocol(self)
         session = V1Session(encoding, self._session.subscription.interval)
-        self._subscriber: Subscriber = channels.open(session, self)
+        self._subscriber: Subscriber = subscribers.open(session, self)
         self._edge.manager.hold(self)
 
     def send(self, message: Message, identity: str) -> bool:

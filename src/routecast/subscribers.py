@@ -1,0 +1,127 @@
+"""Subscribers: the connections that speak routecast.v1, whatever edge they came in by."""
+
+import asyncio
+import secrets
+import time
+
+from msgspec import UNSET
+
+from routecast.channels import Channels, Line, Member
+from routecast.core.message import Encoding, Message
+from routecast.core.v1 import Close, Follow, Leave, Look, V1Session, refusal
+from routecast.errors import BadParameter, Unavailable
+from routecast.lookbacks import Lookback, Lookbacks
+from routecast.protocol import CloseCode, Goodbye, Hello, ServerMessage
+
+
+class Subscribers:
+    """Greets connections, and gives each what it follows and looks back on."""
+
+    def __init__(self, channels: Channels, lookbacks: Lookbacks) -> None:
+        self.channels = channels
+        self.lookbacks = lookbacks
+
+    def open(self, session: V1Session, line: Line) -> "Subscriber":
+        """Greet a connection, and return who is to be told all that becomes of it."""
+        hello = Hello(connection=secrets.token_hex(8), epoch=self.channels.epoch() or UNSET)
+        line.reply(session.encoding.encode(hello))
+        return Subscriber(self, session, line)
+
+
+class Subscriber:
+    """One connection: give it what comes of the client, and tell when there is room again.
+
+    It is a `lookbacks.Asker`.
+    """
+
+    __slots__ = ("_everybody", "_line", "_lookbacks", "_members", "_parked", "_session", "turn")
+
+    def __init__(self, everybody: Subscribers, session: V1Session, line: Line) -> None:
+        self._everybody = everybody
+        self._session = session
+        self._line = line
+        self._members: dict[str, Member] = {}  # by id; who was sent something last is last
+        self._lookbacks: dict[str, Lookback] = {}
+        self._parked: tuple[Message, str, asyncio.Event] | None = None  # a history without room
+        self.turn = asyncio.Lock()
+
+    def receive(self, message: str | bytes) -> None:
+        """Take a message of the client."""
+        outcome = self._session.receive(message, time.monotonic())
+        match outcome:
+            case Follow(id=identity):
+                member = Member(self._line, self._session.encoding, identity)
+                self._members[identity] = member
+                self._everybody.channels.join(member, outcome.subscription, outcome.position)
+            case Look(id=identity, query=query):
+                self._lookbacks[identity] = self._everybody.lookbacks.ask(self, identity, query)
+            case Leave(id=identity):
+                self._leave(identity)
+            case Close(code=code):
+                self._line.fail(code)
+            case None:
+                pass
+            case _:
+                self._reply(outcome)
+
+    def catch_up(self) -> None:
+        """Send what was missed while the socket was full, until it is full again."""
+        if self._parked is not None:
+            message, identity, sent = self._parked
+            if identity in self._lookbacks and not self._line.send(message, identity):
+                return
+            self._parked = None
+            sent.set()
+        for identity, member in list(self._members.items()):
+            if not self._everybody.channels.catch_up(member):
+                return
+            self._members[identity] = self._members.pop(identity)
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        """Tell the client when to come back; the connection is to be closed next."""
+        self._reply(Goodbye(code=code, reconnect_after_ms=reconnect_after_ms))
+
+    def close(self) -> None:
+        """Forget the connection."""
+        for identity in [*self._members, *self._lookbacks]:
+            self._leave(identity)
+        if self._parked is not None:
+            self._parked[2].set()
+            self._parked = None
+
+    def _leave(self, identity: str) -> None:
+        if identity in self._members:
+            self._everybody.channels.leave(self._members.pop(identity))
+        else:
+            self._everybody.lookbacks.leave(self._lookbacks.pop(identity))
+
+    def _reply(self, message: ServerMessage) -> None:
+        self._line.reply(self._session.encoding.encode(message))
+
+    # -- looking back ---------------------------------------------------------------------------
+
+    @property
+    def encoding(self) -> Encoding:
+        return self._session.encoding
+
+    @property
+    def waits(self) -> bool:
+        return self._parked is not None
+
+    def tell(self, message: Message, identity: str) -> None:
+        if not self._line.send(message, identity):
+            self._parked = message, identity, asyncio.Event()
+            return
+        # What is live now goes with it: at one position, both add up to the same.
+        for member in self._members.values():
+            self._everybody.channels.bring_up(member)
+
+    async def told(self) -> None:
+        if self._parked is not None:
+            await self._parked[2].wait()
+
+    def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
+        del self._lookbacks[identity]
+        self._session.release(identity)
+        if error is not None:
+            self._reply(refusal(identity, error))
