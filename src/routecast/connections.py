@@ -118,8 +118,8 @@ class ConnectionManager:
         self._instruments = instruments
         self._limit = limit
         # Those that have frames from elsewhere are a group of no tick.
-        self._held = Group((Subscription(), -1), inf)
-        self._groups: dict[tuple[Subscription, int], Group] = {self._held.key: self._held}
+        self._held = Group(Subscription(), -1, inf)
+        self._groups: dict[tuple[Subscription, int], Group] = {(Subscription(), -1): self._held}
         self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()
