@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Decimal
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from routecast.errors import Invalid
@@ -39,6 +40,10 @@ class Decision(NamedTuple):
     output_tokens: int | None
     fallback: bool
     reason: str | None
+
+
+# What a decision is told apart by: its id and project.
+identity_of: Final[Callable[[Decision], tuple[str, str]]] = itemgetter(0, 1)
 
 
 def scaled(value: float, scale: int) -> int:

@@ -5,13 +5,14 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import asyncpg
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Cells, Sums
+from routecast.core.rollup import Bucket, Cells, Key, Sums, key_of
 from routecast.errors import SumFull
 from routecast.ports import DELTAS_KEPT, Commit
 from routecast.protocol import Position
@@ -37,18 +38,19 @@ COLUMNS: Final = (
 _NOT_YET: Final = Position("", 0)
 _NOTHING: Final = (0,) * (len(Sums.COLUMNS) - 1)
 
-# A decision, its place among those sent, and which of the batches it is of.
-_Sent = tuple[Decision, int, int]
-
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A commit that lacks only the end of its transaction, and what to know it by afterwards."""
+    """A commit that lacks only the end of its transaction, and what to know it by afterwards.
+
+    `folded` is the seq that the rollups held a moment before.
+    """
 
     commit: Commit
     transaction: str = ""
     number: int = 0
     token: int = 0
+    folded: int = 0
 
 
 class Unsettled(Exception):
@@ -67,43 +69,46 @@ class _Way:
     exact: bool = False  # look whether sums have room; else it fails when they might not
 
 
-async def commit(session: Session, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+async def commit(session: Session, batches: Sequence[Sequence[Decision]], received: int) -> Written:
     """Do what `ports.Store.commit` says. Raises Unsettled besides what asyncpg does."""
     sent = _first_mentions(batches)
     if not sent:
-        return await _nothing(session, len(batches))
-    await number_series(session, (decision[1:7] for decision, _, _ in sent))
+        return await _nothing(session, batches)
+    await number_series(session, map(key_of, sent))
     way = _Way()
     while True:
         try:
-            return await _commit(session, sent, len(batches), received, way)
+            return await _commit(session, batches, sent, received, way)
         except asyncpg.UniqueViolationError:
             way = _Way(copy=False, exact=way.exact)
         except asyncpg.NumericValueOutOfRangeError:
             way = _Way(copy=way.copy, exact=True)
 
 
-def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[_Sent]:
+def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
     """Return each id's first mention, in an order in which no two nodes wait for each other."""
-    first: dict[tuple[Any, ...], _Sent] = {}
-    for number, batch in enumerate(batches):
-        for decision in batch:
-            first.setdefault(decision[:2], (decision, len(first), number))  # by id and project
+    sent = list(chain.from_iterable(batches))
+    sent.reverse()  # of equal keys a dict keeps the last
+    first = dict(zip(map(identity_of, sent), sent, strict=True))
     return [first[identity] for identity in sorted(first)]
 
 
 async def _commit(
-    session: Session, sent: list[_Sent], batches: int, received: int, way: _Way
-) -> Commit:
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    sent: list[Decision],
+    received: int,
+    way: _Way,
+) -> Written:
     written = None
     try:
         async with session.transaction():
-            written = await _write(session, sent, batches, received, way)
+            written = await _write(session, batches, sent, received, way)
     except LOST as error:
         if written is None or written.commit.delta is None:
             raise
         raise Unsettled(written) from error
-    return written.commit
+    return written
 
 
 async def settle(session: Session, written: Written) -> bool | None:
@@ -116,7 +121,11 @@ async def settle(session: Session, written: Written) -> bool | None:
 
 
 async def _write(
-    session: Session, sent: list[_Sent], batches: int, received: int, way: _Way
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    sent: list[Decision],
+    received: int,
+    way: _Way,
 ) -> Written:
     """Write all but the end of the transaction."""
     generation, oldest, *kept_from, number = (await query(session, "begin_commit"))[0]
@@ -129,10 +138,7 @@ async def _write(
         sent = await _insert_new(session, sent, generation, number)
         counting = asyncio.ensure_future(asyncio.to_thread(_delta, sent, received))
     if not sent:
-        return Written(await _nothing(session, batches))
-    inserted = [0] * batches
-    for _, _, batch in sent:
-        inserted[batch] += 1
+        return await _nothing(session, batches)
     delta, packed, largest = await counting
     if way.exact:
         await _check_room(session, delta.cells.total())
@@ -142,56 +148,74 @@ async def _write(
         "add_delta",
         *(generation, number, received, token, len(sent), largest, packed, way.exact),
     )
-    epoch, seq, transaction = row[0]
+    epoch, seq, transaction, folded = row[0]
     position = Position(epoch, seq)
-    done = Commit(position, inserted, Delta(position, delta.cells, received))
-    return Written(done, transaction, number, token)
+    done = Commit(position, _inserted(batches, sent), Delta(position, delta.cells, received))
+    return Written(done, transaction, number, token, folded)
 
 
-async def _nothing(session: Session, batches: int) -> Commit:
+async def _nothing(session: Session, batches: Sequence[Sequence[Decision]]) -> Written:
     """Return the commit of nothing new."""
     position = Position(*(await query(session, "position"))[0])
-    return Commit(position, [0] * batches, None)
+    return Written(Commit(position, [0] * len(batches), None))
+
+
+def _inserted(batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]) -> list[int]:
+    """Return how many of those inserted each batch brought: it was the first to mention them."""
+    if len(sent) == sum(map(len, batches)):
+        return [len(batch) for batch in batches]
+    left = set(map(identity_of, sent))
+    counts = []
+    for batch in batches:
+        brought = left.intersection(map(identity_of, batch))
+        left -= brought
+        counts.append(len(brought))
+    return counts
 
 
 async def _unknown(
-    session: Session, sent: list[_Sent], generation: int, kept_from: Sequence[int]
-) -> list[_Sent]:
+    session: Session, sent: list[Decision], generation: int, kept_from: Sequence[int]
+) -> list[Decision]:
     """Return those that no older generation holds."""
-    ids, projects = zip(*(decision[:2] for decision, _, _ in sent), strict=True)
+    ids, projects = zip(*map(identity_of, sent), strict=True)
     rows = await query(session, "known_ids", projects, ids, generation, *kept_from)
     known = {row["number"] for row in rows}
     return [one for number, one in enumerate(sent, 1) if number not in known]
 
 
-def _rows(
-    session: Session, sent: list[_Sent], generation: int, number: int
-) -> list[tuple[Any, ...]]:
-    """Return decisions as rows of COLUMNS."""
-    series = session.series
-    return [(generation, number, place, *d[:2], series[d[1:7]], *d[7:]) for d, place, _ in sent]
+def _columns(
+    session: Session, sent: Sequence[Decision], generation: int, number: int
+) -> list[Sequence[Any]]:
+    """Return decisions as columns, in the order of COLUMNS."""
+    size, columns = len(sent), list(zip(*sent, strict=True))
+    series = map(session.series.__getitem__, map(key_of, sent))
+    return [
+        *([generation] * size, [number] * size, range(size)),
+        *columns[:2],
+        list(series),
+        *columns[1 + len(Key._fields) :],
+    ]
 
 
-async def _copy(session: Session, sent: list[_Sent], generation: int, number: int) -> None:
+async def _copy(session: Session, sent: list[Decision], generation: int, number: int) -> None:
     """Insert all of some decisions; fails when the current generation holds one of their ids."""
-    rows = _rows(session, sent, generation, number)
+    rows = zip(*_columns(session, sent, generation, number), strict=True)
     await session.copy_records_to_table(f"decisions_{generation}", records=rows, columns=COLUMNS)
 
 
 async def _insert_new(
-    session: Session, sent: list[_Sent], generation: int, number: int
-) -> list[_Sent]:
+    session: Session, sent: list[Decision], generation: int, number: int
+) -> list[Decision]:
     """Insert those decisions whose ids the current generation does not hold; return them."""
-    columns = zip(*_rows(session, sent, generation, number), strict=True)
     sql = SQL["insert_new_decisions"].format(generation=generation)
-    places = {row["place"] for row in await session.fetch(sql, *columns)}
-    return [one for one in sent if one[1] in places]
+    rows = await session.fetch(sql, *_columns(session, sent, generation, number))
+    return [sent[row["place"]] for row in rows]
 
 
-def _delta(sent: list[_Sent], received: int) -> tuple[Delta, bytes, int]:
+def _delta(sent: Sequence[Decision], received: int) -> tuple[Delta, bytes, int]:
     """Return what decisions add, also as bytes, and a number that no sum in it is over."""
     cells = Cells()
-    cells.add([decision for decision, _, _ in sent])
+    cells.add(sent)
     delta = Delta(_NOT_YET, cells, received)
     return delta, delta.pack(), sum(sums.largest for sums in cells)
 

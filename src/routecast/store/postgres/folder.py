@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
-from routecast.core.delta import Delta
 from routecast.errors import Unavailable
 from routecast.ports import DELTAS_KEPT
+from routecast.store.postgres.commit import Written
 from routecast.store.postgres.fold import fold
 from routecast.store.postgres.session import Session, query, value
 
@@ -29,7 +29,7 @@ class Folder:
         self._sessions = sessions
         self._seq = 0  # of the last commit we know of
         self._folded = 0  # the rollups hold this one at least
-        self._cells = 0  # of this node's commits since it last folded
+        self._cells = 0  # of this node's commits since some node last folded
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -38,9 +38,14 @@ class Folder:
         if self._seq - self._folded >= MOST_UNFOLDED:
             await self._fold(wait=True)
 
-    def added(self, delta: Delta) -> None:
+    def added(self, written: Written) -> None:
         """Tell of a commit."""
+        delta = written.commit.delta
+        if delta is None:
+            return
         self._seq = delta.position.seq
+        if written.folded > self._folded:
+            self._folded, self._cells = written.folded, 0
         self._cells += sum(map(len, delta.cells.minutes.values()))
         if self._seq - self._folded >= FOLD_COMMITS or self._cells >= FOLD_CELLS:
             self._begin()
@@ -77,8 +82,6 @@ class Folder:
             if wait:
                 await query(session, "lock_rollups")
             elif not await value(session, "try_lock_rollups"):
-                # Another node is at it.
-                self._folded = (await query(session, "state"))[0]["folded"]
-                return
+                return  # another node is at it
             folded = await fold(session, DELTAS_KEPT)
         self._folded = folded

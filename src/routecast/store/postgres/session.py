@@ -165,7 +165,7 @@ async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> No
     New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
     that may be undone.
     """
-    unknown = {key for key in keys if key not in session.series}
+    unknown = set(keys) - session.series.keys()
     if not unknown:
         return
     await _learn_series(session)

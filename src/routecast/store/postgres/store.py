@@ -18,7 +18,7 @@ from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
 from routecast.protocol import Position
 from routecast.store.postgres import past, retention
-from routecast.store.postgres.commit import Unsettled, commit, settle
+from routecast.store.postgres.commit import Unsettled, Written, commit, settle
 from routecast.store.postgres.fold import START_OF, deltas_of, fold
 from routecast.store.postgres.folder import Folder
 from routecast.store.postgres.schema import migrate
@@ -98,12 +98,11 @@ class PostgresStore:
         await self._folder.make_room()
         try:
             async with self._session() as session:
-                done = await commit(session, batches, received)
+                written = await commit(session, batches, received)
         except Unsettled as unsettled:
-            done = await self._settle(unsettled)
-        if done.delta is not None:
-            self._folder.added(done.delta)
-        return done
+            written = await self._settle(unsettled)
+        self._folder.added(written)
+        return written.commit
 
     async def check(self) -> None:
         async with self._session() as session:
@@ -220,7 +219,7 @@ class PostgresStore:
         ):
             yield session
 
-    async def _settle(self, unsettled: Unsettled) -> Commit:
+    async def _settle(self, unsettled: Unsettled) -> Written:
         """Find out what became of a commit whose session was lost at its end."""
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
         while asyncio.get_running_loop().time() < deadline:
@@ -229,7 +228,7 @@ class PostgresStore:
                 async with self._session() as session:
                     made = await settle(session, unsettled.written)
             if made:
-                return unsettled.written.commit
+                return unsettled.written
             if made is False:
                 raise Unavailable(f"PostgreSQL: {unsettled.__cause__}; nothing was kept")
             await asyncio.sleep(SETTLE_PAUSE)

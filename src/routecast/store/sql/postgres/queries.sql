@@ -46,7 +46,8 @@ SELECT * FROM unnest(
 ON CONFLICT DO NOTHING RETURNING place;
 
 -- name: add_delta
-SELECT epoch, seq, transaction FROM add_delta($1, $2, $3, $4, $5, $6, $7, $8);
+SELECT epoch, seq, transaction, (SELECT folded.seq FROM folded) AS folded
+FROM add_delta($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: is_running
 -- Whether a transaction has not come to its end. Fails where there was none of this name yet.
