@@ -118,6 +118,13 @@ class Sums:
             bins, number = self.latency_bins, bin_of(latency)
             bins[number] = bins.get(number, 0) + 1
 
+    def copy(self) -> "Sums":
+        """Return the same sums, to be added to without changing these."""
+        twin = Sums()
+        twin.merge_scalars(self)
+        twin._bins, twin._packed = None if self._bins is None else self._bins.copy(), self._packed
+        return twin
+
     def merge(self, other: "Sums") -> None:
         """Add another's sums to these."""
         self.merge_scalars(other)
@@ -184,7 +191,7 @@ class Sums:
     @classmethod
     def from_row(cls, row: Iterable[Any]) -> Self:
         """Return the sums that `row` gave."""
-        sums = cls()
+        sums = cls.__new__(cls)  # all that `__init__` would set comes from the row
         (
             sums.count,
             sums.fallbacks,
@@ -233,8 +240,9 @@ def bucket_merge(into: Bucket, cells: Mapping[Key, Sums]) -> None:
     for key, sums in cells.items():
         mine = into.get(key)
         if mine is None:
-            mine = into[key] = Sums()
-        mine.merge(sums)
+            into[key] = sums.copy()
+        else:
+            mine.merge(sums)
 
 
 def bucket_subtract(from_: Bucket, cells: Mapping[Key, Sums]) -> None:

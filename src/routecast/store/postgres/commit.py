@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -37,6 +37,8 @@ COLUMNS: Final = (
 )
 _NOT_YET: Final = Position("", 0)
 _NOTHING: Final = (0,) * (len(Sums.COLUMNS) - 1)
+
+_Counted = tuple[Delta, bytes, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +133,14 @@ async def _write(
     generation, oldest, *kept_from, number = (await query(session, "begin_commit"))[0]
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)
-    if way.copy and sent:  # all are inserted, or none: what they add up to is counted meanwhile
-        counting = asyncio.ensure_future(asyncio.to_thread(_delta, sent, received))
-        await _copy(session, sent, generation, number)
+    counting = None
+    if way.copy and sent:  # all are inserted, or none
+        counting = await _copy(session, sent, generation, number, received)
     elif sent:
         sent = await _insert_new(session, sent, generation, number)
-        counting = asyncio.ensure_future(asyncio.to_thread(_delta, sent, received))
     if not sent:
         return await _nothing(session, batches)
-    delta, packed, largest = await counting
+    delta, packed, largest = await (counting or _count(sent, received))
     if way.exact:
         await _check_room(session, delta.cells.total())
     token = secrets.randbits(63)
@@ -197,10 +198,23 @@ def _columns(
     ]
 
 
-async def _copy(session: Session, sent: list[Decision], generation: int, number: int) -> None:
-    """Insert all of some decisions; fails when the current generation holds one of their ids."""
-    rows = zip(*_columns(session, sent, generation, number), strict=True)
-    await session.copy_records_to_table(f"decisions_{generation}", records=rows, columns=COLUMNS)
+async def _copy(
+    session: Session, sent: list[Decision], generation: int, number: int, received: int
+) -> "asyncio.Future[_Counted]":
+    """Insert all of some decisions, while it is counted what they add.
+
+    Fails when the current generation holds one of their ids.
+    """
+    columns = _columns(session, sent, generation, number)
+    counting: list[asyncio.Future[_Counted]] = []
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        yield from zip(*columns, strict=True)
+        # From here on the server has all it needs to work, and we have time.
+        counting.append(asyncio.ensure_future(_count(sent, received)))
+
+    await session.copy_records_to_table(f"decisions_{generation}", records=rows(), columns=COLUMNS)
+    return counting[0]
 
 
 async def _insert_new(
@@ -212,12 +226,16 @@ async def _insert_new(
     return [sent[row["place"]] for row in rows]
 
 
-def _delta(sent: Sequence[Decision], received: int) -> tuple[Delta, bytes, int]:
+async def _count(sent: Sequence[Decision], received: int) -> _Counted:
     """Return what decisions add, also as bytes, and a number that no sum in it is over."""
-    cells = Cells()
-    cells.add(sent)
-    delta = Delta(_NOT_YET, cells, received)
-    return delta, delta.pack(), sum(sums.largest for sums in cells)
+
+    def count() -> _Counted:
+        cells = Cells()
+        cells.add(sent)
+        delta = Delta(_NOT_YET, cells, received)
+        return delta, delta.pack(), sum(sums.largest for sums in cells)
+
+    return await asyncio.to_thread(count)
 
 
 async def _check_room(session: Session, added: Bucket) -> None:

@@ -15,8 +15,8 @@ from routecast.store.postgres.session import Session, query, value
 log = logging.getLogger(__name__)
 
 # Deltas are folded once they are so many, or hold so many cells, or after so many seconds.
-FOLD_COMMITS: Final = 64
-FOLD_CELLS: Final = 4_000
+FOLD_COMMITS: Final = 128
+FOLD_CELLS: Final = 8_000
 FOLD_SECONDS: Final = 5.0
 # While more of them are not folded, a commit folds first: what a snapshot must add has a bound.
 MOST_UNFOLDED: Final = 1_000
