@@ -19,6 +19,7 @@ from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings
 from routecast.edge.lean import LeanHttp
 from routecast.errors import BadSettings, Unavailable
+from routecast.open_files import allow_open_files
 from routecast.workers import Workers
 
 # Requests under way get this time when the server stops; the commit of what waits comes after.
@@ -31,6 +32,9 @@ UNACKED_MS: Final = 20_000
 
 # New objects between two looks of the garbage collector; Python's own default is 700.
 COLLECT_AFTER: Final = 10_000
+
+# Files that are no streams: engines, and the requests under way.
+SPARE_FILES: Final = 256
 
 log = logging.getLogger("routecast")
 
@@ -131,6 +135,7 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     )
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings.require_safe()
+    _allow_open_files(settings.max_connections)
     asyncio.run(_check_database(settings))
     with listen(settings) as listener:
         if settings.fd is None:
@@ -162,6 +167,18 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     _spare_collector()
     server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _allow_open_files(streams: int) -> None:
+    needed = streams + SPARE_FILES
+    allowed = allow_open_files(needed)  # workers inherit it
+    if allowed < needed:
+        log.warning(
+            "This process may open %d files, which is enough for about %d streams, and "
+            "ROUTECAST_MAX_CONNECTIONS is %d. Raise the limit to %d (as root: ulimit -n; in a "
+            "systemd unit: LimitNOFILE=), or lower the setting",
+            *(allowed, max(0, allowed - SPARE_FILES), streams, needed),
+        )
 
 
 def _spare_collector() -> None:

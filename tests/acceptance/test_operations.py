@@ -70,6 +70,36 @@ async def test_prometheus_counts_what_happened(server: Server) -> None:
         assert f"\n{name} " in text
 
 
+class Confined(Server):
+    """A server that a shell has set a limit of open files for."""
+
+    limit = ""
+
+    def command(self) -> list[str]:
+        return ["sh", "-c", f'ulimit {self.limit} && exec "$@"', "sh", *super().command()]
+
+
+def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
+    """As many files may be open as its streams need, where the shell's soft limit is lower."""
+    confined = Confined(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "500"})
+    confined.limit = "-S -n 300"
+    with confined as server:
+        assert server.process is not None
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+        found = re.search(r"Max open files +(\d+)", limits)
+        assert found is not None
+        assert int(found[1]) > 500
+        assert "files" not in server.log.read_text()
+
+
+def test_too_few_open_files_are_told(tmp_path: Path) -> None:
+    """Where the hard limit is too low as well, a line says so, and what to do."""
+    confined = Confined(tmp_path)
+    confined.limit = "-n 300"
+    with confined as server:
+        server.wait_for_log("300 files", "about 44 streams", "MAX_CONNECTIONS is 10000", "ulimit")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

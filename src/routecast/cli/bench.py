@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import resource
 import time
 from array import array
 from collections import Counter
@@ -23,6 +22,7 @@ from routecast.cli.stream import describe
 from routecast.cli.subscriber import Subscriber, subscribe
 from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say, unwind_on_sigterm
 from routecast.errors import BadParameter
+from routecast.open_files import allow_open_files
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
 
 # Enough to keep a server busy, few enough not to overflow the usual listen backlog of 128.
@@ -90,18 +90,14 @@ def bench(
 
 def _allow_open_files(needed: int) -> None:
     """Raise this process's limit of open files as far as it may go; end if that is too few."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        unlimited = hard == resource.RLIM_INFINITY
-        soft = needed if unlimited else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft < needed:
-            fail(
-                f"--connections: this shell allows {hard:,} open files, and {needed:,} are needed. "
-                f"Raise the limit (as root: ulimit -n {needed}), or ask for at most "
-                f"{hard - _SPARE_FILES:,} connections.",
-                BAD_USAGE,
-            )
+    allowed = allow_open_files(needed)
+    if allowed < needed:
+        fail(
+            f"--connections: this shell allows {allowed:,} open files, and {needed:,} are needed. "
+            f"Raise the limit (as root: ulimit -n {needed}), or ask for at most "
+            f"{allowed - _SPARE_FILES:,} connections.",
+            BAD_USAGE,
+        )
 
 
 def _run(trial: "Trial", progress: "_Progress") -> bool:
