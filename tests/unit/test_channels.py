@@ -284,8 +284,8 @@ async def test_a_quiet_channel_shows_life(
     hall: Hall, channels: Channels, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole snapshot with a new timestamp to all in time, whatever the interval."""
-    monkeypatch.setattr(module, "ALIVE_SECONDS", 0.5)
-    monkeypatch.setattr(module, "MARGIN", 0.1)
+    monkeypatch.setattr(module, "ALIVE_SECONDS", 2.0)
+    monkeypatch.setattr(module, "MARGIN", 1.0)
     lines = {interval: Line(channels) for interval in (FAST, 0.3, 60)}
     started = time.monotonic()
     async with running(channels.run()):
@@ -294,7 +294,7 @@ async def test_a_quiet_channel_shows_life(
         for number in range(1, 3):
             clock.moment = NOW + number * 10 * FRESH
             await until(lambda: all(len(line.sent) > number for line in lines.values()))  # noqa: B023
-            assert time.monotonic() - started < 0.5 * number + 0.2
+            assert time.monotonic() - started < 2.0 * number
     for line in lines.values():
         assert set(counts(line)) == {"snapshot"}
         stamps = [message["timestamp"] for message in line.messages()]
