@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Options for what is run: make run ARGS="--port 9000", make test ARGS="-k sse"
 ARGS ?=
-TYPESCRIPT := typescript@7.0.2
+JS := clients/js
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test faults conformance check check-deploy deploy-tools format bench soak clean
+.PHONY: help install demo run test faults conformance check check-deploy deploy-tools format types bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,14 +45,27 @@ faults: install  ## Break Redis, PostgreSQL and nodes for long, with 200 kills; 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance
 
-check: install  ## Lint, format, types, layers; the page's types too, where there is Node.js
+# What checks and tests the scripts, where there is Node.js: TypeScript, React, a WebSocket server.
+$(JS)/node_modules/.package-lock.json: $(JS)/package-lock.json
+	@npm ci --prefix $(JS) --silent --no-audit --no-fund
+	@touch $@
+
+check: install  ## Lint, format, types, layers; the scripts' types too, where there is Node.js
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
-	@if npx --yes --package $(TYPESCRIPT) tsc --version >/dev/null 2>&1; \
-	  then npx --yes --package $(TYPESCRIPT) tsc --project jsconfig.json; \
-	  else echo "The page's scripts are not checked: that needs Node.js, and $(TYPESCRIPT) from its registry."; fi
+	@if $(MAKE) --silent $(JS)/node_modules/.package-lock.json >/dev/null 2>&1; \
+	  then $(JS)/node_modules/.bin/tsc --project jsconfig.json && $(JS)/node_modules/.bin/tsc --project $(JS) && \
+	    for file in routecast react; do \
+	      cmp $(JS)/$$file.d.ts .venv/types/$$file.d.ts || { echo 'make types writes them anew.'; exit 1; }; \
+	    done; \
+	  else echo "The scripts are not checked: that needs Node.js, and the packages of $(JS) from its registry."; fi
+
+types: $(JS)/node_modules/.package-lock.json  ## Write the .d.ts of the JavaScript client anew
+	@rm -f $(JS)/routecast.d.ts $(JS)/react.d.ts  # an import would take them for the scripts
+	@$(JS)/node_modules/.bin/tsc --project $(JS)
+	@cp .venv/types/*.d.ts $(JS)
 
 check-deploy: deploy-tools  ## Check deploy/: image, compose, Kubernetes, systemd, and nginx for real
 	@$(BIN)/pytest -n 4 tests/deploy $(ARGS)

@@ -1,0 +1,368 @@
+/** The client against a scripted server: what it says, shows and does. */
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { connect } from "../routecast.js";
+import { Queue, Script, TIMESTAMP, WebSocket } from "./script.js";
+
+const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
+
+/** Connect for the length of a test; the states come into a queue. */
+function open(t, script, options = {}) {
+  const client = connect(script.url, { ...QUICK, ...options });
+  t.after(() => client.close());
+  const states = new Queue();
+  client.onState(states.put);
+  const state = (name) => states.next((state) => state.name === name);
+  return { client, state };
+}
+
+/** Subscribe; what comes goes into a queue, with what is known of it. */
+function follow(client, view = {}) {
+  const documents = new Queue();
+  const errors = new Queue();
+  const subscription = client.subscribe(view, (metrics, frame) => documents.put({ metrics, frame }), errors.put);
+  return { subscription, documents, errors };
+}
+
+test("snapshots and deltas make documents", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const { documents } = follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 7, { total_decisions: 1, provider_usage: { gemini: 1 } });
+  connection.delta(id, 7, 8, { total_decisions: 2, provider_usage: { gemini: null, claude: 2 } });
+  assert.deepEqual((await documents.next()).metrics, {
+    total_decisions: 1,
+    provider_usage: { gemini: 1 },
+    timestamp: TIMESTAMP,
+  });
+  assert.deepEqual(await documents.next(), {
+    metrics: { total_decisions: 2, provider_usage: { claude: 2 }, timestamp: TIMESTAMP },
+    frame: { position: { epoch: "2172da84ecb2c9f1", seq: 8 }, source: "live", age_ms: 0, timestamp: TIMESTAMP },
+  });
+});
+
+test("a delta on another base is not applied: all is asked for again, under another id", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const { documents } = follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 7, { total_decisions: 1 });
+  connection.delta(id, 8, 9, { total_decisions: 100 });
+  connection.delta(id, 7, 8, { total_decisions: 200 });
+  assert.equal((await connection.next("unsubscribe")).id, id);
+  const again = await connection.next("subscribe");
+  assert.notEqual(again.id, id);
+  assert.equal(again.position, undefined);
+  connection.snapshot(again.id, 9, { total_decisions: 3 });
+  assert.equal((await documents.next()).metrics.total_decisions, 1);
+  assert.equal((await documents.next()).metrics.total_decisions, 3);
+});
+
+test("a delta of another epoch is not applied", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const { documents } = follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 7, { total_decisions: 1 });
+  connection.delta(id, 7, 8, { total_decisions: 100 }, "another");
+  await connection.next("subscribe");
+  assert.equal((await documents.next()).metrics.total_decisions, 1);
+  assert.equal(documents.size, 0);
+});
+
+test("a lost connection is resumed from where it stood", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script);
+  const { documents } = follow(client, { fields: ["total_decisions"], interval: 1 });
+  const first = await script.subscriber();
+  first.connection.snapshot(first.id, 7, { total_decisions: 1 });
+  await documents.next();
+  first.connection.cut();
+  const lost = await state("reconnecting");
+  assert.equal(lost.reason, "the server cannot be reached");
+  assert.ok(lost.at <= Date.now() + QUICK.longestDelay);
+  const second = await script.connection();
+  second.hello();
+  const { id, position, fields, interval } = await second.next("subscribe");
+  assert.deepEqual(position, { epoch: "2172da84ecb2c9f1", seq: 7 });
+  assert.deepEqual([fields, interval], [["total_decisions"], 1]);
+  second.delta(id, 7, 9, { total_decisions: 3 });
+  assert.equal((await documents.next()).metrics.total_decisions, 3);
+});
+
+test("names are names, whatever they are", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const { documents } = follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 1, JSON.parse('{"provider_usage":{"__proto__":1}}'));
+  await documents.next();
+  connection.send(`{"type":"delta","id":"${id}","base":1,"position":{"epoch":"2172da84ecb2c9f1","seq":2},"data":{"provider_usage":{"__proto__":2,"constructor":1}}}`);
+  const { metrics } = await documents.next();
+  assert.deepEqual(Object.entries(metrics.provider_usage), [["__proto__", 2], ["constructor", 1]]);
+  assert.equal({}.constructor, Object);
+});
+
+test("a loop gets the newest, and ends what it leaves", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const subscription = client.subscribe();
+  const { connection, id } = await script.subscriber();
+  const seen = [];
+  connection.snapshot(id, 1, { total_decisions: 1 });
+  for await (const { total_decisions } of subscription) {
+    seen.push(total_decisions);
+    if (total_decisions === 5) break;
+    for (let seq = 2; seq <= 5; seq++) connection.delta(id, seq - 1, seq, { total_decisions: seq });
+    connection.send({ type: "pong", id: "after" });
+    await new Promise((resolve) => setTimeout(resolve, 50)); // slower than the server
+  }
+  assert.deepEqual(seen, [1, 5]);
+  assert.equal((await connection.next("unsubscribe")).id, id);
+});
+
+test("a loop over what the server refuses throws", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const subscription = client.subscribe({ interval: 0 });
+  const { connection, id } = await script.subscriber();
+  connection.send({ type: "error", id, code: "bad_request", message: "interval: must be …", retryable: false });
+  await assert.rejects(subscription[Symbol.asyncIterator]().next(), { code: "bad_request", message: "interval: must be …" });
+});
+
+test("what the server cannot answer now is told, and the subscription stays", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const { documents, errors } = follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.send({ type: "error", id, code: "unavailable", message: "Failed to fetch metrics", retryable: true });
+  const error = await errors.next();
+  assert.deepEqual([error.message, error.retryable], ["Failed to fetch metrics", true]);
+  connection.snapshot(id, 1, { total_decisions: 1 });
+  assert.equal((await documents.next()).metrics.total_decisions, 1);
+});
+
+test("closing ends the connection, loops and states", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script);
+  const loop = client.subscribe()[Symbol.asyncIterator]().next();
+  const { connection } = await script.subscriber();
+  client.close();
+  const [code] = await connection.ended;
+  assert.equal(code, 1000);
+  assert.equal((await loop).done, true);
+  assert.equal((await state("closed")).code, 1000);
+});
+
+for (const code of [1003, 1007, 1008, 1009, 4400, 4401, 4403]) {
+  test(`close code ${code} is for good, until a person says otherwise`, async (t) => {
+    const script = await Script.serve(t);
+    const { client, state } = open(t, script);
+    const { errors } = follow(client);
+    (await script.subscriber()).connection.close(code, "no");
+    const closed = await state("closed");
+    assert.deepEqual([closed.code, closed.reason], [code, "the server closed the connection (no)"]);
+    assert.equal((await errors.next()).code, "closed");
+    client.retry();
+    const { connection, id } = await script.subscriber();
+    connection.snapshot(id, 1, {});
+    await state("connected");
+  });
+}
+
+for (const code of [1000, 1001, 1011, 1012, 1013, 4408, 4409]) {
+  test(`close code ${code} is come back from`, async (t) => {
+    const script = await Script.serve(t);
+    const { client, state } = open(t, script);
+    follow(client);
+    (await script.subscriber()).connection.close(code);
+    await state("reconnecting");
+    await script.subscriber();
+    await state("connected");
+  });
+}
+
+test("too many messages are come back from after a minute", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script);
+  follow(client);
+  (await script.subscriber()).connection.close(4429);
+  const wait = (await state("reconnecting")).at - Date.now();
+  assert.ok(wait > 59_000 && wait <= 60_000 + QUICK.longestDelay, `${wait}`);
+});
+
+test("a goodbye says when to come back", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script, { firstDelay: 60_000, longestDelay: 60_000 });
+  follow(client);
+  const { connection } = await script.subscriber();
+  const before = Date.now();
+  connection.send({ type: "goodbye", code: 1012, reconnect_after_ms: 150 });
+  connection.close(1012);
+  const { at, reason } = await state("reconnecting");
+  assert.ok(at - before >= 150 && at - Date.now() <= 150, `${at - before}`);
+  assert.equal(reason, "the server restarts");
+  await script.subscriber();
+});
+
+test("with another token 4401 is come back from", async (t) => {
+  const script = await Script.serve(t);
+  let tokens = 0;
+  const { client } = open(t, script, { token: async () => `a.b.?>~${++tokens}` });
+  follow(client);
+  const first = await script.connection();
+  first.hello();
+  assert.equal(first.offered, `routecast.v1.json,routecast.bearer.${Buffer.from("a.b.?>~1").toString("base64url")}`);
+  await first.next("subscribe");
+  first.close(4401);
+  const second = await script.connection();
+  assert.ok(second.offered.endsWith(Buffer.from("a.b.?>~2").toString("base64url")));
+});
+
+test("a server that falls silent is asked, called stale, and left", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script, { patience: 50 });
+  follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 1, {});
+  const ping = await connection.next("ping");
+  connection.send({ type: "pong", id: ping.id });
+  await connection.next("ping");
+  assert.equal((await state("stale")).reason, "the connection is open but silent");
+  connection.snapshot(id, 1, {});
+  await state("connected");
+  await state("stale");
+  assert.equal((await state("reconnecting")).reason, "the connection is open but silent");
+  await script.subscriber();
+});
+
+test("a refusal is told in the server's words, and is for good", async (t) => {
+  const refuse = { status: 403, body: { title: "Forbidden", status: 403, detail: "Origin 'x' may not connect" } };
+  const script = await Script.serve(t, { refuse });
+  const { state } = open(t, script);
+  const { reason, status, code } = await state("closed");
+  assert.equal(reason, "the server refused the connection (Origin 'x' may not connect)");
+  assert.deepEqual([status, code], [403, null]);
+  assert.deepEqual(script.asked, ["OPTIONS /ws/metrics"]);
+});
+
+test("a server without room is come back to when it says", async (t) => {
+  const refuse = { status: 503, body: { detail: "too many connections" }, headers: { "Retry-After": "7" } };
+  const script = await Script.serve(t, { refuse });
+  const { state } = open(t, script);
+  const { at, reason } = await state("reconnecting");
+  assert.equal(reason, "the server refused the connection (too many connections)");
+  assert.ok(Math.abs(at - Date.now() - 7_000) < 500, `${at - Date.now()}`);
+});
+
+test("a server that is not there is tried again, less and less often", async (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const script = await Script.serve(t);
+  script.stop();
+  const { state } = open(t, script, { firstDelay: 10, longestDelay: 30 });
+  const waits = [];
+  for (let i = 0; i < 5; i++) waits.push((await state("reconnecting")).at - Date.now());
+  for (const [i, bound] of [10, 16, 25.6, 30, 30].entries()) {
+    assert.ok(waits[i] < bound + 0.1 && waits[i] > bound - 10, `${waits}`);
+  }
+});
+
+test("waits are by chance anything up to their bound", async (t) => {
+  const { retryDelay } = await import("../routecast.js");
+  const bounds = { firstDelay: 100, longestDelay: 1_000 };
+  const first = Array.from({ length: 1_000 }, () => retryDelay(0, bounds));
+  assert.ok(Math.min(...first) < 10 && Math.max(...first) > 90 && Math.max(...first) <= 100);
+  assert.ok(Array.from({ length: 100 }, () => retryDelay(50, bounds)).every((delay) => delay <= 1_000));
+});
+
+test("what is no JSON ends the connection, not the client", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script);
+  follow(client);
+  (await script.subscriber()).connection.send("{");
+  assert.equal((await state("reconnecting")).reason, "the server sent what is not JSON");
+  await script.subscriber();
+});
+
+test("messages of types not known are nothing", async (t) => {
+  const script = await Script.serve(t);
+  const { client } = open(t, script);
+  const { documents } = follow(client);
+  const { connection, id } = await script.subscriber();
+  connection.send({ type: "news", id });
+  connection.snapshot("no id of ours", 1, {});
+  connection.snapshot(id, 1, { total_decisions: 1 });
+  assert.equal((await documents.next()).metrics.total_decisions, 1);
+});
+
+// -- a server of the default stream alone --------------------------------------------------------
+
+test("where the server does not know routecast.v1, the default stream is read", async (t) => {
+  const script = await Script.serve(t, { v1: false });
+  const { client, state } = open(t, script);
+  const view = { fields: ["total_decisions", "rate"], filter: { strategy: ["a b", "c"] }, window: "1h", interval: 0.5 };
+  const { documents, errors } = follow(client, view);
+  const connection = await defaultStream(script);
+  assert.equal(connection.url, "/ws/metrics?fields=total_decisions%2Crate&strategy=a+b&strategy=c&window=1h&interval=0.5");
+  assert.equal(connection.offered, "");
+  connection.send({ total_decisions: 3, avg_confidence: null, timestamp: TIMESTAMP });
+  assert.equal((await state("connected")).protocol, "default");
+  assert.deepEqual(await documents.next(), {
+    metrics: { total_decisions: 3, timestamp: TIMESTAMP },
+    frame: { position: null, source: null, age_ms: null, timestamp: TIMESTAMP },
+  });
+  connection.send({ error: "Failed to fetch metrics", timestamp: TIMESTAMP });
+  assert.equal((await errors.next()).message, "Failed to fetch metrics");
+});
+
+/** The next connection that asks for no subprotocol. A lenient library opens the other one first. */
+async function defaultStream(script) {
+  for (;;) {
+    const connection = await script.connection();
+    if (connection.offered === "") return connection;
+  }
+}
+
+test("on the default stream each subscription has a connection, and ends with it", async (t) => {
+  const script = await Script.serve(t, { v1: false });
+  const { client } = open(t, script);
+  const first = follow(client, { interval: 1 });
+  assert.equal((await defaultStream(script)).url, "/ws/metrics?interval=1");
+  const second = follow(client, { interval: 2 });
+  const connection = await defaultStream(script);
+  assert.equal(connection.url, "/ws/metrics?interval=2");
+  connection.send({ total_decisions: 2, timestamp: TIMESTAMP });
+  assert.equal((await second.documents.next()).metrics.total_decisions, 2);
+  second.subscription.close();
+  await connection.ended;
+  assert.equal(first.documents.size, 0);
+  assert.equal(client.state.name, "connected");
+});
+
+test("the default stream's restart says when to come back, and routecast.v1 is tried first", async (t) => {
+  const script = await Script.serve(t, { v1: false });
+  const { client, state } = open(t, script, { firstDelay: 60_000, longestDelay: 60_000 });
+  follow(client);
+  const connection = await defaultStream(script);
+  connection.close(1012, "reconnect_after_ms=30");
+  assert.ok((await state("reconnecting")).at <= Date.now() + 30);
+  assert.equal((await defaultStream(script)).offered, "");
+});
+
+test("addresses are those of a server or of its stream", async (t) => {
+  const script = await Script.serve(t);
+  for (const url of [`${script.url}/`, `${script.url}/ws/metrics`, new URL(script.url.replace("http", "ws"))]) {
+    const client = connect(url, QUICK);
+    t.after(() => client.close());
+    assert.equal((await script.connection()).url, "/ws/metrics");
+  }
+  const below = connect(`${script.url}/routecast/`, QUICK);
+  t.after(() => below.close());
+  assert.equal((await script.connection()).url, "/routecast/ws/metrics");
+  assert.throws(() => connect("127.0.0.1:8000"), TypeError);
+  assert.throws(() => connect("ftp://127.0.0.1"), TypeError);
+  assert.throws(() => connect(script.url, { WebSocket: undefined }), /no WebSocket here/);
+});

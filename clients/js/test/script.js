@@ -1,0 +1,164 @@
+/** A server that says what a test has it say, over real sockets. */
+
+import { once } from "node:events";
+import { createServer } from "node:http";
+
+import { WebSocket, WebSocketServer } from "ws";
+
+export { WebSocket };
+
+const V1 = "routecast.v1.json";
+const WAIT_MS = 10_000;
+
+export const EPOCH = "2172da84ecb2c9f1";
+export const TIMESTAMP = "2026-01-31T12:34:56.789123+00:00";
+
+/** Values that come when they come, for a test that waits for the next. */
+export class Queue {
+  #values = [];
+  #waiting = [];
+
+  put = (value) => {
+    const waiting = this.#waiting.shift();
+    if (waiting) waiting(value);
+    else this.#values.push(value);
+  };
+
+  /** Wait for the next value; where `fits` is given, for the next that does. */
+  async next(fits = () => true) {
+    const skipped = [];
+    for (;;) {
+      const value = this.#values.length > 0 ? this.#values.shift() : await this.#come(skipped);
+      if (fits(value)) return value;
+      skipped.push(value);
+    }
+  }
+
+  #come(skipped) {
+    return new Promise((resolve, reject) => {
+      const late = setTimeout(() => reject(new Error(`nothing came after ${JSON.stringify(skipped)}`)), WAIT_MS);
+      this.#waiting.push((value) => (clearTimeout(late), resolve(value)));
+    });
+  }
+
+  get size() {
+    return this.#values.length;
+  }
+}
+
+/** One client's connection, from the server's side. */
+class Connection {
+  #socket;
+  #messages = new Queue();
+  ended;
+
+  constructor(socket, request) {
+    this.#socket = socket;
+    this.url = request.url;
+    this.offered = request.headers["sec-websocket-protocol"] ?? "";
+    this.ended = once(socket, "close");
+    socket.on("message", (data) => this.#messages.put(JSON.parse(data)));
+  }
+
+  send(message) {
+    this.#socket.send(typeof message === "string" ? message : JSON.stringify(message));
+  }
+
+  hello() {
+    const limits = { subscriptions: 16, messages_per_minute: 120, max_message_bytes: 65536, min_interval: 0.1 };
+    this.send({ type: "hello", protocol: "routecast.v1", connection: "c", epoch: EPOCH, limits });
+  }
+
+  snapshot(id, seq, data) {
+    this.send({ type: "snapshot", id, position: { epoch: EPOCH, seq }, source: "live", age_ms: 0, data, timestamp: TIMESTAMP });
+  }
+
+  delta(id, base, seq, data, epoch = EPOCH) {
+    this.send({ type: "delta", id, base, position: { epoch, seq }, source: "live", age_ms: 0, data, timestamp: TIMESTAMP });
+  }
+
+  /** The next message, or the next of a type. */
+  next(type) {
+    return this.#messages.next((message) => !type || message.type === type);
+  }
+
+  close(code, reason) {
+    this.#socket.close(code, reason);
+  }
+
+  /** Cut it off without a word. */
+  cut() {
+    this.#socket.terminate();
+  }
+}
+
+/** Serve scripts until the test ends. */
+export class Script {
+  #connections = new Queue();
+  #sockets;
+  #http;
+  asked = [];
+
+  /**
+   * @param {import("node:test").TestContext} t
+   * @param {{v1?: boolean, refuse?: {status: number, body?: object, headers?: object}, port?: number}} [options]
+   */
+  static async serve(t, options = {}) {
+    const script = new Script(options);
+    await script.listen(options.port ?? 0);
+    t.after(() => script.stop());
+    return script;
+  }
+
+  constructor({ v1 = true, refuse }) {
+    this.refuse = refuse;
+    this.#http = createServer((request, response) => this.#answer(request, response));
+    const handleProtocols = (offered) => (v1 && offered.has(V1) ? V1 : false);
+    this.#sockets = new WebSocketServer({ noServer: true, handleProtocols });
+    this.#http.on("upgrade", (request, socket, head) => {
+      if (this.refuse) return socket.end(`HTTP/1.1 ${this.refuse.status} No\r\nContent-Length: 0\r\n\r\n`);
+      this.#sockets.handleUpgrade(request, socket, head, (open) => this.#connections.put(new Connection(open, request)));
+    });
+  }
+
+  async listen(port) {
+    this.#http.listen(port, "127.0.0.1");
+    await once(this.#http, "listening");
+    this.port = this.#http.address().port;
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  #answer(request, response) {
+    this.asked.push(`${request.method} ${request.url}`);
+    const { status = 204, body, headers = {} } = this.refuse ?? {};
+    response.writeHead(status, { ...(body && { "Content-Type": "application/problem+json" }), ...headers });
+    response.end(body && JSON.stringify(body));
+  }
+
+  /** How many connections came that nobody asked for. */
+  get connections() {
+    return this.#connections.size;
+  }
+
+  /** The next connection. */
+  connection() {
+    return this.#connections.next();
+  }
+
+  /** The next connection, greeted, and the id of what it subscribes to. */
+  async subscriber() {
+    const connection = await this.connection();
+    connection.hello();
+    const { id } = await connection.next("subscribe");
+    return { connection, id };
+  }
+
+  stop() {
+    for (const socket of this.#sockets.clients) socket.terminate();
+    this.#http.closeAllConnections();
+    this.#http.close();
+  }
+}
