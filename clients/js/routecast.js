@@ -24,6 +24,8 @@
 /** @typedef {import("./types.js").Metrics} Metrics */
 /** @typedef {import("./types.js").Frame} Frame */
 /** @typedef {import("./types.js").Position} Position */
+/** @typedef {import("./types.js").Source} Source */
+/** @typedef {import("./types.js").Totals} Totals */
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Options} Options */
 /** @typedef {import("./types.js").Socket} Socket */

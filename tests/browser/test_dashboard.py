@@ -148,6 +148,7 @@ def test_many_names_are_counted_rather_than_listed(server: Server, tab: Tab) -> 
 
 def test_a_killed_server_is_reconnected_to(server: Server, tab: Tab) -> None:
     """The page says that it is reconnecting, waits longer each time, and goes live when told to."""
+    tab.wait_longest()
     server.post([decision(), decision()])
     page = tab.open(server)
     server.kill()
@@ -171,6 +172,7 @@ def test_a_killed_server_is_reconnected_to(server: Server, tab: Tab) -> None:
 
 def test_a_network_that_returns_is_used_at_once(server: Server, tab: Tab) -> None:
     """The browser's word that it is online again ends the wait."""
+    tab.wait_longest()
     server.post([decision()])
     page = tab.open(server)
     server.kill()
@@ -186,6 +188,7 @@ def test_a_network_that_returns_is_used_at_once(server: Server, tab: Tab) -> Non
 
 def test_a_server_that_returns_is_found_without_help(server: Server, tab: Tab) -> None:
     """Nobody needs to press a button: the first retry comes within six seconds."""
+    tab.wait_longest()
     server.post([decision()])
     page = tab.open(server)
     server.kill()
@@ -319,14 +322,13 @@ def test_numbers_are_written_for_people(server: Server, tab: Tab) -> None:
 
 
 def test_what_the_server_cannot_tell_is_called_stale(server: Server, tab: Tab) -> None:
-    """The error document of the contract is no metrics, and makes the last numbers stale."""
+    """The error of the contract makes the last numbers stale, and is told."""
     page = tab.open(server)
     status = page.evaluate(
         """async () => {
-            const { readFrame } = await import("/dashboard/protocol.js");
             const { describe } = await import("/dashboard/status.js");
-            const frame = readFrame('{"error":"Failed to fetch metrics","timestamp":"…"}');
-            return describe({ stream: { phase: "live" }, ...frame }, 0);
+            const failure = "Failed to fetch metrics";
+            return describe({ stream: { name: "connected", protocol: "routecast.v1" }, failure }, 0);
         }"""
     )
     assert status["word"] == "Stale"

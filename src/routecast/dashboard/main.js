@@ -1,11 +1,10 @@
 /** Wires the stream, the health poll and the view together. */
 
 import { HealthPoll } from "./health.js";
-import { INTERVAL, readFrame, streamUrl } from "./protocol.js";
+import { VIEW } from "./protocol.js";
 import { RateHistory } from "./rates.js";
-import { askWhy } from "./refusal.js";
+import { connect } from "./routecast.js";
 import { part } from "./rows.js";
-import { Stream } from "./stream.js";
 import { View, renderTitle } from "./view.js";
 import { prepareCommands } from "./welcome.js";
 
@@ -14,12 +13,17 @@ import { prepareCommands } from "./welcome.js";
 /** Twice a second, so that no countdown is seen to skip a number. */
 const TICK_MS = 500;
 
+/** A person looks on, who should soon be told that nothing is heard. */
+const PATIENCE_MS = 5_000;
+
 const address = new URL(".", location.href).href;
+const client = connect(address, { patience: PATIENCE_MS });
 
 /** @type {import("./status.js").PageState} */
 const page = {
-  stream: { phase: "connecting", again: false },
+  stream: client.state,
   metrics: null,
+  source: null,
   receivedAt: 0,
   failure: null,
   health: null,
@@ -28,7 +32,7 @@ const history = new RateHistory();
 const view = new View();
 let renderAsked = false;
 
-/** However many frames come before the next animation frame, only the newest is drawn. */
+/** However many documents come before the next animation frame, only the newest is drawn. */
 function render() {
   renderTitle(page);
   if (renderAsked) return;
@@ -44,38 +48,35 @@ const healthPoll = new HealthPoll(new URL("health", address).href, (health) => {
   render();
 });
 
-const streamAddress = streamUrl(address);
-const stream = new Stream(streamAddress, {
-  interval: INTERVAL,
-  askWhy: () => askWhy(streamAddress),
-  onText(text) {
-    const frame = readFrame(text);
-    const failed = page.failure !== null;
-    if ("metrics" in frame) keep(frame.metrics);
-    else page.failure = frame.failure;
-    if (failed !== (page.failure !== null)) healthPoll.start();
+client.subscribe(
+  VIEW,
+  (metrics, { source }) => {
+    if (page.failure !== null) healthPoll.start();
+    page.metrics = /** @type {Metrics} */ (metrics);
+    page.source = source;
+    page.receivedAt = Date.now();
+    page.failure = null;
+    history.add(page.metrics.total_decisions, Date.parse(metrics.timestamp));
     render();
   },
-  onState(state) {
-    page.stream = state;
-    if (state.phase === "live") {
-      healthPoll.start();
-    } else {
-      healthPoll.stop();
-      page.health = null;
-    }
+  (error) => {
+    if (error.code === "closed") return; // the state says so
+    if (page.failure === null) healthPoll.start();
+    page.failure = error.message;
     render();
   },
-});
+);
 
-/** @param {Metrics} metrics */
-function keep(metrics) {
-  page.metrics = metrics;
-  page.receivedAt = Date.now();
-  page.failure = null;
-  const at = Date.parse(metrics.timestamp);
-  history.add(metrics.total_decisions, Number.isNaN(at) ? page.receivedAt : at);
-}
+client.onState((state) => {
+  page.stream = state;
+  if (state.name === "connected") {
+    healthPoll.start();
+  } else {
+    healthPoll.stop();
+    page.health = null;
+  }
+  render();
+});
 
 function showNotice() {
   const notice = document.querySelector('meta[name="routecast-notice"]')?.getAttribute("content") ?? "";
@@ -86,10 +87,5 @@ function showNotice() {
 
 showNotice();
 prepareCommands(address);
-part(document, "#retry").addEventListener("click", () => stream.retry());
-addEventListener("online", () => stream.nudge());
-document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible") stream.nudge();
-});
+part(document, "#retry").addEventListener("click", () => client.retry());
 setInterval(render, TICK_MS);
-stream.start();

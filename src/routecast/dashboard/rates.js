@@ -8,8 +8,8 @@ export const KEPT_MS = 5 * 60_000;
 /** Two documents closer than this are one: over a few milliseconds any rate is noise. */
 const SHORTEST_STEP_MS = 500;
 
-/** Documents further apart than this say nothing about the time between them. */
-const LONGEST_STEP_MS = 5_000;
+/** Documents further apart say nothing about the time between them; a server sends one each 25 s. */
+const LONGEST_STEP_MS = 30_000;
 
 /** The last five minutes, oldest first. */
 export class RateHistory {

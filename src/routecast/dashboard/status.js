@@ -4,14 +4,16 @@ import { formatAge, formatCounted } from "./format.js";
 
 /** @typedef {import("./protocol.js").Health} Health */
 /** @typedef {import("./protocol.js").Metrics} Metrics */
-/** @typedef {import("./stream.js").StreamState} StreamState */
+/** @typedef {import("./protocol.js").Source} Source */
+/** @typedef {import("./routecast.js").State} State */
 
 /**
  * All that the page knows.
  *
  * @typedef {Object} PageState
- * @property {StreamState} stream
+ * @property {State} stream
  * @property {Metrics | null} metrics the newest good document
+ * @property {Source | null} source where it came from, if the server said so
  * @property {number} receivedAt when it came, in ms since 1970
  * @property {string | null} failure what the server sent in place of a newer one
  * @property {Health | null} health
@@ -25,6 +27,8 @@ import { formatAge, formatCounted } from "./format.js";
  * @property {string} reason why these are not the newest numbers; empty when they are
  * @property {boolean} canRetry
  */
+
+const FORBIDDEN = 403;
 
 const SOURCES = {
   live: ", from live totals",
@@ -41,24 +45,38 @@ const SOURCES = {
  */
 export function describe(page, now) {
   const { stream } = page;
-  switch (stream.phase) {
+  switch (stream.name) {
     case "connecting": {
       const [word, reason] = stream.again ? ["Reconnecting", "the connection was lost"] : ["Connecting", ""];
       return { word, countdown: "", tone: "wait", reason, canRetry: stream.again };
     }
-    case "waiting": {
-      const seconds = Math.max(1, Math.ceil((stream.until - now) / 1_000));
+    case "reconnecting": {
+      const seconds = Math.max(1, Math.ceil((stream.at - now) / 1_000));
       return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
     }
-    case "refused":
-      return stale(stream.barred ? "the server does not let this page in" : stream.reason, "Refused");
-    case "silent":
-      return stale("the connection is open but silent");
-    case "live":
+    case "closed":
+      return stale(isBarred(stream) ? "the server does not let this page in" : stream.reason, "Refused");
+    case "stale":
+      return stale(stream.reason);
+    case "connected":
       if (page.failure !== null) return stale(`the server answers “${page.failure}”`, "Stale", false);
-      if (page.health?.source === "stale") return stale("the server can show only its last known numbers", "Stale", false);
+      if (sourceOf(page) === "stale") return stale("the server can show only its last known numbers", "Stale", false);
       return { word: "Live", countdown: "", tone: "live", reason: "", canRetry: false };
   }
+}
+
+/**
+ * Whether it is this page's own address that the server does not let in.
+ *
+ * @param {State} stream
+ */
+export function isBarred(stream) {
+  return stream.name === "closed" && stream.status === FORBIDDEN;
+}
+
+/** @param {PageState} page */
+function sourceOf({ source, health }) {
+  return source ?? health?.source ?? "none";
 }
 
 /**
@@ -81,9 +99,10 @@ function stale(reason, word = "Stale", canRetry = true) {
 export function describeAge(page, status, now) {
   if (!page.metrics) return status.reason ? `No numbers yet: ${status.reason}` : "";
   const age = now - page.receivedAt;
-  const when = age < 2_000 ? "just now" : `${formatAge(age)} ago`;
-  if (status.reason) return `Received ${when}; ${status.reason}`;
-  return `Updated ${when}${page.health ? (SOURCES[page.health.source] ?? "") : ""}`;
+  const recent = age < 2_000;
+  if (status.reason) return `Received ${recent ? "just now" : `${formatAge(age)} ago`}; ${status.reason}`;
+  // A server that is heard of sends what changes: where nothing came, nothing did.
+  return `${recent ? "Updated just now" : `No change for ${formatAge(age)}`}${SOURCES[sourceOf(page)] ?? ""}`;
 }
 
 /** @param {Health | null} health */

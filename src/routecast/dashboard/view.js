@@ -4,7 +4,7 @@ import { UNKNOWN, formatConfidence, formatCount, formatLatency, formatMoney, for
 import { Panels } from "./panels.js";
 import { part, setText } from "./rows.js";
 import { Sparkline } from "./sparkline.js";
-import { describe, describeAge, describeHealth, describeTitle } from "./status.js";
+import { describe, describeAge, describeHealth, describeTitle, isBarred } from "./status.js";
 
 /** @typedef {import("./protocol.js").Metrics} Metrics */
 /** @typedef {import("./rates.js").RatePoint} RatePoint */
@@ -81,7 +81,7 @@ export class View {
 
   /** @param {PageState} page */
   #renderSections({ stream, metrics }) {
-    const barred = stream.phase === "refused" && stream.barred;
+    const barred = isBarred(stream);
     const empty = metrics?.total_decisions === 0;
     byId("barred").hidden = !barred;
     byId("welcome").hidden = !empty || barred;
@@ -96,7 +96,7 @@ export class View {
     showFigure("cost", cost.priced > 0 ? formatMoney(cost.total) : UNKNOWN);
     show("cost-note", describeCost(cost));
     showFigure("errors", formatCount(errors.count));
-    show("errors-note", errors.rate === null ? "" : `${formatShare(errors.rate)} of decisions`);
+    show("errors-note", errors.rate === undefined ? "" : `${formatShare(errors.rate)} of decisions`);
     showFigure("latency", formatLatency(latency_ms.p50));
     show("latency-note", `p95 ${formatLatency(latency_ms.p95)} · p99 ${formatLatency(latency_ms.p99)}`);
   }
