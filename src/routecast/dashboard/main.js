@@ -13,6 +13,9 @@ import { prepareCommands } from "./welcome.js";
 /** Twice a second, so that no countdown is seen to skip a number. */
 const TICK_MS = 500;
 
+/** A document may come a little late. */
+const QUIET_MS = 1_500 * VIEW.interval;
+
 /** A person looks on, who should soon be told that nothing is heard. */
 const PATIENCE_MS = 5_000;
 
@@ -22,6 +25,7 @@ const client = connect(address, { patience: PATIENCE_MS });
 /** @type {import("./status.js").PageState} */
 const page = {
   stream: client.state,
+  current: false,
   metrics: null,
   source: null,
   receivedAt: 0,
@@ -52,11 +56,12 @@ client.subscribe(
   VIEW,
   (metrics, { source }) => {
     if (page.failure !== null) healthPoll.start();
+    page.current = true;
     page.metrics = /** @type {Metrics} */ (metrics);
     page.source = source;
     page.receivedAt = Date.now();
     page.failure = null;
-    history.add(page.metrics.total_decisions, Date.parse(metrics.timestamp));
+    history.add(page.metrics.total_decisions, serverTime(0));
     render();
   },
   (error) => {
@@ -74,9 +79,30 @@ client.onState((state) => {
   } else {
     healthPoll.stop();
     page.health = null;
+    history.interrupt();
   }
+  if (state.name !== "connected" && state.name !== "stale") page.current = false;
   render();
 });
+
+/**
+ * The time at the server, in ms since 1970, so long after the newest document came.
+ *
+ * @param {number} silence in ms
+ */
+function serverTime(silence) {
+  const at = Date.parse(page.metrics?.timestamp ?? "");
+  return (Number.isNaN(at) ? page.receivedAt : at) + silence;
+}
+
+/** Where a server that is heard sends nothing new, the total stays what it is. */
+function tick() {
+  const silence = Date.now() - page.receivedAt;
+  if (page.current && page.metrics && page.stream.name === "connected" && silence > QUIET_MS) {
+    history.add(page.metrics.total_decisions, serverTime(silence));
+  }
+  render();
+}
 
 function showNotice() {
   const notice = document.querySelector('meta[name="routecast-notice"]')?.getAttribute("content") ?? "";
@@ -88,4 +114,4 @@ function showNotice() {
 showNotice();
 prepareCommands(address);
 part(document, "#retry").addEventListener("click", () => client.retry());
-setInterval(render, TICK_MS);
+setInterval(tick, TICK_MS);

@@ -26,7 +26,7 @@
  * @property {Source | "none"} source
  */
 
-/** @type {import("./routecast.js").View} */
+/** @type {import("./routecast.js").View & {interval: number}} */
 export const VIEW = {
   fields: [
     "total_decisions",

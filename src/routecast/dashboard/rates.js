@@ -18,6 +18,11 @@ export class RateHistory {
   /** @type {{at: number, total: number} | undefined} */
   #last;
 
+  /** What comes next says nothing about the time until then. */
+  interrupt() {
+    this.#last = undefined;
+  }
+
   /**
    * Take the next document's total. A long silence, or a total that fell since the database was
    * replaced, is a gap.

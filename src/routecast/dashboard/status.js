@@ -12,6 +12,7 @@ import { formatAge, formatCounted } from "./format.js";
  *
  * @typedef {Object} PageState
  * @property {State} stream
+ * @property {boolean} current whether a document has come over the present connection
  * @property {Metrics | null} metrics the newest good document
  * @property {Source | null} source where it came from, if the server said so
  * @property {number} receivedAt when it came, in ms since 1970
@@ -46,10 +47,8 @@ const SOURCES = {
 export function describe(page, now) {
   const { stream } = page;
   switch (stream.name) {
-    case "connecting": {
-      const [word, reason] = stream.again ? ["Reconnecting", "the connection was lost"] : ["Connecting", ""];
-      return { word, countdown: "", tone: "wait", reason, canRetry: stream.again };
-    }
+    case "connecting":
+      return connecting(stream.again);
     case "reconnecting": {
       const seconds = Math.max(1, Math.ceil((stream.at - now) / 1_000));
       return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
@@ -61,8 +60,18 @@ export function describe(page, now) {
     case "connected":
       if (page.failure !== null) return stale(`the server answers “${page.failure}”`, "Stale", false);
       if (sourceOf(page) === "stale") return stale("the server can show only its last known numbers", "Stale", false);
+      if (!page.current) return connecting(page.metrics !== null);
       return { word: "Live", countdown: "", tone: "live", reason: "", canRetry: false };
   }
+}
+
+/**
+ * @param {boolean} again
+ * @returns {Status}
+ */
+function connecting(again) {
+  const [word, reason] = again ? ["Reconnecting", "the connection was lost"] : ["Connecting", ""];
+  return { word, countdown: "", tone: "wait", reason, canRetry: again };
 }
 
 /**

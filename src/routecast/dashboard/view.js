@@ -46,6 +46,8 @@ export class View {
   #sparkline = new Sparkline(part(document, ".movement"));
   /** @type {Metrics | null} */
   #shown = null;
+  /** @type {RatePoint | undefined} */
+  #newest;
 
   /**
    * @param {PageState} page
@@ -55,11 +57,13 @@ export class View {
   render(page, points, now) {
     this.#renderStatus(page, now);
     this.#renderSections(page);
+    const newest = points.at(-1);
+    if (newest !== this.#newest) this.#sparkline.render(points);
+    this.#newest = newest;
     if (!page.metrics || page.metrics === this.#shown) return;
     this.#shown = page.metrics;
     this.#renderTotals(page.metrics);
     this.#panels.render(page.metrics);
-    this.#sparkline.render(points);
   }
 
   /**
