@@ -6,7 +6,7 @@ ARGS ?=
 JS := clients/js
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test faults conformance check check-deploy deploy-tools format types bench soak clean
+.PHONY: help install demo run test faults conformance check check-deploy deploy-tools format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,16 +56,8 @@ check: install  ## Lint, format, types, layers; the scripts' types too, where th
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
 	@if $(MAKE) --silent $(JS)/node_modules/.package-lock.json >/dev/null 2>&1; \
-	  then $(JS)/node_modules/.bin/tsc --project jsconfig.json && $(JS)/node_modules/.bin/tsc --project $(JS) && \
-	    for file in routecast react; do \
-	      cmp $(JS)/$$file.d.ts .venv/types/$$file.d.ts || { echo 'make types writes them anew.'; exit 1; }; \
-	    done; \
+	  then $(JS)/node_modules/.bin/tsc --project jsconfig.json; \
 	  else echo "The scripts are not checked: that needs Node.js, and the packages of $(JS) from its registry."; fi
-
-types: $(JS)/node_modules/.package-lock.json  ## Write the .d.ts of the JavaScript client anew
-	@rm -f $(JS)/routecast.d.ts $(JS)/react.d.ts  # an import would take them for the scripts
-	@$(JS)/node_modules/.bin/tsc --project $(JS)
-	@cp .venv/types/*.d.ts $(JS)
 
 check-deploy: deploy-tools  ## Check deploy/: image, compose, Kubernetes, systemd, and nginx for real
 	@$(BIN)/pytest -n 4 tests/deploy $(ARGS)

@@ -87,13 +87,41 @@ export interface HistoryView {
   from: string | Date;
   /** Default: now. */
   to?: string | Date | undefined;
-  /** Buckets at most, up to 2,000. */
-  points?: number | undefined;
+  /** Buckets at most, up to 2,000. Default 300. */
+  points?: number;
   group_by?: "strategy" | "provider" | "model" | "band" | "status" | undefined;
-  fields?: string[] | undefined;
+  fields?: Exclude<keyof Series, "key">[] | undefined;
   filter?: Filter | undefined;
   /** Further buckets too, as they close. */
   follow?: boolean | undefined;
+}
+
+/** Buckets of `step` seconds, the first of them beginning at `from`. */
+export interface History {
+  position: Position;
+  step: number;
+  /** RFC 3339. */
+  from: string;
+  points: number;
+  series: Series[];
+}
+
+/** A value for each bucket; null in those without one. Of the fields, those asked for. */
+export interface Series {
+  /** The name it is grouped by, or `all`. */
+  key: string;
+  count?: number[];
+  cost?: (number | null)[];
+  avg_cost?: (number | null)[];
+  avg_confidence?: (number | null)[];
+  input_tokens?: number[];
+  output_tokens?: number[];
+  errors?: number[];
+  fallbacks?: number[];
+  avg_latency_ms?: (number | null)[];
+  p50_latency_ms?: (number | null)[];
+  p95_latency_ms?: (number | null)[];
+  p99_latency_ms?: (number | null)[];
 }
 
 /**

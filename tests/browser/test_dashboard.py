@@ -327,8 +327,8 @@ def test_what_the_server_cannot_tell_is_called_stale(server: Server, tab: Tab) -
     status = page.evaluate(
         """async () => {
             const { describe } = await import("/dashboard/status.js");
-            const failure = "Failed to fetch metrics";
-            return describe({ stream: { name: "connected", protocol: "routecast.v1" }, failure }, 0);
+            const stream = { name: "connected", protocol: "routecast.v1" };
+            return describe({ stream, failure: "Failed to fetch metrics" }, 0);
         }"""
     )
     assert status["word"] == "Stale"

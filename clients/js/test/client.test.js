@@ -271,7 +271,7 @@ test("a server that is not there is tried again, less and less often", async (t)
 });
 
 test("waits are by chance anything up to their bound", async (t) => {
-  const { retryDelay } = await import("../routecast.js");
+  const { retryDelay } = await import("../line.js");
   const bounds = { firstDelay: 100, longestDelay: 1_000 };
   const first = Array.from({ length: 1_000 }, () => retryDelay(0, bounds));
   assert.ok(Math.min(...first) < 10 && Math.max(...first) > 90 && Math.max(...first) <= 100);

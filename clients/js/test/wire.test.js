@@ -4,7 +4,8 @@ import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
 import test from "node:test";
 
-import { connect, mergePatch } from "../routecast.js";
+import { connect } from "../routecast.js";
+import { mergePatch } from "../subscription.js";
 import { Queue, Script, WebSocket } from "./script.js";
 
 const FOLDER = new URL("../../../tests/wire/", import.meta.url);

@@ -3,7 +3,7 @@
 import { HealthPoll } from "./health.js";
 import { VIEW } from "./protocol.js";
 import { RateHistory } from "./rates.js";
-import { connect } from "./routecast.js";
+import { connect } from "./client/routecast.js";
 import { part } from "./rows.js";
 import { View, renderTitle } from "./view.js";
 import { prepareCommands } from "./welcome.js";

@@ -14,8 +14,8 @@
  * @property {string} timestamp RFC 3339
  */
 
-/** @typedef {import("./routecast.js").Totals} StrategyTotals */
-/** @typedef {import("./routecast.js").Source} Source where the server's numbers come from */
+/** @typedef {import("./client/routecast.js").Totals} StrategyTotals */
+/** @typedef {import("./client/routecast.js").Source} Source where the server's numbers come from */
 
 /**
  * @typedef {Object} Health
@@ -26,7 +26,7 @@
  * @property {Source | "none"} source
  */
 
-/** @type {import("./routecast.js").View & {interval: number}} */
+/** @type {import("./client/routecast.js").View & {interval: number}} */
 export const VIEW = {
   fields: [
     "total_decisions",

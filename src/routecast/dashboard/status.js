@@ -5,7 +5,7 @@ import { formatAge, formatCounted } from "./format.js";
 /** @typedef {import("./protocol.js").Health} Health */
 /** @typedef {import("./protocol.js").Metrics} Metrics */
 /** @typedef {import("./protocol.js").Source} Source */
-/** @typedef {import("./routecast.js").State} State */
+/** @typedef {import("./client/routecast.js").State} State */
 
 /**
  * All that the page knows.
