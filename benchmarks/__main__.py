@@ -18,6 +18,7 @@ from benchmarks.postgres import postgres
 from benchmarks.report import Report, machine
 from benchmarks.soak import soak
 from benchmarks.stalled import stalled
+from benchmarks.subscriptions import deltas, views
 from benchmarks.totals import totals
 
 BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
@@ -27,6 +28,8 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "history": history,
     "freshness": freshness,
     "fanout": fanout,
+    "views": views,
+    "deltas": deltas,
     "peers": peers,
     "handshakes": handshakes,
     "stalled": stalled,

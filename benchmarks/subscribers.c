@@ -1,10 +1,12 @@
 /* Subscribers: many WebSocket clients in one process that costs little.
 
-   Usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR
+   Usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR [SUBPROTOCOL MESSAGES]
    COUNT connections are opened, IN_FLIGHT of them at a time. BEHAVIOUR is one of
      listen  stay, and read
      stall   stay, and never read
      cycle   leave with a close frame after the first message
+
+   With a SUBPROTOCOL, each says one line of the file MESSAGES once it is in, another one by turns.
 
    When all are in (or, of a cycle, out), prints a report. Then each line on standard input asks
    for another one, about the time since the last. Ends with standard input.
@@ -34,6 +36,8 @@ enum {
     MAX_LAGS = 1 << 22,
     BUFFER = 1 << 21,
     STALLED_BUFFER = 2048, /* what the kernel takes in for one that does not read */
+    MAX_MESSAGES = 1024,
+    MESSAGE = 1024,        /* bytes of one */
     STAMP = 32,            /* 2026-01-31T12:34:56.789123+00:00 */
 };
 enum state { NEW, ASKING, OPEN, LEAVING };
@@ -54,6 +58,8 @@ static struct tick {
 static int epoll, port, wanted, in_flight;
 static enum behaviour behaviour;
 static char request[1024], buffer[BUFFER];
+static char messages[MAX_MESSAGES][MESSAGE];
+static int message_count, said;
 static int started, pending, joined, open_now, refused, lost, done;
 static int64_t since, frames, bytes, busy;
 static int tick_count, lag_count;
@@ -161,6 +167,15 @@ static void control(int fd, int opcode, const void *payload, size_t size) {
     send(fd, out, 6 + size, MSG_NOSIGNAL);
 }
 
+/* Say the next message: a text, masked with zeros. */
+static void say(int fd) {
+    char out[8 + MESSAGE] = {(char)0x81, (char)(0x80 | 126)}, *text = messages[said++ % message_count];
+    size_t size = strlen(text);
+    out[2] = size >> 8, out[3] = size;
+    memcpy(out + 8, text, size);
+    send(fd, out, 8 + size, MSG_NOSIGNAL);
+}
+
 static void leave(int fd) {
     static const uint8_t normal[] = {1000 >> 8, 1000 & 255};
     control(fd, 8, normal, sizeof normal);
@@ -198,6 +213,7 @@ static ssize_t shaken(int fd, char *data, size_t size) {
     connections[fd].state = OPEN;
     joined++, open_now++;
     if (behaviour != CYCLE) pending--;
+    if (message_count) say(fd);
     return end_of_head + 4 - data;
 }
 
@@ -246,16 +262,31 @@ static void set_up(char **argv) {
     wanted = atoi(argv[3]);
     in_flight = atoi(argv[4]);
     behaviour = !strcmp(argv[5], "stall") ? STALL : !strcmp(argv[5], "cycle") ? CYCLE : LISTEN;
-    snprintf(request, sizeof request,
-             "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-             "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n",
-             argv[2], KEY);
+    size_t size = snprintf(request, sizeof request,
+                           "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
+                           "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                           "Sec-WebSocket-Key: %s\r\n",
+                           argv[2], KEY);
+    if (argv[6])
+        size += snprintf(request + size, sizeof request - size, "Sec-WebSocket-Protocol: %s\r\n",
+                         argv[6]);
+    snprintf(request + size, sizeof request - size, "\r\n");
+}
+
+static void read_messages(const char *path) {
+    FILE *file = fopen(path, "r");
+    if (!file) perror(path), exit(1);
+    while (message_count < MAX_MESSAGES && fgets(messages[message_count], MESSAGE, file))
+        messages[message_count][strcspn(messages[message_count], "\n")] = 0, message_count++;
+    fclose(file);
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6)
-        return fprintf(stderr, "usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR\n"), 2;
+    if (argc != 6 && argc != 8)
+        return fprintf(stderr, "usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR "
+                               "[SUBPROTOCOL MESSAGES]\n"), 2;
     set_up(argv);
+    if (argc == 8) read_messages(argv[7]);
     epoll = epoll_create1(0);
     watch(STDIN_FILENO, EPOLL_CTL_ADD, EPOLLIN);
     reset();

@@ -6,6 +6,7 @@ import subprocess
 import time
 from contextlib import suppress
 from enum import StrEnum
+from pathlib import Path
 from typing import Final, Self
 
 import msgspec
@@ -63,8 +64,13 @@ class Subscribers:
         *,
         behaviour: Behaviour = Behaviour.LISTEN,
         in_flight: int = IN_FLIGHT,
+        subprotocol: str | None = None,
+        messages: Path | None = None,
     ) -> None:
+        """With a subprotocol, each says a line of the file `messages` first, by turns."""
         options = [str(port), path, str(count), str(in_flight), behaviour]
+        if subprotocol is not None:
+            options += [subprotocol, str(messages)]
         self._count = count
         self._process = subprocess.Popen(
             [str(stage.subscribers), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE

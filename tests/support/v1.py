@@ -40,10 +40,17 @@ class Followed:
 class V1Client:
     """One connection. Each message it takes is checked against those before."""
 
-    def __init__(self, stream: ClientConnection) -> None:
+    def __init__(
+        self,
+        stream: ClientConnection,
+        held: dict[str, Followed] | None = None,
+        seen: list[tuple[str, int, Document]] | None = None,
+    ) -> None:
+        """Go on from what is `held`; `seen` gets the id, seq and document of all that comes."""
         self.stream = stream
         self._packs = stream.subprotocol == MSGPACK
-        self.held: dict[str, Followed] = {}
+        self.held: dict[str, Followed] = {} if held is None else held
+        self._seen = seen
         self.messages: list[Document] = []
 
     async def send(self, message: Any) -> None:
@@ -101,6 +108,8 @@ class V1Client:
         self.held[identity] = Followed(
             document, position["epoch"], position["seq"], message["source"], message["age_ms"]
         )
+        if self._seen is not None:
+            self._seen.append((identity, position["seq"], document))
 
 
 @asynccontextmanager

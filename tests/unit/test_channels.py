@@ -65,7 +65,7 @@ class Line:
 
     def messages(self, identity: str = "main") -> list[dict[str, Any]]:
         """Return what was sent under an id; each delta must lead from what was held."""
-        sent = [json.loads(m.body(name)) for m, name in self.sent if name == identity]
+        sent = [json.loads(m.name(name).body) for m, name in self.sent if name == identity]
         seq, document = None, {}
         for message in sent:
             if message["type"] == "delta":

@@ -1,13 +1,17 @@
 """Messages as shared bytes: around each client's id, plain or deflated, they are whole messages."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-from routecast.core.message import ENCODINGS, JSON, Encoding, Message
-from routecast.edge.wire import MAX_IDS, spliced, spliced_deflated
-from routecast.protocol import DeltaOut, ErrorOut, Position, SnapshotOut, _Message
+from routecast.core.message import ENCODINGS, JSON, MAX_IDS, MSGPACK, Encoding, Message
+from routecast.edge.wire import MAX_VARIANTS, WINDOW_BITS, named_deflated, named_plain
+from routecast.protocol import DeltaOut, ErrorOut, Position, ServerMessage, SnapshotOut
 from tests.unit.test_wire import client, read
 
 POSITION = Position("2172da84ecb2c9f1", 4700)
@@ -17,13 +21,21 @@ LARGE = {f"strategy-{number}": {"count": number, "avg_cost": 0.0025} for number 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
 
 
-def messages() -> dict[str, _Message]:
-    shared = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
+def messages() -> dict[str, ServerMessage]:
+    shared: Any = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
     return {
         "snapshot": SnapshotOut(id="", data=LARGE, **shared),
         "delta": DeltaOut(id="", base=4699, data=TRICKY, **shared),
         "error": ErrorOut(id="", code="unavailable", message='"id":"" ☂', retryable=True),
     }
+
+
+def reading(*, inflates: bool) -> ClientProtocol:
+    """A client that keeps what it was sent, as clients do."""
+    protocol = client(inflates=False)
+    if inflates:
+        protocol.extensions = [PerMessageDeflate(False, True, WINDOW_BITS, WINDOW_BITS)]
+    return protocol
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
@@ -33,28 +45,66 @@ def test_the_id_is_spliced_in(encoding: Encoding, kind: str, identity: str) -> N
     """Byte by byte what encoding the message with that id gives."""
     whole = messages()[kind]
     expected = encoding.encode(msgspec.structs.replace(whole, id=identity))
-    message = Message(encoding, whole)  # type: ignore[arg-type]  # -- one of the server's
-    assert message.body(identity) == expected
-    ((opcode, data),) = read(client(inflates=False), spliced(message, identity))
+    message = Message(encoding, whole)
+    named = message.name(identity)
+    assert named.body == expected
+    ((opcode, data),) = read(client(inflates=False), named_plain(message, named))
     assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
-    ((opcode, data),) = read(client(inflates=True), spliced_deflated(message, identity))
-    assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
+    packed = named_deflated(message, named, identity, None)
+    for protocol in (client(inflates=True), reading(inflates=True)):
+        ((opcode, data),) = read(protocol, packed)
+        assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["snapshot", "delta", "error"]), ids), max_size=40))
+def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]]) -> None:
+    """Messages of any kind under any ids, in any order: compressed by the one before or not."""
+    shared = {kind: Message(JSON, message) for kind, message in messages().items()}
+    for leave_out in (0, 2, 3):  # three clients that were not sent the same
+        protocol, before = reading(inflates=True), None
+        for number, (kind, identity) in enumerate(said, 1):
+            if leave_out and not number % leave_out:
+                continue
+            message = shared[kind]
+            named = message.named.get(identity) or message.name(identity)
+            data = named_deflated(message, named, identity, before)
+            ((_, body),) = read(protocol, data)
+            assert body == named.body
+            if data is not named.plain:
+                before = named
+
+
+def test_what_was_said_before_is_not_said_again() -> None:
+    """A message like the one before it shrinks to next to nothing."""
+    one, two = (Message(JSON, messages()["delta"]) for _ in range(2))
+    before = one.name("main")
+    first = named_deflated(one, before, "main", None)
+    second = named_deflated(two, two.name("main"), "main", before)
+    assert len(second) < len(first) / 5
 
 
 def test_clients_of_one_id_share_their_bytes() -> None:
     """The second is given the very bytes of the first; of strange ids few are kept."""
-    message = Message(JSON, messages()["snapshot"])  # type: ignore[arg-type]  # -- one of the server's
-    for make, kept in ((spliced, message.plain), (spliced_deflated, message.deflated)):
-        assert make(message, "main") is kept["main"]
-        for number in range(10 * MAX_IDS):
-            make(message, f"{number}")
-        assert len(kept) <= MAX_IDS + 1
+    message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
+    named, before = message.name("main"), other.name("main")
+    assert named_plain(message, named) is named_plain(message, named)
+    for last in (None, before):
+        first = named_deflated(message, named, "main", last)
+        assert named_deflated(message, named, "main", last) is first
+    for number in range(10 * MAX_IDS):
+        message.name(f"{number}")
+        named_deflated(message, named, "main", other.name(f"{number}"))
+    assert len(message.named) <= MAX_IDS + 1
+    assert len(named.after) <= MAX_VARIANTS + 2
 
 
 def test_only_what_gains_is_deflated() -> None:
     """A short message is sent as it is; a long one shrinks, its id being but a small part."""
-    shared = messages()
-    small = Message(JSON, ErrorOut(id="", code="x", message="y", retryable=True))
-    large = Message(JSON, shared["snapshot"])  # type: ignore[arg-type]  # -- one of the server's
-    assert spliced_deflated(small, "main") == spliced(small, "main")
-    assert len(spliced_deflated(large, "main")) < len(spliced(large, "main")) / 2
+    for encoding in (JSON, MSGPACK):
+        small = Message(encoding, ErrorOut(id="", code="x", message="y", retryable=True))
+        large = Message(encoding, messages()["snapshot"])
+        for message, gains in ((small, False), (large, True)):
+            named = message.name("main")
+            packed = named_deflated(message, named, "main", None)
+            assert (packed is named.plain) is not gains
+            assert (len(packed) < len(named_plain(message, named)) / 2) is gains

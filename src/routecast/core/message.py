@@ -1,5 +1,6 @@
 """Messages of routecast.v1 as bytes: made once, and shared around each client's own `id`."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,13 +58,30 @@ MSGPACK: Final = Encoding(
     mark=b"\xa2id",
     blank=b"\xa0",
 )
+# A message is kept for so many ids its clients call it by; most call it the same.
+MAX_IDS: Final = 64
+_numbers: Final = itertools.count(1)
 ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
+
+
+class Named:
+    """A message under one client's id: its bytes, and what edges make of them."""
+
+    __slots__ = ("after", "body", "number", "plain")
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.number = next(_numbers)  # from 1
+        # As the wire has it: made by the first connection that needs it, found by the others.
+        self.plain: bytes | None = None
+        # Deflated, by the number of the message before it; 0 where that does not count.
+        self.after: dict[int, bytes] = {}
 
 
 class Message:
     """One message for many clients: what stands before each one's id, and what comes after."""
 
-    __slots__ = ("deflated", "encoding", "head", "plain", "squeezed", "tail")
+    __slots__ = ("encoding", "head", "named", "squeezed", "tail")
 
     def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
         """Take a message whose id is blank (empty)."""
@@ -71,18 +89,19 @@ class Message:
         # In every message, its type alone comes before its id.
         before, _, self.tail = encoding.encode(message).partition(encoding.mark + encoding.blank)
         self.head = before + encoding.mark
-        # As the wire has it, by id: made by the first connection that needs it, found by others.
-        self.plain: dict[str, bytes] = {}
-        self.deflated: dict[str, bytes] = {}
+        self.named: dict[str, Named] = {}
         self.squeezed: bytes | None = None  # the tail, compressed
+
+    def name(self, identity: str) -> Named:
+        """Return the message for clients that call it by this id."""
+        if len(self.named) > MAX_IDS:
+            self.named.clear()
+        named = self.named[identity] = Named(self.opening(identity) + self.tail)
+        return named
 
     def opening(self, identity: str) -> bytes:
         """Return the first part of the message, a client's id being its end."""
         return self.head + self.encoding.encode(identity)
-
-    def body(self, identity: str) -> bytes:
-        """Return the message for a client that calls it by this id."""
-        return self.opening(identity) + self.tail
 
     def __len__(self) -> int:
         return len(self.head) + len(self.tail)

@@ -38,7 +38,7 @@ class V1Outlet(Outlet):
             self._behind = True
             return False
         self._taken = True
-        self.reply(message.body(identity))
+        self.reply((message.named.get(identity) or message.name(identity)).body)
         return True
 
     def reply(self, data: bytes) -> None:

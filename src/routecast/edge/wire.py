@@ -11,7 +11,7 @@ from websockets.frames import Opcode
 from websockets.typing import ExtensionName
 
 from routecast.core.frame import Frame
-from routecast.core.message import Message
+from routecast.core.message import Message, Named
 
 PING: Final = WireFrame(Opcode.PING, b"").serialize(mask=False)
 # What answers it: a pong, masked, with nothing in it, is these two bytes and a mask of four.
@@ -21,6 +21,8 @@ PONG_SIZE: Final = 6
 # Below this, in bytes, deflating costs a reader more than it saves.
 DEFLATE_FROM: Final = 860
 WINDOW_BITS: Final = 15
+# It begins anew with each message, so all connections can share it.
+_DEFLATE: Final = PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
 
 
 class _Marked(Extension):
@@ -33,12 +35,9 @@ class _Marked(Extension):
 
 
 _MARK: Final = _Marked()
-# A message is kept for so many ids its clients call it by; most call it the same.
-MAX_IDS: Final = 64
-# What a stored block takes beside what it holds, in bytes.
-STORED: Final = 5
-# It begins anew with each message, so all connections can share it.
-_DEFLATE: Final = PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
+# Of one message, so many ids and so many messages before it make bytes of their own; beyond that,
+# it is cheaper to say everything again.
+MAX_VARIANTS: Final = 8
 
 
 def plain(frame: Frame) -> bytes:
@@ -60,44 +59,61 @@ def deflated(frame: Frame) -> bytes:
     return frame.deflated
 
 
-def spliced(message: Message, identity: str) -> bytes:
-    """Return a message for a client that calls it by this id, in one frame."""
-    if len(message.plain) > MAX_IDS:
-        message.plain.clear()
-    data = message.plain[identity] = WireFrame(_opcode(message), message.body(identity)).serialize(
-        mask=False
-    )
+def named_plain(message: Message, named: Named) -> bytes:
+    """Return a message under a client's id, in one frame."""
+    if named.plain is None:
+        named.plain = WireFrame(_opcode(message), named.body).serialize(mask=False)
+    return named.plain
+
+
+def named_deflated(message: Message, named: Named, identity: str, before: Named | None) -> bytes:
+    """Return the same compressed, or plain where that is no gain.
+
+    `before` is the last compressed message that the client was sent: what is as in that one is not
+    said again (RFC 7692, 7.2.3.2). Clients that were sent the same before share the bytes.
+    """
+    if before is None or max(len(named.after), len(message.named)) > MAX_VARIANTS:
+        number = 0
+    else:
+        number = before.number
+    data = named.after.get(number)
+    if data is None:
+        if before is not None and number:
+            payload = _squeeze(named.body, before.body)
+        else:
+            payload = _independent(message, identity)
+        if len(payload) < len(named.body):
+            frame = WireFrame(_opcode(message), payload)
+            data = frame.serialize(mask=False, extensions=[_MARK])
+        else:
+            data = named_plain(message, named)
+        named.after[number] = data
     return data
 
 
-def spliced_deflated(message: Message, identity: str) -> bytes:
-    """Return the same compressed, or plain where that is no gain.
+def _independent(message: Message, identity: str) -> bytes:
+    """Return a message compressed by itself.
 
     Only what comes after the id is, once for all clients: a deflated message is made of blocks,
     and the first one, with the id in it, is stored as it is (RFC 1951, 3.2.4).
     """
     if message.squeezed is None:
         message.squeezed = _squeeze(message.tail)
-    if len(message.squeezed) + STORED > len(message.tail):
-        return message.plain.get(identity) or spliced(message, identity)
-    if len(message.deflated) > MAX_IDS:
-        message.deflated.clear()
     opening = message.opening(identity)
     size = len(opening)
-    stored = b"\0" + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little") + opening
-    data = message.deflated[identity] = WireFrame(
-        _opcode(message), stored + message.squeezed
-    ).serialize(mask=False, extensions=[_MARK])
-    return data
+    head = b"\0" + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
+    return head + opening + message.squeezed
 
 
 def _opcode(message: Message) -> Opcode:
     return Opcode.BINARY if message.encoding.binary else Opcode.TEXT
 
 
-def _squeeze(data: bytes) -> bytes:
-    """Return data as deflated blocks, their end left off (RFC 7692, 7.2.1)."""
-    squeeze = zlib.compressobj(wbits=-WINDOW_BITS)
+def _squeeze(data: bytes, before: bytes = b"") -> bytes:
+    """Return data as deflated blocks after others, their end left off (RFC 7692, 7.2.1)."""
+    squeeze = zlib.compressobj(
+        zlib.Z_BEST_COMPRESSION, zlib.DEFLATED, -WINDOW_BITS, zlib.DEF_MEM_LEVEL, zdict=before
+    )
     return (squeeze.compress(data) + squeeze.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 

@@ -65,10 +65,12 @@ _NO_BODY: Final = frozenset({"content-length", "transfer-encoding"})
 _DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True
 )
+_DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
 
 
-# Goes on with a connection whose client chose a subprotocol, in place of what shook its hand.
-Speak = Callable[["WebSocketConnection"], object]
+# Goes on with a connection whose client chose a subprotocol, in place of what shook its hand. The
+# flag tells whether its client keeps what it was sent compressed, to be referred to.
+Speak = Callable[["WebSocketConnection", bool], object]
 
 
 class WebSocketEdge:
@@ -92,7 +94,7 @@ class WebSocketEdge:
         self.door = door
         self.instruments = instruments
         self.proxies = Proxies(trusted_proxies)
-        self.extensions = [_DEFLATE] if compress else []
+        self._compress = compress
         self.subprotocols = spoken = subprotocols or {}
 
         def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
@@ -100,6 +102,12 @@ class WebSocketEdge:
             return next((name for name in offered if name in spoken), None)
 
         self.choose = choose
+
+    def extensions(self, request: Request) -> Sequence[ServerPerMessageDeflateFactory]:
+        """Return what is offered to a client."""
+        offered = "".join(request.headers.get_all("Sec-WebSocket-Protocol"))
+        on = any(name in offered for name in self.subprotocols)
+        return [_DEFLATE_ON if on else _DEFLATE] if self._compress else []
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
         """Return the protocol of a new connection; uvicorn calls this, with its own state."""
@@ -311,12 +319,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def upgrade(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Answer the request that asks for this connection, be it with a refusal."""
+        request = _request(target, headers)
         protocol = ServerProtocol(
-            extensions=self._edge.extensions,
+            extensions=self._edge.extensions(request),
             select_subprotocol=self._edge.choose,
             logger=_silent,
         )
-        request = _request(target, headers)
         response = protocol.accept(request)
         if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             try:
@@ -336,17 +344,19 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _begin(self, protocol: ServerProtocol, answer: bytes) -> None:
         assert protocol.state is State.OPEN
+        remembers = False
         for extension in protocol.extensions:
             assert isinstance(extension, PerMessageDeflate)
             self._inflates = True
             # One window for all: a client that asks for a smaller one gets plain frames.
             self._deflates = extension.local_max_window_bits == WINDOW_BITS
+            remembers = not extension.local_no_context_takeover
         self._ready = True
         # It may have an answer in it still, of what was asked before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
         self._rider = answer  # one write, and one packet, with the first frame
         if protocol.subprotocol is not None:
-            self._edge.subprotocols[protocol.subprotocol](self)
+            self._edge.subprotocols[protocol.subprotocol](self, remembers)
             return
         self._edge.manager.connect(self)
         self._send_rider()

@@ -8,9 +8,9 @@ from functools import partial
 
 from websockets.frames import Frame, Opcode
 
-from routecast.core.message import ENCODINGS, Encoding, Message
+from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
-from routecast.edge.wire import spliced, spliced_deflated
+from routecast.edge.wire import named_deflated, named_plain
 from routecast.edge.ws import OPEN, Speak, WebSocketConnection
 from routecast.protocol import CloseCode
 from routecast.subscribers import Subscriber, Subscribers
@@ -26,10 +26,14 @@ def v1_speakers(subscribers: Subscribers) -> Mapping[str, Speak]:
 class V1Connection(WebSocketConnection):
     """One subscriber of routecast.v1 (`channels.Line`)."""
 
-    __slots__ = ("_opcode", "_subscriber")
+    __slots__ = ("_before", "_opcode", "_remembers", "_subscriber")
 
     def __init__(
-        self, subscribers: Subscribers, encoding: Encoding, first: WebSocketConnection
+        self,
+        subscribers: Subscribers,
+        encoding: Encoding,
+        first: WebSocketConnection,
+        remembers: bool,
     ) -> None:
         """Take over from the connection that shook the client's hand."""
         super().__init__(first._edge)
@@ -40,6 +44,8 @@ class V1Connection(WebSocketConnection):
         self._session, first._session = first._session, None
         self._rider, first._rider = first._rider, b""
         self._ready = True
+        self._before: Named | None = None  # the last compressed message it was sent
+        self._remembers = remembers  # whether its client has it still
         self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT
         self._transport.set_protocol(self)
         session = V1Session(encoding, self._session.subscription.interval)
@@ -50,14 +56,24 @@ class V1Connection(WebSocketConnection):
         if not self._ready:
             self._behind = True
             return False
+        named = message.named.get(identity) or message.name(identity)
         if self._deflates:
-            data = message.deflated.get(identity) or spliced_deflated(message, identity)
+            data = self._deflated(message, named, identity)
         else:
-            data = message.plain.get(identity) or spliced(message, identity)
+            data = named.plain or named_plain(message, named)
         if self._rider:
             data, self._rider = self._rider + data, b""
         self._transport.write(data)
         return True
+
+    def _deflated(self, message: Message, named: Named, identity: str) -> bytes:
+        before = self._before
+        data = named.after.get(before.number) if before is not None else None
+        if data is None:
+            data = named_deflated(message, named, identity, before)
+        if self._remembers and data is not named.plain:
+            self._before = named
+        return data
 
     def reply(self, data: bytes) -> None:
         rider, self._rider = self._rider, b""

@@ -1,0 +1,220 @@
+"""Subscriptions: what it costs to send many views what changed, and how small that is."""
+
+import json
+import random
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import msgspec
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
+
+from benchmarks.cases import Broken
+from benchmarks.fanout import COMPLETE, SETTLE_SECONDS, Sample, sample
+from benchmarks.load import HOST
+from benchmarks.options import Options
+from benchmarks.processes import cpu_seconds, unique_bytes
+from benchmarks.report import Figure, Report, ratios
+from benchmarks.servers import routecast as serving
+from benchmarks.stage import Stage, set_stage
+from benchmarks.streams import PATH, floor, routecast
+from benchmarks.subscribers import Subscribers
+from benchmarks.traffic import MODELS, latencies
+
+CLIENTS: Final = 10_000
+VIEWS: Final = 50
+INTERVAL: Final = 1.0
+V1_JSON, V1_MSGPACK = "routecast.v1.json", "routecast.v1.msgpack"
+
+STRATEGIES: Final = 20
+PROVIDERS: Final = 15
+TICK: Final = 0.1
+
+
+# -- views --------------------------------------------------------------------------------------
+
+
+def views(options: Options) -> Report:
+    """10,000 clients over 50 views, each of which changes each second, beside the floor in C."""
+    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (5, CLIENTS, 10)
+    ours: list[Sample] = []
+    least: list[Sample] = []
+    with tempfile.TemporaryDirectory() as folder:
+        stage = set_stage(Path(folder))
+        messages = stage.folder / "messages"
+        messages.write_text("".join(f"{json.dumps(_subscribe(n))}\n" for n in range(VIEWS)))
+        for _ in options.runs(pairs):
+            least.append(sample(stage, floor, clients, seconds))
+            ours.append(_sample(stage, messages, clients, seconds))
+    served, floors = (list(map(attrgetter("message_us"), runs)) for runs in (ours, least))
+    figures = [
+        Figure("CPU a message: server ÷ floor with one tick", ratios(served, floors), most=1.3),
+        Figure("CPU a message: server, µs", served),
+        Figure("CPU a message: floor with one tick, µs", floors),
+        Figure("tick to last client, p99: server, ms", [each.last_ms for each in ours]),
+        Figure("tick to last client, p99: floor, ms", [each.last_ms for each in least]),
+        Figure("memory a connection, bytes", [each.memory for each in ours], decimals=0),
+        Figure("messages ÷ messages due", [each.complete for each in ours], least=COMPLETE),
+        Figure("clients, share of a core", [each.busy for each in ours]),
+    ]
+    title = f"{VIEWS} views of {clients:,} clients, each changed and told each {INTERVAL:.0f} s"
+    return Report("views", title, figures, options.quick)
+
+
+def _subscribe(view: int) -> dict[str, Any]:
+    asked = {"filter": {"strategy": [_strategy(view)]}, "interval": INTERVAL}
+    return {"type": "subscribe", "id": "main", **asked}
+
+
+def _strategy(number: int) -> str:
+    return f"strategy-{number:02}"
+
+
+def _sample(stage: Stage, messages: Path, clients: int, seconds: float) -> Sample:
+    with routecast(stage, INTERVAL) as running, _changing(running.port):
+        time.sleep(SETTLE_SECONDS)
+        empty = unique_bytes(running.pid)
+        with Subscribers(
+            stage, running.port, PATH, clients, subprotocol=V1_JSON, messages=messages
+        ) as crowd:
+            crowd.joined()
+            crowd.listen(SETTLE_SECONDS)
+            used = cpu_seconds(running.pid)
+            heard = crowd.listen(seconds)
+            used = cpu_seconds(running.pid) - used
+            memory = (unique_bytes(running.pid) - empty) / clients
+    if heard.open < clients:
+        raise Broken(f"only {heard.open:,} of {clients:,} clients stayed")
+    due = clients * seconds / INTERVAL
+    busy = heard.busy / heard.seconds
+    return Sample(1e6 * used / heard.frames, memory, heard.last_p99, heard.frames / due, busy)
+
+
+@contextmanager
+def _changing(port: int) -> Iterator[None]:
+    """Send a decision of every view, all in one commit, in the middle between two ticks."""
+    done = threading.Event()
+    rng = random.Random(VIEWS)
+
+    def run() -> None:
+        with httpx2.Client(base_url=f"http://{HOST}:{port}") as client:
+            while not done.wait(INTERVAL - (time.monotonic() - INTERVAL / 2) % INTERVAL):
+                sent = [_decision(rng, _strategy(number)) for number in range(VIEWS)]
+                client.post("/v1/decisions", json=sent).raise_for_status()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _decision(rng: random.Random, strategy: str, provider: str | None = None) -> dict[str, Any]:
+    known, model = rng.choice(MODELS)
+    return {
+        "strategy": strategy,
+        "provider": provider or known,
+        "model": model,
+        "confidence": round(rng.betavariate(5, 2), 4),
+        "cost": round(rng.lognormvariate(-6.5, 1), 6),
+        "latency_ms": next(latencies(rng)),
+    }
+
+
+# -- deltas -------------------------------------------------------------------------------------
+
+
+class _Counting(socket.socket):
+    """A socket that counts what it receives."""
+
+    received = 0
+
+    def recv(self, *arguments: Any) -> bytes:
+        data = super().recv(*arguments)
+        self.received += len(data)
+        return data
+
+
+def deltas(options: Options) -> Report:
+    """One decision a tick, among 20 strategies and 15 providers: what a delta takes."""
+    count = 20 if options.quick else 200
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(Path(folder) / "routecast.db") as port,
+    ):
+        _fill(port)
+        found = {
+            (name, packed): _measure(port, name, packed, count)
+            for name in (V1_JSON, V1_MSGPACK)
+            for packed in (True, False)
+        }
+    sizes = {False: "as it is", True: "deflated"}
+    figures = [
+        Figure(
+            f"{name}, {sizes[packed]}: delta ÷ snapshot",
+            [size / snapshot for size in told],
+            most=0.10 if (name, packed) == (V1_JSON, True) else None,
+            decimals=3,
+        )
+        for (name, packed), (snapshot, told) in found.items()
+    ]
+    figures += [
+        Figure(f"{name}, {sizes[packed]}: delta, bytes", list(told), decimals=0)
+        for (name, packed), (_, told) in found.items()
+    ]
+    figures.append(Figure("snapshot as JSON, bytes", [found[V1_JSON, False][0]], decimals=0))
+    title = f"One decision a tick, {STRATEGIES} strategies × {PROVIDERS} providers"
+    return Report("deltas", title, figures, options.quick)
+
+
+def _fill(port: int) -> None:
+    rng = random.Random(STRATEGIES)
+    sent = [
+        _decision(rng, _strategy(strategy), f"provider-{provider:02}")
+        for strategy in range(STRATEGIES)
+        for provider in range(PROVIDERS)
+        for _ in range(rng.randrange(1, 20))
+    ]
+    httpx2.post(f"http://{HOST}:{port}/v1/decisions", json=sent).raise_for_status()
+
+
+def _measure(port: int, name: str, packed: bool, count: int) -> tuple[int, list[float]]:
+    """Return the size of the snapshot as JSON, and what each delta took on the wire."""
+    rng = random.Random(PROVIDERS)
+    line = _Counting(socket.AF_INET, socket.SOCK_STREAM)
+    line.connect((HOST, port))
+    sizes: list[float] = []
+    with (
+        connect(
+            f"ws://{HOST}:{port}{PATH}",
+            sock=line,
+            subprotocols=[Subprotocol(name)],
+            compression="deflate" if packed else None,
+        ) as stream,
+        httpx2.Client(base_url=f"http://{HOST}:{port}") as client,
+    ):
+        decode = json.loads if name == V1_JSON else msgspec.msgpack.decode
+        asked: Any = {"type": "subscribe", "id": "main", "interval": TICK}
+        stream.recv()
+        stream.send(json.dumps(asked) if name == V1_JSON else msgspec.msgpack.encode(asked))
+        snapshot = len(msgspec.json.encode(decode(stream.recv())))
+        for _ in range(count):
+            strategy = _strategy(rng.randrange(STRATEGIES))
+            decision = _decision(rng, strategy, f"provider-{rng.randrange(PROVIDERS):02}")
+            before = line.received
+            client.post("/v1/decisions", json=decision).raise_for_status()
+            if (
+                decode(stream.recv(timeout=30))["type"] == "delta"
+            ):  # and not one that only shows life
+                sizes.append(line.received - before)
+    return snapshot, sizes

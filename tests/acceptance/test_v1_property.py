@@ -1,0 +1,258 @@
+"""Whatever clients of routecast.v1 and their lines do, each document they hold is SQL's.
+
+Decisions are sent at random, while clients come with views of their own, lose their lines, come
+back with a position, stop reading and go on. Every document any of them ever held is compared with
+the oracle's, made of the rows the database holds up to its seq.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.decisions import PROVIDERS, STRATEGIES, sent_decisions
+from tests.support.facts import Committed, committed
+from tests.support.oracle import assert_agree, expect
+from tests.support.postgres import Postgres
+from tests.support.raw import Line
+from tests.support.server import Edge, Server
+from tests.support.v1 import JSON, MSGPACK, Document, V1Client, without_nulls
+
+EXAMPLES = int(os.environ.get("ROUTECAST_TEST_EXAMPLES", "5"))
+FAST = 0.1
+CLIENTS = 4
+SETTLE_SECONDS = 20.0
+# A project of its own, with so many names that a few frames fill a line that nobody reads.
+WIDE = [
+    {"project": "wide", "strategy": "hybrid", "provider": f"{number:03}" + "x" * 61}
+    for number in range(250)
+]
+WIDE_VIEW = {
+    "interval": FAST,
+    "fields": ["total_decisions", "provider_usage"],
+    "filter": {"project": ["wide"]},
+}
+FLOOD = 12
+
+
+class Client:
+    """A client that reads for as long as it has a line, and comes back with what it holds."""
+
+    def __init__(self, server: Server, subprotocol: str) -> None:
+        self._server = server
+        self._subprotocol = subprotocol
+        self._client: V1Client | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self.views: dict[str, Document] = {}
+        self.held: dict[str, Any] = {}
+        self.seen: list[tuple[str, int, Document]] = []
+
+    async def come(self) -> None:
+        """Connect, and follow what was followed, from where that was."""
+        if self._client is not None:
+            return
+        line = Line(self._server.port, receive_buffer=4_096)
+        stream = await connect(
+            self._server.ws_url,
+            sock=line.socket,
+            subprotocols=[self._subprotocol],  # type: ignore[list-item]  # -- a NewType of str
+            compression=None,
+            max_queue=1,
+            max_size=None,
+            ping_interval=None,
+        )
+        self._client = V1Client(stream, self.held, self.seen)
+        self._reading = asyncio.create_task(self._read(self._client))
+        for identity in self.views:
+            await self._ask(identity)
+
+    async def follow(self, view: Document) -> None:
+        """Follow one view more, unless there is no line."""
+        if self._client is not None and len(self.views) < 5:
+            identity = f"v{len(self.seen)}-{len(self.views)}"
+            self.views[identity] = view
+            await self._ask(identity)
+
+    async def lose(self) -> None:
+        """Lose the line, without a word."""
+        if self._client is not None:
+            assert self._reading is not None
+            self._client.stream.transport.abort()
+            with suppress(ConnectionClosed):
+                await self._reading
+            self._client = None
+
+    def stall(self) -> None:
+        """Read nothing for now."""
+        if self._client is not None:
+            self._client.stream.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read again."""
+        if self._client is not None:
+            self._client.stream.transport.resume_reading()
+
+    async def holds(self, expected: dict[str, Document]) -> None:
+        """Return when what is held under each id is what is expected."""
+        for identity, document in expected.items():
+            while identity not in self.held or not _agree(self.held[identity].document, document):
+                assert self._reading is not None
+                assert not self._reading.done(), self._reading
+                await asyncio.sleep(0.01)  # what is read has no event of its own
+
+    async def _ask(self, identity: str) -> None:
+        assert self._client is not None
+        held = self.held.get(identity)
+        asked = {**self.views[identity], **({"position": held.position} if held else {})}
+        with suppress(ConnectionClosed):  # who does not read is let go in the end
+            await self._client.send({"type": "subscribe", "id": identity, **asked})
+
+    async def _read(self, client: V1Client) -> None:
+        while True:
+            message = await client.receive(seconds=60)
+            assert message["type"] in ("hello", "snapshot", "delta"), message
+
+
+FIELDS = [
+    *("total_decisions", "avg_confidence", "strategy_performance", "cost", "tokens"),
+    *("latency_ms", "errors", "fallbacks", "models", "provider_usage"),
+]
+views = st.fixed_dictionaries(
+    {"interval": st.sampled_from([FAST, 2 * FAST])},
+    optional={
+        "fields": st.lists(st.sampled_from(FIELDS), min_size=1),
+        "filter": st.fixed_dictionaries(
+            {"project": st.just(["default", "search"])},
+            optional={
+                "strategy": st.lists(st.sampled_from(STRATEGIES), min_size=1, max_size=3),
+                "provider": st.lists(st.sampled_from(PROVIDERS), min_size=1, max_size=3),
+            },
+        ),
+        "window": st.sampled_from(["all", "1h", "24h"]),
+    },
+) | st.just(WIDE_VIEW)
+
+# Now, or so long ago that no window has it: the clock decides nothing while a test runs.
+moments = st.none() | st.just((datetime.now(UTC) - timedelta(days=9)).isoformat())
+batches = st.lists(sent_decisions(moments), min_size=1, max_size=6)
+clients = st.integers(0, CLIENTS - 1)
+steps = st.one_of(
+    st.tuples(st.just("post"), batches),
+    st.tuples(st.just("post"), batches),
+    st.tuples(st.just("follow"), clients, views),
+    st.tuples(st.just("follow"), clients, views),
+    st.tuples(st.just("come"), clients),
+    st.tuples(st.just("lose"), clients),
+    st.tuples(st.just("stall"), clients),
+    st.tuples(st.just("go_on"), clients),
+    st.tuples(st.just("wait"), st.integers(0, 3)),
+    st.tuples(st.just("flood"), clients),
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("sqlite", "lean"), ("sqlite", "portable"), ("postgres", "lean")],
+    ids="-".join,
+)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server on each database, and on each edge."""
+    database, edge = request.param
+    url = None
+    if database == "postgres":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create()
+    folder = tmp_path_factory.mktemp(database)
+    with Server(folder, edge=cast("Edge", edge), database_url=url) as running:
+        yield running
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(script=st.lists(steps, min_size=15, max_size=40), packs=st.booleans())
+async def test_every_document_is_sqls_at_its_position(
+    server: Server, script: list[Any], packs: bool
+) -> None:
+    """At the end, and at every position that any client was ever shown."""
+    crowd = [Client(server, MSGPACK if packs and n % 2 else JSON) for n in range(CLIENTS)]
+    for client in crowd:
+        await client.come()
+    await crowd[0].follow({"interval": FAST, "filter": {"project": ["default", "search"]}})
+    for step in script:
+        await _do(server, crowd, *step)
+    for client in crowd:
+        client.go_on()
+        await client.come()
+    rows = await committed(server.database_url)
+    async with asyncio.timeout(SETTLE_SECONDS):
+        for client in crowd:
+            await client.holds({i: _sql(rows, view) for i, view in client.views.items()})
+    for client in crowd:
+        known: dict[tuple[str, int], Document] = {}
+        for identity, seq, document in client.seen:
+            # A window or a filter may give one document at many positions, never two at one.
+            if known.setdefault((identity, seq), document) == document:
+                continue
+            raise AssertionError(f"two documents of {client.views[identity]} at {seq}")
+        for (identity, seq), document in known.items():
+            expected = _sql([row for row in rows if row.seq <= seq], client.views[identity])
+            assert _agree(document, expected), (client.views[identity], seq, document, expected)
+        await client.lose()
+    assert "Traceback" not in server.log.read_text()
+
+
+async def _do(server: Server, crowd: list[Client], what: str, *given_: Any) -> None:
+    if what == "post":
+        await asyncio.to_thread(server.post, given_[0])
+    elif what == "wait":
+        await asyncio.sleep(given_[0] * FAST / 2)  # somewhere between two ticks
+    elif what == "flood":
+        crowd[given_[0]].stall()
+        for _ in range(FLOOD):
+            await asyncio.to_thread(server.post, WIDE)
+            await asyncio.sleep(FAST)
+    elif what == "follow":
+        await crowd[given_[0]].follow(given_[1])
+    elif what in ("come", "lose"):
+        await getattr(crowd[given_[0]], what)()
+    else:
+        getattr(crowd[given_[0]], what)()
+
+
+def _sql(rows: list[Committed], view: Document) -> Document:
+    """Return the document of a view, by the oracle, as routecast.v1 has it."""
+    chosen: Any = {"fields": view["fields"]} if "fields" in view else {}
+    now = time.time_ns() // 1000
+    document = expect(
+        (row.fact for row in rows),
+        now=now,
+        filters=view.get("filter"),
+        window=view.get("window", "all"),
+        **chosen,
+    )
+    return cast("Document", without_nulls(document))
+
+
+def _agree(found: Document, expected: Document) -> bool:
+    """Whether two documents agree, in whatever order their keys are."""
+    try:
+        assert_agree(_sorted(found), _sorted(expected))
+    except AssertionError:
+        return False
+    return True
+
+
+def _sorted(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _sorted(value[name]) for name in sorted(value)}
