@@ -31,6 +31,7 @@ from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
 from routecast.edge.advice import METHODS, Advice
+from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
 from routecast.edge.door import Door
 from routecast.edge.history import history_router
@@ -370,6 +371,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(metrics_router(services.latest.frame))
     app.include_router(history_router(services.history.answer))
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
+    app.include_router(asyncapi_router(VERSION))
     app.include_router(page_router(settings.notice))
     app.mount("/dashboard", dashboard_files())
     derive = app.openapi

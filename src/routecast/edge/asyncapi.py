@@ -1,0 +1,146 @@
+"""The streams, described for tools: an AsyncAPI 3 document, made of the messages themselves."""
+
+from typing import Any, Final, get_args
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from routecast.core.history import DEFAULT_POINTS, GROUPS, HISTORY_FIELDS
+from routecast.core.view import PARAMETERS
+from routecast.protocol import (
+    BANDS,
+    FIELDS,
+    SUBPROTOCOLS,
+    V1,
+    ClientMessage,
+    ServerMessage,
+)
+
+_REF: Final = "#/components/schemas/{name}"
+_NUMBER: Final = {"type": "number"}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_MAYBE: Final = {"type": ["number", "null"]}
+_STAMP: Final = {"type": "string", "format": "date-time"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+_PERFORMANCE: Final = {
+    "type": "object",
+    "additionalProperties": _object(count=_COUNT, avg_cost=_MAYBE, avg_confidence=_MAYBE),
+}
+# By field; routecast.v1 leaves out what is null.
+_FIELDS: Final[dict[str, Any]] = {
+    "total_decisions": _COUNT,
+    "avg_confidence": _MAYBE,
+    "strategy_performance": _PERFORMANCE,
+    "confidence_distribution": _object(**dict.fromkeys(BANDS, _COUNT)),
+    "provider_usage": {"type": "object", "additionalProperties": _COUNT},
+    "cost": _object(total=_NUMBER, priced=_COUNT, unpriced=_COUNT),
+    "tokens": _object(input=_COUNT, output=_COUNT),
+    "latency_ms": _object(**dict.fromkeys(("avg", "p50", "p95", "p99"), _MAYBE)),
+    "errors": _object(count=_COUNT, rate=_MAYBE),
+    "fallbacks": _COUNT,
+    "models": _PERFORMANCE,
+    "rate": _MAYBE,
+    "savings": {
+        "anyOf": [_object(baseline={"type": "string"}, total=_NUMBER), {"type": "null"}],
+    },
+}
+
+
+def asyncapi(version: str) -> dict[str, Any]:
+    """Return the document. `version` is Routecast's own."""
+    kinds = {side: get_args(union) for side, union in _SIDES.items()}
+    _, schemas = msgspec.json.schema_components(
+        [kind for side in kinds.values() for kind in side], ref_template=_REF
+    )
+    assert set(_FIELDS) == set(FIELDS)
+    schemas["Document"] = _object(**_FIELDS)
+    schemas["Metrics"] = _object(**_FIELDS, timestamp=_STAMP)
+    schemas["Failure"] = _object(error={"type": "string"}, timestamp=_STAMP)
+    schemas["SnapshotOut"]["properties"]["data"] = {"$ref": _REF.format(name="Document")}
+    _name_what_may_be_asked(schemas)
+    names = {side: [kind.__name__ for kind in kinds[side]] for side in kinds}
+    told = ["Metrics", "Failure"]
+    every = [*names["receive"], *names["send"], *told]
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Routecast",
+            "version": version,
+            "description": "Live, exact metrics of LLM routing decisions. docs/protocol.md says "
+            "in words what the messages mean.",
+        },
+        "defaultContentType": "application/json",
+        "channels": {
+            "default": _channel(
+                "/ws/metrics", told, "Whole documents, for who asks for no subprotocol."
+            ),
+            V1: _channel(
+                "/ws/metrics",
+                names["receive"] + names["send"],
+                f"Subscriptions, by the subprotocol {' or '.join(SUBPROTOCOLS)}.",
+            ),
+            "events": _channel("/sse/metrics", told, "Whole documents, as server-sent events."),
+        },
+        "operations": {
+            "follow": _operation("send", "default", told),
+            "listen": _operation("send", "events", told),
+            **{side: _operation(side, V1, names[side]) for side in names},
+        },
+        "components": {
+            "messages": {
+                name: {"name": name, "payload": {"$ref": _REF.format(name=name)}} for name in every
+            },
+            "schemas": schemas,
+        },
+    }
+
+
+# What the server receives, and what it sends.
+_SIDES: Final = {"receive": ClientMessage, "send": ServerMessage}
+
+
+def _name_what_may_be_asked(schemas: dict[str, Any]) -> None:
+    """Say which names the fields of a message may have; types alone do not know them."""
+    for kind, fields in (("Subscribe", FIELDS), ("GetHistory", tuple(HISTORY_FIELDS))):
+        schemas[kind]["properties"]["fields"]["anyOf"][0]["items"] = {"enum": list(fields)}
+    history = schemas["GetHistory"]["properties"]
+    history["group_by"]["anyOf"][0] = {"enum": list(GROUPS)}
+    history["points"]["description"] = f"{DEFAULT_POINTS} where it is absent."
+
+
+def _channel(address: str, messages: list[str], description: str) -> dict[str, Any]:
+    query = {"type": "object", "properties": {name: {"type": "string"} for name in PARAMETERS}}
+    binding = {"ws": {"method": "GET", "query": query}} if address.startswith("/ws") else {}
+    return {
+        "address": address,
+        "description": description,
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
+        **({"bindings": binding} if binding else {}),
+    }
+
+
+def _operation(action: str, channel: str, messages: list[str]) -> dict[str, Any]:
+    place = f"#/channels/{channel}"
+    return {
+        "action": action,
+        "channel": {"$ref": place},
+        "messages": [{"$ref": f"{place}/messages/{name}"} for name in messages],
+    }
+
+
+def asyncapi_router(version: str) -> APIRouter:
+    """Return the router of `GET /asyncapi.json`."""
+    router = APIRouter(include_in_schema=False)
+    body = msgspec.json.encode(asyncapi(version))
+
+    @router.get("/asyncapi.json")
+    async def get_asyncapi() -> Response:
+        return Response(body, media_type="application/json")
+
+    return router

@@ -1,0 +1,133 @@
+"""The AsyncAPI document: what it says of the streams is what they say."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from routecast.core.view import PARAMETERS
+from tests.support.server import Server
+from tests.support.stream import receive
+from tests.support.v1 import v1_client
+from tests.support.wire import GOLDEN
+
+FULL = {
+    "strategy": "hybrid",
+    "provider": "gemini",
+    "model": "flash",
+    "confidence": 0.9,
+    "cost": 0.001,
+    "latency_ms": 120,
+    "input_tokens": 10,
+    "output_tokens": 20,
+    "status": "error",
+    "fallback": True,
+}
+EVERYTHING = (
+    "total_decisions,avg_confidence,strategy_performance,confidence_distribution,provider_usage,"
+    "cost,tokens,latency_ms,errors,fallbacks,models,rate,savings"
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with a baseline, so that every field has a value."""
+    env = {"ROUTECAST_BASELINE_MODEL": "gemini-2.5-pro"}
+    with Server(tmp_path_factory.mktemp("server"), env=env) as running:
+        yield running
+
+
+class Described:
+    """The document of a running server."""
+
+    def __init__(self, server: Server) -> None:
+        self.document: dict[str, Any] = server.http.get("/asyncapi.json").json()
+
+    def at(self, reference: str) -> Any:
+        """Return what a reference within the document points at."""
+        found: Any = self.document
+        for name in reference.removeprefix("#/").split("/"):
+            found = found[name]
+        return found
+
+    def check(self, operation: str, message: Any) -> str:
+        """Assert that a message is one of an operation's; return its name."""
+        good = []
+        for reference in self.document["operations"][operation]["messages"]:
+            described = self.at(self.at(reference["$ref"])["$ref"])
+            schema = {**described["payload"], "components": self.document["components"]}
+            if Draft202012Validator(schema).is_valid(message):
+                good.append(described["name"])
+        assert len(good) == 1, f"{message} is {good or 'nothing'} of {operation}"
+        return str(good[0])
+
+
+@pytest.fixture(scope="module")
+def described(server: Server) -> Described:
+    """What the server says of itself."""
+    return Described(server)
+
+
+def test_every_reference_leads_somewhere(described: Described) -> None:
+    """In the whole document; and all parameters of the streams are in it."""
+    text = json.dumps(described.document)
+    references = {part.split('"')[0] for part in text.split('"$ref": "')[1:]}
+    assert references
+    for reference in references:
+        assert described.at(reference)
+    query = described.document["channels"]["default"]["bindings"]["ws"]["query"]
+    assert set(query["properties"]) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_messages_are_described(described: Described, name: str) -> None:
+    """Each by one description and no other; with another type, by none."""
+    case = GOLDEN[name]
+    operation = {"client": "receive", "server": "send"}[case["direction"]]
+    described.check(operation, case["message"])
+    with pytest.raises(AssertionError, match="is nothing of"):
+        described.check(operation, {**case["message"], "type": "dance"})
+
+
+async def test_what_a_server_really_says_is_described(server: Server, described: Described) -> None:
+    """Every kind of message, from a real connection."""
+    seen = set()
+    async with v1_client(server) as client:
+        asked: list[dict[str, Any]] = [
+            {"type": "subscribe", "id": "all", "interval": 0.1, "fields": EVERYTHING.split(",")},
+            {"type": "history", "id": "past", "group_by": "provider"},
+            {"type": "ping", "id": "p"},
+            {"type": "unsubscribe", "id": "nobody"},
+            {"type": "ack", "id": "all", "seq": 0},
+            {"type": "refresh", "token": "t"},
+        ]
+        for message in asked:
+            described.check("receive", message)
+            await client.send(message)
+        await client.receive_until(lambda message: message["type"] == "history")
+        server.post(FULL)
+        await client.receive_until(lambda message: message["type"] == "delta")
+        server.terminate()
+        with suppress(ConnectionClosed):
+            await client.receive_until(lambda _: False)
+        for message in client.messages:
+            seen.add(described.check("send", message))
+    server.wait()
+    server.start()
+    assert seen == {
+        described.at(described.at(reference["$ref"])["$ref"])["name"]
+        for reference in described.document["operations"]["send"]["messages"]
+    }
+
+
+async def test_whole_documents_are_described(server: Server, described: Described) -> None:
+    """The default stream's, with every field and with none but the usual ones."""
+    for query in ("", f"?fields={EVERYTHING}"):
+        async with connect(f"{server.ws_url}{query}") as stream:
+            assert described.check("follow", await receive(stream)) == "Metrics"
+    assert described.check("follow", {"error": "no", "timestamp": "now"}) == "Failure"
