@@ -55,7 +55,7 @@ class Asker(Protocol):
         """Whether something waits to be told."""
         ...
 
-    def tell(self, message: Message, identity: str) -> None:
+    def tell(self, message: Message, lookback: "Lookback") -> None:
         """Send a message now, or as soon as there is room."""
         ...
 
@@ -164,7 +164,7 @@ class Lookbacks:
                 self._kept.clear()
             kept = self._kept[key] = answer, message
         if lookback in self._open:
-            lookback.asker.tell(kept[1], lookback.identity)
+            lookback.asker.tell(kept[1], lookback)
 
 
 def _out(answer: Answer) -> HistoryOut:

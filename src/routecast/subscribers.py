@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections import deque
 
 from msgspec import UNSET
 
@@ -34,7 +35,16 @@ class Subscriber:
     It is a `lookbacks.Asker`.
     """
 
-    __slots__ = ("_everybody", "_line", "_lookbacks", "_members", "_parked", "_session", "turn")
+    __slots__ = (
+        "_all_told",
+        "_everybody",
+        "_line",
+        "_lookbacks",
+        "_members",
+        "_parked",
+        "_session",
+        "turn",
+    )
 
     def __init__(self, everybody: Subscribers, session: V1Session, line: Line) -> None:
         self._everybody = everybody
@@ -42,7 +52,9 @@ class Subscriber:
         self._line = line
         self._members: dict[str, Member] = {}  # by id; who was sent something last is last
         self._lookbacks: dict[str, Lookback] = {}
-        self._parked: tuple[Message, str, asyncio.Event] | None = None  # a history without room
+        # What is to be told of the past as soon as there is room: one message of each at most.
+        self._parked: deque[tuple[Message, Lookback]] = deque()
+        self._all_told = asyncio.Event()
         self.turn = asyncio.Lock()
 
     def receive(self, message: str | bytes) -> None:
@@ -66,12 +78,12 @@ class Subscriber:
 
     def catch_up(self) -> None:
         """Send what was missed while the socket was full, until it is full again."""
-        if self._parked is not None:
-            message, identity, sent = self._parked
-            if identity in self._lookbacks and not self._line.send(message, identity):
+        while self._parked:
+            message, lookback = self._parked[0]
+            if self._holds(lookback) and not self._line.send(message, lookback.identity):
                 return
-            self._parked = None
-            sent.set()
+            self._parked.popleft()
+        self._all_told.set()
         for identity, member in list(self._members.items()):
             if not self._everybody.channels.catch_up(member):
                 return
@@ -85,15 +97,17 @@ class Subscriber:
         """Forget the connection."""
         for identity in [*self._members, *self._lookbacks]:
             self._leave(identity)
-        if self._parked is not None:
-            self._parked[2].set()
-            self._parked = None
+        self._parked.clear()
+        self._all_told.set()
 
     def _leave(self, identity: str) -> None:
         if identity in self._members:
             self._everybody.channels.leave(self._members.pop(identity))
         else:
             self._everybody.lookbacks.leave(self._lookbacks.pop(identity))
+
+    def _holds(self, lookback: Lookback) -> bool:
+        return self._lookbacks.get(lookback.identity) is lookback
 
     def _reply(self, message: ServerMessage) -> None:
         self._line.reply(self._session.encoding.encode(message))
@@ -106,19 +120,20 @@ class Subscriber:
 
     @property
     def waits(self) -> bool:
-        return self._parked is not None
+        return bool(self._parked)
 
-    def tell(self, message: Message, identity: str) -> None:
-        if not self._line.send(message, identity):
-            self._parked = message, identity, asyncio.Event()
+    def tell(self, message: Message, lookback: Lookback) -> None:
+        if self._parked or not self._line.send(message, lookback.identity):
+            self._parked.append((message, lookback))
+            self._all_told.clear()
             return
         # What is live now goes with it: at one position, both add up to the same.
         for member in self._members.values():
             self._everybody.channels.bring_up(member)
 
     async def told(self) -> None:
-        if self._parked is not None:
-            await self._parked[2].wait()
+        if self._parked:
+            await self._all_told.wait()
 
     def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
         del self._lookbacks[identity]
