@@ -212,7 +212,6 @@ MAX_SUBSCRIPTIONS: Final = 16
 MAX_MESSAGES_A_MINUTE: Final = 120
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
-MAX_FIELDS: Final = 64
 MAX_POINTS: Final = 2_000
 # A stream that said nothing for so long, in seconds, is dead: a snapshot comes at least this often.
 ALIVE_SECONDS: Final = 25.0
@@ -220,7 +219,7 @@ ALIVE_SECONDS: Final = 25.0
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 FilterValue = Annotated[str, Meta(min_length=1, max_length=128)]
 FilterValues = Annotated[list[FilterValue], Meta(min_length=1, max_length=MAX_FILTER_VALUES)]
-FieldNames = Annotated[list[str], Meta(min_length=1, max_length=MAX_FIELDS)]
+FieldNames = Annotated[list[str], Meta(min_length=1, max_length=64)]
 Moment = Annotated[datetime, Meta(tz=True)]
 GroupBy = Literal["strategy", "provider", "model", "band", "status"]
 
@@ -340,6 +339,18 @@ class HistoryOut(_Message, frozen=True, tag="history"):
     from_: str = msgspec.field(name="from")
     points: int
     series: list[dict[str, Any]]
+
+
+class ErrorCode(StrEnum):
+    """What may be the matter with a message; more may come, so a client takes any text."""
+
+    BAD_REQUEST = "bad_request"
+    ID_IN_USE = "id_in_use"
+    UNKNOWN_ID = "unknown_id"
+    TOO_MANY = "too_many"
+    NOT_SUPPORTED = "not_supported"
+    NOT_PROTOCOL = "not_protocol"
+    UNAVAILABLE = "unavailable"
 
 
 class ErrorOut(_Message, frozen=True, tag="error", kw_only=True):

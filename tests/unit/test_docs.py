@@ -3,12 +3,31 @@
 import inspect
 import re
 from pathlib import Path
+from typing import Final, get_args
+
+import msgspec
 
 from routecast.cli.serve import serve
 from routecast.config import Settings
-from routecast.protocol import FIELDS, WINDOWS, DecisionIn
+from routecast.protocol import (
+    FIELDS,
+    SUBPROTOCOLS,
+    WINDOWS,
+    ClientMessage,
+    CloseCode,
+    DecisionIn,
+    ErrorCode,
+    ServerMessage,
+)
 
 ROOT = Path(__file__).parents[2]
+# Of authentication, which is not there yet; and those that are an HTTP answer before any upgrade.
+LATER: Final = {
+    CloseCode.UNAUTHENTICATED,
+    CloseCode.FORBIDDEN,
+    CloseCode.POLICY,
+    CloseCode.FULL,
+}
 
 
 def rows(document: str) -> list[list[str]]:
@@ -42,6 +61,20 @@ def test_every_field_is_documented() -> None:
         assert f"`{name}`" in text, name
     for name in FIELDS:
         assert f"`{name}`" in text or f'"{name}"' in text, name
+
+
+def test_every_message_is_documented() -> None:
+    """The wire's page shows each message of routecast.v1 and names all it may hold."""
+    text = (ROOT / "docs/protocol.md").read_text("utf-8")
+    for kind in (*get_args(ClientMessage), *get_args(ServerMessage)):
+        assert f"`{kind.__struct_config__.tag}`" in text, kind
+        for field in msgspec.structs.fields(kind):
+            assert f"`{field.encode_name}`" in text or f'"{field.encode_name}"' in text, field
+    for code in (*ErrorCode, *SUBPROTOCOLS):
+        assert f"`{code}`" in text, code
+    for close in CloseCode:
+        if close not in LATER:
+            assert str(int(close)) in text, close
 
 
 def test_links_lead_somewhere() -> None:

@@ -24,6 +24,7 @@ from routecast.protocol import (
     Ack,
     ClientMessage,
     CloseCode,
+    ErrorCode,
     ErrorOut,
     GetHistory,
     Ping,
@@ -103,7 +104,7 @@ class V1Session:
         try:
             return self._do(asked, len(message))
         except BadParameter as error:
-            return _error(asked, "bad_request", str(error))
+            return _error(asked, ErrorCode.BAD_REQUEST, str(error))
 
     def _is_one_too_many(self, now: float) -> bool:
         if now - self._since >= MINUTE:
@@ -127,7 +128,7 @@ class V1Session:
             case Ping(id=identity):
                 return Pong(identity)
             case Refresh():
-                return _error(asked, "not_supported", "token: this server asks for none")
+                return _error(asked, ErrorCode.NOT_SUPPORTED, "token: this server asks for none")
 
     def _subscribe(self, asked: Subscribe, size: int) -> Outcome:
         view = make_view(asked.fields, asked.filter, asked.window)
@@ -150,15 +151,17 @@ class V1Session:
     def _take_id(self, asked: Subscribe | GetHistory, size: int) -> ErrorOut | None:
         """Let a message have its id, or say why it cannot."""
         if asked.id in self.ids:
-            return _error(asked, "id_in_use", f"id: {asked.id!r} is in use; unsubscribe it first")
+            return _error(
+                asked, ErrorCode.ID_IN_USE, f"id: {asked.id!r} is in use; unsubscribe it first"
+            )
         if len(self.ids) >= MAX_SUBSCRIPTIONS:
             problem = f"id: at most {MAX_SUBSCRIPTIONS} subscriptions on a connection"
-            return _error(asked, "too_many", problem)
+            return _error(asked, ErrorCode.TOO_MANY, problem)
         if sum(self.ids.values()) + size > MAX_MESSAGE_BYTES:
             problem = (
                 f"filter: a connection's subscriptions take at most {MAX_MESSAGE_BYTES:,} bytes"
             )
-            return _error(asked, "too_many", problem)
+            return _error(asked, ErrorCode.TOO_MANY, problem)
         self.ids[asked.id] = size
         return None
 
@@ -175,16 +178,16 @@ class V1Session:
         if seen.type not in _TYPES:
             return self._count_strange(f"type: {seen.type[:64]!r} is not a type of message")
         self._strange = 0
-        return _error(seen, "bad_request", _explain(str(error)))
+        return _error(seen, ErrorCode.BAD_REQUEST, _explain(str(error)))
 
     def _count_strange(self, problem: str) -> Outcome:
         self._strange += 1
         if self._strange >= MAX_STRANGE:
             return Close(CloseCode.NOT_PROTOCOL)
-        return ErrorOut(code="not_protocol", message=problem, retryable=False)
+        return ErrorOut(code=ErrorCode.NOT_PROTOCOL, message=problem, retryable=False)
 
 
-def _error(asked: ClientMessage | Envelope, code: str, message: str) -> ErrorOut:
+def _error(asked: ClientMessage | Envelope, code: ErrorCode, message: str) -> ErrorOut:
     identity: Any = getattr(asked, "id", None)
     known = isinstance(identity, str) and 0 < len(identity) <= 64
     return ErrorOut(
@@ -195,7 +198,7 @@ def _error(asked: ClientMessage | Envelope, code: str, message: str) -> ErrorOut
 def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
     """Return what to say where a history cannot be told."""
     retryable = isinstance(error, Unavailable)
-    code = "unavailable" if retryable else "bad_request"
+    code = ErrorCode.UNAVAILABLE if retryable else ErrorCode.BAD_REQUEST
     return ErrorOut(id=identity, code=code, message=str(error), retryable=retryable)
 
 
@@ -204,7 +207,7 @@ def _microseconds(moment: datetime | None) -> int | None:
 
 
 def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:
-    return _error(asked, "unknown_id", f"id: nothing is followed under {asked.id!r}")
+    return _error(asked, ErrorCode.UNKNOWN_ID, f"id: nothing is followed under {asked.id!r}")
 
 
 def _explain(problem: str) -> str:

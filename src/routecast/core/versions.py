@@ -17,6 +17,7 @@ from routecast.core.view import View
 from routecast.protocol import (
     FETCH_FAILED,
     DeltaOut,
+    ErrorCode,
     ErrorOut,
     Position,
     SnapshotOut,
@@ -171,7 +172,7 @@ def _message(
 ) -> SnapshotOut | DeltaOut | ErrorOut | None:
     state = version.state
     if state is None:
-        return ErrorOut(id="", code="unavailable", message=FETCH_FAILED, retryable=True)
+        return ErrorOut(id="", code=ErrorCode.UNAVAILABLE, message=FETCH_FAILED, retryable=True)
     if version.body is None:
         return None
     document = _decode(version.body)

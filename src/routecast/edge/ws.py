@@ -66,10 +66,7 @@ _DEFLATE: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True
 )
 _DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
-
-
-# Goes on with a connection whose client chose a subprotocol, in place of what shook its hand. The
-# flag tells whether its client keeps what it was sent compressed, to be referred to.
+# Takes over a connection that chose a subprotocol; True if what it was sent may be referred to.
 Speak = Callable[["WebSocketConnection", bool], object]
 
 
@@ -105,9 +102,10 @@ class WebSocketEdge:
 
     def extensions(self, request: Request) -> Sequence[ServerPerMessageDeflateFactory]:
         """Return what is offered to a client."""
+        if not self._compress:
+            return []
         offered = "".join(request.headers.get_all("Sec-WebSocket-Protocol"))
-        on = any(name in offered for name in self.subprotocols)
-        return [_DEFLATE_ON if on else _DEFLATE] if self._compress else []
+        return [_DEFLATE_ON if any(name in offered for name in self.subprotocols) else _DEFLATE]
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
         """Return the protocol of a new connection; uvicorn calls this, with its own state."""
