@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections import deque
 
 from msgspec import UNSET
 
@@ -53,8 +52,8 @@ class Subscriber:
         self._members: dict[str, Member] = {}  # by id; who was sent something last is last
         self._lookbacks: dict[str, Lookback] = {}
         # What is to be told of the past as soon as there is room: one message of each at most.
-        self._parked: deque[tuple[Message, Lookback]] = deque()
-        self._all_told = asyncio.Event()
+        self._parked: list[tuple[Message, Lookback]] = []
+        self._all_told: asyncio.Event | None = None  # made with the first of them
         self.turn = asyncio.Lock()
 
     def receive(self, message: str | bytes) -> None:
@@ -82,8 +81,8 @@ class Subscriber:
             message, lookback = self._parked[0]
             if self._holds(lookback) and not self._line.send(message, lookback.identity):
                 return
-            self._parked.popleft()
-        self._all_told.set()
+            del self._parked[0]
+        self._end_waiting()
         for identity, member in list(self._members.items()):
             if not self._everybody.channels.catch_up(member):
                 return
@@ -98,13 +97,18 @@ class Subscriber:
         for identity in [*self._members, *self._lookbacks]:
             self._leave(identity)
         self._parked.clear()
-        self._all_told.set()
+        self._end_waiting()
 
     def _leave(self, identity: str) -> None:
         if identity in self._members:
             self._everybody.channels.leave(self._members.pop(identity))
         else:
             self._everybody.lookbacks.leave(self._lookbacks.pop(identity))
+
+    def _end_waiting(self) -> None:
+        if self._all_told is not None:
+            self._all_told.set()
+            self._all_told = None
 
     def _holds(self, lookback: Lookback) -> bool:
         return self._lookbacks.get(lookback.identity) is lookback
@@ -125,14 +129,14 @@ class Subscriber:
     def tell(self, message: Message, lookback: Lookback) -> None:
         if self._parked or not self._line.send(message, lookback.identity):
             self._parked.append((message, lookback))
-            self._all_told.clear()
+            self._all_told = self._all_told or asyncio.Event()
             return
         # What is live now goes with it: at one position, both add up to the same.
         for member in self._members.values():
             self._everybody.channels.bring_up(member)
 
     async def told(self) -> None:
-        if self._parked:
+        if self._all_told is not None:
             await self._all_told.wait()
 
     def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:

@@ -76,6 +76,8 @@ class V1Connection(WebSocketConnection):
         return data
 
     def reply(self, data: bytes) -> None:
+        if self._code != OPEN:
+            return  # after a close frame nothing may come
         rider, self._rider = self._rider, b""
         self._transport.write(rider + Frame(self._opcode, data).serialize(mask=False))
 
