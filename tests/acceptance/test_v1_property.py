@@ -41,7 +41,7 @@ WIDE_VIEW = {
     "fields": ["total_decisions", "provider_usage"],
     "filter": {"project": ["wide"]},
 }
-FLOOD = 12
+FLOOD = 18
 
 
 class Client:
@@ -217,6 +217,8 @@ async def _do(server: Server, crowd: list[Client], what: str, *given_: Any) -> N
     elif what == "wait":
         await asyncio.sleep(given_[0] * FAST / 2)  # somewhere between two ticks
     elif what == "flood":
+        if WIDE_VIEW not in crowd[given_[0]].views.values():
+            await crowd[given_[0]].follow(WIDE_VIEW)
         crowd[given_[0]].stall()
         for _ in range(FLOOD):
             await asyncio.to_thread(server.post, WIDE)

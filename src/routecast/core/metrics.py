@@ -59,9 +59,9 @@ def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None =
 
 
 def _matching(cells: Mapping[Key, Sums], view: View) -> Mapping[Key, Sums]:
-    if not view.filtered:
-        return cells
-    return {key: sums for key, sums in cells.items() if view.matches(key)}
+    for place, names in view.parts:
+        cells = {key: sums for key, sums in cells.items() if key[place] in names}
+    return cells
 
 
 class _Fold:

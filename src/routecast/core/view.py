@@ -58,6 +58,12 @@ class View:
             and (self.project is None or key.project in self.project)
         )
 
+    @property
+    def parts(self) -> list[tuple[int, frozenset[str]]]:
+        """The places of a key that a filter looks at, and the names that it lets through."""
+        filters = ((name, getattr(self, name)) for name in FILTERS)
+        return [(Key._fields.index(name), names) for name, names in filters if names is not None]
+
     def moment(self, now: int) -> int:
         """Return what of the time is in the document: microseconds for a rate, minutes or 0."""
         return now if "rate" in self.fields else 0 if self.window == "all" else now // MINUTE
