@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 
 from routecast.core.delta import Delta
-from routecast.core.rollup import Cells
+from routecast.core.rollup import Cells, Key
 from routecast.core.snapshot import COVERAGE, HOUR, LIFETIME, Snapshot
 from routecast.errors import Gap, Uncovered
 from routecast.protocol import WINDOWS, Position
@@ -17,6 +17,7 @@ from tests.support.decisions import (
     DAY,
     MINUTE,
     NOW,
+    PROVIDERS,
     SECOND,
     cells_of,
     kept,
@@ -225,6 +226,18 @@ some = st.lists(kept_decisions(st.just("id"), st.integers(NOW - 9 * DAY, NOW + D
 def assert_equal(one: Snapshot, other: Snapshot) -> None:
     assert (one.position, one.taken) == (other.position, other.taken)
     assert (one.total, one.hours, one.minutes) == (other.total, other.hours, other.minutes)
+
+
+@given(st.lists(some, max_size=4), st.sets(st.sampled_from([*PROVIDERS, "hybrid", "none"])))
+def test_total_by_name_is_a_part_of_the_total(commits: list[list[Any]], names: set[str]) -> None:
+    """At each place of a key, after each commit, whatever keys it brought."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    for seq, decisions in enumerate([[], *commits], 0):
+        if seq:
+            snapshot.apply(delta(seq, *decisions))
+        for place in range(len(Key._fields)):
+            picked = {key: sums for key, sums in snapshot.total.items() if key[place] in names}
+            assert snapshot.total_of(place, names) == picked
 
 
 @given(some)

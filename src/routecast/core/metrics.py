@@ -8,7 +8,7 @@ from routecast.core.decision import MINUTE
 from routecast.core.histogram import percentiles
 from routecast.core.rollup import Key, Sums
 from routecast.core.snapshot import Snapshot
-from routecast.core.view import View
+from routecast.core.view import Part, View
 from routecast.protocol import BANDS
 
 Document = dict[str, Any]
@@ -45,7 +45,7 @@ def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None =
 
     Raises Uncovered when the snapshot is too old for the view's window.
     """
-    cells = _matching(snapshot.select(view.window, now), view)
+    cells = _select(snapshot, view, now)
     fold = _Fold(cells, histogram="latency_ms" in view.fields)
     document: Document = {}
     for name in view.fields:
@@ -58,8 +58,17 @@ def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None =
     return document
 
 
-def _matching(cells: Mapping[Key, Sums], view: View) -> Mapping[Key, Sums]:
-    for place, names in view.parts:
+def _select(snapshot: Snapshot, view: View, now: int) -> Mapping[Key, Sums]:
+    """Return the sums of a view's window that its filters let through."""
+    parts = view.parts
+    if not parts or view.window != "all":
+        return _matching(snapshot.select(view.window, now), parts)
+    (place, names), *others = parts
+    return _matching(snapshot.total_of(place, names), others)
+
+
+def _matching(cells: Mapping[Key, Sums], parts: Iterable[Part]) -> Mapping[Key, Sums]:
+    for place, names in parts:
         cells = {key: sums for key, sums in cells.items() if key[place] in names}
     return cells
 
@@ -69,13 +78,21 @@ class _Fold:
 
     def __init__(self, cells: Mapping[Key, Sums], *, histogram: bool) -> None:
         self._cells = cells
+        self._strategies = self._sum_by("strategy")
         self.total = Sums()
-        merge = Sums.merge if histogram else Sums.merge_scalars
-        for sums in cells.values():
-            merge(self.total, sums)
+        if histogram:
+            for sums in cells.values():
+                self.total.merge(sums)
+        else:  # there are fewer strategies than cells
+            for sums in self._strategies.values():
+                self.total.merge_scalars(sums)
 
     def by(self, part: str) -> list[tuple[str, Sums]]:
         """Return sums by a part of the key, largest count first, then by name."""
+        groups = self._strategies if part == "strategy" else self._sum_by(part)
+        return sorted(groups.items(), key=lambda item: (-item[1].count, item[0]))
+
+    def _sum_by(self, part: str) -> dict[str, Sums]:
         place = Key._fields.index(part)
         groups: dict[str, Sums] = {}
         for key, sums in self._cells.items():
@@ -84,10 +101,16 @@ class _Fold:
             if group is None:
                 group = groups[name] = Sums()
             group.merge_scalars(sums)
-        return sorted(groups.items(), key=lambda item: (-item[1].count, item[0]))
+        return groups
 
     def counts(self, part: str) -> dict[str, int]:
-        return {name: sums.count for name, sums in self.by(part)}
+        """Return counts by a part of the key, in the same order."""
+        place = Key._fields.index(part)
+        counts: dict[str, int] = {}
+        for key, sums in self._cells.items():
+            name = key[place]
+            counts[name] = counts.get(name, 0) + sums.count
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _performance(groups: Iterable[tuple[str, Sums]]) -> Document:
@@ -156,8 +179,10 @@ def _rate(snapshot: Snapshot, view: View, now: int) -> float | None:
     """
     minute, elapsed = divmod(now, MINUTE)
 
+    parts = view.parts
+
     def count(number: int) -> int:
-        return sum(sums.count for sums in _matching(snapshot.minute(number), view).values())
+        return sum(sums.count for sums in _matching(snapshot.minute(number), parts).values())
 
     weighted = count(minute - 1) * (MINUTE - elapsed) + count(minute) * MINUTE
     return quotient(weighted * 1000, 60 * MINUTE, 3)

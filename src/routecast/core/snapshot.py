@@ -6,6 +6,7 @@ another.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Final, NamedTuple, Self
 
 import msgspec
@@ -140,6 +141,9 @@ class Snapshot:
         self.minutes: dict[int, Bucket] = minutes if minutes is not None else {}
         self._needed = needed(taken)
         self._windows: dict[str, Window] = {}
+        # The total's keys by the name they have at a place, and how many of them are in there.
+        self._index: dict[int, dict[str, list[Key]]] = {}
+        self._indexed: dict[int, int] = {}
         # As `pack` has them: the number of each key, and periods as they were when last packed.
         self._numbers: dict[Key, int] = {}
         self._hours: dict[int, msgspec.Raw] = {}
@@ -197,6 +201,19 @@ class Snapshot:
         else:
             held.slide(now)
         return held.sums
+
+    def total_of(self, place: int, names: Iterable[str]) -> Bucket:
+        """Return the total of those keys that have one of these names at a place.
+
+        The caller must not change the sums.
+        """
+        index = self._index.setdefault(place, {})
+        known = self._indexed.get(place, 0)
+        if known < len(self.total):  # no key ever goes
+            for key in islice(self.total, known, None):
+                index.setdefault(key[place], []).append(key)
+            self._indexed[place] = len(self.total)
+        return {key: self.total[key] for name in names for key in index.get(name, ())}
 
     def _covers(self, minute: int) -> bool:
         return any(first <= minute < end for first, end in self._needed.minutes)

@@ -36,6 +36,8 @@ MAX_NAME: Final = 128
 MAX_QUERY: Final = 7_000
 
 Filter = frozenset[str] | None
+# A place of a key, and the names that are let through there.
+Part = tuple[int, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class View:
         )
 
     @property
-    def parts(self) -> list[tuple[int, frozenset[str]]]:
-        """The places of a key that a filter looks at, and the names that it lets through."""
+    def parts(self) -> list[Part]:
+        """What the filters that are set look at."""
         filters = ((name, getattr(self, name)) for name in FILTERS)
         return [(Key._fields.index(name), names) for name, names in filters if names is not None]
 
