@@ -27,7 +27,7 @@ from tests.support.raw import Line
 from tests.support.server import Edge, Server
 from tests.support.v1 import JSON, MSGPACK, Document, V1Client, without_nulls
 
-EXAMPLES = int(os.environ.get("ROUTECAST_TEST_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("ROUTECAST_TEST_EXAMPLES", "3"))
 FAST = 0.1
 CLIENTS = 4
 SETTLE_SECONDS = 20.0
@@ -109,6 +109,14 @@ class Client:
                 assert not self._reading.done(), self._reading
                 await asyncio.sleep(0.01)  # what is read has no event of its own
 
+    def shown(self, identity: str) -> dict[int, Document]:
+        """Return the documents it was shown under an id, by their seq: one for each."""
+        shown: dict[int, Document] = {}
+        for name, seq, document in self.seen:
+            if name == identity:
+                assert shown.setdefault(seq, document) == document, f"two documents at {seq}"
+        return shown
+
     async def _ask(self, identity: str) -> None:
         assert self._client is not None
         held = self.held.get(identity)
@@ -126,20 +134,24 @@ FIELDS = [
     *("total_decisions", "avg_confidence", "strategy_performance", "cost", "tokens"),
     *("latency_ms", "errors", "fallbacks", "models", "provider_usage"),
 ]
-views = st.fixed_dictionaries(
-    {"interval": st.sampled_from([FAST, 2 * FAST])},
+filters = st.fixed_dictionaries(
+    {"project": st.just(["default", "search"])},
     optional={
-        "fields": st.lists(st.sampled_from(FIELDS), min_size=1),
-        "filter": st.fixed_dictionaries(
-            {"project": st.just(["default", "search"])},
-            optional={
-                "strategy": st.lists(st.sampled_from(STRATEGIES), min_size=1, max_size=3),
-                "provider": st.lists(st.sampled_from(PROVIDERS), min_size=1, max_size=3),
-            },
-        ),
-        "window": st.sampled_from(["all", "1h", "24h"]),
+        "strategy": st.lists(st.sampled_from(STRATEGIES), min_size=1, max_size=3),
+        "provider": st.lists(st.sampled_from(PROVIDERS), min_size=1, max_size=3),
     },
-) | st.just(WIDE_VIEW)
+)
+views = st.one_of(
+    st.fixed_dictionaries(
+        {"interval": st.sampled_from([FAST, 2 * FAST]), "filter": filters},
+        optional={
+            "fields": st.lists(st.sampled_from(FIELDS), min_size=1),
+            "window": st.sampled_from(["all", "1h", "24h"]),
+        },
+    ),
+    st.just(WIDE_VIEW),
+    st.just({"interval": FAST, "fields": ["total_decisions"]}),
+)
 
 # Now, or so long ago that no window has it: the clock decides nothing while a test runs.
 moments = st.none() | st.just((datetime.now(UTC) - timedelta(days=9)).isoformat())
@@ -179,7 +191,7 @@ def server(
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(script=st.lists(steps, min_size=15, max_size=40), packs=st.booleans())
+@given(script=st.lists(steps, min_size=12, max_size=30), packs=st.booleans())
 async def test_every_document_is_sqls_at_its_position(
     server: Server, script: list[Any], packs: bool
 ) -> None:
@@ -198,15 +210,11 @@ async def test_every_document_is_sqls_at_its_position(
         for client in crowd:
             await client.holds({i: _sql(rows, view) for i, view in client.views.items()})
     for client in crowd:
-        known: dict[tuple[str, int], Document] = {}
-        for identity, seq, document in client.seen:
-            # A window or a filter may give one document at many positions, never two at one.
-            if known.setdefault((identity, seq), document) == document:
-                continue
-            raise AssertionError(f"two documents of {client.views[identity]} at {seq}")
-        for (identity, seq), document in known.items():
-            expected = _sql([row for row in rows if row.seq <= seq], client.views[identity])
-            assert _agree(document, expected), (client.views[identity], seq, document, expected)
+        for identity, view in client.views.items():
+            chosen = [row for row in rows if _counts(row, view)]
+            for seq, document in client.shown(identity).items():
+                expected = _sql([row for row in chosen if row.seq <= seq], view)
+                assert _agree(document, expected), (view, seq, document, expected)
         await client.lose()
     assert "Traceback" not in server.log.read_text()
 
@@ -229,6 +237,11 @@ async def _do(server: Server, crowd: list[Client], what: str, *given_: Any) -> N
         await getattr(crowd[given_[0]], what)()
     else:
         getattr(crowd[given_[0]], what)()
+
+
+def _counts(row: Committed, view: Document) -> bool:
+    """Whether a decision may be in a view at all, by its project; the oracle sees to the rest."""
+    return row.fact.project in view["filter"]["project"] if "filter" in view else True
 
 
 def _sql(rows: list[Committed], view: Document) -> Document:
