@@ -3,10 +3,11 @@
    It answers upgrades; at each tick it makes one frame, and one send() for each connection whose
    tick it is. What clients say is thrown away.
 
-   Usage: floor PORT INTERVAL_MS TICKS DOCUMENT
+   Usage: floor PORT INTERVAL_MS TICKS DOCUMENT [VIEWS]
    Connections are dealt to TICKS ticks, a twentieth of the interval apart, in the order they came:
    neighbours in memory share a tick. DOCUMENT is a file: a JSON object up to the value of its last
-   member, the time of the tick. */
+   member, the time of the tick. Within a tick, each VIEWS-th connection is served first, then each
+   one after these, as by a server whose clients have taken so many views by turns. */
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,7 +24,7 @@
 
 enum { MAX_FDS = 65536, EVENTS = 512, SEND_BUFFER = 65536, DOCUMENT = 65000, QUANTA = 20 };
 
-static int epoll, ticks, turn_of;
+static int epoll, ticks, turn_of, views = 1;
 static int streams[MAX_FDS], count; /* who gets frames, in the order they came */
 static int place[MAX_FDS];          /* by descriptor: where in `streams`, counted from 1; 0 if not */
 static char document[DOCUMENT], frame[DOCUMENT + 100];
@@ -161,7 +162,9 @@ static void tick(void) {
     if (turn_of < ticks) {
         size_t size = make_frame();
         int first = (long)count * turn_of / ticks, end = (long)count * (turn_of + 1) / ticks;
-        for (int i = first; i < end; i++) send(streams[i], frame, size, MSG_NOSIGNAL);
+        for (int view = 0; view < views; view++)
+            for (int i = first + view; i < end; i += views)
+                send(streams[i], frame, size, MSG_NOSIGNAL);
     }
     turn_of = (turn_of + 1) % QUANTA;
 }
@@ -186,7 +189,9 @@ static int listen_on(int port) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) return fprintf(stderr, "usage: floor PORT INTERVAL_MS TICKS DOCUMENT\n"), 2;
+    if (argc != 5 && argc != 6)
+        return fprintf(stderr, "usage: floor PORT INTERVAL_MS TICKS DOCUMENT [VIEWS]\n"), 2;
+    if (argc == 6) views = atoi(argv[5]);
     FILE *file = fopen(argv[4], "r");
     if (!file) die(argv[4]);
     document_size = fread(document, 1, DOCUMENT, file);

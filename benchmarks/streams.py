@@ -72,9 +72,9 @@ def portable(stage: Stage, interval: float) -> Iterator[Running]:
 
 
 @contextmanager
-def _floor(stage: Stage, interval: float, ticks: int) -> Iterator[Running]:
+def _floor(stage: Stage, interval: float, ticks: int, views: int = 1) -> Iterator[Running]:
     port = free_port()
-    options = [port, round(interval * 1000), ticks, stage.document]
+    options = [port, round(interval * 1000), ticks, stage.document, views]
     command = [str(part) for part in (stage.floor, *options)]
     with running(command, port, "/", core=SERVER_CORE) as server:
         yield server
@@ -83,6 +83,11 @@ def _floor(stage: Stage, interval: float, ticks: int) -> Iterator[Running]:
 def floor(stage: Stage, interval: float) -> AbstractContextManager[Running]:
     """Run the floor (`floor.c`), everyone in one tick."""
     return _floor(stage, interval, 1)
+
+
+def floor_by_views(views: int, stage: Stage, interval: float) -> AbstractContextManager[Running]:
+    """Run the floor, everyone in one tick, in the order that a server of so many views has."""
+    return _floor(stage, interval, 1, views)
 
 
 def spread_floor(stage: Stage, interval: float) -> AbstractContextManager[Running]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,7 @@ from benchmarks.processes import cpu_seconds, unique_bytes
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import routecast as serving
 from benchmarks.stage import Stage, set_stage
-from benchmarks.streams import PATH, floor, routecast
+from benchmarks.streams import PATH, floor, floor_by_views, routecast
 from benchmarks.subscribers import Subscribers
 from benchmarks.traffic import MODELS, latencies
 
@@ -47,18 +48,24 @@ def views(options: Options) -> Report:
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (5, CLIENTS, 10)
     ours: list[Sample] = []
     least: list[Sample] = []
+    by_views: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         messages = stage.folder / "messages"
         messages.write_text("".join(f"{json.dumps(_subscribe(n))}\n" for n in range(VIEWS)))
         for _ in options.runs(pairs):
             least.append(sample(stage, floor, clients, seconds))
+            by_views.append(sample(stage, partial(floor_by_views, VIEWS), clients, seconds))
             ours.append(_sample(stage, messages, clients, seconds))
-    served, floors = (list(map(attrgetter("message_us"), runs)) for runs in (ours, least))
+    served, floors, ordered = (
+        list(map(attrgetter("message_us"), runs)) for runs in (ours, least, by_views)
+    )
     figures = [
         Figure("CPU a message: server ÷ floor with one tick", ratios(served, floors), most=1.3),
+        Figure("CPU a message: server ÷ floor that goes view by view", ratios(served, ordered)),
         Figure("CPU a message: server, µs", served),
         Figure("CPU a message: floor with one tick, µs", floors),
+        Figure("CPU a message: floor that goes view by view, µs", ordered),
         Figure("tick to last client, p99: server, ms", [each.last_ms for each in ours]),
         Figure("tick to last client, p99: floor, ms", [each.last_ms for each in least]),
         Figure("memory a connection, bytes", [each.memory for each in ours], decimals=0),
