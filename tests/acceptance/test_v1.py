@@ -16,6 +16,7 @@ from tests.support.raw import open_stream
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive as receive_document
 from tests.support.v1 import JSON, MSGPACK, V1Client, v1_client, without_nulls
+from tests.unit.running import broken
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 FAST = 0.1
@@ -432,6 +433,28 @@ async def test_subscriptions_that_are_too_large_together(client: V1Client) -> No
     ]
     assert [answer["type"] for answer in answers] == ["snapshot"] * 5 + ["error"]
     assert answers[-1]["message"].startswith("filter: ")
+
+
+async def test_numbers_that_may_not_be_the_newest_say_so(
+    tmp_path_factory: pytest.TempPathFactory, edge: Edge
+) -> None:
+    """While the database cannot be read: where they are from, and how old; then they live again."""
+    env = {"ROUTECAST_CACHE_SECONDS": "1"}
+    folder = tmp_path_factory.mktemp("stale")
+    with Server(folder, env=env, edge=edge) as server:
+        server.post(GOOD)
+        async with v1_client(server) as client:
+            await client.subscribe("main", interval=FAST)
+            held = client.held["main"].document
+            with broken(server.database):
+                stale = await client.receive_until(lambda m: m.get("source") == "stale")
+                assert (stale["type"], stale["data"]) == ("delta", {})
+                again = await client.subscribe("more", interval=FAST)
+                assert (again["source"], again["data"]) == ("stale", held)
+                assert again["age_ms"] >= stale["age_ms"] > 0
+            await client.receive_until(lambda m: m.get("source") == "live" and m["id"] == "main")
+            seq = server.post(GOOD)["position"]["seq"]
+            await client.follow_to("main", seq)
 
 
 # -- life and death -----------------------------------------------------------------------------
