@@ -460,15 +460,23 @@ async def test_numbers_that_may_not_be_the_newest_say_so(
 # -- life and death -----------------------------------------------------------------------------
 
 
-async def test_a_quiet_stream_shows_that_it_lives(server: Server, client: V1Client) -> None:
+async def test_a_quiet_stream_shows_that_it_lives(server: Server) -> None:
     """A whole snapshot with a new timestamp within 25 seconds, though nothing changed."""
-    name = secrets.token_hex(4)
-    first = await client.subscribe("main", interval=60, filter={"strategy": [name]})
-    async with asyncio.timeout(25):
-        again = await client.receive()
-    assert again["type"] == "snapshot"
-    assert again["timestamp"] > first["timestamp"]
-    assert again["data"] == first["data"]
+    quiet = {"filter": {"strategy": [secrets.token_hex(4)]}}
+
+    async def wait(subprotocol: str, interval: float) -> None:
+        async with v1_client(server, subprotocol) as client:
+            first = await client.subscribe("main", interval=interval, **quiet)
+            async with asyncio.timeout(25):
+                again = await client.receive()
+            assert again["type"] == "snapshot"
+            assert again["timestamp"] > first["timestamp"]
+            assert again["data"] == first["data"]
+
+    async with asyncio.TaskGroup() as group:
+        for subprotocol in (JSON, MSGPACK):
+            for interval in (FAST, 10, 60):
+                group.create_task(wait(subprotocol, interval))
 
 
 async def test_goodbye_before_a_restart(
