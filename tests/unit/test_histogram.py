@@ -77,7 +77,10 @@ def test_adding_bins_is_counting_together(left: list[int], right: list[int]) -> 
     assert merged == count(left + right)
 
 
-@given(st.lists(latencies))
+close = st.integers(100_000, 9_000_000)  # over a hundred bins
+
+
+@given(st.lists(latencies) | st.lists(close, min_size=40))
 def test_pack_comes_back(values: list[int]) -> None:
     """Bytes for the database; none for an empty histogram."""
     bins = count(values)
@@ -85,7 +88,15 @@ def test_pack_comes_back(values: list[int]) -> None:
     assert bool(pack(bins)) == bool(values)
 
 
-@pytest.mark.parametrize("garbage", [b"\xc1", b"\x81\x01", b"\x81\xa1a\x01", b"hello"])
+def test_busy_histograms_are_packed_densely() -> None:
+    """A thousand times as many latencies take a byte or two for each of their bins, no more."""
+    bins = dict.fromkeys(range(250, 400), 7)
+    assert len(pack(bins)) < 160
+    sparse = dict.fromkeys(range(0, 600, 4), 7)
+    assert len(pack(sparse)) < 600
+
+
+@pytest.mark.parametrize("garbage", [b"\xc1", b"\x90", b"\x81\x01", b"\x81\xa1a\x01", b"hello"])
 def test_unpack_refuses_what_pack_did_not_write(garbage: bytes) -> None:
     """A damaged histogram is an error, not a guess."""
     with pytest.raises(ValueError):

@@ -7,7 +7,7 @@ integer arithmetic, so every machine and every database puts a value into the sa
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Final
 
 import msgspec
@@ -28,7 +28,13 @@ def _edges() -> tuple[int, ...]:
 # Bin i holds the microseconds from EDGES[i] to EDGES[i + 1] - 1.
 EDGES: Final = _edges()
 
-_decoder = msgspec.msgpack.Decoder(dict[int, int])
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(dict[int, int] | list[int]).decode
+
+# So many bins are worth a look whether an array is shorter. It is when its zeros, of one byte each,
+# are fewer than the bytes of the bin numbers that it does without, two or three each.
+_MANY: Final = 16
+_CLOSE: Final = 3
 
 
 def bin_of(latency: int) -> int:
@@ -68,10 +74,26 @@ def percentiles(bins: Mapping[int, int], percents: Iterable[int]) -> list[float 
 
 
 def pack(bins: Mapping[int, int]) -> bytes:
-    """Return the bins as bytes."""
-    return msgspec.msgpack.encode(bins) if bins else b""
+    """Return the bins as bytes: a MessagePack map of bin numbers to counts.
+
+    Where there are many close to each other it is an array instead, of the first one's number and
+    the counts from there on: that takes a third of the room.
+    """
+    if not bins:
+        return b""
+    if len(bins) >= _MANY:
+        first, end = min(bins), max(bins) + 1
+        if end - first < _CLOSE * len(bins):
+            return _encode([first, *map(bins.get, range(first, end), repeat(0))])
+    return _encode(bins)
 
 
 def unpack(packed: bytes) -> dict[int, int]:
     """Return the bins that `pack` wrote."""
-    return _decoder.decode(packed) if packed else {}
+    if not packed:
+        return {}
+    read = _decode(packed)
+    if isinstance(read, dict):
+        return read
+    first, *counts = read
+    return {number: count for number, count in enumerate(counts, first) if count}

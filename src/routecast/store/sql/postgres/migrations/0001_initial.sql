@@ -103,7 +103,7 @@ CREATE TABLE rollups (
     metered_cost     bigint  NOT NULL,
     metered_input    bigint  NOT NULL,
     metered_output   bigint  NOT NULL,
-    latency_bins     bytea   NOT NULL,   -- MessagePack: bin number to count
+    latency_bins     bytea   NOT NULL,   -- as `histogram.pack` writes them
     PRIMARY KEY (period, start, series)
 ) WITH (fillfactor = 80);
 

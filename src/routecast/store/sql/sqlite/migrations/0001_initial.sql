@@ -62,6 +62,6 @@ CREATE TABLE rollups (
     metered_cost     INTEGER NOT NULL,
     metered_input    INTEGER NOT NULL,
     metered_output   INTEGER NOT NULL,
-    latency_bins     BLOB    NOT NULL,  -- MessagePack: bin number to count
+    latency_bins     BLOB    NOT NULL,  -- as `histogram.pack` writes them
     PRIMARY KEY (period, start, series)
 ) STRICT, WITHOUT ROWID;
