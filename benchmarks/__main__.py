@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from benchmarks.cases import Absent, Broken
+from benchmarks.cluster import cluster
 from benchmarks.fanout import fanout
 from benchmarks.freshness import freshness
 from benchmarks.handshakes import handshakes
@@ -36,6 +37,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "idle": idle,
     "soak": soak,
     "postgres": postgres,
+    "cluster": cluster,
 }
 
 

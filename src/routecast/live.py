@@ -232,8 +232,7 @@ class Live:
         heals = deaf and not self._deaf
         if self._hears() and self.failing is None and not heals:
             with suppress(Unavailable):
-                # For a little less: whoever wakes up next must not find it claimed still.
-                return await self._cluster.claim("look", 0.9 * seconds)
+                return await self._cluster.claim("look", seconds)
         now = time.monotonic()
         # Who committed while we were deaf may be gone, and what it had to tell with it.
         if now < self._next_look and not heals:
