@@ -93,8 +93,8 @@ class Sums:
 
     def add(self, decision: Decision) -> None:
         """Count one more decision."""
-        # Taken apart at once: this runs for every decision there is.
-        *_, confidence, cost, latency, tokens_in, tokens_out, fallback, _ = decision
+        # One slice is quicker than six attributes, and this runs for every decision there is.
+        confidence, cost, latency, tokens_in, tokens_out, fallback = decision[8:14]
         self.count += 1
         if fallback:
             self.fallbacks += 1
