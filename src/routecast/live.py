@@ -39,6 +39,8 @@ STEP_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 0.5
 # Deltas that wait for those before them; should more come, they are dropped, and fetched later.
 MAX_EARLY: Final = 1_000
+# A loop that goes on so much later than it should was stopped: it may have missed anything.
+STOPPED_SECONDS: Final = 1.0
 # So often the database's position may fail to be heard of; then the bus is as good as gone.
 SILENT_LOOKS: Final = 4
 
@@ -81,6 +83,7 @@ class Live:
         self._heard = -inf  # when that was, on the monotonic clock
         self._next_look = -inf  # when this node may look by itself, on the same
         self._deaf = False  # the bus could not be heard a moment ago
+        self._stopped = False  # this process did not run a moment ago
         self._read = clock.now()  # when the database was last known to be as our snapshot is
         self._cached: Position | None = None
         self._stir = asyncio.Event()
@@ -124,10 +127,13 @@ class Live:
             while True:
                 await self._step()
                 self._tried.set()
-                next_step = asyncio.get_running_loop().call_later(self._pause(), self._stir.set)
+                pause = self._pause()
+                due = time.monotonic() + pause
+                next_step = asyncio.get_running_loop().call_later(pause, self._stir.set)
                 await self._stir.wait()
                 next_step.cancel()
                 self._stir.clear()
+                self._stopped = time.monotonic() > due + STOPPED_SECONDS
         finally:
             stop()
 
@@ -229,7 +235,7 @@ class Live:
 
     async def _is_our_turn(self, seconds: float) -> bool:
         deaf, self._deaf = self._deaf, self._bus.failing is not None
-        heals = deaf and not self._deaf
+        heals = (deaf or self._stopped) and not self._deaf
         if self._hears() and self.failing is None and not heals:
             with suppress(Unavailable):
                 return await self._cluster.claim("look", seconds)

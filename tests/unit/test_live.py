@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable
 from math import inf
 from pathlib import Path
@@ -225,6 +226,22 @@ async def test_bus_that_heals_is_mistrusted(node: Node, monkeypatch: pytest.Monk
         await node.cluster.claim("look", 600)
         await node.commit(1, tell=False)
         monkeypatch.setattr(node.bus, "failing", None)
+        await until(lambda: node.seq() == 1)
+        node.assert_current(1)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_process_that_was_stopped_looks_at_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot know what it missed, and others need not look for a long time."""
+    monkeypatch.setattr(module, "STOPPED_SECONDS", 0.1)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        monkeypatch.setattr(node.live, "_next_look", inf)
+        await node.cluster.claim("look", 600)
+        await node.commit(1, tell=False)
+        time.sleep(0.5)  # noqa: ASYNC251  # -- the loop does not run, as in a process that is stopped
         await until(lambda: node.seq() == 1)
         node.assert_current(1)
 
