@@ -16,7 +16,7 @@ CREATE TABLE summaries (
     latency_sum      bigint  NOT NULL,
     input_tokens     bigint  NOT NULL,
     output_tokens    bigint  NOT NULL,
-    latency_bins     bytea   NOT NULL,   -- MessagePack: bin number to count
+    latency_bins     bytea   NOT NULL,   -- as `histogram.pack` writes them
     PRIMARY KEY (part, start, name)
 );
 

@@ -15,7 +15,7 @@ CREATE TABLE summaries (
     latency_sum      INTEGER NOT NULL,
     input_tokens     INTEGER NOT NULL,
     output_tokens    INTEGER NOT NULL,
-    latency_bins     BLOB    NOT NULL,  -- MessagePack: bin number to count
+    latency_bins     BLOB    NOT NULL,  -- as `histogram.pack` writes them
     PRIMARY KEY (part, start, name)
 ) STRICT, WITHOUT ROWID;
 
