@@ -41,6 +41,9 @@ GRACE_SECONDS: Final = 0.5
 MAX_EARLY: Final = 1_000
 # A loop that goes on so much later than it should was stopped: it may have missed anything.
 STOPPED_SECONDS: Final = 1.0
+# A snapshot that nothing was added to is cached again, too, though so many times less often: it
+# expires, and nodes that have no database can start from nothing else.
+REPEAT: Final = 3
 # So often the database's position may fail to be heard of; then the bus is as good as gone.
 SILENT_LOOKS: Final = 4
 
@@ -313,10 +316,11 @@ class Live:
         """Cache a snapshot now and then, so that a node that starts need not read the database."""
         if self._cache_seconds is None or self._snapshot is None or not self._in_step:
             return
+        work, seconds = "cache", self._cache_seconds
         if self._snapshot.position == self._cached:
-            return
+            work, seconds = "cache again", REPEAT * seconds
         with suppress(Unavailable):
-            if await self._cluster.claim("cache", self._cache_seconds):
+            if await self._cluster.claim(work, seconds):
                 self._cached = self._snapshot.position
                 await self._sources.cache(self._snapshot)
 

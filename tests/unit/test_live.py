@@ -25,7 +25,7 @@ from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore, writer
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
-from tests.unit.running import broken, running, until
+from tests.unit.running import PATIENCE, broken, running, until
 
 
 class GatedStore(SqliteStore):
@@ -212,6 +212,20 @@ async def test_commits_of_another_process_are_noticed(node: Node) -> None:
         await other.close()
         await until(lambda: node.seq() == 2)
         node.assert_current(1, 2)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_snapshot_stays_in_the_cache(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nothing is added to it: it expires there, and a node may start at any time."""
+    monkeypatch.setattr(node.live, "_cache_seconds", 0.02)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        for _ in range(3):
+            await node.cache.invalidate(Position("another", 0))
+            assert await node.cache.get() is None
+            async with asyncio.timeout(PATIENCE):
+                while await node.cache.get() is None:  # noqa: ASYNC110  # -- has no event
+                    await asyncio.sleep(0.002)
 
 
 @pytest.mark.usefixtures("quick")
