@@ -393,6 +393,24 @@ async def test_commits_do_not_wait_for_folding_until_far_too_much_is_not_folded(
     await assert_holds(store, [kept(n) for n in range(6)], seq=6)
 
 
+async def test_nodes_know_what_others_folded(
+    store: PostgresStore, url: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many nodes there are, they fold as often as one would."""
+    monkeypatch.setattr(folder, "FOLD_COMMITS", 3)
+    for n in range(3):
+        await store.commit([[kept(n)]], NOW)
+    async with asyncio.timeout(30):
+        while await other.fetchval("SELECT seq FROM folded") < 3:  # noqa: ASYNC110  # -- no event
+            await asyncio.sleep(0.01)
+    second = PostgresStore(url)
+    await second.open()
+    await second.commit([[kept(3)]], NOW)
+    await second._folder.close()  # when it has finished what it began
+    await second.close()
+    assert await other.fetchval("SELECT seq FROM folded") == 3
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_pool_that_is_exhausted_refuses_in_time(url: str) -> None:
     """And goes on when a session is free again."""
