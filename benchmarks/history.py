@@ -47,10 +47,12 @@ class Fill(msgspec.Struct, tag=True):
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Ask two servers by turns for each path, in so many rounds; no path twice in a round."""
+    """Ask two servers by turns for what dashboards draw of the days before `end`."""
 
     ports: tuple[int, int]
-    rounds: list[list[str]]
+    fields: str
+    end: int
+    rounds: int
 
 
 class Taken(msgspec.Struct):
@@ -72,7 +74,7 @@ def history(options: Options) -> Report:
             run_case("benchmarks.history", fill, Filled)
         with routecast(few) as first, routecast(many) as second:
             for name, fields in DRAWN.items():
-                ask = Ask((first, second), [_paths(end, fields, n) for n in range(rounds)])
+                ask = Ask((first, second), fields, end, rounds)
                 figures += _compare(name, run_case("benchmarks.history", ask, Taken))
     title = f"Thirty days in {POINTS} points at {large:,} decisions and at {SMALL:,}"
     return Report("history", title, figures, options.quick)
@@ -155,7 +157,8 @@ async def _ask(task: Ask) -> Taken:
         return time.perf_counter() - started
 
     taken = Taken([], [])
-    for paths in task.rounds:
+    for number in range(task.rounds):
+        paths = _paths(task.end, task.fields, number)
         pairs = [[await ask(client, path) for client in clients] for path in paths]
         taken.first.append([few for few, _ in pairs])
         taken.second.append([many for _, many in pairs])

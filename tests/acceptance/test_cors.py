@@ -47,7 +47,7 @@ def cors(answer: httpx2.Response) -> dict[str, str]:
     }
 
 
-PATHS = ["/routing/metrics", "/sse/metrics", "/health", "/v1/decisions"]
+PATHS = ["/routing/metrics", "/v1/history", "/sse/metrics", "/health", "/v1/decisions"]
 
 
 @pytest.mark.parametrize("path", PATHS)

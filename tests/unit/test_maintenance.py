@@ -1,13 +1,15 @@
 """Retention: what is old goes, and every number stays."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from routecast import maintenance
 from routecast.cluster.memory import MemoryCluster
-from routecast.maintenance import Retention, prune, run_retention
+from routecast.maintenance import Retention, prune, run_retention, run_summaries
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
@@ -85,3 +87,30 @@ async def test_retention_is_tried_again(
             await until(lambda: "Retention will be tried again" in caplog.text)
         await until(lambda: "Retention dropped 1 rows" in caplog.text)
     assert (await store.commit([[kept(1)]], NOW)).inserted == [1]
+
+
+async def test_hours_are_summed_up_in_the_background(
+    path: Path,
+    clock: HeldClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Those that are over for a while; a database that is away is tried again."""
+    monkeypatch.setattr(maintenance, "SUMMARISE_EVERY", 0.01)
+    store = SqliteStore(path)
+    async with running(run_summaries(store, MemoryCluster(), clock)):
+        await until(lambda: "Summaries will be tried again" in caplog.text)
+        await store.open()
+        other = apsw.Connection(str(path))
+
+        def summed() -> int:
+            (count,) = other.execute("SELECT count(*) FROM summaries WHERE part = 'all'").fetchone()
+            return int(count)
+
+        await store.commit([[kept(n, decided=NOW - n * HOUR) for n in range(6)]], NOW)
+        await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all
+        await until(lambda: summed() == 5)
+        clock.moment += HOUR
+        await until(lambda: summed() == 6)
+    other.close()
+    await store.close()

@@ -1,0 +1,107 @@
+"""`GET /v1/history` on a real server."""
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import apsw
+
+from tests.support.server import Server
+
+GOOD = {"strategy": "hybrid", "provider": "gemini", "cost": 0.25}
+
+
+def history(server: Server, **asked: Any) -> dict[str, Any]:
+    """Return an answer, which must be one."""
+    answer = server.http.get("/v1/history", params=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_what_was_acknowledged_is_told(server: Server) -> None:
+    """At once, at the position of its answer, in the bucket it belongs to; the others are empty."""
+    now = time.time()
+    for number in range(1, 4):
+        receipt = server.post({**GOOD, "timestamp": now - 3600 * number})
+        found = history(
+            server, **{"from": now - 7200, "to": now, "points": 2, "group_by": "strategy"}
+        )
+        assert found["position"] == receipt["position"]
+    assert found["step"] == 7200
+    found = history(server, **{"from": now - 4 * 3600, "to": now, "points": 5})
+    assert list(found) == ["position", "step", "from", "points", "series"]
+    assert (found["step"], found["points"]) == (3600, 5)
+    first = datetime.fromtimestamp((now - 4 * 3600) // 3600 * 3600, UTC)
+    assert found["from"] == first.isoformat(timespec="microseconds")
+    assert found["series"] == [
+        {"key": "all", "count": [0, 1, 1, 1, 0], "cost": [None, 0.25, 0.25, 0.25, None]}
+    ]
+
+
+def test_groups_fields_and_filters(server: Server) -> None:
+    """As they are asked for."""
+    server.post([GOOD, {**GOOD, "strategy": "cost", "status": "error"}, {**GOOD, "model": "m"}])
+    found = history(server, group_by="status", fields="errors,count", points=1, model="m")
+    assert found["series"] == [{"key": "success", "count": [1], "errors": [0]}]
+    found = history(server, group_by="strategy", fields="count", points=1)
+    assert [(one["key"], one["count"]) for one in found["series"]] == [
+        ("hybrid", [2]),
+        ("cost", [1]),
+    ]
+
+
+def test_a_long_range_is_answered_in_few_points(server: Server) -> None:
+    """Ten years; by the second it would be too many, and is refused by name."""
+    now = time.time()
+    server.post(GOOD)
+    ten_years = {"from": now - 10 * 365 * 86_400, "to": now}
+    found = history(server, **ten_years, points=2000)
+    assert sum(found["series"][0]["count"]) == 1
+    refused = server.http.get("/v1/history", params={**ten_years, "points": 315_360_000})
+    assert refused.status_code == 400
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json() == {
+        "title": "Bad Request",
+        "status": 400,
+        "detail": "points: must be an integer from 1 to 2,000",
+        "parameter": "points",
+    }
+
+
+def test_without_its_database_it_says_when_to_come_back(server: Server) -> None:
+    """503, not an old answer; and it is back when the database is."""
+    server.post(GOOD)
+    other = apsw.Connection(str(server.database))
+    other.set_busy_timeout(10_000)
+    other.execute("ALTER TABLE rollups RENAME TO taken_away")
+    refused = server.http.get("/v1/history", params={"points": 3})
+    other.execute("ALTER TABLE taken_away RENAME TO rollups")
+    other.close()
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert sum(history(server, points=3)["series"][0]["count"]) == 1
+
+
+def test_openapi_says_what_there_is(server: Server) -> None:
+    """Each parameter, and each field of the answer."""
+    schema = server.http.get("/openapi.json").json()
+    described = schema["paths"]["/v1/history"]["get"]
+    assert [parameter["name"] for parameter in described["parameters"]] == [
+        *("from", "to", "points", "group_by", "fields"),
+        *("strategy", "provider", "model", "project"),
+    ]
+    fields = described["parameters"][4]["schema"]["items"]["enum"]
+    server.post(GOOD)
+    found = history(server, fields=",".join(fields))
+    answer = described["responses"]["200"]["content"]["application/json"]["schema"]
+    assert list(found) == answer["required"] == list(answer["properties"])
+    series = answer["properties"]["series"]["items"]["properties"]
+    assert list(found["series"][0]) == list(series) == ["key", *fields]
+    reference = json.dumps(described["responses"]["400"])
+    assert "#/components/schemas/Problem" in reference
+    assert "Problem" in schema["components"]["schemas"]

@@ -1,0 +1,115 @@
+"""The past as it is told: series, their order, and what there is no room for."""
+
+from typing import Any
+
+import pytest
+
+from routecast.core.history import MAX_SERIES, Plan, history_query, plan
+from routecast.core.past import Past, past_of, render, summaries
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Uncovered
+from routecast.protocol import Position
+from tests.support.buckets import FIELDS, assert_history
+from tests.support.decisions import DAY, HOUR, MINUTE, NOW, cells_of, kept
+
+POSITION = Position("e", 7)
+
+
+def asked(length: int = HOUR, **more: Any) -> Plan:
+    query = history_query(start=NOW - length, end=NOW, **{"fields": FIELDS, **more})
+    return plan(query, NOW)
+
+
+def past(wanted: Plan, decisions: list[Any]) -> Past:
+    found = Past(POSITION)
+    for minute, cells in cells_of(decisions).minutes.items():
+        found.add(wanted, 60 * minute, cells)
+    return found
+
+
+def test_the_document_is_the_contracts() -> None:
+    """Its keys in order; null is a value over nothing, and no bucket is missing."""
+    wanted = asked(4 * MINUTE, points=3, fields=["count", "cost"])
+    decisions = [kept(1, decided=NOW - 4 * MINUTE), kept(2, cost=None)]
+    assert render(past(wanted, decisions), wanted).document() == {
+        "position": POSITION,
+        "step": 120,
+        "from": "2026-01-31T12:30:00.000000+00:00",
+        "points": 3,
+        "series": [{"key": "all", "count": [1, 0, 1], "cost": [0.0023, None, None]}],
+    }
+
+
+def test_largest_series_come_first() -> None:
+    """Then by name; those that were told before stay where they are."""
+    decisions = [kept(n, strategy=name) for n, name in enumerate("bcaac")]
+    wanted = asked(group_by="strategy")
+    found = past(wanted, decisions)
+    assert render(found, wanted).names == ("a", "c", "b")
+    assert render(found, wanted, ["z", "b"]).names == ("z", "b", "a", "c")
+    assert [one["key"] for one in render(found, wanted, ["z"]).series] == ["z", "a", "c", "b"]
+
+
+@pytest.mark.parametrize("fields", [FIELDS, ("count",), ("p50_latency_ms",)])
+def test_the_smallest_series_are_one(fields: tuple[str, ...]) -> None:
+    """So many have their own; the rest are `other`, and nothing is lost."""
+    decisions = [
+        kept(100 * n + m, strategy=f"s{n:02}", latency=1000 * m, decided=NOW - m * MINUTE)
+        for n in range(MAX_SERIES + 5)
+        for m in range(n)
+    ]
+    wanted = asked(group_by="strategy", fields=fields)
+    answer = render(past(wanted, decisions), wanted)
+    named = [f"s{n:02}" for n in reversed(range(5, MAX_SERIES + 5))]
+    assert [one["key"] for one in answer.series] == [*named, "other"]
+    folded = [one if one.strategy in named else one._replace(strategy="other") for one in decisions]
+    assert_history(answer.document(), folded, group_by="strategy", fields=fields)
+
+
+def test_a_strategy_may_be_called_other() -> None:
+    """Then the rest are counted with it."""
+    decisions = [kept(n, strategy=f"s{n:02}") for n in range(MAX_SERIES + 2)]
+    decisions += [kept(100 + n, strategy="other") for n in range(3)]
+    wanted = asked(group_by="strategy", fields=["count"])
+    answer = render(past(wanted, decisions), wanted)
+    keys = [one["key"] for one in answer.series]
+    assert keys.count("other") == 1
+    counts = {one["key"]: sum(one["count"]) for one in answer.series}
+    assert counts["other"] == 3 + 3
+    assert sum(counts.values()) == len(decisions)
+
+
+def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
+    """Of recent minutes and of hours of the week; of others it says that it does not."""
+    decisions = [kept(n, decided=NOW - n * 7 * MINUTE) for n in range(20)]
+    cells = cells_of(decisions)
+    held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
+    for length, points in ((HOUR // 2, 100), (50 * HOUR, 100)):
+        wanted = asked(length, points=points)
+        found = render(past_of(held, wanted), wanted)
+        assert_history(found.document(), decisions)
+        assert found.position == POSITION
+    for length, points in ((3 * HOUR, 300), (8 * DAY, 300), (8 * DAY, 5)):
+        with pytest.raises(Uncovered):
+            past_of(held, asked(length, points=points))
+
+
+def test_summaries_are_an_hours_sums_along_each_part() -> None:
+    """Each decision is in one of each part."""
+    decisions = [
+        kept(n, strategy="ab"[n % 2], status=("error", "success", "success")[n % 3])
+        for n in range(12)
+    ]
+    (bucket,) = cells_of(decisions).hours().values()
+    found = summaries(bucket)
+    assert {place: (point.count, point.errors) for place, point in found.items()} == {
+        ("all", "all"): (12, 4),
+        ("project", "default"): (12, 4),
+        ("strategy", "a"): (6, 2),
+        ("strategy", "b"): (6, 2),
+        ("provider", "gemini"): (12, 4),
+        ("model", "flash"): (12, 4),
+        ("band", "high"): (12, 4),
+        ("status", "error"): (4, 4),
+        ("status", "success"): (8, 0),
+    }
