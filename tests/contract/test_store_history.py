@@ -114,6 +114,12 @@ class StoreLife(RuleBasedStateMachine):
         if dropped:
             self.minutes_from = max(self.minutes_from, before - before % HOUR)
 
+    @rule(which=st.integers(0, 1), hours=st.integers(-1, 3), limit=st.integers(1, 4))
+    def summarise(self, which: int, hours: int, limit: int) -> None:
+        """Nothing changes by it."""
+        before = self.now - hours * HOUR
+        assert self.run(self.stores[which].summarise(before=before, limit=limit)) <= limit
+
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:
         """What was committed is still there."""

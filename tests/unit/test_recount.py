@@ -159,3 +159,30 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
     assert (await found(store))[0] == Difference(
         f"minute 2026-01-31T12:34Z {names}", "count 1", "count 7"
     )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE summaries SET count = count + 1 WHERE part = 'all'",
+        "UPDATE summaries SET errors = errors + 1 WHERE part = 'status'",
+        "UPDATE summaries SET cost_sum = 0 WHERE part = 'project'",
+        "UPDATE summaries SET latency_bins = x'8103cc02' WHERE part = 'model' AND name = 'flash'",
+        "UPDATE summaries SET name = 'other' WHERE part = 'strategy'",
+        "UPDATE summaries SET start = start + 360000",
+        "DELETE FROM summaries WHERE part = 'band'",
+        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, x'' "
+        "FROM summaries WHERE part = 'provider'",
+    ],
+)
+async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> None:
+    """It is not what the rollups of its hour add up to; an hour to be summed again is not."""
+    assert await filled.summarise(before=NOW + HOUR, limit=10) > 0
+    assert await found(filled) == []
+    change(filled, statement)
+    differences = await found(filled)
+    assert differences
+    assert all(one.what.startswith("summary ") for one in differences)
+    if "start =" not in statement:
+        change(filled, "INSERT INTO unsummed_hours SELECT DISTINCT start FROM summaries")
+        assert await found(filled) == []

@@ -5,7 +5,7 @@ hour by hour, so memory is bounded by one hour's rollups.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,6 +15,10 @@ from routecast.core.rollup import Sums
 from routecast.ports import Difference
 
 HOUR: Final = 3600
+
+# The parts of a key, and how many of a rollup's sums a summary has: all but the metered ones.
+KEY: Final = ("project", "strategy", "provider", "model", "band", "status")
+SUMMARISED: Final = 10
 
 # Sums as plain tuples: thirteen integers and a histogram.
 Row = tuple[Any, ...]
@@ -28,7 +32,7 @@ class Comparison:
     hold of both together: minutes are the sums of their decisions; hours, of theirs and those
     pruned; hours, of their minutes (while minutes are kept, that is from `minutes_from` on); and
     the total, of all hours. Rows of sums begin with start and series, and end with the histogram
-    as it is stored.
+    as it is stored. Summaries are the sums of their hour's rollups.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Comparison:
         self._names = {
             number: " / ".join(part or "-" for part in key) for key, number in series.items()
         }
+        self._keys = {number: key for key, number in series.items()}
         self._minutes_from = minutes_from
         self._unfolded = _unfolded(deltas, series)
         self._total: Rows = {}
@@ -47,12 +52,19 @@ class Comparison:
         return {start for start, _ in self._unfolded["hour"]}
 
     def hour(
-        self, hour: int, minutes: Rows, rollups: Mapping[str, Iterable[Any]]
+        self,
+        hour: int,
+        minutes: Rows,
+        rollups: Mapping[str, Sequence[Any]],
+        summaries: Iterable[Any] | None,
     ) -> Iterator[Difference]:
         """Yield what differs in an hour, given its minutes as recounted, and what is stored of it.
 
-        To be called for each hour there is anything about, once.
+        To be called for each hour there is anything about, once. `summaries` is None for an hour
+        that is not summed up, or not any more.
         """
+        if summaries is not None:
+            yield from self._summaries(hour, rollups["hour"], summaries)
         held = self._stored("hour", hour, hour + 1, rollups["hour"])
         kept = self._stored("minute", hour, hour + HOUR, rollups["minute"])
         pruned = self._stored("pruned", hour, hour + 1, rollups["pruned"])
@@ -62,6 +74,27 @@ class Comparison:
             yield from self._compare("hour, from its minutes", _by_start(hour, kept), held)
         yield from self._compare("hour", _by_start(hour, minutes, pruned), held)
         self._total = _by_start(0, self._total, held)
+
+    def _summaries(
+        self, hour: int, rollups: Iterable[Any], summaries: Iterable[Any]
+    ) -> Iterator[Difference]:
+        expected: dict[tuple[str, str], list[Any]] = {}
+        for _, series, *values, packed in rollups:
+            key = self._keys.get(series, ("?",) * len(KEY))
+            errors = values[0] if key[5] == "error" else 0
+            sums = [errors, *values[:SUMMARISED]]
+            bins = unpacked((packed,))[0]
+            for place in (("all", "all"), *zip(KEY, key, strict=True)):
+                held = expected.setdefault(place, [*[0] * len(sums), {}])
+                held[:-1] = [a + b for a, b in zip(held[:-1], sums, strict=True)]
+                for number, count in bins.items():
+                    held[-1][number] = held[-1].get(number, 0) + count
+        found = {(row[0], row[1]): [*unpacked(tuple(row[2:]))] for row in summaries}
+        for part, name in sorted(expected.keys() | found.keys()):
+            want, have = expected.get((part, name)), found.get((part, name))
+            if want != have:
+                what = f"summary {_time(hour)}{part} {name}"
+                yield Difference(what, str(want or "nothing"), str(have or "nothing"))
 
     def total(self, rollups: Iterable[Any]) -> Iterator[Difference]:
         """Yield what differs in the total, when all hours were compared."""

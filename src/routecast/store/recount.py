@@ -52,14 +52,16 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
     yield Checked("counting decisions", 0, of)
     counted = itertools.groupby(query("recount"), key=lambda row: row[0] // HOUR * HOUR)
     hours = {row[0] for row in query("hours")} | comparison.hours
+    unsummed = {row[0] for row in query("unsummed_hours", _END, -1)}
     done = 0
     for hour, minutes in _by_hour(counted, iter(sorted(hours))):
         rollups = {
-            "hour": query("rollups", "hour", hour, hour + 1),
-            "minute": query("rollups", "minute", hour, hour + HOUR),
-            "pruned": query("rollups", "pruned", hour, hour + 1),
+            "hour": list(query("rollups", "hour", hour, hour + 1)),
+            "minute": list(query("rollups", "minute", hour, hour + HOUR)),
+            "pruned": list(query("rollups", "pruned", hour, hour + 1)),
         }
-        yield from comparison.hour(hour, minutes, rollups)
+        summaries = None if hour in unsummed else query("summaries", hour)
+        yield from comparison.hour(hour, minutes, rollups, summaries)
         done += sum(row[0] for row in minutes.values())
         yield Checked("comparing hours", done, of)
     yield from comparison.total(query("rollups", "total", 0, 1))

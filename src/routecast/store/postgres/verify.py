@@ -31,12 +31,14 @@ async def recount(session: Session) -> AsyncGenerator[Checked | Difference]:
         comparison = Comparison(series, state["minutes_from"], deltas_of(deltas, state["epoch"]))
         hours = {row["start"] for row in await query(session, "hours")} | comparison.hours
         yield Checked("counting decisions", 0, of)
+        unsummed = {row[0] for row in await query(session, "unsummed_hours", 2**62, None)}
         done = 0
         async for hour, minutes in _by_hour(session, *kept_from, EDGES, sorted(hours)):
             rollups: dict[str, list[Any]] = {"hour": [], "minute": [], "pruned": []}
             for period, *row in await query(session, "hour", hour):
                 rollups[period].append(tuple(row))
-            for difference in comparison.hour(hour, minutes, rollups):
+            summaries = None if hour in unsummed else await query(session, "summaries", hour)
+            for difference in comparison.hour(hour, minutes, rollups, summaries):
                 yield difference
             done += sum(row[0] for row in minutes.values())
             yield Checked("comparing hours", done, of)

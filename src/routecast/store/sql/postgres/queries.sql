@@ -242,7 +242,8 @@ ORDER BY 1, 2;
 -- name: hours
 -- Every hour there are rollups of.
 SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
-UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute';
+UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
+UNION SELECT start FROM summaries WHERE part = 'all';
 
 -- name: hour
 -- All rollups within an hour.
@@ -320,3 +321,11 @@ FROM rollups WHERE period = 'hour' AND start = ANY($1::bigint[]);
 
 -- name: hours_are_summed
 DELETE FROM unsummed_hours WHERE start = ANY($1::bigint[]);
+
+-- name: summaries
+-- Of one hour, along all parts.
+SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
+FROM summaries
+WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
+  AND start = $1;

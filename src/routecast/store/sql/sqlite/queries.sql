@@ -116,6 +116,7 @@ FROM decisions GROUP BY 1, 2 ORDER BY 1, 2;
 -- Every hour there is anything about.
 SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
 UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
+UNION SELECT start FROM summaries WHERE part = 'all'
 ORDER BY 1;
 
 -- name: past_rollups
@@ -168,3 +169,11 @@ INSERT INTO summaries (
 
 -- name: hour_is_summed
 DELETE FROM unsummed_hours WHERE start = ?;
+
+-- name: summaries
+-- Of one hour, along all parts.
+SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
+FROM summaries
+WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
+  AND start = ?;
