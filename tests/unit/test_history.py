@@ -16,8 +16,8 @@ from routecast.history import History
 from routecast.ports import Reading
 from routecast.protocol import Source
 from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, kept
-from tests.unit.clock import HeldClock
 from tests.unit.running import broken, until
 
 HOURLY = history_query(start=NOW - DAY, end=NOW, points=30)
