@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 
 from benchmarks.cases import answer, run_case
-from benchmarks.load import Client, get
+from benchmarks.load import Client, get, post
 from benchmarks.options import Options
 from benchmarks.report import Figure, Report, percentile, ratios
 from benchmarks.servers import routecast
@@ -29,6 +29,9 @@ LARGE: Final = 5_000_000
 GROUP: Final = 10_000
 SPAN: Final = 30 * DAY
 POINTS: Final = 300
+DECISION: Final = (
+    b'{"strategy":"hybrid","provider":"gemini","model":"gemini-2.5-pro","cost":0.0015}'
+)
 # What dashboards draw; each is asked for at every hour of a day, by each group and by none.
 DRAWN: Final = {
     "count and cost": "count,cost",
@@ -81,7 +84,7 @@ def history(options: Options) -> Report:
 
 
 def _paths(end: int, fields: str, number: int) -> list[str]:
-    """Return a path for each hour of a day and each group: every answer has to be read anew."""
+    """Return a path for each hour of a day and each group."""
     asked = []
     for hours, group in itertools.product(range(24), (None, *GROUPS)):
         to = end // SECOND - 3600 * hours
@@ -151,6 +154,8 @@ async def _ask(task: Ask) -> Taken:
     clients = [await Client.connect(port) for port in task.ports]
 
     async def ask(client: Client, path: str) -> float:
+        # After a commit no answer is the newest: each is read anew, and with what is not folded.
+        await client.ask(post(DECISION))
         request = get(path)
         started = time.perf_counter()
         await client.ask(request)

@@ -8,7 +8,7 @@ from typing import Final
 from routecast.core.changes import Changes
 from routecast.core.follow import Follow
 from routecast.core.history import HOUR_STEP, HistoryQuery, Plan, plan
-from routecast.core.past import MANY_VALUES, Answer, Past, past_of, render
+from routecast.core.past import MANY_VALUES, PERCENTILE_VALUES, Answer, Past, past_of, render
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Gap, Unavailable, Uncovered
 from routecast.ports import Clock, Reading, Store
@@ -151,7 +151,8 @@ class History:
 
     async def _render(self, past: Past, key: _Key) -> Answer:
         wanted, names = key
-        values = wanted.buckets.points * len(wanted.fields) * len(past.points)
+        weight = PERCENTILE_VALUES if wanted.histograms else 1
+        values = wanted.buckets.points * len(wanted.fields) * len(past.points) * weight
         if values < MANY_VALUES:
             answer = render(past, wanted, names)
         else:

@@ -94,6 +94,20 @@ def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
             past_of(held, asked(length, points=points))
 
 
+@pytest.mark.parametrize("fields", [["count"], ["p50_latency_ms"]])
+def test_what_a_snapshot_adds_up_at_once_has_a_bound(fields: list[str]) -> None:
+    """More is for the database, and a thread."""
+    decisions = [
+        kept(n, strategy=f"s{n % 1000}", decided=NOW - n // 1000 * MINUTE) for n in range(5000)
+    ]
+    cells = cells_of(decisions)
+    held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
+    few = {"count": 3, "p50_latency_ms": 0}[fields[0]]
+    assert past_of(held, asked(few * MINUTE, fields=fields) if few else asked(1, fields=["count"]))
+    with pytest.raises(Uncovered):
+        past_of(held, asked((few + 1) * MINUTE, fields=fields))
+
+
 def test_summaries_are_an_hours_sums_along_each_part() -> None:
     """Each decision is in one of each part."""
     decisions = [

@@ -13,10 +13,11 @@ import apsw
 import pytest
 
 from routecast.core.decision import Decision
+from routecast.core.history import history_query, plan
 from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
-from routecast.store.sqlite import SqliteStore, writer
+from routecast.store.sqlite import SqliteStore, past, writer
 from routecast.store.sqlite.writer import MIGRATIONS
 from tests.support.decisions import MINUTE, NOW, assert_sums, kept
 
@@ -252,6 +253,22 @@ async def test_prune_that_fails_halfway_leaves_all(store: SqliteStore, path: Pat
     assert await store.prune(decisions_before=NOW + 1, minutes_before=0, limit=10) == 2
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
     assert_sums((await store.load(NOW)).total, [kept(1), kept(2)])
+
+
+async def test_history_that_takes_too_long_is_given_up(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what to do about it; shorter ones go on."""
+    await store.commit([[kept(n, decided=NOW - n * MINUTE) for n in range(100)]], NOW)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
+    wanted = plan(history_query(start=NOW - 100 * MINUTE, end=NOW, group_by="model"), NOW)
+    monkeypatch.setattr(past, "STEPS", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(past, "READ_SECONDS", 0.0)
+        with pytest.raises(Unavailable, match="ask for a shorter one"):
+            await store.history(wanted)
+    found = await store.history(wanted)
+    assert sum(point.count for point in found.points["flash"].values()) == 100
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])

@@ -45,8 +45,10 @@ _BLANK_OFFSET: Final = re.compile(r" (?=\d\d:\d\d\Z)")
 ORIGIN: Final = -3 * 86_400
 # A longer range is made of hours, whatever its steps: a minute has nearly as many rollups.
 MAX_MINUTES: Final = 2 * 24 * 60
-# More of a snapshot's periods are not added up while others wait: about 10 ms of a busy node's.
-MAX_PERIODS: Final = 60
+# More of a snapshot's sums are not added up while others wait: it takes some 5 ms. One with its
+# histogram counts as several.
+MAX_SUMS: Final = 4_000
+HISTOGRAM_SUMS: Final = 5
 # The last moment that a calendar of four-digit years knows is not far after it.
 LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
 

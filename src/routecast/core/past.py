@@ -8,8 +8,9 @@ from routecast.core.decision import SECOND
 from routecast.core.histogram import percentiles
 from routecast.core.history import (
     ALL,
-    MAX_PERIODS,
+    HISTOGRAM_SUMS,
     MAX_SERIES,
+    MAX_SUMS,
     OTHER,
     PARTS,
     PERCENTILES,
@@ -23,7 +24,9 @@ from routecast.errors import Uncovered
 from routecast.protocol import Position, rfc3339
 
 # More values than these keep others waiting while they are made or encoded: it is for a thread.
+# A percentile takes as long as several.
 MANY_VALUES: Final = 5_000
+PERCENTILE_VALUES: Final = 10
 
 
 class Point(Sums):
@@ -95,15 +98,20 @@ def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
 
 
 def past_of(snapshot: Snapshot, plan: Plan) -> Past:
-    """Return what a plan asks for out of a snapshot. Raises Uncovered when it does not hold it."""
+    """Return what a plan asks for out of a snapshot.
+
+    Raises Uncovered when it does not hold all of it, or too much to be added up at once.
+    """
     past = Past(snapshot.position)
     minutes = plan.period == "minute"
     unit = 60 if minutes else 3600
-    numbers = range(plan.buckets.first // unit, plan.buckets.end // unit)
-    if len(numbers) > MAX_PERIODS:
-        raise Uncovered(f"{len(numbers)} periods are too many to add up at once")
-    for number in numbers:
-        cells = snapshot.minute(number) if minutes else snapshot.hour(number)
+    held = snapshot.minute if minutes else snapshot.hour
+    room = MAX_SUMS // (HISTOGRAM_SUMS if plan.histograms else 1)
+    for number in range(plan.buckets.first // unit, plan.buckets.end // unit):
+        cells = held(number)
+        room -= len(cells)
+        if room < 0:
+            raise Uncovered("that is too much to add up at once")
         past.add(plan, number * unit, cells)
     return past
 

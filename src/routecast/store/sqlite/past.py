@@ -1,21 +1,38 @@
 """History out of a SQLite database: sums by series and bucket, made by the engine."""
 
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import apsw
 import msgspec
 
 from routecast.core.history import ORIGIN, Plan
 from routecast.core.past import Past
-from routecast.errors import Uncovered
+from routecast.errors import Unavailable, Uncovered
 from routecast.protocol import Position
 from routecast.store.past import add_deltas, add_rows, filters, sums
 from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
 
+# One range must not keep the others waiting for longer, in seconds; looked at each so many steps
+# of the engine, some milliseconds.
+READ_SECONDS: Final = 10.0
+STEPS: Final = 500_000
+
 
 def read(db: apsw.Connection, plan: Plan) -> Past:
     """Return the sums that a plan asks for. Raises Uncovered when its minutes are gone."""
+    deadline = time.monotonic() + READ_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+    try:
+        return _read(db, plan)
+    except apsw.InterruptError:
+        raise Unavailable("the range is too long to add up; ask for a shorter one") from None
+    finally:
+        db.set_progress_handler(None)
+
+
+def _read(db: apsw.Connection, plan: Plan) -> Past:
     with transaction(db, "BEGIN"):
         epoch, seq, minutes_from, folded = query(db, "history")[0]
         if plan.period == "minute" and plan.buckets.first < minutes_from:
