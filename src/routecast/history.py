@@ -85,14 +85,15 @@ class History:
             return await self._read(plan(query, now, least_step=HOUR_STEP))
 
     async def _go_on(self, follow: Follow, snapshot: Snapshot, now: int) -> Answer | None:
+        heard = snapshot.position  # which moves on while the database is read
         try:
-            minutes = self._changes.between(follow.position, snapshot.position)
+            minutes = self._changes.between(follow.position, heard)
             due = follow.due(minutes, now)
             if due is None:
                 return None
             answer = await self._tell(due, follow.names, snapshot)
             # The database may have known of more commits; of what they changed all must be told.
-            minutes += self._changes.between(snapshot.position, answer.position)
+            minutes += self._changes.between(heard, answer.position)
             if follow.due(minutes, now) == due:
                 return answer
         except Gap:

@@ -281,3 +281,24 @@ async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
     told = await node.history.advance(follow)
     assert told is not None
     assert told.series == [{"key": "all", "count": [1, 0], "cost": [0.0023, None]}]
+
+
+@pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard meanwhile"])
+async def test_what_the_database_knows_more_is_told_too(node: Node, heard: bool) -> None:
+    """Buckets read from it are ahead of live state, and so is all that is told with them."""
+    query = history_query(start=NOW - 10 * HOUR, points=150, fields=FIELDS, follow=True)
+    answer, follow = await node.history.follow(query)
+    chart = Chart(150, FIELDS)
+    chart.take(answer.document())
+    await node.commit([kept(1, decided=NOW - 5 * HOUR)])  # of a minute that no snapshot holds
+    node.hear()
+    await node.commit([kept(2, decided=NOW - 9 * HOUR)])
+    advancing = asyncio.create_task(node.history.advance(follow))
+    await asyncio.sleep(0)  # it asks the database
+    if heard:
+        node.hear()
+    told = await advancing
+    assert told is not None
+    assert told.position.seq == 2
+    chart.take(told.document())
+    assert_history(chart.document(), node.upto(2), fields=FIELDS)
