@@ -9,6 +9,7 @@ import msgspec
 
 from routecast.cli.serve import serve
 from routecast.config import Settings
+from routecast.core.history import GROUPS, HISTORY_FIELDS
 from routecast.protocol import (
     FIELDS,
     SUBPROTOCOLS,
@@ -55,9 +56,9 @@ def test_every_setting_is_listed_as_it_is() -> None:
 
 
 def test_every_field_is_documented() -> None:
-    """The wire's page names each field of a decision and of the document, and each window."""
+    """The wire's page names each field of a decision, of the document and of the past."""
     text = (ROOT / "docs/protocol.md").read_text("utf-8")
-    for name in (*DecisionIn.__struct_fields__, *WINDOWS):
+    for name in (*DecisionIn.__struct_fields__, *WINDOWS, *HISTORY_FIELDS, *GROUPS):
         assert f"`{name}`" in text, name
     for name in FIELDS:
         assert f"`{name}`" in text or f'"{name}"' in text, name

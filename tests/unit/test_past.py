@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from routecast.core.history import MAX_SERIES, Plan, history_query, plan
-from routecast.core.past import Past, past_of, render, summaries
+from routecast.core.history import Plan, history_query, plan
+from routecast.core.past import MAX_SERIES, Past, past_of, render, summaries
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Uncovered
 from routecast.protocol import Position

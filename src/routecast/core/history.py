@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, TypeVar
 
-from routecast.core.decision import SECOND, scaled
+from routecast.core.decision import DAY, SECOND, scaled
 from routecast.core.rollup import Key
 from routecast.core.snapshot import HOUR
 from routecast.core.view import FILTERS, View, only, read_filters, read_parameters
@@ -22,36 +22,31 @@ T = TypeVar("T")
 MAX_POINTS: Final = 2_000
 DEFAULT_POINTS: Final = 300
 DEFAULT_RANGE: Final = HOUR
-# Series told by name; the others, should there be more, are summed up in one more.
-MAX_SERIES: Final = 30
-ALL: Final = "all"  # the key of the one series where nothing is grouped
-OTHER: Final = "other"
+# A longer range is made of hours, whatever its steps: a minute may have as many rollups as an hour.
+MINUTES_RANGE: Final = 2 * DAY
+# The last moment; calendars of four-digit years end not far after it.
+LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
 
 EVERYTHING: Final = View()  # no filter
+ALL: Final = "all"  # the key of the one series where nothing is grouped
 GROUPS: Final = ("strategy", "provider", "model", "band", "status")
 # What hours are summed up along.
 PARTS: Final = (ALL, *Key._fields)
 
-# Seconds. Beyond the last of them steps double, so weeks stay whole.
-_MINUTES: Final = tuple(60 * minutes for minutes in (1, 2, 5, 10, 15, 30))
+# In seconds. Beyond the last of them steps double, so weeks stay whole.
 HOUR_STEP: Final = 3_600
-_HOURS: Final = tuple(3600 * hours for hours in (1, 2, 3, 4, 6, 12))
-_DAYS: Final = tuple(86_400 * days for days in (1, 2, 7, 14, 28))
+STEPS: Final = (
+    *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
+    *(HOUR_STEP * hours for hours in (1, 2, 3, 4, 6, 12, 24, 48)),
+    *(7 * 24 * HOUR_STEP * weeks for weeks in (1, 2, 4)),
+)
+# Where all buckets are counted from: a Monday, before any decision can be.
+ORIGIN: Final = -3 * 24 * HOUR_STEP
+
 PARAMETERS: Final = ("from", "to", "points", "group_by", "fields", *FILTERS)
-_DIGITS: Final = re.compile(r"\d{1,9}", re.ASCII)
+_INTEGER: Final = re.compile(r"\d{1,9}", re.ASCII)
 _SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?", re.ASCII)
 _BLANK_OFFSET: Final = re.compile(r" (?=\d\d:\d\d\Z)")
-# Where all buckets are counted from: a Monday, before any decision can be.
-ORIGIN: Final = -3 * 86_400
-# A longer range is made of hours, whatever its steps: a minute has nearly as many rollups.
-MAX_MINUTES: Final = 2 * 24 * 60
-# More of a snapshot's sums are not added up while others wait: it takes some 5 ms. One with its
-# histogram counts as several.
-MAX_SUMS: Final = 4_000
-HISTOGRAM_SUMS: Final = 5
-# The last moment that a calendar of four-digit years knows is not far after it.
-LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
-
 
 # What a point holds, but for its histogram.
 COLUMNS: Final = (
@@ -128,8 +123,7 @@ def history_query(
         raise BadParameter("points", f"must be an integer from 1 to {MAX_POINTS:,}")
     if group_by is not None and group_by not in GROUPS:
         raise BadParameter("group_by", f"must be one of {', '.join(GROUPS)}")
-    query = HistoryQuery(start, end, points or DEFAULT_POINTS, group_by)
-    asked = frozenset(query.fields if fields is None else fields)
+    asked = frozenset(DEFAULT_FIELDS if fields is None else fields)
     if unknown := sorted(asked - HISTORY_FIELDS.keys()):
         raise BadParameter(
             "fields", f"{unknown[0][:64]!r} is not one of {', '.join(HISTORY_FIELDS)}"
@@ -138,7 +132,8 @@ def history_query(
         raise BadParameter("fields", f"must name some of {', '.join(HISTORY_FIELDS)}")
     # In one order, so that equal wishes are equal queries.
     ordered = tuple(name for name in HISTORY_FIELDS if name in asked)
-    return HistoryQuery(start, end, query.points, group_by, ordered, filters or EVERYTHING, follow)
+    most = points or DEFAULT_POINTS
+    return HistoryQuery(start, end, most, group_by, ordered, filters or EVERYTHING, follow)
 
 
 def parse_history(query: bytes | str) -> HistoryQuery:
@@ -161,7 +156,7 @@ def parse_history(query: bytes | str) -> HistoryQuery:
 
 
 def _integer(name: str, value: str) -> int:
-    if not _DIGITS.fullmatch(value):
+    if not _INTEGER.fullmatch(value):
         raise BadParameter(name, f"must be an integer from 1 to {MAX_POINTS:,}")
     return int(value)
 
@@ -247,28 +242,31 @@ def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
     `least_step` in seconds: 3,600 where minutes are not kept any more. The range is widened to
     whole buckets. Raises BadParameter.
     """
-    end = now if query.end is None else max(query.end, now) if query.follow else query.end
+    end = now + 1 if query.end is None else query.end  # the bucket that runs is in it
+    if query.follow:
+        end = max(end, now + 1)
     start = max(0, end - DEFAULT_RANGE) if query.start is None else query.start
     if start >= end:
         raise BadParameter("from", "must be before `to`, which is now where it is not said")
+    if end - start > MINUTES_RANGE:
+        least_step = max(least_step, HOUR_STEP)
     for step in _steps():
-        first, last = _number(start, step), -_number(-end, step, ORIGIN)
-        if last - first > query.points or step < least_step:
+        first, last = _number(start, step), _number(end - 1, step)
+        if step < least_step or last - first >= query.points:
             continue
-        if step < HOUR_STEP and (last - first) * step > MAX_MINUTES * 60:
-            continue
-        buckets = Buckets(ORIGIN + first * step, step, last - first)
+        buckets = Buckets(ORIGIN + first * step, step, last - first + 1)
         return Plan(buckets, query.group_by, query.fields, query.filters)
     raise AssertionError("steps grow without end")
 
 
 def _steps() -> Iterator[int]:
-    yield from (*_MINUTES, *_HOURS, *_DAYS)
-    step = _DAYS[-1]
+    yield from STEPS
+    step = STEPS[-1]
     while True:
         step *= 2
         yield step
 
 
-def _number(moment: int, step: int, origin: int = -ORIGIN) -> int:
-    return (moment + origin * SECOND) // (step * SECOND)
+def _number(moment: int, step: int) -> int:
+    """Return which bucket of a step a moment is in, counted from ORIGIN."""
+    return (moment - ORIGIN * SECOND) // (step * SECOND)

@@ -8,10 +8,6 @@ from routecast.core.decision import SECOND
 from routecast.core.histogram import percentiles
 from routecast.core.history import (
     ALL,
-    HISTOGRAM_SUMS,
-    MAX_SERIES,
-    MAX_SUMS,
-    OTHER,
     PARTS,
     PERCENTILES,
     Buckets,
@@ -23,6 +19,13 @@ from routecast.core.snapshot import Snapshot
 from routecast.errors import Uncovered
 from routecast.protocol import Position, rfc3339
 
+# Series told by name; the others, should there be more, are summed up in one more.
+MAX_SERIES: Final = 30
+OTHER: Final = "other"
+# More of a snapshot's sums are not added up while others wait: it takes some 5 ms. One with its
+# histogram counts as several.
+MAX_SUMS: Final = 4_000
+HISTOGRAM_SUMS: Final = 5
 # More values than these keep others waiting while they are made or encoded: it is for a thread.
 # A percentile takes as long as several.
 MANY_VALUES: Final = 5_000

@@ -16,7 +16,7 @@ from routecast.store.sqlite.connection import SQL, deltas_after, query, transact
 
 # One range must not keep the others waiting for longer, in seconds; looked at each so many steps
 # of the engine, some milliseconds.
-READ_SECONDS: Final = 10.0
+READ_SECONDS: Final = 5.0
 STEPS: Final = 500_000
 
 
