@@ -90,7 +90,7 @@ async def test_late_decisions_count_in_hours_summed_up_before(store: Store) -> N
     for number, one in enumerate(late):
         await store.commit([[one._replace(id=f"late{number}")]], NOW)
     for _ in range(2):
-        document = await told(store, start=NOW - 2 * DAY, end=NOW, group_by="strategy")
+        document = await told(store, start=NOW - 2 * DAY, end=NOW, points=60, group_by="strategy")
         assert document["step"] == 3600
         assert_history(document, early + late, group_by="strategy")
         while await store.summarise(before=NOW, limit=7):

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from routecast.core.histogram import EDGES, bin_of, middle, pack, percentiles, unpack
+from routecast.core.histogram import (
+    EDGES,
+    add_bins,
+    bin_of,
+    counts_of,
+    lanes,
+    middle,
+    pack,
+    pack_counts,
+    percentiles,
+    percentiles_of,
+    unpack,
+)
 from routecast.protocol import MAX_LATENCY_MS
 
 WEEK = 7 * 24 * 3600 * 10**6
@@ -101,3 +113,18 @@ def test_unpack_refuses_what_pack_did_not_write(garbage: bytes) -> None:
     """A damaged histogram is an error, not a guess."""
     with pytest.raises(ValueError):
         unpack(garbage)
+
+
+histograms = st.dictionaries(st.integers(0, len(EDGES) - 2), st.integers(1, 10**6), max_size=30)
+
+
+@given(st.lists(histograms, max_size=5))
+def test_many_are_added_as_one_great_integer(added: list[dict[int, int]]) -> None:
+    """As bin by bin, and with the same percentiles."""
+    bins: dict[int, int] = {}
+    for one in added:
+        add_bins(bins, one)
+    counts = counts_of(sum(lanes(pack_counts(one)) for one in added))
+    assert {number: count for number, count in enumerate(counts) if count} == bins
+    percents = (1, 50, 95, 99, 100)
+    assert percentiles_of(counts, percents) == percentiles(bins, percents)

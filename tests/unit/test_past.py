@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from routecast.core import past as module
+from routecast.core.histogram import bin_of, pack_counts
 from routecast.core.history import Plan, history_query, plan
-from routecast.core.past import MAX_SERIES, Past, past_of, render, summaries
+from routecast.core.past import MAX_SERIES, Past, Point, past_of, render, summaries
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Uncovered
 from routecast.protocol import Position
@@ -127,3 +129,25 @@ def test_summaries_are_an_hours_sums_along_each_part() -> None:
         ("status", "error"): (4, 4),
         ("status", "success"): (8, 0),
     }
+
+
+def test_histograms_of_summaries_and_of_rollups_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are packed; and past the room for great integers as well."""
+    for limit in (module.LANE_LIMIT, 60, 0):
+        monkeypatch.setattr(module, "LANE_LIMIT", limit)
+        whole, united, parts = Point(), Point(), [Point(), Point()]
+        for number in range(100):
+            one = kept(number, latency=number**3)
+            part = parts[number % 2]
+            whole.add(one)
+            part.latency_count += 1
+            if number % 3:
+                part.add_counts(pack_counts({bin_of(number**3): 1}))
+            else:
+                part.latency_bins[bin_of(number**3)] = 1 + part.latency_bins.get(
+                    bin_of(number**3), 0
+                )
+        for part in parts:
+            united.unite(part)
+        percents = (1, 10, 50, 95, 99, 100)
+        assert united.percentiles(percents) == whole.percentiles(percents)

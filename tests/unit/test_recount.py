@@ -167,11 +167,13 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
         "UPDATE summaries SET count = count + 1 WHERE part = 'all'",
         "UPDATE summaries SET errors = errors + 1 WHERE part = 'status'",
         "UPDATE summaries SET cost_sum = 0 WHERE part = 'project'",
-        "UPDATE summaries SET latency_bins = x'8103cc02' WHERE part = 'model' AND name = 'flash'",
+        "UPDATE latency_summaries SET counts = x'030001000000' WHERE part = 'model'",
+        "UPDATE latency_summaries SET counts = x'01' WHERE part = 'provider'",
+        "DELETE FROM latency_summaries WHERE part = 'all'",
         "UPDATE summaries SET name = 'other' WHERE part = 'strategy'",
         "UPDATE summaries SET start = start + 360000",
         "DELETE FROM summaries WHERE part = 'band'",
-        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, x'' "
+        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0 "
         "FROM summaries WHERE part = 'provider'",
     ],
 )

@@ -5,8 +5,9 @@ A histogram is a plain `dict` from bin number to count, so that merging is addin
 integer arithmetic, so every machine and every database puts a value into the same bin.
 """
 
+import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, repeat
 from typing import Final
 
@@ -69,8 +70,11 @@ def percentiles(bins: Mapping[int, int], percents: Iterable[int]) -> list[float 
     ranks = list(accumulate(map(bins.__getitem__, numbers)))  # of the last value in each bin
     if not ranks or not ranks[-1]:
         return [None for _ in percents]
-    wanted = [-(-percent * ranks[-1] // 100) for percent in percents]
-    return [middle(numbers[bisect_left(ranks, rank)]) for rank in wanted]
+    return [middle(numbers[place]) for place in _places(ranks, percents)]
+
+
+def _places(ranks: Sequence[int], percents: Iterable[int]) -> list[int]:
+    return [bisect_left(ranks, -(-percent * ranks[-1] // 100)) for percent in percents]
 
 
 def pack(bins: Mapping[int, int]) -> bytes:
@@ -97,3 +101,37 @@ def unpack(packed: bytes) -> dict[int, int]:
         return read
     first, *counts = read
     return {number: count for number, count in enumerate(counts, first) if count}
+
+
+# -- many at once -------------------------------------------------------------------------------
+
+# A histogram as one great integer, with so many bits for each bin: to add two of them is one
+# addition. For as long as they count less than LANE_LIMIT in all, no bin runs into the next.
+LANE: Final = 32
+LANE_LIMIT: Final = 2**LANE
+
+
+def pack_counts(bins: Mapping[int, int]) -> bytes:
+    """Return a histogram as its first bin's number and the counts of all bins up to the last."""
+    first, last = min(bins, default=0), max(bins, default=-1)
+    counts = [bins.get(number, 0) for number in range(first, last + 1)]
+    return struct.pack(f"<H{len(counts)}I", first, *counts)
+
+
+def lanes(packed: bytes) -> int:
+    """Return what `pack_counts` wrote as a great integer."""
+    return int.from_bytes(packed[2:], "little") << LANE * int.from_bytes(packed[:2], "little")
+
+
+def counts_of(lanes: int) -> list[int]:
+    """Return the counts of the bins from 0 on in a great integer."""
+    size = -(-lanes.bit_length() // LANE)
+    return list(struct.unpack(f"<{size}I", lanes.to_bytes(4 * size, "little")))
+
+
+def percentiles_of(counts: Iterable[int], percents: Collection[int]) -> list[float | None]:
+    """Return `percentiles`, given the counts of the bins from 0 on."""
+    ranks = list(accumulate(counts))
+    if not ranks or not ranks[-1]:
+        return [None for _ in percents]
+    return [middle(place) for place in _places(ranks, percents)]

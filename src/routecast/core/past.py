@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from routecast.core.decision import SECOND
-from routecast.core.histogram import percentiles
+from routecast.core.histogram import (
+    LANE_LIMIT,
+    add_bins,
+    counts_of,
+    lanes,
+    percentiles,
+    percentiles_of,
+)
 from routecast.core.history import (
     ALL,
     PARTS,
@@ -38,11 +45,12 @@ class Point(Sums):
     Only those sums that a plan names are right.
     """
 
-    __slots__ = ("errors",)
+    __slots__ = ("_lanes", "errors")
 
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
+        self._lanes = 0  # of histograms added as `pack_counts` has them
 
     def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
         """Add the sums of a key."""
@@ -57,6 +65,28 @@ class Point(Sums):
         """Add another point."""
         self.merge(other)
         self.errors += other.errors
+        self._add_lanes(other._lanes)
+
+    def add_counts(self, packed: bytes) -> None:
+        """Add a histogram as `pack_counts` has it, after what it counts was added."""
+        self._add_lanes(lanes(packed))
+
+    def _add_lanes(self, more: int) -> None:
+        if self.latency_count < LANE_LIMIT:
+            self._lanes += more
+        else:
+            add_bins(self.latency_bins, dict(enumerate(counts_of(more))))
+
+    def percentiles(self, percents: Collection[int]) -> list[float | None]:
+        """Return percentiles of latency in microseconds; None where nothing is counted."""
+        if not self._lanes:
+            return percentiles(self.latency_bins, percents)
+        counts = counts_of(self._lanes)
+        bins = self.latency_bins
+        counts += [0] * (max(bins, default=0) + 1 - len(counts))
+        for number, count in bins.items():
+            counts[number] += count
+        return percentiles_of(counts, percents)
 
 
 @dataclass(slots=True)
@@ -194,7 +224,7 @@ def _columns(
 
 
 def _latencies(point: Point, percents: Collection[int]) -> list[float | None]:
-    found = percentiles(point.latency_bins, percents)
+    found = point.percentiles(percents)
     # To the nanosecond: coarser would cost short latencies their 2 %.
     return [None if value is None else round(value / 1000, 6) for value in found]
 

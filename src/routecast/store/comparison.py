@@ -5,6 +5,7 @@ hour by hour, so memory is bounded by one hour's rollups.
 """
 
 import itertools
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -89,7 +90,7 @@ class Comparison:
                 held[:-1] = [a + b for a, b in zip(held[:-1], sums, strict=True)]
                 for number, count in bins.items():
                     held[-1][number] = held[-1].get(number, 0) + count
-        found = {(row[0], row[1]): [*unpacked(tuple(row[2:]))] for row in summaries}
+        found = {(row[0], row[1]): [*row[2:-1], _counts(row[-1])] for row in summaries}
         for part, name in sorted(expected.keys() | found.keys()):
             want, have = expected.get((part, name)), found.get((part, name))
             if want != have:
@@ -124,6 +125,15 @@ def unpacked(values: tuple[Any, ...]) -> Row:
     except ValueError:
         bins = {"unreadable": 1}  # which is no histogram, so it will differ
     return (*values[:-1], bins)
+
+
+def _counts(packed: bytes | None) -> dict[Any, int]:
+    """Return a summary's histogram: the first bin's number, then all counts from there on."""
+    try:
+        first, *counts = struct.unpack(f"<H{(len(packed or b'') - 2) // 4}I", packed or b"")
+    except struct.error:
+        return {"unreadable": 1}
+    return {number: count for number, count in enumerate(counts, first) if count}
 
 
 def _by_start(start: int, *parts: Rows) -> Rows:

@@ -1,10 +1,10 @@
 """History out of a database, whichever: how a plan becomes SQL, and rows become points."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from routecast.core.delta import Delta
-from routecast.core.histogram import add_bins, pack, unpack
+from routecast.core.histogram import add_bins, pack_counts, unpack
 from routecast.core.history import COLUMNS, Plan
 from routecast.core.past import Past, summaries
 from routecast.core.rollup import Key, Sums
@@ -17,22 +17,27 @@ def filters(plan: Plan) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
 
-def sums(plan: Plan, errors: str) -> dict[str, str]:
-    """Return what to select of a plan's columns, and how; `errors` is the SQL of that column."""
+def sums(plan: Plan, errors: str, histogram: str) -> dict[str, str]:
+    """Return what to select of a plan's columns, and how; in SQL, what errors and bins are."""
     columns = [errors if name == "errors" else name for name in plan.columns]
     if plan.histograms:  # which no database can add up
-        return {"sums": ", ".join([*columns, "latency_bins"]), "grouping": ""}
+        return {"sums": ", ".join([*columns, histogram]), "grouping": ""}
     return {"sums": ", ".join(f"sum({name})" for name in columns), "grouping": "GROUP BY 1, 2"}
 
 
-def add_rows(past: Past, plan: Plan, rows: Iterable[Any]) -> None:
-    """Add rows: series, beginning, the plan's columns, and a packed histogram where it needs it."""
+def add_rows(past: Past, plan: Plan, rows: Iterable[Any], *, summed: bool) -> None:
+    """Add rows: series, beginning, the plan's columns, and a packed histogram where it needs it.
+
+    `summed` says that they are of summaries, whose histograms are packed in another way.
+    """
     columns, histograms = plan.columns, plan.histograms
     for series, start, *values in rows:
         point = past.point(series, start)
         for column, value in zip(columns, values, strict=False):
             setattr(point, column, getattr(point, column) + int(value))
-        if histograms:
+        if histograms and summed:
+            point.add_counts(values[-1])
+        elif histograms:
             add_bins(point.latency_bins, unpack(values[-1]))
 
 
@@ -43,8 +48,19 @@ def add_deltas(past: Past, plan: Plan, deltas: Iterable[Delta]) -> None:
             past.add(plan, 60 * minute, cells)
 
 
-def summary_rows(start: int, bucket: Mapping[Key, Sums]) -> Iterator[tuple[Any, ...]]:
-    """Yield the summaries of the hour that begins at a second, as rows of their table."""
-    for (part, name), point in summaries(bucket).items():
-        sums = (getattr(point, column) for column in COLUMNS)
-        yield part, start, name, *sums, pack(point.latency_bins)
+class SummaryRows(NamedTuple):
+    """Rows of the two tables of summaries."""
+
+    sums: list[tuple[Any, ...]]
+    latencies: list[tuple[str, int, str, bytes]]
+
+
+def summary_rows(hours: Mapping[int, Mapping[Key, Sums]]) -> SummaryRows:
+    """Return the summaries of hours, by the second they begin at."""
+    rows = SummaryRows([], [])
+    for start, bucket in hours.items():
+        for (part, name), point in summaries(bucket).items():
+            sums = (getattr(point, column) for column in COLUMNS)
+            rows.sums.append((part, start, name, *sums))
+            rows.latencies.append((part, start, name, pack_counts(point.latency_bins)))
+    return rows

@@ -15,8 +15,11 @@ from routecast.store.postgres.session import SQL, Session, query, series_names
 
 HOUR = START_OF["hour"]
 
+# Rows, and whether they are of summaries.
+Found = tuple[Sequence[Any], bool]
 
-async def read(session: Session, plan: Plan) -> tuple[Position, list[Any], list[Any]]:
+
+async def read(session: Session, plan: Plan) -> tuple[Position, list[Found], list[Any]]:
     """Return the position, the rows that a plan asks for, and what is not folded yet.
 
     Within a transaction that sees one moment; `build` makes a Past of it. Raises Uncovered when
@@ -26,19 +29,22 @@ async def read(session: Session, plan: Plan) -> tuple[Position, list[Any], list[
     if plan.period == "minute" and plan.buckets.first < state["minutes_from"]:
         raise Uncovered("minutes before that are not kept any more")
     position = Position(*(await query(session, "position"))[0])
-    rows = [row for sql, values in _queries(plan) for row in await session.fetch(sql, *values)]
-    return position, rows, await query(session, "deltas", state["folded"])
+    found: list[Found] = [
+        (await session.fetch(sql, *values), summed) for sql, values, summed in _queries(plan)
+    ]
+    return position, found, await query(session, "deltas", state["folded"])
 
 
-def build(plan: Plan, position: Position, rows: Sequence[Any], deltas: Sequence[Any]) -> Past:
+def build(plan: Plan, position: Position, found: list[Found], deltas: Sequence[Any]) -> Past:
     """Return what `read` found."""
     past = Past(position)
-    add_rows(past, plan, rows)
+    for rows, summed in found:
+        add_rows(past, plan, rows, summed=summed)
     add_deltas(past, plan, deltas_of(deltas, position.epoch))
     return past
 
 
-def _queries(plan: Plan) -> Iterator[tuple[str, Sequence[Any]]]:
+def _queries(plan: Plan) -> Iterator[tuple[str, Sequence[Any], bool]]:
     first, step, _ = plan.buckets
     place = (first, plan.buckets.end, step, ORIGIN)
     chosen = filters(plan)
@@ -49,16 +55,18 @@ def _queries(plan: Plan) -> Iterator[tuple[str, Sequence[Any]]]:
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
     sql = SQL["past_rollups" if plan.summary is None else "past_unsummed"].format(
         group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        **sums(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END"),
+        **sums(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END", "latency_bins"),
         series=SQL["past_series"] if needs_series else "",
         filters=" ".join(tests),
     )
-    yield sql, (plan.period, *place, *chosen.values())
+    yield sql, (plan.period, *place, *chosen.values()), False
     if plan.summary is not None:
         sql = SQL["past_summaries"].format(
-            group="'all'" if plan.group_by is None else "name", **sums(plan, "errors")
+            group="'all'" if plan.group_by is None else "name",
+            latencies=SQL["past_latencies"] if plan.histograms else "",
+            **sums(plan, "errors", "counts"),
         )
-        yield sql, (plan.summary, *place, chosen.get(plan.summary))
+        yield sql, (plan.summary, *place, chosen.get(plan.summary)), True
 
 
 async def summarise(session: Session, before: int, limit: int) -> int:
@@ -72,12 +80,10 @@ async def summarise(session: Session, before: int, limit: int) -> int:
         hours: dict[int, Bucket] = {}
         for row in await query(session, "rollups_of_hours", starts):
             hours.setdefault(row[0], {})[names[row[1]]] = Sums.from_row(row[2:])
-        rows = await asyncio.to_thread(_summaries, hours)
+        rows = await asyncio.to_thread(summary_rows, hours)
         await query(session, "drop_summaries", PARTS, starts)
-        await query(session, "put_summaries", *zip(*rows, strict=True))
+        await query(session, "drop_latency_summaries", PARTS, starts)
+        await query(session, "put_summaries", *zip(*rows.sums, strict=True))
+        await query(session, "put_latency_summaries", *zip(*rows.latencies, strict=True))
         await query(session, "hours_are_summed", starts)
     return len(starts)
-
-
-def _summaries(hours: dict[int, Bucket]) -> list[tuple[Any, ...]]:
-    return [row for start, bucket in hours.items() for row in summary_rows(start, bucket)]

@@ -38,28 +38,26 @@ def _read(db: apsw.Connection, plan: Plan) -> Past:
         if plan.period == "minute" and plan.buckets.first < minutes_from:
             raise Uncovered("minutes before that are not kept any more")
         past = Past(Position(epoch, seq))
-        for rows in _rows(db, plan):
-            add_rows(past, plan, rows)
+        for rows, summed in _rows(db, plan):
+            add_rows(past, plan, rows, summed=summed)
         add_deltas(past, plan, deltas_after(db, Position(epoch, folded)))
     return past
 
 
-def _rows(db: apsw.Connection, plan: Plan) -> Iterator[Iterator[Any]]:
+def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Iterator[Any], bool]]:
     first, step, _ = plan.buckets
     place = (first, plan.buckets.end, step, ORIGIN)
     chosen = {part: _json(names) for part, names in filters(plan).items()}
     if plan.summary is None:
-        yield _run(db, "past_rollups", plan, chosen, (plan.period, *place))
+        yield _run(db, "past_rollups", plan, chosen, (plan.period, *place)), False
     else:
-        yield _run(db, "past_unsummed", plan, chosen, (plan.period, *place))
-        names = chosen.get(plan.summary)
-        yield db.execute(
-            SQL["past_summaries"].format(
-                group="'all'" if plan.group_by is None else "name",
-                **sums(plan, "errors"),
-            ),
-            (plan.summary, *place, names),
+        yield _run(db, "past_unsummed", plan, chosen, (plan.period, *place)), False
+        sql = SQL["past_summaries"].format(
+            group="'all'" if plan.group_by is None else "name",
+            latencies=SQL["past_latencies"] if plan.histograms else "",
+            **sums(plan, "errors", "counts"),
         )
+        yield db.execute(sql, (plan.summary, *place, chosen.get(plan.summary))), True
 
 
 def _run(
@@ -71,7 +69,7 @@ def _run(
     ]
     sql = SQL[name].format(
         group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        **sums(plan, "iif(series.status = 'error', count, 0)"),
+        **sums(plan, "iif(series.status = 'error', count, 0)", "latency_bins"),
         filters=" ".join(tests),
     )
     return db.execute(sql, (*values, *chosen.values()))

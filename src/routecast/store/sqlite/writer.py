@@ -348,11 +348,15 @@ class Writer:
             last = before // 10**6 - START_OF["hour"]
             starts = [row[0] for row in query(self._db, "unsummed_hours", last, limit)]
             names = series_names(self._db) if starts else {}
+            parts = msgspec.json.encode(PARTS).decode()
             for start in starts:
                 rollups = query(self._db, "rollups", "hour", start, start + 1)
                 bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rollups}
-                query(self._db, "drop_summaries", msgspec.json.encode(PARTS).decode(), start)
-                self._write("put_summaries", list(summary_rows(start, bucket)))
+                for table in ("summaries", "latency_summaries"):
+                    query(self._db, f"drop_{table}", parts, start)
+                rows = summary_rows({start: bucket})
+                self._write("put_summaries", rows.sums)
+                self._write("put_latency_summaries", rows.latencies)
                 query(self._db, "hour_is_summed", start)
             if starts:
                 self._db.execute("COMMIT")

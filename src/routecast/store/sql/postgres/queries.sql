@@ -288,11 +288,14 @@ WHERE period = $1
 -- name: past_summaries
 -- The same of those hours that they have; $1 is the part. Without $6, all of its names.
 SELECT {group} AS name, start - (start - $5) % $4 AS bucket, {sums}
-FROM summaries
+FROM summaries {latencies}
 WHERE part = $1 AND start >= $2 AND start < $3
   AND start NOT IN (SELECT start FROM unsummed_hours)
   AND ($6::text[] IS NULL OR name = ANY($6))
 {grouping};
+
+-- name: past_latencies
+JOIN latency_summaries USING (part, start, name)
 
 -- name: unsummed_hours
 -- Those that begin before a moment, oldest first.
@@ -302,16 +305,23 @@ SELECT start FROM unsummed_hours WHERE start < $1 ORDER BY start LIMIT $2;
 -- Of some hours, along all parts.
 DELETE FROM summaries WHERE part = ANY($1::text[]) AND start = ANY($2::bigint[]);
 
+-- name: drop_latency_summaries
+DELETE FROM latency_summaries WHERE part = ANY($1::text[]) AND start = ANY($2::bigint[]);
+
 -- name: put_summaries
 INSERT INTO summaries (
     part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens
 )
 SELECT * FROM unnest(
     $1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
-    $14::bigint[], $15::bytea[]
+    $14::bigint[]
 );
+
+-- name: put_latency_summaries
+INSERT INTO latency_summaries (part, start, name, counts)
+SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bytea[]);
 
 -- name: rollups_of_hours
 SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
@@ -325,7 +335,7 @@ DELETE FROM unsummed_hours WHERE start = ANY($1::bigint[]);
 -- name: summaries
 -- Of one hour, along all parts.
 SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
-FROM summaries
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, counts
+FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = $1;

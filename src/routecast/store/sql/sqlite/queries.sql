@@ -144,7 +144,7 @@ WHERE period = ?1
 -- name: past_summaries
 -- The same of those hours that they have; ?1 is the part. Without ?6, all of its names.
 SELECT {group} AS name, start - (start - ?5) % ?4 AS bucket, {sums}
-FROM summaries
+FROM summaries {latencies}
 WHERE part = ?1 AND start >= ?2 AND start < ?3
   AND start NOT IN (SELECT start FROM unsummed_hours)
   AND (?6 IS NULL OR name IN (SELECT value FROM json_each(?6)))
@@ -152,6 +152,9 @@ WHERE part = ?1 AND start >= ?2 AND start < ?3
 
 -- name: note_unsummed_hour
 INSERT INTO unsummed_hours (start) VALUES (?) ON CONFLICT DO NOTHING;
+
+-- name: past_latencies
+JOIN latency_summaries USING (part, start, name)
 
 -- name: unsummed_hours
 -- Those that begin before a moment, oldest first.
@@ -161,11 +164,17 @@ SELECT start FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
 -- Of one hour, along all parts.
 DELETE FROM summaries WHERE part IN (SELECT value FROM json_each(?)) AND start = ?;
 
+-- name: drop_latency_summaries
+DELETE FROM latency_summaries WHERE part IN (SELECT value FROM json_each(?)) AND start = ?;
+
 -- name: put_summaries
 INSERT INTO summaries (
     part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens
 ) VALUES {rows};
+
+-- name: put_latency_summaries
+INSERT INTO latency_summaries (part, start, name, counts) VALUES {rows};
 
 -- name: hour_is_summed
 DELETE FROM unsummed_hours WHERE start = ?;
@@ -173,7 +182,7 @@ DELETE FROM unsummed_hours WHERE start = ?;
 -- name: summaries
 -- Of one hour, along all parts.
 SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, latency_bins
-FROM summaries
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, counts
+FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;

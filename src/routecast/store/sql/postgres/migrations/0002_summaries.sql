@@ -16,7 +16,16 @@ CREATE TABLE summaries (
     latency_sum      bigint  NOT NULL,
     input_tokens     bigint  NOT NULL,
     output_tokens    bigint  NOT NULL,
-    latency_bins     bytea   NOT NULL,   -- as `histogram.pack` writes them
+    PRIMARY KEY (part, start, name)
+);
+
+-- Their latency histograms, which most histories need none of: the first bin's number in two bytes,
+-- and a count in four bytes for each bin up to the last, all with the least byte first.
+CREATE TABLE latency_summaries (
+    part   text COLLATE "C" NOT NULL,
+    start  bigint NOT NULL,
+    name   text COLLATE "C" NOT NULL,
+    counts bytea NOT NULL,
     PRIMARY KEY (part, start, name)
 );
 

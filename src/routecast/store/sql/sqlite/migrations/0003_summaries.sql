@@ -15,7 +15,16 @@ CREATE TABLE summaries (
     latency_sum      INTEGER NOT NULL,
     input_tokens     INTEGER NOT NULL,
     output_tokens    INTEGER NOT NULL,
-    latency_bins     BLOB    NOT NULL,  -- as `histogram.pack` writes them
+    PRIMARY KEY (part, start, name)
+) STRICT, WITHOUT ROWID;
+
+-- Their latency histograms, which most histories need none of: the first bin's number in two bytes,
+-- and a count in four bytes for each bin up to the last, all with the least byte first.
+CREATE TABLE latency_summaries (
+    part   TEXT NOT NULL,
+    start  INTEGER NOT NULL,
+    name   TEXT NOT NULL,
+    counts BLOB NOT NULL,
     PRIMARY KEY (part, start, name)
 ) STRICT, WITHOUT ROWID;
 
