@@ -75,15 +75,17 @@ async def summarise(session: Session, before: int, limit: int) -> int:
     Within a transaction that holds the lock of the rollups.
     """
     starts = [row[0] for row in await query(session, "unsummed_hours", before - HOUR, limit)]
-    if starts:
-        names = await series_names(session)
-        hours: dict[int, Bucket] = {}
-        for row in await query(session, "rollups_of_hours", starts):
-            hours.setdefault(row[0], {})[names[row[1]]] = Sums.from_row(row[2:])
-        rows = await asyncio.to_thread(summary_rows, hours)
-        await query(session, "drop_summaries", PARTS, starts)
-        await query(session, "drop_latency_summaries", PARTS, starts)
+    if not starts:
+        return 0
+    names = await series_names(session)
+    hours: dict[int, Bucket] = {}
+    for row in await query(session, "rollups_of_hours", starts):
+        hours.setdefault(row[0], {})[names[row[1]]] = Sums.from_row(row[2:])
+    rows = await asyncio.to_thread(summary_rows, hours)
+    await query(session, "drop_summaries", PARTS, starts)
+    await query(session, "drop_latency_summaries", PARTS, starts)
+    if hours:
         await query(session, "put_summaries", *zip(*rows.sums, strict=True))
         await query(session, "put_latency_summaries", *zip(*rows.latencies, strict=True))
-        await query(session, "hours_are_summed", starts)
+    await query(session, "hours_are_summed", starts)
     return len(starts)

@@ -45,35 +45,24 @@ def _read(db: apsw.Connection, plan: Plan) -> Past:
 
 
 def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Iterator[Any], bool]]:
+    """Yield rows as they are asked for, and whether they are of summaries."""
     first, step, _ = plan.buckets
     place = (first, plan.buckets.end, step, ORIGIN)
-    chosen = {part: _json(names) for part, names in filters(plan).items()}
-    if plan.summary is None:
-        yield _run(db, "past_rollups", plan, chosen, (plan.period, *place)), False
-    else:
-        yield _run(db, "past_unsummed", plan, chosen, (plan.period, *place)), False
+    chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}
+    tests = [
+        SQL["past_filter"].format(part=part, number=number)
+        for number, part in enumerate(chosen, len(place) + 2)
+    ]
+    sql = SQL["past_rollups" if plan.summary is None else "past_unsummed"].format(
+        group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
+        **sums(plan, "iif(series.status = 'error', count, 0)", "latency_bins"),
+        filters=" ".join(tests),
+    )
+    yield db.execute(sql, (plan.period, *place, *chosen.values())), False
+    if plan.summary is not None:
         sql = SQL["past_summaries"].format(
             group="'all'" if plan.group_by is None else "name",
             latencies=SQL["past_latencies"] if plan.histograms else "",
             **sums(plan, "errors", "counts"),
         )
         yield db.execute(sql, (plan.summary, *place, chosen.get(plan.summary))), True
-
-
-def _run(
-    db: apsw.Connection, name: str, plan: Plan, chosen: dict[str, str], values: tuple[Any, ...]
-) -> Iterator[Any]:
-    tests = [
-        SQL["past_filter"].format(part=part, number=number)
-        for number, part in enumerate(chosen, len(values) + 1)
-    ]
-    sql = SQL[name].format(
-        group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        **sums(plan, "iif(series.status = 'error', count, 0)", "latency_bins"),
-        filters=" ".join(tests),
-    )
-    return db.execute(sql, (*values, *chosen.values()))
-
-
-def _json(names: list[str]) -> str:
-    return msgspec.json.encode(names).decode()
