@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,6 +270,25 @@ async def test_history_that_takes_too_long_is_given_up(
             await store.history(wanted)
     found = await store.history(wanted)
     assert sum(point.count for point in found.points["flash"].values()) == 100
+
+
+async def test_history_keeps_nobody_waiting(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While ranges are read that take long, everything else goes on."""
+    gate = threading.Event()
+    monkeypatch.setattr(past, "read", lambda *_: gate.wait(30))
+    wanted = plan(history_query(), NOW)
+    reading = [asyncio.create_task(store.history(wanted)) for _ in range(5)]
+    await asyncio.sleep(0)
+    try:
+        await store.commit([[kept(1)]], NOW)
+        assert (await store.position()).seq == 1
+        assert_sums((await store.load(NOW)).total, [kept(1)])
+        assert not any(task.done() for task in reading)
+    finally:
+        gate.set()
+    await asyncio.gather(*reading)
 
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
