@@ -104,7 +104,7 @@ def _compare(name: str, taken: Taken, most: float | None = None) -> list[Figure]
 
     few, many = taken.first, taken.second
     return [
-        Figure(f"{name}, many: p99, ms", each(99, many), most=most and 50),
+        Figure(f"{name}, many: p99, ms", each(99, many), most=None if most is None else 50),
         Figure(f"{name}, many: median, ms", each(50, many)),
         Figure(f"{name}, few: median, ms", each(50, few)),
         Figure(f"{name}, many ÷ few", ratios(each(50, many), each(50, few)), most=most),
