@@ -68,7 +68,7 @@ class Taken(msgspec.Struct):
 
 def history(options: Options) -> Report:
     """Thirty days in 300 points, at 5,000,000 decisions and at 50,000."""
-    large, rounds = (500_000, 3) if options.quick else (LARGE, 7)
+    large, rounds = (500_000, 3) if options.quick else (LARGE, 5)
     end = time.time_ns() // 1000
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
