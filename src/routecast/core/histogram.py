@@ -7,7 +7,7 @@ integer arithmetic, so every machine and every database puts a value into the sa
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, repeat
 from typing import Final
 
@@ -123,15 +123,23 @@ def lanes(packed: bytes) -> int:
     return int.from_bytes(packed[2:], "little") << LANE * int.from_bytes(packed[:2], "little")
 
 
-def counts_of(lanes: int) -> list[int]:
-    """Return the counts of the bins from 0 on in a great integer."""
-    size = -(-lanes.bit_length() // LANE)
-    return list(struct.unpack(f"<{size}I", lanes.to_bytes(4 * size, "little")))
+def bins_of(lanes: int) -> dict[int, int]:
+    """Return a great integer as a histogram."""
+    first, counts = _counts(lanes)
+    return {number: count for number, count in enumerate(counts, first) if count}
 
 
-def percentiles_of(counts: Iterable[int], percents: Collection[int]) -> list[float | None]:
-    """Return `percentiles`, given the counts of the bins from 0 on."""
-    ranks = list(accumulate(counts))
-    if not ranks or not ranks[-1]:
+def percentiles_of(lanes: int, percents: Iterable[int]) -> list[float | None]:
+    """Return `percentiles` of a great integer, which is faster than of a histogram."""
+    if not lanes:
         return [None for _ in percents]
-    return [middle(place) for place in _places(ranks, percents)]
+    first, counts = _counts(lanes)
+    return [middle(first + place) for place in _places(list(accumulate(counts)), percents)]
+
+
+def _counts(lanes: int) -> tuple[int, tuple[int, ...]]:
+    """Return the first bin that counts anything, and the counts from there on."""
+    first = max((lanes & -lanes).bit_length() - 1, 0) // LANE
+    lanes >>= LANE * first
+    size = -(-lanes.bit_length() // LANE)
+    return first, struct.unpack(f"<{size}I", lanes.to_bytes(4 * size, "little"))

@@ -8,8 +8,9 @@ from routecast.core.decision import SECOND
 from routecast.core.histogram import (
     LANE_LIMIT,
     add_bins,
-    counts_of,
+    bins_of,
     lanes,
+    pack_counts,
     percentiles,
     percentiles_of,
 )
@@ -75,18 +76,17 @@ class Point(Sums):
         if self.latency_count < LANE_LIMIT:
             self._lanes += more
         else:
-            add_bins(self.latency_bins, dict(enumerate(counts_of(more))))
+            add_bins(self.latency_bins, bins_of(more))
 
     def percentiles(self, percents: Collection[int]) -> list[float | None]:
         """Return percentiles of latency in microseconds; None where nothing is counted."""
         if not self._lanes:
             return percentiles(self.latency_bins, percents)
-        counts = counts_of(self._lanes)
-        bins = self.latency_bins
-        counts += [0] * (max(bins, default=0) + 1 - len(counts))
-        for number, count in bins.items():
-            counts[number] += count
-        return percentiles_of(counts, percents)
+        if self.latency_count < LANE_LIMIT:
+            return percentiles_of(self._lanes + lanes(pack_counts(self.latency_bins)), percents)
+        bins = bins_of(self._lanes)
+        add_bins(bins, self.latency_bins)
+        return percentiles(bins, percents)
 
 
 @dataclass(slots=True)
