@@ -46,6 +46,7 @@ export function connect(url, options) {
 /** A connection to one server, and all that is subscribed to over it. */
 export class Client {
   #line;
+  #settings;
   /** @type {Set<(state: State) => void>} */
   #listeners = new Set();
   /** @type {Map<string, Topic>} by their ids on the wire */
@@ -57,7 +58,7 @@ export class Client {
    * @param {Options} [options]
    */
   constructor(url, options) {
-    const settings = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options };
+    const settings = (this.#settings = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options });
     if (!settings.WebSocket) throw new TypeError("no WebSocket here: give one, as in connect(url, { WebSocket })");
     this.#line = new Line(streamUrl(url), settings, {
       onState: (state) => this.#tell(state),
@@ -148,10 +149,23 @@ export class Client {
         return topic && this.#receiveNews(message, topic);
       case "error": {
         const error = new RoutecastError(message.code, message.message, message.retryable);
-        if (!message.retryable) this.#topics.delete(message.id);
-        return topic ? topic.fail(error) : console.error(`Routecast: ${error.message}`);
+        return topic ? this.#fail(topic, error, message.id) : console.error(`Routecast: ${error.message}`);
       }
     }
+  }
+
+  /**
+   * @param {Topic} topic
+   * @param {RoutecastError} error
+   * @param {string} id
+   */
+  #fail(topic, error, id) {
+    if (!error.retryable) this.#topics.delete(id);
+    else if (topic instanceof HistorySubscription) {
+      // Of a view the server tells more by itself when it can; a history must be asked for again.
+      setTimeout(() => this.#topics.get(id) === topic && this.#ask(topic), this.#settings.firstDelay);
+    }
+    topic.fail(error);
   }
 
   /**

@@ -270,8 +270,7 @@ export class HistorySubscription extends Subscription {
 function joinHistory(held, news, most) {
   const { step } = news;
   const kept = (Date.parse(news.from) - Date.parse(held.from)) / (1_000 * step);
-  const goesOn = held.position.epoch === news.position.epoch && held.step === step && kept >= 0 && kept <= held.points;
-  if (!goesOn) return news;
+  if (held.step !== step || kept < 0 || kept > held.points) return news;
   const points = Math.min(kept + news.points, most);
   const from = new Date(Date.parse(news.from) + 1_000 * step * (news.points - points)).toISOString();
   /** @type {(history: History) => Map<string, Record<string, any>>} */

@@ -83,8 +83,8 @@ export interface Frame {
 
 /** What to ask of the past. */
 export interface HistoryView {
-  /** RFC 3339, or a Date. */
-  from: string | Date;
+  /** RFC 3339, or a Date. Default: an hour before the end. */
+  from?: string | Date | undefined;
   /** Default: now. */
   to?: string | Date | undefined;
   /** Buckets at most, up to 2,000. Default 300. */

@@ -141,6 +141,21 @@ def test_an_example_comes_back_by_itself(
         running.wait_for("1012.*trying again in")
 
 
+def test_the_example_with_the_client_looks_back_and_follows(server: Server) -> None:
+    """The last hour first, then what changes, over the loss of the server."""
+    server.post({**DECISION, "cost": 0.5})
+    words = javascript()
+    words[-1] = str(EXAMPLES / "javascript" / "follow.mjs")
+    with Running(*words, server.url) as running:
+        running.wait_for('in the last hour: 1 by "hybrid"')
+        running.wait_for(r"1 decisions, \$0\.5$")
+        server.kill()
+        running.wait_for("the server cannot be reached; trying again at")
+        server.start()
+        server.post(DECISION)
+        running.wait_for(r"2 decisions, \$0\.5$")
+
+
 def test_the_python_example_stays_away_when_it_is_not_wanted(server: Server) -> None:
     """A refused parameter is no reason to try again."""
     done = subprocess.run(

@@ -333,3 +333,35 @@ def test_what_the_server_cannot_tell_is_called_stale(server: Server, tab: Tab) -
     )
     assert status["word"] == "Stale"
     assert status["reason"] == "the server answers “Failed to fetch metrics”"
+
+
+RATES = """async () => {
+    const { RateHistory } = await import("/dashboard/rates.js");
+    const history = new RateHistory();
+    const told = [];
+    const tell = () => told.push(history.points.map(({ at, rate }) => [at, rate]));
+    history.add(10, 1_000);
+    history.add(20, 2_000);
+    history.assume(20, 3_000);
+    history.assume(20, 4_000);
+    tell();
+    history.add(26, 3_800);  // was on its way at 4,000
+    tell();
+    history.assume(26, 5_300);
+    history.interrupt();
+    history.add(50, 9_000);
+    history.add(51, 10_000);
+    tell();
+    return told;
+}"""
+
+
+def test_the_line_goes_on_where_nothing_comes_until_that_is_doubted(
+    server: Server, tab: Tab
+) -> None:
+    """What was assumed gives way to what was so; of a time that nobody knows, there is a gap."""
+    told = tab.open(server).evaluate(RATES)
+    start = [[1000, None], [2000, 10], [3000, 0]]
+    assert told[0] == [*start, [4000, 0]]
+    assert told[1] == [*start, [3800, 7.5]]
+    assert told[2] == [*start, [3800, 7.5], [9000, None], [10000, 1]]

@@ -24,9 +24,9 @@ async function asked(script) {
   const connection = await script.connection();
   connection.hello();
   const message = await connection.next("history");
-  const tell = (from, series, { seq = 1, step = 60, epoch = EPOCH } = {}) => {
+  const tell = (from, series, { seq = 1, step = 60, id = message.id } = {}) => {
     const points = series[0].count.length;
-    connection.send({ type: "history", id: message.id, position: { epoch, seq }, step, from, points, series });
+    connection.send({ type: "history", id, position: { epoch: EPOCH, seq }, step, from, points, series });
   };
   return { connection, message, tell };
 }
@@ -78,7 +78,6 @@ test("a series that comes later was empty before, and one that is not told is em
 
 for (const [what, from, options] of [
   ["longer buckets", minute(0), { step: 300 }],
-  ["another epoch", minute(1), { epoch: "another" }],
   ["a gap", minute(9), {}],
   ["an earlier beginning", minute(-1), {}],
 ]) {
@@ -107,6 +106,17 @@ test("after a loss, what is held is told again, and what came meanwhile", async 
   second.tell(ago(5), [{ key: "all", count: [6, 7, 8] }], { seq: 2 });
   const { from, series } = await told.next();
   assert.deepEqual([from, series], [ago(7), [{ key: "all", count: [3, 4, 6, 7, 8] }]]);
+});
+
+test("a history that cannot be told now is asked for again", async (t) => {
+  const { script, told, errors } = await follow(t, { from: minute(0) });
+  const { connection, message, tell } = await asked(script);
+  connection.send({ type: "error", id: message.id, code: "unavailable", message: "no database", retryable: true });
+  assert.equal((await errors.next()).message, "no database");
+  const again = await connection.next("history");
+  assert.notEqual(again.id, message.id);
+  tell(minute(0), [{ key: "all", count: [1] }], { id: again.id });
+  assert.deepEqual(counts(await told.next()), { all: [1] });
 });
 
 test("a server of the default stream alone tells no history", async (t) => {

@@ -3,8 +3,9 @@
 import { once } from "node:events";
 import { createServer } from "node:http";
 
-import { WebSocket, WebSocketServer } from "ws";
+import { WebSocket as Package, WebSocketServer } from "ws";
 
+const WebSocket = process.env.ROUTECAST_TEST_WEBSOCKET === "global" ? globalThis.WebSocket : Package;
 export { WebSocket };
 
 const V1 = "routecast.v1.json";
@@ -55,7 +56,7 @@ class Connection {
   constructor(socket, request) {
     this.#socket = socket;
     this.url = request.url;
-    this.offered = request.headers["sec-websocket-protocol"] ?? "";
+    this.offered = request.headers["sec-websocket-protocol"]?.split(/, */) ?? [];
     this.ended = once(socket, "close");
     socket.on("message", (data) => this.#messages.put(JSON.parse(data)));
   }

@@ -99,7 +99,7 @@ function serverTime(silence) {
 function tick() {
   const silence = Date.now() - page.receivedAt;
   if (page.current && page.metrics && page.stream.name === "connected" && silence > QUIET_MS) {
-    history.add(page.metrics.total_decisions, serverTime(silence));
+    history.assume(page.metrics.total_decisions, serverTime(silence));
   }
   render();
 }

@@ -17,11 +17,8 @@ export class RateHistory {
   points = [];
   /** @type {{at: number, total: number} | undefined} */
   #last;
-
-  /** What comes next says nothing about the time until then. */
-  interrupt() {
-    this.#last = undefined;
-  }
+  /** When the newest document was made; points after that are assumed. */
+  #sureAt = 0;
 
   /**
    * Take the next document's total. A long silence, or a total that fell since the database was
@@ -31,6 +28,40 @@ export class RateHistory {
    * @param {number} at ms since 1970, by the server's clock
    */
   add(total, at) {
+    // It was on its way while its absence was assumed.
+    if (at >= this.#sureAt) this.#forgetAssumed(at - SHORTEST_STEP_MS);
+    this.#sureAt = at;
+    this.#put(total, at);
+  }
+
+  /**
+   * Nothing more has come: the total is what it was, as far as is known.
+   *
+   * @param {number} total
+   * @param {number} at
+   */
+  assume(total, at) {
+    if (this.#last) this.#put(total, at);
+  }
+
+  /** Whether more came is not known: what was assumed is not, and the next document follows a gap. */
+  interrupt() {
+    this.#forgetAssumed(this.#sureAt);
+    this.#last = undefined;
+  }
+
+  /** @param {number} from ms since 1970 */
+  #forgetAssumed(from) {
+    const kept = this.points.filter(({ at }) => at <= Math.max(from, this.#sureAt));
+    if (kept.length < this.points.length && this.#last) this.#last.at = kept.at(-1)?.at ?? from;
+    this.points = kept;
+  }
+
+  /**
+   * @param {number} total
+   * @param {number} at
+   */
+  #put(total, at) {
     const last = this.#last;
     const step = last ? at - last.at : Infinity;
     if (last && step >= 0 && step < SHORTEST_STEP_MS && total >= last.total) return;

@@ -1,0 +1,92 @@
+"""Node.js, and the JavaScript client in it."""
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CLIENT = ROOT / "clients" / "js"
+WAIT_SECONDS = 30.0
+LEAST_NODE = 20
+
+Line = dict[str, Any]
+
+
+def node() -> str:
+    """Return the program, or skip where there is none that is new enough."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("node is not installed")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    if int(version.stdout.lstrip("v").partition(".")[0]) < LEAST_NODE:
+        pytest.skip(f"node {version.stdout.strip()} is too old; {LEAST_NODE} is needed")
+    return program
+
+
+def modules() -> Path:
+    """Return where the client's packages for tests are, or skip where they are not."""
+    folder = CLIENT / "node_modules"
+    if not (folder / "ws").exists():
+        pytest.skip("the packages of clients/js are not installed: npm ci --prefix clients/js")
+    return folder
+
+
+class Teller:
+    """A process with the JavaScript client in it that prints what it hears."""
+
+    def __init__(self, folder: Path, url: str, view: Line, *options: str) -> None:
+        # Outside of its own package, as for whoever uses it.
+        script = folder / "tell.mjs"
+        script.write_bytes((CLIENT / "test" / "tell.js").read_bytes())
+        self.process = subprocess.Popen(
+            [node(), str(script), url, json.dumps(view), *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "NODE_NO_WARNINGS": "1"},
+        )
+        self._lines: queue.Queue[Line] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._lines.put(json.loads(line))
+
+    def until(self, good: Callable[[Line], bool]) -> Line:
+        """Return the next line that is good."""
+        seen = []
+        while True:
+            try:
+                seen.append(self._lines.get(timeout=WAIT_SECONDS))
+            except queue.Empty:
+                raise AssertionError(f"nothing good in {seen}") from None
+            if good(seen[-1]):
+                return seen[-1]
+
+    def state(self, name: str) -> Line:
+        """Return the next state of this name."""
+        state: Line = self.until(lambda line: line.get("state", {}).get("name") == name)["state"]
+        return state
+
+    def total(self, count: int) -> Line:
+        """Return the next line with so many decisions in it."""
+        return self.until(lambda line: line.get("metrics", {}).get("total_decisions") == count)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(WAIT_SECONDS)
+        self._reader.join(WAIT_SECONDS)
+        assert self.process.stdout
+        self.process.stdout.close()
