@@ -88,7 +88,7 @@ export class Line {
     const { signal } = this.#ended;
     globalThis.addEventListener?.("online", () => this.#nudge(), { signal });
     globalThis.addEventListener?.("offline", () => this.#ask(), { signal });
-    globalThis.document?.addEventListener("visibilitychange", () => this.#nudge(), { signal });
+    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.#nudge(), { signal });
     void this.#connect(false);
   }
 

@@ -77,6 +77,22 @@ test("another view is another subscription on the same connection, and the old o
   assert.equal((await connection.next("unsubscribe")).id, id);
 });
 
+test("to go and come back at once costs no connection", async (t) => {
+  const script = await Script.serve(t);
+  const shown = new Queue();
+  const { update } = render(t, { url: script.url, shown });
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 1, { total_decisions: 1 });
+  await shown.next(total(1));
+  update();
+  await new Promise((resolve) => setTimeout(resolve, 50)); // as from one page to the next
+  update({ url: script.url, shown });
+  assert.equal((await shown.next()).metrics.total_decisions, 1);
+  connection.delta(id, 1, 2, { total_decisions: 2 });
+  await shown.next(total(2));
+  assert.equal(script.connections, 0);
+});
+
 test("when the last component goes, so does the connection", async (t) => {
   const script = await Script.serve(t);
   const { root } = render(t, { url: script.url, shown: new Queue() });
