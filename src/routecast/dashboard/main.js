@@ -1,10 +1,11 @@
 /** Wires the stream, the health poll and the view together. */
 
+import { connect } from "./client/routecast.js";
 import { HealthPoll } from "./health.js";
 import { VIEW } from "./protocol.js";
 import { RateHistory } from "./rates.js";
-import { connect } from "./client/routecast.js";
 import { part } from "./rows.js";
+import { tellsChanges } from "./status.js";
 import { View, renderTitle } from "./view.js";
 import { prepareCommands } from "./welcome.js";
 
@@ -98,7 +99,7 @@ function serverTime(silence) {
 /** Where a server that is heard sends nothing new, the total stays what it is. */
 function tick() {
   const silence = Date.now() - page.receivedAt;
-  if (page.current && page.metrics && page.stream.name === "connected" && silence > QUIET_MS) {
+  if (page.current && page.metrics && tellsChanges(page.stream) && silence > QUIET_MS) {
     history.assume(page.metrics.total_decisions, serverTime(silence));
   }
   render();

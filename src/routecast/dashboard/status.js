@@ -83,6 +83,15 @@ export function isBarred(stream) {
   return stream.name === "closed" && stream.status === FORBIDDEN;
 }
 
+/**
+ * Whether the server sends what changes, so that nothing did where nothing came.
+ *
+ * @param {State} stream
+ */
+export function tellsChanges(stream) {
+  return stream.name === "connected" && stream.protocol === "routecast.v1";
+}
+
 /** @param {PageState} page */
 function sourceOf({ source, health }) {
   return source ?? health?.source ?? "none";
@@ -110,8 +119,8 @@ export function describeAge(page, status, now) {
   const age = now - page.receivedAt;
   const recent = age < 2_000;
   if (status.reason) return `Received ${recent ? "just now" : `${formatAge(age)} ago`}; ${status.reason}`;
-  // A server that is heard of sends what changes: where nothing came, nothing did.
-  return `${recent ? "Updated just now" : `No change for ${formatAge(age)}`}${SOURCES[sourceOf(page)] ?? ""}`;
+  const quiet = tellsChanges(page.stream) ? `No change for ${formatAge(age)}` : `Updated ${formatAge(age)} ago`;
+  return `${recent ? "Updated just now" : quiet}${SOURCES[sourceOf(page)] ?? ""}`;
 }
 
 /** @param {Health | null} health */
