@@ -21,7 +21,7 @@ install: .venv/installed  ## Make .venv with everything that running, tests and 
 	  { echo "This Python has no venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	@$(BIN)/uv sync --quiet --frozen --inexact --python $(BIN)/python
+	@$(BIN)/uv sync --quiet --frozen --inexact --extra server --python $(BIN)/python
 	@touch $@
 
 demo: install  ## Serve with simulated traffic; prints the address to open
@@ -63,7 +63,7 @@ check-deploy: deploy-tools  ## Check deploy/: image, compose, Kubernetes, system
 	@$(BIN)/pytest -n 4 tests/deploy $(ARGS)
 
 deploy-tools: install
-	@$(BIN)/uv sync --quiet --frozen --inexact --group deploy --python $(BIN)/python
+	@$(BIN)/uv sync --quiet --frozen --inexact --extra server --group deploy --python $(BIN)/python
 
 format: install  ## Format the code
 	@$(BIN)/ruff check --fix

@@ -16,6 +16,7 @@ from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
 from benchmarks.peers import peers
 from benchmarks.postgres import postgres
+from benchmarks.recorder import recorder
 from benchmarks.report import Report, machine
 from benchmarks.soak import soak
 from benchmarks.stalled import stalled
@@ -32,6 +33,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "views": views,
     "deltas": deltas,
     "peers": peers,
+    "recorder": recorder,
     "handshakes": handshakes,
     "stalled": stalled,
     "idle": idle,

@@ -1,5 +1,21 @@
 """`python -m routecast` is the command `routecast`."""
 
-from routecast.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command, or say what it needs where only the client is installed."""
+    try:
+        from routecast.cli import main as run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "routecast":
+            raise
+        sys.exit(
+            f"routecast: the command needs {error.name}, which is not installed. "
+            'Install the server part: pip install "routecast[server]"'
+        )
+    run()
+
+
+if __name__ == "__main__":
+    main()

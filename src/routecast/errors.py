@@ -42,6 +42,29 @@ class Unavailable(RoutecastError):
         self.retry_after = retry_after
 
 
+class Refused(RoutecastError):
+    """A server does not want this client as it is. Trying again will not help.
+
+    `code` is the close code of the stream, or the status of the HTTP answer.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Unauthenticated(Refused):
+    """No token, a bad or an expired one (4401, 401). Come back with a new one."""
+
+
+class BadRequest(RoutecastError):
+    """A server cannot serve one subscription or history; others on the connection go on."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class SumFull(RoutecastError):
     """A decision's sums have no room for it. Nothing was kept; trying again will not help."""
 

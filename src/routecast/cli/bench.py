@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from websockets.exceptions import WebSocketException
 
-from routecast.cli.address import DEFAULT_SERVER, Server
-from routecast.cli.stream import describe
 from routecast.cli.subscriber import Subscriber, subscribe
 from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say, unwind_on_sigterm
+from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.client.reasons import describe
 from routecast.errors import BadParameter
 from routecast.open_files import allow_open_files
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
@@ -69,7 +69,7 @@ def bench(
     Example: routecast bench --connections 1000 --seconds 30 --interval 0.5
     """
     try:
-        target = Server.parse(server)
+        target = Server.parse(server, "--server")
     except BadParameter as error:
         fail(error, BAD_USAGE)
     unwind_on_sigterm()

@@ -12,9 +12,9 @@ import httpx2
 import typer
 from rich.console import Console
 
-from routecast.cli.address import DEFAULT_SERVER
 from routecast.cli.terminal import command_name, say
 from routecast.cli.traffic import Arrival, arrivals
+from routecast.client.address import DEFAULT_SERVER
 from routecast.config import load_settings
 from routecast.errors import BadSettings
 from routecast.protocol import rfc3339

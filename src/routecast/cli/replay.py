@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from routecast.cli.address import DEFAULT_SERVER, Server
 from routecast.cli.columns import Columns, Row, choose
 from routecast.cli.progress import SendProgress
 from routecast.cli.rows import Broken, Record, RowFile, Unreadable
@@ -28,6 +27,7 @@ from routecast.cli.terminal import (
     say,
     unwind_on_sigterm,
 )
+from routecast.client.address import DEFAULT_SERVER, Server
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339
 
@@ -97,7 +97,7 @@ def replay(
     console = Console(highlight=False)
     unwind_on_sigterm()
     try:
-        target = Server.parse(server)
+        target = Server.parse(server, "--server")
         plan = (_pairs("--map", mapped), _pairs("--set", fixed))
         with closing(RowFile(file)) as rows:
             lines = iter(rows)

@@ -9,8 +9,8 @@ from typing import Any, Final, Self
 import httpx2
 import msgspec
 
-from routecast.cli.address import Server
 from routecast.cli.terminal import command_name
+from routecast.client.address import Server
 from routecast.errors import RoutecastError
 from routecast.protocol import Problem, Receipt, Rejection
 

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.live import Live
 
 from routecast.cli import figures
-from routecast.cli.address import DEFAULT_SERVER, Server
 from routecast.cli.panels import Screen, Status
 from routecast.cli.stream import Connecting, Event, Frame, Refused, Silent, Waiting, follow
 from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
+from routecast.client.address import DEFAULT_SERVER, Server
 from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_FIELDS, MAX_INTERVAL, MIN_INTERVAL
 

@@ -4,7 +4,8 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close
 
-from routecast.cli.stream import describe, least_pause
+from routecast.client.reasons import describe, least_pause, refusal, told_pause
+from routecast.errors import Refused, Unauthenticated
 
 
 def closed(code: int, reason: str = "") -> ConnectionClosedError:
@@ -34,6 +35,7 @@ def test_too_many_messages_is_a_minute() -> None:
     [
         (closed(1012, "restart"), "closed with 1012: restart"),
         (closed(1000), "closed with 1000"),
+        (closed(1012, "reconnect_after_ms=1830"), "closed with 1012"),
         (ConnectionClosedError(None, None), "the connection broke"),
         (TimeoutError(), "no answer in time"),
         (ConnectionRefusedError(111, "refused"), "connection refused"),
@@ -45,3 +47,32 @@ def test_reasons_in_words(error: Exception, words: str) -> None:
     """A person reads what happened, not a class name."""
     assert describe(error) == words
     assert least_pause(error) == 0
+
+
+@pytest.mark.parametrize("code", [1003, 1007, 1008, 1009, 4400, 4403])
+def test_a_refusal_has_the_code_and_the_words(code: int) -> None:
+    """What is raised where coming back cannot help."""
+    refused = refusal(closed(code, "because"))
+    assert type(refused) is Refused
+    assert refused.code == code
+    assert str(refused) == f"closed with {code}: because"
+
+
+def test_a_missing_token_is_a_refusal_of_its_own() -> None:
+    """A new token can help."""
+    assert isinstance(refusal(closed(4401)), Unauthenticated)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (closed(1012, "reconnect_after_ms=1830"), 1.83),
+        (closed(1012, "restart"), None),
+        (closed(1012, "reconnect_after_ms=soon"), None),
+        (ConnectionClosedError(None, None), None),
+        (OSError(), None),
+    ],
+)
+def test_a_close_may_say_when_to_come_back(error: Exception, seconds: float | None) -> None:
+    """As the default stream does, which has no other way to."""
+    assert told_pause(error) == seconds

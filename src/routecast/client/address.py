@@ -1,0 +1,72 @@
+"""Where a server is: one address, over HTTP and over WebSocket."""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import SplitResult, urlencode, urlsplit
+
+from routecast.errors import BadParameter
+
+DEFAULT_SERVER: Final = "http://127.0.0.1:8000"
+_STREAM: Final = "/ws/metrics"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A Routecast server's address, `http://` or `https://`, with or without a path before ours."""
+
+    url: str
+
+    @classmethod
+    def parse(cls, text: str, name: str = "url") -> "Server":
+        """Read an address as typed: `http`, `https`, `ws` or `wss`, or no scheme at all.
+
+        The path of the stream may be at its end. Raises BadParameter for the parameter `name`.
+        """
+        text = text.strip()
+        parts = _split(text if "://" in text else f"http://{text}", name)
+        scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+        if scheme not in ("http", "https") or not parts.hostname:
+            raise BadParameter(name, f"{_shown(text)!r} is not an address such as {DEFAULT_SERVER}")
+        if parts.query or parts.fragment:
+            raise BadParameter(name, "must have no query: give fields, filters and the like apart")
+        path = parts.path.rstrip("/").removesuffix(_STREAM).rstrip("/")
+        return cls(f"{scheme}://{parts.netloc}{path}")
+
+    def __str__(self) -> str:
+        """The address without what is secret in it."""
+        return _shown(self.url)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it is this machine: then no proxy of the environment is asked."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+    def http(self, path: str) -> str:
+        """Return the URL of `path`, which starts with a slash."""
+        return f"{self.url}{path}"
+
+    def stream(self, query: Iterable[tuple[str, str]] = ()) -> str:
+        """Return the URL of the metrics stream asked for with `query`."""
+        encoded = urlencode(list(query), safe=",")
+        return f"ws{self.url.removeprefix('http')}{_STREAM}" + (f"?{encoded}" if encoded else "")
+
+
+def _split(text: str, name: str) -> SplitResult:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # reading it checks it
+    except ValueError as error:
+        raise BadParameter(name, f"{_shown(text)!r} is not an address: {error}") from None
+    return parts
+
+
+def _shown(text: str) -> str:
+    """Return an address without a user's name and password."""
+    return re.sub(r"//[^/]*@", "//", text)

@@ -1,0 +1,38 @@
+"""The default stream: whole documents, asked for by the query of the request."""
+
+from typing import Any
+
+import msgspec
+
+from routecast.client.document import Held
+from routecast.client.session import View
+from routecast.protocol import ErrorOut, Filters, Subscribe
+
+
+def query_of(asked: Subscribe) -> list[tuple[str, str]]:
+    """Return a subscription as parameters of a query."""
+    query = [] if asked.fields is None else [("fields", ",".join(asked.fields))]
+    if asked.interval is not None:
+        query.append(("interval", f"{asked.interval:g}"))
+    if asked.window is not None:
+        query.append(("window", asked.window))
+    filters = msgspec.structs.asdict(asked.filter or Filters())
+    return query + [(name, value) for name, values in filters.items() for value in values or ()]
+
+
+def receive(view: View, text: bytes) -> None:
+    """Take one document; keys without a value are left out, as in routecast.v1."""
+    document = msgspec.json.decode(text, type=dict[str, Any])
+    timestamp = document.pop("timestamp", "")
+    if error := document.get("error"):
+        view.trouble = ErrorOut(id=view.id, code="unavailable", message=error, retryable=True)
+    else:
+        view.show(Held(_without_nulls(document), timestamp))
+
+
+def _without_nulls(document: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nulls(value) if isinstance(value, dict) else value
+        for name, value in document.items()
+        if value is not None
+    }

@@ -1,0 +1,100 @@
+"""The shortest way to the numbers: one stream, asynchronous or not."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, suppress
+from typing import TypedDict, Unpack
+
+from routecast.client.address import DEFAULT_SERVER
+from routecast.client.connection import Client, Names
+from routecast.client.credentials import Token
+from routecast.client.document import Metrics
+
+
+class Asked(TypedDict, total=False):
+    """What may be asked of a stream; see `Client.subscribe`."""
+
+    fields: Names
+    interval: float | None
+    strategy: Names
+    provider: Names
+    model: Names
+    project: Names
+    window: str | None
+
+
+async def stream(
+    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[Asked]
+) -> AsyncGenerator[Metrics]:
+    """Yield the metrics whenever they change, over any loss of the connection; never ends.
+
+    A slow reader gets fewer and newer ones. Raises Refused or BadRequest where trying again cannot
+    help. What is asked for is what `Client.subscribe` takes.
+    """
+    async with Client(url, token=token) as client, await client.subscribe(**asked) as subscription:
+        async for metrics in subscription:
+            yield metrics
+
+
+def stream_sync(
+    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[Asked]
+) -> Generator[Metrics]:
+    """Yield what `stream` does, without asyncio: the connection lives in a thread of its own.
+
+    Closing the generator (or leaving its loop) ends the connection and the thread.
+    """
+    reader = _Reader(stream(url, token=token, **asked))
+    reader.start()
+    try:
+        while True:
+            yield reader.next()
+    finally:
+        reader.stop()
+
+
+class _Reader(threading.Thread):
+    """Reads a stream, and keeps the newest for who asks from another thread."""
+
+    def __init__(self, metrics: AsyncGenerator[Metrics]) -> None:
+        super().__init__(name="routecast-stream", daemon=True)
+        self._metrics = metrics
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(self._read())
+        self._changed = threading.Condition()
+        self._newest: Metrics | None = None
+        self._error: BaseException | None = None
+
+    def next(self) -> Metrics:
+        """Wait for metrics that were not taken yet; raise what ended the stream."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest or self._error)
+            newest, self._newest = self._newest, None
+            if newest is not None:
+                return newest
+            assert self._error is not None
+            raise self._error
+
+    def stop(self) -> None:
+        """End the connection, and wait until it has ended."""
+        with suppress(RuntimeError):  # it ended by itself
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self.join()
+
+    def run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._task)
+        except BaseException as error:  # it is the caller who must hear of it, whatever it is
+            self._put(None, error)
+        finally:
+            self._loop.close()
+
+    async def _read(self) -> None:
+        async with aclosing(self._metrics):
+            async for metrics in self._metrics:
+                self._put(metrics, None)
+
+    def _put(self, newest: Metrics | None, error: BaseException | None) -> None:
+        with self._changed:
+            self._newest, self._error = newest or self._newest, error
+            self._changed.notify()

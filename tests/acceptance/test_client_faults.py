@@ -1,0 +1,392 @@
+"""The Python client against a server that plays a part: wrong bases, goodbyes, close codes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from routecast.client import (
+    BadRequest,
+    Health,
+    Metrics,
+    Refused,
+    State,
+    Unauthenticated,
+    Unavailable,
+    connect,
+    stream,
+)
+from routecast.protocol import V1_JSON, V1_MSGPACK, Position, Subscribe, Unsubscribe
+from tests.support.scripted import Actor, delta, scripted, snapshot, until
+from tests.support.wire import GOLDEN
+
+WAIT_SECONDS = 20.0
+
+
+async def take(metrics: AsyncIterator[Metrics]) -> Metrics:
+    """Return the next metrics."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        return await anext(metrics)
+
+
+class Told:
+    """What a client told of its connection."""
+
+    def __init__(self) -> None:
+        self.healths: list[Health] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, health: Health) -> None:
+        self.healths.append(health)
+        self._changed.set()
+
+    async def of(self, state: State) -> Health:
+        """Wait until it told of a state."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not (found := [health for health in self.healths if health.state is state]):
+                self._changed.clear()
+                await self._changed.wait()
+        return found[0]
+
+
+async def steady(actor: Actor) -> None:
+    """Send one document, and stay."""
+    await actor.hello()
+    await actor.hear()
+    await actor.send(snapshot(1, {"total_decisions": 1}))
+    await actor.stay()
+
+
+# -- documents ----------------------------------------------------------------------------------
+
+
+async def test_a_subscription_is_asked_for_and_its_deltas_are_merged() -> None:
+    """What is read is whole, at its position; a reader that was away gets the newest."""
+    read = asyncio.Event()
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        assert await actor.hear() == Subscribe("s1", ["total_decisions", "rate"], interval=0.5)
+        await actor.send(snapshot(1, {"total_decisions": 1, "rate": 0.5}))
+        await read.wait()
+        await actor.send(delta(1, 2, {"rate": None}), delta(2, 4, {"total_decisions": 4}))
+        await actor.send(delta(4, 5, {"total_decisions": 5}), {"type": "from the future"})
+        await actor.hear()
+
+    async with scripted(part) as stage, connect(stage.url) as client:
+        feed = await client.subscribe(fields=("total_decisions", "rate"), interval=0.5)
+        first = await take(feed)
+        assert (first.data, first.position) == (
+            {"total_decisions": 1, "rate": 0.5},
+            Position("e", 1),
+        )
+        read.set()
+        await until(lambda: feed.health.position == Position("e", 5))
+        last = await take(feed)
+        assert (last.data, last.position) == ({"total_decisions": 5}, Position("e", 5))
+        assert first.data == {"total_decisions": 1, "rate": 0.5}
+        assert feed.metrics == last
+
+
+async def test_a_wrong_base_is_not_applied_but_asked_for_anew() -> None:
+    """Over the socket as in the session: unsubscribe, subscribe, and the snapshot is shown."""
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await actor.send(snapshot(1, {"total_decisions": 1}), delta(7, 8, {"total_decisions": 66}))
+        assert [await actor.hear(), await actor.hear()] == [Unsubscribe("s1"), Subscribe("s1")]
+        await actor.send(snapshot(9, {"total_decisions": 9}))
+        await actor.stay()
+
+    async with scripted(part) as stage:
+        seen = []
+        async for metrics in stream(stage.url):
+            seen.append(metrics.total_decisions)
+            if seen[-1] == 9:
+                break
+        assert seen in ([1, 9], [9])
+
+
+async def test_after_a_loss_it_goes_on_from_its_position() -> None:
+    """Each subscription says where it was, and takes the delta from there."""
+
+    async def before(actor: Actor) -> None:
+        await steady_until(actor, 5)
+
+    async def after(actor: Actor) -> None:
+        await actor.hello()
+        assert await actor.hear() == Subscribe("s1", position=Position("e", 5))
+        await actor.send(delta(5, 9, {"rate": 1.5}))
+        await actor.stay()
+
+    async def steady_until(actor: Actor, seq: int) -> None:
+        await actor.hello()
+        await actor.hear()
+        await actor.send(snapshot(seq, {"total_decisions": 5}))
+        await actor.close(1011)
+
+    async with scripted(before, after) as stage:
+        metrics = stream(stage.url)
+        assert (await take(metrics)).position == Position("e", 5)
+        last = await take(metrics)
+        assert (last.position, last.data) == (
+            Position("e", 9),
+            {"total_decisions": 5, "rate": 1.5},
+        )
+        await metrics.aclose()
+
+
+async def test_trouble_is_told_and_passes() -> None:
+    """While the server cannot answer, the last numbers stay, and are stale."""
+    seen = asyncio.Event()
+    error = {"type": "error", "id": "s1", "code": "unavailable", "message": "no", "retryable": True}
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await actor.send(snapshot(1, {"total_decisions": 1}))
+        await seen.wait()
+        await actor.send(error)
+        seen.clear()
+        await seen.wait()
+        await actor.send(delta(1, 2, {"total_decisions": 2}))
+        await actor.stay()
+
+    async with scripted(part) as stage, connect(stage.url) as client:
+        feed = await client.subscribe()
+        await take(feed)
+        assert feed.health.state is State.CONNECTED
+        seen.set()
+        await until(lambda: feed.health.state is State.STALE)
+        assert "no" in feed.health.trouble
+        assert feed.metrics is not None
+        assert feed.metrics.total_decisions == 1
+        seen.set()
+        assert (await take(feed)).total_decisions == 2
+        assert feed.health.state is State.CONNECTED
+
+
+async def test_one_bad_subscription_leaves_the_others() -> None:
+    """It raises where it is iterated; the connection goes on."""
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        for _ in range(2):
+            asked = await actor.hear()
+            if asked.fields:
+                about = {"id": asked.id, "code": "bad_request", "message": "fields: no"}
+                await actor.send({"type": "error", "retryable": False, **about})
+            else:
+                await actor.send(snapshot(1, {"total_decisions": 1}, id=asked.id))
+        await actor.stay()
+
+    async with scripted(part) as stage, connect(stage.url) as client:
+        bad = await client.subscribe(fields="nonsense")
+        good = await client.subscribe()
+        with pytest.raises(BadRequest, match="fields: no"):
+            await take(bad)
+        assert (await take(good)).total_decisions == 1
+
+
+async def test_a_past_that_cannot_be_read_now() -> None:
+    """Asked for once, it raises; one that follows is asked for again, since it was forgotten."""
+    about = {"code": "unavailable", "message": "no database", "retryable": True}
+    heard = []
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        for _ in range(2):
+            heard.append(await actor.hear())
+            await actor.send({"type": "error", "id": heard[-1].id, **about})
+        heard.append(await actor.hear())
+        await actor.send({**GOLDEN["history"]["message"], "id": heard[-1].id})
+        await actor.stay()
+
+    async with scripted(part) as stage, connect(stage.url) as client:
+        once = await client.history(timedelta(hours=1))
+        with pytest.raises(Unavailable, match="no database"):
+            await anext(once)
+        async with asyncio.timeout(WAIT_SECONDS):
+            history = await anext(await client.history(timedelta(hours=1), follow=True))
+        assert history.points == 3
+    assert heard[1] == heard[2]
+
+
+async def test_what_is_closed_is_unsubscribed() -> None:
+    """And whoever still iterates comes to the end."""
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await actor.send(snapshot(1, {}))
+        heard.set_result(await actor.hear())
+        await actor.stay()
+
+    heard = asyncio.get_running_loop().create_future()
+    async with scripted(part) as stage, connect(stage.url) as client:
+        async with await client.subscribe() as feed:
+            await take(feed)
+        assert await heard == Unsubscribe("s1")
+        assert [metrics async for metrics in feed] == []
+        open_feed = await client.subscribe()
+        await client.close()
+        assert [metrics async for metrics in open_feed] == []
+
+
+# -- ends ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_reason", [False, True], ids=["message", "close reason"])
+async def test_goodbye_is_honoured(in_reason: bool) -> None:
+    """It comes back after just the time it was told, and not before."""
+    closed = 0.0
+
+    async def leaving(actor: Actor) -> None:
+        nonlocal closed
+        await actor.hello()
+        await actor.hear()
+        if not in_reason:
+            await actor.send({"type": "goodbye", "code": 1012, "reconnect_after_ms": 400})
+        closed = time.monotonic()
+        await actor.close(1012, "reconnect_after_ms=400" if in_reason else "")
+
+    told = Told()
+    async with scripted(leaving, steady) as stage, connect(stage.url, on_change=told) as client:
+        feed = await client.subscribe()
+        health = await told.of(State.RECONNECTING)
+        assert health.trouble == "closed with 1012"
+        assert health.retry_in == pytest.approx(0.4, abs=0.05)
+        await take(feed)
+        assert 0.4 <= time.monotonic() - closed < 5
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013, 4408, 4409, 4429, 4999])
+async def test_codes_after_which_it_comes_back(code: int) -> None:
+    """After a pause of chance; after too many messages, at least a minute."""
+
+    async def closing(actor: Actor) -> None:
+        await actor.hello()
+        await actor.close(code, "because")
+
+    told = Told()
+    async with scripted(closing) as stage, connect(stage.url, on_change=told) as client:
+        await client.subscribe()
+        health = await told.of(State.RECONNECTING)
+        assert health.trouble == f"closed with {code}: because"
+        assert health.retry_in is not None
+        least = 60 if code == 4429 else 0
+        assert least - 0.1 <= health.retry_in <= least + 1
+
+
+@pytest.mark.parametrize("code", [1003, 1007, 1008, 1009, 4400, 4401, 4403])
+async def test_codes_after_which_it_stays_away(code: int) -> None:
+    """What is raised tells the code; whoever subscribes later hears the same."""
+
+    async def closing(actor: Actor) -> None:
+        await actor.close(code, "because")
+
+    async with scripted(closing) as stage, connect(stage.url) as client:
+        feed = await client.subscribe()
+        with pytest.raises(Refused, match=f"closed with {code}: because") as raised:
+            await take(feed)
+        assert raised.value.code == code
+        assert isinstance(raised.value, Unauthenticated) == (code == 4401)
+        assert client.health.state is State.CLOSED
+        with pytest.raises(Refused):
+            await take(await client.subscribe())
+        assert stage.connections == 1
+
+
+async def test_a_new_token_is_tried_once() -> None:
+    """A function is asked again: it comes back with another token, and gives up on the same one."""
+    tokens = iter(["old", "new", "new", "new"])
+    shown = []
+
+    async def checking(actor: Actor) -> None:
+        assert actor.socket.request
+        shown.append(actor.socket.request.headers["Authorization"])
+        await actor.close(4401)
+
+    async with scripted(checking) as stage:
+        with pytest.raises(Unauthenticated):
+            await take(stream(stage.url, token=lambda: next(tokens)))
+    assert shown == ["Bearer old", "Bearer new"]
+
+
+async def test_pauses_grow_while_nothing_is_to_be_had() -> None:
+    """A server that greets and closes is no server that serves."""
+
+    async def closing(actor: Actor) -> None:
+        await actor.hello()
+        await actor.close(1011)
+
+    told = Told()
+    async with scripted(closing) as stage, connect(stage.url, on_change=told) as client:
+        await client.subscribe()
+        await until(lambda: stage.connections == 3)
+        assert client._link.backoff.failures >= 2
+
+
+# -- protocols ----------------------------------------------------------------------------------
+
+
+async def test_a_server_of_the_default_stream_only() -> None:
+    """Each subscription asks by the query, on a connection of its own."""
+    targets = []
+
+    async def part(actor: Actor) -> None:
+        assert actor.socket.request
+        targets.append(actor.socket.request.path)
+        if "?" not in targets[-1]:
+            await actor.stay()
+        total = len(targets)
+        await actor.send(f'{{"total_decisions":{total},"avg_confidence":null,"timestamp":"t"}}')
+        await actor.stay()
+
+    async with scripted(part, protocols=()) as stage, connect(stage.url) as client:
+        first = await client.subscribe(interval=1, window="5m", strategy=("a", "b"))
+        metrics = await take(first)
+        assert metrics.data == {"total_decisions": 2}
+        assert (metrics.position, metrics.source) == (None, None)
+        second = await client.subscribe(fields="cost")
+        assert (await take(second)).total_decisions == 3
+        await second.close()
+    path = "/ws/metrics"
+    assert targets == [
+        path,
+        f"{path}?interval=1&window=5m&strategy=a&strategy=b",
+        f"{path}?fields=cost",
+    ]
+
+
+@pytest.mark.parametrize("protocol", [V1_JSON, V1_MSGPACK])
+async def test_it_speaks_what_the_server_chose(protocol: str) -> None:
+    """Text or binary, by the subprotocol."""
+
+    async def part(actor: Actor) -> None:
+        heard.append(type(await actor.socket.recv()))
+        await actor.close(1008)
+
+    heard: list[Any] = []
+    async with scripted(part, protocols=(protocol,)) as stage:
+        with pytest.raises(Refused):
+            await take(stream(stage.url))
+    assert heard == [str if protocol == V1_JSON else bytes]
+
+
+async def test_what_is_no_message_ends_the_connection_only() -> None:
+    """It comes back, and says what was wrong."""
+
+    async def babbling(actor: Actor) -> None:
+        await actor.send("not JSON")
+        await actor.stay()
+
+    told = Told()
+    async with scripted(babbling, steady) as stage, connect(stage.url, on_change=told) as client:
+        feed = await client.subscribe()
+        assert (await take(feed)).total_decisions == 1
+        assert "routecast.v1" in (await told.of(State.RECONNECTING)).trouble

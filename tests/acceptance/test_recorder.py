@@ -1,0 +1,406 @@
+"""`Recorder` against a real server, and one that plays a part: nothing lost, nothing twice."""
+
+import gzip
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from routecast.client import Counters, Recorder
+from routecast.protocol import DecisionIn
+from tests.support.around import plain_proxy
+from tests.support.server import Server, free_port
+
+WAIT_SECONDS = 60.0
+DECISION: dict[str, Any] = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9}
+
+
+def total(server: Server) -> int:
+    count: int = server.metrics()["total_decisions"]
+    return count
+
+
+def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
+    """Wait until a counter has come so far."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while getattr(counters := recorder.counters, name) < least:
+        assert time.monotonic() < deadline, counters
+        time.sleep(0.005)  # between two questions; the answer is the event
+    return counters
+
+
+# -- a server that plays a part -----------------------------------------------------------------
+
+
+class Stand:
+    """Answers each batch as told: with a status, headers and, of 200, a receipt."""
+
+    def __init__(self, *answers: tuple[int, dict[str, str]]) -> None:
+        self.answers = list(answers)
+        self.batches: list[list[dict[str, Any]]] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.url = ""
+
+    def take(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        if headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.times.append(time.monotonic())
+        self.headers.append(headers)
+        self.batches.append(json.loads(body))
+        status, more = self.answers.pop(0) if self.answers else (200, {})
+        receipt = {"accepted": len(self.batches[-1]), "duplicates": 0, "rejected": []}
+        receipt |= {"rejected_count": 0, "position": {"epoch": "e", "seq": 1}}
+        problem = {"title": "no", "status": status, "detail": "because"}
+        return status, more, json.dumps(receipt if status == 200 else problem).encode()
+
+
+@contextmanager
+def stand(*answers: tuple[int, dict[str, str]]) -> Iterator[Stand]:
+    """Run a server that gives these answers, and then 200."""
+    there = Stand(*answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status, headers, answer = there.take(dict(self.headers), body)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(answer))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        there.url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield there
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# -- what is recorded ---------------------------------------------------------------------------
+
+
+def test_decisions_arrive(server: Server) -> None:
+    """However they are given; what is None is left out, and the server's totals are exact."""
+    with Recorder(server.url) as recorder:
+        recorder.record(strategy="hybrid", provider="gemini", confidence=0.9, cost=None)
+        recorder.record(DECISION)
+        recorder.record(DECISION, provider="claude", cost=0.5)
+        recorder.record(DecisionIn("hybrid", "gemini", confidence=0.9))
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=4)
+    metrics = server.metrics(fields="total_decisions,avg_confidence,provider_usage,cost")
+    del metrics["timestamp"]
+    assert metrics == {
+        "total_decisions": 4,
+        "avg_confidence": 0.9,
+        "provider_usage": {"gemini": 3, "claude": 1},
+        "cost": {"total": 0.5, "priced": 1, "unpriced": 3},
+    }
+
+
+def test_ids_and_times_are_those_of_the_moment() -> None:
+    """An id of one's own is kept; what is changed after the call does not count."""
+    with stand() as there, Recorder(there.url) as recorder:
+        given = dict(DECISION)
+        before = time.time()
+        recorder.record(given)
+        recorder.record(given, id="mine", timestamp="2026-01-31T12:34:56Z")
+        after = time.time()
+        given["strategy"] = "changed"
+        recorder.flush(WAIT_SECONDS)
+        first, second = there.batches[0]
+    assert before <= first["timestamp"] <= after
+    assert len(first["id"]) > 16
+    assert (second["id"], second["timestamp"]) == ("mine", "2026-01-31T12:34:56Z")
+    assert first["strategy"] == "hybrid"
+
+
+def test_large_batches_are_compressed_and_cut() -> None:
+    """No body is more than a megabyte, nor has it more than `batch` decisions."""
+    with stand() as there, Recorder(there.url, batch=700) as recorder:
+        for _ in range(1000):
+            recorder.record(DECISION, reason="x" * 5000)
+        recorder.flush(WAIT_SECONDS)
+        for _ in range(800):
+            recorder.record(DECISION)
+        recorder.flush(WAIT_SECONDS)
+    sizes = [len(json.dumps(batch)) for batch in there.batches]
+    assert sum(map(len, there.batches)) == 1800
+    assert max(sizes) < 1_100_000
+    assert max(map(len, there.batches)) == 700
+    assert there.headers[0]["Content-Encoding"] == "gzip"
+
+
+def test_one_connection_serves_many_batches(server: Server) -> None:
+    """And a server that hangs up on it between two batches costs nothing."""
+    with Recorder(server.url, linger=0) as recorder:
+        for _ in range(3):
+            recorder.record(DECISION)
+            assert recorder.flush(WAIT_SECONDS)
+        server.stop()
+        server.start()
+        recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=4)
+
+
+# -- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_dead_server_loses_nothing(server: Server) -> None:
+    """What was recorded meanwhile arrives when it is back, once."""
+    with Recorder(server.url) as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        server.kill()
+        for _ in range(500):
+            recorder.record(DECISION)
+        assert not recorder.flush(0.1)
+        wait_for(recorder, "retried")
+        server.start()
+        for _ in range(500):
+            recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        counters = recorder.counters
+    assert (counters.sent, counters.dropped, counters.waiting) == (1001, 0, 0)
+    assert total(server) == 1001
+
+
+def test_a_lost_answer_counts_nothing_twice(server: Server) -> None:
+    """It was committed and the answer lost: sent again with the same ids, it is known."""
+    with plain_proxy(server, lose=2) as url, Recorder(url) as recorder:
+        for _ in range(10):
+            recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        counters = recorder.counters
+    assert (counters.sent, counters.duplicates) == (0, 10)
+    assert counters.retried >= 10
+    assert total(server) == 10
+
+
+def test_it_stays_away_as_long_as_it_was_asked_to() -> None:
+    """`Retry-After` of 503 and 429; the same ids come again."""
+    with stand((503, {"Retry-After": "1"}), (429, {})) as there, Recorder(there.url) as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=1, retried=2)
+    assert there.times[1] - there.times[0] >= 1
+    assert there.batches[0] == there.batches[1] == there.batches[2]
+
+
+def test_a_full_server_is_waited_for(server: Server) -> None:
+    """A real 503: the database is locked for longer than the server waits."""
+    lock = sqlite3.connect(server.database, isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    with Recorder(server.url) as recorder:
+        recorder.record(DECISION)
+        wait_for(recorder, "retried")
+        lock.execute("ROLLBACK")
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters.sent == 1
+    lock.close()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 500])
+def test_what_is_refused_is_not_sent_again(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted, told once, and what comes after it is sent."""
+    with stand((status, {}), (status, {})) as there, Recorder(there.url) as recorder:
+        for _ in range(3):
+            recorder.record(DECISION)
+            recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=1, rejected=2)
+        assert len(there.batches) == 3
+    told = [record for record in caplog.records if "because" in record.getMessage()]
+    assert len(told) == 1
+
+
+def test_bad_decisions_are_counted_and_told_once(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those the server names, and those that could not even be written; never the good ones."""
+    with Recorder(server.url) as recorder:
+        for _ in range(3):
+            recorder.record(DECISION, confidence=7)
+            recorder.record(DECISION, provider=object())
+            recorder.record(5)  # type: ignore[arg-type]  # -- the point
+            recorder.record(DECISION, reason="x" * 100_000)
+            recorder.record(DECISION)
+            assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=3, rejected=12)
+    assert len(caplog.records) == 4
+    assert total(server) == 3
+
+
+def test_a_batch_with_no_good_decision_is_refused_for_good(server: Server) -> None:
+    """422: each is counted, none sent again."""
+    with Recorder(server.url) as recorder:
+        recorder.record(DECISION, confidence=7)
+        recorder.record(DECISION, confidence=8)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(rejected=2)
+
+
+def test_the_oldest_are_dropped() -> None:
+    """When more wait than there is room for; the books balance, and the newest are sent."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with Recorder(url, capacity=100, batch=10) as recorder:
+        recorder.record(DECISION)
+        wait_for(recorder, "retried")
+        for number in range(1000):
+            recorder.record(DECISION, cost=number)
+        counters = recorder.counters
+        assert counters.dropped == 900
+        assert counters.waiting == 101
+        assert recorder.close(0.1) is False
+        counters = recorder.counters
+        assert (counters.dropped, counters.waiting) == (1001, 0)
+
+
+def test_the_newest_are_kept() -> None:
+    """What arrives after an outage is the end of what was recorded."""
+    with stand() as there:
+        recorder = Recorder(there.url, capacity=100, linger=0.5)
+        for number in range(1000):
+            recorder.record(DECISION, latency_ms=number)
+        assert recorder.close(WAIT_SECONDS)
+        assert [decision["latency_ms"] for decision in there.batches[0]] == [*range(900, 1000)]
+        assert recorder.counters == Counters(sent=100, dropped=900)
+
+
+def test_what_is_recorded_after_the_end_is_dropped() -> None:
+    """And counted; the caller does not hear of it."""
+    with stand() as there:
+        recorder = Recorder(there.url)
+        recorder.record(DECISION)
+        assert recorder.close(WAIT_SECONDS)
+        recorder.record(DECISION)
+        assert recorder.flush(0)
+        assert recorder.counters == Counters(sent=1, dropped=1)
+
+
+def test_a_token_is_shown_and_made_anew(server: Server) -> None:
+    """A function is asked for each batch; after a 401 it may bring a better one."""
+    tokens = iter(["old", "new"])
+    with stand((401, {})) as there, Recorder(there.url, token=lambda: next(tokens)) as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=1, retried=1)
+    assert [headers["Authorization"] for headers in there.headers] == ["Bearer old", "Bearer new"]
+
+
+# -- threads, forks, exits ----------------------------------------------------------------------
+
+
+def test_many_threads_record_at_once(server: Server) -> None:
+    """None is lost, and none has another's id."""
+    with Recorder(server.url, linger=0.01) as recorder:
+
+        def record() -> None:
+            for _ in range(2_000):
+                recorder.record(DECISION)
+
+        threads = [threading.Thread(target=record) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=16_000)
+    assert total(server) == 16_000
+
+
+def run(code: str, url: str, options: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a program that has a recorder."""
+    begin = (
+        "import os, sys, time\n"
+        "from routecast.client import Recorder\n"
+        f"recorder = Recorder({url!r}, {options})\n"
+        f"decision = {DECISION!r}\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", begin + code],
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise ValueError"])
+def test_what_waits_is_sent_at_exit(server: Server, end: str) -> None:
+    """However the program comes to its end; it need not close anything."""
+    done = run(f"for _ in range(100): recorder.record(decision)\n{end}", server.url)
+    assert done.returncode == {"": 0, "sys.exit(3)": 3}.get(end, 1), done.stderr
+    assert total(server) == 100
+
+
+def test_an_exit_takes_no_longer_than_allowed() -> None:
+    """A server that cannot be reached, or that says nothing, keeps no program from ending."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        began = time.monotonic()
+        done = run("recorder.record(decision)", url, "exit_timeout=0.5")
+        assert done.returncode == 0, done.stderr
+        assert time.monotonic() - began < 10
+
+
+def test_a_forked_child_records_for_itself(server: Server) -> None:
+    """It sends nothing of its parent's, has ids of its own, and a thread of its own."""
+    code = """
+for _ in range(50):
+    recorder.record(decision)
+child = os.fork()
+for _ in range(100 if child else 7):
+    recorder.record(decision)
+if not child:
+    assert recorder.close(), recorder.counters
+    assert recorder.counters.sent == 7, recorder.counters
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0
+recorder.close()
+assert (recorder.counters.sent, recorder.counters.duplicates) == (150, 0), recorder.counters
+"""
+    done = run(code, server.url)
+    assert done.returncode == 0, done.stderr
+    assert total(server) == 157
+
+
+def test_it_may_be_called_from_a_signal_handler(server: Server) -> None:
+    """Even one that interrupts a call of itself."""
+    code = """
+import signal
+signal.signal(signal.SIGALRM, lambda *_: recorder.record(decision))
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+until = time.monotonic() + 1
+mine = 0
+while time.monotonic() < until:
+    recorder.record(decision)
+    mine += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert recorder.flush(30)
+counters = recorder.counters
+assert counters.sent + counters.dropped > mine + 100, (mine, counters)
+"""
+    done = run(code, server.url)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,91 @@
+"""A WebSocket server that plays a part: for what a true server cannot be made to do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.typing import Subprotocol
+
+from routecast.protocol import V1_JSON, ClientMessage, Hello
+
+Message = dict[str, Any]
+
+_read = msgspec.json.Decoder(ClientMessage).decode
+
+
+class Actor:
+    """The server's side of one connection."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        self.socket = socket
+
+    async def hello(self) -> None:
+        """Greet as a server does."""
+        await self.send(msgspec.to_builtins(Hello(connection="c")))
+
+    async def hear(self) -> Any:
+        """Return the next message of the client."""
+        return _read(await self.socket.recv(decode=False))
+
+    async def send(self, *messages: Message | str) -> None:
+        """Send messages as they are given."""
+        for message in messages:
+            text = message if isinstance(message, str) else msgspec.json.encode(message).decode()
+            await self.socket.send(text)
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Close with a code."""
+        await self.socket.close(code, reason)
+
+    async def stay(self) -> None:
+        """Stay until the client goes."""
+        await self.socket.wait_closed()
+
+
+Part = Callable[[Actor], Awaitable[None]]
+
+
+class Stage:
+    """The address of a scripted server, and how many connections it saw."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.connections = 0
+
+
+@asynccontextmanager
+async def scripted(*parts: Part, protocols: tuple[str, ...] = (V1_JSON,)) -> AsyncIterator[Stage]:
+    """Play the parts, one each connection; the last one is for all further connections."""
+
+    async def play(socket: ServerConnection) -> None:
+        part = parts[min(stage.connections, len(parts) - 1)]
+        stage.connections += 1
+        await part(Actor(socket))
+
+    names = [Subprotocol(name) for name in protocols]
+    async with serve(play, "127.0.0.1", 0, subprotocols=names or None) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        stage = Stage(f"http://127.0.0.1:{port}")
+        yield stage
+
+
+def snapshot(seq: int, data: Message, *, epoch: str = "e", **more: Any) -> Message:
+    """Return a snapshot as a server sends it."""
+    position = {"epoch": epoch, "seq": seq}
+    message = {"type": "snapshot", "id": "s1", "position": position, "source": "live", "age_ms": 0}
+    return {**message, "data": data, "timestamp": f"at {seq}", **more}
+
+
+def delta(base: int, seq: int, data: Message, **more: Any) -> Message:
+    """Return a delta as a server sends it."""
+    return {**snapshot(seq, data), "type": "delta", "base": base, **more}
+
+
+async def until(met: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until a condition is met."""
+    async with asyncio.timeout(seconds):
+        while not met():  # noqa: ASYNC110  # between two questions; the answer is the event
+            await asyncio.sleep(0.001)

@@ -1,0 +1,50 @@
+"""Addresses of servers, as people write them."""
+
+import pytest
+
+from routecast.client.address import Server
+from routecast.errors import BadParameter
+
+
+@pytest.mark.parametrize(
+    ("text", "http", "stream"),
+    [
+        ("http://h:1", "http://h:1/x", "ws://h:1/ws/metrics"),
+        ("https://h", "https://h/x", "wss://h/ws/metrics"),
+        ("ws://h:1/ws/metrics", "http://h:1/x", "ws://h:1/ws/metrics"),
+        ("wss://h/ws/metrics/", "https://h/x", "wss://h/ws/metrics"),
+        (" h:8000 ", "http://h:8000/x", "ws://h:8000/ws/metrics"),
+        (
+            "https://h/app/routecast/",
+            "https://h/app/routecast/x",
+            "wss://h/app/routecast/ws/metrics",
+        ),
+        ("http://[::1]:8000", "http://[::1]:8000/x", "ws://[::1]:8000/ws/metrics"),
+    ],
+)
+def test_one_address_is_two(text: str, http: str, stream: str) -> None:
+    """Over HTTP and over WebSocket, whichever of them was written, with a path or without."""
+    server = Server.parse(text)
+    assert server.http("/x") == http
+    assert server.stream() == stream
+    assert server.stream([("fields", "a,b"), ("strategy", "ü&")]) == (
+        f"{stream}?fields=a,b&strategy=%C3%BC%26"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "http://", "ftp://h", "http://h:x", "http://h/?interval=1"])
+def test_what_is_no_address_is_named(text: str) -> None:
+    """By the parameter it was given as."""
+    with pytest.raises(BadParameter, match=r"^--server: "):
+        Server.parse(text, "--server")
+
+
+@pytest.mark.parametrize("text", ["http://me:secret@h/app", "http://me:secret@h:x"])
+def test_a_password_is_never_shown(text: str) -> None:
+    """Not in words about the server, nor in those about a bad address."""
+    try:
+        shown = str(Server.parse(text))
+    except BadParameter as error:
+        shown = str(error)
+    assert "h" in shown
+    assert "secret" not in shown
