@@ -1,6 +1,8 @@
 """`routecast watch`, `bench` and `demo`: on a terminal, in a pipe, and when things go wrong."""
 
+import asyncio
 import json
+import os
 import re
 import resource
 import signal
@@ -14,6 +16,7 @@ import httpx2
 import pytest
 
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
+from tests.support.scripted import Actor, scripted, snapshot
 from tests.support.server import Server, free_port
 
 LEAVE_SCREEN = "\x1b[?1049l"
@@ -98,7 +101,7 @@ def test_watch_trusts_no_name(server: Server) -> None:
 
 
 def test_watch_json_is_one_document_a_line(server: Server) -> None:
-    """For pipes: each line is a document as the server sent it; a closed pipe ends it quietly."""
+    """For pipes: a line whenever the numbers change; a closed pipe ends it quietly."""
     server.post(DECISIONS)
     command = [*COMMAND, "watch", "--json", "--interval", "0.1", "--server", server.url]
     with subprocess.Popen(
@@ -106,14 +109,17 @@ def test_watch_json_is_one_document_a_line(server: Server) -> None:
     ) as process:
         assert process.stdout
         assert process.stderr
-        documents = [json.loads(process.stdout.readline()) for _ in range(3)]
+        documents = [json.loads(process.stdout.readline())]
+        for _ in range(2):
+            server.post(DECISIONS)
+            documents.append(json.loads(process.stdout.readline()))
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(WAIT_SECONDS) == 0
-    assert [document["total_decisions"] for document in documents] == [3, 3, 3]
+    assert [document["total_decisions"] for document in documents] == [3, 6, 9]
     assert documents[0]["latency_ms"]["avg"] == 1500
     once = routecast("watch", "--json", "--once", "--server", server.url)
-    assert json.loads(once.stdout)["total_decisions"] == 3
+    assert json.loads(once.stdout)["total_decisions"] == 9
 
 
 def test_watch_live_follows_and_comes_back(server: Server) -> None:
@@ -134,6 +140,100 @@ def test_watch_live_follows_and_comes_back(server: Server) -> None:
     assert "Traceback" not in terminal.output
     assert terminal.output.rindex(LEAVE_SCREEN) > terminal.output.rindex("afterwards")
     assert SHOW_CURSOR in terminal.output[terminal.output.rindex("afterwards") :]
+
+
+def test_watch_keys_change_what_is_shown(server: Server) -> None:
+    """Window, filters and interval, each by a key; the last line tells the keys, and ? all."""
+    server.post([*DECISIONS, {**DECISIONS[0], "timestamp": "2024-01-01T00:00:00Z"}])
+    with Terminal(*COMMAND, "watch", "--interval", "0.5", "--server", server.url) as terminal:
+        terminal.wait_for("hybrid +3 +75.0%")
+        terminal.wait_for("q leave")
+        terminal.press("w")
+        terminal.wait_for("the last 5m")
+        terminal.wait_for("hybrid +2 +66.7%")
+        terminal.press("s")
+        terminal.wait_for("the last 5m, strategy hybrid")
+        terminal.wait_for("hybrid +2 +100.0%")
+        terminal.press("s")
+        terminal.wait_for("strategy cost")
+        terminal.wait_for("cost +1 +100.0%")
+        terminal.press("sp")
+        terminal.wait_for("the last 5m, provider gemini")
+        terminal.wait_for("gemini +2 +100.0%")
+        terminal.press("-")
+        terminal.wait_for("every 1 s")
+        terminal.press("a+")
+        terminal.wait_for(r"every 0.5 s")
+        terminal.wait_for("claude +1 +25.0%")
+        terminal.press("\x1b[A\x1bOP?")
+        terminal.wait_for("next or last window")
+        terminal.press("?")
+        terminal.wait_for("claude")
+        terminal.press("q")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("leave", ["q", "\x03", "\x04"], ids=["q", "Ctrl-C", "Ctrl-D"])
+def test_watch_leaves_the_terminal_as_it_was(server: Server, leave: str) -> None:
+    """The screen, the cursor, and how keys are treated; and what was typed is not for the shell."""
+    with Terminal(*COMMAND, "watch", "--server", server.url) as terminal:
+        before = terminal.settings
+        terminal.wait_for("No decisions yet")
+        assert terminal.settings != before
+        terminal.press(leave)
+        assert terminal.end() == 0
+        assert terminal.settings == before
+    assert terminal.output.rindex(LEAVE_SCREEN) > terminal.output.rindex("No decisions yet")
+    assert SHOW_CURSOR in terminal.output
+
+
+async def test_watch_leaves_the_terminal_as_it_was_when_it_fails() -> None:
+    """A server that sends nonsense: the terminal is as it was before the words are on it."""
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await actor.send(snapshot(1, {"total_decisions": "many"}))
+        await actor.stay()
+
+    def run(url: str) -> tuple[int, str]:
+        with Terminal(*COMMAND, "watch", "--server", url) as terminal:
+            before = terminal.settings
+            code = terminal.end()
+            assert terminal.settings == before
+            return code, terminal.output
+
+    async with scripted(part) as stage:
+        code, output = await asyncio.to_thread(run, stage.url)
+    assert code == 1
+    assert "Traceback" not in output
+    assert output.index("not what Routecast sends") > output.rindex(LEAVE_SCREEN)
+
+
+def test_watch_may_be_suspended(server: Server) -> None:
+    """Ctrl-Z gives the terminal back as it was; afterwards it goes on."""
+    with Terminal(*COMMAND, "watch", "--server", server.url) as terminal:
+        before = terminal.settings
+        terminal.wait_for("No decisions yet")
+        terminal.process.send_signal(signal.SIGTSTP)
+        terminal.wait_for(re.escape(LEAVE_SCREEN))
+        assert os.waitpid(terminal.process.pid, os.WUNTRACED)[1] & 0xFF == 0x7F  # stopped
+        assert terminal.settings == before
+        terminal.process.send_signal(signal.SIGCONT)
+        server.post(DECISIONS)
+        terminal.wait_for("hybrid")
+        terminal.press("q")
+        assert terminal.end() == 0
+
+
+def test_watch_shows_no_colour_where_none_is_wanted(server: Server) -> None:
+    """NO_COLOR: bold and dim at most."""
+    server.post(DECISIONS)
+    with Terminal(*COMMAND, "watch", "--server", server.url, env={"NO_COLOR": "1"}) as terminal:
+        terminal.wait_for("hybrid")
+        terminal.press("q")
+        assert terminal.end() == 0
+    assert not re.search(r"\x1b\[[\d;]*\b3\d", terminal.output)
 
 
 def test_watch_leaves_the_terminal_as_it_was_on_sigterm(server: Server) -> None:

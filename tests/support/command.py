@@ -66,9 +66,18 @@ class Terminal:
                 raise AssertionError(f"no {pattern!r} in:\n{self._unread[-4000:]!r}")
             self._unread += piece
 
+    def press(self, keys: str) -> None:
+        """Press keys at the terminal."""
+        os.write(self._ours, keys.encode())
+
     def press_ctrl_c(self) -> None:
         """Press Ctrl-C at the terminal."""
-        os.write(self._ours, b"\x03")
+        self.press("\x03")
+
+    @property
+    def settings(self) -> list[Any]:
+        """How the terminal treats what is typed: what a program must leave as it was."""
+        return termios.tcgetattr(self._ours)
 
     def end(self) -> int:
         """Read the rest until the process has ended; return its exit code."""

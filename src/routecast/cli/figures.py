@@ -59,6 +59,13 @@ def money(amount: float | None, digits: int | None = None) -> str:
     return f"${amount:,.{money_digits([amount]) if digits is None else digits}f}"
 
 
+def money_rate(amount: float | None) -> str:
+    """Format dollars per time to three significant digits."""
+    if amount is None:
+        return UNKNOWN
+    return money(float(f"{amount:.2e}")) if amount < 100 else f"${amount:,.0f}"
+
+
 def latency(ms: float | None) -> str:
     """Format milliseconds to three significant digits, as ms or s."""
     if ms is None:

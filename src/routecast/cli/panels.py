@@ -1,19 +1,22 @@
-"""A metrics document as a terminal shows it, fitted to the terminal's width and height."""
+"""Metrics as a terminal shows it, fitted to the terminal's width and height."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from routecast.cli import figures
+from routecast.cli.choice import HELP, Choice, footer
+from routecast.cli.movement import Movement
 from routecast.cli.tables import ONE_LINE, WIDE, tables
 from routecast.cli.terminal import plain
+from routecast.client import Cost, Errors, Latency, Metrics
 
-Document = Mapping[str, Any]
-
+_FIRST_DECISION: Final = """  --json '{"strategy":"hybrid","provider":"gemini"}'"""
+_GAP: Final = 4  # columns between two charts
 # Lines around the tables: head, tiles and foot, with a blank line after each of the first two
 # and before the last; then, between the tables, a blank line and two headings.
 _AROUND: Final = 1 + 1 + 3 + 1 + 2
@@ -34,47 +37,49 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """All that is shown at one moment. `rates` are decisions a second, oldest first, None a gap.
+    """All that is shown at one moment.
 
-    `unbounded` shows every row, for output that scrolls.
+    Without a `movement` it shows every row and no more, for output that scrolls. With it, the last
+    line tells the keys, where they may change the choice; `help` has them in place of the numbers.
     """
 
     title: str
     asked: str
     status: Status
-    document: Document | None
-    rates: Sequence[float | None]
-    seconds_apart: float
-    first_decision: str
-    foot: str
-    unbounded: bool = False
+    metrics: Metrics | None
+    movement: Movement | None = None
+    keys: Choice | None = None
+    help: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         yield _head(self.title, self.status, width)
         if self.asked:
-            yield Text(plain(self.asked), style="dim", overflow="ellipsis", no_wrap=True)
-        if self.document is None:
+            yield Text(plain(self.asked), style="dim", **ONE_LINE)
+        if self.help:
+            yield _help()
+        elif self.metrics is None:
             yield Text("\nNo numbers yet.", style="dim")
-        elif not self.document["total_decisions"]:
-            yield _welcome(self.first_decision, bool(self.asked))
+        elif not self.metrics.total_decisions:
+            yield _welcome(self.title, bool(self.asked))
         else:
-            height = 10_000 if self.unbounded else options.size.height
-            yield from self._numbers(self.document, width, height - bool(self.asked))
-        if self.foot:
-            yield Text(f"\n{self.foot}", style="dim")
+            height = options.size.height if self.movement else 10_000
+            yield from self._numbers(self.metrics, width, height - bool(self.asked))
+        if self.movement:
+            foot = footer(self.keys, width) if self.keys else "Ctrl-C leaves"
+            yield Text(f"\n{foot}", style="dim")
 
-    def _numbers(self, document: Document, width: int, height: int) -> RenderResult:
+    def _numbers(self, metrics: Metrics, width: int, height: int) -> RenderResult:
         style = "" if self.status.fresh else "dim"
         yield Text()
-        yield _tiles(document, width, style)
+        yield _tiles(metrics, width, style)
         yield Text()
-        if self.rates:
+        if self.movement and self.movement.rates:
             chart_height = 1 if height < 30 else 3
-            yield from _movement(self.rates, self.seconds_apart, width, chart_height)
+            yield _movements(self.movement, width, chart_height)
             yield Text()
             height -= chart_height + 2
-        yield tables(document, width, height - _AROUND - _BETWEEN, style)
+        yield tables(metrics, width, height - _AROUND - _BETWEEN, style)
 
 
 def _head(title: str, status: Status, width: int) -> Table:
@@ -88,9 +93,17 @@ def _head(title: str, status: Status, width: int) -> Table:
     return head
 
 
-def _welcome(command: str, filtered: bool) -> RenderableType:
+def _help() -> RenderableType:
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for keys, words in HELP:
+        table.add_row(Text(keys, style="bold"), words)
+    return Group(Text(), table)
+
+
+def _welcome(server: str, filtered: bool) -> RenderableType:
     if filtered:
         return Text("\nNo decision matches.", style="bold")
+    command = f"curl {server}/v1/decisions \\\n{_FIRST_DECISION}"
     return Group(
         Text("\nNo decisions yet.", style="bold"),
         Text("This line, in another terminal, sends a first one:\n"),
@@ -101,34 +114,32 @@ def _welcome(command: str, filtered: bool) -> RenderableType:
 # -- the single figures -----------------------------------------------------------------------
 
 
-def _tiles(document: Document, width: int, style: str) -> Table:
-    cost, errors, latency = document["cost"], document["errors"], document["latency_ms"]
-    total = document["total_decisions"]
+def _tiles(metrics: Metrics, width: int, style: str) -> Table:
+    cost, errors = metrics.cost or Cost(0, 0, 0), metrics.errors or Errors(0)
+    latency, total = metrics.latency_ms or Latency(), metrics.total_decisions
     wide, narrow = width >= WIDE, width < NARROW
-    pace, late = f"{figures.rate(document['rate'])}/s", f"p95 {figures.latency(latency['p95'])}"
+    pace, late = f"{figures.rate(metrics.rate)}/s", f"p95 {figures.latency(latency.p95)}"
     if width >= ROOMY:
         pace += " over the last minute"
-    if wide:
-        late += f", p99 {figures.latency(latency['p99'])}"
-    elif narrow:
-        late = "median"
+    if not narrow:
+        late += f", p99 {figures.latency(latency.p99)}"
     tiles = (
         ("decisions", figures.count(total), pace),
         (
             "confidence" if narrow else "avg confidence",
-            figures.confidence(document["avg_confidence"]),
+            figures.confidence(metrics.avg_confidence),
             "average" if narrow else "of 0 to 1",
         ),
         (
             "cost",
-            figures.money(cost["total"] if cost["priced"] else None),
-            f"{figures.count(cost['unpriced'])} unpriced" if cost["unpriced"] else "",
+            figures.money(cost.total if cost.priced else None),
+            f"{figures.count(cost.unpriced)} unpriced" if cost.unpriced else "",
         ),
-        ("errors", figures.count(errors["count"]), figures.share(errors["count"], total)),
+        ("errors", figures.count(errors.count), figures.share(errors.count, total)),
         (
-            "latency" if narrow else "median latency",
-            figures.latency(latency["p50"]),
-            late if latency["p50"] else "",
+            "latency p50" if narrow else "median latency",
+            figures.latency(latency.p50),
+            late if latency.p50 else "",
         ),
     )
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -139,19 +150,38 @@ def _tiles(document: Document, width: int, style: str) -> Table:
     return grid
 
 
-def _movement(
-    rates: Sequence[float | None], seconds_apart: float, width: int, height: int
-) -> RenderResult:
-    shown = list(rates)[-width:]
-    known = [rate for rate in shown if rate is not None]
-    span = figures.age(len(shown) * seconds_apart)
-    words = Text("decisions a second: ", style="bold")
-    if known:
-        newest = f"now {figures.rate(shown[-1])}, highest {figures.rate(max(known))}"
-        words.append(f"{newest}, over {span}", style="dim not bold")
-    else:
-        words.append("collecting", style="dim not bold")
-    words.no_wrap, words.overflow = True, "ellipsis"
-    yield words
-    for line in figures.chart(shown, height):
-        yield Text(line.rjust(width), style="cyan", no_wrap=True)
+def _movements(movement: Movement, width: int, height: int) -> RenderableType:
+    """Two charts side by side: how many decisions, and what they cost."""
+    left, right = (width - _GAP + 1) // 2, (width - _GAP) // 2
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(width=left, **ONE_LINE)
+    grid.add_column(width=right, **ONE_LINE)
+    grid.add_row(
+        _chart("decisions a second", movement.rates, figures.rate, movement.period, left, height),
+        _chart("cost a minute", movement.costs, figures.money_rate, movement.period, right, height),
+    )
+    return grid
+
+
+def _chart(
+    heading: str,
+    samples: Iterable[float | None],
+    show: Callable[[float | None], str],
+    period: float,
+    width: int,
+    height: int,
+) -> RenderableType:
+    shown = list(samples)[-width:]
+    known = [sample for sample in shown if sample is not None]
+    span = figures.age(len(shown) * period)
+    words = Text(heading, style="bold", **ONE_LINE)
+    for more in (
+        f": now {show(shown[-1])}, highest {show(max(known))}, over {span}" if known else "",
+        f": now {show(shown[-1])}, most {show(max(known))}" if known else "",
+        f": {show(shown[-1])}",
+    ):
+        if more and len(heading) + len(more) <= width:
+            words.append(more, style="dim not bold")
+            break
+    lines = (Text(line.rjust(width), style="cyan") for line in figures.chart(shown, height))
+    return Group(words, *lines)

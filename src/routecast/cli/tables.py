@@ -1,6 +1,6 @@
 """The tables of `routecast watch`: strategies, confidence bands and providers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from routecast.cli import figures
 from routecast.cli.terminal import plain
+from routecast.client import Metrics, Performance
 
 # From this many columns on, everything stands in two columns.
 WIDE: Final = 120
@@ -33,16 +34,16 @@ class _Bar:
     whole: int
 
 
-def tables(document: Mapping[str, Any], width: int, height: int, style: str) -> RenderableType:
+def tables(metrics: Metrics, width: int, height: int, style: str) -> RenderableType:
     """Lay out the three tables: over each other with two side by side, or all in two columns.
 
     `height` is how many rows of all tables there is room for; what is over it is summed up.
     """
-    total, bands = document["total_decisions"], document["confidence_distribution"]
+    total, bands = metrics.total_decisions or 0, metrics.confidence_distribution
     known = sum(bands.values())
     band_bars = [_Bar(name, count, known) for name, count in bands.items()]
-    provider_bars = [_Bar(name, count, total) for name, count in document["provider_usage"].items()]
-    strategies = list(document["strategy_performance"].items())
+    provider_bars = [_Bar(name, count, total) for name, count in metrics.provider_usage.items()]
+    strategies = list(metrics.strategy_performance.items())
     note = f"{total - known:,} without one" if total > known else ""
     content: RenderableType
     if width >= WIDE:
@@ -93,9 +94,9 @@ def _side_by_side(left: RenderableType, right: RenderableType, ratios: tuple[int
 
 
 def _strategies(
-    rows: Sequence[tuple[str, Mapping[str, Any]]], total: int, room: int, bar: int
+    rows: Sequence[tuple[str, Performance]], total: int, room: int, bar: int
 ) -> RenderableType:
-    digits = figures.money_digits(row["avg_cost"] for _, row in rows)
+    digits = figures.money_digits(row.avg_cost for _, row in rows)
     shown, rest = _cut(rows, room)
     table = _table(
         bar,
@@ -103,16 +104,16 @@ def _strategies(
         (
             (
                 name,
-                figures.count(row["count"]),
-                figures.share(row["count"], total),
-                figures.bar(row["count"], total, bar),
-                figures.money(row["avg_cost"], digits),
-                figures.confidence(row["avg_confidence"]),
+                figures.count(row.count),
+                figures.share(row.count, total),
+                figures.bar(row.count, total, bar),
+                figures.money(row.avg_cost, digits),
+                figures.confidence(row.avg_confidence),
             )
             for name, row in shown
         ),
     )
-    return _with_note(table, _rest_words([row["count"] for _, row in rest]))
+    return _with_note(table, _rest_words([row.count for _, row in rest]))
 
 
 def _bars(

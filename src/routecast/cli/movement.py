@@ -1,0 +1,75 @@
+"""How numbers move: decisions a second and dollars a minute, one sample each period."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from routecast.client import Metrics
+from routecast.protocol import WINDOWS
+
+# Closer than this, a difference of totals is mostly noise.
+SHORTEST: Final = 0.5
+_KEPT: Final = 1000  # more columns than a terminal has
+_PATIENCE: Final = 1.6
+
+Samples = deque[float | None]
+
+
+class Movement:
+    """Samples of one view; None is a gap, where it is not known what happened.
+
+    Of all time, a sample is what was added since the last one. Of a window, whose totals fall as
+    decisions leave it, it is what the server says of the last minute, and the window's average.
+    """
+
+    def __init__(
+        self, window: str, interval: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.period = max(interval, SHORTEST)
+        self.rates: Samples = deque(maxlen=_KEPT)
+        self.costs: Samples = deque(maxlen=_KEPT)
+        self._minutes = WINDOWS[window]
+        self._clock = clock
+        self._last: tuple[float, int, float] | None = None
+        self._sampled = clock()
+
+    def arrived(self, metrics: Metrics) -> None:
+        """Take a sample of new numbers."""
+        now = self._clock()
+        total = metrics.total_decisions or 0
+        cost = metrics.cost.total if metrics.cost else 0.0
+        if self._minutes is not None:
+            if now - self._sampled >= SHORTEST or not self.rates:
+                self._add(now, metrics.rate, cost / self._minutes)
+            return
+        if self._last is not None:
+            then, before, spent = self._last
+            step = now - then
+            if total < before:
+                self._add(now, None, None)  # another history
+            elif step < 0.9 * SHORTEST:
+                return
+            else:
+                self._add(now, (total - before) / step, 60 * (cost - spent) / step)
+        self._last = now, total, cost
+        self._sampled = now
+
+    def passed(self, *, fresh: bool) -> None:
+        """Take the samples that are due though nothing came: nothing happened, or nobody knows."""
+        now = self._clock()
+        while now - self._sampled >= _PATIENCE * self.period:
+            self._sampled += self.period
+            if not fresh:
+                self._last = None
+                self._add(self._sampled, None, None)
+            elif self._minutes is not None and self.rates:
+                self._add(self._sampled, self.rates[-1], self.costs[-1])
+            elif self._last is not None:
+                self._last = self._sampled, *self._last[1:]
+                self._add(self._sampled, 0.0, 0.0)
+
+    def _add(self, at: float, rate: float | None, cost: float | None) -> None:
+        self._sampled = at
+        self.rates.append(rate)
+        self.costs.append(cost)
