@@ -5,13 +5,14 @@ from litellm_callback import Callback
 
 litellm.callbacks = [Callback("http://127.0.0.1:8000")]
 
-Put this file and `send_decisions.py` beside your own. Prompts and answers are not sent.
+Put this file beside your own, and `pip install routecast`. Prompts and answers are not sent.
 """
 
 from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
-from send_decisions import Decision, Producer
+
+from routecast.client import Decision, Recorder
 
 
 def decision_of(call: dict[str, Any]) -> Decision:
@@ -42,13 +43,13 @@ class Callback(CustomLogger):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self.producer = Producer(url)
+        self.recorder = Recorder(url)
 
     def log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
         if call := kwargs.get("standard_logging_object"):
-            self.producer.put(decision_of(call))
+            self.recorder.record(decision_of(call))
 
     async def async_log_success_event(
         self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any

@@ -1,91 +1,46 @@
-"""Print a line for each metrics document of a Routecast server; come back when it is lost.
+"""Print a line whenever the metrics of a Routecast server change; come back when it is lost.
 
-pip install websockets
-python watch_metrics.py ws://127.0.0.1:8000/ws/metrics?interval=1
+pip install routecast
+python watch_metrics.py http://127.0.0.1:8000 --window 5m
 """
 
 import argparse
 import asyncio
-import json
-import random
+import logging
 import sys
-from collections.abc import AsyncIterator
-from typing import Any
 
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-
-# Close codes after which a new try would end the same way.
-FINAL = {1003, 1007, 1008, 1009, 4400, 4401, 4403}
-TOO_MANY_MESSAGES = 4429
-LONGEST_DELAY = 60.0
+from routecast.client import Metrics, RoutecastError, stream
 
 
-async def documents(url: str, first_delay: float = 5.0) -> AsyncIterator[dict[str, Any]]:
-    """Yield documents for ever: over any loss of the connection, waiting longer each time.
-
-    Raises ConnectionClosed or InvalidStatus when the server does not want this client.
-    """
-    delay = first_delay
-    while True:
-        try:
-            async with connect(url) as socket:
-                async for text in socket:
-                    delay = first_delay
-                    yield json.loads(text)
-            why, least = "the server is done for now", 0.0
-        except ConnectionClosed as error:
-            code = error.rcvd.code if error.rcvd else 1006
-            if code in FINAL:
-                raise
-            why, least = f"closed with {code}", 60.0 if code == TOO_MANY_MESSAGES else 0.0
-        except InvalidStatus as error:
-            if error.response.status_code < 500:
-                raise
-            why, least = f"the server answers {error.response.status_code}", 0.0
-        except (OSError, WebSocketException) as error:
-            why, least = f"no connection ({type(error).__name__})", 0.0
-        # Spread by ±20 %, so that a thousand clients do not come back in the same instant.
-        wait = max(delay, least) * random.uniform(0.8, 1.2)
-        print(f"{why}; trying again in {wait:.1f} s", file=sys.stderr)
-        await asyncio.sleep(wait)
-        delay = min(delay * 1.6, LONGEST_DELAY)
+def line(metrics: Metrics) -> str:
+    """Put the numbers into one line; what is not known is None, never 0."""
+    counts = (f"{name!r} {found.count}" for name, found in metrics.strategy_performance.items())
+    confidence = "unknown" if metrics.avg_confidence is None else f"{metrics.avg_confidence:.3f}"
+    return (
+        f"{metrics.timestamp}  {metrics.total_decisions} decisions, "
+        f"confidence {confidence}: {', '.join(counts) or 'none yet'}"
+    )
 
 
-def line(document: dict[str, Any]) -> str:
-    """Put a document into one line."""
-    if "error" in document:
-        return f"{document['timestamp']}  {document['error']}"
-    confidence = document["avg_confidence"]
-    shown = "unknown" if confidence is None else f"{confidence:.3f}"
-    strategies = document["strategy_performance"].items()
-    counts = ", ".join(f"{name!r} {strategy['count']}" for name, strategy in strategies)
-    total = document["total_decisions"]
-    return f"{document['timestamp']}  {total} decisions, confidence {shown}: {counts or 'none yet'}"
-
-
-async def watch(url: str, count: int | None, first_delay: float) -> None:
-    """Print `count` documents, or go on for ever."""
-    seen = 0
-    async for document in documents(url, first_delay):
-        print(line(document), flush=True)
-        seen += 1
-        if seen == count:
-            return
+async def watch(url: str, window: str, interval: float) -> None:
+    """Print for ever."""
+    async for metrics in stream(url, window=window, interval=interval):
+        print(line(metrics), flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("url", nargs="?", default="ws://127.0.0.1:8000/ws/metrics")
-    parser.add_argument("--once", action="store_const", const=1, dest="count")
-    parser.add_argument("--count", type=int, help="end after so many documents")
-    parser.add_argument("--first-delay", type=float, default=5.0, help="seconds before coming back")
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
+    parser.add_argument("--window", default="all", help="all, 5m, 1h, 24h or 7d")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two lines")
     options = parser.parse_args()
+    # The client says here when a connection is lost, and when it tries again.
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        asyncio.run(watch(options.url, options.count, options.first_delay))
+        asyncio.run(watch(options.url, options.window, options.interval))
     except KeyboardInterrupt:
         return 0
-    except (ConnectionClosed, InvalidStatus) as error:
+    except RoutecastError as error:
         print(f"The server does not want this client: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,8 +36,8 @@ def javascript() -> list[str]:
 
 
 def python() -> list[str]:
-    """Return the words that run the Python example."""
-    return [sys.executable, str(EXAMPLES / "python" / "watch_metrics.py")]
+    """Return the words that run the Python example of the default stream."""
+    return [sys.executable, str(EXAMPLES / "python" / "default_stream.py")]
 
 
 @pytest.fixture(params=[python, javascript])
@@ -169,6 +169,22 @@ def test_the_python_example_stays_away_when_it_is_not_wanted(server: Server) -> 
     assert "HTTP 400" in done.stderr
 
 
+def test_the_example_on_the_client_follows_a_server(server: Server) -> None:
+    """A line for each change, over its loss; and an end where it is not wanted."""
+    server.post(DECISION)
+    words = [sys.executable, str(EXAMPLES / "python" / "watch_metrics.py"), server.url]
+    with Running(*words, "--interval", "0.1") as running:
+        running.wait_for("1 decisions, confidence 0.900: 'hybrid' 1$")
+        server.kill()
+        running.wait_for("trying again in")
+        server.start()
+        server.post(DECISION)
+        running.wait_for("2 decisions")
+    with Running(*words, "--window", "nonsense") as running:
+        running.wait_for("does not want this client: window: must be one of")
+        assert running.end() == 1
+
+
 # -- producers ----------------------------------------------------------------------------------
 
 
@@ -272,7 +288,7 @@ for call in json.loads(sys.argv[2]):
     given |= {"start_time": None, "end_time": None}
     callback.log_success_event(**given)
     asyncio.run(callback.async_log_failure_event(**given))
-callback.producer.close()
+callback.recorder.close()
 """
 
 
