@@ -1,6 +1,7 @@
 """A store through a random life, against a model that is a plain list of decisions."""
 
 import asyncio
+from itertools import islice
 from typing import Any
 
 from hypothesis import settings
@@ -27,7 +28,17 @@ moments = st.one_of(
     st.integers(NOW - 3 * HOUR, NOW + HOUR),
     st.sampled_from([NOW - DAY, NOW - 7 * DAY, NOW - 30 * DAY, 0]),
 )
-batches = st.lists(st.lists(kept_decisions(ids, moments), max_size=6), min_size=1, max_size=3)
+
+
+def in_order(sent: list[list[Decision]]) -> list[list[Decision]]:
+    """Order all by id: which of those received together is pruned first is the store's choice."""
+    ordered = iter(sorted((one for batch in sent for one in batch), key=lambda one: one.id))
+    return [list(islice(ordered, len(batch))) for batch in sent]
+
+
+batches = st.lists(st.lists(kept_decisions(ids, moments), max_size=6), min_size=1, max_size=3).map(
+    in_order
+)
 
 
 class StoreLife(RuleBasedStateMachine):
