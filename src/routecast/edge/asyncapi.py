@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from routecast.core.history import DEFAULT_POINTS, GROUPS, HISTORY_FIELDS
 from routecast.core.view import PARAMETERS
+from routecast.edge.schemas import DOCUMENT, FAILURE, METRICS
 from routecast.protocol import (
-    BANDS,
     FIELDS,
     SUBPROTOCOLS,
     V1,
@@ -18,38 +18,6 @@ from routecast.protocol import (
 )
 
 _REF: Final = "#/components/schemas/{name}"
-_NUMBER: Final = {"type": "number"}
-_COUNT: Final = {"type": "integer", "minimum": 0}
-_MAYBE: Final = {"type": ["number", "null"]}
-_STAMP: Final = {"type": "string", "format": "date-time"}
-
-
-def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "additionalProperties": False}
-
-
-_PERFORMANCE: Final = {
-    "type": "object",
-    "additionalProperties": _object(count=_COUNT, avg_cost=_MAYBE, avg_confidence=_MAYBE),
-}
-# By field; routecast.v1 leaves out what is null.
-_FIELDS: Final[dict[str, Any]] = {
-    "total_decisions": _COUNT,
-    "avg_confidence": _MAYBE,
-    "strategy_performance": _PERFORMANCE,
-    "confidence_distribution": _object(**dict.fromkeys(BANDS, _COUNT)),
-    "provider_usage": {"type": "object", "additionalProperties": _COUNT},
-    "cost": _object(total=_NUMBER, priced=_COUNT, unpriced=_COUNT),
-    "tokens": _object(input=_COUNT, output=_COUNT),
-    "latency_ms": _object(**dict.fromkeys(("avg", "p50", "p95", "p99"), _MAYBE)),
-    "errors": _object(count=_COUNT, rate=_MAYBE),
-    "fallbacks": _COUNT,
-    "models": _PERFORMANCE,
-    "rate": _MAYBE,
-    "savings": {
-        "anyOf": [_object(baseline={"type": "string"}, total=_NUMBER), {"type": "null"}],
-    },
-}
 
 
 def asyncapi(version: str) -> dict[str, Any]:
@@ -58,10 +26,7 @@ def asyncapi(version: str) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(
         [kind for side in kinds.values() for kind in side], ref_template=_REF
     )
-    assert set(_FIELDS) == set(FIELDS)
-    schemas["Document"] = _object(**_FIELDS)
-    schemas["Metrics"] = _object(**_FIELDS, timestamp=_STAMP)
-    schemas["Failure"] = _object(error={"type": "string"}, timestamp=_STAMP)
+    schemas |= {"Document": DOCUMENT, "Metrics": METRICS, "Failure": FAILURE}
     schemas["SnapshotOut"]["properties"]["data"] = {"$ref": _REF.format(name="Document")}
     _name_what_may_be_asked(schemas)
     names = {side: [kind.__name__ for kind in kinds[side]] for side in kinds}

@@ -23,6 +23,7 @@ from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
+from routecast.edge.schemas import FAILURE, METRICS
 from routecast.errors import Invalid, RoutecastError
 from routecast.ingest import Pending
 from routecast.instruments import Instruments
@@ -34,6 +35,7 @@ from routecast.protocol import (
     MAX_REJECTIONS_LISTED,
     WINDOWS,
     DecisionIn,
+    Health,
     Position,
     Problem,
     Receipt,
@@ -235,24 +237,29 @@ QUERY: Final[list[dict[str, Any]]] = [
     },
 ]
 
+_PROBLEM: Final = {
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+}
 _RESPONSES: Final = {
     "200": {
         "description": f"The document; bands are {', '.join(BANDS)}.",
-        "content": {"application/json": {"schema": {"type": "object"}}},
+        "content": {"application/json": {"schema": METRICS}},
     },
-    "400": {"description": "A parameter is wrong; `parameter` names it."},
-    "503": {"description": "No source can answer."},
+    "400": {"description": "A parameter is wrong; `parameter` names it.", **_PROBLEM},
+    "503": {
+        "description": "No source can answer; see Retry-After.",
+        "content": {"application/json": {"schema": FAILURE}},
+    },
 }
 
 
 def describe(schema: dict[str, Any]) -> None:
-    """Add `POST /v1/decisions` to an OpenAPI schema."""
-    models = (DecisionIn, Receipt, Problem)
-    (decision, receipt, problem), components = msgspec.json.schema_components(
+    """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
+    models = (DecisionIn, Receipt, Problem, Health)
+    (decision, receipt, *_), components = msgspec.json.schema_components(
         models, ref_template="#/components/schemas/{name}"
     )
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    error = {"content": {"application/problem+json": {"schema": problem}}}
     schema["paths"][DECISIONS] = {
         "post": {
             "tags": ["decisions"],
@@ -273,12 +280,12 @@ def describe(schema: dict[str, Any]) -> None:
                     "description": "Committed.",
                     "content": {"application/json": {"schema": receipt}},
                 },
-                "400": {"description": "Not JSON.", **error},
-                "403": {"description": "Sent by a page of another site.", **error},
-                "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **error},
-                "415": {"description": "A content coding other than gzip or zstd.", **error},
-                "422": {"description": "No decision was good.", **error},
-                "503": {"description": "No room or no database; see Retry-After.", **error},
+                "400": {"description": "Not JSON.", **_PROBLEM},
+                "403": {"description": "Sent by a page of another site.", **_PROBLEM},
+                "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **_PROBLEM},
+                "415": {"description": "A content coding other than gzip or zstd.", **_PROBLEM},
+                "422": {"description": "No decision was good.", **_PROBLEM},
+                "503": {"description": "No room or no database; see Retry-After.", **_PROBLEM},
             },
         }
     }

@@ -30,6 +30,24 @@ PAGE_HEADERS: Final = {
     "Cache-Control": "no-cache",
 }
 
+_HEALTH: Final = {"$ref": "#/components/schemas/Health"}  # `http.describe` puts it there
+_READY: Final = {
+    "type": "object",
+    "properties": {"ready": {"type": "boolean"}, "reason": {"type": "string"}},
+    "required": ["ready"],
+}
+
+
+def _good_or_bad(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the responses of what is either so or, with 503, not."""
+    content = {"application/json": {"schema": schema}}
+    return {
+        "responses": {
+            "200": {"description": "It is so.", "content": content},
+            "503": {"description": "It is not.", "content": content},
+        }
+    }
+
 
 def ops_router(
     health: Callable[[], Awaitable[Health]],
@@ -40,14 +58,24 @@ def ops_router(
     router = APIRouter(tags=["operations"])
     one_check = asyncio.Lock()
 
-    @router.get("/health", summary="What works; 200 while anything can be served")
+    @router.get(
+        "/health",
+        summary="What works; 200 while anything can be served",
+        response_class=Response,
+        openapi_extra=_good_or_bad(_HEALTH),
+    )
     async def get_health() -> Response:
         state = await health()
         serving = state.source != "none"
         status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
         return _state(state, status)
 
-    @router.get("/ready", summary="200 when decisions can be acknowledged, else 503")
+    @router.get(
+        "/ready",
+        summary="200 when decisions can be acknowledged, else 503",
+        response_class=Response,
+        openapi_extra=_good_or_bad(_READY),
+    )
     async def get_ready() -> Response:
         async with one_check:  # each is a write to the disk
             try:
@@ -59,7 +87,19 @@ def ops_router(
                 body, status = {"ready": True}, HTTPStatus.OK
         return _state(body, status)
 
-    @router.get("/metrics", summary="Prometheus text")
+    @router.get(
+        "/metrics",
+        summary="Prometheus text",
+        response_class=Response,
+        openapi_extra={
+            "responses": {
+                "200": {
+                    "description": "All figures.",
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                }
+            }
+        },
+    )
     async def get_metrics() -> Response:
         return Response(generate_latest(instruments.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -1,0 +1,43 @@
+"""JSON Schemas of the metrics document, for OpenAPI and AsyncAPI alike."""
+
+from typing import Any, Final
+
+from routecast.protocol import BANDS, FIELDS
+
+_NUMBER: Final = {"type": "number"}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_MAYBE: Final = {"type": ["number", "null"]}
+_STAMP: Final = {"type": "string", "format": "date-time"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+_PERFORMANCE: Final = {
+    "type": "object",
+    "additionalProperties": _object(count=_COUNT, avg_cost=_MAYBE, avg_confidence=_MAYBE),
+}
+# By field; routecast.v1 leaves out what is null.
+_FIELDS: Final[dict[str, Any]] = {
+    "total_decisions": _COUNT,
+    "avg_confidence": _MAYBE,
+    "strategy_performance": _PERFORMANCE,
+    "confidence_distribution": _object(**dict.fromkeys(BANDS, _COUNT)),
+    "provider_usage": {"type": "object", "additionalProperties": _COUNT},
+    "cost": _object(total=_NUMBER, priced=_COUNT, unpriced=_COUNT),
+    "tokens": _object(input=_COUNT, output=_COUNT),
+    "latency_ms": _object(**dict.fromkeys(("avg", "p50", "p95", "p99"), _MAYBE)),
+    "errors": _object(count=_COUNT, rate=_MAYBE),
+    "fallbacks": _COUNT,
+    "models": _PERFORMANCE,
+    "rate": _MAYBE,
+    "savings": {
+        "anyOf": [_object(baseline={"type": "string"}, total=_NUMBER), {"type": "null"}],
+    },
+}
+assert set(_FIELDS) == set(FIELDS)
+
+DOCUMENT: Final = _object(**_FIELDS)
+METRICS: Final = _object(**_FIELDS, timestamp=_STAMP)
+FAILURE: Final = _object(error={"type": "string"}, timestamp=_STAMP)
