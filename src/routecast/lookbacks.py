@@ -89,11 +89,13 @@ class Lookbacks:
         self._open: set[Lookback] = set()  # those that somebody is still to be told of
         self._followed: dict[Lookback, None] = {}
         self._kept: dict[tuple[int, Encoding], tuple[Answer, Message]] = {}
+        self._asked = asyncio.Event()  # while nobody asks, nothing is looked at
 
     def ask(self, asker: Asker, identity: str, query: HistoryQuery) -> Lookback:
         """Begin to look back; `leave` what is returned when nobody is to be told any more."""
         lookback = Lookback(asker, identity, query)
         self._open.add(lookback)
+        self._asked.set()
         task = asyncio.create_task(self._answer(lookback))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -107,6 +109,9 @@ class Lookbacks:
     async def run(self) -> None:
         """Tell how histories go on. Never ends."""
         while True:
+            if not self._open and not self._kept:
+                self._asked.clear()
+            await self._asked.wait()
             await asyncio.sleep(LOOK_SECONDS)
             self._kept.clear()
             if self._followed:
