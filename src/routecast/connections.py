@@ -33,8 +33,8 @@ QUANTUM: Final = 0.05
 CROWD: Final = 2_500
 # So many connections get their frame before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
-# Between two looks whether a connection's peer still lives. One that vanished without a word is
-# found out after two to three of them.
+# Between two looks whether a connection's peer still lives. One that was not heard of in between is
+# asked, and is gone at the next if it does not answer: two to three of them after it fell silent.
 BEAT_SECONDS: Final = 9.0
 # Clients that are told to come back are spread so that not more than this many come in a second,
 # over at least the first and at most the second of these times, in seconds.

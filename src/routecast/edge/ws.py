@@ -15,14 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 
-from starlette.responses import Response
-from websockets.datastructures import Headers
 from websockets.extensions.permessage_deflate import (
     PerMessageDeflate,
     ServerPerMessageDeflateFactory,
 )
 from websockets.http11 import Request
-from websockets.http11 import Response as WireResponse
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -32,8 +29,8 @@ from routecast.core.frame import Frame
 from routecast.core.session import Session
 from routecast.core.view import Subscription
 from routecast.edge.door import Door
+from routecast.edge.handshake import parse, refuse
 from routecast.edge.inbox import Inbox
-from routecast.edge.problem import respond_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.reset import reset
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
@@ -56,8 +53,9 @@ MAX_FRAMES_A_BEAT: Final = 600
 # What is read is parsed in pieces of so many bytes, with a look at the number of frames in between:
 # one read can hold 40,000 of them, and half a second's work.
 PIECE: Final = 4_096
-# Beats without a sign of life after which a client is gone.
-MAX_STRIKES: Final = 2
+# A ping waits for the next frame, and takes no write of its own, where that comes so soon, in
+# seconds.
+RIDE_SECONDS: Final = 2.0
 # The code of a connection that nobody has begun to close.
 OPEN: Final = 1006
 
@@ -117,6 +115,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     __slots__ = (
         "_address",
+        "_asked",
         "_behind",
         "_code",
         "_deflates",
@@ -128,7 +127,6 @@ class WebSocketConnection(asyncio.Protocol):
         "_ready",
         "_rider",
         "_session",
-        "_strikes",
         "_timer",
         "_transport",
         "group",
@@ -151,7 +149,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._code: int = OPEN
         self._heard = True
         self._rider = b""  # goes ahead of the next frame, at no write of its own
-        self._strikes = 0
+        self._asked = False  # by a ping, whether it is there
         self._frames = 0
 
     @property
@@ -217,16 +215,22 @@ class WebSocketConnection(asyncio.Protocol):
             return  # full, and on its own clock, or closing
         self._frames = 0
         if self._heard:
-            self._strikes = 0
+            self._heard = self._asked = False
+        elif not self._asked:
+            self._asked = True
+            self._rider = PING
+            if not self._flows:
+                self._send_rider()
+        elif self._rider:
+            self._send_rider()  # no frame came that it could go with
         else:
-            self._strikes += 1
-            if self._strikes >= MAX_STRIKES:
-                self.stop(CloseCode.SILENT)
-                self._transport.abort()  # the word is out; an answer is not to be expected
-                return
-        self._heard = False
-        self._send_rider()  # no frame came since the last beat that the ping could go with
-        self._rider = PING
+            self.stop(CloseCode.SILENT)
+            self._transport.abort()  # the word is out; an answer is not to be expected
+
+    @property
+    def _flows(self) -> bool:
+        """Whether frames come often, be there news or not."""
+        return self.subscription.interval <= RIDE_SECONDS
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if self._code != OPEN:
@@ -317,7 +321,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def upgrade(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Answer the request that asks for this connection, be it with a refusal."""
-        request = _request(target, headers)
+        request = parse(target, headers)
         protocol = ServerProtocol(
             extensions=self._edge.extensions(request),
             select_subprotocol=self._edge.choose,
@@ -330,7 +334,7 @@ class WebSocketConnection(asyncio.Protocol):
                     raise BadBody("an upgrade is a plain GET without a body")
                 self._session = self._open(request)
             except RoutecastError as error:
-                response = _refusal(error)
+                response = refuse(error)
         protocol.send_response(response)
         answer = b"".join(protocol.data_to_send())
         if self._session is None:
@@ -379,22 +383,3 @@ class WebSocketConnection(asyncio.Protocol):
             host=headers.get("Host"),
             address=self._address,
         )
-
-
-def _request(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Request:
-    """Return a parsed request as `websockets` has it, in its own way of decoding."""
-    pairs = [
-        (name.decode("ascii", "surrogateescape"), value.decode("ascii", "surrogateescape"))
-        for name, value in headers
-    ]
-    return Request(target.decode("ascii", "surrogateescape"), Headers(pairs))
-
-
-def _refusal(error: RoutecastError) -> WireResponse:
-    answer: Response = respond_error(error)
-    headers = Headers(
-        [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.raw_headers]
-    )
-    headers["Connection"] = "close"
-    status = HTTPStatus(answer.status_code)
-    return WireResponse(status, status.phrase, headers, bytes(answer.body))

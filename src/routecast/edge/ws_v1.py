@@ -90,6 +90,10 @@ class V1Connection(WebSocketConnection):
         assert self._inbox is not None
         self._inbox.fail(code)
 
+    @property
+    def _flows(self) -> bool:
+        return False  # nothing is sent while nothing changes
+
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if return_ms is not None and self._code == OPEN:
             self._subscriber.say_goodbye(code, return_ms)
