@@ -12,6 +12,7 @@ from routecast.core.past import MANY_VALUES, PERCENTILE_VALUES, Answer, Past, pa
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Gap, Unavailable, Uncovered
 from routecast.ports import Clock, Reading, Store
+from routecast.protocol import Position
 
 Names = tuple[str, ...]
 _Key = tuple[Plan, Names]
@@ -20,8 +21,10 @@ _Key = tuple[Plan, Names]
 READS: Final = 2
 # Different reads that may wait for their turn; one more is refused.
 MAX_WAITING: Final = 64
-# Answers kept, for as long as no commit comes; the least lately used goes first.
+# Answers kept, for as long as no commit comes, and values in all of them together; the least lately
+# used goes first. None is kept that has MANY_VALUES: a value takes some 32 bytes.
 MAX_KEPT: Final = 64
+MAX_KEPT_VALUES: Final = 200_000
 
 
 class History:
@@ -40,6 +43,7 @@ class History:
         self._turns = asyncio.Semaphore(READS)
         self._waiting: dict[_Key, asyncio.Task[Answer]] = {}
         self._kept: OrderedDict[_Key, Answer] = OrderedDict()
+        self._kept_values = 0
 
     async def answer(self, query: HistoryQuery) -> Answer:
         """Return a query's answer, with all that was acknowledged before it was asked.
@@ -142,13 +146,26 @@ class History:
     def _newest(self, key: _Key) -> Answer | None:
         """Return the answer kept, if no commit is known that came after it."""
         kept, reading = self._kept.get(key), self._live()
-        if kept is None or reading is None:
-            return None
-        ours, theirs = kept.position, reading.snapshot.position
-        if ours.epoch != theirs.epoch or ours.seq < theirs.seq:
+        if kept is None or reading is None or _is_older(kept.position, reading.snapshot.position):
             return None
         self._kept.move_to_end(key)
         return kept
+
+    def _keep(self, key: _Key, answer: Answer) -> None:
+        self._forget(key)
+        for other, kept in list(self._kept.items()):
+            if _is_older(kept.position, answer.position):
+                self._forget(other)
+        if answer.values >= MANY_VALUES:
+            return
+        self._kept[key] = answer
+        self._kept_values += answer.values
+        while len(self._kept) > MAX_KEPT or self._kept_values > MAX_KEPT_VALUES:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: _Key) -> None:
+        if (kept := self._kept.pop(key, None)) is not None:
+            self._kept_values -= kept.values
 
     async def _render(self, past: Past, key: _Key) -> Answer:
         wanted, names = key
@@ -158,11 +175,12 @@ class History:
             answer = render(past, wanted, names)
         else:
             answer = await asyncio.to_thread(render, past, wanted, names)
-        self._kept[key] = answer
-        self._kept.move_to_end(key)
-        if len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
+        self._keep(key, answer)
         return answer
+
+
+def _is_older(position: Position, than: Position) -> bool:
+    return position.epoch != than.epoch or position.seq < than.seq
 
 
 def _look_at(task: asyncio.Task[Answer]) -> None:

@@ -1,6 +1,7 @@
 """The history service: one read for all who ask the same, and nobody told what is old."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 
 from routecast import history as module
 from routecast.core.changes import Changes
-from routecast.core.history import HistoryQuery, Plan, history_query
-from routecast.core.past import Answer, Past
+from routecast.core.history import HISTORY_FIELDS, HistoryQuery, Plan, history_query
+from routecast.core.past import MANY_VALUES, Answer, Past
 from routecast.core.snapshot import Snapshot
 from routecast.errors import BadParameter, Unavailable
 from routecast.history import History
@@ -104,6 +105,53 @@ async def test_what_was_acknowledged_is_in_the_answer(node: Node) -> None:
     assert await early in (2, 3)
     assert await asyncio.gather(*late) == [3] * 10
     assert node.store.reads == 3
+
+
+async def test_large_answers_are_not_kept(node: Node) -> None:
+    """They take megabytes each; those who wait for one still share it."""
+    large = history_query(start=NOW - 40 * DAY, end=NOW, points=2_000, fields=HISTORY_FIELDS)
+    answer = await node.history.answer(large)
+    assert answer.values > MANY_VALUES
+    assert await node.history.answer(large) == answer
+    assert node.store.reads == 2
+    crowd = await asyncio.gather(*(node.history.answer(large) for _ in range(50)))
+    assert crowd == [answer] * 50
+    assert node.store.reads == 3
+
+
+async def test_the_values_kept_have_a_bound(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all answers together; the least lately used goes first."""
+    queries = [history_query(start=NOW - n * DAY, end=NOW, points=30) for n in (1, 2, 3)]
+    sizes = [(await node.history.answer(query)).values for query in queries]
+    assert node.store.reads == 3
+    monkeypatch.setattr(module, "MAX_KEPT_VALUES", sum(sizes))
+    await node.count(queries[0])  # the second is now the one used longest ago
+    assert node.store.reads == 3
+    await node.count(history_query(start=NOW - HOUR, end=NOW, points=2))
+    await node.count(queries[2])
+    await node.count(queries[0])
+    assert node.store.reads == 4
+    await node.count(queries[1])
+    assert node.store.reads == 5
+
+
+async def test_answers_that_a_commit_came_after_are_let_go(node: Node) -> None:
+    """As soon as there is a newer one, of whatever query."""
+    queries = [history_query(start=NOW - n * DAY, end=NOW, points=30) for n in range(1, 6)]
+    for query in queries:
+        await node.count(query)
+    assert len(answers_alive(node)) == 5
+    await node.commit(2)
+    await node.count(queries[0])
+    assert len(answers_alive(node)) == 1
+
+
+def answers_alive(node: Node) -> list[Answer]:
+    assert node.snapshot is not None
+    epoch = node.snapshot.position.epoch
+    gc.collect()
+    answers = [one for one in gc.get_objects() if isinstance(one, Answer)]
+    return [answer for answer in answers if answer.position.epoch == epoch]
 
 
 async def test_without_live_state_the_database_is_asked(node: Node) -> None:
