@@ -151,9 +151,11 @@ class Channels:
 
     def leave(self, member: Member) -> None:
         """Send a member nothing more."""
-        if member.channel is not None:
-            del member.channel.members[member]  # an empty channel goes at its next tick
+        if (channel := member.channel) is not None:
+            del channel.members[member]  # an empty channel goes at its next tick
             member.channel = None
+            if not channel.members:
+                self._versions.rest(channel.subscription.view)
 
     def send(self, member: Member, version: Version) -> bool:
         """Send one member what leads to a version; False when its socket is full."""

@@ -151,6 +151,28 @@ async def test_members_of_a_view_share_all_work(hall: Hall, channels: Channels) 
     assert counts(lines[0]) == ["snapshot"] + ["delta"] * 3
 
 
+async def test_messages_go_with_the_last_member(hall: Hall, channels: Channels) -> None:
+    """Versions stay: who comes back gets what changed from where it was."""
+    one, other, again = (Line(channels) for _ in range(3))
+    for line in (one, other):
+        line.subscribe()
+    assert other.sent[0][0] is one.sent[0][0]
+    one.ask(type="unsubscribe", id="main")
+    again.subscribe()
+    assert again.sent[0][0] is one.sent[0][0]
+    for line in (again, other):
+        line.subscriber.close()
+    late = Line(channels)
+    late.subscribe()
+    assert late.sent[0][0] is not one.sent[0][0]
+    late.subscriber.close()
+    hall.commit()
+    back = Line(channels)
+    back.subscribe(position={"epoch": "e", "seq": 0})
+    (delta,) = (json.loads(message.name("main").body) for message, _ in back.sent)
+    assert (delta["type"], delta["base"], delta["data"]["total_decisions"]) == ("delta", 0, 1)
+
+
 async def test_ticks_fall_on_multiples_of_the_interval(hall: Hall, channels: Channels) -> None:
     """For all who follow at one interval, whenever they came."""
     moments: dict[float, list[float]] = {FAST: [], 3 * FAST: []}

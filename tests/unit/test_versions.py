@@ -1,6 +1,8 @@
 """Versions: bases for deltas while they are at hand, and snapshots where they are not."""
 
+import gc
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -106,9 +108,10 @@ def test_a_position_says_all_about_a_timeless_view() -> None:
 
 def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
     """The least lately used is forgotten, and is no base any more; so are its view's places."""
-    size = len(json.dumps(LARGE, separators=(",", ":"))) + OVERHEAD
+    views = [View(project=frozenset({f"{seq}"})) for seq in range(10)]
+    size = len(json.dumps(LARGE, separators=(",", ":"))) + views[0].size + OVERHEAD
     versions = Versions(max_bytes=10 * size)
-    held = [add(versions, state(seq), View(project=frozenset({f"{seq}"}))) for seq in range(10)]
+    held = [add(versions, state(seq), view) for seq, view in enumerate(views)]
     assert versions.find(held[0].view, Position("e", 0)) is held[0]
     more = add(versions, state(11))
     assert held[0].body is not None
@@ -117,6 +120,37 @@ def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
     assert versions.find(held[1].view, Position("e", 1)) is None
     assert message(held[1], None, JSON, NOW) is None
     assert said(message(more, held[1], JSON, NOW))["type"] == "snapshot"
+
+
+def test_filters_count_in_the_bound() -> None:
+    """However many names they have, and however long; what is held is known in bytes."""
+    most = 2 * 1024 * 1024
+    versions = Versions(max_bytes=most)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            # A letter beyond Latin-1 makes each character of a name take more.
+            names = frozenset(f"{number}-{name}-".ljust(127, "x") + "☂" for name in range(100))
+            add(versions, state(number), View(strategy=names, provider=names))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / 4 < held < most
+
+
+def test_who_rests_keeps_versions_and_no_messages() -> None:
+    """They are bases for those who come back."""
+    versions = Versions()
+    one = add(versions, state(1), total=1)
+    first = message(one, None, JSON, NOW)
+    versions.rest(VIEW)
+    versions.rest(View(window="1h"))  # nobody ever followed it
+    assert not one.messages
+    assert versions.find(VIEW, Position("e", 1)) is versions.newest(VIEW) is one
+    again = message(one, None, JSON, NOW)
+    assert again is not first
+    assert said(again) == said(first)
 
 
 def test_messages_are_made_once_while_they_are_fresh() -> None:

@@ -23,6 +23,15 @@ def test_nothing_asked_is_the_default_stream() -> None:
     assert not parse_query("").view.filtered
 
 
+def test_filters_have_a_size() -> None:
+    """In bytes of memory: longer names, and more of them, take more; no filter takes none."""
+    none, one = View(), View(strategy=frozenset({"a"}))
+    longer, more = View(strategy=frozenset({"a" * 100})), View(strategy=frozenset("ab"))
+    both = View(strategy=frozenset({"a"}), project=frozenset({"a"}))
+    assert none.size == 0 < one.size < more.size < longer.size < both.size
+    assert longer.size - one.size == 99
+
+
 def test_every_parameter_is_read() -> None:
     """Each of them, filters more than once."""
     asked = parse_query(

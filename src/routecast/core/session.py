@@ -29,7 +29,7 @@ class Session:
         """Take a message of the client. On the default stream, whatever it is, it is ignored."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)  # a view with all the names a query has room for takes some 40 KB
 def open_session(query: bytes, *, interval: float = DEFAULT_INTERVAL) -> Session:
     """Return the session a request asks for. Raises BadParameter, to be answered with 400."""
     return Session(parse_query(query, interval=interval))

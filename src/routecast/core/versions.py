@@ -25,9 +25,10 @@ from routecast.protocol import (
     rfc3339,
 )
 
-# Documents kept, of all views together; the least lately used is forgotten first.
+# Versions kept, of all views together; the least lately used is forgotten first.
 MAX_BYTES: Final = 32 * 1024 * 1024
-# What a version takes beside its document, about.
+# What a version takes beside its document and its view's filters, about. So there are fewer than
+# 32,768 of them, and of views.
 OVERHEAD: Final = 1_024
 # For so long a message can be given to one more who needs the same: a crowd costs one.
 FRESH: Final = SECOND // 20
@@ -59,7 +60,7 @@ class State:
 class Version:
     """A view's document in one state. Without a state, nothing could answer."""
 
-    __slots__ = ("body", "made", "messages", "number", "state", "view")
+    __slots__ = ("body", "made", "messages", "number", "size", "state", "view")
 
     def __init__(
         self, view: View, number: int, made: int, state: State | None, body: bytes | None
@@ -69,6 +70,8 @@ class Version:
         self.made = made  # when, in microseconds since 1970
         self.state = state
         self.body = body  # as JSON; none once it is forgotten
+        # In bytes. Each version counts the filters: who comes back brings its view anew.
+        self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[tuple[Version | None, Encoding], tuple[int, Message]] = {}
 
     def confirm(self, state: State) -> bool:
@@ -104,6 +107,11 @@ class Versions:
         """Return the version made last, if it is held."""
         return self._newest.get(view)
 
+    def rest(self, view: View) -> None:
+        """Let go of the messages of a view that nobody follows; its versions stay as bases."""
+        if (newest := self._newest.get(view)) is not None:
+            newest.messages.clear()
+
     def find(self, view: View, position: Position) -> Version | None:
         """Return the version a client was sent at a position; None where that is not certain."""
         version = self._places.get((view, position))
@@ -126,7 +134,7 @@ class Versions:
         version = Version(view, self._number, now, state, body)
         self._newest[view] = version
         self._held[version] = None
-        self._bytes += _size(version)
+        self._bytes += version.size
         if state is not None and view.timeless:
             self._places[view, state.position] = version
         while self._bytes > self._max_bytes:
@@ -135,7 +143,7 @@ class Versions:
 
     def _forget(self, version: Version) -> None:
         del self._held[version]
-        self._bytes -= _size(version)
+        self._bytes -= version.size
         if self._newest.get(version.view) is version:
             del self._newest[version.view]
         if version.state is not None:
@@ -144,10 +152,6 @@ class Versions:
                 del self._places[place]
         version.body = None
         version.messages.clear()
-
-
-def _size(version: Version) -> int:
-    return len(version.body or b"") + OVERHEAD
 
 
 def message(version: Version, base: Version | None, encoding: Encoding, now: int) -> Message | None:

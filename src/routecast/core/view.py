@@ -1,6 +1,7 @@
 """Views: what a subscriber asked for. Equal views share one document and one encoding."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -79,6 +80,13 @@ class View:
     def filtered(self) -> bool:
         """Whether any filter is set."""
         return not (self.strategy is self.provider is self.model is self.project is None)
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory the filters take."""
+        filters = (self.strategy, self.provider, self.model, self.project)
+        given = [names for names in filters if names is not None]
+        return sum(sys.getsizeof(names) + sum(map(sys.getsizeof, names)) for names in given)
 
 
 @dataclass(frozen=True, slots=True)
