@@ -154,10 +154,14 @@ GOOD = {
     "follow": lambda value: isinstance(value, bool),
 }
 REQUIRED = {"id", "seq", "token"}
+INTEGERS = {"seq", "position", "points"}
 
 
-def is_good(name: str, value: Any) -> bool:
+def is_good(name: str, value: Any, encoding: Encoding) -> bool:
     """Whether a field may have a value."""
+    number = value.get("seq") if isinstance(value, dict) else value
+    if encoding.binary and name in INTEGERS and isinstance(number, float):
+        return False  # MessagePack tells a float from an integer
     if value is None:
         return name not in REQUIRED
     try:
@@ -189,7 +193,7 @@ def test_whatever_is_wrong_in_a_field_it_is_named(encoding: Encoding, data: st.D
     if message["type"] == "subscribe":
         one.ids.clear()
     outcome = one.receive(encoded, 100.0)
-    if is_good(name, value):
+    if is_good(name, value, encoding):
         assert not (isinstance(outcome, ErrorOut) and outcome.code == "bad_request"), outcome
     else:
         assert isinstance(outcome, ErrorOut)
@@ -236,6 +240,39 @@ def test_an_error_has_the_id_of_what_it_answers() -> None:
     assert told({"type": "subscribe", "id": "a", "window": 3}).id == "a"
     assert told({"type": "subscribe", "id": 5}).id is msgspec.UNSET
     assert told({"type": "subscribe", "id": "x" * 65}).id is msgspec.UNSET
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400])
+def test_an_id_that_is_no_number_there_is_is_a_wrong_id(number: str) -> None:
+    """The message is one of ours all the same."""
+    refused = session().receive(f'{{"type":"subscribe","id":{number}}}', 100.0)
+    assert isinstance(refused, ErrorOut)
+    assert (refused.code, refused.id) == ("bad_request", msgspec.UNSET)
+    assert refused.message == "id: number out of range"
+
+
+def test_a_moment_out_of_range_is_told_in_tidy_words() -> None:
+    """As MessagePack has it: in seconds, further on than there are years."""
+    far = msgspec.msgpack.Ext(-1, bytes(4) + (2**62).to_bytes(8))
+    refused = told({"type": "history", "id": "h", "to": far}, session(MSGPACK))
+    assert (refused.id, refused.message) == ("h", "to: timestamp is out of range")
+
+
+def test_what_a_connection_asked_for_has_a_bound_in_bytes() -> None:
+    """As UTF-8, however few characters that is."""
+    one = session()
+    names = [f"{number:02}" + "💣" * 126 for number in range(50)]
+    asked = [
+        {"type": "subscribe", "id": f"{number}", "filter": {"model": names}} for number in range(3)
+    ]
+    size = len(text(asked[0]).encode())
+    assert 2 * size <= 65_536 < 3 * size
+    assert 3 * len(text(asked[0])) < 65_536
+    assert [isinstance(told(each, one), Follow) for each in asked] == [True, True, False]
+    assert told(asked[2], one).code == "too_many"
+    assert told(
+        {**asked[0], "id": "x", "filter": {"model": names * 2, "provider": names}}
+    ) == Close(CloseCode.TOO_BIG)
 
 
 def test_both_encodings_have_the_same_outcomes() -> None:

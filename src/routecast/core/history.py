@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, Literal, NamedTuple, TypeVar
 
+import msgspec
+
 from routecast.core.decision import DAY, SECOND, scaled
 from routecast.core.rollup import Key
 from routecast.core.snapshot import HOUR
@@ -168,8 +170,9 @@ def _moment(name: str, value: str) -> int:
     # A plus sign in a query string is read as a blank, unless it is written as %2B.
     value = _BLANK_OFFSET.sub("+", value)
     try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
+        # As decisions are read: `datetime.fromisoformat` takes more than RFC 3339 has.
+        moment = msgspec.convert(value, datetime)
+    except msgspec.ValidationError:
         raise wrong from None
     if moment.tzinfo is None:
         raise wrong

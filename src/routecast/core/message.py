@@ -11,6 +11,7 @@ from routecast.protocol import (
     V1_JSON,
     V1_MSGPACK,
     ClientMessage,
+    Id,
     ServerMessage,
 )
 
@@ -19,15 +20,15 @@ class Envelope(msgspec.Struct):
     """What tells a message of any protocol of this kind: its type, and maybe its id."""
 
     type: str
-    id: Any = None
+    id: msgspec.Raw = msgspec.Raw()  # not read: it may be a number too large for that
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
     """How messages are written. `binary` tells the kind of WebSocket message that carries them.
 
-    `decode` and `look_into` take str or, if binary, bytes. They raise ValueError (of which
-    msgspec.ValidationError names the field) or RecursionError.
+    `decode` and `look_into` take str or, if binary, bytes; `read_id` what `look_into` found. They
+    raise ValueError (of which msgspec.ValidationError names the field) or RecursionError.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Encoding:
     encode: Callable[[Any], bytes]
     decode: Callable[[Any], ClientMessage]
     look_into: Callable[[Any], Envelope]
+    read_id: Callable[[msgspec.Raw], str]
     # What stands before the value of a message's `id`, and the value that holds its place.
     mark: bytes
     blank: bytes
@@ -46,6 +48,7 @@ JSON: Final = Encoding(
     encode=msgspec.json.Encoder().encode,
     decode=msgspec.json.Decoder(ClientMessage).decode,
     look_into=msgspec.json.Decoder(Envelope).decode,
+    read_id=msgspec.json.Decoder(Id).decode,
     mark=b'"id":',
     blank=b'""',
 )
@@ -55,6 +58,7 @@ MSGPACK: Final = Encoding(
     encode=msgspec.msgpack.Encoder().encode,
     decode=msgspec.msgpack.Decoder(ClientMessage).decode,
     look_into=msgspec.msgpack.Decoder(Envelope).decode,
+    read_id=msgspec.msgpack.Decoder(Id).decode,
     mark=b"\xa2id",
     blank=b"\xa0",
 )

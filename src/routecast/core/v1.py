@@ -5,14 +5,15 @@ what is not of this protocol at all is told so twice, and closes it the third ti
 """
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from routecast.core.history import HistoryQuery, history_query
-from routecast.core.message import Encoding, Envelope
+from routecast.core.message import Encoding
 from routecast.core.view import Subscription, make_view
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import (
@@ -92,7 +93,8 @@ class V1Session:
         """Take a message; return the answer to send, or what else to do. `now` is in seconds."""
         if self._is_one_too_many(now):
             return Close(CloseCode.TOO_MANY_MESSAGES)
-        if len(message) > MAX_MESSAGE_BYTES:
+        size = len(message if isinstance(message, bytes) else message.encode())
+        if size > MAX_MESSAGE_BYTES:
             return Close(CloseCode.TOO_BIG)
         if isinstance(message, bytes) != self.encoding.binary:
             return Close(CloseCode.UNSUPPORTED_DATA)
@@ -102,7 +104,7 @@ class V1Session:
             return self._refuse(message, error)
         self._strange = 0
         try:
-            return self._do(asked, len(message))
+            return self._do(asked, size)
         except BadParameter as error:
             return _error(asked, ErrorCode.BAD_REQUEST, str(error))
 
@@ -178,7 +180,12 @@ class V1Session:
         if seen.type not in _TYPES:
             return self._count_strange(f"type: {seen.type[:64]!r} is not a type of message")
         self._strange = 0
-        return _error(seen, ErrorCode.BAD_REQUEST, _explain(str(error)))
+        identity: str | msgspec.UnsetType = msgspec.UNSET
+        with suppress(ValueError, RecursionError):  # it may be the id that is wrong
+            identity = self.encoding.read_id(seen.id)
+        return ErrorOut(
+            id=identity, code=ErrorCode.BAD_REQUEST, message=_explain(str(error)), retryable=False
+        )
 
     def _count_strange(self, problem: str) -> Outcome:
         self._strange += 1
@@ -187,12 +194,9 @@ class V1Session:
         return ErrorOut(code=ErrorCode.NOT_PROTOCOL, message=problem, retryable=False)
 
 
-def _error(asked: ClientMessage | Envelope, code: ErrorCode, message: str) -> ErrorOut:
-    identity: Any = getattr(asked, "id", None)
-    known = isinstance(identity, str) and 0 < len(identity) <= 64
-    return ErrorOut(
-        id=identity if known else msgspec.UNSET, code=code, message=message, retryable=False
-    )
+def _error(asked: ClientMessage, code: ErrorCode, message: str) -> ErrorOut:
+    identity = msgspec.UNSET if isinstance(asked, Refresh) else asked.id
+    return ErrorOut(id=identity, code=code, message=message, retryable=False)
 
 
 def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
@@ -217,4 +221,4 @@ def _explain(problem: str) -> str:
     missing = re.fullmatch(r"Object missing required field `(\w+)`", rule)
     if missing:
         return f"{path}.{missing[1]}: is required".lstrip(".")
-    return f"{path or 'message'}: {rule[:1].lower()}{rule[1:].replace('`', '')}"
+    return f"{path or 'message'}: {rule[:1].lower()}{rule[1:].rstrip().replace('`', '')}"
