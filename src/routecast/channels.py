@@ -63,7 +63,7 @@ class Member:
 class Channel:
     """Members that follow one view at one interval."""
 
-    __slots__ = ("due", "members", "subscription", "version", "whole")
+    __slots__ = ("due", "members", "subscription", "timer", "version", "whole")
 
     def __init__(self, subscription: Subscription, now: float) -> None:
         self.subscription = subscription
@@ -71,6 +71,7 @@ class Channel:
         # When all members had a whole document, and when the next tick is, on the monotonic clock.
         self.whole = now
         self.due = now
+        self.timer: asyncio.TimerHandle | None = None
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self.members: dict[Member, None] = {}
 
@@ -152,10 +153,10 @@ class Channels:
     def leave(self, member: Member) -> None:
         """Send a member nothing more."""
         if (channel := member.channel) is not None:
-            del channel.members[member]  # an empty channel goes at its next tick
+            del channel.members[member]
             member.channel = None
             if not channel.members:
-                self._versions.rest(channel.subscription.view)
+                self._close(channel)
 
     def send(self, member: Member, version: Version) -> bool:
         """Send one member what leads to a version; False when its socket is full."""
@@ -190,7 +191,7 @@ class Channels:
             self._wake.clear()
             due, self._due = self._due, []
             waiting, self._waiting = self._waiting, []
-            due = [channel for channel in due if self._is_followed(channel)]
+            due = [channel for channel in due if channel.members]
             if not due and not waiting:
                 continue
             started = time.monotonic()
@@ -201,7 +202,8 @@ class Channels:
             await self._welcome(waiting, reading)
             for channel in due:
                 await self._tick(channel, self._version(channel.subscription.view, reading))
-                self._schedule(channel)
+                if channel.members:
+                    self._schedule(channel)
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
     async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
@@ -288,16 +290,19 @@ class Channels:
     def _schedule(self, channel: Channel) -> None:
         now = time.monotonic()
         channel.turn(now)
-        asyncio.get_running_loop().call_later(channel.due - now, self._ring, channel)
+        loop = asyncio.get_running_loop()
+        channel.timer = loop.call_later(channel.due - now, self._ring, channel)
 
     def _ring(self, channel: Channel) -> None:
         self._due.append(channel)
         self._wake.set()
 
-    def _is_followed(self, channel: Channel) -> bool:
-        if not channel.members:
-            del self._channels[channel.subscription]
-        return bool(channel.members)
+    def _close(self, channel: Channel) -> None:
+        """Forget a channel that nobody follows; its versions stay, for those who come back."""
+        del self._channels[channel.subscription]
+        if channel.timer is not None:
+            channel.timer.cancel()  # it may have a minute to go, and holds the view
+        self._versions.rest(channel.subscription.view)
 
     def _count(self, sent: Message | None, times: int, conflated: int) -> None:
         if sent is not None:

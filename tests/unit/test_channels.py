@@ -12,7 +12,7 @@ import pytest
 
 from routecast import channels as module
 from routecast.cache.memory import MemoryCache
-from routecast.channels import Channels
+from routecast.channels import Channel, Channels
 from routecast.core.message import JSON, MSGPACK, Encoding, Message
 from routecast.core.v1 import V1Session
 from routecast.core.versions import FRESH
@@ -149,6 +149,21 @@ async def test_members_of_a_view_share_all_work(hall: Hall, channels: Channels) 
         assert len({id(line.sent[place][0]) for line in lines}) == 1
     assert len(packing.sent) == 4
     assert counts(lines[0]) == ["snapshot"] + ["delta"] * 3
+
+
+async def test_a_channel_goes_with_its_last_member(channels: Channels) -> None:
+    """At once, not at its next tick, which may be a minute away."""
+    line = Line(channels)
+    line.subscribe(interval=59)
+    assert len(channels_every(59)) == 1
+    line.ask(type="unsubscribe", id="main")
+    assert not channels_every(59)
+
+
+def channels_every(interval: float) -> list[Channel]:
+    gc.collect()
+    found = [one for one in gc.get_objects() if isinstance(one, Channel)]
+    return [channel for channel in found if channel.subscription.interval == interval]
 
 
 async def test_messages_go_with_the_last_member(hall: Hall, channels: Channels) -> None:
