@@ -45,9 +45,10 @@ def test_what_was_acknowledged_is_told(server: Server) -> None:
 def test_groups_fields_and_filters(server: Server) -> None:
     """As they are asked for."""
     server.post([GOOD, {**GOOD, "strategy": "cost", "status": "error"}, {**GOOD, "model": "m"}])
-    found = history(server, group_by="status", fields="errors,count", points=1, model="m")
+    once = {"from": 0, "points": 1}
+    found = history(server, **once, group_by="status", fields="errors,count", model="m")
     assert found["series"] == [{"key": "success", "count": [1], "errors": [0]}]
-    found = history(server, group_by="strategy", fields="count", points=1)
+    found = history(server, **once, group_by="strategy", fields="count")
     assert [(one["key"], one["count"]) for one in found["series"]] == [
         ("hybrid", [2]),
         ("cost", [1]),

@@ -227,7 +227,7 @@ async def node(databases: Databases) -> Any:
 
 async def test_a_bucket_that_closes_is_told_with_the_one_that_runs(node: Node) -> None:
     """Two points, not the whole; and nothing while nothing closes."""
-    query = history_query(points=60, follow=True)
+    query = history_query(points=30, follow=True)
     await node.commit([kept(1)])
     node.hear()
     answer, follow = await node.history.follow(query)
@@ -246,7 +246,7 @@ async def test_a_bucket_that_closes_is_told_with_the_one_that_runs(node: Node) -
 async def test_a_late_decision_is_told_from_its_bucket_on(node: Node) -> None:
     """All buckets from there on; a new series with them."""
     answer, follow = await node.history.follow(
-        history_query(points=60, group_by="strategy", fields=["count"], follow=True)
+        history_query(points=30, group_by="strategy", fields=["count"], follow=True)
     )
     assert answer.series == []
     await node.commit([kept(1, strategy="late", decided=NOW - 9 * MINUTE), kept(2)])
@@ -262,7 +262,7 @@ async def test_a_late_decision_is_told_from_its_bucket_on(node: Node) -> None:
 
 async def test_many_that_hold_the_same_cost_one(node: Node) -> None:
     """They are told the very same answer."""
-    query = history_query(points=60, follow=True)
+    query = history_query(points=30, follow=True)
     follows = [(await node.history.follow(query))[1] for _ in range(5)]
     node.clock.moment += 2 * MINUTE
     told = [await node.history.advance(follow) for follow in follows]
@@ -273,7 +273,7 @@ async def test_many_that_hold_the_same_cost_one(node: Node) -> None:
 async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
     """What the client was told already is not taken back."""
     await node.commit([kept(1)])
-    answer, follow = await node.history.follow(history_query(points=60, follow=True))
+    answer, follow = await node.history.follow(history_query(points=30, follow=True))
     assert answer.position.seq == 1  # the database knows what live state has not heard of yet
     node.clock.moment += 2 * MINUTE
     assert await node.history.advance(follow) is None

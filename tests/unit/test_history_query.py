@@ -114,6 +114,7 @@ MOMENT = "must be RFC 3339 with an offset, such as Z, or Unix seconds"
         ("&".join(f"model={n}" for n in range(101)), "model", "model: at most 100 values"),
         ("groupby=model", "groupby", "groupby: no such parameter; did you mean group_by?"),
         ("form=5", "form", "form: no such parameter; did you mean from?"),
+        ("step=60", "step", "step: no such parameter; `points` chooses the step"),
     ],
 )
 def test_bad_parameter_is_named(query: str, parameter: str, error: str) -> None:
@@ -211,6 +212,25 @@ def test_common_ranges(length: int, points: int, step: int, period: str) -> None
     """What dashboards ask for."""
     found = planned(NOW - length, NOW, points)
     assert (found.buckets.step, found.period) == (step, period)
+
+
+@pytest.mark.parametrize(
+    ("points", "step"), [(1, 3600), (2, 1800), (6, 600), (12, 300), (30, 120), (60, 60)]
+)
+@given(end=st.integers(HOUR, 7900 * YEAR))
+def test_the_default_hour_fits_in_as_many_buckets_as_it_has(
+    points: int, step: int, end: int
+) -> None:
+    """Wherever it ends, the bucket in which it ends included."""
+    for now, to in ((end - 1, None), (NOW, end)):
+        buckets = plan(history_query(end=to, points=points), now).buckets
+        assert (buckets.step, buckets.points) == (step, points)
+        assert (buckets.end - step) * SECOND < end <= buckets.end * SECOND
+
+
+def test_a_range_that_was_said_is_covered() -> None:
+    """An hour that touches 61 minutes does not become 60 of them."""
+    assert planned(NOW - HOUR, NOW, 60).buckets.step == 120
 
 
 def test_without_minutes_there_are_hours() -> None:

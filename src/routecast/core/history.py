@@ -92,8 +92,8 @@ class HistoryQuery:
     """The past from `start` to before `end` (microseconds), in at most `points` buckets.
 
     Without an end, up to the bucket that runs, and with `follow` at least that far; without a
-    start, from DEFAULT_RANGE before the end. Of `filters` only its filters count. Make it with
-    `history_query`, which checks it.
+    start, the DEFAULT_RANGE before the end, in no more buckets than fit in it if `points` are so
+    few. Of `filters` only its filters count. Make it with `history_query`, which checks it.
     """
 
     start: int | None = None
@@ -141,6 +141,8 @@ def history_query(
 def parse_history(query: bytes | str) -> HistoryQuery:
     """Read the query string of `GET /v1/history`. Raises BadParameter, naming the parameter."""
     given = read_parameters(query, PARAMETERS)
+    if "step" in given:  # which the answer has, but no question
+        raise BadParameter("step", "no such parameter; `points` chooses the step")
 
     def one(name: str, read: Callable[[str, str], T]) -> T | None:
         return read(name, only(name, given)) if name in given else None
@@ -255,6 +257,9 @@ def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
         least_step = max(least_step, HOUR_STEP)
     for step in _steps():
         first, last = _number(start, step), _number(end - 1, step)
+        # An hour touches 61 minutes. Where nobody said when it begins, 60 of them will do.
+        if query.start is None and end - start <= query.points * step * SECOND:
+            first = max(first, last + 1 - query.points)
         if step < least_step or last - first >= query.points:
             continue
         buckets = Buckets(ORIGIN + first * step, step, last - first + 1)

@@ -59,7 +59,7 @@ def _moment(name: str, description: str) -> dict[str, Any]:
 
 
 PARAMETERS: Final[list[dict[str, Any]]] = [
-    _moment("from", "Where the range begins; an hour before its end where it is absent."),
+    _moment("from", "Where the range begins; about an hour before its end where it is absent."),
     _moment("to", "Where it ends, not included; now where it is absent."),
     {
         "name": "points",
