@@ -85,7 +85,6 @@ class Feed {
   constructor(url, view, options) {
     this.#url = url;
     const client = clients.acquire(url, () => connect(url, options));
-    this.#show({ state: client.state });
     this.#unwatch = client.onState((state) => this.#show({ state }));
     this.#subscription = client.subscribe(
       view,

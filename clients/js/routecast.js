@@ -73,13 +73,22 @@ export class Client {
   }
 
   /**
-   * Have a function called each time the state changes; call what is returned to end that.
+   * Have a function called with the state: soon with the present one, then each time it changes.
+   * Call what is returned to end that.
    *
    * @param {(state: State) => void} listener
    */
   onState(listener) {
-    this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    let wanted = true;
+    queueMicrotask(() => {
+      if (!wanted) return;
+      this.#listeners.add(listener);
+      listener(this.state);
+    });
+    return () => {
+      wanted = false;
+      this.#listeners.delete(listener);
+    };
   }
 
   /**

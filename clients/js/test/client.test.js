@@ -44,6 +44,26 @@ test("snapshots and deltas make documents", async (t) => {
   });
 });
 
+test("whoever asks how it stands is told at once, whenever that is", async (t) => {
+  const script = await Script.serve(t);
+  const { client, state } = open(t, script);
+  assert.deepEqual((({ name, again }) => [name, again])(await state("connecting")), ["connecting", false]);
+  (await script.connection()).hello();
+  await state("connected");
+  const later = new Queue();
+  client.onState(later.put);
+  assert.equal(later.size, 0); // not while the code that asks still runs
+  assert.deepEqual(await later.next(), { name: "connected", protocol: "routecast.v1" });
+  const never = new Queue();
+  const [last, end] = [new Queue(), client.onState(never.put)];
+  end();
+  client.onState(last.put);
+  client.close();
+  assert.equal((await last.next()).name, "closed");
+  assert.equal((await later.next()).name, "closed");
+  assert.deepEqual([last.size, later.size, never.size], [0, 0, 0]);
+});
+
 test("a delta on another base is not applied: all is asked for again, under another id", async (t) => {
   const script = await Script.serve(t);
   const { client } = open(t, script);

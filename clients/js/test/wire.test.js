@@ -26,6 +26,7 @@ async function follow(t, view) {
   const subscription = client.subscribe(view, (metrics, frame) => heard.put({ metrics, frame }), (error) => heard.put({ error }));
   const connection = await script.connection();
   const { id, ...asked } = await connection.next("subscribe");
+  assert.equal((await heard.next()).state.name, "connecting");
   return { script, client, subscription, connection, id, asked, heard };
 }
 
