@@ -59,7 +59,9 @@ export class Client {
    */
   constructor(url, options) {
     const settings = (this.#settings = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options });
-    if (!settings.WebSocket) throw new TypeError("no WebSocket here: give one, as in connect(url, { WebSocket })");
+    if (!settings.WebSocket) {
+      throw new TypeError("no WebSocket here: run Node.js 22, or 20 with --experimental-websocket, or give one, as in connect(url, { WebSocket })");
+    }
     this.#line = new Line(streamUrl(url), settings, {
       onState: (state) => this.#tell(state),
       onOpen: () => [...this.#topics.values()].forEach((topic) => this.#ask(topic)),

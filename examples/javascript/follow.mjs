@@ -6,7 +6,13 @@
 
 import { connect } from "../../clients/js/routecast.js"; // in a project of yours: "@routecast/client"
 
-const client = connect(process.argv[2] ?? "http://127.0.0.1:8000");
+let client;
+try {
+  client = connect(process.argv[2] ?? "http://127.0.0.1:8000");
+} catch (error) {
+  console.error(error.message); // no address, or no WebSocket
+  process.exit(1);
+}
 
 client.onState((state) => {
   if (state.name === "reconnecting") console.error(`${state.reason}; trying again at ${new Date(state.at).toISOString()}`);

@@ -4,7 +4,7 @@
  *
  *     import { RoutecastStream } from "./metrics-client.mjs";
  *
- *     const stream = new RoutecastStream("ws://127.0.0.1:8000/ws/metrics?interval=1", {
+ *     const stream = new RoutecastStream("http://127.0.0.1:8000?interval=1", {
  *       onMetrics: (metrics) => console.log(metrics.total_decisions),
  *     });
  *     // … and when it is no longer needed:
@@ -17,6 +17,9 @@ const FINAL_CODES = new Set([1003, 1007, 1008, 1009, 4400, 4401, 4403]);
 const TOO_MANY_MESSAGES = 4429;
 const LONGEST_DELAY_MS = 60_000;
 const GROWTH = 1.6;
+
+const ADDRESS = /^(http|ws)s?:\/\//;
+const PATH = "/ws/metrics";
 
 /** Spread by ±20 %, so that a thousand clients do not come back in the same instant. */
 const JITTER = 0.2;
@@ -40,11 +43,16 @@ export class RoutecastStream {
   #timer;
 
   /**
-   * @param {string} url `ws://…/ws/metrics`, with what is asked for in its query
+   * Throws a TypeError where the address is none, or there is no WebSocket.
+   *
+   * @param {string | URL} url the server's, or its stream's; what is asked for is in its query
    * @param {StreamOptions} options
    */
   constructor(url, options) {
-    this.#url = url;
+    if (!globalThis.WebSocket) {
+      throw new TypeError("there is no WebSocket here: Node.js has one from version 22 on, and 20 with --experimental-websocket");
+    }
+    this.#url = streamUrl(url);
     this.#options = { onError: () => {}, onState: () => {}, firstDelayMs: 5_000, ...options };
     this.#connect();
   }
@@ -112,4 +120,16 @@ export class RoutecastStream {
     socket.onopen = socket.onmessage = socket.onclose = socket.onerror = null;
     socket.close();
   }
+}
+
+/**
+ * @param {string | URL} server by http or ws, with the stream's path or without
+ */
+function streamUrl(server) {
+  if (!ADDRESS.test(String(server))) throw new TypeError(`${server}: an address begins with http://, https://, ws:// or wss://`);
+  const url = new URL(server);
+  url.protocol = url.protocol.replace("http", "ws");
+  url.pathname = url.pathname.replace(/\/(ws\/metrics)?$/, "") + PATH;
+  url.hash = "";
+  return url.href;
 }

@@ -1,7 +1,7 @@
 /**
  * Routecast metrics in React: a hook that keeps the newest document, and a component that shows it.
  *
- *     <RoutecastMetrics url="ws://127.0.0.1:8000/ws/metrics?interval=1" />
+ *     <RoutecastMetrics url="http://127.0.0.1:8000?interval=1" />
  */
 
 import { useEffect, useState } from "react";
@@ -11,7 +11,7 @@ import { RoutecastStream } from "../javascript/metrics-client.mjs";
 /**
  * Follow a stream as long as the component is mounted. Reconnects by itself; ends on unmount.
  *
- * @param {string} url `ws://…/ws/metrics`, with what is asked for in its query
+ * @param {string} url the server's, with what is asked for in its query
  * @returns {{metrics: any, error: string | null, state: string}} `metrics` is null before the first
  */
 export function useRoutecastMetrics(url) {

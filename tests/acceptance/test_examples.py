@@ -19,11 +19,12 @@ from tests.support.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAIT_SECONDS = 60.0
+PATH = "/ws/metrics"
 DECISION = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9}
 
 
-def javascript() -> list[str]:
-    """Return the words that run the JavaScript example, or skip where it cannot run."""
+def javascript(script: str = "watch.mjs") -> list[str]:
+    """Return the words that run a JavaScript example, or skip where it cannot run."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
@@ -32,7 +33,7 @@ def javascript() -> list[str]:
     if major < 20:
         pytest.skip(f"node {version.stdout.strip()} has no WebSocket; 20 is needed")
     flags = ["--experimental-websocket"] if major < 22 else []
-    return [node, *flags, str(EXAMPLES / "javascript" / "watch.mjs")]
+    return [node, *flags, str(EXAMPLES / "javascript" / script)]
 
 
 def python() -> list[str]:
@@ -144,9 +145,7 @@ def test_an_example_comes_back_by_itself(
 def test_the_example_with_the_client_looks_back_and_follows(server: Server) -> None:
     """The last hour first, then what changes, over the loss of the server."""
     server.post({**DECISION, "cost": 0.5})
-    words = javascript()
-    words[-1] = str(EXAMPLES / "javascript" / "follow.mjs")
-    with Running(*words, server.url) as running:
+    with Running(*javascript("follow.mjs"), server.url) as running:
         running.wait_for('in the last hour: 1 by "hybrid"')
         running.wait_for(r"1 decisions, \$0\.5$")
         server.kill()
@@ -154,6 +153,31 @@ def test_the_example_with_the_client_looks_back_and_follows(server: Server) -> N
         server.start()
         server.post(DECISION)
         running.wait_for(r"2 decisions, \$0\.5$")
+
+
+@pytest.mark.parametrize("script", ["watch.mjs", "follow.mjs"])
+def test_an_address_is_the_servers_or_its_streams(server: Server, script: str) -> None:
+    """By http or by ws alike."""
+    server.post(DECISION)
+    for address in (server.url, server.url + PATH, server.ws_url.removesuffix(PATH)):
+        with Running(*javascript(script), address) as running:
+            running.wait_for("  1 decisions")
+
+
+@pytest.mark.parametrize("script", ["watch.mjs", "follow.mjs"])
+def test_an_example_says_in_a_line_what_it_lacks(script: str) -> None:
+    """A WebSocket, or an address; no stack."""
+    node, *_, path = javascript(script)
+    without = [node, "--no-experimental-websocket", path]
+    assert re.fullmatch(".*no WebSocket here.*--experimental-websocket.*\n", failed(*without))
+    assert failed(*javascript(script), "127.0.0.1:8000").count("\n") == 1
+
+
+def failed(*words: str) -> str:
+    """Run a program that is to fail; return what it said of that."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
 
 
 def test_the_python_example_stays_away_when_it_is_not_wanted(server: Server) -> None:

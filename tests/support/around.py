@@ -1,4 +1,4 @@
-"""What stands around a server: a proxy that knows nothing of upgrades, and another site.
+"""What stands around a server: a proxy that knows nothing of upgrades, and other sites.
 
 The proxy can be told to break, as lines do: a request reaches the server, its answer nobody.
 """
@@ -6,7 +6,9 @@ The proxy can be told to break, as lines do: a request reaches the server, its a
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -64,6 +66,21 @@ def site() -> Iterator[str]:
 
     with _serving(Handler) as port:
         yield f"http://metrics.example:{port}"
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[str]:
+    """Serve the files of a folder; yields its address."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given, directory=str(path))
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with _serving(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager

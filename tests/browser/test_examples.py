@@ -1,0 +1,19 @@
+"""The example of a page, in a real Chromium, against a real server."""
+
+from playwright.sync_api import expect
+
+from tests.support.around import folder
+from tests.support.node import ROOT
+from tests.support.server import Server
+from tests.support.tab import Tab
+
+
+def test_the_example_page_shows_a_server(server: Server, tab: Tab) -> None:
+    """By the server's address or its stream's, by http or by ws alike."""
+    server.post([{"strategy": "hybrid", "provider": "gemini"}] * 3)
+    with folder(ROOT / "examples" / "javascript") as site:
+        for address in (server.url, server.ws_url):
+            tab.page.goto(f"{site}?server={address}")
+            expect(tab.page.locator("#total")).to_have_text("3")
+            expect(tab.page.get_by_role("status")).to_have_text("live")
+            expect(tab.page.get_by_role("row")).to_have_text("hybrid3")
