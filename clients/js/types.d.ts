@@ -28,7 +28,7 @@ export interface View {
   fields?: Field[] | undefined;
   filter?: Filter | undefined;
   window?: "all" | "5m" | "1h" | "24h" | "7d" | undefined;
-  /** Seconds between two documents at least, 0.1 to 60. Default 5. */
+  /** Seconds between two documents, 0.1 to 60; one comes each 25 s all the same. Default 5. */
   interval?: number | undefined;
 }
 

@@ -76,12 +76,13 @@ def project(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_package_holds_what_is_used_and_no_more(tarball: Path) -> None:
-    """Scripts, the types of each, the licence, and what tells of them."""
+    """Scripts, the types of each, the licence, and what tells of them, by the name it has there."""
     with tarfile.open(tarball) as packed:
         names = {name.removeprefix("package/") for name in packed.getnames()}
     scripts = {path.name for path in CLIENT.glob("*.js")}
     types = {name.replace(".js", ".d.ts") for name in scripts} | {"types.d.ts"}
     assert names == scripts | types | {"package.json", "README.md", "LICENSE"}
+    assert f"/clients/js/{tarball.name}\n" in (CLIENT / "README.md").read_text()
     assert (CLIENT / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
