@@ -315,6 +315,47 @@ def points(history: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"interval": 0}, "interval: must be a number of seconds from 0.1 to 60"),
+        ({"interval": "1s"}, "interval: must be a number of seconds from 0.1 to 60"),
+        ({"window": 5}, "window: must be a string, not a number"),
+        ({"fields": "cost"}, "fields: must be an array, not a string"),
+        ({"fields": [1]}, "fields: each must be a string, not a number"),
+        ({"filter": {"model": []}}, "filter.model: must not be empty"),
+        ({"filter": {"model": ["m"] * 101}}, "filter.model: must be at most 100 values"),
+        ({"filter": {"model": ["m" * 129]}}, "filter.model: each must be at most 128 characters"),
+        ({"filter": {"model": [""]}}, "filter.model: each must not be empty"),
+        ({"position": 4711}, "position: must be an object, not a number"),
+        ({"type": "ack", "seq": -1}, "seq: must be 0 or more"),
+        ({"type": "history", "points": 2.5}, "points: must be an integer from 1 to 2,000"),
+        ({"type": "history", "points": 2001}, "points: must be an integer from 1 to 2,000"),
+        (
+            {"type": "history", "group_by": "reason"},
+            "group_by: must be one of strategy, provider, model, band, status",
+        ),
+        *(
+            (
+                {"type": "history", name: moment},
+                f"{name}: must be RFC 3339 with an offset, such as 2026-01-31T12:34:56Z",
+            )
+            for name in ("from", "to")
+            for moment in (1_700_000_000, "2026-01-31T12:34:56", "yesterday")
+        ),
+        ({"type": "history", "follow": "yes"}, "follow: must be true or false, not a string"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_what_is_wrong_is_said_as_over_http(
+    client: V1Client, message: dict[str, Any], words: str
+) -> None:
+    """What a value must be, in the words of the contract: no type of a programming language."""
+    await client.send({"type": "subscribe", "id": "x", **message})
+    error = await client.receive()
+    assert error["message"] == words
+
+
+@pytest.mark.parametrize(
     ("message", "field"),
     [
         ({"type": "subscribe"}, "id"),

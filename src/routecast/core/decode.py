@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 import msgspec
 from msgspec import Meta
 
+from routecast.core.wording import kind, worded
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import MAX_BATCH, DecisionIn, is_clean
 
@@ -195,29 +196,10 @@ def _convert(value: Any) -> DecisionIn | Broken:
 
 
 _FIELDS: Final = frozenset(DecisionIn.__struct_fields__)
-_TYPES: Final = {
-    "str": "a string",
-    "float": "a number",
-    "int": "a whole number",
-    "bool": "true or false",
-    "datetime": "an RFC 3339 time",
-    "null": "null",
-}
 _WORDS: Final = {
     "confidence": 'must be a number from 0 to 1, or "high", "medium" or "low"',
     "status": 'must be "success" or "error"',
     "timestamp": "must be an RFC 3339 time such as 2026-01-31T12:34:56Z, or Unix seconds",
-}
-
-
-_GIVEN: Final = {
-    "bool": "a boolean",
-    "str": "a string",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-    "int": "a number",
-    "float": "a number",
 }
 
 
@@ -229,21 +211,5 @@ def _explain(message: str) -> str:
     name = path.rstrip("`")
     words = rule.split("`")
     if not name and len(words) > 3:
-        return f"expected an object, got {_GIVEN.get(words[3], words[3])}"
-    if name in _WORDS:
-        return f"{name}: {_WORDS[name]}"
-    if rule.startswith("Expected") and len(words) > 1:
-        bound = words[2].strip() if len(words) > 2 else ""
-        if bound.startswith("of length >="):
-            return f"{name}: must not be empty"
-        if bound.startswith("of length <="):
-            return f"{name}: must be at most {bound.split()[-1]} characters"
-        if bound.startswith(">="):
-            return f"{name}: must be 0 or more"
-        if bound.startswith("<="):
-            return f"{name}: must be at most {float(bound[2:]):,.0f}"
-        kinds = [_TYPES[kind] for kind in words[1].split(" | ") if kind != "null"]
-        given = words[3] if len(words) > 3 else "float"
-        got = "" if given == "float" else f", not {_GIVEN.get(given, given)}"
-        return f"{name}: must be {' or '.join(kinds)}{got}"
-    return f"{name}: {rule[:1].lower()}{rule[1:]}"
+        return f"expected an object, got {kind(words[3])}"
+    return f"{name}: {_WORDS.get(name) or worded(rule)}"

@@ -45,6 +45,8 @@ STEPS: Final = (
 # Where all buckets are counted from: a Monday, before any decision can be.
 ORIGIN: Final = -3 * 24 * HOUR_STEP
 
+POINTS_RULE: Final = f"must be an integer from 1 to {MAX_POINTS:,}"
+GROUP_RULE: Final = f"must be one of {', '.join(GROUPS)}"
 PARAMETERS: Final = ("from", "to", "points", "group_by", "fields", *FILTERS)
 _INTEGER: Final = re.compile(r"\d{1,9}", re.ASCII)
 _SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?", re.ASCII)
@@ -122,9 +124,9 @@ def history_query(
     if start is not None and end is not None and start >= end:
         raise BadParameter("from", "must be before `to`")
     if points is not None and not 1 <= points <= MAX_POINTS:
-        raise BadParameter("points", f"must be an integer from 1 to {MAX_POINTS:,}")
+        raise BadParameter("points", POINTS_RULE)
     if group_by is not None and group_by not in GROUPS:
-        raise BadParameter("group_by", f"must be one of {', '.join(GROUPS)}")
+        raise BadParameter("group_by", GROUP_RULE)
     asked = frozenset(DEFAULT_FIELDS if fields is None else fields)
     if unknown := sorted(asked - HISTORY_FIELDS.keys()):
         raise BadParameter(
@@ -161,7 +163,7 @@ def parse_history(query: bytes | str) -> HistoryQuery:
 
 def _integer(name: str, value: str) -> int:
     if not _INTEGER.fullmatch(value):
-        raise BadParameter(name, f"must be an integer from 1 to {MAX_POINTS:,}")
+        raise BadParameter(name, POINTS_RULE)
     return int(value)
 
 

@@ -12,9 +12,10 @@ from typing import Final
 
 import msgspec
 
-from routecast.core.history import HistoryQuery, history_query
+from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
 from routecast.core.message import Encoding
-from routecast.core.view import Subscription, make_view
+from routecast.core.view import INTERVAL_RULE, Subscription, make_view
+from routecast.core.wording import worded
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import (
     EPOCH,
@@ -39,6 +40,14 @@ from routecast.protocol import (
 # Messages in a row that are none of this protocol, and end the connection.
 MAX_STRANGE: Final = 3
 MINUTE: Final = 60.0
+_MOMENT_RULE: Final = "must be RFC 3339 with an offset, such as 2026-01-31T12:34:56Z"
+_RULES: Final = {
+    "interval": INTERVAL_RULE,
+    "from": _MOMENT_RULE,
+    "to": _MOMENT_RULE,
+    "points": POINTS_RULE,
+    "group_by": GROUP_RULE,
+}
 _TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack", "refresh", "ping"})
 
 
@@ -215,10 +224,11 @@ def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:
 
 
 def _explain(problem: str) -> str:
-    """Put msgspec's words in the contract's order: the field, then what is wrong with it."""
+    """Put msgspec's words in the contract's: the field, then what is wrong with it."""
     rule, _, path = problem.partition(" - at `$")
+    each = "each " if "[" in path else ""
     path = re.sub(r"\[.*?\]", "", path.rstrip("`")).lstrip(".")
     missing = re.fullmatch(r"Object missing required field `(\w+)`", rule)
     if missing:
         return f"{path}.{missing[1]}: is required".lstrip(".")
-    return f"{path or 'message'}: {rule[:1].lower()}{rule[1:].rstrip().replace('`', '')}"
+    return f"{path or 'message'}: {each}{_RULES.get(path) or worded(rule.rstrip())}"

@@ -27,6 +27,7 @@ from routecast.protocol import (
 
 _NUMBER: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 FILTERS: Final = ("strategy", "provider", "model", "project")
+INTERVAL_RULE: Final = f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"
 PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")
 # Proxies and pages add parameters of their own, such as `_` and `nocache`. A name this much like
 # one of ours (`difflib`'s ratio) is ours, misspelt: ignored, it would give other numbers.
@@ -187,7 +188,5 @@ def _window(value: str) -> str:
 def _interval(value: str) -> float:
     seconds = float(value) if _NUMBER.fullmatch(value) else -1.0
     if not MIN_INTERVAL <= seconds <= MAX_INTERVAL:
-        raise BadParameter(
-            "interval", f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"
-        )
+        raise BadParameter("interval", INTERVAL_RULE)
     return seconds
