@@ -251,6 +251,20 @@ def test_bad_decisions_are_counted_and_told_once(
     assert total(server) == 3
 
 
+def test_each_reason_in_a_batch_is_told(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """However many decisions of one batch are rejected, and whichever comes first."""
+    with Recorder(server.url, linger=5) as recorder:
+        recorder.record(DECISION)
+        for _ in range(3):
+            recorder.record(DECISION, confidence=7)
+            recorder.record(DECISION, cost=-1)
+            recorder.record(DECISION, latency_ms=-1)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=1, rejected=9)
+    told = [record.getMessage() for record in caplog.records]
+    assert [message.split(": ")[1] for message in told] == ["confidence", "cost", "latency_ms"]
+
+
 def test_a_batch_with_no_good_decision_is_refused_for_good(server: Server) -> None:
     """422: each is counted, none sent again."""
     with Recorder(server.url) as recorder:
@@ -362,6 +376,17 @@ def test_an_exit_takes_no_longer_than_allowed() -> None:
         done = run("recorder.record(decision)", url, "exit_timeout=0.5")
         assert done.returncode == 0, done.stderr
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("deaf", [True, False], ids=["says nothing", "not there"])
+def test_an_exit_says_what_it_could_not_send(deaf: bool) -> None:
+    """Decisions that are lost for want of time are told of once, with their number."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1] if deaf else free_port()
+        code = "for _ in range(1234): recorder.record(decision)\nwith recorder: pass"
+        done = run(code, f"http://127.0.0.1:{port}", "exit_timeout=0.5, batch=1000")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("1,234 decisions not sent") == 1, done.stderr
 
 
 def test_a_forked_child_records_for_itself(server: Server) -> None:

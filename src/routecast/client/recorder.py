@@ -34,6 +34,7 @@ EXIT_TIMEOUT: Final = 5.0
 _MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
 _MAX_DECISION: Final = 64 * 1024
 _MAX_WARNINGS: Final = 100
+_COUNTING: Final = 0.2  # seconds, once time is up, to count what was not sent
 
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -168,15 +169,19 @@ class Recorder:
         """
         atexit.unregister(self.close)
         seconds = self._exit_timeout if timeout is None else timeout
-        if self._deadline is None:
+        if first := self._deadline is None:
             self._deadline = time.monotonic() + seconds
             if self._waiting:
                 self._start()
             self._bell.put(threading.Event())
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join(seconds + _COUNTING)
         # What was dropped for want of room is in `counters` only: this is what time was short for.
-        return not self._known.dropped and not self.counters.waiting
+        unsettled = self._known.dropped + self.counters.waiting
+        if first and unsettled:
+            words = "%s: closed after %g s with %s decisions not sent, or not answered for"
+            logger.warning(words, self._server, seconds, f"{unsettled:,}")
+        return not unsettled
 
     @property
     def counters(self) -> Counters:
@@ -228,10 +233,11 @@ class Recorder:
                     self._deliver(delivery, self._take())
                     self._answer_flushes()
                 self._answer_flushes()
-        given_up = 0
+        # Counted as in flight meanwhile, so that who closes counts each of them, too.
         while self._waiting:
             self._pop()
-            given_up += 1
+            self._in_flight += 1
+        given_up, self._in_flight = self._in_flight, 0
         self._add(dropped=given_up)
 
     def _rest(self) -> bool:
@@ -329,14 +335,18 @@ class Recorder:
     def _settle(self, receipt: Receipt) -> None:
         self._add(sent=receipt.accepted, duplicates=receipt.duplicates)
         if receipt.rejected_count:
-            first = receipt.rejected[0].error if receipt.rejected else "no word why"
-            self._reject(receipt.rejected_count, first)
+            self._add(rejected=receipt.rejected_count)
+            for why in [rejection.error for rejection in receipt.rejected] or ["no word why"]:
+                self._tell_rejected(why)
         if self._failing:
             self._failing = False
             logger.info("%s takes decisions again; %s", self._server, self.counters)
 
     def _reject(self, decisions: int, why: str) -> None:
         self._add(rejected=decisions)
+        self._tell_rejected(why)
+
+    def _tell_rejected(self, why: str) -> None:
         if why not in self._told and len(self._told) < _MAX_WARNINGS:
             self._told.add(why)
             logger.warning("rejected, for the first time: %s", why)
