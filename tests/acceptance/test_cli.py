@@ -246,12 +246,14 @@ def test_watch_leaves_the_terminal_as_it_was_on_sigterm(server: Server) -> None:
     assert SHOW_CURSOR in terminal.output
 
 
-def test_watch_without_a_server() -> None:
-    """One update is not to be had: it says so and ends with 1."""
+@pytest.mark.parametrize("words", [["--once"], [], ["--once", "--json"]], ids=" ".join)
+def test_watch_without_a_server(words: list[str]) -> None:
+    """One update is not to be had: it says so, says nothing else, and ends with 1."""
     url = f"http://127.0.0.1:{free_port()}"
-    done = routecast("watch", "--once", "--server", url)
+    done = routecast("watch", *words, "--server", url)
     assert done.returncode == 1
     assert f"cannot reach {url}: connection refused" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -387,8 +389,9 @@ def test_demo_keeps_a_database_that_was_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["replay", "watch", "bench", "demo"])
 def test_help_fits_and_helps(command: str) -> None:
-    """--help says what it is for, in 80 columns."""
+    """--help says what it is for, in 80 columns, and flags are shown as they are written."""
     done = routecast(command, "--help", env={"COLUMNS": "80", "PATH": ""})
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "--" in done.stdout
+    assert re.search(r"--help +Show this message", done.stdout)

@@ -2,9 +2,10 @@
 
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from routecast.cli.bench import bench
 from routecast.cli.demo import demo
@@ -14,8 +15,31 @@ from routecast.cli.verify import verify
 from routecast.cli.watch import watch
 from routecast.errors import BadSettings, RoutecastError
 
+
+class _Command(TyperCommand):
+    """A command whose help shows a flag as its name alone; typer would add `<bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """The same of the command itself."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_flags(super().get_params(ctx))
+
+
+def _plain_flags(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if isinstance(parameter, TyperOption) and parameter.is_flag:
+            parameter.metavar = ""
+    return parameters
+
+
 app = typer.Typer(
     name="routecast",
+    cls=_Group,
     help="Live, exact metrics of LLM routing decisions.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,7 +64,7 @@ def _options(
 
 
 for _command in (serve, demo, replay, watch, bench, verify):
-    app.command()(_command)
+    app.command(cls=_Command)(_command)
 
 
 def main() -> None:

@@ -99,19 +99,20 @@ async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
     async with connect(target.url) as client:
         feed = await client.subscribe(fields=FIELDS, **choice.asked)
         first = asyncio.ensure_future(anext(feed))
-        for _ in range(_TRIES):
-            await asyncio.wait([first], timeout=_LOOK)
-            if first.done():
-                break
-            health = feed.health
-            if health.state is State.RECONNECTING:
-                serve = f"{command_name()} serve"
-                fail(f"cannot reach {target}: {health.trouble}. Is it running ({serve})?")
-            if health.trouble:
-                fail(f"the server answers “{health.trouble}”")
-        else:
+        try:
+            for _ in range(_TRIES):
+                await asyncio.wait([first], timeout=_LOOK)
+                if first.done():
+                    return first.result(), feed.health
+                health = feed.health
+                if health.state is State.RECONNECTING:
+                    serve = f"{command_name()} serve"
+                    fail(f"cannot reach {target}: {health.trouble}. Is it running ({serve})?")
+                if health.trouble:
+                    fail(f"the server answers “{health.trouble}”")
             fail(f"{target} is connected, but nothing comes")
-        return first.result(), feed.health
+        finally:
+            first.cancel()  # else it would end with an error that nobody hears
 
 
 def _run(showing: Coroutine[Any, Any, None]) -> int:
