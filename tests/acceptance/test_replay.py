@@ -309,6 +309,19 @@ def test_gzip_and_standard_input(server: Server, tmp_path: Path) -> None:
     assert server.metrics()["strategy_performance"]["hybrid"]["count"] == 20
 
 
+@pytest.mark.parametrize("column", ["seen", "when"])
+def test_a_file_without_times_is_told_of(server: Server, tmp_path: Path, column: str) -> None:
+    """That it all counts as now is said before anything is sent, and how to name a column."""
+    file = write(tmp_path / "x.csv", f"strategy,provider,{column}", "s,p,2024-01-01T00:00:00Z")
+    done = replay(server, file, "--dry-run")
+    assert done.returncode == 0
+    told = "every decision will count as made now" in done.stdout
+    assert told == ("--map timestamp=COLUMN" in done.stdout) == (column == "seen")
+    assert done.stdout.rindex("Nothing was sent") > done.stdout.find("No column gives times")
+    silent = replay(server, file, "--dry-run", "--timestamps", "now")
+    assert "No column gives times" not in silent.stdout
+
+
 def test_limit_and_dry_run(server: Server, tmp_path: Path) -> None:
     """--limit stops early; --dry-run shows the first decision and sends none."""
     lines = [f'{{"strategy":"s","provider":"p","cost":0.00{n}}}' for n in range(1, 9)]

@@ -94,6 +94,21 @@ def test_confidence_is_never_guessed_from_a_score(name: str) -> None:
     assert "confidence" not in read({name: 0.9, "x": 1})
 
 
+def test_whose_score_is_a_confidence_is_told_how_to_say_so() -> None:
+    """It is left out, with the flag that takes it; not where there is a confidence already."""
+    assert "--map confidence=Score" in dict(choose([{"Score": 0.9}], NONE, BOTH).left_out)["Score"]
+    both = choose([{"Score": "0.9", "confidence": "0.5"}], NONE, BOTH)
+    assert both.left_out == (("Score", ""),)
+
+
+def test_short_names() -> None:
+    """Of a log that somebody wrote by hand."""
+    row = {"when": "2026-01-31T12:34:56Z", "ms": "412"}
+    columns = choose([row], NONE, BOTH)
+    assert chosen(columns) == {"timestamp": "when", "latency_ms": "ms"}
+    assert columns.row(1, row).decision["latency_ms"] == 412
+
+
 @pytest.mark.parametrize(
     ("values", "taken"),
     [(["0.9", "0", "1"], True), (["high", "LOW"], True), (["0.9", "1.5"], False), (["87"], False)],

@@ -22,6 +22,7 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
     "timestamp": (
         *("timestamp", "time", "ts", "datetime", "createdat", "arrival", "arrivaltime"),
         *("arrivedat", "starttime", "startedat", "requesttime", "eventtime", "created", "date"),
+        *("when", "requestedat", "loggedat", "occurredat"),
     ),
     "strategy": (
         *("strategy", "routingstrategy", "routerstrategy", "routestrategy", "router"),
@@ -47,7 +48,7 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
         *("latencyms", "durationms", "requestdurationms", "responsetimems", "elapsedms"),
         *("latencys", "latencysec", "latencyseconds", "durations", "durationsec"),
         *("durationseconds", "responsetimeseconds", "elapsedseconds", "latency", "duration"),
-        *("responsetime", "elapsed"),
+        *("responsetime", "elapsed", "ms", "millis", "milliseconds"),
     ),
     "input_tokens": (
         *("inputtokens", "prompttokens", "contexttokens", "tokensin", "tokensprompt"),
@@ -65,6 +66,8 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
     "reason": ("reason", "routingreason", "routerreason"),
     "project": ("project", "projectname", "projectid", "teamalias"),
 }
+# How good an answer was is not how sure the router was; whose column means that must say so.
+_SCORES: Final = frozenset({"score", "probability"})
 _FAILURES: Final = frozenset({"error", "failed"})
 _PRIVATE: Final = frozenset({"prompt", "prompts", "messages", "systemprompt", "userprompt"})
 _NUMERIC: Final = frozenset(
@@ -170,14 +173,23 @@ def choose(sample: Rows, mapped: Mapping[str, str], fixed: Mapping[str, str]) ->
     missing = [field for field in REQUIRED if not any(s.field == field for s in sources)]
     if missing:
         raise BadParameter("FILE", _missing_words(missing, columns))
+    confident = any(source.field == "confidence" for source in sources)
     left_out = tuple(
-        (name, "never sent" if _bare(name) in _PRIVATE else refused.get(name, ""))
+        (name, refused.get(name) or _why_left_out(name, confident))
         for name in columns
         if name not in taken
     )
     times = next((s for s in sources if s.field == "timestamp"), None)
     relative = times is not None and _time_unit(_values(times.column, sample))[1]
     return Columns(tuple(sources), left_out, relative)
+
+
+def _why_left_out(column: str, confident: bool) -> str:
+    if _bare(column) in _PRIVATE:
+        return "never sent"
+    if _bare(column) in _SCORES and not confident:
+        return f"if it is the router's own confidence: --map confidence={column}"
+    return ""
 
 
 def _check_fields(mapped: Mapping[str, str], fixed: Mapping[str, str]) -> None:

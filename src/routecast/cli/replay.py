@@ -88,7 +88,7 @@ def replay(
 ) -> None:
     """Send the routing decisions of a file to a server.
 
-    Columns are matched to fields by name; you see how before anything is sent.
+    Columns are matched to fields by name; --dry-run shows how, and sends nothing.
     Each row counts once, even where a request had to be repeated.
     Ends with 1 if a row was broken or rejected.
 
@@ -310,6 +310,9 @@ def _describe(
         table.add_row(*(Text(plain(cell)) for cell in row))
     say(console, f"Reading {'standard input' if file == '-' else file} so:")
     console.print(table)
+    if not columns.has("timestamp") and stamps == "keep":
+        words = "No column gives times: every decision will count as made now, when it is received."
+        say(console, f"{words} If one does, name it with --map timestamp=COLUMN.", "yellow")
     if columns.left_out:
         names = (f"{name} ({why})" if why else name for name, why in columns.left_out)
         say(console, f"Left out: {', '.join(names)}", "dim")
