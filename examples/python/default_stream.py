@@ -1,7 +1,7 @@
 """Read the default stream with `websockets` alone: what a client of one's own has to do.
 
 pip install websockets
-python default_stream.py ws://127.0.0.1:8000/ws/metrics?interval=1
+python default_stream.py "http://127.0.0.1:8000?interval=1"
 
 `watch_metrics.py` does the same, and more, with the client that Routecast brings.
 """
@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -21,6 +22,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 FINAL = {1003, 1007, 1008, 1009, 4400, 4401, 4403}
 TOO_MANY_MESSAGES = 4429
 LONGEST_DELAY = 60.0
+PATH = "/ws/metrics"
+SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
 async def documents(url: str, first_delay: float = 5.0) -> AsyncIterator[dict[str, Any]]:
@@ -66,6 +69,20 @@ def line(document: dict[str, Any]) -> str:
     return f"{document['timestamp']}  {total} decisions, confidence {shown}: {counts or 'none yet'}"
 
 
+def stream_url(address: str) -> str:
+    """Return the URL of the stream for a server's address, with or without the stream's path."""
+    try:
+        parts = urlsplit(address)
+        scheme = SCHEMES[parts.scheme]
+        if not parts.hostname or parts.port == 0:
+            raise ValueError
+    except (KeyError, ValueError):
+        problem = f"{address!r} is no address such as http://127.0.0.1:8000 or wss://host"
+        raise argparse.ArgumentTypeError(problem) from None
+    path = parts.path.rstrip("/").removesuffix(PATH) + PATH
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
 async def watch(url: str, count: int | None, first_delay: float) -> None:
     """Print `count` documents, or go on for ever."""
     seen = 0
@@ -78,7 +95,7 @@ async def watch(url: str, count: int | None, first_delay: float) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("url", nargs="?", default="ws://127.0.0.1:8000/ws/metrics")
+    parser.add_argument("url", type=stream_url, nargs="?", default="http://127.0.0.1:8000")
     parser.add_argument("--once", action="store_const", const=1, dest="count")
     parser.add_argument("--count", type=int, help="end after so many documents")
     parser.add_argument("--first-delay", type=float, default=5.0, help="seconds before coming back")

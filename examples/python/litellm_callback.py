@@ -5,7 +5,8 @@ from litellm_callback import Callback
 
 litellm.callbacks = [Callback("http://127.0.0.1:8000")]
 
-Put this file beside your own, and `pip install routecast`. Prompts and answers are not sent.
+Put this file beside your own, and `pip install /path/to/a/checkout/of/routecast`. The address may
+begin with `http`, `https`, `ws` or `wss`. Prompts and answers are not sent.
 """
 
 from typing import Any

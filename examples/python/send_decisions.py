@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,26 @@ BATCH = 500
 LINGER = 0.2  # seconds that a decision may wait for others to go with it
 LONGEST_DELAY = 30.0
 RETRY = {429, 502, 503, 504}
+PATH = "/v1/decisions"
+SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 READ = {200, 422}  # the server has looked at each decision
+
+
+def decisions_url(address: str) -> str:
+    """Return where to send to for a server's address, with or without the path of decisions.
+
+    Raises ValueError when it is none.
+    """
+    try:
+        parts = urllib.parse.urlsplit(address)
+        scheme = SCHEMES[parts.scheme]
+        if not parts.hostname or parts.port == 0:
+            raise ValueError
+    except (KeyError, ValueError):
+        problem = f"{address!r} is no address such as http://127.0.0.1:8000 or wss://host"
+        raise ValueError(problem) from None
+    path = parts.path.rstrip("/").removesuffix(PATH) + PATH
+    return urllib.parse.urlunsplit((scheme, parts.netloc, path, "", ""))
 
 
 class Producer:
@@ -39,7 +59,7 @@ class Producer:
 
     def __init__(self, url: str, room: int = 10_000, first_delay: float = 0.5) -> None:
         self.accepted = self.duplicates = self.rejected = self.refused = self.dropped = 0
-        self._url = f"{url}/v1/decisions"
+        self._url = decisions_url(url)
         self._first_delay = first_delay
         self._waiting: queue.Queue[Decision | None] = queue.Queue(room)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -149,6 +169,10 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="send so many made-up decisions")
     parser.add_argument("--first-delay", type=float, default=0.5, help="seconds before a new try")
     options = parser.parse_args()
+    try:
+        decisions_url(options.url)
+    except ValueError as error:
+        parser.error(str(error))
     decisions: Iterable[Decision] = (
         map(json.loads, sys.stdin) if options.count is None else made_up(options.count)
     )

@@ -1,6 +1,6 @@
 """Print a line whenever the metrics of a Routecast server change; come back when it is lost.
 
-pip install routecast
+pip install /path/to/a/checkout/of/routecast
 python watch_metrics.py http://127.0.0.1:8000 --window 5m
 """
 
@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sys
 
-from routecast.client import Metrics, RoutecastError, stream
+from routecast.client import BadParameter, Metrics, RoutecastError, stream
 
 
 def line(metrics: Metrics) -> str:
@@ -40,6 +40,8 @@ def main() -> int:
         asyncio.run(watch(options.url, options.window, options.interval))
     except KeyboardInterrupt:
         return 0
+    except BadParameter as error:
+        parser.error(str(error))
     except RoutecastError as error:
         print(f"The server does not want this client: {error}", file=sys.stderr)
         return 1

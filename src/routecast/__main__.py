@@ -12,7 +12,7 @@ def main() -> None:
             raise
         sys.exit(
             f"routecast: the command needs {error.name}, which is not installed. "
-            'Install the server part: pip install "routecast[server]"'
+            'Install the server part: pip install "/path/to/checkout[server]"'
         )
     run()
 

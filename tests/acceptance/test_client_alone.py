@@ -61,4 +61,4 @@ def test_the_command_says_what_to_install() -> None:
     done = alone(COMMAND)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert 'pip install "routecast[server]"' in done.stderr
+    assert 'pip install "/path/to/checkout[server]"' in done.stderr

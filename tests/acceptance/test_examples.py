@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -124,6 +125,52 @@ def test_an_example_prints_documents_and_ends(
     assert len(lines) == 3
     for line in lines:
         assert re.search(r"1 decisions, confidence 0\.900: .hybrid. 1$", line)
+
+
+def test_any_form_of_address_will_do(server: Server) -> None:
+    """Over HTTP or WebSocket, with the path or without; a stream's query goes with it."""
+    for form in ("{}", "{}/", "{}/v1/decisions"):
+        with producer(form.format(server.url.replace("http", "ws")), "--count", "3") as running:
+            running.wait_for("accepted 3")
+    for scheme, form in (("http", "{}"), ("ws", "{}/"), ("http", "{}/ws/metrics"), ("ws", "{}")):
+        address = form.format(server.url.replace("http", scheme))
+        with Running(*python(), f"{address}?strategy=nobody", "--once") as running:
+            running.wait_for("0 decisions")
+
+
+@pytest.mark.parametrize("name", ["default_stream.py", "watch_metrics.py", "send_decisions.py"])
+def test_a_bad_address_is_refused_at_once(name: str) -> None:
+    """With a line that names it and says what one looks like, and no traceback."""
+    for address in ("ftp://127.0.0.1", "http://h:port"):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / "python" / name), address],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "address" in done.stderr.splitlines()[-1]
+
+
+PAGE = (EXAMPLES.parent / "docs" / "client-python.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_what_the_page_of_the_client_shows_works(server: Server, code: str) -> None:
+    """Each example of it runs as it stands, and no number of it is unknown."""
+    server.post([{**DECISION, "strategy": name} for name in ("hybrid", "complexity")])
+    body = textwrap.indent(code.replace("http://127.0.0.1:8000", server.url), "    ")
+    program = f"import asyncio\nasync def main():\n{body}\nasyncio.run(main())"
+    with Running(sys.executable, "-u", "-c", program) as running:
+        if "print(" in code:
+            lines = [running.wait_for("") for _ in range(code.count("print("))]
+            assert not re.search("None|Traceback", " ".join(lines)), lines
+        else:
+            assert running.end() == 0
+            assert server.metrics()["total_decisions"] == 3
 
 
 def test_an_example_comes_back_by_itself(
