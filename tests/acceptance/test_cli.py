@@ -80,7 +80,7 @@ def test_watch_fits_the_terminal(server: Server) -> None:
 def test_watch_cuts_no_word_of_its_own(server: Server) -> None:
     """Headings and notes are chosen to fit; bars give way to names."""
     server.post([*DECISIONS, {**DECISIONS[0], "strategy": "complexity", "provider": "openrouter"}])
-    for columns in (60, 80, 119, 120, 130, 150, 200):
+    for columns in (44, 60, 80, 119, 120, 130, 150, 200):
         done = routecast("watch", "--server", server.url, env={"COLUMNS": str(columns)})
         assert "2 unpriced" in done.stdout
         assert "…" not in done.stdout

@@ -30,6 +30,9 @@ class Movement:
         self.rates: Samples = deque(maxlen=_KEPT)
         self.costs: Samples = deque(maxlen=_KEPT)
         self._minutes = WINDOWS[window]
+        # What one sample is over, in words.
+        self.rates_of = f"each {self.period:g} s" if window == "all" else "last min"
+        self.costs_of = f"each {self.period:g} s" if window == "all" else f"average of {window}"
         self._clock = clock
         self._last: tuple[float, int, float] | None = None
         self._sampled = clock()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -16,12 +17,15 @@ from routecast.cli.terminal import plain
 from routecast.client import Cost, Errors, Latency, Metrics
 
 _FIRST_DECISION: Final = """  --json '{"strategy":"hybrid","provider":"gemini"}'"""
+_EVERYTHING: Final = "all decisions, over all time"
 _GAP: Final = 4  # columns between two charts
+_HEAD_GAP: Final = 2
 # Lines around the tables: head, tiles and foot, with a blank line after each of the first two
 # and before the last; then, between the tables, a blank line and two headings.
 _AROUND: Final = 1 + 1 + 3 + 1 + 2
 _BETWEEN: Final = 3
-# In fewer columns than this, words are chosen short; in so many, long.
+# In fewer columns than these, figures are left out, and words are chosen short; in so many, long.
+TINY: Final = 56
 NARROW: Final = 72
 ROOMY: Final = 150
 
@@ -54,8 +58,9 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         yield _head(self.title, self.status, width)
-        if self.asked:
-            yield Text(plain(self.asked), style="dim", **ONE_LINE)
+        asked = self.asked or (_EVERYTHING if self.movement else "")
+        if asked:
+            yield Text(plain(asked), style="dim", **ONE_LINE)
         if self.help:
             yield _help()
         elif self.metrics is None:
@@ -64,7 +69,7 @@ class Screen:
             yield _welcome(self.title, bool(self.asked))
         else:
             height = options.size.height if self.movement else 10_000
-            yield from self._numbers(self.metrics, width, height - bool(self.asked))
+            yield from self._numbers(self.metrics, width, height - bool(asked))
         if self.movement:
             foot = footer(self.keys, width) if self.keys else "Ctrl-C leaves"
             yield Text(f"\n{foot}", style="dim")
@@ -74,8 +79,9 @@ class Screen:
         yield Text()
         yield _tiles(metrics, width, style)
         yield Text()
-        if self.movement and self.movement.rates:
-            chart_height = 1 if height < 30 else 3
+        if self.movement:
+            # Empty at first, too: what stands below must not jump when they begin.
+            chart_height = 1 if height < 29 else 3
             yield _movements(self.movement, width, chart_height)
             yield Text()
             height -= chart_height + 2
@@ -83,12 +89,14 @@ class Screen:
 
 
 def _head(title: str, status: Status, width: int) -> Table:
-    head = Table.grid(expand=True)
-    head.add_column(no_wrap=True, overflow="ellipsis")
-    head.add_column(justify="right", no_wrap=True, overflow="ellipsis", max_width=width * 2 // 3)
+    name, state = f"Routecast  {plain(title)}", f"● {plain(status.words)}"
+    if cell_len(name) + _HEAD_GAP + cell_len(state) > width:
+        name = "Routecast"  # what is wrong is worth more than where
+    head = Table.grid(expand=True, padding=(0, _HEAD_GAP, 0, 0))
+    head.add_column(no_wrap=True)
+    head.add_column(justify="right", ratio=1, **ONE_LINE)
     head.add_row(
-        Text.assemble(("Routecast", "bold"), f"  {plain(title)}"),
-        Text(f"● {plain(status.words)}", style=status.style),
+        Text.assemble((name[:9], "bold"), name[9:]), Text(state, style=status.style, **ONE_LINE)
     )
     return head
 
@@ -118,12 +126,14 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
     cost, errors = metrics.cost or Cost(0, 0, 0), metrics.errors or Errors(0)
     latency, total = metrics.latency_ms or Latency(), metrics.total_decisions
     wide, narrow = width >= WIDE, width < NARROW
-    pace, late = f"{figures.rate(metrics.rate)}/s", f"p95 {figures.latency(latency.p95)}"
+    pace, late = f"{figures.rate(metrics.rate)}/s, 1 min", f"p95 {figures.latency(latency.p95)}"
     if width >= ROOMY:
-        pace += " over the last minute"
+        pace = f"{figures.rate(metrics.rate)}/s over the last minute"
+    elif not narrow:
+        pace = f"{figures.rate(metrics.rate)}/s, last min"
     if not narrow:
         late += f", p99 {figures.latency(latency.p99)}"
-    tiles = (
+    tiles: tuple[tuple[str, str, str], ...] = (
         ("decisions", figures.count(total), pace),
         (
             "confidence" if narrow else "avg confidence",
@@ -142,7 +152,9 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
             late if latency.p50 else "",
         ),
     )
-    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    if width < TINY:
+        tiles = tiles[:4]
+    grid = Table.grid(padding=(0, 1 if width < TINY else 2, 0, 0), expand=True)
     for _ in tiles:
         grid.add_column(ratio=1 if wide else None, **ONE_LINE)  # else as each needs
     for place, look in enumerate(("dim", f"bold {style}", "dim")):
@@ -156,32 +168,43 @@ def _movements(movement: Movement, width: int, height: int) -> RenderableType:
     grid = Table.grid(padding=(0, _GAP, 0, 0))
     grid.add_column(width=left, **ONE_LINE)
     grid.add_column(width=right, **ONE_LINE)
+    rates = movement.rates, figures.rate, movement.period
+    costs = movement.costs, figures.money_rate, movement.period
     grid.add_row(
-        _chart("decisions a second", movement.rates, figures.rate, movement.period, left, height),
-        _chart("cost a minute", movement.costs, figures.money_rate, movement.period, right, height),
+        _chart(("decisions a second", "decisions/s"), movement.rates_of, *rates, left, height),
+        _chart(("cost a minute", "cost/min"), movement.costs_of, *costs, right, height),
     )
     return grid
 
 
 def _chart(
-    heading: str,
+    names: tuple[str, str],
+    of: str,
     samples: Iterable[float | None],
     show: Callable[[float | None], str],
     period: float,
     width: int,
     height: int,
 ) -> RenderableType:
+    """Draw samples under a heading: `of` says what each is over, `names` are long and short."""
     shown = list(samples)[-width:]
     known = [sample for sample in shown if sample is not None]
+    now, most = show(shown[-1] if shown else None), show(max(known, default=None))
     span = figures.age(len(shown) * period)
-    words = Text(heading, style="bold", **ONE_LINE)
-    for more in (
-        f": now {show(shown[-1])}, highest {show(max(known))}, over {span}" if known else "",
-        f": now {show(shown[-1])}, most {show(max(known))}" if known else "",
-        f": {show(shown[-1])}",
-    ):
-        if more and len(heading) + len(more) <= width:
-            words.append(more, style="dim not bold")
-            break
+    long, short = names
+    heading, more = next(
+        (
+            (heading, more)
+            for heading, more in (
+                (f"{long}, {of}", f": now {now}, highest {most}, over {span}"),
+                (f"{long}, {of}", f": now {now}, most {most}"),
+                (f"{short}, {of}", f": now {now}, most {most}"),
+                (f"{short}, {of}", f": {now}"),
+            )
+            if len(heading) + len(more) <= width
+        ),
+        (short, f": {now}"),
+    )
+    words = Text.assemble((heading, "bold"), (more, "dim"), **ONE_LINE)
     lines = (Text(line.rjust(width), style="cyan") for line in figures.chart(shown, height))
     return Group(words, *lines)

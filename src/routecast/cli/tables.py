@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,9 @@ _MIDDLE_BAR: Final = 12
 _WIDE_BAR: Final = 24
 _LEAST_ROWS: Final = 3
 _BAR_COLUMN: Final = 3
+_PADDING: Final = 2
+# So much of a name is shown before any column beside it.
+_LEAST_NAME: Final = 12
 
 Item = TypeVar("Item")
 
@@ -47,20 +51,23 @@ def tables(metrics: Metrics, width: int, height: int, style: str) -> RenderableT
     note = f"{total - known:,} without one" if total > known else ""
     content: RenderableType
     if width >= WIDE:
+        half = width * 2 // 5
         bar = _bar_width(width * 2 // 5 - 36, _WIDE_BAR)
-        confidence = _bars("confidence", band_bars, len(bands), bar, note)
+        confidence = _bars("confidence", band_bars, len(bands), bar, half, note)
         room = height - len(bands) - bool(note)
-        providers = _bars("providers", provider_bars, max(room, _LEAST_ROWS), bar)
+        providers = _bars("providers", provider_bars, max(room, _LEAST_ROWS), bar, half)
         bar = _bar_width(width * 3 // 5 - 66, _WIDE_BAR)
-        table = _strategies(strategies, total, max(height + 2, _LEAST_ROWS), bar)
+        rows = max(height + 2, _LEAST_ROWS)
+        table = _strategies(strategies, total, rows, bar, width - _GAP - half)
         content = _side_by_side(table, Group(confidence, Text(), providers), (3, 2))
     else:
         needed = max(len(bands) + bool(note), len(provider_bars))
         above, below = _shared(height, len(strategies), needed)
+        half = width // 2 - _GAP  # of the left one
         bar = _bar_width(width // 2 - 30, _NARROW_BAR)
-        confidence = _bars("confidence", band_bars, len(bands), bar, note)
-        providers = _bars("providers", provider_bars, below, bar)
-        table = _strategies(strategies, total, above, _bar_width(width - 64, _MIDDLE_BAR))
+        confidence = _bars("confidence", band_bars, len(bands), bar, half, note)
+        providers = _bars("providers", provider_bars, below, bar, half)
+        table = _strategies(strategies, total, above, _bar_width(width - 64, _MIDDLE_BAR), width)
         content = Group(table, Text(), _side_by_side(confidence, providers, (1, 1)))
     grid = Table.grid(expand=True)
     grid.add_column(style=style)
@@ -94,11 +101,12 @@ def _side_by_side(left: RenderableType, right: RenderableType, ratios: tuple[int
 
 
 def _strategies(
-    rows: Sequence[tuple[str, Performance]], total: int, room: int, bar: int
+    rows: Sequence[tuple[str, Performance]], total: int, room: int, bar: int, width: int
 ) -> RenderableType:
     digits = figures.money_digits(row.avg_cost for _, row in rows)
     shown, rest = _cut(rows, room)
     table = _table(
+        width,
         bar,
         ("strategies", "decisions", "share", "", "avg cost", "avg confidence"),
         (
@@ -117,37 +125,49 @@ def _strategies(
 
 
 def _bars(
-    heading: str, bars: Sequence[_Bar], room: int, width: int, note: str = ""
+    heading: str, bars: Sequence[_Bar], room: int, bar: int, width: int, note: str = ""
 ) -> RenderableType:
     shown, rest = _cut(bars, room)
     table = _table(
         width,
+        bar,
         (heading, "", "share", ""),
         (
             (
-                bar.name,
-                figures.count(bar.count),
-                figures.share(bar.count, bar.whole),
-                figures.bar(bar.count, bar.whole, width),
+                row.name,
+                figures.count(row.count),
+                figures.share(row.count, row.whole),
+                figures.bar(row.count, row.whole, bar),
             )
-            for bar in shown
+            for row in shown
         ),
     )
-    return _with_note(table, note or _rest_words([bar.count for bar in rest]))
+    return _with_note(table, note or _rest_words([row.count for row in rest]))
 
 
-def _table(bar: int, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table of names and numbers; its fourth column is bars of a width, or left out."""
-    table = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+def _table(width: int, bar: int, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of names and numbers; its fourth column is bars of a width, or left out.
+
+    Where it is too narrow for all, the last columns are left out before names become too short.
+    """
+    rows = [[plain(cell) for cell in row] for row in rows]
+    table = Table(
+        box=None, expand=True, pad_edge=False, padding=(0, _PADDING, 0, 0), header_style="dim"
+    )
     table.add_column(Text(headings[0], style="bold not dim"), ratio=1, **ONE_LINE)
     places = [place for place in range(1, len(headings)) if bar or place != _BAR_COLUMN]
+    needed = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
+    needed[_BAR_COLUMN] = bar
+    name = max(cell_len(headings[0]), min(needed[0], _LEAST_NAME))
+    while places[1:] and name + sum(_PADDING + needed[place] for place in places) > width:
+        places.pop()
     for place in places:
         if place == _BAR_COLUMN:
             table.add_column(headings[place], width=bar, style="cyan", **ONE_LINE)
         else:
             table.add_column(headings[place], justify="right", **ONE_LINE)
     for row in rows:
-        table.add_row(*(Text(plain(row[place])) for place in (0, *places)))
+        table.add_row(*(Text(row[place]) for place in (0, *places)))
     return table
 
 
