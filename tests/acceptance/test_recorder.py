@@ -2,17 +2,20 @@
 
 import gzip
 import json
+import math
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import msgspec
 import pytest
 
 from routecast.client import Counters, Recorder
@@ -36,6 +39,14 @@ def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
         assert time.monotonic() < deadline, counters
         time.sleep(0.005)  # between two questions; the answer is the event
     return counters
+
+
+def until(met: Callable[[], bool]) -> None:
+    """Wait until a condition is met."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)  # between two questions; the answer is the event
 
 
 # -- a server that plays a part -----------------------------------------------------------------
@@ -71,6 +82,7 @@ def stand(*answers: tuple[int, dict[str, str]]) -> Iterator[Stand]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # one packet, or the client's kernel takes its time to acknowledge the first
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -265,6 +277,61 @@ def test_each_reason_in_a_batch_is_told(server: Server, caplog: pytest.LogCaptur
     assert [message.split(": ")[1] for message in told] == ["confidence", "cost", "latency_ms"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param({"cost": Decimal("NaN")}, id="NaN"),
+        pytest.param({"cost": Decimal("sNaN")}, id="sNaN"),
+        pytest.param({"cost": Decimal("-Infinity")}, id="-Infinity"),
+        pytest.param({"cost": Decimal("1E+9999")}, id="1E+9999"),
+        pytest.param({"cost": math.nan}, id="nan"),
+        pytest.param({"latency_ms": math.inf}, id="inf"),
+        pytest.param({"extra": [Decimal("NaN")]}, id="NaN in a list"),
+        pytest.param({"extra": msgspec.Raw(b"}")}, id="no JSON"),
+        pytest.param({"extra": msgspec.Raw(b'"\xff"')}, id="no UTF-8"),
+        pytest.param({"extra": msgspec.Raw(b"[" * 990 + b"]" * 990)}, id="nested"),
+        pytest.param({"reason": "\ud800"}, id="surrogate"),
+    ],
+)
+def test_an_odd_decision_costs_its_neighbours_nothing(
+    server: Server, odd: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It alone is rejected, whatever it holds, and the log says why; it is not sent otherwise."""
+    with Recorder(server.url, linger=5) as recorder:
+        for _ in range(10):
+            recorder.record(DECISION)
+        recorder.record({**DECISION, **odd})
+        for _ in range(10):
+            recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=20, rejected=1)
+    assert len(caplog.records) == 1
+    assert total(server) == 20
+
+
+def test_a_batch_that_is_refused_is_sent_in_parts(caplog: pytest.LogCaptureFixture) -> None:
+    """Until only what the server refuses is rejected."""
+    refusals: list[tuple[int, dict[str, str]]] = [(400, {}), (200, {}), (413, {}), (400, {})]
+    with stand(*refusals) as there, Recorder(there.url, linger=5) as recorder:
+        for number in range(4):
+            recorder.record(DECISION, latency_ms=number)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=3, rejected=1)
+    sent = [[decision["latency_ms"] for decision in batch] for batch in there.batches]
+    assert sent == [[0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+    assert len(caplog.records) == 1
+
+
+def test_a_server_that_refuses_all_is_not_asked_for_each() -> None:
+    """All of a large batch is counted after a bounded number of tries."""
+    with stand(*[(400, {})] * 1000) as there, Recorder(there.url, linger=5) as recorder:
+        for _ in range(1000):
+            recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(rejected=1000)
+        assert len(there.batches) < 150
+
+
 def test_a_batch_with_no_good_decision_is_refused_for_good(server: Server) -> None:
     """422: each is counted, none sent again."""
     with Recorder(server.url) as recorder:
@@ -283,8 +350,8 @@ def test_the_oldest_are_dropped() -> None:
         for number in range(1000):
             recorder.record(DECISION, cost=number)
         counters = recorder.counters
-        assert counters.dropped == 900
-        assert counters.waiting == 101
+        assert counters.dropped == 901
+        assert counters.waiting == 100
         assert recorder.close(0.1) is False
         counters = recorder.counters
         assert (counters.dropped, counters.waiting) == (1001, 0)
@@ -297,8 +364,67 @@ def test_the_newest_are_kept() -> None:
         for number in range(1000):
             recorder.record(DECISION, latency_ms=number)
         assert recorder.close(WAIT_SECONDS)
-        assert [decision["latency_ms"] for decision in there.batches[0]] == [*range(900, 1000)]
+        sent = [decision["latency_ms"] for batch in there.batches for decision in batch]
+        assert sent == [*range(900, 1000)]
         assert recorder.counters == Counters(sent=100, dropped=900)
+
+
+@contextmanager
+def silence() -> Iterator[str]:
+    """Run a server that takes connections and never answers; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        yield f"http://127.0.0.1:{deaf.getsockname()[1]}"
+
+
+def test_what_is_in_flight_takes_its_room() -> None:
+    """No more than `capacity` wait, and the books balance."""
+    with silence() as url:
+        recorder = Recorder(url, capacity=100, batch=40, linger=0.01)
+        for _ in range(40):
+            recorder.record(DECISION)
+        wait_for(recorder, "waiting", 40)
+        until(lambda: recorder._in_flight == 40)
+        for _ in range(100):
+            recorder.record(DECISION)
+        assert recorder.counters == Counters(dropped=40, waiting=100)
+        assert not recorder.close(0)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["says nothing", "not there"])
+def test_what_is_given_up_is_not_flushed(silent: bool) -> None:
+    """`flush` is False for what another thread's `close` gave up, and the counters say so."""
+    with silence() as url:
+        recorder = Recorder(url if silent else f"http://127.0.0.1:{free_port()}", linger=0.01)
+        recorder.record(DECISION)
+        until(lambda: recorder._in_flight == 1)
+        flushed: list[bool] = []
+        flush = threading.Thread(target=lambda: flushed.append(recorder.flush()))
+        flush.start()
+        assert recorder.close(0.2) is False
+        assert (recorder.counters.dropped, recorder.counters.waiting) == (1, 0)
+    # The deaf server is gone by now, so that the request in flight comes to its end.
+    flush.join(WAIT_SECONDS)
+    assert flushed == [False]
+    assert (recorder.counters.dropped, recorder.counters.waiting) == (1, 0)
+    assert recorder.flush(0) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("capacity", 0),
+        ("capacity", -1),
+        ("batch", 0),
+        ("linger", -0.1),
+        ("linger", math.nan),
+        ("linger", math.inf),
+        ("exit_timeout", -1),
+    ],
+)
+def test_a_number_that_cannot_work_is_refused(name: str, number: Any) -> None:
+    """At once, with the name of the argument."""
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        Recorder(**{name: number})
 
 
 def test_what_is_recorded_after_the_end_is_dropped() -> None:
@@ -308,7 +434,7 @@ def test_what_is_recorded_after_the_end_is_dropped() -> None:
         recorder.record(DECISION)
         assert recorder.close(WAIT_SECONDS)
         recorder.record(DECISION)
-        assert recorder.flush(0)
+        assert not recorder.flush(0)
         assert recorder.counters == Counters(sent=1, dropped=1)
 
 

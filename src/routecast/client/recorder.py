@@ -5,24 +5,24 @@ import logging
 import os
 import queue
 import secrets
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from contextlib import closing
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from itertools import count
-from typing import Any, Final, Literal, Self, TypedDict, Unpack
-
-import msgspec
+from typing import Any, Final, Self, Unpack
 
 from routecast.client.address import DEFAULT_SERVER, Server
 from routecast.client.backoff import Backoff
 from routecast.client.credentials import Token
+from routecast.client.decision import Decision, copied, encode
 from routecast.client.delivery import Delivery
-from routecast.errors import Unauthenticated, Unavailable
+from routecast.errors import Refused, Unauthenticated, Unavailable
 from routecast.protocol import MAX_BATCH, DecisionIn, Receipt
 
 logger: Final = logging.getLogger("routecast.client")
@@ -32,30 +32,10 @@ BATCH: Final = 1_000
 LINGER: Final = 0.2
 EXIT_TIMEOUT: Final = 5.0
 _MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
-_MAX_DECISION: Final = 64 * 1024
 _MAX_WARNINGS: Final = 100
-_COUNTING: Final = 0.2  # seconds, once time is up, to count what was not sent
-
-_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
-
-
-class Decision(TypedDict, total=False):
-    """What may be recorded of a decision; `strategy` and `provider` must be."""
-
-    strategy: str
-    provider: str
-    model: str | None
-    id: str | None
-    timestamp: datetime | float | str | None
-    confidence: float | Literal["high", "medium", "low"] | None
-    cost: float | None
-    latency_ms: float | None
-    input_tokens: int | None
-    output_tokens: int | None
-    status: Literal["success", "error"] | None
-    fallback: bool | None
-    reason: str | None
-    project: str | None
+# What one decision may bring upon the others of its batch: not JSON, or too much.
+_PARTED: Final = frozenset({400, 413})
+_MAX_PARTINGS: Final = 64  # of one batch: a server that refuses all of it is not asked for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +73,7 @@ class Recorder:
     end by `os._exit`, as those of `multiprocessing` do, must close theirs.
 
     `token` is sent as `Authorization: Bearer`; a function is asked for it before each batch.
-    Raises BadParameter when `url` is no address.
+    Raises BadParameter when `url` is no address, and ValueError for a number that cannot work.
     """
 
     def __init__(
@@ -107,8 +87,13 @@ class Recorder:
         exit_timeout: float = EXIT_TIMEOUT,
     ) -> None:
         self._server = Server.parse(url)
+        _check_range("capacity", capacity, 1, sys.maxsize)
+        _check_range("batch", batch, 1, sys.maxsize)
+        _check_range("linger", linger, 0, threading.TIMEOUT_MAX)
+        _check_range("exit_timeout", exit_timeout, 0, threading.TIMEOUT_MAX)
         self._capacity = capacity
-        self._batch = min(batch, MAX_BATCH)
+        # Half of the room, at most: what is in flight cannot be dropped, and it is the oldest.
+        self._batch = min(batch, MAX_BATCH, max(capacity // 2, 1))
         self._linger = linger
         self._token = token
         self._exit_timeout = exit_timeout
@@ -123,17 +108,19 @@ class Recorder:
         self._numbers = count()
         self._waiting: deque[_Entry] = deque(maxlen=self._capacity)
         # Unlike an Event, it may be rung by a signal handler that interrupts its own ringing.
-        self._bell: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
+        self._bell: queue.SimpleQueue[Future[bool] | None] = queue.SimpleQueue()
         self._asleep = True
         self._deadline: float | None = None  # of the monotonic clock, once closed
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         # What follows is the thread's own; others only read it.
-        self._flushes: list[tuple[int, threading.Event]] = []
+        self._flushes: list[tuple[int, Future[bool]]] = []
         self._known = Counters()
         self._taken = 0
         self._next = 0
         self._in_flight = 0
+        self._room = self._capacity  # for those that wait, apart from those in flight
+        self._ended = False
         self._failing = False
         self._told: set[str] = set()
 
@@ -146,21 +133,29 @@ class Recorder:
 
         What is None is left out. Without an `id` it gets one; without a `timestamp`, the present.
         """
-        given = fields if decision is None else _copied(decision, fields)
+        given = fields if decision is None else copied(decision, fields)
         self._waiting.append((next(self._numbers), time.time(), given))
+        if len(self._waiting) > self._room:
+            self._drop_oldest()
         if self._asleep:
             self._ring(None)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Send at once; return whether all recorded until now is settled within `timeout` seconds.
 
-        False where the server cannot be reached in time: decisions go on waiting for it.
+        False where the server cannot be reached in time: decisions go on waiting for it, until
+        `close` gives them up.
         """
-        if self._deadline is not None or (self._thread is None and not self._waiting):
-            return not self.counters.waiting
-        done = threading.Event()
+        if self._thread is None and (not self._waiting or self._deadline is not None):
+            return not self._waiting
+        done: Future[bool] = Future()
         self._ring(done)
-        return done.wait(timeout)
+        if self._ended:
+            return not self._unsettled
+        try:
+            return done.result(timeout)
+        except TimeoutError:
+            return False
 
     def close(self, timeout: float | None = None) -> bool:
         """Send what waits, for at most `timeout` seconds (`exit_timeout`), and end.
@@ -173,11 +168,11 @@ class Recorder:
             self._deadline = time.monotonic() + seconds
             if self._waiting:
                 self._start()
-            self._bell.put(threading.Event())
+            self._bell.put(Future())
         if self._thread is not None:
-            self._thread.join(seconds + _COUNTING)
+            self._thread.join(seconds)
         # What was dropped for want of room is in `counters` only: this is what time was short for.
-        unsettled = self._known.dropped + self.counters.waiting
+        unsettled = self._unsettled
         if first and unsettled:
             words = "%s: closed after %g s with %s decisions not sent, or not answered for"
             logger.warning(words, self._server, seconds, f"{unsettled:,}")
@@ -194,24 +189,39 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _unsettled(self) -> int:
+        return self._in_flight + len(self._waiting)
+
+    @property
+    def _over(self) -> bool:
+        """Whether what is not settled by now is given up."""
+        if self._deadline is None:
+            return False
+        return self._late() or not (self._thread and self._thread.is_alive())
+
     def _count(self) -> Counters:
-        waiting, taken = len(self._waiting), self._taken
+        over = self._over
         try:
             oldest = self._waiting[0][0]
         except IndexError:
             oldest = self._next
         # Threads may append out of order by a few, so for an instant this may be short by a few.
-        lost = max(oldest - taken, 0)
-        if self._deadline is not None and not (self._thread and self._thread.is_alive()):
-            lost, waiting = lost + waiting, 0
-        known = self._known
-        return replace(known, dropped=known.dropped + lost, waiting=waiting + self._in_flight)
+        lost = max(oldest - self._taken, 0)
+        unsettled = self._unsettled
+        if over:
+            return replace(self._known, dropped=lost + unsettled)
+        return replace(self._known, dropped=lost, waiting=unsettled)
 
-    def _ring(self, event: threading.Event | None) -> None:
+    def _drop_oldest(self) -> None:
+        with suppress(IndexError):  # the thread took it
+            self._pop()
+
+    def _ring(self, flush: "Future[bool] | None") -> None:
         self._asleep = False
         if self._deadline is None:
             self._start()
-            self._bell.put(event)
+        self._bell.put(flush)
 
     def _start(self) -> None:
         if self._thread is None and self._starting.acquire(blocking=False):
@@ -227,18 +237,20 @@ class Recorder:
     # -- the thread's side ----------------------------------------------------------------------
 
     def _run(self) -> None:
-        with closing(Delivery(self._server, self._token)) as delivery:
-            while self._rest():
-                while self._waiting and not self._late():
-                    self._deliver(delivery, self._take())
+        try:
+            with closing(Delivery(self._server, self._token)) as delivery:
+                while self._rest():
+                    while self._waiting and not self._late():
+                        self._deliver(delivery, self._take())
+                        self._answer_flushes()
                     self._answer_flushes()
-                self._answer_flushes()
-        # Counted as in flight meanwhile, so that who closes counts each of them, too.
-        while self._waiting:
-            self._pop()
-            self._in_flight += 1
-        given_up, self._in_flight = self._in_flight, 0
-        self._add(dropped=given_up)
+        finally:
+            # What still waits stays where it is: it counts as dropped.
+            self._ended = True  # who rings from now on looks for himself
+            while not self._bell.empty():
+                self._hear(0)
+            for _, flush in self._flushes:
+                flush.set_result(not self._unsettled)
 
     def _rest(self) -> bool:
         """Wait for a decision, and a little for others to go with it; False at the end."""
@@ -253,19 +265,21 @@ class Recorder:
     def _hear(self, seconds: float | None) -> bool:
         """Wait for the bell; return whether somebody waits for a flush."""
         try:
-            event = self._bell.get(timeout=seconds)
+            flush = self._bell.get(timeout=seconds)
         except queue.Empty:
             return False
-        if event is None:
+        if flush is None:
             return False
-        self._flushes.append((self._taken + len(self._waiting), event))
+        self._flushes.append((self._taken + len(self._waiting), flush))
         return True
 
     def _answer_flushes(self) -> None:
-        for due, event in self._flushes:
+        if self._in_flight:  # given up
+            return
+        for due, flush in self._flushes:
             if due <= self._taken or not self._waiting:
-                event.set()
-        self._flushes = [flush for flush in self._flushes if not flush[1].is_set()]
+                flush.set_result(True)
+        self._flushes = [flush for flush in self._flushes if not flush[1].done()]
 
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
@@ -275,9 +289,18 @@ class Recorder:
         texts: list[bytes] = []
         size = 0
         while self._waiting and len(texts) < self._batch and size < _MAX_BODY:
+            self._room -= 1  # before it is free, so that nothing goes there meanwhile
             try:
-                texts.append(self._encoded(self._pop()))
+                entry = self._pop()
+            except IndexError:  # it was just dropped
+                self._room += 1
+                break
+            self._taken += 1
+            try:
+                number, at, given = entry
+                texts.append(encode(given, f"{self._prefix}-{number}", at))
             except Exception as error:  # a decision may hold any object of the caller's
+                self._room += 1
                 self._reject(1, f"no decision: {error}")
             else:
                 size += len(texts[-1])
@@ -286,40 +309,37 @@ class Recorder:
 
     def _pop(self) -> _Entry:
         entry = self._waiting.popleft()
-        self._taken += 1
         self._next = max(self._next, entry[0] + 1)
         return entry
 
-    def _encoded(self, entry: _Entry) -> bytes:
-        number, at, fields = entry
-        known = {name: value for name, value in fields.items() if value is not None}
-        text = _encode({"id": f"{self._prefix}-{number}", "timestamp": at, **known})
-        if len(text) > _MAX_DECISION:
-            raise ValueError(f"it takes more than {_MAX_DECISION:,} bytes")
-        return text
-
     def _deliver(self, delivery: Delivery, texts: list[bytes]) -> None:
-        """Send one batch until the server has answered for it, or time is up."""
-        if not texts:
-            return
-        size, body, backoff = len(texts), b"[" + b",".join(texts) + b"]", Backoff()
-        while True:
+        """Send one batch until the server has answered for all of it, or time is up."""
+        parts, partings, backoff = [texts] if texts else [], 0, Backoff()
+        while parts:
+            part = parts.pop()
             try:
-                self._settle(delivery.send(body))
-                break
-            except (Unavailable, Unauthenticated) as error:
-                if isinstance(error, Unauthenticated) and not callable(self._token):
-                    self._reject(size, str(error))
-                    break
-                self._tell_failing(str(error))
-                if not self._pause(backoff.next(), getattr(error, "retry_after", 0)):
-                    self._add(dropped=size)
-                    break
-                self._add(retried=size)
-            except Exception as error:  # refused, or a token that is none: the thread must go on
-                self._reject(size, str(error))
-                break
-        self._in_flight = 0
+                self._settle(delivery.send(b"[" + b",".join(part) + b"]"))
+            except Exception as error:  # a token may be none: the thread must go on
+                if self._may_send_again(error):
+                    self._tell_failing(str(error))
+                    if not self._pause(backoff.next(), getattr(error, "retry_after", 0)):
+                        return
+                    self._add(retried=len(part))
+                    parts.append(part)
+                    continue
+                refused = error.code if isinstance(error, Refused) else None
+                if refused in _PARTED and len(part) > 1 and partings < _MAX_PARTINGS:
+                    partings += 1
+                    half = len(part) // 2
+                    parts += part[half:], part[:half]
+                    continue
+                self._reject(len(part), str(error))
+            self._in_flight -= len(part)
+            self._room += len(part)
+
+    def _may_send_again(self, error: Exception) -> bool:
+        new_token = isinstance(error, Unauthenticated) and callable(self._token)
+        return new_token or isinstance(error, Unavailable)
 
     def _pause(self, seconds: float, least: float) -> bool:
         """Wait so long, or only the `least` once somebody wants a flush; False when time is up."""
@@ -361,13 +381,9 @@ class Recorder:
         self._known = replace(known, **{name: getattr(known, name) + n for name, n in more.items()})
 
 
-def _copied(decision: Mapping[str, Any] | DecisionIn, more: Mapping[str, Any]) -> Any:
-    """Return a decision as it is now, since the caller may change it; what is none, as it is."""
-    try:
-        known = decision if isinstance(decision, Mapping) else msgspec.structs.asdict(decision)
-        return {**known, **more}
-    except Exception:  # the caller must not fail for it: `_encoded` does
-        return decision
+def _check_range(name: str, value: float, least: int, most: float) -> None:
+    if not least <= value <= most:  # nor is NaN
+        raise ValueError(f"{name}: {value} is not between {least} and {most:g}")
 
 
 # Forked children must neither send what the parent sends, nor wait for its thread.
