@@ -236,3 +236,16 @@ async def test_a_bad_history_raises_where_it_is_iterated(server: Server) -> None
     async with connect(server.url, protocols=()) as client:
         with pytest.raises(BadRequest, match="default stream"):
             await anext(await client.history(timedelta(hours=1)))
+
+
+async def test_a_subscription_left_before_its_turn_is_not_sent(server: Server) -> None:
+    """However fast subscriptions come and go, the server is not sent more than it takes."""
+    changes: list[State] = []
+    async with connect(server.url, on_change=lambda health: changes.append(health.state)) as client:
+        for number in range(200):
+            subscription = await client.subscribe(strategy=str(number))
+            await asyncio.sleep(0)  # what may be sent at once is
+            await subscription.close()
+        last = await client.subscribe(interval=FAST)
+        await first(last, has(0))
+    assert changes == [State.CONNECTED, State.CLOSED]

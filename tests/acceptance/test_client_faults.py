@@ -390,3 +390,36 @@ async def test_what_is_no_message_ends_the_connection_only() -> None:
         feed = await client.subscribe()
         assert (await take(feed)).total_decisions == 1
         assert "routecast.v1" in (await told.of(State.RECONNECTING)).trouble
+
+
+# -- no more than the server takes --------------------------------------------------------------
+
+
+def limited(limit: int) -> dict[str, Any]:
+    """Return the greeting of a server that takes so many messages a minute."""
+    return {"type": "hello", "connection": "c", "limits": {"messages_per_minute": limit}}
+
+
+async def test_frames_come_while_messages_wait_for_their_turn() -> None:
+    """Beyond what `hello` allows, messages are sent later; what is shown goes on meanwhile."""
+    heard: list[Any] = []
+
+    async def strict(actor: Actor) -> None:
+        await actor.send(limited(10))
+        heard.append(await actor.hear())
+        await actor.send(snapshot(1, {"total_decisions": 1}))
+        while len(heard) < 4:
+            heard.append(await actor.hear())
+        await actor.send(snapshot(2, {"total_decisions": 2}))
+        await actor.hear()
+        raise AssertionError("too soon")
+
+    async with scripted(strict) as stage, connect(stage.url) as client:
+        shown = await client.subscribe()
+        assert (await take(shown)).total_decisions == 1
+        others = [await client.subscribe(strategy=str(number)) for number in range(8)]
+        assert (await take(shown)).total_decisions == 2
+        for other in others[3:]:
+            await other.close()
+        assert client.health.state is State.CONNECTED
+    assert [message.id for message in heard] == ["s1", "s2", "s3", "s4"]

@@ -10,7 +10,6 @@ from typing import Any, Final, NoReturn, Self
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
 from routecast.client.address import DEFAULT_SERVER, Server
 from routecast.client.backoff import Backoff
@@ -18,6 +17,7 @@ from routecast.client.credentials import Token
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import Past
 from routecast.client.link import Link
+from routecast.client.outbox import Outbox
 from routecast.client.plain import query_of, receive
 from routecast.client.session import Session, Topic, View
 from routecast.errors import BadRequest
@@ -28,6 +28,7 @@ from routecast.protocol import (
     Filters,
     GetHistory,
     GroupBy,
+    Hello,
     ServerMessage,
     Subscribe,
 )
@@ -76,8 +77,7 @@ class Client:
         self._session = Session(self._news)
         self._feeds: dict[Topic, Feed[Any]] = {}
         self._numbers = count(1)
-        self._socket: ClientConnection | None = None
-        self._encode: Callable[[ClientMessage], str | bytes] = _CODECS[V1_JSON][1]
+        self._outbox: Outbox | None = None
         self._plain = not protocols
         self._tasks: dict[Feed[Any] | None, asyncio.Task[None]] = {}
         self._asks: dict[Feed[Any], asyncio.Task[None]] = {}
@@ -186,18 +186,23 @@ class Client:
     async def _converse(self, socket: ClientConnection) -> NoReturn:
         if socket.subprotocol is None:
             raise _OnlyPlain
-        decode, self._encode = _CODECS[socket.subprotocol]
-        self._socket = socket
+        decode, encode = _CODECS[socket.subprotocol]
+        self._outbox = Outbox(socket, encode)
+        sending = asyncio.create_task(self._outbox.run())
         try:
-            await self._send(self._session.opened())
+            self._send(self._session.opened())
             while True:
                 data = await socket.recv(decode=False)
                 with suppress(msgspec.ValidationError):  # of a later version: not for us
-                    answers = self._session.receive(decode(data))
+                    message = decode(data)
+                    if isinstance(message, Hello):
+                        self._outbox.pace.limit = message.limits.messages_per_minute
+                    answers = self._session.receive(message)
                     self._link.alive()
-                    await self._send(answers)
+                    self._send(answers)
         finally:
-            self._socket = None
+            sending.cancel()
+            self._outbox = None
             self._session.closed()
             # On the next connection all is asked for in any case.
             for feed in [*self._asks]:
@@ -218,14 +223,12 @@ class Client:
         """Ask once more for a history that the server could not read, and so has forgotten."""
         await asyncio.sleep(Backoff().next(_LEAST_PAUSE))
         del self._asks[feed]
-        await self._send([feed.topic.request()])
+        self._send([feed.topic.request()])
 
-    async def _send(self, messages: Iterable[ClientMessage]) -> None:
-        if self._socket is not None:
-            # On a connection that is lost, all is asked for again.
-            with suppress(ConnectionClosed):
-                for message in messages:
-                    await self._socket.send(self._encode(message))
+    def _send(self, messages: Iterable[ClientMessage]) -> None:
+        if self._outbox is not None:  # on the next connection, all is asked for again
+            for message in messages:
+                self._outbox.put(message)
 
     # -- both -----------------------------------------------------------------------------------
 
@@ -236,7 +239,7 @@ class Client:
         elif self._plain:
             self._start_plain(feed)
         else:
-            await self._send(self._session.add(feed.topic))
+            self._send(self._session.add(feed.topic))
 
     async def _end(self, feed: Feed[Any]) -> None:
         self._feeds.pop(feed.topic, None)
@@ -245,7 +248,7 @@ class Client:
         if task := self._tasks.pop(feed, None):
             task.cancel()
             await asyncio.wait([task])
-        await self._send(self._session.remove(feed.topic))
+        self._send(self._session.remove(feed.topic))
 
     def _fail(self, error: Exception) -> None:
         self._error = error

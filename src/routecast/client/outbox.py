@@ -1,0 +1,84 @@
+"""What waits to be sent on one connection, since a server takes only so many messages a minute."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from routecast.protocol import MAX_MESSAGES_A_MINUTE, ClientMessage, Refresh, Unsubscribe
+
+# Together 0.9 of what the server takes in any minute: the network may deliver faster than is sent.
+_AT_ONCE: Final = 0.4
+_A_MINUTE: Final = 0.5
+_ROUNDING: Final = 1e-6  # messages
+
+
+class Pace:
+    """How soon the next message may go: some at once, and then one after another (token bucket).
+
+    `limit` is how many messages the server takes in a minute.
+    """
+
+    def __init__(self, limit: int = MAX_MESSAGES_A_MINUTE) -> None:
+        self.limit = limit
+        self._level = 0.0  # messages sent, less those that time has made good
+        self._at = 0.0
+
+    def next(self, now: float) -> float:
+        """Return the seconds until one may go; 0: it goes now, and counts."""
+        rate = max(self.limit, 1) * _A_MINUTE / 60
+        self._level = max(self._level - (now - self._at) * rate, 0.0)
+        self._at = now
+        excess = self._level + 1 - max(int(self.limit * _AT_ONCE), 1)
+        if excess > _ROUNDING:
+            return excess / rate
+        self._level += 1
+        return 0.0
+
+
+class Outbox:
+    """Sends messages in their order, no faster than the server takes them.
+
+    What is left before it was asked for is not asked for: at most two messages of an id wait.
+    """
+
+    def __init__(
+        self, socket: ClientConnection, encode: Callable[[ClientMessage], str | bytes]
+    ) -> None:
+        self.pace = Pace()
+        self._socket = socket
+        self._encode = encode
+        self._waiting: deque[tuple[ClientMessage, str | bytes]] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, message: ClientMessage) -> None:
+        """Have a message sent. Raises what encoding raises."""
+        if isinstance(message, Unsubscribe):
+            earlier = [item for item in self._waiting if _is_of(message.id, item[0])]
+            for item in earlier:
+                self._waiting.remove(item)
+            if earlier and not isinstance(earlier[0][0], Unsubscribe):
+                return  # the server has not heard of it
+        self._waiting.append((message, self._encode(message)))
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Send until the connection is gone."""
+        with suppress(ConnectionClosed):
+            while True:
+                await self._filled.wait()
+                if not self._waiting:  # it was withdrawn
+                    self._filled.clear()
+                elif seconds := self.pace.next(time.monotonic()):
+                    await asyncio.sleep(seconds)
+                else:
+                    await self._socket.send(self._waiting.popleft()[1])
+
+
+def _is_of(identity: str, message: ClientMessage) -> bool:
+    return not isinstance(message, Refresh) and message.id == identity

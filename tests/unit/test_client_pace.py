@@ -1,0 +1,40 @@
+"""How fast a client sends: never more in a minute than its server takes."""
+
+import pytest
+
+from routecast.client.outbox import Pace
+
+
+def sent(pace: Pace, until: float) -> list[float]:
+    """Return when messages went of a client that always has one."""
+    now, times = 1_000.0, []
+    while now < 1_000 + until:
+        if pause := pace.next(now):
+            now += pause
+        else:
+            times.append(now)
+    return times
+
+
+@pytest.mark.parametrize("limit", [12, 120, 1_200])
+def test_no_minute_has_more_than_the_server_takes(limit: int) -> None:
+    """Some go at once, the others evenly; even if the network hurries, there is room."""
+    times = sent(Pace(limit), 300)
+    assert times.count(times[0]) == int(0.4 * limit)
+    for hurry in (60, 65):
+        assert max(sum(at <= then < at + hurry for then in times) for at in times) <= limit
+    assert len(times) > 2.5 * limit
+
+
+def test_what_time_made_good_may_go_at_once_again() -> None:
+    """After a quiet minute as after none."""
+    pace = Pace()
+    assert len(sent(pace, 0.1)) == 48
+    assert pace.next(1_000.1) > 0
+    assert [pace.next(1_050.0) for _ in range(48)] == [0.0] * 48
+    assert pace.next(1_050.0) > 0
+
+
+def test_a_server_that_takes_none_is_not_waited_for_without_end() -> None:
+    """Nonsense is read as one a minute."""
+    assert sent(Pace(0), 1) == [1_000.0]
