@@ -242,6 +242,7 @@ async def test_a_subscription_left_before_its_turn_is_not_sent(server: Server) -
     """However fast subscriptions come and go, the server is not sent more than it takes."""
     changes: list[State] = []
     async with connect(server.url, on_change=lambda health: changes.append(health.state)) as client:
+        await first(await client.subscribe(interval=FAST), has(0))
         for number in range(200):
             subscription = await client.subscribe(strategy=str(number))
             await asyncio.sleep(0)  # what may be sent at once is
