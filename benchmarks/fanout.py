@@ -70,7 +70,7 @@ def sample(stage: Stage, server: Server, clients: int, seconds: float) -> Sample
 
 def fanout(options: Options) -> Report:
     """One document to 10,000 clients each second, beside the floor: epoll and send() in C."""
-    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (7, CLIENTS, 10)
+    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (5, CLIENTS, 10)
     ours: list[Sample] = []
     spread: list[Sample] = []
     single: list[Sample] = []
