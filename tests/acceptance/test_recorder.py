@@ -537,6 +537,15 @@ assert (recorder.counters.sent, recorder.counters.duplicates) == (150, 0), recor
     assert total(server) == 157
 
 
+def test_a_child_forked_while_the_parent_connects_can_connect() -> None:
+    """What connecting needs is imported before: half of an import would be half for ever."""
+    code = "before = set(sys.modules); recorder.record(decision); recorder.flush()\n"
+    code += "assert 'encodings.idna' in before"
+    with stand() as there:
+        done = run(code, there.url)
+    assert done.returncode == 0, done.stderr
+
+
 def test_it_may_be_called_from_a_signal_handler(server: Server) -> None:
     """Even one that interrupts a call of itself."""
     code = """

@@ -1,6 +1,7 @@
 """Batches of decisions over HTTP, on one connection that is opened again when it is lost."""
 
 import base64
+import codecs
 import gzip
 import http.client
 import ssl
@@ -19,6 +20,8 @@ TIMEOUT: Final = 15.0  # seconds to connect, and to wait for an answer: a commit
 _COMPRESS_FROM: Final = 4096  # bytes; less is a packet or two either way
 _LONGEST_ASKED: Final = 300
 _AGAIN: Final = frozenset({408, 429, 502, 503, 504})
+# Connecting looks it up. A child forked in the midst of its first look-up would never find it.
+codecs.lookup("idna")
 _receipt: Final = msgspec.json.Decoder(Receipt)
 _problem: Final = msgspec.json.Decoder(Problem)
 
