@@ -17,11 +17,10 @@ from routecast.core.rollup import Key
 from routecast.core.snapshot import HOUR
 from routecast.core.view import FILTERS, View, only, read_filters, read_parameters
 from routecast.errors import BadParameter
-from routecast.protocol import EPOCH, MICROSECOND
+from routecast.protocol import EPOCH, MAX_POINTS, MICROSECOND
 
 T = TypeVar("T")
 
-MAX_POINTS: Final = 2_000
 DEFAULT_POINTS: Final = 300
 DEFAULT_RANGE: Final = HOUR
 # A longer range is made of hours, whatever its steps: a minute may have as many rollups as an hour.

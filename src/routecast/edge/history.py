@@ -13,12 +13,12 @@ from routecast.core.history import (
     DEFAULT_POINTS,
     GROUPS,
     HISTORY_FIELDS,
-    MAX_POINTS,
     HistoryQuery,
     parse_history,
 )
 from routecast.core.past import MANY_VALUES, Answer
 from routecast.edge.http import names_parameter
+from routecast.protocol import MAX_POINTS
 
 _encode: Final = msgspec.json.Encoder().encode
 
