@@ -31,6 +31,23 @@ async def connected(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Recor
         await connection.close()
 
 
+@asynccontextmanager
+async def locked(connection: "asyncpg.Connection[asyncpg.Record]") -> AsyncIterator[None]:
+    """Lock the tables that every commit needs."""
+    while True:
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await connection.execute("LOCK TABLE routecast.deltas, routecast.history")
+            break
+        except asyncpg.DeadlockDetectedError:  # with a node that has one and waits for the other
+            await transaction.rollback()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+
+
 async def test_postgres_killed(ledger: Ledger, own_postgres: OwnPostgres) -> None:
     """SIGKILL: decisions are refused until it has recovered; streams go on."""
     with ledger.fault():
@@ -79,8 +96,7 @@ async def test_postgres_lock_held(ledger: Ledger, cluster: Nodes) -> None:
     """Somebody locks the tables for longer than a producer waits."""
     async with connected(cluster.database_url) as connection:
         with ledger.fault():
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE routecast.deltas, routecast.history")
+            async with locked(connection):
                 await asyncio.sleep(LOCK)
     report = await survived(ledger)
     assert report.retries > 0
