@@ -133,7 +133,7 @@ def test_workers_share_a_port(tmp_path: Path, postgres: Postgres, redis: RedisSe
         for number in range(1, 11):
             with httpx2.Client(base_url=server.url) as http:  # on a connection of its own
                 assert http.post("/v1/decisions", json=GOOD).json()["accepted"] == 1
-            until(lambda: server.metrics()["total_decisions"] == number)  # noqa: B023
+            until(lambda: server.metrics()["total_decisions"] == number)  # noqa: B023  # -- awaited in its own turn
         before = _children(server)
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(set(_children(server)) - {before[0]}) == 2)

@@ -83,7 +83,7 @@ async def test_server_that_crashes_loses_nothing_acknowledged(own: OwnPostgres) 
         for _ in range(5):
             enough = len(acknowledged) + 50
             async with grown:
-                await grown.wait_for(lambda: len(acknowledged) >= enough)  # noqa: B023
+                await grown.wait_for(lambda: len(acknowledged) >= enough)  # noqa: B023  # -- awaited in its own turn
             own.kill()
             await asyncio.to_thread(own.start)
         stop.set()

@@ -40,8 +40,7 @@ def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(answer.content)
 
-        # The names that BaseHTTPRequestHandler looks for.
-        do_OPTIONS = do_POST = do_GET  # noqa: N815
+        do_OPTIONS = do_POST = do_GET  # noqa: N815  # -- what BaseHTTPRequestHandler looks for
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -87,5 +87,5 @@ def delta(base: int, seq: int, data: Message, **more: Any) -> Message:
 async def until(met: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait until a condition is met."""
     async with asyncio.timeout(seconds):
-        while not met():  # noqa: ASYNC110  # between two questions; the answer is the event
+        while not met():  # noqa: ASYNC110  # -- between two questions; the answer is the event
             await asyncio.sleep(0.001)

@@ -143,7 +143,7 @@ async def test_members_of_a_view_share_all_work(hall: Hall, channels: Channels) 
     async with running(channels.run()):
         for number in range(1, 4):
             hall.commit()
-            await until(lambda: lines[-1].total() == number)  # noqa: B023
+            await until(lambda: lines[-1].total() == number)  # noqa: B023  # -- awaited in its own turn
     assert hall.count("renders") == 4
     for place in range(4):
         assert len({id(line.sent[place][0]) for line in lines}) == 1
@@ -201,7 +201,7 @@ async def test_ticks_fall_on_multiples_of_the_interval(hall: Hall, channels: Cha
         for _ in range(8):
             seen = {interval: len(line.sent) for interval, line in lines}
             hall.commit()
-            await until(lambda: len(lines[0][1].sent) > seen[FAST])  # noqa: B023
+            await until(lambda: len(lines[0][1].sent) > seen[FAST])  # noqa: B023  # -- awaited in its own turn
             moments[FAST].append(time.monotonic())
     late = [moment % FAST for moment in moments[FAST]]
     assert sum(min(late_by, FAST - late_by) < FAST / 3 for late_by in late) >= 6, late
@@ -216,7 +216,7 @@ async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels
     async with running(channels.run()):
         for number in range(1, 5):
             hall.commit()
-            await until(lambda: quick.total() == number)  # noqa: B023
+            await until(lambda: quick.total() == number)  # noqa: B023  # -- awaited in its own turn
         assert len(slow.sent) == 1
         slow.drain()
         assert slow.total() == 4
@@ -244,7 +244,7 @@ async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -
         for number in range(1, 7):
             conflated = hall.count("frames_conflated")
             hall.commit()
-            await until(lambda: hall.count("frames_conflated") >= conflated + 3)  # noqa: B023
+            await until(lambda: hall.count("frames_conflated") >= conflated + 3)  # noqa: B023  # -- awaited in its own turn
             line.drain()
             assert line.total("abc"[(number - 1) % 3]) == number
 
@@ -330,7 +330,7 @@ async def test_a_quiet_channel_shows_life(
             line.subscribe(interval=interval)
         for number in range(1, 3):
             clock.moment = NOW + number * 10 * FRESH
-            await until(lambda: all(len(line.sent) > number for line in lines.values()))  # noqa: B023
+            await until(lambda: all(len(line.sent) > number for line in lines.values()))  # noqa: B023  # -- awaited in its own turn
             assert time.monotonic() - started < 2.0 * number
     for line in lines.values():
         assert set(counts(line)) == {"snapshot"}

@@ -81,10 +81,10 @@ async def test_who_comes_after_all_have_gone_is_served(hall: Hall) -> None:
         for _ in range(4):  # more often than there are phases
             reader = Reader()
             hall.manager.connect(reader)
-            await until(lambda: len(reader.frames) >= 2)  # noqa: B023
+            await until(lambda: len(reader.frames) >= 2)  # noqa: B023  # -- awaited in its own turn
             hall.manager.disconnect(reader, CloseCode.DONE)
             seen = len(pace.frames)
-            await until(lambda: len(pace.frames) >= seen + 2)  # noqa: B023
+            await until(lambda: len(pace.frames) >= seen + 2)  # noqa: B023  # -- awaited in its own turn
     assert hall.manager.active == 1
 
 
@@ -163,7 +163,7 @@ async def test_equal_views_are_rendered_once(hall: Hall) -> None:
     async with running(hall.manager.run()):
         for commits in range(1, 4):
             hall.commit()
-            await until(lambda: all(r.counts()[-1] == commits for r in (*equal, *others)))  # noqa: B023
+            await until(lambda: all(r.counts()[-1] == commits for r in (*equal, *others)))  # noqa: B023  # -- awaited in its own turn
             assert hall.count("renders") == 2 + 2 * commits
     assert {reader.frames[-1].source for reader in (*equal, *others)} == {Source.LIVE}
 
@@ -283,7 +283,7 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
             while hall.count("frames_conflated") < 3:
                 hall.commit()
                 seen = len(quick.frames)
-                await until(lambda: len(quick.frames) > seen)  # noqa: B023
+                await until(lambda: len(quick.frames) > seen)  # noqa: B023  # -- awaited in its own turn
         assert len(sent) == 1
         newest = hall.snapshot.position.seq
         await until(lambda: quick.counts()[-1] == newest)

@@ -1,4 +1,4 @@
-"""JSON Merge Patch (RFC 7396): what changed between two documents.
+"""JSON Merge Patch (RFC 7396): what changed between two documents; clients apply it.
 
 In a patch null deletes, so documents that are patched hold none: a key without a value is left out
 (`without_nulls`).
@@ -31,16 +31,3 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
         else:
             patch[name] = value
     return patch
-
-
-def apply(document: Any, patch: Any) -> Any:
-    """Return what a patch makes of a document, which stays as it is (RFC 7396, section 2)."""
-    if not isinstance(patch, dict):
-        return patch
-    patched = dict(document) if isinstance(document, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            patched.pop(name, None)
-        else:
-            patched[name] = apply(patched.get(name), value)
-    return patched
