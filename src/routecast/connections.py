@@ -36,6 +36,8 @@ YIELD_EVERY: Final = 250
 # Between two looks whether a connection's peer still lives. One that was not heard of in between is
 # asked, and is gone at the next if it does not answer: two to three of them after it fell silent.
 BEAT_SECONDS: Final = 9.0
+# For so long a sign of life waits for a frame that it can go with, at no write of its own.
+RIDE_SECONDS: Final = 2.0
 # Clients that are told to come back are spread so that not more than this many come in a second,
 # over at least the first and at most the second of these times, in seconds.
 RETURNS_PER_SECOND: Final = 1_000
@@ -72,7 +74,11 @@ class Connection(Protocol):
         ...
 
     def beat(self) -> None:
-        """Give a sign of life, and end the connection when its peer gives none."""
+        """Ask for a sign of life with the next frame, or end the connection when none was given."""
+        ...
+
+    def flush(self) -> None:
+        """Send what waits for a frame to go with."""
         ...
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
@@ -232,9 +238,15 @@ class ConnectionManager:
     async def beat(self) -> None:
         """Look after each connection now and then. Never ends."""
         while True:
-            await asyncio.sleep(BEAT_SECONDS)
-            for number, connection in enumerate(self._all(), 1):
+            await asyncio.sleep(BEAT_SECONDS - RIDE_SECONDS)
+            connections = self._all()
+            for number, connection in enumerate(connections, 1):
                 connection.beat()
+                if not number % YIELD_EVERY:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(RIDE_SECONDS)
+            for number, connection in enumerate(connections, 1):
+                connection.flush()
                 if not number % YIELD_EVERY:
                     await asyncio.sleep(0)
 

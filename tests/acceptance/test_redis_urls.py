@@ -1,8 +1,6 @@
 """Every kind of Redis URL leads to a Redis that nodes can share."""
 
-import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,20 +84,6 @@ async def test_cluster(tmp_path: Path) -> None:
             here.publish(DELTA)
             cluster.start()
             await until(lambda: heard == [DELTA])
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for this machine that nobody has signed but itself, with its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
-    made = tmp_path / "redis.pem"
-    ask = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    out = ["-keyout", str(made), "-out", str(tmp_path / "cert.pem")]
-    subprocess.run([*ask, *name, *out], check=True, capture_output=True)
-    made.write_bytes(made.read_bytes() + (tmp_path / "cert.pem").read_bytes())
-    return made
 
 
 async def test_tls(server: RedisServer, certificate: Path) -> None:

@@ -37,6 +37,7 @@ class Reader:
         self.stopped: CloseCode | None = None
         self.return_ms: int | None = None
         self.beats = 0
+        self.flushes = 0
         self.group: Group | None = None
 
     def offer(self, frame: Frame) -> bool:
@@ -46,6 +47,9 @@ class Reader:
 
     def beat(self) -> None:
         self.beats += 1
+
+    def flush(self) -> None:
+        self.flushes += 1
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self.stopped, self.return_ms = code, return_ms

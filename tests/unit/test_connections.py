@@ -140,14 +140,15 @@ async def test_close_waits_no_longer_than_it_may(hall: Hall) -> None:
 async def test_every_connection_is_looked_after(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each gives its sign of life, again and again."""
+    """Each is asked for its sign of life, and not later than in time, again and again."""
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RIDE_SECONDS", 0.005)
     readers = [Reader(interval=1 + n % 3) for n in range(10)]
     for reader in readers:
         hall.manager.connect(reader)
     async with running(hall.manager.beat()):
-        await until(lambda: all(reader.beats >= 3 for reader in readers))
-    assert max(reader.beats for reader in readers) - min(reader.beats for reader in readers) <= 1
+        await until(lambda: all(reader.flushes >= 3 for reader in readers))
+    assert max(reader.beats for reader in readers) - min(reader.flushes for reader in readers) <= 1
 
 
 # -- frames -------------------------------------------------------------------------------------

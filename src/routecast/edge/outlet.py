@@ -39,6 +39,9 @@ class Outlet:
     def beat(self) -> None:
         """Nothing to do: pings are the ASGI server's own."""
 
+    def flush(self) -> None:
+        """Nothing to do: nothing waits."""
+
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self._stop, self.reason = code, close_reason(return_ms)
         self._wake.set()

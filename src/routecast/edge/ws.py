@@ -2,7 +2,7 @@
 
 Uvicorn hands over a connection with its upgrade request. The handshake is `websockets`' sans-I/O
 `ServerProtocol`, dropped afterwards; what stays is one slotted object. Frames that were encoded
-once are written straight to the transport: no task, queue or coroutine for each connection.
+once are written straight to the socket: no task, queue or coroutine for each connection.
 
 The transport is told to hold nothing (`high=0`): it writes at once, and calls `pause_writing` as
 soon as a socket is full. From then on the connection is skipped; when it drains, `resume_writing`
@@ -33,6 +33,7 @@ from routecast.edge.handshake import parse, refuse
 from routecast.edge.inbox import Inbox
 from routecast.edge.proxies import Proxies
 from routecast.edge.reset import reset
+from routecast.edge.send import FLAGS, NOWHERE, descriptor, send
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
@@ -53,9 +54,6 @@ MAX_FRAMES_A_BEAT: Final = 600
 # What is read is parsed in pieces of so many bytes, with a look at the number of frames in between:
 # one read can hold 40,000 of them, and half a second's work.
 PIECE: Final = 4_096
-# A ping waits for the next frame, and takes no write of its own, where that comes so soon, in
-# seconds.
-RIDE_SECONDS: Final = 2.0
 # The code of a connection that nobody has begun to close.
 OPEN: Final = 1006
 
@@ -119,6 +117,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_behind",
         "_code",
         "_deflates",
+        "_descriptor",
         "_edge",
         "_frames",
         "_heard",
@@ -143,6 +142,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._ready = False  # to be written to: open, and the socket not full
         self._behind = False  # was skipped since
         self._deflates = False  # may be sent frames as `wire.deflated` makes them
+        self._descriptor = NOWHERE  # of the socket, once frames may be written to it
         self._inflates = False  # may send deflated messages itself
         self._inbox: Inbox | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -163,11 +163,17 @@ class WebSocketConnection(asyncio.Protocol):
         if not self._ready:
             self._behind = True
             return False
-        data = deflated(frame) if self._deflates else frame.plain or plain(frame)
+        self._send(deflated(frame) if self._deflates else frame.plain or plain(frame))
+        return True
+
+    def _send(self, data: bytes) -> None:
+        """Write to a socket that was not full, with what waits to go first."""
         if self._rider:
             data, self._rider = self._rider + data, b""
-        self._transport.write(data)
-        return True
+        sent = send(self._descriptor, data, len(data), FLAGS)
+        if sent != len(data):
+            # The transport meets the same obstacle, and deals with it.
+            self._transport.write(data[sent:] if sent > 0 else data)
 
     def pause_writing(self) -> None:
         self._ready = False
@@ -219,18 +225,14 @@ class WebSocketConnection(asyncio.Protocol):
         elif not self._asked:
             self._asked = True
             self._rider = PING
-            if not self._flows:
-                self._send_rider()
-        elif self._rider:
-            self._send_rider()  # no frame came that it could go with
         else:
             self.stop(CloseCode.SILENT)
             self._transport.abort()  # the word is out; an answer is not to be expected
 
-    @property
-    def _flows(self) -> bool:
-        """Whether frames come often, be there news or not."""
-        return self.subscription.interval <= RIDE_SECONDS
+    def flush(self) -> None:
+        if self._rider:
+            data, self._rider = self._rider, b""
+            self._transport.write(data)
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if self._code != OPEN:
@@ -239,7 +241,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._inbox is None:
             self._inbox = self._new_inbox()
         self._inbox.close(code, close_reason(return_ms))
-        self._send_rider()
+        self.flush()
         self._transport.write(self._inbox.to_send())
         self._ready = False
         self._transport.resume_reading()  # for the answer
@@ -251,6 +253,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ready = False
+        self._descriptor = NOWHERE  # soon it is another's
+        self._rider = b""
         self._relax()
         self._inbox = None
         if self._session is not None:
@@ -354,6 +358,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._deflates = extension.local_max_window_bits == WINDOW_BITS
             remembers = not extension.local_no_context_takeover
         self._ready = True
+        self._descriptor = descriptor(self._transport)
         # It may have an answer in it still, of what was asked before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
         self._rider = answer  # one write, and one packet, with the first frame
@@ -361,12 +366,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._edge.subprotocols[protocol.subprotocol](self, remembers)
             return
         self._edge.manager.connect(self)
-        self._send_rider()
-
-    def _send_rider(self) -> None:
-        if self._rider:
-            self._transport.write(self._rider)
-            self._rider = b""
+        self.flush()
 
     def _open(self, request: Request) -> Session:
         path, _, query = request.path.partition("?")

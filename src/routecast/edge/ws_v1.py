@@ -10,6 +10,7 @@ from websockets.frames import Frame, Opcode
 
 from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
+from routecast.edge.send import NOWHERE
 from routecast.edge.wire import named_deflated, named_plain
 from routecast.edge.ws import OPEN, Speak, WebSocketConnection
 from routecast.protocol import CloseCode
@@ -39,6 +40,7 @@ class V1Connection(WebSocketConnection):
         super().__init__(first._edge)
         assert first._session is not None
         self._transport = first._transport
+        self._descriptor, first._descriptor = first._descriptor, NOWHERE
         self._address = first._address
         self._deflates, self._inflates = first._deflates, first._inflates
         self._session, first._session = first._session, None
@@ -61,9 +63,7 @@ class V1Connection(WebSocketConnection):
             data = self._deflated(message, named, identity)
         else:
             data = named.plain or named_plain(message, named)
-        if self._rider:
-            data, self._rider = self._rider + data, b""
-        self._transport.write(data)
+        self._send(data)
         return True
 
     def _deflated(self, message: Message, named: Named, identity: str) -> bytes:
@@ -89,10 +89,6 @@ class V1Connection(WebSocketConnection):
     def fail(self, code: CloseCode) -> None:
         assert self._inbox is not None
         self._inbox.fail(code)
-
-    @property
-    def _flows(self) -> bool:
-        return False  # nothing is sent while nothing changes
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if return_ms is not None and self._code == OPEN:
