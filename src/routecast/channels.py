@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from routecast.core.message import Encoding, Message
+from routecast.core.message import Encoding, Message, Named
 from routecast.core.metrics import Document
 from routecast.core.versions import FRESH, State, Version, Versions, message
 from routecast.core.view import Subscription, View
@@ -20,7 +20,7 @@ from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
 from routecast.protocol import ALIVE_SECONDS, CloseCode, Position
 
-# So many members get their message before others get a turn on the event loop.
+# So many members or more get their message before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
 # A tick may be so much later than it should, in seconds, and the stream still shows in time that it
 # lives.
@@ -30,8 +30,8 @@ MARGIN: Final = 1.0
 class Line(Protocol):
     """A connection that speaks routecast.v1, on whatever edge."""
 
-    def send(self, message: Message, identity: str) -> bool:
-        """Send a message under a client's id; False when the socket is full.
+    def send(self, message: Message, named: Named) -> bool:
+        """Send a message as it is under a client's id; False when the socket is full.
 
         Then `subscribers.Subscriber.catch_up` is called once it has drained. Never blocks or
         raises.
@@ -48,22 +48,56 @@ class Line(Protocol):
 
 
 class Member:
-    """One subscription of one client, and the version it was really sent."""
+    """One subscription of one client."""
 
-    __slots__ = ("base", "channel", "encoding", "identity", "line")
+    __slots__ = ("channel", "cohort", "encoding", "identity", "line")
 
     def __init__(self, line: Line, encoding: Encoding, identity: str) -> None:
         self.line = line
         self.encoding = encoding
         self.identity = identity
-        self.base: Version | None = None
-        self.channel: Channel | None = None  # None once it has left
+        # None before it has joined, and once it has left.
+        self.channel: Channel | None = None
+        self.cohort: Cohort | None = None
+
+    @property
+    def base(self) -> Version | None:
+        """The version it was really sent."""
+        return self.cohort.base if self.cohort is not None else None
+
+
+class Cohort:
+    """Members in step: they were sent the same version, and one message is right for all of them.
+
+    There are no more than YIELD_EVERY, so nobody comes or leaves while they are served.
+    """
+
+    __slots__ = ("base", "encoding", "identity", "members")
+
+    def __init__(self, base: Version | None, encoding: Encoding, identity: str) -> None:
+        self.base = base
+        self.encoding = encoding
+        self.identity = identity
+        self.members: dict[Line, Member] = {}
+
+    @property
+    def key(self) -> "_Key":
+        """What they have in common."""
+        return self.base, self.encoding, self.identity
+
+    @property
+    def full(self) -> bool:
+        """Whether one more is to go elsewhere."""
+        return len(self.members) >= YIELD_EVERY
+
+
+_Key = tuple[Version | None, Encoding, str]
 
 
 class Channel:
     """Members that follow one view at one interval."""
 
-    __slots__ = ("due", "members", "subscription", "timer", "version", "whole")
+    __slots__ = ("_open", "cohorts", "due", "subscription", "timer", "version", "whole")
 
     def __init__(self, subscription: Subscription, now: float) -> None:
         self.subscription = subscription
@@ -72,8 +106,36 @@ class Channel:
         self.whole = now
         self.due = now
         self.timer: asyncio.TimerHandle | None = None
-        # A dict keeps the order in which they came, and forgets one of them in no time.
-        self.members: dict[Member, None] = {}
+        # A dict keeps their order, and forgets one of them in no time.
+        self.cohorts: dict[Cohort, None] = {}
+        self._open: dict[_Key, Cohort] = {}  # those with room for one more
+
+    def place(self, member: Member, base: Version | None) -> None:
+        """Put a member among those in step with it, now that `base` is what it was sent."""
+        self.remove(member)
+        key = base, member.encoding, member.identity
+        cohort = self._open.get(key)
+        # It may have gone on to another base since.
+        if cohort is None or cohort.full or cohort.base is not base:
+            cohort = self._open[key] = Cohort(*key)
+            self.cohorts[cohort] = None
+        cohort.members[member.line] = member
+        member.cohort = cohort
+
+    def remove(self, member: Member) -> None:
+        """Take a member out of its cohort, if it is in one."""
+        cohort, member.cohort = member.cohort, None
+        if cohort is None:
+            return
+        del cohort.members[member.line]
+        if not cohort.members:
+            del self.cohorts[cohort]
+            if self._open.get(cohort.key) is cohort:
+                del self._open[cohort.key]
+
+    def rally(self) -> None:
+        """Note who has room, after cohorts have gone on to another base."""
+        self._open = {cohort.key: cohort for cohort in self.cohorts if not cohort.full}
 
     def turn(self, now: float) -> None:
         """Set the next tick: at a multiple of the interval, or sooner to show life."""
@@ -138,10 +200,9 @@ class Channels:
         if channel is None:
             channel = self._channels[subscription] = Channel(subscription, time.monotonic())
             self._schedule(channel)
-        channel.members[member] = None
         member.channel = channel
-        if position is not None:
-            member.base = self._versions.find(subscription.view, position)
+        find = self._versions.find
+        channel.place(member, None if position is None else find(subscription.view, position))
         reading = self._documents.reading_now()
         if reading is not None:
             self.send(member, self._version_now(subscription.view, reading))
@@ -153,17 +214,17 @@ class Channels:
     def leave(self, member: Member) -> None:
         """Send a member nothing more."""
         if (channel := member.channel) is not None:
-            del channel.members[member]
+            channel.remove(member)
             member.channel = None
-            if not channel.members:
+            if not channel.cohorts:
                 self._close(channel)
 
     def send(self, member: Member, version: Version) -> bool:
         """Send one member what leads to a version; False when its socket is full."""
         leading = message(version, member.base, member.encoding, self._clock.now())
-        sent = leading is not None and member.line.send(leading, member.identity)
-        if sent:
-            member.base = version
+        sent = leading is not None and member.line.send(leading, leading.under(member.identity))
+        if sent and member.channel is not None:
+            member.channel.place(member, version)
         self._count(leading, int(sent), int(not sent))
         return sent
 
@@ -191,7 +252,7 @@ class Channels:
             self._wake.clear()
             due, self._due = self._due, []
             waiting, self._waiting = self._waiting, []
-            due = [channel for channel in due if channel.members]
+            due = [channel for channel in due if channel.cohorts]
             if not due and not waiting:
                 continue
             started = time.monotonic()
@@ -202,7 +263,7 @@ class Channels:
             await self._welcome(waiting, reading)
             for channel in due:
                 await self._tick(channel, self._version(channel.subscription.view, reading))
-                if channel.members:
+                if channel.cohorts:
                     self._schedule(channel)
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
@@ -221,34 +282,26 @@ class Channels:
         channel.version = version
         if whole:
             channel.whole = time.monotonic()
-        members = list(channel.members)
-        for start in range(0, len(members), YIELD_EVERY):
-            await asyncio.sleep(0)  # between two channels, too
-            self._broadcast(channel, version, members[start : start + YIELD_EVERY], whole)
+        served = YIELD_EVERY  # others get a turn between two channels, too
+        for cohort in list(channel.cohorts):
+            if served >= YIELD_EVERY:
+                await asyncio.sleep(0)
+                served = 0
+            served += len(cohort.members)
+            self._serve(channel, cohort, version, whole)
+        channel.rally()
 
-    def _broadcast(
-        self, channel: Channel, version: Version, members: Sequence[Member], whole: bool
-    ) -> None:
-        now, sent, conflated = self._clock.now(), 0, 0
-        base: Version | None = None
-        encoding: Encoding | None = None
-        leading: Message | None = None
-        for member in members:
-            if member.channel is not channel:
-                continue  # it has left since
-            if member.base is not base or member.encoding is not encoding:
-                self._count(leading, sent, conflated)
-                sent = conflated = 0
-                base, encoding = member.base, member.encoding
-                leading = self._leading(version, base, encoding, now, whole)
-            if leading is None:
-                continue
-            if member.line.send(leading, member.identity):
-                member.base = version
-                sent += 1
-            else:
-                conflated += 1
-        self._count(leading, sent, conflated)
+    def _serve(self, channel: Channel, cohort: Cohort, version: Version, whole: bool) -> None:
+        base = cohort.base
+        leading = self._leading(version, base, cohort.encoding, self._clock.now(), whole)
+        if leading is None or not cohort.members:
+            return
+        named = leading.under(cohort.identity)
+        behind = [line for line in cohort.members if not line.send(leading, named)]
+        self._count(leading, len(cohort.members) - len(behind), len(behind))
+        cohort.base = version
+        for line in behind:
+            channel.place(cohort.members[line], base)
 
     def _leading(
         self, version: Version, base: Version | None, encoding: Encoding, now: int, whole: bool

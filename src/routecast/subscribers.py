@@ -79,7 +79,7 @@ class Subscriber:
         """Send what was missed while the socket was full, until it is full again."""
         while self._parked:
             message, lookback = self._parked[0]
-            if self._holds(lookback) and not self._line.send(message, lookback.identity):
+            if self._holds(lookback) and not self._send(message, lookback):
                 return
             del self._parked[0]
         self._end_waiting()
@@ -127,13 +127,16 @@ class Subscriber:
         return bool(self._parked)
 
     def tell(self, message: Message, lookback: Lookback) -> None:
-        if self._parked or not self._line.send(message, lookback.identity):
+        if self._parked or not self._send(message, lookback):
             self._parked.append((message, lookback))
             self._all_told = self._all_told or asyncio.Event()
             return
         # What is live now goes with it: at one position, both add up to the same.
         for member in self._members.values():
             self._everybody.channels.bring_up(member)
+
+    def _send(self, message: Message, lookback: Lookback) -> bool:
+        return self._line.send(message, message.under(lookback.identity))
 
     async def told(self) -> None:
         if self._all_told is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import random
 import time
 import weakref
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from routecast import channels as module
 from routecast.cache.memory import MemoryCache
 from routecast.channels import Channel, Channels
-from routecast.core.message import JSON, MSGPACK, Encoding, Message
+from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.core.versions import FRESH
 from routecast.errors import Unavailable
@@ -35,16 +36,16 @@ class Line:
 
     def __init__(self, channels: Channels, encoding: Encoding = JSON) -> None:
         self.open = True
-        self.sent: list[tuple[Message, str]] = []
+        self.sent: list[tuple[Message, Named]] = []
         self.replies: list[bytes] = []
         self.failed: CloseCode | None = None
         self.subscriber: Subscriber = Subscribers(channels, NO_HISTORY).open(
             V1Session(encoding, FAST), self
         )
 
-    def send(self, message: Message, identity: str) -> bool:
+    def send(self, message: Message, named: Named) -> bool:
         if self.open:
-            self.sent.append((message, identity))
+            self.sent.append((message, named))
         return self.open
 
     def reply(self, data: bytes) -> None:
@@ -65,7 +66,7 @@ class Line:
 
     def messages(self, identity: str = "main") -> list[dict[str, Any]]:
         """Return what was sent under an id; each delta must lead from what was held."""
-        sent = [json.loads(m.name(name).body) for m, name in self.sent if name == identity]
+        sent = [json.loads(named.body) for _, named in self.sent if named.identity == identity]
         seq, document = None, {}
         for message in sent:
             if message["type"] == "delta":
@@ -184,7 +185,7 @@ async def test_messages_go_with_the_last_member(hall: Hall, channels: Channels) 
     hall.commit()
     back = Line(channels)
     back.subscribe(position={"epoch": "e", "seq": 0})
-    (delta,) = (json.loads(message.name("main").body) for message, _ in back.sent)
+    (delta,) = (json.loads(named.body) for _, named in back.sent)
     assert (delta["type"], delta["base"], delta["data"]["total_decisions"]) == ("delta", 0, 1)
 
 
@@ -226,6 +227,44 @@ async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels
     assert hall.count("frames_conflated") == 4
 
 
+async def test_those_who_fell_behind_come_into_step_again(
+    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was full, left or came: all hold the newest, and nobody who left is kept."""
+    monkeypatch.setattr(module, "YIELD_EVERY", 4)
+    rng = random.Random(1)
+    lines = [Line(channels) for _ in range(20)]
+    for line in lines:
+        line.subscribe(interval=FAST)
+    steady = lines[0]
+    async with running(channels.run()):
+        for number in range(1, 40):
+            for line in rng.sample(lines[1:], 4):
+                line.open = False
+            gone = lines.pop(rng.randrange(1, len(lines)))
+            gone.subscriber.close()
+            lines.append(Line(channels))
+            lines[-1].subscribe(interval=FAST)
+            hall.commit()
+            await until(lambda: steady.total() == number)  # noqa: B023  # -- awaited in its own turn
+            for line in rng.sample(lines[1:], 8):
+                line.drain()
+        for line in lines[1:]:
+            line.drain()
+        hall.commit()
+        await until(lambda: all(line.total() == 40 for line in lines))
+    (channel,) = channels._channels.values()
+    members = [member for cohort in channel.cohorts for member in cohort.members.values()]
+    assert len(members) == len({member.line for member in members}) == len(lines)
+    assert len({cohort.base for cohort in channel.cohorts}) == 1
+    assert all(not cohort.full for cohort in channel._open.values())
+    assert len(channel._open) <= 1
+    for line in lines:
+        line.subscriber.close()
+    assert not channel.cohorts
+    assert not channel._open
+
+
 async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -> None:
     """Where there is room for one message at a time, each subscription has its turn."""
     line = Line(channels)
@@ -233,8 +272,8 @@ async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -
         line.subscribe(identity, interval=FAST, fields=["total_decisions"])
     taken = line.send
 
-    def narrow(message: Message, identity: str) -> bool:
-        sent = taken(message, identity)
+    def narrow(message: Message, named: Named) -> bool:
+        sent = taken(message, named)
         line.open = False
         return sent
 

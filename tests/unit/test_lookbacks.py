@@ -12,7 +12,7 @@ from routecast.cache.memory import MemoryCache
 from routecast.channels import Channels
 from routecast.core.changes import Changes
 from routecast.core.delta import Delta
-from routecast.core.message import JSON, Message
+from routecast.core.message import JSON, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.history import History
 from routecast.lookbacks import Lookbacks
@@ -33,9 +33,9 @@ class Line:
         self.sent: list[dict[str, Any]] = []
         self.subscriber = subscribers.open(V1Session(JSON, FAST), self)
 
-    def send(self, message: Message, identity: str) -> bool:
+    def send(self, _: Message, named: Named) -> bool:
         if self.open:
-            self.sent.append(json.loads(message.name(identity).body))
+            self.sent.append(json.loads(named.body))
         return self.open
 
     def reply(self, data: bytes) -> None:

@@ -46,11 +46,11 @@ def test_the_id_is_spliced_in(encoding: Encoding, kind: str, identity: str) -> N
     whole = messages()[kind]
     expected = encoding.encode(msgspec.structs.replace(whole, id=identity))
     message = Message(encoding, whole)
-    named = message.name(identity)
+    named = message.under(identity)
     assert named.body == expected
     ((opcode, data),) = read(client(inflates=False), named_plain(message, named))
     assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
-    packed = named_deflated(message, named, identity, None)
+    packed = named_deflated(message, named, None)
     for protocol in (client(inflates=True), reading(inflates=True)):
         ((opcode, data),) = read(protocol, packed)
         assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
@@ -66,8 +66,8 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
             if leave_out and not number % leave_out:
                 continue
             message = shared[kind]
-            named = message.named.get(identity) or message.name(identity)
-            data = named_deflated(message, named, identity, before)
+            named = message.under(identity)
+            data = named_deflated(message, named, before)
             ((_, body),) = read(protocol, data)
             assert body == named.body
             if data is not named.plain:
@@ -77,23 +77,23 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
 def test_what_was_said_before_is_not_said_again() -> None:
     """A message like the one before it shrinks to next to nothing."""
     one, two = (Message(JSON, messages()["delta"]) for _ in range(2))
-    before = one.name("main")
-    first = named_deflated(one, before, "main", None)
-    second = named_deflated(two, two.name("main"), "main", before)
+    before = one.under("main")
+    first = named_deflated(one, before, None)
+    second = named_deflated(two, two.under("main"), before)
     assert len(second) < len(first) / 5
 
 
 def test_clients_of_one_id_share_their_bytes() -> None:
     """The second is given the very bytes of the first; of strange ids few are kept."""
     message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
-    named, before = message.name("main"), other.name("main")
+    named, before = message.under("main"), other.under("main")
     assert named_plain(message, named) is named_plain(message, named)
     for last in (None, before):
-        first = named_deflated(message, named, "main", last)
-        assert named_deflated(message, named, "main", last) is first
+        first = named_deflated(message, named, last)
+        assert named_deflated(message, named, last) is first
     for number in range(10 * MAX_IDS):
-        message.name(f"{number}")
-        named_deflated(message, named, "main", other.name(f"{number}"))
+        message.under(f"{number}")
+        named_deflated(message, named, other.under(f"{number}"))
     assert len(message.named) <= MAX_IDS + 1
     assert len(named.after) <= MAX_VARIANTS + 2
 
@@ -104,7 +104,7 @@ def test_only_what_gains_is_deflated() -> None:
         small = Message(encoding, ErrorOut(id="", code="x", message="y", retryable=True))
         large = Message(encoding, messages()["snapshot"])
         for message, gains in ((small, False), (large, True)):
-            named = message.name("main")
-            packed = named_deflated(message, named, "main", None)
+            named = message.under("main")
+            packed = named_deflated(message, named, None)
             assert (packed is named.plain) is not gains
             assert (len(packed) < len(named_plain(message, named)) / 2) is gains

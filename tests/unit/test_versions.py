@@ -30,7 +30,7 @@ def add(versions: Versions, at: State | None, view: View = VIEW, **document: Any
 
 def said(message: Message | None) -> Any:
     assert message is not None
-    return json.loads(message.name("main").body)
+    return json.loads(message.under("main").body)
 
 
 def test_a_delta_leads_from_the_base_to_the_version() -> None:

@@ -71,9 +71,10 @@ ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
 class Named:
     """A message under one client's id: its bytes, and what edges make of them."""
 
-    __slots__ = ("after", "body", "number", "plain")
+    __slots__ = ("after", "body", "identity", "number", "plain")
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, identity: str, body: bytes) -> None:
+        self.identity = identity
         self.body = body
         self.number = next(_numbers)  # from 1
         # As the wire has it: made by the first connection that needs it, found by the others.
@@ -96,11 +97,13 @@ class Message:
         self.named: dict[str, Named] = {}
         self.squeezed: bytes | None = None  # the tail, compressed
 
-    def name(self, identity: str) -> Named:
+    def under(self, identity: str) -> Named:
         """Return the message for clients that call it by this id."""
-        if len(self.named) > MAX_IDS:
-            self.named.clear()
-        named = self.named[identity] = Named(self.opening(identity) + self.tail)
+        named = self.named.get(identity)
+        if named is None:
+            if len(self.named) >= MAX_IDS:
+                self.named.clear()
+            named = self.named[identity] = Named(identity, self.opening(identity) + self.tail)
         return named
 
     def opening(self, identity: str) -> bytes:

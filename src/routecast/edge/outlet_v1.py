@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from routecast.connections import ConnectionManager
-from routecast.core.message import Encoding, Message
+from routecast.core.message import Encoding, Message, Named
 from routecast.core.session import Session
 from routecast.core.v1 import V1Session
 from routecast.edge.outlet import SEND_SECONDS, Outlet
@@ -33,12 +33,12 @@ class V1Outlet(Outlet):
     def enter(self, manager: ConnectionManager) -> None:
         manager.hold(self)
 
-    def send(self, message: Message, identity: str) -> bool:
+    def send(self, message: Message, named: Named) -> bool:
         if self._taken:
             self._behind = True
             return False
         self._taken = True
-        self.reply((message.named.get(identity) or message.name(identity)).body)
+        self.reply(named.body)
         return True
 
     def reply(self, data: bytes) -> None:

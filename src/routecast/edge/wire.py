@@ -66,7 +66,7 @@ def named_plain(message: Message, named: Named) -> bytes:
     return named.plain
 
 
-def named_deflated(message: Message, named: Named, identity: str, before: Named | None) -> bytes:
+def named_deflated(message: Message, named: Named, before: Named | None) -> bytes:
     """Return the same compressed, or plain where that is no gain.
 
     `before` is the last compressed message that the client was sent: what is as in that one is not
@@ -81,7 +81,7 @@ def named_deflated(message: Message, named: Named, identity: str, before: Named 
         if before is not None and number:
             payload = _squeeze(named.body, before.body)
         else:
-            payload = _independent(message, identity)
+            payload = _independent(message, named.identity)
         if len(payload) < len(named.body):
             frame = WireFrame(_opcode(message), payload)
             data = frame.serialize(mask=False, extensions=[_MARK])

@@ -54,23 +54,22 @@ class V1Connection(WebSocketConnection):
         self._subscriber: Subscriber = subscribers.open(session, self)
         self._edge.manager.hold(self)
 
-    def send(self, message: Message, identity: str) -> bool:
+    def send(self, message: Message, named: Named) -> bool:
         if not self._ready:
             self._behind = True
             return False
-        named = message.named.get(identity) or message.name(identity)
         if self._deflates:
-            data = self._deflated(message, named, identity)
+            data = self._deflated(message, named)
         else:
             data = named.plain or named_plain(message, named)
         self._send(data)
         return True
 
-    def _deflated(self, message: Message, named: Named, identity: str) -> bytes:
+    def _deflated(self, message: Message, named: Named) -> bytes:
         before = self._before
         data = named.after.get(before.number) if before is not None else None
         if data is None:
-            data = named_deflated(message, named, identity, before)
+            data = named_deflated(message, named, before)
         if self._remembers and data is not named.plain:
             self._before = named
         return data
