@@ -2,10 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from benchmarks.cases import Broken
 from benchmarks.options import Options
@@ -24,7 +25,11 @@ from benchmarks.subscribers import Subscribers
 
 CLIENTS: Final = 10_000
 INTERVAL: Final = 1.0
-SETTLE_SECONDS: Final = 2.0
+# After so many intervals Routecast's ticks have drawn together; the others get as long.
+SETTLE_SECONDS: Final = INTERVALS_TO_SETTLE * INTERVAL
+EMPTY_SECONDS: Final = 2.0
+# In this part of an interval nobody has a tick: there begins what is looked at.
+SILENCE: Final = 0.92
 # What must arrive at least of the frames that are due: a tick may be on either side of an end.
 COMPLETE: Final = 0.98
 
@@ -39,47 +44,86 @@ class Sample(NamedTuple):
     busy: float  # the clients' share of a core
 
 
-def sample(stage: Stage, server: Server, clients: int, seconds: float) -> Sample:
-    """Run a server with so many clients, and look at it for so many seconds.
+class Contender(NamedTuple):
+    """A server, and how its clients come (`Subscribers`)."""
 
-    Raises Broken when it does not keep them.
+    server: Server
+    path: str = f"{PATH}?interval={INTERVAL}"
+    crowd: Mapping[str, Any] = {}
+
+
+def side_by_side(
+    stage: Stage, contenders: Sequence[Contender], clients: int, seconds: float
+) -> list[Sample]:
+    """Run servers at once, with so many clients each, and look at them for the same seconds.
+
+    Their ticks fall into different parts of the interval. So whatever else the machine does, and
+    however fast it is just then, all of them meet it. Raises Broken when one loses clients.
     """
-    with server(stage, INTERVAL) as running:
-        path = f"{PATH}?interval={INTERVAL}"
-        with Subscribers(stage, running.port, path, 1) as first:  # what only the first one costs
-            first.joined()
+    with ExitStack() as stack:
+        sides = [_Side(stage, contender, stack) for contender in contenders]
+        for side in sides:
+            side.fill(clients, stack)
         time.sleep(SETTLE_SECONDS)
-        empty = unique_bytes(running.pid)
-        with Subscribers(stage, running.port, path, clients) as crowd:
-            crowd.joined()
-            crowd.listen(INTERVALS_TO_SETTLE * INTERVAL if server is routecast else SETTLE_SECONDS)
-            used = cpu_seconds(running.pid)
-            heard = crowd.listen(seconds)
-            used = cpu_seconds(running.pid) - used
-            memory = (unique_bytes(running.pid) - empty) / clients
-    if heard.open < clients:
-        raise Broken(f"only {heard.open:,} of {clients:,} clients stayed")
-    return Sample(
-        1e6 * used / heard.frames,
-        memory,
-        heard.last_p99,
-        heard.frames / (clients * seconds / INTERVAL),
-        heard.busy / heard.seconds,
-    )
+        time.sleep((SILENCE - time.monotonic()) % INTERVAL)
+        for side in sides:
+            side.begin()
+        time.sleep(seconds)
+        return [side.end(seconds) for side in sides]
+
+
+class _Side:
+    """One of the servers, and its crowd."""
+
+    def __init__(self, stage: Stage, contender: Contender, stack: ExitStack) -> None:
+        self._stage = stage
+        self._contender = contender
+        self._server = stack.enter_context(contender.server(stage, INTERVAL))
+        with self._subscribers(1) as first:  # what only the first one costs
+            first.joined()
+        time.sleep(EMPTY_SECONDS)
+        self._empty = unique_bytes(self._server.pid)
+        self._clients = 0
+        self._used = 0.0
+
+    def _subscribers(self, count: int) -> Subscribers:
+        contender = self._contender
+        return Subscribers(self._stage, self._server.port, contender.path, count, **contender.crowd)
+
+    def fill(self, clients: int, stack: ExitStack) -> None:
+        """Let so many clients come."""
+        self._clients = clients
+        self._crowd = stack.enter_context(self._subscribers(clients))
+        self._crowd.joined()
+
+    def begin(self) -> None:
+        """Look from now on."""
+        self._used = cpu_seconds(self._server.pid)
+        self._crowd.report()
+
+    def end(self, seconds: float) -> Sample:
+        """Tell what there was in these seconds. Raises Broken when clients were lost."""
+        used = cpu_seconds(self._server.pid) - self._used
+        heard = self._crowd.report()
+        if heard.open < self._clients:
+            raise Broken(f"only {heard.open:,} of {self._clients:,} clients stayed")
+        return Sample(
+            1e6 * used / heard.frames,
+            (unique_bytes(self._server.pid) - self._empty) / self._clients,
+            heard.last_p99,
+            heard.frames / (self._clients * seconds / INTERVAL),
+            heard.busy / heard.seconds,
+        )
 
 
 def fanout(options: Options) -> Report:
     """One document to 10,000 clients each second, beside the floor: epoll and send() in C."""
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (5, CLIENTS, 10)
-    ours: list[Sample] = []
-    spread: list[Sample] = []
-    single: list[Sample] = []
+    contenders = [Contender(routecast), Contender(spread_floor), Contender(floor)]
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
-        for _ in options.runs(pairs):
-            spread.append(sample(stage, spread_floor, clients, seconds))
-            ours.append(sample(stage, routecast, clients, seconds))
-            single.append(sample(stage, floor, clients, seconds))
+        runs = [side_by_side(stage, contenders, clients, seconds) for _ in options.runs(pairs)]
+    ours, spread, single = map(list, zip(*runs, strict=True))
 
     def beside(name: str, unit: str, of: Callable[[Sample], float], most: float) -> list[Figure]:
         served, least, at_once = (list(map(of, runs)) for runs in (ours, spread, single))

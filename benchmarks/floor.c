@@ -3,7 +3,8 @@
    It answers upgrades; at each tick it makes one frame, and one send() for each connection whose
    tick it is. What clients say is thrown away.
 
-   Usage: floor PORT INTERVAL_MS TICKS DOCUMENT [VIEWS]
+   Usage: floor PORT INTERVAL_MS PHASE_MS TICKS DOCUMENT [VIEWS]
+   Ticks begin PHASE_MS after multiples of the interval, by the monotonic clock.
    Connections are dealt to TICKS ticks, a twentieth of the interval apart, in the order they came:
    neighbours in memory share a tick. DOCUMENT is a file: a JSON object up to the value of its last
    member, the time of the tick. Within a tick, each VIEWS-th connection is served first, then each
@@ -169,11 +170,18 @@ static void tick(void) {
     turn_of = (turn_of + 1) % QUANTA;
 }
 
-static int every(int milliseconds) {
-    struct timespec time = {milliseconds / 1000, milliseconds % 1000 * 1000000L};
-    struct itimerspec ticks = {time, time};
+static struct timespec at(long milliseconds) {
+    return (struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000L};
+}
+
+/* Rings each quantum of the interval, the first time at a multiple of the interval and a phase. */
+static int every(long interval, long phase) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long first = (now.tv_sec * 1000 / interval + 2) * interval + phase;
+    struct itimerspec ticks = {at(interval / QUANTA), at(first)};
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
-    if (timer < 0 || timerfd_settime(timer, 0, &ticks, NULL)) die("timerfd");
+    if (timer < 0 || timerfd_settime(timer, TFD_TIMER_ABSTIME, &ticks, NULL)) die("timerfd");
     return timer;
 }
 
@@ -189,16 +197,16 @@ static int listen_on(int port) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5 && argc != 6)
-        return fprintf(stderr, "usage: floor PORT INTERVAL_MS TICKS DOCUMENT [VIEWS]\n"), 2;
-    if (argc == 6) views = atoi(argv[5]);
-    FILE *file = fopen(argv[4], "r");
-    if (!file) die(argv[4]);
+    if (argc != 6 && argc != 7)
+        return fprintf(stderr, "usage: floor PORT INTERVAL_MS PHASE_MS TICKS DOCUMENT [VIEWS]\n"), 2;
+    if (argc == 7) views = atoi(argv[6]);
+    FILE *file = fopen(argv[5], "r");
+    if (!file) die(argv[5]);
     document_size = fread(document, 1, DOCUMENT, file);
     fclose(file);
-    ticks = atoi(argv[3]);
+    ticks = atoi(argv[4]);
     epoll = epoll_create1(0);
-    int listener = listen_on(atoi(argv[1])), timer = every(atoi(argv[2]) / QUANTA);
+    int listener = listen_on(atoi(argv[1])), timer = every(atoi(argv[2]), atoi(argv[3]));
     watch(listener);
     watch(timer);
     for (struct epoll_event events[EVENTS];;) {
@@ -208,7 +216,8 @@ int main(int argc, char **argv) {
             uint64_t times;
             if (fd == listener) admit(listener);
             else if (fd != timer) hear(fd);
-            else if (read(timer, &times, sizeof times) > 0) tick();
+            else if (read(timer, &times, sizeof times) > 0)
+                while (times--) tick();
         }
     }
 }

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from benchmarks import streams
 from benchmarks.cases import Absent
-from benchmarks.fanout import CLIENTS, INTERVAL, Sample, sample
+from benchmarks.fanout import CLIENTS, INTERVAL, Contender, Sample, side_by_side
 from benchmarks.options import Options
 from benchmarks.plot import Bar, Panel, draw
 from benchmarks.report import Figure, Report, ratios
@@ -51,7 +51,8 @@ def peers(options: Options) -> Report:
         for _ in options.runs(rounds):
             for peer in PEERS:
                 try:
-                    run = sample(stage, peer.server, round(clients * peer.share), seconds)
+                    served = round(clients * peer.share)
+                    (run,) = side_by_side(stage, [Contender(peer.server)], served, seconds)
                 except Absent as why:
                     print(f"{peer.name}: skipped, {why}", flush=True)
                 else:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -18,16 +17,14 @@ import msgspec
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from benchmarks.cases import Broken
-from benchmarks.fanout import COMPLETE, SETTLE_SECONDS, Sample, sample
+from benchmarks.fanout import COMPLETE, Contender, side_by_side
 from benchmarks.load import HOST
 from benchmarks.options import Options
-from benchmarks.processes import cpu_seconds, unique_bytes
 from benchmarks.report import Figure, Report, ratios
+from benchmarks.servers import Running
 from benchmarks.servers import routecast as serving
 from benchmarks.stage import Stage, set_stage
 from benchmarks.streams import PATH, floor, floor_by_views, routecast
-from benchmarks.subscribers import Subscribers
 from benchmarks.traffic import MODELS, latencies
 
 CLIENTS: Final = 10_000
@@ -46,19 +43,20 @@ TICK: Final = 0.1
 def views(options: Options) -> Report:
     """10,000 clients over 50 views, each of which changes each second, beside the floor in C."""
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (5, CLIENTS, 10)
-    ours: list[Sample] = []
-    least: list[Sample] = []
-    by_views: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         messages = stage.folder / "messages"
         messages.write_text("".join(f"{json.dumps(_subscribe(n))}\n" for n in range(VIEWS)))
-        for _ in options.runs(pairs):
-            least.append(sample(stage, floor, clients, seconds))
-            by_views.append(sample(stage, partial(floor_by_views, VIEWS), clients, seconds))
-            ours.append(_sample(stage, messages, clients, seconds))
+        crowd = {"subprotocol": V1_JSON, "messages": messages}
+        contenders = [
+            Contender(_changing, PATH, crowd),
+            Contender(floor),
+            Contender(floor_by_views(VIEWS)),
+        ]
+        runs = [side_by_side(stage, contenders, clients, seconds) for _ in options.runs(pairs)]
+    ours, least, by_views = map(list, zip(*runs, strict=True))
     served, floors, ordered = (
-        list(map(attrgetter("message_us"), runs)) for runs in (ours, least, by_views)
+        list(map(attrgetter("message_us"), each)) for each in (ours, least, by_views)
     )
     figures = [
         Figure("CPU a message: server ÷ floor with one tick", ratios(served, floors), most=1.3),
@@ -85,45 +83,26 @@ def _strategy(number: int) -> str:
     return f"strategy-{number:02}"
 
 
-def _sample(stage: Stage, messages: Path, clients: int, seconds: float) -> Sample:
-    with routecast(stage, INTERVAL) as running, _changing(running.port):
-        time.sleep(SETTLE_SECONDS)
-        empty = unique_bytes(running.pid)
-        with Subscribers(
-            stage, running.port, PATH, clients, subprotocol=V1_JSON, messages=messages
-        ) as crowd:
-            crowd.joined()
-            crowd.listen(SETTLE_SECONDS)
-            used = cpu_seconds(running.pid)
-            heard = crowd.listen(seconds)
-            used = cpu_seconds(running.pid) - used
-            memory = (unique_bytes(running.pid) - empty) / clients
-    if heard.open < clients:
-        raise Broken(f"only {heard.open:,} of {clients:,} clients stayed")
-    due = clients * seconds / INTERVAL
-    busy = heard.busy / heard.seconds
-    return Sample(1e6 * used / heard.frames, memory, heard.last_p99, heard.frames / due, busy)
-
-
 @contextmanager
-def _changing(port: int) -> Iterator[None]:
-    """Send a decision of every view, all in one commit, in the middle between two ticks."""
+def _changing(stage: Stage, interval: float) -> Iterator[Running]:
+    """Run Routecast, with a decision of every view in one commit, midway between two ticks."""
     done = threading.Event()
     rng = random.Random(VIEWS)
+    with routecast(stage, interval) as server:
 
-    def run() -> None:
-        with httpx2.Client(base_url=f"http://{HOST}:{port}") as client:
-            while not done.wait(INTERVAL - (time.monotonic() - INTERVAL / 2) % INTERVAL):
-                sent = [_decision(rng, _strategy(number)) for number in range(VIEWS)]
-                client.post("/v1/decisions", json=sent).raise_for_status()
+        def run() -> None:
+            with httpx2.Client(base_url=f"http://{HOST}:{server.port}") as client:
+                while not done.wait(interval - (time.monotonic() - interval / 2) % interval):
+                    sent = [_decision(rng, _strategy(number)) for number in range(VIEWS)]
+                    client.post("/v1/decisions", json=sent).raise_for_status()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield server
+        finally:
+            done.set()
+            thread.join()
 
 
 def _decision(rng: random.Random, strategy: str, provider: str | None = None) -> dict[str, Any]:
