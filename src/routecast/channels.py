@@ -9,7 +9,7 @@ message from what it was really sent to what is newest. So nothing queues (the p
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from routecast.core.message import Encoding, Message, Named
 from routecast.core.metrics import Document
@@ -35,6 +35,14 @@ class Line(Protocol):
 
         Then `subscribers.Subscriber.catch_up` is called once it has drained. Never blocks or
         raises.
+        """
+        ...
+
+    @staticmethod
+    def send_all(message: Message, named: Named, lines: Sequence[Any]) -> "list[Line]":
+        """Send a message to connections of this kind; return those whose socket was full.
+
+        It is `send` for each of them, with what is the same for all done once.
         """
         ...
 
@@ -72,9 +80,12 @@ class Cohort:
     There are no more than YIELD_EVERY, so nobody comes or leaves while they are served.
     """
 
-    __slots__ = ("base", "encoding", "identity", "members")
+    __slots__ = ("base", "encoding", "identity", "kind", "members")
 
-    def __init__(self, base: Version | None, encoding: Encoding, identity: str) -> None:
+    def __init__(
+        self, kind: type[Line], base: Version | None, encoding: Encoding, identity: str
+    ) -> None:
+        self.kind = kind
         self.base = base
         self.encoding = encoding
         self.identity = identity
@@ -83,7 +94,7 @@ class Cohort:
     @property
     def key(self) -> "_Key":
         """What they have in common."""
-        return self.base, self.encoding, self.identity
+        return self.kind, self.base, self.encoding, self.identity
 
     @property
     def full(self) -> bool:
@@ -91,7 +102,7 @@ class Cohort:
         return len(self.members) >= YIELD_EVERY
 
 
-_Key = tuple[Version | None, Encoding, str]
+_Key = tuple[type[Line], Version | None, Encoding, str]
 
 
 class Channel:
@@ -113,7 +124,7 @@ class Channel:
     def place(self, member: Member, base: Version | None) -> None:
         """Put a member among those in step with it, now that `base` is what it was sent."""
         self.remove(member)
-        key = base, member.encoding, member.identity
+        key = type(member.line), base, member.encoding, member.identity
         cohort = self._open.get(key)
         # It may have gone on to another base since.
         if cohort is None or cohort.full or cohort.base is not base:
@@ -297,7 +308,7 @@ class Channels:
         if leading is None or not cohort.members:
             return
         named = leading.under(cohort.identity)
-        behind = [line for line in cohort.members if not line.send(leading, named)]
+        behind = cohort.kind.send_all(leading, named, list(cohort.members))
         self._count(leading, len(cohort.members) - len(behind), len(behind))
         cohort.base = version
         for line in behind:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from routecast.core.frame import Frame
 from routecast.core.view import Subscription, View
@@ -73,6 +73,14 @@ class Connection(Protocol):
         """
         ...
 
+    @staticmethod
+    def offer_all(frame: Frame, connections: Sequence[Any]) -> int:
+        """Offer a frame to connections of this kind; return how many sockets were full.
+
+        It is `offer` for each of them, with what is the same for all done once.
+        """
+        ...
+
     def beat(self) -> None:
         """Ask for a sign of life with the next frame, or end the connection when none was given."""
         ...
@@ -90,11 +98,15 @@ class Connection(Protocol):
 
 
 class Group:
-    """Connections that share a subscription and a tick: the quantum of the interval it falls on."""
+    """Connections of one kind that share a subscription and a tick.
 
-    __slots__ = ("connections", "due", "newest", "quantum", "subscription", "turn")
+    The tick is the quantum of the interval that it falls on.
+    """
 
-    def __init__(self, subscription: Subscription, quantum: int, due: float) -> None:
+    __slots__ = ("connections", "due", "kind", "newest", "quantum", "subscription", "turn")
+
+    def __init__(self, kind: type, subscription: Subscription, quantum: int, due: float) -> None:
+        self.kind = kind
         self.subscription = subscription
         self.quantum = quantum
         self.due = due
@@ -102,6 +114,14 @@ class Group:
         self.turn = 0  # who is first, of those in the group
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self.connections: dict[Connection, None] = {}
+
+    @property
+    def key(self) -> "_Key":
+        """What they have in common."""
+        return self.kind, self.subscription, self.quantum
+
+
+_Key = tuple[type, Subscription, int]
 
 
 class Frames(Protocol):
@@ -124,8 +144,8 @@ class ConnectionManager:
         self._instruments = instruments
         self._limit = limit
         # Those that have frames from elsewhere are a group of no tick.
-        self._held = Group(Subscription(), -1, inf)
-        self._groups: dict[tuple[Subscription, int], Group] = {(Subscription(), -1): self._held}
+        self._held = Group(object, Subscription(), -1, inf)
+        self._groups: dict[_Key, Group] = {self._held.key: self._held}
         self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()
@@ -155,10 +175,10 @@ class ConnectionManager:
         length = max(QUANTUM, interval / QUANTA)
         due = (time.monotonic() + interval) // length * length
         quantum = round(due % interval / length) % QUANTA
-        group = self._groups.get((subscription, quantum))
+        key = type(connection), subscription, quantum
+        group = self._groups.get(key)
         if group is None:
-            group = Group(subscription, quantum, due)
-            self._groups[subscription, quantum] = group
+            group = self._groups[key] = Group(*key, due)
             self._schedule(group)
         if not self._take(connection, group):
             return
@@ -207,14 +227,13 @@ class ConnectionManager:
             self.send_personal(group.newest, connection)
 
     async def broadcast(self, frame: Frame, connections: Sequence[Connection]) -> None:
-        """Send one frame to many connections; others get their turn in between."""
+        """Send one frame to many connections of one kind; others get their turn in between."""
         conflated = 0
         for start in range(0, len(connections), YIELD_EVERY):
             if start:
                 await asyncio.sleep(0)
-            for connection in connections[start : start + YIELD_EVERY]:
-                if not connection.offer(frame):
-                    conflated += 1
+            part = connections[start : start + YIELD_EVERY]
+            conflated += part[0].offer_all(frame, part)
         self._count(frame, len(connections), conflated)
 
     async def run(self) -> None:
@@ -312,14 +331,14 @@ class ConnectionManager:
         length = subscription.interval / QUANTA
         if not quantum or length < QUANTUM:
             return True
-        before = self._groups.get((subscription, quantum - 1))
+        before = self._groups.get((group.kind, subscription, quantum - 1))
         if before is not None and len(before.connections) + len(group.connections) > CROWD:
             return True
-        del self._groups[subscription, quantum]
+        del self._groups[group.key]
         if before is None:
             group.quantum -= 1
             group.due -= length
-            self._groups[subscription, group.quantum] = group
+            self._groups[group.key] = group
             return True
         before.newest = group.newest
         before.connections.update(group.connections)
@@ -349,7 +368,7 @@ class ConnectionManager:
             if group.connections:
                 due.append(group)
             else:
-                del self._groups[group.subscription, group.quantum]
+                del self._groups[group.key]
         return due
 
     def _count(self, frame: Frame, offered: int, conflated: int) -> None:

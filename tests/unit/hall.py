@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from routecast.bus.memory import MemoryBus
@@ -44,6 +44,10 @@ class Reader:
         self.frames.append(frame)
         self.times.append(asyncio.get_running_loop().time())
         return True
+
+    @staticmethod
+    def offer_all(frame: Frame, connections: Sequence["Reader"]) -> int:
+        return sum(not connection.offer(frame) for connection in connections)
 
     def beat(self) -> None:
         self.beats += 1

@@ -6,7 +6,7 @@ import json
 import random
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -47,6 +47,10 @@ class Line:
         if self.open:
             self.sent.append((message, named))
         return self.open
+
+    @staticmethod
+    def send_all(message: Message, named: Named, lines: Sequence["Line"]) -> list[module.Line]:
+        return [line for line in lines if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
         self.replies.append(data)

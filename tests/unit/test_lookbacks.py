@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+from routecast import channels
 from routecast import lookbacks as module
 from routecast.cache.memory import MemoryCache
 from routecast.channels import Channels
@@ -37,6 +38,10 @@ class Line:
         if self.open:
             self.sent.append(json.loads(named.body))
         return self.open
+
+    @staticmethod
+    def send_all(message: Message, named: Named, lines: Sequence["Line"]) -> list[channels.Line]:
+        return [line for line in lines if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
         self.sent.append(json.loads(data))

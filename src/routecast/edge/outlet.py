@@ -1,7 +1,7 @@
 """An outlet: frames to one subscriber of a plain ASGI server, one being sent and one waiting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from routecast.connections import ConnectionManager, Group
@@ -35,6 +35,10 @@ class Outlet:
         self._newest = frame
         self._wake.set()
         return not conflated
+
+    @staticmethod
+    def offer_all(frame: Frame, connections: Sequence["Outlet"]) -> int:
+        return sum(not connection.offer(frame) for connection in connections)
 
     def beat(self) -> None:
         """Nothing to do: pings are the ASGI server's own."""

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from routecast.channels import Line
 from routecast.connections import ConnectionManager
 from routecast.core.message import Encoding, Message, Named
 from routecast.core.session import Session
@@ -40,6 +41,10 @@ class V1Outlet(Outlet):
         self._taken = True
         self.reply(named.body)
         return True
+
+    @staticmethod
+    def send_all(message: Message, named: Named, lines: Sequence["V1Outlet"]) -> list[Line]:
+        return [line for line in lines if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
         self._out.append(data)

@@ -166,14 +166,30 @@ class WebSocketConnection(asyncio.Protocol):
         self._send(deflated(frame) if self._deflates else frame.plain or plain(frame))
         return True
 
+    @staticmethod
+    def offer_all(frame: Frame, connections: Sequence["WebSocketConnection"]) -> int:
+        data = frame.plain or plain(frame)
+        size, full = len(data), 0
+        for each in connections:
+            if each._ready and not each._rider and not each._deflates:
+                sent = send(each._descriptor, data, size, FLAGS)
+                if sent != size:
+                    each._send_rest(data, sent)
+            elif not each.offer(frame):
+                full += 1
+        return full
+
     def _send(self, data: bytes) -> None:
         """Write to a socket that was not full, with what waits to go first."""
         if self._rider:
             data, self._rider = self._rider + data, b""
         sent = send(self._descriptor, data, len(data), FLAGS)
         if sent != len(data):
-            # The transport meets the same obstacle, and deals with it.
-            self._transport.write(data[sent:] if sent > 0 else data)
+            self._send_rest(data, sent)
+
+    def _send_rest(self, data: bytes, sent: int) -> None:
+        """Leave the rest to the transport: it meets the same obstacle, and deals with it."""
+        self._transport.write(data[max(sent, 0) :])
 
     def pause_writing(self) -> None:
         self._ready = False
