@@ -6,8 +6,10 @@ integer arithmetic, so every machine and every database puts a value into the sa
 """
 
 import struct
+import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import accumulate, repeat
 from typing import Final
 
@@ -43,6 +45,7 @@ def bin_of(latency: int) -> int:
     return bisect_right(EDGES, latency) - 1
 
 
+@cache
 def middle(number: int) -> float:
     """Return the value, in microseconds, that is at most 2 % off any other one of the bin.
 
@@ -70,11 +73,9 @@ def percentiles(bins: Mapping[int, int], percents: Iterable[int]) -> list[float 
     ranks = list(accumulate(map(bins.__getitem__, numbers)))  # of the last value in each bin
     if not ranks or not ranks[-1]:
         return [None for _ in percents]
-    return [middle(numbers[place]) for place in _places(ranks, percents)]
-
-
-def _places(ranks: Sequence[int], percents: Iterable[int]) -> list[int]:
-    return [bisect_left(ranks, -(-percent * ranks[-1] // 100)) for percent in percents]
+    return [
+        middle(numbers[bisect_left(ranks, -(-percent * ranks[-1] // 100))]) for percent in percents
+    ]
 
 
 def pack(bins: Mapping[int, int]) -> bytes:
@@ -105,10 +106,11 @@ def unpack(packed: bytes) -> dict[int, int]:
 
 # -- many at once -------------------------------------------------------------------------------
 
-# A histogram as one great integer, with so many bits for each bin: to add two of them is one
-# addition. For as long as they count less than LANE_LIMIT in all, no bin runs into the next.
+# Bits for each bin, and what all of them together must count less than.
 LANE: Final = 32
 LANE_LIMIT: Final = 2**LANE
+# What reads lanes as numbers, from the last one to the first, whatever the machine's byte order.
+_DOWN: Final = slice(None, None, -1 if sys.byteorder == "little" else 1)
 
 
 def pack_counts(bins: Mapping[int, int]) -> bytes:
@@ -118,28 +120,57 @@ def pack_counts(bins: Mapping[int, int]) -> bytes:
     return struct.pack(f"<H{len(counts)}I", first, *counts)
 
 
-def lanes(packed: bytes) -> int:
-    """Return what `pack_counts` wrote as a great integer."""
-    return int.from_bytes(packed[2:], "little") << LANE * int.from_bytes(packed[:2], "little")
+class Lanes:
+    """Histograms added up as one great integer: to add another is one addition.
 
+    Each bin has LANE bits of it. For as long as all count less than LANE_LIMIT together, no bin
+    runs into the next.
+    """
 
-def bins_of(lanes: int) -> dict[int, int]:
-    """Return a great integer as a histogram."""
-    first, counts = _counts(lanes)
-    return {number: count for number, count in enumerate(counts, first) if count}
+    __slots__ = ("_counts", "_first")
 
+    def __init__(self) -> None:
+        self._first = 0  # the bin that the lowest bits count
+        self._counts = 0
 
-def percentiles_of(lanes: int, percents: Iterable[int]) -> list[float | None]:
-    """Return `percentiles` of a great integer, which is faster than of a histogram."""
-    if not lanes:
-        return [None for _ in percents]
-    first, counts = _counts(lanes)
-    return [middle(first + place) for place in _places(list(accumulate(counts)), percents)]
+    def add(self, packed: bytes) -> None:
+        """Add what `pack_counts` wrote."""
+        self._add(packed[0] | packed[1] << 8, int.from_bytes(packed[2:], "little"))
 
+    def unite(self, other: "Lanes") -> None:
+        """Add all that was added to another."""
+        self._add(other._first, other._counts)
 
-def _counts(lanes: int) -> tuple[int, tuple[int, ...]]:
-    """Return the first bin that counts anything, and the counts from there on."""
-    first = max((lanes & -lanes).bit_length() - 1, 0) // LANE
-    lanes >>= LANE * first
-    size = -(-lanes.bit_length() // LANE)
-    return first, struct.unpack(f"<{size}I", lanes.to_bytes(4 * size, "little"))
+    def _add(self, first: int, counts: int) -> None:
+        if not counts:
+            return
+        if not self._counts:
+            self._first = first
+        elif first < self._first:
+            self._counts <<= LANE * (self._first - first)
+            self._first = first
+        self._counts += counts << LANE * (first - self._first)
+
+    def bins(self) -> dict[int, int]:
+        """Return the sum as a plain histogram."""
+        size = -(-self._counts.bit_length() // LANE)
+        counts = struct.unpack(f"<{size}I", self._counts.to_bytes(4 * size, "little"))
+        return {number: count for number, count in enumerate(counts, self._first) if count}
+
+    def percentiles(self, percents: Iterable[int]) -> list[float | None]:
+        """Return `percentiles` of the sum, which is faster than of a plain histogram."""
+        if not self._counts:
+            return [None for _ in percents]
+        # Each bin with all above it: as many additions as twos that the number of bins is made of.
+        at_least, shift = self._counts, LANE
+        size = -(-at_least.bit_length() // LANE)
+        while shift < LANE * size:
+            at_least += at_least >> shift
+            shift *= 2
+        ranks = memoryview(at_least.to_bytes(4 * size, sys.byteorder)).cast("I")[_DOWN]
+        last, count = self._first + size - 1, ranks[-1]
+        # The value at rank r from below is at rank count + 1 - r from above.
+        return [
+            middle(last - bisect_left(ranks, count + 1 + -percent * count // 100))
+            for percent in percents
+        ]

@@ -2,18 +2,11 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 from routecast.core.decision import SECOND
-from routecast.core.histogram import (
-    LANE_LIMIT,
-    add_bins,
-    bins_of,
-    lanes,
-    pack_counts,
-    percentiles,
-    percentiles_of,
-)
+from routecast.core.histogram import LANE_LIMIT, Lanes, add_bins, percentiles
 from routecast.core.history import (
     ALL,
     PARTS,
@@ -51,7 +44,7 @@ class Point(Sums):
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
-        self._lanes = 0  # of histograms added as `pack_counts` has them
+        self._lanes = Lanes()  # of histograms added as `pack_counts` has them
 
     def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
         """Add the sums of a key."""
@@ -66,27 +59,27 @@ class Point(Sums):
         """Add another point."""
         self.merge(other)
         self.errors += other.errors
-        self._add_lanes(other._lanes)
+        if self.latency_count < LANE_LIMIT:
+            self._lanes.unite(other._lanes)
+        else:
+            add_bins(self.latency_bins, other._lanes.bins())
 
     def add_counts(self, packed: bytes) -> None:
         """Add a histogram as `pack_counts` has it, after what it counts was added."""
-        self._add_lanes(lanes(packed))
-
-    def _add_lanes(self, more: int) -> None:
         if self.latency_count < LANE_LIMIT:
-            self._lanes += more
+            self._lanes.add(packed)
         else:
-            add_bins(self.latency_bins, bins_of(more))
+            more = Lanes()
+            more.add(packed)
+            add_bins(self.latency_bins, more.bins())
 
     def percentiles(self, percents: Collection[int]) -> list[float | None]:
         """Return percentiles of latency in microseconds; None where nothing is counted."""
-        if not self._lanes:
-            return percentiles(self.latency_bins, percents)
-        if self.latency_count < LANE_LIMIT:
-            return percentiles_of(self._lanes + lanes(pack_counts(self.latency_bins)), percents)
-        bins = bins_of(self._lanes)
-        add_bins(bins, self.latency_bins)
-        return percentiles(bins, percents)
+        if not self.latency_bins:
+            return self._lanes.percentiles(percents)
+        whole = self._lanes.bins()
+        add_bins(whole, self.latency_bins)
+        return percentiles(whole, percents)
 
 
 @dataclass(slots=True)
@@ -225,8 +218,13 @@ def _columns(
 
 def _latencies(point: Point, percents: Collection[int]) -> list[float | None]:
     found = point.percentiles(percents)
+    return [None if value is None else _milliseconds(value) for value in found]
+
+
+@cache
+def _milliseconds(latency: float) -> float:
     # To the nanosecond: coarser would cost short latencies their 2 %.
-    return [None if value is None else round(value / 1000, 6) for value in found]
+    return round(latency / 1000, 6)
 
 
 _VALUES: Final[dict[str, Callable[[Point], Any]]] = {

@@ -1,10 +1,11 @@
 """History out of a database, whichever: how a plan becomes SQL, and rows become points."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from routecast.core import histogram
 from routecast.core.delta import Delta
-from routecast.core.histogram import add_bins, pack_counts, unpack
+from routecast.core.histogram import pack_counts, unpack
 from routecast.core.history import COLUMNS, Plan
 from routecast.core.past import Past, summaries
 from routecast.core.rollup import Key, Sums
@@ -17,28 +18,63 @@ def filters(plan: Plan) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
 
-def sums(plan: Plan, errors: str, histogram: str) -> dict[str, str]:
-    """Return what to select of a plan's columns, and how; in SQL, what errors and bins are."""
-    columns = [errors if name == "errors" else name for name in plan.columns]
-    if plan.histograms:  # which no database can add up
-        return {"sums": ", ".join([*columns, histogram]), "grouping": ""}
-    return {"sums": ", ".join(f"sum({name})" for name in columns), "grouping": "GROUP BY 1, 2"}
+class Selection(NamedTuple):
+    """What to select out of a table with a named query, and how to add it to a past."""
+
+    query: str
+    table: str
+    part: str | None  # the part that the table's summaries are of; None for rollups
+    values: str
+    grouping: str
+    add: "Add"
 
 
-def add_rows(past: Past, plan: Plan, rows: Iterable[Any], *, summed: bool) -> None:
-    """Add rows: series, beginning, the plan's columns, and a packed histogram where it needs it.
+def selections(plan: Plan, errors: str) -> Iterator[Selection]:
+    """Yield what to select for a plan, in this order; in SQL, what a rollup's errors are."""
+    part, grouping = plan.summary, "GROUP BY 1, 2"
+    rollups = "past_rollups" if part is None else "past_unsummed"
+    yield Selection(rollups, "rollups", None, _sums(plan, errors), grouping, add_sums)
+    if part is not None:
+        sums = _sums(plan, "errors")
+        yield Selection("past_summaries", "summaries", part, sums, grouping, add_sums)
+    # No database can add histograms up. The sums say whether there is room to do so in lanes.
+    if plan.histograms:
+        yield Selection(rollups, "rollups", None, "latency_bins", "", add_bins)
+        if part is not None:
+            latencies = "latency_summaries"
+            yield Selection("past_summaries", latencies, part, "counts", "", add_counts)
 
-    `summed` says that they are of summaries, whose histograms are packed in another way.
-    """
-    columns, histograms = plan.columns, plan.histograms
+
+def _sums(plan: Plan, errors: str) -> str:
+    columns = (errors if name == "errors" else name for name in plan.columns)
+    return ", ".join(f"sum({name})" for name in columns)
+
+
+# -- what rows add ------------------------------------------------------------------------------
+
+# Rows begin with a series and the second its bucket begins at.
+Add = Callable[[Past, Plan, Iterable[Any]], None]
+
+
+def add_sums(past: Past, plan: Plan, rows: Iterable[Any]) -> None:
+    """Add rows of the plan's columns."""
+    columns = plan.columns
     for series, start, *values in rows:
         point = past.point(series, start)
-        for column, value in zip(columns, values, strict=False):
+        for column, value in zip(columns, values, strict=True):
             setattr(point, column, getattr(point, column) + int(value))
-        if histograms and summed:
-            point.add_counts(values[-1])
-        elif histograms:
-            add_bins(point.latency_bins, unpack(values[-1]))
+
+
+def add_bins(past: Past, _: Plan, rows: Iterable[Any]) -> None:
+    """Add rows of a rollup's histogram."""
+    for series, start, packed in rows:
+        histogram.add_bins(past.point(series, start).latency_bins, unpack(packed))
+
+
+def add_counts(past: Past, _: Plan, rows: Iterable[Any]) -> None:
+    """Add rows of a summary's histogram."""
+    for series, start, packed in rows:
+        past.point(series, start).add_counts(packed)
 
 
 def add_deltas(past: Past, plan: Plan, deltas: Iterable[Delta]) -> None:

@@ -9,14 +9,14 @@ from routecast.core.past import Past
 from routecast.core.rollup import Bucket, Sums
 from routecast.errors import Uncovered
 from routecast.protocol import Position
-from routecast.store.past import add_deltas, add_rows, filters, summary_rows, sums
+from routecast.store.past import Add, add_deltas, filters, selections, summary_rows
 from routecast.store.postgres.fold import START_OF, deltas_of
 from routecast.store.postgres.session import SQL, Session, query, series_names
 
 HOUR = START_OF["hour"]
 
-# Rows, and whether they are of summaries.
-Found = tuple[Sequence[Any], bool]
+# Rows, and how to add them.
+Found = tuple[Add, Sequence[Any]]
 
 
 async def read(session: Session, plan: Plan) -> tuple[Position, list[Found], list[Any]]:
@@ -30,7 +30,7 @@ async def read(session: Session, plan: Plan) -> tuple[Position, list[Found], lis
         raise Uncovered("minutes before that are not kept any more")
     position = Position(*(await query(session, "position"))[0])
     found: list[Found] = [
-        (await session.fetch(sql, *values), summed) for sql, values, summed in _queries(plan)
+        (add, await session.fetch(sql, *values)) for add, sql, values in _queries(plan)
     ]
     return position, found, await query(session, "deltas", state["folded"])
 
@@ -38,13 +38,13 @@ async def read(session: Session, plan: Plan) -> tuple[Position, list[Found], lis
 def build(plan: Plan, position: Position, found: list[Found], deltas: Sequence[Any]) -> Past:
     """Return what `read` found."""
     past = Past(position)
-    for rows, summed in found:
-        add_rows(past, plan, rows, summed=summed)
+    for add, rows in found:
+        add(past, plan, rows)
     add_deltas(past, plan, deltas_of(deltas, position.epoch))
     return past
 
 
-def _queries(plan: Plan) -> Iterator[tuple[str, Sequence[Any], bool]]:
+def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
     first, step, _ = plan.buckets
     place = (first, plan.buckets.end, step, ORIGIN)
     chosen = filters(plan)
@@ -53,20 +53,20 @@ def _queries(plan: Plan) -> Iterator[tuple[str, Sequence[Any], bool]]:
         for number, part in enumerate(chosen, len(place) + 2)
     ]
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
-    sql = SQL["past_rollups" if plan.summary is None else "past_unsummed"].format(
-        group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        **sums(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END", "latency_bins"),
-        series=SQL["past_series"] if needs_series else "",
-        filters=" ".join(tests),
-    )
-    yield sql, (plan.period, *place, *chosen.values()), False
-    if plan.summary is not None:
-        sql = SQL["past_summaries"].format(
-            group="'all'" if plan.group_by is None else "name",
-            latencies=SQL["past_latencies"] if plan.histograms else "",
-            **sums(plan, "errors", "counts"),
+    for one in selections(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END"):
+        series = f"series.{plan.group_by}" if one.part is None else "name"
+        sql = SQL[one.query].format(
+            series="'all'" if plan.group_by is None else series,
+            values=one.values,
+            table=one.table,
+            join=SQL["past_series"] if needs_series else "",
+            filters=" ".join(tests),
+            grouping=one.grouping,
         )
-        yield sql, (plan.summary, *place, chosen.get(plan.summary)), True
+        if one.part is None:
+            yield one.add, sql, (plan.period, *place, *chosen.values())
+        else:
+            yield one.add, sql, (one.part, *place, chosen.get(one.part))
 
 
 async def summarise(session: Session, before: int, limit: int) -> int:

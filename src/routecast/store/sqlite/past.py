@@ -11,7 +11,7 @@ from routecast.core.history import ORIGIN, Plan
 from routecast.core.past import Past
 from routecast.errors import Unavailable, Uncovered
 from routecast.protocol import Position
-from routecast.store.past import add_deltas, add_rows, filters, sums
+from routecast.store.past import Add, add_deltas, filters, selections
 from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
 
 # One range must not keep the others waiting for longer, in seconds; looked at each so many steps
@@ -38,14 +38,14 @@ def _read(db: apsw.Connection, plan: Plan) -> Past:
         if plan.period == "minute" and plan.buckets.first < minutes_from:
             raise Uncovered("minutes before that are not kept any more")
         past = Past(Position(epoch, seq))
-        for rows, summed in _rows(db, plan):
-            add_rows(past, plan, rows, summed=summed)
+        for add, rows in _rows(db, plan):
+            add(past, plan, rows)
         add_deltas(past, plan, deltas_after(db, Position(epoch, folded)))
     return past
 
 
-def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Iterator[Any], bool]]:
-    """Yield rows as they are asked for, and whether they are of summaries."""
+def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]]:
+    """Yield rows as they are asked for, and how to add them."""
     first, step, _ = plan.buckets
     place = (first, plan.buckets.end, step, ORIGIN)
     chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}
@@ -53,16 +53,16 @@ def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Iterator[Any], bool
         SQL["past_filter"].format(part=part, number=number)
         for number, part in enumerate(chosen, len(place) + 2)
     ]
-    sql = SQL["past_rollups" if plan.summary is None else "past_unsummed"].format(
-        group="'all'" if plan.group_by is None else f"series.{plan.group_by}",
-        **sums(plan, "iif(series.status = 'error', count, 0)", "latency_bins"),
-        filters=" ".join(tests),
-    )
-    yield db.execute(sql, (plan.period, *place, *chosen.values())), False
-    if plan.summary is not None:
-        sql = SQL["past_summaries"].format(
-            group="'all'" if plan.group_by is None else "name",
-            latencies=SQL["past_latencies"] if plan.histograms else "",
-            **sums(plan, "errors", "counts"),
+    for one in selections(plan, "iif(series.status = 'error', count, 0)"):
+        series = f"series.{plan.group_by}" if one.part is None else "name"
+        sql = SQL[one.query].format(
+            series="'all'" if plan.group_by is None else series,
+            values=one.values,
+            table=one.table,
+            filters=" ".join(tests),
+            grouping=one.grouping,
         )
-        yield db.execute(sql, (plan.summary, *place, chosen.get(plan.summary))), True
+        if one.part is None:
+            yield one.add, db.execute(sql, (plan.period, *place, *chosen.values()))
+        else:
+            yield one.add, db.execute(sql, (one.part, *place, chosen.get(one.part)))

@@ -262,11 +262,11 @@ SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND set
 SELECT current_setting('server_encoding');
 
 -- name: past_rollups
--- A period's sums by series of a history and by bucket. $4 is the bucket's length in seconds, $5
+-- A period's rollups by series of a history and by bucket. $4 is the bucket's length in seconds, $5
 -- where buckets are counted from. Series are joined only where something of them is asked for;
--- rows are summed up only where no histogram is.
-SELECT {group} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {sums}
-FROM rollups {series}
+-- they are summed up where there is a grouping.
+SELECT {series} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {values}
+FROM rollups {join}
 WHERE period = $1 AND rollups.start >= $2 AND rollups.start < $3 {filters}
 {grouping};
 
@@ -278,8 +278,8 @@ AND series.{part} = ANY(${number}::text[])
 
 -- name: past_unsummed
 -- The same of those hours that summaries lack.
-SELECT {group} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {sums}
-FROM rollups {series}
+SELECT {series} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {values}
+FROM rollups {join}
 WHERE period = $1
   AND rollups.start IN (SELECT start FROM unsummed_hours WHERE start >= $2 AND start < $3)
   {filters}
@@ -287,15 +287,12 @@ WHERE period = $1
 
 -- name: past_summaries
 -- The same of those hours that they have; $1 is the part. Without $6, all of its names.
-SELECT {group} AS name, start - (start - $5) % $4 AS bucket, {sums}
-FROM summaries {latencies}
+SELECT {series} AS name, start - (start - $5) % $4 AS bucket, {values}
+FROM {table}
 WHERE part = $1 AND start >= $2 AND start < $3
   AND start NOT IN (SELECT start FROM unsummed_hours)
   AND ($6::text[] IS NULL OR name = ANY($6))
 {grouping};
-
--- name: past_latencies
-JOIN latency_summaries USING (part, start, name)
 
 -- name: unsummed_hours
 -- Those that begin before a moment, oldest first.
