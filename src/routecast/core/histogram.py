@@ -9,7 +9,7 @@ import struct
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate, repeat
 from typing import Final
 
@@ -157,20 +157,29 @@ class Lanes:
         counts = struct.unpack(f"<{size}I", self._counts.to_bytes(4 * size, "little"))
         return {number: count for number, count in enumerate(counts, self._first) if count}
 
-    def percentiles(self, percents: Iterable[int]) -> list[float | None]:
+    def percentiles(self, percents: tuple[int, ...]) -> tuple[float | None, ...]:
         """Return `percentiles` of the sum, which is faster than of a plain histogram."""
-        if not self._counts:
-            return [None for _ in percents]
-        # Each bin with all above it: as many additions as twos that the number of bins is made of.
-        at_least, shift = self._counts, LANE
-        size = -(-at_least.bit_length() // LANE)
-        while shift < LANE * size:
-            at_least += at_least >> shift
-            shift *= 2
-        ranks = memoryview(at_least.to_bytes(4 * size, sys.byteorder)).cast("I")[_DOWN]
-        last, count = self._first + size - 1, ranks[-1]
-        # The value at rank r from below is at rank count + 1 - r from above.
-        return [
-            middle(last - bisect_left(ranks, count + 1 + -percent * count // 100))
-            for percent in percents
-        ]
+        return _percentiles(self._first, self._counts, percents)
+
+
+# Histograms whose percentiles are remembered: what is over does not change, and is asked for again
+# and again. One takes some 1 KB.
+REMEMBERED: Final = 8_192
+
+
+@lru_cache(REMEMBERED)
+def _percentiles(first: int, counts: int, percents: tuple[int, ...]) -> tuple[float | None, ...]:
+    if not counts:
+        return (None,) * len(percents)
+    # Each bin with all above it: as many additions as twos that the number of bins is made of.
+    at_least, shift, size = counts, LANE, -(-counts.bit_length() // LANE)
+    while shift < LANE * size:
+        at_least += at_least >> shift
+        shift *= 2
+    ranks = memoryview(at_least.to_bytes(4 * size, sys.byteorder)).cast("I")[_DOWN]
+    last, count = first + size - 1, ranks[-1]
+    # The value at rank r from below is at rank count + 1 - r from above.
+    return tuple(
+        middle(last - bisect_left(ranks, count + 1 + -percent * count // 100))
+        for percent in percents
+    )

@@ -1,6 +1,6 @@
 """The past as it was found: sums by series and bucket, and the answer that is told of them."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -73,7 +73,7 @@ class Point(Sums):
             more.add(packed)
             add_bins(self.latency_bins, more.bins())
 
-    def percentiles(self, percents: Collection[int]) -> list[float | None]:
+    def percentiles(self, percents: tuple[int, ...]) -> Sequence[float | None]:
         """Return percentiles of latency in microseconds; None where nothing is counted."""
         if not self.latency_bins:
             return self._lanes.percentiles(percents)
@@ -211,20 +211,17 @@ def _columns(
     held = [points.get(start, _EMPTY) for start in starts]
     columns = {field: list(map(_VALUES[field], held)) for field in fields if field in _VALUES}
     if percents := {field: PERCENTILES[field] for field in fields if field in PERCENTILES}:
-        rows = [_latencies(point, percents.values()) for point in held]
-        columns |= dict(zip(percents, map(list, zip(*rows, strict=True)), strict=True))
+        asked = tuple(percents.values())
+        found = zip(*(point.percentiles(asked) for point in held), strict=True)
+        for field, latencies in zip(percents, found, strict=True):
+            columns[field] = list(map(_milliseconds, latencies))
     return {"key": name, **{field: columns[field] for field in fields}}
 
 
-def _latencies(point: Point, percents: Collection[int]) -> list[float | None]:
-    found = point.percentiles(percents)
-    return [None if value is None else _milliseconds(value) for value in found]
-
-
 @cache
-def _milliseconds(latency: float) -> float:
+def _milliseconds(latency: float | None) -> float | None:
     # To the nanosecond: coarser would cost short latencies their 2 %.
-    return round(latency / 1000, 6)
+    return None if latency is None else round(latency / 1000, 6)
 
 
 _VALUES: Final[dict[str, Callable[[Point], Any]]] = {
