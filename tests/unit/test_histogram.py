@@ -1,5 +1,6 @@
 """Histograms: bins with integer edges, percentiles within 2 %."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -18,6 +19,7 @@ from routecast.core.histogram import (
     pack_counts,
     percentiles,
     unpack,
+    unpack_counts,
 )
 from routecast.protocol import MAX_LATENCY_MS
 
@@ -113,20 +115,47 @@ def test_unpack_refuses_what_pack_did_not_write(garbage: bytes) -> None:
         unpack(garbage)
 
 
-histograms = st.dictionaries(st.integers(0, len(EDGES) - 2), st.integers(1, 10**6), max_size=30)
+# About the widths that lanes may have.
+few = st.integers(1, 50)
+counts = few | st.integers(2**16 - 50, 2**16 + 50) | st.integers(2**32 - 50, 2**32 + 50)
+histograms = st.dictionaries(st.integers(0, len(EDGES) - 2), few | counts, max_size=30)
 
 
-@given(st.lists(histograms, max_size=5))
-def test_many_are_added_as_one_great_integer(added: list[dict[int, int]]) -> None:
-    """As bin by bin, and with the same percentiles."""
+@given(histograms)
+def test_packed_counts_come_back(bins: dict[int, int]) -> None:
+    """Whatever they are; with two bytes a bin where all together need no more."""
+    packed = pack_counts(bins)
+    assert unpack_counts(packed) == bins
+    if bins and sum(bins.values()) < 2**16:
+        assert len(packed) == 2 + 2 * (max(bins) - min(bins) + 1)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\1", b"\1\4\0", b"\1\0\0\0\0", b"\1\xff\0\0"])
+def test_unpack_counts_refuses_what_pack_counts_did_not_write(garbage: bytes) -> None:
+    """As `unpack` does."""
+    with pytest.raises(ValueError):
+        unpack_counts(garbage)
+
+
+@given(st.lists(histograms, max_size=5), st.booleans())
+def test_many_are_added_as_one_great_integer(added: list[dict[int, int]], at_once: bool) -> None:
+    """As bin by bin, and with the same percentiles; whether all there will be is known or not."""
     bins: dict[int, int] = {}
+    lanes, total, whole = Lanes(), 0, sum(sum(one.values()) for one in added)
     for one in added:
         add_bins(bins, one)
-    whole, parts = Lanes(), (Lanes(), Lanes())
-    for number, one in enumerate(added):
-        parts[number % 2].add(pack_counts(one))
-    for part in parts:
-        whole.unite(part)
-    assert whole.bins() == bins
+        total += sum(one.values())
+        lanes.add(pack_counts(one), whole if at_once else total)
+    assert lanes.bins() == unpack_counts(lanes.pack()) == bins
     percents = (1, 50, 95, 99, 100)
-    assert whole.percentiles(percents) == percentiles(bins, percents)
+    assert lanes.percentiles(percents) == tuple(percentiles(bins, percents))
+
+
+def test_wide_counts_are_added_to_narrow_ones() -> None:
+    """Four bytes for each are read whatever they count, as they once were always written."""
+    wide = struct.pack("<H3I", 200, 1, 0, 65_000)
+    lanes = Lanes()
+    lanes.add(pack_counts({199: 7, 202: 5}), 12)
+    lanes.add(wide, 65_013)
+    assert lanes.bins() == {199: 7, 200: 1, 202: 65_005}
+    assert unpack_counts(wide) == {200: 1, 202: 65_000}

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from routecast.core import past as module
-from routecast.core.histogram import bin_of, pack_counts
+from routecast.core.histogram import add_bins, bin_of, pack_counts, percentiles
 from routecast.core.history import Plan, history_query, plan
 from routecast.core.past import MAX_SERIES, Past, Point, past_of, render, summaries
 from routecast.core.snapshot import Snapshot
@@ -131,23 +130,20 @@ def test_summaries_are_an_hours_sums_along_each_part() -> None:
     }
 
 
-def test_histograms_of_summaries_and_of_rollups_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However they are packed; and past the room for great integers as well."""
-    for limit in (module.LANE_LIMIT, 60, 0):
-        monkeypatch.setattr(module, "LANE_LIMIT", limit)
-        whole, united, parts = Point(), Point(), [Point(), Point()]
-        for number in range(100):
-            one = kept(number, latency=number**3)
-            part = parts[number % 2]
-            whole.add(one)
-            part.latency_count += 1
-            if number % 3:
-                part.add_counts(pack_counts({bin_of(number**3): 1}))
-            else:
-                part.latency_bins[bin_of(number**3)] = 1 + part.latency_bins.get(
-                    bin_of(number**3), 0
-                )
-        for part in parts:
-            united.unite(part)
-        percents = (1, 10, 50, 95, 99, 100)
-        assert united.percentiles(percents) == whole.percentiles(percents)
+@pytest.mark.parametrize("more", [1, 2**16, 2**32], ids=["few", "many", "very many"])
+def test_histograms_of_summaries_and_of_rollups_add_up(more: int) -> None:
+    """However they are packed, and however many they count."""
+    bins: dict[int, int] = {}
+    united, parts = Point(), [Point(), Point()]
+    for number in range(100):
+        part, counted = parts[number % 2], {bin_of(number**3): more if number % 7 == 0 else 1}
+        add_bins(bins, counted)
+        part.latency_count += sum(counted.values())
+        if number % 3:
+            part.add_counts(pack_counts(counted))
+        else:
+            add_bins(part.latency_bins, counted)
+    for part in parts:
+        united.unite(part)
+    percents = (1, 10, 50, 95, 99, 100)
+    assert list(united.percentiles(percents)) == percentiles(bins, percents)

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
 from itertools import accumulate, repeat
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -106,77 +106,119 @@ def unpack(packed: bytes) -> dict[int, int]:
 
 # -- many at once -------------------------------------------------------------------------------
 
-# Bits for each bin, and what all of them together must count less than.
-LANE: Final = 32
-LANE_LIMIT: Final = 2**LANE
-# What reads lanes as numbers, from the last one to the first, whatever the machine's byte order.
+# Counts have as many bytes each as the sum of all of them needs. The header, of two bytes, is the
+# first bin's number and _HEADER times the place of their width in _WIDTHS.
+_FORMATS: Final[dict[int, Literal["H", "I", "Q"]]] = {4: "I", 2: "H", 8: "Q"}
+_WIDTHS: Final = tuple(_FORMATS)
+_HEADER: Final = 1024
+# What reads lanes as numbers from the last to the first, whatever the machine's byte order.
 _DOWN: Final = slice(None, None, -1 if sys.byteorder == "little" else 1)
+# Histograms whose percentiles are remembered, some 1 KB each: what is over is asked for again and
+# again, and does not change.
+REMEMBERED: Final = 8_192
+
+
+def _width(total: int) -> int:
+    return next(width for width in sorted(_WIDTHS) if total < 1 << 8 * width)
 
 
 def pack_counts(bins: Mapping[int, int]) -> bytes:
-    """Return a histogram as its first bin's number and the counts of all bins up to the last."""
+    """Return a histogram as a header and the counts of all bins from the first to the last."""
     first, last = min(bins, default=0), max(bins, default=-1)
     counts = [bins.get(number, 0) for number in range(first, last + 1)]
-    return struct.pack(f"<H{len(counts)}I", first, *counts)
+    width = _width(sum(counts))
+    header = first + _HEADER * _WIDTHS.index(width)
+    return struct.pack(f"<H{len(counts)}{_FORMATS[width]}", header, *counts)
+
+
+def unpack_counts(packed: bytes) -> dict[int, int]:
+    """Return the bins that `pack_counts` wrote. Raises ValueError on anything else."""
+    try:
+        (header,) = struct.unpack_from("<H", packed)
+        width = _WIDTHS[header // _HEADER]
+        counts = struct.unpack(f"<{(len(packed) - 2) // width}{_FORMATS[width]}", packed[2:])
+    except (struct.error, IndexError):
+        raise ValueError("not a packed histogram") from None
+    return {number: count for number, count in enumerate(counts, header % _HEADER) if count}
 
 
 class Lanes:
-    """Histograms added up as one great integer: to add another is one addition.
+    """Histograms added up as one great integer, a lane for each bin: to add is one addition.
 
-    Each bin has LANE bits of it. For as long as all count less than LANE_LIMIT together, no bin
-    runs into the next.
+    No bin runs into the next, since lanes are as wide as the sum of all counts needs.
     """
 
-    __slots__ = ("_counts", "_first")
+    __slots__ = ("_counts", "_first", "_limit", "_width")
 
     def __init__(self) -> None:
-        self._first = 0  # the bin that the lowest bits count
+        self._first = 0  # the bin of the lowest lane
         self._counts = 0
+        self._width = min(_WIDTHS)
+        self._limit = 1 << 8 * self._width
 
-    def add(self, packed: bytes) -> None:
-        """Add what `pack_counts` wrote."""
-        self._add(packed[0] | packed[1] << 8, int.from_bytes(packed[2:], "little"))
-
-    def unite(self, other: "Lanes") -> None:
-        """Add all that was added to another."""
-        self._add(other._first, other._counts)
-
-    def _add(self, first: int, counts: int) -> None:
+    def add(self, packed: bytes, total: int) -> None:
+        """Add what `pack_counts` wrote; all that was added counts at most `total` together."""
+        if total >= self._limit:
+            self._widen(_width(total))
+        header, counts = packed[0] | packed[1] << 8, packed[2:]
+        width, first = _WIDTHS[header // _HEADER], header % _HEADER
+        if width != self._width:
+            counts = _recast(counts, width, self._width)
         if not counts:
             return
         if not self._counts:
             self._first = first
         elif first < self._first:
-            self._counts <<= LANE * (self._first - first)
+            self._counts <<= 8 * self._width * (self._first - first)
             self._first = first
-        self._counts += counts << LANE * (first - self._first)
+        self._counts += int.from_bytes(counts, "little") << 8 * self._width * (first - self._first)
+
+    def pack(self) -> bytes:
+        """Return the sum in the form of `pack_counts`."""
+        header = self._first + _HEADER * _WIDTHS.index(self._width)
+        return struct.pack("<H", header) + self._bytes()
 
     def bins(self) -> dict[int, int]:
         """Return the sum as a plain histogram."""
-        size = -(-self._counts.bit_length() // LANE)
-        counts = struct.unpack(f"<{size}I", self._counts.to_bytes(4 * size, "little"))
-        return {number: count for number, count in enumerate(counts, self._first) if count}
+        return unpack_counts(self.pack())
 
     def percentiles(self, percents: tuple[int, ...]) -> tuple[float | None, ...]:
         """Return `percentiles` of the sum, which is faster than of a plain histogram."""
-        return _percentiles(self._first, self._counts, percents)
+        return _percentiles(self._first, self._counts, self._width, percents)
+
+    def _bytes(self) -> bytes:
+        size = -(-self._counts.bit_length() // (8 * self._width))
+        return self._counts.to_bytes(self._width * size, "little")
+
+    def _widen(self, width: int) -> None:
+        if self._counts:
+            counts = _recast(self._bytes(), self._width, width)
+            self._counts = int.from_bytes(counts, "little")
+        self._width, self._limit = width, 1 << 8 * width
 
 
-# Histograms whose percentiles are remembered: what is over does not change, and is asked for again
-# and again. One takes some 1 KB.
-REMEMBERED: Final = 8_192
+def _recast(counts: bytes, width: int, to: int) -> bytes:
+    """Return counts of a width in bytes as such of another, which has room for them."""
+    cast = bytearray(len(counts) // width * to)
+    for place in range(min(width, to)):
+        cast[place::to] = counts[place::width]
+    return bytes(cast)
 
 
 @lru_cache(REMEMBERED)
-def _percentiles(first: int, counts: int, percents: tuple[int, ...]) -> tuple[float | None, ...]:
+def _percentiles(
+    first: int, counts: int, width: int, percents: tuple[int, ...]
+) -> tuple[float | None, ...]:
     if not counts:
         return (None,) * len(percents)
     # Each bin with all above it: as many additions as twos that the number of bins is made of.
-    at_least, shift, size = counts, LANE, -(-counts.bit_length() // LANE)
-    while shift < LANE * size:
+    at_least, lane = counts, 8 * width
+    size = -(-counts.bit_length() // lane)
+    shift = lane
+    while shift < lane * size:
         at_least += at_least >> shift
         shift *= 2
-    ranks = memoryview(at_least.to_bytes(4 * size, sys.byteorder)).cast("I")[_DOWN]
+    ranks = memoryview(at_least.to_bytes(width * size, sys.byteorder)).cast(_FORMATS[width])[_DOWN]
     last, count = first + size - 1, ranks[-1]
     # The value at rank r from below is at rank count + 1 - r from above.
     return tuple(

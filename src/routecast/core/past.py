@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, Final
 
 from routecast.core.decision import SECOND
-from routecast.core.histogram import LANE_LIMIT, Lanes, add_bins, percentiles
+from routecast.core.histogram import Lanes, add_bins, percentiles
 from routecast.core.history import (
     ALL,
     PARTS,
@@ -44,7 +44,7 @@ class Point(Sums):
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
-        self._lanes = Lanes()  # of histograms added as `pack_counts` has them
+        self._lanes: Lanes | None = None  # of histograms added as `pack_counts` has them
 
     def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
         """Add the sums of a key."""
@@ -59,27 +59,24 @@ class Point(Sums):
         """Add another point."""
         self.merge(other)
         self.errors += other.errors
-        if self.latency_count < LANE_LIMIT:
-            self._lanes.unite(other._lanes)
-        else:
-            add_bins(self.latency_bins, other._lanes.bins())
+        if other._lanes is not None:
+            self.add_counts(other._lanes.pack())
 
     def add_counts(self, packed: bytes) -> None:
         """Add a histogram as `pack_counts` has it, after what it counts was added."""
-        if self.latency_count < LANE_LIMIT:
-            self._lanes.add(packed)
-        else:
-            more = Lanes()
-            more.add(packed)
-            add_bins(self.latency_bins, more.bins())
+        if self._lanes is None:
+            self._lanes = Lanes()
+        self._lanes.add(packed, self.latency_count)
 
     def percentiles(self, percents: tuple[int, ...]) -> Sequence[float | None]:
         """Return percentiles of latency in microseconds; None where nothing is counted."""
+        if self._lanes is None:
+            return percentiles(self.latency_bins, percents)
         if not self.latency_bins:
             return self._lanes.percentiles(percents)
-        whole = self._lanes.bins()
-        add_bins(whole, self.latency_bins)
-        return percentiles(whole, percents)
+        bins = self._lanes.bins()
+        add_bins(bins, self.latency_bins)
+        return percentiles(bins, percents)
 
 
 @dataclass(slots=True)

@@ -5,13 +5,12 @@ hour by hour, so memory is bounded by one hour's rollups.
 """
 
 import itertools
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from routecast.core.delta import Delta
-from routecast.core.histogram import unpack
+from routecast.core.histogram import unpack, unpack_counts
 from routecast.core.rollup import Sums
 from routecast.ports import Difference
 
@@ -128,12 +127,11 @@ def unpacked(values: tuple[Any, ...]) -> Row:
 
 
 def _counts(packed: bytes | None) -> dict[Any, int]:
-    """Return a summary's histogram: the first bin's number, then all counts from there on."""
+    """Return a summary's histogram."""
     try:
-        first, *counts = struct.unpack(f"<H{(len(packed or b'') - 2) // 4}I", packed or b"")
-    except struct.error:
+        return unpack_counts(packed or b"")
+    except ValueError:
         return {"unreadable": 1}
-    return {number: count for number, count in enumerate(counts, first) if count}
 
 
 def _by_start(start: int, *parts: Rows) -> Rows:

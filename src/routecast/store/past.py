@@ -18,6 +18,10 @@ def filters(plan: Plan) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
 
+# Adds rows to a past; each begins with a series, and the second that its bucket begins at.
+Add = Callable[[Past, Plan, Iterable[Any]], None]
+
+
 class Selection(NamedTuple):
     """What to select out of a table with a named query, and how to add it to a past."""
 
@@ -26,7 +30,7 @@ class Selection(NamedTuple):
     part: str | None  # the part that the table's summaries are of; None for rollups
     values: str
     grouping: str
-    add: "Add"
+    add: Add
 
 
 def selections(plan: Plan, errors: str) -> Iterator[Selection]:
@@ -37,7 +41,7 @@ def selections(plan: Plan, errors: str) -> Iterator[Selection]:
     if part is not None:
         sums = _sums(plan, "errors")
         yield Selection("past_summaries", "summaries", part, sums, grouping, add_sums)
-    # No database can add histograms up. The sums say whether there is room to do so in lanes.
+    # No database can add histograms up. The sums say how much room that needs.
     if plan.histograms:
         yield Selection(rollups, "rollups", None, "latency_bins", "", add_bins)
         if part is not None:
@@ -51,9 +55,6 @@ def _sums(plan: Plan, errors: str) -> str:
 
 
 # -- what rows add ------------------------------------------------------------------------------
-
-# Rows begin with a series and the second its bucket begins at.
-Add = Callable[[Past, Plan, Iterable[Any]], None]
 
 
 def add_sums(past: Past, plan: Plan, rows: Iterable[Any]) -> None:

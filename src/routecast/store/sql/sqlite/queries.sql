@@ -120,9 +120,9 @@ UNION SELECT start FROM summaries WHERE part = 'all'
 ORDER BY 1;
 
 -- name: past_rollups
--- A period's rollups by series of a history and by bucket. ?4 is the bucket's length in seconds, ?5
--- where buckets are counted from. Series are joined only where something of them is asked for;
--- they are summed up where there is a grouping.
+-- A period's rollups by series of a history and by bucket. ?4 is the bucket's length in seconds,
+-- ?5 where buckets are counted from. Series are joined only where something of them is asked for;
+-- rollups are summed up where there is a grouping.
 SELECT {series} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {values}
 FROM rollups LEFT JOIN series ON series.id = rollups.series
 WHERE period = ?1 AND rollups.start >= ?2 AND rollups.start < ?3 {filters}

@@ -19,8 +19,7 @@ CREATE TABLE summaries (
     PRIMARY KEY (part, start, name)
 );
 
--- Their latency histograms, which most histories need none of: the first bin's number in two bytes,
--- and a count in four bytes for each bin up to the last, all with the least byte first.
+-- Their latency histograms, as `histogram.pack_counts` writes them: most histories need none.
 CREATE TABLE latency_summaries (
     part   text COLLATE "C" NOT NULL,
     start  bigint NOT NULL,

@@ -18,8 +18,7 @@ CREATE TABLE summaries (
     PRIMARY KEY (part, start, name)
 ) STRICT, WITHOUT ROWID;
 
--- Their latency histograms, which most histories need none of: the first bin's number in two bytes,
--- and a count in four bytes for each bin up to the last, all with the least byte first.
+-- Their latency histograms, as `histogram.pack_counts` writes them: most histories need none.
 CREATE TABLE latency_summaries (
     part   TEXT NOT NULL,
     start  INTEGER NOT NULL,
