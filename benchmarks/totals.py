@@ -7,7 +7,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -22,6 +21,7 @@ from benchmarks.traffic import MODELS, STRATEGIES, latencies
 from routecast.app import open_store
 from routecast.core.decision import MINUTE, Decision
 from routecast.protocol import BANDS
+from routecast.server import spare_collector
 
 SMALL: Final = 5_000
 LARGE: Final = 5_000_000
@@ -75,23 +75,33 @@ class Taken(msgspec.Struct):
 
 def totals(options: Options) -> Report:
     """Reading totals at 5,000,000 decisions and at 5,000."""
-    large, rounds, times = (100_000, 3, 5) if options.quick else (LARGE, 11, 15)
     with tempfile.TemporaryDirectory() as folder:
-        few, many = Path(folder, "few.db"), Path(folder, "many.db")
-        for database, count in ((few, SMALL), (many, large)):
-            run_case("benchmarks.totals", Fill(f"sqlite:///{database}", count), Filled)
-        read = Read((f"sqlite:///{few}", f"sqlite:///{many}"), times, rounds)
-        figures = compare("SqliteStore.load", run_case("benchmarks.totals", read, Taken))
-        with routecast(few) as first, routecast(many) as second:
-            for name, path in VIEWS.items():
-                ask = Ask((first, second), path, 20 * times, rounds)
-                figures += compare(name, run_case("benchmarks.totals", ask, Taken))
-    title = f"Reading totals at {large:,} decisions and at {SMALL:,}, in the same rollups"
+        few, many = (f"sqlite:///{folder}/{name}.db" for name in ("few", "many"))
+        figures = reading("SqliteStore", few, many, options)
+    title = f"Reading totals at {large(options):,} decisions and at {SMALL:,}, in the same rollups"
     return Report("totals", title, figures, options.quick)
 
 
-def compare(name: str, taken: Taken) -> list[Figure]:
-    """Return what a comparison of many decisions with few found."""
+def large(options: Options) -> int:
+    """Return how many decisions are many."""
+    return 100_000 if options.quick else LARGE
+
+
+def reading(store: str, few: str, many: str, options: Options) -> list[Figure]:
+    """Fill two new databases, and return what reading totals costs with many decisions and few."""
+    rounds, times = (3, 5) if options.quick else (11, 15)
+    for database, count in ((few, SMALL), (many, large(options))):
+        run_case("benchmarks.totals", Fill(database, count), Filled)
+    read = Read((few, many), times, rounds)
+    figures = _compare(f"{store}.load", run_case("benchmarks.totals", read, Taken))
+    with routecast(few) as first, routecast(many) as second:
+        for name, path in VIEWS.items():
+            ask = Ask((first, second), path, 20 * times, rounds)
+            figures += _compare(name, run_case("benchmarks.totals", ask, Taken))
+    return figures
+
+
+def _compare(name: str, taken: Taken) -> list[Figure]:
     few, many = taken.first, taken.second
     return [
         Figure(f"{name}, many ÷ few", ratios(many, few), most=1.1),
@@ -141,6 +151,7 @@ async def _read(task: Read) -> Taken:
         return seconds
 
     few, many = task.databases
+    spare_collector()  # as a node does
     return await _by_turns(lambda: load(few), lambda: load(many), task.times, task.rounds)
 
 
@@ -174,7 +185,7 @@ def measure(task: Fill | Read | Ask) -> Filled | Taken:
         case Fill():
             return asyncio.run(_fill(task))
         case Read():
-            return asyncio.run(_read(task))
+            return uvloop.run(_read(task))
         case Ask():
             return uvloop.run(_ask(task))
 

@@ -164,7 +164,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    _spare_collector()
+    spare_collector()
     server.run(sockets=[listener])
     return 0 if server.started else 1
 
@@ -181,7 +181,8 @@ def _allow_open_files(streams: int) -> None:
         )
 
 
-def _spare_collector() -> None:
+def spare_collector() -> None:
+    """Let the garbage collector look at what comes from now on, and rarely."""
     # What there is now stays; and a decision is no cycle. Without this the collector goes through
     # all modules and all waiting decisions again and again: a tenth of the time of ingest.
     gc.collect()

@@ -1,7 +1,8 @@
 """Rollups: exact sums that merge in any order and can be taken out again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,14 @@ decisions = st.lists(kept_decisions(st.just("id"), moments), max_size=12)
 
 def bucket_of(some: Sequence[Decision]) -> Bucket:
     return cells_of(some).total()
+
+
+def loaded_of(some: Sequence[Decision]) -> Bucket:
+    """The same, as a store gives it: with histograms that nobody looked into yet."""
+    return {key: Sums.from_row(sums.row()) for key, sums in bucket_of(some).items()}
+
+
+Made = Callable[[Sequence[Decision]], Bucket]
 
 
 def merged(*buckets: Bucket) -> Bucket:
@@ -89,12 +98,33 @@ def test_row_comes_back(some: list[Decision]) -> None:
         assert Sums.from_row(row) == sums
 
 
+@pytest.mark.parametrize("into", [bucket_of, loaded_of])
+@pytest.mark.parametrize("added", [bucket_of, loaded_of])
+@given(a=decisions, b=decisions)
+def test_sums_from_rows_are_as_those_counted(
+    into: Made, added: Made, a: list[Decision], b: list[Decision]
+) -> None:
+    """Loaded or counted, they merge, come out again and are equal; and what is added stays."""
+    bucket, other = into(a), added(b)
+    bucket_merge(bucket, other)
+    assert_sums(bucket, a + b)
+    bucket_subtract(bucket, added(b))
+    assert bucket == bucket_of(a)
+    assert_sums(other, b)
+
+
 @given(decisions, decisions)
-def test_sums_from_rows_go_on_counting(a: list[Decision], b: list[Decision]) -> None:
-    """What was loaded merges like what was counted."""
-    loaded = {key: Sums.from_row(sums.row()) for key, sums in bucket_of(a).items()}
-    bucket_merge(loaded, bucket_of(b))
-    assert_sums(loaded, a + b)
+def test_a_copy_of_loaded_sums_is_its_own(a: list[Decision], b: list[Decision]) -> None:
+    """Whether its histogram was looked into before it was copied, after, or never."""
+    for look in (False, True):
+        loaded = loaded_of(a)
+        if look:
+            for sums in loaded.values():
+                assert sum(sums.latency_bins.values()) == sums.latency_count
+        copies = {key: sums.copy() for key, sums in loaded.items()}
+        bucket_merge(copies, bucket_of(b))
+        assert_sums(copies, a + b)
+        assert [sums.row() for sums in loaded.values()] == [s.row() for s in bucket_of(a).values()]
 
 
 def test_row_has_the_order_of_its_columns() -> None:

@@ -1,5 +1,8 @@
 """What is read from a SQLite database, beside its writer: each as of one position."""
 
+from itertools import groupby
+from operator import itemgetter
+
 import apsw
 
 from routecast.core.delta import Delta, following
@@ -31,11 +34,11 @@ def load(db: apsw.Connection, now: int) -> Snapshot:
 
         def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
             unit = START_OF[period] or 1
-            found: dict[int, Bucket] = {}
-            for row in query(db, "rollups", period, first * unit, end * unit):
-                bucket = found.setdefault(row[0] // unit, {})
-                bucket[names[row[1]]] = Sums.from_row(row[2:])
-            return found
+            rows = query(db, "rollups", period, first * unit, end * unit)  # by start
+            return {
+                start // unit: {names[row[1]]: Sums.from_row(row[2:]) for row in group}
+                for start, group in groupby(rows, itemgetter(0))
+            }
 
         total = buckets("total", 0, 1).get(0, {})
         hours = buckets("hour", *wanted.hours)
