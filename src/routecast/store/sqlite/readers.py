@@ -1,7 +1,9 @@
 """What is read from a SQLite database, beside its writer: each as of one position."""
 
-from itertools import groupby
+from collections.abc import Iterator
+from itertools import groupby, islice
 from operator import itemgetter
+from typing import Any, Final
 
 import apsw
 
@@ -14,9 +16,15 @@ from routecast.store.sqlite.connection import (
     START_OF,
     deltas_after,
     query,
+    select,
     series_names,
     transaction,
 )
+
+# A load looks at each page and each row once. To keep more of them than these for a while only
+# takes memory, which the kernel has to clear first: in a process that starts, a good part of it.
+LOAD_PAGES: Final = 64
+LOAD_ROWS: Final = 256
 
 
 def position(db: apsw.Connection) -> Position:
@@ -28,13 +36,14 @@ def position(db: apsw.Connection) -> Position:
 def load(db: apsw.Connection, now: int) -> Snapshot:
     """Return the rollups, with all that a snapshot taken at `now` needs."""
     wanted = needed(now)
+    db.execute(f"PRAGMA cache_size = {LOAD_PAGES}")
     with transaction(db, "BEGIN"):
         epoch, _, _, folded = query(db, "history")[0]
         names = series_names(db)
 
         def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
             unit = START_OF[period] or 1
-            rows = query(db, "rollups", period, first * unit, end * unit)  # by start
+            rows = _rows(db, "rollups", period, first * unit, end * unit)
             return {
                 start // unit: {names[row[1]]: Sums.from_row(row[2:]) for row in group}
                 for start, group in groupby(rows, itemgetter(0))
@@ -49,6 +58,13 @@ def load(db: apsw.Connection, now: int) -> Snapshot:
         for delta in deltas_after(db, snapshot.position):
             snapshot.apply(delta)
     return snapshot
+
+
+def _rows(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
+    """Yield the rows of a named query, which is asked for some of them at a time."""
+    rest = select(db, name, *values)
+    while rows := list(islice(rest, LOAD_ROWS)):
+        yield from rows
 
 
 def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
