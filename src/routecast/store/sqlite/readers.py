@@ -43,7 +43,7 @@ def load(db: apsw.Connection, now: int) -> Snapshot:
 
         def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
             unit = START_OF[period] or 1
-            rows = _rows(db, "rollups", period, first * unit, end * unit)
+            rows = _rows(db, "rollups", period, first * unit, end * unit)  # by start
             return {
                 start // unit: {names[row[1]]: Sums.from_row(row[2:]) for row in group}
                 for start, group in groupby(rows, itemgetter(0))
