@@ -1,4 +1,4 @@
-"""Peers: the same document to as many clients, by other servers, and by the floor."""
+"""Peers: the same document to as many clients, by other servers, each beside the floor."""
 
 import tempfile
 from pathlib import Path
@@ -26,10 +26,9 @@ class Peer(NamedTuple):
     share: float = 1.0
 
 
-FLOOR: Final = Peer("floor: epoll and send() in C", streams.floor)
+FLOOR: Final = "floor: epoll and send() in C"
 OWN: Final = Peer("Routecast", streams.routecast)
 PEERS: Final = (
-    FLOOR,
     Peer("floor, with as many ticks as Routecast", streams.spread_floor),
     OWN,
     Peer("nginx + nchan", streams.nchan),
@@ -45,26 +44,33 @@ PEERS: Final = (
 def peers(options: Options) -> Report:
     """The same by other servers: what a message and a connection cost them. Draws the plot."""
     rounds, clients, seconds = (1, 500, 2) if options.quick else (3, CLIENTS, 10)
+    floors: dict[Peer, list[Sample]] = {}
     samples: dict[Peer, list[Sample]] = {}
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         for _ in options.runs(rounds):
             for peer in PEERS:
+                both = [Contender(streams.floor), Contender(peer.server)]
                 try:
-                    served = round(clients * peer.share)
-                    (run,) = side_by_side(stage, [Contender(peer.server)], served, seconds)
+                    runs = side_by_side(stage, both, round(clients * peer.share), seconds)
                 except Absent as why:
                     print(f"{peer.name}: skipped, {why}", flush=True)
                 else:
-                    samples.setdefault(peer, []).append(run)
-    used = {peer: [run.message_us for run in runs] for peer, runs in samples.items()}
+                    floors.setdefault(peer, []).append(runs[0])
+                    samples.setdefault(peer, []).append(runs[1])
     times = {
-        peer: Figure(f"CPU a message ÷ floor: {peer.name}", ratios(each, used[FLOOR]))
-        for peer, each in used.items()
+        peer.name: Figure(
+            f"CPU a message ÷ floor: {peer.name}",
+            ratios([r.message_us for r in runs], [r.message_us for r in floors[peer]]),
+        )
+        for peer, runs in samples.items()
     }
     memory = {
-        peer: Figure(f"KiB a connection: {peer.name}", [r.memory / 1024 for r in runs], decimals=1)
-        for peer, runs in samples.items()
+        name: Figure(f"KiB a connection: {name}", [r.memory / 1024 for r in runs], decimals=1)
+        for name, runs in [
+            (FLOOR, [run for each in floors.values() for run in each]),
+            *((peer.name, runs) for peer, runs in samples.items()),
+        ]
     }
     if not options.quick:
         PLOT.write_text(
@@ -79,9 +85,9 @@ def peers(options: Options) -> Report:
     return Report("peers", title, [*times.values(), *memory.values()], options.quick)
 
 
-def _panel(title: str, figures: dict[Peer, Figure], most: float) -> Panel:
+def _panel(title: str, figures: dict[str, Figure], most: float) -> Panel:
     bars = [
-        Bar(peer.name, figure.median, figure.cells[2], own=peer is OWN)
-        for peer, figure in figures.items()
+        Bar(name, figure.median, figure.cells[2], own=name == OWN.name)
+        for name, figure in figures.items()
     ]
     return Panel(title, bars, most)

@@ -27,7 +27,7 @@ from benchmarks.stage import SERVER_CORE, Stage
 
 PATH: Final = "/ws/metrics"
 # What Routecast's ticks draw together into (`routecast.connections.CROWD`) for 10,000 clients.
-TICKS: Final = 4
+TICKS: Final = 2
 # After so many intervals they have.
 INTERVALS_TO_SETTLE: Final = 22
 ROOM: Final = {"ROUTECAST_MAX_CONNECTIONS": "15000"}

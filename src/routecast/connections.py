@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 QUANTA: Final = 20
 QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
-CROWD: Final = 2_500
+CROWD: Final = 5_000
 # So many connections get their frame before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
 # Between two looks whether a connection's peer still lives. One that was not heard of in between is
