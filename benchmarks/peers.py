@@ -43,12 +43,12 @@ PEERS: Final = (
 
 def peers(options: Options) -> Report:
     """The same by other servers: what a message and a connection cost them. Draws the plot."""
-    rounds, clients, seconds = (1, 500, 2) if options.quick else (3, CLIENTS, 10)
+    clients, seconds = (500, 2) if options.quick else (CLIENTS, 10)
     floors: dict[Peer, list[Sample]] = {}
     samples: dict[Peer, list[Sample]] = {}
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
-        for _ in options.runs(rounds):
+        for _ in options.runs(1):
             for peer in PEERS:
                 both = [Contender(streams.floor), Contender(peer.server)]
                 try:
