@@ -303,9 +303,11 @@ class Channels:
         channel.rally()
 
     def _serve(self, channel: Channel, cohort: Cohort, version: Version, whole: bool) -> None:
+        if not cohort.members:
+            return  # they left while others were served
         base = cohort.base
         leading = self._leading(version, base, cohort.encoding, self._clock.now(), whole)
-        if leading is None or not cohort.members:
+        if leading is None:
             return
         named = leading.under(cohort.identity)
         behind = cohort.kind.send_all(leading, named, list(cohort.members))
