@@ -322,7 +322,7 @@ class WebSocketConnection(asyncio.Protocol):
         """
         if self._code == OPEN:
             self._code = code
-        self._ready = False
+        self._ready, self._rider = False, b""  # after a close frame nothing may come
         self._expect(CLOSE_SECONDS, CloseCode.DONE)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
             self._transport.pause_reading()  # but for a flood the time is not taken
