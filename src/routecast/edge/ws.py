@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 from websockets.extensions.permessage_deflate import (
     PerMessageDeflate,
@@ -166,18 +166,23 @@ class WebSocketConnection(asyncio.Protocol):
         self._send(deflated(frame) if self._deflates else frame.plain or plain(frame))
         return True
 
-    @staticmethod
-    def offer_all(frame: Frame, connections: Sequence["WebSocketConnection"]) -> int:
-        data = frame.plain or plain(frame)
-        size, full = len(data), 0
+    @classmethod
+    def offer_all(cls, frame: Frame, connections: Sequence[Self]) -> int:
+        left = cls._send_all(frame.plain or plain(frame), connections)
+        return sum(not connection.offer(frame) for connection in left)
+
+    @classmethod
+    def _send_all(cls, data: bytes, connections: Sequence[Self]) -> list[Self]:
+        """Write the same to all that take it as it is; return those that must be asked."""
+        size, left = len(data), []
         for each in connections:
             if each._ready and not each._rider and not each._deflates:
                 sent = send(each._descriptor, data, size, FLAGS)
                 if sent != size:
                     each._send_rest(data, sent)
-            elif not each.offer(frame):
-                full += 1
-        return full
+            else:
+                left.append(each)
+        return left
 
     def _send(self, data: bytes) -> None:
         """Write to a socket that was not full, with what waits to go first."""

@@ -5,13 +5,14 @@ Its frames come from channels (`channels.py`), which write to it what all member
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Self
 
 from websockets.frames import Frame, Opcode
 
 from routecast.channels import Line
 from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
-from routecast.edge.send import FLAGS, NOWHERE, send
+from routecast.edge.send import NOWHERE
 from routecast.edge.wire import named_deflated, named_plain
 from routecast.edge.ws import OPEN, Speak, WebSocketConnection
 from routecast.protocol import CloseCode
@@ -66,19 +67,10 @@ class V1Connection(WebSocketConnection):
         self._send(data)
         return True
 
-    @staticmethod
-    def send_all(message: Message, named: Named, lines: Sequence["V1Connection"]) -> list[Line]:
-        data = named.plain or named_plain(message, named)
-        size = len(data)
-        full: list[Line] = []
-        for line in lines:
-            if line._ready and not line._rider and not line._deflates:
-                sent = send(line._descriptor, data, size, FLAGS)
-                if sent != size:
-                    line._send_rest(data, sent)
-            elif not line.send(message, named):
-                full.append(line)
-        return full
+    @classmethod
+    def send_all(cls, message: Message, named: Named, lines: Sequence[Self]) -> list[Line]:
+        left = cls._send_all(named.plain or named_plain(message, named), lines)
+        return [line for line in left if not line.send(message, named)]
 
     def _deflated(self, message: Message, named: Named) -> bytes:
         before = self._before
