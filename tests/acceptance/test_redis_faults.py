@@ -283,4 +283,8 @@ async def test_failover(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
             await nodes.tell()
             await asyncio.to_thread(redis.wait_for_failover)
             await nodes.hears_again()
-            assert lines(said) == [BACK, BACK, GONE, GONE], said.text
+            # While sentinels still agree among themselves, a node may find the master, lose it
+            # again, and say so: each loss once, and each is over.
+            told = lines(said)
+            assert set(told) == {BACK, GONE}, said.text
+            assert 2 <= told.count(GONE) == told.count(BACK) <= 4, said.text
