@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from routecast.core.message import Encoding, Message, Named
 from routecast.core.metrics import Document
+from routecast.core.turns import in_turn
 from routecast.core.versions import FRESH, State, Version, Versions, message
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
@@ -148,10 +149,15 @@ class Channel:
         """Note who has room, after cohorts have gone on to another base."""
         self._open = {cohort.key: cohort for cohort in self.cohorts if not cohort.full}
 
-    def turn(self, now: float) -> None:
-        """Set the next tick: at a multiple of the interval, or sooner to show life."""
-        # A timer may ring a little early.
-        self.due = min(self._after(max(now, self.due)), self._patience)
+    def turn(self, now: float) -> int:
+        """Set the next tick: at a multiple of the interval, or sooner to show life.
+
+        Returns how many ticks are over that there was no time for.
+        """
+        soonest = self._after(self.due)
+        next_due = self._after(max(now, self.due))  # a timer may ring a little early
+        self.due = min(next_due, self._patience)
+        return round((next_due - soonest) / self.subscription.interval)
 
     def must_show_life(self) -> bool:
         """Whether members would wait too long for a whole document if not sent one now."""
@@ -294,7 +300,7 @@ class Channels:
         if whole:
             channel.whole = time.monotonic()
         served = YIELD_EVERY  # others get a turn between two channels, too
-        for cohort in list(channel.cohorts):
+        for cohort in in_turn(channel.cohorts):
             if served >= YIELD_EVERY:
                 await asyncio.sleep(0)
                 served = 0
@@ -355,7 +361,7 @@ class Channels:
 
     def _schedule(self, channel: Channel) -> None:
         now = time.monotonic()
-        channel.turn(now)
+        self._instruments.ticks_merged.inc(channel.turn(now))
         loop = asyncio.get_running_loop()
         channel.timer = loop.call_later(channel.due - now, self._ring, channel)
 

@@ -212,6 +212,20 @@ async def test_ticks_fall_on_multiples_of_the_interval(hall: Hall, channels: Cha
     assert sum(min(late_by, FAST - late_by) < FAST / 3 for late_by in late) >= 6, late
 
 
+async def test_late_tick_is_merged_with_the_next(hall: Hall, channels: Channels) -> None:
+    """After a hold-up there is one message, and the ticks that were missed are counted."""
+    line = Line(channels)
+    line.subscribe(interval=FAST)
+    async with running(channels.run()):
+        hall.commit()
+        await until(lambda: line.total() == 1)
+        before = hall.count("ticks_merged")
+        time.sleep(3.5 * FAST)  # noqa: ASYNC251  # -- the hold-up
+        hall.commit()
+        await until(lambda: line.total() == 2)
+    assert hall.count("ticks_merged") >= before + 2
+
+
 async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels: Channels) -> None:
     """However many ticks it missed; the others miss nothing."""
     slow, quick = Line(channels), Line(channels)
@@ -290,6 +304,29 @@ async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -
             await until(lambda: hall.count("frames_conflated") >= conflated + 3)  # noqa: B023  # -- awaited in its own turn
             line.drain()
             assert line.total("abc"[(number - 1) % 3]) == number
+
+
+async def test_nobody_is_always_first(
+    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tick begins with any of those who are in step."""
+    monkeypatch.setattr(module, "YIELD_EVERY", 1)
+    firsts: dict[Message, Line] = {}
+
+    class Noted(Line):
+        def send(self, message: Message, named: Named) -> bool:
+            firsts.setdefault(message, self)
+            return super().send(message, named)
+
+    lines = [Noted(channels) for _ in range(3)]
+    for line in lines:
+        line.subscribe(interval=FAST)
+    async with running(channels.run()):
+        while len(set(firsts.values())) < len(lines):
+            seen = lines[-1].total()
+            hall.commit()
+            await until(lambda: all(line.total() > seen for line in lines))  # noqa: B023  -- awaited in its own turn
+    assert set(firsts.values()) == set(lines)
 
 
 async def test_nothing_is_sent_twice(hall: Hall, channels: Channels) -> None:

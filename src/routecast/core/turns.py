@@ -1,0 +1,19 @@
+"""Turns: with whom a tick begins, of those it serves. Any of them, so nobody is always last."""
+
+import random
+from collections.abc import Iterable
+from typing import TypeVar
+
+Served = TypeVar("Served")
+
+
+def first_of(count: int) -> int:
+    """Return the place of the one to begin with, of so many; 0 of none."""
+    return random.randrange(count) if count else 0
+
+
+def in_turn(everyone: Iterable[Served]) -> list[Served]:
+    """Return all in their order, begun at any of them."""
+    served = list(everyone)
+    start = first_of(len(served))
+    return served[start:] + served[:start]
