@@ -1,9 +1,10 @@
 """The ledger: who sent what and was told what, who was shown what; and whether it was all true.
 
-Producers send batches to any node, and note each as ok (200), failed (4xx) or unknown (anything
-else: 503, no answer in time, a lost connection). An unknown one is sent again with the same ids,
-to any node, until it is known; a few are given up, and stay unknown. Watchers read the stream of
-each node and keep all they get. `check` compares both with the database.
+Each producer sends batches to a node of its own, and notes each as ok (200), failed (4xx) or
+unknown (anything else: 503, no answer in time, a lost connection). An unknown one is sent again
+with the same ids, to the other nodes in turn, until it is known; a few are given up, and stay
+unknown. Watchers read the stream of each node and keep all they get. `check` compares both with
+the database.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import cycle
 from typing import Any, Final, Self
 
 import asyncpg
@@ -184,13 +186,16 @@ class Ledger:
                 return
             batch = Batch(_decisions(chance, f"{self._run}-{number}-{count}"))
             self._batches.append(batch)
-            await self._deliver(batch, chance)
+            await self._deliver(batch, number, chance)
             await asyncio.sleep(PAUSE_SECONDS * chance.random())
 
-    async def _deliver(self, batch: Batch, chance: random.Random) -> None:
+    async def _deliver(self, batch: Batch, producer: int, chance: random.Random) -> None:
         given_up = chance.random() < 0.1  # whatever becomes of it
-        while True:
-            await self._send(batch, chance.choice(self._nodes))
+        # A node that stopped holds up its own producer; those of the others go on.
+        others = list(self._nodes)
+        own = others.pop(producer % len(others))
+        for node in cycle([own, *chance.sample(others, len(others))]):
+            await self._send(batch, node)
             if given_up or batch.outcome != "unknown":
                 break
             self._retries += 1
