@@ -1,14 +1,13 @@
 /* The floor of fan-out: WebSocket on epoll, and nothing else.
 
-   It answers upgrades; at each tick it makes one frame, and one send() for each connection whose
-   tick it is. What clients say is thrown away.
+   It answers upgrades; at each tick it makes one frame, and one send() for each connection. What
+   clients say is thrown away.
 
-   Usage: floor PORT INTERVAL_MS PHASE_MS TICKS DOCUMENT [VIEWS]
-   Ticks begin PHASE_MS after multiples of the interval, by the monotonic clock.
-   Connections are dealt to TICKS ticks, a twentieth of the interval apart, in the order they came:
-   neighbours in memory share a tick. DOCUMENT is a file: a JSON object up to the value of its last
-   member, the time of the tick. Within a tick, each VIEWS-th connection is served first, then each
-   one after these, as by a server whose clients have taken so many views by turns. */
+   Usage: floor PORT INTERVAL_MS PHASE_MS DOCUMENT [VIEWS]
+   Ticks are PHASE_MS after multiples of the interval, by the monotonic clock. DOCUMENT is a file: a
+   JSON object up to the value of its last member, the time of the tick. Each VIEWS-th connection is
+   served first, then each one after these, as by a server whose clients have taken so many views by
+   turns. */
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,9 +22,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_FDS = 65536, EVENTS = 512, SEND_BUFFER = 65536, DOCUMENT = 65000, QUANTA = 20 };
+enum { MAX_FDS = 65536, EVENTS = 512, SEND_BUFFER = 65536, DOCUMENT = 65000 };
 
-static int epoll, ticks, turn_of, views = 1;
+static int epoll, views = 1;
 static int streams[MAX_FDS], count; /* who gets frames, in the order they came */
 static int place[MAX_FDS];          /* by descriptor: where in `streams`, counted from 1; 0 if not */
 static char document[DOCUMENT], frame[DOCUMENT + 100];
@@ -160,26 +159,21 @@ static size_t make_frame(void) {
 }
 
 static void tick(void) {
-    if (turn_of < ticks) {
-        size_t size = make_frame();
-        int first = (long)count * turn_of / ticks, end = (long)count * (turn_of + 1) / ticks;
-        for (int view = 0; view < views; view++)
-            for (int i = first + view; i < end; i += views)
-                send(streams[i], frame, size, MSG_NOSIGNAL);
-    }
-    turn_of = (turn_of + 1) % QUANTA;
+    size_t size = make_frame();
+    for (int view = 0; view < views; view++)
+        for (int i = view; i < count; i += views) send(streams[i], frame, size, MSG_NOSIGNAL);
 }
 
 static struct timespec at(long milliseconds) {
     return (struct timespec){milliseconds / 1000, milliseconds % 1000 * 1000000L};
 }
 
-/* Rings each quantum of the interval, the first time at a multiple of the interval and a phase. */
+/* Rings each interval, a phase after its multiples. */
 static int every(long interval, long phase) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     long first = (now.tv_sec * 1000 / interval + 2) * interval + phase;
-    struct itimerspec ticks = {at(interval / QUANTA), at(first)};
+    struct itimerspec ticks = {at(interval), at(first)};
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     if (timer < 0 || timerfd_settime(timer, TFD_TIMER_ABSTIME, &ticks, NULL)) die("timerfd");
     return timer;
@@ -197,14 +191,13 @@ static int listen_on(int port) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6 && argc != 7)
-        return fprintf(stderr, "usage: floor PORT INTERVAL_MS PHASE_MS TICKS DOCUMENT [VIEWS]\n"), 2;
-    if (argc == 7) views = atoi(argv[6]);
-    FILE *file = fopen(argv[5], "r");
-    if (!file) die(argv[5]);
+    if (argc != 5 && argc != 6)
+        return fprintf(stderr, "usage: floor PORT INTERVAL_MS PHASE_MS DOCUMENT [VIEWS]\n"), 2;
+    if (argc == 6) views = atoi(argv[5]);
+    FILE *file = fopen(argv[4], "r");
+    if (!file) die(argv[4]);
     document_size = fread(document, 1, DOCUMENT, file);
     fclose(file);
-    ticks = atoi(argv[4]);
     epoll = epoll_create1(0);
     int listener = listen_on(atoi(argv[1])), timer = every(atoi(argv[2]), atoi(argv[3]));
     watch(listener);

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from benchmarks import streams
-from benchmarks.cases import Absent
+from benchmarks.cases import Absent, Broken
 from benchmarks.fanout import CLIENTS, INTERVAL, Contender, Sample, side_by_side
 from benchmarks.options import Options
 from benchmarks.plot import Bar, Panel, draw
@@ -29,7 +29,6 @@ class Peer(NamedTuple):
 FLOOR: Final = "floor: epoll and send() in C"
 OWN: Final = Peer("Routecast", streams.routecast)
 PEERS: Final = (
-    Peer("floor, with as many ticks as Routecast", streams.spread_floor),
     OWN,
     Peer("nginx + nchan", streams.nchan),
     Peer("picows", streams.cython),
@@ -53,7 +52,7 @@ def peers(options: Options) -> Report:
                 both = [Contender(streams.floor), Contender(peer.server)]
                 try:
                     runs = side_by_side(stage, both, round(clients * peer.share), seconds)
-                except Absent as why:
+                except (Absent, Broken) as why:
                     print(f"{peer.name}: skipped, {why}", flush=True)
                 else:
                     floors.setdefault(peer, []).append(runs[0])

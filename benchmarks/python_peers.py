@@ -92,7 +92,12 @@ def _uvicorn(port: int, stream: Callable[[WebSocket], Awaitable[None]], lifespan
 
 def original(port: int, ticker: Ticker) -> None:
     """A loop for each connection that reads Redis each interval."""
-    redis = Redis(host=HOST, port=int(os.environ["REDIS_PORT"]), decode_responses=True)
+    redis = Redis(
+        host=HOST,
+        port=int(os.environ["REDIS_PORT"]),
+        decode_responses=True,
+        max_connections=sys.maxsize,  # by default a loop that finds 100 in use is ended
+    )
 
     async def stream(socket: WebSocket) -> None:
         await socket.accept()

@@ -26,9 +26,7 @@ from benchmarks.servers import Running, free_port, running, serve
 from benchmarks.stage import SERVER_CORE, Stage
 
 PATH: Final = "/ws/metrics"
-# What Routecast's ticks draw together into (`routecast.connections.CROWD`) for 10,000 clients.
-TICKS: Final = 2
-# After so many intervals they have.
+# After so many intervals the ticks of Routecast's clients have drawn together into one.
 INTERVALS_TO_SETTLE: Final = 22
 ROOM: Final = {"ROUTECAST_MAX_CONNECTIONS": "15000"}
 WS_PACKAGE: Final = "ws@8.23.0"
@@ -72,27 +70,23 @@ def portable(stage: Stage, interval: float) -> Iterator[Running]:
 
 
 @contextmanager
-def _floor(
-    phase: float, ticks: int, views: int, stage: Stage, interval: float
-) -> Iterator[Running]:
+def _floor(phase: float, views: int, stage: Stage, interval: float) -> Iterator[Running]:
     port = free_port()
     times = [round(1000 * interval), round(1000 * phase * interval)]
-    options = [port, *times, ticks, stage.document, views]
+    options = [port, *times, stage.document, views]
     command = [str(part) for part in (stage.floor, *options)]
     with running(command, port, "/", core=SERVER_CORE) as server:
         yield server
 
 
-# Of the floor (`floor.c`), with everyone in one tick; with as many ticks as Routecast has for
-# 10,000 clients; and in one tick, but in the order that a server of so many views has. Each begins
-# in a part of the interval where the others, and Routecast, are silent.
-floor: Final = partial(_floor, 0.7, 1, 1)
-spread_floor: Final = partial(_floor, 0.35, TICKS, 1)
+# The floor (`floor.c`), and the same in the order that a server of so many views has. Each has its
+# tick in a part of the interval where the other, and Routecast, are silent.
+floor: Final = partial(_floor, 0.6, 1)
 
 
 def floor_by_views(views: int) -> Server:
     """Return the floor in the order that a server of so many views has."""
-    return partial(_floor, 0.2, 1, views)
+    return partial(_floor, 0.3, views)
 
 
 # -- peers in Python ----------------------------------------------------------------------------

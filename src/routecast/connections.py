@@ -12,12 +12,14 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from math import inf
 from typing import Any, Final, Protocol
 
 from routecast.core.frame import Frame
+from routecast.core.turns import in_turn
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -30,14 +32,15 @@ log = logging.getLogger(__name__)
 QUANTA: Final = 20
 QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
-CROWD: Final = 5_000
-# So many connections get their frame before others get a turn on the event loop.
-YIELD_EVERY: Final = 250
-# Between two looks whether a connection's peer still lives. One that was not heard of in between is
-# asked, and is gone at the next if it does not answer: two to three of them after it fell silent.
-BEAT_SECONDS: Final = 9.0
-# For so long a sign of life waits for a frame that it can go with, at no write of its own.
+CROWD: Final = 10_000
+# So many connections at most get their frame before others get a turn on the event loop.
+BLOCK: Final = 500
+# So often each connection is asked for a sign of life.
+PING_SECONDS: Final = 20.0
+# For so long the question waits for a frame that it can go with, at no write of its own.
 RIDE_SECONDS: Final = 2.0
+# So long after the question, a connection that was not heard of is gone.
+PONG_SECONDS: Final = 8.0
 # Clients that are told to come back are spread so that not more than this many come in a second,
 # over at least the first and at most the second of these times, in seconds.
 RETURNS_PER_SECOND: Final = 1_000
@@ -53,7 +56,7 @@ _COUNTED: Final = frozenset({*CloseCode, 1002, 1005, 1006})
 class Connection(Protocol):
     """One subscriber, on whatever edge."""
 
-    group: "Group | None"  # the manager's own: where it holds the connection
+    block: "Block | None"  # the manager's own: where it holds the connection
 
     @property
     def kind(self) -> str:
@@ -74,19 +77,23 @@ class Connection(Protocol):
         ...
 
     @staticmethod
-    def offer_all(frame: Frame, connections: Sequence[Any]) -> int:
-        """Offer a frame to connections of this kind; return how many sockets were full.
+    def offer_all(frame: Frame, block: "Block") -> int:
+        """Offer a frame to a block of connections of this kind; return how many sockets were full.
 
         It is `offer` for each of them, with what is the same for all done once.
         """
         ...
 
-    def beat(self) -> None:
-        """Ask for a sign of life with the next frame, or end the connection when none was given."""
+    def ask(self) -> None:
+        """Ask for a sign of life, with the next frame."""
         ...
 
     def flush(self) -> None:
         """Send what waits for a frame to go with."""
+        ...
+
+    def check(self) -> None:
+        """End the connection if it has not given a sign of life since it was asked."""
         ...
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
@@ -97,28 +104,88 @@ class Connection(Protocol):
         ...
 
 
+class Block:
+    """Connections of a group that get a frame without a break. Nobody comes while they do.
+
+    `known` is what their kind knows of all of them together, until one of them changes: so to serve
+    a block, not even to look at its connections is needed, which are far from the processor's
+    caches. Whoever changes in a way that matters to it resets it to None.
+    """
+
+    __slots__ = ("connections", "group", "known")
+
+    def __init__(self, group: "Group") -> None:
+        self.group = group
+        # A dict keeps the order in which they came, and forgets one of them in no time.
+        self.connections: dict[Connection, None] = {}
+        self.known: Any = None
+
+    def add(self, connection: Connection) -> None:
+        """Take a connection in."""
+        self.connections[connection] = None
+        connection.block = self
+        self.known = None
+
+    def remove(self, connection: Connection) -> None:
+        """Let a connection go."""
+        del self.connections[connection]
+        connection.block = None
+        self.known = None
+
+
 class Group:
     """Connections of one kind that share a subscription and a tick.
 
     The tick is the quantum of the interval that it falls on.
     """
 
-    __slots__ = ("connections", "due", "kind", "newest", "quantum", "subscription", "turn")
+    __slots__ = ("arrivals", "blocks", "due", "kind", "newest", "quantum", "subscription")
 
-    def __init__(self, kind: type, subscription: Subscription, quantum: int, due: float) -> None:
+    def __init__(self, kind: Any, subscription: Subscription, quantum: int, due: float) -> None:
         self.kind = kind
         self.subscription = subscription
         self.quantum = quantum
         self.due = due
         self.newest: Frame | None = None
-        self.turn = 0  # who is first, of those in the group
-        # A dict keeps the order in which they came, and forgets one of them in no time.
-        self.connections: dict[Connection, None] = {}
+        self.blocks: list[Block] = []
+        # Who comes during a tick has a frame that may be newer than the tick's.
+        self.arrivals = Block(self)
 
     @property
     def key(self) -> "_Key":
         """What they have in common."""
         return self.kind, self.subscription, self.quantum
+
+    def __len__(self) -> int:
+        return sum(len(block.connections) for block in self.blocks) + len(self.arrivals.connections)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return chain.from_iterable(block.connections for block in (*self.blocks, self.arrivals))
+
+    def settle(self) -> None:
+        """Have those who came since the last tick served by the next."""
+        blocks = [block for block in self.blocks if block.connections]
+        coming: Iterable[Connection] = self.arrivals.connections
+        if 2 * len(self) < (len(blocks) - 1) * BLOCK:  # they have become sparse
+            coming, blocks = list(self), []
+        if coming:
+            self.arrivals = Block(self)
+        waiting = iter(coming)
+        for block in blocks:
+            for connection in islice(waiting, BLOCK - len(block.connections)):
+                block.add(connection)
+        while some := list(islice(waiting, BLOCK)):
+            blocks.append(Block(self))
+            for connection in some:
+                blocks[-1].add(connection)
+        self.blocks = blocks
+
+    def join(self, other: "Group") -> None:
+        """Take in all of another group."""
+        other.settle()
+        for block in other.blocks:
+            block.group = self
+        self.blocks += other.blocks
 
 
 _Key = tuple[type, Subscription, int]
@@ -192,8 +259,7 @@ class ConnectionManager:
 
     def _take(self, connection: Connection, group: Group) -> bool:
         """Put a connection into a group; False when it comes too late."""
-        group.connections[connection] = None
-        connection.group = group
+        group.arrivals.add(connection)
         self.active += 1
         self._instruments.opened.inc()
         log.info("%s connected. Total connections: %d", connection.kind, self.active)
@@ -203,10 +269,9 @@ class ConnectionManager:
 
     def disconnect(self, connection: Connection, code: int) -> None:
         """Forget a connection that is closed; does nothing for one not held."""
-        group, connection.group = connection.group, None
-        if group is None:
+        if connection.block is None:
             return
-        del group.connections[connection]  # an empty group goes at its next tick
+        connection.block.remove(connection)  # an empty group goes at its next tick
         self.active -= 1
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
         if code in _NORMAL:
@@ -217,24 +282,25 @@ class ConnectionManager:
 
     def send_personal(self, frame: Frame, connection: Connection) -> None:
         """Send a frame to one connection, if it is still there."""
-        if connection.group is not None:
+        if connection.block is not None:
             self._count(frame, 1, 0 if connection.offer(frame) else 1)
 
     def catch_up(self, connection: Connection) -> None:
         """Send a connection that was skipped, and can be written to again, its newest frame."""
-        group = connection.group
-        if group is not None and group.newest is not None:
-            self.send_personal(group.newest, connection)
+        newest = connection.block.group.newest if connection.block is not None else None
+        if newest is not None:
+            self.send_personal(newest, connection)
 
-    async def broadcast(self, frame: Frame, connections: Sequence[Connection]) -> None:
-        """Send one frame to many connections of one kind; others get their turn in between."""
-        conflated = 0
-        for start in range(0, len(connections), YIELD_EVERY):
-            if start:
+    async def broadcast(self, frame: Frame, group: Group) -> None:
+        """Send a frame to a group, block by block; others get their turn in between."""
+        offered = conflated = 0
+        for number, block in enumerate(in_turn(group.blocks)):
+            if number:
                 await asyncio.sleep(0)
-            part = connections[start : start + YIELD_EVERY]
-            conflated += part[0].offer_all(frame, part)
-        self._count(frame, len(connections), conflated)
+            if block.connections:
+                offered += len(block.connections)
+                conflated += group.kind.offer_all(frame, block)
+        self._count(frame, offered, conflated)
 
     async def run(self) -> None:
         """Send frames as their ticks come. Never ends."""
@@ -246,10 +312,12 @@ class ConnectionManager:
             due = self._take_due(now)
             if not due:
                 continue
+            for group in due:
+                group.settle()
             frames = await self._frames.frames({group.subscription.view for group in due})
             for group in due:
                 group.newest = frames[group.subscription.view]
-                await self.broadcast(group.newest, _in_turn(group))
+                await self.broadcast(group.newest, group)
             self._instruments.broadcast_seconds.observe(time.monotonic() - now)
             for group in due:
                 self._reschedule(group)
@@ -257,16 +325,21 @@ class ConnectionManager:
     async def beat(self) -> None:
         """Look after each connection now and then. Never ends."""
         while True:
-            await asyncio.sleep(BEAT_SECONDS - RIDE_SECONDS)
+            await asyncio.sleep(PING_SECONDS - PONG_SECONDS)
             connections = self._all()
             for number, connection in enumerate(connections, 1):
-                connection.beat()
-                if not number % YIELD_EVERY:
+                connection.ask()
+                if not number % BLOCK:
                     await asyncio.sleep(0)
             await asyncio.sleep(RIDE_SECONDS)
             for number, connection in enumerate(connections, 1):
                 connection.flush()
-                if not number % YIELD_EVERY:
+                if not number % BLOCK:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(PONG_SECONDS - RIDE_SECONDS)
+            for number, connection in enumerate(connections, 1):
+                connection.check()
+                if not number % BLOCK:
                     await asyncio.sleep(0)
 
     async def close(self, seconds: float) -> None:
@@ -277,7 +350,7 @@ class ConnectionManager:
         self._closing = True
         for number, connection in enumerate(self._all(), 1):
             connection.stop(CloseCode.RESTART, self._return_ms())
-            if not number % YIELD_EVERY:
+            if not number % BLOCK:
                 await asyncio.sleep(0)
         if self.active:
             with suppress(TimeoutError):
@@ -285,7 +358,7 @@ class ConnectionManager:
                     await self._gone.wait()
 
     def _all(self) -> list[Connection]:
-        return [each for group in self._groups.values() for each in group.connections]
+        return list(chain.from_iterable(self._groups.values()))
 
     def _spread(self) -> float:
         """Return a random delay over a time in which all that are here can come back."""
@@ -299,9 +372,9 @@ class ConnectionManager:
         waiting, self._waiting = self._waiting, []
         frames = await self._frames.frames({each.subscription.view for each in waiting})
         for number, connection in enumerate(waiting, 1):
-            if connection.group is not None:
+            if connection.block is not None:
                 self.send_personal(frames[connection.subscription.view], connection)
-            if not number % YIELD_EVERY:
+            if not number % BLOCK:
                 await asyncio.sleep(0)
 
     # -- ticks ----------------------------------------------------------------------------------
@@ -332,7 +405,7 @@ class ConnectionManager:
         if not quantum or length < QUANTUM:
             return True
         before = self._groups.get((group.kind, subscription, quantum - 1))
-        if before is not None and len(before.connections) + len(group.connections) > CROWD:
+        if before is not None and len(before) + len(group) > CROWD:
             return True
         del self._groups[group.key]
         if before is None:
@@ -341,9 +414,7 @@ class ConnectionManager:
             self._groups[group.key] = group
             return True
         before.newest = group.newest
-        before.connections.update(group.connections)
-        for connection in group.connections:
-            connection.group = before
+        before.join(group)
         return False
 
     async def _wait(self) -> None:
@@ -365,7 +436,7 @@ class ConnectionManager:
         due = []
         while self._ticks and self._ticks[0][0] <= now:
             group = heapq.heappop(self._ticks)[2]
-            if group.connections:
+            if len(group):
                 due.append(group)
             else:
                 del self._groups[group.key]
@@ -377,11 +448,3 @@ class ConnectionManager:
         self._instruments.bytes_sent.inc(sent * len(frame.body))
         if conflated:
             self._instruments.conflated.inc(conflated)
-
-
-def _in_turn(group: Group) -> list[Connection]:
-    """Return a group's connections, another one first each time: nobody is always last."""
-    everyone = list(group.connections)
-    start = group.turn % len(everyone) if everyone else 0
-    group.turn += YIELD_EVERY
-    return everyone[start:] + everyone[:start]

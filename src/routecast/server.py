@@ -17,6 +17,7 @@ import uvicorn
 
 from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings
+from routecast.edge.guard import Unfinished
 from routecast.edge.lean import LeanHttp
 from routecast.errors import BadSettings, Unavailable
 from routecast.open_files import allow_open_files
@@ -150,7 +151,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     services: Services = app.state.services
     config = uvicorn.Config(
         app,
-        http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions)),
+        http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions, Unfinished())),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=GRACE_SECONDS,

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -61,6 +62,17 @@ def test_a_request_may_come_in_pieces(shared: Server) -> None:
             line.send(request[:cut])
             line.send(request[cut:])
             assert json.loads(line.answer().body)["accepted"] == 1
+
+
+def test_a_body_has_its_own_time(shared: Server) -> None:
+    """What a client did not say before its request is not counted against it."""
+    request = post(shared, GOOD)
+    with Line(shared.port) as line:
+        time.sleep(6)  # this is what the client does
+        line.send(request[:-10])
+        time.sleep(6)  # and this
+        line.send(request[-10:])
+        assert json.loads(line.answer().body)["accepted"] == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ and runs until it is told to stop.
 
 import sys
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import uvicorn
@@ -17,7 +18,7 @@ from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.view import View
 from routecast.edge.door import Door
-from routecast.edge.guard import GuardedHttp
+from routecast.edge.guard import GuardedHttp, Unfinished
 from routecast.edge.wire import deflated_message
 from routecast.edge.ws import WebSocketConnection, WebSocketEdge
 from routecast.instruments import Instruments
@@ -47,7 +48,7 @@ class EchoEdge(WebSocketEdge):
     """Makes echoes, with room for the messages of sixteen MiB that the suite sends."""
 
     max_message_bytes = 2**24
-    max_frames_a_beat = sys.maxsize
+    max_frames_a_ping = sys.maxsize
 
     def protocol(self, **_: Any) -> EchoConnection:
         return EchoConnection(self)
@@ -70,7 +71,7 @@ def main() -> None:
     edge = EchoEdge(manager, door, instruments, compress=True)
     config = uvicorn.Config(
         Response(status_code=404),
-        http=GuardedHttp,
+        http=cast("type[Any]", partial(GuardedHttp, Unfinished())),
         ws=cast("type[Any]", edge.protocol),
         lifespan="off",
         log_level="warning",

@@ -12,6 +12,7 @@ import uvicorn
 
 from routecast.app import Engines, Services, create_app
 from routecast.config import Settings
+from routecast.edge.guard import Unfinished
 from routecast.edge.lean import LeanHttp
 from tests.support.server import Edge
 
@@ -41,7 +42,8 @@ class InsideServer:
         self.services: Services = app.state.services
         config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="on")
         if edge == "lean":
-            config.http = cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions))
+            http = partial(LeanHttp, app.decisions, Unfinished())
+            config.http = cast("type[asyncio.Protocol]", http)
             config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
         self._server = _Telling(config)
         self._loop = asyncio.new_event_loop()

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
-from routecast.connections import ConnectionManager, Group
+from routecast.connections import Block, ConnectionManager, Group
 from routecast.core.delta import Delta
 from routecast.core.frame import Frame
 from routecast.core.snapshot import Snapshot
@@ -36,9 +36,10 @@ class Reader:
         self.times: list[float] = []
         self.stopped: CloseCode | None = None
         self.return_ms: int | None = None
-        self.beats = 0
+        self.asks = 0
         self.flushes = 0
-        self.group: Group | None = None
+        self.checks = 0
+        self.block: Block | None = None
 
     def offer(self, frame: Frame) -> bool:
         self.frames.append(frame)
@@ -46,14 +47,22 @@ class Reader:
         return True
 
     @staticmethod
-    def offer_all(frame: Frame, connections: Sequence["Reader"]) -> int:
-        return sum(not connection.offer(frame) for connection in connections)
+    def offer_all(frame: Frame, block: Block) -> int:
+        return sum(not connection.offer(frame) for connection in block.connections)
 
-    def beat(self) -> None:
-        self.beats += 1
+    @property
+    def group(self) -> Group | None:
+        """Who it shares its ticks with."""
+        return self.block.group if self.block is not None else None
+
+    def ask(self) -> None:
+        self.asks += 1
 
     def flush(self) -> None:
         self.flushes += 1
+
+    def check(self) -> None:
+        self.checks += 1
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self.stopped, self.return_ms = code, return_ms
@@ -84,6 +93,13 @@ class Hall:
     async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
         await asyncio.sleep(self.load)
         return await self.latest.frames(views)
+
+    async def broadcast(self, frame: Frame, readers: Iterable[Reader]) -> None:
+        """Send a frame to the groups of readers, as at a tick."""
+        for group in {reader.group for reader in readers}:
+            assert group is not None
+            group.settle()
+            await self.manager.broadcast(frame, group)
 
     def commit(self) -> None:
         seq = self.snapshot.position.seq + 1

@@ -99,7 +99,7 @@ async def test_limit_refuses(hall: Hall) -> None:
         manager.admit()
     assert refused.value.retry_after > 0
     manager.disconnect(readers[0], CloseCode.GOING_AWAY)
-    assert manager.admit() is None  # type: ignore[func-returns-value]
+    manager.admit()  # there is room again
 
 
 async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
@@ -141,14 +141,16 @@ async def test_every_connection_is_looked_after(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is asked for its sign of life, and not later than in time, again and again."""
-    monkeypatch.setattr(module, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(module, "RIDE_SECONDS", 0.005)
+    monkeypatch.setattr(module, "PING_SECONDS", 0.03)
+    monkeypatch.setattr(module, "RIDE_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PONG_SECONDS", 0.02)
     readers = [Reader(interval=1 + n % 3) for n in range(10)]
     for reader in readers:
         hall.manager.connect(reader)
     async with running(hall.manager.beat()):
-        await until(lambda: all(reader.flushes >= 3 for reader in readers))
-    assert max(reader.beats for reader in readers) - min(reader.flushes for reader in readers) <= 1
+        await until(lambda: all(reader.checks >= 3 for reader in readers))
+    for reader in readers:
+        assert reader.asks - 1 <= reader.checks <= reader.flushes <= reader.asks
 
 
 # -- frames -------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ async def test_frame_of_a_tick_is_one_object(hall: Hall) -> None:
         hall.manager.connect(reader)
     frame = await hall.latest.frame(View())
     sent = hall.count("frames_sent")
-    await hall.manager.broadcast(frame, readers)
+    await hall.broadcast(frame, readers)
     assert all(reader.frames[-1] is frame for reader in readers)
     assert hall.count("frames_sent") - sent == 700
 
@@ -185,17 +187,19 @@ async def test_long_broadcast_gives_others_a_turn(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of it, whoever waits for the event loop gets it."""
-    monkeypatch.setattr(module, "YIELD_EVERY", 10)
+    monkeypatch.setattr(module, "BLOCK", 10)
     readers = [Reader() for _ in range(100)]
+    for reader in readers:
+        hall.manager.connect(reader)
     served_when_others_ran: list[int] = []
 
     async def other() -> None:
         while True:
-            served_when_others_ran.append(sum(bool(reader.frames) for reader in readers))
+            served_when_others_ran.append(sum(len(reader.frames) > 1 for reader in readers))
             await asyncio.sleep(0)
 
     async with running(other()):
-        await hall.manager.broadcast(await hall.latest.frame(View()), readers)
+        await hall.broadcast(await hall.latest.frame(View()), readers)
     assert {10, 20, 90} <= set(served_when_others_ran)
 
 
@@ -243,9 +247,34 @@ async def test_crowd_without_live_state_asks_the_engines_once(hall: Hall) -> Non
     assert not gone.frames
 
 
+async def test_who_comes_during_a_tick_is_shown_nothing_older(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of a tick are made before those of one group after the other are sent."""
+    monkeypatch.setattr(module, "BLOCK", 1)
+    late: list[Reader] = []
+
+    class Herald(Reader):
+        def offer(self, frame: Frame) -> bool:
+            if self.frames and not late:  # at the first tick, while others wait for their turn
+                hall.commit()
+                late.extend(Herald(view=reader.subscription.view) for reader in readers)
+                for reader in late:
+                    hall.manager.connect(reader)
+            return super().offer(frame)
+
+    readers = [Herald(view=view) for view in (View(), View(window="1h"))]
+    for reader in readers:
+        hall.manager.connect(reader)
+    async with running(hall.manager.run()):
+        await until(lambda: late and all(len(reader.frames) >= 2 for reader in (*late, *readers)))
+    for reader in late:
+        assert reader.counts() == sorted(reader.counts())
+
+
 async def test_nobody_is_always_last(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each tick begins with another one of those who share it."""
-    monkeypatch.setattr(module, "YIELD_EVERY", 1)
+    """A tick begins with any block of those who share it."""
+    monkeypatch.setattr(module, "BLOCK", 1)
     firsts: dict[tuple[Frame, Group | None], Reader] = {}
 
     class Noted(Reader):
@@ -393,7 +422,7 @@ async def test_ticks_draw_together(hall: Hall, monkeypatch: pytest.MonkeyPatch) 
         seen = [len(reader.frames) for reader in readers]
         await until(lambda: min(map(len, (each.frames for each in readers))) > max(seen) + 3)
     assert first is not None
-    assert len(first.connections) == 3
+    assert len(first) == 3
     for reader in readers:
         hall.manager.disconnect(reader, CloseCode.DONE)
     assert hall.manager.active == 0

@@ -1,10 +1,12 @@
 """HTTP on the transport: uvicorn's own protocol, with an end to what a client may leave undone."""
 
 import asyncio
+import itertools
 import time
 from email.utils import formatdate
 from typing import Any, Final
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from routecast.edge.reset import reset
@@ -22,30 +24,75 @@ STALLED_SECONDS: Final = 15.0
 MAX_UNFINISHED: Final = 20_000
 
 
+class Unfinished:
+    """Connections of one server whose request is awaited, in the order in which time runs out.
+
+    All have equally long, so one timer looks after them, be they thousands.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[GuardedHttp, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, connection: "GuardedHttp") -> None:
+        """Give a connection its time, unless it runs already."""
+        loop = connection.loop
+        self._due.setdefault(connection, loop.time() + REQUEST_SECONDS)
+        if self._timer is None:
+            self._timer = loop.call_later(REQUEST_SECONDS, self._look, loop)
+
+    def discard(self, connection: "GuardedHttp") -> None:
+        """Stop the clock, where it runs."""
+        self._due.pop(connection, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        late = list(itertools.takewhile(lambda each: each[1] <= now, self._due.items()))
+        for connection, _ in late:
+            self.discard(connection)
+            connection.transport.abort()
+        due = next(iter(self._due.values()), None)
+        if due is not None:
+            self._timer = loop.call_later(due - now, self._look, loop)
+
+
 class GuardedHttp(HttpToolsProtocol):
     """Ends connections whose request does not come, or whose answer is not taken.
 
-    Uvicorn's `http` class.
+    Uvicorn's `http` class, once it has what all connections of a server share.
     """
 
-    unfinished = 0
     _second = 0  # that of the `Date` sent with answers
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # -- as uvicorn has it
-        super().connection_made(transport)
+    def __init__(self, unfinished: Unfinished, **given: Any) -> None:
+        super().__init__(**given)
+        self._unfinished = unfinished
         self._head = 0  # bytes read since the last whole head or body
         self._in_body = False
-        self._due: float | None = None  # when the request that is awaited must be whole
-        self._patience: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
-        self._await_request()
-        if GuardedHttp.unfinished > MAX_UNFINISHED:
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # -- as uvicorn has it
+        # What uvicorn's own does. That asks a socket for the addresses, which is made for the
+        # question, and takes a thirtieth of the time of a handshake.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        name, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self.server = name[:2] if isinstance(name, tuple) else (name, None)  # or a path
+        self.client = peer[:2] if isinstance(peer, tuple) else None
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._unfinished.add(self)
+        if len(self._unfinished) > MAX_UNFINISHED:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self.cycle is None or self.cycle.response_complete:
             # Another request, or what is left of one that is answered.
-            self._await_request()
+            self._unfinished.add(self)
         if not self._in_body:
             self._head += len(data)
         super().data_received(data)
@@ -71,7 +118,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def begin_request(self) -> None:
         """Take a request whose head is whole and within its limits."""
-        self._finish()
+        self._unfinished.discard(self)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -81,11 +128,10 @@ class GuardedHttp(HttpToolsProtocol):
     def end_request(self) -> None:
         """Note that a request is whole, its body with it."""
         self._in_body = False
-        self._finish()
+        self._unfinished.discard(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._finish()
-        self._lose_patience()
+        self._unfinished.discard(self)
         self._relax()
         super().connection_lost(exc)
 
@@ -102,33 +148,6 @@ class GuardedHttp(HttpToolsProtocol):
             reset(self.transport)  # it would hold up the server's stop
         else:
             super().shutdown()
-
-    def _await_request(self) -> None:
-        if self._due is None:
-            GuardedHttp.unfinished += 1
-            self._due = self.loop.time() + REQUEST_SECONDS
-            if self._patience is None:
-                self._patience = self.loop.call_later(REQUEST_SECONDS, self._look)
-
-    def _look(self) -> None:
-        # One timer looks at many requests: a timer for each would cost more than it watches over.
-        self._patience = None
-        if self._due is not None:
-            left = self._due - self.loop.time()
-            if left <= 0:
-                self.transport.abort()
-            else:
-                self._patience = self.loop.call_later(left, self._look)
-
-    def _finish(self) -> None:
-        if self._due is not None:
-            GuardedHttp.unfinished -= 1
-            self._due = None
-
-    def _lose_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
 
     def _relax(self) -> None:
         if self._stalled is not None:
@@ -147,7 +166,6 @@ class GuardedHttp(HttpToolsProtocol):
         if self._stalled or (self.cycle is not None and not self.cycle.response_complete):
             self.send_400_response("An upgrade must wait for the answer to what was asked before.")
             return
-        self._lose_patience()
         self.connections.discard(self)
         kind: Any = self.ws_protocol_class
         protocol = kind(
@@ -157,4 +175,6 @@ class GuardedHttp(HttpToolsProtocol):
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         del self.parser, self.flow, self.transport
-        protocol.upgrade(self.scope["method"], self.url, self.scope["headers"])
+        # Asked of the transport again, the peer's address would cost a system call.
+        peer = self.client[0] if self.client else ""
+        protocol.upgrade(self.scope["method"], self.url, self.scope["headers"], peer)

@@ -13,7 +13,7 @@ import msgspec
 from starlette.responses import Response
 
 from routecast.edge.body import MAX_HELD, SMALL_BODY
-from routecast.edge.guard import GuardedHttp
+from routecast.edge.guard import GuardedHttp, Unfinished
 from routecast.edge.http import DECISIONS, Batch, Decisions, is_lines, refusal
 from routecast.edge.problem import respond
 from routecast.ingest import Pending
@@ -52,8 +52,8 @@ class _Request:
 class LeanHttp(GuardedHttp):
     """Uvicorn's `http` class, with a short way for decisions."""
 
-    def __init__(self, decisions: Decisions, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, decisions: Decisions, unfinished: Unfinished, **given: Any) -> None:
+        super().__init__(unfinished, **given)
         self._decisions = decisions
         self._request: _Request | None = None  # while its body comes
 
@@ -62,6 +62,8 @@ class LeanHttp(GuardedHttp):
         if length is None:
             super().begin_request()
             return
+        self._unfinished.discard(self)
+        self._unfinished.add(self)  # its body has as long again
         kind = next((value for name, value in self.headers if name == b"content-type"), b"")
         self._request = _Request(length, lines=is_lines(kind))
         self._decisions.bodies.held += length

@@ -1,12 +1,13 @@
 """An outlet: frames to one subscriber of a plain ASGI server, one being sent and one waiting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from routecast.connections import ConnectionManager, Group
+from routecast.connections import Block, ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.session import Session
+from routecast.core.turns import in_turn
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, close_reason
 
@@ -19,11 +20,11 @@ ABNORMAL: Final = 1006
 class Outlet:
     """A subscriber (`connections.Connection`) for whom awaiting `send` is how to feel its pace."""
 
-    __slots__ = ("_newest", "_stop", "_wake", "group", "kind", "reason", "subscription")
+    __slots__ = ("_newest", "_stop", "_wake", "block", "kind", "reason", "subscription")
 
     def __init__(self, session: Session, kind: str) -> None:
         self.kind = kind
-        self.group: Group | None = None
+        self.block: Block | None = None
         self.subscription = session.subscription
         self.reason = ""  # why it is stopped, for a close frame
         self._newest: Frame | None = None
@@ -37,14 +38,17 @@ class Outlet:
         return not conflated
 
     @staticmethod
-    def offer_all(frame: Frame, connections: Sequence["Outlet"]) -> int:
-        return sum(not connection.offer(frame) for connection in connections)
+    def offer_all(frame: Frame, block: Block) -> int:
+        return sum(not connection.offer(frame) for connection in in_turn(block.connections))
 
-    def beat(self) -> None:
+    def ask(self) -> None:
         """Nothing to do: pings are the ASGI server's own."""
 
     def flush(self) -> None:
         """Nothing to do: nothing waits."""
+
+    def check(self) -> None:
+        """Nothing to do: nobody was asked."""
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self._stop, self.reason = code, close_reason(return_ms)

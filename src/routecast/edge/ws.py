@@ -1,7 +1,7 @@
 """WebSocket on the transport itself: a protocol class for uvicorn, lean in time and in memory.
 
-Uvicorn hands over a connection with its upgrade request. The handshake is `websockets`' sans-I/O
-`ServerProtocol`, dropped afterwards; what stays is one slotted object. Frames that were encoded
+Uvicorn hands over a connection with its upgrade request. The handshake is that of `websockets`
+(`handshake.py`), of which nothing stays but one slotted object. Frames that were encoded
 once are written straight to the socket: no task, queue or coroutine for each connection.
 
 The transport is told to hold nothing (`high=0`): it writes at once, and calls `pause_writing` as
@@ -10,47 +10,39 @@ sends the newest frame.
 """
 
 import asyncio
-import logging
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
-from websockets.extensions.permessage_deflate import (
-    PerMessageDeflate,
-    ServerPerMessageDeflateFactory,
-)
+from websockets.extensions import Extension
+from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.http11 import Request
-from websockets.protocol import State
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
-from routecast.connections import ConnectionManager, Group
+from routecast.connections import Block, ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.session import Session
+from routecast.core.turns import first_of
 from routecast.core.view import Subscription
 from routecast.edge.door import Door
-from routecast.edge.handshake import parse, refuse
+from routecast.edge.handshake import Handshakes, parse, refuse
 from routecast.edge.inbox import Inbox
 from routecast.edge.proxies import Proxies
 from routecast.edge.reset import reset
-from routecast.edge.send import FLAGS, NOWHERE, descriptor, send
+from routecast.edge.send import FLAGS, NOWHERE, descriptor, send, send_all
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
-
-log = logging.getLogger(__name__)
-_silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
-_silent.setLevel(logging.ERROR)
 
 PATH: Final = "/ws/metrics"
 # A client that takes nothing for so long will not catch up, in seconds.
 SEND_SECONDS: Final = 10.0
 # So long a client may take to answer a close frame.
 CLOSE_SECONDS: Final = 2.0
-# Frames a client may send between two beats (`connections.BEAT_SECONDS`): a stream's client has
+# Frames a client may send between two pings (`connections.PING_SECONDS`): a stream's client has
 # next to nothing to say.
-MAX_FRAMES_A_BEAT: Final = 600
+MAX_FRAMES_A_PING: Final = 1_200
 # What is read is parsed in pieces of so many bytes, with a look at the number of frames in between:
 # one read can hold 40,000 of them, and half a second's work.
 PIECE: Final = 4_096
@@ -58,20 +50,17 @@ PIECE: Final = 4_096
 OPEN: Final = 1006
 
 _NO_BODY: Final = frozenset({"content-length", "transfer-encoding"})
-_DEFLATE: Final = ServerPerMessageDeflateFactory(
-    server_no_context_takeover=True, client_no_context_takeover=True
-)
-_DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
 # Takes over a connection that chose a subprotocol; True if what it was sent may be referred to.
 Speak = Callable[["WebSocketConnection", bool], object]
+One = TypeVar("One", bound="WebSocketConnection")
 
 
 class WebSocketEdge:
     """What all connections of one server share. Its `protocol` is uvicorn's `ws` class."""
 
-    # What a client may send: bytes in a message, and frames between two beats.
+    # What a client may send: bytes in a message, and frames between two pings.
     max_message_bytes = MAX_MESSAGE_BYTES
-    max_frames_a_beat = MAX_FRAMES_A_BEAT
+    max_frames_a_ping = MAX_FRAMES_A_PING
 
     def __init__(
         self,
@@ -87,25 +76,65 @@ class WebSocketEdge:
         self.door = door
         self.instruments = instruments
         self.proxies = Proxies(trusted_proxies)
-        self._compress = compress
-        self.subprotocols = spoken = subprotocols or {}
-
-        def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-            # None is the default stream, for whoever asks for nothing that is spoken here.
-            return next((name for name in offered if name in spoken), None)
-
-        self.choose = choose
-
-    def extensions(self, request: Request) -> Sequence[ServerPerMessageDeflateFactory]:
-        """Return what is offered to a client."""
-        if not self._compress:
-            return []
-        offered = "".join(request.headers.get_all("Sec-WebSocket-Protocol"))
-        return [_DEFLATE_ON if any(name in offered for name in self.subprotocols) else _DEFLATE]
+        self.subprotocols = subprotocols or {}
+        self.handshakes = Handshakes(self.subprotocols, compress=compress)
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
         """Return the protocol of a new connection; uvicorn calls this, with its own state."""
         return WebSocketConnection(self)
+
+
+class Rank(Generic[One]):
+    """Connections that take the same bytes as they are, and their descriptors."""
+
+    __slots__ = ("connections", "descriptors")
+
+    def __init__(self, connections: "Sequence[One]") -> None:
+        self.connections = connections
+        self.descriptors = array("i", [each._descriptor for each in connections])
+
+    def write(self, data: bytes) -> None:
+        """Write to sockets that were not full."""
+        start = first_of(len(self.connections))
+        descriptors = self.descriptors[start:] + self.descriptors[:start]
+        for place, part in send_all(descriptors, data).items():
+            self.connections[(start + place) % len(self.connections)]._send_rest(data, part)
+
+
+class Ranks(NamedTuple, Generic[One]):
+    """What a block of connections falls into, until one of them changes."""
+
+    plain: Rank[One]
+    deflating: Rank[One]
+    asked: Rank[One]  # as the plain ones, once a ping is before it
+    others: list[One]  # full, closing, or with something else that goes first
+
+    def write(self, data: bytes) -> None:
+        """Write to those that take it plain."""
+        self.plain.write(data)
+        if self.asked.connections:
+            for each in self.asked.connections:
+                each._rider = b""
+                each._changed()
+            self.asked.write(PING + data)
+
+
+def line_up(connections: Iterable[One]) -> Ranks[One]:
+    """Tell those apart that can be written to at once."""
+    plain: list[One] = []
+    deflating: list[One] = []
+    asked: list[One] = []
+    others: list[One] = []
+    for each in connections:
+        if not each._ready or (each._rider and (each._deflates or each._rider != PING)):
+            others.append(each)
+        elif each._rider:
+            asked.append(each)
+        elif each._deflates:
+            deflating.append(each)
+        else:
+            plain.append(each)
+    return Ranks(Rank(plain), Rank(deflating), Rank(asked), others)
 
 
 class WebSocketConnection(asyncio.Protocol):
@@ -113,7 +142,6 @@ class WebSocketConnection(asyncio.Protocol):
 
     __slots__ = (
         "_address",
-        "_asked",
         "_behind",
         "_code",
         "_deflates",
@@ -128,7 +156,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_session",
         "_timer",
         "_transport",
-        "group",
+        "block",
     )
 
     kind = "WebSocket"
@@ -138,7 +166,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._edge = edge
         self._session: Session | None = None
         self._address = ""
-        self.group: Group | None = None
+        self.block: Block | None = None
         self._ready = False  # to be written to: open, and the socket not full
         self._behind = False  # was skipped since
         self._deflates = False  # may be sent frames as `wire.deflated` makes them
@@ -147,9 +175,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._inbox: Inbox | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._code: int = OPEN
-        self._heard = True
+        self._heard = True  # since it was asked whether it is there
         self._rider = b""  # goes ahead of the next frame, at no write of its own
-        self._asked = False  # by a ping, whether it is there
         self._frames = 0
 
     @property
@@ -167,27 +194,25 @@ class WebSocketConnection(asyncio.Protocol):
         return True
 
     @classmethod
-    def offer_all(cls, frame: Frame, connections: Sequence[Self]) -> int:
-        left = cls._send_all(frame.plain or plain(frame), connections)
-        return sum(not connection.offer(frame) for connection in left)
+    def offer_all(cls, frame: Frame, block: Block) -> int:
+        if block.known is None:
+            block.known = line_up(cast(Iterable[Self], block.connections))
+        known: Ranks[Self] = block.known
+        known.write(frame.plain or plain(frame))
+        if known.deflating.connections:
+            known.deflating.write(deflated(frame))
+        return sum(not connection.offer(frame) for connection in known.others)
 
-    @classmethod
-    def _send_all(cls, data: bytes, connections: Sequence[Self]) -> list[Self]:
-        """Write the same to all that take it as it is; return those that must be asked."""
-        size, left = len(data), []
-        for each in connections:
-            if each._ready and not each._rider and not each._deflates:
-                sent = send(each._descriptor, data, size, FLAGS)
-                if sent != size:
-                    each._send_rest(data, sent)
-            else:
-                left.append(each)
-        return left
+    def _changed(self) -> None:
+        """Tell that what is known of the connections it is served with holds no more."""
+        if self.block is not None:
+            self.block.known = None
 
     def _send(self, data: bytes) -> None:
         """Write to a socket that was not full, with what waits to go first."""
         if self._rider:
             data, self._rider = self._rider + data, b""
+            self._changed()
         sent = send(self._descriptor, data, len(data), FLAGS)
         if sent != len(data):
             self._send_rest(data, sent)
@@ -198,6 +223,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._ready = False
+        self._changed()
         if self._session is None or self._code != OPEN:
             return
         # Who does not read need not be heard: no pongs pile up for a flood of pings.
@@ -210,6 +236,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._relax()
         self._transport.resume_reading()
         self._heard = self._ready = True
+        self._changed()
         if self._behind:
             self._behind = False
             self._catch_up()
@@ -237,23 +264,24 @@ class WebSocketConnection(asyncio.Protocol):
 
     # -- life and death -------------------------------------------------------------------------
 
-    def beat(self) -> None:
+    def ask(self) -> None:
         if not self._ready:
             return  # full, and on its own clock, or closing
         self._frames = 0
-        if self._heard:
-            self._heard = self._asked = False
-        elif not self._asked:
-            self._asked = True
-            self._rider = PING
-        else:
-            self.stop(CloseCode.SILENT)
-            self._transport.abort()  # the word is out; an answer is not to be expected
+        self._heard = False
+        self._rider += PING
+        self._changed()
 
     def flush(self) -> None:
         if self._rider:
             data, self._rider = self._rider, b""
+            self._changed()
             self._transport.write(data)
+
+    def check(self) -> None:
+        if self._ready and not self._heard:
+            self.stop(CloseCode.SILENT)
+            self._transport.abort()  # the word is out; an answer is not to be expected
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if self._code != OPEN:
@@ -265,6 +293,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.flush()
         self._transport.write(self._inbox.to_send())
         self._ready = False
+        self._changed()
         self._transport.resume_reading()  # for the answer
         self._expect(CLOSE_SECONDS, code)
 
@@ -304,7 +333,7 @@ class WebSocketConnection(asyncio.Protocol):
             for message in inbox.receive(data[start : start + PIECE]):
                 self.received(message)
             self._frames += inbox.frames - seen
-            if self._frames > self._edge.max_frames_a_beat:
+            if self._frames > self._edge.max_frames_a_ping:
                 inbox.fail(CloseCode.TOO_MANY_MESSAGES)
             if inbox.finished:
                 return
@@ -328,6 +357,7 @@ class WebSocketConnection(asyncio.Protocol):
         if self._code == OPEN:
             self._code = code
         self._ready, self._rider = False, b""  # after a close frame nothing may come
+        self._changed()
         self._expect(CLOSE_SECONDS, CloseCode.DONE)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
             self._transport.pause_reading()  # but for a flood the time is not taken
@@ -344,60 +374,55 @@ class WebSocketConnection(asyncio.Protocol):
 
     # -- the handshake --------------------------------------------------------------------------
 
-    def upgrade(self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Answer the request that asks for this connection, be it with a refusal."""
+    def upgrade(
+        self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], peer: str
+    ) -> None:
+        """Answer the request of a peer that asks for this connection, be it with a refusal."""
         request = parse(target, headers)
-        protocol = ServerProtocol(
-            extensions=self._edge.extensions(request),
-            select_subprotocol=self._edge.choose,
-            logger=_silent,
-        )
-        response = protocol.accept(request)
-        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        answer, subprotocol, extensions = self._edge.handshakes.answer(request)
+        if answer.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             try:
                 if method != "GET" or not _NO_BODY.isdisjoint(request.headers):
                     raise BadBody("an upgrade is a plain GET without a body")
-                self._session = self._open(request)
+                if len(request.headers.get_all("Host")) > 1:
+                    raise BadBody("a request has one Host")
+                self._session = self._open(request, peer)
             except RoutecastError as error:
-                response = refuse(error)
-        protocol.send_response(response)
-        answer = b"".join(protocol.data_to_send())
+                answer = refuse(error)
         if self._session is None:
-            self._transport.write(answer)
+            self._transport.write(answer.serialize())
             self._expect(CLOSE_SECONDS, CloseCode.POLICY)
             self._transport.close()
             return
-        self._begin(protocol, answer)
+        self._ready = True
+        self._descriptor = descriptor(self._transport)
+        # It may have an answer in it still, of what was asked before: then this pauses.
+        self._transport.set_write_buffer_limits(high=0)
+        self._rider = answer.serialize()  # one write, and one packet, with the first frame
+        remembers = self._agree(extensions)
+        if subprotocol is not None:
+            self._edge.subprotocols[subprotocol](self, remembers)
+            return
+        self._edge.manager.connect(self)
+        self.flush()
 
-    def _begin(self, protocol: ServerProtocol, answer: bytes) -> None:
-        assert protocol.state is State.OPEN
+    def _agree(self, extensions: Iterable[Extension]) -> bool:
+        """Heed the extensions; return whether the client remembers what it was sent."""
         remembers = False
-        for extension in protocol.extensions:
+        for extension in extensions:
             assert isinstance(extension, PerMessageDeflate)
             self._inflates = True
             # One window for all: a client that asks for a smaller one gets plain frames.
             self._deflates = extension.local_max_window_bits == WINDOW_BITS
             remembers = not extension.local_no_context_takeover
-        self._ready = True
-        self._descriptor = descriptor(self._transport)
-        # It may have an answer in it still, of what was asked before: then this pauses.
-        self._transport.set_write_buffer_limits(high=0)
-        self._rider = answer  # one write, and one packet, with the first frame
-        if protocol.subprotocol is not None:
-            self._edge.subprotocols[protocol.subprotocol](self, remembers)
-            return
-        self._edge.manager.connect(self)
-        self.flush()
+        return remembers
 
-    def _open(self, request: Request) -> Session:
+    def _open(self, request: Request, peer: str) -> Session:
         path, _, query = request.path.partition("?")
         if path != PATH:
             raise NotFound(f"there is no WebSocket at {path[:200]!r}; it is at {PATH}")
-        peer = self._transport.get_extra_info("peername")
         headers = request.headers
-        self._address = self._edge.proxies.client_of(
-            str(peer[0]) if peer else "", headers.get_all("X-Forwarded-For")
-        )
+        self._address = self._edge.proxies.client_of(peer, headers.get_all("X-Forwarded-For"))
         return self._edge.door.open(
             query.encode("latin-1", "replace"),
             origin=headers.get("Origin"),

@@ -5,6 +5,7 @@ Its frames come from channels (`channels.py`), which write to it what all member
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Self
 
 from websockets.frames import Frame, Opcode
@@ -14,7 +15,7 @@ from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
 from routecast.edge.wire import named_deflated, named_plain
-from routecast.edge.ws import OPEN, Speak, WebSocketConnection
+from routecast.edge.ws import OPEN, Speak, WebSocketConnection, line_up
 from routecast.protocol import CloseCode
 from routecast.subscribers import Subscriber, Subscribers
 
@@ -69,8 +70,10 @@ class V1Connection(WebSocketConnection):
 
     @classmethod
     def send_all(cls, message: Message, named: Named, lines: Sequence[Self]) -> list[Line]:
-        left = cls._send_all(named.plain or named_plain(message, named), lines)
-        return [line for line in left if not line.send(message, named)]
+        ranks = line_up(lines)
+        ranks.write(named.plain or named_plain(message, named))
+        others = chain(ranks.deflating.connections, ranks.others)
+        return [line for line in others if not line.send(message, named)]
 
     def _deflated(self, message: Message, named: Named) -> bytes:
         before = self._before
