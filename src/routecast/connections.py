@@ -84,16 +84,21 @@ class Connection(Protocol):
         """
         ...
 
-    def ask(self) -> None:
-        """Ask for a sign of life, with the next frame."""
+    @staticmethod
+    def ask_all(block: "Block") -> bool:
+        """Have a block asked for a sign of life, with its next frame; False if nobody would answer.
+
+        Who gives one is put into `heard`.
+        """
         ...
 
-    def flush(self) -> None:
-        """Send what waits for a frame to go with."""
+    @staticmethod
+    def flush_all(block: "Block") -> None:
+        """Ask those whom no frame has come for."""
         ...
 
-    def check(self) -> None:
-        """End the connection if it has not given a sign of life since it was asked."""
+    def give_up(self) -> None:
+        """End the connection, of which nothing was heard since it was asked."""
         ...
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
@@ -107,21 +112,30 @@ class Connection(Protocol):
 class Block:
     """Connections of a group that get a frame without a break. Nobody comes while they do.
 
-    `known` is what their kind knows of all of them together, until one of them changes: so to serve
-    a block, not even to look at its connections is needed, which are far from the processor's
-    caches. Whoever changes in a way that matters to it resets it to None.
+    To serve a block, or to ask it for a sign of life, not even to look at its connections is
+    needed, which are far from the processor's caches:
+
+    - `known` is what their kind knows of all of them together, until one of them changes. Whoever
+      changes in a way that matters to it resets it to None.
+    - `asking` says that they are to be asked for a sign of life, with their next frame.
+    - `heard` has those that gave one since, or came since.
     """
 
-    __slots__ = ("connections", "group", "known")
+    __slots__ = ("asking", "connections", "group", "heard", "known")
 
     def __init__(self, group: "Group") -> None:
         self.group = group
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self.connections: dict[Connection, None] = {}
         self.known: Any = None
+        self.asking = False
+        self.heard: set[Connection] = set()
 
     def add(self, connection: Connection) -> None:
-        """Take a connection in."""
+        """Take a connection in, be it out of another block."""
+        before = connection.block
+        if before is None or before.asking or connection in before.heard:
+            self.heard.add(connection)
         self.connections[connection] = None
         connection.block = self
         self.known = None
@@ -129,8 +143,15 @@ class Block:
     def remove(self, connection: Connection) -> None:
         """Let a connection go."""
         del self.connections[connection]
+        self.heard.discard(connection)
         connection.block = None
         self.known = None
+
+    def silent(self) -> list[Connection]:
+        """Return those of whom nothing was heard."""
+        if len(self.heard) == len(self.connections):
+            return []
+        return [each for each in self.connections if each not in self.heard]
 
 
 class Group:
@@ -210,9 +231,7 @@ class ConnectionManager:
         self._frames = frames
         self._instruments = instruments
         self._limit = limit
-        # Those that have frames from elsewhere are a group of no tick.
-        self._held = Group(object, Subscription(), -1, inf)
-        self._groups: dict[_Key, Group] = {self._held.key: self._held}
+        self._groups: dict[_Key, Group] = {}
         self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()
@@ -231,7 +250,8 @@ class ConnectionManager:
 
     def hold(self, connection: Connection) -> None:
         """Take in a connection that gets its frames from elsewhere (`channels.py`)."""
-        self._take(connection, self._held)
+        group = Group(type(connection), Subscription(), -1, inf)  # it has no tick
+        self._take(connection, self._groups.setdefault(group.key, group))
 
     def connect(self, connection: Connection) -> None:
         """Take a connection in and send it its first frame at once."""
@@ -323,24 +343,31 @@ class ConnectionManager:
                 self._reschedule(group)
 
     async def beat(self) -> None:
-        """Look after each connection now and then. Never ends."""
+        """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
         while True:
             await asyncio.sleep(PING_SECONDS - PONG_SECONDS)
-            connections = self._all()
-            for number, connection in enumerate(connections, 1):
-                connection.ask()
-                if not number % BLOCK:
-                    await asyncio.sleep(0)
+            asked = []
+            for block in self._blocks():
+                block.heard = set()
+                if block.group.kind.ask_all(block):
+                    asked.append(block)
+                await asyncio.sleep(0)
             await asyncio.sleep(RIDE_SECONDS)
-            for number, connection in enumerate(connections, 1):
-                connection.flush()
-                if not number % BLOCK:
-                    await asyncio.sleep(0)
+            for block in asked:
+                block.group.kind.flush_all(block)
+                await asyncio.sleep(0)
             await asyncio.sleep(PONG_SECONDS - RIDE_SECONDS)
-            for number, connection in enumerate(connections, 1):
-                connection.check()
-                if not number % BLOCK:
-                    await asyncio.sleep(0)
+            for block in asked:
+                for connection in block.silent():
+                    connection.give_up()
+                await asyncio.sleep(0)
+
+    def _blocks(self) -> list[Block]:
+        for group in self._groups.values():
+            if group.due == inf:  # it has no tick to do so
+                group.settle()
+        everyone = ((*group.blocks, group.arrivals) for group in self._groups.values())
+        return [block for block in chain.from_iterable(everyone) if block.connections]
 
     async def close(self, seconds: float) -> None:
         """Take no more, tell everyone to come back (1012) and when, and wait until they left.

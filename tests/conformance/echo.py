@@ -48,7 +48,7 @@ class EchoEdge(WebSocketEdge):
     """Makes echoes, with room for the messages of sixteen MiB that the suite sends."""
 
     max_message_bytes = 2**24
-    max_frames_a_ping = sys.maxsize
+    max_frames = sys.maxsize
 
     def protocol(self, **_: Any) -> EchoConnection:
         return EchoConnection(self)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
@@ -36,9 +36,9 @@ class Reader:
         self.times: list[float] = []
         self.stopped: CloseCode | None = None
         self.return_ms: int | None = None
-        self.asks = 0
-        self.flushes = 0
-        self.checks = 0
+        self.asks = 0  # for a sign of life
+        self.silent = False  # gives none
+        self.given_up = False
         self.block: Block | None = None
 
     def offer(self, frame: Frame) -> bool:
@@ -55,14 +55,21 @@ class Reader:
         """Who it shares its ticks with."""
         return self.block.group if self.block is not None else None
 
-    def ask(self) -> None:
-        self.asks += 1
+    @staticmethod
+    def ask_all(block: Block) -> bool:
+        block.asking = True
+        for reader in cast(Iterable["Reader"], block.connections):
+            reader.asks += 1
+            if not reader.silent:
+                block.heard.add(reader)
+        return True
 
-    def flush(self) -> None:
-        self.flushes += 1
+    @staticmethod
+    def flush_all(block: Block) -> None:
+        block.asking = False
 
-    def check(self) -> None:
-        self.checks += 1
+    def give_up(self) -> None:
+        self.given_up = True
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self.stopped, self.return_ms = code, return_ms

@@ -30,6 +30,14 @@ def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> Hall:
     return Hall(store, cache, clock)
 
 
+@pytest.fixture
+def beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life asked for in quick succession."""
+    monkeypatch.setattr(module, "PING_SECONDS", 0.15)
+    monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "PONG_SECONDS", 0.1)
+
+
 # -- coming and going ---------------------------------------------------------------------------
 
 
@@ -137,20 +145,43 @@ async def test_close_waits_no_longer_than_it_may(hall: Hall) -> None:
     assert hall.manager.active == 1
 
 
-async def test_every_connection_is_looked_after(
-    hall: Hall, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each is asked for its sign of life, and not later than in time, again and again."""
-    monkeypatch.setattr(module, "PING_SECONDS", 0.03)
-    monkeypatch.setattr(module, "RIDE_SECONDS", 0.01)
-    monkeypatch.setattr(module, "PONG_SECONDS", 0.02)
+async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
+    """Each for its sign of life, again and again; who gives none is given up, and nobody else."""
     readers = [Reader(interval=1 + n % 3) for n in range(10)]
     for reader in readers:
         hall.manager.connect(reader)
+    held = Reader()
+    hall.manager.hold(held)
+    readers[4].silent = True
     async with running(hall.manager.beat()):
-        await until(lambda: all(reader.checks >= 3 for reader in readers))
+        await until(lambda: all(reader.asks >= 3 for reader in (*readers, held)))
+        assert [reader for reader in (*readers, held) if reader.given_up] == [readers[4]]
+        held.silent = True
+        await until(lambda: held.given_up)
+
+
+async def test_who_moves_is_heard_of_as_before(
+    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that have become sparse are filled up while answers are awaited."""
+    monkeypatch.setattr(module, "BLOCK", 4)
+    readers = [Reader() for _ in range(12)]
     for reader in readers:
-        assert reader.asks - 1 <= reader.checks <= reader.flushes <= reader.asks
+        hall.manager.hold(reader)
+    group = readers[0].group
+    assert group is not None
+    group.settle()
+    stay = readers[::4]
+    stay[1].silent = True
+    async with running(hall.manager.beat()):
+        await until(lambda: all(reader.asks for reader in readers))
+        await until(lambda: not any(block.asking for block in group.blocks))
+        for reader in {*readers} - {*stay}:
+            hall.manager.disconnect(reader, CloseCode.DONE)
+        group.settle()
+        assert [list(block.connections) for block in group.blocks] == [stay]
+        await until(lambda: stay[1].given_up)
+    assert [reader.given_up for reader in stay] == [False, True, False]
 
 
 # -- frames -------------------------------------------------------------------------------------

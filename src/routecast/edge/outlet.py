@@ -41,13 +41,15 @@ class Outlet:
     def offer_all(frame: Frame, block: Block) -> int:
         return sum(not connection.offer(frame) for connection in in_turn(block.connections))
 
-    def ask(self) -> None:
-        """Nothing to do: pings are the ASGI server's own."""
+    @staticmethod
+    def ask_all(block: Block) -> bool:
+        return False  # pings are the ASGI server's own
 
-    def flush(self) -> None:
-        """Nothing to do: nothing waits."""
+    @staticmethod
+    def flush_all(block: Block) -> None:
+        """Nothing to do: nobody was asked."""
 
-    def check(self) -> None:
+    def give_up(self) -> None:
         """Nothing to do: nobody was asked."""
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:

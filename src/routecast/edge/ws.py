@@ -10,6 +10,7 @@ sends the newest frame.
 """
 
 import asyncio
+import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -40,9 +41,9 @@ PATH: Final = "/ws/metrics"
 SEND_SECONDS: Final = 10.0
 # So long a client may take to answer a close frame.
 CLOSE_SECONDS: Final = 2.0
-# Frames a client may send between two pings (`connections.PING_SECONDS`): a stream's client has
-# next to nothing to say.
-MAX_FRAMES_A_PING: Final = 1_200
+# Frames a client may send in so many seconds: a stream's client has next to nothing to say.
+MAX_FRAMES: Final = 1_200
+FRAMES_SECONDS: Final = 20.0
 # What is read is parsed in pieces of so many bytes, with a look at the number of frames in between:
 # one read can hold 40,000 of them, and half a second's work.
 PIECE: Final = 4_096
@@ -58,9 +59,9 @@ One = TypeVar("One", bound="WebSocketConnection")
 class WebSocketEdge:
     """What all connections of one server share. Its `protocol` is uvicorn's `ws` class."""
 
-    # What a client may send: bytes in a message, and frames between two pings.
+    # What a client may send: bytes in a message, and frames in `FRAMES_SECONDS`.
     max_message_bytes = MAX_MESSAGE_BYTES
-    max_frames_a_ping = MAX_FRAMES_A_PING
+    max_frames = MAX_FRAMES
 
     def __init__(
         self,
@@ -115,7 +116,6 @@ class Ranks(NamedTuple, Generic[One]):
         if self.asked.connections:
             for each in self.asked.connections:
                 each._rider = b""
-                each._changed()
             self.asked.write(PING + data)
 
 
@@ -148,7 +148,6 @@ class WebSocketConnection(asyncio.Protocol):
         "_descriptor",
         "_edge",
         "_frames",
-        "_heard",
         "_inbox",
         "_inflates",
         "_ready",
@@ -156,6 +155,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_session",
         "_timer",
         "_transport",
+        "_until",
         "block",
     )
 
@@ -175,9 +175,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._inbox: Inbox | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._code: int = OPEN
-        self._heard = True  # since it was asked whether it is there
         self._rider = b""  # goes ahead of the next frame, at no write of its own
-        self._frames = 0
+        self._frames = 0  # received until a time on the monotonic clock
+        self._until = 0.0
 
     @property
     def subscription(self) -> Subscription:
@@ -195,13 +195,18 @@ class WebSocketConnection(asyncio.Protocol):
 
     @classmethod
     def offer_all(cls, frame: Frame, block: Block) -> int:
+        known = cls._known(block)
+        rider, block.asking = PING if block.asking else b"", False
+        known.plain.write(rider + (frame.plain or plain(frame)))
+        if known.deflating.connections:
+            known.deflating.write(rider + deflated(frame))
+        return sum(not connection.offer(frame) for connection in known.others)
+
+    @classmethod
+    def _known(cls, block: Block) -> Ranks[Self]:
         if block.known is None:
             block.known = line_up(cast(Iterable[Self], block.connections))
-        known: Ranks[Self] = block.known
-        known.write(frame.plain or plain(frame))
-        if known.deflating.connections:
-            known.deflating.write(deflated(frame))
-        return sum(not connection.offer(frame) for connection in known.others)
+        return cast(Ranks[Self], block.known)
 
     def _changed(self) -> None:
         """Tell that what is known of the connections it is served with holds no more."""
@@ -212,7 +217,6 @@ class WebSocketConnection(asyncio.Protocol):
         """Write to a socket that was not full, with what waits to go first."""
         if self._rider:
             data, self._rider = self._rider + data, b""
-            self._changed()
         sent = send(self._descriptor, data, len(data), FLAGS)
         if sent != len(data):
             self._send_rest(data, sent)
@@ -235,8 +239,10 @@ class WebSocketConnection(asyncio.Protocol):
             return
         self._relax()
         self._transport.resume_reading()
-        self._heard = self._ready = True
+        self._ready = True
         self._changed()
+        if self.block is not None:
+            self.block.heard.add(self)  # before it took something again, nothing was asked of it
         if self._behind:
             self._behind = False
             self._catch_up()
@@ -248,14 +254,14 @@ class WebSocketConnection(asyncio.Protocol):
         """Abort with a code unless something happens in time."""
         self._relax()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(seconds, self._give_up, code)
+        self._timer = loop.call_later(seconds, self._time_out, code)
 
     def _relax(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self, code: CloseCode) -> None:
+    def _time_out(self, code: CloseCode) -> None:
         if self._code == OPEN:
             self._code = code
         if code is CloseCode.TOO_SLOW:
@@ -264,22 +270,27 @@ class WebSocketConnection(asyncio.Protocol):
 
     # -- life and death -------------------------------------------------------------------------
 
-    def ask(self) -> None:
-        if not self._ready:
-            return  # full, and on its own clock, or closing
-        self._frames = 0
-        self._heard = False
-        self._rider += PING
-        self._changed()
+    @staticmethod
+    def ask_all(block: Block) -> bool:
+        block.asking = True
+        return True
+
+    @classmethod
+    def flush_all(cls, block: Block) -> None:
+        if block.asking:
+            block.asking = False
+            known = cls._known(block)
+            known.plain.write(PING)
+            known.deflating.write(PING)
 
     def flush(self) -> None:
+        """Send what waits for a frame to go with."""
         if self._rider:
             data, self._rider = self._rider, b""
-            self._changed()
             self._transport.write(data)
 
-    def check(self) -> None:
-        if self._ready and not self._heard:
+    def give_up(self) -> None:
+        if self._ready:  # or it is full, and on its own clock, or closing
             self.stop(CloseCode.SILENT)
             self._transport.abort()  # the word is out; an answer is not to be expected
 
@@ -315,9 +326,10 @@ class WebSocketConnection(asyncio.Protocol):
     # -- receiving ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._session is None:
+        block = self.block
+        if block is None:
             return  # refused, and what it says does not count
-        self._heard = True
+        block.heard.add(self)
         inbox = self._inbox
         if inbox is None:
             if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
@@ -328,12 +340,15 @@ class WebSocketConnection(asyncio.Protocol):
             self._answer(inbox)
 
     def _take(self, inbox: Inbox, data: bytes) -> None:
+        now = time.monotonic()
+        if now >= self._until:
+            self._until, self._frames = now + FRAMES_SECONDS, 0
         for start in range(0, len(data), PIECE):
             seen = inbox.frames
             for message in inbox.receive(data[start : start + PIECE]):
                 self.received(message)
             self._frames += inbox.frames - seen
-            if self._frames > self._edge.max_frames_a_ping:
+            if self._frames > self._edge.max_frames:
                 inbox.fail(CloseCode.TOO_MANY_MESSAGES)
             if inbox.finished:
                 return

@@ -3,18 +3,19 @@
 Its frames come from channels (`channels.py`), which write to it what all members of one share.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Self
+from typing import Self, cast
 
 from websockets.frames import Frame, Opcode
 
 from routecast.channels import Line
+from routecast.connections import Block
 from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
-from routecast.edge.wire import named_deflated, named_plain
+from routecast.edge.wire import PING, named_deflated, named_plain
 from routecast.edge.ws import OPEN, Speak, WebSocketConnection, line_up
 from routecast.protocol import CloseCode
 from routecast.subscribers import Subscriber, Subscribers
@@ -74,6 +75,18 @@ class V1Connection(WebSocketConnection):
         ranks.write(named.plain or named_plain(message, named))
         others = chain(ranks.deflating.connections, ranks.others)
         return [line for line in others if not line.send(message, named)]
+
+    @staticmethod
+    def ask_all(block: Block) -> bool:
+        for each in cast(Iterable[V1Connection], block.connections):
+            if each._ready:
+                each._rider = PING  # no two of a block need have their next message together
+        return True
+
+    @classmethod
+    def flush_all(cls, block: Block) -> None:
+        for each in cast(Iterable[V1Connection], block.connections):
+            each.flush()
 
     def _deflated(self, message: Message, named: Named) -> bytes:
         before = self._before
