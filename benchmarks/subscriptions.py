@@ -42,7 +42,7 @@ TICK: Final = 0.1
 
 def views(options: Options) -> Report:
     """10,000 clients over 50 views, each of which changes each second, beside the floor in C."""
-    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (5, CLIENTS, SECONDS)
+    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         messages = stage.folder / "messages"
@@ -53,7 +53,9 @@ def views(options: Options) -> Report:
             Contender(floor),
             Contender(floor_by_views(VIEWS)),
         ]
-        runs = [side_by_side(stage, contenders, clients, seconds) for _ in options.runs(pairs)]
+        runs = [
+            side_by_side(stage, contenders, clients, seconds, run) for run in options.runs(pairs)
+        ]
     ours, least, by_views = map(list, zip(*runs, strict=True))
     served, floors, ordered = (
         list(map(attrgetter("message_us"), each)) for each in (ours, least, by_views)
