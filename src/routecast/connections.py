@@ -1,7 +1,8 @@
 """Connections: who is listening, and the ticks that send each of them its frames.
 
-Connections with equal subscriptions that came at about the same time form a group, which has one
-tick. At a tick each distinct view is rendered and encoded once, however many connections share it.
+Connections with equal subscriptions that came at about the same time form a group
+(`core/groups.py`), which has one tick. At a tick each distinct view is rendered and encoded once,
+however many connections share it.
 A connection that has not read its last frame is skipped; when it has, it gets the newest one. So
 nothing queues: at most one frame waits for a reader (the policy is to conflate).
 """
@@ -12,13 +13,14 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from routecast.core.frame import Frame
+from routecast.core.groups import BLOCK, Block, Connection, Group, Key
 from routecast.core.turns import in_turn
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
@@ -33,8 +35,6 @@ QUANTA: Final = 20
 QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
 CROWD: Final = 10_000
-# So many connections at most get their frame before others get a turn on the event loop.
-BLOCK: Final = 500
 # So often each connection is asked for a sign of life.
 PING_SECONDS: Final = 20.0
 # For so long the question waits for a frame that it can go with, at no write of its own.
@@ -51,165 +51,6 @@ _NORMAL: Final = frozenset({CloseCode.DONE, CloseCode.GOING_AWAY, 1005})
 # Codes counted by their number: those of the contract and of WebSocket itself. A client may close
 # with any of two thousand others.
 _COUNTED: Final = frozenset({*CloseCode, 1002, 1005, 1006})
-
-
-class Connection(Protocol):
-    """One subscriber, on whatever edge."""
-
-    block: "Block | None"  # the manager's own: where it holds the connection
-
-    @property
-    def kind(self) -> str:
-        """What it speaks, as the log names it."""
-        ...
-
-    @property
-    def subscription(self) -> Subscription:
-        """What it asked for."""
-        ...
-
-    def offer(self, frame: Frame) -> bool:
-        """Send a frame, or keep it as the newest to send once the last one is read.
-
-        Returns False when the socket is full: the frame is conflated with the ones to come, and
-        the connection asks for the newest (`catch_up`) when it drains. Never blocks or raises.
-        """
-        ...
-
-    @staticmethod
-    def offer_all(frame: Frame, block: "Block") -> int:
-        """Offer a frame to a block of connections of this kind; return how many sockets were full.
-
-        It is `offer` for each of them, with what is the same for all done once.
-        """
-        ...
-
-    @staticmethod
-    def ask_all(block: "Block") -> bool:
-        """Have a block asked for a sign of life, with its next frame; False if nobody would answer.
-
-        Who gives one is put into `heard`.
-        """
-        ...
-
-    @staticmethod
-    def flush_all(block: "Block") -> None:
-        """Ask those whom no frame has come for."""
-        ...
-
-    def give_up(self) -> None:
-        """End the connection, of which nothing was heard since it was asked."""
-        ...
-
-    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
-        """Close with a code, and say when to come back where that is given.
-
-        `ConnectionManager.disconnect` follows when it is done.
-        """
-        ...
-
-
-class Block:
-    """Connections of a group that get a frame without a break. Nobody comes while they do.
-
-    To serve a block, or to ask it for a sign of life, not even to look at its connections is
-    needed, which are far from the processor's caches:
-
-    - `known` is what their kind knows of all of them together, until one of them changes. Whoever
-      changes in a way that matters to it resets it to None.
-    - `asking` says that they are to be asked for a sign of life, with their next frame.
-    - `heard` has those that gave one since, or came since.
-    """
-
-    __slots__ = ("asking", "connections", "group", "heard", "known")
-
-    def __init__(self, group: "Group") -> None:
-        self.group = group
-        # A dict keeps the order in which they came, and forgets one of them in no time.
-        self.connections: dict[Connection, None] = {}
-        self.known: Any = None
-        self.asking = False
-        self.heard: set[Connection] = set()
-
-    def add(self, connection: Connection) -> None:
-        """Take a connection in, be it out of another block."""
-        before = connection.block
-        if before is None or before.asking or connection in before.heard:
-            self.heard.add(connection)
-        self.connections[connection] = None
-        connection.block = self
-        self.known = None
-
-    def remove(self, connection: Connection) -> None:
-        """Let a connection go."""
-        del self.connections[connection]
-        self.heard.discard(connection)
-        connection.block = None
-        self.known = None
-
-    def silent(self) -> list[Connection]:
-        """Return those of whom nothing was heard."""
-        if len(self.heard) == len(self.connections):
-            return []
-        return [each for each in self.connections if each not in self.heard]
-
-
-class Group:
-    """Connections of one kind that share a subscription and a tick.
-
-    The tick is the quantum of the interval that it falls on.
-    """
-
-    __slots__ = ("arrivals", "blocks", "due", "kind", "newest", "quantum", "subscription")
-
-    def __init__(self, kind: Any, subscription: Subscription, quantum: int, due: float) -> None:
-        self.kind = kind
-        self.subscription = subscription
-        self.quantum = quantum
-        self.due = due
-        self.newest: Frame | None = None
-        self.blocks: list[Block] = []
-        # Who comes during a tick has a frame that may be newer than the tick's.
-        self.arrivals = Block(self)
-
-    @property
-    def key(self) -> "_Key":
-        """What they have in common."""
-        return self.kind, self.subscription, self.quantum
-
-    def __len__(self) -> int:
-        return sum(len(block.connections) for block in self.blocks) + len(self.arrivals.connections)
-
-    def __iter__(self) -> Iterator[Connection]:
-        return chain.from_iterable(block.connections for block in (*self.blocks, self.arrivals))
-
-    def settle(self) -> None:
-        """Have those who came since the last tick served by the next."""
-        blocks = [block for block in self.blocks if block.connections]
-        coming: Iterable[Connection] = self.arrivals.connections
-        if 2 * len(self) < (len(blocks) - 1) * BLOCK:  # they have become sparse
-            coming, blocks = list(self), []
-        if coming:
-            self.arrivals = Block(self)
-        waiting = iter(coming)
-        for block in blocks:
-            for connection in islice(waiting, BLOCK - len(block.connections)):
-                block.add(connection)
-        while some := list(islice(waiting, BLOCK)):
-            blocks.append(Block(self))
-            for connection in some:
-                blocks[-1].add(connection)
-        self.blocks = blocks
-
-    def join(self, other: "Group") -> None:
-        """Take in all of another group."""
-        other.settle()
-        for block in other.blocks:
-            block.group = self
-        self.blocks += other.blocks
-
-
-_Key = tuple[type, Subscription, int]
 
 
 class Frames(Protocol):
@@ -231,7 +72,7 @@ class ConnectionManager:
         self._frames = frames
         self._instruments = instruments
         self._limit = limit
-        self._groups: dict[_Key, Group] = {}
+        self._groups: dict[Key, Group] = {}
         self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()

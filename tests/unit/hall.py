@@ -8,9 +8,10 @@ from typing import Any, cast
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
-from routecast.connections import Block, ConnectionManager, Group
+from routecast.connections import ConnectionManager
 from routecast.core.delta import Delta
 from routecast.core.frame import Frame
+from routecast.core.groups import Block, Group
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import Subscription, View
 from routecast.instruments import Instruments
@@ -26,7 +27,7 @@ FAST = 0.1
 
 
 class Reader:
-    """A subscriber that reads every frame at once (`connections.Connection`)."""
+    """A subscriber that reads every frame at once (`core.groups.Connection`)."""
 
     kind = "WebSocket"
 

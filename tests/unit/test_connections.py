@@ -10,8 +10,10 @@ import pytest
 
 from routecast import connections as module
 from routecast.cache.memory import MemoryCache
-from routecast.connections import ConnectionManager, Group
+from routecast.connections import ConnectionManager
+from routecast.core import groups
 from routecast.core.frame import Frame
+from routecast.core.groups import Group
 from routecast.core.session import Session
 from routecast.core.view import Subscription, View
 from routecast.edge.outlet import Outlet
@@ -164,7 +166,7 @@ async def test_who_moves_is_heard_of_as_before(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks that have become sparse are filled up while answers are awaited."""
-    monkeypatch.setattr(module, "BLOCK", 4)
+    monkeypatch.setattr(groups, "BLOCK", 4)
     readers = [Reader() for _ in range(12)]
     for reader in readers:
         hall.manager.hold(reader)
@@ -218,7 +220,7 @@ async def test_long_broadcast_gives_others_a_turn(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of it, whoever waits for the event loop gets it."""
-    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(groups, "BLOCK", 10)
     readers = [Reader() for _ in range(100)]
     for reader in readers:
         hall.manager.connect(reader)
@@ -282,7 +284,7 @@ async def test_who_comes_during_a_tick_is_shown_nothing_older(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames of a tick are made before those of one group after the other are sent."""
-    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(groups, "BLOCK", 1)
     late: list[Reader] = []
 
     class Herald(Reader):
@@ -305,7 +307,7 @@ async def test_who_comes_during_a_tick_is_shown_nothing_older(
 
 async def test_nobody_is_always_last(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tick begins with any block of those who share it."""
-    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(groups, "BLOCK", 1)
     firsts: dict[tuple[Frame, Group | None], Reader] = {}
 
     class Noted(Reader):

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from routecast.connections import Block, ConnectionManager
+from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
+from routecast.core.groups import Block
 from routecast.core.session import Session
 from routecast.core.turns import in_turn
 from routecast.instruments import Instruments
@@ -18,7 +19,7 @@ ABNORMAL: Final = 1006
 
 
 class Outlet:
-    """A subscriber (`connections.Connection`) for whom awaiting `send` is how to feel its pace."""
+    """A subscriber (`core.groups.Connection`) for whom awaiting `send` is how to feel its pace."""
 
     __slots__ = ("_newest", "_stop", "_wake", "block", "kind", "reason", "subscription")
 

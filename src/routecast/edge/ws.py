@@ -20,8 +20,9 @@ from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.http11 import Request
 
-from routecast.connections import Block, ConnectionManager
+from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
+from routecast.core.groups import Block
 from routecast.core.session import Session
 from routecast.core.turns import first_of
 from routecast.core.view import Subscription
@@ -138,7 +139,7 @@ def line_up(connections: Iterable[One]) -> Ranks[One]:
 
 
 class WebSocketConnection(asyncio.Protocol):
-    """One subscriber (`connections.Connection`)."""
+    """One subscriber (`core.groups.Connection`)."""
 
     __slots__ = (
         "_address",

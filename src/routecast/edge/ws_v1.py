@@ -11,7 +11,7 @@ from typing import Self, cast
 from websockets.frames import Frame, Opcode
 
 from routecast.channels import Line
-from routecast.connections import Block
+from routecast.core.groups import Block
 from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
