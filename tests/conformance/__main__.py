@@ -142,7 +142,7 @@ def fuzz(suite: Path, port: int) -> Results:
     reports = BUILD / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     spec = BUILD / "cases.json"
-    agent = {"agent": "routecast", "url": f"ws://127.0.0.1:{port}{PATH}"}
+    agent = {"agent": "routecast", "url": f"ws://127.0.0.1:{port}{PATH.decode()}"}
     cases = [f"{section}.*" for section in SECTIONS]
     wanted = {"outdir": str(reports), "servers": [agent], "cases": cases}
     spec.write_text(json.dumps({**wanted, "exclude-cases": [], "exclude-agent-cases": {}}))

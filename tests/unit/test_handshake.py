@@ -1,11 +1,14 @@
 """One `Handshakes` answers everyone: nothing of one request is left for the next."""
 
+from base64 import b64encode
+from hashlib import sha1
+
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-from routecast.edge.handshake import Agreement, Handshakes, parse
+from routecast.edge.handshake import REMEMBERED, Agreement, Handshakes, UpgradeRequest
 
 SPOKEN = ("routecast.v1.json", "routecast.v1.msgpack")
 KEY = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
@@ -22,6 +25,10 @@ def lines(name: str, *values: str) -> st.SearchStrategy[Lines]:
 requests = st.tuples(
     st.sampled_from([UPGRADE, UPGRADE[:1], UPGRADE[1:], UPGRADE[:2]]),
     st.sampled_from([[KEY], [], [("Sec-WebSocket-Key", "short")], [KEY, KEY]]),
+    st.sampled_from([[], [("Cookie", "a=1")], [("Cookie", "a=1"), ("Cookie", "b=2")]]),
+    st.sampled_from(
+        [[], [("Origin", "http://a")], [("Origin", "http://a"), ("Origin", "http://b")]]
+    ),
     lines("Sec-WebSocket-Protocol", "routecast.v1.json", "mqtt", "mqtt, routecast.v1.msgpack"),
     lines(
         "Sec-WebSocket-Extensions",
@@ -34,52 +41,91 @@ requests = st.tuples(
 ).map(lambda parts: [line for part in parts for line in part])
 
 
+def asked(request: Lines) -> UpgradeRequest:
+    fields = [(name.lower().encode(), value.encode()) for name, value in request]
+    return UpgradeRequest("GET", b"/ws/metrics", fields)
+
+
 def answer(handshakes: Handshakes, request: Lines) -> Agreement:
-    pairs = [(name.lower().encode(), value.encode()) for name, value in request]
-    return handshakes.answer(parse(b"/ws/metrics", pairs))
+    return handshakes.answer(asked(request))
 
 
 def told(agreement: Agreement) -> object:
     """Return all that an answer tells, but for its date."""
-    response, subprotocol, extensions = agreement
-    headers = [line for line in response.headers.raw_items() if line[0] != "Date"]
-    if response.status_code != 101:
-        return response.status_code, headers, response.body
-    return headers, subprotocol, [repr(each) for each in extensions]
+    lines = [line for line in agreement.answer.split(b"\r\n") if not line.startswith(b"Date: ")]
+    if not agreement.accepted:
+        return lines
+    return lines, agreement.subprotocol, [repr(each) for each in agreement.extensions]
+
+
+def headers(agreement: Agreement) -> Headers:
+    """Return the headers of an answer that says 101."""
+    head, _, body = agreement.answer.decode().partition("\r\n\r\n")
+    status, *lines = head.split("\r\n")
+    assert (status, body, agreement.accepted) == ("HTTP/1.1 101 Switching Protocols", "", True)
+    return Headers([(name, value) for name, _, value in (line.partition(": ") for line in lines)])
 
 
 @given(st.lists(requests, min_size=1, max_size=6), st.booleans())
 def test_it_answers_as_if_each_request_were_the_first(crowd: list[Lines], compress: bool) -> None:
+    """As `websockets` answers the whole request, whatever is remembered of others."""
     one = Handshakes(SPOKEN, compress=compress)
     for request in crowd:
         fresh = Handshakes(SPOKEN, compress=compress)
-        assert told(answer(one, request)) == told(answer(fresh, request))
+        assert told(answer(one, request)) == told(fresh.negotiate(asked(request).fields))
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=2, max_size=4))
+def test_each_key_has_its_own_answer(nonces: list[bytes]) -> None:
+    """RFC 6455, 4.2.2, however often the same was agreed on before."""
+    handshakes = Handshakes(SPOKEN, compress=True)
+    for nonce in nonces:
+        key = b64encode(nonce)
+        agreement = answer(handshakes, [*UPGRADE, ("Sec-WebSocket-Key", key.decode())])
+        digest = sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        assert headers(agreement)["Sec-WebSocket-Accept"] == b64encode(digest).decode()
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    """However many things are asked for; what was forgotten is agreed on as before."""
+    handshakes = Handshakes(SPOKEN, compress=True)
+    for number in range(2 * REMEMBERED):
+        wanted = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", f"x-{number}")]
+        assert answer(handshakes, wanted).accepted
+    assert handshakes.remembered == REMEMBERED
 
 
 def test_what_is_agreed_on() -> None:
     handshakes = Handshakes(SPOKEN, compress=True)
     offer = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", "permessage-deflate")]
 
-    response, subprotocol, (deflate,) = answer(
-        handshakes, [*offer, ("Sec-WebSocket-Protocol", "mqtt, routecast.v1.json")]
-    )
-    assert response.status_code == 101
-    assert response.headers["Sec-WebSocket-Accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455
-    assert subprotocol == "routecast.v1.json" == response.headers["Sec-WebSocket-Protocol"]
+    agreement = answer(handshakes, [*offer, ("Sec-WebSocket-Protocol", "mqtt, routecast.v1.json")])
+    (deflate,) = agreement.extensions
+    response = headers(agreement)
+    assert response["Sec-WebSocket-Accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455
+    assert agreement.subprotocol == "routecast.v1.json" == response["Sec-WebSocket-Protocol"]
     assert isinstance(deflate, PerMessageDeflate)
     assert not deflate.local_no_context_takeover
 
     # The default stream's frames are made once for all: each stands alone.
-    response, subprotocol, (deflate,) = answer(handshakes, offer)
-    assert subprotocol is None
-    assert "Sec-WebSocket-Protocol" not in response.headers
+    agreement = answer(handshakes, offer)
+    (deflate,) = agreement.extensions
+    assert agreement.subprotocol is None
+    assert "Sec-WebSocket-Protocol" not in headers(agreement)
     assert isinstance(deflate, PerMessageDeflate)
     assert deflate.local_no_context_takeover
 
-    assert answer(Handshakes(SPOKEN, compress=False), offer).extensions == []
+    assert answer(Handshakes(SPOKEN, compress=False), offer).extensions == ()
 
 
-def test_a_request_keeps_its_headers_as_they_came() -> None:
-    request = parse(b"/ws/metrics?x=%20\xff", [(b"x-a", b"1"), (b"X-A", b"2"), (b"host", b"h\xe9")])
-    assert request.headers == Headers([("x-a", "1"), ("X-A", "2"), ("host", "hé")])
-    assert request.path == "/ws/metrics?x=%20ÿ"
+def test_a_request_keeps_its_fields_as_they_came() -> None:
+    """Bytes beyond ASCII are ISO-8859-1; a field may come twice."""
+    fields = [(b"x-a", b"1"), (b"host", b"h\xe9"), (b"x-a", b"2")]
+    request = UpgradeRequest("GET", b"/ws/metrics?x=%20\xff", fields)
+    assert request.get_all(b"x-a") == ["1", "2"]
+    assert request.get(b"host") == "hé"
+    assert b"x-a" in request
+    assert b"x-b" not in request
+    assert request.get(b"x-b") is None
+    assert request.get_all(b"x-b") == []
+    assert request.terms() is None

@@ -1,7 +1,9 @@
 """The handshake, as `websockets` has it: a request, what is agreed on, and the answer."""
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from binascii import Error, a2b_base64
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -13,6 +15,7 @@ from websockets.http11 import Request
 from websockets.http11 import Response as WireResponse
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
+from websockets.utils import accept_key
 
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
@@ -25,11 +28,64 @@ _DEFLATE: Final = ServerPerMessageDeflateFactory(
 )
 _DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
 
+# So many sets of terms are remembered. Clients of one make ask for the same.
+REMEMBERED: Final = 64
+_NONCE_BYTES: Final = 16
+_KEY: Final = b"sec-websocket-key"
+_PROTOCOL: Final = b"sec-websocket-protocol"
+# What is agreed on depends on these fields, and on no others.
+_TERMS: Final = (
+    b"connection",
+    b"upgrade",
+    b"sec-websocket-version",
+    _PROTOCOL,
+    b"sec-websocket-extensions",
+)
+_SOME_KEY: Final = b"dGhlIHNhbXBsZSBub25jZQ=="
+
+_Fields = Sequence[tuple[bytes, bytes]]
+
+
+class UpgradeRequest:
+    """A request for a connection: its target, and its fields, whose names are in lower case.
+
+    Bytes beyond ASCII are taken as ISO-8859-1 (RFC 9110, 5.5).
+    """
+
+    __slots__ = ("_by_name", "fields", "method", "target")
+
+    def __init__(self, method: str, target: bytes, fields: _Fields) -> None:
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self._by_name = dict(fields)
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._by_name
+
+    def get(self, name: bytes) -> str | None:
+        """Return a field's value, the last one if it comes more than once; None without it."""
+        value = self._by_name.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def get_all(self, name: bytes) -> list[str]:
+        """Return all values of a field, in their order."""
+        if name not in self._by_name:
+            return []
+        return [value.decode("latin-1") for each, value in self.fields if each == name]
+
+    def terms(self) -> tuple[bytes | None, ...] | None:
+        """Return what is asked for, None where a field comes more than once."""
+        if len(self._by_name) != len(self.fields):
+            return None
+        return tuple(map(self._by_name.get, _TERMS))
+
 
 class Agreement(NamedTuple):
-    """An answer to an upgrade request, and what is agreed on when that is 101."""
+    """An answer to an upgrade request, and what is agreed on where that is 101."""
 
-    answer: WireResponse
+    answer: bytes
+    accepted: bool
     subprotocol: Subprotocol | None
     extensions: Sequence[Extension]
 
@@ -38,7 +94,8 @@ class Handshakes:
     """Answers upgrade requests, for all connections of a server.
 
     One `ServerProtocol` reads all requests: to accept one is to look at it, and to say what is
-    agreed on. The connection that could follow in that same object is never begun.
+    agreed on. The connection that could follow in that same object is never begun. For terms that
+    were agreed on before, only the answer to the client's key is made anew.
     """
 
     def __init__(self, subprotocols: Collection[str], *, compress: bool) -> None:
@@ -50,35 +107,68 @@ class Handshakes:
             return next((name for name in offered if name in subprotocols), None)
 
         self._protocol = ServerProtocol(select_subprotocol=choose, logger=_silent)
+        self._agree_on = lru_cache(REMEMBERED)(self._try)
 
-    def answer(self, request: Request) -> Agreement:
+    def answer(self, request: UpgradeRequest) -> Agreement:
         """Return the answer to a request, 101 or an HTTP error's."""
-        protocol = self._protocol
-        protocol.available_extensions = self._offer(request) if self._compress else None
-        answer = protocol.accept(request)
-        if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            answer.headers["Sec-WebSocket-Version"] = "13"  # the one spoken here (RFC 6455, 4.2.2)
-        return Agreement(answer, protocol.subprotocol, protocol.extensions)
+        terms, key = request.terms(), request.get(_KEY)
+        if terms is not None and key is not None and _is_nonce(key):
+            known = self._agree_on(terms)
+            if known.accepted:
+                ours = accept_key(key).encode()
+                return known._replace(answer=known.answer.replace(_ACCEPTED, ours, 1))
+        return self.negotiate(request.fields)
 
-    def _offer(self, request: Request) -> Sequence[ServerPerMessageDeflateFactory]:
-        offered = "".join(request.headers.get_all("Sec-WebSocket-Protocol"))
+    @property
+    def remembered(self) -> int:
+        """How many sets of terms are remembered now."""
+        return self._agree_on.cache_info().currsize
+
+    def _try(self, terms: tuple[bytes | None, ...]) -> Agreement:
+        """Return what comes of terms, with some key."""
+        fields = [
+            (name, value) for name, value in zip(_TERMS, terms, strict=True) if value is not None
+        ]
+        return self.negotiate([*fields, (_KEY, _SOME_KEY)])
+
+    def negotiate(self, fields: _Fields) -> Agreement:
+        """Return the answer to a request with these fields, as `websockets` has it."""
+        protocol = self._protocol
+        protocol.available_extensions = self._offer(fields) if self._compress else None
+        answer = protocol.accept(Request("", _headers(fields)))
+        accepted = answer.status_code == HTTPStatus.SWITCHING_PROTOCOLS
+        if accepted:
+            del answer.headers["Date"]  # so it can be said again (RFC 9110, 6.6.1)
+        else:
+            answer.headers["Sec-WebSocket-Version"] = "13"  # the one spoken here (RFC 6455, 4.2.2)
+        return Agreement(
+            answer.serialize(), accepted, protocol.subprotocol, tuple(protocol.extensions)
+        )
+
+    def _offer(self, fields: _Fields) -> Sequence[ServerPerMessageDeflateFactory]:
+        offered = b"".join(value for name, value in fields if name == _PROTOCOL).decode("latin-1")
         return [_DEFLATE_ON if any(name in offered for name in self._subprotocols) else _DEFLATE]
 
 
-def parse(target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> Request:
-    """Return a parsed request as `websockets` has it: bytes beyond ASCII are ISO-8859-1."""
-    parsed = Headers()
-    for name, value in headers:
-        parsed[name.decode("latin-1")] = value.decode("latin-1")
-    return Request(target.decode("latin-1"), parsed)
+_ACCEPTED: Final = accept_key(_SOME_KEY.decode()).encode()
 
 
-def refuse(error: RoutecastError) -> WireResponse:
+def _is_nonce(key: str) -> bool:
+    """Whether a key is one, without a doubt; what is not may be one to `websockets`."""
+    try:
+        return len(a2b_base64(key, strict_mode=True)) == _NONCE_BYTES
+    except (Error, ValueError):
+        return False
+
+
+def _headers(fields: _Fields) -> Headers:
+    return Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields])
+
+
+def refuse(error: RoutecastError) -> bytes:
     """Return the answer to a request that was refused; the connection ends with it."""
     answer: Response = respond_error(error)
-    headers = Headers(
-        [(name.decode("latin-1"), value.decode("latin-1")) for name, value in answer.raw_headers]
-    )
+    headers = _headers(answer.raw_headers)
     headers["Connection"] = "close"
     status = HTTPStatus(answer.status_code)
-    return WireResponse(status, status.phrase, headers, bytes(answer.body))
+    return WireResponse(status, status.phrase, headers, bytes(answer.body)).serialize()

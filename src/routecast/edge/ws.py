@@ -13,12 +13,10 @@ import asyncio
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate
-from websockets.http11 import Request
 
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
@@ -27,7 +25,7 @@ from routecast.core.session import Session
 from routecast.core.turns import first_of
 from routecast.core.view import Subscription
 from routecast.edge.door import Door
-from routecast.edge.handshake import Handshakes, parse, refuse
+from routecast.edge.handshake import Handshakes, UpgradeRequest, refuse
 from routecast.edge.inbox import Inbox
 from routecast.edge.proxies import Proxies
 from routecast.edge.reset import reset
@@ -37,7 +35,7 @@ from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
 
-PATH: Final = "/ws/metrics"
+PATH: Final = b"/ws/metrics"
 # A client that takes nothing for so long will not catch up, in seconds.
 SEND_SECONDS: Final = 10.0
 # So long a client may take to answer a close frame.
@@ -51,7 +49,7 @@ PIECE: Final = 4_096
 # The code of a connection that nobody has begun to close.
 OPEN: Final = 1006
 
-_NO_BODY: Final = frozenset({"content-length", "transfer-encoding"})
+_BODY: Final = (b"content-length", b"transfer-encoding")
 # Takes over a connection that chose a subprotocol; True if what it was sent may be referred to.
 Speak = Callable[["WebSocketConnection", bool], object]
 One = TypeVar("One", bound="WebSocketConnection")
@@ -391,22 +389,22 @@ class WebSocketConnection(asyncio.Protocol):
     # -- the handshake --------------------------------------------------------------------------
 
     def upgrade(
-        self, method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]], peer: str
+        self, method: str, target: bytes, fields: Sequence[tuple[bytes, bytes]], peer: str
     ) -> None:
         """Answer the request of a peer that asks for this connection, be it with a refusal."""
-        request = parse(target, headers)
-        answer, subprotocol, extensions = self._edge.handshakes.answer(request)
-        if answer.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+        request = UpgradeRequest(method, target, fields)
+        answer, accepted, subprotocol, extensions = self._edge.handshakes.answer(request)
+        if accepted:
             try:
-                if method != "GET" or not _NO_BODY.isdisjoint(request.headers):
+                if method != "GET" or any(name in request for name in _BODY):
                     raise BadBody("an upgrade is a plain GET without a body")
-                if len(request.headers.get_all("Host")) > 1:
+                if len(request.get_all(b"host")) > 1:
                     raise BadBody("a request has one Host")
                 self._session = self._open(request, peer)
             except RoutecastError as error:
                 answer = refuse(error)
         if self._session is None:
-            self._transport.write(answer.serialize())
+            self._transport.write(answer)
             self._expect(CLOSE_SECONDS, CloseCode.POLICY)
             self._transport.close()
             return
@@ -414,7 +412,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._descriptor = descriptor(self._transport)
         # It may have an answer in it still, of what was asked before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
-        self._rider = answer.serialize()  # one write, and one packet, with the first frame
+        self._rider = answer  # one write, and one packet, with the first frame
         remembers = self._agree(extensions)
         if subprotocol is not None:
             self._edge.subprotocols[subprotocol](self, remembers)
@@ -433,15 +431,15 @@ class WebSocketConnection(asyncio.Protocol):
             remembers = not extension.local_no_context_takeover
         return remembers
 
-    def _open(self, request: Request, peer: str) -> Session:
-        path, _, query = request.path.partition("?")
+    def _open(self, request: UpgradeRequest, peer: str) -> Session:
+        path, _, query = request.target.partition(b"?")
         if path != PATH:
-            raise NotFound(f"there is no WebSocket at {path[:200]!r}; it is at {PATH}")
-        headers = request.headers
-        self._address = self._edge.proxies.client_of(peer, headers.get_all("X-Forwarded-For"))
+            shown = path[:200].decode("latin-1")
+            raise NotFound(f"there is no WebSocket at {shown!r}; it is at {PATH.decode()}")
+        self._address = self._edge.proxies.client_of(peer, request.get_all(b"x-forwarded-for"))
         return self._edge.door.open(
-            query.encode("latin-1", "replace"),
-            origin=headers.get("Origin"),
-            host=headers.get("Host"),
+            query,
+            origin=request.get(b"origin"),
+            host=request.get(b"host"),
             address=self._address,
         )
