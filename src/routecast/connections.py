@@ -187,21 +187,21 @@ class ConnectionManager:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
         while True:
             await asyncio.sleep(PING_SECONDS - PONG_SECONDS)
-            asked = []
             for block in self._blocks():
                 block.heard = set()
-                if block.group.kind.ask_all(block):
-                    asked.append(block)
+                block.group.kind.ask_all(block)
                 await asyncio.sleep(0)
             await asyncio.sleep(RIDE_SECONDS)
-            for block in asked:
+            for block in self._blocks():
                 block.group.kind.flush_all(block)
                 await asyncio.sleep(0)
             await asyncio.sleep(PONG_SECONDS - RIDE_SECONDS)
-            for block in asked:
-                for connection in block.silent():
-                    connection.give_up()
-                await asyncio.sleep(0)
+            # The blocks may be others by now, but know what those knew.
+            silent = [each for block in self._blocks() for each in block.silent()]
+            for number, connection in enumerate(silent, 1):
+                connection.give_up()
+                if not number % BLOCK:
+                    await asyncio.sleep(0)
 
     def _blocks(self) -> list[Block]:
         for group in self._groups.values():

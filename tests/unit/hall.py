@@ -57,13 +57,12 @@ class Reader:
         return self.block.group if self.block is not None else None
 
     @staticmethod
-    def ask_all(block: Block) -> bool:
+    def ask_all(block: Block) -> None:
         block.asking = True
         for reader in cast(Iterable["Reader"], block.connections):
             reader.asks += 1
             if not reader.silent:
                 block.heard.add(reader)
-        return True
 
     @staticmethod
     def flush_all(block: Block) -> None:

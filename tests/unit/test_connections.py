@@ -162,6 +162,28 @@ async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
         await until(lambda: held.given_up)
 
 
+async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> None:
+    """Who came since the last tick is served with the others from the next one on."""
+    readers = [Reader(interval=60) for _ in range(3)]
+    for reader in readers:
+        reader.silent = True  # at first
+        hall.manager.connect(reader)
+    async with running(hall.manager.beat()):
+        await until(lambda: all(reader.asks == 1 for reader in readers))
+        await until(lambda: not any(each.block and each.block.asking for each in readers))
+        before = {reader.block for reader in readers}
+        for group in {reader.group for reader in readers}:
+            assert group is not None
+            group.settle()
+        assert before.isdisjoint(reader.block for reader in readers)
+        for reader in readers[1:]:
+            assert reader.block is not None
+            reader.block.heard.add(reader)
+        await until(lambda: readers[0].given_up)
+    assert readers[0].asks == 1
+    assert not any(reader.given_up for reader in readers[1:])
+
+
 async def test_who_moves_is_heard_of_as_before(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ A group is all who share a subscription and a tick. It is served block by block,
 turn on the event loop between two blocks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 
@@ -51,8 +51,8 @@ class Connection(Protocol):
         ...
 
     @staticmethod
-    def ask_all(block: "Block") -> bool:
-        """Have a block asked for a sign of life, with its next frame; False if nobody would answer.
+    def ask_all(block: "Block") -> None:
+        """Have a block asked for a sign of life, with its next frame.
 
         Who gives one is put into `heard`.
         """
@@ -102,6 +102,8 @@ class Block:
         before = connection.block
         if before is None or before.asking or connection in before.heard:
             self.heard.add(connection)
+        if before is not None:
+            before.remove(connection)
         self.connections[connection] = None
         connection.block = self
         self.known = None
@@ -152,12 +154,10 @@ class Group:
     def settle(self) -> None:
         """Have those who came since the last tick served by the next."""
         blocks = [block for block in self.blocks if block.connections]
-        coming: Iterable[Connection] = self.arrivals.connections
-        if 2 * len(self) < (len(blocks) - 1) * BLOCK:  # they have become sparse
-            coming, blocks = list(self), []
-        if coming:
-            self.arrivals = Block(self)
-        waiting = iter(coming)
+        sparse = 2 * len(self) < (len(blocks) - 1) * BLOCK
+        waiting = iter(list(self if sparse else self.arrivals.connections))
+        if sparse:
+            blocks = []
         for block in blocks:
             for connection in islice(waiting, BLOCK - len(block.connections)):
                 block.add(connection)

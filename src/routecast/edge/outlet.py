@@ -43,8 +43,8 @@ class Outlet:
         return sum(not connection.offer(frame) for connection in in_turn(block.connections))
 
     @staticmethod
-    def ask_all(block: Block) -> bool:
-        return False  # pings are the ASGI server's own
+    def ask_all(block: Block) -> None:
+        """Nothing to do: pings are the ASGI server's own."""
 
     @staticmethod
     def flush_all(block: Block) -> None:

@@ -270,9 +270,8 @@ class WebSocketConnection(asyncio.Protocol):
     # -- life and death -------------------------------------------------------------------------
 
     @staticmethod
-    def ask_all(block: Block) -> bool:
+    def ask_all(block: Block) -> None:
         block.asking = True
-        return True
 
     @classmethod
     def flush_all(cls, block: Block) -> None:

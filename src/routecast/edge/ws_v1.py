@@ -77,11 +77,10 @@ class V1Connection(WebSocketConnection):
         return [line for line in others if not line.send(message, named)]
 
     @staticmethod
-    def ask_all(block: Block) -> bool:
+    def ask_all(block: Block) -> None:
         for each in cast(Iterable[V1Connection], block.connections):
             if each._ready:
                 each._rider = PING  # no two of a block need have their next message together
-        return True
 
     @classmethod
     def flush_all(cls, block: Block) -> None:
