@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from benchmarks import streams
 from benchmarks.cases import Absent, Broken
-from benchmarks.fanout import CLIENTS, INTERVAL, Contender, Sample, side_by_side
+from benchmarks.fanout import CLIENTS, INTERVAL, SECONDS, Contender, Sample, side_by_side
 from benchmarks.options import Options
 from benchmarks.plot import Bar, Panel, draw
 from benchmarks.report import Figure, Report, ratios
@@ -42,16 +42,16 @@ PEERS: Final = (
 
 def peers(options: Options) -> Report:
     """The same by other servers: what a message and a connection cost them. Draws the plot."""
-    clients, seconds = (500, 2) if options.quick else (CLIENTS, 10)
+    count, clients, seconds = (1, 500, 2) if options.quick else (2, CLIENTS, SECONDS)
     floors: dict[Peer, list[Sample]] = {}
     samples: dict[Peer, list[Sample]] = {}
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
-        for _ in options.runs(1):
+        for run in options.runs(count):
             for peer in PEERS:
                 both = [Contender(streams.floor), Contender(peer.server)]
                 try:
-                    runs = side_by_side(stage, both, round(clients * peer.share), seconds)
+                    runs = side_by_side(stage, both, round(clients * peer.share), seconds, run)
                 except (Absent, Broken) as why:
                     print(f"{peer.name}: skipped, {why}", flush=True)
                 else:
