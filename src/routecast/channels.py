@@ -40,8 +40,8 @@ class Line(Protocol):
         ...
 
     @staticmethod
-    def send_all(message: Message, named: Named, lines: Sequence[Any]) -> "list[Line]":
-        """Send a message to connections of this kind; return those whose socket was full.
+    def send_all(message: Message, named: Named, cohort: "Cohort") -> "list[Line]":
+        """Send a message to those of a cohort of this kind; return those whose socket was full.
 
         It is `send` for each of them, with what is the same for all done once.
         """
@@ -78,10 +78,12 @@ class Member:
 class Cohort:
     """Members in step: they were sent the same version, and one message is right for all of them.
 
-    There are no more than YIELD_EVERY, so nobody comes or leaves while they are served.
+    There are no more than YIELD_EVERY, so nobody comes or leaves while they are served. As in a
+    block (`core/groups.py`), `known` is what their kind knows of their lines, until one of them
+    comes, leaves or changes; then it is None.
     """
 
-    __slots__ = ("base", "encoding", "identity", "kind", "members")
+    __slots__ = ("base", "encoding", "identity", "kind", "known", "members")
 
     def __init__(
         self, kind: type[Line], base: Version | None, encoding: Encoding, identity: str
@@ -91,6 +93,7 @@ class Cohort:
         self.encoding = encoding
         self.identity = identity
         self.members: dict[Line, Member] = {}
+        self.known: Any = None
 
     @property
     def key(self) -> "_Key":
@@ -132,6 +135,7 @@ class Channel:
             cohort = self._open[key] = Cohort(*key)
             self.cohorts[cohort] = None
         cohort.members[member.line] = member
+        cohort.known = None
         member.cohort = cohort
 
     def remove(self, member: Member) -> None:
@@ -140,6 +144,7 @@ class Channel:
         if cohort is None:
             return
         del cohort.members[member.line]
+        cohort.known = None
         if not cohort.members:
             del self.cohorts[cohort]
             if self._open.get(cohort.key) is cohort:
@@ -316,7 +321,7 @@ class Channels:
         if leading is None:
             return
         named = leading.under(cohort.identity)
-        behind = cohort.kind.send_all(leading, named, list(cohort.members))
+        behind = cohort.kind.send_all(leading, named, cohort)
         self._count(leading, len(cohort.members) - len(behind), len(behind))
         cohort.base = version
         for line in behind:

@@ -75,6 +75,12 @@ class Subscriber:
             case _:
                 self._reply(outcome)
 
+    def changed(self) -> None:
+        """Tell that the line is not as it was: what cohorts know of theirs holds no more."""
+        for member in self._members.values():
+            if member.cohort is not None:
+                member.cohort.known = None
+
     def catch_up(self) -> None:
         """Send what was missed while the socket was full, until it is full again."""
         while self._parked:

@@ -6,7 +6,7 @@ import json
 import random
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,8 +49,8 @@ class Line:
         return self.open
 
     @staticmethod
-    def send_all(message: Message, named: Named, lines: Sequence["Line"]) -> list[module.Line]:
-        return [line for line in lines if not line.send(message, named)]
+    def send_all(message: Message, named: Named, cohort: module.Cohort) -> list[module.Line]:
+        return [line for line in cohort.members if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
         self.replies.append(data)

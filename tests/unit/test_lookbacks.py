@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,8 +40,8 @@ class Line:
         return self.open
 
     @staticmethod
-    def send_all(message: Message, named: Named, lines: Sequence["Line"]) -> list[channels.Line]:
-        return [line for line in lines if not line.send(message, named)]
+    def send_all(message: Message, named: Named, cohort: channels.Cohort) -> list[channels.Line]:
+        return [line for line in cohort.members if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
         self.sent.append(json.loads(data))

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
-from routecast.channels import Line
+from routecast.channels import Cohort, Line
 from routecast.connections import ConnectionManager
 from routecast.core.message import Encoding, Message, Named
 from routecast.core.session import Session
@@ -43,8 +43,8 @@ class V1Outlet(Outlet):
         return True
 
     @staticmethod
-    def send_all(message: Message, named: Named, lines: Sequence["V1Outlet"]) -> list[Line]:
-        return [line for line in lines if not line.send(message, named)]
+    def send_all(message: Message, named: Named, cohort: Cohort) -> list[Line]:
+        return [line for line in cohort.members if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
         self._out.append(data)

@@ -115,6 +115,7 @@ class Ranks(NamedTuple, Generic[One]):
         if self.asked.connections:
             for each in self.asked.connections:
                 each._rider = b""
+                each._changed()
             self.asked.write(PING + data)
 
 

@@ -3,20 +3,20 @@
 Its frames come from channels (`channels.py`), which write to it what all members of one share.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Self, cast
 
 from websockets.frames import Frame, Opcode
 
-from routecast.channels import Line
+from routecast.channels import Cohort, Line
 from routecast.core.groups import Block
 from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
 from routecast.edge.wire import PING, named_deflated, named_plain
-from routecast.edge.ws import OPEN, Speak, WebSocketConnection, line_up
+from routecast.edge.ws import OPEN, Ranks, Speak, WebSocketConnection, line_up
 from routecast.protocol import CloseCode
 from routecast.subscribers import Subscriber, Subscribers
 
@@ -70,8 +70,10 @@ class V1Connection(WebSocketConnection):
         return True
 
     @classmethod
-    def send_all(cls, message: Message, named: Named, lines: Sequence[Self]) -> list[Line]:
-        ranks = line_up(lines)
+    def send_all(cls, message: Message, named: Named, cohort: Cohort) -> list[Line]:
+        if cohort.known is None:
+            cohort.known = line_up(cast(Iterable[Self], cohort.members))
+        ranks: Ranks[Self] = cohort.known
         ranks.write(named.plain or named_plain(message, named))
         others = chain(ranks.deflating.connections, ranks.others)
         return [line for line in others if not line.send(message, named)]
@@ -81,11 +83,17 @@ class V1Connection(WebSocketConnection):
         for each in cast(Iterable[V1Connection], block.connections):
             if each._ready:
                 each._rider = PING  # no two of a block need have their next message together
+                each._changed()
 
     @classmethod
     def flush_all(cls, block: Block) -> None:
         for each in cast(Iterable[V1Connection], block.connections):
             each.flush()
+            each._changed()
+
+    def _changed(self) -> None:
+        if self.block is not None:  # so it has a subscriber, too
+            self._subscriber.changed()
 
     def _deflated(self, message: Message, named: Named) -> bytes:
         before = self._before
