@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.cases import Absent, Broken
 from benchmarks.cluster import cluster
-from benchmarks.fanout import fanout
+from benchmarks.fanout import fanout, twins
 from benchmarks.freshness import freshness
 from benchmarks.handshakes import handshakes
 from benchmarks.history import history
@@ -30,6 +30,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "history": history,
     "freshness": freshness,
     "fanout": fanout,
+    "twins": twins,
     "views": views,
     "deltas": deltas,
     "peers": peers,

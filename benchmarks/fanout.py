@@ -12,7 +12,7 @@ from benchmarks.options import Options
 from benchmarks.processes import cpu_seconds, unique_bytes
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.stage import Stage, set_stage
-from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, Server, floor, routecast
+from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, Server, floor, floor_by_views, routecast
 from benchmarks.subscribers import Subscribers
 from routecast.connections import PING_SECONDS
 
@@ -53,9 +53,8 @@ def side_by_side(
     """Run servers at once, with so many clients each, and look at them for the same seconds.
 
     Their ticks fall into different parts of the interval. So whatever else the machine does, and
-    however fast it is just then, all of them meet it. It matters who comes first: the floor beside
-    itself takes some 4 % more for the clients that came first, whatever the phases of its ticks
-    are. So runs of an odd number begin with the last. Raises Broken when one loses clients.
+    however fast it is just then, all of them meet it. It may matter who comes first (`twins`): so
+    runs of an odd number begin with the last. Raises Broken when one loses clients.
     """
     with ExitStack() as stack:
         sides = [_Side(stage, contender, stack) for contender in contenders]
@@ -139,3 +138,25 @@ def fanout(options: Options) -> Report:
     ]
     title = f"One document to {clients:,} clients, each {INTERVAL:.0f} s"
     return Report("fanout", title, figures, options.quick)
+
+
+def twins(options: Options) -> Report:
+    """The floor beside itself: what to make of a ratio that is a little off 1."""
+    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
+    contenders = [Contender(floor_by_views(1)), Contender(floor)]
+    with tempfile.TemporaryDirectory() as folder:
+        stage = set_stage(Path(folder))
+        runs = [
+            side_by_side(stage, contenders, clients, seconds, run) for run in options.runs(pairs)
+        ]
+    one, other = ([each.message_us for each in side] for side in zip(*runs, strict=True))
+    plain = ratios(one, other)
+    figures = [
+        Figure("CPU a message: one ÷ the other", plain),
+        Figure(
+            "CPU a message: whose clients came first ÷ the other",
+            [1 / ratio if run % 2 else ratio for run, ratio in enumerate(plain)],
+        ),
+    ]
+    title = f"One document to {clients:,} clients, each {INTERVAL:.0f} s, by two floors"
+    return Report("twins", title, figures, options.quick)
