@@ -26,6 +26,8 @@ YIELD_EVERY: Final = 250
 # A tick may be so much later than it should, in seconds, and the stream still shows in time that it
 # lives.
 MARGIN: Final = 1.0
+# Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
+ROUNDED: Final = 1e-6
 
 
 class Line(Protocol):
@@ -159,18 +161,17 @@ class Channel:
 
         Returns how many ticks are over that there was no time for.
         """
-        soonest = self._after(self.due)
-        next_due = self._after(max(now, self.due))  # a timer may ring a little early
-        self.due = min(next_due, self._patience)
-        return round((next_due - soonest) / self.subscription.interval)
+        last, ticks = self._ticks(self.due), self._ticks(max(now, self.due))  # timers may be early
+        self.due = min((ticks + 1) * self.subscription.interval, self._patience)
+        return ticks - last
 
     def must_show_life(self) -> bool:
         """Whether members would wait too long for a whole document if not sent one now."""
-        return self._after(self.due) > self._patience
+        return (self._ticks(self.due) + 1) * self.subscription.interval > self._patience
 
-    def _after(self, now: float) -> float:
-        interval = self.subscription.interval
-        return (now // interval + 1) * interval
+    def _ticks(self, now: float) -> int:
+        """Return how many intervals the monotonic clock has had by then."""
+        return int(now / self.subscription.interval + ROUNDED)
 
     @property
     def _patience(self) -> float:

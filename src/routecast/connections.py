@@ -13,14 +13,15 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from itertools import chain
 from math import inf
 from typing import Final, Protocol
 
+from routecast.core import groups
 from routecast.core.frame import Frame
-from routecast.core.groups import BLOCK, Block, Connection, Group, Key
+from routecast.core.groups import Block, Connection, Group, Key
 from routecast.core.turns import in_turn
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
@@ -39,8 +40,11 @@ CROWD: Final = 10_000
 PING_SECONDS: Final = 20.0
 # For so long the question waits for a frame that it can go with, at no write of its own.
 RIDE_SECONDS: Final = 2.0
-# So long after the question, a connection that was not heard of is gone.
+# So long after the question was put, be it with a frame or without one a little later, a connection
+# that was not heard of is gone.
 PONG_SECONDS: Final = 8.0
+# So many at most are closed before others get a turn: that takes more than to be sent a frame.
+FAREWELLS: Final = 50
 # Clients that are told to come back are spread so that not more than this many come in a second,
 # over at least the first and at most the second of these times, in seconds.
 RETURNS_PER_SECOND: Final = 1_000
@@ -79,6 +83,7 @@ class ConnectionManager:
         self._gone = asyncio.Event()
         self._waiting: list[Connection] = []  # for their first frame, from other than live state
         self._closing = False
+        self._served = 0  # since others had a turn
         self.active = 0  # connections open
         instruments.connections.set_function(lambda: self.active)
 
@@ -155,13 +160,20 @@ class ConnectionManager:
     async def broadcast(self, frame: Frame, group: Group) -> None:
         """Send a frame to a group, block by block; others get their turn in between."""
         offered = conflated = 0
-        for number, block in enumerate(in_turn(group.blocks)):
-            if number:
-                await asyncio.sleep(0)
+        async for block in self._in_turns(in_turn(group.blocks)):
             if block.connections:
                 offered += len(block.connections)
                 conflated += group.kind.offer_all(frame, block)
         self._count(frame, offered, conflated)
+
+    async def _in_turns(self, blocks: Iterable[Block]) -> AsyncIterator[Block]:
+        """Yield blocks, and give others a turn on the event loop before it is too many at once."""
+        for block in blocks:
+            self._served += len(block.connections)
+            if self._served > groups.BLOCK:
+                await asyncio.sleep(0)
+                self._served = len(block.connections)
+            yield block
 
     async def run(self) -> None:
         """Send frames as their ticks come. Never ends."""
@@ -187,20 +199,22 @@ class ConnectionManager:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
         while True:
             await asyncio.sleep(PING_SECONDS - PONG_SECONDS)
-            for block in self._blocks():
-                block.heard = set()
+            for block in self._blocks():  # all of them at once: who moves takes the question along
+                block.heard, block.asking = set(), True
+            async for block in self._in_turns(self._blocks()):
                 block.group.kind.ask_all(block)
-                await asyncio.sleep(0)
             await asyncio.sleep(RIDE_SECONDS)
-            for block in self._blocks():
+            async for block in self._in_turns(self._blocks()):
                 block.group.kind.flush_all(block)
-                await asyncio.sleep(0)
             await asyncio.sleep(PONG_SECONDS - RIDE_SECONDS)
-            # The blocks may be others by now, but know what those knew.
+            # What has come in while nothing ran here is read before it is judged.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             silent = [each for block in self._blocks() for each in block.silent()]
             for number, connection in enumerate(silent, 1):
-                connection.give_up()
-                if not number % BLOCK:
+                if connection.block is not None and connection not in connection.block.heard:
+                    connection.give_up()
+                if not number % FAREWELLS:
                     await asyncio.sleep(0)
 
     def _blocks(self) -> list[Block]:
@@ -218,7 +232,7 @@ class ConnectionManager:
         self._closing = True
         for number, connection in enumerate(self._all(), 1):
             connection.stop(CloseCode.RESTART, self._return_ms())
-            if not number % BLOCK:
+            if not number % FAREWELLS:
                 await asyncio.sleep(0)
         if self.active:
             with suppress(TimeoutError):
@@ -242,7 +256,7 @@ class ConnectionManager:
         for number, connection in enumerate(waiting, 1):
             if connection.block is not None:
                 self.send_personal(frames[connection.subscription.view], connection)
-            if not number % BLOCK:
+            if not number % groups.BLOCK:
                 await asyncio.sleep(0)
 
     # -- ticks ----------------------------------------------------------------------------------

@@ -303,6 +303,7 @@ def test_stalled_readers_hold_little(server: Server) -> None:
         ({"sec_websocket_key": "not base64"}, 400),
         ({"content_length": "5"}, 400),
         ({"x": "y" * 40_000}, 400),
+        ({"host": None}, 400),
     ],
 )
 def test_a_bad_upgrade_is_refused(
@@ -336,6 +337,24 @@ def test_an_upgrade_with_a_field_twice(shared: Server) -> None:
     """A field that is none of the handshake's may be there as often as the client likes."""
     with Line(shared.port) as line:
         line.send(upgrade_request().removesuffix(b"\r\n") + b"X: 1\r\nX: 2\r\n\r\n")
+        assert line.answer().status == 101
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ== \t"},
+        {"sec_websocket_version": "13 "},
+        {"upgrade": "websocket "},
+        {"connection": "Upgrade\r\nConnection: keep-alive"},
+        {"connection": "keep-alive, Upgrade"},
+        {"upgrade": "WebSocket"},
+    ],
+)
+def test_an_upgrade_as_others_write_it(shared: Server, extra: dict[str, str]) -> None:
+    """With space at the end of a value, and a list in two fields (RFC 9112, 5.1; RFC 9110, 5.3)."""
+    with Line(shared.port) as line:
+        line.send(upgrade_request(**extra))
         assert line.answer().status == 101
 
 
@@ -453,6 +472,28 @@ def test_an_upgrade_on_a_full_line(server: Server) -> None:
         server.wait_for_active(0, 20)
     assert server.closed(4409) == 1
     assert server.memory() - before < 2 * MIB
+
+
+def test_an_upgrade_on_a_line_that_drains(server: Server) -> None:
+    """Who takes the answers of before stays, whatever it speaks then."""
+    fill(server)
+    with Line(server.port, receive_buffer=4096) as line:
+        served = 'routecast_snapshots_served_total{source="live"}'
+        count = server.instrument(served)
+        line.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        while server.instrument(served) < count + 3:
+            assert not line.ended
+        line.send(upgrade_request(sec_websocket_protocol="routecast.v1.json"))
+        server.wait_for_active(1, 5)
+        assert [line.answer().status for _ in range(4)] == [200, 200, 200, 101]
+        until = time.monotonic() + 11  # a second more than who reads nothing would have
+        while time.monotonic() < until:
+            line.send(frame(PING, b"here"))
+            while (read := line.frame()) != (PONG, b"here"):
+                assert read is not None
+            time.sleep(0.2)  # this is what the client does
+    server.wait_for_active(0, 5)
+    assert server.instrument("routecast_send_failures_total") == 0
 
 
 def test_a_reader_of_nothing_over_http(server: Server) -> None:

@@ -47,8 +47,9 @@ class Reader:
         self.times.append(asyncio.get_running_loop().time())
         return True
 
-    @staticmethod
-    def offer_all(frame: Frame, block: Block) -> int:
+    @classmethod
+    def offer_all(cls, frame: Frame, block: Block) -> int:
+        cls.flush_all(block)
         return sum(not connection.offer(frame) for connection in block.connections)
 
     @property
@@ -58,15 +59,16 @@ class Reader:
 
     @staticmethod
     def ask_all(block: Block) -> None:
-        block.asking = True
-        for reader in cast(Iterable["Reader"], block.connections):
-            reader.asks += 1
-            if not reader.silent:
-                block.heard.add(reader)
+        """Nothing to do: `flush_all` sees it."""
 
     @staticmethod
     def flush_all(block: Block) -> None:
-        block.asking = False
+        if block.asking:
+            block.asking = False
+            for reader in cast(Iterable["Reader"], block.connections):
+                reader.asks += 1
+                if not reader.silent:
+                    block.heard.add(reader)
 
     def give_up(self) -> None:
         self.given_up = True

@@ -17,6 +17,7 @@ from routecast.channels import Channel, Channels
 from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.core.versions import FRESH
+from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
 from routecast.ports import Reading
 from routecast.protocol import CloseCode, Source
@@ -224,6 +225,19 @@ async def test_late_tick_is_merged_with_the_next(hall: Hall, channels: Channels)
         hall.commit()
         await until(lambda: line.total() == 2)
     assert hall.count("ticks_merged") >= before + 2
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.2, 0.3, 0.7, 1.1, 2.5, 7.3])
+def test_tick_on_time_is_merged_with_none(interval: float) -> None:
+    """However products and quotients of floating point are rounded; nor does one come twice."""
+    start = 1_000_003.3
+    channel = Channel(Subscription(View(), interval), start)
+    channel.turn(start)
+    for count in range(1000):
+        channel.whole = due = channel.due
+        assert channel.turn(due + (0.0005 if count % 3 else -1e-9)) == 0
+        assert channel.due == pytest.approx(due + interval)
+    assert channel.turn(channel.due + 3.5 * interval) == 3
 
 
 async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels: Channels) -> None:

@@ -184,6 +184,22 @@ async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> 
     assert not any(reader.given_up for reader in readers[1:])
 
 
+async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
+    """The question goes with it, so nobody is passed over because others come."""
+    reader = Reader(interval=60)
+    reader.silent = True
+    hall.manager.connect(reader)
+    group, before = reader.group, reader.block
+    assert group is not None
+    assert before is not None
+    async with running(hall.manager.beat()):
+        await until(lambda: before.asking)
+        group.settle()
+        assert reader.block is not before
+        await until(lambda: reader.given_up)
+    assert reader.asks == 1
+
+
 async def test_who_moves_is_heard_of_as_before(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,6 @@ from hashlib import sha1
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
-from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 from routecast.edge.handshake import REMEMBERED, Agreement, Handshakes, UpgradeRequest
 
@@ -53,9 +52,7 @@ def answer(handshakes: Handshakes, request: Lines) -> Agreement:
 def told(agreement: Agreement) -> object:
     """Return all that an answer tells, but for its date."""
     lines = [line for line in agreement.answer.split(b"\r\n") if not line.startswith(b"Date: ")]
-    if not agreement.accepted:
-        return lines
-    return lines, agreement.subprotocol, [repr(each) for each in agreement.extensions]
+    return lines, agreement[1:]
 
 
 def headers(agreement: Agreement) -> Headers:
@@ -100,22 +97,24 @@ def test_what_is_agreed_on() -> None:
     offer = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", "permessage-deflate")]
 
     agreement = answer(handshakes, [*offer, ("Sec-WebSocket-Protocol", "mqtt, routecast.v1.json")])
-    (deflate,) = agreement.extensions
     response = headers(agreement)
     assert response["Sec-WebSocket-Accept"] == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455
     assert agreement.subprotocol == "routecast.v1.json" == response["Sec-WebSocket-Protocol"]
-    assert isinstance(deflate, PerMessageDeflate)
-    assert not deflate.local_no_context_takeover
+    assert agreement[3:] == (True, True, True)
 
     # The default stream's frames are made once for all: each stands alone.
     agreement = answer(handshakes, offer)
-    (deflate,) = agreement.extensions
     assert agreement.subprotocol is None
     assert "Sec-WebSocket-Protocol" not in headers(agreement)
-    assert isinstance(deflate, PerMessageDeflate)
-    assert deflate.local_no_context_takeover
+    assert agreement[3:] == (True, True, False)
 
-    assert answer(Handshakes(SPOKEN, compress=False), offer).extensions == ()
+    # A window of its own would make frames of its own.
+    small = ("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=10")
+    assert answer(handshakes, [*UPGRADE, KEY, small])[3:] == (True, False, False)
+
+    assert answer(Handshakes(SPOKEN, compress=False), offer)[3:] == (False, False, False)
+    # Nothing of these is in a refusal.
+    assert answer(handshakes, [*offer, KEY])[1:] == (False, None, False, False, False)
 
 
 def test_a_request_keeps_its_fields_as_they_came() -> None:

@@ -52,15 +52,15 @@ class Connection(Protocol):
 
     @staticmethod
     def ask_all(block: "Block") -> None:
-        """Have a block asked for a sign of life, with its next frame.
+        """Note that a block of connections of this kind is `asking` from now on.
 
-        Who gives one is put into `heard`.
+        They are asked with their next frame, and who gives a sign of life is put into `heard`.
         """
         ...
 
     @staticmethod
     def flush_all(block: "Block") -> None:
-        """Ask those whom no frame has come for."""
+        """Ask those of a block whom no frame has come for, if it is `asking` still."""
         ...
 
     def give_up(self) -> None:
@@ -84,7 +84,10 @@ class Block:
     - `known` is what their kind knows of all of them together, until one of them changes. Whoever
       changes in a way that matters to it resets it to None.
     - `asking` says that they are to be asked for a sign of life, with their next frame.
-    - `heard` has those that gave one since, or came since.
+    - `heard` has those that need not be given up: they gave one since the last question, or came
+      since then.
+
+    Who moves to another block takes along what is known of it, and the question that waits.
     """
 
     __slots__ = ("asking", "connections", "group", "heard", "known")
@@ -100,9 +103,10 @@ class Block:
     def add(self, connection: Connection) -> None:
         """Take a connection in, be it out of another block."""
         before = connection.block
-        if before is None or before.asking or connection in before.heard:
+        if before is None or connection in before.heard:
             self.heard.add(connection)
         if before is not None:
+            self.asking = self.asking or before.asking
             before.remove(connection)
         self.connections[connection] = None
         connection.block = self
@@ -155,7 +159,8 @@ class Group:
         """Have those who came since the last tick served by the next."""
         blocks = [block for block in self.blocks if block.connections]
         sparse = 2 * len(self) < (len(blocks) - 1) * BLOCK
-        waiting = iter(list(self if sparse else self.arrivals.connections))
+        moving = list(self if sparse else self.arrivals.connections)
+        waiting = iter(moving)
         if sparse:
             blocks = []
         for block in blocks:
@@ -166,6 +171,8 @@ class Group:
             for connection in some:
                 blocks[-1].add(connection)
         self.blocks = blocks
+        if moving:
+            self.arrivals = Block(self)
 
     def join(self, other: "Group") -> None:
         """Take in all of another group."""

@@ -99,6 +99,20 @@ class GuardedHttp(HttpToolsProtocol):
         if self._head > MAX_HEAD_BYTES and not self._in_body:
             self.send_400_response("The request's headers are too large.")
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.strip(b" \t"))  # RFC 9112, 5.1; the parser leaves the end
+
+    def _get_upgrade(self) -> bytes | None:
+        # Uvicorn's own looks at the last `Connection` field only (RFC 9110, 5.3).
+        upgrade, options = None, b""
+        for name, value in self.headers:
+            if name == b"connection":
+                options += b"," + value.lower()
+            elif name == b"upgrade":
+                upgrade = value.lower()
+        wanted = any(option.strip() == b"upgrade" for option in options.split(b","))
+        return upgrade if wanted else None
+
     def on_headers_complete(self) -> None:
         if self._head > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
             raise ValueError("headers too large")  # answered with 400

@@ -9,8 +9,10 @@ from typing import Final, NamedTuple
 
 from starlette.responses import Response
 from websockets.datastructures import Headers
-from websockets.extensions import Extension
-from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.extensions.permessage_deflate import (
+    PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
+)
 from websockets.http11 import Request
 from websockets.http11 import Response as WireResponse
 from websockets.server import ServerProtocol
@@ -18,6 +20,7 @@ from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
 from routecast.edge.problem import respond_error
+from routecast.edge.wire import WINDOW_BITS
 from routecast.errors import RoutecastError
 
 _silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
@@ -75,7 +78,7 @@ class UpgradeRequest:
         return [value.decode("latin-1") for each, value in self.fields if each == name]
 
     def terms(self) -> tuple[bytes | None, ...] | None:
-        """Return what is asked for, None where a field comes more than once."""
+        """Return what is asked for, None where any field comes more than once."""
         if len(self._by_name) != len(self.fields):
             return None
         return tuple(map(self._by_name.get, _TERMS))
@@ -86,8 +89,10 @@ class Agreement(NamedTuple):
 
     answer: bytes
     accepted: bool
-    subprotocol: Subprotocol | None
-    extensions: Sequence[Extension]
+    subprotocol: Subprotocol | None = None
+    inflates: bool = False  # the client may send deflated messages
+    deflates: bool = False  # it may be sent them, made with a window as all others have
+    remembers: bool = False  # and has the one before still, to be referred to
 
 
 class Handshakes:
@@ -136,14 +141,21 @@ class Handshakes:
         protocol = self._protocol
         protocol.available_extensions = self._offer(fields) if self._compress else None
         answer = protocol.accept(Request("", _headers(fields)))
-        accepted = answer.status_code == HTTPStatus.SWITCHING_PROTOCOLS
-        if accepted:
-            del answer.headers["Date"]  # so it can be said again (RFC 9110, 6.6.1)
-        else:
+        extensions, protocol.extensions, protocol.handshake_exc = protocol.extensions, [], None
+        if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             answer.headers["Sec-WebSocket-Version"] = "13"  # the one spoken here (RFC 6455, 4.2.2)
-        return Agreement(
-            answer.serialize(), accepted, protocol.subprotocol, tuple(protocol.extensions)
-        )
+            return Agreement(answer.serialize(), accepted=False)
+        del answer.headers["Date"]  # so it can be said again (RFC 9110, 6.6.1)
+        agreement = Agreement(answer.serialize(), accepted=True, subprotocol=protocol.subprotocol)
+        for extension in extensions:
+            assert isinstance(extension, PerMessageDeflate)
+            # One window for all: a client that asks for a smaller one gets plain frames.
+            agreement = agreement._replace(
+                inflates=True,
+                deflates=extension.local_max_window_bits == WINDOW_BITS,
+                remembers=not extension.local_no_context_takeover,
+            )
+        return agreement
 
     def _offer(self, fields: _Fields) -> Sequence[ServerPerMessageDeflateFactory]:
         offered = b"".join(value for name, value in fields if name == _PROTOCOL).decode("latin-1")

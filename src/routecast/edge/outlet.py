@@ -48,7 +48,7 @@ class Outlet:
 
     @staticmethod
     def flush_all(block: Block) -> None:
-        """Nothing to do: nobody was asked."""
+        block.asking = False
 
     def give_up(self) -> None:
         """Nothing to do: nobody was asked."""

@@ -17,6 +17,7 @@ def reset(transport: asyncio.Transport) -> None:
     """
     line: socket.socket | None = transport.get_extra_info("socket")
     if line is not None:
-        with suppress(OSError):  # it is closed already
+        # It is closed already, or, where uvloop closed it, says so by a descriptor below 0.
+        with suppress(OSError, ValueError):
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
     transport.abort()

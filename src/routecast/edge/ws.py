@@ -1,8 +1,8 @@
 """WebSocket on the transport itself: a protocol class for uvicorn, lean in time and in memory.
 
 Uvicorn hands over a connection with its upgrade request. The handshake is that of `websockets`
-(`handshake.py`), of which nothing stays but one slotted object. Frames that were encoded
-once are written straight to the socket: no task, queue or coroutine for each connection.
+(`handshake.py`), of which nothing stays with a connection, which is one slotted object. Frames that
+were encoded once are written straight to the socket: no task, queue or coroutine for each.
 
 The transport is told to hold nothing (`high=0`): it writes at once, and calls `pause_writing` as
 soon as a socket is full. From then on the connection is skipped; when it drains, `resume_writing`
@@ -15,7 +15,6 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
-from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 from routecast.connections import ConnectionManager
@@ -106,8 +105,10 @@ class Ranks(NamedTuple, Generic[One]):
 
     plain: Rank[One]
     deflating: Rank[One]
-    asked: Rank[One]  # as the plain ones, once a ping is before it
-    others: list[One]  # full, closing, or with something else that goes first
+    # Of routecast.v1 also those that take the same once a ping is before it. The default stream's
+    # are asked by the block.
+    asked: Rank[One]
+    others: list[One]  # full, closing, or with something of its own that goes first
 
     def write(self, data: bytes) -> None:
         """Write to those that take it plain."""
@@ -197,7 +198,8 @@ class WebSocketConnection(asyncio.Protocol):
     def offer_all(cls, frame: Frame, block: Block) -> int:
         known = cls._known(block)
         rider, block.asking = PING if block.asking else b"", False
-        known.plain.write(rider + (frame.plain or plain(frame)))
+        if known.plain.connections:
+            known.plain.write(rider + (frame.plain or plain(frame)))
         if known.deflating.connections:
             known.deflating.write(rider + deflated(frame))
         return sum(not connection.offer(frame) for connection in known.others)
@@ -242,7 +244,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._ready = True
         self._changed()
         if self.block is not None:
-            self.block.heard.add(self)  # before it took something again, nothing was asked of it
+            self.block.heard.add(self)  # the question may have been behind what it took only now
         if self._behind:
             self._behind = False
             self._catch_up()
@@ -272,7 +274,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     @staticmethod
     def ask_all(block: Block) -> None:
-        block.asking = True
+        """Nothing to do: `offer_all` sees it."""
 
     @classmethod
     def flush_all(cls, block: Block) -> None:
@@ -327,7 +329,7 @@ class WebSocketConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         block = self.block
         if block is None:
-            return  # refused, and what it says does not count
+            return  # refused or ended, and what it says does not count
         block.heard.add(self)
         inbox = self._inbox
         if inbox is None:
@@ -393,12 +395,13 @@ class WebSocketConnection(asyncio.Protocol):
     ) -> None:
         """Answer the request of a peer that asks for this connection, be it with a refusal."""
         request = UpgradeRequest(method, target, fields)
-        answer, accepted, subprotocol, extensions = self._edge.handshakes.answer(request)
-        if accepted:
+        agreed = self._edge.handshakes.answer(request)
+        answer = agreed.answer
+        if agreed.accepted:
             try:
                 if method != "GET" or any(name in request for name in _BODY):
                     raise BadBody("an upgrade is a plain GET without a body")
-                if len(request.get_all(b"host")) > 1:
+                if len(request.get_all(b"host")) != 1:
                     raise BadBody("a request has one Host")
                 self._session = self._open(request, peer)
             except RoutecastError as error:
@@ -413,23 +416,12 @@ class WebSocketConnection(asyncio.Protocol):
         # It may have an answer in it still, of what was asked before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
         self._rider = answer  # one write, and one packet, with the first frame
-        remembers = self._agree(extensions)
-        if subprotocol is not None:
-            self._edge.subprotocols[subprotocol](self, remembers)
+        self._inflates, self._deflates = agreed.inflates, agreed.deflates
+        if agreed.subprotocol is not None:
+            self._edge.subprotocols[agreed.subprotocol](self, agreed.remembers)
             return
         self._edge.manager.connect(self)
         self.flush()
-
-    def _agree(self, extensions: Iterable[Extension]) -> bool:
-        """Heed the extensions; return whether the client remembers what it was sent."""
-        remembers = False
-        for extension in extensions:
-            assert isinstance(extension, PerMessageDeflate)
-            self._inflates = True
-            # One window for all: a client that asks for a smaller one gets plain frames.
-            self._deflates = extension.local_max_window_bits == WINDOW_BITS
-            remembers = not extension.local_no_context_takeover
-        return remembers
 
     def _open(self, request: UpgradeRequest, peer: str) -> Session:
         path, _, query = request.target.partition(b"?")

@@ -16,7 +16,7 @@ from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
 from routecast.edge.wire import PING, named_deflated, named_plain
-from routecast.edge.ws import OPEN, Ranks, Speak, WebSocketConnection, line_up
+from routecast.edge.ws import OPEN, SEND_SECONDS, Ranks, Speak, WebSocketConnection, line_up
 from routecast.protocol import CloseCode
 from routecast.subscribers import Subscriber, Subscribers
 
@@ -49,7 +49,10 @@ class V1Connection(WebSocketConnection):
         self._deflates, self._inflates = first._deflates, first._inflates
         self._session, first._session = first._session, None
         self._rider, first._rider = first._rider, b""
-        self._ready = True
+        self._ready = first._ready
+        first._relax()
+        if not self._ready:  # answers of before are still on their way
+            self._expect(SEND_SECONDS, CloseCode.TOO_SLOW)
         self._before: Named | None = None  # the last compressed message it was sent
         self._remembers = remembers  # whether its client has it still
         self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT
@@ -82,11 +85,13 @@ class V1Connection(WebSocketConnection):
     def ask_all(block: Block) -> None:
         for each in cast(Iterable[V1Connection], block.connections):
             if each._ready:
-                each._rider = PING  # no two of a block need have their next message together
+                # Its messages are its cohorts', whose other members may be of other blocks.
+                each._rider = PING
                 each._changed()
 
     @classmethod
     def flush_all(cls, block: Block) -> None:
+        block.asking = False
         for each in cast(Iterable[V1Connection], block.connections):
             each.flush()
             each._changed()
