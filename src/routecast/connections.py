@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from routecast.core import groups
 from routecast.core.frame import Frame
-from routecast.core.groups import Block, Connection, Group, Key
+from routecast.core.groups import Block, Connection, Group, Key, Question
 from routecast.core.turns import in_turn
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
@@ -37,7 +37,11 @@ QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
 CROWD: Final = 10_000
 # So often each connection is asked for a sign of life.
-PING_SECONDS: Final = 20.0
+PING_SECONDS: Final = 19.0
+# But not all at once, or their answers would hold up those who are sent a frame at that moment: by
+# so many turns, with so many seconds in between.
+ASK_TURNS: Final = 3
+TURN_SECONDS: Final = 1.0
 # For so long the question waits for a frame that it can go with, at no write of its own.
 RIDE_SECONDS: Final = 2.0
 # So long after the question was put, be it with a frame or without one a little later, a connection
@@ -198,11 +202,16 @@ class ConnectionManager:
     async def beat(self) -> None:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
         while True:
-            await asyncio.sleep(PING_SECONDS - PONG_SECONDS)
+            await asyncio.sleep(PING_SECONDS - TURN_SECONDS * (ASK_TURNS - 1) - PONG_SECONDS)
             for block in self._blocks():  # all of them at once: who moves takes the question along
-                block.heard, block.asking = set(), True
-            async for block in self._in_turns(self._blocks()):
-                block.group.kind.ask_all(block)
+                block.heard, block.question = set(), Question.WAITS
+            for turn in range(ASK_TURNS):
+                if turn:
+                    await asyncio.sleep(TURN_SECONDS)
+                blocks = [each for each in self._blocks() if each.question is Question.WAITS]
+                async for block in self._in_turns(blocks[: -(-len(blocks) // (ASK_TURNS - turn))]):
+                    block.question = Question.DUE
+                    block.group.kind.ask_all(block)
             await asyncio.sleep(RIDE_SECONDS)
             async for block in self._in_turns(self._blocks()):
                 block.group.kind.flush_all(block)

@@ -11,7 +11,7 @@ from routecast.cluster.memory import MemoryCluster
 from routecast.connections import ConnectionManager
 from routecast.core.delta import Delta
 from routecast.core.frame import Frame
-from routecast.core.groups import Block, Group
+from routecast.core.groups import Block, Group, Question
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import Subscription, View
 from routecast.instruments import Instruments
@@ -63,8 +63,8 @@ class Reader:
 
     @staticmethod
     def flush_all(block: Block) -> None:
-        if block.asking:
-            block.asking = False
+        if block.question is not Question.NONE:
+            block.question = Question.NONE
             for reader in cast(Iterable["Reader"], block.connections):
                 reader.asks += 1
                 if not reader.silent:

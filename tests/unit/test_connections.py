@@ -13,7 +13,7 @@ from routecast.cache.memory import MemoryCache
 from routecast.connections import ConnectionManager
 from routecast.core import groups
 from routecast.core.frame import Frame
-from routecast.core.groups import Group
+from routecast.core.groups import Group, Question
 from routecast.core.session import Session
 from routecast.core.view import Subscription, View
 from routecast.edge.outlet import Outlet
@@ -35,7 +35,8 @@ def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> Hall:
 @pytest.fixture
 def beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs of life asked for in quick succession."""
-    monkeypatch.setattr(module, "PING_SECONDS", 0.15)
+    monkeypatch.setattr(module, "PING_SECONDS", 0.17)
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
     monkeypatch.setattr(module, "PONG_SECONDS", 0.1)
 
@@ -162,6 +163,27 @@ async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
         await until(lambda: held.given_up)
 
 
+async def test_not_all_are_asked_at_once(
+    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers would hold up a tick; so there are turns, and nobody is left out."""
+    monkeypatch.setattr(groups, "BLOCK", 2)
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.02)
+    readers = [Reader() for _ in range(9)]
+    for reader in readers:
+        hall.manager.hold(reader)
+    group = readers[0].group
+    assert group is not None
+    waiting: set[int] = set()
+    async with running(hall.manager.beat()):
+        while min(reader.asks for reader in readers) < 2:
+            waiting.add(sum(block.question is Question.WAITS for block in group.blocks))
+            await asyncio.sleep(0)
+    assert {0, 1, 3} <= waiting  # of five blocks, two and two and one at a time
+    assert {reader.asks for reader in readers} == {2}
+    assert not any(reader.given_up for reader in readers)
+
+
 async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> None:
     """Who came since the last tick is served with the others from the next one on."""
     readers = [Reader(interval=60) for _ in range(3)]
@@ -170,7 +192,7 @@ async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> 
         hall.manager.connect(reader)
     async with running(hall.manager.beat()):
         await until(lambda: all(reader.asks == 1 for reader in readers))
-        await until(lambda: not any(each.block and each.block.asking for each in readers))
+        await until(lambda: not any(each.block and each.block.question for each in readers))
         before = {reader.block for reader in readers}
         for group in {reader.group for reader in readers}:
             assert group is not None
@@ -193,7 +215,7 @@ async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
     assert group is not None
     assert before is not None
     async with running(hall.manager.beat()):
-        await until(lambda: before.asking)
+        await until(lambda: before.question)
         group.settle()
         assert reader.block is not before
         await until(lambda: reader.given_up)
@@ -215,7 +237,7 @@ async def test_who_moves_is_heard_of_as_before(
     stay[1].silent = True
     async with running(hall.manager.beat()):
         await until(lambda: all(reader.asks for reader in readers))
-        await until(lambda: not any(block.asking for block in group.blocks))
+        await until(lambda: not any(block.question for block in group.blocks))
         for reader in {*readers} - {*stay}:
             hall.manager.disconnect(reader, CloseCode.DONE)
         group.settle()

@@ -5,6 +5,7 @@ turn on the event loop between two blocks.
 """
 
 from collections.abc import Iterator
+from enum import IntEnum
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,14 @@ BLOCK: Final = 500
 
 # What those of a group have in common: their kind, subscription and quantum.
 Key = tuple[type, Subscription, int]
+
+
+class Question(IntEnum):
+    """Whether connections are to be asked for a sign of life."""
+
+    NONE = 0
+    WAITS = 1  # for its turn
+    DUE = 2  # with the next frame
 
 
 class Connection(Protocol):
@@ -52,15 +61,15 @@ class Connection(Protocol):
 
     @staticmethod
     def ask_all(block: "Block") -> None:
-        """Note that a block of connections of this kind is `asking` from now on.
+        """Note that the question of a block of this kind is due.
 
-        They are asked with their next frame, and who gives a sign of life is put into `heard`.
+        It goes with their next frame, and who gives a sign of life is put into `heard`.
         """
         ...
 
     @staticmethod
     def flush_all(block: "Block") -> None:
-        """Ask those of a block whom no frame has come for, if it is `asking` still."""
+        """Ask those of a block whom no frame has come for, if there is a question still."""
         ...
 
     def give_up(self) -> None:
@@ -83,21 +92,21 @@ class Block:
 
     - `known` is what their kind knows of all of them together, until one of them changes. Whoever
       changes in a way that matters to it resets it to None.
-    - `asking` says that they are to be asked for a sign of life, with their next frame.
+    - `question` says whether they are to be asked for a sign of life.
     - `heard` has those that need not be given up: they gave one since the last question, or came
       since then.
 
     Who moves to another block takes along what is known of it, and the question that waits.
     """
 
-    __slots__ = ("asking", "connections", "group", "heard", "known")
+    __slots__ = ("connections", "group", "heard", "known", "question")
 
     def __init__(self, group: "Group") -> None:
         self.group = group
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self.connections: dict[Connection, None] = {}
         self.known: Any = None
-        self.asking = False
+        self.question = Question.NONE
         self.heard: set[Connection] = set()
 
     def add(self, connection: Connection) -> None:
@@ -106,7 +115,7 @@ class Block:
         if before is None or connection in before.heard:
             self.heard.add(connection)
         if before is not None:
-            self.asking = self.asking or before.asking
+            self.question = max(self.question, before.question)
             before.remove(connection)
         self.connections[connection] = None
         connection.block = self

@@ -6,7 +6,7 @@ from typing import Final
 
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
-from routecast.core.groups import Block
+from routecast.core.groups import Block, Question
 from routecast.core.session import Session
 from routecast.core.turns import in_turn
 from routecast.instruments import Instruments
@@ -48,7 +48,7 @@ class Outlet:
 
     @staticmethod
     def flush_all(block: Block) -> None:
-        block.asking = False
+        block.question = Question.NONE
 
     def give_up(self) -> None:
         """Nothing to do: nobody was asked."""

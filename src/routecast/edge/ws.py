@@ -19,7 +19,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
-from routecast.core.groups import Block
+from routecast.core.groups import Block, Question
 from routecast.core.session import Session
 from routecast.core.turns import first_of
 from routecast.core.view import Subscription
@@ -197,7 +197,9 @@ class WebSocketConnection(asyncio.Protocol):
     @classmethod
     def offer_all(cls, frame: Frame, block: Block) -> int:
         known = cls._known(block)
-        rider, block.asking = PING if block.asking else b"", False
+        rider = b""
+        if block.question is Question.DUE:
+            rider, block.question = PING, Question.NONE
         if known.plain.connections:
             known.plain.write(rider + (frame.plain or plain(frame)))
         if known.deflating.connections:
@@ -278,8 +280,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     @classmethod
     def flush_all(cls, block: Block) -> None:
-        if block.asking:
-            block.asking = False
+        if block.question is not Question.NONE:
+            block.question = Question.NONE
             known = cls._known(block)
             known.plain.write(PING)
             known.deflating.write(PING)

@@ -11,7 +11,7 @@ from typing import Self, cast
 from websockets.frames import Frame, Opcode
 
 from routecast.channels import Cohort, Line
-from routecast.core.groups import Block
+from routecast.core.groups import Block, Question
 from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
@@ -91,7 +91,7 @@ class V1Connection(WebSocketConnection):
 
     @classmethod
     def flush_all(cls, block: Block) -> None:
-        block.asking = False
+        block.question = Question.NONE
         for each in cast(Iterable[V1Connection], block.connections):
             each.flush()
             each._changed()
