@@ -38,8 +38,8 @@ QUANTUM: Final = 0.05
 CROWD: Final = 10_000
 # So often each connection is asked for a sign of life.
 PING_SECONDS: Final = 19.0
-# But not all at once, or their answers would hold up those who are sent a frame at that moment: by
-# so many turns, with so many seconds in between.
+# But not all at once, or their answers would hold up those who are sent a frame at that moment:
+# where they are many, by so many turns, with so many seconds in between.
 ASK_TURNS: Final = 3
 TURN_SECONDS: Final = 1.0
 # For so long the question waits for a frame that it can go with, at no write of its own.
@@ -84,6 +84,7 @@ class ConnectionManager:
         self._ticks: list[tuple[float, int, Group]] = []  # a heap, soonest first
         self._order = itertools.count()
         self._sooner = asyncio.Event()
+        self._someone = asyncio.Event()
         self._gone = asyncio.Event()
         self._waiting: list[Connection] = []  # for their first frame, from other than live state
         self._closing = False
@@ -131,6 +132,7 @@ class ConnectionManager:
         """Put a connection into a group; False when it comes too late."""
         group.arrivals.add(connection)
         self.active += 1
+        self._someone.set()
         self._instruments.opened.inc()
         log.info("%s connected. Total connections: %d", connection.kind, self.active)
         if self._closing:
@@ -202,29 +204,39 @@ class ConnectionManager:
     async def beat(self) -> None:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
         while True:
-            await asyncio.sleep(PING_SECONDS - TURN_SECONDS * (ASK_TURNS - 1) - PONG_SECONDS)
+            if not self.active:  # an idle server sleeps
+                self._someone.clear()
+                await self._someone.wait()
+            turns = max(1, min(ASK_TURNS, len(self._blocks())))
+            await asyncio.sleep(PING_SECONDS - TURN_SECONDS * (turns - 1) - PONG_SECONDS)
             for block in self._blocks():  # all of them at once: who moves takes the question along
                 block.heard, block.question = set(), Question.WAITS
-            for turn in range(ASK_TURNS):
-                if turn:
-                    await asyncio.sleep(TURN_SECONDS)
-                blocks = [each for each in self._blocks() if each.question is Question.WAITS]
-                async for block in self._in_turns(blocks[: -(-len(blocks) // (ASK_TURNS - turn))]):
-                    block.question = Question.DUE
-                    block.group.kind.ask_all(block)
+            await self._ask(turns)
             await asyncio.sleep(RIDE_SECONDS)
             async for block in self._in_turns(self._blocks()):
                 block.group.kind.flush_all(block)
             await asyncio.sleep(PONG_SECONDS - RIDE_SECONDS)
-            # What has come in while nothing ran here is read before it is judged.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            silent = [each for block in self._blocks() for each in block.silent()]
-            for number, connection in enumerate(silent, 1):
-                if connection.block is not None and connection not in connection.block.heard:
-                    connection.give_up()
-                if not number % FAREWELLS:
-                    await asyncio.sleep(0)
+            await self._end_silent()
+
+    async def _ask(self, turns: int) -> None:
+        for turn in range(turns):
+            if turn:
+                await asyncio.sleep(TURN_SECONDS)
+            blocks = [each for each in self._blocks() if each.question is Question.WAITS]
+            async for block in self._in_turns(blocks[: -(-len(blocks) // (turns - turn))]):
+                block.question = Question.DUE
+                block.group.kind.ask_all(block)
+
+    async def _end_silent(self) -> None:
+        # What has come in while nothing ran here is read before it is judged.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        silent = [each for block in self._blocks() for each in block.silent()]
+        for number, connection in enumerate(silent, 1):
+            if connection.block is not None and connection not in connection.block.heard:
+                connection.give_up()
+            if not number % FAREWELLS:
+                await asyncio.sleep(0)
 
     def _blocks(self) -> list[Block]:
         for group in self._groups.values():
