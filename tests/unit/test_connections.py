@@ -151,12 +151,13 @@ async def test_close_waits_no_longer_than_it_may(hall: Hall) -> None:
 async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
     """Each for its sign of life, again and again; who gives none is given up, and nobody else."""
     readers = [Reader(interval=1 + n % 3) for n in range(10)]
-    for reader in readers:
-        hall.manager.connect(reader)
-    held = Reader()
-    hall.manager.hold(held)
     readers[4].silent = True
+    held = Reader()
     async with running(hall.manager.beat()):
+        await asyncio.sleep(0)  # nobody is there
+        for reader in readers:
+            hall.manager.connect(reader)
+        hall.manager.hold(held)
         await until(lambda: all(reader.asks >= 3 for reader in (*readers, held)))
         assert [reader for reader in (*readers, held) if reader.given_up] == [readers[4]]
         held.silent = True
