@@ -101,7 +101,7 @@ class Rank(Generic[One]):
 
 
 class Ranks(NamedTuple, Generic[One]):
-    """What a block of connections falls into, until one of them changes."""
+    """What a block or a cohort falls into, until one of its connections changes."""
 
     plain: Rank[One]
     deflating: Rank[One]

@@ -93,8 +93,9 @@ class V1Connection(WebSocketConnection):
     def flush_all(cls, block: Block) -> None:
         block.question = Question.NONE
         for each in cast(Iterable[V1Connection], block.connections):
-            each.flush()
-            each._changed()
+            if each._rider:  # no message has taken it along
+                each.flush()
+                each._changed()
 
     def _changed(self) -> None:
         if self.block is not None:  # so it has a subscriber, too
