@@ -81,6 +81,28 @@ class Reader:
         return [json.loads(frame.body).get("total_decisions") for frame in self.frames]
 
 
+class Rider(Reader):
+    """A reader for whom alone it is noted that its question is due."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due = False
+
+    @staticmethod
+    def ask_all(block: Block) -> None:
+        for reader in cast(Iterable["Rider"], block.connections):
+            reader.due = True
+
+    @staticmethod
+    def flush_all(block: Block) -> None:
+        block.question = Question.NONE
+        for reader in cast(Iterable["Rider"], block.connections):
+            if reader.due:
+                reader.due = False
+                reader.asks += 1
+                block.heard.add(reader)
+
+
 class Hall:
     """A manager over a live snapshot, to which commits are made by hand."""
 

@@ -24,8 +24,9 @@ class Question(IntEnum):
     """Whether connections are to be asked for a sign of life."""
 
     NONE = 0
-    WAITS = 1  # for its turn
-    DUE = 2  # with the next frame
+    DUE = 1  # with the next frame
+    # For its turn. Where only some of a block were asked, all are once more: so this is the most.
+    WAITS = 2
 
 
 class Connection(Protocol):
