@@ -37,7 +37,9 @@ QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
 CROWD: Final = 10_000
 # So often each connection is asked for a sign of life.
-PING_SECONDS: Final = 19.0
+PING_SECONDS: Final = 20.0
+# Or so much earlier, where a tick then takes the question along: that spares a write to each.
+EARLY_SECONDS: Final = 5.0
 # But not all at once, or their answers would hold up those who are sent a frame at that moment:
 # where they are many, by so many turns, with so many seconds in between.
 ASK_TURNS: Final = 3
@@ -46,7 +48,7 @@ TURN_SECONDS: Final = 1.0
 RIDE_SECONDS: Final = 2.0
 # So long after the question was put, be it with a frame or without one a little later, a connection
 # that was not heard of is gone.
-PONG_SECONDS: Final = 8.0
+PONG_SECONDS: Final = 7.0
 # So many at most are closed before others get a turn: that takes more than to be sent a frame.
 FAREWELLS: Final = 50
 # Clients that are told to come back are spread so that not more than this many come in a second,
@@ -85,6 +87,9 @@ class ConnectionManager:
         self._order = itertools.count()
         self._sooner = asyncio.Event()
         self._someone = asyncio.Event()
+        self._ask_by = inf  # on the monotonic clock; who is asked already need not be
+        self._asked = asyncio.Event()
+        self._turns = 1  # by how many they are asked
         self._gone = asyncio.Event()
         self._waiting: list[Connection] = []  # for their first frame, from other than live state
         self._closing = False
@@ -193,39 +198,73 @@ class ConnectionManager:
                 continue
             for group in due:
                 group.settle()
+            asks = self._is_time_to_ask(due, now)
+            if asks:
+                await self._ask()
             frames = await self._frames.frames({group.subscription.view for group in due})
             for group in due:
                 group.newest = frames[group.subscription.view]
                 await self.broadcast(group.newest, group)
+            if asks:
+                self._asked.set()
             self._instruments.broadcast_seconds.observe(time.monotonic() - now)
             for group in due:
                 self._reschedule(group)
 
     async def beat(self) -> None:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
+        asked = time.monotonic()
         while True:
             if not self.active:  # an idle server sleeps
                 self._someone.clear()
                 await self._someone.wait()
-            turns = max(1, min(ASK_TURNS, len(self._blocks())))
-            await asyncio.sleep(PING_SECONDS - TURN_SECONDS * (turns - 1) - PONG_SECONDS)
-            for block in self._blocks():  # all of them at once: who moves takes the question along
-                block.heard, block.question = set(), Question.WAITS
-            await self._ask(turns)
-            await asyncio.sleep(RIDE_SECONDS)
-            async for block in self._in_turns(self._blocks()):
-                block.group.kind.flush_all(block)
-            await asyncio.sleep(PONG_SECONDS - RIDE_SECONDS)
+                asked = time.monotonic()
+            # A tick that is late by less than a quantum is in time.
+            self._ask_by = asked + PING_SECONDS + QUANTUM
+            await self._wait_to_ask()
+            asked = time.monotonic()
+            for turns in range(self._turns - 1, 0, -1):
+                await asyncio.sleep(TURN_SECONDS)
+                await self._ask_some(turns)
+            judged = time.monotonic() + PONG_SECONDS
+            if any(block.question for block in self._blocks()):
+                await asyncio.sleep(RIDE_SECONDS)
+                async for block in self._in_turns(self._blocks()):
+                    block.group.kind.flush_all(block)
+            await asyncio.sleep(judged - time.monotonic())
             await self._end_silent()
 
-    async def _ask(self, turns: int) -> None:
-        for turn in range(turns):
-            if turn:
-                await asyncio.sleep(TURN_SECONDS)
-            blocks = [each for each in self._blocks() if each.question is Question.WAITS]
-            async for block in self._in_turns(blocks[: -(-len(blocks) // (turns - turn))]):
-                block.question = Question.DUE
-                block.group.kind.ask_all(block)
+    async def _wait_to_ask(self) -> None:
+        """Return once the first are asked: by a tick, or by this when none comes in time."""
+        self._asked.clear()
+        try:
+            async with asyncio.timeout(self._ask_by - time.monotonic()):
+                await self._asked.wait()
+        except TimeoutError:
+            if self._ask_by < inf:  # else a tick is just about it
+                await self._ask()
+
+    def _is_time_to_ask(self, due: Iterable[Group], now: float) -> bool:
+        """Whether a tick is that of most, and their last one before they are to be asked."""
+        if now < self._ask_by - EARLY_SECONDS:
+            return False
+        last = [group for group in due if now + group.subscription.interval > self._ask_by]
+        return 2 * sum(map(len, last)) >= self.active
+
+    async def _ask(self) -> None:
+        """Note that all are to be asked, and ask the first of them."""
+        self._ask_by = inf
+        for block in self._blocks():  # all of them at once: who moves takes the question along
+            block.heard, block.question = set(), Question.WAITS
+        self._turns = max(1, min(ASK_TURNS, -(-self.active // groups.BLOCK)))
+        await self._ask_some(self._turns)
+
+    async def _ask_some(self, turns: int) -> None:
+        """Ask one turn's of those who wait for the question: all of them, if no turns follow."""
+        blocks = [each for each in self._blocks() if each.question is Question.WAITS]
+        async for block in self._in_turns(blocks[: -(-len(blocks) // turns)]):
+            block.question = Question.DUE
+            block.group.kind.ask_all(block)
 
     async def _end_silent(self) -> None:
         # What has come in while nothing ran here is read before it is judged.

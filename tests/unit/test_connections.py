@@ -4,7 +4,9 @@ import asyncio
 import gc
 import json
 import logging
+import time
 import weakref
+from itertools import pairwise
 
 import pytest
 
@@ -22,7 +24,7 @@ from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
-from tests.unit.hall import FAST, Hall, Reader
+from tests.unit.hall import FAST, Hall, Reader, Rider
 from tests.unit.running import PATIENCE, running, until
 
 
@@ -162,6 +164,67 @@ async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
         assert [reader for reader in (*readers, held) if reader.given_up] == [readers[4]]
         held.silent = True
         await until(lambda: held.given_up)
+
+
+async def test_a_tick_takes_the_question_along(
+    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its frames, so it need not be written by itself; and then nothing waits to be."""
+    monkeypatch.setattr(module, "PING_SECONDS", 0.4)
+    monkeypatch.setattr(module, "EARLY_SECONDS", 100.0)
+    monkeypatch.setattr(module, "RIDE_SECONDS", PATIENCE)
+    reader, silent = Reader(), Reader()
+    silent.silent = True
+    async with running(hall.manager.run()), running(hall.manager.beat()):
+        hall.manager.connect(reader)
+        hall.manager.connect(silent)
+        asked: list[int] = []
+        while len(asked) < 3:
+            await until(lambda: reader.asks > len(asked))
+            asked.append(len(reader.frames))
+    # It waits for the last tick that is in time, which is each fourth.
+    assert all(3 <= after - before <= 5 for before, after in pairwise(asked))
+    assert silent.given_up
+    assert not reader.given_up
+
+
+async def test_a_tick_of_few_is_not_waited_for(
+    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would spare little, so most decide; and where they have none in time, time does."""
+    monkeypatch.setattr(module, "PING_SECONDS", 0.4)
+    monkeypatch.setattr(module, "EARLY_SECONDS", 0.2)
+    most = [Reader(interval=60) for _ in range(3)]
+    one = Reader(interval=0.1)
+    for reader in (*most, one):
+        hall.manager.connect(reader)
+    started = time.monotonic()
+    async with running(hall.manager.run()), running(hall.manager.beat()):
+        await until(lambda: one.asks)
+    assert time.monotonic() - started >= module.PING_SECONDS + module.QUANTUM
+
+
+@pytest.mark.parametrize("kind", [Reader, Rider])
+async def test_who_stays_is_asked_though_many_leave(
+    kind: type[Reader], hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer turns and blocks would do for those who are left, but each is asked in the end."""
+    monkeypatch.setattr(groups, "BLOCK", 4)
+    readers = [kind() for _ in range(12)]
+    for reader in readers:
+        hall.manager.hold(reader)
+    group = readers[0].group
+    assert group is not None
+    async with running(hall.manager.beat()):
+        await until(lambda: any(block.question is Question.DUE for block in group.blocks))
+        stay = readers[::4]
+        questions = {each.block.question for each in stay if each.block}
+        assert questions == {Question.DUE, Question.WAITS}
+        for reader in {*readers} - {*stay}:
+            hall.manager.disconnect(reader, CloseCode.DONE)
+        await until(lambda: all(reader.asks >= 3 for reader in stay))
+        assert len(group.blocks) == 1
+    assert not any(reader.given_up for reader in stay)
 
 
 async def test_not_all_are_asked_at_once(
