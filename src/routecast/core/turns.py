@@ -9,7 +9,7 @@ Served = TypeVar("Served")
 
 def first_of(count: int) -> int:
     """Return the place of the one to begin with, of so many; 0 of none."""
-    return random.randrange(count) if count else 0
+    return random.randrange(count) if count > 1 else 0
 
 
 def in_turn(everyone: Iterable[Served]) -> list[Served]:

@@ -45,7 +45,8 @@ class Ring:
     """
 
     _ring = -1
-    _data: bytes | None = None  # what is sent
+    _data: bytes | None = None  # what is sent, and where it is
+    _address = array("Q", [0])
     _size = -1
 
     def __init__(self, flags: int) -> None:
@@ -109,10 +110,9 @@ class Ring:
         return parts
 
     def _set(self, data: bytes) -> None:
-        """Have each entry send this from now on."""
+        """Send this from now on."""
         self._data = data
-        address = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
-        self._addresses[:] = array("Q", [address]) * ENTRIES
+        self._address = array("Q", [ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0])
         if len(data) != self._size:
             self._size = len(data)
             self._sizes[:] = array("I", [len(data)]) * ENTRIES
@@ -122,8 +122,12 @@ class Ring:
         count, tail = len(descriptors), self._tail[0]
         first = tail % ENTRIES
         room = ENTRIES - first
+        over = max(count - room, 0)
         self._descriptors[first : first + count] = descriptors[:room]
-        self._descriptors[: max(count - room, 0)] = descriptors[room:]
+        self._descriptors[:over] = descriptors[room:]
+        # Not of all entries beforehand: a few sends need not touch the whole ring.
+        self._addresses[first : first + count] = self._address * (count - over)
+        self._addresses[:over] = self._address * over
         self._tail[0] = (tail + count) % _WRAP
         self._enter(count, count)
         taken = (self._head[0] - tail) % _WRAP

@@ -210,7 +210,8 @@ class WebSocketConnection(asyncio.Protocol):
     def _known(cls, block: Block) -> Ranks[Self]:
         if block.known is None:
             block.known = line_up(cast(Iterable[Self], block.connections))
-        return cast(Ranks[Self], block.known)
+        known: Ranks[Self] = block.known
+        return known
 
     def _changed(self) -> None:
         """Tell that what is known of the connections it is served with holds no more."""
