@@ -47,7 +47,7 @@ from routecast.history import History
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
-from routecast.live import LOOK_SECONDS, Live
+from routecast.live import ALONE_LOOK_SECONDS, LOOK_SECONDS, Live
 from routecast.lookbacks import Lookbacks
 from routecast.maintenance import Retention, run_retention, run_summaries
 from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
@@ -141,6 +141,7 @@ class Services:
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
         self._has_others = settings.redis_url is not None
+        look_seconds = LOOK_SECONDS if self._has_others else ALONE_LOOK_SECONDS
         names = Names(settings.max_names, settings.max_series)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
         self.sources = Sources(
@@ -159,7 +160,7 @@ class Services:
             engines.cluster,
             engines.clock,
             self.instruments,
-            look_seconds=None if self._only_streams else LOOK_SECONDS,
+            look_seconds=None if self._only_streams else look_seconds,
             cache_seconds=SHARE_SECONDS if self._has_others else None,
             learn=names.learn,
         )

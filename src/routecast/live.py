@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 # How often the nodes, together, read the database's position: what a lost last delta, of a node
 # that was killed before it could tell, costs at most. In seconds.
 LOOK_SECONDS: Final = 5.0
+# A node that is alone is told of nothing, and looks only to notice that the database is lost.
+ALONE_LOOK_SECONDS: Final = 10.0
+# A look that is due in so many seconds is due: timers are not exact.
+SLACK_SECONDS: Final = 0.05
 # Where there are other nodes, how often each tells where it stands, in seconds.
 STEP_SECONDS: Final = 1.0
 # A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
@@ -77,6 +81,7 @@ class Live:
         self._instruments = instruments
         self._look_seconds = look_seconds
         self._cache_seconds = cache_seconds
+        self._has_others = cache_seconds is not None
         self._learn = learn
         self._snapshot: Snapshot | None = None
         self._in_step = False
@@ -141,9 +146,12 @@ class Live:
             stop()
 
     def _pause(self) -> float:
-        if self._cache_seconds is None and self._look_seconds and self.failing is None:
-            return self._look_seconds  # nobody is there to tell anything
-        return STEP_SECONDS
+        if self._has_others or not self._look_seconds or self.failing is not None:
+            return STEP_SECONDS
+        # Nobody is there to tell anything. Ticks draw together at multiples of their interval
+        # (`connections.py`): a process that has little to do wakes once for them and for the look.
+        now = time.monotonic() + SLACK_SECONDS
+        return self._look_seconds - now % self._look_seconds + SLACK_SECONDS
 
     async def _step(self) -> None:
         try:
@@ -241,7 +249,8 @@ class Live:
         heals = (deaf or self._stopped) and not self._deaf
         if self._hears() and self.failing is None and not heals:
             with suppress(Unavailable):
-                return await self._cluster.claim("look", seconds)
+                slack = 0.0 if self._has_others else SLACK_SECONDS
+                return await self._cluster.claim("look", seconds - slack)
         now = time.monotonic()
         # Who committed while we were deaf may be gone, and what it had to tell with it.
         if now < self._next_look and not heals:

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
+from itertools import pairwise
 from math import inf
 from pathlib import Path
+from statistics import median
 
 import apsw
 import pytest
@@ -35,11 +37,16 @@ class GatedStore(SqliteStore):
         super().__init__(path)
         self.gate = asyncio.Event()
         self.gate.set()
-        self.loads = self.looks = 0
+        self.loads = 0
+        self.looked: list[float] = []  # when, on the monotonic clock
+
+    @property
+    def looks(self) -> int:
+        return len(self.looked)
 
     async def position(self) -> Position:
         position = await super().position()
-        self.looks += 1
+        self.looked.append(time.monotonic())
         return position
 
     async def load(self, now: int) -> Snapshot:
@@ -215,6 +222,17 @@ async def test_commits_of_another_process_are_noticed(node: Node) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+async def test_node_that_is_alone_looks_with_the_clock(node: Node) -> None:
+    """Once each interval, at its multiples: there ticks are drawn together to, too."""
+    node = Node(node.store, node.cache, node.clock, look_seconds=0.5)
+    async with running(node.live.run()):
+        await until(lambda: node.store.looks == 8)
+    looked = node.store.looked[1:]  # the first is at the start
+    gaps = [after - before for before, after in pairwise(looked)]
+    assert 0.4 < median(gaps) < 0.6
+    assert median(moment % 0.5 for moment in looked) < 0.1
+
+
 async def test_snapshot_stays_in_the_cache(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nothing is added to it: it expires there, and a node may start at any time."""
     monkeypatch.setattr(node.live, "_cache_seconds", 0.02)
