@@ -9,28 +9,34 @@ from benchmarks.options import Options
 from benchmarks.processes import cpu_seconds
 from benchmarks.report import Figure, Report
 from benchmarks.stage import set_stage
-from benchmarks.streams import PATH, routecast
+from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, routecast
 from benchmarks.subscribers import Subscribers
+from routecast.connections import PING_SECONDS
 
 FEW: Final = 100
 INTERVAL: Final = 5.0
-SETTLE_SECONDS: Final = 3.0
+START_SECONDS: Final = 3.0
+# Until ticks have drawn together, which is how they stay.
+SETTLE_SECONDS: Final = INTERVALS_TO_SETTLE * INTERVAL
+# So long a server is looked at: in that time it pings each client twice, no more and no less.
+SECONDS: Final = 2 * PING_SECONDS
 
 
 def idle(options: Options) -> Report:
     """A server with no client, and with 100 at the default interval."""
-    runs, seconds = (1, 5) if options.quick else (3, 30)
+    runs = 1 if options.quick else 3
+    settle, seconds = (START_SECONDS, INTERVAL) if options.quick else (SETTLE_SECONDS, SECONDS)
     nobody: list[float] = []
     few: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         for _ in options.runs(runs):
             with routecast(stage, INTERVAL) as server:
-                time.sleep(SETTLE_SECONDS)
+                time.sleep(START_SECONDS)
                 nobody.append(_percent(server.pid, seconds))
                 with Subscribers(stage, server.port, PATH, FEW) as crowd:
                     crowd.joined()
-                    time.sleep(SETTLE_SECONDS)
+                    time.sleep(settle)
                     few.append(_percent(server.pid, seconds))
     figures = [
         Figure("no client, % of a core", nobody, most=0.1, decimals=3),
