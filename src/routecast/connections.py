@@ -13,7 +13,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from math import inf
@@ -38,7 +38,8 @@ QUANTUM: Final = 0.05
 CROWD: Final = 10_000
 # So often each connection is asked for a sign of life.
 PING_SECONDS: Final = 20.0
-# Or so much earlier, where a tick then takes the question along: that spares a write to each.
+# Or so much earlier, where a tick then takes the question along: that spares a write to each, but
+# for those whose turn is later.
 EARLY_SECONDS: Final = 5.0
 # But not all at once, or their answers would hold up those who are sent a frame at that moment:
 # where they are many, by so many turns, with so many seconds in between.
@@ -87,9 +88,11 @@ class ConnectionManager:
         self._order = itertools.count()
         self._sooner = asyncio.Event()
         self._someone = asyncio.Event()
-        self._ask_by = inf  # on the monotonic clock; who is asked already need not be
-        self._asked = asyncio.Event()
+        # When all were last to be asked for a sign of life, and by when they are next, on the
+        # monotonic clock; inf while a round of it is under way.
+        self._asked = self._ask_by = inf
         self._turns = 1  # by how many they are asked
+        self._tick_asked = asyncio.Event()  # and its frames are out
         self._gone = asyncio.Event()
         self._waiting: list[Connection] = []  # for their first frame, from other than live state
         self._closing = False
@@ -198,70 +201,75 @@ class ConnectionManager:
                 continue
             for group in due:
                 group.settle()
-            asks = self._is_time_to_ask(due, now)
-            if asks:
-                await self._ask()
+            asking = self._is_time_to_ask(due, now)
+            if asking:
+                await self._ask(due)
             frames = await self._frames.frames({group.subscription.view for group in due})
             for group in due:
                 group.newest = frames[group.subscription.view]
                 await self.broadcast(group.newest, group)
-            if asks:
-                self._asked.set()
+            if asking:
+                self._tick_asked.set()
             self._instruments.broadcast_seconds.observe(time.monotonic() - now)
             for group in due:
                 self._reschedule(group)
 
     async def beat(self) -> None:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
-        asked = time.monotonic()
+        self._asked = time.monotonic()
         while True:
             if not self.active:  # an idle server sleeps
                 self._someone.clear()
                 await self._someone.wait()
-                asked = time.monotonic()
+                self._asked = time.monotonic()
             # A tick that is late by less than a quantum is in time.
-            self._ask_by = asked + PING_SECONDS + QUANTUM
+            self._ask_by = self._asked + PING_SECONDS + QUANTUM
             await self._wait_to_ask()
-            asked = time.monotonic()
             for turns in range(self._turns - 1, 0, -1):
                 await asyncio.sleep(TURN_SECONDS)
                 await self._ask_some(turns)
-            judged = time.monotonic() + PONG_SECONDS
+            patience = PONG_SECONDS
             if any(block.question for block in self._blocks()):
                 await asyncio.sleep(RIDE_SECONDS)
                 async for block in self._in_turns(self._blocks()):
                     block.group.kind.flush_all(block)
-            await asyncio.sleep(judged - time.monotonic())
+                patience -= RIDE_SECONDS
+            await asyncio.sleep(patience)
             await self._end_silent()
 
     async def _wait_to_ask(self) -> None:
-        """Return once the first are asked: by a tick, or by this when none comes in time."""
-        self._asked.clear()
-        try:
-            async with asyncio.timeout(self._ask_by - time.monotonic()):
-                await self._asked.wait()
-        except TimeoutError:
-            if self._ask_by < inf:  # else a tick is just about it
-                await self._ask()
+        """Return once the first are asked: by a tick, or by this when none comes in time.
 
-    def _is_time_to_ask(self, due: Iterable[Group], now: float) -> bool:
+        A tick whose frames are long in coming is not waited for.
+        """
+        while self._ask_by < inf:
+            self._tick_asked.clear()
+            try:
+                async with asyncio.timeout(self._ask_by - time.monotonic()):
+                    await self._tick_asked.wait()
+            except TimeoutError:
+                if self._ask_by < inf:
+                    await self._ask()
+
+    def _is_time_to_ask(self, due: Sequence[Group], now: float) -> bool:
         """Whether a tick is that of most, and their last one before they are to be asked."""
         if now < self._ask_by - EARLY_SECONDS:
             return False
         last = [group for group in due if now + group.subscription.interval > self._ask_by]
         return 2 * sum(map(len, last)) >= self.active
 
-    async def _ask(self) -> None:
-        """Note that all are to be asked, and ask the first of them."""
-        self._ask_by = inf
+    async def _ask(self, first: Sequence[Group] = ()) -> None:
+        """Note that all are to be asked, and ask one turn's, those of some groups first."""
+        self._asked, self._ask_by = time.monotonic(), inf
         for block in self._blocks():  # all of them at once: who moves takes the question along
             block.heard, block.question = set(), Question.WAITS
         self._turns = max(1, min(ASK_TURNS, -(-self.active // groups.BLOCK)))
-        await self._ask_some(self._turns)
+        await self._ask_some(self._turns, first)
 
-    async def _ask_some(self, turns: int) -> None:
+    async def _ask_some(self, turns: int, first: Sequence[Group] = ()) -> None:
         """Ask one turn's of those who wait for the question: all of them, if no turns follow."""
         blocks = [each for each in self._blocks() if each.question is Question.WAITS]
+        blocks.sort(key=lambda block: block.group not in first)
         async for block in self._in_turns(blocks[: -(-len(blocks) // turns)]):
             block.question = Question.DUE
             block.group.kind.ask_all(block)

@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 # How often the nodes, together, read the database's position: what a lost last delta, of a node
 # that was killed before it could tell, costs at most. In seconds.
 LOOK_SECONDS: Final = 5.0
-# A node that is alone is told of nothing, and looks only to notice that the database is lost.
+# A node that is alone makes all commits itself, or should: it looks to notice that the database is
+# lost, or that somebody else has written to it.
 ALONE_LOOK_SECONDS: Final = 10.0
-# A look that is due in so many seconds is due: timers are not exact.
+# A step that comes so many seconds early is the one that was due: timers are not exact.
 SLACK_SECONDS: Final = 0.05
 # Where there are other nodes, how often each tells where it stands, in seconds.
 STEP_SECONDS: Final = 1.0
@@ -55,9 +56,10 @@ SILENT_LOOKS: Final = 4
 class Live:
     """The newest state. Run `run` as a task; read `current`.
 
-    `look_seconds` is how often the nodes, together, read the database's position; None for a node
-    that has no database. Each `cache_seconds`, one of them caches a snapshot for nodes to start
-    from; None where there are no others. `learn` is told every key there is.
+    `look_seconds` is how often the nodes, together, read the database's position, and one that is
+    alone at its multiples; None for a node that has no database. Each `cache_seconds`, one of them
+    caches a snapshot for nodes to start from; None where there are no others. `learn` is told every
+    key there is.
     """
 
     def __init__(
@@ -81,7 +83,6 @@ class Live:
         self._instruments = instruments
         self._look_seconds = look_seconds
         self._cache_seconds = cache_seconds
-        self._has_others = cache_seconds is not None
         self._learn = learn
         self._snapshot: Snapshot | None = None
         self._in_step = False
@@ -144,6 +145,10 @@ class Live:
                 self._stopped = time.monotonic() > due + STOPPED_SECONDS
         finally:
             stop()
+
+    @property
+    def _has_others(self) -> bool:
+        return self._cache_seconds is not None
 
     def _pause(self) -> float:
         if self._has_others or not self._look_seconds or self.failing is not None:
@@ -249,8 +254,9 @@ class Live:
         heals = (deaf or self._stopped) and not self._deaf
         if self._hears() and self.failing is None and not heals:
             with suppress(Unavailable):
-                slack = 0.0 if self._has_others else SLACK_SECONDS
-                return await self._cluster.claim("look", seconds - slack)
+                # Alone, a look that was late is not to cost the next one, which is on time.
+                span = seconds if self._has_others else seconds / 2
+                return await self._cluster.claim("look", span)
         now = time.monotonic()
         # Who committed while we were deaf may be gone, and what it had to tell with it.
         if now < self._next_look and not heals:

@@ -38,6 +38,8 @@ class Reader:
         self.stopped: CloseCode | None = None
         self.return_ms: int | None = None
         self.asks = 0  # for a sign of life
+        self.rides = 0  # of these, with a frame
+        self.asked = 0.0  # when that was last
         self.silent = False  # gives none
         self.given_up = False
         self.block: Block | None = None
@@ -49,7 +51,10 @@ class Reader:
 
     @classmethod
     def offer_all(cls, frame: Frame, block: Block) -> int:
-        cls.flush_all(block)
+        if block.question is Question.DUE:
+            for reader in cast(Iterable[Reader], block.connections):
+                reader.rides += 1
+            cls.flush_all(block)
         return sum(not connection.offer(frame) for connection in block.connections)
 
     @property
@@ -66,9 +71,19 @@ class Reader:
         if block.question is not Question.NONE:
             block.question = Question.NONE
             for reader in cast(Iterable["Reader"], block.connections):
-                reader.asks += 1
-                if not reader.silent:
-                    block.heard.add(reader)
+                reader.question()
+
+    def question(self) -> None:
+        """Take a question, and answer it."""
+        self.asks += 1
+        self.asked = asyncio.get_running_loop().time()
+        if not self.silent:
+            self.answer()
+
+    def answer(self) -> None:
+        """Give a sign of life."""
+        if self.block is not None:
+            self.block.heard.add(self)
 
     def give_up(self) -> None:
         self.given_up = True
@@ -99,8 +114,16 @@ class Rider(Reader):
         for reader in cast(Iterable["Rider"], block.connections):
             if reader.due:
                 reader.due = False
-                reader.asks += 1
-                block.heard.add(reader)
+                reader.question()
+
+
+class Slow(Reader):
+    """A reader whose sign of life takes a moment."""
+
+    def question(self) -> None:
+        self.silent = True
+        super().question()
+        asyncio.get_running_loop().call_later(0.02, self.answer)
 
 
 class Hall:

@@ -24,7 +24,7 @@ from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
-from tests.unit.hall import FAST, Hall, Reader, Rider
+from tests.unit.hall import FAST, Hall, Reader, Rider, Slow
 from tests.unit.running import PATIENCE, running, until
 
 
@@ -169,23 +169,67 @@ async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
 async def test_a_tick_takes_the_question_along(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With its frames, so it need not be written by itself; and then nothing waits to be."""
-    monkeypatch.setattr(module, "PING_SECONDS", 0.4)
+    """With its frames, so it need not be written by itself: the last tick that is in time does."""
+    monkeypatch.setattr(module, "PING_SECONDS", 1.0)
     monkeypatch.setattr(module, "EARLY_SECONDS", 100.0)
-    monkeypatch.setattr(module, "RIDE_SECONDS", PATIENCE)
     reader, silent = Reader(), Reader()
     silent.silent = True
     async with running(hall.manager.run()), running(hall.manager.beat()):
         hall.manager.connect(reader)
         hall.manager.connect(silent)
-        asked: list[int] = []
-        while len(asked) < 3:
+        asked: list[float] = []
+        while reader.rides < 3:
             await until(lambda: reader.asks > len(asked))
-            asked.append(len(reader.frames))
-    # It waits for the last tick that is in time, which is each fourth.
-    assert all(3 <= after - before <= 5 for before, after in pairwise(asked))
+            asked.append(reader.asked)
+    # Each asks a moment after what it counts from.
+    assert all(after - before > 0.8 for before, after in pairwise(asked))
     assert silent.given_up
     assert not reader.given_up
+
+
+@pytest.mark.parametrize("load", [0.15, 0.2, 0.3, 0.4, 0.6])
+async def test_ticks_that_hang_cost_nobody_the_time_to_answer(
+    load: float, hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source may answer late, be it by more than a round takes: then no frame has a question."""
+    monkeypatch.setattr(module, "PING_SECONDS", 0.3)
+    monkeypatch.setattr(module, "EARLY_SECONDS", 0.2)
+    monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
+    readers = [Slow(), Slow()]
+    for reader in readers:
+        hall.manager.connect(reader)
+    hall.load = load
+    async with running(hall.manager.run()), running(hall.manager.beat()):
+        await until(lambda: readers[0].asks == 8)
+    assert not any(reader.given_up for reader in readers)
+
+
+async def test_who_is_asked_late_has_the_time_to_answer(hall: Hall, beats: None) -> None:
+    """Where the process was stopped before the question was out, that is nobody's silence."""
+    readers = [Slow(interval=60), Slow(interval=60)]
+    for reader in readers:
+        hall.manager.connect(reader)
+    async with running(hall.manager.beat()):
+        await until(lambda: any(reader.block and reader.block.question for reader in readers))
+        time.sleep(2 * module.PONG_SECONDS)  # noqa: ASYNC251  # -- nothing is to run
+        await until(lambda: readers[0].asks == 2)
+    assert not any(reader.given_up for reader in readers)
+
+
+async def test_those_of_the_tick_that_asks_come_first(
+    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than are asked at once: the question of others would have to wait for a frame."""
+    monkeypatch.setattr(groups, "BLOCK", 2)
+    monkeypatch.setattr(module, "TURN_SECONDS", PATIENCE)
+    others = [Reader(interval=60) for _ in range(2)]
+    readers = [Reader() for _ in range(4)]
+    for reader in (*others, *readers):
+        hall.manager.connect(reader)
+    async with running(hall.manager.run()), running(hall.manager.beat()):
+        await until(lambda: any(reader.asks for reader in (*others, *readers)))
+    assert any(reader.asks for reader in readers)
+    assert not any(reader.asks for reader in others)
 
 
 async def test_a_tick_of_few_is_not_waited_for(

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from itertools import pairwise
 from math import inf
 from pathlib import Path
 from statistics import median
@@ -221,18 +220,22 @@ async def test_commits_of_another_process_are_noticed(node: Node) -> None:
         node.assert_current(1, 2)
 
 
-@pytest.mark.usefixtures("quick")
 async def test_node_that_is_alone_looks_with_the_clock(node: Node) -> None:
-    """Once each interval, at its multiples: there ticks are drawn together to, too."""
-    node = Node(node.store, node.cache, node.clock, look_seconds=0.5)
+    """At each multiple of the interval, where ticks meet, too; one that is late costs no other."""
+    node = Node(node.store, node.cache, node.clock, look_seconds=1.0)
+    await asyncio.sleep((0.5 - time.monotonic()) % 1)
     async with running(node.live.run()):
-        await until(lambda: node.store.looks == 8)
+        await until(lambda: node.store.looks == 2)
+        loop = asyncio.get_running_loop()
+        loop.call_later(1 - time.monotonic() % 1 - 0.1, time.sleep, 0.4)  # over the next one
+        await until(lambda: node.store.looks == 6)
     looked = node.store.looked[1:]  # the first is at the start
-    gaps = [after - before for before, after in pairwise(looked)]
-    assert 0.4 < median(gaps) < 0.6
-    assert median(moment % 0.5 for moment in looked) < 0.1
+    seconds = [int(moment) for moment in looked]
+    assert seconds == list(range(seconds[0], seconds[0] + 5))
+    assert median(moment % 1 for moment in looked) < 0.1
 
 
+@pytest.mark.usefixtures("quick")
 async def test_snapshot_stays_in_the_cache(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nothing is added to it: it expires there, and a node may start at any time."""
     monkeypatch.setattr(node.live, "_cache_seconds", 0.02)

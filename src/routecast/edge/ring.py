@@ -125,7 +125,8 @@ class Ring:
         over = max(count - room, 0)
         self._descriptors[first : first + count] = descriptors[:room]
         self._descriptors[:over] = descriptors[room:]
-        # Not of all entries beforehand: a few sends need not touch the whole ring.
+        # Not of all entries beforehand, as long as the size is the same: a few sends need not touch
+        # the whole ring.
         self._addresses[first : first + count] = self._address * (count - over)
         self._addresses[:over] = self._address * over
         self._tail[0] = (tail + count) % _WRAP
