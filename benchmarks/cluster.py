@@ -56,8 +56,8 @@ def cluster(options: Options) -> Report:
     server = OwnPostgres(LOGGED)
     try:
         with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder, "redis")) as redis:
-            urls = {"database_url": server.create(), "redis_url": redis.url}
-            with Nodes(Path(folder), NODES, **urls) as nodes:
+            url = server.create()
+            with Nodes(Path(folder), NODES, database_url=url, redis_url=redis.url) as nodes:
                 # The same series under other ids: what a name costs that is new, it costs once.
                 nodes[0].post(list(decisions(samples, Ids.ORDERED)))
                 ports = [node.port for node in nodes]

@@ -6,7 +6,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -191,18 +191,18 @@ def _measure(port: int, name: str, packed: bool, count: int) -> tuple[int, list[
         ) as stream,
         httpx2.Client(base_url=f"http://{HOST}:{port}") as client,
     ):
-        decode = json.loads if name == V1_JSON else msgspec.msgpack.decode
+        packs = name != V1_JSON
+        decode: Callable[[Any], Any] = msgspec.msgpack.decode if packs else json.loads
         asked: Any = {"type": "subscribe", "id": "main", "interval": TICK}
         stream.recv()
-        stream.send(json.dumps(asked) if name == V1_JSON else msgspec.msgpack.encode(asked))
+        stream.send(msgspec.msgpack.encode(asked) if packs else json.dumps(asked))
         snapshot = len(msgspec.json.encode(decode(stream.recv())))
         for _ in range(count):
             strategy = _strategy(rng.randrange(STRATEGIES))
             decision = _decision(rng, strategy, f"provider-{rng.randrange(PROVIDERS):02}")
             before = line.received
             client.post("/v1/decisions", json=decision).raise_for_status()
-            if (
-                decode(stream.recv(timeout=30))["type"] == "delta"
-            ):  # and not one that only shows life
+            # And not one that only shows life.
+            if decode(stream.recv(timeout=30))["type"] == "delta":
                 sizes.append(line.received - before)
     return snapshot, sizes

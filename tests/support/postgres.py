@@ -95,7 +95,7 @@ class OwnPostgres(Postgres):
         """Start the server, and wait until it answers."""
         deadline = time.monotonic() + START_SECONDS
         self._thread.submit(self._launch).result()
-        ready = [self._programs / "pg_isready", "-q", "-h", self.folder, "-d", "postgres"]
+        ready = [str(self._programs / "pg_isready"), "-q", "-h", str(self.folder), "-d", "postgres"]
         while subprocess.run(ready, check=False).returncode != 0:
             assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
             if self.process.poll() is not None:
