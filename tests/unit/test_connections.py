@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import weakref
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -41,6 +42,15 @@ def beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TURN_SECONDS", 0.01)
     monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
     monkeypatch.setattr(module, "PONG_SECONDS", 0.1)
+
+
+def hold(hall: Hall, readers: Sequence[Reader]) -> Group:
+    """Have readers held that get their frames from elsewhere; return their group."""
+    for reader in readers:
+        hall.manager.hold(reader)
+    group = readers[0].group
+    assert group is not None
+    return group
 
 
 # -- coming and going ---------------------------------------------------------------------------
@@ -194,7 +204,6 @@ async def test_ticks_that_hang_cost_nobody_the_time_to_answer(
     """A source may answer late, be it by more than a round takes: then no frame has a question."""
     monkeypatch.setattr(module, "PING_SECONDS", 0.3)
     monkeypatch.setattr(module, "EARLY_SECONDS", 0.2)
-    monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
     readers = [Slow(), Slow()]
     for reader in readers:
         hall.manager.connect(reader)
@@ -255,10 +264,7 @@ async def test_who_stays_is_asked_though_many_leave(
     """Fewer turns and blocks would do for those who are left, but each is asked in the end."""
     monkeypatch.setattr(groups, "BLOCK", 4)
     readers = [kind() for _ in range(12)]
-    for reader in readers:
-        hall.manager.hold(reader)
-    group = readers[0].group
-    assert group is not None
+    group = hold(hall, readers)
     async with running(hall.manager.beat()):
         await until(lambda: any(block.question is Question.DUE for block in group.blocks))
         stay = readers[::4]
@@ -278,10 +284,7 @@ async def test_not_all_are_asked_at_once(
     monkeypatch.setattr(groups, "BLOCK", 2)
     monkeypatch.setattr(module, "TURN_SECONDS", 0.02)
     readers = [Reader() for _ in range(9)]
-    for reader in readers:
-        hall.manager.hold(reader)
-    group = readers[0].group
-    assert group is not None
+    group = hold(hall, readers)
     waiting: set[int] = set()
     async with running(hall.manager.beat()):
         while min(reader.asks for reader in readers) < 2:
@@ -336,10 +339,7 @@ async def test_who_moves_is_heard_of_as_before(
     """Blocks that have become sparse are filled up while answers are awaited."""
     monkeypatch.setattr(groups, "BLOCK", 4)
     readers = [Reader() for _ in range(12)]
-    for reader in readers:
-        hall.manager.hold(reader)
-    group = readers[0].group
-    assert group is not None
+    group = hold(hall, readers)
     group.settle()
     stay = readers[::4]
     stay[1].silent = True
