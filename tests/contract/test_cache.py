@@ -8,6 +8,7 @@ from routecast.ports import Cache
 from routecast.protocol import Position
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
 from tests.support.engines import PATIENCE, Shared
+from tests.support.windows import cells_in
 
 
 def snapshot(seq: int = 1, epoch: str = "e") -> Snapshot:
@@ -35,7 +36,7 @@ async def test_what_is_put_comes_back(cache: Cache) -> None:
     assert found is not None
     assert (found.position, found.taken) == (Position("e", 3), NOW)
     assert_sums(found.total, [kept(n) for n in range(3)])
-    assert_sums(found.select("5m", NOW), [kept(n) for n in range(3)])
+    assert_sums(cells_in(found, "5m", NOW), [kept(n) for n in range(3)])
 
 
 async def test_newest_put_holds(cache: Cache) -> None:

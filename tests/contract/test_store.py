@@ -13,6 +13,7 @@ from routecast.ports import Difference, Store
 from routecast.protocol import WINDOWS, Position
 from tests.contract.conftest import Connect, Databases
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept
+from tests.support.windows import cells_in
 from tests.unit.history import load
 
 
@@ -240,7 +241,7 @@ async def test_load_has_all_that_every_window_needs(store: Store) -> None:
         expected = load(done.position, NOW + later * MINUTE, decisions)
         for window in WINDOWS:
             moment = NOW + later * MINUTE
-            assert found.select(window, moment) == expected.select(window, moment), window
+            assert cells_in(found, window, moment) == cells_in(expected, window, moment), window
 
 
 async def test_snapshot_and_deltas_equal_a_later_snapshot(store: Store) -> None:

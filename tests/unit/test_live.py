@@ -26,6 +26,7 @@ from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore, writer
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
+from tests.support.windows import cells_in
 from tests.unit.running import PATIENCE, broken, running, until
 
 
@@ -105,7 +106,7 @@ class Node:
         assert reading.source is Source.LIVE
         decisions: list[Decision] = [kept(number) for number in numbers]
         assert_sums(reading.snapshot.total, decisions)
-        assert_sums(reading.snapshot.select("5m", self.clock.now()), decisions)
+        assert_sums(cells_in(reading.snapshot, "5m", self.clock.now()), decisions)
 
 
 @pytest.fixture

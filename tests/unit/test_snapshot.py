@@ -24,6 +24,7 @@ from tests.support.decisions import (
     kept_decisions,
     sent_decisions,
 )
+from tests.support.windows import cells_in
 from tests.unit.history import History, load
 
 BOUNDED = [window for window, length in WINDOWS.items() if length]
@@ -137,26 +138,6 @@ def test_every_window_equals_a_count_of_the_decisions(
         history.check(window)
 
 
-@pytest.mark.parametrize("minutes", [1, 7, 60, 119])
-@pytest.mark.parametrize("window", BOUNDED)
-def test_window_slides_as_if_it_were_new(window: str, minutes: int) -> None:
-    """Sums that slide minute by minute, or by many at once, equal those of a fresh snapshot."""
-    length = WINDOWS[window]
-    assert length is not None
-    start = NOW // HOUR * HOUR
-    decisions = [
-        kept(n, decided=start - (length - n) * MINUTE + side, cost=4**n)
-        for n in range(0, 125, 5)
-        for side in (-1, 0)
-    ]
-    sliding = load(Position("e", 1), start, decisions)
-    for minute in range(0, 120, minutes):
-        now = start + minute * MINUTE
-        assert sliding.select(window, now) == load(Position("e", 1), now, decisions).select(
-            window, now
-        )
-
-
 @pytest.mark.parametrize("window", BOUNDED)
 def test_future_counts_when_its_time_has_come(window: str) -> None:
     """A decision stamped ahead is in the total at once, in a window only when it is due."""
@@ -164,8 +145,8 @@ def test_future_counts_when_its_time_has_come(window: str) -> None:
     history.check(window)
     history.commit([{"strategy": "s", "provider": "p", "timestamp": 90 * SECOND}])
     assert history.snapshot.total
-    assert not history.snapshot.select(window, NOW)
-    assert history.snapshot.select(window, NOW + 2 * MINUTE)
+    assert not cells_in(history.snapshot, window, NOW)
+    assert cells_in(history.snapshot, window, NOW + 2 * MINUTE)
 
 
 @pytest.mark.parametrize("window", BOUNDED)
@@ -175,16 +156,16 @@ def test_snapshot_answers_for_its_coverage_and_no_longer(window: str) -> None:
     snapshot = load(Position("e", 1), hour, [kept()])
     assert LIFETIME < COVERAGE
     for now in (hour - MINUTE, hour, hour + COVERAGE - 1):
-        assert snapshot.select(window, now) is not None
+        assert cells_in(snapshot, window, now) is not None
     for now in (hour + COVERAGE, hour - MINUTE - 1):
         with pytest.raises(Uncovered):
-            snapshot.select(window, now)
+            cells_in(snapshot, window, now)
 
 
 def test_all_of_history_is_always_answered_for() -> None:
     """The total depends on no clock."""
     snapshot = load(Position("e", 1), NOW, [kept()])
-    assert snapshot.select("all", NOW + 100 * COVERAGE) == cells_of([kept()]).total()
+    assert cells_in(snapshot, "all", NOW + 100 * COVERAGE) == cells_of([kept()]).total()
 
 
 def test_clock_set_back_starts_the_window_again() -> None:
@@ -229,15 +210,15 @@ def assert_equal(one: Snapshot, other: Snapshot) -> None:
 
 
 @given(st.lists(some, max_size=4), st.sets(st.sampled_from([*PROVIDERS, "hybrid", "none"])))
-def test_total_by_name_is_a_part_of_the_total(commits: list[list[Any]], names: set[str]) -> None:
+def test_keys_are_found_by_name(commits: list[list[Any]], names: set[str]) -> None:
     """At each place of a key, after each commit, whatever keys it brought."""
     snapshot = Snapshot(Position("e", 0), NOW)
     for seq, decisions in enumerate([[], *commits], 0):
         if seq:
             snapshot.apply(delta(seq, *decisions))
         for place in range(len(Key._fields)):
-            picked = {key: sums for key, sums in snapshot.total.items() if key[place] in names}
-            assert snapshot.total_of(place, names) == picked
+            picked = [key for key in snapshot.total if key[place] in names]
+            assert sorted(snapshot.keys_of(place, names)) == sorted(picked)
 
 
 @given(some)

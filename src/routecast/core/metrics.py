@@ -1,14 +1,15 @@
 """Metrics: the document people see, rendered from rollups. The only place with a ratio in it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from routecast.core.breakdown import Breakdown, break_down
 from routecast.core.decision import MINUTE
 from routecast.core.histogram import percentiles
-from routecast.core.rollup import Key, Sums
+from routecast.core.rollup import Sums
 from routecast.core.snapshot import Snapshot
-from routecast.core.view import Part, View
+from routecast.core.view import View
 from routecast.protocol import BANDS
 
 Document = dict[str, Any]
@@ -41,76 +42,34 @@ def quotient(dividend: int, divisor: int, digits: int) -> float | None:
 
 
 def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None = None) -> Document:
+    """Return the document of a view, adding up all of its cells in one go. Raises Uncovered."""
+    made = [break_down(snapshot, selection, now) for selection in view.selections]
+    return document(view, made, now, baseline)
+
+
+def document(
+    view: View, made: Sequence[Breakdown], now: int, baseline: Baseline | None = None
+) -> Document:
     """Return the document of a view at `now`, without its timestamp, keys in contract order.
 
-    Raises Uncovered when the snapshot is too old for the view's window.
+    `made` are the breakdowns of the view's selections, in step with one snapshot.
     """
-    cells = _select(snapshot, view, now)
-    fold = _Fold(cells, histogram="latency_ms" in view.fields)
-    document: Document = {}
+    shown, *minutes = made
+    found: Document = {}
     for name in view.fields:
         if name == "rate":
-            document[name] = _rate(snapshot, view, now)
+            running, both = (each.total.count for each in minutes)
+            found[name] = _rate(running, both, now)
         elif name == "savings":
-            document[name] = _savings(fold.total, baseline)
+            found[name] = _savings(shown.total, baseline)
         else:
-            document[name] = _FIELDS[name](fold)
-    return document
+            found[name] = _FIELDS[name](shown)
+    return found
 
 
-def _select(snapshot: Snapshot, view: View, now: int) -> Mapping[Key, Sums]:
-    """Return the sums of a view's window that its filters let through."""
-    parts = view.parts
-    if not parts or view.window != "all":
-        return _matching(snapshot.select(view.window, now), parts)
-    (place, names), *others = parts
-    return _matching(snapshot.total_of(place, names), others)
-
-
-def _matching(cells: Mapping[Key, Sums], parts: Iterable[Part]) -> Mapping[Key, Sums]:
-    for place, names in parts:
-        cells = {key: sums for key, sums in cells.items() if key[place] in names}
-    return cells
-
-
-class _Fold:
-    """Sums of cells, whole and along one part of the key."""
-
-    def __init__(self, cells: Mapping[Key, Sums], *, histogram: bool) -> None:
-        self._cells = cells
-        self._strategies = self._sum_by("strategy")
-        self.total = Sums()
-        if histogram:
-            for sums in cells.values():
-                self.total.merge(sums)
-        else:  # there are fewer strategies than cells
-            for sums in self._strategies.values():
-                self.total.merge_scalars(sums)
-
-    def by(self, part: str) -> list[tuple[str, Sums]]:
-        """Return sums by a part of the key, largest count first, then by name."""
-        groups = self._strategies if part == "strategy" else self._sum_by(part)
-        return sorted(groups.items(), key=lambda item: (-item[1].count, item[0]))
-
-    def _sum_by(self, part: str) -> dict[str, Sums]:
-        place = Key._fields.index(part)
-        groups: dict[str, Sums] = {}
-        for key, sums in self._cells.items():
-            name = key[place]
-            group = groups.get(name)
-            if group is None:
-                group = groups[name] = Sums()
-            group.merge_scalars(sums)
-        return groups
-
-    def counts(self, part: str) -> dict[str, int]:
-        """Return counts by a part of the key, in the same order."""
-        place = Key._fields.index(part)
-        counts: dict[str, int] = {}
-        for key, sums in self._cells.items():
-            name = key[place]
-            counts[name] = counts.get(name, 0) + sums.count
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+def _by_count(groups: Mapping[str, Sums]) -> list[tuple[str, Sums]]:
+    """Return sums by name, largest count first, then by name."""
+    return sorted(groups.items(), key=lambda item: (-item[1].count, item[0]))
 
 
 def _performance(groups: Iterable[tuple[str, Sums]]) -> Document:
@@ -124,13 +83,8 @@ def _performance(groups: Iterable[tuple[str, Sums]]) -> Document:
     }
 
 
-def _distribution(fold: _Fold) -> Document:
-    counts = fold.counts("band")
-    return {band: counts.get(band, 0) for band in BANDS}
-
-
-def _latency(fold: _Fold) -> Document:
-    total = fold.total
+def _latency(shown: Breakdown) -> Document:
+    total = shown.total
     found = percentiles(total.latency_bins, PERCENTILES)
     return {
         "avg": quotient(total.latency_sum, total.latency_count, 3),
@@ -142,49 +96,48 @@ def _latency(fold: _Fold) -> Document:
     }
 
 
-def _errors(fold: _Fold) -> Document:
-    count = fold.counts("status").get("error", 0)
-    return {"count": count, "rate": quotient(count * 10**6, fold.total.count, 6)}
+def _errors(shown: Breakdown) -> Document:
+    count = shown.statuses.get("error", 0)
+    return {"count": count, "rate": quotient(count * 10**6, shown.total.count, 6)}
 
 
-_FIELDS: Final[dict[str, Callable[[_Fold], Any]]] = {
-    "total_decisions": lambda fold: fold.total.count,
-    "avg_confidence": lambda fold: quotient(
-        fold.total.confidence_sum, fold.total.confidence_count, 6
+_FIELDS: Final[dict[str, Callable[[Breakdown], Any]]] = {
+    "total_decisions": lambda shown: shown.total.count,
+    "avg_confidence": lambda shown: quotient(
+        shown.total.confidence_sum, shown.total.confidence_count, 6
     ),
-    "strategy_performance": lambda fold: _performance(fold.by("strategy")),
-    "confidence_distribution": _distribution,
-    "provider_usage": lambda fold: fold.counts("provider"),
-    "cost": lambda fold: {
-        "total": fold.total.cost_sum / 10**9,
-        "priced": fold.total.cost_count,
-        "unpriced": fold.total.count - fold.total.cost_count,
+    "strategy_performance": lambda shown: _performance(_by_count(shown.strategies)),
+    "confidence_distribution": lambda shown: {band: shown.bands.get(band, 0) for band in BANDS},
+    "provider_usage": lambda shown: dict(
+        sorted(shown.providers.items(), key=lambda item: (-item[1], item[0]))
+    ),
+    "cost": lambda shown: {
+        "total": shown.total.cost_sum / 10**9,
+        "priced": shown.total.cost_count,
+        "unpriced": shown.total.count - shown.total.cost_count,
     },
-    "tokens": lambda fold: {
-        "input": fold.total.input_tokens,
-        "output": fold.total.output_tokens,
+    "tokens": lambda shown: {
+        "input": shown.total.input_tokens,
+        "output": shown.total.output_tokens,
     },
     "latency_ms": _latency,
     "errors": _errors,
-    "fallbacks": lambda fold: fold.total.fallbacks,
-    "models": lambda fold: _performance((name, sums) for name, sums in fold.by("model") if name),
+    "fallbacks": lambda shown: shown.total.fallbacks,
+    "models": lambda shown: _performance(
+        (name, sums) for name, sums in _by_count(shown.models) if name
+    ),
 }
 
 
-def _rate(snapshot: Snapshot, view: View, now: int) -> float | None:
+def _rate(running: int, both: int, now: int) -> float | None:
     """Decisions per second over the last minute.
 
     Rollups know whole minutes: the one that runs counts in full, the one before it by the part
-    that lies in the last sixty seconds, as if its decisions were spread evenly.
+    that lies in the last sixty seconds, as if its decisions were spread evenly. `running` is the
+    count of the one that runs, `both` that of the two together.
     """
-    minute, elapsed = divmod(now, MINUTE)
-
-    parts = view.parts
-
-    def count(number: int) -> int:
-        return sum(sums.count for sums in _matching(snapshot.minute(number), parts).values())
-
-    weighted = count(minute - 1) * (MINUTE - elapsed) + count(minute) * MINUTE
+    elapsed = now % MINUTE
+    weighted = (both - running) * (MINUTE - elapsed) + running * MINUTE
     return quotient(weighted * 1000, 60 * MINUTE, 3)
 
 

@@ -133,8 +133,7 @@ class Sums:
 
     def subtract(self, other: "Sums") -> None:
         """Take another's sums, merged before, out of these again."""
-        for name in self.COLUMNS[:-1]:
-            setattr(self, name, getattr(self, name) - getattr(other, name))
+        self.subtract_scalars(other)
         bins = self.latency_bins
         for number, count in other.latency_bins.items():
             bins[number] -= count
@@ -156,6 +155,22 @@ class Sums:
         self.metered_cost += other.metered_cost
         self.metered_input += other.metered_input
         self.metered_output += other.metered_output
+
+    def subtract_scalars(self, other: "Sums") -> None:
+        """Take another's sums out of these again, all but the histogram."""
+        self.count -= other.count
+        self.fallbacks -= other.fallbacks
+        self.confidence_count -= other.confidence_count
+        self.confidence_sum -= other.confidence_sum
+        self.cost_count -= other.cost_count
+        self.cost_sum -= other.cost_sum
+        self.latency_count -= other.latency_count
+        self.latency_sum -= other.latency_sum
+        self.input_tokens -= other.input_tokens
+        self.output_tokens -= other.output_tokens
+        self.metered_cost -= other.metered_cost
+        self.metered_input -= other.metered_input
+        self.metered_output -= other.metered_output
 
     @property
     def largest(self) -> int:
@@ -245,15 +260,6 @@ def bucket_merge(into: Bucket, cells: Mapping[Key, Sums]) -> None:
             mine.merge(sums)
 
 
-def bucket_subtract(from_: Bucket, cells: Mapping[Key, Sums]) -> None:
-    """Take each key's sums, merged before, out of a bucket again; empty keys leave it."""
-    for key, sums in cells.items():
-        mine = from_[key]
-        mine.subtract(sums)
-        if not mine.count:
-            del from_[key]
-
-
 @dataclass(slots=True)
 class Cells:
     """Sums of some decisions by the minute they were decided in (minutes since 1970)."""
@@ -286,6 +292,9 @@ class Cells:
         for bucket in self.minutes.values():
             bucket_merge(total, bucket)
         return total
+
+    def __len__(self) -> int:
+        return sum(map(len, self.minutes.values()))
 
     def __iter__(self) -> Iterator[Sums]:
         return chain.from_iterable(bucket.values() for bucket in self.minutes.values())

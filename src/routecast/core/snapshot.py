@@ -5,8 +5,9 @@ The minutes it must hold move on with the clock, so a snapshot is good for `LIFE
 another.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Final, NamedTuple, Self
 
 import msgspec
@@ -21,7 +22,6 @@ from routecast.core.rollup import (
     PackedSums,
     Sums,
     bucket_merge,
-    bucket_subtract,
 )
 from routecast.errors import Gap, Uncovered
 from routecast.protocol import WINDOWS, Position
@@ -31,6 +31,9 @@ HOUR: Final = MINUTES_PER_HOUR * MINUTE
 # Load again after the first, at the latest after the second (in microseconds).
 LIFETIME: Final = HOUR
 COVERAGE: Final = 2 * HOUR
+
+# Cells of recent commits that are remembered in any case; of a large total, half as many as it has.
+MIN_RECENT: Final = 1_000
 
 
 class Span(NamedTuple):
@@ -70,59 +73,6 @@ def needed(taken: int) -> Needed:
     )
 
 
-class Window:
-    """The sums of a span of minutes that slides with the clock."""
-
-    def __init__(self, length: int, snapshot: "Snapshot", now: int) -> None:
-        self._length = length
-        self._snapshot = snapshot
-        self.span = self._span(now)
-        self.sums: Bucket = {}
-        self._fill()
-
-    def _span(self, now: int) -> Span:
-        # The whole minutes of its length, and the one that runs.
-        minute = now // MINUTE
-        return Span(minute - self._length, minute + 1)
-
-    def _fill(self) -> None:
-        first, end = self.span
-        if self._length <= MINUTES_PER_HOUR:
-            edges: Iterable[int] = range(first, end)
-        else:
-            first_hour, end_hour = -(-first // MINUTES_PER_HOUR), end // MINUTES_PER_HOUR
-            for hour in range(first_hour, end_hour):
-                bucket_merge(self.sums, self._snapshot.hours.get(hour, {}))
-            edges = (
-                *range(first, first_hour * MINUTES_PER_HOUR),
-                *range(end_hour * MINUTES_PER_HOUR, end),
-            )
-        for minute in edges:
-            bucket_merge(self.sums, self._snapshot.minute(minute))
-
-    def slide(self, now: int) -> None:
-        """Move on to the minute of `now`. Raises Uncovered past what the snapshot holds."""
-        old, new = self.span, self._span(now)
-        if new == old:
-            return
-        # The minutes that leave must be at hand, and there must be something left to keep.
-        if not old.first < new.first < old.end:
-            self.__init__(self._length, self._snapshot, now)  # type: ignore[misc]  # -- start again
-            return
-        leaving = [self._snapshot.minute(minute) for minute in range(old.first, new.first)]
-        for bucket in leaving:
-            bucket_subtract(self.sums, bucket)
-        # Decisions stamped in the future were not counted until their time came.
-        for minute in range(old.end, new.end):
-            bucket_merge(self.sums, self._snapshot.minute(minute))
-        self.span = new
-
-    def add(self, minute: int, cells: Mapping[Key, Sums]) -> None:
-        """Count new cells of a minute in, if the window covers it."""
-        if self.span.first <= minute < self.span.end:
-            bucket_merge(self.sums, cells)
-
-
 class Snapshot:
     """The rollups at a position. `taken` is when its periods were chosen, in microseconds."""
 
@@ -140,7 +90,9 @@ class Snapshot:
         self.hours: dict[int, Bucket] = hours if hours is not None else {}
         self.minutes: dict[int, Bucket] = minutes if minutes is not None else {}
         self._needed = needed(taken)
-        self._windows: dict[str, Window] = {}
+        # The last commits applied, for those who are to come into step (`core/breakdown.py`).
+        self._recent: deque[Delta] = deque()
+        self._recent_cells = 0
         # The total's keys by the name they have at a place, and how many of them are in there.
         self._index: dict[int, dict[str, list[Key]]] = {}
         self._indexed: dict[int, int] = {}
@@ -165,17 +117,36 @@ class Snapshot:
             if minute // MINUTES_PER_HOUR >= self._needed.hours.first:
                 bucket_merge(self.hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
                 self._hours.pop(minute // MINUTES_PER_HOUR, None)
-            if self._covers(minute):
+            if self.holds(minute):
                 bucket_merge(self.minutes.setdefault(minute, {}), cells)
                 self._minutes.pop(minute, None)
-            for window in self._windows.values():
-                window.add(minute, cells)
         self.position = delta.position
+        self._remember(delta)
         return True
+
+    def _remember(self, delta: Delta) -> None:
+        self._recent.append(delta)
+        self._recent_cells += len(delta.cells)
+        # To add up all cells costs no more than to take as many that changed.
+        room = max(len(self.total) // 2, MIN_RECENT)
+        while self._recent_cells > room and len(self._recent) > 1:
+            self._recent_cells -= len(self._recent.popleft().cells)
+
+    def delta_after(self, seq: int) -> Delta:
+        """Return what the commit after a seq added. Raises Gap when it is not remembered."""
+        place = len(self._recent) - (self.position.seq - seq)
+        if not 0 <= place < len(self._recent):
+            raise Gap(f"the commit after seq {seq} is not remembered")
+        return self._recent[place]
+
+    def continues(self, before: "Snapshot") -> None:
+        """Take over what an older snapshot of this position remembers of the last commits."""
+        if before.position == self.position:
+            self._recent, self._recent_cells = before._recent.copy(), before._recent_cells
 
     def minute(self, minute: int) -> Bucket:
         """Return the sums of a minute since 1970. Raises Uncovered when it is not held."""
-        if not self._covers(minute):
+        if not self.holds(minute):
             raise Uncovered(f"minute {minute} is not held in memory")
         return self.minutes.get(minute, {})
 
@@ -185,37 +156,23 @@ class Snapshot:
             raise Uncovered(f"hour {hour} is not held in memory")
         return self.hours.get(hour, {})
 
-    def select(self, window: str, now: int) -> Bucket:
-        """Return the sums of a window (a key of WINDOWS) as it stands at `now`.
-
-        The caller must not change them. Raises Uncovered: load a new snapshot.
-        """
-        length = WINDOWS[window]
-        if length is None:
-            return self.total
+    def check_covers(self, now: int) -> None:
+        """Raise Uncovered when windows cannot be answered at `now`: load a new snapshot."""
         if not -MINUTE <= now - self.taken < COVERAGE:
             raise Uncovered(f"taken {(now - self.taken) / 1e6:.0f} s ago")
-        held = self._windows.get(window)
-        if held is None:
-            held = self._windows[window] = Window(length, self, now)
-        else:
-            held.slide(now)
-        return held.sums
 
-    def total_of(self, place: int, names: Iterable[str]) -> Bucket:
-        """Return the total of those keys that have one of these names at a place.
-
-        The caller must not change the sums.
-        """
+    def keys_of(self, place: int, names: Iterable[str]) -> Iterator[Key]:
+        """Yield the total's keys that have one of these names at a place of the key."""
         index = self._index.setdefault(place, {})
         known = self._indexed.get(place, 0)
         if known < len(self.total):  # no key ever goes
             for key in islice(self.total, known, None):
                 index.setdefault(key[place], []).append(key)
             self._indexed[place] = len(self.total)
-        return {key: self.total[key] for name in names for key in index.get(name, ())}
+        return chain.from_iterable(index.get(name, ()) for name in names)
 
-    def _covers(self, minute: int) -> bool:
+    def holds(self, minute: int) -> bool:
+        """Whether the sums of a minute since 1970 are held."""
         return any(first <= minute < end for first, end in self._needed.minutes)
 
     # -- as bytes, for a cache ------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -40,6 +40,18 @@ MAX_QUERY: Final = 7_000
 Filter = frozenset[str] | None
 # A place of a key, and the names that are let through there.
 Part = tuple[int, frozenset[str]]
+_PLACES: Final = {name: Key._fields.index(name) for name in FILTERS}
+
+
+class Selection(NamedTuple):
+    """Which decisions a view is about; views that differ in their fields alone share it.
+
+    `length` is that of the window in whole minutes besides the running one; None is all of history.
+    """
+
+    length: int | None
+    parts: tuple[Part, ...] = ()
+    histogram: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +75,22 @@ class View:
         )
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> tuple[Part, ...]:
         """What the filters that are set look at."""
         filters = ((name, getattr(self, name)) for name in FILTERS)
-        return [(Key._fields.index(name), names) for name, names in filters if names is not None]
+        return tuple((_PLACES[name], names) for name, names in filters if names is not None)
+
+    @property
+    def selections(self) -> tuple[Selection, ...]:
+        """What the document is made of: the window, and for a rate the last minutes.
+
+        The running minute alone comes second, the one before it with it third.
+        """
+        parts = self.parts
+        whole = Selection(WINDOWS[self.window], parts, "latency_ms" in self.fields)
+        if "rate" not in self.fields:
+            return (whole,)
+        return whole, Selection(0, parts), Selection(1, parts)
 
     def moment(self, now: int) -> int:
         """Return what of the time is in the document: microseconds for a rate, minutes or 0."""

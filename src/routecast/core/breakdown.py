@@ -1,0 +1,320 @@
+"""Breakdowns: the sums that a document shows, kept in step with a snapshot at little cost.
+
+To add up a view's cells costs as much as there are cells: 100 ms for 40,000 of them. A breakdown
+does that once, in small steps between which others run. From then on it only takes what changed:
+the commits since, and the minutes that its window has entered and left. All of it is exact at every
+position, because sums are integers that can be added and subtracted in any order.
+"""
+
+from collections import OrderedDict
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import Final
+
+from routecast.core.decision import MINUTE
+from routecast.core.rollup import MINUTES_PER_HOUR, Bucket, Key, Sums
+from routecast.core.snapshot import Snapshot, Span
+from routecast.core.view import Part, Selection
+from routecast.errors import Gap, Uncovered
+
+# Cells handled in one step: less than a millisecond.
+STEP: Final = 256
+# Steps that `Breakdowns.ready` makes at most: some 4 ms, for which everybody else waits.
+STEPS_AT_ONCE: Final = 8
+# Sums held by all breakdowns together, about 0.5 KB each. The one used longest ago goes first.
+MAX_GROUPS: Final = 50_000
+
+_EVERYTHING: Final = Span(-(2**62), 2**62)
+_NOTHING: Final = Span(0, 0)
+
+# Runs as long as there is something to do; each turn is one step.
+_Work = Generator[None, None, None]
+
+
+class Breakdown:
+    """Sums of the decisions of a selection: in total and by each part of the key that is shown.
+
+    `strategies` and `models` have no histograms; `total` has one if the selection asks for it.
+    `providers`, `bands` and `statuses` are counts. Read it only when `steps` has run to its end.
+    """
+
+    __slots__ = (
+        "_entering",
+        "_moving",
+        "_selection",
+        "_spent",
+        "_waiting",
+        "bands",
+        "epoch",
+        "models",
+        "now",
+        "providers",
+        "seq",
+        "span",
+        "statuses",
+        "strategies",
+        "total",
+    )
+
+    def __init__(self, selection: Selection, now: int) -> None:
+        self._selection = selection
+        self._spent = 0  # cells handled in this step
+        self.now = now
+        self.epoch = ""
+        self._reset(_NOTHING)
+
+    def _reset(self, span: Span) -> None:
+        self.seq = -1  # the position up to which commits are counted; -1 before the first step
+        self.span = span  # the minutes counted
+        # While a minute or an hour enters the span or leaves it: which one, in which direction, and
+        # its keys that are still to be moved.
+        self._moving: Span | None = None
+        self._entering = True
+        self._waiting: dict[Key, None] = {}
+        self.total = Sums()
+        self.strategies: dict[str, Sums] = {}
+        self.models: dict[str, Sums] = {}
+        self.providers: dict[str, int] = {}
+        self.bands: dict[str, int] = {}
+        self.statuses: dict[str, int] = {}
+
+    @property
+    def groups(self) -> int:
+        """How many sums are held: what the breakdown takes of MAX_GROUPS."""
+        counts = len(self.providers) // 4  # a count takes a quarter of the room of sums
+        return 1 + len(self.strategies) + len(self.models) + counts
+
+    def steps(self, snapshot: Snapshot) -> _Work:
+        """Come into step with a snapshot at `now`; yield after every STEP cells.
+
+        Between two steps the snapshot may take commits, and `now` may be set. Raises Uncovered
+        when the snapshot does not hold the window, and Gap when it does not remember the commits
+        since the last time: then start with a new breakdown.
+        """
+        if self.seq < 0 or self.epoch != snapshot.position.epoch:
+            self._reset(_NOTHING)
+            self.epoch, self.seq = snapshot.position.epoch, snapshot.position.seq
+        while True:
+            yield from self._follow(snapshot)
+            move = self._next_move(snapshot)
+            if move is None:
+                return
+            yield from self._move(snapshot, *move)
+
+    # -- commits --------------------------------------------------------------------------------
+
+    def _follow(self, snapshot: Snapshot) -> _Work:
+        """Count the commits since. There is no yield after the last of them."""
+        while self.seq != snapshot.position.seq:
+            for minute, cells in snapshot.delta_after(self.seq).cells.minutes.items():
+                for key, sums in list(self._counted(minute, cells)):
+                    self._add(key, sums)
+                    if self._is_step():
+                        yield
+            self.seq += 1
+
+    def _counted(self, minute: int, cells: Mapping[Key, Sums]) -> Iterator[tuple[Key, Sums]]:
+        """Yield the cells of a commit that belong to what is counted now."""
+        moving = self._moving
+        if moving is not None and moving.first <= minute < moving.end:
+            # A key that is still to be moved takes what the commit adds along when it moves. So
+            # keys that have entered already are counted, or keys that have not left yet.
+            for key, sums in self._matching(cells):
+                if (key in self._waiting) != self._entering:
+                    yield key, sums
+        elif self.span.first <= minute < self.span.end:
+            yield from self._matching(cells)
+
+    def _matching(self, cells: Mapping[Key, Sums]) -> Iterable[tuple[Key, Sums]]:
+        parts = self._selection.parts
+        return cells.items() if not parts else _matching(cells.items(), parts)
+
+    def _is_step(self) -> bool:
+        self._spent += 1
+        if self._spent < STEP:
+            return False
+        self._spent = 0
+        return True
+
+    # -- the window -----------------------------------------------------------------------------
+
+    def _next_move(self, snapshot: Snapshot) -> tuple[Span, Bucket, bool] | None:
+        """Return what is to enter the span (True) or to leave it (False) next, if anything is."""
+        length = self._selection.length
+        if length is None:
+            return None if self.span == _EVERYTHING else (_EVERYTHING, snapshot.total, True)
+        snapshot.check_covers(self.now)
+        goal = span_of(length, self.now)
+        if not self._can_slide_to(goal, snapshot):
+            seq = self.seq
+            self._reset(Span(goal.first, goal.first))
+            self.seq = seq
+        first, start = self.span
+        if first < goal.first:
+            return Span(first, first + 1), snapshot.minute(first), False
+        if start == goal.end:
+            return None
+        whole_hour = not start % MINUTES_PER_HOUR and start + MINUTES_PER_HOUR <= goal.end
+        if length > MINUTES_PER_HOUR and whole_hour:
+            hour = snapshot.hour(start // MINUTES_PER_HOUR)
+            return Span(start, start + MINUTES_PER_HOUR), hour, True
+        return Span(start, start + 1), snapshot.minute(start), True
+
+    def _can_slide_to(self, goal: Span, snapshot: Snapshot) -> bool:
+        """Whether only minutes at both ends have to be moved; else all is counted again."""
+        first, end = self.span
+        if not (first <= goal.first <= end <= goal.end):
+            return False
+        return all(snapshot.holds(minute) for minute in range(first, goal.first))
+
+    def _move(self, snapshot: Snapshot, unit: Span, bucket: Bucket, entering: bool) -> _Work:
+        """Let the cells of a bucket enter or leave, key by key."""
+        keys = self._keys_of(snapshot, bucket)
+        self._waiting = dict.fromkeys(keys)
+        self._moving, self._entering = unit, entering
+        move = self._add if entering else self._subtract
+        for key in keys:
+            if self._is_step():
+                yield
+                yield from self._follow(snapshot)
+            del self._waiting[key]
+            move(key, bucket[key])
+        self._moving = None
+        if unit is _EVERYTHING:
+            self.span = unit
+        elif entering:
+            self.span = Span(self.span.first, unit.end)
+        else:
+            self.span = Span(unit.end, self.span.end)
+
+    def _keys_of(self, snapshot: Snapshot, bucket: Bucket) -> list[Key]:
+        parts = self._selection.parts
+        if bucket is snapshot.total and parts:
+            (place, names), *others = parts
+            found = ((key, bucket[key]) for key in snapshot.keys_of(place, names))
+            return [key for key, _ in _matching(found, others)]
+        return [key for key, _ in self._matching(bucket)]
+
+    # -- sums -----------------------------------------------------------------------------------
+
+    def _add(self, key: Key, sums: Sums) -> None:
+        count = sums.count
+        if self._selection.histogram:
+            self.total.merge(sums)
+        else:
+            self.total.merge_scalars(sums)
+        for name, groups in ((key.strategy, self.strategies), (key.model, self.models)):
+            group = groups.get(name)
+            if group is None:
+                group = groups[name] = Sums()
+            group.merge_scalars(sums)
+        self.providers[key.provider] = self.providers.get(key.provider, 0) + count
+        self.bands[key.band] = self.bands.get(key.band, 0) + count
+        self.statuses[key.status] = self.statuses.get(key.status, 0) + count
+
+    def _subtract(self, key: Key, sums: Sums) -> None:
+        if self._selection.histogram:
+            self.total.subtract(sums)
+        else:
+            self.total.subtract_scalars(sums)
+        for name, groups in ((key.strategy, self.strategies), (key.model, self.models)):
+            group = groups[name]
+            group.subtract_scalars(sums)
+            if not group.count:
+                del groups[name]
+        for name, counts in (
+            (key.provider, self.providers),
+            (key.band, self.bands),
+            (key.status, self.statuses),
+        ):
+            counts[name] -= sums.count
+            if not counts[name]:
+                del counts[name]
+
+
+def span_of(length: int, now: int) -> Span:
+    """Return the minutes of a window: `length` whole ones and the one that runs."""
+    minute = now // MINUTE
+    return Span(minute - length, minute + 1)
+
+
+def _matching(
+    cells: Iterable[tuple[Key, Sums]], parts: Iterable[Part]
+) -> Iterator[tuple[Key, Sums]]:
+    chosen = tuple(parts)
+    for key, sums in cells:
+        if all(key[place] in names for place, names in chosen):
+            yield key, sums
+
+
+def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:
+    """Return the breakdown of a selection, made in one go. Raises Uncovered."""
+    breakdown = Breakdown(selection, now)
+    for _ in breakdown.steps(snapshot):
+        pass
+    return breakdown
+
+
+class _Held:
+    """A breakdown, and its work while that is not done."""
+
+    __slots__ = ("breakdown", "groups", "snapshot", "work")
+
+    def __init__(self, breakdown: Breakdown) -> None:
+        self.breakdown = breakdown
+        self.groups = 0  # as counted when its work was done last
+        self.snapshot: Snapshot | None = None  # that the work is done with
+        self.work: _Work | None = None
+
+
+class Breakdowns:
+    """The breakdowns of all views. Equal selections share one."""
+
+    def __init__(self, max_groups: int = MAX_GROUPS) -> None:
+        self._max_groups = max_groups
+        self._groups = 0
+        self._held: OrderedDict[Selection, _Held] = OrderedDict()
+
+    def ready(
+        self, snapshot: Snapshot, selection: Selection, now: int, steps: int = STEPS_AT_ONCE
+    ) -> Breakdown | None:
+        """Return a breakdown in step with a snapshot; None when that takes `steps` steps or more.
+
+        Then call again, with the same snapshot and after others had a turn: the work goes on from
+        where it is. What is returned is right until the snapshot takes the next commit.
+        Raises Uncovered when the snapshot does not hold the window.
+        """
+        held = self._hold(snapshot, selection, now)
+        for _ in range(steps):
+            if held.work is None:
+                held.snapshot, held.work = snapshot, held.breakdown.steps(snapshot)
+            try:
+                next(held.work)
+            except StopIteration:
+                held.work = held.snapshot = None
+                self._make_room(held)
+                return held.breakdown
+            except Gap:
+                held.work, held.breakdown = None, Breakdown(selection, now)
+            except Uncovered:
+                self._forget(selection)
+                raise
+        return None
+
+    def _hold(self, snapshot: Snapshot, selection: Selection, now: int) -> _Held:
+        held = self._held.get(selection)
+        if held is None:
+            held = self._held[selection] = _Held(Breakdown(selection, now))
+        elif held.work is not None and held.snapshot is not snapshot:
+            held.work, held.breakdown = None, Breakdown(selection, now)
+        held.breakdown.now = now
+        self._held.move_to_end(selection)
+        return held
+
+    def _make_room(self, held: _Held) -> None:
+        self._groups += held.breakdown.groups - held.groups
+        held.groups = held.breakdown.groups
+        while self._groups > self._max_groups and len(self._held) > 1:
+            self._forget(next(iter(self._held)))
+
+    def _forget(self, selection: Selection) -> None:
+        self._groups -= self._held.pop(selection).groups

@@ -1,0 +1,156 @@
+"""Breakdowns: sums that come into step with a snapshot step by step, and stay in step."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routecast.core import breakdown
+from routecast.core.breakdown import Breakdown, Breakdowns, break_down
+from routecast.core.metrics import Baseline, document
+from routecast.core.snapshot import COVERAGE, HOUR, Snapshot
+from routecast.core.view import Selection, View
+from routecast.errors import Uncovered
+from routecast.protocol import FIELDS, WINDOWS, Position
+from tests.support.decisions import DAY, MINUTE, NOW, sent_decisions
+from tests.support.oracle import ALL_FIELDS, Prices, assert_agree, expect
+from tests.unit.history import History
+
+FILTERS: list[dict[str, frozenset[str]]] = [
+    {},
+    {"strategy": frozenset({"hybrid", "nobody's"})},
+    {"provider": frozenset({"gemini", "claude"}), "model": frozenset({"flash"})},
+]
+VIEWS = [View(FIELDS, window=window, **chosen) for window in WINDOWS for chosen in FILTERS]
+BASELINE = Baseline("big", 3 * 10**9, 15 * 10**9)
+
+offsets = st.one_of(
+    st.sampled_from([0, -5, -6, -59, -60, -61]).map(lambda minutes: minutes * MINUTE),
+    st.sampled_from([-23, -24, -25, -167, -168, -169]).map(lambda hours: hours * HOUR),
+    st.integers(-2 * HOUR, 5 * MINUTE),
+    st.integers(-8 * DAY, DAY),
+)
+script = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.lists(sent_decisions(offsets), min_size=1, max_size=6)),
+        st.tuples(st.just("tick"), st.sampled_from([-MINUTE, 1, MINUTE, 6 * MINUTE, HOUR])),
+        st.tuples(st.just("step"), st.tuples(st.sampled_from(VIEWS), st.integers(1, 4))),
+        st.tuples(st.just("load"), st.booleans()),
+    ),
+    min_size=6,
+    max_size=25,
+)
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breakdown, "STEP", 1)
+
+
+def finished(held: Breakdowns, snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:
+    while True:
+        made = held.ready(snapshot, selection, now, steps=3)
+        if made is not None:
+            return made
+
+
+def check(history: History, held: Breakdowns, view: View) -> None:
+    """Assert that a view's document is what the oracle counts."""
+    made = [finished(held, history.snapshot, each, history.now) for each in view.selections]
+    filters = {name: getattr(view, name) for name in ("strategy", "provider", "model")}
+    assert_agree(
+        document(view, made, history.now, BASELINE),
+        expect(
+            history.facts,
+            now=history.now,
+            fields=ALL_FIELDS,
+            filters={name: names for name, names in filters.items() if names is not None},
+            window=view.window,
+            baseline=Prices("big", 3, 15),
+        ),
+    )
+
+
+@settings(max_examples=200)
+@given(start=st.integers(0, HOUR), actions=script)
+def test_every_view_equals_a_count_whatever_happens_between_two_steps(
+    start: int, actions: list[tuple[str, Any]]
+) -> None:
+    """Commits, the clock, and new snapshots come in between, with or without a memory."""
+    history, held = History(NOW + start), Breakdowns()
+    for action, given_ in actions:
+        if action == "commit":
+            history.commit(given_)
+        elif action == "tick":
+            history.now = max(history.now + given_, history.snapshot.taken - MINUTE)
+            if history.now - history.snapshot.taken >= COVERAGE:
+                history.reload()
+        elif action == "step":
+            view, steps = given_
+            for selection in view.selections:
+                held.ready(history.snapshot, selection, history.now, steps)
+        else:
+            before = history.snapshot
+            history.reload()
+            if given_:
+                history.snapshot.continues(before)
+    for view in VIEWS:
+        check(history, held, view)
+
+
+def test_a_commit_costs_what_it_added() -> None:
+    """Once in step, a breakdown looks at the cells of new commits and at no others."""
+    history = History()
+    history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(50)])
+    held, selection = Breakdowns(), Selection(None)
+    assert held.ready(history.snapshot, selection, NOW, steps=40) is None
+    assert finished(held, history.snapshot, selection, NOW).total.count == 50
+    history.commit([{"strategy": "s1", "provider": "p", "timestamp": 0}])
+    made = held.ready(history.snapshot, selection, NOW, steps=2)
+    assert made is not None
+    assert made.total.count == 51
+
+
+def test_a_minute_costs_what_entered_and_left() -> None:
+    """A window that moves on by a minute does not add up its other minutes again."""
+    history = History()
+    for minute in range(-60, 1):
+        history.commit([{"strategy": "s", "provider": "p", "timestamp": minute * MINUTE}])
+    held, selection = Breakdowns(), Selection(60)
+    assert finished(held, history.snapshot, selection, NOW).total.count == 61
+    made = held.ready(history.snapshot, selection, NOW + MINUTE, steps=3)
+    assert made is not None
+    assert made.total.count == 60
+
+
+def test_a_window_the_snapshot_lacks_is_uncovered() -> None:
+    """There is no sum of what is not held; the total needs no window."""
+    snapshot, held = Snapshot(Position("e", 0), NOW), Breakdowns()
+    late = NOW + COVERAGE
+    with pytest.raises(Uncovered):
+        held.ready(snapshot, Selection(5), late)
+    assert held.ready(snapshot, Selection(None), late) is not None
+
+
+def test_the_breakdown_used_longest_ago_makes_room() -> None:
+    """All of them together hold at most so many sums."""
+    history = History()
+    history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(10)])
+    held = Breakdowns(max_groups=30)
+    for length in (None, 5, 60):
+        finished(held, history.snapshot, Selection(length), NOW)
+    assert held.ready(history.snapshot, Selection(60), NOW, steps=1) is not None
+    assert held.ready(history.snapshot, Selection(None), NOW, steps=1) is None
+
+
+def test_empty_names_leave_a_window() -> None:
+    """What counts nothing any more is not shown with a zero."""
+    history, selection = History(), Selection(5)
+    history.commit([{"strategy": "s", "provider": "p", "model": "m", "timestamp": -5 * MINUTE}])
+    held = Breakdowns()
+    assert finished(held, history.snapshot, selection, NOW).strategies
+    made = finished(held, history.snapshot, selection, NOW + MINUTE)
+    groups = (made.strategies, made.models, made.providers, made.bands, made.statuses)
+    assert groups == ({}, {}, {}, {}, {})
+    assert made.total == break_down(Snapshot(Position("e", 0), NOW), selection, NOW).total
