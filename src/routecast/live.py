@@ -44,6 +44,8 @@ STEP_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 0.5
 # Deltas that wait for those before them; should more come, they are dropped, and fetched later.
 MAX_EARLY: Final = 1_000
+# A commit of more cells is applied in pieces, between which others get a turn on the event loop.
+LARGE_CELLS: Final = 1_000
 # A loop that goes on so much later than it should was stopped: it may have missed anything.
 STOPPED_SECONDS: Final = 1.0
 # A snapshot that nothing was added to is cached again, too, though so many times less often: it
@@ -88,6 +90,7 @@ class Live:
         self._in_step = False
         self._loading = False
         self._early: dict[int, Delta] = {}  # by seq
+        self._applying: asyncio.Task[None] | None = None  # a large delta, while it is applied
         self._announced: Position | None = None  # the last that was heard of
         self._heard = -inf  # when that was, on the monotonic clock
         self._next_look = -inf  # when this node may look by itself, on the same
@@ -103,10 +106,13 @@ class Live:
     def current(self) -> Reading | None:
         """Return the live snapshot, or None while it may not be the newest.
 
-        Its source is the database as long as the bus cannot be heard.
+        It is None, too, while a large commit is being applied: wait for `settled`. Its source is
+        the database as long as the bus cannot be heard.
         """
         snapshot, now = self._snapshot, self._clock.now()
         if snapshot is None or not self._in_step or self.failing is not None:
+            return None
+        if self._applying is not None:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
             return None
@@ -115,8 +121,8 @@ class Live:
         return Reading(snapshot, Source.DATABASE, self._read)
 
     def held(self) -> Reading | None:
-        """Return the snapshot there is, be it the newest or not."""
-        if self._snapshot is None:
+        """Return the snapshot there is, be it the newest or not; None as `current` does."""
+        if self._snapshot is None or self._applying is not None:
             return None
         return Reading(self._snapshot, Source.STALE, self._read)
 
@@ -124,6 +130,11 @@ class Live:
     def position(self) -> Position | None:
         """The position of the snapshot held, be it the newest or not."""
         return self._snapshot.position if self._snapshot else None
+
+    async def settled(self) -> None:
+        """Return when no large commit is being applied."""
+        while self._applying is not None:
+            await asyncio.wait([self._applying])
 
     async def loaded(self) -> None:
         """Return when loading was tried for the first time, with success or not."""
@@ -145,6 +156,8 @@ class Live:
                 self._stopped = time.monotonic() > due + STOPPED_SECONDS
         finally:
             stop()
+            if self._applying is not None:
+                self._applying.cancel()
 
     @property
     def _has_others(self) -> bool:
@@ -161,6 +174,7 @@ class Live:
     async def _step(self) -> None:
         try:
             await self._look()
+            await self.settled()
             if self._must_load():
                 await self._load()
             elif self._is_behind():
@@ -192,7 +206,10 @@ class Live:
                 self._in_step = False
                 self._note(position)
                 return
-            if position.seq == snapshot.position.seq + 1:
+            if self._applying is not None:
+                if position.seq > snapshot.position.seq + 1:
+                    self._keep(delta)
+            elif position.seq == snapshot.position.seq + 1:
                 self._apply(snapshot, delta)
             elif position.seq > snapshot.position.seq:
                 self._keep(delta)
@@ -201,13 +218,34 @@ class Live:
             self._keep(delta)
 
     def _apply(self, snapshot: Snapshot, delta: Delta | None) -> None:
+        """Apply a delta and those kept that follow it; a large one beside everything else."""
         while delta is not None:
+            if len(delta.cells) > LARGE_CELLS:
+                self._applying = asyncio.create_task(self._apply_large(snapshot, delta))
+                return
             snapshot.apply(delta)
-            self.changes.note(delta)
-            self._learn(delta.cells.keys())
-            self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
-            delta = self._early.pop(snapshot.position.seq + 1, None)
+            delta = self._applied(snapshot, delta)
         self._instruments.position_seq.set(snapshot.position.seq)
+
+    async def _apply_large(self, snapshot: Snapshot, delta: Delta) -> None:
+        try:
+            for _ in snapshot.applying(delta):
+                await asyncio.sleep(0)
+        except Exception:
+            log.exception("A commit could not be applied; live state is loaded again")
+            self._snapshot, self._in_step = None, False  # it holds some of the commit
+            self._stir.set()
+            return
+        finally:
+            self._applying = None
+        self._apply(snapshot, self._applied(snapshot, delta))
+
+    def _applied(self, snapshot: Snapshot, delta: Delta) -> Delta | None:
+        """Tell of a delta that was applied; return the one that follows it, if that is here."""
+        self.changes.note(delta)
+        self._learn(delta.cells.keys())
+        self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
+        return self._early.pop(snapshot.position.seq + 1, None)
 
     def _keep(self, delta: Delta) -> None:
         if len(self._early) >= MAX_EARLY:
@@ -267,7 +305,7 @@ class Live:
 
     def _is_behind(self) -> bool:
         snapshot, there = self._snapshot, self._announced
-        if snapshot is None or not self._in_step:
+        if snapshot is None or not self._in_step or self._applying is not None:
             return False
         if self._early:
             return True
@@ -310,6 +348,7 @@ class Live:
         self._loading = True
         try:
             snapshot = await self._sources.newest(self._announced)
+            await self.settled()
         finally:
             self._loading = False
         position = snapshot.position
@@ -318,8 +357,10 @@ class Live:
             for seq, delta in self._early.items()
             if delta.position.epoch == position.epoch and seq > position.seq
         }
+        before, self._snapshot, self._in_step = self._snapshot, snapshot, True
         self._apply(snapshot, self._early.pop(position.seq + 1, None))
-        self._snapshot, self._in_step = snapshot, True
+        if before is not None:
+            snapshot.continues(before)
         if self._announced is None or self._announced.epoch != position.epoch:
             self._announced = position
         self._instruments.reloads.inc()
@@ -336,8 +377,10 @@ class Live:
             work, seconds = "cache again", REPEAT * seconds
         with suppress(Unavailable):
             if await self._cluster.claim(work, seconds):
-                self._cached = self._snapshot.position
-                await self._sources.cache(self._snapshot)
+                await self.settled()
+                if (held := self.held()) is not None:
+                    self._cached = held.snapshot.position
+                    await self._sources.cache(held.snapshot)
 
     # -- the database ---------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ from routecast import live as module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
+from routecast.core import snapshot as core_snapshot
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
-from routecast.core.rollup import Key
+from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
 from routecast.instruments import Instruments
 from routecast.live import Live
@@ -157,6 +158,65 @@ async def test_commit_is_current_at_once(node: Node) -> None:
             node.assert_current(*range(1, number + 1))
     assert node.store.loads == 1
     assert node.instruments.registry.get_sample_value("routecast_position_seq") == 5
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apply what has more than two cells in pieces of one."""
+    monkeypatch.setattr(module, "LARGE_CELLS", 2)
+    monkeypatch.setattr(core_snapshot, "APPLY_STEP", 1)
+
+
+@pytest.mark.usefixtures("pieces")
+async def test_a_large_commit_is_applied_between_others_turns(node: Node) -> None:
+    """Half of it is never seen; what is committed meanwhile is applied after it."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        large = [kept(number, strategy=f"s{number}") for number in range(50)]
+        done = await node.store.commit([large], NOW)
+        assert done.delta is not None
+        node.bus.publish(done.delta)
+        node.bus.publish(done.delta)  # a bus may say things twice
+        assert node.live.current() is None
+        assert node.live.held() is None
+        await asyncio.sleep(0)  # one piece
+        assert node.live.current() is None
+        await node.commit(50)
+        await node.live.settled()
+        reading = node.live.current()
+        assert reading is not None
+        assert_sums(reading.snapshot.total, [*large, kept(50)])
+        assert node.instruments.reloads._value.get() == 1
+
+
+@pytest.mark.usefixtures("quick", "pieces")
+async def test_a_large_commit_that_fails_halfway_is_loaded_over(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that holds some of a commit is given up."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        large = [kept(number, strategy=f"s{number}") for number in range(50)]
+        done = await node.store.commit([large], NOW)
+        assert done.delta is not None
+        reading = node.live.current()
+        assert reading is not None
+        added = 0
+
+        def add(minute: int, cells: Bucket) -> None:
+            nonlocal added
+            added += 1
+            if added > 25:
+                raise MemoryError
+            Snapshot._add(reading.snapshot, minute, cells)
+
+        monkeypatch.setattr(reading.snapshot, "_add", add)
+        node.bus.publish(done.delta)
+        await node.live.settled()
+        await until(lambda: node.live.current() is not None)
+        reading = node.live.current()
+        assert reading is not None
+        assert_sums(reading.snapshot.total, large)
 
 
 async def test_missing_delta_is_fetched(node: Node) -> None:

@@ -1,5 +1,7 @@
 """The cache of a single process."""
 
+import asyncio
+
 from routecast.core.snapshot import Snapshot
 from routecast.ports import Clock
 from routecast.protocol import Position
@@ -20,7 +22,7 @@ class MemoryCache:
         if self._clock.now() >= expires:
             self._held = None
             return None
-        return Snapshot.unpack(packed)
+        return await asyncio.to_thread(Snapshot.unpack, packed)
 
     async def put(self, snapshot: Snapshot) -> None:
         if self._held is not None and self._held[1] > self._clock.now():
@@ -28,7 +30,9 @@ class MemoryCache:
             if held.epoch == snapshot.position.epoch and held.seq > snapshot.position.seq:
                 return
         expires = self._clock.now() + self._lifetime
-        self._held = (snapshot.position, expires, snapshot.pack())
+        position = snapshot.position
+        packed = await asyncio.to_thread(snapshot.pack)  # of many cells that takes a while
+        self._held = (position, expires, packed)
 
     async def invalidate(self, position: Position) -> None:
         if self._held is not None:

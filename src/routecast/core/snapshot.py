@@ -6,7 +6,7 @@ another.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Final, NamedTuple, Self
 
@@ -32,6 +32,8 @@ HOUR: Final = MINUTES_PER_HOUR * MINUTE
 LIFETIME: Final = HOUR
 COVERAGE: Final = 2 * HOUR
 
+# Cells added in one piece of a large commit: some 2 ms.
+APPLY_STEP: Final = 500
 # Cells of recent commits that are remembered in any case; of a large total, half as many as it has.
 MIN_RECENT: Final = 1_000
 
@@ -112,17 +114,34 @@ class Snapshot:
             return False
         if delta.position.seq != self.position.seq + 1:
             raise Gap(f"seq {delta.position.seq} after {self.position.seq}")
+        for _ in self.applying(delta):
+            pass
+        return True
+
+    def applying(self, delta: Delta) -> Iterator[None]:
+        """Add what the next commit added, in pieces of APPLY_STEP cells with a yield between them.
+
+        Read nothing of the snapshot before the last piece is added: its sums are at no position.
+        """
+        spent = 0
         for minute, cells in delta.cells.minutes.items():
-            bucket_merge(self.total, cells)
-            if minute // MINUTES_PER_HOUR >= self._needed.hours.first:
-                bucket_merge(self.hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
-                self._hours.pop(minute // MINUTES_PER_HOUR, None)
-            if self.holds(minute):
-                bucket_merge(self.minutes.setdefault(minute, {}), cells)
-                self._minutes.pop(minute, None)
+            for piece in _pieces(cells):
+                spent += len(piece)
+                if spent > APPLY_STEP:
+                    yield
+                    spent = len(piece)
+                self._add(minute, piece)
         self.position = delta.position
         self._remember(delta)
-        return True
+
+    def _add(self, minute: int, cells: Mapping[Key, Sums]) -> None:
+        bucket_merge(self.total, cells)
+        if minute // MINUTES_PER_HOUR >= self._needed.hours.first:
+            bucket_merge(self.hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
+            self._hours.pop(minute // MINUTES_PER_HOUR, None)
+        if self.holds(minute):
+            bucket_merge(self.minutes.setdefault(minute, {}), cells)
+            self._minutes.pop(minute, None)
 
     def _remember(self, delta: Delta) -> None:
         self._recent.append(delta)
@@ -218,6 +237,16 @@ class Snapshot:
     def keys(self) -> Iterator[Key]:
         """Yield every key ever counted."""
         return iter(self.total)
+
+
+def _pieces(cells: Mapping[Key, Sums]) -> Iterator[Mapping[Key, Sums]]:
+    """Yield cells in pieces of at most APPLY_STEP."""
+    if len(cells) <= APPLY_STEP:
+        yield cells
+        return
+    rest = iter(cells.items())
+    while piece := dict(islice(rest, APPLY_STEP)):
+        yield piece
 
 
 class _Packed(msgspec.Struct, array_like=True):

@@ -1,0 +1,71 @@
+"""Rendering time: what a client uses, it has to wait for; the others do not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.budget import (
+    BURST_SECONDS,
+    CLIENT_SHARE,
+    MAX_CLIENTS,
+    TOTAL_SHARE,
+    RenderBudget,
+)
+
+
+def test_a_client_that_was_quiet_may_use_what_it_saved() -> None:
+    """A burst is free; what comes after it has to be waited for."""
+    budget = RenderBudget()
+    budget.charge("a", BURST_SECONDS, 0.0)
+    assert budget.wait("a", 0.0) == 0.0
+    budget.charge("a", 0.05, 0.0)
+    assert budget.wait("a", 0.0) == pytest.approx(0.05 / CLIENT_SHARE)
+    assert budget.wait("a", 0.05 / CLIENT_SHARE) == pytest.approx(0.0)
+
+
+def test_one_client_does_not_cost_another() -> None:
+    """Whatever the one used, the other may use its own share at once."""
+    budget = RenderBudget()
+    budget.charge("greedy", 100.0, 0.0)
+    assert budget.wait("greedy", 0.0) > 60
+    assert budget.wait("other", 0.0) == 0.0
+    assert budget.first(["greedy", "other"], 0.0) == ("other", 0.0)
+
+
+def test_the_first_that_may_pays_for_a_shared_view() -> None:
+    """If none may, it is the one whose turn comes soonest."""
+    budget = RenderBudget()
+    budget.charge("a", 3.0, 0.0)
+    budget.charge("b", 2.0, 0.0)
+    client, wait = budget.first(["a", "b", "a"], 0.0)
+    assert client == "b"
+    assert wait == budget.wait("b", 0.0) > 0
+    assert budget.first([], 0.0) == ("", 0.0)
+
+
+@given(st.integers(1, 60), st.floats(0.005, 0.2))
+def test_all_together_use_no_more_than_their_share(clients: int, cost: float) -> None:
+    """However many clients render whenever they may, most of the core is left to others."""
+    budget, now, used, seconds = RenderBudget(), 0.0, 0.0, 20.0
+    while now < seconds:
+        waits = []
+        for client in map(str, range(clients)):
+            wait = budget.wait(client, now)
+            if not wait:
+                budget.charge(client, cost, now)
+                used += cost
+            waits.append(budget.wait(client, now))
+        now += max(min(waits), cost)
+    # What each may save up comes on top, and one render that is over it.
+    saved = clients * (BURST_SECONDS + 2 * cost)
+    assert used <= TOTAL_SHARE * seconds * 1.05 + saved
+
+
+def test_memory_of_clients_has_an_end() -> None:
+    """Those who have paid are forgotten, and of others those who used time longest ago."""
+    budget = RenderBudget()
+    for number in range(MAX_CLIENTS + 50):
+        budget.charge(str(number), 1_000.0, 0.0)
+    assert len(budget._paid) <= MAX_CLIENTS
+    budget.charge("new", 0.001, 1e9)
+    assert len(budget._paid) == 1
