@@ -27,6 +27,7 @@ from routecast.cluster.memory import MemoryCluster
 from routecast.cluster.redis import RedisCluster
 from routecast.config import Settings
 from routecast.connections import ConnectionManager
+from routecast.core.budget import RenderBudget
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
@@ -54,6 +55,7 @@ from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
 from routecast.redis_client import RedisLink
+from routecast.renders import Renders
 from routecast.sources import Sources
 from routecast.store.none import NoStore
 from routecast.store.postgres import PostgresStore
@@ -171,9 +173,14 @@ class Services:
             engines.clock,
             self.instruments,
             _baseline(settings, engines.prices),
+            settled=self.live.settled,
+            budget=(budget := RenderBudget()),
         )
+        self.renders = Renders(self.latest, budget, self.instruments)
         self.history = History(engines.store, self.live.current, self.live.changes, engines.clock)
-        self.manager = ConnectionManager(self.latest, self.instruments, settings.max_connections)
+        self.manager = ConnectionManager(
+            self.latest, self.renders, self.instruments, settings.max_connections
+        )
         self.census = Census(engines.cluster, lambda: self.manager.active)
         self.door = Door(
             self.manager,
@@ -181,7 +188,7 @@ class Services:
             allowed_origins=settings.allowed_origins,
             max_per_address=settings.max_per_address,
         )
-        self.channels = Channels(self.latest, engines.clock, self.instruments)
+        self.channels = Channels(self.latest, self.renders, engines.clock, self.instruments)
         self.lookbacks = Lookbacks(self.history)
         self.subscribers = Subscribers(self.channels, self.lookbacks)
         self.websockets = WebSocketEdge(
@@ -209,6 +216,7 @@ class Services:
             await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
             if self._has_others:
                 await stack.enter_async_context(_task("census", self.census.run))
+            await stack.enter_async_context(_task("renders", self.renders.run))
             await stack.enter_async_context(_task("ticks", self.manager.run))
             await stack.enter_async_context(_task("channels", self.channels.run))
             await stack.enter_async_context(_task("lookbacks", self.lookbacks.run))
@@ -369,7 +377,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         Route("/ws/metrics", Advice(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
-    app.include_router(metrics_router(services.latest.frame))
+    app.include_router(metrics_router(services.renders.frame))
     app.include_router(history_router(services.history.answer))
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))

@@ -8,7 +8,9 @@ message from what it was really sent to what is newest. So nothing queues (the p
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Final, Protocol
 
 from routecast.core.message import Encoding, Message, Named
@@ -19,7 +21,14 @@ from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
-from routecast.protocol import ALIVE_SECONDS, CloseCode, Position
+from routecast.protocol import (
+    ALIVE_SECONDS,
+    MIN_INTERVAL,
+    CloseCode,
+    ErrorCode,
+    ErrorOut,
+    Position,
+)
 
 # So many members or more get their message before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
@@ -32,6 +41,11 @@ ROUNDED: Final = 1e-6
 
 class Line(Protocol):
     """A connection that speaks routecast.v1, on whatever edge."""
+
+    @property
+    def client(self) -> str:
+        """The address of its client, by which rendering time is counted."""
+        ...
 
     def send(self, message: Message, named: Named) -> bool:
         """Send a message as it is under a client's id; False when the socket is full.
@@ -114,7 +128,17 @@ _Key = tuple[type[Line], Version | None, Encoding, str]
 class Channel:
     """Members that follow one view at one interval."""
 
-    __slots__ = ("_open", "cohorts", "due", "subscription", "timer", "version", "whole")
+    __slots__ = (
+        "_open",
+        "cohorts",
+        "due",
+        "put_off",
+        "served",
+        "subscription",
+        "timer",
+        "version",
+        "whole",
+    )
 
     def __init__(self, subscription: Subscription, now: float) -> None:
         self.subscription = subscription
@@ -122,6 +146,10 @@ class Channel:
         # When all members had a whole document, and when the next tick is, on the monotonic clock.
         self.whole = now
         self.due = now
+        # When it was served last, on the same clock, and whether it was put off since: its clients
+        # had used up their rendering time.
+        self.served = now
+        self.put_off = False
         self.timer: asyncio.TimerHandle | None = None
         # A dict keeps their order, and forgets one of them in no time.
         self.cohorts: dict[Cohort, None] = {}
@@ -156,14 +184,28 @@ class Channel:
         """Note who has room, after cohorts have gone on to another base."""
         self._open = {cohort.key: cohort for cohort in self.cohorts if not cohort.full}
 
-    def turn(self, now: float) -> int:
+    def turn(self, now: float, wait: float = 0.0) -> int:
         """Set the next tick: at a multiple of the interval, or sooner to show life.
 
-        Returns how many ticks are over that there was no time for.
+        With `wait` it comes so many seconds later than now at the earliest. Returns how many ticks
+        are over that there was no time for.
         """
         last, ticks = self._ticks(self.due), self._ticks(max(now, self.due))  # timers may be early
-        self.due = min((ticks + 1) * self.subscription.interval, self._patience)
+        due = max((ticks + 1) * self.subscription.interval, now + wait)
+        self.due = min(due, max(self._patience, now + MIN_INTERVAL))
         return ticks - last
+
+    def clients(self) -> Iterator[str]:
+        """Yield the client of each member."""
+        for cohort in self.cohorts:
+            for line in cohort.members:
+                yield line.client
+
+    def serve(self, now: float) -> float | None:
+        """Note that a tick is served; return the seconds since the last one if it was put off."""
+        stretched = round(now - self.served, 1) if self.put_off else None
+        self.served, self.put_off = now, False
+        return stretched
 
     def must_show_life(self) -> bool:
         """Whether members would wait too long for a whole document if not sent one now."""
@@ -189,16 +231,39 @@ class Documents(Protocol):
         """Return the newest state to be had. Raises Unavailable when there is none at all."""
         ...
 
+    def is_ready(self, reading: Reading, view: View) -> bool:
+        """Do a piece of a view's work; return whether its document can be made at once now."""
+        ...
+
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
         """Return a view's document, None when it cannot be made."""
+        ...
+
+
+class Turns(Protocol):
+    """Who pays for documents, and the work of those that take a while (`renders.Renders`)."""
+
+    def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
+        """Return which of the clients of a view pays for it, and in how many seconds it may."""
+        ...
+
+    def charged(self, payer: str) -> AbstractContextManager[None]:
+        """Charge a payer for the time that the body takes."""
+        ...
+
+    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
+        """Have a view made ready, and be told. Raises Unavailable when too many wait."""
         ...
 
 
 class Channels:
     """All channels, and the versions they send. Run `run` as a task."""
 
-    def __init__(self, documents: Documents, clock: Clock, instruments: Instruments) -> None:
+    def __init__(
+        self, documents: Documents, turns: Turns, clock: Clock, instruments: Instruments
+    ) -> None:
         self._documents = documents
+        self._turns = turns
         self._clock = clock
         self._instruments = instruments
         self._versions = Versions()
@@ -227,12 +292,42 @@ class Channels:
         find = self._versions.find
         channel.place(member, None if position is None else find(subscription.view, position))
         reading = self._documents.reading_now()
-        if reading is not None:
-            self.send(member, self._version_now(subscription.view, reading))
-        else:
+        if reading is None:
             # However many come at once, the engines are asked once for all of them.
-            self._waiting.append(member)
-            self._wake.set()
+            self._wait_for_first(member)
+            return
+        version = self._first_version(subscription.view, member.line.client, reading)
+        if version is not None:
+            self.send(member, version)
+        else:
+            self._ask_for_first(member)
+
+    def _first_version(self, view: View, client: str, reading: Reading) -> Version | None:
+        payer, wait = self._turns.payer(view, (client,))
+        if wait:
+            return None
+        with self._turns.charged(payer):
+            return self._version_now(view, reading)
+
+    def _wait_for_first(self, member: Member) -> None:
+        self._waiting.append(member)
+        self._wake.set()
+
+    def _ask_for_first(self, member: Member) -> None:
+        """Send a member its first message once its view can be rendered."""
+        assert member.channel is not None
+        view, client = member.channel.subscription.view, member.line.client
+        try:
+            self._turns.ask(view, client, partial(self._wait_for_first, member))
+        except Unavailable as busy:
+            # The subscription stays: its ticks bring a snapshot as soon as there is time for it.
+            self._refuse(member, f"{busy}; ask for fewer different views, or less often")
+
+    def _refuse(self, member: Member, why: str) -> None:
+        error = ErrorOut(
+            id=member.identity, code=ErrorCode.UNAVAILABLE, message=why, retryable=True
+        )
+        member.line.reply(member.encoding.encode(error))
 
     def leave(self, member: Member) -> None:
         """Send a member nothing more."""
@@ -264,8 +359,13 @@ class Channels:
         """Send a member what is live now, before its next tick."""
         reading = self._documents.reading_now()
         if reading is not None and member.channel is not None:
-            version = self._version(member.channel.subscription.view, reading)
-            if _is_news(version, member.base):
+            view = member.channel.subscription.view
+            payer, wait = self._turns.payer(view, (member.line.client,))
+            if wait:
+                return
+            with self._turns.charged(payer):
+                version = self._version(view, reading)
+            if version is not None and _is_news(version, member.base):
                 self.send(member, version)
 
     async def run(self) -> None:
@@ -285,20 +385,61 @@ class Channels:
                 reading = None
             await self._welcome(waiting, reading)
             for channel in due:
-                await self._tick(channel, self._version(channel.subscription.view, reading))
                 if channel.cohorts:
-                    self._schedule(channel)
+                    await self._take_turn(channel, reading)
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
     async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
         for number, member in enumerate(waiting, 1):
             if member.channel is not None:
-                self.send(member, self._version(member.channel.subscription.view, reading))
+                version = self._version(member.channel.subscription.view, reading)
+                if version is not None:
+                    self.send(member, version)
+                else:
+                    self._ask_for_first(member)
             if not number % YIELD_EVERY:
                 await asyncio.sleep(0)
 
-    async def _tick(self, channel: Channel, version: Version) -> None:
-        """Bring all members to a version, those with the same base by the same message."""
+    async def _take_turn(self, channel: Channel, reading: Reading | None) -> None:
+        """Serve a channel, or put it off while none of its clients may use rendering time."""
+        view = channel.subscription.view
+        payer, wait = self._turns.payer(view, channel.clients())
+        version = None
+        if not wait:
+            with self._turns.charged(payer):
+                version = self._version(view, reading)
+            if version is None:
+                wait = self._ask_for(channel, payer)
+        if version is not None:
+            await self._tick(channel, version, payer, channel.serve(time.monotonic()))
+        else:
+            channel.put_off = True
+            self._instruments.ticks_stretched.inc()
+            await self._show_life(channel)
+        if channel.cohorts:
+            self._schedule(channel, wait)
+
+    def _ask_for(self, channel: Channel, payer: str) -> float:
+        """Have a channel's view made ready; return for how many seconds to leave it alone."""
+        try:
+            self._turns.ask(channel.subscription.view, payer, partial(self._ring, channel))
+        except Unavailable as busy:
+            return busy.retry_after
+        return ALIVE_SECONDS  # it is rung before, as soon as the view is ready
+
+    async def _show_life(self, channel: Channel) -> None:
+        """Send the last version once more, if a whole document is due: there is no newer one."""
+        newest = self._versions.newest(channel.subscription.view)
+        if newest is not None and channel.must_show_life():
+            await self._tick(channel, newest, "", None)
+
+    async def _tick(
+        self, channel: Channel, version: Version, payer: str, stretched: float | None
+    ) -> None:
+        """Bring all members to a version, those with the same base by the same message.
+
+        `stretched` is the interval that they really get, where that is longer than they asked for.
+        """
         whole = channel.must_show_life()
         if version is channel.version and not whole:
             return  # whoever was not sent it then asks for it when it can
@@ -311,16 +452,14 @@ class Channels:
                 await asyncio.sleep(0)
                 served = 0
             served += len(cohort.members)
-            self._serve(channel, cohort, version, whole)
+            with self._turns.charged(payer):
+                leading = self._leading(version, cohort, whole, stretched)
+            if leading is not None:
+                self._serve(channel, cohort, version, leading)
         channel.rally()
 
-    def _serve(self, channel: Channel, cohort: Cohort, version: Version, whole: bool) -> None:
-        if not cohort.members:
-            return  # they left while others were served
+    def _serve(self, channel: Channel, cohort: Cohort, version: Version, leading: Message) -> None:
         base = cohort.base
-        leading = self._leading(version, base, cohort.encoding, self._clock.now(), whole)
-        if leading is None:
-            return
         named = leading.under(cohort.identity)
         behind = cohort.kind.send_all(leading, named, cohort)
         self._count(leading, len(cohort.members) - len(behind), len(behind))
@@ -329,15 +468,21 @@ class Channels:
             channel.place(cohort.members[line], base)
 
     def _leading(
-        self, version: Version, base: Version | None, encoding: Encoding, now: int, whole: bool
+        self, version: Version, cohort: Cohort, whole: bool, stretched: float | None
     ) -> Message | None:
+        """Return what leads a cohort to a version; None where there is nothing to tell it."""
+        base, now = cohort.base, self._clock.now()
+        if not cohort.members:
+            return None  # they left while others were served
         if whole and (base is None or base.number <= version.number):
-            return message(version, None, encoding, now)
-        return message(version, base, encoding, now) if _is_news(version, base) else None
+            return message(version, None, cohort.encoding, now, stretched)
+        if _is_news(version, base):
+            return message(version, base, cohort.encoding, now, stretched)
+        return None
 
     # -- versions -------------------------------------------------------------------------------
 
-    def _version_now(self, view: View, reading: Reading) -> Version:
+    def _version_now(self, view: View, reading: Reading) -> Version | None:
         """Return a view's version for one who comes: where only time went on, a crowd shares it."""
         newest, position = self._versions.newest(view), reading.snapshot.position
         if newest is not None and newest.state is not None:
@@ -346,8 +491,11 @@ class Channels:
                 return newest
         return self._version(view, reading)
 
-    def _version(self, view: View, reading: Reading | None) -> Version:
-        """Return a view's version in the newest state, made anew only where that may differ."""
+    def _version(self, view: View, reading: Reading | None) -> Version | None:
+        """Return a view's version in the newest state, rendered only where that may differ.
+
+        None when its document cannot be made at once.
+        """
         now, newest = self._clock.now(), self._versions.newest(view)
         document = state = None
         if reading is not None:
@@ -356,6 +504,8 @@ class Channels:
             )
             if newest is not None and newest.confirm(state):
                 return newest
+            if not self._documents.is_ready(reading, view):
+                return None
             document = self._documents.document(reading, view, now)
         if document is None:
             if newest is not None and newest.state is None:
@@ -365,9 +515,11 @@ class Channels:
 
     # -- ticks ----------------------------------------------------------------------------------
 
-    def _schedule(self, channel: Channel) -> None:
+    def _schedule(self, channel: Channel, wait: float = 0.0) -> None:
         now = time.monotonic()
-        self._instruments.ticks_merged.inc(channel.turn(now))
+        self._instruments.ticks_merged.inc(channel.turn(now, wait))
+        if channel.timer is not None:
+            channel.timer.cancel()
         loop = asyncio.get_running_loop()
         channel.timer = loop.call_later(channel.due - now, self._ring, channel)
 

@@ -13,8 +13,9 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from math import inf
 from typing import Final, Protocol
@@ -71,16 +72,36 @@ class Frames(Protocol):
         """Return a view's newest frame from live state, None when that cannot answer."""
         ...
 
-    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
-        """Return the newest frame of each view, be it the error document's."""
+    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+        """Return the newest frame of those views that can be made at once.
+
+        It may be the error document's. By each view is the client that pays for it.
+        """
+        ...
+
+
+class Turns(Protocol):
+    """Who pays for frames, and the work of those that take a while (`renders.Renders`)."""
+
+    def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
+        """Return which of the clients of a view pays for it, and in how many seconds it may."""
+        ...
+
+    def admit(self, view: View, client: str) -> None:
+        """Raise Unavailable when a client must not ask for a view now."""
+        ...
+
+    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
+        """Have a view made ready, and be told. Raises Unavailable when too many wait."""
         ...
 
 
 class ConnectionManager:
     """Holds every open connection and sends each its frames. Run `run` and `beat` as tasks."""
 
-    def __init__(self, frames: Frames, instruments: Instruments, limit: int) -> None:
+    def __init__(self, frames: Frames, turns: Turns, instruments: Instruments, limit: int) -> None:
         self._frames = frames
+        self._turns = turns
         self._instruments = instruments
         self._limit = limit
         self._groups: dict[Key, Group] = {}
@@ -91,7 +112,7 @@ class ConnectionManager:
         # When all were last to be asked for a sign of life, and by when they are next, on the
         # monotonic clock; inf while a round of it is under way.
         self._asked = self._ask_by = inf
-        self._turns = 1  # by how many they are asked
+        self._ask_turns = 1  # by how many they are asked
         self._tick_asked = asyncio.Event()  # and its frames are out
         self._gone = asyncio.Event()
         self._waiting: list[Connection] = []  # for their first frame, from other than live state
@@ -100,12 +121,13 @@ class ConnectionManager:
         self.active = 0  # connections open
         instruments.connections.set_function(lambda: self.active)
 
-    def admit(self) -> None:
-        """Raise Unavailable when there is no room for one more connection."""
+    def admit(self, view: View, client: str) -> None:
+        """Raise Unavailable when there is no room for one more connection of a client."""
         if self._closing:
             raise Unavailable("restarting", retry_after=round(self._spread()) + 1)
         if self.active >= self._limit:
             raise Unavailable("too many connections", retry_after=random.randint(5, 15))
+        self._turns.admit(view, client)
 
     def hold(self, connection: Connection) -> None:
         """Take in a connection that gets its frames from elsewhere (`channels.py`)."""
@@ -128,13 +150,17 @@ class ConnectionManager:
             self._schedule(group)
         if not self._take(connection, group):
             return
-        frame = self._frames.frame_now(subscription.view)
+        _, wait = self._turns.payer(subscription.view, (connection.client,))
+        frame = None if wait else self._frames.frame_now(subscription.view)
         if frame is not None:
             self.send_personal(frame, connection)
         else:
             # However many come at once, the engines are asked once for all of them.
-            self._waiting.append(connection)
-            self._sooner.set()
+            self._wait_for_frame(connection)
+
+    def _wait_for_frame(self, connection: Connection) -> None:
+        self._waiting.append(connection)
+        self._sooner.set()
 
     def _take(self, connection: Connection, group: Group) -> bool:
         """Put a connection into a group; False when it comes too late."""
@@ -201,18 +227,57 @@ class ConnectionManager:
                 continue
             for group in due:
                 group.settle()
-            asking = self._is_time_to_ask(due, now)
-            if asking:
-                await self._ask(due)
-            frames = await self._frames.frames({group.subscription.view for group in due})
-            for group in due:
-                group.newest = frames[group.subscription.view]
-                await self.broadcast(group.newest, group)
-            if asking:
-                self._tick_asked.set()
-            self._instruments.broadcast_seconds.observe(time.monotonic() - now)
-            for group in due:
+            await self._tick(due, now)
+
+    async def _tick(self, due: list[Group], now: float) -> None:
+        """Send groups their frames; put those off that have to wait for one."""
+        payers, due = self._who_pays(due, now)
+        asking = bool(due) and self._is_time_to_ask(due, now)
+        if asking:
+            await self._ask(due)
+        frames = await self._frames.frames(payers) if due else {}
+        for group in due:
+            frame = frames.get(group.subscription.view)
+            if frame is not None:
+                group.newest = frame
+                await self.broadcast(frame, group)
+        if asking:
+            self._tick_asked.set()
+        self._instruments.broadcast_seconds.observe(time.monotonic() - now)
+        for group in due:
+            if group.subscription.view in frames:
                 self._reschedule(group)
+            else:
+                self._wait_for_render(group, payers[group.subscription.view])
+
+    def _who_pays(self, due: list[Group], now: float) -> tuple[dict[View, str], list[Group]]:
+        """Return who pays for each view, and the groups that are served now.
+
+        A group none of whose clients may use rendering time is put off until one of them may.
+        """
+        payers: dict[View, str] = {}
+        served = []
+        for group in due:
+            view = group.subscription.view
+            payer, wait = self._turns.payer(view, (each.client for each in group))
+            if wait:
+                self._instruments.ticks_stretched.inc()
+                self._put_off(group, now + wait)
+            else:
+                payers[view] = payer
+                served.append(group)
+        return payers, served
+
+    def _wait_for_render(self, group: Group, payer: str) -> None:
+        """Serve a group as soon as its view can be rendered."""
+        try:
+            self._turns.ask(group.subscription.view, payer, lambda: self._put_off(group, 0))
+        except Unavailable as error:
+            self._put_off(group, time.monotonic() + error.retry_after)
+
+    def _put_off(self, group: Group, until: float) -> None:
+        group.due = max(until, time.monotonic())
+        self._schedule(group)
 
     async def beat(self) -> None:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
@@ -225,7 +290,7 @@ class ConnectionManager:
             # A tick that is late by less than a quantum is in time.
             self._ask_by = self._asked + PING_SECONDS + QUANTUM
             await self._wait_to_ask()
-            for turns in range(self._turns - 1, 0, -1):
+            for turns in range(self._ask_turns - 1, 0, -1):
                 await asyncio.sleep(TURN_SECONDS)
                 await self._ask_some(turns)
             patience = PONG_SECONDS
@@ -263,8 +328,8 @@ class ConnectionManager:
         self._asked, self._ask_by = time.monotonic(), inf
         for block in self._blocks():  # all of them at once: who moves takes the question along
             block.heard, block.question = set(), Question.WAITS
-        self._turns = max(1, min(ASK_TURNS, -(-self.active // groups.BLOCK)))
-        await self._ask_some(self._turns, first)
+        self._ask_turns = max(1, min(ASK_TURNS, -(-self.active // groups.BLOCK)))
+        await self._ask_some(self._ask_turns, first)
 
     async def _ask_some(self, turns: int, first: Sequence[Group] = ()) -> None:
         """Ask one turn's of those who wait for the question: all of them, if no turns follow."""
@@ -320,10 +385,18 @@ class ConnectionManager:
 
     async def _welcome(self) -> None:
         waiting, self._waiting = self._waiting, []
-        frames = await self._frames.frames({each.subscription.view for each in waiting})
+        payers = {each.subscription.view: each.client for each in waiting}
+        frames = await self._frames.frames(payers)
         for number, connection in enumerate(waiting, 1):
             if connection.block is not None:
-                self.send_personal(frames[connection.subscription.view], connection)
+                view = connection.subscription.view
+                if view in frames:
+                    self.send_personal(frames[view], connection)
+                else:
+                    # Its next tick brings the frame if too many wait already.
+                    with suppress(Unavailable):
+                        done = partial(self._wait_for_frame, connection)
+                        self._turns.ask(view, connection.client, done)
             if not number % groups.BLOCK:
                 await asyncio.sleep(0)
 

@@ -54,6 +54,10 @@ class Instruments:
             "ticks_merged", "Ticks that came too late and were merged with the next."
         )
         self.renders = counter("renders", "Documents rendered and encoded.")
+        self.renders_waiting = gauge("renders_waiting", "Views that wait to be rendered.")
+        self.ticks_stretched = counter(
+            "ticks_stretched", "Ticks put off because their clients used up their rendering time."
+        )
         self.cache = counter("cache", "Looks into the cache: hit, miss, error.", "result")
         self.reads = counter("snapshots_served", "Snapshots served, by source.", "source")
         self.reloads = counter("live_reloads", "Times live state was loaded anew.")

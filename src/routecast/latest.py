@@ -6,13 +6,16 @@ rendered and encoded once for all who share it, and again only when it can have 
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
+from routecast.core.breakdown import Breakdown, Breakdowns
+from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
 from routecast.core.frame import Frame, encode_document, error_frame, stamp
-from routecast.core.metrics import Baseline, Document, render
+from routecast.core.metrics import Baseline, Document, document
 from routecast.core.view import View
 from routecast.errors import Unavailable, Uncovered
 from routecast.instruments import Instruments
@@ -39,8 +42,16 @@ class _Encoded(NamedTuple):
     opened: bytes
 
 
+async def _at_once() -> None:
+    """Return at once: there is no live state that could be in between two positions."""
+
+
 class Latest:
-    """Answers with frames from the best source there is."""
+    """Answers with frames from the best source there is.
+
+    `live` and `held` are None while live state is being changed; `settled` returns when it is not.
+    `budget` is charged for what each client has rendered.
+    """
 
     def __init__(
         self,
@@ -50,9 +61,15 @@ class Latest:
         clock: Clock,
         instruments: Instruments,
         baseline: Baseline | None = None,
+        *,
+        settled: Callable[[], Awaitable[None]] = _at_once,
+        budget: RenderBudget | None = None,
     ) -> None:
         self._live = live
         self._held = held
+        self._settled = settled
+        self._budget = budget or RenderBudget()
+        self._breakdowns = Breakdowns()
         self._sources = sources
         self._clock = clock
         self._instruments = instruments
@@ -66,6 +83,7 @@ class Latest:
 
     async def read(self) -> Reading:
         """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
+        await self._settled()
         reading = self._in_front()
         if reading is None:
             async with self._one:  # however many ask, the engines are asked once
@@ -116,20 +134,45 @@ class Latest:
             self._served[reading.source].inc()
         return reading
 
-    def document(self, reading: Reading, view: View, now: int) -> Document | None:
-        """Return a view's document, None when it cannot be made of this reading."""
+    def is_ready(self, reading: Reading, view: View) -> bool:
+        """Do a piece of the work that a view's document takes; return whether that was the last.
+
+        Then `document` makes it at once. If not, call again after others had a turn.
+        """
         try:
-            document = render(reading.snapshot, view, now, self._baseline)
+            return self._made(reading, view, self._clock.now()) is not None
+        except Uncovered:
+            return True  # there is nothing that could be done
+
+    def _made(self, reading: Reading, view: View, now: int) -> list[Breakdown] | None:
+        made = []
+        for selection in view.selections:
+            one = self._breakdowns.ready(reading.snapshot, selection, now)
+            if one is None:
+                return None
+            made.append(one)
+        return made
+
+    def document(self, reading: Reading, view: View, now: int) -> Document | None:
+        """Return a view's document, None when it cannot be made of this reading.
+
+        Ask `is_ready` first; it is not made of work that was not done.
+        """
+        try:
+            made = self._made(reading, view, now)
+            if made is None:
+                return None
+            found = document(view, made, now, self._baseline)
         except Uncovered:
             return None
         except Exception:
             log.exception("A view could not be rendered: %s", view)
             return None
         self._instruments.renders.inc()
-        return document
+        return found
 
     def frame_now(self, view: View) -> Frame | None:
-        """Return a view's newest frame from live state, None when that cannot answer.
+        """Return a view's newest frame from live state, None when that cannot answer at once.
 
         Those who ask within FRESH of each other get the same: a crowd costs one.
         """
@@ -139,40 +182,51 @@ class Latest:
         now = self._clock.now()
         held = self._fresh.get(view)
         if held is None or held[0] != reading.snapshot.position or not 0 <= now - held[1] < FRESH:
+            frame = self._encode(reading, view, now)
+            if frame is None:
+                return None
             if len(self._fresh) >= MAX_VIEWS:
                 self._fresh.clear()
             self._known = reading
             self._served[reading.source].inc()
-            frame = self._encode(reading, view, now)
             held = self._fresh[view] = (reading.snapshot.position, now, frame)
         return held[2]
 
-    async def frame(self, view: View) -> Frame:
-        """Return a view's newest frame, or the error document's."""
-        return (await self.frames([view]))[view]
+    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+        """Return the newest frame of those views that can be made at once, from one source.
 
-    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
-        """Return the newest frame of each view, from one source."""
+        By each view is the client that pays for it; "" is nobody. `is_ready` makes the others so.
+        """
         try:
             reading = await self.read()
         except Unavailable:
             failed = error_frame(self._clock.now())
             return dict.fromkeys(views, failed)
         frames: dict[View, Frame] = {}
-        for view in views:
+        for view, payer in views.items():
             if frames:  # others get their turn between two views
                 await asyncio.sleep(0)
-            frames[view] = self._encode(reading, view, self._clock.now())
+                await self._settled()
+            started = time.monotonic()
+            frame = self._encode(reading, view, self._clock.now())
+            if frame is not None:
+                frames[view] = frame
+            if payer:
+                now = time.monotonic()
+                self._budget.charge(payer, now - started, now)
         return frames
 
-    def _encode(self, reading: Reading, view: View, now: int) -> Frame:
+    def _encode(self, reading: Reading, view: View, now: int) -> Frame | None:
+        """Return a view's frame; None when that cannot be made at once."""
         snapshot, moment = reading.snapshot, view.moment(now)
         held = self._encoded.get(view)
         if held is None or held.position != snapshot.position or held.moment != moment:
-            document = self.document(reading, view, now)
-            if document is None:
+            if not self.is_ready(reading, view):
+                return None
+            found = self.document(reading, view, now)
+            if found is None:
                 return error_frame(now)
-            held = _Encoded(snapshot.position, moment, encode_document(document))
+            held = _Encoded(snapshot.position, moment, encode_document(found))
             self._encoded[view] = held
             if len(self._encoded) > MAX_VIEWS:
                 self._encoded.popitem(last=False)

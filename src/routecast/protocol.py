@@ -308,7 +308,10 @@ class Hello(_Message, frozen=True, tag="hello", kw_only=True):
 
 
 class SnapshotOut(_Message, frozen=True, tag="snapshot"):
-    """A view's whole document. `age_ms` is how old the state behind it is."""
+    """A view's whole document. `age_ms` is how old the state behind it is.
+
+    `interval` tells, in seconds, that the server sends less often than it was asked to.
+    """
 
     id: Id
     position: Position
@@ -316,6 +319,7 @@ class SnapshotOut(_Message, frozen=True, tag="snapshot"):
     age_ms: int
     data: dict[str, Any]
     timestamp: str
+    interval: float | UnsetType = UNSET
 
 
 class DeltaOut(_Message, frozen=True, tag="delta"):
@@ -328,6 +332,7 @@ class DeltaOut(_Message, frozen=True, tag="delta"):
     age_ms: int
     data: dict[str, Any]
     timestamp: str
+    interval: float | UnsetType = UNSET
 
 
 class HistoryOut(_Message, frozen=True, tag="history"):

@@ -5,7 +5,7 @@ and runs until it is told to stop.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -54,19 +54,32 @@ class EchoEdge(WebSocketEdge):
         return EchoConnection(self)
 
 
+class NoTurns:
+    """Nothing is rendered, so anybody may ask for it."""
+
+    def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
+        return "", 0.0
+
+    def admit(self, view: View, client: str) -> None:
+        """Let everybody in."""
+
+    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
+        done()
+
+
 class NoFrames:
     """Nothing to stream: an echo speaks when it is spoken to."""
 
     def frame_now(self, view: View) -> Frame | None:
         return None
 
-    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
         return {}
 
 
 def main() -> None:
     instruments = Instruments()
-    manager = ConnectionManager(NoFrames(), instruments, limit=1_000)
+    manager = ConnectionManager(NoFrames(), NoTurns(), instruments, limit=1_000)
     door = Door(manager, interval=5, allowed_origins=frozenset(), max_per_address=0)
     edge = EchoEdge(manager, door, instruments, compress=True)
     config = uvicorn.Config(

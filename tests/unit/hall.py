@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
 from routecast.connections import ConnectionManager
+from routecast.core.budget import RenderBudget
 from routecast.core.delta import Delta
 from routecast.core.frame import Frame
 from routecast.core.groups import Block, Group, Question
@@ -18,6 +19,7 @@ from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.ports import Reading
 from routecast.protocol import CloseCode, Position, Source
+from routecast.renders import Renders
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
@@ -31,7 +33,10 @@ class Reader:
 
     kind = "WebSocket"
 
-    def __init__(self, interval: float = FAST, view: View | None = None) -> None:
+    def __init__(
+        self, interval: float = FAST, view: View | None = None, client: str = "192.0.2.1"
+    ) -> None:
+        self.client = client
         self.subscription = Subscription(view or View(), interval)
         self.frames: list[Frame] = []
         self.times: list[float] = []
@@ -135,7 +140,9 @@ class Hall:
         self.up = True
         sources = Sources(store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments)
         self.latest = Latest(self.reading, lambda: None, sources, clock, self.instruments)
-        self.manager = ConnectionManager(self, self.instruments, limit=1000)
+        self.budget = RenderBudget()
+        self.renders = Renders(self.latest, self.budget, self.instruments)
+        self.manager = ConnectionManager(self, self.renders, self.instruments, limit=1000)
         self.load = 0.0  # how long the frames of a tick take, in seconds
 
     def reading(self) -> Reading | None:
@@ -144,7 +151,7 @@ class Hall:
     def frame_now(self, view: View) -> Frame | None:
         return self.latest.frame_now(view)
 
-    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
         await asyncio.sleep(self.load)
         return await self.latest.frames(views)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from routecast import channels as module
+from routecast import renders
 from routecast.cache.memory import MemoryCache
 from routecast.channels import Channel, Channels
 from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
@@ -35,7 +36,10 @@ NO_HISTORY: Any = None
 class Line:
     """A connection that takes what it is sent while it is `open` (`channels.Line`)."""
 
-    def __init__(self, channels: Channels, encoding: Encoding = JSON) -> None:
+    def __init__(
+        self, channels: Channels, encoding: Encoding = JSON, client: str = "192.0.2.1"
+    ) -> None:
+        self.client = client
         self.open = True
         self.sent: list[tuple[Message, Named]] = []
         self.replies: list[bytes] = []
@@ -111,6 +115,9 @@ class Sources:
         assert self.source is not None
         return Reading(self.hall.snapshot, self.source, NOW)
 
+    def is_ready(self, *asked: Any) -> bool:
+        return self.hall.latest.is_ready(*asked)
+
     def document(self, *asked: Any) -> Any:
         return self.hall.latest.document(*asked)
 
@@ -130,7 +137,7 @@ def sources(hall: Hall) -> Sources:
 @pytest.fixture
 def channels(hall: Hall, sources: Sources, clock: HeldClock) -> Iterator[Channels]:
     """Nobody follows anything yet."""
-    return Channels(sources, clock, hall.instruments)
+    return Channels(sources, hall.renders, clock, hall.instruments)
 
 
 def counts(line: Line, identity: str = "main") -> list[str]:
@@ -149,7 +156,8 @@ async def test_members_of_a_view_share_all_work(hall: Hall, channels: Channels) 
     async with running(channels.run()):
         for number in range(1, 4):
             hall.commit()
-            await until(lambda: lines[-1].total() == number)  # noqa: B023  # -- awaited in its own turn
+            count = number + 1
+            await until(lambda: all(len(line.sent) == count for line in lines))  # noqa: B023  # -- awaited in its own turn
     assert hall.count("renders") == 4
     for place in range(4):
         assert len({id(line.sent[place][0]) for line in lines}) == 1
@@ -456,3 +464,71 @@ async def test_who_leaves_is_forgotten(hall: Hall, channels: Channels) -> None:
         stays.subscribe("again", interval=FAST)
         hall.commit()
         await until(lambda: stays.total("again") == 2)
+
+
+# -- rendering time -----------------------------------------------------------------------------
+
+GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
+FEW = ["total_decisions", "cost"]
+
+
+async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Channels) -> None:
+    """And is told which; what others follow keeps its interval."""
+    greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
+    greedy.subscribe(fields=FEW, interval=FAST)
+    modest.subscribe(fields=["total_decisions"], interval=FAST)
+    hall.budget.charge(GREEDY, 0.28, time.monotonic())
+    wait = hall.budget.wait(GREEDY, time.monotonic())
+    assert wait > 0.3
+    async with running(channels.run()), running(hall.renders.run()):
+        for number in range(1, 4):
+            hall.commit()
+            await until(lambda: modest.total() == number)  # noqa: B023  # -- awaited in its own turn
+        await until(lambda: greedy.total() == 3)
+    told = [message["interval"] for message in greedy.messages() if "interval" in message]
+    assert len(told) == 1
+    assert told[0] >= wait - FAST
+    assert not any("interval" in message for message in modest.messages())
+    assert hall.count("ticks_stretched") > 0
+
+
+async def test_who_shares_a_view_is_served_as_long_as_one_may(
+    hall: Hall, channels: Channels
+) -> None:
+    """A client that used up its time does not slow down what others follow, too."""
+    greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
+    for line in (greedy, modest):
+        line.subscribe(fields=FEW, interval=FAST)
+    hall.budget.charge(GREEDY, 1_000, time.monotonic())
+    async with running(channels.run()), running(hall.renders.run()):
+        hall.commit()
+        await until(lambda: greedy.total() == modest.total() == 1)
+
+
+async def test_a_stretched_stream_shows_life(
+    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing may be rendered, the last document comes once more before it is too late."""
+    monkeypatch.setattr(module, "ALIVE_SECONDS", module.MARGIN + 2 * FAST)
+    line = Line(channels, client=GREEDY)
+    line.subscribe(fields=FEW, interval=FAST)
+    hall.budget.charge(GREEDY, 1_000, time.monotonic())
+    hall.commit()
+    async with running(channels.run()), running(hall.renders.run()):
+        await until(lambda: len(line.sent) >= 3)
+    assert counts(line) == ["snapshot"] * len(line.sent)
+    assert {message["position"]["seq"] for message in line.messages()} == {0}
+
+
+async def test_a_first_message_that_cannot_be_made_is_told(
+    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subscription stays, and its snapshot comes when there is time for it."""
+    monkeypatch.setattr(renders, "MAX_WAITING_PER_CLIENT", 0)
+    hall.budget.charge(GREEDY, 0.28, time.monotonic())
+    line = Line(channels, client=GREEDY)
+    line.subscribe(fields=FEW, interval=FAST)
+    error = json.loads(line.replies[-1])
+    assert (error["code"], error["id"], error["retryable"]) == ("unavailable", "main", True)
+    async with running(channels.run()), running(hall.renders.run()):
+        await until(lambda: counts(line) == ["snapshot"])

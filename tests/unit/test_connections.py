@@ -25,6 +25,7 @@ from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
+from tests.support.frames import frame_of
 from tests.unit.hall import FAST, Hall, Reader, Rider, Slow
 from tests.unit.running import PATIENCE, running, until
 
@@ -113,16 +114,16 @@ async def test_who_comes_after_all_have_gone_is_served(hall: Hall) -> None:
 
 async def test_limit_refuses(hall: Hall) -> None:
     """Over it nobody is admitted, until somebody leaves."""
-    manager = ConnectionManager(hall, Instruments(), limit=2)
+    manager = ConnectionManager(hall, hall.renders, Instruments(), limit=2)
     readers = [Reader(), Reader()]
     for reader in readers:
-        manager.admit()
+        manager.admit(View(), "192.0.2.1")
         manager.connect(reader)
     with pytest.raises(Unavailable, match="too many connections") as refused:
-        manager.admit()
+        manager.admit(View(), "192.0.2.1")
     assert refused.value.retry_after > 0
     manager.disconnect(readers[0], CloseCode.GOING_AWAY)
-    manager.admit()  # there is room again
+    manager.admit(View(), "192.0.2.1")  # there is room again
 
 
 async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
@@ -137,7 +138,7 @@ async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
         assert 0 <= min(delays) < max(delays) <= module.LONGEST_SPREAD * 1000
         assert len(delays) > 100
         with pytest.raises(Unavailable, match="restarting"):
-            hall.manager.admit()
+            hall.manager.admit(View(), "192.0.2.1")
         late = Reader()
         hall.manager.connect(late)
         assert late.stopped is CloseCode.RESTART
@@ -377,7 +378,7 @@ async def test_frame_of_a_tick_is_one_object(hall: Hall) -> None:
     readers = [Reader(interval=60) for _ in range(700)]
     for reader in readers:
         hall.manager.connect(reader)
-    frame = await hall.latest.frame(View())
+    frame = await frame_of(hall.latest, View())
     sent = hall.count("frames_sent")
     await hall.broadcast(frame, readers)
     assert all(reader.frames[-1] is frame for reader in readers)
@@ -389,7 +390,7 @@ async def test_long_broadcast_gives_others_a_turn(
 ) -> None:
     """In the middle of it, whoever waits for the event loop gets it."""
     monkeypatch.setattr(groups, "BLOCK", 10)
-    readers = [Reader() for _ in range(100)]
+    readers = [Reader(interval=60) for _ in range(100)]  # all at one tick
     for reader in readers:
         hall.manager.connect(reader)
     served_when_others_ran: list[int] = []
@@ -400,7 +401,7 @@ async def test_long_broadcast_gives_others_a_turn(
             await asyncio.sleep(0)
 
     async with running(other()):
-        await hall.broadcast(await hall.latest.frame(View()), readers)
+        await hall.broadcast(await frame_of(hall.latest, View()), readers)
     assert {10, 20, 90} <= set(served_when_others_ran)
 
 
@@ -504,7 +505,7 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
         sent.append(frame.text)
         await drained.wait()
 
-    slow = Outlet(Session(Subscription(View(), FAST)), "SSE")
+    slow = Outlet(Session(Subscription(View(), FAST)), "SSE", "192.0.2.1")
     quick = Reader()
     async with running(hall.manager.run()), asyncio.TaskGroup() as tasks:
         pump = tasks.create_task(slow.pump(send))
@@ -653,3 +654,24 @@ async def test_who_was_skipped_by_a_tick_that_moved_catches_up(
         hall.manager.catch_up(there)
         hall.manager.catch_up(comes)
     assert there.counts()[-1] == comes.counts()[-1] == max(refused)
+
+
+async def test_groups_of_a_greedy_client_are_put_off(hall: Hall) -> None:
+    """Until it may have documents rendered again; the plain stream goes on at its interval."""
+    few = View(fields=("total_decisions",))
+    greedy, shared, plain = Reader(view=few), Reader(view=View(window="5m")), Reader()
+    other = Reader(view=View(window="5m"), client="192.0.2.2")
+    async with running(hall.manager.run()), running(hall.renders.run()):
+        for reader in (greedy, shared, plain, other):
+            hall.manager.connect(reader)
+        await until(lambda: all(each.frames for each in (greedy, shared, plain, other)))
+        hall.budget.charge(greedy.client, 1_000, time.monotonic())
+        seen = len(greedy.frames)
+        await until(lambda: len(plain.frames) > 5 and len(shared.frames) > 5)
+        assert len(greedy.frames) <= seen + 1  # a tick may have been under way
+        assert hall.count("ticks_stretched") > 0
+        late = Reader(view=few)
+        hall.manager.connect(late)
+        assert not late.frames
+        with pytest.raises(Unavailable, match="rendering time"):
+            hall.manager.admit(few, greedy.client)

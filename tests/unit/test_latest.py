@@ -25,6 +25,7 @@ from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
+from tests.support.frames import frame_of
 from tests.support.oracle import stamped
 from tests.unit.running import broken
 
@@ -77,7 +78,7 @@ class Everything:
 
     async def ask(self) -> tuple[Source | None, int | None]:
         """Return where the count of decisions comes from, and what it is."""
-        frame = await self.latest.frame(COUNT)
+        frame = await frame_of(self.latest, COUNT)
         return frame.source, json.loads(frame.body).get("total_decisions")
 
 
@@ -167,7 +168,7 @@ async def test_last_known_answers_when_no_source_can(sources: Everything) -> Non
 async def test_error_document_when_nothing_is_known(sources: Everything) -> None:
     """Neither live, cache, database nor anything before; the next try may succeed."""
     with broken(sources.store.path):
-        frame = await sources.latest.frame(WHOLE)
+        frame = await frame_of(sources.latest, WHOLE)
         assert json.loads(frame.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
         assert frame.source is None
         with pytest.raises(Unavailable):
@@ -210,7 +211,7 @@ async def test_lost_cache_costs_nothing_but_time(
 
 async def test_engines_are_asked_once_however_many_ask(sources: Everything) -> None:
     """Those who come while one is asking share its answer; for a second, so do later ones."""
-    frames = await asyncio.gather(*(sources.latest.frame(WHOLE) for _ in range(50)))
+    frames = await asyncio.gather(*(frame_of(sources.latest, WHOLE) for _ in range(50)))
     assert {frame.source for frame in frames} == {Source.DATABASE}
     assert sources.store.loads == 1
     assert sources.count("cache", result="miss") == 1
@@ -225,7 +226,7 @@ async def test_engines_are_asked_once_however_many_ask(sources: Everything) -> N
 async def test_engines_that_fail_are_asked_once_too(sources: Everything) -> None:
     """Nobody waits for a lost database in turn behind all others."""
     with broken(sources.store.path):
-        frames = await asyncio.gather(*(sources.latest.frame(WHOLE) for _ in range(20)))
+        frames = await asyncio.gather(*(frame_of(sources.latest, WHOLE) for _ in range(20)))
     assert {frame.source for frame in frames} == {None}
     assert sources.store.loads == 1
 
@@ -245,9 +246,9 @@ async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Ever
 async def test_unchanged_view_is_not_rendered_again(sources: Everything) -> None:
     """However often it is asked for, and whatever source says it; only its timestamp is new."""
     sources.live = snapshot(2)
-    first = await sources.latest.frame(WHOLE)
+    first = await frame_of(sources.latest, WHOLE)
     sources.clock.moment += 10 * MINUTE
-    second = await sources.latest.frame(View())
+    second = await frame_of(sources.latest, View())
     assert sources.count("renders") == 1
     before, after = json.loads(first.body), json.loads(second.body)
     assert before.pop("timestamp") < after.pop("timestamp")
@@ -314,7 +315,7 @@ async def test_time_moves_what_depends_on_it(
     counted = []
     for moment in (NOW, NOW // MINUTE * MINUTE + MINUTE - 1, NOW // MINUTE * MINUTE + MINUTE):
         sources.clock.moment = moment
-        await sources.latest.frame(view)
+        await frame_of(sources.latest, view)
         counted.append(sources.count("renders"))
     assert counted == renders
 
@@ -323,7 +324,7 @@ async def test_frames_of_many_views_are_of_one_reading(sources: Everything) -> N
     """Each its own document, with the filters it has."""
     sources.live = snapshot(2)
     views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
-    frames = await sources.latest.frames(views)
+    frames = await sources.latest.frames(dict.fromkeys(views, ""))
     counts = [json.loads(frames[view].body)["total_decisions"] for view in views]
     assert counts == [2, 2, 0]
     assert sources.count("snapshots_served", source="live") == 1
@@ -338,7 +339,7 @@ async def test_encodings_kept_have_a_bound(
     sources.live = snapshot(1)
     a, b, c = (View(strategy=frozenset({name})) for name in "abc")
     for view, renders in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4), (c, 5), (b, 5)):
-        await sources.latest.frame(view)
+        await frame_of(sources.latest, view)
         assert sources.count("renders") == renders, view
 
 
@@ -347,7 +348,7 @@ async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Everything)
     sources.live = snapshot(1)
     sources.clock.moment += COVERAGE
     window = View(window="5m")
-    frames = await sources.latest.frames([window, COUNT])
+    frames = await sources.latest.frames({window: "", COUNT: ""})
     document: dict[str, Any] = json.loads(frames[window].body)
     assert document["error"] == "Failed to fetch metrics"
     assert json.loads(frames[COUNT].body)["total_decisions"] == 1

@@ -29,6 +29,8 @@ from tests.unit.running import running, until
 class Line:
     """A connection that takes what it is sent while it is `open` (`channels.Line`)."""
 
+    client = "192.0.2.1"
+
     def __init__(self, subscribers: Subscribers) -> None:
         self.open = True
         self.sent: list[dict[str, Any]] = []
@@ -70,7 +72,7 @@ class Past:
         self.changes = Changes()
         self.history = History(store, hall.reading, self.changes, clock)
         self.lookbacks = Lookbacks(self.history)
-        channels = Channels(hall.latest, clock, hall.instruments)
+        channels = Channels(hall.latest, hall.renders, clock, hall.instruments)
         self.subscribers = Subscribers(channels, self.lookbacks)
 
     def commit(self, decided: int) -> None:

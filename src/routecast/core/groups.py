@@ -44,6 +44,11 @@ class Connection(Protocol):
         """What it asked for."""
         ...
 
+    @property
+    def client(self) -> str:
+        """The address of its client, by which rendering time is counted."""
+        ...
+
     def offer(self, frame: Frame) -> bool:
         """Send a frame, or keep it as the newest to send once the last one is read.
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from routecast.core.decision import SECOND
 from routecast.core.message import Encoding, Message
@@ -35,6 +36,10 @@ FRESH: Final = SECOND // 20
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+# What a message was made from, its encoding, and the interval it tells of.
+_Key = tuple["Version | None", Encoding, float | None]
 
 
 class State:
@@ -72,7 +77,7 @@ class Version:
         self.body = body  # as JSON; none once it is forgotten
         # In bytes. Each version counts the filters: who comes back brings its view anew.
         self.size = len(body or b"") + view.size + OVERHEAD
-        self.messages: dict[tuple[Version | None, Encoding], tuple[int, Message]] = {}
+        self.messages: dict[_Key, tuple[int, Message]] = {}
 
     def confirm(self, state: State) -> bool:
         """Whether a state gives this very document; then it is known to be as new as that."""
@@ -154,16 +159,24 @@ class Versions:
         version.messages.clear()
 
 
-def message(version: Version, base: Version | None, encoding: Encoding, now: int) -> Message | None:
+def message(
+    version: Version,
+    base: Version | None,
+    encoding: Encoding,
+    now: int,
+    stretched: float | None = None,
+) -> Message | None:
     """Return what leads to a version from `base` (None: from nothing), its id left blank.
 
+    `stretched` is the interval, in seconds, that a subscription really gets where that is longer
+    than the one asked for.
     It is a delta where the base is at hand and that is smaller, else a snapshot; an error where
     nothing could answer. None when the version itself was forgotten.
     """
-    key = base, encoding
+    key = base, encoding, stretched
     made, held = version.messages.get(key, (0, None))
     if held is None or not 0 <= now - made < FRESH:
-        out = _message(version, base, now)
+        out = _message(version, base, now, stretched)
         if out is None:
             return None
         held = Message(encoding, out)
@@ -172,7 +185,7 @@ def message(version: Version, base: Version | None, encoding: Encoding, now: int
 
 
 def _message(
-    version: Version, base: Version | None, now: int
+    version: Version, base: Version | None, now: int, stretched: float | None
 ) -> SnapshotOut | DeltaOut | ErrorOut | None:
     state = version.state
     if state is None:
@@ -193,6 +206,7 @@ def _message(
                 age_ms=age,
                 data=patch,
                 timestamp=rfc3339(now),
+                interval=UNSET if stretched is None else stretched,
             )
     return SnapshotOut(
         id="",
@@ -201,6 +215,7 @@ def _message(
         age_ms=age,
         data=document,
         timestamp=rfc3339(now),
+        interval=UNSET if stretched is None else stretched,
     )
 
 

@@ -35,7 +35,7 @@ class Door:
         """
         check_origin(origin, host, self._allowed)
         session = open_session(query, interval=self._interval)
-        self._manager.admit()
+        self._manager.admit(session.subscription.view, address)
         if self._max_per_address and self._inside[address] >= self._max_per_address:
             raise Unavailable("too many connections from this address", retry_after=10)
         self._inside[address] += 1

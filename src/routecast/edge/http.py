@@ -178,7 +178,7 @@ def refusal(error: BaseException) -> Response:
     return respond_crash()
 
 
-def metrics_router(frame: Callable[[View], Awaitable[Frame]]) -> APIRouter:
+def metrics_router(frame: Callable[[View, str], Awaitable[Frame]]) -> APIRouter:
     """Return the router of `GET /routing/metrics`."""
     router = APIRouter(tags=["metrics"])
 
@@ -190,7 +190,8 @@ def metrics_router(frame: Callable[[View], Awaitable[Frame]]) -> APIRouter:
     )
     async def routing_metrics(request: Request) -> Response:
         session = open_session(request.scope["query_string"])
-        newest = await frame(session.subscription.view)
+        client = request.client.host if request.client else ""
+        newest = await frame(session.subscription.view, client)
         # The error document of a stream, with a status that says the same.
         status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
         headers = {"Cache-Control": "no-store"}

@@ -21,10 +21,11 @@ ABNORMAL: Final = 1006
 class Outlet:
     """A subscriber (`core.groups.Connection`) for whom awaiting `send` is how to feel its pace."""
 
-    __slots__ = ("_newest", "_stop", "_wake", "block", "kind", "reason", "subscription")
+    __slots__ = ("_newest", "_stop", "_wake", "block", "client", "kind", "reason", "subscription")
 
-    def __init__(self, session: Session, kind: str) -> None:
+    def __init__(self, session: Session, kind: str, client: str) -> None:
         self.kind = kind
+        self.client = client
         self.block: Block | None = None
         self.subscription = session.subscription
         self.reason = ""  # why it is stopped, for a close frame

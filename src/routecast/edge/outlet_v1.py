@@ -23,8 +23,10 @@ class V1Outlet(Outlet):
 
     __slots__ = ("_behind", "_out", "_taken", "subscriber")
 
-    def __init__(self, session: Session, encoding: Encoding, subscribers: Subscribers) -> None:
-        super().__init__(session, "WebSocket")
+    def __init__(
+        self, session: Session, encoding: Encoding, subscribers: Subscribers, client: str
+    ) -> None:
+        super().__init__(session, "WebSocket", client)
         self._out: deque[bytes] = deque()
         self._taken = False  # the place of the one stream message
         self._behind = False  # one was refused since

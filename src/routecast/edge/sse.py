@@ -54,7 +54,7 @@ class MetricsEvents:
         async def send_frame(frame: Frame) -> None:
             await write(event(frame))
 
-        outlet = Outlet(session, "SSE")
+        outlet = Outlet(session, "SSE", address)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             await write(b"retry: %d\n\n" % random.choice(_RETRY))

@@ -185,6 +185,10 @@ class WebSocketConnection(asyncio.Protocol):
         assert self._session is not None
         return self._session.subscription
 
+    @property
+    def client(self) -> str:
+        return self._address
+
     # -- sending --------------------------------------------------------------------------------
 
     def offer(self, frame: Frame) -> bool:

@@ -1,0 +1,174 @@
+"""Renders: which client pays for a document, and the work of documents that takes a while.
+
+Documents of new views, and of views that fell far behind, are made one after the other, in pieces
+with a turn for everybody else between two of them. What a client may use of that is bounded
+(`core/budget.py`). The plain view, that of a stream without parameters, is free and goes first.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import ceil
+from typing import Final, Protocol
+
+from routecast.core.budget import RenderBudget
+from routecast.core.frame import Frame
+from routecast.core.view import View
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import Reading
+
+log = logging.getLogger(__name__)
+
+# Views that may wait for their first render, in all and for one client. The policy is to refuse.
+MAX_WAITING: Final = 256
+MAX_WAITING_PER_CLIENT: Final = 16
+
+_PLAIN: Final = View()
+
+
+class Documents(Protocol):
+    """Where documents are made (`latest.Latest`)."""
+
+    async def read(self) -> Reading:
+        """Return the newest state there is. Raises Unavailable when there is none at all."""
+        ...
+
+    def is_ready(self, reading: Reading, view: View) -> bool:
+        """Do a piece of a view's work; return whether its document can be made at once now."""
+        ...
+
+    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+        """Return the newest frame of those views that can be made at once."""
+        ...
+
+
+class _Request:
+    """A view that is to be rendered for a client."""
+
+    __slots__ = ("client", "done", "view")
+
+    def __init__(self, view: View, client: str) -> None:
+        self.view = view
+        self.client = client
+        self.done: list[Callable[[], None]] = []
+
+
+class Renders:
+    """Makes documents ready, in a fair order. Run `run` as a task."""
+
+    def __init__(
+        self, documents: Documents, budget: RenderBudget, instruments: Instruments
+    ) -> None:
+        self._documents = documents
+        self._budget = budget
+        self._instruments = instruments
+        self._waiting: dict[View, _Request] = {}
+        self._changed = asyncio.Event()
+        instruments.renders_waiting.set_function(lambda: len(self._waiting))
+
+    def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
+        """Return which of the clients of a view pays for its next render, and when it may.
+
+        That is in so many seconds; 0.0 is now. The payer of the plain view is "": nobody.
+        """
+        if view == _PLAIN:
+            return "", 0.0
+        return self._budget.first(clients, time.monotonic())
+
+    def admit(self, view: View, client: str) -> None:
+        """Raise Unavailable when a client has used up its rendering time."""
+        _, wait = self.payer(view, (client,))
+        if wait:
+            raise Unavailable(
+                "this address has used up its share of rendering time; ask for fewer different "
+                "views, or less often",
+                retry_after=ceil(wait),
+            )
+
+    @contextmanager
+    def charged(self, payer: str) -> Iterator[None]:
+        """Charge a payer for the time that the body takes; it must not await."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            if payer:
+                self._budget.charge(payer, now - started, now)
+
+    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
+        """Have a view made ready; then, or when nothing can answer, `done` is called.
+
+        Raises Unavailable when too many views wait already.
+        """
+        request = self._waiting.get(view)
+        if request is None:
+            if view != _PLAIN:
+                self._check_room(client)
+            request = self._waiting[view] = _Request(view, client)
+        request.done.append(done)
+        self._changed.set()
+
+    def _check_room(self, client: str) -> None:
+        theirs = sum(each.client == client for each in self._waiting.values())
+        if len(self._waiting) >= MAX_WAITING or theirs >= MAX_WAITING_PER_CLIENT:
+            wait = self._budget.wait(client, time.monotonic())
+            raise Unavailable("too many views wait to be rendered", retry_after=ceil(wait) + 1)
+
+    async def frame(self, view: View, client: str) -> Frame:
+        """Return a view's newest frame. Raises Unavailable when the client asks for too much."""
+        self.admit(view, client)
+        payer, _ = self.payer(view, (client,))
+        while (frame := (await self._documents.frames({view: payer})).get(view)) is None:
+            ready = asyncio.Event()
+            self.ask(view, client, ready.set)
+            await ready.wait()
+        return frame
+
+    async def run(self) -> None:
+        """Make views ready. Never ends."""
+        while True:
+            self._changed.clear()
+            request, wait = self._next()
+            if request is None or wait:
+                try:
+                    async with asyncio.timeout(wait or None):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+                continue
+            try:
+                await self._make_ready(request)
+            finally:
+                del self._waiting[request.view]
+                for done in request.done:
+                    done()
+
+    def _next(self) -> tuple[_Request | None, float]:
+        """Return the request whose client may use time soonest, and in how many seconds."""
+        now, chosen, least = time.monotonic(), None, 0.0
+        for request in self._waiting.values():
+            if request.view == _PLAIN:
+                return request, 0.0
+            wait = self._budget.wait(request.client, now)
+            if chosen is None or wait < least:
+                chosen, least = request, wait
+        return chosen, least
+
+    async def _make_ready(self, request: _Request) -> None:
+        payer = "" if request.view == _PLAIN else request.client
+        try:
+            while True:
+                reading = await self._documents.read()
+                with self.charged(payer):
+                    ready = self._documents.is_ready(reading, request.view)
+                if ready:
+                    return
+                await asyncio.sleep(0)
+        except Unavailable:
+            pass  # whoever asked is told by the document that they get
+        except Exception:
+            log.exception("A view could not be rendered: %s", request.view)

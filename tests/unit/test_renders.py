@@ -1,0 +1,125 @@
+"""Renders: documents that take a while are made beside everything else, in a fair order."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from routecast import renders as module
+from routecast.cache.memory import MemoryCache
+from routecast.core import breakdown
+from routecast.core.delta import Delta
+from routecast.core.view import View
+from routecast.errors import Unavailable
+from routecast.protocol import Position
+from routecast.store.sqlite import SqliteStore
+from tests.support.clock import HeldClock
+from tests.support.decisions import NOW, cells_of, kept
+from tests.unit.hall import Hall
+from tests.unit.running import PATIENCE, running
+
+SERIES = 40
+GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
+
+
+@pytest.fixture
+async def hall(
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Hall]:
+    """So many series, of which one piece of work handles eight."""
+    monkeypatch.setattr(breakdown, "STEP", 1)
+    made = Hall(store, cache, clock)
+    decisions = [kept(number, strategy=f"s{number}") for number in range(SERIES)]
+    made.snapshot.apply(Delta(Position("e", 1), cells_of(decisions), NOW))
+    async with running(made.renders.run()):
+        yield made
+
+
+def view(number: int = 0) -> View:
+    """Return a view unlike the others."""
+    return View(provider=frozenset({"gemini", f"p{number}"}))
+
+
+async def ready(hall: Hall, asked: View, client: str = MODEST) -> None:
+    """Return when a view is ready."""
+    done = asyncio.Event()
+    hall.renders.ask(asked, client, done.set)
+    async with asyncio.timeout(PATIENCE):
+        await done.wait()
+
+
+async def test_others_have_turns_while_a_view_is_made(hall: Hall) -> None:
+    """A view with many series is made in pieces; then its frame can be had at once."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    assert hall.latest.frame_now(view()) is None
+    async with running(count()):
+        await ready(hall, view())
+    assert turns >= SERIES // breakdown.STEPS_AT_ONCE
+    assert hall.latest.frame_now(view()) is not None
+
+
+async def test_equal_views_are_made_once(hall: Hall) -> None:
+    """All who asked for one are told when it is ready."""
+    await asyncio.gather(*(ready(hall, view(), client) for client in (MODEST, GREEDY) * 20))
+    assert hall.count("renders") == 0  # it is ready; the document is made with the frame
+
+
+async def test_a_client_that_used_its_time_comes_last(hall: Hall) -> None:
+    """Whoever asked first; and the plain view waits for nobody."""
+    hall.budget.charge(GREEDY, 0.27, asyncio.get_running_loop().time())
+    order: list[str] = []
+    done = asyncio.Event()
+    hall.renders.ask(view(1), GREEDY, lambda: (order.append("greedy"), done.set()))
+    hall.renders.ask(view(2), MODEST, lambda: order.append("modest"))
+    hall.renders.ask(View(), GREEDY, lambda: order.append("plain"))
+    async with asyncio.timeout(PATIENCE):
+        await done.wait()
+    assert order == ["plain", "modest", "greedy"]
+
+
+async def test_no_client_takes_all_places(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks for too many views is refused and told when to come back."""
+    monkeypatch.setattr(module, "MAX_WAITING_PER_CLIENT", 3)
+    for number in range(3):
+        hall.renders.ask(view(number), GREEDY, lambda: None)
+    with pytest.raises(Unavailable, match="too many views") as refused:
+        hall.renders.ask(view(3), GREEDY, lambda: None)
+    assert refused.value.retry_after >= 1
+    hall.renders.ask(view(0), GREEDY, lambda: None)  # the same again takes no place
+    hall.renders.ask(View(), GREEDY, lambda: None)
+    await ready(hall, view(3), MODEST)
+
+
+async def test_places_have_an_end(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all clients together, too."""
+    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    for number in range(3):
+        hall.renders.ask(view(number), f"192.0.2.{number}", lambda: None)
+    with pytest.raises(Unavailable, match="too many views"):
+        hall.renders.ask(view(3), MODEST, lambda: None)
+
+
+async def test_a_request_costs_its_client(hall: Hall) -> None:
+    """The frame of a client that has no time left is refused; the plain one is not."""
+    assert (await hall.renders.frame(view(), GREEDY)).position == Position("e", 1)
+    assert hall.budget._paid[GREEDY] > asyncio.get_running_loop().time()
+    hall.budget.charge(GREEDY, 10, asyncio.get_running_loop().time())
+    with pytest.raises(Unavailable, match="rendering time") as refused:
+        await hall.renders.frame(view(), GREEDY)
+    assert refused.value.retry_after > 60
+    assert (await hall.renders.frame(View(), GREEDY)).position == Position("e", 1)
+    assert (await hall.renders.frame(view(), MODEST)).position == Position("e", 1)
+
+
+async def test_a_view_that_nothing_can_answer_is_done_with(hall: Hall) -> None:
+    """It keeps no place, and whoever asked goes on to what the document says."""
+    hall.up = False
+    await ready(hall, view())
+    assert not hall.renders._waiting
