@@ -477,7 +477,7 @@ async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Chan
     greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
     greedy.subscribe(fields=FEW, interval=FAST)
     modest.subscribe(fields=["total_decisions"], interval=FAST)
-    hall.budget.charge(GREEDY, 0.28, time.monotonic())
+    hall.budget.charge(GREEDY, 0.3, time.monotonic())
     wait = hall.budget.wait(GREEDY, time.monotonic())
     assert wait > 0.3
     async with running(channels.run()), running(hall.renders.run()):
@@ -525,7 +525,7 @@ async def test_a_first_message_that_cannot_be_made_is_told(
 ) -> None:
     """The subscription stays, and its snapshot comes when there is time for it."""
     monkeypatch.setattr(renders, "MAX_WAITING_PER_CLIENT", 0)
-    hall.budget.charge(GREEDY, 0.28, time.monotonic())
+    hall.budget.charge(GREEDY, 0.3, time.monotonic())
     line = Line(channels, client=GREEDY)
     line.subscribe(fields=FEW, interval=FAST)
     error = json.loads(line.replies[-1])
