@@ -6,7 +6,7 @@ ARGS ?=
 JS := clients/js
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test faults conformance check check-deploy deploy-tools format bench soak clean
+.PHONY: help install demo run test faults hostile conformance check check-deploy deploy-tools format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test: install  ## Run all tests
 faults: install  ## Break Redis, PostgreSQL and nodes for long, with 200 kills; takes a quarter of an hour
 	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 1800 $(ARGS) \
 	  tests/acceptance/test_cluster_faults.py tests/acceptance/test_cluster_database_faults.py
+
+hostile: install  ## Attack a full node for ten minutes, on SQLite and on PostgreSQL; fails where a target is missed
+	@$(BIN)/python -m tests.hostile $(ARGS)
 
 conformance: install  ## Run the Autobahn WebSocket test suite; needs Python 2.7
 	@$(BIN)/python -m tests.conformance
