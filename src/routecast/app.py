@@ -34,16 +34,19 @@ from routecast.core.names import Names
 from routecast.edge.advice import METHODS, Advice
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
+from routecast.edge.docs import docs_router
 from routecast.edge.door import Door
+from routecast.edge.fields import read_fields
+from routecast.edge.head import as_get
 from routecast.edge.history import history_router
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
-from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
+from routecast.edge.problem import on_crash, on_http_error, on_routecast_error, respond_error
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws import WebSocketEdge
 from routecast.edge.ws_asgi import MetricsSocket
 from routecast.edge.ws_v1 import v1_speakers
-from routecast.errors import BadSettings, RoutecastError, Unavailable
+from routecast.errors import BadHead, BadSettings, RoutecastError, Unavailable
 from routecast.history import History
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
@@ -323,10 +326,17 @@ class App(FastAPI):
     take: ASGIApp  # them, for pages of allowed origins too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == DECISIONS and scope["method"] == "POST":
-            await self.take(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        if scope["type"] == "http":
+            try:
+                read_fields(scope["headers"], scope.get("http_version", ""))
+            except BadHead as error:
+                await respond_error(error)(scope, receive, send)
+                return
+            if scope["path"] == DECISIONS and scope["method"] == "POST":
+                await self.take(scope, receive, send)
+                return
+            scope = as_get(scope)
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings, engines: Engines | None = None) -> App:
@@ -347,6 +357,9 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
         version=VERSION,
         summary="Live, exact metrics of LLM routing decisions.",
         lifespan=lifespan,
+        docs_url=None,  # their pages load scripts of other hosts; `edge/docs.py` has one of ours
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect names the host and path that the client sent
     )
     app.state.services = services
     _add_routes(app, settings, services)
@@ -381,6 +394,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(history_router(services.history.answer))
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))
+    app.include_router(docs_router(lambda: app.openapi()))
     app.include_router(page_router(settings.notice))
     app.mount("/dashboard", dashboard_files())
     derive = app.openapi

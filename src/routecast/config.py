@@ -95,6 +95,13 @@ class Settings(BaseSettings):
     max_per_address: int = Field(
         0, ge=0, description="Streams open at a time from one address; 0 is no limit."
     )
+    keep_alive: float = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="Seconds an idle HTTP connection is kept; longer than proxies keep theirs, who "
+        "else send a request on one that is just being closed.",
+    )
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description="Comma list of addresses and networks of proxies whose `X-Forwarded-For` and "

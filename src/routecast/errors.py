@@ -22,6 +22,10 @@ class Forbidden(RoutecastError):
     """Policy does not let this client in. Trying again will not help."""
 
 
+class BadHead(RoutecastError):
+    """The header fields of a request break a rule of HTTP. Nothing of it was done."""
+
+
 class BadBody(RoutecastError):
     """A request body cannot be read at all. Nothing of it was kept."""
 

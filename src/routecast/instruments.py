@@ -38,6 +38,11 @@ class Instruments:
         self.commit_seconds = seconds("commit", "Time of a group commit.", _COMMIT_SECONDS)
         self.queue_depth = gauge("ingest_queue_decisions", "Decisions waiting for a commit.")
         self.folded = counter("names_folded", "Decisions with a name folded into `other`.")
+        self.refused = counter(
+            "requests_refused",
+            "HTTP requests refused before they reached a route, by cause.",
+            "cause",
+        )
         self.connections = gauge("connections", "Open streams.")
         self.opened = counter("connections_opened", "Streams opened.")
         self.closed = counter("connections_closed", "Streams closed, by close code.", "code")

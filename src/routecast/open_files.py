@@ -1,6 +1,7 @@
 """Open files: each connection is one, and a process is allowed so many."""
 
 import resource
+import sys
 
 
 def allow_open_files(needed: int) -> int:
@@ -12,3 +13,9 @@ def allow_open_files(needed: int) -> int:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return soft
+
+
+def open_files() -> int:
+    """Return how many files this process may open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

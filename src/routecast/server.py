@@ -17,10 +17,11 @@ import uvicorn
 
 from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings
-from routecast.edge.guard import Unfinished
+from routecast.edge.http_edge import HttpEdge
 from routecast.edge.lean import LeanHttp
+from routecast.edge.proxies import Proxies
 from routecast.errors import BadSettings, Unavailable
-from routecast.open_files import allow_open_files
+from routecast.open_files import allow_open_files, open_files
 from routecast.workers import Workers
 
 # Requests under way get this time when the server stops; the commit of what waits comes after.
@@ -36,6 +37,8 @@ COLLECT_AFTER: Final = 10_000
 
 # Files that are no streams: engines, and the requests under way.
 SPARE_FILES: Final = 256
+# Files for HTTP connections beside streams, where the system allows so many.
+HTTP_FILES: Final = 4_096
 
 log = logging.getLogger("routecast")
 
@@ -149,9 +152,15 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
 def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | None) -> int:
     app = create_app(settings)
     services: Services = app.state.services
+    edge = HttpEdge(
+        services.instruments,
+        Proxies(settings.trusted_proxies),
+        keep_alive=settings.keep_alive,
+        files=open_files(),
+    )
     config = uvicorn.Config(
         app,
-        http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions, Unfinished())),
+        http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions, edge)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=GRACE_SECONDS,
@@ -172,7 +181,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
 
 def _allow_open_files(streams: int) -> None:
     needed = streams + SPARE_FILES
-    allowed = allow_open_files(needed)  # workers inherit it
+    allowed = allow_open_files(needed + HTTP_FILES)  # workers inherit it
     if allowed < needed:
         log.warning(
             "This process may open %d files, which is enough for about %d streams, and "

@@ -18,7 +18,9 @@ from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.view import View
 from routecast.edge.door import Door
-from routecast.edge.guard import GuardedHttp, Unfinished
+from routecast.edge.guard import GuardedHttp
+from routecast.edge.http_edge import HttpEdge
+from routecast.edge.proxies import Proxies
 from routecast.edge.wire import deflated_message
 from routecast.edge.ws import WebSocketConnection, WebSocketEdge
 from routecast.instruments import Instruments
@@ -84,7 +86,9 @@ def main() -> None:
     edge = EchoEdge(manager, door, instruments, compress=True)
     config = uvicorn.Config(
         Response(status_code=404),
-        http=cast("type[Any]", partial(GuardedHttp, Unfinished())),
+        http=cast(
+            "type[Any]", partial(GuardedHttp, HttpEdge(instruments, Proxies(""), keep_alive=5))
+        ),
         ws=cast("type[Any]", edge.protocol),
         lifespan="off",
         log_level="warning",

@@ -12,8 +12,9 @@ import uvicorn
 
 from routecast.app import Engines, Services, create_app
 from routecast.config import Settings
-from routecast.edge.guard import Unfinished
+from routecast.edge.http_edge import HttpEdge
 from routecast.edge.lean import LeanHttp
+from routecast.edge.proxies import Proxies
 from tests.support.server import Edge
 
 T = TypeVar("T")
@@ -42,7 +43,12 @@ class InsideServer:
         self.services: Services = app.state.services
         config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="on")
         if edge == "lean":
-            http = partial(LeanHttp, app.decisions, Unfinished())
+            shared = HttpEdge(
+                self.services.instruments,
+                Proxies(settings.trusted_proxies),
+                keep_alive=settings.keep_alive,
+            )
+            http = partial(LeanHttp, app.decisions, shared)
             config.http = cast("type[asyncio.Protocol]", http)
             config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
         self._server = _Telling(config)

@@ -12,9 +12,10 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
-from routecast.edge.body import MAX_HELD, SMALL_BODY
-from routecast.edge.guard import GuardedHttp, Unfinished
+from routecast.edge.body import SMALL_BODY
+from routecast.edge.guard import GuardedHttp
 from routecast.edge.http import DECISIONS, Batch, Decisions, is_lines, refusal
+from routecast.edge.http_edge import HttpEdge
 from routecast.edge.problem import respond
 from routecast.ingest import Pending
 
@@ -29,12 +30,13 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class _Request:
-    """A request under way, with all that uvicorn's protocol looks at in its own."""
+    """A request under way (`guard.Request`)."""
 
-    __slots__ = ("body", "disconnected", "keep_alive", "length", "lines", "response_complete")
+    __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete")
 
-    def __init__(self, length: int, *, lines: bool) -> None:
-        self.length = length
+    response_started = False  # the answer is one write
+
+    def __init__(self, *, lines: bool) -> None:
         self.lines = lines
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
@@ -52,55 +54,50 @@ class _Request:
 class LeanHttp(GuardedHttp):
     """Uvicorn's `http` class, with a short way for decisions."""
 
-    def __init__(self, decisions: Decisions, unfinished: Unfinished, **given: Any) -> None:
-        super().__init__(unfinished, **given)
+    def __init__(self, decisions: Decisions, edge: HttpEdge, **given: Any) -> None:
+        super().__init__(edge, **given)
         self._decisions = decisions
         self._request: _Request | None = None  # while its body comes
+        self._keep_alive = b"%s: %s\r\n" % edge.keep_alive_header
 
-    def begin_request(self) -> None:
-        length = self._plain_length() if self.url == _PATH else None
-        if length is None:
-            super().begin_request()
+    def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
+        if self.url != _PATH or not self._is_plain(version, fields):
+            super().begin_request(version, fields)
             return
-        self._unfinished.discard(self)
-        self._unfinished.add(self)  # its body has as long again
-        kind = next((value for name, value in self.headers if name == b"content-type"), b"")
-        self._request = _Request(length, lines=is_lines(kind))
-        self._decisions.bodies.held += length
+        self._request = _Request(lines=is_lines(fields.get(b"content-type", b"")))
+        self._running = self._request
         self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
 
-    def _plain_length(self) -> int | None:
-        """Return the length of the body to come; None where the request asks for more."""
-        if (
-            (self.cycle is not None and not self.cycle.response_complete)
-            or self.flow.write_paused
-            or self.parser.get_method() != b"POST"
-            or not self.parser.should_keep_alive()
-        ):
-            return None
-        given = b""
-        for name, value in self.headers:
-            if name in _MORE:
-                return None
-            if name == b"content-length":
-                given = value
+    def _is_plain(self, version: str, fields: dict[bytes, bytes]) -> bool:
+        """Whether a request asks for no more than this way has."""
         # The parser has let nothing but digits through.
-        length = int(given) if given else SMALL_BODY + 1
-        fits = length <= SMALL_BODY and self._decisions.bodies.held + length <= MAX_HELD
-        return length if fits else None
+        length = fields.get(b"content-length")
+        return (
+            length is not None
+            and int(length) <= SMALL_BODY
+            and version == "1.1"
+            and self._running is None
+            and not self.flow.write_paused
+            and self.parser.get_method() == b"POST"
+            and self.parser.should_keep_alive()
+            and _MORE.isdisjoint(fields)
+        )
 
     def on_body(self, body: bytes) -> None:
         if self._request is None:
             super().on_body(body)
         else:
+            self._overhead -= len(body)
+            self._payload += len(body)
             self._request.body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._request is None:
+        request = self._request
+        if request is None:
             super().on_message_complete()
             return
-        request = self._request
-        self._end_body()
+        self._request = None
+        self._whole = True
         self.end_request()
         try:
             batch = self._decisions.read(b"".join(request.body), lines=request.lines)
@@ -113,14 +110,9 @@ class LeanHttp(GuardedHttp):
         else:
             pending.add_done_callback(lambda done: self._committed(request, batch, done))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end_body()
-        super().connection_lost(exc)
-
-    def _end_body(self) -> None:
-        if self._request is not None:
-            self._decisions.bodies.held -= self._request.length
-            self._request = None
+    def _tell_gone(self) -> None:
+        self._request = None
+        super()._tell_gone()
 
     def _committed(self, request: _Request, batch: Batch, done: Pending) -> None:
         error = done.exception()
@@ -142,9 +134,8 @@ class LeanHttp(GuardedHttp):
             return
         lines = [head]
         lines += [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        lines.append(self._keep_alive if request.keep_alive else b"connection: close\r\n")
+        self.write(b"".join([*lines, b"\r\n", body]))
         if not request.keep_alive:
-            lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join([*lines, b"\r\n", body]))
-        if not request.keep_alive:
-            self.transport.close()
+            self.close()
         self.on_response_complete()

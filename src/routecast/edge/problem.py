@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from routecast.errors import (
     BadBody,
+    BadHead,
     BadParameter,
     Forbidden,
     NotFound,
@@ -28,6 +29,7 @@ class Unsupported(RoutecastError):
 
 _STATUS: dict[type[RoutecastError], HTTPStatus] = {
     BadParameter: HTTPStatus.BAD_REQUEST,
+    BadHead: HTTPStatus.BAD_REQUEST,
     BadBody: HTTPStatus.BAD_REQUEST,
     Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.edge.door import Door
+from routecast.edge.head import is_head
 from routecast.edge.outlet import SEND_SECONDS, Outlet
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
@@ -28,6 +29,8 @@ _HEADERS: Final = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
+# So that no proxy sends another request after a stream, which may have ended without a word.
+_CLOSE: Final = (b"connection", b"close")
 # How long a browser waits before it comes back, in ms: not all of a crowd for the same time.
 _RETRY: Final = range(3_000, 7_000)
 _COMMENT: Final = b": alive\n\n"
@@ -48,6 +51,14 @@ class MetricsEvents:
             await respond_error(error)(scope, receive, send)
             return
 
+        headers = [*_HEADERS, _CLOSE] if scope["http_version"].startswith("1") else _HEADERS
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        if is_head(scope):
+            self._door.leave(address)
+            await send(start)
+            await send({"type": "http.response.body"})
+            return
+
         async def write(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
@@ -56,7 +67,7 @@ class MetricsEvents:
 
         outlet = Outlet(session, "SSE", address)
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))
             _, ours = await outlet.run(
                 self._manager,

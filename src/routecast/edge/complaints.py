@@ -1,0 +1,55 @@
+"""Log lines that clients cause: at most one for each cause in ten seconds, with a count."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import Counter
+
+SECONDS: Final = 10.0
+
+
+def _call_later(seconds: float, action: Callable[[str], None], cause: str) -> object:
+    return asyncio.get_running_loop().call_later(seconds, action, cause)
+
+
+class Complaints:
+    """Counts refused requests by cause, and logs them at a bounded rate.
+
+    The first of a cause is logged at once, and those of the next ten seconds in one line after
+    that. A cause must be a text of the program's own: there is a count for each.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        counter: Counter,
+        call_later: Callable[[float, Callable[[str], None], str], object] = _call_later,
+    ) -> None:
+        self._log = log
+        self._counter = counter
+        self._call_later = call_later
+        self._counts: dict[str, int] = {}  # not logged yet, of causes that were logged just now
+
+    def add(self, cause: str) -> None:
+        """Count one more request that was refused for this cause."""
+        self._counter.labels(cause).inc()
+        if cause in self._counts:
+            self._counts[cause] += 1
+        else:
+            self._log.warning("Refused a request: %s", cause)
+            self._wait(cause)
+
+    def _wait(self, cause: str) -> None:
+        self._counts[cause] = 0
+        self._call_later(SECONDS, self._flush, cause)
+
+    def _flush(self, cause: str) -> None:
+        count = self._counts.pop(cause)
+        if count:
+            plural = "s" if count > 1 else ""
+            self._log.warning(
+                "Refused %s request%s in %.0f s: %s", f"{count:,}", plural, SECONDS, cause
+            )
+            self._wait(cause)

@@ -1,0 +1,48 @@
+"""Header fields of a request, checked in one place for every way in."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from routecast.errors import BadHead
+
+# Fields whose second value would leave open which of the two counts (RFC 9110, 5.3).
+ONCE: Final = frozenset({b"host", b"origin", b"content-type", b"authorization"})
+# A host and a port (RFC 3986, 3.2.2): a name, an IPv4 address, or an IPv6 address in brackets.
+_HOST: Final = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[\w.~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
+)
+MAX_HOST_BYTES: Final = 300
+
+
+def read_fields(headers: Sequence[tuple[bytes, bytes]], version: str) -> dict[bytes, bytes]:
+    """Return the fields of a request by name; of a field that comes more than once, the last.
+
+    `headers` have names in lower case, `version` is that of HTTP, such as 1.1. Raises BadHead where
+    a field of ONCE comes twice, or where `Host` is missing or malformed (RFC 9112, 3.2).
+    """
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        _check_once(headers)
+    host = fields.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise BadHead("the Host field is missing")
+    elif len(host) > MAX_HOST_BYTES or not _is_host(host):
+        raise BadHead("the Host field is malformed")
+    return fields
+
+
+def _check_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    seen = set()
+    for name, _ in headers:
+        if name in ONCE:
+            if name in seen:
+                raise BadHead(f"the {name.decode().title()} field comes more than once")
+            seen.add(name)
+
+
+@lru_cache(256)
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None

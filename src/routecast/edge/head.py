@@ -1,0 +1,21 @@
+"""HEAD on every route that answers GET: the same headers, and no body (RFC 9110, 9.3.2)."""
+
+from typing import Final
+
+from starlette.types import Scope
+
+_MARK: Final = "routecast.head"
+
+
+def as_get(scope: Scope) -> Scope:
+    """Return the scope of a HEAD request as that of the GET that it asks about.
+
+    The server leaves the body out. A route that streams must ask `is_head` and end its answer after
+    the headers.
+    """
+    return {**scope, "method": "GET", _MARK: True} if scope.get("method") == "HEAD" else scope
+
+
+def is_head(scope: Scope) -> bool:
+    """Whether only the headers of the answer are sent."""
+    return scope["method"] == "HEAD" or _MARK in scope
