@@ -68,8 +68,11 @@ from routecast.subscribers import Subscribers
 log = logging.getLogger(__name__)
 
 VERSION = version("routecast")
-# What waits is committed within this time at shutdown, in seconds; then the process goes.
-DRAIN_SECONDS = 4.0
+# What waits is committed within this time at shutdown, in seconds; then it is refused, and what the
+# database is doing is interrupted.
+DRAIN_SECONDS = 5.0
+# So long, in seconds, a commit under way may then take to tell what became of it.
+ABORT_SECONDS = 2.0
 # Streams are given this time to leave, in seconds.
 CLOSE_SECONDS = 3.0
 # Where there are other nodes, one of them caches a snapshot this often: for those that start, and
@@ -146,6 +149,7 @@ class Services:
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
         self._has_others = settings.redis_url is not None
+        self._stopping: asyncio.Task[None] | None = None
         look_seconds = LOOK_SECONDS if self._has_others else ALONE_LOOK_SECONDS
         names = Names(settings.max_names, settings.max_series)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
@@ -216,7 +220,7 @@ class Services:
                 await stack.enter_async_context(_task("summaries", self._run_summaries))
             await stack.enter_async_context(_task("bus", engines.bus.run))
             await stack.enter_async_context(_task("live", self.live.run))
-            await stack.enter_async_context(_task("ingest", self.ingest.run, self.ingest.close))
+            await stack.enter_async_context(self._ingesting())
             if self._has_others:
                 await stack.enter_async_context(_task("census", self.census.run))
             await stack.enter_async_context(_task("renders", self.renders.run))
@@ -227,6 +231,33 @@ class Services:
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
             await self.live.loaded()
             yield
+
+    def begin_stop(self) -> asyncio.Task[None]:
+        """See to it that producers are answered within DRAIN_SECONDS from the first call on."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop_later(), name="stop")
+        return self._stopping
+
+    async def _stop_later(self) -> None:
+        await asyncio.sleep(DRAIN_SECONDS)
+        self.ingest.give_up()
+        self.engines.store.stop()
+
+    @asynccontextmanager
+    async def _ingesting(self) -> AsyncIterator[None]:
+        """Take decisions in beside the body; at its end commit what waits, or refuse it."""
+        task = asyncio.create_task(self.ingest.run(), name="ingest")
+        task.add_done_callback(_tell_crash)
+        try:
+            yield
+        finally:
+            self.ingest.close()
+            stopping = self.begin_stop()
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task], timeout=ABORT_SECONDS)
+            stopping.cancel()
+            task.cancel()
+            await asyncio.wait([task, stopping])
 
     async def _run_retention(self) -> None:
         engines = self.engines
@@ -293,22 +324,13 @@ def _baseline(settings: Settings, prices: Prices) -> Baseline | None:
 
 
 @asynccontextmanager
-async def _task(
-    name: str,
-    run: Callable[[], Coroutine[Any, Any, None]],
-    close: Callable[[], None] | None = None,
-) -> AsyncIterator[None]:
-    """Run a service beside the body; at its end let it finish (with `close`), or cancel it."""
+async def _task(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Run a service beside the body; at its end cancel it."""
     task = asyncio.create_task(run(), name=name)
     task.add_done_callback(_tell_crash)
     try:
         yield
     finally:
-        if close is not None:
-            close()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_SECONDS):
-                    await asyncio.shield(task)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

@@ -1,7 +1,12 @@
-"""Ingest: batches wait in a bounded queue; what waits together is committed together.
+"""Ingest: batches wait in bounded queues; what waits together is committed together.
 
 Acknowledged means on disk: a batch's answer comes after the commit that holds it (group commit).
-The queue's policy is to refuse: over its bound, `submit` raises `Unavailable` and keeps nothing.
+The policy of the queues is to refuse: over the bound, `submit` raises `Unavailable` and keeps
+nothing.
+
+There are three queues, by the size of a batch. In groups, small and medium batches take turns to
+come first. Large batches are committed one at a time, beside the groups: a store prepares them
+without holding up the others.
 """
 
 import asyncio
@@ -16,15 +21,19 @@ from routecast.core.decision import Decision
 from routecast.core.names import Names
 from routecast.errors import RoutecastError, SumFull, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Bus, Clock, Store
+from routecast.ports import MAX_GROUP, Bus, Clock, Store
 from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
 # As many decisions may wait as one of the largest requests brings, four times over.
 MAX_WAITING: Final = 200_000
-# Larger groups do not commit faster per decision, and keep those in them waiting longer.
-MAX_GROUP: Final = 10_000
+# A batch of at most so many decisions is small.
+SMALL: Final = 100
+# Large batches let others have the event loop after so many seconds.
+LOOP_SECONDS: Final = 0.01
+# What is said when the database does not answer until the process ends.
+UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
 # So many turns of the event loop bring a request from its socket into the queue.
 TURNS: Final = 3
 # For so long a failed commit makes the node unready; then it is given another try.
@@ -61,9 +70,14 @@ class Ingest:
         self._clock = clock
         self._names = names
         self._instruments = instruments
-        self._queue: deque[Batch] = deque()
-        self._waiting = 0
+        self._small: deque[Batch] = deque()
+        self._medium: deque[Batch] = deque()
+        self._large: deque[Batch] = deque()
+        self._waiting = 0  # decisions, in all queues and in commits
+        self._queued = 0  # decisions in the queues of small and medium batches
+        self._medium_first = False
         self._arrived = asyncio.Event()
+        self._large_arrived = asyncio.Event()
         self._closing = False
         self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
         instruments.queue_depth.set_function(lambda: self._waiting)
@@ -96,29 +110,73 @@ class Ingest:
             raise self._refuse(decisions, "shutting down", retry_after=5)
         if self._waiting and self._waiting + len(decisions) > MAX_WAITING:
             raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
+        batch = Batch(decisions)
+        self._waiting += len(decisions)
+        if len(decisions) > MAX_GROUP:
+            self._large.append(batch)  # its names are bounded later: that takes long
+            self._large_arrived.set()
+        else:
+            batch.decisions = self._bounded(decisions)
+            (self._small if len(decisions) <= SMALL else self._medium).append(batch)
+            self._queued += len(decisions)
+            self._arrived.set()
+        return batch.done
+
+    def _bounded(self, decisions: Sequence[Decision]) -> list[Decision]:
+        """Return decisions with names that are over a bound folded."""
         fold = self._names.fold
-        batch = Batch([fold(decision) for decision in decisions])
-        folded = sum(map(is_not, decisions, batch.decisions))
+        bounded = [fold(decision) for decision in decisions]
+        folded = sum(map(is_not, decisions, bounded))
         if folded:
             self._instruments.folded.inc(folded)
-        self._queue.append(batch)
-        self._waiting += len(decisions)
-        self._arrived.set()
-        return batch.done
+        return bounded
 
     def _refuse(self, decisions: Sequence[Decision], why: str, retry_after: int) -> Unavailable:
         self._instruments.decisions.labels("refused").inc(len(decisions))
         return Unavailable(why, retry_after=retry_after)
 
     async def run(self) -> None:
-        """Commit what waits, until `close` is called and the queue is empty."""
-        while self._queue or not self._closing:
-            if not self._queue:
+        """Commit what waits, until `close` is called and the queues are empty.
+
+        When it is cancelled, all who wait are refused.
+        """
+        try:
+            async with asyncio.TaskGroup() as lanes:
+                lanes.create_task(self._run_groups(), name="groups")
+                lanes.create_task(self._run_large(), name="large batches")
+        finally:
+            self.give_up()
+
+    async def _run_groups(self) -> None:
+        while self._small or self._medium or not self._closing:
+            if not self._small and not self._medium:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             await self._gather()
             await self._commit(self._next_group())
+
+    async def _run_large(self) -> None:
+        while self._large or not self._closing:
+            if not self._large:
+                self._large_arrived.clear()
+                await self._large_arrived.wait()
+                continue
+            batch = self._large[0]
+            await self._bound_in_slices(batch)
+            if self._large and self._large[0] is batch:  # else it was refused meanwhile
+                self._large.popleft()
+                await self._commit([batch])
+
+    async def _bound_in_slices(self, batch: Batch) -> None:
+        bounded: list[Decision] = []
+        due = time.monotonic() + LOOP_SECONDS
+        for first in range(0, len(batch.decisions), SMALL):
+            bounded += self._bounded(batch.decisions[first : first + SMALL])
+            if time.monotonic() > due:
+                await asyncio.sleep(0)
+                due = time.monotonic() + LOOP_SECONDS
+        batch.decisions = bounded
 
     async def _gather(self) -> None:
         """Let those in whose requests have come already: one commit for all costs less than two.
@@ -126,8 +184,8 @@ class Ingest:
         No clock is waited for: it ends once the event loop went round and nobody came.
         """
         seen = 0
-        while seen < len(self._queue) and self._waiting < MAX_GROUP:
-            seen = len(self._queue)
+        while seen < (here := len(self._small) + len(self._medium)) and self._queued < MAX_GROUP:
+            seen = here
             for _ in range(TURNS):
                 await asyncio.sleep(0)
 
@@ -135,13 +193,30 @@ class Ingest:
         """Accept no more; `run` ends when what waits is committed."""
         self._closing = True
         self._arrived.set()
+        self._large_arrived.set()
+
+    def give_up(self) -> None:
+        """Accept no more, and refuse what waits; commits under way go on."""
+        self.close()
+        error = Unavailable("shutting down", retry_after=5)
+        for queue in (self._small, self._medium, self._large):
+            self._answer(list(queue), error)
+            queue.clear()
+        self._queued = 0
 
     def _next_group(self) -> list[Batch]:
-        group = [self._queue.popleft()]
-        size = len(group[0].decisions)
-        while self._queue and size + len(self._queue[0].decisions) <= MAX_GROUP:
-            group.append(self._queue.popleft())
-            size += len(group[-1].decisions)
+        """Take the next batches; small and medium ones take turns to come first."""
+        queues = [self._small, self._medium]
+        if self._medium_first:
+            queues.reverse()
+        self._medium_first = not self._medium_first
+        group: list[Batch] = []
+        size = 0
+        for queue in queues:
+            while queue and (not group or size + len(queue[0].decisions) <= MAX_GROUP):
+                group.append(queue.popleft())
+                size += len(group[-1].decisions)
+        self._queued -= size
         return group
 
     async def _commit(self, group: list[Batch]) -> None:
@@ -156,6 +231,9 @@ class Ingest:
         except Exception as error:
             self._fail(group, error)
             return
+        except asyncio.CancelledError:
+            self._answer(group, Unavailable(UNKNOWN, retry_after=5))
+            raise
         self._instruments.commit_seconds.observe(time.perf_counter() - started)
         if self._failed is not None:
             log.warning("Commits succeed again")

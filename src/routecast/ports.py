@@ -18,6 +18,9 @@ from routecast.protocol import Position, Source
 # The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
 # node that lost step needs to find it again.
 DELTAS_KEPT: Final = 1_000
+# Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
+# prepare beside others: see `Store.commit`.
+MAX_GROUP: Final = 4_000
 # What a node tells of itself holds for so long, in seconds.
 CENSUS_SECONDS: Final = 15.0
 
@@ -70,8 +73,15 @@ class Store(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """End what runs now, and what waits, as soon as it can be: it raises Unavailable.
+
+        A commit that this comes too late for succeeds. `close` must follow.
+        """
+        ...
+
     async def close(self) -> None:
-        """Finish what was begun, then let go of the database. May be called twice."""
+        """Finish what was begun, within some seconds; then let go. May be called twice."""
         ...
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
@@ -79,6 +89,7 @@ class Store(Protocol):
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
         nor does its second mention in the same call. `received` is the moment, in microseconds.
+        Calls may overlap: one of more than MAX_GROUP decisions must not hold up the smaller ones.
         Raises Unavailable, or SumFull when a sum has no room left; then nothing of it was kept.
         """
         ...

@@ -5,8 +5,10 @@ import errno
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -24,8 +26,11 @@ from routecast.errors import BadSettings, Unavailable
 from routecast.open_files import allow_open_files, open_files
 from routecast.workers import Workers
 
-# Requests under way get this time when the server stops; the commit of what waits comes after.
+# Requests under way get this time when the server stops, once its streams were told.
 GRACE_SECONDS: Final = 4
+# So long after the signal the process ends, whatever hangs: a disk, say. All that was acknowledged
+# is on disk.
+EXIT_SECONDS: Final = 14.0
 
 # What the kernel may hold for one client, in bytes (it doubles this for its own needs).
 SEND_BUFFER: Final = 65_536
@@ -61,8 +66,10 @@ class _Server(uvicorn.Server):
         self._on_started = on_started
         self._task: asyncio.Future[None] | None = None
         self._wake: Callable[[], object] = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started and self._on_started is not None:
             self._task = asyncio.ensure_future(self._on_started(self._url))
@@ -77,7 +84,14 @@ class _Server(uvicorn.Server):
             await stopping.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            exit_later = threading.Timer(EXIT_SECONDS, _exit_now)
+            exit_later.daemon = True
+            exit_later.start()
         super().handle_exit(sig, frame)
+        if self._loop is not None:
+            # It may still be starting, and wait for a database.
+            self._loop.call_soon_threadsafe(self._services.begin_stop)
         self._wake()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -89,6 +103,11 @@ class _Server(uvicorn.Server):
             listening.close()
         await self._services.manager.close(CLOSE_SECONDS)
         await super().shutdown(sockets)
+
+
+def _exit_now() -> None:
+    log.critical("Something does not end; the process ends without it")
+    os._exit(0)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ import pytest
 
 from routecast.ports import Bus, Cache, Cluster, Store
 from routecast.store.postgres import PostgresStore, fold, folder
-from routecast.store.sqlite import SqliteStore, writer
+from routecast.store.sqlite import SqliteStore, folding
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
 from tests.support.postgres import Postgres
 
@@ -53,7 +53,9 @@ def databases(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Databases:
     """An engine for databases, each one in its turn; it folds often and in pieces."""
-    monkeypatch.setattr(writer, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(folding, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(folding, "PART_CELLS", 2)
+    monkeypatch.setattr(folding, "STEP_CELLS", 3)
     monkeypatch.setattr(folder, "FOLD_COMMITS", 3)
     monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
     if request.param == "sqlite":

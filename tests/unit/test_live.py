@@ -24,7 +24,7 @@ from routecast.instruments import Instruments
 from routecast.live import Live
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
-from routecast.store.sqlite import SqliteStore, writer
+from routecast.store.sqlite import SqliteStore, folding
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
 from tests.support.windows import cells_in
@@ -255,8 +255,8 @@ async def test_gap_too_wide_to_fill_is_loaded_over(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the bus nor the database has the deltas any more."""
-    monkeypatch.setattr(writer, "DELTAS_KEPT", 1)
-    monkeypatch.setattr(writer, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(folding, "DELTAS_KEPT", 1)
+    monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
     async with running(node.live.run()):
         await node.live.loaded()
         for number in range(1, 6):

@@ -115,7 +115,7 @@ async def test_changed_delta_is_found(store: SqliteStore) -> None:
     """What is not in the rollups yet is counted all the same; here twice, under another seq."""
     await store.commit([[kept(1)]], NOW)
     assert await found(store) == []
-    change(store, "INSERT INTO deltas SELECT seq + 1, packed FROM deltas")
+    change(store, "INSERT INTO deltas SELECT seq + 1, part, cells, largest, packed FROM deltas")
     differences = await found(store)
     assert {one.what.split()[0] for one in differences} == {"minute", "hour"}
     assert all(one.expected.startswith("count 1, ") for one in differences)
@@ -186,5 +186,5 @@ async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> 
     assert differences
     assert all(one.what.startswith("summary ") for one in differences)
     if "start =" not in statement:
-        change(filled, "INSERT INTO unsummed_hours SELECT DISTINCT start FROM summaries")
+        change(filled, "INSERT INTO unsummed_hours SELECT DISTINCT start, 1 FROM summaries")
         assert await found(filled) == []

@@ -19,6 +19,7 @@ from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore, past, writer
+from routecast.store.sqlite import folding as steps
 from routecast.store.sqlite.writer import MIGRATIONS
 from tests.support.decisions import MINUTE, NOW, assert_sums, kept
 
@@ -155,7 +156,7 @@ async def test_locked_database_refuses_and_recovers(path: Path) -> None:
 @pytest.fixture
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold with every commit."""
-    monkeypatch.setattr(writer, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(steps, "FOLD_COMMITS", 1)
 
 
 @pytest.mark.usefixtures("folding")
@@ -199,7 +200,7 @@ async def test_rollups_are_written_for_many_commits_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then the deltas stand beside them: what is read is the same, opened anew too."""
-    monkeypatch.setattr(writer, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(steps, "FOLD_COMMITS", 3)
     store = SqliteStore(path)
     await store.open()
     done: list[Decision] = []
@@ -216,18 +217,25 @@ async def test_rollups_are_written_for_many_commits_at_once(
     await store.close()
 
 
-async def test_large_commit_is_folded_at_once(store: SqliteStore, path: Path) -> None:
-    """What is left to add when reading is bounded by decisions, too."""
-    await store.commit([[kept(n) for n in range(writer.FOLD_DECISIONS)]], NOW)
-    assert counted(path, "rollups", f"count = {writer.FOLD_DECISIONS}") == 3
+async def test_many_cells_are_folded_while_nothing_else_is_written(
+    store: SqliteStore, path: Path
+) -> None:
+    """What is left to add when reading is bounded by cells, too; no commit folds them all."""
+    decisions = [kept(n, decided=NOW - n * MINUTE) for n in range(steps.FOLD_CELLS)]
+    await store.commit([decisions], NOW)
+    await assert_holds(store, decisions, seq=1)
+    async with asyncio.timeout(30):
+        while counted(path, "rollups", f"count = {len(decisions)}") == 0:
+            await asyncio.sleep(0.01)
+    await assert_holds(store, decisions, seq=1)
 
 
 async def test_old_deltas_are_dropped(
     store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So many as the contract asks for are kept; who is further behind must load."""
-    monkeypatch.setattr(writer, "DELTAS_KEPT", 5)
-    monkeypatch.setattr(writer, "FOLD_COMMITS", 4)
+    monkeypatch.setattr(steps, "DELTAS_KEPT", 5)
+    monkeypatch.setattr(steps, "FOLD_COMMITS", 4)
     start = await store.position()
     for number in range(20):
         await store.commit([[kept(number)]], NOW)

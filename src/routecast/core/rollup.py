@@ -6,7 +6,7 @@ and hours to the total, so every period is a merge of the same cells. All number
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Self
 
@@ -309,6 +309,25 @@ class Cells:
             for minute, bucket in part.minutes.items():
                 bucket_merge(whole.minutes.setdefault(minute, {}), bucket)
         return whole
+
+    @property
+    def number(self) -> int:
+        """How many cells there are."""
+        return sum(map(len, self.minutes.values()))
+
+    def split(self, most: int) -> Iterator["Cells"]:
+        """Yield the same cells in parts of at most `most` each; at least one part."""
+        part, room = Cells(), most
+        for minute, bucket in self.minutes.items():
+            items = iter(bucket.items())
+            while chosen := dict(islice(items, room)):
+                part.minutes[minute] = chosen
+                room -= len(chosen)
+                if not room:
+                    yield part
+                    part, room = Cells(), most
+        if part.minutes or not self.minutes:
+            yield part
 
     def keys(self) -> Iterator[Key]:
         """Yield the key of every cell."""

@@ -24,8 +24,8 @@ from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
 from routecast.edge.schemas import FAILURE, METRICS
-from routecast.errors import Invalid, RoutecastError
-from routecast.ingest import Pending
+from routecast.errors import Invalid, RoutecastError, Unavailable
+from routecast.ingest import UNKNOWN, Pending
 from routecast.instruments import Instruments
 from routecast.ports import Clock
 from routecast.protocol import (
@@ -87,6 +87,9 @@ class Decisions:
             answer = await self._take(scope, receive)
         except ClientGone:
             return
+        except asyncio.CancelledError:  # the server stops, and gave this request up
+            await refusal(Unavailable("shutting down", retry_after=5))(scope, receive, send)
+            return
         except Exception as error:
             await refusal(error)(scope, receive, send)
             return
@@ -110,7 +113,12 @@ class Decisions:
                     await asyncio.sleep(0)
                 self._sort(sent[first : first + SLICE], first, batch)
         pending = self.keep(batch)
-        return self.receipt(batch, await pending) if pending else self.all_bad(batch)
+        if pending is None:
+            return self.all_bad(batch)
+        try:
+            return self.receipt(batch, await pending)
+        except asyncio.CancelledError:
+            raise Unavailable(UNKNOWN, retry_after=5) from None
 
     def read(self, body: bytes, *, lines: bool) -> Batch:
         """Return what a small body came to. Raises BadBody and TooLarge."""

@@ -23,6 +23,9 @@ class NoStore:
     async def open(self) -> None:
         """Nothing to do."""
 
+    def stop(self) -> None:
+        """Nothing to do."""
+
     async def close(self) -> None:
         """Nothing to do."""
 

@@ -40,14 +40,14 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
-    _, seq, minutes_from, folded = next(query("history"))
+    _, seq, minutes_from, folded, parts, _ = next(query("history"))
     of = next(query("count_decisions"))[0]
     series = {row[1:]: row[0] for row in query("series")}
     last = next(query("latest_seq"))[0]
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
 
-    deltas = (Delta.unpack(packed) for _, packed in query("deltas", folded))
+    deltas = (Delta.unpack(packed) for _, packed in query("deltas", folded, parts))
     comparison = Comparison(series, minutes_from, deltas)
     yield Checked("counting decisions", 0, of)
     counted = itertools.groupby(query("recount"), key=lambda row: row[0] // HOUR * HOUR)

@@ -40,10 +40,11 @@ log = logging.getLogger(__name__)
 
 # For a free session, and then for the server to accept it, in seconds.
 ACQUIRE_SECONDS: Final = 5.0
-CLOSE_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 3.0
 # For so long a store tries to find out what became of a commit whose session was lost.
 SETTLE_SECONDS: Final = 10.0
 SETTLE_PAUSE: Final = 0.1
+CLOSING: Final = "the database is closed"
 
 
 class PostgresStore:
@@ -56,7 +57,8 @@ class PostgresStore:
         self._create = create
         self._connections = connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._closed = False
+        self._closed = self._stopping = False
+        self._opening: Session | None = None
         self._folder = Folder(self._session)
 
     # -- ports.Store ----------------------------------------------------------------------------
@@ -69,30 +71,42 @@ class PostgresStore:
             raise BadDatabase(f"PostgreSQL database {self._place}: {error}") from error.__cause__
 
     async def _open(self) -> None:
+        if self._stopping:
+            raise Unavailable(CLOSING)
         session = await connect(self._url)
+        self._opening = session
         try:
             await migrate(session, create=self._create)
             await warn(session)
         except asyncpg.PostgresError as error:
             raise refusal(error) from error
         finally:
+            self._opening = None
             await session.close(timeout=CLOSE_SECONDS)
-        if self._pool is None and not self._closed:
+        if self._pool is None and not self._stopping:
             self._pool = await asyncpg.create_pool(
                 self._url, min_size=0, max_size=self._connections, reset=_keep, **options()
             )
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._opening is not None:
+            self._opening.terminate()
+        if self._pool is not None:
+            self._pool.terminate()
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        if self._pool is not None:
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS):
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._folder.close()
+                if self._pool is not None and not self._stopping:
                     await self._pool.close()
-            except TimeoutError:
-                self._pool.terminate()
-        await self._folder.close()
+        except TimeoutError:
+            self.stop()
+        self._stopping = True
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         await self._folder.make_room()
@@ -187,8 +201,8 @@ class PostgresStore:
     # -- sessions -------------------------------------------------------------------------------
 
     def _opened(self) -> "asyncpg.Pool[asyncpg.Record]":
-        if self._closed:
-            raise Unavailable("the database is closed")
+        if self._closed or self._stopping:
+            raise Unavailable(CLOSING)
         if self._pool is None:
             raise Unavailable("the database is not open yet")
         return self._pool
@@ -222,7 +236,7 @@ class PostgresStore:
     async def _settle(self, unsettled: Unsettled) -> Written:
         """Find out what became of a commit whose session was lost at its end."""
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
-        while asyncio.get_running_loop().time() < deadline:
+        while asyncio.get_running_loop().time() < deadline and not self._stopping:
             made = None
             with suppress(Unavailable):
                 async with self._session() as session:

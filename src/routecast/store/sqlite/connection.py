@@ -1,20 +1,28 @@
 """Connections to a SQLite file, the named queries run on them, and transactions."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 
 from routecast.core.delta import Delta
-from routecast.core.rollup import Key
+from routecast.core.rollup import Cells, Key
 from routecast.errors import Unavailable
 from routecast.protocol import Position
 from routecast.store.queries import load_queries
 
 SQL: Final = load_queries("sqlite")
 BUSY_MS: Final = 5_000
+
+# One statement inserts so many rows: fewer hand-overs of the interpreter's lock. SQLite allows
+# 32,766 values in a statement, and apsw keeps only statements under 16 KB.
+ROWS_PER_STEP: Final = (400, 100)
+STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each number of rows that is left over
 
 START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
@@ -34,11 +42,36 @@ def series_names(db: apsw.Connection) -> dict[int, Key]:
     return {row[0]: Key(*row[1:]) for row in query(db, "series")}
 
 
-def deltas_after(db: apsw.Connection, after: Position) -> Iterator[Delta]:
-    """Yield the deltas of the commits after a position, in order."""
-    for seq, packed in select(db, "deltas", after.seq):
-        delta = Delta.unpack(packed)
-        yield Delta(Position(after.epoch, seq), delta.cells, delta.received)
+def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Run a named query that inserts rows, many in each statement."""
+    done = 0
+    while done < len(rows):
+        size = next((size for size in ROWS_PER_STEP if size <= len(rows) - done), len(rows) - done)
+        sql = _statement(name, size, len(rows[0]))
+        db.execute(sql, tuple(itertools.chain.from_iterable(rows[done : done + size])))
+        done += size
+
+
+@cache
+def _statement(name: str, rows: int, columns: int) -> str:
+    row = f"({','.join('?' * columns)})"
+    return SQL[name].format(rows=",".join([row] * rows))
+
+
+def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
+    """Yield the deltas of the commits after a position, in order; of the first, not all parts.
+
+    `parts` are those of it that are left out.
+    """
+    rows = select(db, "deltas", after.seq, parts)
+    for seq, group in itertools.groupby(rows, itemgetter(0)):
+        cells, received = Cells(), 0
+        for _, packed in group:
+            delta = Delta.unpack(packed)
+            received = delta.received
+            for minute, bucket in delta.cells.minutes.items():  # no two parts have the same cell
+                cells.minutes.setdefault(minute, {}).update(bucket)
+        yield Delta(Position(after.epoch, seq), cells, received)
 
 
 @contextmanager

@@ -34,13 +34,13 @@ def read(db: apsw.Connection, plan: Plan) -> Past:
 
 def _read(db: apsw.Connection, plan: Plan) -> Past:
     with transaction(db, "BEGIN"):
-        epoch, seq, minutes_from, folded = query(db, "history")[0]
+        epoch, seq, minutes_from, folded, parts, _ = query(db, "history")[0]
         if plan.period == "minute" and plan.buckets.first < minutes_from:
             raise Uncovered("minutes before that are not kept any more")
         past = Past(Position(epoch, seq))
         for add, rows in _rows(db, plan):
             add(past, plan, rows)
-        add_deltas(past, plan, deltas_after(db, Position(epoch, folded)))
+        add_deltas(past, plan, deltas_after(db, Position(epoch, folded), parts))
     return past
 
 

@@ -12,6 +12,7 @@ from routecast.core.rollup import Bucket, Sums
 from routecast.core.snapshot import Snapshot, needed
 from routecast.errors import Gap
 from routecast.protocol import Position
+from routecast.store.past import SummaryRows, summary_rows
 from routecast.store.sqlite.connection import (
     START_OF,
     deltas_after,
@@ -38,7 +39,7 @@ def load(db: apsw.Connection, now: int) -> Snapshot:
     wanted = needed(now)
     db.execute(f"PRAGMA cache_size = {LOAD_PAGES}")
     with transaction(db, "BEGIN"):
-        epoch, _, _, folded = query(db, "history")[0]
+        epoch, _, _, folded, parts, _ = query(db, "history")[0]
         names = series_names(db)
 
         def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
@@ -55,7 +56,7 @@ def load(db: apsw.Connection, now: int) -> Snapshot:
         for span in wanted.minutes:
             minutes.update(buckets("minute", *span))
         snapshot = Snapshot(Position(epoch, folded), now, total, hours, minutes)
-        for delta in deltas_after(db, snapshot.position):
+        for delta in deltas_after(db, snapshot.position, parts):
             snapshot.apply(delta)
     return snapshot
 
@@ -65,6 +66,23 @@ def _rows(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
     rest = select(db, name, *values)
     while rows := list(islice(rest, LOAD_ROWS)):
         yield from rows
+
+
+def summarise(db: apsw.Connection, before: int, limit: int) -> dict[tuple[int, int], SummaryRows]:
+    """Return the summaries of hours that were over before a moment and have none, oldest first.
+
+    They come by the start of the hour and how often it had changed by then.
+    """
+    with transaction(db, "BEGIN"):
+        last = before // 10**6 - START_OF["hour"]
+        hours = query(db, "unsummed_hours", last, limit)
+        names = series_names(db) if hours else {}
+        found = {}
+        for start, changes in hours:
+            rows = _rows(db, "rollups", "hour", start, start + 1)
+            bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+            found[start, changes] = summary_rows({start: bucket})
+    return found
 
 
 def deltas(db: apsw.Connection, after: Position) -> list[Delta]:

@@ -1,9 +1,12 @@
 """The store's port on SQLite: one writer thread, readers beside it."""
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,17 +18,29 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Unavailable
-from routecast.ports import Checked, Commit, Difference
+from routecast.errors import SumFull, Unavailable
+from routecast.ports import MAX_GROUP, Checked, Commit, Difference
 from routecast.protocol import Position
 from routecast.store.recount import recount
 from routecast.store.sqlite import past, readers
 from routecast.store.sqlite.connection import BUSY_MS, select
+from routecast.store.sqlite.series import KEYS_PER_STEP, SeriesKey
+from routecast.store.sqlite.staging import keys_of, stage
 from routecast.store.sqlite.writer import Writer
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 READERS: Final = 2
+# A large batch begins when at most so many cells are not folded: what a load must add has a bound.
+LARGE_UNFOLDED: Final = 2_000
+# A large batch is prepared so often at most, when others commit its ids meanwhile.
+PREPARATIONS: Final = 3
+# At the end, what runs has so many seconds to finish; then it is interrupted, and has so many more.
+FINISH_SECONDS: Final = 2.0
+STOP_SECONDS: Final = 3.0
+INTERRUPT_PAUSE: Final = 0.02
 
 
 class SqliteStore:
@@ -36,12 +51,15 @@ class SqliteStore:
         self._writer = Writer(self.path, create=create)
         self._writing = ThreadPoolExecutor(1, "sqlite-writer")
         self._reading = ThreadPoolExecutor(READERS, "sqlite-reader")
-        # Of its own, so that a long range keeps nobody else waiting.
+        # Of their own, so that a long range, or a large batch, keeps nobody else waiting.
         self._history = ThreadPoolExecutor(1, "sqlite-history")
+        self._preparing = ThreadPoolExecutor(1, "sqlite-preparing")
+        self._one_large = asyncio.Lock()
+        self._folding: asyncio.Task[None] | None = None
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._open_for_use = False
-        self._closed = False
+        self._closed = self._stopping = False
 
     # -- ports.Store ----------------------------------------------------------------------------
 
@@ -49,14 +67,37 @@ class SqliteStore:
         await self._run(self._writing, self._writer.open, opening=True)
         self._open_for_use = True
 
+    def stop(self) -> None:
+        self._stopping = True
+        self._interrupt()
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        await asyncio.to_thread(self._shut)
+        # An executor starts nothing more after this, and ends with what it has begun.
+        ended = [asyncio.to_thread(pool.shutdown) for pool in self._pools]
+        ending = asyncio.ensure_future(asyncio.gather(*ended))
+        _, running = await asyncio.wait([ending], timeout=0 if self._stopping else FINISH_SECONDS)
+        deadline = time.monotonic() + STOP_SECONDS
+        while running and time.monotonic() < deadline:
+            self._interrupt()  # which may fall between two statements
+            _, running = await asyncio.wait(running, timeout=INTERRUPT_PAUSE)
+        if running:
+            log.error("SQLite does not end what it is doing; the file is not closed")
+            return
+        self._writer.close()
+        for connection in self._connections:
+            connection.close()
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        return await self._run(self._writing, self._writer.commit, batches, received)
+        if sum(map(len, batches)) > MAX_GROUP:
+            committed = await self._commit_large(batches, received)
+        else:
+            committed = await self._run(self._writing, self._writer.commit, batches, received)
+        if self._writer.should_fold and (self._folding is None or self._folding.done()):
+            self._folding = asyncio.create_task(self._fold(), name="fold")
+        return committed
 
     async def check(self) -> None:
         await self._run(self._writing, self._writer.check)
@@ -74,7 +115,8 @@ class SqliteStore:
         return await self._run(self._history, self._read_here, past.read, (plan,))
 
     async def summarise(self, *, before: int, limit: int) -> int:
-        return await self._run(self._writing, self._writer.summarise, before, limit)
+        hours = await self._read(readers.summarise, before, limit)
+        return await self._run(self._writing, self._writer.put_summaries, hours) if hours else 0
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._run(
@@ -83,12 +125,45 @@ class SqliteStore:
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         connection = await self._run(self._reading, self._connect)
+        self._connections.append(connection)
         findings = recount(connection, partial(select, connection))
         try:
             while (found := await self._run(self._reading, next, findings, None)) is not None:
                 yield found
         finally:
+            self._connections.remove(connection)
             await self._run(self._reading, connection.close)
+
+    # -- writing in steps -----------------------------------------------------------------------
+
+    async def _commit_large(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        """Commit what would hold the writer for long: one such at a time, prepared beside it."""
+        async with self._one_large:
+            while self._writer.unfolded > LARGE_UNFOLDED:
+                await self._run(self._writing, self._writer.fold)
+            for _ in range(PREPARATIONS):
+                keys = await self._run(self._preparing, keys_of, batches)
+                numbers: dict[SeriesKey, int] = {}
+                epoch = ""
+                for first in range(0, len(keys), KEYS_PER_STEP):
+                    some = keys[first : first + KEYS_PER_STEP]
+                    epoch, found = await self._run(self._writing, self._writer.number, some)
+                    numbers |= found
+                staged = await self._run(
+                    self._preparing, stage, self.path, batches, numbers, received
+                )
+                committed = await self._run(
+                    self._writing, self._writer.commit_staged, staged, epoch, received
+                )
+                if committed is not None:
+                    return committed
+        raise Unavailable("others keep sending the same ids; nothing was kept")
+
+    async def _fold(self) -> None:
+        """Fold step by step, so that commits get their turns in between."""
+        with suppress(Unavailable, SumFull):  # it is tried again after a later commit
+            while await self._run(self._writing, self._writer.fold):
+                pass
 
     # -- threads --------------------------------------------------------------------------------
 
@@ -99,6 +174,8 @@ class SqliteStore:
         *args: Any,
         opening: bool = False,
     ) -> T:
+        if self._stopping:
+            raise Unavailable("the database is being closed", retry_after=5)
         if not self._open_for_use and not opening:
             raise Unavailable("the database is not open yet")
         loop = asyncio.get_running_loop()
@@ -118,13 +195,15 @@ class SqliteStore:
         self._writer.place.check()
         return work(self._reader, *args)
 
-    def _shut(self) -> None:
-        self._writing.shutdown()
-        self._reading.shutdown()
-        self._history.shutdown()
-        self._writer.close()
+    @property
+    def _pools(self) -> tuple[ThreadPoolExecutor, ...]:
+        return self._writing, self._reading, self._history, self._preparing
+
+    def _interrupt(self) -> None:
+        self._writer.stop()
         for connection in self._connections:
-            connection.close()
+            with suppress(apsw.Error):  # it was closed a moment ago
+                connection.interrupt()
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path))

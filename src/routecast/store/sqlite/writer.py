@@ -1,7 +1,7 @@
 """The one writer of a SQLite database.
 
-A commit writes its decisions, its delta and the position. Deltas are folded into the rollups many
-at a time, by a later commit.
+A commit writes its decisions, its delta and the position. Deltas are folded into the rollups in
+steps, by later commits or while nothing else is to be written (`folding.py`).
 
 The writer keeps the rollups it touched last in memory. Within `BEGIN IMMEDIATE` nobody else can
 write, and SQLite's `data_version` shows whether anybody did before: only then are they read again.
@@ -9,56 +9,45 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 
 import itertools
 import secrets
-from collections.abc import Iterable, Sequence
-from functools import cache
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 import msgspec
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
-from routecast.core.rollup import Bucket, Cells, Sums, bucket_merge
+from routecast.core.rollup import Cells, key_of
 from routecast.errors import BadDatabase, SumFull, Unavailable
-from routecast.ports import DELTAS_KEPT, Commit
+from routecast.ports import Commit
 from routecast.protocol import Position
-from routecast.store.past import summary_rows
+from routecast.store.past import SummaryRows
 from routecast.store.queries import load_migrations
 from routecast.store.sqlite.connection import (
     BUSY_MS,
-    SQL,
-    START_OF,
+    STATEMENTS_KEPT,
     Place,
-    deltas_after,
+    insert_rows,
     query,
-    series_names,
     transaction,
 )
+from routecast.store.sqlite.folding import Folding, PackedPart, pack_parts
+from routecast.store.sqlite.rollups import Rollups
+from routecast.store.sqlite.series import SeriesKey, SeriesNumbers
+from routecast.store.sqlite.staging import Staged
 
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
 MIGRATIONS: Final = load_migrations("sqlite")
 
-# One step of the engine inserts so many rows: fewer hand-overs of the interpreter's lock, and
-# still well under SQLite's limit of 32,766 values a statement.
-ROWS_PER_STEP: Final = 100
-# So many periods' rollups stay in the writer's memory: the total, this hour, this minute, and
-# those of late decisions.
-PERIODS_KEPT: Final = 256
 CHECKPOINT_PAGES: Final = 4_000
-STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP  # one for each number of rows in a step
+# Between two tries to get a lock that another process holds, in seconds.
+LOCK_PAUSE: Final = 0.02
 
-# Deltas are folded once they hold so many decisions, or are so many.
-FOLD_DECISIONS: Final = 2_000
-FOLD_COMMITS: Final = 64
-LARGEST_SUM: Final = 2**63 - 1
-
-
-@cache
-def _statement(query: str, rows: int, columns: int) -> str:
-    row = f"({','.join('?' * columns)})"
-    return SQL[query].format(rows=",".join([row] * rows))
+_decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 class Writer:
@@ -70,8 +59,8 @@ class Writer:
     def __init__(self, path: Path, *, create: bool) -> None:
         self._path = path
         self._create = create
-        self._db: apsw.Connection
-        self._forget()
+        self._stopping = False
+        self._db: apsw.Connection | None = None
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -83,8 +72,9 @@ class Writer:
             db = apsw.Connection(str(self._path), statementcachesize=STATEMENTS_KEPT)
         except apsw.CantOpenError as error:
             raise BadDatabase(f"cannot open {self._path} ({error}); is its folder there?") from None
+        self._db = db
         try:
-            db.set_busy_timeout(BUSY_MS)
+            db.set_busy_handler(self._wait_for_lock)
             self._check_ours(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -92,21 +82,43 @@ class Writer:
             db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             self._migrate(db)
         except apsw.NotADBError:
-            db.close()
+            self.close()
             raise BadDatabase(f"{self._path} is not a SQLite database") from None
         except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError) as error:
-            db.close()
+            self.close()
             raise BadDatabase(f"cannot write to {self._path} ({error})") from None
         except BaseException:
-            db.close()
+            self.close()
             raise
-        self._db = db
+        self._series = SeriesNumbers(db)
+        self._rollups = Rollups(db, self._series)
+        self._folding = Folding(db, self._series, self._rollups)
+        self._forget()
         self.place = Place(self._path)
 
     def close(self) -> None:
         """Let go of the file, if it was opened."""
-        if hasattr(self, "_db"):
+        if self._db is not None:
             self._db.close()
+            self._db = None
+
+    def stop(self) -> None:
+        """Interrupt what is running, and refuse all else; from any thread, again and again.
+
+        One call may fall between two statements, so call it until the writer's thread has ended.
+        """
+        self._stopping = True
+        db = self._db
+        if db is not None:
+            with suppress(apsw.Error):  # it was closed a moment ago
+                db.interrupt()
+
+    def _wait_for_lock(self, tries: int) -> bool:
+        """Wait for another process's lock; return whether to try again."""
+        if self._stopping or tries * LOCK_PAUSE * 1000 >= BUSY_MS:
+            return False
+        time.sleep(LOCK_PAUSE)
+        return True
 
     def _check_ours(self, db: apsw.Connection) -> None:
         ours, version = db.pragma("application_id"), db.pragma("user_version")
@@ -133,87 +145,85 @@ class Writer:
     # -- commits --------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._version = -1  # SQLite's data_version when what follows was read
-        self._series: dict[tuple[str, ...], int] = {}
-        self._buckets: dict[tuple[str, int], Bucket] = {}
-        self._unfolded: list[Cells] = []
-        self._unfolded_decisions = 0
-        self._largest = 0  # no sum, of the rollups and the unfolded together, is over it
+        self._version = -1  # SQLite's data_version when what is remembered was read
+        self._series.forget()
+        self._rollups.forget()
+        self._folding.forget()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[apsw.Connection]:
+        """A transaction that the body commits; what the writer remembers is undone with it."""
+        db = self._db
+        if self._stopping or db is None:
+            raise Unavailable("the database is being closed", retry_after=5)
+        self.place.check()
+        self._series.begin()
+        try:
+            with transaction(db):
+                yield db
+                committed = not db.in_transaction
+        except BaseException:
+            self._forget()
+            raise
+        if not committed:
+            self._series.undo()
 
     def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         """Write batches in one transaction (`ports.Store.commit`)."""
-        try:
-            with transaction(self._db):
-                position = self._begin()
-                decisions = itertools.chain.from_iterable(batches)
-                if any(batches) and self._insert(decisions, position, received):
-                    return self._finish(batches, position, received)
-            # Some ids are known, and the engine does not say which: again, looking first.
-            with transaction(self._db):
-                position = self._begin()
-                fresh = self._fresh(batches)
-                if any(fresh):
-                    rows = itertools.chain.from_iterable(fresh)
-                    if not self._insert(rows, position, received):
-                        raise Unavailable("ids changed under a transaction; nothing was kept")
-                    return self._finish(fresh, position, received)
-            held = Position(position.epoch, position.seq - 1)
-            return Commit(held, [0] * len(batches), None)
-        except OverflowError as error:
-            self._forget()
-            raise SumFull("a sum of its series is at its limit of 64 bits") from error
-        except BaseException:
-            # What the writer remembers may be ahead of what was undone.
-            self._forget()
-            raise
+        with self._sums_may_be_full(), self._transaction() as db:
+            position = self._begin(db)
+            decisions = list(itertools.chain.from_iterable(batches))
+            if decisions and self._insert(db, decisions, position, received):
+                return self._finish(db, batches, position, received)
+        # Some ids are known, and the engine does not say which: again, looking first.
+        with self._sums_may_be_full(), self._transaction() as db:
+            position = self._begin(db)
+            fresh = self._fresh(db, batches)
+            decisions = list(itertools.chain.from_iterable(fresh))
+            if decisions:
+                if not self._insert(db, decisions, position, received):
+                    raise Unavailable("ids changed under a transaction; nothing was kept")
+                return self._finish(db, fresh, position, received)
+        held = Position(position.epoch, position.seq - 1)
+        return Commit(held, [0] * len(batches), None)
 
-    def _begin(self) -> Position:
-        self.place.check()
-        epoch, seq, _, folded = query(self._db, "history")[0]
-        version = self._db.pragma("data_version")
+    @staticmethod
+    @contextmanager
+    def _sums_may_be_full() -> Iterator[None]:
+        try:
+            yield
+        except OverflowError as error:
+            raise SumFull("a sum of its series is at its limit of 64 bits") from error
+
+    def _begin(self, db: apsw.Connection) -> Position:
+        version = db.pragma("data_version")
+        epoch, seq, _, folded, parts, largest = query(db, "history")[0]
         if version != self._version:
             self._forget()
             self._version = version
-            self._largest = query(self._db, "largest_sum")[0][0]
-            for delta in deltas_after(self._db, Position(epoch, folded)):
-                self._await_folding(delta.cells)
+            self._folding.read(folded, parts, largest)
         return Position(epoch, seq + 1)
 
-    def _insert(self, decisions: Iterable[Decision], position: Position, received: int) -> bool:
-        """Insert decisions; when an id is known, undo the transaction and return False."""
-        rows = [
-            (
-                d.id,
-                d.project,
-                self._series.get(d[1:7]) or self._series_of(d[1:7]),
-                position.seq,
-                received,
-                *d[7:],
-            )
-            for d in decisions
-        ]
-        before = self._db.total_changes()
-        self._write("insert_decisions", rows)
-        if self._db.total_changes() - before == len(rows):
-            return True
-        self._db.execute("ROLLBACK")
-        self._series.clear()  # of numbers given out in what was undone; no sum was touched yet
-        return False
+    def _insert(
+        self, db: apsw.Connection, decisions: Sequence[Decision], position: Position, received: int
+    ) -> bool:
+        """Insert decisions; return False when an id is known: then undo the transaction."""
+        self._series.learn(map(key_of, decisions))
+        numbers, seq = self._series, position.seq
+        rows = [(d.id, d.project, numbers[d[1:7]], seq, received, *d[7:]) for d in decisions]
+        before = db.total_changes()
+        insert_rows(db, "insert_decisions", rows)
+        return db.total_changes() - before == len(rows)
 
-    def _series_of(self, key: tuple[str, ...]) -> int:
-        query(self._db, "add_series", *key)
-        number: int = query(self._db, "one_series", *key)[0][0]
-        self._series[key] = number
-        return number
-
-    def _fresh(self, batches: Sequence[Sequence[Decision]]) -> list[list[Decision]]:
-        sent = msgspec.json.encode([(d.id, d.project) for batch in batches for d in batch])
-        known = set(query(self._db, "known_ids", sent.decode()))
+    @staticmethod
+    def _fresh(db: apsw.Connection, batches: Sequence[Sequence[Decision]]) -> list[list[Decision]]:
+        sent = msgspec.json.encode([identity_of(d) for batch in batches for d in batch])
+        known = {tuple(row) for row in _decode(query(db, "known_ids", sent.decode())[0][0])}
         fresh = []
         for batch in batches:
             kept = []
             for decision in batch:
-                identity = (decision.id, decision.project)
+                identity = identity_of(decision)
                 if identity not in known:
                     known.add(identity)
                     kept.append(decision)
@@ -221,143 +231,162 @@ class Writer:
         return fresh
 
     def _finish(
-        self, inserted: Sequence[Sequence[Decision]], position: Position, received: int
+        self,
+        db: apsw.Connection,
+        inserted: Sequence[Sequence[Decision]],
+        position: Position,
+        received: int,
     ) -> Commit:
         cells = Cells()
         cells.add(itertools.chain.from_iterable(inserted))
-        delta = Delta(position, cells, received)
-        query(self._db, "add_delta", position.seq, delta.pack())
-        self._await_folding(cells)
-        if self._must_fold():
-            self._fold(position.seq)
-        query(self._db, "advance", position.seq)
-        self._db.execute("COMMIT")
-        return Commit(position, [len(batch) for batch in inserted], delta)
+        counts = [len(batch) for batch in inserted]
+        return self._end(db, Delta(position, cells, received), counts, pack_parts(cells, received))
 
-    def _await_folding(self, cells: Cells) -> None:
-        self._unfolded.append(cells)
-        self._unfolded_decisions += sum(sums.count for sums in cells)
-        self._largest += sum(sums.largest for sums in cells)
+    def _end(
+        self, db: apsw.Connection, delta: Delta, inserted: list[int], parts: Sequence[PackedPart]
+    ) -> Commit:
+        seq = delta.position.seq
+        self._folding.add(seq, parts)
+        self._folding.after_commit(delta.cells.number)
+        query(db, "advance", seq)
+        db.execute("COMMIT")
+        return Commit(delta.position, inserted, delta)
 
-    def _must_fold(self) -> bool:
-        return (
-            self._unfolded_decisions >= FOLD_DECISIONS
-            or len(self._unfolded) >= FOLD_COMMITS
-            # Only in the rollups themselves a sum is found to be full.
-            or self._largest > LARGEST_SUM
-        )
+    # -- large batches --------------------------------------------------------------------------
 
-    def _fold(self, seq: int) -> None:
-        """Add to the rollups what they lack of the commits up to this one."""
-        if not self._unfolded:
-            return
-        cells = Cells.sum(self._unfolded)
-        self._merge("minute", cells.minutes)
-        self._merge("hour", hours := cells.hours())
-        for hour in hours:
-            query(self._db, "note_unsummed_hour", hour * START_OF["hour"])
-        self._merge("total", {0: cells.total()})
-        self._largest = max(sums.largest for sums in self._bucket("total", 0).values())
-        self._unfolded, self._unfolded_decisions = [], 0
-        query(self._db, "set_folded", seq)
-        query(self._db, "drop_deltas", seq - DELTAS_KEPT)
+    def number(self, keys: Iterable[SeriesKey]) -> tuple[str, dict[SeriesKey, int]]:
+        """Return the epoch and the numbers of some series; new ones are committed at once."""
+        keys = list(keys)
+        with self._transaction() as db:
+            epoch = self._begin(db).epoch
+            before = db.total_changes()
+            self._series.learn(keys)
+            if db.total_changes() > before:
+                db.execute("COMMIT")
+            return epoch, {key: self._series[key] for key in keys}
 
-    def _merge(self, period: str, buckets: dict[int, Bucket]) -> None:
-        rows: list[tuple[Any, ...]] = []
-        for number, cells in buckets.items():
-            start = number * START_OF[period]
-            held = self._bucket(period, start)
-            bucket_merge(held, cells)
-            for key in cells:
-                series = self._series.get(key) or self._series_of(key)
-                rows.append((period, start, series, *held[key].row()))
-        self._write("put_rollups", rows)
+    def commit_staged(self, staged: Staged, epoch: str, received: int) -> Commit | None:
+        """Write what was prepared; None when ids or the epoch have changed: prepare it again."""
+        if not staged.size:
+            with self._transaction() as db:
+                position = self._begin(db)
+            held = Position(position.epoch, position.seq - 1)
+            return Commit(held, staged.inserted, None)
+        with self._attached(staged.image), self._sums_may_be_full(), self._transaction() as db:
+            position = self._begin(db)
+            before = db.total_changes()
+            query(db, "insert_staged", position.seq, received)
+            if position.epoch == epoch and db.total_changes() - before == staged.size:
+                delta = Delta(position, staged.cells, received)
+                return self._end(db, delta, staged.inserted, staged.parts)
+        return None
 
-    def _bucket(self, period: str, start: int) -> Bucket:
-        held = self._buckets.get((period, start))
-        if held is None:
-            rows = query(self._db, "rollups", period, start, start + 1)
-            names = series_names(self._db) if rows else {}
-            held = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
-            if len(self._buckets) >= PERIODS_KEPT:
-                self._buckets.clear()
-            self._buckets[period, start] = held
-        return held
+    @contextmanager
+    def _attached(self, image: bytes) -> Iterator[None]:
+        """Have a database in memory at hand as `staged`."""
+        db = self._db
+        if self._stopping or db is None:
+            raise Unavailable("the database is being closed", retry_after=5)
+        self._detach(db)  # should it have failed the last time
+        query(db, "attach_staged")
+        try:
+            db.deserialize("staged", image)
+            yield
+        finally:
+            self._detach(db)
 
-    def _write(self, query: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        for first in range(0, len(rows), ROWS_PER_STEP):
-            step = rows[first : first + ROWS_PER_STEP]
-            sql = _statement(query, len(step), len(step[0]))
-            self._db.execute(sql, tuple(itertools.chain.from_iterable(step)))
+    @staticmethod
+    def _detach(db: apsw.Connection) -> None:
+        # It must not fail: the commit before it is made.
+        if "staged" in db.db_names():
+            with suppress(apsw.Error):
+                query(db, "detach_staged")
+
+    # -- folding --------------------------------------------------------------------------------
+
+    @property
+    def unfolded(self) -> int:
+        """How many cells of deltas are not folded yet, as far as is known."""
+        return self._folding.cells
+
+    @property
+    def should_fold(self) -> bool:
+        """Whether `fold` should be called, while nothing else is to be written."""
+        return self._folding.due
+
+    def fold(self) -> bool:
+        """Fold one step; return whether there is more to fold."""
+        with self._sums_may_be_full(), self._transaction() as db:
+            self._begin(db)
+            if self._folding.cells:
+                self._folding.step()
+                db.execute("COMMIT")
+        return self._folding.cells > 0
 
     def check(self) -> None:
         """Write and sync what has no meaning."""
-        self.place.check()
-        with transaction(self._db):
-            query(self._db, "touch")
-            self._db.execute("COMMIT")
+        with self._transaction() as db:
+            query(db, "touch")
+            db.execute("COMMIT")
 
     # -- retention ------------------------------------------------------------------------------
 
     def prune(self, decisions_before: int, minutes_before: int, limit: int) -> int:
         """Drop what is too old (`ports.Store.prune`)."""
-        try:
-            with transaction(self._db):
-                self._fold(self._begin().seq - 1)
-                dropped = self._prune_decisions(decisions_before, limit)
-                dropped += self._prune_minutes(minutes_before // 10**6, limit - dropped)
-                self._db.execute("COMMIT")
-        except BaseException:
-            self._forget()
-            raise
-        if dropped:  # what was pruned is not what is being added to
-            kept = {place: held for place, held in self._buckets.items() if place[0] == "total"}
-            self._buckets = kept
+        with self._transaction() as db:
+            self._begin(db)
+            self._folding.step()
+            dropped = self._prune_decisions(db, decisions_before, limit)
+            dropped += self._prune_minutes(db, minutes_before // 10**6, limit - dropped)
+            db.execute("COMMIT")
+        if dropped:  # rollups that were dropped may be remembered
+            self._rollups.forget()
         return dropped
 
-    def _prune_decisions(self, before: int, limit: int) -> int:
-        oldest = query(self._db, "oldest_decisions", limit)
+    def _prune_decisions(self, db: apsw.Connection, before: int, limit: int) -> int:
+        oldest = _decode(query(db, "oldest_decisions", limit)[0][0])
         # In the order of receipt: all from the first one young enough on is kept.
         rows = list(itertools.takewhile(lambda row: row[1] < before, oldest))
         if rows:
             cells = Cells()
             cells.add(Decision(*row[2:]) for row in rows)
-            self._merge("pruned", cells.hours())
-            query(self._db, "delete_decisions", rows[-1][0])
+            self._series.learn(cells.keys())
+            self._rollups.add("pruned", cells.hours())
+            query(db, "delete_decisions", rows[-1][0])
         return len(rows)
 
-    def _prune_minutes(self, before: int, limit: int) -> int:
+    @staticmethod
+    def _prune_minutes(db: apsw.Connection, before: int, limit: int) -> int:
         before -= before % 3600
         dropped = 0
         while dropped < limit:
-            oldest = query(self._db, "oldest_minute")[0][0]
+            oldest = query(db, "oldest_minute")[0][0]
             if oldest is None or oldest >= before:
                 break
             hour = oldest - oldest % 3600
-            query(self._db, "set_minutes_from", hour + 3600)
-            query(self._db, "delete_minutes", hour, hour + 3600, limit - dropped)
-            dropped += self._db.changes()
+            query(db, "set_minutes_from", hour + 3600)
+            query(db, "delete_minutes", hour, hour + 3600, limit - dropped)
+            dropped += db.changes()
         return dropped
 
     # -- summaries ------------------------------------------------------------------------------
 
-    def summarise(self, before: int, limit: int) -> int:
-        """Sum up hours that were over before a moment (`ports.Store.summarise`)."""
-        with transaction(self._db):
-            self.place.check()
-            last = before // 10**6 - START_OF["hour"]
-            starts = [row[0] for row in query(self._db, "unsummed_hours", last, limit)]
-            names = series_names(self._db) if starts else {}
-            parts = msgspec.json.encode(PARTS).decode()
-            for start in starts:
-                rollups = query(self._db, "rollups", "hour", start, start + 1)
-                bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rollups}
+    def put_summaries(self, hours: Mapping[tuple[int, int], SummaryRows]) -> int:
+        """Write the summaries of hours, by start and number of changes; return how many.
+
+        An hour that has changed since it was read is left out.
+        """
+        written = 0
+        parts = msgspec.json.encode(PARTS).decode()
+        for (start, changes), rows in hours.items():
+            with self._transaction() as db:
+                query(db, "hour_is_summed", start, changes)
+                if not db.changes():
+                    continue
                 for table in ("summaries", "latency_summaries"):
-                    query(self._db, f"drop_{table}", parts, start)
-                rows = summary_rows({start: bucket})
-                self._write("put_summaries", rows.sums)
-                self._write("put_latency_summaries", rows.latencies)
-                query(self._db, "hour_is_summed", start)
-            if starts:
-                self._db.execute("COMMIT")
-        return len(starts)
+                    query(db, f"drop_{table}", parts, start)
+                insert_rows(db, "put_summaries", rows.sums)
+                insert_rows(db, "put_latency_summaries", rows.latencies)
+                db.execute("COMMIT")
+                written += 1
+        return written

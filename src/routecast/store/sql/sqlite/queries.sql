@@ -4,35 +4,43 @@ INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
 ON CONFLICT DO NOTHING;
 
 -- name: history
-SELECT epoch, seq, minutes_from, folded FROM history;
+SELECT epoch, seq, minutes_from, folded, folded_parts, largest FROM history;
 
 -- name: advance
 UPDATE history SET seq = ?;
 
 -- name: add_delta
-INSERT INTO deltas (seq, packed) VALUES (?, ?);
+-- In parts.
+INSERT INTO deltas (seq, part, cells, largest, packed) VALUES {rows};
 
 -- name: deltas
-SELECT seq, packed FROM deltas WHERE seq > ? ORDER BY seq;
+-- In parts, without the first ?2 parts of the first delta after ?1.
+SELECT seq, packed FROM deltas
+WHERE seq > ?1 AND (seq > ?1 + 1 OR part >= ?2) ORDER BY seq, part;
+
+-- name: unfolded
+-- What is known of the parts after the first ?2 parts of the first delta after ?1, as JSON: one
+-- row, since each row costs a hand-over of the interpreter's lock.
+SELECT json_group_array(json_array(seq, part, cells, largest)) FROM (
+    SELECT seq, part, cells, largest FROM deltas
+    WHERE seq > ?1 AND (seq > ?1 + 1 OR part >= ?2) ORDER BY seq, part
+);
+
+-- name: delta_part
+SELECT packed FROM deltas WHERE seq = ? AND part = ?;
 
 -- name: drop_deltas
 DELETE FROM deltas WHERE seq <= ?;
 
 -- name: set_folded
-UPDATE history SET folded = ?;
-
--- name: largest_sum
--- Of any series over all time.
-SELECT coalesce(max(max(
-    count, confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens
-)), 0) FROM rollups WHERE period = 'total';
+UPDATE history SET folded = ?, folded_parts = ?, largest = ?;
 
 -- name: touch
 UPDATE history SET seq = seq;
 
 -- name: known_ids
--- Which of the sent [id, project] pairs are stored already.
-SELECT decisions.id, decisions.project
+-- Which of the sent [id, project] pairs are stored already, as JSON.
+SELECT json_group_array(json_array(decisions.id, decisions.project))
 FROM json_each(?) AS sent
 JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1;
 
@@ -43,16 +51,67 @@ INSERT INTO decisions (
     input_tokens, output_tokens, fallback, reason
 ) VALUES {rows} ON CONFLICT DO NOTHING;
 
+-- name: attach_stored
+ATTACH ? AS stored;
+
+-- name: detach_stored
+DETACH stored;
+
+-- name: create_staged
+-- A database in memory, in which a large batch is prepared.
+CREATE TABLE decisions (
+    place INTEGER, id TEXT, project TEXT, series INTEGER, decided INTEGER, confidence INTEGER,
+    cost INTEGER, latency INTEGER, input_tokens INTEGER, output_tokens INTEGER, fallback INTEGER,
+    reason TEXT,
+    PRIMARY KEY (id, project)
+) STRICT, WITHOUT ROWID;
+
+-- name: stage_decisions
+INSERT INTO main.decisions (
+    place, id, project, series, decided, confidence, cost, latency,
+    input_tokens, output_tokens, fallback, reason
+) VALUES {rows} ON CONFLICT DO NOTHING;
+
+-- name: drop_known
+DELETE FROM main.decisions WHERE EXISTS (
+    SELECT 1 FROM stored.decisions AS kept
+    WHERE kept.id = main.decisions.id AND kept.project = main.decisions.project
+);
+
+-- name: staged_places
+SELECT json_group_array(place) FROM (SELECT place FROM main.decisions ORDER BY place);
+
+-- name: attach_staged
+ATTACH ':memory:' AS staged;
+
+-- name: detach_staged
+DETACH staged;
+
+-- name: insert_staged
+-- All that was prepared in the database `staged`, in the order of the index of ids.
+INSERT INTO main.decisions (
+    id, project, series, seq, received, decided, confidence, cost, latency,
+    input_tokens, output_tokens, fallback, reason
+)
+SELECT id, project, series, ?, ?, decided, confidence, cost, latency,
+       input_tokens, output_tokens, fallback, reason
+FROM staged.decisions WHERE true ON CONFLICT DO NOTHING;
+
 -- name: add_series
+-- Those that are new of an array of keys.
 INSERT INTO series (project, strategy, provider, model, band, status)
-VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
+FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
 
 -- name: series
 SELECT id, project, strategy, provider, model, band, status FROM series;
 
--- name: one_series
-SELECT id FROM series
-WHERE project = ? AND strategy = ? AND provider = ? AND model = ? AND band = ? AND status = ?;
+-- name: series_numbers
+-- The numbers of an array of keys, by their places in it, as JSON.
+SELECT json_group_array(json_array(sent.key, series.id))
+FROM json_each(?) AS sent CROSS JOIN series
+ON project = sent.value ->> 0 AND strategy = sent.value ->> 1 AND provider = sent.value ->> 2
+AND model = sent.value ->> 3 AND band = sent.value ->> 4 AND status = sent.value ->> 5;
 
 -- name: rollups
 -- The sums of one period whose start lies from the first to before the second moment.
@@ -60,6 +119,16 @@ SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_c
        latency_count, latency_sum, input_tokens, output_tokens,
        metered_cost, metered_input, metered_output, latency_bins
 FROM rollups WHERE period = ? AND start >= ? AND start < ? ORDER BY start, series;
+
+-- name: rollups_at
+-- The sums of an array of [start, series] in one period, as JSON.
+SELECT json_group_array(json_array(
+    start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+    latency_count, latency_sum, input_tokens, output_tokens,
+    metered_cost, metered_input, metered_output, hex(latency_bins)
+))
+FROM json_each(?2) AS wanted CROSS JOIN rollups
+ON period = ?1 AND start = wanted.value ->> 0 AND series = wanted.value ->> 1;
 
 -- name: put_rollups
 -- Whole new values: the one writer has merged them.
@@ -70,11 +139,16 @@ INSERT OR REPLACE INTO rollups (
 ) VALUES {rows};
 
 -- name: oldest_decisions
--- In the order of receipt; retention reads from this end.
-SELECT n, received, decisions.id, series.project, strategy, provider, model, band, status,
-       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
-FROM decisions JOIN series ON series.id = decisions.series
-ORDER BY n LIMIT ?;
+-- In the order of receipt, as JSON; retention reads from this end.
+SELECT json_group_array(json_array(
+    n, received, id, project, strategy, provider, model, band, status,
+    decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+)) FROM (
+    SELECT n, received, decisions.id, series.project, strategy, provider, model, band, status,
+           decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+    FROM decisions JOIN series ON series.id = decisions.series
+    ORDER BY n LIMIT ?
+);
 
 -- name: delete_decisions
 DELETE FROM decisions WHERE n <= ?;
@@ -150,12 +224,14 @@ WHERE part = ?1 AND start >= ?2 AND start < ?3
   AND (?6 IS NULL OR name IN (SELECT value FROM json_each(?6)))
 {grouping};
 
--- name: note_unsummed_hour
-INSERT INTO unsummed_hours (start) VALUES (?) ON CONFLICT DO NOTHING;
+-- name: note_unsummed_hours
+-- An array of them.
+INSERT INTO unsummed_hours (start, changes) SELECT value, 1 FROM json_each(?) WHERE true
+ON CONFLICT DO UPDATE SET changes = changes + 1;
 
 -- name: unsummed_hours
--- Those that begin before a moment, oldest first.
-SELECT start FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
+-- Those that begin before a moment, oldest first, and how often they have changed.
+SELECT start, changes FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
 
 -- name: drop_summaries
 -- Of one hour, along all parts.
@@ -174,7 +250,8 @@ INSERT INTO summaries (
 INSERT INTO latency_summaries (part, start, name, counts) VALUES {rows};
 
 -- name: hour_is_summed
-DELETE FROM unsummed_hours WHERE start = ?;
+-- If it is still as it was read.
+DELETE FROM unsummed_hours WHERE start = ? AND changes = ?;
 
 -- name: summaries
 -- Of one hour, along all parts.

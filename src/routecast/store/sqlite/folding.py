@@ -1,0 +1,184 @@
+"""Folding: what commits added goes into the rollups, in steps of a bounded size.
+
+A delta is stored in parts. The history says how many deltas are folded, and how many parts of the
+next one; the rollups and the parts after those are the sums, at any moment.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import apsw
+import msgspec
+
+from routecast.core.delta import Delta
+from routecast.core.rollup import Cells, bucket_merge
+from routecast.ports import DELTAS_KEPT
+from routecast.protocol import Position
+from routecast.store.sqlite.connection import START_OF, insert_rows, query
+from routecast.store.sqlite.rollups import Rollups
+from routecast.store.sqlite.series import SeriesNumbers
+
+# The cells of one part: packing or unpacking it holds the interpreter's lock for a few ms.
+PART_CELLS: Final = 500
+# Folding begins when so many cells, or parts, are not folded.
+FOLD_CELLS: Final = 2_000
+FOLD_COMMITS: Final = 64
+# One step folds parts until their sum has so many cells, or they have so many in all: 20 to 40 ms.
+STEP_CELLS: Final = 500
+STEP_CELLS_READ: Final = 5_000
+# When so many cells are not folded, a commit folds as many as it adds.
+MOST_UNFOLDED: Final = 80_000
+# The cells of unfolded parts that are kept in memory; those of other parts are read when needed.
+REMEMBERED_CELLS: Final = 5_000
+
+LARGEST_SUM: Final = 2**63 - 1
+
+_unfolded: Final = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
+
+
+class PackedPart(NamedTuple):
+    """A part of a delta, ready to be stored."""
+
+    cells: Cells
+    number: int  # of cells
+    largest: int  # no sum in it is over this
+    packed: bytes
+
+
+class _Part(NamedTuple):
+    """A part that is stored and not folded yet."""
+
+    seq: int
+    part: int
+    number: int
+    largest: int
+    cells: Cells | None  # None where it has to be read
+
+
+def pack_parts(cells: Cells, received: int) -> list[PackedPart]:
+    """Return a delta in parts, which are stored without its position: that is in their rows."""
+    nowhere = Position("", 0)
+    return [
+        PackedPart(
+            part,
+            part.number,
+            min(LARGEST_SUM, sum(sums.largest for sums in part)),
+            Delta(nowhere, part, received).pack(),
+        )
+        for part in cells.split(PART_CELLS)
+    ]
+
+
+class Folding:
+    """What is not folded yet, and how it is. Used within the transactions of the one writer."""
+
+    def __init__(self, db: apsw.Connection, series: SeriesNumbers, rollups: Rollups) -> None:
+        self._db = db
+        self._series = series
+        self._rollups = rollups
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget everything; `read` must come before anything else."""
+        self._parts: deque[_Part] = deque()
+        self._folded = 0  # as in the history
+        self._folded_parts = 0
+        self._largest = 0  # no total is over this
+        self._remembered = 0  # cells
+        self.cells = 0  # not folded
+        self.due = False  # there was so much that all of it should be folded soon
+
+    def read(self, folded: int, parts: int, largest: int) -> None:
+        """Learn what is not folded; the arguments are the history's."""
+        self._folded, self._folded_parts, self._largest = folded, parts, largest
+        for row in _unfolded(query(self._db, "unfolded", folded, parts)[0][0]):
+            self._append(_Part(*row, None))
+
+    def add(self, seq: int, parts: Sequence[PackedPart]) -> None:
+        """Store the delta of a commit."""
+        rows = [
+            (seq, place, part.number, part.largest, part.packed) for place, part in enumerate(parts)
+        ]
+        insert_rows(self._db, "add_delta", rows)
+        for place, part in enumerate(parts):
+            keep = self._remembered + part.number <= REMEMBERED_CELLS
+            self._remembered += part.number if keep else 0
+            cells = part.cells if keep else None
+            self._append(_Part(seq, place, part.number, part.largest, cells))
+
+    def _append(self, part: _Part) -> None:
+        self._parts.append(part)
+        self.cells += part.number
+        if self.cells >= FOLD_CELLS or len(self._parts) >= FOLD_COMMITS:
+            self.due = True
+
+    @property
+    def may_be_full(self) -> bool:
+        """Whether a sum may have no room left. Only in the rollups themselves it is found."""
+        return self._largest + sum(part.largest for part in self._parts) > LARGEST_SUM
+
+    def after_commit(self, added: int) -> None:
+        """Fold what a commit of so many cells should fold, before it ends."""
+        if self.may_be_full:
+            while self._parts:
+                self.step()
+        elif self.cells > MOST_UNFOLDED:
+            least = max(MOST_UNFOLDED, self.cells - added)
+            while self.cells > least:
+                self.step()
+        elif self.due:
+            self.step()
+
+    def step(self) -> None:
+        """Fold some parts, if there are any."""
+        if not self._parts:
+            return
+        cells, number = self._take()
+        self._series.learn(cells.keys())
+        self._rollups.add("minute", cells.minutes)
+        self._rollups.add("hour", hours := cells.hours())
+        starts = [hour * START_OF["hour"] for hour in hours]
+        query(self._db, "note_unsummed_hours", msgspec.json.encode(starts).decode())
+        self._largest = max(self._largest, self._rollups.add("total", {0: cells.total()}))
+        self.cells -= number
+        if not self._parts:
+            self.due = False
+        query(self._db, "set_folded", self._folded, self._folded_parts, self._largest)
+        query(self._db, "drop_deltas", self._folded - DELTAS_KEPT)
+
+    def _take(self) -> tuple[Cells, int]:
+        """Return the sum of the next parts, and how many cells these have."""
+        part, cells = self._next()
+        number = part.number
+        if number < STEP_CELLS:
+            cells = Cells.sum([Cells(), cells])  # a copy: what is stored is shared with others
+        distinct = number
+        while self._parts and distinct < STEP_CELLS and number < STEP_CELLS_READ:
+            part, more = self._next()
+            number += part.number
+            distinct += _merge(cells, more)
+        if self._parts and self._parts[0].seq == part.seq:
+            self._folded, self._folded_parts = part.seq - 1, part.part + 1
+        else:
+            self._folded, self._folded_parts = part.seq, 0
+        return cells, number
+
+    def _next(self) -> tuple[_Part, Cells]:
+        part = self._parts.popleft()
+        if part.cells is not None:
+            self._remembered -= part.number
+            return part, part.cells
+        packed = query(self._db, "delta_part", part.seq, part.part)[0][0]
+        return part, Delta.unpack(packed).cells
+
+
+def _merge(into: Cells, cells: Cells) -> int:
+    """Add cells to others; return how many of them are new there."""
+    new = 0
+    for minute, bucket in cells.minutes.items():
+        held = into.minutes.setdefault(minute, {})
+        before = len(held)
+        bucket_merge(held, bucket)
+        new += len(held) - before
+    return new

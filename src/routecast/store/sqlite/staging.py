@@ -1,0 +1,79 @@
+"""Large batches: all that can be done before the writer's turn is done here, on another thread.
+
+The rows go into a database in memory, in the order of the index of ids. The writer gets its image
+and inserts all of them with one statement, which does not hold the interpreter's lock.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from routecast.core.decision import Decision
+from routecast.core.rollup import Cells, key_of
+from routecast.store.sqlite.connection import BUSY_MS, insert_rows, query
+from routecast.store.sqlite.folding import PackedPart, pack_parts
+from routecast.store.sqlite.series import SeriesKey
+
+_places: Final = msgspec.json.Decoder(list[int]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A commit that is ready to be written: decisions whose ids were new, and what they add."""
+
+    image: bytes  # of a database with these decisions
+    size: int
+    inserted: list[int]  # how many of each batch
+    cells: Cells
+    parts: list[PackedPart]
+
+
+def keys_of(batches: Sequence[Sequence[Decision]]) -> list[SeriesKey]:
+    """Return the key of each series that decisions belong to, once."""
+    return list(set(map(key_of, chain.from_iterable(batches))))
+
+
+def stage(
+    path: Path,
+    batches: Sequence[Sequence[Decision]],
+    numbers: Mapping[SeriesKey, int],
+    received: int,
+) -> Staged:
+    """Prepare the commit of some batches. `numbers` are those of all series in them."""
+    decisions = list(chain.from_iterable(batches))
+    with closing(apsw.Connection(":memory:")) as db:
+        places = _new_places(db, path, decisions, numbers)
+        image = db.serialize("main")
+    if places is None:
+        inserted = [len(batch) for batch in batches]
+    else:
+        decisions = [decisions[place] for place in places]
+        ends = [bisect_left(places, end) for end in accumulate(map(len, batches))]
+        inserted = [end - first for first, end in zip([0, *ends], ends, strict=False)]
+    cells = Cells()
+    cells.add(decisions)
+    return Staged(image, len(decisions), inserted, cells, pack_parts(cells, received))
+
+
+def _new_places(
+    db: apsw.Connection, path: Path, decisions: Sequence[Decision], numbers: Mapping[Any, int]
+) -> list[int] | None:
+    """Stage decisions whose ids are new, the first of each; return their places, None for all."""
+    db.set_busy_timeout(BUSY_MS)
+    query(db, "attach_stored", str(path))
+    query(db, "create_staged")
+    db.execute("BEGIN")
+    rows = [(place, d.id, d.project, numbers[d[1:7]], *d[7:]) for place, d in enumerate(decisions)]
+    insert_rows(db, "stage_decisions", rows)
+    query(db, "drop_known")
+    db.execute("COMMIT")
+    left = _places(query(db, "staged_places")[0][0])
+    query(db, "detach_stored")
+    return None if len(left) == len(decisions) else left
