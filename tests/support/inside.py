@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Coroutine
 from functools import partial
@@ -37,7 +38,14 @@ class _Telling(uvicorn.Server):
 class InsideServer:
     """Uvicorn on a free port, in a thread with a loop of its own."""
 
-    def __init__(self, settings: Settings, engines: Engines, edge: Edge = "portable") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Engines,
+        edge: Edge = "portable",
+        *,
+        files: int = sys.maxsize,
+    ) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         app = create_app(settings, engines)
         self.services: Services = app.state.services
@@ -47,6 +55,7 @@ class InsideServer:
                 self.services.instruments,
                 Proxies(settings.trusted_proxies),
                 keep_alive=settings.keep_alive,
+                files=files,
             )
             http = partial(LeanHttp, app.decisions, shared)
             config.http = cast("type[asyncio.Protocol]", http)

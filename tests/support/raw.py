@@ -76,6 +76,11 @@ class Line:
 
     def answer(self) -> Answer:
         """Read one HTTP answer, its body by its length."""
+        head = self.head()
+        return head._replace(body=self._take(int(head.headers.get("content-length", "0"))))
+
+    def head(self) -> Answer:
+        """Read the head of an HTTP answer."""
         while b"\r\n\r\n" not in self._read:
             assert self._more(), f"the line ended in {self._read!r}"
         head, _, self._read = self._read.partition(b"\r\n\r\n")
@@ -83,8 +88,7 @@ class Line:
         headers = {
             name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)
         }
-        body = self._take(int(headers.get("content-length", "0")))
-        return Answer(int(first.split(" ")[1]), headers, body)
+        return Answer(int(first.split(" ")[1]), headers, b"")
 
     def frame(self) -> tuple[int, bytes] | None:
         """Read one frame: its opcode and payload; None when the line has ended."""

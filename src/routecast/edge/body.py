@@ -20,8 +20,10 @@ else:
 
 # A producer on a bad line sends 16 MiB in this time; one that sends nothing must not stay.
 READ_SECONDS: Final = 30.0
-# Bytes of bodies held at a time, over all requests: sixteen of the largest.
-MAX_HELD: Final = 16 * MAX_BODY_BYTES
+# Bytes of bodies held at a time, over all requests: eight of the largest, and room of their own
+# for those that are small so far.
+MAX_HELD: Final = 8 * MAX_BODY_BYTES
+MAX_SMALL_HELD: Final = 32 * 2**20
 # Decisions take much more room than the bytes they came in: only so many large bodies are made
 # into them at a time, and so many more wait for that; the policy beyond is to refuse.
 SMALL_BODY: Final = 65_536
@@ -50,7 +52,9 @@ class BodyReader:
     """Reads bodies for all requests of one application; the policy over MAX_HELD is to refuse."""
 
     def __init__(self) -> None:
-        self.held = 0  # bytes, of bodies that are here and not made into decisions yet
+        # Bytes of bodies that are here and not made into decisions yet.
+        self.held = 0
+        self.small_held = 0
         self._places = asyncio.Semaphore(LARGE_AT_ONCE)
         self._waiting = 0
 
@@ -74,7 +78,7 @@ class BodyReader:
             async with nullcontext() if small else self._turn():
                 yield _unpacked(body, coding)
         finally:
-            self.held -= len(body)
+            self._hold(len(body), 0)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -97,7 +101,7 @@ class BodyReader:
             async with asyncio.timeout(READ_SECONDS):
                 await self._receive_all(receive, chunks)
         except BaseException as error:
-            self.held -= sum(map(len, chunks))
+            self._hold(sum(map(len, chunks)), 0)
             if isinstance(error, TimeoutError):
                 raise BadBody(f"the body took longer than {READ_SECONDS:.0f} s") from None
             if isinstance(error, asyncio.CancelledError):
@@ -115,12 +119,23 @@ class BodyReader:
             chunk = message.get("body", b"")
             more = message.get("more_body", False)
             chunks.append(chunk)
+            self._hold(size, size + len(chunk))
             size += len(chunk)
-            self.held += len(chunk)
             if size > MAX_BODY_BYTES:
                 raise _too_large()
-            if self.held > MAX_HELD:
+            if self.small_held > MAX_SMALL_HELD if size <= SMALL_BODY else self.held > MAX_HELD:
                 raise Unavailable("too many bytes are being received")
+
+    def _hold(self, before: int, now: int) -> None:
+        """Count a body that was so large before and is so large now, in bytes."""
+        if before <= SMALL_BODY:
+            self.small_held -= before
+        else:
+            self.held -= before
+        if now <= SMALL_BODY:
+            self.small_held += now
+        else:
+            self.held += now
 
 
 def _unpacked(body: bytes, coding: str) -> bytes:

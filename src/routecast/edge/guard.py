@@ -170,6 +170,7 @@ class GuardedHttp(HttpToolsProtocol):
         self.pipeline.clear()
         self._tell_gone()
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # -- it refers to this object
 
     def _tell_gone(self) -> None:
         """Tell the request that is being answered that nobody will hear the answer."""
@@ -233,7 +234,7 @@ class GuardedHttp(HttpToolsProtocol):
     def abort(self) -> None:
         """End the connection at once."""
         self._ending = self._over = True
-        self.transport.abort()
+        reset(self.transport)
 
     # -- clocks ---------------------------------------------------------------------------------
 
@@ -527,7 +528,8 @@ class GuardedHttp(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._last_words is not None:
-            self._end_with(self._last_words)
+            self.write(self._last_words)
+            self._linger()
         elif self._in_body:
             self._payload = 0  # the rest of the body is read, and dropped
         elif self._in_head:
@@ -550,13 +552,16 @@ class GuardedHttp(HttpToolsProtocol):
         owner: Request | None = self.cycle if self._in_body else None  # whose body is being read
         running = self._running
         if running is None:
-            self._end_with(b"" if owner else self._refusal(reason))  # an owner is answered already
+            if owner is None:  # else it is answered already
+                self.write(self._refusal(reason))
+            self._linger()
         elif owner is running:
             if running.response_started:
                 running.keep_alive = False
             else:
                 self._tell_gone()
-                self._end_with(self._refusal(reason))
+                self.write(self._refusal(reason))
+                self._linger()
         else:
             if self.pipeline and self.pipeline[0][0] is owner:
                 self.pipeline.popleft()
@@ -573,11 +578,6 @@ class GuardedHttp(HttpToolsProtocol):
         fields = [*answer.raw_headers, *self.server_state.default_headers]
         lines += [b"%s: %s" % field for field in fields]
         return b"\r\n".join([*lines, b"connection: close", b"", bytes(answer.body)])
-
-    def _end_with(self, last_words: bytes) -> None:
-        self._last_words = None
-        self.write(last_words)
-        self._linger()
 
     # -- WebSocket ------------------------------------------------------------------------------
 
@@ -598,7 +598,7 @@ class GuardedHttp(HttpToolsProtocol):
         transport = self.transport
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
-        del self.parser, self.flow, self.transport
+        del self.parser, self.flow, self.transport, self.cycle
         # Asked of the transport again, the peer's address would cost a system call.
         peer = self.client[0] if self.client else ""
         protocol.upgrade("GET", self.url, self.headers, peer)

@@ -74,7 +74,7 @@ class HttpEdge:
         self.complaints = Complaints(log, instruments.refused)
         self.keep_alive_header = (b"keep-alive", b"timeout=%d" % keep_alive)
         self._proxies = proxies
-        self._files = files - RESERVED_FILES
+        self._files = files - min(RESERVED_FILES, files // 4)
         self._is_proxy = lru_cache(1_024)(self._ask_whether_proxy)
         late, crowded, idle = methodcaller("late"), methodcaller("crowded"), methodcaller("idle")
         abort = methodcaller("abort")

@@ -1,0 +1,362 @@
+"""HTTP connections as clients use and abuse them: kept, ended, crowded, and counted."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from routecast.app import Engines
+from routecast.bus.memory import MemoryBus
+from routecast.cache.memory import MemoryCache
+from routecast.clock import SystemClock
+from routecast.cluster.memory import MemoryCluster
+from routecast.config import Settings
+from routecast.edge import http_edge
+from routecast.prices import GenaiPrices
+from routecast.store.sqlite import SqliteStore
+from tests.support.inside import InsideServer
+from tests.support.raw import Line
+from tests.support.server import Server
+
+GOOD = b'{"strategy":"hybrid","provider":"gemini"}'
+MIB = 2**20
+# A node that takes the word of no proxy that tests could be: each address counts by itself.
+NO_PROXIES = {"ROUTECAST_TRUSTED_PROXIES": "192.0.2.7"}
+ROUTES = (
+    *("/", "/health", "/ready", "/metrics", "/routing/metrics", "/v1/history", "/asyncapi.json"),
+    *("/openapi.json", "/docs", "/dashboard/main.js", "/dashboard/favicon.svg"),
+)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for tests that leave nothing behind on it."""
+    with Server(tmp_path_factory.mktemp("shared")) as running:
+        yield running
+        assert "Traceback" not in running.log.read_text()
+
+
+def engines(folder: Path) -> Engines:
+    clock = SystemClock()
+    store = SqliteStore(folder / "routecast.db")
+    return Engines(store, MemoryCache(clock, 4), MemoryBus(), MemoryCluster(), clock, GenaiPrices())
+
+
+def request(method: str, path: str, *lines: str, version: str = "1.1") -> bytes:
+    fields = "".join(f"{line}\r\n" for line in lines)
+    return f"{method} {path} HTTP/{version}\r\nHost: 127.0.0.1\r\n{fields}\r\n".encode()
+
+
+def post(length: int, body: bytes = b"", *lines: str) -> bytes:
+    return request("POST", "/v1/decisions", f"Content-Length: {length}", *lines) + body
+
+
+def refused(port: int) -> float:
+    """Return how many requests were refused, for any cause."""
+    text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    counts = re.findall(r"^routecast_requests_refused_total\{.*\} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, counts))
+
+
+# -- HEAD ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_head_has_the_headers_of_get(shared: Server, path: str) -> None:
+    """And no body: the next answer on the connection follows at once (RFC 9110, 9.3.2)."""
+    varies = {"date", "content-length", "etag"}
+    with Line(shared.port) as line:
+        line.send(request("GET", path))
+        got = line.answer()
+        assert got.status == 200
+        line.send(request("HEAD", path) + request("HEAD", path) + request("GET", "/ready"))
+        for _ in range(2):
+            head = line.head()
+            assert head.status == 200
+            assert {name: value for name, value in head.headers.items() if name not in varies} == {
+                name: value for name, value in got.headers.items() if name not in varies
+            }
+        assert line.answer().body == b'{"ready":true}'
+
+
+def test_head_of_a_stream_takes_no_place(tmp_path: Path) -> None:
+    """However many ask so, and go or stay, others find room."""
+    with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "3"}) as server, ExitStack() as lines:
+        for _ in range(10):
+            line = lines.enter_context(Line(server.port))
+            line.send(request("HEAD", "/sse/metrics") + request("GET", "/health"))
+            answer = line.head()
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert server.active() == 0
+        with server.http.stream("GET", "/sse/metrics") as stream:
+            assert stream.status_code == 200
+        assert "SSE connected" in server.log.read_text()
+        assert server.log.read_text().count("SSE connected") == 1
+
+
+# -- the end of a connection --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [1, 2])
+def test_an_idle_connection_is_kept_as_announced(tmp_path: Path, seconds: int) -> None:
+    """The setting is what `Keep-Alive` says, on both ways; then the connection ends cleanly."""
+    with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": str(seconds)}) as server:
+        for sent in (request("GET", "/health"), post(len(GOOD), GOOD)):
+            with Line(server.port) as line:
+                line.send(sent)
+                assert line.answer().headers["keep-alive"] == f"timeout={seconds}"
+                line.wait_for_end(20)
+                assert line.rest() == b""
+
+
+def test_the_default_is_75_seconds(shared: Server) -> None:
+    """Proxies keep idle connections for 60 s: the server must not be the first to close."""
+    for sent in (request("GET", "/health"), post(len(GOOD), GOOD), post(2, b"[]")):
+        with Line(shared.port) as line:
+            line.send(sent)
+            assert line.answer().headers["keep-alive"] == "timeout=75"
+    with Line(shared.port) as line:
+        line.send(request("GET", "/health", "Connection: close"))
+        answer = line.answer()
+        assert "keep-alive" not in answer.headers
+        assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("behind", ["GET", "HEAD"])
+def test_a_stream_ends_with_its_client_whatever_is_behind_it(server: Server, behind: str) -> None:
+    """Requests sent behind a stream do not keep it from learning that the client has gone."""
+    for _ in range(5):
+        line = Line(server.port)
+        line.send(request("GET", "/sse/metrics?interval=60") + request(behind, "/health") * 3)
+        server.wait_for_active(1, 5)
+        line.send(request("GET", "/health"))
+        line.socket.close()
+        server.wait_for_active(0, 5)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_nothing_is_written_to_a_client_that_has_gone(server: Server) -> None:
+    """Be it in the middle of requests ahead of their answers; the log has no traceback."""
+    mix = post(len(GOOD), GOOD) + request("GET", "/v1/history") + post(2, b"[]")
+    for _ in range(30):
+        line = Line(server.port)
+        line.send(mix * 5)
+        line.reset()
+    assert server.http.get("/health").status_code == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_stream_over_http_1_0(shared: Server) -> None:
+    """It has no chunks, which HTTP/1.0 does not know, and ends with the connection."""
+    with Line(shared.port) as line:
+        line.send(request("GET", "/sse/metrics?interval=60", version="1.0"))
+        answer = line.head()
+        assert answer.headers["connection"] == "close"
+        assert "transfer-encoding" not in answer.headers
+        assert line.peek().startswith(b"retry: ")
+
+
+# -- bytes without end --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/sse/metrics?interval=60", "/health", "/v1/decisions"])
+@pytest.mark.parametrize("endless", [b"a:\r\n", b"X: " + b"y" * 60], ids=["many", "long"])
+def test_endless_trailers_cost_nothing(server: Server, path: str, endless: bytes) -> None:
+    """The connection ends soon, and what was sent is not kept."""
+    before = server.memory()
+    method = "POST" if path == "/v1/decisions" else "GET"
+    with Line(server.port) as line:
+        line.send(request(method, path, "Transfer-Encoding: chunked") + b"0\r\n")
+        with pytest.raises(OSError):  # noqa: PT012 -- the line ends at some time
+            for _ in range(60 * MIB // len(endless * 10_000)):
+                line.send(endless * 10_000)
+            raise AssertionError("60 MiB were taken")
+    assert server.memory() - before < 8 * MIB
+    server.wait_for_active(0, 5)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
+    """A stream's client that goes on to send is cut off in the end."""
+    before = server.memory()
+    with Line(server.port) as line:
+        line.send(request("GET", "/sse/metrics?interval=60"))
+        server.wait_for_active(1, 5)
+        with pytest.raises(OSError):  # noqa: PT012 -- as above
+            for _ in range(60):
+                line.send(b"x" * MIB)
+            raise AssertionError("60 MiB were taken")
+    server.wait_for_active(0, 5)
+    assert server.memory() - before < 8 * MIB
+
+
+# -- crowds -------------------------------------------------------------------------------------
+
+
+def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd that announces bodies and sends none takes no room from others."""
+    monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
+    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as lines:
+        for _ in range(50):
+            lines.enter_context(Line(server.port)).send(post(65_536))
+        for _ in range(10):
+            answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD)
+            assert answer.json()["accepted"] == 1
+        assert refused(server.port) == 0
+
+
+@pytest.mark.parametrize("more", ["X: y", "Content-Encoding: identity"], ids=["lean", "asgi"])
+def test_unfinished_bodies_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    """Over the limit of bytes the oldest is refused; whole bodies are taken all the time."""
+    monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
+    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+        lines = [stack.enter_context(Line(server.port)) for _ in range(10)]
+        for line in lines:
+            line.send(post(60_000, b" " * 50_000, more))
+            answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD)
+            assert answer.json()["accepted"] == 1
+        for line in lines[:6]:
+            answer = line.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert line.rest() == b""
+        for line in lines[6:]:
+            line.send(b" " * (10_000 - len(GOOD)) + GOOD)
+            assert line.answer().status == 200
+
+
+def test_large_bodies_leave_room_for_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What large ones hold counts by itself."""
+    monkeypatch.setattr(http_edge, "MAX_LARGE_BYTES", MIB)
+    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+        lines = [stack.enter_context(Line(server.port)) for _ in range(3)]
+        small = stack.enter_context(Line(server.port))
+        small.send(post(60_000, b" " * 50_000))
+        for line in lines:
+            line.send(post(MIB, b" " * (MIB // 2)))
+        assert lines[0].answer().status == 503
+        small.send(b" " * (10_000 - len(GOOD)) + GOOD)
+        assert small.answer().status == 200
+
+
+def test_an_address_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a trusted proxy it is the client's; the oldest of that client makes room."""
+    monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES_OF_ADDRESS", 100_000)
+    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+
+        def send(client: str) -> Line:
+            line = stack.enter_context(Line(server.port))
+            line.send(post(60_000, b" " * 50_000, f"X-Forwarded-For: {client}"))
+            return line
+
+        honest = send("198.51.100.1")
+        first, *others = [send("203.0.113.9") for _ in range(3)]
+        assert first.answer().status == 503
+        for line in (honest, *others):
+            line.send(b" " * (10_000 - len(GOOD)) + GOOD)
+            assert line.answer().status == 200
+
+
+def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that opens very many and sends nothing loses its oldest, and can still be served."""
+    monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
+    settings = Settings(trusted_proxies="192.0.2.7")
+    with InsideServer(settings, engines(tmp_path), "lean") as server, ExitStack() as stack:
+        lines = [stack.enter_context(Line(server.port)) for _ in range(8)]
+        assert [line.answer().status for line in lines[:3]] == [503] * 3
+        for line in lines[3:]:
+            line.send(request("GET", "/health"))
+            assert line.answer().status == 200
+
+
+def test_a_trusted_proxy_may_open_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections are those of all its clients."""
+    monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
+    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+        for line in [stack.enter_context(Line(server.port)) for _ in range(20)]:
+            line.send(request("GET", "/health"))
+            assert line.answer().status == 200
+
+
+def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they do, those that wait longest are closed, which is counted; others are served."""
+    monkeypatch.setattr(http_edge, "RESERVED_FILES", 0)
+    probe = os.dup(0)
+    os.close(probe)
+    with (
+        InsideServer(Settings(), engines(tmp_path), "lean", files=probe + 100) as server,
+        ExitStack() as stack,
+    ):
+        lines = [stack.enter_context(Line(server.port)) for _ in range(60)]
+        lines[0].wait_for_end(10)
+        for _ in range(10):
+            assert httpx2.get(f"{server.url}/health").status_code == 200
+        text = httpx2.get(f"{server.url}/metrics").text
+        assert f'cause="{http_edge.FILES_USED_UP}"' in text
+
+
+# -- what is told -------------------------------------------------------------------------------
+
+
+def test_bad_requests_are_a_few_lines(server: Server) -> None:
+    """However many there are: one line for each cause in ten seconds, and a count."""
+    bad = {
+        b"GET /health HTTP/1.1\r\n\r\n": 100,
+        b"GET /health HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n": 100,
+        b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000: 50,
+        b"\x16\x03\x01\x00": 100,
+    }
+    before = server.log.read_text().count("\n")
+    for sent, count in bad.items():
+        for _ in range(count):
+            with Line(server.port) as line:
+                line.send(sent)
+                assert line.answer().status == 400
+    assert refused(server.port) == sum(bad.values())
+    assert server.log.read_text().count("\n") - before < 20
+    server.wait_for_log("Refused a request: the request's headers are too large")
+    server.wait_for_log("requests in 10 s: the request is not valid HTTP/1.1")
+
+
+def test_docs_load_nothing_from_elsewhere(shared: Server) -> None:
+    """The page of the HTTP routes is one file, and a browser is told to load no other."""
+    answer = shared.http.get("/docs")
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "script-src" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "<script" not in answer.text
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', answer.text)
+    for path in shared.http.get("/openapi.json").json()["paths"]:
+        assert f"<code>GET {path}</code>" in answer.text or f"POST {path}<" in answer.text
+    assert shared.http.get("/redoc").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health/", "/metrics/", "/v1/decisions/", "/docs/"])
+def test_paths_are_exact(shared: Server, path: str) -> None:
+    """Nothing is redirected: a redirect would name the host that the client sent."""
+    answer = shared.http.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "location" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Content-Type: a\r\nContent-Type: b", "Origin: a\r\nOrigin: a", "Authorization: a\r\n" * 2],
+)
+def test_other_asgi_servers_refuse_fields_that_come_twice(tmp_path: Path, line: str) -> None:
+    """The same rule as on our own transport."""
+    with Server(tmp_path, edge="portable") as server, Line(server.port) as connection:
+        connection.send(post(len(GOOD), GOOD, line.removesuffix("\r\n")))
+        answer = connection.answer()
+        assert answer.status == 400
+        assert b"more than once" in answer.body

@@ -1,0 +1,107 @@
+"""Connections that wait: their time, their number and their bytes are bounded."""
+
+import asyncio
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.edge.waiting import Bodies, Waiting
+
+
+class Seen:
+    """Connections, by number, that were called late or crowded."""
+
+    def __init__(self) -> None:
+        self.late: list[int] = []
+        self.crowded: list[int] = []
+
+
+async def test_time_ends_in_order() -> None:
+    """One timer serves all, and a connection that came is not called late."""
+    late: asyncio.Queue[int] = asyncio.Queue()
+    crowded: list[int] = []
+    waiting = Waiting(0.01, late.put_nowait, crowded.append, most=9)
+    for number in range(4):
+        waiting.add(number)
+    waiting.discard(1)
+    waiting.discard(7)  # was never there
+    assert [await late.get() for _ in range(3)] == [0, 2, 3]
+    waiting.add(5)
+    assert await late.get() == 5
+    assert not waiting
+    assert not crowded
+
+
+async def test_the_oldest_makes_room() -> None:
+    """Of an address that is over its limit, its own oldest; then the oldest of all."""
+    seen = Seen()
+    waiting = Waiting(60, seen.late.append, seen.crowded.append, most=4, most_of_address=2)
+    waiting.add(0)
+    waiting.add(1, "a")
+    waiting.add(2, "a")
+    waiting.add(3, "a")
+    assert seen.crowded == [1]
+    waiting.add(4, "b")
+    waiting.add(5, "b")
+    assert seen.crowded == [1, 0]
+    assert waiting.take_oldest() == 2
+    assert [waiting.take_oldest() for _ in range(4)] == [3, 4, 5, None]
+
+
+async def test_an_address_that_is_limited_to_one() -> None:
+    """Its connections follow one another."""
+    seen = Seen()
+    waiting = Waiting(60, seen.late.append, seen.crowded.append, most=4, most_of_address=1)
+    for number in range(5):
+        waiting.add(number, "a")
+    assert seen.crowded == [0, 1, 2, 3]
+    assert len(waiting) == 1
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "hold", "discard"]),
+        st.integers(0, 5),
+        st.sampled_from([None, "a", "b"]),
+        st.integers(0, 60),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_bytes_are_bounded_whatever_happens(steps: list[tuple[str, int, str | None, int]]) -> None:
+    """What is held adds up to what those connections hold that are there, and stays in bounds."""
+
+    async def run() -> None:
+        held: dict[int, tuple[str | None, int]] = {}
+        bodies: Bodies[int] = Bodies(
+            60,
+            held.pop,
+            held.pop,
+            most=4,
+            most_of_address=3,
+            most_bytes=100,
+            most_bytes_of_address=70,
+        )
+        for step, number, address, size in steps:
+            if step == "add" and number not in held:
+                bodies.add(number, address)
+                held[number] = (address, 0)
+            elif step == "hold" and number in held:
+                address = held[number][0]
+                held[number] = (address, size)
+                bodies.hold(number, size)
+            elif step == "discard":
+                bodies.discard(number)
+                held.pop(number, None)
+            assert bodies.held == sum(size for _, size in held.values()) <= 100
+            sums: Counter[str] = Counter()
+            for owner, size in held.values():
+                if owner is not None:
+                    sums[owner] += size
+            assert all(size <= 70 for size in sums.values())
+            assert len(bodies) == len(held) <= 4
+
+    asyncio.run(run())
