@@ -22,6 +22,10 @@ class Forbidden(RoutecastError):
     """Policy does not let this client in. Trying again will not help."""
 
 
+class Misdirected(RoutecastError):
+    """A request is for a host that this server does not answer for. Trying again will not help."""
+
+
 class BadBody(RoutecastError):
     """A request body cannot be read at all. Nothing of it was kept."""
 

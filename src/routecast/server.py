@@ -20,6 +20,7 @@ from routecast.config import Settings
 from routecast.edge.guard import Unfinished
 from routecast.edge.lean import LeanHttp
 from routecast.errors import BadSettings, Unavailable
+from routecast.handed_over import take_over
 from routecast.open_files import allow_open_files
 from routecast.workers import Workers
 
@@ -119,10 +120,7 @@ def listen(settings: Settings) -> socket.socket:
     """Return the socket to accept from: the one handed over, or a new one. Raises BadSettings."""
     if settings.fd is None:
         return bind(settings.host, settings.port)
-    try:
-        return socket.socket(fileno=settings.fd)
-    except OSError as error:
-        raise BadSettings(f"fd {settings.fd} is no socket to listen on: {error.strerror}") from None
+    return take_over(settings)
 
 
 def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
@@ -153,7 +151,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         app,
         http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions, Unfinished())),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=False,  # `edge/gate.py` reads them, as all edges do
         timeout_graceful_shutdown=GRACE_SECONDS,
         log_config=None,
         log_level="warning",

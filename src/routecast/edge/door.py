@@ -5,8 +5,10 @@ from collections import Counter
 from starlette.types import Scope
 
 from routecast.connections import ConnectionManager
-from routecast.core.session import Session, check_origin, open_session
+from routecast.core.session import Session, open_session
+from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
+from routecast.edge.proxies import limit_key
 from routecast.errors import Unavailable
 
 
@@ -18,27 +20,31 @@ class Door:
         manager: ConnectionManager,
         *,
         interval: float,
-        allowed_origins: frozenset[str],
+        sites: Sites,
         max_per_address: int,
     ) -> None:
         self._manager = manager
         self._interval = interval
-        self._allowed = allowed_origins
+        self._sites = sites
         self._max_per_address = max_per_address
         self._inside: Counter[str] = Counter()
 
     def open(self, query: bytes, *, origin: str | None, host: str | None, address: str) -> Session:
         """Return the session a request asks for.
 
-        Raises Forbidden, BadParameter, and Unavailable when there is no room; the edge answers
+        `address` is the client's own, as `Proxies.client_of` returns it. Raises Misdirected,
+        Forbidden, BadBody, BadParameter, and Unavailable when there is no room; the edge answers
         with them. When it returns, the edge must call `leave` at the connection's end.
         """
-        check_origin(origin, host, self._allowed)
+        if host is not None:
+            self._sites.check_host(host)
+        self._sites.check_origin(origin, host)
         session = open_session(query, interval=self._interval)
         self._manager.admit()
-        if self._max_per_address and self._inside[address] >= self._max_per_address:
+        key = limit_key(address)
+        if self._max_per_address and self._inside[key] >= self._max_per_address:
             raise Unavailable("too many connections from this address", retry_after=10)
-        self._inside[address] += 1
+        self._inside[key] += 1
         return session
 
     def open_scope(self, scope: Scope) -> tuple[Session, str]:
@@ -51,6 +57,7 @@ class Door:
 
     def leave(self, address: str) -> None:
         """Make room for another connection from this address."""
-        self._inside[address] -= 1
-        if not self._inside[address]:
-            del self._inside[address]
+        key = limit_key(address)
+        self._inside[key] -= 1
+        if not self._inside[key]:
+            del self._inside[key]

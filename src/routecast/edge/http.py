@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 from routecast.core.decision import Decision, Rules
 from routecast.core.decode import Broken, decode
 from routecast.core.frame import Frame
-from routecast.core.session import check_origin, open_session
+from routecast.core.session import open_session
+from routecast.core.sites import Sites
 from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
@@ -70,12 +71,12 @@ class Decisions:
         rules: Rules,
         clock: Clock,
         instruments: Instruments,
-        allowed_origins: frozenset[str],
+        sites: Sites,
     ) -> None:
         self._submit = submit
         self._rules = rules
         self._clock = clock
-        self._allowed = allowed_origins
+        self.sites = sites
         self.bodies = BodyReader()
         outcome = instruments.decisions.labels
         self._accepted = outcome("accepted")
@@ -99,7 +100,7 @@ class Decisions:
         await send({"type": "http.response.body", "body": body})
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt | Problem:
-        check_origin(*origin_of(scope), self._allowed)
+        self.sites.check_origin(*origin_of(scope))
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
         async with self.bodies.read(scope, receive) as body:

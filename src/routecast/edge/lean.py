@@ -23,7 +23,10 @@ _PATH: Final = DECISIONS.encode()
 _MORE: Final = frozenset(
     {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"origin"}
 )
-_OK: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+_OK: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    b"x-content-type-options: nosniff\r\ncontent-length: %d\r\n"
+)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -78,16 +81,27 @@ class LeanHttp(GuardedHttp):
             or not self.parser.should_keep_alive()
         ):
             return None
-        given = b""
+        given = host = b""
         for name, value in self.headers:
-            if name in _MORE:
+            if name in _MORE or (name == b"host" and host):
                 return None
             if name == b"content-length":
                 given = value
+            elif name == b"host":
+                host = value
+        if not self._serves(host):
+            return None
         # The parser has let nothing but digits through.
         length = int(given) if given else SMALL_BODY + 1
         fits = length <= SMALL_BODY and self._decisions.bodies.held + length <= MAX_HELD
         return length if fits else None
+
+    def _serves(self, host: bytes) -> bool:
+        """Whether `Host` is right; what is wrong with it is answered on the way through ASGI."""
+        try:
+            return self._decisions.sites.serves(host.decode("latin-1"))
+        except ValueError:
+            return False
 
     def on_body(self, body: bytes) -> None:
         if self._request is None:

@@ -68,13 +68,13 @@ class WebSocketEdge:
         instruments: Instruments,
         *,
         compress: bool,
-        trusted_proxies: str = "",
+        proxies: Proxies | None = None,
         subprotocols: Mapping[str, "Speak"] | None = None,
     ) -> None:
         self.manager = manager
         self.door = door
         self.instruments = instruments
-        self.proxies = Proxies(trusted_proxies)
+        self.proxies = proxies or Proxies("")
         self.subprotocols = subprotocols or {}
         self.handshakes = Handshakes(self.subprotocols, compress=compress)
 
