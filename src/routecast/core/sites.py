@@ -202,7 +202,8 @@ class Sites:
         if not known:
             raise Misdirected(
                 f"Host {host[:200]!r} is not known as a name of this server; if it is one, start "
-                "the server with it in ROUTECAST_ALLOWED_HOSTS"
+                "the server with it in ROUTECAST_ALLOWED_HOSTS, or, so that its page works by "
+                "that name, with the page's address in ROUTECAST_ALLOWED_ORIGINS"
             )
 
     def may_enter(self, origin: str | None, host: str | None) -> bool:
