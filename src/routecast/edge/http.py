@@ -20,20 +20,25 @@ from routecast.core.decode import Broken, decode
 from routecast.core.frame import Frame
 from routecast.core.session import open_session
 from routecast.core.sites import Sites
-from routecast.core.view import View
+from routecast.core.view import MAX_NAME, View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
-from routecast.edge.schemas import FAILURE, METRICS
+from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.errors import Invalid, RoutecastError
 from routecast.ingest import Pending
 from routecast.instruments import Instruments
 from routecast.ports import Clock
 from routecast.protocol import (
     BANDS,
+    DEFAULT_INTERVAL,
     EXTRA_FIELDS,
     FIELDS,
+    MAX_BATCH,
+    MAX_FILTER_VALUES,
+    MAX_INTERVAL,
     MAX_REJECTIONS_LISTED,
+    MIN_INTERVAL,
     WINDOWS,
     DecisionIn,
     Health,
@@ -210,7 +215,12 @@ def names_parameter(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": "query",
-        "schema": {"type": "array", "items": {"type": "string", "maxLength": 128}},
+        "schema": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+            "minItems": 1,
+            "maxItems": MAX_FILTER_VALUES,
+        },
         "description": f"Only decisions of this {name}; repeatable: any of them.",
     }
 
@@ -219,7 +229,7 @@ QUERY: Final[list[dict[str, Any]]] = [
     {
         "name": "fields",
         "in": "query",
-        "schema": {"type": "array", "items": {"enum": list(FIELDS)}},
+        "schema": {"type": "array", "items": {"enum": list(FIELDS)}, "minItems": 1},
         "explode": False,
         "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
     },
@@ -227,7 +237,12 @@ QUERY: Final[list[dict[str, Any]]] = [
     {
         "name": "interval",
         "in": "query",
-        "schema": {"type": "number", "minimum": 0.1, "maximum": 60, "default": 5},
+        "schema": {
+            "type": "number",
+            "minimum": MIN_INTERVAL,
+            "maximum": MAX_INTERVAL,
+            "default": DEFAULT_INTERVAL,
+        },
         "description": "Seconds between frames; of streams, and checked here all the same.",
     },
     {
@@ -261,6 +276,9 @@ def describe(schema: dict[str, Any]) -> None:
         models, ref_template="#/components/schemas/{name}"
     )
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    when = components["DecisionIn"]["properties"]["timestamp"]
+    when["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
+    many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
     schema["paths"][DECISIONS] = {
         "post": {
             "tags": ["decisions"],
@@ -270,9 +288,7 @@ def describe(schema: dict[str, Any]) -> None:
             "requestBody": {
                 "required": True,
                 "content": {
-                    "application/json": {
-                        "schema": {"anyOf": [decision, {"type": "array", "items": decision}]}
-                    },
+                    "application/json": {"schema": {"anyOf": [decision, many]}},
                     "application/x-ndjson": {"schema": {"type": "string"}},
                 },
             },
@@ -290,3 +306,9 @@ def describe(schema: dict[str, Any]) -> None:
             },
         }
     }
+    for methods in schema["paths"].values():
+        for method in methods.values():
+            method["responses"]["421"] = {
+                "description": "`Host` is no name of this server; see ROUTECAST_ALLOWED_HOSTS.",
+                **_PROBLEM,
+            }
