@@ -12,8 +12,6 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
-import idna
-
 from routecast.errors import BadBody, Forbidden, Misdirected
 
 ANY: Final = "*"
@@ -83,6 +81,8 @@ def _normal_host(text: str) -> str:
 
 
 def _to_ascii(name: str) -> str:
+    import idna  # slow to import, and hardly a name needs it
+
     # A header's bytes are taken as ISO-8859-1, and whoever sends others means UTF-8.
     with suppress(ValueError):  # a setting, which is text already
         name = name.encode("latin-1").decode()
