@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -31,22 +31,24 @@ from routecast.core.budget import RenderBudget
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.names import Names
+from routecast.core.sites import Sites
 from routecast.edge.advice import METHODS, Advice
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
 from routecast.edge.docs import docs_router
 from routecast.edge.door import Door
-from routecast.edge.fields import read_fields
+from routecast.edge.gate import Gate
 from routecast.edge.head import as_get
 from routecast.edge.history import history_router
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
 from routecast.edge.ops import dashboard_files, ops_router, page_router
-from routecast.edge.problem import on_crash, on_http_error, on_routecast_error, respond_error
+from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
+from routecast.edge.proxies import Proxies
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws import WebSocketEdge
 from routecast.edge.ws_asgi import MetricsSocket
 from routecast.edge.ws_v1 import v1_speakers
-from routecast.errors import BadHead, BadSettings, RoutecastError, Unavailable
+from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.history import History
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
@@ -64,6 +66,7 @@ from routecast.store.none import NoStore
 from routecast.store.postgres import PostgresStore
 from routecast.store.sqlite import SqliteStore
 from routecast.subscribers import Subscribers
+from routecast.urls import masked, split_url
 
 log = logging.getLogger(__name__)
 
@@ -88,19 +91,22 @@ def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
     Without `create`, opening it fails where there is no such database. `connections` are the most
     that it opens to a server.
     """
-    parts = urlsplit(url)
+    shown = f"database (ROUTECAST_DATABASE_URL) {masked(url)!r}"
+    try:
+        parts = split_url(url)
+    except ValueError as error:
+        raise BadSettings(f"{shown}: {error}") from None
     if parts.scheme == "sqlite":
         path = unquote(parts.path).removeprefix("/")
-        if parts.netloc or not path or path == ":memory:":
+        if parts.netloc or not path or path == ":memory:" or "\0" in path:
             raise BadSettings(
-                f"database {url!r}: name a file, as in sqlite:///routecast.db (relative) or "
+                f"{shown}: name a file, as in sqlite:///routecast.db (relative) or "
                 "sqlite:////var/lib/routecast.db (absolute)"
             )
         return SqliteStore(path, create=create)
     if parts.scheme in ("postgresql", "postgres"):
         return PostgresStore(url, create=create, connections=connections)
-    place = url.partition("?")[0].rpartition("@")[2]  # without a password
-    raise BadSettings(f"database {place!r}: must start with sqlite:/// or postgresql://")
+    raise BadSettings(f"{shown}: must start with sqlite:/// or postgresql://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +195,12 @@ class Services:
             self.latest, self.renders, self.instruments, settings.max_connections
         )
         self.census = Census(engines.cluster, lambda: self.manager.active)
+        self.sites = Sites(settings.allowed_origins, settings.allowed_hosts)
+        self.proxies = Proxies(settings.trusted_proxies)
         self.door = Door(
             self.manager,
             interval=settings.interval,
-            allowed_origins=settings.allowed_origins,
+            sites=self.sites,
             max_per_address=settings.max_per_address,
         )
         self.channels = Channels(self.latest, self.renders, engines.clock, self.instruments)
@@ -203,7 +211,7 @@ class Services:
             self.door,
             self.instruments,
             compress=settings.compress,
-            trusted_proxies=settings.trusted_proxies,
+            proxies=self.proxies,
             subprotocols=v1_speakers(self.subscribers),
         )
 
@@ -346,14 +354,14 @@ class App(FastAPI):
 
     decisions: Decisions
     take: ASGIApp  # them, for pages of allowed origins too
+    gate: ASGIApp  # in front of `route`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.gate(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request that the gate let in."""
         if scope["type"] == "http":
-            try:
-                read_fields(scope["headers"], scope.get("http_version", ""))
-            except BadHead as error:
-                await respond_error(error)(scope, receive, send)
-                return
             if scope["path"] == DECISIONS and scope["method"] == "POST":
                 await self.take(scope, receive, send)
                 return
@@ -398,12 +406,11 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         medium=settings.band_medium,
         price=engines.prices.cost if settings.prices else lambda *_: None,
     )
-    allowed = settings.allowed_origins
-    decisions = Decisions(
-        services.ingest.submit, rules, engines.clock, services.instruments, allowed
-    )
-    app.decisions, app.take = decisions, Cors(decisions, allowed)
-    app.add_middleware(Cors, allowed=allowed)
+    sites = services.sites
+    decisions = Decisions(services.ingest.submit, rules, engines.clock, services.instruments, sites)
+    app.decisions, app.take = decisions, Cors(decisions, sites)
+    app.gate = Gate(app.route, sites, services.proxies)
+    app.add_middleware(Cors, sites=sites)
     streams = (services.manager, services.door, services.instruments)
     app.router.routes[:0] = [
         # For an application that is mounted in another; and to say 405 to other methods.

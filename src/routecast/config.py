@@ -1,12 +1,14 @@
 """Settings: the only reader of the environment. `docs/settings.md` lists them all."""
 
 import os
-from ipaddress import ip_network
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from routecast.core.sites import host_entry, origin_entry
+from routecast.edge.proxies import read_network
 from routecast.errors import BadSettings
 from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
 
@@ -51,7 +53,10 @@ class Settings(BaseSettings):
         description="Processes that share the port; more than one need PostgreSQL and Redis.",
     )
     fd: int | None = Field(
-        None, ge=0, description="Listen on this file descriptor, a bound socket, instead of a port."
+        None,
+        ge=0,
+        description="Listen on this file descriptor, a TCP socket that is bound to an address, "
+        "instead of a port.",
     )
     interval: float = Field(
         DEFAULT_INTERVAL,
@@ -68,8 +73,15 @@ class Settings(BaseSettings):
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
         description="Comma list of sites whose pages may listen, read and send, such as "
-        "https://grafana.example; * allows all. Pages opened by localhost or an IP address always "
-        "may; one opened by a name, behind a proxy say, must be listed.",
+        "https://grafana.example or https://*.example.com; * allows all. Pages opened by localhost "
+        "or an IP address always may; one opened by a name, behind a proxy say, must be listed.",
+    )
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Comma list of names that this server is asked by, such as routecast.example "
+        "or *.svc.cluster.local; * allows all. Requests with another `Host` are refused. IP "
+        "addresses, names without a dot, names that end in .localhost, and the hosts of allowed "
+        "origins need not be listed.",
     )
     decision_days: float = Field(
         30, ge=1, description="Days a decision, and so its id, is kept after its receipt."
@@ -126,19 +138,29 @@ class Settings(BaseSettings):
     )
     notice: str = Field("", description="A line shown on the page, such as the name of a trial.")
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return frozenset(origin.strip().rstrip("/") for origin in value.split(",") if origin)
+            return frozenset(entry.strip() for entry in value.split(",") if entry.strip())
         return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _read_origins(cls, value: frozenset[str]) -> frozenset[str]:
+        return _read_entries(value, origin_entry)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _read_hosts(cls, value: frozenset[str]) -> frozenset[str]:
+        return _read_entries(value, host_entry)
 
     @field_validator("trusted_proxies")
     @classmethod
     def _check_networks(cls, value: str) -> str:
         for name in value.split(","):
             if name.strip() not in ("", "*"):
-                ip_network(name.strip())
+                read_network(name.strip())
         return value
 
     @model_validator(mode="after")
@@ -166,12 +188,28 @@ class Settings(BaseSettings):
         return self
 
     def require_safe(self) -> None:
-        """Raise BadSettings when anybody on the network could read and write."""
-        if self.host not in LOOPBACK and not self.insecure:
+        """Raise BadSettings when anybody on the network could read and write.
+
+        A socket that is handed over (`fd`) has an address of its own; `take_over` looks at it.
+        """
+        if self.fd is None and self.host not in LOOPBACK and not self.insecure:
             raise BadSettings(
                 f"host {self.host} can be reached from other machines, and no authentication is "
                 "configured: listen on 127.0.0.1, or say --insecure if the network is trusted"
             )
+
+
+def _read_entries(entries: frozenset[str], read: Callable[[str], str]) -> frozenset[str]:
+    """Return all entries of a setting as `read` returns them. Raises ValueError, naming the bad."""
+    good, bad = set(), []
+    for entry in sorted(entries):
+        try:
+            good.add(read(entry))
+        except ValueError as error:
+            bad.append(f"{entry!r} {error}")
+    if bad:
+        raise ValueError("; ".join(bad))
+    return frozenset(good)
 
 
 # Settings that `routecast serve` has options for, but those that are a process's own.

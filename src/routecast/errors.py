@@ -26,6 +26,10 @@ class BadHead(RoutecastError):
     """The header fields of a request break a rule of HTTP. Nothing of it was done."""
 
 
+class Misdirected(RoutecastError):
+    """A request is for a host that this server does not answer for. Trying again will not help."""
+
+
 class BadBody(RoutecastError):
     """A request body cannot be read at all. Nothing of it was kept."""
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 
 from routecast.breaker import Breaker
 from routecast.errors import BadSettings, Unavailable
+from routecast.urls import masked, split_url
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -81,7 +82,7 @@ def parse_address(url: str) -> RedisAddress:
 
 
 def _parse(url: str) -> RedisAddress:
-    parts = urlsplit(url)
+    parts = split_url(url)
     scheme, _, kind = parts.scheme.partition("+")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unix = parts.scheme == "unix"
@@ -124,21 +125,11 @@ def _parse(url: str) -> RedisAddress:
 
 
 def _host(place: str, port: int) -> tuple[str, int]:
-    parts = urlsplit(f"//{place}")
+    parts = split_url(f"//{place}")
     try:
         return parts.hostname or "localhost", parts.port or port
     except ValueError:  # whose text may show half a password
         raise ValueError("a port must be a number up to 65535") from None
-
-
-def masked(url: str) -> str:
-    """Return a URL without what may be secret in it, for a log or an error."""
-    scheme, separator, rest = url.partition("://")
-    shown, _, query = rest.partition("?")
-    _, login, place = shown.rpartition("@")
-    if "@" in query and not login:  # a password with a question mark in it, perhaps
-        return f"{scheme}{separator}***"
-    return f"{scheme}{separator}{'***@' if login else ''}{place}"
 
 
 def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:

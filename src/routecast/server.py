@@ -21,8 +21,8 @@ from routecast.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.config import Settings
 from routecast.edge.http_edge import HttpEdge
 from routecast.edge.lean import LeanHttp
-from routecast.edge.proxies import Proxies
 from routecast.errors import BadSettings, Unavailable
+from routecast.handed_over import take_over
 from routecast.open_files import allow_open_files, open_files
 from routecast.workers import Workers
 
@@ -141,10 +141,7 @@ def listen(settings: Settings) -> socket.socket:
     """Return the socket to accept from: the one handed over, or a new one. Raises BadSettings."""
     if settings.fd is None:
         return bind(settings.host, settings.port)
-    try:
-        return socket.socket(fileno=settings.fd)
-    except OSError as error:
-        raise BadSettings(f"fd {settings.fd} is no socket to listen on: {error.strerror}") from None
+    return take_over(settings)
 
 
 def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
@@ -173,7 +170,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     services: Services = app.state.services
     edge = HttpEdge(
         services.instruments,
-        Proxies(settings.trusted_proxies),
+        services.proxies,
         keep_alive=settings.keep_alive,
         files=open_files(),
     )
@@ -181,7 +178,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         app,
         http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions, edge)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=False,  # `edge/gate.py` reads them, as all edges do
         timeout_graceful_shutdown=GRACE_SECONDS,
         log_config=None,
         log_level="warning",

@@ -1,6 +1,8 @@
 """The OpenAPI document: each answer that it names is given, and is what it says."""
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import apsw
@@ -54,6 +56,9 @@ def answers(server: Server) -> Answers:
     ask("GET", "/v1/history", params={"group_by": "strategy", "points": 3})
     for path in ("/health", "/ready", "/metrics"):
         ask("GET", path)
+    for path, methods in server.http.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            ask(method.upper(), path, headers={"Host": "elsewhere.example"})
     return found
 
 
@@ -101,6 +106,79 @@ def test_answers_without_a_database_are_as_described(broken: Server) -> None:
     refused = broken.http.post("/v1/decisions", json=GOOD)
     assert refused.status_code == 503
     check(document, "/v1/decisions", refused)
+
+
+DECISIONS_SENT: Final[list[Any]] = [
+    GOOD,
+    [],
+    [GOOD],
+    *({**GOOD, "timestamp": when} for when in ("", "now", "2026-01-31", "2026-01-31T00:00:00")),
+    *(
+        {**GOOD, "timestamp": when}
+        for when in ("2026-01-31T12:00:00Z", "2026-01-31 12:00:00.5+02:00")
+    ),
+    *({**GOOD, "timestamp": when} for when in (0, 1.5, -1, None, True, "1769860800")),
+    *({**GOOD, name: ""} for name in ("strategy", "provider", "model", "id", "project", "status")),
+    *({**GOOD, "confidence": value} for value in (0, 1, 1.5, -1, "high", "", "HIGH")),
+    *({**GOOD, "cost": value} for value in (-1, 9_000, 9_001, "1")),
+    *({**GOOD, "input_tokens": value} for value in (-1, 1.5, 10**9, 10**9 + 1)),
+    {"strategy": "hybrid"},
+    5,
+]
+
+
+@pytest.mark.parametrize("sent", DECISIONS_SENT, ids=str)
+def test_a_decision_is_good_where_its_schema_says_so(server: Server, sent: Any) -> None:
+    """No rule is left for producers to find out."""
+    document = server.http.get("/openapi.json").json()
+    body = document["paths"]["/v1/decisions"]["post"]["requestBody"]["content"]["application/json"]
+    schema = {**body["schema"], "components": document["components"]}
+    answer = server.http.post("/v1/decisions", json=sent)
+    assert Draft202012Validator(schema).is_valid(sent) == (answer.status_code == 200), answer.text
+
+
+QUERIES: Final[list[tuple[str, str, list[str]]]] = [
+    *(
+        (path, name, values)
+        for path in ("/routing/metrics", "/v1/history")
+        for name, values in [
+            *(("fields", [value]) for value in ("", "cost", "cost,errors", "cost,", "Cost")),
+            *(("strategy", [value]) for value in ("", "x", "x" * 128, "x" * 129)),
+            ("model", ["a", "b"]),
+            ("project", [f"p{n}" for n in range(100)]),
+            ("project", [f"p{n}" for n in range(101)]),
+        ]
+    ),
+    *(("/routing/metrics", "interval", [value]) for value in ("0.1", "60", "0", "61", "", "x")),
+    *(("/routing/metrics", "window", [value]) for value in ("all", "1h", "", "2h")),
+    *(("/v1/history", "points", [value]) for value in ("1", "2000", "0", "2001", "1.5", "")),
+    *(("/v1/history", "group_by", [value]) for value in ("band", "", "project")),
+    *(("/v1/history", "from", [value]) for value in ("", "0", "-1", "1.5", "2020-01-31", "x")),
+    *(
+        ("/v1/history", "from", [value])
+        for value in ("2020-01-31T00:00:00Z", "2020-01-31T00:00:00")
+    ),
+    *(("/v1/history", "to", [value]) for value in ("", "253370764801", "253370764800")),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "values"), QUERIES, ids=str)
+def test_a_parameter_is_good_where_its_schema_says_so(
+    server: Server, path: str, name: str, values: list[str]
+) -> None:
+    """Each by itself; what one means beside another is said in words."""
+    document = server.http.get("/openapi.json").json()
+    parameters = document["paths"][path]["get"]["parameters"]
+    (described,) = (each for each in parameters if each["name"] == name)
+    schema, given = described["schema"], values[0]
+    read: Any = given
+    if schema.get("type") == "array":
+        read = values if described.get("explode", True) else given.split(",") if given else []
+    elif "enum" not in schema:
+        with suppress(ValueError):
+            read = json.loads(given)
+    answer = server.http.get(path, params={name: values})
+    assert Draft202012Validator(schema).is_valid(read) == (answer.status_code == 200), answer.text
 
 
 def test_every_answer_described_is_given(server: Server, answers: Answers) -> None:

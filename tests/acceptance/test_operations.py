@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -19,11 +20,13 @@ from tests.support.server import Server, free_port
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 
 
-def routecast(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+def routecast(
+    *words: str, folder: Path | None = None, **given: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end; `given` goes to `subprocess.run`."""
     command = [sys.executable, "-m", "routecast", *words]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, cwd=folder
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=folder, **given
     )
 
 
@@ -111,7 +114,13 @@ def test_too_few_open_files_are_told(tmp_path: Path) -> None:
         (["--database", "mysql://x"], "mysql://x"),
         (["--database", "sqlite://"], "name a file"),
         (["--database", "sqlite:////no/such/folder/x.db"], "/no/such/folder/x.db"),
+        (["--database", "postgresql://u:secret@[::1/db"], "ROUTECAST_DATABASE_URL"),
+        (["--database", "sqlite://user:secret@host/x"], "name a file"),
+        (["--database", "postgresql://u:half/secret@host/db"], "%2F"),
+        (["--database", "u:secret@host/db"], "postgresql://"),
         (["--redis", "http://localhost"], "redis"),
+        (["--redis", "redis://:secret@[::1/0"], "ROUTECAST_REDIS_URL"),
+        (["--redis", "redis://:secret\u2100@host/0"], "ROUTECAST_REDIS_URL"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:
@@ -120,7 +129,39 @@ def test_wrong_settings_are_told_in_a_line(tmp_path: Path, options: list[str], w
     assert ended.returncode == 2
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stderr
     assert ended.stderr.startswith("routecast: ")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALLOWED_ORIGINS", "https://a.example,grafana.example", "write https://grafana.example"),
+        ("ALLOWED_ORIGINS", "https://grafana.example/d/abc", "write https://grafana.example"),
+        ("ALLOWED_HOSTS", "https://routecast.example", "write routecast.example"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8", "write 10.0.0.0/8"),
+        ("TRUSTED_PROXIES", "nginx", "not a name"),
+    ],
+)
+def test_settings_that_never_match_are_told_in_a_line(
+    tmp_path: Path, variable: str, value: str, words: str
+) -> None:
+    """By name, with what to write instead."""
+    env = {**os.environ, f"ROUTECAST_{variable}": value}
+    ended = routecast("serve", "--port", "0", folder=tmp_path, env=env)
+    assert ended.returncode == 2
+    assert f"ROUTECAST_{variable}" in ended.stderr
+    assert words in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@[::1/db", "sqlite://u:secret@host/x"])
+def test_verify_shows_no_secret(url: str) -> None:
+    """A URL that cannot be used is told in a line, without its password."""
+    ended = routecast("verify", "--database", url)
+    assert ended.returncode == 2
+    assert "secret" not in ended.stderr
     assert ended.stderr.count("\n") == 1
 
 

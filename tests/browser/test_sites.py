@@ -14,20 +14,60 @@ def by_name(server: Server) -> str:
     return server.url.replace("127.0.0.1", "metrics.example")
 
 
-def test_a_page_opened_by_a_name_says_what_to_set(server: Server, tab: Tab) -> None:
+KNOWN = {"ROUTECAST_ALLOWED_HOSTS": "metrics.example"}
+
+READ_AS_OWN = """async () => {
+    const read = async (path) => (await fetch(path)).status;
+    const opened = await new Promise((resolve) => {
+        const events = new EventSource("/sse/metrics");
+        events.onopen = () => resolve(true);
+        events.onerror = () => resolve(false);
+    });
+    const paths = ["/", "/routing/metrics", "/v1/history", "/health", "/metrics"];
+    return [await Promise.all(paths.map(read)), opened];
+}"""
+
+
+def test_a_name_that_was_made_to_point_here_reads_nothing(server: Server, tab: Tab) -> None:
+    """To a browser, the page of such a name is of the server's own site (DNS rebinding)."""
+    answer = tab.page.goto(by_name(server))
+    assert answer is not None
+    assert answer.status == 421
+    assert "ROUTECAST_ALLOWED_HOSTS" in answer.text()
+    assert "ROUTECAST_ALLOWED_ORIGINS" in answer.text()
+    assert tab.page.evaluate(READ_AS_OWN) == [[421] * 5, False]
+
+
+def test_the_page_may_reach_its_own_server_alone(server: Server, tmp_path: Path, tab: Tab) -> None:
+    """By WebSocket as by anything else, another port of this machine is out of its reach."""
+    tab.open(server)
+    with Server(tmp_path / "other") as other:
+        answer = tab.page.evaluate(
+            """(url) => new Promise((resolve) => {
+                document.addEventListener("securitypolicyviolation",
+                    (event) => resolve(event.effectiveDirective));
+                new WebSocket(url).onopen = () => resolve("open");
+            })""",
+            other.ws_url,
+        )
+    assert answer == "connect-src"
+
+
+def test_a_page_opened_by_a_name_says_what_to_set(tmp_path: Path, tab: Tab) -> None:
     """Refused for its name, it says so, and shows the setting that lets it in."""
     page = tab.page
-    page.goto(by_name(server))
-    expect(page.get_by_role("status")).to_have_text("Refused")
-    expect(page.get_by_role("heading", name="does not let this page in")).to_be_visible()
-    setting = f"ROUTECAST_ALLOWED_ORIGINS={by_name(server)}"
-    expect(page.get_by_label("Setting that lets this page in")).to_have_text(setting)
-    expect(page.locator("#numbers")).to_be_hidden()
+    with Server(tmp_path, env=KNOWN) as server:
+        page.goto(by_name(server))
+        expect(page.get_by_role("status")).to_have_text("Refused")
+        expect(page.get_by_role("heading", name="does not let this page in")).to_be_visible()
+        setting = f"ROUTECAST_ALLOWED_ORIGINS={by_name(server)}"
+        expect(page.get_by_label("Setting that lets this page in")).to_have_text(setting)
+        expect(page.locator("#numbers")).to_be_hidden()
 
 
 def test_a_page_opened_by_a_name_that_is_allowed_is_live(tmp_path: Path, tab: Tab) -> None:
     """The setting that the refused page shows is the one that helps."""
-    with Server(tmp_path) as server:
+    with Server(tmp_path, env=KNOWN) as server:
         tab.page.goto(by_name(server))
         setting = tab.page.get_by_label("Setting that lets this page in").inner_text()
         server.stop()

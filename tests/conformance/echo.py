@@ -16,6 +16,7 @@ from websockets.frames import Opcode
 
 from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
+from routecast.core.sites import Sites
 from routecast.core.view import View
 from routecast.edge.door import Door
 from routecast.edge.guard import GuardedHttp
@@ -82,7 +83,7 @@ class NoFrames:
 def main() -> None:
     instruments = Instruments()
     manager = ConnectionManager(NoFrames(), NoTurns(), instruments, limit=1_000)
-    door = Door(manager, interval=5, allowed_origins=frozenset(), max_per_address=0)
+    door = Door(manager, interval=5, sites=Sites(), max_per_address=0)
     edge = EchoEdge(manager, door, instruments, compress=True)
     config = uvicorn.Config(
         Response(status_code=404),

@@ -92,7 +92,7 @@ class Server:
             return [sys.executable, "-m", "routecast", "serve", *port, *self._options]
         pings = ["--ws-ping-interval", "10", "--ws-ping-timeout", "10"]
         log = ["--log-config", str(self._logging), "--no-access-log"]
-        uvicorn = [sys.executable, "-m", "uvicorn", "routecast.asgi:app"]
+        uvicorn = [sys.executable, "-m", "uvicorn", "routecast.asgi:app", "--no-proxy-headers"]
         return [*uvicorn, *port, "--ws", "websockets-sansio", *pings, *log]
 
     def start(self) -> Self:

@@ -39,7 +39,17 @@ def test_what_is_no_address_is_named(text: str) -> None:
         Server.parse(text, "--server")
 
 
-@pytest.mark.parametrize("text", ["http://me:secret@h/app", "http://me:secret@h:x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://me:secret@h/app",
+        "http://me:secret@h:x",
+        "http://me:half/secret@h/app",
+        "http://me:secret?half@h/app",
+        "http://me:secret@[h",
+        "http://me:secret\u2100@h",
+    ],
+)
 def test_a_password_is_never_shown(text: str) -> None:
     """Not in words about the server, nor in those about a bad address."""
     try:

@@ -1,16 +1,15 @@
 """Whose word is taken on where a request comes from."""
 
-import asyncio
-from typing import Any
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from routecast.edge.proxies import Proxies
+from routecast.edge.proxies import MAX_HOPS, Proxies, limit_key, read_address, read_network
 
 CLIENT, PROXY, OUTER = "203.0.113.9", "127.0.0.1", "10.1.2.3"
+TRUSTED = "127.0.0.1, ::1, 10.0.0.0/8, 2001:db8:1::/48"
 
 
 @pytest.mark.parametrize(
@@ -24,41 +23,170 @@ CLIENT, PROXY, OUTER = "203.0.113.9", "127.0.0.1", "10.1.2.3"
         (PROXY, [f"198.51.100.1, {CLIENT}"], CLIENT),  # the first was the client's own invention
         (PROXY, [CLIENT, OUTER], CLIENT),
         (PROXY, [f"{CLIENT}, {OUTER}"], CLIENT),
+        (PROXY, [f",{CLIENT},, {OUTER} ,"], CLIENT),
+        (PROXY, [f"{CLIENT}:4711, {OUTER}:80"], CLIENT),
+        (PROXY, [f"{CLIENT}, [2001:DB8:1::7]:80"], CLIENT),
+        (PROXY, [f"{CLIENT}, ::FFFF:{OUTER}"], CLIENT),
         (PROXY, [OUTER], OUTER),
-        (PROXY, ["nonsense"], "nonsense"),
+        (f"::ffff:{PROXY}", [CLIENT], CLIENT),
+        ("::FFFF:7f00:1", [CLIENT], CLIENT),
+        (f"::ffff:{CLIENT}", [OUTER], CLIENT),
+        ("fe80::1%eth0", [], "fe80::1"),
+        # What is no address is whoever reported it.
+        (PROXY, ["nonsense"], PROXY),
+        (PROXY, ["unknown"], PROXY),
+        (PROXY, [f"{CLIENT}, _hidden, {OUTER}"], OUTER),
+        (PROXY, [f"_hidden, {CLIENT}"], CLIENT),
+        (PROXY, ["a" * 20_000], PROXY),
+        # A peer without an address, as over a Unix socket, is no proxy.
         ("", [CLIENT], ""),
+        ("testclient", [CLIENT], ""),
     ],
 )
-def test_the_client_is_the_last_who_is_no_proxy(
+def test_the_client_is_the_last_that_is_no_proxy(
     peer: str, forwarded: list[str], client: str
 ) -> None:
     """A trusted proxy tells whom it heard from; what stands before that is not believed."""
-    assert Proxies("127.0.0.1, ::1, 10.0.0.0/8").client_of(peer, forwarded) == client
+    assert Proxies(TRUSTED).client_of(peer, forwarded) == client
 
 
 def test_everybody_may_be_trusted() -> None:
     """With `*` the first of the list is the client; with nothing, no list is read."""
-    assert Proxies("*").client_of(CLIENT, [f"{OUTER}, {PROXY}"]) == OUTER
+    assert Proxies("*").client_of(CLIENT, [f"{OUTER}:1, {PROXY}"]) == OUTER
+    assert Proxies("*").client_of("", [CLIENT]) == CLIENT
+    assert Proxies("*").client_of(PROXY, [f"{CLIENT}, unknown, {OUTER}"]) == OUTER
     assert Proxies("").client_of(PROXY, [CLIENT]) == PROXY
 
 
-HOSTS = st.sampled_from([CLIENT, PROXY, OUTER, "::1", "2001:db8::1", "unknown"])
+def test_a_list_without_end_is_read_from_its_end() -> None:
+    """So many hops, and no more."""
+    proxies = Proxies(TRUSTED)
+    hops = ", ".join([CLIENT, *[OUTER] * (MAX_HOPS - 1)])
+    assert proxies.client_of(PROXY, [hops]) == CLIENT
+    assert proxies.client_of(PROXY, [f"{CLIENT},{hops}, 10.0.0.1"]) == OUTER
+    assert proxies.client_of(PROXY, [*[CLIENT] * 1_000, *[OUTER] * MAX_HOPS]) == OUTER
+    assert proxies.client_of(PROXY, ["," * 1_000_000]) == PROXY
+
+
+ADDRESSES = st.ip_addresses()
+
+
+def spellings(address: str) -> st.SearchStrategy[str]:
+    """Return the ways in which proxies write an address."""
+    ways = [address, f" {address}\t", f'"{address}"', address.upper()]
+    found = ip_address(address)
+    if found.version == 4:
+        ways += [f"{address}:443", f"{address}:_port", f'"{address}:1"', f"::ffff:{address}"]
+        ways += [f"[::FFFF:{address}]:80", f"::ffff:{int(found) >> 16:x}:{int(found) & 65535:x}"]
+    else:
+        ways += [f"[{address}]", f"[{address}]:443", f'"[{address}]:_x"', found.exploded]
+        ways += [f"{address}%eth0", f"[{address}%25en1]:80"]
+    return st.sampled_from(ways)
+
+
+def plain(address: str) -> str:
+    """Return the spelling that all others come to."""
+    found = ip_address(address)
+    mapped = found.ipv4_mapped if found.version == 6 else None  # type: ignore[union-attr]
+    return str(mapped or found)
+
+
+@given(st.data(), ADDRESSES.map(str))
+def test_all_spellings_of_an_address_are_one(data: st.DataObject, address: str) -> None:
+    """However a proxy writes it, as a hop and as a peer."""
+    written = data.draw(spellings(address))
+    assert read_address(written) == plain(address)
+    assert Proxies("*").client_of(PROXY, [written]) == plain(address)
 
 
 @given(
-    trusted=st.sampled_from(["*", "127.0.0.1,::1", "127.0.0.1,::1,10.0.0.0/8"]),
-    peer=HOSTS,
-    forwarded=st.lists(st.lists(HOSTS, min_size=1).map(", ".join), max_size=3),
+    st.data(),
+    st.lists(ADDRESSES.map(str), max_size=6),
+    st.sampled_from([PROXY, OUTER, CLIENT, "2001:db8:1::1"]),
 )
-def test_streams_and_requests_have_one_rule(trusted: str, peer: str, forwarded: list[str]) -> None:
-    """A WebSocket's address is the one uvicorn's middleware finds for an HTTP request."""
-    seen: list[Any] = []
+def test_the_list_is_followed_as_far_as_it_is_believed(
+    data: st.DataObject, hops: list[str], peer: str
+) -> None:
+    """The same as a plain loop over parsed addresses finds, however hops are written and split."""
+    ours = [read_network(name.strip()) for name in TRUSTED.split(",")]
+    client = plain(peer)
+    for hop in reversed(hops):
+        if not any(ip_address(client) in network for network in ours):
+            break
+        client = plain(hop)
+    written = [data.draw(spellings(hop)) for hop in hops]
+    cut = data.draw(st.integers(0, len(written)))
+    headers = [",".join(written[:cut]), ", ".join(written[cut:])]
+    assert Proxies(TRUSTED).client_of(peer, headers) == client
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["client"][0])
 
-    headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
-    scope: Any = {"type": "http", "client": (peer, 1), "headers": headers}
-    nothing: Any = None
-    asyncio.run(ProxyHeadersMiddleware(app, trusted)(scope, nothing, nothing))
-    assert Proxies(trusted).client_of(peer, forwarded) == seen[0]
+@given(st.text(max_size=60), st.lists(st.text(max_size=300), max_size=4))
+def test_any_headers_give_an_address_in_its_one_form(peer: str, forwarded: list[str]) -> None:
+    """Or nothing."""
+    for trusted in ("*", TRUSTED):
+        found = Proxies(trusted).client_of(peer, forwarded)
+        assert found == "" or found == plain(found)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("203.0.113.7", "203.0.113.7", True),
+        ("203.0.113.7", "203.0.113.8", False),
+        ("2001:db8::1", "2001:db8::ffff:1:2:3", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("", "2001:db8::1", False),
+    ],
+)
+def test_limits_count_ipv6_by_its_network(one: str, other: str, same: bool) -> None:
+    """One customer has at least a /64."""
+    assert (limit_key(one) == limit_key(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("typed", "network"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.7", "10.0.0.7/32"),
+        ("::ffff:10.0.0.7", "10.0.0.7/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("[2001:DB8::]/32", "2001:db8::/32"),
+        ("fe80::1%eth0", "fe80::1/128"),
+    ],
+)
+def test_networks_are_read_as_addresses_are(typed: str, network: str) -> None:
+    """In the form that clients' addresses are compared in."""
+    assert str(read_network(typed)) == network
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("10.0.0.1/8", "write 10.0.0.0/8"),
+        ("10.0.0.1:80", "write 10.0.0.1"),
+        ("nginx", "not a name"),
+        ("10.0.0.0/99", "not a name"),
+    ],
+)
+def test_networks_that_never_match_are_refused(typed: str, fix: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(ValueError, match=r"\w") as told:
+        read_network(typed)
+    assert typed in str(told.value)
+    assert fix in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("peer", "told", "scheme"),
+    [
+        (PROXY, ["https"], "https"),
+        (PROXY, ["HTTPS "], "https"),
+        (PROXY, ["http, https"], "https"),  # the nearest proxy's word
+        (PROXY, ["gopher"], None),
+        (PROXY, [], None),
+        (CLIENT, ["https"], None),
+    ],
+)
+def test_a_trusted_proxy_tells_the_scheme(peer: str, told: list[str], scheme: str | None) -> None:
+    """And nobody else."""
+    assert Proxies(TRUSTED).scheme_of(peer, told) == scheme

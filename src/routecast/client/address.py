@@ -62,11 +62,13 @@ def _split(text: str, name: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         _ = parts.port  # reading it checks it
-    except ValueError as error:
-        raise BadParameter(name, f"{_shown(text)!r} is not an address: {error}") from None
+    except ValueError:  # whose text may hold a piece of a password
+        raise BadParameter(
+            name, f"{_shown(text)!r} is not an address such as {DEFAULT_SERVER}"
+        ) from None
     return parts
 
 
 def _shown(text: str) -> str:
-    """Return an address without a user's name and password."""
-    return re.sub(r"//[^/]*@", "//", text)
+    """Return an address without a user's name and password, whatever signs are in them."""
+    return re.sub(r"//.*@", "//", text)

@@ -2,7 +2,7 @@
 
 Browsers keep an answer from a page of another site unless the answer names that site, and ask
 first (a preflight) before they send JSON for it (WHATWG Fetch, 3.2). Who may is what
-`core.session.may_enter` says, for every route alike.
+`core.sites` says, for every route alike.
 """
 
 from http import HTTPStatus
@@ -11,7 +11,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from routecast.core.session import check_origin, may_enter
+from routecast.core.sites import Sites
 from routecast.edge.problem import respond_error
 from routecast.errors import Forbidden
 
@@ -29,9 +29,9 @@ _MAY_BE_SENT: Final = [
 class Cors:
     """ASGI middleware that lets pages of allowed origins read what `app` answers."""
 
-    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, sites: Sites) -> None:
         self._app = app
-        self._allowed = allowed
+        self._sites = sites
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin, host = origin_of(scope) if scope["type"] == "http" else (None, None)
@@ -39,14 +39,14 @@ class Cors:
             await self._app(scope, receive, send)
         elif _is_preflight(scope):
             await self._preflight(origin, host)(scope, receive, send)
-        elif may_enter(origin, host, self._allowed):
+        elif self._sites.may_enter(origin, host):
             await self._app(scope, receive, _with_headers(send, origin))
         else:
             await self._app(scope, receive, send)
 
     def _preflight(self, origin: str, host: str | None) -> Response:
         try:
-            check_origin(origin, host, self._allowed)
+            self._sites.check_origin(origin, host)
         except Forbidden as error:
             return respond_error(error)
         answer = Response(status_code=HTTPStatus.NO_CONTENT)

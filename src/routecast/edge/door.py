@@ -5,8 +5,10 @@ from collections import Counter
 from starlette.types import Scope
 
 from routecast.connections import ConnectionManager
-from routecast.core.session import Session, check_origin, open_session
+from routecast.core.session import Session, open_session
+from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
+from routecast.edge.proxies import limit_key
 from routecast.errors import Unavailable
 
 
@@ -18,22 +20,25 @@ class Door:
         manager: ConnectionManager,
         *,
         interval: float,
-        allowed_origins: frozenset[str],
+        sites: Sites,
         max_per_address: int,
     ) -> None:
         self._manager = manager
         self._interval = interval
-        self._allowed = allowed_origins
+        self._sites = sites
         self._max_per_address = max_per_address
         self._inside: Counter[str] = Counter()
 
     def open(self, query: bytes, *, origin: str | None, host: str | None, address: str) -> Session:
         """Return the session a request asks for.
 
-        Raises Forbidden, BadParameter, and Unavailable when there is no room; the edge answers
+        `address` is what limits count the client by (`limit_key`). Raises Misdirected,
+        Forbidden, BadBody, BadParameter, and Unavailable when there is no room; the edge answers
         with them. When it returns, the edge must call `leave` at the connection's end.
         """
-        check_origin(origin, host, self._allowed)
+        if host is not None:
+            self._sites.check_host(host)
+        self._sites.check_origin(origin, host)
         session = open_session(query, interval=self._interval)
         self._manager.admit(session.subscription.view, address)
         if self._max_per_address and self._inside[address] >= self._max_per_address:
@@ -44,7 +49,7 @@ class Door:
     def open_scope(self, scope: Scope) -> tuple[Session, str]:
         """Return the session an ASGI scope asks for, and the address to `leave` with."""
         client = scope.get("client")
-        address = str(client[0]) if client else ""
+        address = limit_key(str(client[0])) if client else ""
         origin, host = origin_of(scope)
         session = self.open(scope["query_string"], origin=origin, host=host, address=address)
         return session, address

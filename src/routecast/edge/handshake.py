@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
-from routecast.edge.problem import respond_error
+from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.wire import WINDOW_BITS
 from routecast.errors import RoutecastError
 
@@ -144,6 +144,7 @@ class Handshakes:
         extensions, protocol.extensions, protocol.handshake_exc = protocol.extensions, [], None
         if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             answer.headers["Sec-WebSocket-Version"] = "13"  # the one spoken here (RFC 6455, 4.2.2)
+            answer.headers.update(_headers([NOSNIFF]))
             return Agreement(answer.serialize(), accepted=False)
         del answer.headers["Date"]  # so it can be said again (RFC 9110, 6.6.1)
         agreement = Agreement(answer.serialize(), accepted=True, subprotocol=protocol.subprotocol)

@@ -8,16 +8,19 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from routecast.core.decision import SECOND
 from routecast.core.history import (
     DEFAULT_FIELDS,
     DEFAULT_POINTS,
     GROUPS,
     HISTORY_FIELDS,
+    LATEST,
     HistoryQuery,
     parse_history,
 )
 from routecast.core.past import MANY_VALUES, Answer
 from routecast.edge.http import names_parameter
+from routecast.edge.schemas import time_in
 from routecast.protocol import MAX_POINTS
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -53,13 +56,16 @@ def _moment(name: str, description: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": "query",
-        "schema": {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]},
+        "schema": time_in(LATEST // SECOND),
         "description": f"{description} RFC 3339 with an offset, or Unix seconds.",
     }
 
 
 PARAMETERS: Final[list[dict[str, Any]]] = [
-    _moment("from", "Where the range begins; about an hour before its end where it is absent."),
+    _moment(
+        "from",
+        "Where the range begins, before `to`; about an hour before its end where it is absent.",
+    ),
     _moment("to", "Where it ends, not included; now where it is absent."),
     {
         "name": "points",
@@ -84,6 +90,7 @@ PARAMETERS: Final[list[dict[str, Any]]] = [
         "schema": {
             "type": "array",
             "items": {"enum": list(HISTORY_FIELDS)},
+            "minItems": 1,
             "default": list(DEFAULT_FIELDS),
         },
         "explode": False,

@@ -18,21 +18,28 @@ from starlette.types import Receive, Scope, Send
 from routecast.core.decision import Decision, Rules
 from routecast.core.decode import Broken, decode
 from routecast.core.frame import Frame
-from routecast.core.session import check_origin, open_session
-from routecast.core.view import View
+from routecast.core.session import open_session
+from routecast.core.sites import Sites
+from routecast.core.view import MAX_NAME, View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
-from routecast.edge.schemas import FAILURE, METRICS
+from routecast.edge.proxies import limit_key
+from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.errors import Invalid, RoutecastError, Unavailable
 from routecast.ingest import UNKNOWN, Pending
 from routecast.instruments import Instruments
 from routecast.ports import Clock
 from routecast.protocol import (
     BANDS,
+    DEFAULT_INTERVAL,
     EXTRA_FIELDS,
     FIELDS,
+    MAX_BATCH,
+    MAX_FILTER_VALUES,
+    MAX_INTERVAL,
     MAX_REJECTIONS_LISTED,
+    MIN_INTERVAL,
     WINDOWS,
     DecisionIn,
     Health,
@@ -70,12 +77,12 @@ class Decisions:
         rules: Rules,
         clock: Clock,
         instruments: Instruments,
-        allowed_origins: frozenset[str],
+        sites: Sites,
     ) -> None:
         self._submit = submit
         self._rules = rules
         self._clock = clock
-        self._allowed = allowed_origins
+        self.sites = sites
         self.bodies = BodyReader()
         outcome = instruments.decisions.labels
         self._accepted = outcome("accepted")
@@ -102,7 +109,7 @@ class Decisions:
         await send({"type": "http.response.body", "body": body})
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt | Problem:
-        check_origin(*origin_of(scope), self._allowed)
+        self.sites.check_origin(*origin_of(scope))
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
         async with self.bodies.read(scope, receive) as body:
@@ -198,7 +205,7 @@ def metrics_router(frame: Callable[[View, str], Awaitable[Frame]]) -> APIRouter:
     )
     async def routing_metrics(request: Request) -> Response:
         session = open_session(request.scope["query_string"])
-        client = request.client.host if request.client else ""
+        client = limit_key(request.client.host) if request.client else ""
         newest = await frame(session.subscription.view, client)
         # The error document of a stream, with a status that says the same.
         status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
@@ -218,7 +225,12 @@ def names_parameter(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "in": "query",
-        "schema": {"type": "array", "items": {"type": "string", "maxLength": 128}},
+        "schema": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+            "minItems": 1,
+            "maxItems": MAX_FILTER_VALUES,
+        },
         "description": f"Only decisions of this {name}; repeatable: any of them.",
     }
 
@@ -227,7 +239,7 @@ QUERY: Final[list[dict[str, Any]]] = [
     {
         "name": "fields",
         "in": "query",
-        "schema": {"type": "array", "items": {"enum": list(FIELDS)}},
+        "schema": {"type": "array", "items": {"enum": list(FIELDS)}, "minItems": 1},
         "explode": False,
         "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
     },
@@ -235,7 +247,12 @@ QUERY: Final[list[dict[str, Any]]] = [
     {
         "name": "interval",
         "in": "query",
-        "schema": {"type": "number", "minimum": 0.1, "maximum": 60, "default": 5},
+        "schema": {
+            "type": "number",
+            "minimum": MIN_INTERVAL,
+            "maximum": MAX_INTERVAL,
+            "default": DEFAULT_INTERVAL,
+        },
         "description": "Seconds between frames; of streams, and checked here all the same.",
     },
     {
@@ -269,6 +286,9 @@ def describe(schema: dict[str, Any]) -> None:
         models, ref_template="#/components/schemas/{name}"
     )
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    when = components["DecisionIn"]["properties"]["timestamp"]
+    when["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
+    many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
     schema["paths"][DECISIONS] = {
         "post": {
             "tags": ["decisions"],
@@ -278,9 +298,7 @@ def describe(schema: dict[str, Any]) -> None:
             "requestBody": {
                 "required": True,
                 "content": {
-                    "application/json": {
-                        "schema": {"anyOf": [decision, {"type": "array", "items": decision}]}
-                    },
+                    "application/json": {"schema": {"anyOf": [decision, many]}},
                     "application/x-ndjson": {"schema": {"type": "string"}},
                 },
             },
@@ -298,3 +316,9 @@ def describe(schema: dict[str, Any]) -> None:
             },
         }
     }
+    for methods in schema["paths"].values():
+        for method in methods.values():
+            method["responses"]["421"] = {
+                "description": "`Host` is no name of this server; see ROUTECAST_ALLOWED_HOSTS.",
+                **_PROBLEM,
+            }

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from routecast.edge.body import READ_SECONDS
 from routecast.edge.complaints import Complaints
-from routecast.edge.proxies import Proxies
+from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.waiting import Bodies, Waiting
 from routecast.instruments import Instruments
 
@@ -136,8 +136,8 @@ class HttpEdge:
             value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"
         ]
         if not forwarded:
-            return None if not peer or self._is_proxy(peer) else peer
-        return self._proxies.client_of(peer, forwarded)
+            return None if not peer or self._is_proxy(peer) else limit_key(peer)
+        return limit_key(self._proxies.client_of(peer, forwarded))
 
     def _ask_whether_proxy(self, peer: str) -> bool:
         return self._proxies.client_of(peer, _SOMEBODY) != self._proxies.client_of(peer, ())

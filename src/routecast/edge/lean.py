@@ -24,7 +24,10 @@ _PATH: Final = DECISIONS.encode()
 _MORE: Final = frozenset(
     {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"origin"}
 )
-_OK: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+_OK: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    b"x-content-type-options: nosniff\r\ncontent-length: %d\r\n"
+)
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -81,7 +84,15 @@ class LeanHttp(GuardedHttp):
             and self.parser.get_method() == b"POST"
             and self.parser.should_keep_alive()
             and _MORE.isdisjoint(fields)
+            and self._serves(fields[b"host"])
         )
+
+    def _serves(self, host: bytes) -> bool:
+        """Whether `Host` is right; what is wrong with it is answered on the way through ASGI."""
+        try:
+            return self._decisions.sites.serves(host.decode("latin-1"))
+        except ValueError:
+            return False
 
     def on_body(self, body: bytes) -> None:
         if self._request is None:

@@ -12,6 +12,7 @@ from routecast.errors import (
     BadHead,
     BadParameter,
     Forbidden,
+    Misdirected,
     NotFound,
     RoutecastError,
     SumFull,
@@ -21,6 +22,8 @@ from routecast.errors import (
 from routecast.protocol import Problem
 
 MEDIA_TYPE = "application/problem+json"
+# Browsers take an answer for what its type says, and for nothing else (WHATWG Fetch, 3.6).
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class Unsupported(RoutecastError):
@@ -33,6 +36,7 @@ _STATUS: dict[type[RoutecastError], HTTPStatus] = {
     BadBody: HTTPStatus.BAD_REQUEST,
     Forbidden: HTTPStatus.FORBIDDEN,
     NotFound: HTTPStatus.NOT_FOUND,
+    Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Unsupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     SumFull: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -43,7 +47,9 @@ _STATUS: dict[type[RoutecastError], HTTPStatus] = {
 def respond(problem: Problem, headers: dict[str, str] | None = None) -> Response:
     """Return a problem as a response."""
     body = msgspec.json.encode(problem)
-    return Response(body, problem.status, headers, media_type=MEDIA_TYPE)
+    response = Response(body, problem.status, headers, media_type=MEDIA_TYPE)
+    response.raw_headers.append(NOSNIFF)
+    return response
 
 
 def respond_error(error: RoutecastError) -> Response:

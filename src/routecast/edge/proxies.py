@@ -1,39 +1,155 @@
-"""Proxies in front of the server: whose word is taken on where a request comes from."""
+"""Proxies in front of the server: whose word is taken on where a request comes from.
 
-from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+The one place that finds a client's address, for WebSocket, server-sent events and HTTP alike.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Final
+
+# Hops that are looked at, from the nearest on, and the characters that one may have.
+MAX_HOPS: Final = 32
+MAX_HOP: Final = 100
+# Addresses that are remembered as read.
+REMEMBERED: Final = 4_096
+
+# With brackets, or IPv4 with a port: `_hidden` is a port that a proxy does not tell (RFC 7239, 6.3)
+_PORT: Final = r"(?::(?:[0-9]{0,5}|_[\w.-]+))?"
+_BRACKETED: Final = re.compile(rf"\[([^\[\]]+)\]{_PORT}", re.ASCII)
+_WITH_PORT: Final = re.compile(rf"([0-9.]+){_PORT}", re.ASCII)
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+
+_SCHEMES: Final = frozenset({"http", "https", "ws", "wss"})
+
+Network = IPv4Network | IPv6Network
+
+
+def read_address(text: str) -> str | None:
+    """Return the IP address in a hop, in the form that equal addresses share; None without one.
+
+    Takes ports, brackets, quotes and zone ids as proxies write them, and returns the IPv4 address
+    for one that is mapped into IPv6.
+    """
+    text = text.strip(" \t")
+    return _read_address(text) if len(text) <= MAX_HOP else None
+
+
+@lru_cache(REMEMBERED)
+def _read_address(text: str) -> str | None:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1].strip(" \t")
+    if found := _BRACKETED.fullmatch(text) or _WITH_PORT.fullmatch(text):
+        text = found[1]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def limit_key(address: str) -> str:
+    """Return what limits count a client by: its IPv4 address, or the /64 of its IPv6 address.
+
+    One customer of a provider has at least a /64 to choose addresses from (RFC 6177).
+    """
+    return _subnet(address) if ":" in address else address
+
+
+@lru_cache(REMEMBERED)
+def _subnet(address: str) -> str:
+    try:
+        return str(IPv6Network((address, 64), strict=False))
+    except ValueError:
+        return address
+
+
+def read_network(text: str) -> Network:
+    """Return an address or network of proxies, as a setting has it.
+
+    Raises ValueError with the reason and the fix.
+    """
+    place, slash, length = text.partition("/")
+    place = place.removeprefix("[").removesuffix("]").partition("%")[0]
+    try:
+        network = ip_network(place + slash + length)
+    except ValueError:
+        raise ValueError(_why_no_network(text)) from None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        mapped = network.network_address.ipv4_mapped
+        return IPv4Network((str(mapped), network.prefixlen - 96))
+    return network
+
+
+def _why_no_network(text: str) -> str:
+    try:
+        return f"{text!r} is within a network: write {ip_network(text, strict=False)}"
+    except ValueError:
+        pass
+    if address := read_address(text):
+        return f"{text!r} has a port or quotes: write {address}"
+    return f"{text!r} is no IP address or network: write 10.0.0.7 or 10.0.0.0/8, not a name"
 
 
 class Proxies:
-    """The proxies that are trusted, by addresses and networks; `*` is anybody.
-
-    The rule is that of uvicorn's middleware, which the transport's own protocols do not pass.
-    """
+    """The proxies that are trusted, by addresses and networks; `*` is anybody."""
 
     def __init__(self, trusted: str) -> None:
         names = {name.strip() for name in trusted.split(",")} - {""}
         self._everybody = "*" in names
-        self._networks = [ip_network(name) for name in names - {"*"}]
+        self._networks = [read_network(name) for name in names - {"*"}]
+        self._known = lru_cache(REMEMBERED)(self._look_up)
 
     def client_of(self, peer: str, forwarded: Iterable[str]) -> str:
         """Return a client's address, from its peer's and the `X-Forwarded-For` headers.
 
-        Each proxy adds whom it heard from at the end, so the client is the last who is none of
-        ours: what stands before that, anybody may have written.
+        Each proxy adds the address that it heard from at the end, so the client is the last one
+        that is none of ours: what stands before that, anybody may have written. A hop that is no
+        address counts as the hop that reported it. Returns "" where the peer has no address, as
+        over a Unix socket.
         """
-        hops = [hop for header in forwarded for each in header.split(",") if (hop := each.strip())]
-        if not hops or not self._trusts(peer):
-            return peer
-        if self._everybody:
-            return hops[0]
-        strangers = (hop for hop in reversed(hops) if not self._trusts(hop))
-        return next(strangers, hops[0])
+        client = read_address(peer) or ""
+        if not forwarded or not self._trusts(client):
+            return client
+        for hop in _from_the_nearest(list(forwarded)):
+            address = read_address(hop)
+            if address is None:
+                break
+            client = address
+            if not self._trusts(client):
+                break
+        return client
 
-    def _trusts(self, name: str) -> bool:
-        if self._everybody:
-            return True
-        try:
-            address = ip_address(name)
-        except ValueError:
+    def scheme_of(self, peer: str, told: Sequence[str]) -> str | None:
+        """Return the scheme that a trusted peer says its client used (`X-Forwarded-Proto`)."""
+        if not told or not self._trusts(read_address(peer) or ""):
+            return None
+        scheme = told[-1].rpartition(",")[2].strip(" \t").lower()
+        return scheme if scheme in _SCHEMES else None
+
+    def _trusts(self, address: str) -> bool:
+        return self._everybody or self._known(address)
+
+    def _look_up(self, address: str) -> bool:
+        if not address:
             return False
-        return any(address in network for network in self._networks)
+        found = ip_address(address)
+        return any(found in network for network in self._networks)
+
+
+def _from_the_nearest(forwarded: Sequence[str]) -> Iterable[str]:
+    """Yield the hops that are there, from the last on; of very many, the nearest."""
+    left = MAX_HOPS
+    for header in reversed(forwarded):
+        hops = header.rsplit(",", left)
+        if len(hops) > left:
+            del hops[0]  # all others in one piece
+        left -= len(hops)
+        for hop in reversed(hops):
+            if hop.strip(" \t"):
+                yield hop
+        if not left:
+            return

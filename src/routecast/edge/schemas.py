@@ -8,6 +8,17 @@ _NUMBER: Final = {"type": "number"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _MAYBE: Final = {"type": ["number", "null"]}
 _STAMP: Final = {"type": "string", "format": "date-time"}
+# RFC 3339 with an offset, as decisions and queries have it; validators need not check `format`.
+_TIME: Final = r"^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)$"
+
+
+def time_in(latest: int | None = None) -> dict[str, Any]:
+    """Return the schema of a time that a client sends; `latest` in seconds since 1970."""
+    seconds: dict[str, Any] = {"type": "number", "minimum": 0}
+    if latest is not None:
+        seconds["maximum"] = latest
+    text = {"type": "string", "format": "date-time", "pattern": _TIME}
+    return {"anyOf": [text, seconds]}
 
 
 def _object(**properties: Any) -> dict[str, Any]:

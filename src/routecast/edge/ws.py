@@ -26,7 +26,7 @@ from routecast.core.view import Subscription
 from routecast.edge.door import Door
 from routecast.edge.handshake import Handshakes, UpgradeRequest, refuse
 from routecast.edge.inbox import Inbox
-from routecast.edge.proxies import Proxies
+from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.reset import reset
 from routecast.edge.send import FLAGS, NOWHERE, descriptor, send, send_all
 from routecast.edge.wire import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
@@ -68,13 +68,13 @@ class WebSocketEdge:
         instruments: Instruments,
         *,
         compress: bool,
-        trusted_proxies: str = "",
+        proxies: Proxies | None = None,
         subprotocols: Mapping[str, "Speak"] | None = None,
     ) -> None:
         self.manager = manager
         self.door = door
         self.instruments = instruments
-        self.proxies = Proxies(trusted_proxies)
+        self.proxies = proxies or Proxies("")
         self.subprotocols = subprotocols or {}
         self.handshakes = Handshakes(self.subprotocols, compress=compress)
 
@@ -435,7 +435,8 @@ class WebSocketConnection(asyncio.Protocol):
         if path != PATH:
             shown = path[:200].decode("latin-1")
             raise NotFound(f"there is no WebSocket at {shown!r}; it is at {PATH.decode()}")
-        self._address = self._edge.proxies.client_of(peer, request.get_all(b"x-forwarded-for"))
+        forwarded = request.get_all(b"x-forwarded-for")
+        self._address = limit_key(self._edge.proxies.client_of(peer, forwarded))
         return self._edge.door.open(
             query,
             origin=request.get(b"origin"),

@@ -35,6 +35,7 @@ from routecast.store.postgres.session import (
     warn,
 )
 from routecast.store.postgres.verify import recount
+from routecast.urls import masked
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class PostgresStore:
     def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
         self._url = url
         # To speak of it, without a name or password.
-        self._place = url.partition("?")[0].rpartition("@")[2].rpartition("//")[2]
+        self._place = masked(url).partition("://")[2]
         self._create = create
         self._connections = connections
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None

@@ -1,0 +1,86 @@
+"""The gate: what holds for every plain request, before any route sees it.
+
+Who the client is, whether the request is meant for this server, and that browsers take no answer
+for anything but what it says it is.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from routecast.core.sites import Sites
+from routecast.edge.fields import read_fields
+from routecast.edge.problem import NOSNIFF, respond_error
+from routecast.edge.proxies import Proxies
+from routecast.errors import RoutecastError
+
+_FORWARDED_FOR: Final = b"x-forwarded-for"
+_FORWARDED_PROTO: Final = b"x-forwarded-proto"
+
+
+class Gate:
+    """ASGI middleware around the whole application.
+
+    WebSockets pass with their client's address; their `Host` is for the door to check, which
+    those that never become an ASGI scope pass, too.
+    """
+
+    def __init__(self, app: ASGIApp, sites: Sites, proxies: Proxies) -> None:
+        self._app = app
+        self._sites = sites
+        self._proxies = proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        scope = self._with_client(scope)
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        send = _unsniffed(send)
+        try:
+            self._check_fields(scope)
+        except RoutecastError as error:
+            await respond_error(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check_fields(self, scope: Scope) -> None:
+        host = read_fields(scope["headers"], scope["http_version"]).get(b"host")
+        if host is not None:
+            self._sites.check_host(host.decode("latin-1"))
+
+    def _with_client(self, scope: Scope) -> Scope:
+        """Return the scope with the client's own address and scheme."""
+        peer = str(scope["client"][0]) if scope.get("client") else ""
+        changed: dict[str, Any] = {}
+        address = self._proxies.client_of(peer, _values(scope, _FORWARDED_FOR))
+        if address != peer:
+            changed["client"] = (address, 0)
+        scheme = self._proxies.scheme_of(peer, _values(scope, _FORWARDED_PROTO))
+        if scheme is not None:
+            plain = scheme.replace("ws", "http")
+            changed["scheme"] = plain.replace("http", "ws") if _is_socket(scope) else plain
+        return {**scope, **changed} if changed else scope
+
+
+def _is_socket(scope: Scope) -> bool:
+    return bool(scope["type"] == "websocket")
+
+
+def _values(scope: Scope, wanted: bytes) -> list[str]:
+    headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+    return [value.decode("latin-1") for name, value in headers if name == wanted]
+
+
+def _unsniffed(send: Send) -> Send:
+    async def send_unsniffed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if all(name != NOSNIFF[0] for name, _ in headers):
+                message = {**message, "headers": [*headers, NOSNIFF]}
+        await send(message)
+
+    return send_unsniffed

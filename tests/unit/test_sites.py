@@ -1,0 +1,317 @@
+"""Which hosts a server answers for, and which pages may use it."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from routecast.core.sites import Sites, host_entry, origin_entry, read_host, read_origin
+from routecast.errors import BadBody, Forbidden, Misdirected, RoutecastError
+
+SITES = Sites(
+    {"https://grafana.example", "https://*.pages.example", "http://[2001:db8::5]:3000"},
+    {"routecast.example", "*.svc.cluster.local"},
+)
+
+# -- Host ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.0.0.1:8000",
+        "192.0.2.7:80",
+        "192.0.2.7.",
+        "[::1]",
+        "[::1]:8000",
+        "[2001:DB8:0::7]:8443",
+        "[fe80::1%25eth0]:8000",
+        "localhost",
+        "LOCALHOST:8000",
+        "localhost.",
+        "routecast",
+        "routecast_node-1:8000",
+        "app.localhost:8000",
+        "grafana.example",
+        "Grafana.Example.:443",
+        "a.pages.example",
+        "b.a.pages.example",
+        "routecast.example",
+        "routecast.example:",
+        "node-1.nodes.svc.cluster.local:8000",
+    ],
+)
+def test_hosts_that_are_answered_for(host: str) -> None:
+    """Addresses, names nobody else can own, hosts of allowed origins, and those that are listed."""
+    SITES.check_host(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8000",
+        "routecast.example.evil.example",
+        "evil-routecast.example",
+        "pages.example",
+        "svc.cluster.local",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.1",
+        "0177.0.0.1",
+        "1.2.3.4.5",
+        "host.docker.internal",
+        "xn--bcher-kva.example",
+        "bÃ¼cher.example",  # UTF-8, as header bytes are taken
+    ],
+)
+def test_hosts_of_others(host: str) -> None:
+    """A name that could be made to point here by its owner; the error names the setting."""
+    with pytest.raises(Misdirected, match="ROUTECAST_ALLOWED_HOSTS"):
+        SITES.check_host(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("", ":80", "a b", "a/b", "user@routecast", "routecast,evil.example", "[::1", "::1"),
+        *("[x]", "routecast:port", "routecast:99999", "a..b", ".", "é" * 300, "a" * 64, "a%2eb"),
+    ],
+)
+def test_what_is_no_host(host: str) -> None:
+    """It is refused as a bad request, also where all hosts are allowed."""
+    for sites in (SITES, Sites(hosts={"*"})):
+        with pytest.raises(BadBody, match="Host"):
+            sites.check_host(host)
+
+
+def test_all_hosts_may_be_allowed() -> None:
+    """By the setting for hosts; that for origins does not turn the check off."""
+    Sites(hosts={"*"}).check_host("evil.example")
+    with pytest.raises(Misdirected):
+        Sites(origins={"*"}).check_host("evil.example")
+
+
+def test_an_international_name_is_one_in_all_its_forms() -> None:
+    """As punycode, as UTF-8 bytes, composed or in capitals."""
+    sites = Sites(hosts={host_entry("Bücher.example")})
+    for host in ("xn--bcher-kva.example", "XN--BCHER-KVA.example.", "bÃ¼cher.example"):
+        sites.check_host(host)
+    assert host_entry("straße.example") == "xn--strae-oqa.example"  # as browsers have it
+
+
+@given(st.text(max_size=500))
+@example("xn--\xff")
+def test_any_host_is_answered_for_or_refused(host: str) -> None:
+    """Nothing but an error with a status is raised."""
+    with suppress(RoutecastError):
+        SITES.check_host(host)
+
+
+LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
+NAME = st.lists(LABEL, min_size=2, max_size=5).map(".".join)
+PORT = st.none() | st.integers(0, 65_535)
+
+
+@given(NAME, PORT, st.booleans())
+def test_a_host_matches_as_clients_may_write_it(name: str, port: int | None, dot: bool) -> None:
+    """In any case, with any port, and with a dot at its end; one under it is another host."""
+    sites = Sites(hosts={host_entry(name)})
+    written = name.upper() + "." * dot + ("" if port is None else f":{port}")
+    assert sites.serves(written)
+    assert not sites.serves(f"y.{written}") or name.endswith(".localhost")
+
+
+# -- Origin -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        (None, "metrics.example"),
+        (None, None),
+        ("http://192.0.2.7:8000", "192.0.2.7:8000"),
+        ("http://192.0.2.7", "192.0.2.7:80"),
+        ("https://192.0.2.7", "192.0.2.7:443"),
+        ("https://192.0.2.7", "192.0.2.7"),
+        ("http://192.0.2.7:80", "192.0.2.7"),
+        ("https://[2001:db8::7]:8443", "[2001:DB8:0::7]:8443"),
+        ("http://localhost:3000", "127.0.0.1:8000"),
+        ("http://127.0.0.1:3000", "localhost:8000"),
+        ("http://[::1]:3000", "[::1]:8000"),
+        ("http://LocalHost.:3000", "localhost:8000"),
+        ("https://grafana.example", "metrics.example"),
+        ("https://grafana.example:443", None),
+        ("HTTPS://Grafana.Example.", "["),
+        ("https://a.pages.example", "metrics.example"),
+        ("http://[2001:db8:0::5]:3000", "metrics.example"),
+    ],
+    ids=str,
+)
+def test_origins_that_may_connect(origin: str | None, host: str | None) -> None:
+    """No browser, our own page, one machine's pages among themselves, and those named."""
+    SITES.check_origin(origin, host)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"),
+    [
+        ("https://evil.example", "metrics.example"),
+        ("https://evil.example", "localhost:8000"),
+        ("https://evil.example", None),
+        ("http://localhost.evil.example", "localhost:8000"),
+        ("http://localhost:3000", "metrics.example"),
+        # The page of a name that was made to point here, after the page was loaded elsewhere.
+        ("http://metrics.example:8000", "metrics.example:8000"),
+        ("http://192.0.2.8:8000", "192.0.2.7:8000"),
+        ("http://192.0.2.7", "192.0.2.7:443"),
+        ("https://192.0.2.7", "192.0.2.7:80"),
+        ("https://metrics.example:444", "metrics.example"),
+        ("http://grafana.example", "metrics.example"),
+        ("https://grafana.example:8443", "grafana.example:8443"),
+        ("https://pages.example", "pages.example"),
+        ("https://pages.example.evil.example", "metrics.example"),
+        ("http://a.pages.example", "metrics.example"),
+        ("https://grafana.example/", "metrics.example"),
+        ("null", "localhost:8000"),
+        ("", "localhost:8000"),
+        ("file://", "localhost:8000"),
+        ("chrome-extension://localhost", "localhost:8000"),
+        ("http://[", "localhost:8000"),
+        ("http://localhost", "[::1"),
+        ("https://" + "a" * 10_000, "localhost:8000"),
+    ],
+    ids=str,
+)
+def test_origins_that_may_not_connect(origin: str, host: str | None) -> None:
+    """A page of somebody else's, and headers that make no sense; the error shows the setting."""
+    with pytest.raises(Forbidden, match=r"may not connect; .* ROUTECAST_ALLOWED_ORIGINS"):
+        SITES.check_origin(origin, host)
+
+
+def test_star_allows_all_origins() -> None:
+    """Where the network is trusted."""
+    Sites(origins={"*"}).check_origin("null", None)
+
+
+@given(st.none() | st.text(), st.none() | st.text())
+def test_any_headers_are_let_in_or_refused(origin: str | None, host: str | None) -> None:
+    """Nothing but Forbidden is raised, and only where there is an origin."""
+    try:
+        Sites().check_origin(origin, host)
+    except Forbidden:
+        assert origin is not None
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "entry"),
+    [
+        ("*", "*"),
+        ("https://grafana.example", "https://grafana.example"),
+        ("https://grafana.example/", "https://grafana.example"),
+        ("https://grafana.example:443", "https://grafana.example"),
+        ("http://grafana.example:80/", "http://grafana.example"),
+        ("http://GRAFANA.example.:3000", "http://grafana.example:3000"),
+        ("HTTPS://grafana.example:80", "https://grafana.example:80"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://*.Example.com", "https://*.example.com"),
+        ("http://[2001:DB8::0:1]:80", "http://[2001:db8::1]"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ],
+)
+def test_origins_are_normalised(typed: str, entry: str) -> None:
+    """To what a browser sends, and again to the same."""
+    assert origin_entry(typed) == entry
+    assert origin_entry(entry) == entry
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("grafana.example", "https://grafana.example"),
+        ("grafana.example:3000", "https://grafana.example:3000"),
+        ("https://grafana.example/d/abc", "write https://grafana.example"),
+        ("https://grafana.example?x=1", "write https://grafana.example"),
+        ('"https://grafana.example"', "quotes"),
+        ("'https://grafana.example", "quotes"),
+        ("https://a.example https://b.example", "commas"),
+        ("https://a.example;https://b.example", "commas"),
+        ("wss://grafana.example", "write https://grafana.example"),
+        ("https://me:secret@grafana.example", "write https://grafana.example"),
+        ("https://grafana.*", "first label"),
+        ("https://*", "first label"),
+        ("https://*.*.example", "first label"),
+        ("https://", "https://name"),
+        ("https://:443", "https://name"),
+        ("https://grafana.example:99999", "65535"),
+        ("file:///page.html", "https://name"),
+        ("null", "sandboxed"),
+        ("https://xn--\u00fc\u200b.example", "https://name"),
+    ],
+)
+def test_origins_that_no_browser_sends_are_refused(typed: str, fix: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(ValueError, match=r"\w") as told:
+        origin_entry(typed)
+    assert fix in str(told.value)
+    assert "secret" not in str(told.value)
+
+
+@given(st.sampled_from(["http", "https"]), NAME, PORT, st.booleans())
+def test_an_accepted_origin_matches(scheme: str, name: str, port: int | None, wild: bool) -> None:
+    """However it is typed, the page of that site may enter, and the server answers for its host."""
+    typed = f"{scheme.upper()}://{'*.' * wild}{name.title()}" + ("" if port is None else f":{port}")
+    sites = Sites({origin_entry(typed)})
+    page = f"{scheme}://{'a.' * wild}{name}" + ("" if port is None else f":{port}")
+    sent = str(read_origin(page))
+    assert sites.may_enter(sent, "metrics.example")
+    assert sites.serves(sent.partition("://")[2])
+
+
+@pytest.mark.parametrize(
+    ("typed", "entry"),
+    [
+        ("*", "*"),
+        ("Routecast.Example.", "routecast.example"),
+        ("*.svc.Cluster.local", "*.svc.cluster.local"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("::1", "::1"),
+        ("[::1]", "::1"),
+    ],
+)
+def test_hosts_are_normalised(typed: str, entry: str) -> None:
+    """And again to the same."""
+    assert host_entry(typed) == entry
+    assert host_entry(entry) == entry
+
+
+@pytest.mark.parametrize(
+    ("typed", "fix"),
+    [
+        ("https://routecast.example", "write routecast.example"),
+        ("routecast.example/x", "write routecast.example"),
+        ("routecast.example:8000", "write routecast.example"),
+        ("*.example:80", "write *.example"),
+        ('"routecast.example"', "quotes"),
+        ("a.example b.example", "commas"),
+        ("routecast.*", "first label"),
+        ("a..b", "such as routecast.example"),
+    ],
+)
+def test_hosts_that_no_request_has_are_refused(typed: str, fix: str) -> None:
+    """With what to write instead."""
+    with pytest.raises(ValueError, match=r"\w") as told:
+        host_entry(typed)
+    assert fix in str(told.value)
+
+
+def test_what_is_read_is_in_its_normal_form() -> None:
+    """Both headers are read by one function."""
+    assert read_host("[2001:DB8::1]:80") == ("2001:db8::1", 80)
+    assert read_host("A.example.") == ("a.example", None)
+    assert read_origin("https://A.example.:443") == ("https", "a.example", 443)
