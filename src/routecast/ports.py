@@ -91,10 +91,12 @@ class Store(Protocol):
         """Return the position of the last commit (seq 0 before the first). Raises Unavailable."""
         ...
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         """Return the rollups as of one position, with all a snapshot taken at `now` needs.
 
-        Its cost does not depend on how many decisions there are. Raises Unavailable.
+        Of the windows, it covers as many as `room` bytes are enough for. Its cost does not depend
+        on how many decisions there are, nor, where there is no room, on how many rollups.
+        Raises Unavailable.
         """
         ...
 

@@ -35,7 +35,7 @@ class NoStore:
     async def position(self) -> Position:
         _refuse()
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         raise Unavailable("no other node has cached a snapshot that is new enough")
 
     async def deltas(self, after: Position) -> list[Delta]:

@@ -64,8 +64,8 @@ class SqliteStore:
     async def position(self) -> Position:
         return await self._read(readers.position)
 
-    async def load(self, now: int) -> Snapshot:
-        return await self._read(readers.load, now)
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
+        return await self._read(readers.load, now, room)
 
     async def deltas(self, after: Position) -> list[Delta]:
         return await self._read(readers.deltas, after)
