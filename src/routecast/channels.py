@@ -8,7 +8,7 @@ message from what it was really sent to what is newest. So nothing queues (the p
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from routecast.core.message import Encoding, Message, Named
@@ -16,7 +16,6 @@ from routecast.core.metrics import Document
 from routecast.core.turns import in_turn
 from routecast.core.versions import FRESH, State, Version, Versions, message
 from routecast.core.view import Subscription, View
-from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
 from routecast.protocol import ALIVE_SECONDS, CloseCode, Position
@@ -185,8 +184,12 @@ class Documents(Protocol):
         """Return live state, None when that cannot answer."""
         ...
 
-    async def read(self) -> Reading:
-        """Return the newest state to be had. Raises Unavailable when there is none at all."""
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        """Return what a view can be made of now, None where that has to be waited for."""
+        ...
+
+    async def readings(self, views: Iterable[View]) -> dict[View, Reading | None]:
+        """Return what each view can be made of, None where there is nothing."""
         ...
 
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
@@ -226,7 +229,7 @@ class Channels:
         member.channel = channel
         find = self._versions.find
         channel.place(member, None if position is None else find(subscription.view, position))
-        reading = self._documents.reading_now()
+        reading = self._reading_now(subscription.view)
         if reading is not None:
             self.send(member, self._version_now(subscription.view, reading))
         else:
@@ -262,11 +265,18 @@ class Channels:
 
     def bring_up(self, member: Member) -> None:
         """Send a member what is live now, before its next tick."""
-        reading = self._documents.reading_now()
-        if reading is not None and member.channel is not None:
-            version = self._version(member.channel.subscription.view, reading)
+        if member.channel is None:
+            return
+        view = member.channel.subscription.view
+        reading = self._reading_now(view)
+        if reading is not None:
+            version = self._version(view, reading)
             if _is_news(version, member.base):
                 self.send(member, version)
+
+    def _reading_now(self, view: View) -> Reading | None:
+        reading = self._documents.reading_now()
+        return None if reading is None else self._documents.covering(reading, view)
 
     async def run(self) -> None:
         """Send what changed as ticks come. Never ends."""
@@ -279,21 +289,24 @@ class Channels:
             if not due and not waiting:
                 continue
             started = time.monotonic()
-            try:
-                reading = await self._documents.read()
-            except Unavailable:
-                reading = None
-            await self._welcome(waiting, reading)
+            views = {channel.subscription.view for channel in due}
+            views |= {each.channel.subscription.view for each in waiting if each.channel}
+            readings = await self._documents.readings(views)
+            await self._welcome(waiting, readings)
             for channel in due:
-                await self._tick(channel, self._version(channel.subscription.view, reading))
+                view = channel.subscription.view
+                await self._tick(channel, self._version(view, readings[view]))
                 if channel.cohorts:
                     self._schedule(channel)
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
-    async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
+    async def _welcome(
+        self, waiting: Sequence[Member], readings: Mapping[View, Reading | None]
+    ) -> None:
         for number, member in enumerate(waiting, 1):
             if member.channel is not None:
-                self.send(member, self._version(member.channel.subscription.view, reading))
+                view = member.channel.subscription.view
+                self.send(member, self._version(view, readings.get(view)))
             if not number % YIELD_EVERY:
                 await asyncio.sleep(0)
 
@@ -351,9 +364,8 @@ class Channels:
         now, newest = self._clock.now(), self._versions.newest(view)
         document = state = None
         if reading is not None:
-            state = State(
-                reading.snapshot.position, view.moment(now), reading.source, reading.as_of
-            )
+            moment = view.moment(reading.snapshot.moment(now))
+            state = State(reading.snapshot.position, moment, reading.source, reading.as_of)
             if newest is not None and newest.confirm(state):
                 return newest
             document = self._documents.document(reading, view, now)

@@ -1,24 +1,28 @@
 """Latest: the newest numbers that can be had, and the frames made of them.
 
-Sources are asked in order: live, cache, database, the last that was known. A view's document is
-rendered and encoded once for all who share it, and again only when it can have changed.
+Sources are asked in order: live, cache, database, the last that was known. Where what they give
+does not cover a view's window, the database is asked for the window (`windows.py`). A view's
+document is rendered and encoded once for all who share it, and again only when it can have changed.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from routecast.core.decision import SECOND
 from routecast.core.frame import Frame, encode_document, error_frame, stamp
 from routecast.core.metrics import Baseline, Document, render
 from routecast.core.view import View
+from routecast.core.window import WindowQuery, query_of
 from routecast.errors import Unavailable, Uncovered
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
+from routecast.windows import WAIT_SECONDS, Windows
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ REUSE: Final = SECOND
 # For so long a frame of live state can be given to one more who comes, if nothing changed.
 FRESH: Final = SECOND // 20
 _NOTHING: Final = "neither live state, cache nor database can answer"
+# Ticks wait for so long for the first answer to a window from the database, in seconds.
+WINDOW_SECONDS: Final = 2.0
 # Views whose encoded document is kept; the least lately used goes first.
 MAX_VIEWS: Final = 512
 
@@ -50,6 +56,7 @@ class Latest:
         clock: Clock,
         instruments: Instruments,
         baseline: Baseline | None = None,
+        windows: Windows | None = None,
     ) -> None:
         self._live = live
         self._held = held
@@ -57,6 +64,8 @@ class Latest:
         self._clock = clock
         self._instruments = instruments
         self._baseline = baseline
+        self._windows = windows
+        self._floor: Position | None = None  # the newest one that a window was answered at
         self._served = {source: instruments.reads.labels(source.value) for source in Source}
         self._known: Reading | None = None
         self._asked = 0  # when the engines were last asked
@@ -119,7 +128,8 @@ class Latest:
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
         """Return a view's document, None when it cannot be made of this reading."""
         try:
-            document = render(reading.snapshot, view, now, self._baseline)
+            snapshot = reading.snapshot
+            document = render(snapshot, view, snapshot.moment(now), self._baseline)
         except Uncovered:
             return None
         except Exception:
@@ -136,37 +146,87 @@ class Latest:
         reading = self._in_front()
         if reading is None:
             return None
-        now = self._clock.now()
+        self._known = reading
+        now, reading = self._clock.now(), self.covering(reading, view)
+        if reading is None:
+            return None
         held = self._fresh.get(view)
         if held is None or held[0] != reading.snapshot.position or not 0 <= now - held[1] < FRESH:
             if len(self._fresh) >= MAX_VIEWS:
                 self._fresh.clear()
-            self._known = reading
             self._served[reading.source].inc()
             frame = self._encode(reading, view, now)
             held = self._fresh[view] = (reading.snapshot.position, now, frame)
         return held[2]
 
     async def frame(self, view: View) -> Frame:
-        """Return a view's newest frame, or the error document's."""
-        return (await self.frames([view]))[view]
+        """Return a view's newest frame, or the error document's; a window is waited for."""
+        return (await self.frames([view], patience=WAIT_SECONDS))[view]
 
-    async def frames(self, views: Iterable[View]) -> dict[View, Frame]:
-        """Return the newest frame of each view, from one source."""
-        try:
-            reading = await self.read()
-        except Unavailable:
-            failed = error_frame(self._clock.now())
-            return dict.fromkeys(views, failed)
+    async def frames(
+        self, views: Iterable[View], *, patience: float = WINDOW_SECONDS
+    ) -> dict[View, Frame]:
+        """Return the newest frame of each view, from one source but for uncovered windows."""
+        views = list(views)
+        readings = await self.readings(views, patience=patience)
         frames: dict[View, Frame] = {}
         for view in views:
             if frames:  # others get their turn between two views
                 await asyncio.sleep(0)
-            frames[view] = self._encode(reading, view, self._clock.now())
+            reading, now = readings[view], self._clock.now()
+            frames[view] = error_frame(now) if reading is None else self._encode(reading, view, now)
         return frames
 
+    # -- windows --------------------------------------------------------------------------------
+
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        """Return what a view can be made of now: a reading, else what the database answered last.
+
+        None: `readings` waits for it.
+        """
+        is_rate = "rate" in view.fields
+        covered = reading.snapshot.covers(view.window, self._clock.now(), rate=is_rate)
+        if self._windows is None or (view.window == "all" and not is_rate):
+            return reading if covered else None
+        asked, position = query_of(view), reading.snapshot.position
+        if not covered:
+            return self._windows.held(asked, self._floor)
+        # Whoever saw a number must not see an older one.
+        newer = self._windows.newer(asked, position)
+        if newer is None:
+            self._floor = position
+        return newer or reading
+
+    async def readings(
+        self, views: Iterable[View], *, patience: float = WINDOW_SECONDS
+    ) -> dict[View, Reading | None]:
+        """Return what each view can be made of, None where there is nothing.
+
+        `patience` is how many seconds to wait for a window that memory does not hold.
+        """
+        views = list(views)
+        try:
+            reading = await self.read()
+        except Unavailable:
+            return dict.fromkeys(views)
+        found = {view: self.covering(reading, view) for view in views}
+        asked = {query_of(view) for view, covering in found.items() if covering is None}
+        if asked:
+            answers = await asyncio.gather(*(self._window(each, patience) for each in asked))
+            answered = dict(zip(asked, answers, strict=True))
+            found = {view: held or answered[query_of(view)] for view, held in found.items()}
+        return found
+
+    async def _window(self, asked: WindowQuery, patience: float) -> Reading | None:
+        if self._windows is None:
+            return None
+        with suppress(Unavailable):
+            return await self._windows.read(asked, self._floor, patience=patience)
+        return None
+
     def _encode(self, reading: Reading, view: View, now: int) -> Frame:
-        snapshot, moment = reading.snapshot, view.moment(now)
+        snapshot = reading.snapshot
+        moment = view.moment(snapshot.moment(now))
         held = self._encoded.get(view)
         if held is None or held.position != snapshot.position or held.moment != moment:
             document = self.document(reading, view, now)

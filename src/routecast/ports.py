@@ -13,6 +13,7 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.protocol import Position, Source
 
 # The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
@@ -123,6 +124,15 @@ class Store(Protocol):
 
         Its cost depends on the buckets and keys in the plan's range, not on how many decisions
         there are. Raises Uncovered when minutes of it are not kept any more; Unavailable.
+        """
+        ...
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        """Return the sums of one window at `now`, by series and as of one position.
+
+        They are the snapshot's `total`; it is `still` and cannot take deltas. It has histograms
+        and the minutes of a rate only where they are asked for. Raises Uncovered when minutes of
+        the window are not kept any more; Unavailable, also when it would take too long.
         """
         ...
 

@@ -6,7 +6,7 @@ import json
 import random
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -110,6 +110,16 @@ class Sources:
     def _reading(self) -> Reading:
         assert self.source is not None
         return Reading(self.hall.snapshot, self.source, NOW)
+
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        return reading
+
+    async def readings(self, views: Iterable[View]) -> dict[View, Reading | None]:
+        try:
+            reading = await self.read()
+        except Unavailable:
+            return dict.fromkeys(views)
+        return dict.fromkeys(views, reading)
 
     def document(self, *asked: Any) -> Any:
         return self.hall.latest.document(*asked)

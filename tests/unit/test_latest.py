@@ -37,9 +37,9 @@ class CountingStore(SqliteStore):
 
     loads = 0
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         self.loads += 1
-        return await super().load(now)
+        return await super().load(now, room)
 
 
 class LostCache(MemoryCache):

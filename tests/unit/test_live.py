@@ -48,8 +48,8 @@ class GatedStore(SqliteStore):
         self.looked.append(time.monotonic())
         return position
 
-    async def load(self, now: int) -> Snapshot:
-        snapshot = await super().load(now)
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
+        snapshot = await super().load(now, room)
         self.loads += 1
         await self.gate.wait()
         return snapshot

@@ -1,5 +1,7 @@
 """The cache of a single process."""
 
+import asyncio
+
 from routecast.core.snapshot import Snapshot
 from routecast.ports import Clock
 from routecast.protocol import Position
@@ -20,7 +22,7 @@ class MemoryCache:
         if self._clock.now() >= expires:
             self._held = None
             return None
-        return Snapshot.unpack(packed)
+        return await asyncio.to_thread(Snapshot.unpack, packed)
 
     async def put(self, snapshot: Snapshot) -> None:
         if self._held is not None and self._held[1] > self._clock.now():

@@ -61,7 +61,7 @@ def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None =
 def _select(snapshot: Snapshot, view: View, now: int) -> Mapping[Key, Sums]:
     """Return the sums of a view's window that its filters let through."""
     parts = view.parts
-    if not parts or view.window != "all":
+    if not parts or view.window != snapshot.scope:
         return _matching(snapshot.select(view.window, now), parts)
     (place, names), *others = parts
     return _matching(snapshot.total_of(place, names), others)

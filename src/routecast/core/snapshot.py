@@ -216,6 +216,11 @@ class Snapshot:
         """How many cells it holds."""
         return len(self.total) + self.hours.cells + self.minutes.cells
 
+    @property
+    def uncovered(self) -> int:
+        """How many windows it has no room for."""
+        return len(BOUNDED) - len(self.covered)
+
     def cover(self, windows: Sequence[str]) -> None:
         """Hold what these windows need, the first ones of BOUNDED; drop all other periods."""
         self.covered = tuple(windows)

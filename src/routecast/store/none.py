@@ -8,6 +8,7 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.errors import Gap, Unavailable
 from routecast.ports import Checked, Commit, Difference
 from routecast.protocol import Position
@@ -45,6 +46,9 @@ class NoStore:
         _refuse()
 
     async def history(self, plan: Plan) -> Past:
+        _refuse()
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
         _refuse()
 
     async def summarise(self, *, before: int, limit: int) -> int:

@@ -13,11 +13,12 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
 from routecast.protocol import Position
 from routecast.store.loading import Loader
-from routecast.store.postgres import past, retention
+from routecast.store.postgres import past, retention, window
 from routecast.store.postgres.commit import Unsettled, Written, commit, settle
 from routecast.store.postgres.fold import deltas_of, fold
 from routecast.store.postgres.folder import Folder
@@ -143,6 +144,10 @@ class PostgresStore:
         async with self._snapshot() as session:
             found = await past.read(session, plan)
         return await asyncio.to_thread(past.build, plan, *found)
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        async with self._snapshot() as session:
+            return await window.read(session, asked, now)
 
     async def summarise(self, *, before: int, limit: int) -> int:
         async with self._session() as session, session.transaction():

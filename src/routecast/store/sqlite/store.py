@@ -15,12 +15,14 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.errors import Unavailable
 from routecast.ports import Checked, Commit, Difference
 from routecast.protocol import Position
 from routecast.store.recount import recount
 from routecast.store.sqlite import past, readers
 from routecast.store.sqlite.connection import BUSY_MS, select
+from routecast.store.sqlite.window import WindowReader
 from routecast.store.sqlite.writer import Writer
 
 T = TypeVar("T")
@@ -38,6 +40,8 @@ class SqliteStore:
         self._reading = ThreadPoolExecutor(READERS, "sqlite-reader")
         # Of its own, so that a long range keeps nobody else waiting.
         self._history = ThreadPoolExecutor(1, "sqlite-history")
+        self._windows = ThreadPoolExecutor(1, "sqlite-window")
+        self._window_reader = WindowReader()
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._open_for_use = False
@@ -72,6 +76,10 @@ class SqliteStore:
 
     async def history(self, plan: Plan) -> Past:
         return await self._run(self._history, self._read_here, past.read, (plan,))
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        read = self._window_reader.read
+        return await self._run(self._windows, self._read_here, read, (asked, now))
 
     async def summarise(self, *, before: int, limit: int) -> int:
         return await self._run(self._writing, self._writer.summarise, before, limit)
@@ -122,6 +130,7 @@ class SqliteStore:
         self._writing.shutdown()
         self._reading.shutdown()
         self._history.shutdown()
+        self._windows.shutdown()
         self._writer.close()
         for connection in self._connections:
             connection.close()

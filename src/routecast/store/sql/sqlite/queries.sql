@@ -50,6 +50,9 @@ VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
 -- name: series
 SELECT id, project, strategy, provider, model, band, status FROM series;
 
+-- name: last_series
+SELECT max(id) FROM series;
+
 -- name: one_series
 SELECT id FROM series
 WHERE project = ? AND strategy = ? AND provider = ? AND model = ? AND band = ? AND status = ?;
@@ -183,3 +186,16 @@ SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, c
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;
+
+-- name: window_sums
+-- The sums by series of one period's rollups that start from the first to before the second moment.
+SELECT series, sum(count), sum(fallbacks), sum(confidence_count), sum(confidence_sum), sum(cost_count),
+       sum(cost_sum), sum(latency_count), sum(latency_sum), sum(input_tokens), sum(output_tokens),
+       sum(metered_cost), sum(metered_input), sum(metered_output)
+FROM rollups WHERE period = ? AND start >= ? AND start < ? GROUP BY series;
+
+-- name: window_bins
+SELECT series, latency_bins FROM rollups WHERE period = ? AND start >= ? AND start < ?;
+
+-- name: window_counts
+SELECT start, series, count FROM rollups WHERE period = 'minute' AND start >= ? AND start < ?;
