@@ -526,6 +526,7 @@ async def test_windows_that_were_given_up_are_loaded_again(
     monkeypatch.setattr(node.live._sources, "room", 130 * CELL_BYTES)
     monkeypatch.setattr(module, "RELOAD_SECONDS", 0.0)
     monkeypatch.setattr(module, "RELOAD_REST", 0)
+    monkeypatch.setattr(writer, "FOLD_COMMITS", 1)
     async with running(node.live.run()):
         await node.live.loaded()
         done = await node.store.commit([spread(0, 60)], NOW)
