@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     )
     live_memory: int = Field(
         192,
-        ge=16,
+        ge=4,
         le=1_048_576,
         description="MiB of memory for live state. Windows that it has no room for are answered "
         "from the database, the longest ones first.",
