@@ -67,6 +67,7 @@ from routecast.store.postgres import PostgresStore
 from routecast.store.sqlite import SqliteStore
 from routecast.subscribers import Subscribers
 from routecast.urls import masked, split_url
+from routecast.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,10 @@ CLOSE_SECONDS = 3.0
 # Where there are other nodes, one of them caches a snapshot this often: for those that start, and
 # for those that have no database to ask for what they missed, and must not be 5 s behind.
 SHARE_SECONDS = 3.0
+# What a snapshot may take of the memory for live state: the one in use, and another one while it is
+# loaded. The rest is for the windows that the database answers.
+SNAPSHOT_SHARE = 3 / 8
+WINDOWS_SHARE = 1 / 4
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 
@@ -157,6 +162,7 @@ class Services:
         self._has_others = settings.redis_url is not None
         self._stopping: asyncio.Task[None] | None = None
         look_seconds = LOOK_SECONDS if self._has_others else ALONE_LOOK_SECONDS
+        room = settings.live_memory * 2**20
         names = Names(settings.max_names, settings.max_series)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
         self.sources = Sources(
@@ -167,7 +173,9 @@ class Services:
             engines.clock,
             self.instruments,
             reads=not self._only_streams,
+            room=int(room * SNAPSHOT_SHARE),
         )
+        self.windows = Windows(engines.store, engines.clock, int(room * WINDOWS_SHARE))
         self.live = Live(
             self.sources,
             engines.store,
@@ -186,6 +194,7 @@ class Services:
             engines.clock,
             self.instruments,
             _baseline(settings, engines.prices),
+            windows=self.windows,
             settled=self.live.settled,
             budget=(budget := RenderBudget()),
         )
@@ -222,6 +231,7 @@ class Services:
         async with AsyncExitStack() as stack:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
+            stack.push_async_callback(self.windows.close)
             await stack.enter_async_context(_opened(engines.store))
             if not self._only_streams:
                 await stack.enter_async_context(_task("retention", self._run_retention))

@@ -231,6 +231,14 @@ class Documents(Protocol):
         """Return the newest state to be had. Raises Unavailable when there is none at all."""
         ...
 
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        """Return what a view can be made of now, None where that has to be waited for."""
+        ...
+
+    def lacks(self, view: View) -> bool:
+        """Whether there is nothing to wait for."""
+        ...
+
     def is_ready(self, reading: Reading, view: View) -> bool:
         """Do a piece of a view's work; return whether its document can be made at once now."""
         ...
@@ -484,10 +492,10 @@ class Channels:
 
     def _version_now(self, view: View, reading: Reading) -> Version | None:
         """Return a view's version for one who comes: where only time went on, a crowd shares it."""
-        newest, position = self._versions.newest(view), reading.snapshot.position
-        if newest is not None and newest.state is not None:
-            age = self._clock.now() - newest.made
-            if 0 <= age < FRESH and newest.state.is_of(position, reading.source):
+        newest, covering = self._versions.newest(view), self._documents.covering(reading, view)
+        if covering is not None and newest is not None and newest.state is not None:
+            age, position = self._clock.now() - newest.made, covering.snapshot.position
+            if 0 <= age < FRESH and newest.state.is_of(position, covering.source):
                 return newest
         return self._version(view, reading)
 
@@ -499,9 +507,12 @@ class Channels:
         now, newest = self._clock.now(), self._versions.newest(view)
         document = state = None
         if reading is not None:
-            state = State(
-                reading.snapshot.position, view.moment(now), reading.source, reading.as_of
-            )
+            reading = self._documents.covering(reading, view)
+            if reading is None and not self._documents.lacks(view):
+                return None
+        if reading is not None:
+            moment = view.moment(reading.snapshot.moment(now))
+            state = State(reading.snapshot.position, moment, reading.source, reading.as_of)
             if newest is not None and newest.confirm(state):
                 return newest
             if not self._documents.is_ready(reading, view):

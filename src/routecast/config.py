@@ -133,6 +133,13 @@ class Settings(BaseSettings):
         ge=1,
         description="Distinct combinations of those names; more are counted as `other`.",
     )
+    live_memory: int = Field(
+        192,
+        ge=4,
+        le=1_048_576,
+        description="MiB of memory for live state. Windows that it has no room for are answered "
+        "from the database, the longest ones first.",
+    )
     cache_seconds: float = Field(
         30, ge=1, le=3600, description="How long a cached snapshot may answer."
     )

@@ -66,6 +66,12 @@ class Instruments:
         self.cache = counter("cache", "Looks into the cache: hit, miss, error.", "result")
         self.reads = counter("snapshots_served", "Snapshots served, by source.", "source")
         self.reloads = counter("live_reloads", "Times live state was loaded anew.")
+        self.live_cells = gauge("live_cells", "Sums held in live state, packed or not.")
+        self.live_bytes = gauge("live_bytes", "Memory that live state takes, about.")
+        self.live_room = gauge("live_room_bytes", "Memory that live state may take.")
+        self.live_windows = gauge(
+            "live_windows_uncovered", "Windows that live state has no room for."
+        )
         self.position_seq = gauge("position_seq", "Seq of the live position.")
         self.bus_lag_seconds = gauge(
             "bus_lag_seconds", "From the start of the newest commit until it was live."

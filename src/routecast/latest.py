@@ -1,7 +1,8 @@
 """Latest: the newest numbers that can be had, and the frames made of them.
 
-Sources are asked in order: live, cache, database, the last that was known. A view's document is
-rendered and encoded once for all who share it, and again only when it can have changed.
+Sources are asked in order: live, cache, database, the last that was known. Where what they give
+does not cover a view's window, the database is asked for the window (`windows.py`). A view's
+document is rendered and encoded once for all who share it, and again only when it can have changed.
 """
 
 import asyncio
@@ -10,18 +11,22 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 from routecast.core.breakdown import Breakdown, Breakdowns
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
 from routecast.core.frame import Frame, encode_document, error_frame, stamp
 from routecast.core.metrics import Baseline, Document, document
+from routecast.core.snapshot import Snapshot
 from routecast.core.view import View
+from routecast.core.window import query_of
 from routecast.errors import Unavailable, Uncovered
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
+from routecast.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ class Latest:
         instruments: Instruments,
         baseline: Baseline | None = None,
         *,
+        windows: Windows | None = None,
         settled: Callable[[], Awaitable[None]] = _at_once,
         budget: RenderBudget | None = None,
     ) -> None:
@@ -70,6 +76,10 @@ class Latest:
         self._settled = settled
         self._budget = budget or RenderBudget()
         self._breakdowns = Breakdowns()
+        # Of answers to windows: each is of one moment, and has breakdowns of its own.
+        self._still: WeakKeyDictionary[Snapshot, Breakdowns] = WeakKeyDictionary()
+        self._windows = windows
+        self._floor: Position | None = None  # the newest one that a window was answered at
         self._sources = sources
         self._clock = clock
         self._instruments = instruments
@@ -134,6 +144,41 @@ class Latest:
             self._served[reading.source].inc()
         return reading
 
+    # -- windows --------------------------------------------------------------------------------
+
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        """Return what a view can be made of now: a reading, else what the database answered last.
+
+        None: `reading_for` waits for it, unless there is nothing to wait for (`lacks`).
+        """
+        is_rate = "rate" in view.fields
+        covered = reading.snapshot.covers(view.window, self._clock.now(), rate=is_rate)
+        if self._windows is None or (view.window == "all" and not is_rate):
+            return reading if covered else None
+        asked, position = query_of(view), reading.snapshot.position
+        if not covered:
+            return self._windows.held(asked, self._floor)
+        # Whoever saw a number must not see an older one.
+        newer = self._windows.newer(asked, position)
+        if newer is None:
+            self._floor = position
+        return newer or reading
+
+    def lacks(self, view: View) -> bool:
+        """Whether the window of a view is not covered, and the database was asked in vain."""
+        return self._windows is None or self._windows.failed(query_of(view))
+
+    async def reading_for(self, view: View) -> Reading:
+        """Return what a view can be made of, once there is something. Raises Unavailable."""
+        reading = self.covering(await self.read(), view)
+        if reading is not None:
+            return reading
+        if self._windows is None:
+            raise Unavailable(_NOTHING)
+        return await self._windows.read(query_of(view), self._floor)
+
+    # -- documents ------------------------------------------------------------------------------
+
     def is_ready(self, reading: Reading, view: View) -> bool:
         """Do a piece of the work that a view's document takes; return whether that was the last.
 
@@ -145,9 +190,12 @@ class Latest:
             return True  # there is nothing that could be done
 
     def _made(self, reading: Reading, view: View, now: int) -> list[Breakdown] | None:
-        made = []
+        made, snapshot = [], reading.snapshot
+        breakdowns = self._breakdowns
+        if snapshot.still:
+            breakdowns = self._still.setdefault(snapshot, Breakdowns())
         for selection in view.selections:
-            one = self._breakdowns.ready(reading.snapshot, selection, now)
+            one = breakdowns.ready(snapshot, selection, snapshot.moment(now))
             if one is None:
                 return None
             made.append(one)
@@ -162,7 +210,7 @@ class Latest:
             made = self._made(reading, view, now)
             if made is None:
                 return None
-            found = document(view, made, now, self._baseline)
+            found = document(view, made, reading.snapshot.moment(now), self._baseline)
         except Uncovered:
             return None
         except Exception:
@@ -179,7 +227,10 @@ class Latest:
         reading = self._in_front()
         if reading is None:
             return None
-        now = self._clock.now()
+        self._known = reading
+        now, reading = self._clock.now(), self.covering(reading, view)
+        if reading is None:
+            return None
         held = self._fresh.get(view)
         if held is None or held[0] != reading.snapshot.position or not 0 <= now - held[1] < FRESH:
             frame = self._encode(reading, view, now)
@@ -187,7 +238,6 @@ class Latest:
                 return None
             if len(self._fresh) >= MAX_VIEWS:
                 self._fresh.clear()
-            self._known = reading
             self._served[reading.source].inc()
             held = self._fresh[view] = (reading.snapshot.position, now, frame)
         return held[2]
@@ -208,7 +258,7 @@ class Latest:
                 await asyncio.sleep(0)
                 await self._settled()
             started = time.monotonic()
-            frame = self._encode(reading, view, self._clock.now())
+            frame = self._frame(reading, view)
             if frame is not None:
                 frames[view] = frame
             if payer:
@@ -216,9 +266,16 @@ class Latest:
                 self._budget.charge(payer, now - started, now)
         return frames
 
+    def _frame(self, reading: Reading, view: View) -> Frame | None:
+        covering, now = self.covering(reading, view), self._clock.now()
+        if covering is not None:
+            return self._encode(covering, view, now)
+        return error_frame(now) if self.lacks(view) else None
+
     def _encode(self, reading: Reading, view: View, now: int) -> Frame | None:
         """Return a view's frame; None when that cannot be made at once."""
-        snapshot, moment = reading.snapshot, view.moment(now)
+        snapshot = reading.snapshot
+        moment = view.moment(snapshot.moment(now))
         held = self._encoded.get(view)
         if held is None or held.position != snapshot.position or held.moment != moment:
             if not self.is_ready(reading, view):

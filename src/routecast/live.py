@@ -12,7 +12,7 @@ from the database what it missed.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from math import inf
 from typing import Final
@@ -21,7 +21,7 @@ from routecast.core.changes import Changes
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
 from routecast.core.rollup import Key
-from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
+from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
 from routecast.errors import Gap, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Clock, Cluster, Reading, Store
@@ -42,6 +42,10 @@ SLACK_SECONDS: Final = 0.05
 STEP_SECONDS: Final = 1.0
 # A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
 GRACE_SECONDS: Final = 0.5
+# A snapshot that had to give windows up is loaded again after this time, in seconds, and this many
+# times the duration of the last load.
+RELOAD_SECONDS: Final = 60.0
+RELOAD_REST: Final = 20
 # Deltas that wait for those before them; should more come, they are dropped, and fetched later.
 MAX_EARLY: Final = 1_000
 # A commit of more cells is applied in pieces, between which others get a turn on the event loop.
@@ -98,16 +102,27 @@ class Live:
         self._stopped = False  # this process did not run a moment ago
         self._read = clock.now()  # when the database was last known to be as our snapshot is
         self._cached: Position | None = None
+        self._loaded: tuple[str, ...] = ()  # the windows that were covered once it was loaded
+        self._next_reload = -inf  # when it may be loaded to cover them again, monotonic
+        self._told = BOUNDED  # the windows that the log said to be in memory
         self._stir = asyncio.Event()
         self._tried = asyncio.Event()
         self.failing: str | None = None  # why the database cannot be read
         self.changes = Changes()  # what the commits that were applied added to
+        instruments.live_room.set(sources.room or 0)
+        instruments.live_cells.set_function(lambda: self._measure("cells"))
+        instruments.live_bytes.set_function(lambda: self._measure("size"))
+        instruments.live_windows.set_function(lambda: self._measure("uncovered"))
+
+    def _measure(self, what: str) -> int:
+        return 0 if self._snapshot is None else getattr(self._snapshot, what)
 
     def current(self) -> Reading | None:
         """Return the live snapshot, or None while it may not be the newest.
 
-        It is None, too, while a large commit is being applied: wait for `settled`. Its source is
-        the database as long as the bus cannot be heard.
+        It may not cover all windows (`Snapshot.covers`). It is None, too, while a large commit is
+        being applied: wait for `settled`. Its source is the database as long as the bus cannot be
+        heard.
         """
         snapshot, now = self._snapshot, self._clock.now()
         if snapshot is None or not self._in_step or self.failing is not None:
@@ -115,7 +130,7 @@ class Live:
         if self._applying is not None:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
-            return None
+            self._stir.set()  # the clock was set: the minutes held are those of other windows
         if self._hears():
             return Reading(snapshot, Source.LIVE, now)
         return Reading(snapshot, Source.DATABASE, self._read)
@@ -176,7 +191,9 @@ class Live:
             await self._look()
             await self.settled()
             if self._must_load():
-                await self._load()
+                await self._load(self._sources.newest(self._announced))
+            elif self._has_lost_windows():
+                await self._load(self._sources.stored())
             elif self._is_behind():
                 await self._catch_up()
         except Gap as gap:
@@ -186,6 +203,7 @@ class Live:
         except Unavailable as error:
             self._lost(error)
         else:
+            self._tell_windows()
             self._announce()
             await self._share()
             await self._sources.recheck()
@@ -344,13 +362,23 @@ class Live:
         # The minutes a snapshot holds move on with the clock, whichever way it is set.
         return not 0 <= self._clock.now() - snapshot.taken < LIFETIME
 
-    async def _load(self) -> None:
-        self._loading = True
+    def _has_lost_windows(self) -> bool:
+        """Whether windows were given up since the last load, and it may be tried again."""
+        snapshot = self._snapshot
+        if snapshot is None or self._look_seconds is None or snapshot.covered == self._loaded:
+            return False
+        return time.monotonic() >= self._next_reload
+
+    async def _load(self, source: Awaitable[Snapshot]) -> None:
+        self._loading, began = True, time.monotonic()
         try:
-            snapshot = await self._sources.newest(self._announced)
+            snapshot = await source
             await self.settled()
         finally:
             self._loading = False
+            now = time.monotonic()
+            self._next_reload = now + max(RELOAD_SECONDS, RELOAD_REST * (now - began))
+        self._loaded = snapshot.covered
         position = snapshot.position
         self._early = {
             seq: delta
@@ -381,6 +409,21 @@ class Live:
                 if (held := self.held()) is not None:
                     self._cached = held.snapshot.position
                     await self._sources.cache(held.snapshot)
+
+    def _tell_windows(self) -> None:
+        """Log which windows memory has no room for, whenever that has changed."""
+        snapshot = self._snapshot
+        if snapshot is None or snapshot.covered == self._told:
+            return
+        self._told = snapshot.covered
+        if lost := BOUNDED[len(snapshot.covered) :]:
+            log.warning(
+                "There is no memory for these windows, and the database answers them: %s. Live "
+                "state has %d cells in %d of %d bytes; raise ROUTECAST_LIVE_MEMORY for more",
+                *(", ".join(lost), snapshot.cells, snapshot.size, self._sources.room or 0),
+            )
+        else:
+            log.info("All windows are answered from memory again")
 
     # -- the database ---------------------------------------------------------------------------
 

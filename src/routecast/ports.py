@@ -13,6 +13,7 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.protocol import Position, Source
 
 # The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
@@ -102,10 +103,12 @@ class Store(Protocol):
         """Return the position of the last commit (seq 0 before the first). Raises Unavailable."""
         ...
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         """Return the rollups as of one position, with all a snapshot taken at `now` needs.
 
-        Its cost does not depend on how many decisions there are. Raises Unavailable.
+        Of the windows, it covers as many as `room` bytes are enough for. Its cost does not depend
+        on how many decisions there are, nor, where there is no room, on how many rollups.
+        Raises Unavailable.
         """
         ...
 
@@ -132,6 +135,15 @@ class Store(Protocol):
 
         Its cost depends on the buckets and keys in the plan's range, not on how many decisions
         there are. Raises Uncovered when minutes of it are not kept any more; Unavailable.
+        """
+        ...
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        """Return the sums of one window at `now`, by series and as of one position.
+
+        They are the snapshot's `total`; it is `still` and cannot take deltas. It has histograms
+        and the minutes of a rate only where they are asked for. Raises Uncovered when minutes of
+        the window are not kept any more; Unavailable, also when it would take too long.
         """
         ...
 

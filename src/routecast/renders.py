@@ -36,6 +36,14 @@ class Documents(Protocol):
         """Return the newest state there is. Raises Unavailable when there is none at all."""
         ...
 
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        """Return what a view can be made of now, None where that has to be waited for."""
+        ...
+
+    async def reading_for(self, view: View) -> Reading:
+        """Return what a view can be made of, once there is something. Raises Unavailable."""
+        ...
+
     def is_ready(self, reading: Reading, view: View) -> bool:
         """Do a piece of a view's work; return whether its document can be made at once now."""
         ...
@@ -48,12 +56,14 @@ class Documents(Protocol):
 class _Request:
     """A view that is to be rendered for a client."""
 
-    __slots__ = ("client", "done", "view")
+    __slots__ = ("client", "done", "reads", "view")
 
     def __init__(self, view: View, client: str) -> None:
         self.view = view
         self.client = client
         self.done: list[Callable[[], None]] = []
+        # While the database reads the view's window; others have their turn meanwhile.
+        self.reads: asyncio.Task[None] | None = None
 
 
 class Renders:
@@ -140,17 +150,21 @@ class Renders:
                 except TimeoutError:
                     pass
                 continue
-            try:
-                await self._make_ready(request)
-            finally:
-                del self._waiting[request.view]
-                for done in request.done:
-                    done()
+            await self._make_ready(request)
+            if request.reads is None:
+                self._end(request)
+
+    def _end(self, request: _Request) -> None:
+        del self._waiting[request.view]
+        for done in request.done:
+            done()
 
     def _next(self) -> tuple[_Request | None, float]:
         """Return the request whose client may use time soonest, and in how many seconds."""
         now, chosen, least = time.monotonic(), None, 0.0
         for request in self._waiting.values():
+            if request.reads is not None:
+                continue
             if request.view == _PLAIN:
                 return request, 0.0
             wait = self._budget.wait(request.client, now)
@@ -162,7 +176,10 @@ class Renders:
         payer = "" if request.view == _PLAIN else request.client
         try:
             while True:
-                reading = await self._documents.read()
+                reading = self._documents.covering(await self._documents.read(), request.view)
+                if reading is None:
+                    request.reads = asyncio.create_task(self._read(request))
+                    return
                 with self.charged(payer):
                     ready = self._documents.is_ready(reading, request.view)
                 if ready:
@@ -172,3 +189,13 @@ class Renders:
             pass  # whoever asked is told by the document that they get
         except Exception:
             log.exception("A view could not be rendered: %s", request.view)
+
+    async def _read(self, request: _Request) -> None:
+        """Wait for the window of a view; then its turn comes again."""
+        try:
+            await self._documents.reading_for(request.view)
+        except Unavailable:
+            self._end(request)
+        finally:
+            request.reads = None
+            self._changed.set()

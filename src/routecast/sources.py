@@ -30,7 +30,8 @@ class _OtherClock(Exception):
 class Sources:
     """The cache, the database, and the bus between them.
 
-    Without `reads`, the store is none to load from: others do, and this node waits for them.
+    A snapshot may take `room` bytes, None for any number. Without `reads`, the store is none to
+    load from: others do, and this node waits for them.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Sources:
         instruments: Instruments,
         *,
         reads: bool = True,
+        room: int | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
@@ -51,6 +53,7 @@ class Sources:
         self._clock = clock
         self._instruments = instruments
         self._reads = reads
+        self.room = room
         self.cache_failing = False
 
     async def newest(self, known: Position | None) -> Snapshot:
@@ -117,6 +120,8 @@ class Sources:
     async def _brought_up(self, snapshot: Snapshot) -> Snapshot | None:
         if not self._is_of_our_time(snapshot):
             return None
+        snapshot.room = self.room  # another node may have more
+        snapshot.fit()
         try:
             for delta in await self._bus.deltas(snapshot.position):
                 snapshot.apply(delta)
@@ -135,7 +140,7 @@ class Sources:
 
     async def stored(self) -> Snapshot:
         """Return what the database holds, and cache it. Raises Unavailable."""
-        snapshot = await self._store.load(self._clock.now())
+        snapshot = await self._store.load(self._clock.now(), self.room)
         await self.cache(snapshot)
         return snapshot
 

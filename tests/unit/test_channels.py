@@ -115,6 +115,12 @@ class Sources:
         assert self.source is not None
         return Reading(self.hall.snapshot, self.source, NOW)
 
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        return reading
+
+    def lacks(self, view: View) -> bool:
+        return False
+
     def is_ready(self, *asked: Any) -> bool:
         return self.hall.latest.is_ready(*asked)
 

@@ -14,7 +14,7 @@ from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
 from routecast.core.delta import Delta
-from routecast.core.snapshot import COVERAGE, Snapshot
+from routecast.core.snapshot import BOUNDED, COVERAGE, Snapshot
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -23,6 +23,7 @@ from routecast.ports import Reading
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore
+from routecast.windows import Windows
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
 from tests.support.frames import frame_of
@@ -38,9 +39,9 @@ class CountingStore(SqliteStore):
 
     loads = 0
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         self.loads += 1
-        return await super().load(now)
+        return await super().load(now, room)
 
 
 class LostCache(MemoryCache):
@@ -352,3 +353,107 @@ async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Everything)
     document: dict[str, Any] = json.loads(frames[window].body)
     assert document["error"] == "Failed to fetch metrics"
     assert json.loads(frames[COUNT].body)["total_decisions"] == 1
+
+
+# -- windows ------------------------------------------------------------------------------------
+
+WINDOW = View(fields=("total_decisions", "rate", "latency_ms"), window="1h")
+
+
+@pytest.fixture
+async def windowed(sources: Everything) -> AsyncIterator[Latest]:
+    """Live state with no room for windows, over a database with three decisions."""
+    sources.live = snapshot(0)
+    for number in (1, 2, 3):
+        done = await sources.store.commit([[kept(number, decided=NOW - number * MINUTE)]], NOW)
+        assert done.delta is not None
+        if number == 1:
+            sources.live = Snapshot(Position(done.position.epoch, 0), NOW)
+        sources.live.apply(done.delta)
+    sources.live.cover(())
+    windows = Windows(sources.store, sources.clock, 1_000_000)
+    yield Latest(
+        sources.reading,
+        sources.held,
+        sources.sources,
+        sources.clock,
+        sources.instruments,
+        windows=windows,
+    )
+    await windows.close()
+
+
+async def test_window_that_live_state_lacks_comes_from_the_database(
+    windowed: Latest, sources: Everything
+) -> None:
+    """With a rate and percentiles; the total is still answered live."""
+    frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
+    found = json.loads(frames[WINDOW].body)
+    assert (found["total_decisions"], frames[WINDOW].source) == (3, Source.DATABASE)
+    assert found["rate"] is not None
+    assert found["latency_ms"]["p50"] == pytest.approx(120, rel=0.02)
+    assert frames[WINDOW].position == frames[COUNT].position
+    assert (json.loads(frames[COUNT].body)["total_decisions"], frames[COUNT].source) == (
+        3,
+        Source.LIVE,
+    )
+    # From now on it is at hand, for those who come as well.
+    at_hand = windowed.frame_now(WINDOW)
+    assert at_hand is not None
+    assert at_hand.source is Source.DATABASE
+    assert sources.store.loads == 0
+
+
+async def test_rate_over_all_time_needs_minutes(windowed: Latest) -> None:
+    """Live state that holds no minutes cannot tell it."""
+    rate = View(fields=("total_decisions", "rate"))
+    assert windowed.frame_now(rate) is None
+    frame = await frame_of(windowed, rate)
+    assert (json.loads(frame.body)["total_decisions"], frame.source) == (3, Source.DATABASE)
+
+
+async def test_window_never_goes_back_between_live_state_and_database(
+    windowed: Latest, sources: Everything
+) -> None:
+    """Whichever of the two was newer when it answered last."""
+    assert sources.live is not None
+    reading = await windowed.reading_for(WINDOW)
+    assert reading.snapshot.position.seq == 3
+    live, sources.live = sources.live, Snapshot(Position(sources.live.position.epoch, 2), NOW)
+    behind = windowed.covering(Reading(sources.live, Source.LIVE, NOW), WINDOW)
+    assert behind is not None
+    assert behind.snapshot.position.seq == 3
+    done = await sources.store.commit([[kept(4)]], NOW)
+    ahead = Snapshot(done.position, NOW)
+    assert windowed.covering(Reading(ahead, Source.LIVE, NOW), WINDOW) == Reading(
+        ahead, Source.LIVE, NOW
+    )
+    # What the database answered before is older than that.
+    sources.live = live
+    assert windowed.covering(Reading(live, Source.LIVE, NOW), WINDOW) is None
+    newest = await windowed.reading_for(WINDOW)
+    assert newest.snapshot.position.seq == 4
+
+
+async def test_window_is_an_error_where_the_database_cannot_be_read(
+    windowed: Latest, sources: Everything, path: Path
+) -> None:
+    """Nothing is made up; what is in memory is still answered."""
+    with broken(path):
+        frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
+    assert frames[WINDOW].source is None
+    assert frames[COUNT].source is Source.LIVE
+
+
+@pytest.mark.parametrize("step", [COVERAGE, -2 * MINUTE])
+async def test_windows_are_answered_right_after_a_clock_step(
+    windowed: Latest, sources: Everything, step: int
+) -> None:
+    """By the database, for the window as the clock has it now."""
+    assert sources.live is not None
+    sources.live.cover(BOUNDED)
+    sources.clock.moment += step
+    frame = await frame_of(windowed, WINDOW)
+    expected = {COVERAGE: 0, -2 * MINUTE: 2}[step]  # the others lie in the future then
+    assert json.loads(frame.body)["total_decisions"] == expected
+    assert frame.source is Source.DATABASE

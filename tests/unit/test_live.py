@@ -18,15 +18,16 @@ from routecast.cluster.memory import MemoryCluster
 from routecast.core import snapshot as core_snapshot
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.periods import CELL_BYTES
 from routecast.core.rollup import Bucket, Key
-from routecast.core.snapshot import COVERAGE, LIFETIME, Snapshot
+from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
 from routecast.instruments import Instruments
 from routecast.live import Live
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore, folding
 from tests.support.clock import HeldClock
-from tests.support.decisions import MINUTE, NOW, assert_sums, cells_of, kept
+from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept
 from tests.support.windows import cells_in
 from tests.unit.running import PATIENCE, broken, running, until
 
@@ -50,8 +51,8 @@ class GatedStore(SqliteStore):
         self.looked.append(time.monotonic())
         return position
 
-    async def load(self, now: int) -> Snapshot:
-        snapshot = await super().load(now)
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
+        snapshot = await super().load(now, room)
         self.loads += 1
         await self.gate.wait()
         return snapshot
@@ -504,23 +505,101 @@ async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> 
         assert node.loaded[-1].taken == clock.moment
 
 
-async def test_snapshot_too_old_for_its_windows_is_not_current(
-    node: Node, clock: HeldClock
+@pytest.mark.parametrize("step", [COVERAGE, 40 * DAY, -MINUTE - 1, -3 * HOUR])
+async def test_clock_that_steps_costs_the_windows_only(
+    node: Node, clock: HeldClock, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A laptop that slept for hours has no live state until it has loaded."""
+    """The total is still live; the snapshot is loaded again at once, not at the next look."""
+    monkeypatch.setattr(node.live, "_look_seconds", 600.0)
     async with running(node.live.run()):
         await node.live.loaded()
-        clock.moment = NOW + COVERAGE - 1
-        assert node.live.current() is not None
-        clock.moment = NOW + COVERAGE
-        assert node.live.current() is None
+        await node.commit(1)
+        node.store.gate.clear()
+        clock.moment = NOW + step
+        reading = node.live.current()
+        assert reading is not None
+        assert reading.snapshot.covers("all", clock.now())
+        assert not any(reading.snapshot.covers(window, clock.now()) for window in BOUNDED)
+        node.store.gate.set()
+        await until(lambda: len(node.loaded) == 2)
+        reading = node.live.current()
+        assert reading is not None
+        assert all(reading.snapshot.covers(window, clock.now()) for window in BOUNDED)
 
 
 async def test_clock_set_back_a_little_changes_nothing(node: Node, clock: HeldClock) -> None:
-    """By up to a minute, as time servers do; by more, it is loaded first."""
+    """By up to a minute, as time servers do; or forth, for as long as its minutes reach."""
     async with running(node.live.run()):
         await node.live.loaded()
-        clock.moment = NOW - MINUTE
-        assert node.live.current() is not None
-        clock.moment = NOW - MINUTE - 1
-        assert node.live.current() is None
+        for moment in (NOW - MINUTE, NOW + COVERAGE - 1):
+            clock.moment = moment
+            reading = node.live.current()
+            assert reading is not None
+            assert all(reading.snapshot.covers(window, moment) for window in BOUNDED)
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+def spread(first: int, count: int) -> list[Decision]:
+    """Return decisions of as many keys, one in each of the last days, hours and minutes."""
+    return [
+        kept(first + n, model=f"m{first + n}", decided=NOW - n % 7 * DAY - n % 50 * MINUTE)
+        for n in range(count)
+    ]
+
+
+async def test_windows_that_memory_has_no_room_for_are_told_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the log when it changes, not at each step; and in the gauges at any time."""
+    monkeypatch.setattr(node.live._sources, "room", 100 * CELL_BYTES)
+
+    def gauge(name: str) -> float | None:
+        return node.instruments.registry.get_sample_value(f"routecast_{name}")
+
+    def told() -> list[str]:
+        return [each.getMessage() for each in caplog.records if "windows" in each.getMessage()]
+
+    caplog.set_level(logging.INFO)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        assert (gauge("live_windows_uncovered"), told()) == (0, [])
+        done = await node.store.commit([spread(0, 100)], NOW)
+        assert done.delta is not None
+        node.bus.publish(done.delta)
+        assert gauge("live_windows_uncovered") == 4
+        assert gauge("live_cells") == 100
+        node.live._stir.set()
+        await until(lambda: told() != [])
+        for _ in range(3):
+            node.live._stir.set()
+            await asyncio.sleep(0)
+    (line,) = told()
+    assert "5m, 1h, 24h, 7d" in line
+    assert "ROUTECAST_LIVE_MEMORY" in line
+
+
+async def test_windows_that_were_given_up_are_loaded_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed, what live state took as objects fits in."""
+    monkeypatch.setattr(node.live._sources, "room", 130 * CELL_BYTES)
+    monkeypatch.setattr(module, "RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(module, "RELOAD_REST", 0)
+    monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        done = await node.store.commit([spread(0, 60)], NOW)
+        assert done.delta is not None
+        node.bus.publish(done.delta)
+        reading = node.live.current()
+        assert reading is not None
+        lost = reading.snapshot.uncovered
+        assert lost > 0
+        node.live._stir.set()
+        await until(lambda: len(node.loaded) == 2)
+        reading = node.live.current()
+        assert reading is not None
+        assert reading.snapshot.uncovered < lost
+        assert_sums(reading.snapshot.total, spread(0, 60))

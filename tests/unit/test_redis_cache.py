@@ -7,7 +7,7 @@ from redis import Redis
 
 from routecast.cache import redis as redis_cache
 from routecast.cache.redis import RedisCache
-from routecast.core.snapshot import Snapshot
+from routecast.core.snapshot import FORM, Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position
 from tests.support.decisions import NOW
@@ -57,7 +57,7 @@ async def test_unreadable_snapshot_is_none(
     """And makes room for a good one."""
     with Redis.from_url(redis_url) as client:
         fields = {"epoch": "e", "seq": 1, "snapshot": junk}
-        client.hset(shared.link().key("snapshot"), mapping=fields)
+        client.hset(shared.link().key(f"snapshot:{FORM}"), mapping=fields)
     assert await cache.get() is None
     await cache.put(snapshot(1))
     assert await cache.get() is not None

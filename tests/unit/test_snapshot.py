@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 
 from routecast.core.delta import Delta
+from routecast.core.periods import CELL_BYTES
 from routecast.core.rollup import Cells, Key
-from routecast.core.snapshot import COVERAGE, HOUR, LIFETIME, Snapshot
+from routecast.core.snapshot import BOUNDED, COVERAGE, FORM, HOUR, LIFETIME, Snapshot
 from routecast.errors import Gap, Uncovered
 from routecast.protocol import WINDOWS, Position
 from tests.support.decisions import (
@@ -26,8 +27,6 @@ from tests.support.decisions import (
 )
 from tests.support.windows import cells_in
 from tests.unit.history import History, load
-
-BOUNDED = [window for window, length in WINDOWS.items() if length]
 
 
 def delta(seq: int, *decisions: Any, epoch: str = "e") -> Delta:
@@ -265,3 +264,89 @@ def test_unpack_raises_nothing_but_value_error(packed: bytes) -> None:
     """Whatever the bytes are."""
     with pytest.raises(ValueError):
         Snapshot.unpack(packed)
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+rooms = st.sampled_from([0, 5, 20, 60, 150, 400]).map(lambda cells: cells * CELL_BYTES)
+
+
+@given(room=rooms, script=st.lists(st.one_of(commits, ticks, st.none()), min_size=3, max_size=10))
+def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any]) -> None:
+    """Whichever those are: none is answered wrongly, and what is held is within the room."""
+    history = History(NOW)
+    history.snapshot = Snapshot(Position("e", 0), NOW, room=room)
+    for step in script:
+        if isinstance(step, list):
+            history.commit(step)
+        elif step is None:
+            history.snapshot = Snapshot.unpack(history.snapshot.pack(), room)
+        else:
+            history.now = max(history.now + step, history.snapshot.taken - MINUTE)
+        snapshot = history.snapshot
+        assert snapshot.size <= max(room, len(snapshot.total) * CELL_BYTES)
+        assert snapshot.covered == BOUNDED[: len(snapshot.covered)]
+        for window in WINDOWS:
+            if snapshot.covers(window, history.now, rate=True):
+                history.check(window)
+            elif window != "all":
+                with pytest.raises(Uncovered):
+                    cells_in(snapshot, window, history.now)
+
+
+def test_longest_window_goes_first() -> None:
+    """With the hours and minutes that only it needs; the others stay as they are."""
+    snapshot = Snapshot(Position("e", 0), NOW, room=70 * CELL_BYTES)
+    covered = []
+    for seq in range(1, 12):
+        week_ago, hour_ago = NOW - 7 * DAY + HOUR, NOW - 40 * MINUTE
+        new = [kept(seq, model=f"m{seq}", decided=at) for at in (week_ago, hour_ago, NOW)]
+        snapshot.apply(delta(seq, *new))
+        covered.append(snapshot.covered)
+    assert covered[0] == BOUNDED
+    assert covered[-1] == ("5m", "1h", "24h")
+    with pytest.raises(Uncovered):
+        snapshot.hour((NOW - 7 * DAY + HOUR) // HOUR)
+    assert len(snapshot.minute(NOW // MINUTE)) == 11
+
+
+def test_endless_keys_in_minute_after_minute_take_no_more_than_the_room() -> None:
+    """Of past, present or future: cells are counted, not minutes."""
+    room = 1_000 * CELL_BYTES
+    snapshot = Snapshot(Position("e", 0), NOW, room=room)
+    for seq in range(1, 41):
+        moment = NOW + (seq - 20) * MINUTE
+        new = [kept(n, model=f"m{n}", decided=moment) for n in range(100)]
+        snapshot.apply(delta(seq, *new))
+        assert snapshot.size <= room
+        assert snapshot.cells <= 1_000
+    assert sum(sums.count for sums in snapshot.total.values()) == 4_000
+
+
+def test_far_future_is_not_held() -> None:
+    """It is in the total; the snapshot is loaded again before its time comes."""
+    snapshot = Snapshot(Position("e", 0), NOW)
+    snapshot.apply(delta(1, *[kept(n, decided=NOW + 4 * HOUR + n * HOUR) for n in range(20)]))
+    assert len(snapshot.total) == 1
+    assert snapshot.cells == 1
+
+
+def test_packed_form_says_which_windows_it_covers() -> None:
+    """Where another node has more room than this one, this one takes what it has room for."""
+    snapshot = load(Position("e", 1), NOW, [kept(n, model=f"m{n}") for n in range(50)])
+    assert Snapshot.unpack(snapshot.pack()).covered == BOUNDED
+    snapshot.cover(("5m", "1h"))
+    assert Snapshot.unpack(snapshot.pack()).covered == ("5m", "1h")
+    small = Snapshot.unpack(snapshot.pack(), room=60 * CELL_BYTES)
+    assert small.total == snapshot.total
+    assert small.size <= 60 * CELL_BYTES
+
+
+def test_form_of_another_version_is_refused() -> None:
+    """Its rows may mean something else: it is as good as nothing in the cache."""
+    parts: list[Any] = msgpack.decode(load(Position("e", 1), NOW, [kept()]).pack())
+    for other in ([*parts[1:3], *parts[4:]], [FORM + 1, *parts[1:]]):
+        with pytest.raises(ValueError):
+            Snapshot.unpack(msgpack.encode(other))
+    with pytest.raises(ValueError):
+        Snapshot.unpack(msgpack.encode([*parts[:3], ["2h"], *parts[4:]]))

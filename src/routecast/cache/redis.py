@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Final
 
-from routecast.core.snapshot import Snapshot
+from routecast.core.snapshot import FORM, Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position
 from routecast.redis_client import RedisLink, compress, decompress
@@ -32,7 +32,8 @@ class RedisCache:
 
     def __init__(self, link: RedisLink, lifetime: float = 30.0) -> None:
         self._link = link
-        self._key = link.key("snapshot")
+        # Versions that pack snapshots in another form do not overwrite each other's.
+        self._key = link.key(f"snapshot:{FORM}")
         self._milliseconds = round(lifetime * 1000)
 
     async def get(self) -> Snapshot | None:

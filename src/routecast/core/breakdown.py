@@ -140,7 +140,7 @@ class Breakdown:
     def _next_move(self, snapshot: Snapshot) -> tuple[Span, Bucket, bool] | None:
         """Return what is to enter the span (True) or to leave it (False) next, if anything is."""
         length = self._selection.length
-        if length is None:
+        if length is None or snapshot.is_sum_of(length):
             return None if self.span == _EVERYTHING else (_EVERYTHING, snapshot.total, True)
         snapshot.check_covers(self.now)
         goal = span_of(length, self.now)

@@ -1,19 +1,23 @@
-"""A snapshot: the rollups at one position, kept in step by deltas, answering for every window.
+"""A snapshot: the rollups at one position, kept in step by deltas, answering for windows.
 
 It holds the total, the hours of the last week, and those minutes that windows begin and end in.
 The minutes it must hold move on with the clock, so a snapshot is good for `LIFETIME`; then load
 another.
+
+The total is always held. Where hours and minutes take more memory than there is room for, the
+longest window is given up, with the periods that only this window needs; then the next longest.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Final, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 import msgspec
 
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
+from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_bucket
 from routecast.core.rollup import (
     MINUTES_PER_HOUR,
     Bucket,
@@ -37,6 +41,13 @@ APPLY_STEP: Final = 500
 # Cells of recent commits that are remembered in any case; of a large total, half as many as it has.
 MIN_RECENT: Final = 1_000
 
+# All windows that have a length in minutes, shortest first.
+BOUNDED: Final = tuple(
+    sorted(
+        (name for name, length in WINDOWS.items() if length), key=lambda name: WINDOWS[name] or 0
+    )
+)
+
 
 class Span(NamedTuple):
     """Minutes (or hours) since 1970 from `first` up to, not including, `end`."""
@@ -52,56 +63,148 @@ class Needed(NamedTuple):
     minutes: tuple[Span, ...]
 
 
-_FOREVER: Final = 2**40  # a minute no timestamp reaches
+_NOTHING: Final = Span(0, 0)
 
 
-def needed(taken: int) -> Needed:
-    """Return the periods a snapshot taken at a moment (microseconds) must hold.
+def needed(taken: int, windows: Iterable[str] = BOUNDED) -> Needed:
+    """Return the periods that windows need of a snapshot taken at a moment (microseconds).
 
     Windows up to an hour are made of minutes; longer ones of hours, with minutes where they begin.
-    All begin a minute early: clocks are set back, too.
+    All begin a minute early, because clocks are set back, too. They end with the snapshot's
+    coverage.
     """
-    hour = taken // HOUR
-    longest = max(length or 0 for length in WINDOWS.values())
-    recent = Span((hour - 1) * MINUTES_PER_HOUR - 1, _FOREVER)
-    edges = []
-    for length in WINDOWS.values():
-        if length and length > MINUTES_PER_HOUR:
-            first = (hour - length // MINUTES_PER_HOUR) * MINUTES_PER_HOUR
-            edges.append(Span(first - 1, first + 3 * MINUTES_PER_HOUR))
-    return Needed(
-        hours=Span(hour - longest // MINUTES_PER_HOUR - 1, _FOREVER),
-        minutes=(recent, *sorted(edges)),
+    hour, minute = taken // HOUR, taken // MINUTE
+    end = hour + COVERAGE // HOUR + 1
+    hours, minutes, recent = _NOTHING, [], None
+    for length in sorted(WINDOWS[name] or 0 for name in windows):
+        if length < MINUTES_PER_HOUR:
+            recent = Span(minute - length - 1, end * MINUTES_PER_HOUR)
+        elif length == MINUTES_PER_HOUR:
+            recent = Span((hour - 1) * MINUTES_PER_HOUR - 1, end * MINUTES_PER_HOUR)
+        else:
+            first = hour - length // MINUTES_PER_HOUR
+            hours = Span(first - 1, end)
+            start = first * MINUTES_PER_HOUR
+            minutes.append(Span(start - 1, start + 3 * MINUTES_PER_HOUR))
+    return Needed(hours, tuple(sorted([*minutes, *([recent] if recent else [])])))
+
+
+class Parts(NamedTuple):
+    """The periods that a window is the sum of."""
+
+    hours: Span
+    minutes: tuple[Span, ...]
+
+
+def parts_of(length: int, now: int) -> Parts:
+    """Return the periods that a window of so many minutes is the sum of at `now`.
+
+    It has the whole minutes of its length, and the one that runs.
+    """
+    first, end = now // MINUTE - length, now // MINUTE + 1
+    if length <= MINUTES_PER_HOUR:
+        return Parts(_NOTHING, (Span(first, end),))
+    hours = Span(-(-first // MINUTES_PER_HOUR), end // MINUTES_PER_HOUR)
+    return Parts(
+        hours,
+        (
+            Span(first, hours.first * MINUTES_PER_HOUR),
+            Span(hours.end * MINUTES_PER_HOUR, end),
+        ),
     )
 
 
 class Snapshot:
-    """The rollups at a position. `taken` is when its periods were chosen, in microseconds."""
+    """The rollups at a position. `taken` is when its periods were chosen, in microseconds.
+
+    `room` is how many bytes it may take, None for any number; `covered` are the windows whose
+    periods it has. `total` are the sums of the window `scope`: of all time, unless the snapshot is
+    the answer to a question about one window (`ports.Store.window`). Then it is `still`: its rate,
+    too, is that of the moment when it was taken.
+    """
 
     def __init__(
         self,
         position: Position,
         taken: int,
         total: Bucket | None = None,
-        hours: dict[int, Bucket] | None = None,
-        minutes: dict[int, Bucket] | None = None,
+        hours: Mapping[int, Bucket] | None = None,
+        minutes: Mapping[int, Bucket] | None = None,
+        *,
+        room: int | None = None,
+        covered: Sequence[str] = BOUNDED,
+        keys: Keys | None = None,
+        scope: str | None = None,
     ) -> None:
         self.position = position
         self.taken = taken
+        self.room = room
         self.total: Bucket = total if total is not None else {}
-        self.hours: dict[int, Bucket] = hours if hours is not None else {}
-        self.minutes: dict[int, Bucket] = minutes if minutes is not None else {}
-        self._needed = needed(taken)
+        self._keys = keys if keys is not None else Keys(self.total)
+        self.hours = Periods(self._keys, hours)
+        self.minutes = Periods(self._keys, minutes)
+        self.covered = tuple(covered)
+        self.scope = scope or "all"
+        self.still = scope is not None
+        self._needed = needed(taken, self.covered)
         # The last commits applied, for those who are to come into step (`core/breakdown.py`).
         self._recent: deque[Delta] = deque()
         self._recent_cells = 0
         # The total's keys by the name they have at a place, and how many of them are in there.
         self._index: dict[int, dict[str, list[Key]]] = {}
         self._indexed: dict[int, int] = {}
-        # As `pack` has them: the number of each key, and periods as they were when last packed.
-        self._numbers: dict[Key, int] = {}
-        self._hours: dict[int, msgspec.Raw] = {}
-        self._minutes: dict[int, msgspec.Raw] = {}
+
+    def share_keys(self, keys: Iterable[Key]) -> Keys:
+        """Use these key objects from now on, and return the numbers that cells have them by."""
+        for key in keys:
+            self._keys.number(key)
+        return self._keys
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        return len(self.total) * CELL_BYTES + self.hours.size + self.minutes.size
+
+    @property
+    def cells(self) -> int:
+        """How many cells it holds."""
+        return len(self.total) + self.hours.cells + self.minutes.cells
+
+    @property
+    def uncovered(self) -> int:
+        """How many windows it has no room for."""
+        return len(BOUNDED) - len(self.covered)
+
+    def cover(self, windows: Sequence[str]) -> None:
+        """Hold what these windows need, the first ones of BOUNDED; drop all other periods."""
+        self.covered = tuple(windows)
+        self._needed = needed(self.taken, self.covered)
+        self.hours.keep([self._needed.hours])
+        self.minutes.keep(self._needed.minutes)
+
+    def fit(self) -> None:
+        """Give up the longest windows until the rest is within the room."""
+        while self.room is not None and self.covered and self.size > self.room:
+            self.cover(self.covered[:-1])
+
+    def covers(self, window: str, now: int, *, rate: bool = False) -> bool:
+        """Whether a window (a key of WINDOWS) can be answered at `now`, and with it a rate."""
+        if self.still:
+            return window == self.scope
+        if window == "all" and not rate:
+            return True
+        if not -MINUTE <= now - self.taken < COVERAGE:
+            return False
+        # A rate is made of the last two minutes, which any window needs.
+        return window in self.covered or (window == "all" and bool(self.covered))
+
+    def is_sum_of(self, length: int) -> bool:
+        """Whether the total is that of a window of so many minutes, and of no longer time."""
+        return self.still and WINDOWS[self.scope] == length
+
+    def moment(self, now: int) -> int:
+        """Return the moment that documents made of this snapshot at `now` are about."""
+        return self.taken if self.still else now
 
     def apply(self, delta: Delta) -> bool:
         """Add what a commit added; return False when it was in already.
@@ -133,15 +236,15 @@ class Snapshot:
                 self._add(minute, piece)
         self.position = delta.position
         self._remember(delta)
+        self.fit()
 
-    def _add(self, minute: int, cells: Mapping[Key, Sums]) -> None:
+    def _add(self, minute: int, added: Mapping[Key, Sums]) -> None:
+        cells = self._keys.shared(added)
         bucket_merge(self.total, cells)
-        if minute // MINUTES_PER_HOUR >= self._needed.hours.first:
-            bucket_merge(self.hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
-            self._hours.pop(minute // MINUTES_PER_HOUR, None)
+        if self._holds_hour(minute // MINUTES_PER_HOUR):
+            self.hours.add(minute // MINUTES_PER_HOUR, cells)
         if self.holds(minute):
-            bucket_merge(self.minutes.setdefault(minute, {}), cells)
-            self._minutes.pop(minute, None)
+            self.minutes.add(minute, cells)
 
     def _remember(self, delta: Delta) -> None:
         self._recent.append(delta)
@@ -158,6 +261,11 @@ class Snapshot:
             raise Gap(f"the commit after seq {seq} is not remembered")
         return self._recent[place]
 
+    def forget_commits(self) -> None:
+        """Remember no commits: what was applied was not all that they added."""
+        self._recent.clear()
+        self._recent_cells = 0
+
     def continues(self, before: "Snapshot") -> None:
         """Take over what an older snapshot of this position remembers of the last commits."""
         if before.position == self.position:
@@ -171,13 +279,13 @@ class Snapshot:
 
     def hour(self, hour: int) -> Bucket:
         """Return the sums of an hour since 1970. Raises Uncovered when it is not held."""
-        if hour < self._needed.hours.first:
+        if not self._holds_hour(hour):
             raise Uncovered(f"hour {hour} is not held in memory")
         return self.hours.get(hour, {})
 
     def check_covers(self, now: int) -> None:
         """Raise Uncovered when windows cannot be answered at `now`: load a new snapshot."""
-        if not -MINUTE <= now - self.taken < COVERAGE:
+        if not self.still and not -MINUTE <= now - self.taken < COVERAGE:
             raise Uncovered(f"taken {(now - self.taken) / 1e6:.0f} s ago")
 
     def keys_of(self, place: int, names: Iterable[str]) -> Iterator[Key]:
@@ -194,45 +302,39 @@ class Snapshot:
         """Whether the sums of a minute since 1970 are held."""
         return any(first <= minute < end for first, end in self._needed.minutes)
 
+    def _holds_hour(self, hour: int) -> bool:
+        return self._needed.hours.first <= hour < self._needed.hours.end
+
     # -- as bytes, for a cache ------------------------------------------------------------------
 
     def pack(self) -> bytes:
         """Return the snapshot as bytes. Periods that did not change since are not packed again."""
-
-        def rows(bucket: Bucket) -> msgspec.Raw:
-            numbers = self._numbers
-            return msgspec.Raw(
-                _encode([(numbers.setdefault(k, len(numbers)), s.row()) for k, s in bucket.items()])
-            )
-
-        for periods, packed in ((self.hours, self._hours), (self.minutes, self._minutes)):
-            for number in periods.keys() - packed.keys():
-                packed[number] = rows(periods[number])
-        total = rows(self.total)
+        total = msgspec.Raw(pack_bucket(self.total, self._keys))
+        hours, minutes = self.hours.pack(), self.minutes.pack()
         # In the order of _Packed, and as it.
         return _encode(
-            (self.position, self.taken, total, self._hours, self._minutes, list(self._numbers))
+            (FORM, self.position, self.taken, self.covered, total, hours, minutes, self._keys.all)
         )
 
     @classmethod
-    def unpack(cls, packed: bytes) -> Self:
-        """Return the snapshot that `pack` wrote. Raises ValueError on anything else."""
+    def unpack(cls, packed: bytes, room: int | None = None) -> Self:
+        """Return the snapshot that `pack` wrote, as much of it as there is room for.
+
+        Raises ValueError on anything else, such as what another version of this program wrote.
+        """
         read = _decoder.decode(packed)
-        keys = [Key(*key) for key in read.keys]
-
-        def bucket(rows: list[PackedSums]) -> Bucket:
-            return {keys[number]: Sums.from_row(row) for number, row in rows}
-
+        if read.covered != BOUNDED[: len(read.covered)]:
+            raise ValueError("it covers other windows than this program has")
+        keys = Keys(Key(*key) for key in read.keys)
         try:
-            return cls(
-                read.position,
-                read.taken,
-                bucket(read.total),
-                {hour: bucket(rows) for hour, rows in read.hours.items()},
-                {minute: bucket(rows) for minute, rows in read.minutes.items()},
-            )
+            total = {keys.all[number]: Sums.from_row(row) for number, row in read.total}
         except IndexError:
             raise ValueError("a row names a key that is not there") from None
+        snapshot = cls(read.position, read.taken, total, room=room, covered=read.covered, keys=keys)
+        snapshot.hours.take(read.hours)
+        snapshot.minutes.take(read.minutes)
+        snapshot.fit()
+        return snapshot
 
     def keys(self) -> Iterator[Key]:
         """Yield every key ever counted."""
@@ -249,12 +351,18 @@ def _pieces(cells: Mapping[Key, Sums]) -> Iterator[Mapping[Key, Sums]]:
         yield piece
 
 
+# Changes with what is packed and how, so that no version takes what it would read wrongly.
+FORM: Final = 2
+
+
 class _Packed(msgspec.Struct, array_like=True):
+    form: Literal[2]
     position: Position
     taken: int
+    covered: tuple[str, ...]
     total: list[PackedSums]
-    hours: dict[int, list[PackedSums]]
-    minutes: dict[int, list[PackedSums]]
+    hours: dict[int, list[msgspec.Raw]]
+    minutes: dict[int, list[msgspec.Raw]]
     keys: list[PackedKey]
 
 

@@ -8,6 +8,7 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.errors import Gap, Unavailable
 from routecast.ports import Checked, Commit, Difference
 from routecast.protocol import Position
@@ -38,7 +39,7 @@ class NoStore:
     async def position(self) -> Position:
         _refuse()
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         raise Unavailable("no other node has cached a snapshot that is new enough")
 
     async def deltas(self, after: Position) -> list[Delta]:
@@ -48,6 +49,9 @@ class NoStore:
         _refuse()
 
     async def history(self, plan: Plan) -> Past:
+        _refuse()
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
         _refuse()
 
     async def summarise(self, *, before: int, limit: int) -> int:

@@ -1,7 +1,7 @@
 """Sessions: connections to PostgreSQL that give up in time, and the errors they end with."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,9 @@ IDLE_SECONDS: Final = 3
 STATEMENT_SECONDS: Final = 20
 # When the server itself says nothing any more.
 ANSWER_SECONDS: Final = 25.0
+
+# Rows of a large result that are in memory at the same time.
+CHUNK_ROWS: Final = 2_000
 
 # All that goes wrong between us and the server.
 LOST: Final = (
@@ -78,6 +81,13 @@ async def query(session: Session, name: str, *values: Any) -> list[asyncpg.Recor
 async def value(session: Session, name: str, *values: Any) -> Any:
     """Return the one value that a named query gives."""
     return await session.fetchval(SQL[name], *values)
+
+
+async def chunks(session: Session, sql: str, *values: Any) -> AsyncIterator[list[asyncpg.Record]]:
+    """Yield the rows of a statement, some of them at a time, within a transaction."""
+    cursor = await session.cursor(sql, *values)
+    while rows := await cursor.fetch(CHUNK_ROWS):
+        yield rows
 
 
 def options(*, patient: bool = False) -> dict[str, Any]:

@@ -12,19 +12,22 @@ from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
-from routecast.core.rollup import Bucket, Key, Sums
-from routecast.core.snapshot import Snapshot, Span, needed
+from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
 from routecast.protocol import Position
-from routecast.store.postgres import past, retention
+from routecast.store.loading import Loader
+from routecast.store.postgres import past, retention, window
 from routecast.store.postgres.commit import Unsettled, Written, commit, settle
-from routecast.store.postgres.fold import START_OF, deltas_of, fold
+from routecast.store.postgres.fold import deltas_of, fold
 from routecast.store.postgres.folder import Folder
 from routecast.store.postgres.schema import migrate
 from routecast.store.postgres.session import (
     LOST,
+    SQL,
     Session,
+    chunks,
     connect,
     options,
     query,
@@ -127,33 +130,20 @@ class PostgresStore:
         async with self._session() as session:
             return Position(*(await query(session, "position"))[0])
 
-    async def load(self, now: int) -> Snapshot:
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
         async with self._snapshot() as session:
             state = (await query(session, "state"))[0]
             names = await series_names(session)
-            wanted = needed(now)
-            total = await query(session, "rollups", "total", 0, 1)
-            hours = await query(session, "rollups", "hour", *_seconds("hour", wanted.hours))
-            minutes = [
-                row
-                for span in wanted.minutes
-                for row in await query(session, "rollups", "minute", *_seconds("minute", span))
-            ]
+            position = Position(state["epoch"], state["folded"])
+            loader = Loader(position, now, names, room)
+            async for rows in chunks(session, SQL["rollups"], "total", 0, 1):
+                await asyncio.to_thread(loader.add_total, rows)
+            for period, first, end in loader.spans():
+                async for rows in chunks(session, SQL["rollups"], period, first, end):
+                    if not await asyncio.to_thread(loader.add, period, rows):
+                        break
             deltas = await query(session, "deltas", state["folded"])
-
-        def build() -> Snapshot:
-            snapshot = Snapshot(
-                Position(state["epoch"], state["folded"]),
-                now,
-                _buckets(total, names, 1).get(0, {}),
-                _buckets(hours, names, START_OF["hour"]),
-                _buckets(minutes, names, START_OF["minute"]),
-            )
-            for delta in deltas_of(deltas, state["epoch"]):
-                snapshot.apply(delta)
-            return snapshot
-
-        return await asyncio.to_thread(build)
+        return await asyncio.to_thread(loader.build, deltas_of(deltas, position.epoch))
 
     async def deltas(self, after: Position) -> list[Delta]:
         async with self._snapshot() as session:
@@ -169,6 +159,10 @@ class PostgresStore:
         async with self._snapshot() as session:
             found = await past.read(session, plan)
         return await asyncio.to_thread(past.build, plan, *found)
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        async with self._snapshot() as session:
+            return await window.read(session, asked, now)
 
     async def summarise(self, *, before: int, limit: int) -> int:
         async with self._session() as session, session.transaction():
@@ -254,14 +248,3 @@ class PostgresStore:
 
 async def _keep(_: object) -> None:
     """Reset nothing: what is set in a session here ends with its transaction."""
-
-
-def _seconds(period: str, span: Span) -> tuple[int, int]:
-    return span.first * START_OF[period], span.end * START_OF[period]
-
-
-def _buckets(rows: list[Any], names: dict[int, Key], unit: int) -> dict[int, Bucket]:
-    found: dict[int, Bucket] = {}
-    for row in rows:
-        found.setdefault(row[0] // unit, {})[names[row[1]]] = Sums.from_row(row[2:])
-    return found

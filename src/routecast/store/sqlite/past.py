@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import apsw
@@ -22,12 +23,19 @@ STEPS: Final = 500_000
 
 def read(db: apsw.Connection, plan: Plan) -> Past:
     """Return the sums that a plan asks for. Raises Uncovered when its minutes are gone."""
+    with in_time(db, "the range is too long to add up; ask for a shorter one"):
+        return _read(db, plan)
+
+
+@contextmanager
+def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
+    """End what the body reads after READ_SECONDS. Raises Unavailable with this error."""
     deadline = time.monotonic() + READ_SECONDS
     db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
     try:
-        return _read(db, plan)
+        yield
     except apsw.InterruptError:
-        raise Unavailable("the range is too long to add up; ask for a shorter one") from None
+        raise Unavailable(error) from None
     finally:
         db.set_progress_handler(None)
 

@@ -1,17 +1,17 @@
 """What is read from a SQLite database, beside its writer: each as of one position."""
 
 from collections.abc import Iterator
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import chain, islice
 from typing import Any, Final
 
 import apsw
 
 from routecast.core.delta import Delta, following
-from routecast.core.rollup import Bucket, Sums
-from routecast.core.snapshot import Snapshot, needed
+from routecast.core.rollup import Sums
+from routecast.core.snapshot import Snapshot
 from routecast.errors import Gap
 from routecast.protocol import Position
+from routecast.store.loading import Loader
 from routecast.store.past import SummaryRows, summary_rows
 from routecast.store.sqlite.connection import (
     START_OF,
@@ -34,38 +34,26 @@ def position(db: apsw.Connection) -> Position:
     return Position(epoch, seq)
 
 
-def load(db: apsw.Connection, now: int) -> Snapshot:
-    """Return the rollups, with all that a snapshot taken at `now` needs."""
-    wanted = needed(now)
+def load(db: apsw.Connection, now: int, room: int | None = None) -> Snapshot:
+    """Return the rollups, with what a snapshot taken at `now` needs and has room for."""
     db.execute(f"PRAGMA cache_size = {LOAD_PAGES}")
     with transaction(db, "BEGIN"):
         epoch, _, _, folded, parts, _ = query(db, "history")[0]
-        names = series_names(db)
-
-        def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
-            unit = START_OF[period] or 1
-            rows = _rows(db, "rollups", period, first * unit, end * unit)  # by start
-            return {
-                start // unit: {names[row[1]]: Sums.from_row(row[2:]) for row in group}
-                for start, group in groupby(rows, itemgetter(0))
-            }
-
-        total = buckets("total", 0, 1).get(0, {})
-        hours = buckets("hour", *wanted.hours)
-        minutes: dict[int, Bucket] = {}
-        for span in wanted.minutes:
-            minutes.update(buckets("minute", *span))
-        snapshot = Snapshot(Position(epoch, folded), now, total, hours, minutes)
-        for delta in deltas_after(db, snapshot.position, parts):
-            snapshot.apply(delta)
-    return snapshot
+        loader = Loader(Position(epoch, folded), now, series_names(db), room)
+        for rows in _rows(db, "total", 0, 1):
+            loader.add_total(rows)
+        for period, first, end in loader.spans():
+            for rows in _rows(db, period, first, end):
+                if not loader.add(period, rows):
+                    break
+        return loader.build(deltas_after(db, Position(epoch, folded), parts))
 
 
-def _rows(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
-    """Yield the rows of a named query, which is asked for some of them at a time."""
-    rest = select(db, name, *values)
+def _rows(db: apsw.Connection, period: str, first: int, end: int) -> Iterator[list[Any]]:
+    """Yield rollups that start from one second to before another, some of them at a time."""
+    rest = select(db, "rollups", period, first, end)
     while rows := list(islice(rest, LOAD_ROWS)):
-        yield from rows
+        yield rows
 
 
 def summarise(db: apsw.Connection, before: int, limit: int) -> dict[tuple[int, int], SummaryRows]:
@@ -79,7 +67,7 @@ def summarise(db: apsw.Connection, before: int, limit: int) -> dict[tuple[int, i
         names = series_names(db) if hours else {}
         found = {}
         for start, changes in hours:
-            rows = _rows(db, "rollups", "hour", start, start + 1)
+            rows = chain.from_iterable(_rows(db, "hour", start, start + 1))
             bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
             found[start, changes] = summary_rows({start: bucket})
     return found

@@ -18,6 +18,7 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
 from routecast.errors import SumFull, Unavailable
 from routecast.ports import MAX_GROUP, Checked, Commit, Difference
 from routecast.protocol import Position
@@ -26,6 +27,7 @@ from routecast.store.sqlite import past, readers
 from routecast.store.sqlite.connection import BUSY_MS, select
 from routecast.store.sqlite.series import KEYS_PER_STEP, SeriesKey
 from routecast.store.sqlite.staging import keys_of, stage
+from routecast.store.sqlite.window import WindowReader
 from routecast.store.sqlite.writer import Writer
 
 T = TypeVar("T")
@@ -56,6 +58,8 @@ class SqliteStore:
         self._preparing = ThreadPoolExecutor(1, "sqlite-preparing")
         self._one_large = asyncio.Lock()
         self._folding: asyncio.Task[None] | None = None
+        self._windows = ThreadPoolExecutor(1, "sqlite-window")
+        self._window_reader = WindowReader()
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._open_for_use = False
@@ -105,14 +109,18 @@ class SqliteStore:
     async def position(self) -> Position:
         return await self._read(readers.position)
 
-    async def load(self, now: int) -> Snapshot:
-        return await self._read(readers.load, now)
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
+        return await self._read(readers.load, now, room)
 
     async def deltas(self, after: Position) -> list[Delta]:
         return await self._read(readers.deltas, after)
 
     async def history(self, plan: Plan) -> Past:
         return await self._run(self._history, self._read_here, past.read, (plan,))
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        read = self._window_reader.read
+        return await self._run(self._windows, self._read_here, read, (asked, now))
 
     async def summarise(self, *, before: int, limit: int) -> int:
         hours = await self._read(readers.summarise, before, limit)
@@ -197,7 +205,7 @@ class SqliteStore:
 
     @property
     def _pools(self) -> tuple[ThreadPoolExecutor, ...]:
-        return self._writing, self._reading, self._history, self._preparing
+        return self._writing, self._reading, self._history, self._windows, self._preparing
 
     def _interrupt(self) -> None:
         self._writer.stop()

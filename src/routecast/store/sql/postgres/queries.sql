@@ -336,3 +336,16 @@ SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, c
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = $1;
+
+-- name: window_sums
+-- The sums by series of one period's rollups that start from the first to before the second moment.
+SELECT series, sum(count), sum(fallbacks), sum(confidence_count), sum(confidence_sum), sum(cost_count),
+       sum(cost_sum), sum(latency_count), sum(latency_sum), sum(input_tokens), sum(output_tokens),
+       sum(metered_cost), sum(metered_input), sum(metered_output)
+FROM rollups WHERE period = $1 AND start >= $2 AND start < $3 GROUP BY series;
+
+-- name: window_bins
+SELECT series, latency_bins FROM rollups WHERE period = $1 AND start >= $2 AND start < $3;
+
+-- name: window_counts
+SELECT start, series, count FROM rollups WHERE period = 'minute' AND start >= $1 AND start < $2;

@@ -113,6 +113,9 @@ FROM json_each(?) AS sent CROSS JOIN series
 ON project = sent.value ->> 0 AND strategy = sent.value ->> 1 AND provider = sent.value ->> 2
 AND model = sent.value ->> 3 AND band = sent.value ->> 4 AND status = sent.value ->> 5;
 
+-- name: last_series
+SELECT max(id) FROM series;
+
 -- name: rollups
 -- The sums of one period whose start lies from the first to before the second moment.
 SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
@@ -260,3 +263,16 @@ SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, c
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;
+
+-- name: window_sums
+-- The sums by series of one period's rollups that start from the first to before the second moment.
+SELECT series, sum(count), sum(fallbacks), sum(confidence_count), sum(confidence_sum), sum(cost_count),
+       sum(cost_sum), sum(latency_count), sum(latency_sum), sum(input_tokens), sum(output_tokens),
+       sum(metered_cost), sum(metered_input), sum(metered_output)
+FROM rollups WHERE period = ? AND start >= ? AND start < ? GROUP BY series;
+
+-- name: window_bins
+SELECT series, latency_bins FROM rollups WHERE period = ? AND start >= ? AND start < ?;
+
+-- name: window_counts
+SELECT start, series, count FROM rollups WHERE period = 'minute' AND start >= ? AND start < ?;

@@ -1,0 +1,113 @@
+"""Periods: packed or not, they hold the same sums; and what they take is known."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_bucket
+from routecast.core.rollup import Bucket, Key, bucket_merge
+from tests.support.decisions import NOW, cells_of, kept, kept_decisions
+
+some = st.lists(kept_decisions(st.just("id"), st.just(NOW)), max_size=8).map(
+    lambda decisions: cells_of(decisions).total()
+)
+additions = st.lists(st.tuples(st.integers(0, 3), some), max_size=8)
+
+
+def packed(numbered: list[tuple[int, Bucket]]) -> Periods:
+    """Return periods that were loaded with some buckets."""
+    periods = Periods(keys := Keys())
+    for number, bucket in numbered:
+        rows = [(keys.number(key), sums.row()) for key, sums in bucket.items()]
+        periods.add_rows(number, rows)
+    return periods
+
+
+def merged(numbered: list[tuple[int, Bucket]]) -> dict[int, Bucket]:
+    found: dict[int, Bucket] = {}
+    for number, bucket in numbered:
+        bucket_merge(found.setdefault(number, {}), bucket)
+    return found
+
+
+@given(additions, additions)
+def test_packed_cells_and_added_ones_are_one_bucket(
+    loaded: list[tuple[int, Bucket]], added: list[tuple[int, Bucket]]
+) -> None:
+    """Whatever was loaded in how many pieces, and added to which period."""
+    periods = packed(loaded)
+    for number, bucket in added:
+        periods.add(number, bucket)
+    assert periods == merged([*loaded, *added])
+    written = periods.pack()
+    back = Periods(Keys(periods._keys.all))
+    back.take(written)
+    assert back == periods
+
+
+@given(additions, additions)
+def test_bucket_that_is_being_read_takes_what_is_added(
+    loaded: list[tuple[int, Bucket]], added: list[tuple[int, Bucket]]
+) -> None:
+    """For as long as somebody has it; a reader may take a while to go through it."""
+    periods = packed(loaded)
+    being_read = {number: periods[number] for number in periods}
+    for number, bucket in added:
+        periods.add(number, bucket)
+    for number, bucket in being_read.items():
+        assert bucket == merged([*loaded, *added])[number]
+
+
+def test_packing_again_writes_only_what_changed() -> None:
+    """The rest is the very same bytes."""
+    periods = Periods(Keys())
+    for number in (1, 2):
+        periods.add(number, cells_of([kept(1)]).total())
+    first = periods.pack()
+    written = dict(periods._written)
+    periods.add(2, cells_of([kept(2)]).total())
+    assert periods.pack() != first
+    assert periods._written[1] is written[1]
+
+
+def test_size_counts_cells_and_bytes() -> None:
+    """A packed cell is counted by its bytes, one held as objects by what these take."""
+    bucket = cells_of([kept(n, model=f"m{n}") for n in range(500)]).total()
+    loaded = packed([(7, bucket)])
+    assert (loaded.cells, loaded.packed_cells(7)) == (500, 500)
+    assert loaded.size < 500 * CELL_BYTES / 5
+    before = loaded.size
+    loaded.add(8, bucket)
+    assert loaded.cells == 1000
+    assert loaded.size - before >= 500 * CELL_BYTES
+    loaded.keep([(7, 8)])
+    assert (loaded.cells, loaded.size, list(loaded)) == (500, before, [7])
+    loaded.keep([])
+    assert (loaded.cells, loaded.size, len(loaded)) == (0, 0, 0)
+
+
+def test_equal_keys_are_one_object() -> None:
+    """Whichever commit brought them: their text is held once."""
+    keys = Keys()
+    first, second = (next(iter(keys.shared(cells_of([kept(n)]).total()))) for n in (1, 2))
+    assert first is second
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_row_of_a_key_that_is_not_there_is_refused(number: int) -> None:
+    """A cache may hold anything."""
+    row: Any = next(iter(cells_of([kept()]).total().values())).row()
+    raw = msgspec.Raw(msgspec.msgpack.encode([(number, row)]))
+    with pytest.raises(ValueError):
+        Periods(Keys([Key(*kept()[1:7])])).take({5: [raw]})
+
+
+def test_bucket_is_packed_by_the_numbers_of_its_keys() -> None:
+    """A new key gets the next number."""
+    keys = Keys()
+    bucket = cells_of([kept(1), kept(2, model="other")]).total()
+    numbers = [number for number, _ in msgspec.msgpack.decode(pack_bucket(bucket, keys))]
+    assert [keys.all[number] for number in numbers] == list(bucket)
