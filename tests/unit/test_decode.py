@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decode import Broken, decode
+from routecast.core.decode import decode
+from routecast.core.exact import Broken
 from routecast.errors import BadBody, TooLarge
 
 LEAST = '{"strategy":"hybrid","provider":"gemini"%s}'

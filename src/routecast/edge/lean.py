@@ -6,6 +6,7 @@ asks for more (a packed, chunked or large body, a browser's, one ahead of its an
 way through ASGI, as all others do.
 """
 
+import asyncio
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,9 +15,11 @@ from starlette.responses import Response
 
 from routecast.edge.body import MAX_HELD, SMALL_BODY
 from routecast.edge.guard import GuardedHttp, Unfinished
-from routecast.edge.http import DECISIONS, Batch, Decisions, is_lines, refusal
+from routecast.edge.http import DECISIONS, Batch, Decisions, Reading, is_lines, refusal
 from routecast.edge.problem import respond
+from routecast.errors import Unavailable
 from routecast.ingest import Pending
+from routecast.protocol import Problem, Receipt
 
 _PATH: Final = DECISIONS.encode()
 # A request with one of these headers asks for more.
@@ -31,7 +34,15 @@ _encode: Final = msgspec.json.Encoder().encode
 class _Request:
     """A request under way, with all that uvicorn's protocol looks at in its own."""
 
-    __slots__ = ("body", "disconnected", "keep_alive", "length", "lines", "response_complete")
+    __slots__ = (
+        "body",
+        "disconnected",
+        "keep_alive",
+        "length",
+        "lines",
+        "response_complete",
+        "task",
+    )
 
     def __init__(self, length: int, *, lines: bool) -> None:
         self.length = length
@@ -39,6 +50,7 @@ class _Request:
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
         self.keep_alive = True
+        self.task: asyncio.Future[Receipt | Problem] | None = None  # where it takes long to read
 
     @property
     def message_event(self) -> "_Request":
@@ -103,7 +115,11 @@ class LeanHttp(GuardedHttp):
         self._end_body()
         self.end_request()
         try:
-            batch = self._decisions.read(b"".join(request.body), lines=request.lines)
+            reading = self._decisions.read(b"".join(request.body), lines=request.lines)
+            if not reading.go_on():
+                self._go_on_later(request, reading)
+                return
+            batch = reading.batch
             pending = self._decisions.keep(batch)
         except Exception as error:
             self._respond(request, refusal(error))
@@ -122,12 +138,30 @@ class LeanHttp(GuardedHttp):
             self._decisions.bodies.held -= self._request.length
             self._request = None
 
+    def _go_on_later(self, request: _Request, reading: Reading) -> None:
+        """Leave to a task what takes long to read, so that others get their turns."""
+        task = asyncio.ensure_future(self._decisions.read_slowly(reading, request.length))
+        request.task = task
+        task.add_done_callback(lambda done: self._read_slowly(request, done))
+
+    def _read_slowly(self, request: _Request, done: "asyncio.Future[Receipt | Problem]") -> None:
+        error = Unavailable("shutting down") if done.cancelled() else done.exception()
+        if error is not None:
+            self._respond(request, refusal(error))
+        elif isinstance(answer := done.result(), Problem):
+            self._respond(request, respond(answer))
+        else:
+            self._accept(request, answer)
+
     def _committed(self, request: _Request, batch: Batch, done: Pending) -> None:
         error = done.exception()
         if error is not None:
             self._respond(request, refusal(error))
             return
-        body = _encode(self._decisions.receipt(batch, done.result()))
+        self._accept(request, self._decisions.receipt(batch, done.result()))
+
+    def _accept(self, request: _Request, receipt: Receipt) -> None:
+        body = _encode(receipt)
         self._write(request, _OK % len(body), body)
 
     def _respond(self, request: _Request, response: Response) -> None:
