@@ -38,6 +38,10 @@ class Instruments:
         self.commit_seconds = seconds("commit", "Time of a group commit.", _COMMIT_SECONDS)
         self.queue_depth = gauge("ingest_queue_decisions", "Decisions waiting for a commit.")
         self.folded = counter("names_folded", "Decisions with a name folded into `other`.")
+        self.prices_skipped = counter(
+            "prices_skipped",
+            "Decisions left without a cost because too many new models came at once.",
+        )
         self.connections = gauge("connections", "Open streams.")
         self.opened = counter("connections_opened", "Streams opened.")
         self.closed = counter("connections_closed", "Streams closed, by close code.", "code")

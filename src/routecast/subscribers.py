@@ -21,11 +21,14 @@ class Subscribers:
         self.channels = channels
         self.lookbacks = lookbacks
 
-    def open(self, session: V1Session, line: Line) -> "Subscriber":
-        """Greet a connection, and return who is to be told all that becomes of it."""
+    def open(self, session: V1Session, line: Line, client: str = "") -> "Subscriber":
+        """Greet a connection, and return who is to be told all that becomes of it.
+
+        `client` is the address it came from.
+        """
         hello = Hello(connection=secrets.token_hex(8), epoch=self.channels.epoch() or UNSET)
         line.reply(session.encoding.encode(hello))
-        return Subscriber(self, session, line)
+        return Subscriber(self, session, line, client)
 
 
 class Subscriber:
@@ -42,10 +45,12 @@ class Subscriber:
         "_members",
         "_parked",
         "_session",
+        "client",
         "turn",
     )
 
-    def __init__(self, everybody: Subscribers, session: V1Session, line: Line) -> None:
+    def __init__(self, everybody: Subscribers, session: V1Session, line: Line, client: str) -> None:
+        self.client = client
         self._everybody = everybody
         self._session = session
         self._line = line
@@ -146,6 +151,12 @@ class Subscriber:
 
     async def told(self) -> None:
         if self._all_told is not None:
+            await self._all_told.wait()
+
+    async def drained(self) -> None:
+        await asyncio.sleep(0)  # a transport may tell a little later that its socket is full
+        if not self._line.has_room():
+            self._all_told = self._all_told or asyncio.Event()
             await self._all_told.wait()
 
     def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:

@@ -150,7 +150,7 @@ async def _unpacked(body: bytes, coding: str) -> bytes:
         return body
     parts: list[bytes] = []
     try:
-        # In steps, with turns for others between them: a body may be a few bytes, and become 16 MiB.
+        # In steps, with turns for others: some bytes may become 16 MiB.
         for part in _unpack(body, coding, new):
             parts.append(part)
             await asyncio.sleep(0)

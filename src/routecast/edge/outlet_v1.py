@@ -23,13 +23,15 @@ class V1Outlet(Outlet):
 
     __slots__ = ("_behind", "_out", "_taken", "subscriber")
 
-    def __init__(self, session: Session, encoding: Encoding, subscribers: Subscribers) -> None:
+    def __init__(
+        self, session: Session, encoding: Encoding, subscribers: Subscribers, client: str = ""
+    ) -> None:
         super().__init__(session, "WebSocket")
         self._out: deque[bytes] = deque()
         self._taken = False  # the place of the one stream message
         self._behind = False  # one was refused since
         v1 = V1Session(encoding, session.subscription.interval)
-        self.subscriber = subscribers.open(v1, self)
+        self.subscriber = subscribers.open(v1, self, client)
 
     def enter(self, manager: ConnectionManager) -> None:
         manager.hold(self)
@@ -41,6 +43,10 @@ class V1Outlet(Outlet):
         self._taken = True
         self.reply(named.body)
         return True
+
+    def has_room(self) -> bool:
+        self._behind = self._behind or self._taken
+        return not self._taken
 
     @staticmethod
     def send_all(message: Message, named: Named, cohort: Cohort) -> list[Line]:

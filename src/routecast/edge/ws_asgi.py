@@ -49,7 +49,7 @@ class MetricsSocket:
             if spoken is None:
                 await self._serve(session, receive, send)
             else:
-                await self._serve_v1(ENCODINGS[spoken], session, receive, send)
+                await self._serve_v1(ENCODINGS[spoken], session, address, receive, send)
         finally:
             self._door.leave(address)
 
@@ -63,9 +63,9 @@ class MetricsSocket:
         await self._run(outlet, outlet.pump(send_frame), listen, send)
 
     async def _serve_v1(
-        self, encoding: Encoding, session: Session, receive: Receive, send: Send
+        self, encoding: Encoding, session: Session, client: str, receive: Receive, send: Send
     ) -> None:
-        outlet = V1Outlet(session, encoding, self._subscribers)
+        outlet = V1Outlet(session, encoding, self._subscribers, client)
 
         async def send_data(data: bytes) -> None:
             content = {"bytes": data} if encoding.binary else {"text": data.decode()}

@@ -58,7 +58,7 @@ class V1Connection(WebSocketConnection):
         self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT
         self._transport.set_protocol(self)
         session = V1Session(encoding, self._session.subscription.interval)
-        self._subscriber: Subscriber = subscribers.open(session, self)
+        self._subscriber: Subscriber = subscribers.open(session, self, self._address)
         self._edge.manager.hold(self)
 
     def send(self, message: Message, named: Named) -> bool:
@@ -71,6 +71,12 @@ class V1Connection(WebSocketConnection):
             data = named.plain or named_plain(message, named)
         self._send(data)
         return True
+
+    def has_room(self) -> bool:
+        if self._ready or self._code != OPEN:
+            return True
+        self._behind = True  # so that it is told
+        return False
 
     @classmethod
     def send_all(cls, message: Message, named: Named, cohort: Cohort) -> list[Line]:
