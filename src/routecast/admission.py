@@ -4,14 +4,16 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from routecast.core.history import HistoryQuery
 from routecast.core.past import MAX_SERIES
 from routecast.errors import Unavailable
 
-# Histories of one client's address that wait, are read, or are being sent; as many as a browser has
-# connections to one server, and two more.
+T = TypeVar("T")
+
+# Different histories of one client's address that wait, are read, or are being sent: as many as a
+# browser has connections to one server, and two more. Equal ones are read once and count as one.
 MAX_EACH: Final = 8
 # Answers that may be larger than this are large, in bytes.
 SMALL: Final = 65_536
@@ -35,7 +37,7 @@ class Admission:
     """Counts the histories under way. Clients are told apart by their addresses."""
 
     def __init__(self) -> None:
-        self._asked: Counter[str] = Counter()
+        self._asked: dict[str, Counter[HistoryQuery]] = {}
         self._bytes: Counter[str] = Counter()
         self._room = asyncio.Condition()
         self._waiting = 0
@@ -46,10 +48,12 @@ class Admission:
 
         Raises Unavailable where the client has too many already, or there is no room in time.
         """
-        if self._asked[client] >= MAX_EACH:
-            raise Unavailable(f"at most {MAX_EACH} histories of one address at a time")
+        asked = self._asked.get(client, Counter())
+        if query not in asked and len(asked) >= MAX_EACH:
+            raise Unavailable(f"at most {MAX_EACH} different histories of one address at a time")
         size = most_bytes(query)
-        self._asked[client] += 1
+        self._asked[client] = asked
+        asked[query] += 1
         try:
             if size > SMALL:
                 async with self._held(client, min(size, MAX_BYTES_EACH)):
@@ -57,7 +61,9 @@ class Admission:
             else:
                 yield
         finally:
-            _lower(self._asked, client, 1)
+            _lower(asked, query, 1)
+            if not asked:
+                self._asked.pop(client, None)
 
     @asynccontextmanager
     async def _held(self, client: str, size: int) -> AsyncIterator[None]:
@@ -84,7 +90,7 @@ class Admission:
         return over_all and self._bytes[client] + size <= MAX_BYTES_EACH
 
 
-def _lower(counts: Counter[str], client: str, by: int) -> None:
-    counts[client] -= by
-    if not counts[client]:
-        del counts[client]
+def _lower(counts: Counter[T], counted: T, by: int) -> None:
+    counts[counted] -= by
+    if not counts[counted]:
+        del counts[counted]

@@ -318,7 +318,7 @@ def describe(schema: dict[str, Any]) -> None:
             "tags": ["decisions"],
             "summary": "Send routing decisions",
             "description": "Answered after the commit: acknowledged means on disk. Good decisions "
-            "are kept and bad ones named. `Content-Encoding` may be gzip or zstd.",
+            "are kept and bad ones named. `Content-Encoding` may be gzip, x-gzip or zstd.",
             "requestBody": {
                 "required": True,
                 "content": {
