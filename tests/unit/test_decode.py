@@ -238,16 +238,19 @@ ODD = [
     LEAST % ',"x":"\\ud800","y":"]},{"',
     LEAST % ',"cost":0.12345678901234567890',
     LEAST % ',"timestamp":"2016-12-31T23:59:60Z"',
-    LEAST % f',"x":"{"},{" * 70_000}"',
-    LEAST % f',"x":[{"{}," * 70_000}1]',
+    LEAST % f',"x":"{"},{" * 25_000}"',
+    LEAST % f',"x":[{"{}," * 25_000}1]',
 ]
 
 
-@given(st.lists(st.sampled_from([*ODD, *(body for body, _ in BAD.values())]), max_size=12))
+ALL = [*ODD, *(body for body, _ in BAD.values())]
+
+
+@given(st.lists(st.sampled_from(range(len(ALL))), max_size=12))
 @pytest.mark.parametrize("form", ["array", "spaced", "lines"])
-def test_a_bad_one_costs_no_other(form: str, sent: list[str]) -> None:
+def test_a_bad_one_costs_no_other(form: str, places: list[int]) -> None:
     """Each keeps its place, whatever stands beside it, and in however many pieces it is read."""
-    errors = dict(BAD.values())
+    sent, errors = [ALL[place] for place in places], dict(BAD.values())
     body = (
         "\n".join(sent)
         if form == "lines"

@@ -37,8 +37,10 @@ PIECE: Final = 65_536
 GROUP: Final = 64
 # After so many lines none of which is JSON, the body is refused if no other can be a decision.
 STRANGE_LINES: Final = 1_000
-# Brackets and strings that are counted to find the end of a decision which msgspec cannot skip.
-MAX_MARKS: Final = 100_000
+# To find the end of a decision which msgspec cannot skip, brackets and strings are counted: so many
+# between two turns of others. A body that is nested more deeply than this is refused.
+MARKS: Final = 10_000
+MAX_DEPTH: Final = 100_000
 # Python's parser, which is slow, is asked only about texts with at most so many commas.
 MAX_EXPLAINED: Final = 20_000
 
@@ -220,14 +222,14 @@ def _walk(body: bytes, at: int, least: int, end: int) -> Generator[Sequence[Item
     Returns where that comma is, or the end. The items' ends are found by counting brackets.
     """
     while True:
-        cut = _end_of_item(body, at, end)
+        cut = yield from _end_of_item(body, at, end)
         yield [_read_walked(body, at, cut)]
         if cut == end or cut >= least:
             return cut
         at = cut + 1
 
 
-def _end_of_item(body: bytes, at: int, end: int) -> int:
+def _end_of_item(body: bytes, at: int, end: int) -> Generator[Sequence[Item], None, int]:
     depth = 0
     for number, mark in enumerate(_MARK.finditer(body, at, end)):
         sign = mark[0]
@@ -239,8 +241,10 @@ def _end_of_item(body: bytes, at: int, end: int) -> int:
             return mark.start()
         if depth < 0 or sign == b'"':
             raise _not_json(body, at)
-        if max(number, depth) > MAX_MARKS:
+        if depth > MAX_DEPTH:
             raise BadBody(_TOO_DEEP)
+        if not number % MARKS:
+            yield []
     if depth:
         raise _not_json(body, at)
     return end
