@@ -88,8 +88,12 @@ class Rules:
                 high, medium = Decimal(repr(high)), Decimal(repr(medium))
             band = "high" if confidence >= high else "medium" if confidence >= medium else "low"
         moment = now if sent.timestamp is None else _moment(sent.timestamp, now)
-        tokens_in = _count("input_tokens", sent.input_tokens)
-        tokens_out = _count("output_tokens", sent.output_tokens)
+        tokens_in = sent.input_tokens
+        if tokens_in is not None and type(tokens_in) is not int:
+            tokens_in = _count("input_tokens", tokens_in)
+        tokens_out = sent.output_tokens
+        if tokens_out is not None and type(tokens_out) is not int:
+            tokens_out = _count("output_tokens", tokens_out)
         if sent.cost is not None:
             cost: int | None = scaled(sent.cost, 1_000_000_000)
         elif model and tokens_in is not None and tokens_out is not None:
@@ -123,9 +127,7 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise Invalid(f"{name}: must not hold NUL or a lone surrogate")
 
 
-def _count(name: str, count: float | None) -> int | None:
-    if count is None or type(count) is int:
-        return count
+def _count(name: str, count: float) -> int:
     try:
         return whole_number(count)
     except ValueError as error:
