@@ -99,7 +99,7 @@ def test_codings_and_kinds(shared: Server, coding: str, kind: str) -> None:
         ["gzip, identity"],
         ["identity, X-Gzip"],
         ["identity", "gzip"],
-        [" gzip ,"],
+        ["gzip ,"],
     ],
     ids=str,
 )
