@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from routecast.admission import Admission
 from routecast.breaker import Breaker
 from routecast.bus.memory import MemoryBus
 from routecast.bus.redis import RedisBus
@@ -146,7 +147,7 @@ def open_engines(settings: Settings) -> Engines:
         bus=bus,
         cluster=cluster,
         clock=clock,
-        prices=GenaiPrices(),
+        prices=GenaiPrices(instruments.prices_skipped.inc),
         instruments=instruments,
     )
 
@@ -213,7 +214,8 @@ class Services:
             max_per_address=settings.max_per_address,
         )
         self.channels = Channels(self.latest, self.renders, engines.clock, self.instruments)
-        self.lookbacks = Lookbacks(self.history)
+        self.admission = Admission()
+        self.lookbacks = Lookbacks(self.history, self.admission)
         self.subscribers = Subscribers(self.channels, self.lookbacks)
         self.websockets = WebSocketEdge(
             self.manager,
@@ -430,7 +432,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.renders.frame))
-    app.include_router(history_router(services.history.answer))
+    app.include_router(history_router(services.history.answer, services.admission))
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))

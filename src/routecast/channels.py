@@ -67,6 +67,13 @@ class Line(Protocol):
         """Send a short answer, whatever the socket holds. There are as many as messages came."""
         ...
 
+    def has_room(self) -> bool:
+        """Whether all that was sent is out of the server's hands.
+
+        If not, `subscribers.Subscriber.catch_up` is called once it is, or `close` at its end.
+        """
+        ...
+
     def fail(self, code: CloseCode) -> None:
         """Close because of the message that is being received; no further one counts."""
         ...

@@ -43,6 +43,10 @@ class Instruments:
             "HTTP requests refused before they reached a route, by cause.",
             "cause",
         )
+        self.prices_skipped = counter(
+            "prices_skipped",
+            "Decisions left without a cost because too many new models came at once.",
+        )
         self.connections = gauge("connections", "Open streams.")
         self.opened = counter("connections_opened", "Streams opened.")
         self.closed = counter("connections_closed", "Streams closed, by close code.", "code")

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from routecast.admission import Admission
 from routecast.core.follow import Follow
 from routecast.core.history import HistoryQuery
 from routecast.core.message import Encoding, Message
@@ -46,6 +47,11 @@ class Asker(Protocol):
     turn: asyncio.Lock  # for one answer at a time
 
     @property
+    def client(self) -> str:
+        """The address it came from."""
+        ...
+
+    @property
     def encoding(self) -> Encoding:
         """How it wants to be told."""
         ...
@@ -61,6 +67,10 @@ class Asker(Protocol):
 
     async def told(self) -> None:
         """Return when what was to be told is on its way."""
+        ...
+
+    async def drained(self) -> None:
+        """Return when the connection has taken what it was sent, or has ended."""
         ...
 
     def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
@@ -83,8 +93,9 @@ class Lookback:
 class Lookbacks:
     """All of them. Run `run` as a task."""
 
-    def __init__(self, histories: Histories) -> None:
+    def __init__(self, histories: Histories, admission: Admission | None = None) -> None:
         self._histories = histories
+        self._admission = admission or Admission()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[Lookback] = set()  # those that somebody is still to be told of
         self._followed: dict[Lookback, None] = {}
@@ -126,12 +137,8 @@ class Lookbacks:
             if lookback not in self._open:
                 return
             try:
-                if lookback.query.follow:
-                    answer, lookback.follow = await self._histories.follow(lookback.query)
-                else:
-                    answer = await self._histories.answer(lookback.query)
-                await self._tell(lookback, answer)
-                await lookback.asker.told()
+                async with self._admission.enter(lookback.asker.client, lookback.query):
+                    await self._answer_now(lookback)
             except (BadParameter, Unavailable) as problem:
                 error = problem
         if lookback not in self._open:
@@ -141,6 +148,16 @@ class Lookbacks:
         else:
             self._open.discard(lookback)
             lookback.asker.ended(lookback.identity, error)
+
+    async def _answer_now(self, lookback: Lookback) -> None:
+        if lookback.query.follow:
+            answer, lookback.follow = await self._histories.follow(lookback.query)
+        else:
+            answer = await self._histories.answer(lookback.query)
+        await self._tell(lookback, answer)
+        await lookback.asker.told()
+        if answer.values > MANY_VALUES:
+            await lookback.asker.drained()
 
     async def _advance(self, turns: Iterator[tuple[int, Lookback]]) -> None:
         for number, lookback in turns:

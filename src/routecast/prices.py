@@ -1,15 +1,24 @@
 """What models cost, by the offline tables of genai-prices (`ports.Prices`)."""
 
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from genai_prices import Usage
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
 from routecast.protocol import EPOCH
+
+# Names whose price, or that there is none, is remembered: some 4 MB of the longest names.
+MAX_REMEMBERED: Final = 4_096
+# To look a name up takes up to 0.3 ms of the event loop. So many seconds of each second may go into
+# that, and so many at once after a while without: enough for 1,500 new names.
+LOOKUP_SHARE: Final = 0.05
+LOOKUP_SECONDS: Final = 0.5
 
 
 class GenaiPrices:
@@ -18,20 +27,37 @@ class GenaiPrices:
     A provider the tables know is asked for its own price of the model only; for a name they do
     not know (a gateway's own, say), the model's name alone decides. What neither finds has no
     price.
+
+    Names that were not seen lately are looked up only while that does not take too long in all;
+    then they have no price for a moment. No price is ever wrong. `skipped` is called for each cost
+    that is not known for that reason. `clock` and `used` give seconds: those that have passed, and
+    those of them that this thread worked.
     """
 
-    def __init__(self) -> None:
-        self._find = lru_cache(maxsize=4096)(_find)
-        self._flat = lru_cache(maxsize=4096)(self._flat_price)
+    def __init__(
+        self,
+        skipped: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
+        self._skipped = skipped
+        self._clock = clock
+        self._used = used
+        self._left = LOOKUP_SECONDS
+        self._filled = clock()
 
     def cost(
         self, provider: str, model: str, input_tokens: int, output_tokens: int, moment: int
     ) -> int | None:
-        flat = self._flat(provider, model)
+        known = self._look_up(provider, model)
+        if known is None:
+            self._skipped()
+            return None
+        found, flat = known
         if flat is not None and input_tokens <= flat.upto:
             nano = (flat.input * input_tokens + flat.output * output_tokens) / 10**6
             return int(nano.to_integral_value(ROUND_HALF_EVEN))
-        found = self._find(provider, model)
         if found is None:
             return None
         # Prices of great size, or that depend on time, are the tables' own business.
@@ -46,19 +72,39 @@ class GenaiPrices:
         return int((price * 10**9).to_integral_value(ROUND_HALF_EVEN))
 
     def per_million(self, model: str) -> tuple[int, int] | None:
-        flat = self._flat("", model)
+        flat = _flat(_find("", model))
         return None if flat is None else (int(flat.input), int(flat.output))
 
-    def _flat_price(self, provider: str, model: str) -> "_Flat | None":
-        found = self._find(provider, model)
-        if found is None or not isinstance(found[1].prices, ModelPrice):
+    def _look_up(self, provider: str, model: str) -> "_Known | None":
+        """Return what is known of a name; None where it may not be looked up now."""
+        key = provider, model
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        now = self._clock()
+        self._left = min(LOOKUP_SECONDS, self._left + LOOKUP_SHARE * (now - self._filled))
+        self._filled = now
+        if self._left <= 0:
             return None
-        price = found[1].prices
-        if price.requests_kcount or price.input_mtok is None or price.output_mtok is None:
-            return None
-        paid_in, upto_in = _base(price.input_mtok)
-        paid_out, upto_out = _base(price.output_mtok)
-        return _Flat(paid_in * 10**9, paid_out * 10**9, min(upto_in, upto_out))
+        began = self._used()
+        found = _find(provider, model)
+        known = self._known[key] = _Known(found, _flat(found))
+        if len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)
+        self._left -= self._used() - began
+        return known
+
+
+def _flat(found: "tuple[Provider, ModelInfo] | None") -> "_Flat | None":
+    if found is None or not isinstance(found[1].prices, ModelPrice):
+        return None
+    price = found[1].prices
+    if price.requests_kcount or price.input_mtok is None or price.output_mtok is None:
+        return None
+    paid_in, upto_in = _base(price.input_mtok)
+    paid_out, upto_out = _base(price.output_mtok)
+    return _Flat(paid_in * 10**9, paid_out * 10**9, min(upto_in, upto_out))
 
 
 _UNLIMITED = 2**63
@@ -76,6 +122,13 @@ class _Flat(NamedTuple):
     input: Decimal
     output: Decimal
     upto: int
+
+
+class _Known(NamedTuple):
+    """What was found under a name: where the tables have it, and its price if that is simple."""
+
+    found: tuple[Provider, ModelInfo] | None
+    flat: _Flat | None
 
 
 def _find(provider: str, model: str) -> tuple[Provider, ModelInfo] | None:

@@ -44,7 +44,9 @@ MAX_LATENCY_MS: Final = 7 * 24 * 3600 * 1000.0
 MAX_TOKENS: Final = 10**9
 
 Name = Annotated[str, Meta(min_length=1, max_length=64)]
-Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+# A whole number may be written as 374.0 or 1e3, as data frames and some languages do.
+_Integer = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
+Tokens = _Integer | Annotated[float, Meta(ge=0, le=float(MAX_TOKENS))]
 Band = Literal["high", "medium", "low"]
 Status = Literal["success", "error"]
 

@@ -125,6 +125,10 @@ class Subscriber:
     # -- looking back ---------------------------------------------------------------------------
 
     @property
+    def client(self) -> str:
+        return self._line.client
+
+    @property
     def encoding(self) -> Encoding:
         return self._session.encoding
 
@@ -146,6 +150,12 @@ class Subscriber:
 
     async def told(self) -> None:
         if self._all_told is not None:
+            await self._all_told.wait()
+
+    async def drained(self) -> None:
+        await asyncio.sleep(0)  # a transport may tell a little later that its socket is full
+        if not self._line.has_room():
+            self._all_told = self._all_told or asyncio.Event()
             await self._all_told.wait()
 
     def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:

@@ -5,6 +5,7 @@ import json
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,67 @@ def test_codings_and_kinds(shared: Server, coding: str, kind: str) -> None:
     answer = send(shared, pack(text.encode()), **headers)
     assert answer.json()["accepted"] == 300, answer.text
     assert total(shared) == before + 300
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["x-gzip"],
+        ["GZIP"],
+        ["gzip, identity"],
+        ["identity, X-Gzip"],
+        ["identity", "gzip"],
+        ["gzip ,"],
+    ],
+    ids=str,
+)
+def test_a_coding_may_be_written_in_many_ways(shared: Server, fields: list[str]) -> None:
+    """All fields are one list (RFC 9110, 5.3), and x-gzip is gzip (8.4.1.3)."""
+    headers = [("content-type", "application/json")]
+    headers += [("content-encoding", field) for field in fields]
+    body = gzip.compress(json.dumps(GOOD).encode())
+    answer = shared.http.post("/v1/decisions", content=body, headers=headers)
+    assert answer.json()["accepted"] == 1, answer.text
+
+
+@pytest.mark.parametrize("coding", ["gzip, gzip", "br", "gzip, br", "zstd,gzip", "x-zstd"])
+def test_other_codings_are_415(shared: Server, coding: str) -> None:
+    """And one that is applied to another."""
+    body = gzip.compress(json.dumps(GOOD).encode())
+    assert send(shared, body, **{"content-encoding": coding}).status_code == 415
+
+
+HOSTILE = {
+    "lines that are no JSON": (b"x\n" * 99_000, "application/x-ndjson", 400),
+    "half-nested lines": (b'{"a":[\n' * 49_000, "application/x-ndjson", 400),
+    "numbers over every float": (b"[" + b"1e999," * 49_999 + b"1e999]", "application/json", 422),
+    "deep ones": (
+        b"[" + (b'{"z":' + b"[" * 2000 + b"]" * 2000 + b"},") * 300 + b"7]",
+        "application/json",
+        422,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_bodies_leave_turns_to_others(shared: Server, name: str) -> None:
+    """However much work a few bytes ask for, other producers are answered meanwhile."""
+    body, kind, status = HOSTILE[name]
+    packed = gzip.compress(body)
+    with ThreadPoolExecutor() as pool:
+        headers = {"content-type": kind, "content-encoding": "gzip"}
+        hostile = [pool.submit(send, shared, packed, **headers) for _ in range(4)]
+        assert send(shared, json.dumps(GOOD).encode()).status_code == 200
+        assert [one.result().status_code for one in hostile] == [status] * 4
+
+
+def test_both_ways_read_small_hostile_bodies_alike(shared: Server) -> None:
+    """A body that takes longer than a slice is read on in a task, with the same answer."""
+    body = b"[" + b",".join([b'{"strategy":"s","provider":"p","cost":5e-324}'] * 1400) + b"]"
+    assert len(body) <= 65_536
+    lean = send(shared, body)
+    asgi = send(shared, gzip.compress(body), **{"content-encoding": "gzip"})
+    assert lean.json()["accepted"] == asgi.json()["accepted"] == 1400
 
 
 def test_partial_acceptance(shared: Server) -> None:

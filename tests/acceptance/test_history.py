@@ -7,6 +7,7 @@ from typing import Any
 
 import apsw
 
+from tests.support.raw import TEXT, frame, open_stream
 from tests.support.server import Server
 
 GOOD = {"strategy": "hybrid", "provider": "gemini", "cost": 0.25}
@@ -106,3 +107,54 @@ def test_openapi_says_what_there_is(server: Server) -> None:
     reference = json.dumps(described["responses"]["400"])
     assert "#/components/schemas/Problem" in reference
     assert "Problem" in schema["components"]["schemas"]
+
+
+LARGE: dict[str, Any] = {
+    "points": 2000,
+    "group_by": "strategy",
+    "fields": ["count", "cost", "avg_cost", "avg_confidence", "errors", "fallbacks"],
+}
+
+
+def test_readers_of_nothing_share_a_large_answer(server: Server) -> None:
+    """Who asks for megabytes and reads none of them holds little, is let go, and stops no other."""
+    server.post([{**GOOD, "strategy": f"s{n}", "timestamp": time.time() - 60} for n in range(30)])
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 30 * 3600))
+    asked = json.dumps({"type": "history", "id": "h", "from": began, **LARGE}).encode()
+    reader = server.http.get(
+        "/v1/history", params={**LARGE, "fields": ",".join(LARGE["fields"]), "from": began}
+    )
+    assert len(reader.content) > 1_000_000
+    before = server.memory()
+    stalled = [
+        open_stream(server.port, subprotocol="routecast.v1.json", receive_buffer=4096)
+        for _ in range(60)
+    ]
+    for stream in stalled:
+        stream.send(frame(TEXT, asked))
+    most = 0
+    started = time.monotonic()
+    while not server.closed(4409):  # others wait for room, and are told to come back
+        assert time.monotonic() - started < 120
+        most = max(most, server.memory())
+        assert history(server, points=5)["points"] == 5
+        time.sleep(0.05)
+    for stream in stalled:
+        stream.socket.close()
+    assert most - before < 60 * len(reader.content) / 2
+
+
+def test_a_connection_may_ask_for_many_at_once(server: Server) -> None:
+    """It is told one after the other, so its address never has too many under way."""
+    server.post(GOOD)
+    with open_stream(server.port, subprotocol="routecast.v1.json") as line:
+        for number in range(16):
+            asked = {"type": "history", "id": f"h{number}", "points": number + 1}
+            line.send(frame(TEXT, json.dumps(asked).encode()))
+        told = set()
+        while len(told) < 16:
+            read = line.frame()
+            assert read is not None
+            message = json.loads(read[1])
+            assert message["type"] in ("hello", "history")
+            told.update([message["id"]] if message["type"] == "history" else [])

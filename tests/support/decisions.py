@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from routecast.core.decision import Decision, Rules
-from routecast.core.decode import Broken, decode
+from routecast.core.decode import decode
+from routecast.core.exact import Broken
 from routecast.core.histogram import EDGES
 from routecast.core.rollup import Cells, Key, Sums
 from tests.support.oracle import tally

@@ -52,15 +52,18 @@ def test_counts_may_be_written_as_data_frames_write_them() -> None:
         ("2023-11-16 18:17", MOMENT - 3_979_960),
         ("2023-11-16", MOMENT - 3_979_960 - (18 * 60 + 17) * 60 * SECOND),
         ("2023-11-16T18:17:03.0000005Z", MOMENT - 979_960),
-        ("2023-11-16T18:17:03.0000015Z", MOMENT - 979_960 + 2),
-        ("2023-11-16T18:17:03.9999999Z", MOMENT - 979_960 + SECOND),
+        ("2023-11-16T18:17:03.0000015Z", MOMENT - 979_960 + 1),
+        ("2023-11-16T18:17:03.9999999Z", MOMENT - 979_960 + SECOND - 1),
+        ("2023-11-16T18:17:60Z", MOMENT - 979_960 + 57 * SECOND - 1),
+        ("2023-11-16 18:17:03+00", MOMENT - 979_960),
+        ("2023-11-16 14:17:03-04", MOMENT - 979_960),
         ("1700158623.97996", MOMENT),
         (1700158623, MOMENT - 979_960),
         (Decimal("1700158623.9799605"), MOMENT),
     ],
 )
 def test_times_however_they_are_written(written: object, expected: int) -> None:
-    """Any usual form, in UTC where it names no offset, rounded half to even to microseconds."""
+    """Any usual form, in UTC where it names no offset, cut off after microseconds."""
     assert cells.moment(1)(written) == expected
 
 

@@ -1,13 +1,19 @@
 """Decode: from bytes to decisions as sent, and what is wrong with the others."""
 
 import json
+import time
+from contextlib import nullcontext
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decode import Broken, decode
-from routecast.errors import BadBody, TooLarge
+from routecast.core.decision import Decision, Rules
+from routecast.core.decode import GROUP, STRANGE_LINES, decode, pieces
+from routecast.core.exact import Broken
+from routecast.errors import BadBody, Invalid, TooLarge
+from tests.support.decisions import NOW
 
 LEAST = '{"strategy":"hybrid","provider":"gemini"%s}'
 
@@ -134,3 +140,204 @@ def test_no_bytes_at_all_break_the_reader(body: bytes, lines: bool) -> None:
     except BadBody:
         return
     assert all(isinstance(item, Broken) or item.strategy for item in items)
+
+
+# -- with the digits that were sent -------------------------------------------------------------
+
+
+def normal(fields: str) -> Decision:
+    """Read one decision with these fields, in an array and as a line; both must agree."""
+    found = []
+    for body, lines in ((f"[{LEAST % fields}]", False), (LEAST % fields, True)):
+        (item,) = decode(body.encode(), lines=lines)
+        assert not isinstance(item, Broken), item.error
+        found.append(Rules(ids=iter("x")).normalise(item, NOW))
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("confidence", "band"),
+    [
+        ("0.79999999999999999999", "medium"),
+        ("0.79999999999999999", "medium"),
+        ("0.80000000000000000000", "high"),
+        ("0.80000000000000000001", "high"),
+        ("8.0000000000000000000e-1", "high"),
+        ("0.4999999999999999999999", "low"),
+        ("79999999999999999999e-20", "medium"),
+    ],
+)
+def test_a_band_goes_by_the_digits(confidence: str, band: str) -> None:
+    """Also by those that a float does not hold."""
+    assert normal(f',"confidence":{confidence}').band == band
+
+
+@given(
+    st.sampled_from(["cost", "latency_ms"]),
+    st.integers(0, 9000),
+    st.text("0123456789", min_size=1, max_size=30),
+)
+def test_amounts_are_exact(name: str, whole: int, fraction: str) -> None:
+    """Rounded half to even from all digits."""
+    text = f"{whole}.{fraction}" if whole < 9000 else "9000"
+    kept, scale = ("cost", 10**9) if name == "cost" else ("latency", 1000)
+    assert getattr(normal(f',"{name}":{text}'), kept) == round(Fraction(text) * scale)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "decided"),
+    [
+        ('"2016-12-31T23:59:60Z"', 1_483_228_799_999_999),
+        ('"2017-01-01T00:59:60.5+01:00"', 1_483_228_799_999_999),
+        ('"2026-01-31T12:34:56.9999999Z"', 1_769_862_896_999_999),
+        ('"2026-01-31t12:34:56.789123999999z"', NOW),
+        ('"2026-01-31 12:34:56.7891239Z"', NOW),
+        ('"2026-01-31T12:34:56.\\u0039999999Z"', 1_769_862_896_999_999),
+        ("1769862896.9999999", 1_769_862_896_999_999),
+        ("1769862896.7891239999999", NOW),
+        ("1.7698628967891239e9", NOW),
+    ],
+)
+def test_times_stay_in_their_microsecond(stamp: str, decided: int) -> None:
+    """And so in their minute."""
+    assert normal(f',"timestamp":{stamp}').decided == decided
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["{}.0", "{}.000", "{}e0", "{}0e-1", "{}"]))
+def test_tokens_may_be_written_as_floats(count: int, form: str) -> None:
+    """As data frames with gaps, and some languages, write them."""
+    assert normal(f',"input_tokens":{form.format(count)}').input_tokens == count
+
+
+@pytest.mark.parametrize("tokens", ["374.5", "1e-1", "374.00000000000000000001"])
+def test_half_a_token_is_refused(tokens: str) -> None:
+    """However small the half."""
+    (item,) = decode((LEAST % f',"input_tokens":{tokens}').encode(), lines=False)
+    if not isinstance(item, Broken):
+        with pytest.raises(Invalid, match=r"^input_tokens: must be a whole number$"):
+            Rules().normalise(item, NOW)
+    else:
+        assert item.error == "input_tokens: must be a whole number"
+
+
+# -- at no other's cost -------------------------------------------------------------------------
+
+DEEP = ',"z":' + "[" * 2000 + "]" * 2000
+BAD = {
+    "deep": (LEAST % DEEP, "not usable JSON: nested too deeply"),
+    "type": (LEAST % ',"cost":"1"', "cost: must be a number, not a string"),
+    "large": (LEAST % ',"cost":1e999', "cost: must be at most 9,000"),
+    "surrogate": (LEAST % ',"status":"\\ud800"', 'status: must be "success" or "error"'),
+    "scalar": ("7", "expected an object, got a number"),
+}
+# Good ones that are read in different ways; commas and brackets where none is meant.
+ODD = [
+    LEAST % "",
+    LEAST % ',"x":"},{","y":[{},{"a":[1,2]}]',
+    LEAST % ',"x":"\\ud800","y":"]},{"',
+    LEAST % ',"cost":0.12345678901234567890',
+    LEAST % ',"timestamp":"2016-12-31T23:59:60Z"',
+    LEAST % f',"x":"{"},{" * 25_000}"',
+    LEAST % f',"x":[{"{}," * 25_000}1]',
+]
+
+
+ALL = [*ODD, *(body for body, _ in BAD.values())]
+
+
+@given(st.lists(st.sampled_from(range(len(ALL))), max_size=12))
+@pytest.mark.parametrize("form", ["array", "spaced", "lines"])
+def test_a_bad_one_costs_no_other(form: str, places: list[int]) -> None:
+    """Each keeps its place, whatever stands beside it, and in however many pieces it is read."""
+    sent, errors = [ALL[place] for place in places], dict(BAD.values())
+    body = (
+        "\n".join(sent)
+        if form == "lines"
+        else f"[{(' , ' if form == 'spaced' else ',').join(sent)}]"
+    )
+    known = [one for one in sent if one != BAD["deep"][0]]
+    try:
+        items = decode(body.encode(), lines=form == "lines")
+    except BadBody:
+        assert form == "lines"
+        assert not known
+        return
+    found = [item.error if isinstance(item, Broken) else None for item in items]
+    assert found == [errors.get(one) for one in sent]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"[{LEAST % ''},,{LEAST % ''}]",
+        f"[{LEAST % ''},]",
+        f"[{LEAST % ''}] ]",
+        f"[{LEAST % ''}]]",
+        f"[{LEAST % ''}",
+        f"[1,{' ' * 70_000},2]",
+        f"[{LEAST % DEEP},]",
+        f"[{LEAST % DEEP}",
+        f"[{LEAST % DEEP}}}]",
+        f"[{LEAST % DEEP},{{]",
+        f"[{','.join([LEAST % ''] * 3000)},x]",
+        f"[{','.join([LEAST % ''] * 3000)}",
+    ],
+)
+def test_what_is_no_array_is_refused_whole(body: str) -> None:
+    """Wherever in it that shows."""
+    with pytest.raises(BadBody, match=r"^not (usable )?JSON"):
+        decode(body.encode(), lines=False)
+
+
+def test_where_it_is_no_json_is_told() -> None:
+    """By line and column, also far down."""
+    body = "[" + ",\n".join([LEAST % ""] * 5000) + ',\n{"strategy" 7}]'
+    with pytest.raises(BadBody) as refused:
+        decode(body.encode(), lines=False)
+    assert str(refused.value) == "not JSON at line 5001 column 13: Expecting ':' delimiter"
+
+
+def test_good_lines_are_found_behind_many_broken_ones() -> None:
+    """Only where no line to come can be a decision is the body refused early."""
+    body = b"x\n" * 3000 + (LEAST % "").encode()
+    items = decode(body, lines=True)
+    assert (len(items), isinstance(items[-1], Broken)) == (3001, False)
+    read: list[int] = []
+    with pytest.raises(BadBody, match="no line is JSON; the first: not JSON at line 1 column 1"):
+        read.extend(len(piece) for piece in pieces(b"x\n" * 49_000, lines=True))
+    assert sum(read) < 2 * STRANGE_LINES
+
+
+def array(item: str, count: int) -> str:
+    return f"[{','.join([item] * count)}]"
+
+
+HOSTILE = {
+    "half-nested lines": ('{"a":[{"b":[\n' * 49_000, True),
+    "numbers over every float": (array("1e999", 50_000), False),
+    "denormal costs": (array(LEAST % ',"cost":5e-324', 5_000), False),
+    "scalars": (array("0", 49_000), False),
+    "lone surrogates": (array(LEAST % ',"x":"\\ud800"', 5_000), False),
+    "deep ones": (array(LEAST % DEEP, 300), False),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_bodies_are_read_in_small_steps(name: str) -> None:
+    """So that others get a turn: no step makes more than a piece's worth of decisions."""
+    body, lines = HOSTILE[name]
+    steps: list[int] = []
+    with pytest.raises(BadBody) if lines else nullcontext():
+        steps.extend(len(piece) for piece in pieces(body.encode(), lines=lines))
+    assert max(steps) <= GROUP
+    assert sum(steps) >= 300
+
+
+def test_a_number_repeated_in_one_decision_is_skipped_not_read() -> None:
+    """A million slow numbers for one field are one C call, in which nothing else runs."""
+    body = "{" + '"cost":5e-324,' * 100_000 + '"strategy":"s","provider":"p"}'
+    used = time.thread_time()
+    (item,) = decode(body.encode(), lines=False)
+    assert time.thread_time() - used < 0.5  # it was 1 s; now it is some milliseconds
+    assert not isinstance(item, Broken)

@@ -7,7 +7,7 @@ from genai_prices import Usage, calc_price
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
 
-from routecast.prices import GenaiPrices
+from routecast.prices import LOOKUP_SECONDS, MAX_REMEMBERED, GenaiPrices
 from tests.support.decisions import NOW
 
 MOMENT = datetime.fromtimestamp(NOW // 10**6, UTC)
@@ -84,3 +84,47 @@ def test_price_per_million_is_what_a_million_costs() -> None:
     found = GenaiPrices().per_million("gpt-4o")
     assert found == (theirs(None, "gpt-4o", 10**6, 0), theirs(None, "gpt-4o", 0, 10**6))
     assert GenaiPrices().per_million("no-such-model") is None
+
+
+class Time:
+    """A clock that a test sets, and 0.3 ms of work for each look-up."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.worked = 0.0
+
+    def used(self) -> float:
+        self.worked += 0.00015  # it is asked before and after
+        return self.worked
+
+
+def test_new_names_have_a_budget_and_known_ones_are_always_priced() -> None:
+    """A flood of made-up models costs little, and no price is ever wrong."""
+    time, skipped = Time(), []
+    prices = GenaiPrices(lambda: skipped.append(1), clock=lambda: time.now, used=time.used)
+    expected = theirs("openai", "gpt-4o", 1000, 1000)
+    assert prices.cost("openai", "gpt-4o", 1000, 1000, NOW) == expected
+    for number in range(10_000):
+        assert prices.cost("our-gateway", f"made-up-{number}", 1, 1, NOW) is None
+        assert prices.cost("openai", "gpt-4o", 1000, 1000, NOW) == expected
+    assert time.worked <= 2 * (LOOKUP_SECONDS + 0.001)
+    assert 5_000 < len(skipped) < 10_000
+    # A name that is known without a price is not skipped; a new one is, for a moment.
+    counted = len(skipped)
+    assert prices.cost("our-gateway", "made-up-1", 1, 1, NOW) is None
+    assert len(skipped) == counted
+    assert prices.cost("openai", "gpt-4o-mini", 1000, 1000, NOW) is None
+    assert len(skipped) == counted + 1
+    time.now += 1.0
+    assert prices.cost("openai", "gpt-4o-mini", 1000, 1000, NOW) == theirs(
+        "openai", "gpt-4o-mini", 1000, 1000
+    )
+
+
+def test_few_names_are_remembered() -> None:
+    """However many come over time."""
+    time = Time()
+    prices = GenaiPrices(clock=lambda: time.now, used=lambda: 0.0)
+    for number in range(MAX_REMEMBERED + 100):
+        prices.cost("our-gateway", f"made-up-{number}", 1, 1, NOW)
+    assert len(prices._known) == MAX_REMEMBERED

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
-from routecast.core.v1 import MINUTE, Close, Follow, Leave, V1Session
+from routecast.core.v1 import MINUTE, Close, Follow, Leave, Look, V1Session
 from routecast.core.view import parse_query
 from routecast.protocol import FIELDS, WINDOWS, CloseCode, ErrorOut, Pong, Position
 from tests.support.wire import GOLDEN
@@ -154,7 +154,7 @@ GOOD = {
     "follow": lambda value: isinstance(value, bool),
 }
 REQUIRED = {"id", "seq", "token"}
-INTEGERS = {"seq", "position", "points"}
+INTEGERS = {"seq", "position"}
 
 
 def is_good(name: str, value: Any, encoding: Encoding) -> bool:
@@ -283,3 +283,25 @@ def test_both_encodings_have_the_same_outcomes() -> None:
         for each in (one, other):
             each.ids["known"] = 1
         assert told(message, one) == told(message, other)
+
+
+@pytest.mark.parametrize("encoding", [JSON, MSGPACK], ids=["json", "msgpack"])
+def test_times_and_numbers_are_read_as_everywhere(encoding: Encoding) -> None:
+    """A leap second stays in its minute, digits are cut off, and 60.0 is 60."""
+    asked = {
+        "type": "history",
+        "id": "h",
+        "from": "2016-12-31T23:59:60Z",
+        "to": "2026-01-31T12:34:56.9999999Z",
+        "points": 60.0,
+    }
+    raw = (
+        msgspec.json.encode(asked).decode()
+        if not encoding.binary
+        else msgspec.msgpack.encode(asked)
+    )
+    outcome = session(encoding).receive(raw, 100.0)
+    assert isinstance(outcome, Look)
+    assert outcome.query.start == 1_483_228_799_999_999
+    assert outcome.query.end == 1_769_862_896_999_999
+    assert outcome.query.points == 60

@@ -6,20 +6,16 @@ as written. Every converter raises ValueError with the rule that the cell breaks
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any, Final
 
-from routecast.protocol import EPOCH, MICROSECOND
+from routecast.core.numbers import product, read_number, whole_number
+from routecast.core.times import has_offset, looks_like_time, read_time, unix_time
 
 Cell = Any
 Convert = Callable[[Cell], Any]
 
-_NUMBER: Final = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", re.ASCII)
-_TIME: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d(?:[.,](\d+))?)?))? ?(Z|UTC|[-+]\d\d:?\d\d)?",
-    re.ASCII | re.IGNORECASE,
-)
 _YEAR_1: Final = -62_135_596_800  # seconds since 1970
 _YEAR_9999: Final = 253_402_300_799
 _ABSENT_NUMBERS: Final = frozenset({"null", "none", "nan", "n/a", "na", "-", "\\n"})
@@ -54,24 +50,27 @@ def number(cell: Cell) -> Decimal | int:
     """Return the number with the digits that were written."""
     if isinstance(cell, Decimal) or (isinstance(cell, int) and not isinstance(cell, bool)):
         return cell
-    if isinstance(cell, str) and _NUMBER.fullmatch(cell.strip()):
-        return Decimal(cell.strip())
+    if isinstance(cell, str):
+        with suppress(ValueError):
+            return read_number(cell.strip(), lenient=True)
     raise ValueError(f"{_shown(cell)} is not a number")
 
 
 def whole(cell: Cell) -> int:
     """Return a count; `374.0`, as data frames write counts with gaps, is 374."""
     value = number(cell)
-    if isinstance(value, int):
-        return value
-    if value.adjusted() > 18 or value != value.to_integral_value():
-        raise ValueError(f"{_shown(cell)} is not a whole number")
-    return int(value)
+    try:
+        count = whole_number(value)
+    except ValueError:
+        raise ValueError(f"{_shown(cell)} is not a whole number") from None
+    if abs(count) >= 10**19:
+        raise ValueError(f"{_shown(cell)} is not a whole number that can be a count")
+    return count
 
 
 def times(factor: Decimal) -> Convert:
     """Return a converter to the number times `factor`, exact."""
-    return lambda cell: factor * number(cell)
+    return lambda cell: product(number(cell), factor)
 
 
 def flag(cell: Cell) -> bool:
@@ -113,36 +112,26 @@ def moment(unit: int) -> Convert:
     """Return a converter to microseconds since 1970 (or since the start, where times are relative).
 
     `unit` is how many units of a bare number make a second. Text is RFC 3339 or near it, in UTC
-    where it names no offset. What is finer than a microsecond is rounded half to even.
+    where it names no offset. What is finer than a microsecond is cut off.
     """
 
     def convert(cell: Cell) -> int:
-        if isinstance(cell, str) and (found := _TIME.fullmatch(cell.strip())):
-            day, clock, fraction, offset = found.groups()
-            zone = "" if not offset or offset.upper() in ("Z", "UTC") else offset
-            # Python reads no more than six digits of a fraction, so it is added apart.
-            at = datetime.fromisoformat(f"{day}T{(clock or '00:00')[:8]}{zone}")
-            since = (at if at.tzinfo else at.replace(tzinfo=UTC)) - EPOCH
-            return since // MICROSECOND + _micros(Decimal(f"0.{fraction or 0}"))
+        if isinstance(cell, str) and looks_like_time(cell.strip()):
+            return read_time(cell.strip(), lenient=True)
         try:
-            value = Decimal(number(cell)) / unit
+            value = number(cell)
         except ValueError:
             raise ValueError(f"{_shown(cell)} is not a time") from None
-        if not _YEAR_1 <= value <= _YEAR_9999:
+        if not _YEAR_1 <= value / unit <= _YEAR_9999:
             raise ValueError(f"{_shown(cell)} is not a time")
-        return _micros(value)
+        return unix_time(value, unit)
 
     return convert
 
 
 def names_offset(cell: Cell) -> bool:
     """Whether a time says its offset from UTC itself (a bare number does: it counts from 1970)."""
-    found = _TIME.fullmatch(cell.strip()) if isinstance(cell, str) else None
-    return found is None or found[4] is not None
-
-
-def _micros(seconds: Decimal) -> int:
-    return int((seconds * 1_000_000).to_integral_value(ROUND_HALF_EVEN))
+    return not isinstance(cell, str) or has_offset(cell.strip())
 
 
 def _shown(cell: Cell) -> str:

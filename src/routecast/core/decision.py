@@ -5,14 +5,17 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import Decimal
 from operator import itemgetter
 from typing import Final, NamedTuple
 
+from routecast.core.exact import ExactDecision
+from routecast.core.numbers import scaled, whole_number
+from routecast.core.times import NO_OFFSET, unix_time
+from routecast.core.times import SECOND as SECOND
 from routecast.errors import Invalid
 from routecast.protocol import EPOCH, MICROSECOND, DecisionIn, is_clean
 
-SECOND: Final = 1_000_000
 MINUTE: Final = 60 * SECOND
 DAY: Final = 24 * 60 * MINUTE
 
@@ -46,20 +49,6 @@ class Decision(NamedTuple):
 identity_of: Final[Callable[[Decision], tuple[str, str]]] = itemgetter(0, 1)
 
 
-def scaled(value: float, scale: int) -> int:
-    """Return value times scale as an integer, rounded half to even from the number's own digits.
-
-    The digits are the shortest that give the same float: those that were sent, up to 15 of them.
-    """
-    product = value * scale
-    whole = round(product)
-    # Below 2**45 the product is off by less than 0.01: only near a tie can that matter.
-    if product < 2**45 and abs(product - whole) < 0.49:
-        return whole
-    exact = Decimal(repr(value)) * scale
-    return int(exact.to_integral_value(ROUND_HALF_EVEN))
-
-
 def _numbered() -> Iterator[str]:
     # Names in rising order keep the index of ids compact; the prefix makes them unique.
     prefix = secrets.token_hex(8)
@@ -78,7 +67,7 @@ class Rules:
     price: Price = lambda *_: None
     ids: Iterator[str] = field(default_factory=_numbered)
 
-    def normalise(self, sent: DecisionIn, now: int) -> Decision:
+    def normalise(self, sent: DecisionIn | ExactDecision, now: int) -> Decision:
         """Return the decision in integers.
 
         Raises Invalid, naming the field, when it breaks a rule that its types cannot show.
@@ -93,15 +82,18 @@ class Rules:
         if isinstance(confidence, str):
             band, confidence = confidence, None
         elif confidence is not None:
-            band = (
-                "high"
-                if confidence >= self.high
-                else "medium"
-                if confidence >= self.medium
-                else "low"
-            )
+            high: float | Decimal = self.high
+            medium: float | Decimal = self.medium
+            if type(confidence) is Decimal:  # to be compared with digits, not with a float's bits
+                high, medium = Decimal(repr(high)), Decimal(repr(medium))
+            band = "high" if confidence >= high else "medium" if confidence >= medium else "low"
         moment = now if sent.timestamp is None else _moment(sent.timestamp, now)
-        tokens_in, tokens_out = sent.input_tokens, sent.output_tokens
+        tokens_in = sent.input_tokens
+        if tokens_in is not None and type(tokens_in) is not int:
+            tokens_in = _count("input_tokens", tokens_in)
+        tokens_out = sent.output_tokens
+        if tokens_out is not None and type(tokens_out) is not int:
+            tokens_out = _count("output_tokens", tokens_out)
         if sent.cost is not None:
             cost: int | None = scaled(sent.cost, 1_000_000_000)
         elif model and tokens_in is not None and tokens_out is not None:
@@ -135,18 +127,31 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise Invalid(f"{name}: must not hold NUL or a lone surrogate")
 
 
-def _moment(timestamp: datetime | float, now: int) -> int:
+def _count(name: str, count: float) -> int:
+    try:
+        return whole_number(count)
+    except ValueError as error:
+        raise Invalid(f"{name}: {error}") from None
+
+
+def _moment(timestamp: datetime | float | Decimal, now: int) -> int:
+    """Return microseconds since 1970. An int is that already; other numbers are Unix time."""
+    unix = False
     if isinstance(timestamp, datetime):
         if timestamp.tzinfo is None:
-            raise Invalid("timestamp: must say its offset, such as Z or +00:00")
+            raise Invalid(f"timestamp: {NO_OFFSET}")
         moment = (timestamp - EPOCH) // MICROSECOND
-    elif abs(timestamp) < 10**15:
-        moment = scaled(timestamp, SECOND)
-    else:  # too far off to count in microseconds
-        moment = -1 if timestamp < 0 else now + 2 * DAY
+    elif isinstance(timestamp, int):
+        moment = timestamp
+    else:
+        unix = True
+        if -(10**15) < timestamp < 10**15:
+            moment = unix_time(timestamp)
+        else:  # too far off to count in microseconds
+            moment = -1 if timestamp < 0 else now + 2 * DAY
     if moment < 0:
         raise Invalid("timestamp: must not be before 1970")
     if moment > now + DAY:
-        hint = "" if isinstance(timestamp, datetime) else " (Unix time is read in seconds)"
+        hint = " (Unix time is read in seconds)" if unix else ""
         raise Invalid(f"timestamp: must be at most 24 hours in the future{hint}")
     return moment

@@ -1,215 +1,418 @@
 """Reading a request body: from bytes to decisions as they were sent, and what is wrong with others.
 
-The whole body is decoded in one go. Only where that fails is it read again, decision by decision,
-to keep the good ones and name the bad.
+A body is read in pieces, so that the event loop can serve others between two of them. msgspec
+decodes a piece in one go. Where that fails, or where a number has more digits than a float, the
+piece is read decision by decision (`exact.py`), to keep the good ones and name the bad.
+
+A bad decision costs no other. Only a body that is not JSON at all, or not UTF-8, is refused whole.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
+import re
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Final, NoReturn
 
 import msgspec
-from msgspec import Meta
 
-from routecast.core.wording import kind, worded
+from routecast.core.exact import (
+    Broken,
+    ExactDecision,
+    convert_with_care,
+    kind_of,
+    needs_care,
+    read_with_care,
+)
+from routecast.core.numbers import read_number
 from routecast.errors import BadBody, TooLarge
-from routecast.protocol import MAX_BATCH, DecisionIn, is_clean
+from routecast.protocol import MAX_BATCH, MAX_REJECTIONS_LISTED, DecisionIn
 
-T = TypeVar("T")
+Item = DecisionIn | ExactDecision | Broken
 
 # A batch of the largest size, with every field and a comma in each, has half as many: what has
 # more is refused before anything is made of it.
 MAX_COMMAS: Final = 40 * MAX_BATCH
+# Bytes that are decoded in one go: 0.5 ms of a usual body. A longer decision is read on its own.
+PIECE: Final = 65_536
+# Decisions that are read one by one between two turns of others: 0.5 ms.
+GROUP: Final = 64
+# After so many lines none of which is JSON, the body is refused if no other can be a decision.
+STRANGE_LINES: Final = 1_000
+# To find the end of a decision which msgspec cannot skip, brackets and strings are counted: so many
+# between two turns of others. A body that is nested more deeply than this is refused.
+MARKS: Final = 10_000
+MAX_DEPTH: Final = 100_000
+# Python's parser, which is slow, is asked only about texts with at most so many commas.
+MAX_EXPLAINED: Final = 20_000
 
-_one = msgspec.json.Decoder(DecisionIn)
-_many = msgspec.json.Decoder(list[DecisionIn])
+_BLANK: Final = b" \t\r\n"
+_BOM: Final = b"\xef\xbb\xbf"
+_OBJECT_LINE: Final = re.compile(rb"^[ \t\r]*\{", re.MULTILINE)
+_BYTE: Final = re.compile(r"\(byte (\d+)\)")
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_MARK: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]++|[\]}]++|[,"]', re.DOTALL)
+_TOO_DEEP: Final = "not usable JSON: nested too deeply"
+
+_one: Final = msgspec.json.Decoder(DecisionIn)
+_many: Final = msgspec.json.Decoder(list[DecisionIn])
+_raw: Final = msgspec.json.Decoder(msgspec.Raw)
+_raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class Broken(NamedTuple):
-    """A decision that could not be read: why, and its id where that much is known."""
-
-    error: str
-    id: str | None
+def decode(body: bytes, *, lines: bool) -> list[Item]:
+    """Read a body in one go: for a small one. Raises as `pieces` does."""
+    return [item for piece in pieces(body, lines=lines) for item in piece]
 
 
-def decode(body: bytes, *, lines: bool) -> Sequence[DecisionIn | Broken]:
+def pieces(body: bytes, *, lines: bool) -> Iterator[Sequence[Item]]:
     """Read one object, an array of them, or (with `lines`) NDJSON, in the order sent.
 
-    Raises BadBody when it is not JSON or is empty; TooLarge over MAX_BATCH decisions.
+    Each step takes about a millisecond, whatever the body holds; 0.1 s at most, where a single
+    decision has 16 MiB. A step may give nothing. Raises BadBody when it is not JSON or is empty;
+    TooLarge over MAX_BATCH decisions: then what was given is not to be kept either.
     """
     if body.count(b",") > MAX_COMMAS or (lines and body.count(b"\n") > 2 * MAX_BATCH):
         raise TooLarge(f"far more values than {MAX_BATCH:,} decisions have")
+    body = body.removeprefix(_BOM)
+    source = _Lines(body).read() if lines else _values(body)
+    found = 0
+    for items in source:
+        found += len(items)
+        if found > MAX_BATCH:
+            over = f"{found:,}" if next(source, None) is None else f"more than {MAX_BATCH:,}"
+            raise TooLarge(f"{over} decisions in one request; at most {MAX_BATCH:,}")
+        yield items
+
+
+# -- an object or an array ----------------------------------------------------------------------
+
+
+def _values(body: bytes) -> Iterator[Sequence[Item]]:
+    start = len(body) - len(body.lstrip(_BLANK))
+    first = body[start : start + 1]
+    if first == b"[":
+        yield from _array(body, start + 1)
+    elif first == b"{":
+        yield from _object(body)
+    else:
+        value = _parse_all(body)
+        raise BadBody(f"expected an object or an array, got {kind_of(value)}")
+
+
+def _object(body: bytes) -> Iterator[Sequence[Item]]:
+    if len(body) <= PIECE and not needs_care(body):
+        try:
+            yield [_one.decode(body)]
+            return
+        except (ValueError, RecursionError):
+            pass
     try:
-        if lines:
-            items: Sequence[DecisionIn | Broken] = _one.decode_lines(body)
-        elif body.lstrip()[:1] == b"{":
-            items = [_one.decode(body)]
+        part = _raw.decode(body)
+        yield []
+        item: Item = read_with_care(part)
+    except RecursionError:
+        raise BadBody(_TOO_DEEP) from None
+    except UnicodeDecodeError:
+        raise _not_utf8(body) from None
+    except ValueError:
+        item = convert_with_care(_parse_object(body))
+    yield [item]
+
+
+def _parse_object(body: bytes) -> Any:
+    try:
+        return _parse_all(body)
+    except BadBody as error:
+        first, _, rest = body[:PIECE].strip().partition(b"\n")
+        if rest and first.startswith(b"{") and first.rstrip().endswith(b"}"):
+            hint = "for one decision a line send Content-Type: application/x-ndjson"
+            raise BadBody(f"{error}; {hint}") from None
+        raise
+
+
+def _array(body: bytes, at: int) -> Iterator[Sequence[Item]]:
+    """Read the items of an array, the first of which begins at `at`."""
+    if len(body) <= PIECE and not needs_care(body):
+        try:
+            yield _many.decode(body)
+            return
+        except (ValueError, RecursionError):
+            pass
+    trimmed = body.rstrip(_BLANK)
+    end = len(trimmed) - trimmed.endswith(b"]")
+    if body[at:end].strip(_BLANK) or end == len(trimmed):
+        yield from _items(body, at, end)
+        if end == len(trimmed):
+            raise _not_json(body, at)
+
+
+def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[Item]]:
+    """Read items that stand between two places, with commas between them."""
+    size = PIECE
+    while True:
+        cut = _comma(body, at + size, end)
+        piece = b"[%b]" % body[at:cut]
+        try:
+            yield from _piece(piece, size)
+        except UnicodeDecodeError:
+            raise _not_utf8(body) from None
+        except RecursionError:
+            cut = yield from _walk(body, at, cut, end)
+        except ValueError as error:
+            if _SURROGATE.search(piece):
+                cut = yield from _walk(body, at, cut, end)
+            elif cut < end and _at_end(error, piece):
+                size *= 2  # the comma was within an item
+                yield []
+                continue
+            else:
+                raise _not_json(body, at, error) from None
+        if cut == end:
+            return
+        at, size = cut + 1, PIECE
+
+
+def _piece(piece: bytes, size: int) -> Iterator[Sequence[Item]]:
+    """Read an array that is a piece of another. Raises ValueError before anything was given."""
+    careful = size > PIECE or needs_care(piece)
+    if not careful:
+        try:
+            items = _many.decode(piece)
+            if items:
+                yield items
+                return
+        except (ValueError, RecursionError):
+            pass
+    parts = _raws.decode(piece)
+    if not parts:
+        raise ValueError("nothing between two commas (byte 1)")
+    for first in range(0, len(parts), GROUP):
+        yield [_read(part, careful=careful) for part in parts[first : first + GROUP]]
+
+
+def _comma(body: bytes, at: int, end: int) -> int:
+    """Return where to cut from `at` on: at a comma, between two objects if one is near."""
+    if at >= end:
+        return end
+    between = body.find(b"},", at, min(at + PIECE, end))
+    if between >= 0:
+        return between + 1
+    comma = body.find(b",", at, end)
+    return end if comma < 0 else comma
+
+
+def _at_end(error: ValueError, piece: bytes) -> bool:
+    """Whether what is wrong with a piece is that it ends too early."""
+    found = _BYTE.search(str(error))
+    return found is None or int(found[1]) >= len(piece) - 1
+
+
+def _read(part: "bytes | msgspec.Raw", *, careful: bool) -> Item:
+    """Read one decision that is JSON."""
+    if not careful:
+        try:
+            return _one.decode(part)
+        except (ValueError, RecursionError):
+            pass
+    return read_with_care(part)
+
+
+def _walk(body: bytes, at: int, least: int, end: int) -> Generator[Sequence[Item], None, int]:
+    """Read items which msgspec cannot skip, up to a comma at `least` or behind it.
+
+    Returns where that comma is, or the end. The items' ends are found by counting brackets.
+    """
+    while True:
+        cut = yield from _end_of_item(body, at, end)
+        yield [_read_walked(body, at, cut)]
+        if cut == end or cut >= least:
+            return cut
+        at = cut + 1
+
+
+def _end_of_item(body: bytes, at: int, end: int) -> Generator[Sequence[Item], None, int]:
+    depth = 0
+    for number, mark in enumerate(_MARK.finditer(body, at, end)):
+        sign = mark[0]
+        if sign[0] in b"[{":
+            depth += len(sign)
+        elif sign[0] in b"]}":
+            depth -= len(sign)
+        elif sign == b"," and not depth:
+            return mark.start()
+        if depth < 0 or sign == b'"':
+            raise _not_json(body, at)
+        if depth > MAX_DEPTH:
+            raise BadBody(_TOO_DEEP)
+        if not number % MARKS:
+            yield []
+    if depth:
+        raise _not_json(body, at)
+    return end
+
+
+def _read_walked(body: bytes, at: int, cut: int) -> Item:
+    item = body[at:cut]
+    try:
+        return _read(_raw.decode(item), careful=True)
+    except RecursionError:
+        return Broken(_TOO_DEEP)
+    except UnicodeDecodeError:
+        raise _not_utf8(body) from None
+    except ValueError:
+        pass
+    try:
+        return convert_with_care(_parse(item.decode()))
+    except RecursionError:
+        return Broken(_TOO_DEEP)
+    except ValueError:
+        raise _not_json(body, at) from None
+
+
+# -- lines --------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """NDJSON: one decision a line."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._first = ""  # what is wrong with the first line that is not JSON
+        self._strange = 0  # lines that are not JSON
+        self._known = False  # whether any is
+        self._promising = False  # whether one that begins as an object was found, to come or passed
+
+    def read(self) -> Iterator[Sequence[Item]]:
+        body, at, number = self._body, 0, 1
+        while at < len(body):
+            cut = body.find(b"\n", at + PIECE)
+            cut = len(body) if cut < 0 else cut
+            piece = body[at:cut]
+            items = self._decode(piece)
+            if items is None:
+                yield from self._one_by_one(piece, at, number)
+            else:
+                self._known = self._known or bool(items)
+                yield items
+            at, number = cut + 1, number + piece.count(b"\n") + 1
+        if self._strange and not self._known:
+            raise self._no_line_is_json()
+        if not self._known:
+            raise BadBody("no decision in the request body")
+
+    def _no_line_is_json(self) -> BadBody:
+        return BadBody(f"no line is JSON; the first: {self._first}")
+
+    @staticmethod
+    def _decode(piece: bytes) -> Sequence[Item] | None:
+        if len(piece) > 2 * PIECE or needs_care(piece):
+            return None
+        try:
+            return _one.decode_lines(piece)
+        except (ValueError, RecursionError):
+            return None
+
+    def _one_by_one(self, piece: bytes, at: int, number: int) -> Iterator[Sequence[Item]]:
+        try:
+            piece.decode()
+        except UnicodeDecodeError as error:
+            raise BadBody(f"not UTF-8 at byte {at + error.start}") from None
+        lines = piece.split(b"\n")
+        for first in range(0, len(lines), GROUP):
+            numbered = enumerate(lines[first : first + GROUP], number + first)
+            yield [self._line(line, place) for place, line in numbered if line.strip()]
+            if self._strange >= STRANGE_LINES and not (self._known or self._promising):
+                self._promising = _OBJECT_LINE.search(self._body, at) is not None
+                if not self._promising:
+                    raise self._no_line_is_json()
+
+    def _line(self, line: bytes, number: int) -> Item:
+        try:
+            part = _raw.decode(line)
+        except RecursionError:
+            return self._broken(_TOO_DEEP)
+        except ValueError:
+            # Of many broken lines only some are told; but with half a character one may be good.
+            if self._strange >= MAX_REJECTIONS_LISTED and not _SURROGATE.search(line):
+                return self._broken("not JSON")
         else:
-            items = _many.decode(body)
-    except (ValueError, RecursionError):
-        # Something in it is wrong: read it again, slowly, to tell the good from the bad.
-        items = _split(body) if lines else _load(body)
-    if lines and not items:
-        raise BadBody("no decision in the request body")
-    return _bounded(items)
+            self._known = True
+            return _read(part, careful=needs_care(line))
+        try:
+            value = _parse(line.decode(), number)
+        except (BadBody, RecursionError) as error:
+            return self._broken(str(error) if isinstance(error, BadBody) else _TOO_DEEP)
+        self._known = True
+        return convert_with_care(value)
+
+    def _broken(self, error: str) -> Broken:
+        self._first = self._first or error
+        self._strange += 1
+        return Broken(error)
 
 
-def _bounded(items: Sequence[T]) -> Sequence[T]:
-    if len(items) > MAX_BATCH:
-        raise TooLarge(f"{len(items):,} decisions in one request; at most {MAX_BATCH:,}")
-    return items
-
-
-def _text(body: bytes) -> str:
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadBody(f"not UTF-8 at byte {error.start}") from None
+# -- what is wrong ------------------------------------------------------------------------------
 
 
 def _not_a_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
 
 
-def _whole(digits: str) -> int | float:
-    # Python refuses to read very long integers. One over every limit may as well be infinite.
-    return int(digits) if len(digits) < 1000 else float(digits)
-
-
 def _parse(text: str, first_line: int = 1) -> Any:
+    """Parse as Python does: slowly, but with half characters, and with words on what is wrong.
+
+    Raises BadBody, and RecursionError.
+    """
     try:
-        return json.loads(text, parse_constant=_not_a_number, parse_int=_whole)
+        return json.loads(
+            text, parse_constant=_not_a_number, parse_int=read_number, parse_float=read_number
+        )
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise BadBody(f"not JSON at line {line} column {error.colno}: {error.msg}") from None
-    except RecursionError:
-        raise BadBody("not usable JSON: nested too deeply") from None
     except ValueError as error:
         raise BadBody(f"not JSON: {error}") from None
 
 
-def _load(body: bytes) -> Sequence[DecisionIn | Broken]:
-    text = _text(body)
+def _parse_all(body: bytes) -> Any:
+    """Parse a body that is no array. Raises BadBody."""
+    if body.count(b",") > MAX_EXPLAINED:
+        raise BadBody("not JSON that can be read: too many values in one decision")
     try:
-        alone = body.lstrip()[:1] == b"{"
-        parts = [_raw.decode(body)] if alone else _raws.decode(body)
-    except (ValueError, RecursionError):
-        return _load_leniently(text)
-    return [_read(part) for part in _bounded(parts)]
+        return _parse(body.decode())
+    except UnicodeDecodeError:
+        raise _not_utf8(body) from None
+    except RecursionError:
+        raise BadBody(_TOO_DEEP) from None
 
 
-def _load_leniently(text: str) -> Sequence[DecisionIn | Broken]:
-    """Read what msgspec cannot: say where it is not JSON, or tell which item has a surrogate."""
+def _not_json(body: bytes, at: int, error: ValueError | None = None) -> BadBody:
+    """Return what to say of an array that is not JSON from its item at `at` on."""
     try:
-        value = _parse(text)
-    except BadBody as error:
-        first, _, rest = text.strip().partition("\n")
-        if rest and first.startswith("{") and first.rstrip().endswith("}"):
-            hint = "for one decision a line send Content-Type: application/x-ndjson"
-            raise BadBody(f"{error}; {hint}") from None
-        raise
-    if isinstance(value, dict):
-        return [_convert(value)]
-    if isinstance(value, list):
-        return [_convert(item) for item in _bounded(value)]
-    raise BadBody(f"expected an object or an array, got {_kind(value)}")
-
-
-def _split(body: bytes) -> Sequence[DecisionIn | Broken]:
-    lines = enumerate(_text(body).split("\n"), 1)
-    items = [_read_line(line, number) for number, line in lines if line.strip()]
-    if items and all(isinstance(item, _BrokenLine) for item in items):
-        first = items[0]
-        assert isinstance(first, Broken)
-        raise BadBody(f"no line is JSON; the first: {first.error}")
-    return items
-
-
-class _BrokenLine(Broken):
-    """A line that is not even JSON."""
-
-    __slots__ = ()
-
-
-def _read_line(line: str, number: int) -> DecisionIn | Broken:
+        body.decode()
+    except UnicodeDecodeError:
+        return _not_utf8(body)
+    found = _BYTE.search(str(error))
+    stop = at + int(found[1]) + GROUP if found else len(body)
+    rest = body[at:stop].decode(errors="ignore")
+    if rest.count(",") > MAX_EXPLAINED:
+        return BadBody(f"not JSON after byte {at}: {error or 'it is cut off'}")
     try:
-        return _one.decode(line)
-    except (ValueError, RecursionError):
-        try:
-            return _convert(_parse(line, number))
-        except BadBody as error:
-            return _BrokenLine(str(error), None)
+        json.loads(f"[{rest}", parse_constant=_not_a_number)
+    except json.JSONDecodeError as problem:
+        wrong = at + len(rest[: max(0, problem.pos - 1)].encode())
+        line = body.count(b"\n", 0, wrong) + 1
+        column = len(body[body.rfind(b"\n", 0, wrong) + 1 : wrong].decode(errors="ignore")) + 1
+        return BadBody(f"not JSON at line {line} column {column}: {problem.msg}")
+    except RecursionError:
+        return BadBody(_TOO_DEEP)
+    except ValueError as problem:
+        return BadBody(f"not JSON: {problem}")
+    return BadBody(f"not JSON after byte {at}: {error}")
 
 
-def _read(part: msgspec.Raw) -> DecisionIn | Broken:
+def _not_utf8(body: bytes) -> BadBody:
     try:
-        return _one.decode(part)
-    except msgspec.ValidationError as error:
-        if "out of range" not in str(error):
-            return Broken(_explain(str(error)), _identity_of(part))
-    except (ValueError, RecursionError):
-        pass
-    # A number that no float holds, or half a character: Python reads on, and finds out where.
-    try:
-        return _convert(_parse(_text(bytes(part))))
-    except BadBody as error:
-        return Broken(str(error), None)
-
-
-def _identity_of(part: msgspec.Raw) -> str | None:
-    try:
-        known = _identity.decode(part).id
-    except (ValueError, RecursionError):
-        return None
-    return known if known and is_clean(known) else None
-
-
-class _Identity(msgspec.Struct):
-    id: Annotated[str, Meta(max_length=128)] | None = None
-
-
-_identity: Final = msgspec.json.Decoder(_Identity)
-_raw: Final = msgspec.json.Decoder(msgspec.Raw)
-_raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-def _kind(value: object) -> str:
-    names = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
-def _convert(value: Any) -> DecisionIn | Broken:
-    if not isinstance(value, dict):
-        return Broken(f"expected an object, got {_kind(value)}", None)
-    known = value.get("id")
-    shown = known if isinstance(known, str) and 0 < len(known) <= 128 and is_clean(known) else None
-    # Fields of other names are ignored, even where their names cannot be written as UTF-8.
-    given = {name: given for name, given in value.items() if name in _FIELDS}
-    try:
-        return msgspec.convert(given, DecisionIn)
-    except msgspec.ValidationError as error:
-        return Broken(_explain(str(error)), shown)
-    except UnicodeEncodeError:
-        # Nor can a lone surrogate be compared with the few words that may stand here.
-        name = next(name for name in _WORDS if not is_clean(str(given.get(name))))
-        return Broken(f"{name}: {_WORDS[name]}", shown)
-
-
-_FIELDS: Final = frozenset(DecisionIn.__struct_fields__)
-_WORDS: Final = {
-    "confidence": 'must be a number from 0 to 1, or "high", "medium" or "low"',
-    "status": 'must be "success" or "error"',
-    "timestamp": "must be an RFC 3339 time such as 2026-01-31T12:34:56Z, or Unix seconds",
-}
-
-
-def _explain(message: str) -> str:
-    """Put one of msgspec's messages into the words of the contract: the field, then the rule."""
-    if message.startswith("Object missing required field"):
-        return f"{message.split('`')[1]}: is required"
-    rule, _, path = message.partition(" - at `$.")
-    name = path.rstrip("`")
-    words = rule.split("`")
-    if not name and len(words) > 3:
-        return f"expected an object, got {kind(words[3])}"
-    return f"{name}: {_WORDS.get(name) or worded(rule)}"
+        body.decode()
+    except UnicodeDecodeError as error:
+        return BadBody(f"not UTF-8 at byte {error.start}")
+    return BadBody("not UTF-8")

@@ -7,17 +7,16 @@ same moments whoever asks, so equal wishes are equal plans, and one bucket follo
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Final, Literal, NamedTuple, TypeVar
 
-import msgspec
-
-from routecast.core.decision import DAY, SECOND, scaled
+from routecast.core.decision import DAY, SECOND
+from routecast.core.numbers import read_number
 from routecast.core.rollup import Key
 from routecast.core.snapshot import HOUR
+from routecast.core.times import read_time, unix_time
 from routecast.core.view import FILTERS, View, only, read_filters, read_parameters
 from routecast.errors import BadParameter
-from routecast.protocol import EPOCH, MAX_POINTS, MICROSECOND
+from routecast.protocol import MAX_POINTS
 
 T = TypeVar("T")
 
@@ -48,8 +47,8 @@ POINTS_RULE: Final = f"must be an integer from 1 to {MAX_POINTS:,}"
 GROUP_RULE: Final = f"must be one of {', '.join(GROUPS)}"
 PARAMETERS: Final = ("from", "to", "points", "group_by", "fields", *FILTERS)
 _INTEGER: Final = re.compile(r"\d{1,9}", re.ASCII)
-_SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?", re.ASCII)
-_BLANK_OFFSET: Final = re.compile(r" (?=\d\d:\d\d\Z)")
+_SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d+)?", re.ASCII)
+_BLANK_OFFSET: Final = re.compile(r" (?=\d\d:?\d\d\Z)")
 
 # What a point holds, but for its histogram.
 COLUMNS: Final = (
@@ -167,19 +166,15 @@ def _integer(name: str, value: str) -> int:
 
 
 def _moment(name: str, value: str) -> int:
-    wrong = BadParameter(name, "must be RFC 3339 with an offset, such as Z, or Unix seconds")
-    if _SECONDS.fullmatch(value):
-        return scaled(float(value), SECOND)
-    # A plus sign in a query string is read as a blank, unless it is written as %2B.
-    value = _BLANK_OFFSET.sub("+", value)
     try:
-        # As decisions are read: `datetime.fromisoformat` takes more than RFC 3339 has.
-        moment = msgspec.convert(value, datetime)
-    except msgspec.ValidationError:
-        raise wrong from None
-    if moment.tzinfo is None:
-        raise wrong
-    return (moment - EPOCH) // MICROSECOND
+        if _SECONDS.fullmatch(value):
+            return unix_time(read_number(value, lenient=True))
+        # A plus sign in a query string is read as a blank, unless it is written as %2B.
+        return read_time(_BLANK_OFFSET.sub("+", value))
+    except ValueError:
+        raise BadParameter(
+            name, "must be RFC 3339 with an offset, such as Z, or Unix seconds"
+        ) from None
 
 
 # -- what to read -------------------------------------------------------------------------------

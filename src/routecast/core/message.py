@@ -3,17 +3,56 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
+from routecast.core.numbers import whole_number
+from routecast.core.times import read_time
 from routecast.protocol import (
+    EPOCH,
+    MICROSECOND,
     V1_JSON,
     V1_MSGPACK,
-    ClientMessage,
+    Ack,
+    GetHistory,
     Id,
+    Ping,
+    Refresh,
     ServerMessage,
+    Subscribe,
+    Unsubscribe,
 )
+
+
+class Instant(int):
+    """Microseconds since 1970, written as RFC 3339 with an offset (or msgpack's timestamp)."""
+
+
+class Whole(int):
+    """A whole number, which may be written as `60.0`."""
+
+
+class HistoryAsked(GetHistory, frozen=True, tag="history"):
+    """A `GetHistory` whose times and numbers are read as those of all entry points."""
+
+    from_: Instant | None = msgspec.field(name="from", default=None)  # type: ignore[assignment]
+    to: Instant | None = None  # type: ignore[assignment]
+    points: Whole | None = None
+
+
+Asked = Subscribe | Unsubscribe | HistoryAsked | Ack | Refresh | Ping
+
+
+def _read(kind: type, value: object) -> object:
+    if kind is Instant and isinstance(value, str):
+        return Instant(read_time(value))
+    if kind is Instant and isinstance(value, datetime) and value.tzinfo is not None:
+        return Instant((value - EPOCH) // MICROSECOND)
+    if kind is Whole and isinstance(value, int | float) and not isinstance(value, bool):
+        return Whole(whole_number(value))
+    raise ValueError("is of another type")
 
 
 class Envelope(msgspec.Struct):
@@ -34,7 +73,7 @@ class Encoding:
     name: str
     binary: bool
     encode: Callable[[Any], bytes]
-    decode: Callable[[Any], ClientMessage]
+    decode: Callable[[Any], Asked]
     look_into: Callable[[Any], Envelope]
     read_id: Callable[[msgspec.Raw], str]
     # What stands before the value of a message's `id`, and the value that holds its place.
@@ -46,7 +85,7 @@ JSON: Final = Encoding(
     V1_JSON,
     binary=False,
     encode=msgspec.json.Encoder().encode,
-    decode=msgspec.json.Decoder(ClientMessage).decode,
+    decode=msgspec.json.Decoder(Asked, dec_hook=_read).decode,
     look_into=msgspec.json.Decoder(Envelope).decode,
     read_id=msgspec.json.Decoder(Id).decode,
     mark=b'"id":',
@@ -56,7 +95,7 @@ MSGPACK: Final = Encoding(
     V1_MSGPACK,
     binary=True,
     encode=msgspec.msgpack.Encoder().encode,
-    decode=msgspec.msgpack.Decoder(ClientMessage).decode,
+    decode=msgspec.msgpack.Decoder(Asked, dec_hook=_read).decode,
     look_into=msgspec.msgpack.Decoder(Envelope).decode,
     read_id=msgspec.msgpack.Decoder(Id).decode,
     mark=b"\xa2id",

@@ -7,28 +7,23 @@ what is not of this protocol at all is told so twice, and closes it the third ti
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
-from routecast.core.message import Encoding
+from routecast.core.message import Asked, Encoding, HistoryAsked
 from routecast.core.view import INTERVAL_RULE, Subscription, make_view
 from routecast.core.wording import worded
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import (
-    EPOCH,
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES_A_MINUTE,
     MAX_SUBSCRIPTIONS,
-    MICROSECOND,
     Ack,
-    ClientMessage,
     CloseCode,
     ErrorCode,
     ErrorOut,
-    GetHistory,
     Ping,
     Pong,
     Position,
@@ -123,7 +118,7 @@ class V1Session:
         self._count += 1
         return self._count > MAX_MESSAGES_A_MINUTE
 
-    def _do(self, asked: ClientMessage, size: int) -> Outcome:
+    def _do(self, asked: Asked, size: int) -> Outcome:
         match asked:
             case Subscribe():
                 return self._subscribe(asked, size)
@@ -132,7 +127,7 @@ class V1Session:
                     return _unknown(asked)
                 del self.ids[identity]
                 return Leave(identity)
-            case GetHistory():
+            case HistoryAsked():
                 return self._look(asked, size)
             case Ack(id=identity):
                 return None if identity in self.ids else _unknown(asked)
@@ -147,10 +142,10 @@ class V1Session:
         follow = Follow(asked.id, Subscription(view, interval), asked.position)
         return self._take_id(asked, size) or follow
 
-    def _look(self, asked: GetHistory, size: int) -> Outcome:
+    def _look(self, asked: HistoryAsked, size: int) -> Outcome:
         query = history_query(
-            start=_microseconds(asked.from_),
-            end=_microseconds(asked.to),
+            start=asked.from_,
+            end=asked.to,
             points=asked.points,
             group_by=asked.group_by,
             fields=asked.fields,
@@ -159,7 +154,7 @@ class V1Session:
         )
         return self._take_id(asked, size) or Look(asked.id, query)
 
-    def _take_id(self, asked: Subscribe | GetHistory, size: int) -> ErrorOut | None:
+    def _take_id(self, asked: Subscribe | HistoryAsked, size: int) -> ErrorOut | None:
         """Let a message have its id, or say why it cannot."""
         if asked.id in self.ids:
             return _error(
@@ -203,7 +198,7 @@ class V1Session:
         return ErrorOut(code=ErrorCode.NOT_PROTOCOL, message=problem, retryable=False)
 
 
-def _error(asked: ClientMessage, code: ErrorCode, message: str) -> ErrorOut:
+def _error(asked: Asked, code: ErrorCode, message: str) -> ErrorOut:
     identity = msgspec.UNSET if isinstance(asked, Refresh) else asked.id
     return ErrorOut(id=identity, code=code, message=message, retryable=False)
 
@@ -213,10 +208,6 @@ def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
     retryable = isinstance(error, Unavailable)
     code = ErrorCode.UNAVAILABLE if retryable else ErrorCode.BAD_REQUEST
     return ErrorOut(id=identity, code=code, message=str(error), retryable=retryable)
-
-
-def _microseconds(moment: datetime | None) -> int | None:
-    return None if moment is None else (moment - EPOCH) // MICROSECOND
 
 
 def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Final, Protocol
 
@@ -32,6 +32,8 @@ MAX_WAITING_BODIES: Final = 256
 # A body may be a file that was appended to; more than this was made to waste time.
 MAX_PARTS: Final = 1_000
 SLICE_BYTES: Final = 65_536
+# Bytes that are unpacked between two turns of others: 2 ms.
+STEP_BYTES: Final = 2**20
 
 
 class ClientGone(Exception):
@@ -69,14 +71,12 @@ class BodyReader:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             raise _too_large()
-        coding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-        if coding not in ("identity", "gzip", "zstd"):
-            raise Unsupported(f"Content-Encoding {coding!r}; use gzip, zstd or none")
+        coding = coding_of(scope)
         body = await self._receive(receive)
         try:
             small = coding == "identity" and len(body) <= SMALL_BODY
             async with nullcontext() if small else self._turn():
-                yield _unpacked(body, coding)
+                yield await _unpacked(body, coding)
         finally:
             self._hold(len(body), 0)
 
@@ -138,44 +138,92 @@ class BodyReader:
             self.held += now
 
 
-def _unpacked(body: bytes, coding: str) -> bytes:
+def coding_of(scope: Scope) -> str:
+    """Return how a body is packed: `identity`, `gzip` or `zstd` (RFC 9110, 8.4).
+
+    All `Content-Encoding` fields are one list; `identity` in it says nothing, and `x-gzip` is
+    gzip. Raises Unsupported for another coding, and where one is applied to another.
+    """
+    fields = [value for name, value in scope["headers"] if name == b"content-encoding"]
+    listed = b",".join(fields).decode("latin-1").lower().split(",")
+    names = [_SAME.get(name.strip(), name.strip()) for name in listed]
+    codings = [name for name in names if name not in ("", "identity")]
+    if not codings:
+        return "identity"
+    if len(codings) > 1 or codings[0] not in ("gzip", "zstd"):
+        shown = ", ".join(codings)[:64]
+        raise Unsupported(f"Content-Encoding {shown!r}; use one of gzip, zstd or none")
+    return codings[0]
+
+
+_SAME: Final = {"x-gzip": "gzip"}
+
+
+async def _unpacked(body: bytes, coding: str) -> bytes:
+    new = {"gzip": _Gunzip, "zstd": zstd.ZstdDecompressor}.get(coding)
+    if new is None:
+        return body
+    parts: list[bytes] = []
     try:
-        if coding == "gzip":
-            return _unpack(body, coding, _new_gunzip)
-        return _unpack(body, coding, zstd.ZstdDecompressor) if coding == "zstd" else body
+        # In steps, with turns for others: some bytes may become 16 MiB.
+        for part in _unpack(body, coding, new):
+            parts.append(part)
+            await asyncio.sleep(0)
     except (zlib.error, zstd.ZstdError):
         raise BadBody(f"the body is not {coding}, though Content-Encoding says so") from None
+    return b"".join(parts)
 
 
-def _new_gunzip() -> _Decompressor:
-    return zlib.decompressobj(16 + zlib.MAX_WBITS)
+class _Gunzip:
+    """zlib's decompressor, which keeps what it was given and has not read."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
 def _too_large() -> TooLarge:
     return TooLarge(f"the body is over {MAX_BODY_BYTES // 2**20} MiB; send smaller batches")
 
 
-def _unpack(packed: bytes, coding: str, new: Callable[[], _Decompressor]) -> bytes:
-    """Return what a body holds, never more than is allowed.
+def _unpack(packed: bytes, coding: str, new: Callable[[], _Decompressor]) -> Iterator[bytes]:
+    """Give what a body holds in parts of at most STEP_BYTES, never more than is allowed in all.
 
-    It may have many parts (RFC 1952, 2.2; RFC 8878, 3), up to MAX_PARTS.
+    It may have many parts itself (RFC 1952, 2.2; RFC 8878, 3), up to MAX_PARTS.
     """
-    parts: list[bytes] = []
     left, unpacker = MAX_BODY_BYTES, new()
     number = 1
     # In slices: what follows a part is copied, and must not be the whole rest each time.
     for start in range(0, len(packed), SLICE_BYTES):
         data = packed[start : start + SLICE_BYTES]
-        while data:
+        while True:
             if unpacker.eof:
+                if not data:
+                    break
                 unpacker, number = new(), number + 1
                 if number > MAX_PARTS:
                     raise BadBody(f"the {coding} body has more than {MAX_PARTS} parts")
-            parts.append(unpacker.decompress(data, left + 1))
-            left -= len(parts[-1])
+            limit = min(left + 1, STEP_BYTES)
+            part = unpacker.decompress(data, limit)
+            left -= len(part)
             if left < 0:
                 raise _too_large()
-            data = unpacker.unused_data if unpacker.eof else b""
+            yield part
+            if unpacker.eof:
+                data = unpacker.unused_data
+            elif len(part) == limit:
+                data = b""  # there is more to come of what it was given
+            else:
+                break
     if packed and not unpacker.eof:
         raise BadBody(f"the {coding} body is cut off")
-    return b"".join(parts)

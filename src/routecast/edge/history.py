@@ -7,7 +7,9 @@ from typing import Any, Final
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from routecast.admission import Admission
 from routecast.core.decision import SECOND
 from routecast.core.history import (
     DEFAULT_FIELDS,
@@ -26,8 +28,15 @@ from routecast.protocol import MAX_POINTS
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def history_router(answer: Callable[[HistoryQuery], Awaitable[Answer]]) -> APIRouter:
+# What is handed to a connection at a time, in bytes: it is asked for more when it has taken that.
+PIECE: Final = 65_536
+
+_Answers = Callable[[HistoryQuery], Awaitable[Answer]]
+
+
+def history_router(answer: _Answers, admission: Admission | None = None) -> APIRouter:
     """Return the router of `GET /v1/history`."""
+    admission = admission or Admission()
     router = APIRouter(tags=["metrics"])
 
     @router.get(
@@ -39,14 +48,33 @@ def history_router(answer: Callable[[HistoryQuery], Awaitable[Answer]]) -> APIRo
         openapi_extra={"parameters": PARAMETERS, "responses": _RESPONSES},
     )
     async def history(request: Request) -> Response:
-        found = await answer(parse_history(request.scope["query_string"]))
-        document = found.document()
-        large = found.values > MANY_VALUES
-        body = await asyncio.to_thread(_encode, document) if large else _encode(document)
-        headers = {"Cache-Control": "no-store"}
-        return Response(body, headers=headers, media_type="application/json")
+        return _Told(parse_history(request.scope["query_string"]), answer, admission)
 
     return router
+
+
+class _Told(Response):
+    """An answer that counts as under way until its client has taken it."""
+
+    def __init__(self, query: HistoryQuery, answer: _Answers, admission: Admission) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"}, media_type="application/json")
+        self._query = query
+        self._answer = answer
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope.get("client")
+        async with self._admission.enter(client[0] if client else "", self._query):
+            found = await self._answer(self._query)
+            document = found.document()
+            large = found.values > MANY_VALUES
+            body = await asyncio.to_thread(_encode, document) if large else _encode(document)
+            del found, document
+            self.headers["Content-Length"] = str(len(body))
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            for first in range(0, max(1, len(body)), PIECE):
+                piece, more = body[first : first + PIECE], first + PIECE < len(body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 # -- OpenAPI ------------------------------------------------------------------------------------

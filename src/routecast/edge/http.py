@@ -6,8 +6,10 @@ msgspec; `describe` tells OpenAPI what it takes.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,7 +18,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from routecast.core.decision import Decision, Rules
-from routecast.core.decode import Broken, decode
+from routecast.core.decode import Item, pieces
+from routecast.core.exact import Broken
 from routecast.core.frame import Frame
 from routecast.core.session import open_session
 from routecast.core.sites import Sites
@@ -50,8 +53,12 @@ from routecast.protocol import (
     is_clean,
 )
 
-# Between so many decisions of a large batch, others get a turn on the event loop.
-SLICE: Final = 2_000
+# A body is made into decisions for so many seconds at a time; then others get a turn on the event
+# loop.
+SLICE_SECONDS: Final = 0.005
+# Decisions that are normalised between two looks at the clock: 0.1 ms. To look up a price for the
+# first time may take 0.3 ms for each of them, for as long as there is a budget for that.
+LOOK_EVERY: Final = 32
 
 DECISIONS: Final = "/v1/decisions"
 
@@ -66,6 +73,58 @@ class Batch(NamedTuple):
 
     decisions: list[Decision]
     rejected: list[Rejection]
+
+
+class Reading:
+    """A body that is being made into decisions: call `go_on` until it returns True."""
+
+    def __init__(self, body: bytes, rules: Rules, now: int, *, lines: bool) -> None:
+        self.batch = Batch([], [])
+        self._rules = rules
+        self._now = now
+        self._pieces = pieces(body, lines=lines)
+        self._left: Iterator[Item] = iter(())
+        self._index = 0
+
+    def go_on(self, seconds: float = SLICE_SECONDS) -> bool:
+        """Work for about so long; return whether the whole batch is read.
+
+        Raises BadBody and TooLarge: then nothing of it is to be kept.
+        """
+        until = time.perf_counter() + seconds
+        while True:
+            while self._sort_some():
+                if time.perf_counter() > until:
+                    return False
+            piece = next(self._pieces, None)
+            if piece is None:
+                return True
+            self._left = iter(piece)
+
+    async def finish(self) -> Batch:
+        """Work to the end, with turns for others."""
+        while True:
+            if self.go_on():
+                return self.batch
+            await asyncio.sleep(0)
+
+    def _sort_some(self) -> bool:
+        """Tell some good ones from bad ones; return whether any were left."""
+        batch, now, normalise = self.batch, self._now, self._rules.normalise
+        index = self._index
+        for item in islice(self._left, LOOK_EVERY):
+            if isinstance(item, Broken):
+                batch.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
+            else:
+                try:
+                    batch.decisions.append(normalise(item, now))
+                except Invalid as error:
+                    named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
+                    batch.rejected.append(Rejection(index, str(error), named))
+            index += 1
+        some = index > self._index
+        self._index = index
+        return some
 
 
 class Decisions:
@@ -113,12 +172,24 @@ class Decisions:
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
         async with self.bodies.read(scope, receive) as body:
-            sent = decode(body, lines=lines)
-            batch = Batch([], [])
-            for first in range(0, len(sent), SLICE):
-                if first:
-                    await asyncio.sleep(0)
-                self._sort(sent[first : first + SLICE], first, batch)
+            batch = await self.read(body, lines=lines).finish()
+        return await self.kept(batch)
+
+    def read(self, body: bytes, *, lines: bool) -> Reading:
+        """Begin to read a body."""
+        return Reading(body, self._rules, self._clock.now(), lines=lines)
+
+    async def read_slowly(self, reading: Reading, size: int) -> Receipt | Problem:
+        """Finish what a small body of `size` bytes came to; they count as held meanwhile."""
+        self.bodies.small_held += size
+        try:
+            batch = await reading.finish()
+        finally:
+            self.bodies.small_held -= size
+        return await self.kept(batch)
+
+    async def kept(self, batch: Batch) -> Receipt | Problem:
+        """Return the answer to a batch once what is good of it is committed."""
         pending = self.keep(batch)
         if pending is None:
             return self.all_bad(batch)
@@ -126,24 +197,6 @@ class Decisions:
             return self.receipt(batch, await pending)
         except asyncio.CancelledError:
             raise Unavailable(UNKNOWN, retry_after=5) from None
-
-    def read(self, body: bytes, *, lines: bool) -> Batch:
-        """Return what a small body came to. Raises BadBody and TooLarge."""
-        batch = Batch([], [])
-        self._sort(decode(body, lines=lines), 0, batch)
-        return batch
-
-    def _sort(self, sent: Sequence[DecisionIn | Broken], first: int, batch: Batch) -> None:
-        now, normalise = self._clock.now(), self._rules.normalise
-        for index, item in enumerate(sent, first):
-            if isinstance(item, Broken):
-                batch.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
-                continue
-            try:
-                batch.decisions.append(normalise(item, now))
-            except Invalid as error:
-                named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
-                batch.rejected.append(Rejection(index, str(error), named))
 
     def keep(self, batch: Batch) -> Pending | None:
         """Have the good ones committed; None where all are bad. Raises Unavailable."""
@@ -294,7 +347,7 @@ def describe(schema: dict[str, Any]) -> None:
             "tags": ["decisions"],
             "summary": "Send routing decisions",
             "description": "Answered after the commit: acknowledged means on disk. Good decisions "
-            "are kept and bad ones named. `Content-Encoding` may be gzip or zstd.",
+            "are kept and bad ones named. `Content-Encoding` may be gzip, x-gzip or zstd.",
             "requestBody": {
                 "required": True,
                 "content": {

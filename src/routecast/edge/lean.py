@@ -6,6 +6,7 @@ asks for more (a packed, chunked or large body, a browser's, one ahead of its an
 way through ASGI, as all others do.
 """
 
+import asyncio
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,10 +15,12 @@ from starlette.responses import Response
 
 from routecast.edge.body import SMALL_BODY
 from routecast.edge.guard import GuardedHttp
-from routecast.edge.http import DECISIONS, Batch, Decisions, is_lines, refusal
+from routecast.edge.http import DECISIONS, Batch, Decisions, Reading, is_lines, refusal
 from routecast.edge.http_edge import HttpEdge
 from routecast.edge.problem import respond
+from routecast.errors import Unavailable
 from routecast.ingest import Pending
+from routecast.protocol import Problem, Receipt
 
 _PATH: Final = DECISIONS.encode()
 # A request with one of these headers asks for more.
@@ -35,7 +38,7 @@ _encode: Final = msgspec.json.Encoder().encode
 class _Request:
     """A request under way (`guard.Request`)."""
 
-    __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete")
+    __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete", "task")
 
     response_started = False  # the answer is one write
 
@@ -44,6 +47,7 @@ class _Request:
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
         self.keep_alive = True
+        self.task: asyncio.Future[Receipt | Problem] | None = None  # where it takes long to read
 
     @property
     def message_event(self) -> "_Request":
@@ -111,7 +115,12 @@ class LeanHttp(GuardedHttp):
         self._whole = True
         self.end_request()
         try:
-            batch = self._decisions.read(b"".join(request.body), lines=request.lines)
+            body = b"".join(request.body)
+            reading = self._decisions.read(body, lines=request.lines)
+            if not reading.go_on():
+                self._go_on_later(request, reading, len(body))
+                return
+            batch = reading.batch
             pending = self._decisions.keep(batch)
         except Exception as error:
             self._respond(request, refusal(error))
@@ -125,12 +134,30 @@ class LeanHttp(GuardedHttp):
         self._request = None
         super()._tell_gone()
 
+    def _go_on_later(self, request: _Request, reading: Reading, size: int) -> None:
+        """Leave to a task what takes long to read, so that others get their turns."""
+        task = asyncio.ensure_future(self._decisions.read_slowly(reading, size))
+        request.task = task
+        task.add_done_callback(lambda done: self._read_slowly(request, done))
+
+    def _read_slowly(self, request: _Request, done: "asyncio.Future[Receipt | Problem]") -> None:
+        error = Unavailable("shutting down") if done.cancelled() else done.exception()
+        if error is not None:
+            self._respond(request, refusal(error))
+        elif isinstance(answer := done.result(), Problem):
+            self._respond(request, respond(answer))
+        else:
+            self._accept(request, answer)
+
     def _committed(self, request: _Request, batch: Batch, done: Pending) -> None:
         error = done.exception()
         if error is not None:
             self._respond(request, refusal(error))
             return
-        body = _encode(self._decisions.receipt(batch, done.result()))
+        self._accept(request, self._decisions.receipt(batch, done.result()))
+
+    def _accept(self, request: _Request, receipt: Receipt) -> None:
+        body = _encode(receipt)
         self._write(request, _OK % len(body), body)
 
     def _respond(self, request: _Request, response: Response) -> None:

@@ -44,6 +44,10 @@ class V1Outlet(Outlet):
         self.reply(named.body)
         return True
 
+    def has_room(self) -> bool:
+        self._behind = self._behind or self._taken
+        return not self._taken
+
     @staticmethod
     def send_all(message: Message, named: Named, cohort: Cohort) -> list[Line]:
         return [line for line in cohort.members if not line.send(message, named)]

@@ -232,7 +232,8 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _send_rest(self, data: bytes, sent: int) -> None:
         """Leave the rest to the transport: it meets the same obstacle, and deals with it."""
-        self._transport.write(data[max(sent, 0) :])
+        # A view, so that all who are sent the same share its bytes.
+        self._transport.write(memoryview(data)[max(sent, 0) :])
 
     def pause_writing(self) -> None:
         self._ready = False

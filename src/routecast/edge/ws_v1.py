@@ -72,6 +72,12 @@ class V1Connection(WebSocketConnection):
         self._send(data)
         return True
 
+    def has_room(self) -> bool:
+        if self._ready or self._code != OPEN:
+            return True
+        self._behind = True  # so that it is told
+        return False
+
     @classmethod
     def send_all(cls, message: Message, named: Named, cohort: Cohort) -> list[Line]:
         if cohort.known is None:

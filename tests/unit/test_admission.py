@@ -1,0 +1,79 @@
+"""Which histories may be asked for: few of one client, few bytes over all of them."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+
+from routecast import admission as module
+from routecast.admission import Admission, most_bytes
+from routecast.core.history import HISTORY_FIELDS, HistoryQuery, history_query
+from routecast.errors import Unavailable
+
+LARGE = history_query(points=2000, group_by="model", fields=HISTORY_FIELDS)
+
+
+def small(number: int) -> HistoryQuery:
+    return history_query(points=1 + number)
+
+
+async def test_one_client_has_few_and_leaves_room_for_others() -> None:
+    """Different ones count; equal ones are read once, so a crowd at one address may ask."""
+    admission = Admission()
+    async with AsyncExitStack() as under_way:
+        for number in range(module.MAX_EACH):
+            for _ in range(20):
+                await under_way.enter_async_context(admission.enter("a", small(number)))
+        with pytest.raises(Unavailable, match="at most 8 different histories of one address"):
+            await under_way.enter_async_context(admission.enter("a", small(100)))
+        await under_way.enter_async_context(admission.enter("b", small(100)))
+    async with admission.enter("a", small(100)):
+        assert admission._asked.keys() == {"a"}
+    assert not admission._asked
+
+
+async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client's do not take the room of others; when one is sent, the next may come."""
+    monkeypatch.setattr(module, "MAX_BYTES_EACH", 2 * most_bytes(LARGE))
+    admission = Admission()
+    let_go, inside = asyncio.Event(), []
+
+    async def ask(client: str) -> None:
+        async with admission.enter(client, LARGE):
+            inside.append(client)
+            await let_go.wait()
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(ask("greedy")) for _ in range(3)]
+        tasks.append(group.create_task(ask("other")))
+        while len(inside) < 3:  # noqa: ASYNC110  # -- two of the one, and the other's
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sorted(inside) == ["greedy", "greedy", "other"]
+        let_go.set()
+    assert inside.count("greedy") == 3
+    assert not admission._bytes.total()
+
+
+async def test_who_waits_too_long_is_told_when_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And who gives up leaves nothing behind."""
+    monkeypatch.setattr(module, "MAX_BYTES", most_bytes(LARGE))
+    monkeypatch.setattr(module, "MAX_BYTES_EACH", most_bytes(LARGE))
+    admission = Admission()
+    async with admission.enter("a", LARGE):
+        monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+        with pytest.raises(Unavailable) as refused:
+            async with admission.enter("b", LARGE):
+                raise AssertionError("there is no room")
+        assert refused.value.retry_after == 5
+        monkeypatch.setattr(module, "WAIT_SECONDS", 30)
+        waiting = asyncio.create_task(admission.enter("c", LARGE).__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+    async with admission.enter("d", LARGE):
+        assert admission._waiting == 0
