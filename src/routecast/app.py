@@ -36,7 +36,7 @@ from routecast.edge.cors import Cors
 from routecast.edge.door import Door
 from routecast.edge.history import history_router
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
-from routecast.edge.ops import dashboard_files, ops_router, page_router
+from routecast.edge.ops import ops_router, page_router
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws import WebSocketEdge
@@ -374,7 +374,6 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(page_router(settings.notice))
-    app.mount("/dashboard", dashboard_files())
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:
