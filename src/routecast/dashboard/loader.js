@@ -67,14 +67,15 @@
   }
 
   function giveUp() {
-    say("Not loaded");
-    document.querySelector("#connection")?.setAttribute("data-tone", "stale");
-    document.querySelector("#numbers")?.setAttribute("hidden", "");
-    document.querySelector("#unloaded")?.removeAttribute("hidden");
-    document.querySelector("#unloaded button")?.addEventListener("click", () => {
+    const template = document.querySelector("#unloaded");
+    const main = document.querySelector("main");
+    if (!(template instanceof HTMLTemplateElement) || !main) return;
+    main.replaceChildren(template.content);
+    main.querySelector("button")?.addEventListener("click", () => {
       history.replaceState(null, "");
       location.reload();
     });
+    say("Not loaded");
   }
 
   /** @param {Event} event */
