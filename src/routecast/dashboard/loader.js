@@ -10,8 +10,8 @@
   const PAUSE_MS = 1_000;
 
   /** How often to ask for one file before each reload. */
-  const MAX_TRIES = 10;
-  const TRY_PAUSE_MS = 100;
+  const MAX_TRIES = 20;
+  const TRY_PAUSE_MS = 50;
 
   const files = document.currentScript?.dataset.files?.split(" ") ?? [];
 
@@ -38,13 +38,14 @@
   }
 
   /**
-   * Ask for a file until a server has it. Its address stands for its content, so that the browser
-   * keeps it, and the page finds it after the reload whichever server is asked.
-   *
-   * @param {string} address
+   * Ask for each file until a server has it. An address stands for one content, so the browser keeps
+   * the file, and the page finds it after the reload whichever server is asked. One file at a time:
+   * where two servers are asked in turn, that takes two tries at most.
    */
-  async function fetchFile(address) {
-    for (let tries = 0; tries < MAX_TRIES && !(await found(address)); tries++) await pause(TRY_PAUSE_MS);
+  async function fetchFiles() {
+    for (const address of files) {
+      for (let tries = 0; tries < MAX_TRIES && !(await found(address)); tries++) await pause(TRY_PAUSE_MS);
+    }
   }
 
   /** @param {string} text */
@@ -59,7 +60,7 @@
       const wait = PAUSE_MS * 2 ** reloads;
       reloads += 1;
       history.replaceState({ reloads }, "");
-      await Promise.all([pause(wait), ...files.map(fetchFile)]);
+      await Promise.all([pause(wait), fetchFiles()]);
       // The page stays while there is no server, instead of giving way to the browser's error.
       if (await found(location.href)) return location.reload();
     }
