@@ -17,7 +17,7 @@ from typing import Final, Literal
 HOST: Final = b"@HOST"  # replaced by the address that the client connects to
 WAY: Final = b"@WAY\r\n"  # replaced by the header line that chooses the way, or by nothing
 HIDDEN_PATH: Final = b"/hidden-in-a-body"
-HIDDEN: Final = b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (HIDDEN_PATH, HOST)
+HIDDEN: Final = b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % HIDDEN_PATH
 GOOD: Final = b'{"strategy":"hybrid","provider":"gemini"}'
 WAIT_SECONDS: Final = 10.0
 MIB: Final = 2**20
@@ -108,7 +108,7 @@ TE: Final = b"Transfer-Encoding: chunked"
 SMUGGLING: Final = GOOD + b"\r\n" + HIDDEN
 OK: Final = (frozenset({200}),)
 BAD: Final = (frozenset({400}),)
-REFUSED: Final = (frozenset({400, 413, 431, 501, 505}),)
+REFUSED: Final = (frozenset({400, 405, 413, 431, 501, 505}),)
 
 
 def good(name: str, *sent: bytes, kept: int = 1, answers: int = 1) -> Hostile:
@@ -204,8 +204,8 @@ def _chunks() -> Iterator[Hostile]:
 
 def _trailers() -> Iterator[Hostile]:
     yield good("trailers are dropped", post(TE, body=chunked(GOOD, b"X: 1\r\nY:\r\n")))
-    smuggled = b"Origin: http://evil.example\r\nHost: evil.example\r\nContent-Length: 5\r\n"
-    smuggled += b"Authorization: x\r\nContent-Encoding: br\r\nTransfer-Encoding: gzip\r\n"
+    smuggled = b"Origin: http://evil.example\r\nHost: evil.example\r\nX-Forwarded-For: 1.2.3.4\r\n"
+    smuggled += b"Authorization: x\r\nContent-Encoding: br\r\nUpgrade: h2c\r\n"
     yield good("trailers are no headers", post(TE, body=chunked(GOOD, smuggled)))
     yield good(
         "a trailer is no header of the next request",
@@ -214,6 +214,15 @@ def _trailers() -> Iterator[Hostile]:
         kept=2,
         answers=2,
     )
+    upgrade = b"Connection: upgrade\r\nUpgrade: h2c\r\n"
+    yield good(
+        "an upgrade in trailers", post(TE, body=chunked(GOOD, upgrade)) * 2, kept=2, answers=2
+    )
+    close = post(TE, body=chunked(GOOD, b"Connection: close\r\n"))
+    yield Hostile("a trailer that ends the connection", (close + HIDDEN,), OK, "closed", 1)
+    for framing in (b"Content-Length: 5\r\n", b"Transfer-Encoding: gzip\r\n"):
+        name = framing.partition(b":")[0].decode()
+        yield bad(f"a trailer {name}", post(TE, body=chunked(GOOD, framing) + HIDDEN))
     evil = b"POST /v1/decisions HTTP/1.1\r\nHost: %s\r\nOrigin: http://evil.example\r\n" % HOST
     cure = b"Origin: http://%s\r\n" % HOST
     yield Hostile(
