@@ -104,7 +104,7 @@ def test_a_page_that_is_not_complete_says_so(server: Server, tab: Tab, file: str
     """It is loaded again three times, then not any more until the button is used."""
     page = tab.page
     loads: list[str] = []
-    page.on("load", lambda: loads.append(page.url))
+    page.on("request", lambda it: it.is_navigation_request() and loads.append(it.url))
     refuse(page, file)
     page.goto(server.url)
     heading = page.get_by_role("heading", name="This page is not complete")

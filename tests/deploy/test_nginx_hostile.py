@@ -15,8 +15,9 @@ from tests.support.server import Server
 
 GOOD = {"strategy": "honest", "provider": "gemini"}
 # These have other outcomes here, all of them right: nginx answers HTTP/0.9, with no head; it takes
-# up a WebSocket after the answer before it; and it has no /metrics.
+# up a WebSocket after the answer before it; it refuses a tab after a length; and it has no /metrics.
 OTHERWISE = {
+    "space after the length",
     "request line: no version",
     "an upgrade before the last answer",
     "HEAD /metrics",

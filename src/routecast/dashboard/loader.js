@@ -40,11 +40,16 @@
   /**
    * Ask for each file until a server has it. An address stands for one content, so the browser keeps
    * the file, and the page finds it after the reload whichever server is asked. One file at a time:
-   * where two servers are asked in turn, that takes two tries at most.
+   * where two servers are asked in turn, that takes two tries at most. Where no server has one of
+   * the files, the others are of no use.
    */
   async function fetchFiles() {
     for (const address of files) {
-      for (let tries = 0; tries < MAX_TRIES && !(await found(address)); tries++) await pause(TRY_PAUSE_MS);
+      let tries = 1;
+      while (!(await found(address))) {
+        if (tries++ === MAX_TRIES) return;
+        await pause(TRY_PAUSE_MS);
+      }
     }
   }
 
