@@ -14,8 +14,8 @@ from tests.support.nginx import Nginx, executable
 from tests.support.server import Server
 
 GOOD = {"strategy": "honest", "provider": "gemini"}
-# These have other outcomes here, all of them right: nginx answers HTTP/0.9, with no head; it takes
-# up a WebSocket after the answer before it; it refuses a tab after a length; and it has no /metrics.
+# These have other outcomes here, all of them right: nginx refuses a tab after a length; it answers
+# HTTP/0.9, with no head; it upgrades a WebSocket after the answer before it; it has no /metrics.
 OTHERWISE = {
     "space after the length",
     "request line: no version",
