@@ -48,7 +48,7 @@ def send(nginx: Nginx, first: str, *lines: str, body: bytes = b"") -> Answer:
         *("127.0.0.1", "127.0.0.1:8080", "203.0.113.9", "[::1]", "[2001:DB8::1]:8080"),
         *("[::ffff:192.0.2.1]", "localhost", "LOCALHOST:80", "gateway", "routecast.example"),
         *("metrics.example.org", "Metrics.Example.ORG:443", "metrics.example.org."),
-        *("a.wild.example.org", "a.b.wild.example.org"),
+        *("a.wild.example.org", "a.b.wild.example.org", "a.localhost"),
     ],
 )
 def test_known_hosts_are_answered(site: Site, host: str) -> None:
