@@ -42,7 +42,7 @@ from routecast.edge.gate import Gate
 from routecast.edge.head import as_get
 from routecast.edge.history import history_router
 from routecast.edge.http import DECISIONS, Decisions, describe, metrics_router
-from routecast.edge.ops import dashboard_files, ops_router, page_router
+from routecast.edge.ops import ops_router, page_router
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.sse import MetricsEvents
@@ -437,7 +437,6 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))
     app.include_router(page_router(settings.notice))
-    app.mount("/dashboard", dashboard_files())
     derive = app.openapi
 
     def openapi() -> dict[str, Any]:

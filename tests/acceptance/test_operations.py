@@ -1,5 +1,7 @@
 """What operators use: health, readiness, Prometheus, the command's errors, other ASGI servers."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -238,8 +240,23 @@ def test_the_page_is_served_with_a_policy(server: Server) -> None:
     assert "text/html" in page.headers["content-type"]
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert "{{" not in page.text
-    for path in re.findall(r'(?:src|href)="(/?dashboard/[^"]+)"', page.text):
-        assert server.http.get("/" + path.lstrip("/")).status_code == 200, path
+    paths = re.findall(r'(?:src|href)="(/?dashboard/[^"]+)"', page.text)
+    assert len(paths) == 5
+    for path in paths:
+        answer = server.http.get("/" + path.lstrip("/"))
+        assert answer.status_code == 200, path
+        assert "immutable" in answer.headers["cache-control"], path
+
+
+def test_the_page_has_one_script_of_its_own(server: Server) -> None:
+    """The policy allows that text, and no other script in the page."""
+    page = server.http.get("/")
+    (script,) = re.findall(r"<script data-files=[^>]*>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = page.headers["content-security-policy"]
+    assert f"script-src 'self' 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    assert page.text.count("<script") == 2
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/dashboard/../config.py", "/dashboard/none.js"])

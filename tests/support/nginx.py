@@ -1,11 +1,11 @@
-"""A real nginx on a free port, run from the very file that is deployed."""
+"""A real nginx on a free port, run from the file that is deployed."""
 
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -33,26 +33,37 @@ def executable() -> str:
 
 
 class Nginx:
-    """Nginx before some nodes, by their ports. Use as a context manager.
+    """Nginx in front of nodes, given by their ports. Use as a context manager.
 
-    `nginx.conf` is the deployed one. Of the two files beside it, which are there to be changed,
-    one names the test's nodes, and the other its port.
+    `nginx.conf` is the deployed one. The files beside it, which operators change, name the test's
+    nodes, its port and the `names` that nginx answers to. `replaced` are texts of nginx.conf that
+    a test needs otherwise, such as a shorter time; each must be there.
     """
 
-    def __init__(self, folder: Path, nodes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: Sequence[int],
+        *,
+        names: Sequence[str] = (),
+        replaced: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.log = folder / "error.log"
         self._folder = folder
         folder.mkdir()
-        shutil.copy(SHIPPED / "nginx.conf", folder)
+        text = (SHIPPED / "nginx.conf").read_text()
+        for old, new in (replaced or {}).items():
+            assert old in text, old
+            text = text.replace(old, new)
+        (folder / "nginx.conf").write_text(text)
+        lines = "".join(f"{name} 1;\n" for name in names)
+        (folder / "names.conf").write_text((SHIPPED / "names.conf").read_text() + lines)
         listen = (SHIPPED / "listen.conf").read_text()
         assert "\nlisten 80 " in listen
         listen = listen.replace("\nlisten 80 ", f"\nlisten 127.0.0.1:{self.port} ")
         (folder / "listen.conf").write_text(f"{listen}access_log access.log;\n{_OWN_FOLDERS}")
-        shipped = (SHIPPED / "nodes.conf").read_text()
-        assert "127.0.0.1:8000" in shipped
-        lines = [shipped.replace("127.0.0.1:8000", f"127.0.0.1:{port}") for port in nodes]
-        (folder / "nodes.conf").write_text("".join(lines))
+        self.list_nodes(nodes)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,6 +73,31 @@ class Nginx:
     @property
     def ws_url(self) -> str:
         return f"ws://127.0.0.1:{self.port}/ws/metrics"
+
+    def list_nodes(self, ports: Sequence[int]) -> None:
+        """Write nodes.conf; a running nginx reads it at `reload`."""
+        shipped = (SHIPPED / "nodes.conf").read_text()
+        assert "127.0.0.1:8000" in shipped
+        lines = [shipped.replace("127.0.0.1:8000", f"127.0.0.1:{port}") for port in ports]
+        (self._folder / "nodes.conf").write_text("".join(lines))
+
+    def reload(self) -> set[int]:
+        """Have nginx read its files again, once new workers run; return the old workers' pids."""
+        assert self._process is not None
+        old = self.workers()
+        os.kill(self._process.pid, signal.SIGHUP)
+        deadline = time.monotonic() + START_SECONDS
+        while not self.workers() - old:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        return old
+
+    def workers(self) -> set[int]:
+        """Return the pids of all worker processes, old ones included."""
+        assert self._process is not None
+        command = ["ps", "--ppid", str(self._process.pid), "-o", "pid="]
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return {int(pid) for pid in listed.split()}
 
     def command(self, *words: str) -> list[str]:
         # Root's workers stay root: another user could not enter the test's folder.

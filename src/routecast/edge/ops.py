@@ -1,6 +1,8 @@
 """What runs beside the numbers: health, readiness, Prometheus, and the page."""
 
 import asyncio
+import base64
+import hashlib
 import html
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -12,8 +14,8 @@ from fastapi import APIRouter
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
 
+from routecast.edge.assets import PREFIX, Assets
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import Health
@@ -113,29 +115,30 @@ def _state(state: Health | dict[str, Any], status: HTTPStatus) -> Response:
 
 
 def page_router(notice: str) -> APIRouter:
-    """Return the router of the page at `/`; `notice` is shown on it, if there is any."""
+    """Return the router of the page and its files; `notice` is shown on the page, if not empty."""
+    assets = Assets(DASHBOARD)
+    loader = assets.text("loader.js")
+    page = (DASHBOARD / "index.html").read_text("utf-8")
+    for name, text in {
+        "assets": assets.base,
+        "files": " ".join(assets.addresses),
+        "loader": loader,
+        "notice": html.escape(notice, quote=True),
+    }.items():
+        page = page.replace(f"{{{{{name}}}}}", text)
+    headers = {**PAGE_HEADERS, "Content-Security-Policy": f"{_CSP}; {_allow_script(loader)}"}
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
     async def get_page() -> Response:
-        page = (DASHBOARD / "index.html").read_text("utf-8")
-        shown = page.replace("{{notice}}", html.escape(notice, quote=True))
-        return HTMLResponse(shown, headers=PAGE_HEADERS)
+        return HTMLResponse(page, headers=headers)
 
+    files = f"/{PREFIX}/{{path:path}}"
+    router.add_route(files, assets.answer, methods=["GET"], include_in_schema=False)
     return router
 
 
-class _Files(StaticFiles):
-    """Files that a browser asks after each time: after an upgrade, none of the old ones stay."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
-
-
-def dashboard_files() -> StaticFiles:
-    """Return the page's scripts and styles, to be mounted at `/dashboard`."""
-    # In a checkout routecast.js is a link: the page uses the very file of clients/js.
-    return _Files(packages=[("routecast", "dashboard")], follow_symlink=True)
+def _allow_script(text: str) -> str:
+    """Return the directive that allows this script in the page, beside files of this server."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"script-src 'self' 'sha256-{digest}'"

@@ -1,0 +1,132 @@
+"""The page while nodes of two versions are behind one proxy, and when files cannot be loaded."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+import routecast
+from tests.support.nginx import Nginx, executable
+from tests.support.server import Server
+from tests.support.tab import Tab
+
+PAGES = 24
+# Longer than three pauses before a reload, and the loading.
+RELOADS_MS = 60_000
+
+
+def other_version(folder: Path) -> dict[str, str]:
+    """Make a package whose scripts are another version's; return the environment to run it."""
+    package = folder / "routecast"
+    shutil.copytree(Path(routecast.__file__).parent, package)
+    changed = 0
+    for path in package.glob("dashboard/*.js"):
+        text = path.read_text("utf-8")
+        # As any refactoring does: one module has a new name, and others import it.
+        path.write_text(text.replace("formatAge", "ageInWords"), "utf-8")
+        changed += "formatAge" in text
+    assert changed > 1
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> Iterator[list[int]]:
+    """Two nodes with different pages; their ports."""
+    executable()
+    nodes = (
+        Server(tmp_path / "old"),
+        Server(tmp_path / "new", env=other_version(tmp_path / "source")),
+    )
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.enter_context(node)
+        yield [node.port for node in nodes]
+
+
+def load(browser: Browser, url: str) -> set[str]:
+    """Open the page in a new browser profile until it is live; return the versions of its files."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        expect(page.get_by_role("status")).to_have_text("Live", timeout=RELOADS_MS)
+        assert errors == []
+        return set(page.evaluate(LOADED_VERSIONS))
+
+
+# The versions in the addresses of scripts and styles that the page itself loaded.
+LOADED_VERSIONS = """() => performance.getEntriesByType("resource")
+    .filter(({ initiatorType }) => ["script", "link", "other"].includes(initiatorType))
+    .map(({ name }) => new URL(name).pathname.split("/"))
+    .filter(([, folder]) => folder === "dashboard")
+    .map(([, , version]) => version)"""
+
+
+def test_no_page_has_files_of_two_versions(
+    tmp_path: Path, browser: Browser, versions: list[int]
+) -> None:
+    """nginx finds the files of the version that a page is from; no page has to load again."""
+    with Nginx(tmp_path / "nginx", versions) as nginx:
+        seen = [load(browser, nginx.url) for _ in range(PAGES)]
+    assert all(len(loaded) == 1 for loaded in seen), seen
+    assert len(set.union(*seen)) == 2
+
+
+def test_a_proxy_that_does_not_look_further_is_enough(
+    tmp_path: Path, browser: Browser, versions: list[int]
+) -> None:
+    """Behind a plain proxy a page asks for its files until it has all of them, and reloads."""
+    plain = {"proxy_next_upstream error timeout http_404;": "", "least_conn;": ""}
+    with Nginx(tmp_path / "nginx", versions, replaced=plain) as nginx:
+        seen = [load(browser, nginx.url) for _ in range(4)]
+    assert all(len(loaded) == 1 for loaded in seen), seen
+
+
+def refuse(page: Page, file: str) -> list[str]:
+    """Have one file of the page always answered with 404; return how often it was asked for."""
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.resource_type)
+        route.fulfill(status=404)
+
+    page.route(f"**/{file}", answer)
+    return asked
+
+
+@pytest.mark.parametrize("file", ["main.js", "format.js", "client/line.js", "theme.css"])
+def test_a_page_that_is_not_complete_says_so(server: Server, tab: Tab, file: str) -> None:
+    """It is loaded again three times, then not any more until the button is used."""
+    page = tab.page
+    loads: list[str] = []
+    page.on("request", lambda it: it.is_navigation_request() and loads.append(it.url))
+    refuse(page, file)
+    page.goto(server.url)
+    heading = page.get_by_role("heading", name="This page is not complete")
+    expect(heading).to_be_visible(timeout=RELOADS_MS)
+    assert len(loads) == 4, tab.complaints
+    page.unroute(f"**/{file}")
+    page.get_by_role("button", name="Load again").click()
+    expect(page.get_by_role("status")).to_have_text("Live")
+    expect(heading).to_be_hidden()
+    assert page.evaluate("history.state") is None
+
+
+def test_a_page_stays_while_there_is_no_server(server: Server, tab: Tab) -> None:
+    """It does not give way to the browser's own error."""
+    page = tab.page
+    page.route("**/main.js", lambda route: route.abort())
+    page.goto(server.url)
+    expect(page.get_by_role("status")).to_have_text("Loading again")
+    server.stop()
+    expect(page.get_by_role("heading", name="not complete")).to_be_visible(timeout=RELOADS_MS)
+    assert urlsplit(page.url).port == server.port
+    server.start()
+    page.unroute("**/main.js")
+    page.get_by_role("button", name="Load again").click()
+    expect(page.get_by_role("status")).to_have_text("Live")
