@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 VERSION = version("routecast")
 # What waits is committed within this time at shutdown, in seconds; then it is refused, and what the
 # database is doing is interrupted.
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 4.0
 # So long, in seconds, a commit under way may then take to tell what became of it.
 ABORT_SECONDS = 2.0
 # Streams are given this time to leave, in seconds.

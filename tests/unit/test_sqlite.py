@@ -22,6 +22,7 @@ from routecast.store.sqlite import SqliteStore, past, writer
 from routecast.store.sqlite import folding as steps
 from routecast.store.sqlite.writer import MIGRATIONS
 from tests.support.decisions import MINUTE, NOW, assert_sums, kept
+from tests.unit.running import until
 
 
 async def assert_holds(store: SqliteStore, decisions: list[Decision], seq: int) -> None:
@@ -224,9 +225,7 @@ async def test_many_cells_are_folded_while_nothing_else_is_written(
     decisions = [kept(n, decided=NOW - n * MINUTE) for n in range(steps.FOLD_CELLS)]
     await store.commit([decisions], NOW)
     await assert_holds(store, decisions, seq=1)
-    async with asyncio.timeout(30):
-        while counted(path, "rollups", f"count = {len(decisions)}") == 0:
-            await asyncio.sleep(0.01)
+    await until(lambda: counted(path, "rollups", f"count = {len(decisions)}") > 0)
     await assert_holds(store, decisions, seq=1)
 
 

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 READERS: Final = 2
 # A large batch begins when at most so many cells are not folded: what a load must add has a bound.
 LARGE_UNFOLDED: Final = 2_000
-# A large batch is prepared so often at most, when others commit its ids meanwhile.
+# When others commit ids of a large batch while it is prepared, it is prepared again, so often in
+# all; then it is committed without.
 PREPARATIONS: Final = 3
 # At the end, what runs has so many seconds to finish; then it is interrupted, and has so many more.
 FINISH_SECONDS: Final = 2.0
@@ -157,7 +158,7 @@ class SqliteStore:
                 )
                 if committed is not None:
                     return committed
-        raise Unavailable("others keep sending the same ids; nothing was kept")
+            return await self._run(self._writing, self._writer.commit, batches, received)
 
     async def _fold(self) -> None:
         """Fold step by step, so that commits get their turns in between."""
