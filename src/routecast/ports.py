@@ -18,6 +18,8 @@ from routecast.protocol import Position, Source
 # The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
 # node that lost step needs to find it again.
 DELTAS_KEPT: Final = 1_000
+# But not when these have more cells than this: then to load costs less than to catch up.
+DELTA_CELLS_KEPT: Final = 100_000
 # Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
 # prepare beside others: see `Store.commit`.
 MAX_GROUP: Final = 4_000
@@ -113,7 +115,8 @@ class Store(Protocol):
         """Return what the commits after a position added, in order; [] where there were none.
 
         How a node keeps step that missed a delta on the bus: it costs what was missed, not what
-        there is. A store keeps the deltas of its last DELTAS_KEPT commits at least.
+        there is. A store keeps the deltas of its last DELTAS_KEPT commits at least, or of so many
+        that they have about DELTA_CELLS_KEPT cells.
         Raises Gap when they are not kept any more or are of another epoch; Unavailable.
         """
         ...

@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import pytest
+from starlette.types import Message
 
 from routecast import ingest as module
 from routecast.bus.memory import MemoryBus
+from routecast.core.decision import Decision, Rules
 from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.snapshot import Snapshot
+from routecast.edge.http import Decisions
 from routecast.errors import SumFull, Unavailable
-from routecast.ingest import Ingest
+from routecast.ingest import Ingest, Pending
 from routecast.instruments import Instruments
+from routecast.ports import Commit
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
-from tests.unit.running import PATIENCE, broken, running
+from tests.unit.running import PATIENCE, broken, running, until
 
 Submitted = asyncio.Task[tuple[int, Position]]
 
@@ -265,3 +270,129 @@ async def test_failure_nobody_foresaw_refuses_too(
         assert (await ingest.submit([kept(2)]))[0] == 1
     assert "for a reason not foreseen" in caplog.text
     assert_sums((await held(store)).total, [kept(2)])
+
+
+# -- sizes --------------------------------------------------------------------------------------
+
+
+class Held:
+    """A store that commits when it is told to."""
+
+    def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.gates: dict[int, asyncio.Event] = {}  # by the size of a commit
+        self._commit = store.commit
+        monkeypatch.setattr(store, "commit", self.commit)
+
+    def hold(self, size: int) -> asyncio.Event:
+        """Hold commits of so many decisions until an event is set."""
+        return self.gates.setdefault(size, asyncio.Event())
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        size = sum(map(len, batches))
+        self.sizes.append(size)
+        if size in self.gates:
+            await self.gates[size].wait()
+        return await self._commit(batches, received)
+
+
+def many(first: int, count: int) -> list[Decision]:
+    return [kept(number) for number in range(first, first + count)]
+
+
+async def test_large_batch_does_not_hold_up_others(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed beside them, whole, with its names bounded like all."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    held = Held(store, monkeypatch)
+    gate = held.hold(30)
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        large = ingest.submit(many(0, 30))
+        for number in range(100, 105):
+            assert (await ingest.submit([kept(number)]))[0] == 1
+        assert not large.done()
+        gate.set()
+        assert (await large)[0] == 30
+    assert (await store.position()).seq == 6
+
+
+async def test_small_and_medium_batches_take_turns(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many medium batches do not keep a small one waiting, nor many small ones a medium one."""
+    monkeypatch.setattr(module, "MAX_GROUP", 8)
+    monkeypatch.setattr(module, "SMALL", 2)
+    held = Held(store, monkeypatch)
+    batches = [many(100 * n, 8) for n in range(4)] + [many(1_000 + n, 1) for n in range(12)]
+    waiting = [ingest.submit(batch) for batch in batches]
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        seqs = [position.seq for _, position in await asyncio.gather(*waiting)]
+    assert seqs == [2, 4, 5, 6, *[1] * 8, *[3] * 4]
+    assert held.sizes == [8, 8, 4, 8, 8, 8]
+
+
+# -- the end ------------------------------------------------------------------------------------
+
+
+async def test_giving_up_refuses_what_waits(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit under way is answered by what became of it; nothing that was refused is kept."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    held = Held(store, monkeypatch)
+    gate = held.hold(3)
+    under_way = ingest.submit(many(0, 3))
+    async with running(ingest.run()) as run, asyncio.timeout(PATIENCE):
+        await until(lambda: held.sizes == [3])
+        waiting = [ingest.submit(many(10, 1)), ingest.submit(many(20, 11))]
+        ingest.give_up()
+        for refused in waiting:
+            with pytest.raises(Unavailable, match="shutting down") as error:
+                await refused
+            assert error.value.retry_after > 0
+        with pytest.raises(Unavailable, match="shutting down"):
+            ingest.submit([kept(99)])
+        gate.set()
+        assert (await under_way)[0] == 3
+        await run
+    assert_sums((await store.load(NOW)).total, many(0, 3))
+
+
+async def test_commit_that_is_given_up_may_have_been_kept(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not said that nothing was kept where nobody knows."""
+    held = Held(store, monkeypatch)
+    held.hold(3)
+    under_way = ingest.submit(many(0, 3))
+    async with running(ingest.run()):
+        await until(lambda: held.sizes == [3])
+    with pytest.raises(Unavailable, match="may have been kept"):
+        await under_way
+
+
+async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -> None:
+    """A server that stops and does not wait any longer says 503, and when to come back."""
+    never: Pending = asyncio.get_running_loop().create_future()
+    decisions = Decisions(lambda _: never, Rules(), HeldClock(), instruments, frozenset())
+    sent: list[Message] = []
+    asked = asyncio.Event()
+
+    async def receive() -> Message:
+        asked.set()
+        return {"type": "http.request", "body": b'{"strategy":"s","provider":"p"}'}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/decisions", "headers": []}
+    request = asyncio.create_task(decisions(scope, receive, send))
+    await asked.wait()
+    await asyncio.sleep(0)
+    request.cancel()
+    await request
+    assert sent[0]["status"] == 503
+    headers = dict(sent[0]["headers"])
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert int(headers[b"retry-after"]) > 0

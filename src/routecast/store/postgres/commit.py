@@ -2,11 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
@@ -14,7 +14,7 @@ from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Cells, Key, Sums, key_of
 from routecast.errors import SumFull
-from routecast.ports import DELTAS_KEPT, Commit
+from routecast.ports import DELTAS_KEPT, MAX_GROUP, Commit
 from routecast.protocol import Position
 from routecast.store.postgres.fold import LARGEST_SUM, fold
 from routecast.store.postgres.session import LOST, SQL, Session, number_series, query, value
@@ -35,6 +35,10 @@ COLUMNS: Final = (
     "fallback",
     "reason",
 )
+# Rows are sent so many at a time: the event loop encodes them.
+ROWS_AT_ONCE: Final = 2_000
+T = TypeVar("T")
+
 _NOT_YET: Final = Position("", 0)
 _NOTHING: Final = (0,) * (len(Sums.COLUMNS) - 1)
 
@@ -73,10 +77,10 @@ class _Way:
 
 async def commit(session: Session, batches: Sequence[Sequence[Decision]], received: int) -> Written:
     """Do what `ports.Store.commit` says. Raises Unsettled besides what asyncpg does."""
-    sent = _first_mentions(batches)
+    sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
     if not sent:
         return await _nothing(session, batches)
-    await number_series(session, map(key_of, sent))
+    await number_series(session, await _apart(len(sent), _keys, sent))
     way = _Way()
     while True:
         try:
@@ -85,6 +89,15 @@ async def commit(session: Session, batches: Sequence[Sequence[Decision]], receiv
             way = _Way(copy=False, exact=way.exact)
         except asyncpg.NumericValueOutOfRangeError:
             way = _Way(copy=way.copy, exact=True)
+
+
+async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Do some work for so many decisions; for many, beside the event loop."""
+    return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
+
+
+def _keys(sent: Sequence[Decision]) -> set[tuple[str, ...]]:
+    return set(map(key_of, sent))
 
 
 def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
@@ -205,15 +218,20 @@ async def _copy(
 
     Fails when the current generation holds one of their ids.
     """
-    columns = _columns(session, sent, generation, number)
+    columns = await _apart(len(sent), _columns, session, sent, generation, number)
     counting: list[asyncio.Future[_Counted]] = []
 
-    def rows() -> Iterator[tuple[Any, ...]]:
-        yield from zip(*columns, strict=True)
-        # From here on the server has all it needs to work, and we have time.
-        counting.append(asyncio.ensure_future(_count(sent, received)))
+    def rows(first: int, end: int) -> Iterator[tuple[Any, ...]]:
+        yield from zip(*(column[first:end] for column in columns), strict=True)
+        if end >= len(sent):
+            # From here on the server has all it needs to work, and we have time.
+            counting.append(asyncio.ensure_future(_count(sent, received)))
 
-    await session.copy_records_to_table(f"decisions_{generation}", records=rows(), columns=COLUMNS)
+    for first in range(0, len(sent), ROWS_AT_ONCE):
+        records = rows(first, first + ROWS_AT_ONCE)
+        await session.copy_records_to_table(
+            f"decisions_{generation}", records=records, columns=COLUMNS
+        )
     return counting[0]
 
 

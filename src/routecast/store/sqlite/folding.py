@@ -13,7 +13,7 @@ import msgspec
 
 from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, bucket_merge
-from routecast.ports import DELTAS_KEPT
+from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
 from routecast.protocol import Position
 from routecast.store.sqlite.connection import START_OF, insert_rows, query
 from routecast.store.sqlite.rollups import Rollups
@@ -134,7 +134,7 @@ class Folding:
         """Fold some parts, if there are any."""
         if not self._parts:
             return
-        cells, number = self._take()
+        cells, number, ends_large = self._take()
         self._series.learn(cells.keys())
         self._rollups.add("minute", cells.minutes)
         self._rollups.add("hour", hours := cells.hours())
@@ -146,9 +146,14 @@ class Folding:
             self.due = False
         query(self._db, "set_folded", self._folded, self._folded_parts, self._largest)
         query(self._db, "drop_deltas", self._folded - DELTAS_KEPT)
+        if ends_large:
+            query(self._db, "drop_large_deltas", self._folded, DELTA_CELLS_KEPT)
 
-    def _take(self) -> tuple[Cells, int]:
-        """Return the sum of the next parts, and how many cells these have."""
+    def _take(self) -> tuple[Cells, int, bool]:
+        """Return the sum of the next parts, how many cells these have, and if they end a large one.
+
+        A large delta is one of several parts.
+        """
         part, cells = self._next()
         number = part.number
         if number < STEP_CELLS:
@@ -162,7 +167,7 @@ class Folding:
             self._folded, self._folded_parts = part.seq - 1, part.part + 1
         else:
             self._folded, self._folded_parts = part.seq, 0
-        return cells, number
+        return cells, number, not self._folded_parts and part.part > 0
 
     def _next(self) -> tuple[_Part, Cells]:
         part = self._parts.popleft()

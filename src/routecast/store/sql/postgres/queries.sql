@@ -143,7 +143,13 @@ SELECT FROM history FOR UPDATE;
 UPDATE folded SET seq = $1, largest = $2;
 
 -- name: drop_deltas
-DELETE FROM deltas WHERE seq <= $1;
+-- Of those that are folded, up to $1: all but the last $2, and the oldest of these, so that all that
+-- are left have about $3 bytes.
+DELETE FROM deltas WHERE seq <= $1 AND seq <= greatest($1 - $2, (
+    SELECT max(seq) FROM (
+        SELECT seq, sum(length(packed)) OVER (ORDER BY seq DESC) AS bytes FROM deltas
+    ) AS counted WHERE bytes > $3
+));
 
 -- name: begin_generation
 SELECT begin_generation($1);

@@ -32,6 +32,14 @@ SELECT packed FROM deltas WHERE seq = ? AND part = ?;
 -- name: drop_deltas
 DELETE FROM deltas WHERE seq <= ?;
 
+-- name: drop_large_deltas
+-- The oldest of those up to ?1, so that all that are left have at most ?2 cells.
+DELETE FROM deltas WHERE seq <= ?1 AND seq <= (
+    SELECT max(seq) FROM (
+        SELECT seq, sum(cells) OVER (ORDER BY seq DESC, part DESC) AS cells FROM deltas
+    ) WHERE cells > ?2
+);
+
 -- name: set_folded
 UPDATE history SET folded = ?, folded_parts = ?, largest = ?;
 
