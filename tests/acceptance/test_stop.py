@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +14,15 @@ import asyncpg
 import httpx2
 import pytest
 
+from routecast.errors import Unavailable
 from routecast.ports import MAX_GROUP
+from routecast.store.postgres import PostgresStore
+from routecast.store.sqlite import SqliteStore
 from tests.acceptance.test_durability import verify
+from tests.support.decisions import NOW, kept
 from tests.support.postgres import OwnPostgres
 from tests.support.server import Server
+from tests.unit.running import PATIENCE
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 # What a node may take to stop; a test process on a busy machine needs some more to see it.
@@ -139,22 +143,42 @@ async def stored(url: str) -> int:
         await connection.close()
 
 
-def test_frozen_postgresql_does_not_hold_up_a_start(
-    tmp_path: Path, own_postgres: OwnPostgres
-) -> None:
-    """A server that still tries to open its database stops when it is told to."""
-    server = Server(tmp_path / "node", database_url=own_postgres.create())
-    own_postgres.signal(signal.SIGSTOP)
-    try:
-        server.launch()
-        server.wait_for_log("Listening on")
-        started = time.monotonic()
-        server.terminate()
-        assert server.process is not None
-        server.process.wait(STOP_SECONDS)
-        assert time.monotonic() - started < STOP_SECONDS
-    except subprocess.TimeoutExpired:
-        server.kill()
-        raise
-    finally:
-        own_postgres.signal(signal.SIGCONT)
+async def test_stop_ends_an_opening_of_postgresql(own_postgres: OwnPostgres) -> None:
+    """Another node migrates the schema, and does not end: there is no waiting for it."""
+    url = own_postgres.create()
+    other = await asyncpg.connect(url)
+    await other.execute("SELECT pg_advisory_lock(1381254977, 0)")  # as `lock_schema` does
+    store = PostgresStore(url)
+    opening = asyncio.create_task(store.open())
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with asyncio.timeout(PATIENCE):
+        while not await other.fetchval(waiting):
+            assert not opening.done()
+        store.stop()
+        with pytest.raises(Unavailable):
+            await opening
+        with pytest.raises(Unavailable):
+            await store.open()
+        await store.close()
+    await other.close()
+
+
+async def test_stop_ends_what_sqlite_does(tmp_path: Path) -> None:
+    """A commit that does not end, and one that waits behind it: nothing of them is kept."""
+    store = SqliteStore(tmp_path / "routecast.db")
+    await store.open()
+    with slow(store.path):
+        commit = asyncio.create_task(store.commit([[kept(1)]], NOW))
+        queued = asyncio.create_task(store.commit([[kept(2)]], NOW))
+        async with asyncio.timeout(PATIENCE):
+            while store._writing._work_queue.qsize() != 1:  # noqa: ASYNC110  # -- has no event
+                await asyncio.sleep(0.01)
+            store.stop()
+            await store.close()
+            for one in (commit, queued):
+                with pytest.raises(Unavailable):
+                    await one
+    again = SqliteStore(store.path)
+    await again.open()
+    assert (await again.position()).seq == 0
+    await again.close()

@@ -202,7 +202,7 @@ class SqliteStore:
 
     def _interrupt(self) -> None:
         self._writer.stop()
-        for connection in self._connections:
+        for connection in list(self._connections):
             with suppress(apsw.Error):  # it was closed a moment ago
                 connection.interrupt()
 
