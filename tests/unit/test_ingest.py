@@ -10,8 +10,8 @@ from routecast.bus.memory import MemoryBus
 from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.snapshot import Snapshot
-from routecast.errors import SumFull, Unavailable
-from routecast.ingest import Ingest
+from routecast.errors import Unavailable
+from routecast.ingest import Ingest, Kept
 from routecast.instruments import Instruments
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore
@@ -63,7 +63,7 @@ async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> No
     await other.open()
     async with running(ingest.run()):
         for number in range(5):
-            _, position = await ingest.submit([kept(number)])
+            position = (await ingest.submit([kept(number)])).position
             assert (await held(other)).position == position
             assert_sums((await held(other)).total, [kept(n) for n in range(number + 1)])
     await other.close()
@@ -86,8 +86,8 @@ async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None
     """In a batch, across batches that share a commit, and across commits."""
     waiting = await submit_all(ingest, [1, 1, 2], [2, 3])
     async with running(ingest.run()):
-        assert [count for count, _ in await asyncio.gather(*waiting)] == [2, 1]
-        assert await ingest.submit([kept(3), kept(1)]) == (0, await store.position())
+        assert [one.inserted for one in await asyncio.gather(*waiting)] == [2, 1]
+        assert await ingest.submit([kept(3), kept(1)]) == Kept(0, await store.position())
     assert_sums((await held(store)).total, [kept(1), kept(2), kept(3)])
 
 
@@ -95,7 +95,7 @@ async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -
     """It is answered in its turn, with the position there is."""
     before = await store.position()
     async with running(ingest.run()):
-        assert await ingest.submit([]) == (0, before)
+        assert await ingest.submit([]) == Kept(0, before)
     assert await store.position() == before
 
 
@@ -104,7 +104,7 @@ async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) 
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     async with running(ingest.run()):
-        _, position = await ingest.submit([kept(1)])
+        position = (await ingest.submit([kept(1)])).position
         assert heard == [Delta(position, cells_of([kept(1)]), NOW)]
         await ingest.submit([kept(1)])
         assert len(heard) == 1
@@ -238,19 +238,21 @@ async def test_failure_long_past_says_nothing_about_now(
         assert await ingest.check() is None  # type: ignore[func-returns-value]
 
 
-async def test_batch_whose_sum_is_full_is_refused_alone(ingest: Ingest, store: SqliteStore) -> None:
-    """The others of its group are kept; sending it again would not help, and nothing fails."""
+async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteStore) -> None:
+    """The rest of its batch and of its group is kept; sending it again gives the same answer."""
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
-    full = ingest.submit([kept(3), kept(4, cost=2**62)])
-    await asyncio.sleep(0)
-    (third,) = await submit_all(ingest, [5])
+    sent = [kept(3), kept(4, cost=2**62), kept(5, strategy="other", cost=2**62), kept(6)]
+    third = ingest.submit(sent)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        assert [(await one)[0] for one in (first, second, third)] == [1, 1, 1]
-        with pytest.raises(SumFull):
-            await full
+        assert [(await one).inserted for one in (first, second, third)] == [1, 1, 3]
+        assert (await first).full == {}
+        assert (await third).full == {1: "cost"}
+        again = await ingest.submit(sent)
+        assert (again.inserted, again.full) == (0, {1: "cost"})
     assert not fails(ingest)
-    assert_sums((await held(store)).total, [kept(0, cost=2**62), *(kept(n) for n in (1, 2, 5))])
+    counted = [kept(0, cost=2**62), kept(1), kept(2), *(sent[n] for n in (0, 2, 3))]
+    assert_sums((await held(store)).total, counted)
 
 
 async def test_failure_nobody_foresaw_refuses_too(

@@ -9,9 +9,11 @@ import pytest
 
 from routecast import maintenance
 from routecast.cluster.memory import MemoryCluster
-from routecast.maintenance import Retention, prune, run_retention, run_summaries
+from routecast.instruments import Instruments
+from routecast.maintenance import Retention, Summaries, prune, run_retention
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
+from routecast.supervisor import Supervisor
 from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.unit.running import broken, running, until
@@ -81,7 +83,9 @@ async def test_retention_is_tried_again(
     monkeypatch.setattr(maintenance, "EVERY", 0.01)
     caplog.set_level(logging.INFO, "routecast.maintenance")
     await store.commit([[kept(1)]], NOW)
-    async with running(run_retention(store, MemoryCluster(), clock, Retention())):
+    async with running(
+        run_retention(store, MemoryCluster(), clock, Retention(), Supervisor(Instruments()))
+    ):
         with broken(store.path):
             clock.moment = NOW + 31 * DAY
             await until(lambda: "Retention will be tried again" in caplog.text)
@@ -98,7 +102,7 @@ async def test_hours_are_summed_up_in_the_background(
     """Those that are over for a while; a database that is away is tried again."""
     monkeypatch.setattr(maintenance, "SUMMARISE_EVERY", 0.01)
     store = SqliteStore(path)
-    async with running(run_summaries(store, MemoryCluster(), clock)):
+    async with running(Summaries(store, MemoryCluster(), clock, Supervisor(Instruments())).run()):
         await until(lambda: "Summaries will be tried again" in caplog.text)
         await store.open()
         other = apsw.Connection(str(path))

@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from routecast.core.decision import Decision
-from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
+from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store.postgres import PostgresStore, folder, session
@@ -337,24 +337,6 @@ async def test_what_was_changed_by_hand_is_found(
 
 
 # -- failures -----------------------------------------------------------------------------------
-
-
-async def test_sum_past_64_bits_is_refused_not_wrapped(store: PostgresStore) -> None:
-    """Folded or not; nothing of the commit is kept, and sums with room take more."""
-    most = 2**62
-    await store.commit([[kept(1, cost=most)]], NOW)
-    for _ in range(2):
-        with pytest.raises(SumFull, match="64 bits"):
-            await store.commit([[kept(2), kept(3, cost=most)]], NOW)
-        await store.prune(decisions_before=0, minutes_before=0, limit=1)
-    await assert_holds(store, [kept(1, cost=most)], seq=1)
-    elsewhere = kept(3, cost=most, strategy="other")
-    last = kept(4, cost=2**63 - 1 - most - kept(2).cost)
-    for decision in (kept(2), elsewhere, last):
-        await store.commit([[decision]], NOW)
-    with pytest.raises(SumFull):
-        await store.commit([[kept(5, cost=1)]], NOW)
-    await assert_holds(store, [kept(1, cost=most), kept(2), elsewhere, last], seq=4)
 
 
 @pytest.mark.usefixtures("impatient")

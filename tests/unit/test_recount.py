@@ -8,6 +8,7 @@ import pytest
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import DAY, HOUR, NOW, kept
+from tests.support.summaries import sum_up
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
 )
 async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> None:
     """It is not what the rollups of its hour add up to; an hour to be summed again is not."""
-    assert await filled.summarise(before=NOW + HOUR, limit=10) > 0
+    assert await sum_up(filled, NOW + HOUR) > 0
     assert await found(filled) == []
     change(filled, statement)
     differences = await found(filled)

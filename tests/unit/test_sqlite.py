@@ -15,7 +15,7 @@ import pytest
 
 from routecast.core.decision import Decision
 from routecast.core.history import history_query, plan
-from routecast.errors import BadDatabase, Gap, SumFull, Unavailable
+from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore, past, writer
@@ -308,16 +308,6 @@ async def test_file_that_is_not_there_any_more(
     await store.check()
     await store.commit([[kept(2)]], NOW)
     await assert_holds(store, [kept(1), kept(2)], seq=2)
-
-
-async def test_sum_past_64_bits_is_refused_not_wrapped(store: SqliteStore) -> None:
-    """Far beyond the contract's limits; nothing of the commit is kept."""
-    await store.commit([[kept(1, cost=2**62)]], NOW)
-    with pytest.raises(SumFull, match="64 bits"):
-        await store.commit([[kept(2), kept(3, cost=2**62)]], NOW)
-    await assert_holds(store, [kept(1, cost=2**62)], seq=1)
-    await store.commit([[kept(2)]], NOW)
-    await assert_holds(store, [kept(1, cost=2**62), kept(2)], seq=2)
 
 
 FULL_DISK = """

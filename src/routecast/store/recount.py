@@ -10,6 +10,7 @@ from routecast.core.delta import Delta
 from routecast.core.histogram import bin_of, pack
 from routecast.ports import Checked, Difference
 from routecast.store.comparison import HOUR, Comparison, Rows, unpacked
+from routecast.store.sqlite.summaries import joined
 
 _END: Final = 2**62
 
@@ -60,7 +61,7 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
             "minute": list(query("rollups", "minute", hour, hour + HOUR)),
             "pruned": list(query("rollups", "pruned", hour, hour + 1)),
         }
-        summaries = None if hour in unsummed else query("summaries", hour)
+        summaries = None if hour in unsummed else joined(query("summaries", hour))
         yield from comparison.hour(hour, minutes, rollups, summaries)
         done += sum(row[0] for row in minutes.values())
         yield Checked("comparing hours", done, of)

@@ -77,3 +77,9 @@ def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
     if len(found) != last.seq - after.seq:
         raise Gap(f"the deltas after seq {after.seq} are not kept any more")
     return found
+
+
+def unsummed(db: apsw.Connection, before: int) -> list[int]:
+    """Return the hours over before a moment that are not summed up (`ports.Store.unsummed`)."""
+    last = before // 10**6 - START_OF["hour"]
+    return [row[0] for row in query(db, "unsummed_hours", last, -1)]

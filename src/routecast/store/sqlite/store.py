@@ -16,11 +16,12 @@ from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
-from routecast.ports import Checked, Commit, Difference
+from routecast.ports import Checked, Commit, Condition, Difference
 from routecast.protocol import Position
 from routecast.store.recount import recount
 from routecast.store.sqlite import past, readers
-from routecast.store.sqlite.connection import BUSY_MS, select
+from routecast.store.sqlite.connection import BUSY_MS, Shrunk, select
+from routecast.store.sqlite.integrity import Integrity
 from routecast.store.sqlite.writer import Writer
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class SqliteStore:
         self._reading = ThreadPoolExecutor(READERS, "sqlite-reader")
         # Of its own, so that a long range keeps nobody else waiting.
         self._history = ThreadPoolExecutor(1, "sqlite-history")
+        self._integrity = Integrity(self._connect, lambda: self._writer.place.accept())
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._open_for_use = False
@@ -47,19 +49,25 @@ class SqliteStore:
 
     async def open(self) -> None:
         await self._run(self._writing, self._writer.open, opening=True)
+        await self._integrity.open()
         self._open_for_use = True
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        await self._integrity.close()
         await asyncio.to_thread(self._shut)
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        return await self._run(self._writing, self._writer.commit, batches, received)
+        return await self._write(self._writer.commit, batches, received)
 
     async def check(self) -> None:
-        await self._run(self._writing, self._writer.check)
+        await self._write(self._writer.check)
+
+    @property
+    def condition(self) -> Condition:
+        return self._integrity.condition
 
     async def position(self) -> Position:
         return await self._read(readers.position)
@@ -73,13 +81,14 @@ class SqliteStore:
     async def history(self, plan: Plan) -> Past:
         return await self._run(self._history, self._read_here, past.read, (plan,))
 
-    async def summarise(self, *, before: int, limit: int) -> int:
-        return await self._run(self._writing, self._writer.summarise, before, limit)
+    async def unsummed(self, *, before: int) -> list[int]:
+        return await self._read(readers.unsummed, before)
+
+    async def summarise(self, hour: int) -> None:
+        await self._write(self._writer.summarise, hour)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
-        return await self._run(
-            self._writing, self._writer.prune, decisions_before, minutes_before, limit
-        )
+        return await self._write(self._writer.prune, decisions_before, minutes_before, limit)
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         connection = await self._run(self._reading, self._connect)
@@ -104,12 +113,22 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(threads, work, *args)
+        except Shrunk as error:
+            self._integrity.saw(error)
+            raise
         except apsw.Error as error:
+            self._integrity.saw(error)
             raise Unavailable(f"SQLite: {error}") from error
+        except MemoryError as error:
+            raise Unavailable("SQLite: out of memory") from error
         except RuntimeError as error:
             if self._closed:
                 raise Unavailable("the database is closed") from error
             raise
+
+    async def _write(self, work: Callable[..., T], *args: Any) -> T:
+        self._integrity.refuse_if_damaged()
+        return await self._run(self._writing, work, *args)
 
     async def _read(self, work: Callable[..., T], *args: Any) -> T:
         return await self._run(self._reading, self._read_here, work, args)

@@ -17,11 +17,12 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
-from routecast.core.rollup import Bucket, Cells, Sums, bucket_merge
-from routecast.errors import BadDatabase, SumFull, Unavailable
+from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
+from routecast.core.room import MOST_UNFOLDED, NEAR, Full, find_full, most_added
+from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import DELTAS_KEPT, Commit
 from routecast.protocol import Position
 from routecast.store.past import summary_rows
@@ -36,6 +37,7 @@ from routecast.store.sqlite.connection import (
     series_names,
     transaction,
 )
+from routecast.store.sqlite.summaries import split
 
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
 MIGRATIONS: Final = load_migrations("sqlite")
@@ -52,13 +54,18 @@ STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP  # one for each number of rows in a s
 # Deltas are folded once they hold so many decisions, or are so many.
 FOLD_DECISIONS: Final = 2_000
 FOLD_COMMITS: Final = 64
-LARGEST_SUM: Final = 2**63 - 1
 
 
 @cache
 def _statement(query: str, rows: int, columns: int) -> str:
     row = f"({','.join('?' * columns)})"
     return SQL[query].format(rows=",".join([row] * rows))
+
+
+def _count(batches: Iterable[Iterable[Decision]]) -> Cells:
+    cells = Cells()
+    cells.add(itertools.chain.from_iterable(batches))
+    return cells
 
 
 class Writer:
@@ -138,7 +145,8 @@ class Writer:
         self._buckets: dict[tuple[str, int], Bucket] = {}
         self._unfolded: list[Cells] = []
         self._unfolded_decisions = 0
-        self._largest = 0  # no sum, of the rollups and the unfolded together, is over it
+        self._near: set[Key] = set()  # series that are near the limit of 64 bits
+        self._added = 0  # no sum of one series grows by more when the unfolded is folded
 
     def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         """Write batches in one transaction (`ports.Store.commit`)."""
@@ -159,9 +167,6 @@ class Writer:
                     return self._finish(fresh, position, received)
             held = Position(position.epoch, position.seq - 1)
             return Commit(held, [0] * len(batches), None)
-        except OverflowError as error:
-            self._forget()
-            raise SumFull("a sum of its series is at its limit of 64 bits") from error
         except BaseException:
             # What the writer remembers may be ahead of what was undone.
             self._forget()
@@ -174,7 +179,7 @@ class Writer:
         if version != self._version:
             self._forget()
             self._version = version
-            self._largest = query(self._db, "largest_sum")[0][0]
+            self._near = {Key(*row) for row in query(self._db, "near_series", NEAR)}
             for delta in deltas_after(self._db, Position(epoch, folded)):
                 self._await_folding(delta.cells)
         return Position(epoch, seq + 1)
@@ -223,8 +228,15 @@ class Writer:
     def _finish(
         self, inserted: Sequence[Sequence[Decision]], position: Position, received: int
     ) -> Commit:
-        cells = Cells()
-        cells.add(itertools.chain.from_iterable(inserted))
+        cells = _count(inserted)
+        if full := self._find_full(inserted, cells, position.seq - 1):
+            self._take_back(full)
+            inserted = [[d for d in batch if identity_of(d) not in full] for batch in inserted]
+            cells = _count(inserted)
+            if not cells.minutes:
+                self._db.execute("COMMIT")  # of what was folded; decisions, there are none
+                held = Position(position.epoch, position.seq - 1)
+                return Commit(held, [0] * len(inserted), None, full)
         delta = Delta(position, cells, received)
         query(self._db, "add_delta", position.seq, delta.pack())
         self._await_folding(cells)
@@ -232,20 +244,36 @@ class Writer:
             self._fold(position.seq)
         query(self._db, "advance", position.seq)
         self._db.execute("COMMIT")
-        return Commit(position, [len(batch) for batch in inserted], delta)
+        return Commit(position, [len(batch) for batch in inserted], delta, full)
+
+    def _find_full(self, inserted: Sequence[Sequence[Decision]], cells: Cells, seq: int) -> Full:
+        """Return the decisions that the sums of their series have no room for.
+
+        Only where a series may be that full, what is not folded up to `seq` is folded to know.
+        """
+        has_room = self._added + most_added(cells) <= MOST_UNFOLDED
+        if has_room and not (self._near and self._near.intersection(cells.keys())):
+            return {}
+        self._fold(seq)
+        keys = set(cells.keys())
+        numbers = {self._series.get(key) or self._series_of(key): key for key in keys}
+        rows = query(self._db, "totals", msgspec.json.encode(list(numbers)).decode())
+        totals: dict[tuple[str, ...], Sums] = {
+            numbers[row[1]]: Sums.from_row(row[2:]) for row in rows
+        }
+        return find_full(itertools.chain.from_iterable(inserted), totals)
+
+    def _take_back(self, full: Full) -> None:
+        """Delete decisions that were inserted a moment ago."""
+        query(self._db, "take_back", msgspec.json.encode(list(full)).decode())
 
     def _await_folding(self, cells: Cells) -> None:
         self._unfolded.append(cells)
         self._unfolded_decisions += sum(sums.count for sums in cells)
-        self._largest += sum(sums.largest for sums in cells)
+        self._added += most_added(cells)
 
     def _must_fold(self) -> bool:
-        return (
-            self._unfolded_decisions >= FOLD_DECISIONS
-            or len(self._unfolded) >= FOLD_COMMITS
-            # Only in the rollups themselves a sum is found to be full.
-            or self._largest > LARGEST_SUM
-        )
+        return self._unfolded_decisions >= FOLD_DECISIONS or len(self._unfolded) >= FOLD_COMMITS
 
     def _fold(self, seq: int) -> None:
         """Add to the rollups what they lack of the commits up to this one."""
@@ -256,9 +284,10 @@ class Writer:
         self._merge("hour", hours := cells.hours())
         for hour in hours:
             query(self._db, "note_unsummed_hour", hour * START_OF["hour"])
-        self._merge("total", {0: cells.total()})
-        self._largest = max(sums.largest for sums in self._bucket("total", 0).values())
-        self._unfolded, self._unfolded_decisions = [], 0
+        self._merge("total", {0: (total := cells.total())})
+        totals = self._bucket("total", 0)
+        self._near.update(key for key in total if totals[key].largest >= NEAR)
+        self._unfolded, self._unfolded_decisions, self._added = [], 0, 0
         query(self._db, "set_folded", seq)
         query(self._db, "drop_deltas", seq - DELTAS_KEPT)
 
@@ -341,23 +370,18 @@ class Writer:
 
     # -- summaries ------------------------------------------------------------------------------
 
-    def summarise(self, before: int, limit: int) -> int:
-        """Sum up hours that were over before a moment (`ports.Store.summarise`)."""
+    def summarise(self, start: int) -> None:
+        """Sum an hour up (`ports.Store.summarise`)."""
         with transaction(self._db):
             self.place.check()
-            last = before // 10**6 - START_OF["hour"]
-            starts = [row[0] for row in query(self._db, "unsummed_hours", last, limit)]
-            names = series_names(self._db) if starts else {}
+            rollups = query(self._db, "rollups", "hour", start, start + 1)
+            names = series_names(self._db) if rollups else {}
+            bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rollups}
             parts = msgspec.json.encode(PARTS).decode()
-            for start in starts:
-                rollups = query(self._db, "rollups", "hour", start, start + 1)
-                bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rollups}
-                for table in ("summaries", "latency_summaries"):
-                    query(self._db, f"drop_{table}", parts, start)
-                rows = summary_rows({start: bucket})
-                self._write("put_summaries", rows.sums)
-                self._write("put_latency_summaries", rows.latencies)
-                query(self._db, "hour_is_summed", start)
-            if starts:
-                self._db.execute("COMMIT")
-        return len(starts)
+            for table in ("summaries", "latency_summaries"):
+                query(self._db, f"drop_{table}", parts, start)
+            rows = summary_rows({start: bucket})
+            self._write("put_summaries", [(*row[:3], *split(row[3:])) for row in rows.sums])
+            self._write("put_latency_summaries", rows.latencies)
+            query(self._db, "hour_is_summed", start)
+            self._db.execute("COMMIT")

@@ -21,11 +21,27 @@ DELETE FROM deltas WHERE seq <= ?;
 -- name: set_folded
 UPDATE history SET folded = ?;
 
--- name: largest_sum
--- Of any series over all time.
-SELECT coalesce(max(max(
-    count, confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens
-)), 0) FROM rollups WHERE period = 'total';
+-- name: near_series
+-- Series with a sum over all time that is this large or larger.
+SELECT project, strategy, provider, model, band, status
+FROM rollups JOIN series ON series.id = rollups.series
+WHERE period = 'total'
+  AND max(confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens) >= ?;
+
+-- name: totals
+-- The sums over all time of certain series.
+SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+       latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups
+WHERE period = 'total' AND start = 0 AND series IN (SELECT value FROM json_each(?));
+
+-- name: take_back
+-- Delete the sent [id, project] pairs.
+DELETE FROM decisions WHERE n IN (
+    SELECT decisions.n FROM json_each(?) AS sent
+    JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1
+);
 
 -- name: touch
 UPDATE history SET seq = seq;
@@ -167,7 +183,8 @@ DELETE FROM latency_summaries WHERE part IN (SELECT value FROM json_each(?)) AND
 -- name: put_summaries
 INSERT INTO summaries (
     part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+    confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high
 ) VALUES {rows};
 
 -- name: put_latency_summaries
@@ -179,7 +196,9 @@ DELETE FROM unsummed_hours WHERE start = ?;
 -- name: summaries
 -- Of one hour, along all parts.
 SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, counts
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+       confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high,
+       counts
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;
