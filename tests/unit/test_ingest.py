@@ -54,7 +54,7 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
         answers = await asyncio.gather(*waiting)
     position = await store.position()
     assert position.seq == 1
-    assert answers == [(2, position), (1, position), (3, position)]
+    assert answers == [Kept(2, position), Kept(1, position), Kept(3, position)]
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:
@@ -77,8 +77,8 @@ async def test_group_has_a_bound(
     waiting = await submit_all(ingest, [1, 2], [3, 4], [5], list(range(10, 20)), [6])
     async with running(ingest.run()):
         answers = await asyncio.gather(*waiting)
-    assert [position.seq for _, position in answers] == [1, 1, 2, 3, 4]
-    assert [count for count, _ in answers] == [2, 2, 1, 10, 1]
+    assert [one.position.seq for one in answers] == [1, 1, 2, 3, 4]
+    assert [one.inserted for one in answers] == [2, 2, 1, 10, 1]
     assert (await store.position()).seq == 4
 
 

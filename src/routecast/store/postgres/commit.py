@@ -141,8 +141,8 @@ async def _write(
     delta, packed, largest = await (counting or _count(sent, received))
     full: Full = {}
     if way.exact and (full := await _find_full(session, batches, sent)):
-        places = [place for place, one in enumerate(sent) if identity_of(one) in full]
-        await session.execute(SQL["take_back"].format(generation=generation), number, places)
+        ids, projects = zip(*full, strict=True)
+        await session.execute(SQL["take_back"].format(generation=generation), projects, ids)
         sent = [one for one in sent if identity_of(one) not in full]
         if not sent:
             return await _nothing(session, batches, full)

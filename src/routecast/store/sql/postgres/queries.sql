@@ -50,8 +50,10 @@ SELECT epoch, seq, transaction, (SELECT folded.seq FROM folded) AS folded
 FROM write_delta($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
 -- name: take_back
--- Delete decisions that this transaction has inserted, by their places in the commit.
-DELETE FROM decisions_{generation} WHERE commit = $1 AND place = ANY($2::integer[]);
+-- Delete decisions that this transaction has inserted.
+DELETE FROM decisions_{generation} WHERE (project, id) IN (
+    SELECT * FROM unnest($1::text[], $2::text[])
+);
 
 -- name: is_running
 -- Whether a transaction has not come to its end. Fails where there was none of this name yet.
