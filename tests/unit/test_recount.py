@@ -174,8 +174,8 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
         "UPDATE summaries SET name = 'other' WHERE part = 'strategy'",
         "UPDATE summaries SET start = start + 360000",
         "DELETE FROM summaries WHERE part = 'band'",
-        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0"
-        " FROM summaries WHERE part = 'provider'",
+        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "
+        "0, 0, 0 FROM summaries WHERE part = 'provider'",
     ],
 )
 async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> None:
