@@ -114,15 +114,19 @@ def test_database_file_that_is_cut_off(tmp_path: Path) -> None:
         assert str(tmp_path) not in server.http.get("/health").text
         server.stop()
         server.launch()
-        server.wait_for("/health", 503)  # nothing can be read any more
+        server.wait_for("/ready", 503)
         assert_corrupt(server)
 
 
 def assert_corrupt(server: Server) -> None:
+    """The check may take a while on a busy machine; what it finds must be told in the end."""
+    deadline = time.monotonic() + 30
+    while server.http.get("/health").json()["components"]["database"] != "corrupt":
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
     health = server.http.get("/health").json()
     assert health["status"] == "degraded"
-    assert health["components"]["database"] == "corrupt"
     assert health["database_error"]
     ready = server.http.get("/ready")
     assert ready.status_code == 503
-    assert "corrupt" in ready.json()["reason"]
+    assert "the database file is" in ready.json()["reason"]

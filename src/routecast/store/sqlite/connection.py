@@ -94,4 +94,4 @@ class Place:
             self._size = found.st_size
         # Another thread may have seen a longer file since: look again.
         elif self._look().st_size < self._size:
-            raise Shrunk("it is shorter than it was")
+            raise Shrunk("the database file is shorter than it was")

@@ -86,7 +86,8 @@ class Integrity:
         if isinstance(error, _CORRUPT):
             self._damaged(str(error), final=True)
         elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _UNREADABLE:
-            self._damaged(str(error), final=False)
+            shrunk = isinstance(error, Shrunk)
+            self._damaged("it is shorter than it was" if shrunk else str(error), final=False)
             if self._check is not None:  # it was opened
                 self._begin()
 
