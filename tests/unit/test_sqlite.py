@@ -15,12 +15,14 @@ import pytest
 
 from routecast.core.decision import Decision
 from routecast.core.history import history_query, plan
+from routecast.core.room import SUMS
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore, past, writer
 from routecast.store.sqlite.writer import MIGRATIONS
-from tests.support.decisions import MINUTE, NOW, assert_sums, kept
+from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
+from tests.support.summaries import sum_up
 
 
 async def assert_holds(store: SqliteStore, decisions: list[Decision], seq: int) -> None:
@@ -115,6 +117,33 @@ async def test_file_says_whose_it_is(store: SqliteStore, path: Path) -> None:
     assert other.pragma("user_version") == MIGRATIONS[-1][0]
     assert other.pragma("journal_mode") == "wal"
     other.close()
+
+
+async def test_summaries_of_an_older_schema_are_kept(path: Path) -> None:
+    """They had no room for more than 64 bits; what they hold stays as it is."""
+    store = SqliteStore(path)
+    await store.open()
+    decisions = [kept(n, decided=NOW - n * HOUR) for n in range(9)]
+    await store.commit([decisions], NOW)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all
+    assert await sum_up(store, NOW) == 8
+    await store.close()
+    other = apsw.Connection(str(path))
+    for name in SUMS:
+        other.execute(f"ALTER TABLE summaries DROP COLUMN {name}_high")
+    other.execute("PRAGMA user_version = 3")
+    other.close()
+    await store_again(path, decisions)
+
+
+async def store_again(path: Path, decisions: list[Decision]) -> None:
+    """Open a database: it holds these decisions, and they are summed up."""
+    store = SqliteStore(path)
+    await store.open()
+    assert await store.unsummed(before=NOW) == []
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+    assert_sums((await store.load(NOW)).total, decisions)
+    await store.close()
 
 
 def test_migrations_are_numbered_without_a_gap() -> None:
