@@ -14,8 +14,8 @@ from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.snapshot import Snapshot
 from routecast.edge.http import Decisions
-from routecast.errors import SumFull, Unavailable
-from routecast.ingest import Ingest, Pending
+from routecast.errors import Unavailable
+from routecast.ingest import Ingest, Kept, Pending
 from routecast.instruments import Instruments
 from routecast.ports import Commit
 from routecast.protocol import Position
@@ -59,7 +59,7 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
         answers = await asyncio.gather(*waiting)
     position = await store.position()
     assert position.seq == 1
-    assert answers == [(2, position), (1, position), (3, position)]
+    assert answers == [Kept(2, position), Kept(1, position), Kept(3, position)]
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:
@@ -68,7 +68,7 @@ async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> No
     await other.open()
     async with running(ingest.run()):
         for number in range(5):
-            _, position = await ingest.submit([kept(number)])
+            position = (await ingest.submit([kept(number)])).position
             assert (await held(other)).position == position
             assert_sums((await held(other)).total, [kept(n) for n in range(number + 1)])
     await other.close()
@@ -82,10 +82,10 @@ async def test_group_has_a_bound(
     waiting = await submit_all(ingest, [1, 2], [3, 4], [5], list(range(10, 20)), [6])
     async with running(ingest.run()):
         answers = await asyncio.gather(*waiting)
-    seqs = [position.seq for _, position in answers]
+    seqs = [one.position.seq for one in answers]
     assert seqs[0] == seqs[1] != seqs[2] == seqs[4]
     assert seqs.count(seqs[3]) == 1
-    assert [count for count, _ in answers] == [2, 2, 1, 10, 1]
+    assert [one.inserted for one in answers] == [2, 2, 1, 10, 1]
     assert (await store.position()).seq == 3
 
 
@@ -93,8 +93,8 @@ async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None
     """In a batch, across batches that share a commit, and across commits."""
     waiting = await submit_all(ingest, [1, 1, 2], [2, 3])
     async with running(ingest.run()):
-        assert [count for count, _ in await asyncio.gather(*waiting)] == [2, 1]
-        assert await ingest.submit([kept(3), kept(1)]) == (0, await store.position())
+        assert [one.inserted for one in await asyncio.gather(*waiting)] == [2, 1]
+        assert await ingest.submit([kept(3), kept(1)]) == Kept(0, await store.position())
     assert_sums((await held(store)).total, [kept(1), kept(2), kept(3)])
 
 
@@ -102,7 +102,7 @@ async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -
     """It is answered in its turn, with the position there is."""
     before = await store.position()
     async with running(ingest.run()):
-        assert await ingest.submit([]) == (0, before)
+        assert await ingest.submit([]) == Kept(0, before)
     assert await store.position() == before
 
 
@@ -111,7 +111,7 @@ async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) 
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     async with running(ingest.run()):
-        _, position = await ingest.submit([kept(1)])
+        position = (await ingest.submit([kept(1)])).position
         assert heard == [Delta(position, cells_of([kept(1)]), NOW)]
         await ingest.submit([kept(1)])
         assert len(heard) == 1
@@ -245,19 +245,21 @@ async def test_failure_long_past_says_nothing_about_now(
         assert await ingest.check() is None  # type: ignore[func-returns-value]
 
 
-async def test_batch_whose_sum_is_full_is_refused_alone(ingest: Ingest, store: SqliteStore) -> None:
-    """The others of its group are kept; sending it again would not help, and nothing fails."""
+async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteStore) -> None:
+    """The rest of its batch and of its group is kept; sending it again gives the same answer."""
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
-    full = ingest.submit([kept(3), kept(4, cost=2**62)])
-    await asyncio.sleep(0)
-    (third,) = await submit_all(ingest, [5])
+    sent = [kept(3), kept(4, cost=2**62), kept(5, strategy="other", cost=2**62), kept(6)]
+    third = ingest.submit(sent)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        assert [(await one)[0] for one in (first, second, third)] == [1, 1, 1]
-        with pytest.raises(SumFull):
-            await full
+        assert [(await one).inserted for one in (first, second, third)] == [1, 1, 3]
+        assert (await first).full == {}
+        assert (await third).full == {1: "cost"}
+        again = await ingest.submit(sent)
+        assert (again.inserted, again.full) == (0, {1: "cost"})
     assert not fails(ingest)
-    assert_sums((await held(store)).total, [kept(0, cost=2**62), *(kept(n) for n in (1, 2, 5))])
+    counted = [kept(0, cost=2**62), kept(1), kept(2), *(sent[n] for n in (0, 2, 3))]
+    assert_sums((await held(store)).total, counted)
 
 
 async def test_failure_nobody_foresaw_refuses_too(
@@ -310,7 +312,7 @@ async def test_large_batch_does_not_hold_up_others(
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
         large = ingest.submit(many(0, 30))
         for number in range(100, 105):
-            assert (await ingest.submit([kept(number)]))[0] == 1
+            assert (await ingest.submit([kept(number)])).inserted == 1
         assert not large.done()
         gate.set()
         assert (await large)[0] == 30
@@ -327,7 +329,7 @@ async def test_small_and_medium_batches_take_turns(
     batches = [many(100 * n, 8) for n in range(4)] + [many(1_000 + n, 1) for n in range(12)]
     waiting = [ingest.submit(batch) for batch in batches]
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        seqs = [position.seq for _, position in await asyncio.gather(*waiting)]
+        seqs = [one.position.seq for one in await asyncio.gather(*waiting)]
     assert seqs == [2, 4, 5, 6, *[1] * 8, *[3] * 4]
     assert held.sizes == [8, 8, 4, 8, 8, 8]
 

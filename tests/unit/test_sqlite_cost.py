@@ -271,16 +271,19 @@ async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
     """Hours are read beside commits; one that was added to is summed up later."""
     monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
     await store.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
+    (hour,) = await store.unsummed(before=NOW)
     put = store._writer.put_summaries
 
-    def late(hours: Any) -> int:
+    def late(*read: Any) -> None:
         store._writer.commit([[kept(2, decided=NOW - 5 * HOUR)]], NOW)
-        monkeypatch.undo()
-        return put(hours)
+        put(*read)
 
-    monkeypatch.setattr(store._writer, "put_summaries", late)
-    assert await store.summarise(before=NOW, limit=5) == 0
-    assert await store.summarise(before=NOW, limit=5) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(store._writer, "put_summaries", late)
+        await store.summarise(hour)
+    assert await store.unsummed(before=NOW) == [hour]
+    await store.summarise(hour)
+    assert await store.unsummed(before=NOW) == []
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
 
 

@@ -17,6 +17,7 @@ from routecast.edge.guard import GuardedHttp, Unfinished
 from routecast.edge.http import DECISIONS, Batch, Decisions, is_lines, refusal
 from routecast.edge.problem import respond
 from routecast.ingest import Pending
+from routecast.protocol import Problem
 
 _PATH: Final = DECISIONS.encode()
 # A request with one of these headers asks for more.
@@ -127,7 +128,11 @@ class LeanHttp(GuardedHttp):
         if error is not None:
             self._respond(request, refusal(error))
             return
-        body = _encode(self._decisions.receipt(batch, done.result()))
+        answer = self._decisions.receipt(batch, done.result())
+        if isinstance(answer, Problem):
+            self._respond(request, respond(answer))
+            return
+        body = _encode(answer)
         self._write(request, _OK % len(body), body)
 
     def _respond(self, request: _Request, response: Response) -> None:

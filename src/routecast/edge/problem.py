@@ -13,7 +13,6 @@ from routecast.errors import (
     Forbidden,
     NotFound,
     RoutecastError,
-    SumFull,
     TooLarge,
     Unavailable,
 )
@@ -33,7 +32,6 @@ _STATUS: dict[type[RoutecastError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Unsupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    SumFull: HTTPStatus.UNPROCESSABLE_ENTITY,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

@@ -9,8 +9,6 @@ from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
 from routecast.store.postgres.session import Session, number_series, query
 
-# No sum has room for more.
-LARGEST_SUM: Final = 2**63 - 1
 # Deltas of so many bytes are merged at a time: that takes far less than a session may be idle.
 BYTES_AT_ONCE: Final = 4_000_000
 # Rollups are read and written so many at a time: what of it the event loop does takes some ms.

@@ -39,7 +39,7 @@ def load(db: apsw.Connection, now: int) -> Snapshot:
     wanted = needed(now)
     db.execute(f"PRAGMA cache_size = {LOAD_PAGES}")
     with transaction(db, "BEGIN"):
-        epoch, _, _, folded, parts, _ = query(db, "history")[0]
+        epoch, _, _, folded, parts = query(db, "history")[0]
         names = series_names(db)
 
         def buckets(period: str, first: int, end: int) -> dict[int, Bucket]:
@@ -68,21 +68,14 @@ def _rows(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
         yield from rows
 
 
-def summarise(db: apsw.Connection, before: int, limit: int) -> dict[tuple[int, int], SummaryRows]:
-    """Return the summaries of hours that were over before a moment and have none, oldest first.
-
-    They come by the start of the hour and how often it had changed by then.
-    """
+def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
+    """Return the summaries of an hour, and how often it had changed by then."""
     with transaction(db, "BEGIN"):
-        last = before // 10**6 - START_OF["hour"]
-        hours = query(db, "unsummed_hours", last, limit)
-        names = series_names(db) if hours else {}
-        found = {}
-        for start, changes in hours:
-            rows = _rows(db, "rollups", "hour", start, start + 1)
-            bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
-            found[start, changes] = summary_rows({start: bucket})
-    return found
+        changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
+        names = series_names(db)
+        rows = _rows(db, "rollups", "hour", start, start + 1)
+        bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+        return changes, summary_rows({start: bucket})
 
 
 def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
@@ -95,3 +88,9 @@ def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
     if len(found) != last.seq - after.seq:
         raise Gap(f"the deltas after seq {after.seq} are not kept any more")
     return found
+
+
+def unsummed(db: apsw.Connection, before: int) -> list[int]:
+    """Return the hours over before a moment that are not summed up (`ports.Store.unsummed`)."""
+    last = before // 10**6 - START_OF["hour"]
+    return [row[0] for row in query(db, "unsummed_hours", last, -1)]

@@ -4,7 +4,7 @@ INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
 ON CONFLICT DO NOTHING;
 
 -- name: history
-SELECT epoch, seq, minutes_from, folded, folded_parts, largest FROM history;
+SELECT epoch, seq, minutes_from, folded, folded_parts FROM history;
 
 -- name: advance
 UPDATE history SET seq = ?;
@@ -41,7 +41,22 @@ DELETE FROM deltas WHERE seq <= ?1 AND seq <= (
 );
 
 -- name: set_folded
-UPDATE history SET folded = ?, folded_parts = ?, largest = ?;
+UPDATE history SET folded = ?, folded_parts = ?;
+
+-- name: near_series
+-- Series with a sum over all time of 2^62 or more; an index has them.
+SELECT project, strategy, provider, model, band, status
+FROM rollups INDEXED BY near_series JOIN series ON series.id = rollups.series
+WHERE period = 'total'
+  AND max(confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens)
+      >= 4611686018427387904;
+
+-- name: take_back
+-- Delete the sent [id, project] pairs.
+DELETE FROM decisions WHERE n IN (
+    SELECT decisions.n FROM json_each(?) AS sent
+    JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1
+);
 
 -- name: touch
 UPDATE history SET seq = seq;
@@ -238,8 +253,8 @@ INSERT INTO unsummed_hours (start, changes) SELECT value, 1 FROM json_each(?) WH
 ON CONFLICT DO UPDATE SET changes = changes + 1;
 
 -- name: unsummed_hours
--- Those that begin before a moment, oldest first, and how often they have changed.
-SELECT start, changes FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
+-- Those that begin before a moment, oldest first.
+SELECT start FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
 
 -- name: drop_summaries
 -- Of one hour, along all parts.
@@ -251,11 +266,16 @@ DELETE FROM latency_summaries WHERE part IN (SELECT value FROM json_each(?)) AND
 -- name: put_summaries
 INSERT INTO summaries (
     part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+    confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high
 ) VALUES {rows};
 
 -- name: put_latency_summaries
 INSERT INTO latency_summaries (part, start, name, counts) VALUES {rows};
+
+-- name: changes_of_hour
+-- How often an hour has changed since it was summed up.
+SELECT changes FROM unsummed_hours WHERE start = ?;
 
 -- name: hour_is_summed
 -- If it is still as it was read.
@@ -264,7 +284,9 @@ DELETE FROM unsummed_hours WHERE start = ? AND changes = ?;
 -- name: summaries
 -- Of one hour, along all parts.
 SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, counts
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+       confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high,
+       counts
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;
