@@ -148,8 +148,8 @@ async def _fill(task: Fill) -> Filled:
     while group := list(itertools.islice(rest, GROUP)):
         await store.commit([group], task.end)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
-    while await store.summarise(before=task.end, limit=24):
-        pass
+    for hour in await store.unsummed(before=task.end):
+        await store.summarise(hour)
     await store.close()
     return Filled(task.decisions)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from fastapi import FastAPI
+from msgspec import UNSET
 from starlette.exceptions import HTTPException
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -56,7 +57,7 @@ from routecast.instruments import Instruments
 from routecast.latest import Latest
 from routecast.live import ALONE_LOOK_SECONDS, LOOK_SECONDS, Live
 from routecast.lookbacks import Lookbacks
-from routecast.maintenance import Retention, run_retention, run_summaries
+from routecast.maintenance import Retention, Summaries, run_retention
 from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
@@ -67,6 +68,7 @@ from routecast.store.none import NoStore
 from routecast.store.postgres import PostgresStore
 from routecast.store.sqlite import SqliteStore
 from routecast.subscribers import Subscribers
+from routecast.supervisor import Supervisor
 from routecast.urls import masked, split_url
 from routecast.windows import Windows
 
@@ -75,7 +77,7 @@ log = logging.getLogger(__name__)
 VERSION = version("routecast")
 # What waits is committed within this time at shutdown, in seconds; then it is refused, and what the
 # database is doing is interrupted.
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 4.0
 # So long, in seconds, a commit under way may then take to tell what became of it.
 ABORT_SECONDS = 2.0
 # Streams are given this time to leave, in seconds.
@@ -158,6 +160,8 @@ class Services:
     def __init__(self, settings: Settings, engines: Engines) -> None:
         self.engines = engines
         self.instruments = engines.instruments
+        self.supervisor = Supervisor(self.instruments)
+        self._summaries = Summaries(engines.store, engines.cluster, engines.clock, self.supervisor)
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
         self._has_others = settings.redis_url is not None
@@ -234,20 +238,21 @@ class Services:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
             stack.push_async_callback(self.windows.close)
-            await stack.enter_async_context(_opened(engines.store))
+            await stack.enter_async_context(_opened(engines.store, self.supervisor))
+            start = self.supervisor.running
             if not self._only_streams:
-                await stack.enter_async_context(_task("retention", self._run_retention))
-                await stack.enter_async_context(_task("summaries", self._run_summaries))
-            await stack.enter_async_context(_task("bus", engines.bus.run))
-            await stack.enter_async_context(_task("live", self.live.run))
+                await stack.enter_async_context(start("retention", self._run_retention))
+                await stack.enter_async_context(start("summaries", self._summaries.run))
+            await stack.enter_async_context(start("bus", engines.bus.run))
+            await stack.enter_async_context(start("live", self.live.run))
             await stack.enter_async_context(self._ingesting())
             if self._has_others:
-                await stack.enter_async_context(_task("census", self.census.run))
-            await stack.enter_async_context(_task("renders", self.renders.run))
-            await stack.enter_async_context(_task("ticks", self.manager.run))
-            await stack.enter_async_context(_task("channels", self.channels.run))
-            await stack.enter_async_context(_task("lookbacks", self.lookbacks.run))
-            await stack.enter_async_context(_task("beats", self.manager.beat))
+                await stack.enter_async_context(start("census", self.census.run))
+            await stack.enter_async_context(start("renders", self.renders.run))
+            await stack.enter_async_context(start("ticks", self.manager.run))
+            await stack.enter_async_context(start("channels", self.channels.run))
+            await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
+            await stack.enter_async_context(start("beats", self.manager.beat))
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
             await self.live.loaded()
             yield
@@ -266,8 +271,7 @@ class Services:
     @asynccontextmanager
     async def _ingesting(self) -> AsyncIterator[None]:
         """Take decisions in beside the body; at its end commit what waits, or refuse it."""
-        task = asyncio.create_task(self.ingest.run(), name="ingest")
-        task.add_done_callback(_tell_crash)
+        task = asyncio.create_task(self.supervisor.keep("ingest", self.ingest.run), name="ingest")
         try:
             yield
         finally:
@@ -281,11 +285,9 @@ class Services:
 
     async def _run_retention(self) -> None:
         engines = self.engines
-        await run_retention(engines.store, engines.cluster, engines.clock, self._retention)
-
-    async def _run_summaries(self) -> None:
-        engines = self.engines
-        await run_summaries(engines.store, engines.cluster, engines.clock)
+        await run_retention(
+            engines.store, engines.cluster, engines.clock, self._retention, self.supervisor
+        )
 
     async def health(self) -> Health:
         """Return how the engines are, and where numbers would come from now."""
@@ -294,29 +296,35 @@ class Services:
         except Unavailable:
             source = "none"
         failing = self.live.failing or self.ingest.failing
+        check, error = self.engines.store.condition
+        services = self.supervisor.failing
         components = Components(
-            database="failing" if failing else "ok",
+            database="corrupt" if error else "failing" if failing else "ok",
             cache="failing" if self.sources.cache_failing else "ok",
             bus="failing" if self.engines.bus.failing else "ok",
         )
+        degraded = error or failing or services or source == "none"
         return Health(
-            status="degraded" if failing or source == "none" else "ok",
+            status="degraded" if degraded else "ok",
             active_connections=self.census.total,
             version=VERSION,
             position=self.live.position,
             components=components,
             source=source,
+            database_check=check or UNSET,
+            database_error=error or UNSET,
+            services=services or UNSET,
         )
 
 
 @asynccontextmanager
-async def _opened(store: Store) -> AsyncIterator[None]:
+async def _opened(store: Store, supervisor: Supervisor) -> AsyncIterator[None]:
     """Open a store; where it cannot be reached now, go on and try again beside the body."""
     try:
         await store.open()
     except Unavailable as error:
         log.error("The database cannot be opened, and will be tried again: %s", error)
-        async with _task("open", lambda: _open_again(store)):
+        async with supervisor.running("open", lambda: _open_again(store)):
             yield
     else:
         yield
@@ -341,24 +349,6 @@ def _baseline(settings: Settings, prices: Prices) -> Baseline | None:
             f"{settings.baseline_model!r}"
         )
     return Baseline(settings.baseline_model, *price)
-
-
-@asynccontextmanager
-async def _task(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Run a service beside the body; at its end cancel it."""
-    task = asyncio.create_task(run(), name=name)
-    task.add_done_callback(_tell_crash)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-def _tell_crash(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("The service %s crashed", task.get_name(), exc_info=task.exception())
 
 
 class App(FastAPI):

@@ -73,10 +73,6 @@ class BadRequest(RoutecastError):
         self.code = code
 
 
-class SumFull(RoutecastError):
-    """A decision's sums have no room for it. Nothing was kept; trying again will not help."""
-
-
 class Gap(RoutecastError):
     """A delta does not follow the position held. Load the rollups again; never guess."""
 

@@ -13,13 +13,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import is_not
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.names import Names
-from routecast.errors import RoutecastError, SumFull, Unavailable
+from routecast.core.room import Full
+from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import MAX_GROUP, Bus, Clock, Store
 from routecast.protocol import Position
@@ -40,8 +42,19 @@ TURNS: Final = 3
 FAILING_SECONDS: Final = 5.0
 
 
-# How many of a batch were new, and the position of their commit.
-Pending = asyncio.Future[tuple[int, Position]]
+class Kept(NamedTuple):
+    """What a commit kept of a batch: how many were new, and the position that holds them.
+
+    `full` are the places of the decisions that were not kept, with the field whose sum, of their
+    series, is at its limit.
+    """
+
+    inserted: int
+    position: Position
+    full: Mapping[int, str] = MappingProxyType({})
+
+
+Pending = asyncio.Future[Kept]
 
 
 class Batch:
@@ -52,6 +65,11 @@ class Batch:
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.decisions = decisions
         self.done: Pending = asyncio.get_running_loop().create_future()
+
+    def places_of(self, full: Full) -> dict[int, str]:
+        """Return the places of those decisions that a commit names."""
+        named = ((place, full.get(identity_of(one))) for place, one in enumerate(self.decisions))
+        return {place: field for place, field in named if field is not None}
 
 
 class Ingest:
@@ -100,11 +118,11 @@ class Ingest:
         await self._store.check()
 
     def submit(self, decisions: Sequence[Decision]) -> Pending:
-        """Keep a batch: await what is returned for how many were new, and their position.
+        """Keep a batch: await what is returned for what was kept of it.
 
         It is done after the commit. Where there is no room, or the database cannot take it, this
-        or the awaiting raises Unavailable (or SumFull): then nothing of the batch is kept, and it
-        may be sent again. Who awaits no longer does not take back what was sent.
+        or the awaiting raises Unavailable: then nothing of the batch is kept, and it may be sent
+        again. Who awaits no longer does not take back what was sent.
         """
         if self._closing:
             raise self._refuse(decisions, "shutting down", retry_after=5)
@@ -225,9 +243,6 @@ class Ingest:
             commit = await self._store.commit(
                 [batch.decisions for batch in group], self._clock.now()
             )
-        except SumFull as error:
-            await self._commit_apart(group, error)
-            return
         except Exception as error:
             self._fail(group, error)
             return
@@ -244,15 +259,8 @@ class Ingest:
         for batch, inserted in zip(group, commit.inserted, strict=True):
             self._waiting -= len(batch.decisions)
             if not batch.done.done():
-                batch.done.set_result((inserted, commit.position))
-
-    async def _commit_apart(self, group: list[Batch], error: SumFull) -> None:
-        """Find the batch that cannot be kept, so that the others of its group are."""
-        if len(group) == 1:
-            self._answer(group, error)
-            return
-        for batch in group:
-            await self._commit([batch])
+                full = batch.places_of(commit.full) if commit.full else {}
+                batch.done.set_result(Kept(inserted, commit.position, full))
 
     def _fail(self, group: list[Batch], error: Exception) -> None:
         if not isinstance(error, Unavailable):

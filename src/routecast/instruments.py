@@ -83,3 +83,6 @@ class Instruments:
         self.bus_dropped = counter(
             "bus_messages_dropped", "Messages dropped because Redis did not take them in time."
         )
+        self.service_failures = counter(
+            "service_failures", "Failures of background services, by service.", "service"
+        )

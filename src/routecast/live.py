@@ -157,6 +157,7 @@ class Live:
 
     async def run(self) -> None:
         """Load, follow the bus, and see to it that nothing is missed. Never ends."""
+        self._in_step = False  # after a crash, what is held may be anything
         stop = self._bus.listen(self._receive)
         try:
             while True:

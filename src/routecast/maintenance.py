@@ -1,17 +1,21 @@
 """Maintenance: what one of the nodes does now and then, beside all that is asked for.
 
 Retention: old decisions and minutes go; totals, hours and the proof of them stay. Summaries: hours
-that are over are summed up, so that history costs less to read.
+that are over are summed up, so that history costs less to read. Neither ends for a failure: what
+fails is put aside for a while, and the rest is done.
 """
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from routecast.core.decision import DAY, MINUTE
 from routecast.errors import Unavailable
 from routecast.ports import Clock, Cluster, Store
+from routecast.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +23,14 @@ log = logging.getLogger(__name__)
 STEP: Final = 2_000
 # Between two looks for what is too old, in seconds.
 EVERY: Final = 600.0
-# Hours summed up in one transaction, for the same reason.
-HOURS: Final = 2
 # Between two looks for hours that are over, in seconds.
 SUMMARISE_EVERY: Final = 60.0
 # An hour is left alone for so long after its end: most decisions that come late have come then.
 LATE: Final = 5 * MINUTE
+# An hour that could not be summed up is put aside for so long, in seconds.
+ASIDE_SECONDS: Final = 600.0
+# After each piece of work, in seconds: the writer is left to those who wait for an answer.
+REST_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,48 +43,113 @@ class Retention:
 
 async def prune(store: Store, clock: Clock, keep: Retention) -> int:
     """Drop what is older than it is to be kept; return how many rows that were."""
-    now, total = clock.now(), 0
-    while True:
-        dropped = await store.prune(
-            decisions_before=int(now - keep.decision_days * DAY),
-            minutes_before=int(now - keep.minute_days * DAY),
-            limit=STEP,
-        )
-        total += dropped
-        if not dropped:
-            return total
-        # Leave the writer to those who wait for an answer.
-        await asyncio.sleep(0.01)
+    return await _prune_decisions(store, clock, keep) + await _prune_minutes(store, clock, keep)
 
 
-async def run_retention(store: Store, cluster: Cluster, clock: Clock, keep: Retention) -> None:
-    """Prune now and then, one of the nodes. Never ends; a database that is away is tried again."""
-    while True:
-        try:
-            ours = await cluster.claim("retention", EVERY - 1)
-            dropped = await prune(store, clock, keep) if ours else 0
-            if dropped:
-                log.info("Retention dropped %d rows", dropped)
-        except Unavailable as error:
-            log.warning("Retention will be tried again: %s", error)
-        await asyncio.sleep(EVERY)
+async def _prune_decisions(store: Store, clock: Clock, keep: Retention) -> int:
+    return await _prune(store, int(clock.now() - keep.decision_days * DAY), 0)
 
 
-async def summarise(store: Store, clock: Clock) -> int:
-    """Sum up the hours that are over; return how many."""
+async def _prune_minutes(store: Store, clock: Clock, keep: Retention) -> int:
+    return await _prune(store, 0, int(clock.now() - keep.minute_days * DAY))
+
+
+async def _prune(store: Store, decisions_before: int, minutes_before: int) -> int:
     total = 0
-    while summed := await store.summarise(before=clock.now() - LATE, limit=HOURS):
-        total += summed
-        await asyncio.sleep(0.01)
+    while dropped := await store.prune(
+        decisions_before=decisions_before, minutes_before=minutes_before, limit=STEP
+    ):
+        total += dropped
+        await asyncio.sleep(REST_SECONDS)
     return total
 
 
-async def run_summaries(store: Store, cluster: Cluster, clock: Clock) -> None:
-    """Sum hours up now and then, one of the nodes. Never ends."""
+async def run_retention(
+    store: Store, cluster: Cluster, clock: Clock, keep: Retention, supervisor: Supervisor
+) -> None:
+    """Prune now and then, one of the nodes. Never ends; what fails is tried again."""
     while True:
         try:
-            if await cluster.claim("summaries", SUMMARISE_EVERY - 1):
-                await summarise(store, clock)
+            if await cluster.claim("retention", EVERY - 1):
+                await _retain(store, clock, keep, supervisor)
         except Unavailable as error:
-            log.warning("Summaries will be tried again: %s", error)
-        await asyncio.sleep(SUMMARISE_EVERY)
+            log.warning("Retention will be tried again: %s", error)
+        except Exception as error:
+            supervisor.failed("retention", error)
+        await asyncio.sleep(EVERY)
+
+
+async def _retain(store: Store, clock: Clock, keep: Retention, supervisor: Supervisor) -> None:
+    """Prune decisions and minutes; where one of both fails, the other goes on."""
+    dropped, failed = 0, False
+    for what, work in (("decisions", _prune_decisions), ("minutes", _prune_minutes)):
+        try:
+            dropped += await work(store, clock, keep)
+        except Exception as error:
+            await _raise_if_away(store, error)
+            supervisor.failed("retention", error, f"old {what}")
+            failed = True
+    if dropped:
+        log.info("Retention dropped %d rows", dropped)
+    if not failed:
+        supervisor.works("retention")
+
+
+class Summaries:
+    """Sums hours up. Run `run` as a task."""
+
+    def __init__(
+        self, store: Store, cluster: Cluster, clock: Clock, supervisor: Supervisor
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._clock = clock
+        self._supervisor = supervisor
+        # The hours that failed, and when to try them again, by the monotonic clock. There are no
+        # more than hours with decisions; those that need it no longer are dropped.
+        self._aside: dict[int, float] = {}
+
+    async def run(self) -> None:
+        """Sum hours up now and then, one of the nodes. Never ends; what fails is tried again."""
+        while True:
+            try:
+                if await self._cluster.claim("summaries", SUMMARISE_EVERY - 1):
+                    await self.summarise()
+            except Unavailable as error:
+                log.warning("Summaries will be tried again: %s", error)
+            except Exception as error:
+                self._supervisor.failed("summaries", error)
+            await asyncio.sleep(SUMMARISE_EVERY)
+
+    async def summarise(self) -> int:
+        """Sum up the hours that are over; return how many. Raises Unavailable."""
+        done = 0
+        hours = await self._store.unsummed(before=self._clock.now() - LATE)
+        aside = self._aside
+        self._aside = {hour: aside[hour] for hour in hours if hour in aside}
+        for hour in hours:
+            if self._aside.get(hour, 0.0) > time.monotonic():
+                continue
+            done += await self._sum_up(hour)
+            await asyncio.sleep(REST_SECONDS)
+        if not self._aside:
+            self._supervisor.works("summaries")
+        return done
+
+    async def _sum_up(self, hour: int) -> bool:
+        try:
+            await self._store.summarise(hour)
+        except Exception as error:
+            await _raise_if_away(self._store, error)
+            which = f"the hour {datetime.fromtimestamp(hour, UTC):%Y-%m-%dT%H:%MZ}"
+            self._supervisor.failed("summaries", error, which)
+            self._aside[hour] = time.monotonic() + ASIDE_SECONDS
+            return False
+        self._aside.pop(hour, None)
+        return True
+
+
+async def _raise_if_away(store: Store, error: Exception) -> None:
+    """Raise Unavailable where the whole database is away, and not one piece of work at fault."""
+    if isinstance(error, Unavailable):
+        await store.position()

@@ -5,13 +5,14 @@ methods raise `Unavailable` when their engine cannot answer now, having changed 
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Protocol
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.past import Past
+from routecast.core.room import Full
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.protocol import Position, Source
@@ -19,6 +20,8 @@ from routecast.protocol import Position, Source
 # The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
 # node that lost step needs to find it again.
 DELTAS_KEPT: Final = 1_000
+# But not when these have more cells than this: then to load costs less than to catch up.
+DELTA_CELLS_KEPT: Final = 100_000
 # Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
 # prepare beside others: see `Store.commit`.
 MAX_GROUP: Final = 4_000
@@ -38,12 +41,24 @@ class Clock(Protocol):
 class Commit:
     """What one transaction did: how many of each batch were new, and what they added up to.
 
-    `delta` is None when nothing was new; then `position` is the one before.
+    `delta` is None when nothing was new; then `position` is the one before. `full` names the
+    decisions that were not kept because a sum of their series is at its limit.
     """
 
     position: Position
     inserted: list[int]
     delta: Delta | None
+    full: Full = field(default_factory=dict)
+
+
+class Condition(NamedTuple):
+    """What a store knows of the files it keeps: how far a check is, and what is wrong.
+
+    Of a database that a server keeps, nothing is known. With an `error`, nothing is written.
+    """
+
+    check: str | None = None  # "running", "ok", "failed" or "unfinished"
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +106,8 @@ class Store(Protocol):
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
         nor does its second mention in the same call. `received` is the moment, in microseconds.
         Calls may overlap: one of more than MAX_GROUP decisions must not hold up the smaller ones.
-        Raises Unavailable, or SumFull when a sum has no room left; then nothing of it was kept.
+        A decision that a sum of its series has no room for is not kept; `Commit.full` names it, and
+        the others are kept. Raises Unavailable; then nothing of it was kept.
         """
         ...
 
@@ -116,7 +132,8 @@ class Store(Protocol):
         """Return what the commits after a position added, in order; [] where there were none.
 
         How a node keeps step that missed a delta on the bus: it costs what was missed, not what
-        there is. A store keeps the deltas of its last DELTAS_KEPT commits at least.
+        there is. A store keeps the deltas of its last DELTAS_KEPT commits at least, or of so many
+        that they have about DELTA_CELLS_KEPT cells.
         Raises Gap when they are not kept any more or are of another epoch; Unavailable.
         """
         ...
@@ -147,12 +164,23 @@ class Store(Protocol):
         """
         ...
 
-    async def summarise(self, *, before: int, limit: int) -> int:
-        """Sum hours up that were over before a moment, for `history` to read at less cost.
+    async def unsummed(self, *, before: int) -> list[int]:
+        """Return the hours over before a moment that `summarise` has work in, oldest first.
 
-        At most `limit` hours a call, so that commits get their turn; returns how many, and the
-        caller calls again until it is 0. Nothing depends on it but time. Raises Unavailable.
+        Each by the second it begins at. Raises Unavailable.
         """
+        ...
+
+    async def summarise(self, hour: int) -> None:
+        """Sum an hour up (by the second it begins at), for `history` to read at less cost.
+
+        Nothing depends on it but time. Raises Unavailable.
+        """
+        ...
+
+    @property
+    def condition(self) -> Condition:
+        """Whether what is stored is known to be damaged."""
         ...
 
     def verify(self) -> AsyncIterator[Checked | Difference]:

@@ -389,15 +389,27 @@ ServerMessage = Hello | SnapshotOut | DeltaOut | HistoryOut | ErrorOut | Goodbye
 
 
 class Components(msgspec.Struct, frozen=True):
-    """The engines a node leans on: `ok`, `off` or `failing`."""
+    """The engines a node leans on: `ok`, `off` or `failing`; a database may be `corrupt`, too."""
 
     database: str
     cache: str
     bus: str
 
 
+class ServiceFailure(msgspec.Struct, frozen=True):
+    """A background service that failed and has not worked since: how often, and why last."""
+
+    failures: int
+    last_error: str
+
+
 class Health(msgspec.Struct, frozen=True):
-    """The answer of `GET /health`; `source` is where numbers come from now."""
+    """The answer of `GET /health`; `source` is where numbers come from now.
+
+    `database_check` is how far the check of a database file is: `running`, `ok` or `failed`;
+    `database_error` is what is wrong with a `corrupt` one. `services` has those that fail. Each is
+    left out where there is nothing to tell.
+    """
 
     status: Literal["ok", "degraded"]
     active_connections: int
@@ -405,3 +417,6 @@ class Health(msgspec.Struct, frozen=True):
     position: Position | None
     components: Components
     source: str
+    database_check: str | UnsetType = UNSET
+    database_error: str | UnsetType = UNSET
+    services: dict[str, ServiceFailure] | UnsetType = UNSET

@@ -26,8 +26,9 @@ from routecast.handed_over import take_over
 from routecast.open_files import allow_open_files, open_files
 from routecast.workers import Workers
 
-# Requests under way get this time when the server stops, once its streams were told.
-GRACE_SECONDS: Final = 4
+# Requests under way get this time when the server stops, once its streams were told: more than
+# DRAIN_SECONDS, after which those that wait for the database are answered.
+GRACE_SECONDS: Final = 6
 # So long after the signal the process ends, whatever hangs: a disk, say. All that was acknowledged
 # is on disk.
 EXIT_SECONDS: Final = 14.0

@@ -29,6 +29,7 @@ from tests.support.decisions import (
     kept,
     kept_decisions,
 )
+from tests.support.summaries import sum_up
 
 
 async def told(
@@ -73,8 +74,7 @@ async def test_buckets_of_hours(store: Store, group_by: str | None, summed: bool
     for some in range(0, 200, 20):
         await store.commit([decisions[some : some + 20]], NOW)
     if summed:
-        while await store.summarise(before=NOW, limit=10):
-            pass
+        await sum_up(store, NOW)
     document = await told(store, start=NOW - 5 * DAY, end=NOW, points=50, group_by=group_by)
     assert document["step"] == 3 * 3600
     assert_history(document, decisions, group_by=group_by)
@@ -84,8 +84,7 @@ async def test_late_decisions_count_in_hours_summed_up_before(store: Store) -> N
     """At once, and when their hour is summed up again."""
     early = [kept(n, decided=NOW - n * HOUR) for n in range(1, 30)]
     await store.commit([early], NOW)
-    while await store.summarise(before=NOW, limit=7):
-        pass
+    await sum_up(store, NOW)
     late = [kept(100 + n, decided=NOW - n * HOUR, strategy="late") for n in (3, 3, 17)]
     for number, one in enumerate(late):
         await store.commit([[one._replace(id=f"late{number}")]], NOW)
@@ -93,18 +92,17 @@ async def test_late_decisions_count_in_hours_summed_up_before(store: Store) -> N
         document = await told(store, start=NOW - 2 * DAY, end=NOW, points=60, group_by="strategy")
         assert document["step"] == 3600
         assert_history(document, early + late, group_by="strategy")
-        while await store.summarise(before=NOW, limit=7):
-            pass
+        await sum_up(store, NOW)
 
 
 async def test_only_hours_that_are_over_are_summed_up(store: Store) -> None:
-    """At most so many a call; then none is left, until something is added to one."""
+    """Each once, until something is added to one."""
     await store.commit([[kept(n, decided=NOW - n * HOUR) for n in range(10)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
-    assert [await store.summarise(before=NOW, limit=4) for _ in range(4)] == [4, 4, 1, 0]
+    assert [await sum_up(store, NOW, 4) for _ in range(4)] == [4, 4, 1, 0]
     await store.commit([[kept(99, decided=NOW - 5 * HOUR)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)
-    assert [await store.summarise(before=NOW, limit=4) for _ in range(2)] == [1, 0]
+    assert [await sum_up(store, NOW) for _ in range(2)] == [1, 0]
 
 
 async def test_minutes_that_are_gone_are_said_to_be(store: Store) -> None:
@@ -131,7 +129,7 @@ async def test_history_is_as_of_one_position(store: Store) -> None:
         for number in range(40):
             await store.commit([[decision(number)]], NOW)
             if number % 4 == 0:
-                await store.summarise(before=NOW, limit=2)
+                await sum_up(store, NOW, 2)
 
     writing = asyncio.create_task(write())
     seen = set()
@@ -207,7 +205,7 @@ class Life(RuleBasedStateMachine):
     @rule(hours=st.integers(0, 5), limit=st.integers(1, 5))
     def summarise(self, hours: int, limit: int) -> None:
         """Some hours are summed up."""
-        self.run(self.store.summarise(before=NOW - hours * HOUR, limit=limit))
+        self.run(sum_up(self.store, NOW - hours * HOUR, limit))
 
     @rule(hours=st.integers(0, 60), limit=st.integers(1, 100))
     def prune(self, hours: int, limit: int) -> None:

@@ -21,6 +21,7 @@ from routecast.ports import Difference, Store
 from routecast.protocol import Position
 from tests.contract.conftest import Databases
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept_decisions
+from tests.support.summaries import sum_up
 
 # Few ids, so that many are sent again; moments in few hours, in the past and the future.
 ids = st.integers(0, 30).map(lambda number: f"d{number}")
@@ -129,7 +130,7 @@ class StoreLife(RuleBasedStateMachine):
     def summarise(self, which: int, hours: int, limit: int) -> None:
         """Nothing changes by it."""
         before = self.now - hours * HOUR
-        assert self.run(self.stores[which].summarise(before=before, limit=limit)) <= limit
+        self.run(sum_up(self.stores[which], before, limit))
 
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:

@@ -2,22 +2,27 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import pytest
+from starlette.types import Message
 
 from routecast import ingest as module
 from routecast.bus.memory import MemoryBus
+from routecast.core.decision import Decision, Rules
 from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.snapshot import Snapshot
-from routecast.errors import SumFull, Unavailable
-from routecast.ingest import Ingest
+from routecast.edge.http import Decisions
+from routecast.errors import Unavailable
+from routecast.ingest import Ingest, Kept, Pending
 from routecast.instruments import Instruments
+from routecast.ports import Commit
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
-from tests.unit.running import PATIENCE, broken, running
+from tests.unit.running import PATIENCE, broken, running, until
 
 Submitted = asyncio.Task[tuple[int, Position]]
 
@@ -54,7 +59,7 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
         answers = await asyncio.gather(*waiting)
     position = await store.position()
     assert position.seq == 1
-    assert answers == [(2, position), (1, position), (3, position)]
+    assert answers == [Kept(2, position), Kept(1, position), Kept(3, position)]
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:
@@ -63,7 +68,7 @@ async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> No
     await other.open()
     async with running(ingest.run()):
         for number in range(5):
-            _, position = await ingest.submit([kept(number)])
+            position = (await ingest.submit([kept(number)])).position
             assert (await held(other)).position == position
             assert_sums((await held(other)).total, [kept(n) for n in range(number + 1)])
     await other.close()
@@ -77,10 +82,10 @@ async def test_group_has_a_bound(
     waiting = await submit_all(ingest, [1, 2], [3, 4], [5], list(range(10, 20)), [6])
     async with running(ingest.run()):
         answers = await asyncio.gather(*waiting)
-    seqs = [position.seq for _, position in answers]
+    seqs = [one.position.seq for one in answers]
     assert seqs[0] == seqs[1] != seqs[2] == seqs[4]
     assert seqs.count(seqs[3]) == 1
-    assert [count for count, _ in answers] == [2, 2, 1, 10, 1]
+    assert [one.inserted for one in answers] == [2, 2, 1, 10, 1]
     assert (await store.position()).seq == 3
 
 
@@ -88,8 +93,8 @@ async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None
     """In a batch, across batches that share a commit, and across commits."""
     waiting = await submit_all(ingest, [1, 1, 2], [2, 3])
     async with running(ingest.run()):
-        assert [count for count, _ in await asyncio.gather(*waiting)] == [2, 1]
-        assert await ingest.submit([kept(3), kept(1)]) == (0, await store.position())
+        assert [one.inserted for one in await asyncio.gather(*waiting)] == [2, 1]
+        assert await ingest.submit([kept(3), kept(1)]) == Kept(0, await store.position())
     assert_sums((await held(store)).total, [kept(1), kept(2), kept(3)])
 
 
@@ -97,7 +102,7 @@ async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -
     """It is answered in its turn, with the position there is."""
     before = await store.position()
     async with running(ingest.run()):
-        assert await ingest.submit([]) == (0, before)
+        assert await ingest.submit([]) == Kept(0, before)
     assert await store.position() == before
 
 
@@ -106,7 +111,7 @@ async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) 
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     async with running(ingest.run()):
-        _, position = await ingest.submit([kept(1)])
+        position = (await ingest.submit([kept(1)])).position
         assert heard == [Delta(position, cells_of([kept(1)]), NOW)]
         await ingest.submit([kept(1)])
         assert len(heard) == 1
@@ -240,19 +245,21 @@ async def test_failure_long_past_says_nothing_about_now(
         assert await ingest.check() is None  # type: ignore[func-returns-value]
 
 
-async def test_batch_whose_sum_is_full_is_refused_alone(ingest: Ingest, store: SqliteStore) -> None:
-    """The others of its group are kept; sending it again would not help, and nothing fails."""
+async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteStore) -> None:
+    """The rest of its batch and of its group is kept; sending it again gives the same answer."""
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
-    full = ingest.submit([kept(3), kept(4, cost=2**62)])
-    await asyncio.sleep(0)
-    (third,) = await submit_all(ingest, [5])
+    sent = [kept(3), kept(4, cost=2**62), kept(5, strategy="other", cost=2**62), kept(6)]
+    third = ingest.submit(sent)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        assert [(await one)[0] for one in (first, second, third)] == [1, 1, 1]
-        with pytest.raises(SumFull):
-            await full
+        assert [(await one).inserted for one in (first, second, third)] == [1, 1, 3]
+        assert (await first).full == {}
+        assert (await third).full == {1: "cost"}
+        again = await ingest.submit(sent)
+        assert (again.inserted, again.full) == (0, {1: "cost"})
     assert not fails(ingest)
-    assert_sums((await held(store)).total, [kept(0, cost=2**62), *(kept(n) for n in (1, 2, 5))])
+    counted = [kept(0, cost=2**62), kept(1), kept(2), *(sent[n] for n in (0, 2, 3))]
+    assert_sums((await held(store)).total, counted)
 
 
 async def test_failure_nobody_foresaw_refuses_too(
@@ -265,3 +272,129 @@ async def test_failure_nobody_foresaw_refuses_too(
         assert (await ingest.submit([kept(2)]))[0] == 1
     assert "for a reason not foreseen" in caplog.text
     assert_sums((await held(store)).total, [kept(2)])
+
+
+# -- sizes --------------------------------------------------------------------------------------
+
+
+class Held:
+    """A store that commits when it is told to."""
+
+    def __init__(self, store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.gates: dict[int, asyncio.Event] = {}  # by the size of a commit
+        self._commit = store.commit
+        monkeypatch.setattr(store, "commit", self.commit)
+
+    def hold(self, size: int) -> asyncio.Event:
+        """Hold commits of so many decisions until an event is set."""
+        return self.gates.setdefault(size, asyncio.Event())
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        size = sum(map(len, batches))
+        self.sizes.append(size)
+        if size in self.gates:
+            await self.gates[size].wait()
+        return await self._commit(batches, received)
+
+
+def many(first: int, count: int) -> list[Decision]:
+    return [kept(number) for number in range(first, first + count)]
+
+
+async def test_large_batch_does_not_hold_up_others(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed beside them, whole, with its names bounded like all."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    held = Held(store, monkeypatch)
+    gate = held.hold(30)
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        large = ingest.submit(many(0, 30))
+        for number in range(100, 105):
+            assert (await ingest.submit([kept(number)])).inserted == 1
+        assert not large.done()
+        gate.set()
+        assert (await large)[0] == 30
+    assert (await store.position()).seq == 6
+
+
+async def test_small_and_medium_batches_take_turns(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many medium batches do not keep a small one waiting, nor many small ones a medium one."""
+    monkeypatch.setattr(module, "MAX_GROUP", 8)
+    monkeypatch.setattr(module, "SMALL", 2)
+    held = Held(store, monkeypatch)
+    batches = [many(100 * n, 8) for n in range(4)] + [many(1_000 + n, 1) for n in range(12)]
+    waiting = [ingest.submit(batch) for batch in batches]
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        seqs = [one.position.seq for one in await asyncio.gather(*waiting)]
+    assert seqs == [2, 4, 5, 6, *[1] * 8, *[3] * 4]
+    assert held.sizes == [8, 8, 4, 8, 8, 8]
+
+
+# -- the end ------------------------------------------------------------------------------------
+
+
+async def test_giving_up_refuses_what_waits(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit under way is answered by what became of it; nothing that was refused is kept."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    held = Held(store, monkeypatch)
+    gate = held.hold(3)
+    under_way = ingest.submit(many(0, 3))
+    async with running(ingest.run()) as run, asyncio.timeout(PATIENCE):
+        await until(lambda: held.sizes == [3])
+        waiting = [ingest.submit(many(10, 1)), ingest.submit(many(20, 11))]
+        ingest.give_up()
+        for refused in waiting:
+            with pytest.raises(Unavailable, match="shutting down") as error:
+                await refused
+            assert error.value.retry_after > 0
+        with pytest.raises(Unavailable, match="shutting down"):
+            ingest.submit([kept(99)])
+        gate.set()
+        assert (await under_way)[0] == 3
+        await run
+    assert_sums((await store.load(NOW)).total, many(0, 3))
+
+
+async def test_commit_that_is_given_up_may_have_been_kept(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not said that nothing was kept where nobody knows."""
+    held = Held(store, monkeypatch)
+    held.hold(3)
+    under_way = ingest.submit(many(0, 3))
+    async with running(ingest.run()):
+        await until(lambda: held.sizes == [3])
+    with pytest.raises(Unavailable, match="may have been kept"):
+        await under_way
+
+
+async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -> None:
+    """A server that stops and does not wait any longer says 503, and when to come back."""
+    never: Pending = asyncio.get_running_loop().create_future()
+    decisions = Decisions(lambda _: never, Rules(), HeldClock(), instruments, frozenset())
+    sent: list[Message] = []
+    asked = asyncio.Event()
+
+    async def receive() -> Message:
+        asked.set()
+        return {"type": "http.request", "body": b'{"strategy":"s","provider":"p"}'}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/decisions", "headers": []}
+    request = asyncio.create_task(decisions(scope, receive, send))
+    await asked.wait()
+    await asyncio.sleep(0)
+    request.cancel()
+    await request
+    assert sent[0]["status"] == 503
+    headers = dict(sent[0]["headers"])
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert int(headers[b"retry-after"]) > 0

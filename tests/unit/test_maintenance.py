@@ -9,12 +9,17 @@ import pytest
 
 from routecast import maintenance
 from routecast.cluster.memory import MemoryCluster
-from routecast.maintenance import Retention, prune, run_retention, run_summaries
+from routecast.instruments import Instruments
+from routecast.maintenance import Retention, Summaries, prune, run_retention
 from routecast.ports import Difference
+from routecast.protocol import ServiceFailure
 from routecast.store.sqlite import SqliteStore
+from routecast.supervisor import Supervisor
 from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.unit.running import broken, running, until
+
+NONE = ServiceFailure(0, "")
 
 
 async def differences(store: SqliteStore) -> list[Any]:
@@ -81,12 +86,72 @@ async def test_retention_is_tried_again(
     monkeypatch.setattr(maintenance, "EVERY", 0.01)
     caplog.set_level(logging.INFO, "routecast.maintenance")
     await store.commit([[kept(1)]], NOW)
-    async with running(run_retention(store, MemoryCluster(), clock, Retention())):
+    async with running(
+        run_retention(store, MemoryCluster(), clock, Retention(), Supervisor(Instruments()))
+    ):
         with broken(store.path):
             clock.moment = NOW + 31 * DAY
             await until(lambda: "Retention will be tried again" in caplog.text)
         await until(lambda: "Retention dropped 1 rows" in caplog.text)
     assert (await store.commit([[kept(1)]], NOW)).inserted == [1]
+
+
+async def test_minutes_are_pruned_though_decisions_cannot_be(
+    store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails is told and tried again; the rest of retention is done."""
+    monkeypatch.setattr(maintenance, "EVERY", 0.01)
+    supervisor = Supervisor(Instruments())
+    await store.commit([[kept(1)]], NOW)
+    clock.moment = NOW + 100 * DAY
+    other = apsw.Connection(str(store.path))
+    other.set_busy_timeout(10_000)
+    other.execute(
+        "CREATE TRIGGER stuck BEFORE DELETE ON decisions BEGIN SELECT raise(ABORT, 'stuck'); END"
+    )
+    minutes = "SELECT count(*) FROM rollups WHERE period = 'minute'"
+    async with running(run_retention(store, MemoryCluster(), clock, Retention(), supervisor)):
+        await until(lambda: other.execute(minutes).fetchall() == [(0,)])
+        await until(lambda: "retention" in supervisor.failing)
+        assert "stuck" in supervisor.failing["retention"].last_error
+        other.execute("DROP TRIGGER stuck")
+        await until(lambda: "retention" not in supervisor.failing)
+    assert other.execute("SELECT count(*) FROM decisions").fetchall() == [(0,)]
+    other.close()
+
+
+async def test_hour_that_fails_does_not_hold_up_the_others(
+    store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it fails with, it is put aside, told of, and tried again."""
+    monkeypatch.setattr(maintenance, "SUMMARISE_EVERY", 0.01)
+    monkeypatch.setattr(maintenance, "ASIDE_SECONDS", 0.05)
+    supervisor = Supervisor(Instruments())
+    await store.commit([[kept(n, decided=NOW - n * HOUR) for n in range(6)]], NOW)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all
+    oldest, *_ = hours = await store.unsummed(before=NOW - maintenance.LATE)
+    assert len(hours) == 5
+    other = apsw.Connection(str(store.path))
+    other.set_busy_timeout(10_000)
+
+    def put(bins: bytes) -> None:
+        change = "UPDATE rollups SET latency_bins = ? WHERE period = 'hour' AND start = ?"
+        other.execute(change, (bins, oldest))
+
+    read = "SELECT latency_bins FROM rollups WHERE period = 'hour' AND start = ?"
+    ((good,),) = other.execute(read, (oldest,)).fetchall()
+    put(b"\xc1")  # which is no histogram
+    summed = "SELECT start FROM summaries WHERE part = 'all' ORDER BY start"
+    summaries = Summaries(store, MemoryCluster(), clock, supervisor)
+    async with running(summaries.run()):
+        await until(lambda: supervisor.failing.get("summaries", NONE).failures > 1)
+        assert [row[0] for row in other.execute(summed)] == hours[1:]
+        assert supervisor.failing["summaries"].last_error.endswith("see the server's log")
+        put(good)
+        await until(lambda: not supervisor.failing)
+    assert [row[0] for row in other.execute(summed)] == hours
+    assert await differences(store) == []
+    other.close()
 
 
 async def test_hours_are_summed_up_in_the_background(
@@ -98,7 +163,7 @@ async def test_hours_are_summed_up_in_the_background(
     """Those that are over for a while; a database that is away is tried again."""
     monkeypatch.setattr(maintenance, "SUMMARISE_EVERY", 0.01)
     store = SqliteStore(path)
-    async with running(run_summaries(store, MemoryCluster(), clock)):
+    async with running(Summaries(store, MemoryCluster(), clock, Supervisor(Instruments())).run()):
         await until(lambda: "Summaries will be tried again" in caplog.text)
         await store.open()
         other = apsw.Connection(str(path))

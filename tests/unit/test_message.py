@@ -108,3 +108,18 @@ def test_only_what_gains_is_deflated() -> None:
             packed = named_deflated(message, named, None)
             assert (packed is named.plain) is not gains
             assert (len(packed) < len(named_plain(message, named)) / 2) is gains
+
+
+def test_integers_beyond_64_bits() -> None:
+    """JSON has them exactly; MessagePack has no room, and they are floats there."""
+    large = {"tokens": {"input": 2**80 + 1, "output": 2**64 - 1}, "series": [[2**70, 3, None]]}
+    shared: Any = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
+    snapshot = SnapshotOut(id="", data=large, **shared)
+    text = Message(JSON, snapshot).under("a").body
+    assert msgspec.json.decode(text)["data"] == large
+    read = msgspec.msgpack.decode(Message(MSGPACK, snapshot).under("a").body)
+    assert read["data"] == {
+        "tokens": {"input": float(2**80), "output": 2**64 - 1},
+        "series": [[float(2**70), 3, None]],
+    }
+    assert (read["type"], read["id"]) == ("snapshot", "a")

@@ -8,6 +8,7 @@ import pytest
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import DAY, HOUR, NOW, kept
+from tests.support.summaries import sum_up
 
 
 @pytest.fixture
@@ -173,13 +174,13 @@ async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> 
         "UPDATE summaries SET name = 'other' WHERE part = 'strategy'",
         "UPDATE summaries SET start = start + 360000",
         "DELETE FROM summaries WHERE part = 'band'",
-        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0 "
-        "FROM summaries WHERE part = 'provider'",
+        "INSERT INTO summaries SELECT part, start, 'x', 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "
+        "0, 0, 0 FROM summaries WHERE part = 'provider'",
     ],
 )
 async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> None:
     """It is not what the rollups of its hour add up to; an hour to be summed again is not."""
-    assert await filled.summarise(before=NOW + HOUR, limit=10) > 0
+    assert await sum_up(filled, NOW + HOUR) > 0
     assert await found(filled) == []
     change(filled, statement)
     differences = await found(filled)

@@ -91,10 +91,32 @@ JSON: Final = Encoding(
     mark=b'"id":',
     blank=b'""',
 )
+_pack: Final = msgspec.msgpack.Encoder().encode
+_PACKED_INTEGERS: Final = range(-(2**63), 2**64)
+
+
+def _pack_any(message: Any) -> bytes:
+    """Return MessagePack of a message; its integers end at 64 bits, so larger ones are floats."""
+    try:
+        return _pack(message)
+    except OverflowError:
+        return _pack(_narrow(msgspec.to_builtins(message)))
+
+
+def _narrow(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _narrow(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_narrow(one) for one in value]
+    if isinstance(value, int) and value not in _PACKED_INTEGERS:
+        return float(value)
+    return value
+
+
 MSGPACK: Final = Encoding(
     V1_MSGPACK,
     binary=True,
-    encode=msgspec.msgpack.Encoder().encode,
+    encode=_pack_any,
     decode=msgspec.msgpack.Decoder(Asked, dec_hook=_read).decode,
     look_into=msgspec.msgpack.Decoder(Envelope).decode,
     read_id=msgspec.msgpack.Decoder(Id).decode,

@@ -5,6 +5,7 @@ msgspec; `describe` tells OpenAPI what it takes.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from routecast.edge.problem import respond, respond_crash, respond_error
 from routecast.edge.proxies import limit_key
 from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.errors import Invalid, RoutecastError, Unavailable
-from routecast.ingest import UNKNOWN, Pending
+from routecast.ingest import UNKNOWN, Kept, Pending
 from routecast.instruments import Instruments
 from routecast.ports import Clock
 from routecast.protocol import (
@@ -46,7 +47,6 @@ from routecast.protocol import (
     WINDOWS,
     DecisionIn,
     Health,
-    Position,
     Problem,
     Receipt,
     Rejection,
@@ -206,15 +206,33 @@ class Decisions:
                 return None
         return self._submit(batch.decisions)
 
-    def receipt(self, batch: Batch, committed: tuple[int, Position]) -> Receipt:
+    def receipt(self, batch: Batch, kept: Kept) -> Receipt | Problem:
         """Return the answer once the good ones are committed."""
-        accepted, position = committed
-        duplicates = len(batch.decisions) - accepted
-        self._accepted.inc(accepted)
+        if kept.full:
+            batch = self._without_full(batch, kept)
+        duplicates = len(batch.decisions) - kept.inserted
+        self._accepted.inc(kept.inserted)
         if duplicates:
             self._duplicate.inc(duplicates)
+        elif not batch.decisions and batch.rejected:
+            return self.all_bad(batch)
         listed = batch.rejected[:MAX_REJECTIONS_LISTED]
-        return Receipt(accepted, duplicates, listed, len(batch.rejected), position)
+        return Receipt(kept.inserted, duplicates, listed, len(batch.rejected), kept.position)
+
+    def _without_full(self, batch: Batch, kept: Kept) -> Batch:
+        """Return a batch whose decisions that a full sum has no room for are rejected by name."""
+        self._rejected.inc(len(kept.full))
+        bad = {one.index for one in batch.rejected}
+        indexes = (index for index in itertools.count() if index not in bad)
+        decisions, rejected = [], list(batch.rejected)
+        for place, (index, decision) in enumerate(zip(indexes, batch.decisions, strict=False)):
+            if field := kept.full.get(place):
+                why = f"{field}: the sum of its series is at its limit"
+                rejected.append(Rejection(index, why, decision.id))
+            else:
+                decisions.append(decision)
+        rejected.sort(key=lambda one: one.index)
+        return Batch(decisions, rejected)
 
     @staticmethod
     def all_bad(batch: Batch) -> Problem:

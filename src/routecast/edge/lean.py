@@ -154,7 +154,11 @@ class LeanHttp(GuardedHttp):
         if error is not None:
             self._respond(request, refusal(error))
             return
-        self._accept(request, self._decisions.receipt(batch, done.result()))
+        answer = self._decisions.receipt(batch, done.result())
+        if isinstance(answer, Problem):
+            self._respond(request, respond(answer))
+        else:
+            self._accept(request, answer)
 
     def _accept(self, request: _Request, receipt: Receipt) -> None:
         body = _encode(receipt)

@@ -15,7 +15,6 @@ from routecast.errors import (
     Misdirected,
     NotFound,
     RoutecastError,
-    SumFull,
     TooLarge,
     Unavailable,
 )
@@ -39,7 +38,6 @@ _STATUS: dict[type[RoutecastError], HTTPStatus] = {
     Misdirected: HTTPStatus.MISDIRECTED_REQUEST,
     TooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Unsupported: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    SumFull: HTTPStatus.UNPROCESSABLE_ENTITY,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 

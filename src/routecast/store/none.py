@@ -10,7 +10,7 @@ from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import Gap, Unavailable
-from routecast.ports import Checked, Commit, Difference
+from routecast.ports import Checked, Commit, Condition, Difference
 from routecast.protocol import Position
 
 
@@ -20,6 +20,8 @@ def _refuse() -> Never:
 
 class NoStore:
     """Can be opened and closed, and nothing else (`ports.Store`)."""
+
+    condition = Condition()
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -54,7 +56,10 @@ class NoStore:
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:
         _refuse()
 
-    async def summarise(self, *, before: int, limit: int) -> int:
+    async def unsummed(self, *, before: int) -> list[int]:
+        _refuse()
+
+    async def summarise(self, hour: int) -> None:
         _refuse()
 
     def verify(self) -> AsyncIterator[Checked | Difference]:

@@ -1,6 +1,7 @@
 """History out of a database, whichever: how a plan becomes SQL, and rows become points."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from routecast.core import histogram
@@ -22,6 +23,19 @@ def filters(plan: Plan) -> dict[str, list[str]]:
 Add = Callable[[Past, Plan, Iterable[Any]], None]
 
 
+class Term(NamedTuple):
+    """A part of a column's sum: what to select, and how many bits to shift it by."""
+
+    column: str
+    sql: str
+    shift: int = 0
+
+
+# Returns the terms that a column's sum is made of, given the table ("rollups" or "summaries"):
+# no term may overflow.
+SumOf = Callable[[str, str], Sequence[Term]]
+
+
 class Selection(NamedTuple):
     """What to select out of a table with a named query, and how to add it to a past."""
 
@@ -33,14 +47,22 @@ class Selection(NamedTuple):
     add: Add
 
 
-def selections(plan: Plan, errors: str) -> Iterator[Selection]:
+def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[Selection]:
     """Yield what to select for a plan, in this order; in SQL, what a rollup's errors are."""
     part, grouping = plan.summary, "GROUP BY 1, 2"
     rollups = "past_rollups" if part is None else "past_unsummed"
-    yield Selection(rollups, "rollups", None, _sums(plan, errors), grouping, add_sums)
+    terms = [
+        term
+        for column in plan.columns
+        for term in (
+            [Term("errors", f"sum({errors})")] if column == "errors" else sum_of("rollups", column)
+        )
+    ]
+    yield Selection(rollups, "rollups", None, _values(terms), grouping, partial(add_sums, terms))
     if part is not None:
-        sums = _sums(plan, "errors")
-        yield Selection("past_summaries", "summaries", part, sums, grouping, add_sums)
+        terms = [term for column in plan.columns for term in sum_of("summaries", column)]
+        add = partial(add_sums, terms)
+        yield Selection("past_summaries", "summaries", part, _values(terms), grouping, add)
     # No database can add histograms up. The sums say how much room that needs.
     if plan.histograms:
         yield Selection(rollups, "rollups", None, "latency_bins", "", add_bins)
@@ -49,21 +71,19 @@ def selections(plan: Plan, errors: str) -> Iterator[Selection]:
             yield Selection("past_summaries", latencies, part, "counts", "", add_counts)
 
 
-def _sums(plan: Plan, errors: str) -> str:
-    columns = (errors if name == "errors" else name for name in plan.columns)
-    return ", ".join(f"sum({name})" for name in columns)
+def _values(terms: Iterable[Term]) -> str:
+    return ", ".join(term.sql for term in terms)
 
 
 # -- what rows add ------------------------------------------------------------------------------
 
 
-def add_sums(past: Past, plan: Plan, rows: Iterable[Any]) -> None:
-    """Add rows of the plan's columns."""
-    columns = plan.columns
+def add_sums(terms: Sequence[Term], past: Past, _: Plan, rows: Iterable[Any]) -> None:
+    """Add rows of the terms of columns."""
     for series, start, *values in rows:
         point = past.point(series, start)
-        for column, value in zip(columns, values, strict=True):
-            setattr(point, column, getattr(point, column) + int(value))
+        for (column, _sql, shift), value in zip(terms, values, strict=True):
+            setattr(point, column, getattr(point, column) + (int(value) << shift))
 
 
 def add_bins(past: Past, _: Plan, rows: Iterable[Any]) -> None:

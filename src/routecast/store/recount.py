@@ -10,6 +10,7 @@ from routecast.core.delta import Delta
 from routecast.core.histogram import bin_of, pack
 from routecast.ports import Checked, Difference
 from routecast.store.comparison import HOUR, Comparison, Rows, unpacked
+from routecast.store.sqlite.summaries import joined
 
 _END: Final = 2**62
 
@@ -40,7 +41,7 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
-    _, seq, minutes_from, folded, parts, _ = next(query("history"))
+    _, seq, minutes_from, folded, parts = next(query("history"))
     of = next(query("count_decisions"))[0]
     series = {row[1:]: row[0] for row in query("series")}
     last = next(query("latest_seq"))[0]
@@ -60,7 +61,7 @@ def recount(db: apsw.Connection, query: Query) -> Iterator[Checked | Difference]
             "minute": list(query("rollups", "minute", hour, hour + HOUR)),
             "pruned": list(query("rollups", "pruned", hour, hour + 1)),
         }
-        summaries = None if hour in unsummed else query("summaries", hour)
+        summaries = None if hour in unsummed else joined(query("summaries", hour))
         yield from comparison.hour(hour, minutes, rollups, summaries)
         done += sum(row[0] for row in minutes.values())
         yield Checked("comparing hours", done, of)

@@ -2,21 +2,21 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
 from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Cells, Key, Sums, key_of
-from routecast.errors import SumFull
-from routecast.ports import DELTAS_KEPT, Commit
+from routecast.core.rollup import Cells, Key, Sums, key_of
+from routecast.core.room import LARGEST_SUM, Full, find_full, most_added
+from routecast.ports import DELTAS_KEPT, MAX_GROUP, Commit
 from routecast.protocol import Position
-from routecast.store.postgres.fold import LARGEST_SUM, fold
+from routecast.store.postgres.fold import fold
 from routecast.store.postgres.session import LOST, SQL, Session, number_series, query, value
 
 COLUMNS: Final = (
@@ -35,9 +35,11 @@ COLUMNS: Final = (
     "fallback",
     "reason",
 )
-_NOT_YET: Final = Position("", 0)
-_NOTHING: Final = (0,) * (len(Sums.COLUMNS) - 1)
+# Rows are sent so many at a time: the event loop encodes them.
+ROWS_AT_ONCE: Final = 2_000
+T = TypeVar("T")
 
+_NOT_YET: Final = Position("", 0)
 _Counted = tuple[Delta, bytes, int]
 
 
@@ -68,15 +70,15 @@ class _Way:
     """How to go about it: the fast ways first, though they may fail where slow ones do not."""
 
     copy: bool = True  # insert all, which fails when the current generation holds some id
-    exact: bool = False  # look whether sums have room; else it fails when they might not
+    exact: bool = False  # look which decisions fit; else it fails when some might not
 
 
 async def commit(session: Session, batches: Sequence[Sequence[Decision]], received: int) -> Written:
     """Do what `ports.Store.commit` says. Raises Unsettled besides what asyncpg does."""
-    sent = _first_mentions(batches)
+    sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
     if not sent:
         return await _nothing(session, batches)
-    await number_series(session, map(key_of, sent))
+    await number_series(session, await _apart(len(sent), _keys, sent))
     way = _Way()
     while True:
         try:
@@ -85,6 +87,15 @@ async def commit(session: Session, batches: Sequence[Sequence[Decision]], receiv
             way = _Way(copy=False, exact=way.exact)
         except asyncpg.NumericValueOutOfRangeError:
             way = _Way(copy=way.copy, exact=True)
+
+
+async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Do some work for so many decisions; for many, beside the event loop."""
+    return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
+
+
+def _keys(sent: Sequence[Decision]) -> set[tuple[str, ...]]:
+    return set(map(key_of, sent))
 
 
 def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
@@ -141,24 +152,34 @@ async def _write(
     if not sent:
         return await _nothing(session, batches)
     delta, packed, largest = await (counting or _count(sent, received))
-    if way.exact:
-        await _check_room(session, delta.cells.total())
+    full: Full = {}
+    if way.exact and (full := await _find_full(session, batches, sent)):
+        ids, projects = zip(*full, strict=True)
+        await session.execute(SQL["take_back"].format(generation=generation), projects, ids)
+        sent = [one for one in sent if identity_of(one) not in full]
+        if not sent:
+            return await _nothing(session, batches, full)
+        delta, packed, largest = await _count(sent, received)
     token = secrets.randbits(63)
+    touched = [session.series[key] for key in set(delta.cells.keys())]
     row = await query(
         session,
-        "add_delta",
-        *(generation, number, received, token, len(sent), largest, packed, way.exact),
+        "write_delta",
+        *(generation, number, received, token, len(sent), largest, packed, way.exact, touched),
     )
     epoch, seq, transaction, folded = row[0]
     position = Position(epoch, seq)
-    done = Commit(position, _inserted(batches, sent), Delta(position, delta.cells, received))
+    added = Delta(position, delta.cells, received)
+    done = Commit(position, _inserted(batches, sent), added, full)
     return Written(done, transaction, number, token, folded)
 
 
-async def _nothing(session: Session, batches: Sequence[Sequence[Decision]]) -> Written:
+async def _nothing(
+    session: Session, batches: Sequence[Sequence[Decision]], full: Full | None = None
+) -> Written:
     """Return the commit of nothing new."""
     position = Position(*(await query(session, "position"))[0])
-    return Written(Commit(position, [0] * len(batches), None))
+    return Written(Commit(position, [0] * len(batches), None, full or {}))
 
 
 def _inserted(batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]) -> list[int]:
@@ -205,15 +226,20 @@ async def _copy(
 
     Fails when the current generation holds one of their ids.
     """
-    columns = _columns(session, sent, generation, number)
+    columns = await _apart(len(sent), _columns, session, sent, generation, number)
     counting: list[asyncio.Future[_Counted]] = []
 
-    def rows() -> Iterator[tuple[Any, ...]]:
-        yield from zip(*columns, strict=True)
-        # From here on the server has all it needs to work, and we have time.
-        counting.append(asyncio.ensure_future(_count(sent, received)))
+    def rows(first: int, end: int) -> Iterator[tuple[Any, ...]]:
+        yield from zip(*(column[first:end] for column in columns), strict=True)
+        if end >= len(sent):
+            # From here on the server has all it needs to work, and we have time.
+            counting.append(asyncio.ensure_future(_count(sent, received)))
 
-    await session.copy_records_to_table(f"decisions_{generation}", records=rows(), columns=COLUMNS)
+    for first in range(0, len(sent), ROWS_AT_ONCE):
+        records = rows(first, first + ROWS_AT_ONCE)
+        await session.copy_records_to_table(
+            f"decisions_{generation}", records=records, columns=COLUMNS
+        )
     return counting[0]
 
 
@@ -232,22 +258,39 @@ async def _count(sent: Sequence[Decision], received: int) -> _Counted:
     def count() -> _Counted:
         cells = Cells()
         cells.add(sent)
-        delta = Delta(_NOT_YET, cells, received)
-        return delta, delta.pack(), sum(sums.largest for sums in cells)
+        delta, largest = Delta(_NOT_YET, cells, received), most_added(cells)
+        if largest > LARGEST_SUM:  # perhaps too large to be packed: not before it is known to fit
+            fits = max(sums.largest for sums in cells.total().values()) <= LARGEST_SUM
+            return delta, delta.pack() if fits else b"", LARGEST_SUM
+        return delta, delta.pack(), largest
 
     return await asyncio.to_thread(count)
 
 
-async def _check_room(session: Session, added: Bucket) -> None:
-    """Raise SumFull unless each sum has room for what is added. Until the end nobody adds more."""
-    await query(session, "lock_history")
+async def _find_full(
+    session: Session, batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]
+) -> Full:
+    """Return those of the decisions to be inserted that the sums of their series lack room for.
+
+    The sums hold all commits until now; nobody adds to them before the transaction ends.
+    """
+    # Most is folded before others have to wait for the end of this.
     await query(session, "lock_rollups")
     await fold(session, DELTAS_KEPT)
-    keys = list(added)
-    numbers = [session.series[key] for key in keys]
-    rows = await query(session, "rollups_at", "total", [0] * len(keys), numbers)
-    held = {row["series"]: tuple(row[2:-1]) for row in rows}
-    for key, number in zip(keys, numbers, strict=True):
-        sums = added[key].row()[:-1]
-        if any(a + b > LARGEST_SUM for a, b in zip(sums, held.get(number, _NOTHING), strict=True)):
-            raise SumFull("a sum of its series is at its limit of 64 bits")
+    await query(session, "lock_history")
+    await fold(session, DELTAS_KEPT)
+    numbers = {session.series[key]: key for key in map(key_of, sent)}
+    rows = await query(session, "rollups_at", "total", [0] * len(numbers), list(numbers))
+    totals = {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
+    new = set(map(identity_of, sent))
+    in_order = (one for one in chain.from_iterable(batches) if identity_of(one) in new)
+    return find_full(_once(in_order), totals)
+
+
+def _once(decisions: Iterable[Decision]) -> Iterator[Decision]:
+    """Yield the first mention of each decision."""
+    seen: set[tuple[str, str]] = set()
+    for one in decisions:
+        if (identity := identity_of(one)) not in seen:
+            seen.add(identity)
+            yield one

@@ -1,18 +1,22 @@
 """Folding: what commits added goes into the rollups, many commits at a time."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Cells, Sums
+from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
 from routecast.store.postgres.session import Session, number_series, query
 
-# No sum has room for more.
-LARGEST_SUM: Final = 2**63 - 1
 # Deltas of so many bytes are merged at a time: that takes far less than a session may be idle.
 BYTES_AT_ONCE: Final = 4_000_000
+# Rollups are read and written so many at a time: what of it the event loop does takes some ms.
+PLACES_AT_ONCE: Final = 1_000
+# Deltas in the log, in bytes: who lacks more of them loads.
+BYTES_KEPT: Final = 16_000_000
+
+Place = tuple[int, int]  # the start of a period, and the number of a series
 
 START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
@@ -36,21 +40,25 @@ async def fold(session: Session, kept: int) -> int:
         largest = max(largest, await _add(session, rows, epoch))
         folded = rows[-1]["seq"]
         await query(session, "set_folded", folded, largest)
-        await query(session, "drop_deltas", folded - kept)
+        await query(session, "drop_deltas", folded, kept, BYTES_KEPT)
     seq: int = folded
     return seq
 
 
 async def _add(session: Session, rows: Iterable[Any], epoch: str) -> int:
-    cells = await asyncio.to_thread(_sum, rows, epoch)
-    await number_series(session, cells.keys())
-    await merge(session, "minute", cells.minutes)
-    await merge(session, "hour", cells.hours())
-    return await merge(session, "total", {0: cells.total()})
+    keys, periods = await asyncio.to_thread(_sum, rows, epoch)
+    await number_series(session, keys)
+    largest = 0
+    for period, buckets in periods:
+        largest = await merge(session, period, buckets)
+    return largest  # of the total, which comes last
 
 
-def _sum(rows: Iterable[Any], epoch: str) -> Cells:
-    return Cells.sum([delta.cells for delta in deltas_of(rows, epoch)])
+def _sum(rows: Iterable[Any], epoch: str) -> tuple[set[Key], list[tuple[str, dict[int, Bucket]]]]:
+    cells = Cells.sum([delta.cells for delta in deltas_of(rows, epoch)])
+    total = cells.total()
+    periods = [("minute", cells.minutes), ("hour", cells.hours()), ("total", {0: total})]
+    return set(total), periods
 
 
 async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) -> int:
@@ -64,15 +72,27 @@ async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) ->
         for number, cells in buckets.items()
         for key, sums in cells.items()
     }
-    places = sorted(added)
+    places, largest = await asyncio.to_thread(sorted, added), 0
+    for first in range(0, len(places), PLACES_AT_ONCE):
+        some = places[first : first + PLACES_AT_ONCE]
+        largest = max(largest, await _merge_some(session, period, some, added))
+    return largest
+
+
+async def _merge_some(
+    session: Session, period: str, places: Sequence[Place], added: Mapping[Place, Sums]
+) -> int:
     starts, series = zip(*places, strict=True)
-    held = {
-        (row[0], row[1]): Sums.from_row(row[2:])
-        for row in await query(session, "rollups_at", period, starts, series)
-    }
-    for place, sums in held.items():
-        sums.merge(added[place])
-    merged = [held.get(place, added[place]) for place in places]
-    rows = [sums.row() for sums in merged]
-    await query(session, "put_rollups", period, starts, series, *zip(*rows, strict=True))
-    return max(sums.largest for sums in merged)
+    found = await query(session, "rollups_at", period, starts, series)
+
+    def merge() -> tuple[list[tuple[Any, ...]], int]:
+        held = {(row[0], row[1]): Sums.from_row(row[2:]) for row in found}
+        for place, sums in held.items():
+            sums.merge(added[place])
+        merged = [held.get(place, added[place]) for place in places]
+        columns = list(zip(*(sums.row() for sums in merged), strict=True))
+        return columns, max(sums.largest for sums in merged)
+
+    columns, largest = await asyncio.to_thread(merge)
+    await query(session, "put_rollups", period, starts, series, *columns)
+    return largest

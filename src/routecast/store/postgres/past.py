@@ -9,7 +9,7 @@ from routecast.core.past import Past
 from routecast.core.rollup import Bucket, Sums
 from routecast.errors import Uncovered
 from routecast.protocol import Position
-from routecast.store.past import Add, add_deltas, filters, selections, summary_rows
+from routecast.store.past import Add, Term, add_deltas, filters, selections, summary_rows
 from routecast.store.postgres.fold import START_OF, deltas_of
 from routecast.store.postgres.session import SQL, Session, query, series_names
 
@@ -53,7 +53,8 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
         for number, part in enumerate(chosen, len(place) + 2)
     ]
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
-    for one in selections(plan, "CASE series.status WHEN 'error' THEN count ELSE 0 END"):
+    errors = "CASE series.status WHEN 'error' THEN count ELSE 0 END"
+    for one in selections(plan, errors, _sum_of):
         series = f"series.{plan.group_by}" if one.part is None else "name"
         sql = SQL[one.query].format(
             series="'all'" if plan.group_by is None else series,
@@ -69,23 +70,26 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
             yield one.add, sql, (one.part, *place, chosen.get(one.part))
 
 
-async def summarise(session: Session, before: int, limit: int) -> int:
-    """Sum at most `limit` hours up that were over before a second; return how many.
+def _sum_of(_: str, column: str) -> Sequence[Term]:
+    return (Term(column, f"sum({column})"),)  # a numeric, which has no end
 
-    Within a transaction that holds the lock of the rollups.
-    """
-    starts = [row[0] for row in await query(session, "unsummed_hours", before - HOUR, limit)]
-    if not starts:
-        return 0
+
+async def unsummed(session: Session, before: int) -> list[int]:
+    """Return the hours over before a second that are not summed up, oldest first."""
+    return [row["start"] for row in await query(session, "unsummed_hours", before - HOUR, None)]
+
+
+async def summarise(session: Session, start: int) -> None:
+    """Sum an hour up. Within a transaction that holds the lock of the rollups."""
     names = await series_names(session)
-    hours: dict[int, Bucket] = {}
-    for row in await query(session, "rollups_of_hours", starts):
-        hours.setdefault(row[0], {})[names[row[1]]] = Sums.from_row(row[2:])
-    rows = await asyncio.to_thread(summary_rows, hours)
-    await query(session, "drop_summaries", PARTS, starts)
-    await query(session, "drop_latency_summaries", PARTS, starts)
-    if hours:
+    bucket: Bucket = {
+        names[row[1]]: Sums.from_row(row[2:])
+        for row in await query(session, "rollups", "hour", start, start + 1)
+    }
+    rows = await asyncio.to_thread(summary_rows, {start: bucket})
+    await query(session, "drop_summaries", PARTS, [start])
+    await query(session, "drop_latency_summaries", PARTS, [start])
+    if bucket:
         await query(session, "put_summaries", *zip(*rows.sums, strict=True))
         await query(session, "put_latency_summaries", *zip(*rows.latencies, strict=True))
-    await query(session, "hours_are_summed", starts)
-    return len(starts)
+    await query(session, "hours_are_summed", [start])

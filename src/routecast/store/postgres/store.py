@@ -15,7 +15,7 @@ from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, Gap, Unavailable
-from routecast.ports import DELTAS_KEPT, Checked, Commit, Difference
+from routecast.ports import DELTAS_KEPT, Checked, Commit, Condition, Difference
 from routecast.protocol import Position
 from routecast.store.loading import Loader
 from routecast.store.postgres import past, retention, window
@@ -53,6 +53,8 @@ CLOSING: Final = "the database is closed"
 
 class PostgresStore:
     """Keeps everything in one PostgreSQL database, beside other nodes (`ports.Store`)."""
+
+    condition = Condition()  # it checks its files by itself
 
     def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
         self._url = url
@@ -164,10 +166,14 @@ class PostgresStore:
         async with self._snapshot() as session:
             return await window.read(session, asked, now)
 
-    async def summarise(self, *, before: int, limit: int) -> int:
+    async def unsummed(self, *, before: int) -> list[int]:
+        async with self._session() as session:
+            return await past.unsummed(session, before // 10**6)
+
+    async def summarise(self, hour: int) -> None:
         async with self._session() as session, session.transaction():
             await query(session, "lock_rollups")
-            return await past.summarise(session, before // 10**6, limit)
+            await past.summarise(session, hour)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:

@@ -37,7 +37,7 @@ async def recount(session: Session) -> AsyncGenerator[Checked | Difference]:
             rollups: dict[str, list[Any]] = {"hour": [], "minute": [], "pruned": []}
             for period, *row in await query(session, "hour", hour):
                 rollups[period].append(tuple(row))
-            summaries = None if hour in unsummed else await query(session, "summaries", hour)
+            summaries = None if hour in unsummed else await _summaries(session, hour)
             for difference in comparison.hour(hour, minutes, rollups, summaries):
                 yield difference
             done += sum(row[0] for row in minutes.values())
@@ -61,6 +61,12 @@ async def _by_hour(session: Session, *values: Any) -> AsyncIterator[tuple[int, R
             minutes[start, series] = _sums(sums)
     if current is not None:
         yield current, minutes
+
+
+async def _summaries(session: Session, hour: int) -> list[Any]:
+    """Return the summaries of an hour, their sums as integers."""
+    rows = await query(session, "summaries", hour)
+    return [(part, name, *map(int, sums), counts) for part, name, *sums, counts in rows]
 
 
 def _sums(values: list[Any]) -> Row:

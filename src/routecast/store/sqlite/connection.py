@@ -1,6 +1,7 @@
 """Connections to a SQLite file, the named queries run on them, and transactions."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -92,21 +93,38 @@ def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:
             db.execute("ROLLBACK")
 
 
+class Shrunk(Unavailable):
+    """A database file is shorter than it was."""
+
+
 class Place:
-    """Where a database file was when it was opened."""
+    """Where a database file was when it was opened, and how long it has been since."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = self._look()
+        self.accept()
 
-    def _look(self) -> tuple[int, int]:
+    def accept(self) -> None:
+        """Take the file as it is for the right one."""
+        found = self._look()
+        self._file, self._size = (found.st_dev, found.st_ino), found.st_size
+
+    def _look(self) -> os.stat_result:
         try:
-            found = self._path.stat()
+            return self._path.stat()
         except OSError:
             raise Unavailable(f"the database file {self._path} is gone") from None
-        return found.st_dev, found.st_ino
 
     def check(self) -> None:
-        """Raise Unavailable when the file is no longer where it was: it would be lost."""
-        if self._look() != self._file:
+        """Raise Unavailable when the file is no longer where it was: it would be lost.
+
+        Raises Shrunk when it is shorter than it was: something else has cut it off.
+        """
+        found = self._look()
+        if (found.st_dev, found.st_ino) != self._file:
             raise Unavailable(f"the database file {self._path} was replaced")
+        if found.st_size >= self._size:
+            self._size = found.st_size
+        # Another thread may have seen a longer file since: look again.
+        elif self._look().st_size < self._size:
+            raise Shrunk("the database file is shorter than it was")

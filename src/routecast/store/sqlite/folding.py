@@ -11,9 +11,11 @@ from typing import Final, NamedTuple
 import apsw
 import msgspec
 
+from routecast.core import room
 from routecast.core.delta import Delta
-from routecast.core.rollup import Cells, bucket_merge
-from routecast.ports import DELTAS_KEPT
+from routecast.core.rollup import Cells, Key, bucket_merge
+from routecast.core.room import LARGEST_SUM, most_added
+from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
 from routecast.protocol import Position
 from routecast.store.sqlite.connection import START_OF, insert_rows, query
 from routecast.store.sqlite.rollups import Rollups
@@ -32,8 +34,6 @@ MOST_UNFOLDED: Final = 80_000
 # The cells of unfolded parts that are kept in memory; those of other parts are read when needed.
 REMEMBERED_CELLS: Final = 5_000
 
-LARGEST_SUM: Final = 2**63 - 1
-
 _unfolded: Final = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 
 
@@ -42,7 +42,7 @@ class PackedPart(NamedTuple):
 
     cells: Cells
     number: int  # of cells
-    largest: int  # no sum in it is over this
+    largest: int  # no sum of a series grows by more when it is folded
     packed: bytes
 
 
@@ -63,7 +63,7 @@ def pack_parts(cells: Cells, received: int) -> list[PackedPart]:
         PackedPart(
             part,
             part.number,
-            min(LARGEST_SUM, sum(sums.largest for sums in part)),
+            min(LARGEST_SUM, most_added(part)),
             Delta(nowhere, part, received).pack(),
         )
         for part in cells.split(PART_CELLS)
@@ -84,14 +84,16 @@ class Folding:
         self._parts: deque[_Part] = deque()
         self._folded = 0  # as in the history
         self._folded_parts = 0
-        self._largest = 0  # no total is over this
+        self._near: set[Key] = set()  # series that are near the limit of 64 bits
+        self._added = 0  # no sum of a series grows by more when all of it is folded
         self._remembered = 0  # cells
         self.cells = 0  # not folded
         self.due = False  # there was so much that all of it should be folded soon
 
-    def read(self, folded: int, parts: int, largest: int) -> None:
+    def read(self, folded: int, parts: int) -> None:
         """Learn what is not folded; the arguments are the history's."""
-        self._folded, self._folded_parts, self._largest = folded, parts, largest
+        self._folded, self._folded_parts = folded, parts
+        self._near = {Key(*row) for row in query(self._db, "near_series")}
         for row in _unfolded(query(self._db, "unfolded", folded, parts)[0][0]):
             self._append(_Part(*row, None))
 
@@ -110,20 +112,24 @@ class Folding:
     def _append(self, part: _Part) -> None:
         self._parts.append(part)
         self.cells += part.number
+        self._added += part.largest
         if self.cells >= FOLD_CELLS or len(self._parts) >= FOLD_COMMITS:
             self.due = True
 
-    @property
-    def may_be_full(self) -> bool:
-        """Whether a sum may have no room left. Only in the rollups themselves it is found."""
-        return self._largest + sum(part.largest for part in self._parts) > LARGEST_SUM
+    def may_be_full(self, cells: Cells) -> bool:
+        """Whether a sum may have no room for cells. Only in the rollups themselves it is found."""
+        if self._added + most_added(cells) > room.MOST_UNFOLDED:
+            return True
+        return bool(self._near) and not self._near.isdisjoint(cells.keys())
+
+    def fold_all(self) -> None:
+        """Fold all there is."""
+        while self._parts:
+            self.step()
 
     def after_commit(self, added: int) -> None:
         """Fold what a commit of so many cells should fold, before it ends."""
-        if self.may_be_full:
-            while self._parts:
-                self.step()
-        elif self.cells > MOST_UNFOLDED:
+        if self.cells > MOST_UNFOLDED:
             least = max(MOST_UNFOLDED, self.cells - added)
             while self.cells > least:
                 self.step()
@@ -134,21 +140,28 @@ class Folding:
         """Fold some parts, if there are any."""
         if not self._parts:
             return
-        cells, number = self._take()
+        cells, number, ends_large = self._take()
         self._series.learn(cells.keys())
         self._rollups.add("minute", cells.minutes)
         self._rollups.add("hour", hours := cells.hours())
         starts = [hour * START_OF["hour"] for hour in hours]
         query(self._db, "note_unsummed_hours", msgspec.json.encode(starts).decode())
-        self._largest = max(self._largest, self._rollups.add("total", {0: cells.total()}))
+        self._rollups.add("total", {0: (total := cells.total())})
+        totals = self._rollups.totals(total)
+        self._near.update(key for key, sums in totals.items() if sums.largest >= room.NEAR)
         self.cells -= number
         if not self._parts:
             self.due = False
-        query(self._db, "set_folded", self._folded, self._folded_parts, self._largest)
+        query(self._db, "set_folded", self._folded, self._folded_parts)
         query(self._db, "drop_deltas", self._folded - DELTAS_KEPT)
+        if ends_large:
+            query(self._db, "drop_large_deltas", self._folded, DELTA_CELLS_KEPT)
 
-    def _take(self) -> tuple[Cells, int]:
-        """Return the sum of the next parts, and how many cells these have."""
+    def _take(self) -> tuple[Cells, int, bool]:
+        """Return the sum of the next parts, how many cells these have, and if they end a large one.
+
+        A large delta is one of several parts.
+        """
         part, cells = self._next()
         number = part.number
         if number < STEP_CELLS:
@@ -162,10 +175,11 @@ class Folding:
             self._folded, self._folded_parts = part.seq - 1, part.part + 1
         else:
             self._folded, self._folded_parts = part.seq, 0
-        return cells, number
+        return cells, number, not self._folded_parts and part.part > 0
 
     def _next(self) -> tuple[_Part, Cells]:
         part = self._parts.popleft()
+        self._added -= part.largest
         if part.cells is not None:
             self._remembered -= part.number
             return part, part.cells

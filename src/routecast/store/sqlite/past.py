@@ -1,7 +1,7 @@
 """History out of a SQLite database: sums by series and bucket, made by the engine."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -10,15 +10,34 @@ import msgspec
 
 from routecast.core.history import ORIGIN, Plan
 from routecast.core.past import Past
+from routecast.core.room import SUMS
 from routecast.errors import Unavailable, Uncovered
 from routecast.protocol import Position
-from routecast.store.past import Add, add_deltas, filters, selections
+from routecast.store.past import Add, Term, add_deltas, filters, selections
 from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
+from routecast.store.sqlite.summaries import HIGH
 
 # One range must not keep the others waiting for longer, in seconds; looked at each so many steps
 # of the engine, some milliseconds.
 READ_SECONDS: Final = 5.0
 STEPS: Final = 500_000
+
+# SQLite's integers end at 64 bits, and its `sum` fails there: the halves of a value are summed up
+# apart. A summary's value has a part above these bits in a column of its own.
+HALF: Final = 32
+
+
+def sum_of(table: str, column: str) -> Sequence[Term]:
+    """Return the terms of a column's sum (`past.SumOf`)."""
+    if column not in SUMS:
+        return (Term(column, f"sum({column})"),)
+    halves = (
+        Term(column, f"sum({column} >> {HALF})", HALF),
+        Term(column, f"sum({column} & {(1 << HALF) - 1})"),
+    )
+    if table == "rollups":
+        return halves
+    return (*halves, Term(column, f"sum({column}_high)", HIGH))
 
 
 def read(db: apsw.Connection, plan: Plan) -> Past:
@@ -42,7 +61,7 @@ def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
 
 def _read(db: apsw.Connection, plan: Plan) -> Past:
     with transaction(db, "BEGIN"):
-        epoch, seq, minutes_from, folded, parts, _ = query(db, "history")[0]
+        epoch, seq, minutes_from, folded, parts = query(db, "history")[0]
         if plan.period == "minute" and plan.buckets.first < minutes_from:
             raise Uncovered("minutes before that are not kept any more")
         past = Past(Position(epoch, seq))
@@ -61,7 +80,7 @@ def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]
         SQL["past_filter"].format(part=part, number=number)
         for number, part in enumerate(chosen, len(place) + 2)
     ]
-    for one in selections(plan, "iif(series.status = 'error', count, 0)"):
+    for one in selections(plan, "iif(series.status = 'error', count, 0)", sum_of):
         series = f"series.{plan.group_by}" if one.part is None else "name"
         sql = SQL[one.query].format(
             series="'all'" if plan.group_by is None else series,

@@ -38,7 +38,7 @@ def load(db: apsw.Connection, now: int, room: int | None = None) -> Snapshot:
     """Return the rollups, with what a snapshot taken at `now` needs and has room for."""
     db.execute(f"PRAGMA cache_size = {LOAD_PAGES}")
     with transaction(db, "BEGIN"):
-        epoch, _, _, folded, parts, _ = query(db, "history")[0]
+        epoch, _, _, folded, parts = query(db, "history")[0]
         loader = Loader(Position(epoch, folded), now, series_names(db), room)
         for rows in _rows(db, "total", 0, 1):
             loader.add_total(rows)
@@ -56,21 +56,14 @@ def _rows(db: apsw.Connection, period: str, first: int, end: int) -> Iterator[li
         yield rows
 
 
-def summarise(db: apsw.Connection, before: int, limit: int) -> dict[tuple[int, int], SummaryRows]:
-    """Return the summaries of hours that were over before a moment and have none, oldest first.
-
-    They come by the start of the hour and how often it had changed by then.
-    """
+def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
+    """Return the summaries of an hour, and how often it had changed by then."""
     with transaction(db, "BEGIN"):
-        last = before // 10**6 - START_OF["hour"]
-        hours = query(db, "unsummed_hours", last, limit)
-        names = series_names(db) if hours else {}
-        found = {}
-        for start, changes in hours:
-            rows = chain.from_iterable(_rows(db, "hour", start, start + 1))
-            bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
-            found[start, changes] = summary_rows({start: bucket})
-    return found
+        changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
+        names = series_names(db)
+        rows = chain.from_iterable(_rows(db, "hour", start, start + 1))
+        bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+        return changes, summary_rows({start: bucket})
 
 
 def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
@@ -83,3 +76,9 @@ def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
     if len(found) != last.seq - after.seq:
         raise Gap(f"the deltas after seq {after.seq} are not kept any more")
     return found
+
+
+def unsummed(db: apsw.Connection, before: int) -> list[int]:
+    """Return the hours over before a moment that are not summed up (`ports.Store.unsummed`)."""
+    last = before // 10**6 - START_OF["hour"]
+    return [row[0] for row in query(db, "unsummed_hours", last, -1)]

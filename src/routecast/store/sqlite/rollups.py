@@ -1,14 +1,14 @@
 """The writer's view of the rollups: reads those that it adds to, and remembers the last of them."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
 import apsw
 import msgspec
 
-from routecast.core.rollup import Bucket, Sums
+from routecast.core.rollup import Bucket, Key, Sums
 from routecast.store.sqlite.connection import START_OF, insert_rows, query
 from routecast.store.sqlite.series import SeriesNumbers
 
@@ -47,12 +47,22 @@ class Rollups:
         self._held.clear()
         self.size = 0
 
-    def add(self, period: str, buckets: Mapping[int, Bucket]) -> int:
-        """Add buckets, by number, to a period's rollups; return the largest sum among these.
+    def totals(self, keys: Iterable[Key]) -> Bucket:
+        """Return the sums over all time of some series, which must be known.
 
-        The series of all keys must be known.
+        The caller must not change them.
         """
-        largest = 0
+        found: Bucket = {}
+        wanted = iter(keys)
+        while some := list(islice(wanted, READ_PER_STEP)):
+            places = {("total", 0, self._series[key]): key for key in some}
+            self._read("total", [place for place in places if place not in self._held])
+            found |= {key: self._held[at][0] for at, key in places.items() if at in self._held}
+            self._shrink()
+        return found
+
+    def add(self, period: str, buckets: Mapping[int, Bucket]) -> None:
+        """Add buckets, by number, to a period's rollups. The series of all keys must be known."""
         for added in self._steps(period, buckets):
             self._read(period, [place for place in added if place not in self._held])
             rows: list[tuple[Any, ...]] = []
@@ -65,10 +75,8 @@ class Rollups:
                 row = held.row()
                 rows.append((*place, *row))
                 self._remember(place, held, len(row[-1]))
-                largest = max(largest, held.largest)
             insert_rows(self._db, "put_rollups", rows)
             self._shrink()
-        return largest
 
     def _steps(self, period: str, buckets: Mapping[int, Bucket]) -> Iterator[dict[Place, Sums]]:
         unit = START_OF[period]

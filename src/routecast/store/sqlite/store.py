@@ -19,12 +19,13 @@ from routecast.core.history import Plan
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import SumFull, Unavailable
-from routecast.ports import MAX_GROUP, Checked, Commit, Difference
+from routecast.errors import Unavailable
+from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference
 from routecast.protocol import Position
 from routecast.store.recount import recount
 from routecast.store.sqlite import past, readers
-from routecast.store.sqlite.connection import BUSY_MS, select
+from routecast.store.sqlite.connection import BUSY_MS, Shrunk, select
+from routecast.store.sqlite.integrity import Integrity
 from routecast.store.sqlite.series import KEYS_PER_STEP, SeriesKey
 from routecast.store.sqlite.staging import keys_of, stage
 from routecast.store.sqlite.window import WindowReader
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 READERS: Final = 2
 # A large batch begins when at most so many cells are not folded: what a load must add has a bound.
 LARGE_UNFOLDED: Final = 2_000
-# A large batch is prepared so often at most, when others commit its ids meanwhile.
+# When others commit ids of a large batch while it is prepared, it is prepared again, so often in
+# all; then it is committed without.
 PREPARATIONS: Final = 3
 # At the end, what runs has so many seconds to finish; then it is interrupted, and has so many more.
 FINISH_SECONDS: Final = 2.0
@@ -60,6 +62,7 @@ class SqliteStore:
         self._folding: asyncio.Task[None] | None = None
         self._windows = ThreadPoolExecutor(1, "sqlite-window")
         self._window_reader = WindowReader()
+        self._integrity = Integrity(self._connect, lambda: self._writer.place.accept())
         self._local = threading.local()
         self._connections: list[apsw.Connection] = []
         self._open_for_use = False
@@ -69,6 +72,7 @@ class SqliteStore:
 
     async def open(self) -> None:
         await self._run(self._writing, self._writer.open, opening=True)
+        await self._integrity.open()
         self._open_for_use = True
 
     def stop(self) -> None:
@@ -81,7 +85,7 @@ class SqliteStore:
         self._closed = True
         # An executor starts nothing more after this, and ends with what it has begun.
         ended = [asyncio.to_thread(pool.shutdown) for pool in self._pools]
-        ending = asyncio.ensure_future(asyncio.gather(*ended))
+        ending = asyncio.ensure_future(asyncio.gather(self._integrity.close(), *ended))
         _, running = await asyncio.wait([ending], timeout=0 if self._stopping else FINISH_SECONDS)
         deadline = time.monotonic() + STOP_SECONDS
         while running and time.monotonic() < deadline:
@@ -98,13 +102,17 @@ class SqliteStore:
         if sum(map(len, batches)) > MAX_GROUP:
             committed = await self._commit_large(batches, received)
         else:
-            committed = await self._run(self._writing, self._writer.commit, batches, received)
+            committed = await self._write(self._writer.commit, batches, received)
         if self._writer.should_fold and (self._folding is None or self._folding.done()):
             self._folding = asyncio.create_task(self._fold(), name="fold")
         return committed
 
     async def check(self) -> None:
-        await self._run(self._writing, self._writer.check)
+        await self._write(self._writer.check)
+
+    @property
+    def condition(self) -> Condition:
+        return self._integrity.condition
 
     async def position(self) -> Position:
         return await self._read(readers.position)
@@ -122,14 +130,15 @@ class SqliteStore:
         read = self._window_reader.read
         return await self._run(self._windows, self._read_here, read, (asked, now))
 
-    async def summarise(self, *, before: int, limit: int) -> int:
-        hours = await self._read(readers.summarise, before, limit)
-        return await self._run(self._writing, self._writer.put_summaries, hours) if hours else 0
+    async def unsummed(self, *, before: int) -> list[int]:
+        return await self._read(readers.unsummed, before)
+
+    async def summarise(self, hour: int) -> None:
+        changes, rows = await self._read(readers.summarise, hour)
+        await self._write(self._writer.put_summaries, hour, changes, rows)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
-        return await self._run(
-            self._writing, self._writer.prune, decisions_before, minutes_before, limit
-        )
+        return await self._write(self._writer.prune, decisions_before, minutes_before, limit)
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         connection = await self._run(self._reading, self._connect)
@@ -148,29 +157,29 @@ class SqliteStore:
         """Commit what would hold the writer for long: one such at a time, prepared beside it."""
         async with self._one_large:
             while self._writer.unfolded > LARGE_UNFOLDED:
-                await self._run(self._writing, self._writer.fold)
+                await self._write(self._writer.fold)
             for _ in range(PREPARATIONS):
                 keys = await self._run(self._preparing, keys_of, batches)
                 numbers: dict[SeriesKey, int] = {}
                 epoch = ""
                 for first in range(0, len(keys), KEYS_PER_STEP):
                     some = keys[first : first + KEYS_PER_STEP]
-                    epoch, found = await self._run(self._writing, self._writer.number, some)
+                    epoch, found = await self._write(self._writer.number, some)
                     numbers |= found
                 staged = await self._run(
                     self._preparing, stage, self.path, batches, numbers, received
                 )
-                committed = await self._run(
-                    self._writing, self._writer.commit_staged, staged, epoch, received
+                committed = await self._write(
+                    self._writer.commit_staged, batches, staged, epoch, received
                 )
                 if committed is not None:
                     return committed
-        raise Unavailable("others keep sending the same ids; nothing was kept")
+            return await self._write(self._writer.commit, batches, received)
 
     async def _fold(self) -> None:
         """Fold step by step, so that commits get their turns in between."""
-        with suppress(Unavailable, SumFull):  # it is tried again after a later commit
-            while await self._run(self._writing, self._writer.fold):
+        with suppress(Unavailable):  # it is tried again after a later commit
+            while await self._write(self._writer.fold):
                 pass
 
     # -- threads --------------------------------------------------------------------------------
@@ -189,12 +198,22 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(threads, work, *args)
+        except Shrunk as error:
+            self._integrity.saw(error)
+            raise
         except apsw.Error as error:
+            self._integrity.saw(error)
             raise Unavailable(f"SQLite: {error}") from error
+        except MemoryError as error:
+            raise Unavailable("SQLite: out of memory") from error
         except RuntimeError as error:
             if self._closed:
                 raise Unavailable("the database is closed") from error
             raise
+
+    async def _write(self, work: Callable[..., T], *args: Any) -> T:
+        self._integrity.refuse_if_damaged()
+        return await self._run(self._writing, work, *args)
 
     async def _read(self, work: Callable[..., T], *args: Any) -> T:
         return await self._run(self._reading, self._read_here, work, args)
@@ -209,7 +228,7 @@ class SqliteStore:
 
     def _interrupt(self) -> None:
         self._writer.stop()
-        for connection in self._connections:
+        for connection in list(self._connections):
             with suppress(apsw.Error):  # it was closed a moment ago
                 connection.interrupt()
 

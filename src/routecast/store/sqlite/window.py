@@ -36,7 +36,7 @@ class WindowReader:
     def _read(self, db: apsw.Connection, asked: WindowQuery, now: int) -> Snapshot:
         sums = WindowSums(asked, now)
         with transaction(db, "BEGIN"):
-            epoch, _, minutes_from, folded, parts, _ = query(db, "history")[0]
+            epoch, _, minutes_from, folded, parts = query(db, "history")[0]
             if sums.oldest_minute is not None and sums.oldest_minute < minutes_from:
                 raise Uncovered("minutes of the window are not kept any more")
             for place in sums.ranges:

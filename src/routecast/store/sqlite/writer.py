@@ -10,7 +10,7 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 import itertools
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +21,9 @@ import msgspec
 from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
-from routecast.core.rollup import Cells, key_of
-from routecast.errors import BadDatabase, SumFull, Unavailable
+from routecast.core.rollup import Cells, Sums, key_of
+from routecast.core.room import Full, find_full
+from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Commit
 from routecast.protocol import Position
 from routecast.store.past import SummaryRows
@@ -39,6 +40,7 @@ from routecast.store.sqlite.folding import Folding, PackedPart, pack_parts
 from routecast.store.sqlite.rollups import Rollups
 from routecast.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.store.sqlite.staging import Staged
+from routecast.store.sqlite.summaries import split
 
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
 MIGRATIONS: Final = load_migrations("sqlite")
@@ -48,6 +50,12 @@ CHECKPOINT_PAGES: Final = 4_000
 LOCK_PAUSE: Final = 0.02
 
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
+
+
+def _count(batches: Iterable[Iterable[Decision]]) -> Cells:
+    cells = Cells()
+    cells.add(itertools.chain.from_iterable(batches))
+    return cells
 
 
 class Writer:
@@ -170,13 +178,13 @@ class Writer:
 
     def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         """Write batches in one transaction (`ports.Store.commit`)."""
-        with self._sums_may_be_full(), self._transaction() as db:
+        with self._transaction() as db:
             position = self._begin(db)
             decisions = list(itertools.chain.from_iterable(batches))
             if decisions and self._insert(db, decisions, position, received):
                 return self._finish(db, batches, position, received)
         # Some ids are known, and the engine does not say which: again, looking first.
-        with self._sums_may_be_full(), self._transaction() as db:
+        with self._transaction() as db:
             position = self._begin(db)
             fresh = self._fresh(db, batches)
             decisions = list(itertools.chain.from_iterable(fresh))
@@ -187,21 +195,13 @@ class Writer:
         held = Position(position.epoch, position.seq - 1)
         return Commit(held, [0] * len(batches), None)
 
-    @staticmethod
-    @contextmanager
-    def _sums_may_be_full() -> Iterator[None]:
-        try:
-            yield
-        except OverflowError as error:
-            raise SumFull("a sum of its series is at its limit of 64 bits") from error
-
     def _begin(self, db: apsw.Connection) -> Position:
         version = db.pragma("data_version")
-        epoch, seq, _, folded, parts, largest = query(db, "history")[0]
+        epoch, seq, _, folded, parts = query(db, "history")[0]
         if version != self._version:
             self._forget()
             self._version = version
-            self._folding.read(folded, parts, largest)
+            self._folding.read(folded, parts)
         return Position(epoch, seq + 1)
 
     def _insert(
@@ -237,20 +237,48 @@ class Writer:
         position: Position,
         received: int,
     ) -> Commit:
-        cells = Cells()
-        cells.add(itertools.chain.from_iterable(inserted))
+        cells = _count(inserted)
+        full: Full = {}
+        if self._folding.may_be_full(cells):
+            full = self._find_full(db, inserted, cells)
+        if full:
+            query(db, "take_back", msgspec.json.encode(list(full)).decode())
+            inserted = [[d for d in batch if identity_of(d) not in full] for batch in inserted]
+            cells = _count(inserted)
+            if not cells.minutes:
+                db.execute("COMMIT")  # of what was folded; decisions, there are none
+                held = Position(position.epoch, position.seq - 1)
+                return Commit(held, [0] * len(inserted), None, full)
         counts = [len(batch) for batch in inserted]
-        return self._end(db, Delta(position, cells, received), counts, pack_parts(cells, received))
+        parts = pack_parts(cells, received)
+        return self._end(db, Delta(position, cells, received), counts, parts, full)
+
+    def _find_full(
+        self, db: apsw.Connection, inserted: Sequence[Sequence[Decision]], cells: Cells
+    ) -> Full:
+        """Return the decisions that the sums of their series have no room for.
+
+        What is not folded is folded first: only then totals are exact.
+        """
+        self._folding.fold_all()
+        found = self._rollups.totals(set(cells.keys()))
+        totals: dict[tuple[str, ...], Sums] = {key: sums for key, sums in found.items()}  # noqa: C416
+        return find_full(itertools.chain.from_iterable(inserted), totals)
 
     def _end(
-        self, db: apsw.Connection, delta: Delta, inserted: list[int], parts: Sequence[PackedPart]
+        self,
+        db: apsw.Connection,
+        delta: Delta,
+        inserted: list[int],
+        parts: Sequence[PackedPart],
+        full: Full,
     ) -> Commit:
         seq = delta.position.seq
         self._folding.add(seq, parts)
         self._folding.after_commit(delta.cells.number)
         query(db, "advance", seq)
         db.execute("COMMIT")
-        return Commit(delta.position, inserted, delta)
+        return Commit(delta.position, inserted, delta, full)
 
     # -- large batches --------------------------------------------------------------------------
 
@@ -265,21 +293,25 @@ class Writer:
                 db.execute("COMMIT")
             return epoch, {key: self._series[key] for key in keys}
 
-    def commit_staged(self, staged: Staged, epoch: str, received: int) -> Commit | None:
+    def commit_staged(
+        self, batches: Sequence[Sequence[Decision]], staged: Staged, epoch: str, received: int
+    ) -> Commit | None:
         """Write what was prepared; None when ids or the epoch have changed: prepare it again."""
         if not staged.size:
             with self._transaction() as db:
                 position = self._begin(db)
             held = Position(position.epoch, position.seq - 1)
             return Commit(held, staged.inserted, None)
-        with self._attached(staged.image), self._sums_may_be_full(), self._transaction() as db:
+        with self._attached(staged.image), self._transaction() as db:
             position = self._begin(db)
-            before = db.total_changes()
-            query(db, "insert_staged", position.seq, received)
-            if position.epoch == epoch and db.total_changes() - before == staged.size:
-                delta = Delta(position, staged.cells, received)
-                return self._end(db, delta, staged.inserted, staged.parts)
-        return None
+            may_be_full = self._folding.may_be_full(staged.cells)
+            if not may_be_full and position.epoch == epoch:
+                before = db.total_changes()
+                query(db, "insert_staged", position.seq, received)
+                if db.total_changes() - before == staged.size:
+                    delta = Delta(position, staged.cells, received)
+                    return self._end(db, delta, staged.inserted, staged.parts, {})
+        return self.commit(batches, received) if may_be_full else None
 
     @contextmanager
     def _attached(self, image: bytes) -> Iterator[None]:
@@ -316,7 +348,7 @@ class Writer:
 
     def fold(self) -> bool:
         """Fold one step; return whether there is more to fold."""
-        with self._sums_may_be_full(), self._transaction() as db:
+        with self._transaction() as db:
             self._begin(db)
             if self._folding.cells:
                 self._folding.step()
@@ -371,22 +403,18 @@ class Writer:
 
     # -- summaries ------------------------------------------------------------------------------
 
-    def put_summaries(self, hours: Mapping[tuple[int, int], SummaryRows]) -> int:
-        """Write the summaries of hours, by start and number of changes; return how many.
+    def put_summaries(self, start: int, changes: int, rows: SummaryRows) -> None:
+        """Write the summaries of an hour, unless it has changed more often than when it was read.
 
-        An hour that has changed since it was read is left out.
+        Then it is summed up later.
         """
-        written = 0
         parts = msgspec.json.encode(PARTS).decode()
-        for (start, changes), rows in hours.items():
-            with self._transaction() as db:
-                query(db, "hour_is_summed", start, changes)
-                if not db.changes():
-                    continue
+        with self._transaction() as db:
+            query(db, "hour_is_summed", start, changes)
+            if db.changes():
                 for table in ("summaries", "latency_summaries"):
                     query(db, f"drop_{table}", parts, start)
-                insert_rows(db, "put_summaries", rows.sums)
+                sums = [(*row[:3], *split(row[3:])) for row in rows.sums]
+                insert_rows(db, "put_summaries", sums)
                 insert_rows(db, "put_latency_summaries", rows.latencies)
                 db.execute("COMMIT")
-                written += 1
-        return written

@@ -45,9 +45,15 @@ SELECT * FROM unnest(
 )
 ON CONFLICT DO NOTHING RETURNING place;
 
--- name: add_delta
+-- name: write_delta
 SELECT epoch, seq, transaction, (SELECT folded.seq FROM folded) AS folded
-FROM add_delta($1, $2, $3, $4, $5, $6, $7, $8);
+FROM write_delta($1, $2, $3, $4, $5, $6, $7, $8, $9);
+
+-- name: take_back
+-- Delete decisions that this transaction has inserted.
+DELETE FROM decisions_{generation} WHERE (project, id) IN (
+    SELECT * FROM unnest($1::text[], $2::text[])
+);
 
 -- name: is_running
 -- Whether a transaction has not come to its end. Fails where there was none of this name yet.
@@ -143,7 +149,13 @@ SELECT FROM history FOR UPDATE;
 UPDATE folded SET seq = $1, largest = $2;
 
 -- name: drop_deltas
-DELETE FROM deltas WHERE seq <= $1;
+-- Of those that are folded, up to $1: all but the last $2, and the oldest of these, so that all that
+-- are left have about $3 bytes.
+DELETE FROM deltas WHERE seq <= $1 AND seq <= greatest($1 - $2, (
+    SELECT max(seq) FROM (
+        SELECT seq, sum(length(packed)) OVER (ORDER BY seq DESC) AS bytes FROM deltas
+    ) AS counted WHERE bytes > $3
+));
 
 -- name: begin_generation
 SELECT begin_generation($1);
@@ -312,19 +324,13 @@ INSERT INTO summaries (
 )
 SELECT * FROM unnest(
     $1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
-    $14::bigint[]
+    $8::numeric[], $9::bigint[], $10::numeric[], $11::bigint[], $12::numeric[], $13::numeric[],
+    $14::numeric[]
 );
 
 -- name: put_latency_summaries
 INSERT INTO latency_summaries (part, start, name, counts)
 SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bytea[]);
-
--- name: rollups_of_hours
-SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
-       latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output, latency_bins
-FROM rollups WHERE period = 'hour' AND start = ANY($1::bigint[]);
 
 -- name: hours_are_summed
 DELETE FROM unsummed_hours WHERE start = ANY($1::bigint[]);

@@ -4,7 +4,7 @@ INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
 ON CONFLICT DO NOTHING;
 
 -- name: history
-SELECT epoch, seq, minutes_from, folded, folded_parts, largest FROM history;
+SELECT epoch, seq, minutes_from, folded, folded_parts FROM history;
 
 -- name: advance
 UPDATE history SET seq = ?;
@@ -32,8 +32,31 @@ SELECT packed FROM deltas WHERE seq = ? AND part = ?;
 -- name: drop_deltas
 DELETE FROM deltas WHERE seq <= ?;
 
+-- name: drop_large_deltas
+-- The oldest of those up to ?1, so that all that are left have at most ?2 cells.
+DELETE FROM deltas WHERE seq <= ?1 AND seq <= (
+    SELECT max(seq) FROM (
+        SELECT seq, sum(cells) OVER (ORDER BY seq DESC, part DESC) AS cells FROM deltas
+    ) WHERE cells > ?2
+);
+
 -- name: set_folded
-UPDATE history SET folded = ?, folded_parts = ?, largest = ?;
+UPDATE history SET folded = ?, folded_parts = ?;
+
+-- name: near_series
+-- Series with a sum over all time of 2^62 or more; an index has them.
+SELECT project, strategy, provider, model, band, status
+FROM rollups INDEXED BY near_series JOIN series ON series.id = rollups.series
+WHERE period = 'total'
+  AND max(confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens)
+      >= 4611686018427387904;
+
+-- name: take_back
+-- Delete the sent [id, project] pairs.
+DELETE FROM decisions WHERE n IN (
+    SELECT decisions.n FROM json_each(?) AS sent
+    JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1
+);
 
 -- name: touch
 UPDATE history SET seq = seq;
@@ -233,8 +256,8 @@ INSERT INTO unsummed_hours (start, changes) SELECT value, 1 FROM json_each(?) WH
 ON CONFLICT DO UPDATE SET changes = changes + 1;
 
 -- name: unsummed_hours
--- Those that begin before a moment, oldest first, and how often they have changed.
-SELECT start, changes FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
+-- Those that begin before a moment, oldest first.
+SELECT start FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
 
 -- name: drop_summaries
 -- Of one hour, along all parts.
@@ -246,11 +269,16 @@ DELETE FROM latency_summaries WHERE part IN (SELECT value FROM json_each(?)) AND
 -- name: put_summaries
 INSERT INTO summaries (
     part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens
+    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+    confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high
 ) VALUES {rows};
 
 -- name: put_latency_summaries
 INSERT INTO latency_summaries (part, start, name, counts) VALUES {rows};
+
+-- name: changes_of_hour
+-- How often an hour has changed since it was summed up.
+SELECT changes FROM unsummed_hours WHERE start = ?;
 
 -- name: hour_is_summed
 -- If it is still as it was read.
@@ -259,7 +287,9 @@ DELETE FROM unsummed_hours WHERE start = ? AND changes = ?;
 -- name: summaries
 -- Of one hour, along all parts.
 SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, counts
+       cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+       confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high,
+       counts
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;

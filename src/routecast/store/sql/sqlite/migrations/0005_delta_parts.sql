@@ -1,5 +1,5 @@
 -- A delta is kept in parts of a bounded number of cells, so that it can be folded in steps.
--- `largest`: no sum in the part is over this.
+-- `largest`: no sum of a series grows by more when the part is folded.
 ALTER TABLE deltas RENAME TO whole_deltas;
 CREATE TABLE deltas (
     seq     INTEGER NOT NULL,
@@ -13,15 +13,13 @@ CREATE TABLE deltas (
 INSERT INTO deltas SELECT seq, 0, 1, 9223372036854775807, packed FROM whole_deltas;
 DROP TABLE whole_deltas;
 
--- The rollups hold the commits up to `folded`, and so many parts of the next one. No total in them
--- is over `largest`.
+-- The rollups hold the commits up to `folded`, and so many parts of the next one.
 ALTER TABLE history ADD COLUMN folded_parts INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE history ADD COLUMN largest INTEGER NOT NULL DEFAULT 0;
-UPDATE history SET largest = (
-    SELECT coalesce(max(max(
-        count, confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens
-    )), 0) FROM rollups WHERE period = 'total'
-);
+
+-- Series with a sum over all time that is near its limit of 64 bits: there are few.
+CREATE INDEX near_series ON rollups (series) WHERE period = 'total'
+    AND max(confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens)
+        >= 4611686018427387904;
 
 -- Rises each time that something is added to the hour: summaries are made beside commits, and are
 -- kept only if the hour is still as it was read.

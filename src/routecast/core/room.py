@@ -1,0 +1,56 @@
+"""Room: what the sums of a series can still take. A database holds each of them in 64 bits.
+
+Few series ever come near that limit. A store knows which ones have a sum over half of it, and
+looks at exact sums only for commits that add to those.
+"""
+
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Final
+
+from routecast.core.decision import Decision, identity_of
+from routecast.core.rollup import Cells, Sums, key_of
+
+LARGEST_SUM: Final = 2**63 - 1
+# A series is near its limit when one of its sums over all time is this large.
+NEAR: Final = 2**62
+# While commits that are not folded yet add no more than this to any sum, every series that is not
+# near its limit has room.
+MOST_UNFOLDED: Final = LARGEST_SUM - NEAR
+
+# The sums that can become large, what of a decision they add up, and its name on the wire. Counts
+# are at most the number of decisions; the metered sums are at most the ones here.
+SUMS: Final = ("confidence_sum", "cost_sum", "latency_sum", "input_tokens", "output_tokens")
+_FIELDS: Final = ("confidence", "cost", "latency_ms", "input_tokens", "output_tokens")
+_sums_of: Final = attrgetter(*SUMS)
+_values_of: Final = attrgetter("confidence", "cost", "latency", "input_tokens", "output_tokens")
+
+# The decisions that did not fit: for each, by its id and project, the field that has no room.
+Full = dict[tuple[str, str], str]
+
+
+def find_full(decisions: Iterable[Decision], totals: Mapping[tuple[str, ...], Sums]) -> Full:
+    """Return the decisions that do not fit into the totals of their series, taken in this order.
+
+    A decision that does not fit takes no room: a smaller one after it may fit. `totals` has the
+    sums over all time, by key, of every series that has decisions.
+    """
+    full: Full = {}
+    held: dict[tuple[str, ...], list[int]] = {
+        key: list(_sums_of(sums)) for key, sums in totals.items()
+    }
+    for decision in decisions:
+        key = key_of(decision)
+        sums = held.get(key) or [0] * len(SUMS)
+        after = [a + (b or 0) for a, b in zip(sums, _values_of(decision), strict=True)]
+        if max(after) <= LARGEST_SUM:
+            held[key] = after
+        else:
+            field = next(f for f, value in zip(_FIELDS, after, strict=True) if value > LARGEST_SUM)
+            full[identity_of(decision)] = field
+    return full
+
+
+def most_added(cells: Cells) -> int:
+    """Return a number that no sum of one series grows by more than, when cells are added to it."""
+    return sum(sums.largest for sums in cells)

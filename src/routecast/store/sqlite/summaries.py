@@ -1,0 +1,33 @@
+"""Rows of summaries as SQLite keeps them: integers of more than 63 bits in two columns.
+
+The part above the lowest 63 bits is in the column's `_high`; these columns come last in a row.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from routecast.core.history import COLUMNS
+from routecast.core.room import SUMS
+
+HIGH: Final = 63
+_LOW: Final = (1 << HIGH) - 1
+_PLACES: Final = tuple(COLUMNS.index(name) for name in SUMS)
+
+
+def split(sums: Sequence[int]) -> tuple[int, ...]:
+    """Return sums, in the order of `history.COLUMNS`, as columns."""
+    high = (sums[place] >> HIGH for place in _PLACES)
+    return (*(value & _LOW for value in sums), *high)
+
+
+def join(columns: Sequence[Any]) -> list[Any]:
+    """Return the sums that `split` gave."""
+    sums = list(columns[: len(COLUMNS)])
+    for place, high in zip(_PLACES, columns[len(COLUMNS) :], strict=True):
+        sums[place] += high << HIGH
+    return sums
+
+
+def joined(rows: Iterable[Any]) -> list[Any]:
+    """Return stored rows of part, name, columns and histogram, with their sums joined."""
+    return [(part, name, *join(columns), counts) for part, name, *columns, counts in rows]

@@ -1,0 +1,138 @@
+"""What every store does with sums that do not fit into 64 bits."""
+
+import pytest
+
+from routecast.core.history import GROUPS, history_query, plan
+from routecast.core.past import render
+from routecast.core.room import LARGEST_SUM
+from routecast.ports import Commit, Difference, Store
+from tests.contract.conftest import Connect
+from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.summaries import sum_up
+
+HALF = 2**62
+
+
+async def differences(store: Store) -> list[Difference]:
+    return [found async for found in store.verify() if isinstance(found, Difference)]
+
+
+async def fold(store: Store) -> None:
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+
+
+# -- sums over series ---------------------------------------------------------------------------
+
+# Each series of it has room; all of them together need 66 bits, in an hour that is over.
+WIDE = [kept(n, strategy=f"s{n}", cost=LARGEST_SUM - n, decided=NOW - 3 * HOUR) for n in range(5)]
+
+
+@pytest.mark.parametrize("step", [60, 3600], ids=["minutes", "hours"])
+@pytest.mark.parametrize("state", ["unfolded", "folded", "summed"])
+@pytest.mark.parametrize("group_by", [None, GROUPS[0], GROUPS[1]])
+async def test_sums_over_series_are_exact_beyond_64_bits(
+    store: Store, state: str, group_by: str | None, step: int
+) -> None:
+    """In history, of rollups and of summaries; totals and verification agree."""
+    await store.commit([WIDE], NOW)
+    if state != "unfolded":
+        await fold(store)
+    if state == "summed":
+        assert await sum_up(store, NOW) == 1
+    query = history_query(
+        start=NOW - DAY, end=NOW, fields=("cost", "avg_latency_ms"), group_by=group_by
+    )
+    wanted = plan(query, NOW, least_step=step)
+    past = await store.history(wanted)
+    points = [point for series in past.points.values() for point in series.values()]
+    assert sum(point.cost_sum for point in points) == sum(one.cost or 0 for one in WIDE)
+    assert sum(point.latency_sum for point in points) == sum(one.latency or 0 for one in WIDE)
+    assert len(points) == (5 if group_by == "strategy" else 1)
+    assert render(past, wanted).document()["series"]
+    assert_sums((await store.load(NOW)).total, WIDE)
+    assert await differences(store) == []
+
+
+# -- a series at its limit ----------------------------------------------------------------------
+
+
+def tell(commit: Commit) -> tuple[list[int], int, dict[tuple[str, str], str], bool]:
+    return commit.inserted, commit.position.seq, commit.full, commit.delta is not None
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+async def test_full_series_refuses_only_what_does_not_fit(store: Store, folded: bool) -> None:
+    """By name, in the order it was sent, and again when it is sent again."""
+    await store.commit([[kept(0, cost=HALF)]], NOW)
+    if folded:
+        await fold(store)
+    sent = [
+        [kept(9), kept(8, cost=HALF), kept(7, strategy="other", cost=HALF)],
+        [kept(6, cost=LARGEST_SUM - HALF - kept(9).cost), kept(5, cost=1), kept(4, cost=None)],
+    ]
+    full = {("d8", "default"): "cost", ("d5", "default"): "cost"}
+    assert tell(await store.commit(sent, NOW)) == ([2, 2], 2, full, True)
+    counted = [
+        kept(0, cost=HALF),
+        *(one for batch in sent for one in batch if one.id not in "d8d5"),
+    ]
+    for _ in range(2):
+        assert_sums((await store.load(NOW)).total, counted)
+        assert tell(await store.commit(sent, NOW)) == ([0, 0], 2, full, False)
+        assert await differences(store) == []
+        await fold(store)
+    assert (await store.commit([[kept(8, cost=None)]], NOW)).inserted == [1]
+
+
+@pytest.mark.parametrize(("column", "field"), [("cost", "cost"), ("latency", "latency_ms")])
+async def test_field_is_named_as_on_the_wire(store: Store, column: str, field: str) -> None:
+    """Whichever of the sums is full."""
+    done = await store.commit([[kept(n, **{column: HALF}) for n in range(3)]], NOW)
+    assert done.inserted == [1]
+    assert done.full == {("d1", "default"): field, ("d2", "default"): field}
+    assert await differences(store) == []
+
+
+async def test_batch_that_is_more_than_64_bits_by_itself(store: Store) -> None:
+    """Even more than an integer of a delta can hold: what fits is kept."""
+    sent = [kept(n, cost=LARGEST_SUM - n, decided=NOW - n * 60 * 10**6) for n in range(9)]
+    done = await store.commit([sent, [kept(8, cost=0)]], NOW)
+    assert (done.inserted, set(done.full)) == ([1, 0], {(f"d{n}", "default") for n in range(1, 9)})
+    assert_sums((await store.load(NOW)).total, sent[:1])
+    assert await differences(store) == []
+
+
+async def test_two_stores_fill_one_series(connect: Connect) -> None:
+    """Neither knows what the other added before it looks."""
+    stores = [connect(), connect()]
+    for store in stores:
+        await store.open()
+    most = LARGEST_SUM // 10
+    kept_of = [
+        sum((await stores[n % 2].commit([[kept(n, cost=most)]], NOW)).inserted) for n in range(14)
+    ]
+    assert kept_of == [1] * 10 + [0] * 4
+    assert_sums((await stores[0].load(NOW)).total, [kept(n, cost=most) for n in range(10)])
+    assert await differences(stores[1]) == []
+    for store in stores:
+        await store.close()
+
+
+async def test_other_series_do_not_pay_for_a_full_one(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a commit that adds to a series near its limit looks at exact sums."""
+    store = connect()
+    await store.open()
+    await store.commit([[kept(0, cost=LARGEST_SUM)]], NOW)
+    await fold(store)
+    await store.commit([[kept(1, cost=1)]], NOW)  # whoever has to learn of it has
+    looked = []
+    for module in ("routecast.store.sqlite.writer", "routecast.store.postgres.commit"):
+        monkeypatch.setattr(f"{module}.find_full", lambda *_: looked.append(1) or {})
+    for n in range(2, 12):
+        await store.commit([[kept(n, strategy="other")]], NOW)
+    assert not looked
+    assert (await store.commit([[kept(99, cost=None)]], NOW)).inserted == [1]
+    assert looked
+    await store.close()

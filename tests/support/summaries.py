@@ -1,0 +1,11 @@
+"""Summing hours up, as maintenance does."""
+
+from routecast.ports import Store
+
+
+async def sum_up(store: Store, before: int, limit: int | None = None) -> int:
+    """Sum up the oldest hours that were over before a moment; return how many."""
+    hours = (await store.unsummed(before=before))[:limit]
+    for hour in hours:
+        await store.summarise(hour)
+    return len(hours)

@@ -1,0 +1,169 @@
+"""A SQLite file that is damaged: who meets it, what the check finds, and what is refused then."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routecast.core.history import history_query, plan
+from routecast.errors import Unavailable
+from routecast.store.sqlite import SqliteStore, integrity
+from tests.support.decisions import HOUR, NOW, kept
+from tests.unit.running import until
+
+PAGE = 4096
+
+
+async def filled(path: Path) -> None:
+    """Make a database of some hundred pages, closed in good order."""
+    store = SqliteStore(path)
+    await store.open()
+    for batch in range(4):
+        numbers = range(500 * batch, 500 * (batch + 1))
+        await store.commit([[kept(n, reason="r" * 300, strategy=f"s{n}") for n in numbers]], NOW)
+    await store.close()
+
+
+def cut(path: Path) -> None:
+    """Cut a file off in its middle."""
+    os.truncate(path, path.stat().st_size // 2 // PAGE * PAGE)
+
+
+def overwrite(path: Path, table: str) -> None:
+    """Overwrite the page that a table begins with."""
+    with sqlite3.connect(path) as db:
+        find = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+        ((page,),) = db.execute(find, (table,)).fetchall()
+    db.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * PAGE)
+        file.write(os.urandom(PAGE))
+
+
+async def assert_refuses(store: SqliteStore) -> None:
+    works: Any = (
+        store.commit([[kept(9999)]], NOW),
+        store.check(),
+        store.prune(decisions_before=0, minutes_before=0, limit=1),
+    )
+    for refused in works:
+        with pytest.raises(Unavailable, match=r"the database file is corrupt \("):
+            await refused
+
+
+async def test_sound_file_is_checked_when_it_is_opened(path: Path) -> None:
+    """A small one is done before anything else happens."""
+    await filled(path)
+    store = SqliteStore(path)
+    await store.open()
+    assert store.condition == ("ok", None)
+    await store.close()
+
+
+async def test_page_that_was_overwritten_is_found_at_the_start(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is written to the file; what can be read is."""
+    await filled(path)
+    overwrite(path, "decisions")
+    store = SqliteStore(path)
+    await store.open()
+    check, error = store.condition
+    assert check == "failed"
+    assert error
+    await assert_refuses(store)
+    assert len((await store.load(NOW)).total) == 2000
+    assert caplog.text.count("The database file is corrupt") == 1
+    await store.close()
+
+
+async def test_file_that_was_cut_off_before_the_start(path: Path) -> None:
+    """It may not even open; it is corrupt in either case."""
+    await filled(path)
+    cut(path)
+    store = SqliteStore(path)
+    with suppress(Unavailable):
+        await store.open()
+    assert store.condition.error
+    await assert_refuses(store)
+    await store.close()
+
+
+async def test_file_that_is_cut_off_meanwhile(path: Path) -> None:
+    """No more is acknowledged, from the next commit on."""
+    await filled(path)
+    store = SqliteStore(path)
+    await store.open()
+    await store.commit([[kept(9000)]], NOW)
+    cut(path)
+    with pytest.raises(Unavailable, match="shorter than it was"):
+        await store.commit([[kept(9001)]], NOW)
+    await until(lambda: store.condition.check == "failed")
+    await assert_refuses(store)
+    await store.close()
+
+
+async def test_file_that_became_shorter_and_is_sound(path: Path) -> None:
+    """Somebody vacuumed it: once that is checked, all goes on."""
+    await filled(path)
+    store = SqliteStore(path)
+    await store.open()
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM decisions")
+        db.commit()
+        db.execute("VACUUM")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    with pytest.raises(Unavailable, match="shorter than it was"):
+        await store.check()
+    await until(lambda: store.condition == ("ok", None))
+    await store.commit([[kept(9001)]], NOW)
+    await store.close()
+
+
+READERS: dict[str, Callable[[SqliteStore], Awaitable[object]]] = {
+    "history": lambda store: store.history(plan(history_query(start=NOW - HOUR, end=NOW), NOW)),
+    "load": lambda store: store.load(NOW),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+async def test_reader_that_meets_damage_makes_the_store_refuse(path: Path, reader: str) -> None:
+    """Though the writer has not met it."""
+    await filled(path)
+    store = SqliteStore(path)
+    await store.open()
+    assert store.condition.error is None
+    overwrite(path, "rollups")
+    with pytest.raises(Unavailable, match="SQLite: "):
+        await READERS[reader](store)
+    assert store.condition.error
+    await assert_refuses(store)
+    await store.close()
+
+
+async def test_long_check_is_finished_in_the_background(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is open meanwhile; closing ends the check at once."""
+    await filled(path)
+    overwrite(path, "decisions")
+    monkeypatch.setattr(integrity, "OPEN_SECONDS", 0.0)
+    monkeypatch.setattr(integrity, "WORK_SECONDS", 0.0)
+    monkeypatch.setattr(integrity, "STEPS", 100)
+    store = SqliteStore(path)
+    await store.open()
+    assert store.condition.check == "running"
+    await store.position()
+    await until(lambda: store.condition.check == "failed")
+    await store.close()
+    monkeypatch.setattr(integrity, "REST_SECONDS", 3600.0)
+    again = SqliteStore(path)
+    await again.open()
+    async with asyncio.timeout(20):
+        await again.close()

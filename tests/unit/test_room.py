@@ -1,0 +1,55 @@
+"""Room: which decisions fit into sums of 64 bits."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.decision import Decision
+from routecast.core.rollup import Cells, Key
+from routecast.core.room import LARGEST_SUM, find_full
+from tests.support.decisions import cells_of, kept
+from tests.support.oracle import tally
+
+LARGE = LARGEST_SUM // 3
+amounts = st.none() | st.sampled_from([0, 1, LARGE, LARGE + 1, LARGEST_SUM, 2 * LARGEST_SUM])
+decisions = st.lists(st.tuples(st.sampled_from("ab"), amounts, amounts, amounts), max_size=12).map(
+    lambda rows: [
+        kept(
+            n, strategy=name, cost=cost, input_tokens=tokens, output_tokens=tokens, latency=None
+        )._replace(confidence=confidence)
+        for n, (name, cost, tokens, confidence) in enumerate(rows)
+    ]
+)
+
+
+@given(decisions, decisions)
+def test_what_fits_is_kept_and_nothing_else(held: list[Decision], sent: list[Decision]) -> None:
+    """In order; each that is refused would have been too much, in the field that is named."""
+    before = [one for one in held if (one.id, one.project) not in find_full(held, {})]
+    totals = cells_of(before).total()
+    full = find_full(sent, totals)
+    counted = list(before)
+    for one in sent:
+        sums = tally([*counted, one])[one[1:7]]
+        over = [
+            field
+            for field, total in (
+                ("confidence", sums.confidence_sum),
+                ("cost", sums.cost_sum),
+                ("input_tokens", sums.input_tokens),
+                ("output_tokens", sums.output_tokens),
+            )
+            if total > LARGEST_SUM
+        ]
+        assert full.get((one.id, one.project)) == (over[0] if over else None)
+        if not over:
+            counted.append(one)
+
+
+def test_totals_are_not_changed() -> None:
+    """They are the caller's."""
+    cells: Cells = cells_of([kept(1)])
+    totals = cells.total()
+    find_full([kept(2)], totals)
+    (key,) = totals
+    assert isinstance(key, Key)
+    assert totals[key].count == 1

@@ -1,0 +1,304 @@
+"""What writing to SQLite costs: in proportion to what is written, whatever is stored already."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.decision import Decision
+from routecast.core.history import history_query, plan
+from routecast.core.rollup import Sums
+from routecast.ports import MAX_GROUP, Difference
+from routecast.store.sqlite import SqliteStore, folding, rollups
+from routecast.store.sqlite.writer import Writer
+from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
+
+
+def series(number: int, **given: Any) -> Decision:
+    """Return a decision of one of many series."""
+    return kept(strategy=f"s{number % 500}", model=f"m{number // 500}", **given)
+
+
+def filled(path: Path, count: int, minutes: int) -> Writer:
+    """Return a writer on a database with so many series in its total, and some late minutes."""
+    writer = Writer(path, create=True)
+    writer.open()
+    for first in range(0, count, 2_000):
+        numbers = range(first, min(count, first + 2_000))
+        writer.commit([[series(n, id=f"series-{n}") for n in numbers]], NOW)
+    late = [series(n % count, id=f"late-{n}", decided=before(n)) for n in range(minutes)]
+    writer.commit([late], NOW)
+    fold(writer)
+    return writer
+
+
+def reopened(writer: Writer, path: Path) -> Writer:
+    writer.close()
+    writer = Writer(path, create=False)
+    writer.open()
+    return writer
+
+
+def before(minutes: int) -> int:
+    return NOW - (minutes + 1) * MINUTE
+
+
+def fold(writer: Writer) -> None:
+    while writer.fold():
+        pass
+
+
+@contextmanager
+def counted_steps(writer: Writer) -> Iterator[Callable[[], int]]:
+    """Count what SQLite's engine does: its steps, rows and all that is looked at are in them.
+
+    The writer must have been opened a moment ago: statements count from when they were made.
+    """
+    db, steps = writer._db, 0
+    assert db is not None
+    counted: dict[int, int] = {}
+
+    def profile(statement: dict[str, Any]) -> None:
+        nonlocal steps
+        now = statement["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
+        before = counted.get(statement["id"], 0)
+        steps += now - before if now >= before else now
+        counted[statement["id"]] = now
+
+    db.trace_v2(apsw.SQLITE_TRACE_PROFILE, profile)
+    try:
+        yield lambda: steps
+    finally:
+        db.trace_v2(0)
+
+
+def cost_of_late_decisions(path: Path, count: int, minutes: int) -> int:
+    """Return the steps that decisions in so many old minutes take, committed and folded."""
+    writer = filled(path, count, minutes)
+    again = [series(n % count, id=f"again-{n}", decided=before(n)) for n in range(minutes)]
+    writer = reopened(writer, path)
+    with counted_steps(writer) as steps:
+        writer.commit([again], NOW)
+        fold(writer)
+        total = steps()
+    writer.close()
+    return total
+
+
+def test_late_decisions_cost_as_much_with_many_series_as_with_few(tmp_path: Path) -> None:
+    """To fold a cell, no other cell of its minute, hour or total is read."""
+    few = cost_of_late_decisions(tmp_path / "few.db", 100, 600)
+    many = cost_of_late_decisions(tmp_path / "many.db", 10_000, 600)
+    assert many < 1.5 * few
+
+
+def test_late_decisions_cost_as_much_in_many_minutes_as_in_one(tmp_path: Path) -> None:
+    """Be they of one minute or of as many minutes as there are decisions."""
+    path = tmp_path / "old.db"
+    writer = filled(path, 100, 1_000)
+    costs = []
+    for name, step in (("one", 0), ("spread", 1)):
+        writer = reopened(writer, path)
+        late = [series(n % 100, id=f"{name}-{n}", decided=before(step * n)) for n in range(1_000)]
+        with counted_steps(writer) as steps:
+            writer.commit([late], NOW)
+            fold(writer)
+            costs.append(steps() / 1_000)
+    writer.close()
+    # A cell is a row in each of three periods, read and written; a decision in a cell is none.
+    assert costs[1] < costs[0] + 1_000
+
+
+def test_one_step_of_folding_is_bounded(tmp_path: Path) -> None:
+    """A large delta is folded by many steps: each does a small part of the work."""
+    writer = filled(tmp_path / "large.db", 100, 1)
+    writer.commit([[series(n % 100, id=f"x{n}", decided=before(n)) for n in range(4_000)]], NOW)
+    left = []
+    while writer.unfolded:
+        left.append(writer.unfolded)
+        writer.fold()
+    assert all(a - b <= folding.STEP_CELLS for a, b in pairwise(left))
+    assert len(left) >= (4_000 - 2 * folding.STEP_CELLS) // folding.STEP_CELLS
+    writer.close()
+
+
+def test_what_the_writer_remembers_has_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bytes, however many cells a period has."""
+    monkeypatch.setattr(rollups, "REMEMBERED_BYTES", 100 * rollups.ROLLUP_BYTES)
+    writer = filled(tmp_path / "cells.db", 2_000, 500)
+    assert writer._rollups.size <= rollups.REMEMBERED_BYTES
+    assert 10 < len(writer._rollups._held) <= 100
+    assert writer._folding._remembered == 0
+    writer.close()
+
+
+def test_backlog_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it, a commit folds as many cells as it adds."""
+    monkeypatch.setattr(folding, "MOST_UNFOLDED", 3_000)
+    writer = Writer(tmp_path / "backlog.db", create=True)
+    writer.open()
+    for number in range(12):
+        ids = range(1_000 * number, 1_000 * number + 1_000)
+        writer.commit([[kept(n, decided=NOW - n * MINUTE) for n in ids]], NOW)
+        assert writer.unfolded <= 3_000
+    writer.close()
+
+
+# -- exactness ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "PART_CELLS", 2)
+    monkeypatch.setattr(folding, "STEP_CELLS", 3)
+    monkeypatch.setattr(folding, "FOLD_CELLS", 10**9)
+    monkeypatch.setattr(folding, "FOLD_COMMITS", 10**9)
+    monkeypatch.setattr(folding, "REMEMBERED_CELLS", 5)
+    monkeypatch.setattr(rollups, "REMEMBERED_BYTES", 4 * rollups.ROLLUP_BYTES)
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(path)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+moments = st.integers(NOW - 2 * HOUR, NOW)
+some_decisions = st.lists(
+    kept_decisions(st.integers(0, 30).map(str), moments), min_size=1, max_size=8
+)
+actions = st.lists(
+    some_decisions | st.sampled_from(["fold", "restart", "other process"]), max_size=10
+)
+
+
+@pytest.mark.usefixtures("_small_steps")
+@given(actions)
+def test_sums_are_exact_at_any_moment(
+    tmp_path_factory: pytest.TempPathFactory, actions: list[Any]
+) -> None:
+    """Whatever part of whatever delta is folded: totals, history, missed deltas and `verify`."""
+    path = tmp_path_factory.mktemp("life") / "routecast.db"
+    asyncio.run(live(path, actions))
+
+
+async def live(path: Path, actions: list[Any]) -> None:
+    held: dict[tuple[str, str], Decision] = {}
+    store = SqliteStore(path)
+    await store.open()
+    start = await store.load(NOW)
+    for action in actions:
+        if action == "fold":
+            store._writer.fold()
+        elif action == "restart":
+            await store.close()
+            store = SqliteStore(path)
+            await store.open()
+        elif action == "other process":
+            async with opened(path) as other:
+                other._writer.fold()
+        else:
+            await store.commit([action], NOW)
+            for decision in action:
+                held.setdefault((decision.id, decision.project), decision)
+        await assert_exact(store, list(held.values()))
+    for delta in await store.deltas(start.position):
+        start.apply(delta)
+    assert_sums(start.total, held.values())
+    await store.close()
+
+
+async def assert_exact(store: SqliteStore, decisions: list[Decision]) -> None:
+    assert_sums((await store.load(NOW)).total, decisions)
+    wanted = plan(history_query(start=NOW - 3 * HOUR, end=NOW + MINUTE), NOW)
+    past = await store.history(wanted)
+    assert sum(point.count for point in past.points.get("all", {}).values()) == len(decisions)
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+
+
+# -- large batches ------------------------------------------------------------------------------
+
+
+async def test_large_batch_is_one_commit(store: SqliteStore) -> None:
+    """Of several batches each gets its count; known ids and second mentions count once."""
+    await store.commit([[kept(0), kept(1)]], NOW)
+    first = [kept(n) for n in range(MAX_GROUP)]
+    second = [kept(n, model="") for n in (5, MAX_GROUP, MAX_GROUP, MAX_GROUP + 1)]
+    committed = await store.commit([first, second], NOW)
+    assert committed.inserted == [MAX_GROUP - 2, 2]
+    assert committed.position.seq == 2
+    decisions = [*first, *second[1:2], *second[3:]]
+    assert committed.delta is not None
+    assert_sums(committed.delta.cells.total(), decisions[2:])
+    assert_sums((await store.load(NOW)).total, decisions)
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+    again = await store.commit([first, second], NOW)
+    assert (again.inserted, again.position, again.delta) == ([0, 0], committed.position, None)
+
+
+async def test_small_batches_are_committed_while_a_large_one_is_prepared(
+    store: SqliteStore,
+) -> None:
+    """They go first, and the ids they bring count once."""
+    large = [kept(n) for n in range(2 * MAX_GROUP)]
+    task = asyncio.create_task(store.commit([large], NOW))
+    small = 0
+    while not task.done():
+        await store.commit([[kept(small)]], NOW)
+        small += 1
+    assert small > 1
+    assert (await task).position.seq > 1
+    assert_sums((await store.load(NOW)).total, large)
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+
+
+async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours are read beside commits; one that was added to is summed up later."""
+    monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
+    await store.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
+    (hour,) = await store.unsummed(before=NOW)
+    put = store._writer.put_summaries
+
+    def late(*read: Any) -> None:
+        store._writer.commit([[kept(2, decided=NOW - 5 * HOUR)]], NOW)
+        put(*read)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._writer, "put_summaries", late)
+        await store.summarise(hour)
+    assert await store.unsummed(before=NOW) == [hour]
+    await store.summarise(hour)
+    assert await store.unsummed(before=NOW) == []
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+
+
+def test_parts_of_cells_are_all_of_them(tmp_path: Path) -> None:
+    """None is lost or twice, and no part is too large."""
+    cells = folding.Cells()
+    cells.add(series(n, decided=NOW - n % 7 * MINUTE) for n in range(100))
+    for most in (1, 3, 7, 99, 100, 1_000):
+        parts = list(cells.split(most))
+        assert all(0 < part.number <= most for part in parts)
+        found: dict[Any, Sums] = {}
+        for part in parts:
+            for minute, bucket in part.minutes.items():
+                for key, sums in bucket.items():
+                    assert (minute, key) not in found
+                    found[minute, key] = sums
+        assert len(found) == cells.number == 100
+    assert list(folding.Cells().split(5)) == [folding.Cells()]
