@@ -34,13 +34,14 @@ FORGET_SECONDS: Final = 120.0
 class _Window:
     """A window's last answer, and its read while one is running."""
 
-    __slots__ = ("asked", "due", "failed", "reading", "seconds", "task")
+    __slots__ = ("asked", "due", "ended", "failed", "reading", "seconds", "task")
 
     def __init__(self) -> None:
         self.reading: Reading | None = None
         self.failed = False  # whether the last read did
         self.task: asyncio.Task[Reading] | None = None
         self.seconds = 0.0  # that the last read took
+        self.ended = 0.0  # when that was, on the monotonic clock
         self.due = 0.0  # when it may be read again, on the monotonic clock
         self.asked = 0.0  # when somebody asked last, on the same
 
@@ -75,7 +76,7 @@ class Windows:
         reading = window.reading
         if reading is not None and not self._is_of_use(reading, after):
             reading = window.reading = None
-            window.due = now
+            window.due = min(window.due, window.ended + REUSE_SECONDS)
         if window.task is None and now >= window.due:
             window.task = asyncio.create_task(self._read(asked, window))
             window.task.add_done_callback(_look_at)
@@ -112,8 +113,9 @@ class Windows:
                         if window.failed:
                             raise Unavailable("the database cannot answer for the window now")
                         await asyncio.sleep(window.due - time.monotonic())
-                        self.held(asked, after)
-                    if window.task is not None:
+                        reading = self.held(asked, after)
+                        window = self._windows[asked]
+                    else:
                         newest = await asyncio.shield(window.task)
                         reading = newest if self._is_of_use(newest, after) else None
         except TimeoutError:
@@ -152,7 +154,7 @@ class Windows:
 
     def _rest(self, window: _Window, started: float, ended: float) -> None:
         """Note what a read cost, and when the next one may begin."""
-        window.seconds = ended - started
+        window.seconds, window.ended = ended - started, ended
         for asked, other in list(self._windows.items()):
             if other.task is None and ended - other.asked > FORGET_SECONDS:
                 del self._windows[asked]

@@ -7,6 +7,7 @@ import pytest
 from routecast.core.histogram import add_bins, bin_of, pack_counts, percentiles
 from routecast.core.history import Plan, history_query, plan
 from routecast.core.past import MAX_SERIES, Past, Point, past_of, render, summaries
+from routecast.core.periods import Periods
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Uncovered
 from routecast.protocol import Position
@@ -93,6 +94,31 @@ def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
     for length, points in ((3 * HOUR, 300), (8 * DAY, 300), (8 * DAY, 5)):
         with pytest.raises(Uncovered):
             past_of(held, asked(length, points=points))
+
+
+def test_periods_given_up_for_memory_are_not_told_as_empty() -> None:
+    """They are for the database, as those are that were never held."""
+    decisions = [kept(n, decided=NOW - n * 7 * MINUTE) for n in range(20)]
+    cells = cells_of(decisions)
+    held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
+    held.cover(("5m", "1h"))
+    recent = asked(HOUR // 2, points=100)
+    assert_history(render(past_of(held, recent), recent).document(), decisions)
+    with pytest.raises(Uncovered):
+        past_of(held, asked(50 * HOUR, points=100))
+    held.cover(())
+    with pytest.raises(Uncovered):
+        past_of(held, recent)
+
+
+def test_large_period_is_not_even_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That alone would keep others waiting."""
+    cells = cells_of([kept(n, strategy=f"s{n}", decided=NOW) for n in range(5000)])
+    loaded = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
+    held = Snapshot.unpack(loaded.pack())
+    monkeypatch.setattr(Periods, "_open", None)
+    with pytest.raises(Uncovered):
+        past_of(held, asked(MINUTE))
 
 
 @pytest.mark.parametrize("fields", [["count"], ["p50_latency_ms"]])

@@ -27,6 +27,7 @@ OTHER: Final = "other"
 # histogram counts as several.
 MAX_SUMS: Final = 4_000
 HISTOGRAM_SUMS: Final = 5
+_TOO_MUCH: Final = "that is too much to add up at once"
 # More values than these keep others waiting while they are made or encoded: it is for a thread.
 # A percentile takes as long as several.
 MANY_VALUES: Final = 5_000
@@ -129,12 +130,15 @@ def past_of(snapshot: Snapshot, plan: Plan) -> Past:
     minutes = plan.period == "minute"
     unit = 60 if minutes else 3600
     held = snapshot.minute if minutes else snapshot.hour
+    periods = snapshot.minutes if minutes else snapshot.hours
     room = MAX_SUMS // (HISTOGRAM_SUMS if plan.histograms else 1)
     for number in range(plan.buckets.first // unit, plan.buckets.end // unit):
+        if periods.packed_cells(number) > room:  # which takes a while to unpack
+            raise Uncovered(_TOO_MUCH)
         cells = held(number)
         room -= len(cells)
         if room < 0:
-            raise Uncovered("that is too much to add up at once")
+            raise Uncovered(_TOO_MUCH)
         past.add(plan, number * unit, cells)
     return past
 
