@@ -43,7 +43,7 @@ from routecast.edge.ops import dashboard_files, ops_router, page_router
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error, respond_error
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws import WebSocketEdge
-from routecast.edge.ws_asgi import MetricsSocket
+from routecast.edge.ws_asgi import MetricsSocket, refuse
 from routecast.edge.ws_v1 import v1_speakers
 from routecast.errors import BadHead, BadSettings, RoutecastError, Unavailable
 from routecast.history import History
@@ -318,17 +318,26 @@ class App(FastAPI):
     take: ASGIApp  # them, for pages of allowed origins too
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in ("http", "websocket"):
             try:
                 read_fields(scope["headers"], scope.get("http_version", ""))
             except BadHead as error:
-                await respond_error(error)(scope, receive, send)
+                await _refuse(error, scope, receive, send)
                 return
-            if scope["path"] == DECISIONS and scope["method"] == "POST":
-                await self.take(scope, receive, send)
-                return
-            scope = as_get(scope)
-        await super().__call__(scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif scope["path"] == DECISIONS and scope["method"] == "POST":
+            await self.take(scope, receive, send)
+        else:
+            await super().__call__(as_get(scope), receive, send)
+
+
+async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        await refuse(error, scope, receive, send)
+    else:
+        await respond_error(error)(scope, receive, send)
 
 
 def create_app(settings: Settings, engines: Engines | None = None) -> App:

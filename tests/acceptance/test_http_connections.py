@@ -126,6 +126,28 @@ def test_the_default_is_75_seconds(shared: Server) -> None:
         assert answer.headers["connection"] == "close"
 
 
+def test_a_connection_is_idle_after_the_rest_of_a_body(tmp_path: Path) -> None:
+    """A body that comes after the answer is dropped; then the connection is like any other."""
+    with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server, Line(server.port) as line:
+        line.send(request("POST", "/nowhere", "Content-Length: 9"))
+        assert line.answer().status == 404
+        line.send(b"x" * 9 + request("GET", "/health"))
+        assert line.answer().status == 200
+        line.send(request("POST", "/nowhere", "Content-Length: 9"))
+        assert line.answer().status == 404
+        line.send(b"x" * 9)
+        line.wait_for_end(20)
+        assert line.rest() == b""
+
+
+@pytest.mark.parametrize("target", [b"/%", b"//[", b"/a?b#c", b"/\x7f", b"/..//./", b"/%00%ff"])
+def test_strange_targets(shared: Server, target: bytes) -> None:
+    """Each has an answer that says it is none of ours."""
+    with Line(shared.port) as line:
+        line.send(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert line.answer().status in (400, 404)
+
+
 @pytest.mark.parametrize("behind", ["GET", "HEAD"])
 def test_a_stream_ends_with_its_client_whatever_is_behind_it(server: Server, behind: str) -> None:
     """Requests sent behind a stream do not keep it from learning that the client has gone."""
