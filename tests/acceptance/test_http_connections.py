@@ -57,7 +57,7 @@ def post(length: int, body: bytes = b"", *lines: str) -> bytes:
 
 def refused(port: int) -> float:
     """Return how many requests were refused, for any cause."""
-    text = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+    text = httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
     counts = re.findall(r"^routecast_requests_refused_total\{.*\} (\S+)$", text, re.MULTILINE)
     return sum(map(float, counts))
 
@@ -124,6 +124,28 @@ def test_the_default_is_75_seconds(shared: Server) -> None:
         answer = line.answer()
         assert "keep-alive" not in answer.headers
         assert answer.headers["connection"] == "close"
+
+
+def test_a_connection_is_idle_after_the_rest_of_a_body(tmp_path: Path) -> None:
+    """A body that comes after the answer is dropped; then the connection is like any other."""
+    with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server, Line(server.port) as line:
+        line.send(request("POST", "/nowhere", "Content-Length: 9"))
+        assert line.answer().status == 404
+        line.send(b"x" * 9 + request("GET", "/health"))
+        assert line.answer().status == 200
+        line.send(request("POST", "/nowhere", "Content-Length: 9"))
+        assert line.answer().status == 404
+        line.send(b"x" * 9)
+        line.wait_for_end(20)
+        assert line.rest() == b""
+
+
+@pytest.mark.parametrize("target", [b"/%", b"//[", b"/a?b#c", b"/\x7f", b"/..//./", b"/%00%ff"])
+def test_strange_targets(shared: Server, target: bytes) -> None:
+    """Each has an answer that says it is none of ours."""
+    with Line(shared.port) as line:
+        line.send(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert line.answer().status in (400, 404)
 
 
 @pytest.mark.parametrize("behind", ["GET", "HEAD"])
@@ -204,7 +226,7 @@ def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         for _ in range(50):
             lines.enter_context(Line(server.port)).send(post(65_536))
         for _ in range(10):
-            answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD)
+            answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD, timeout=30)
             assert answer.json()["accepted"] == 1
         assert refused(server.port) == 0
 
@@ -219,7 +241,7 @@ def test_unfinished_bodies_make_room(
         lines = [stack.enter_context(Line(server.port)) for _ in range(10)]
         for line in lines:
             line.send(post(60_000, b" " * 50_000, more))
-            answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD)
+            answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD, timeout=30)
             assert answer.json()["accepted"] == 1
         for line in lines[:6]:
             answer = line.answer()
@@ -297,8 +319,8 @@ def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         lines = [stack.enter_context(Line(server.port)) for _ in range(60)]
         lines[0].wait_for_end(10)
         for _ in range(10):
-            assert httpx2.get(f"{server.url}/health").status_code == 200
-        text = httpx2.get(f"{server.url}/metrics").text
+            assert httpx2.get(f"{server.url}/health", timeout=30).status_code == 200
+        text = httpx2.get(f"{server.url}/metrics", timeout=30).text
         assert f'cause="{http_edge.FILES_USED_UP}"' in text
 
 

@@ -13,6 +13,7 @@ from routecast.core.sites import Sites
 from routecast.edge.fields import read_fields
 from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.proxies import Proxies
+from routecast.edge.ws_asgi import refuse
 from routecast.errors import RoutecastError
 
 _FORWARDED_FOR: Final = b"x-forwarded-for"
@@ -36,20 +37,16 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope = self._with_client(scope)
-        if scope["type"] == "websocket":
-            await self._app(scope, receive, send)
-            return
-        send = _unsniffed(send)
         try:
             self._check_fields(scope)
         except RoutecastError as error:
-            await respond_error(error)(scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, send if _is_socket(scope) else _unsniffed(send))
 
     def _check_fields(self, scope: Scope) -> None:
         host = read_fields(scope["headers"], scope["http_version"]).get(b"host")
-        if host is not None:
+        if host is not None and not _is_socket(scope):
             self._sites.check_host(host.decode("latin-1"))
 
     def _with_client(self, scope: Scope) -> Scope:
@@ -64,6 +61,14 @@ class Gate:
             plain = scheme.replace("ws", "http")
             changed["scheme"] = plain.replace("http", "ws") if _is_socket(scope) else plain
         return {**scope, **changed} if changed else scope
+
+
+async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
+    if _is_socket(scope):
+        await receive()  # websocket.connect
+        await refuse(error, scope, receive, send)
+    else:
+        await respond_error(error)(scope, receive, _unsniffed(send))
 
 
 def _is_socket(scope: Scope) -> bool:

@@ -261,6 +261,8 @@ class GuardedHttp(HttpToolsProtocol):
                 self._wait(None)
         elif self._in_head or not self._whole:
             self._await_head()
+        elif self._clock is None:  # the rest of a body whose request is answered
+            self._wait(self._edge.idle)
 
     def _await_body(self, bodies: Bodies[Any], held: int) -> None:
         if self._clock is not bodies:
@@ -385,12 +387,12 @@ class GuardedHttp(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._choose_upgrade(version, fields)
             return
-        self._in_body = True
         self._tell_date()
         length = fields.get(b"content-length")
         small = length is not None and len(length) < 6 and int(length) <= SMALL_BODY
         self._bodies = self._edge.small_bodies if small else self._edge.large_bodies
         self.begin_request(version, fields)
+        self._in_body = True
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -418,7 +420,7 @@ class GuardedHttp(HttpToolsProtocol):
             and self.url.partition(b"?")[0] == STREAM_PATH
             and self._get_upgrade() == b"websocket"
         )
-        if accepted and self._running is not None:
+        if accepted and (self._running is not None or self._stalled is not None):
             raise Refused(UPGRADE_BEHIND)
         self._offer = not accepted
 

@@ -40,7 +40,7 @@ class MetricsSocket:
         try:
             session, address = self._door.open_scope(scope)
         except RoutecastError as error:
-            await _refuse(error, scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         try:
             # None is the default stream, for whoever asks for nothing that is spoken here.
@@ -105,7 +105,7 @@ def _content(message: Message) -> str | bytes:
     return text if text is not None else message.get("bytes") or b""
 
 
-async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
+async def refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer over HTTP instead of upgrading, where the server can; else close (seen as 403)."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": int(CloseCode.POLICY)})
