@@ -188,9 +188,15 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         date_header=False,  # `GuardedHttp` has it
     )
     server = _Server(config, services, url_of(listener), on_started)
-    # Uvicorn raises again the signal that stopped it; stopping when told to is no failure.
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # For signals that come before uvicorn listens to them. In the end it raises the one that
+        # stopped it again; to stop when told to is no failure.
+        if not server.should_exit:
+            server.handle_exit(number, frame)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, stop)
     spare_collector()
     server.run(sockets=[listener])
     return 0 if server.started else 1

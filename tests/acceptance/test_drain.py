@@ -1,8 +1,12 @@
 """How a server stops: everyone is told when to come back, and nobody can hold it up."""
 
 import re
+import signal
 import time
 from contextlib import suppress
+from pathlib import Path
+
+import pytest
 
 from tests.support.raw import CLOSE, Line, frame, open_stream
 from tests.support.server import Server
@@ -86,3 +90,15 @@ def test_a_close_under_way_is_not_cut_off(server: Server) -> None:
         server.terminate()
         assert stream.close_code() == 1000
     assert server.wait() == 0
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3, 0.6, 0.9])
+def test_a_node_that_still_starts_stops_too(tmp_path: Path, pause: float) -> None:
+    """Whatever it is doing when it is told: no signal is lost."""
+    server = Server(tmp_path)
+    server.launch()
+    server.wait_for_log("Listening on")
+    time.sleep(pause)  # so that the signal comes at different points of the start
+    server.terminate()
+    assert server.wait() in (0, -signal.SIGTERM)
+    server.http.close()
