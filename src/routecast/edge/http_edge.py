@@ -16,8 +16,9 @@ from routecast.instruments import Instruments
 
 # A request line and its headers come in one piece from any honest client, at once.
 REQUEST_SECONDS: Final = 10.0
-# A client gets so long to end a connection that was ended from this side.
-END_SECONDS: Final = 2.0
+# A client gets so long to read the last answer and to end a connection that was ended from this
+# side. Reset before, one that still sends could not read why it was refused (RFC 9112, 9.6).
+END_SECONDS: Final = 5.0
 # So long a request waits behind the one that is being answered.
 AHEAD_SECONDS: Final = 60.0
 # Connections in each state: a crowd that returns at once, and more; in all, and of an address.
