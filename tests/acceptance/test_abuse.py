@@ -539,7 +539,7 @@ def test_requests_ahead_of_their_answers(shared: Server) -> None:
         with suppress(BlockingIOError):
             line.socket.send(WHOLE * 50_000)
     for line in lines:
-        line.wait_for_end(5)
+        line.wait_for_end(15)
         line.socket.close()
     assert shared.memory() - before < 8 * MIB
 

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from operator import methodcaller
 from typing import Final, Protocol
 
@@ -16,8 +17,9 @@ from routecast.instruments import Instruments
 
 # A request line and its headers come in one piece from any honest client, at once.
 REQUEST_SECONDS: Final = 10.0
-# A client gets so long to end a connection that was ended from this side.
-END_SECONDS: Final = 2.0
+# A client gets so long to read the last answer and to end a connection that was ended from this
+# side. Reset before, one that still sends could not read why it was refused (RFC 9112, 9.6).
+END_SECONDS: Final = 5.0
 # So long a request waits behind the one that is being answered.
 AHEAD_SECONDS: Final = 60.0
 # Connections in each state: a crowd that returns at once, and more; in all, and of an address.
@@ -31,6 +33,8 @@ MAX_LARGE_BYTES_OF_ADDRESS: Final = 64 * 2**20
 # Of the files that the process may open, connections leave so many for everything else. One read
 # of the listening socket may accept hundreds.
 RESERVED_FILES: Final = 128
+# Connections that are closed for a new one near that limit: more than one, to get away from it.
+CLOSED_FOR_ONE: Final = 16
 FILES_USED_UP: Final = (
     "nearly all files that this process may open are in use; raise its limit (ulimit -n)"
 )
@@ -59,8 +63,8 @@ class HttpEdge:
     """The clocks of one server. A connection is in one of them while it waits for its client.
 
     `keep_alive` is how long an idle connection is kept, in seconds. `files` is how many files the
-    process may open; as the limit comes near, the connection that has waited longest is closed for
-    each new one.
+    process may open; as the limit comes near, those that have waited longest are closed for each
+    new one.
     """
 
     def __init__(
@@ -119,13 +123,18 @@ class HttpEdge:
         if line is None or line.fileno() < self._files:
             return True
         self.complaints.add(FILES_USED_UP)
+        closed = list(islice(self._oldest(), CLOSED_FOR_ONE))
+        for connection in closed:
+            connection.abort()
+        if not closed:
+            transport.abort()
+        return bool(closed)
+
+    def _oldest(self) -> Iterator[Connection]:
+        """Take out the connections that can be closed, those first that are the least loss."""
         for clock in (self.ends, self.idle, self.heads, self.small_bodies, self.large_bodies):
-            oldest = clock.take_oldest()
-            if oldest is not None:
-                oldest.abort()
-                return True
-        transport.abort()
-        return False
+            while (oldest := clock.take_oldest()) is not None:
+                yield oldest
 
     def key_of(
         self, client: tuple[str, int] | None, headers: Sequence[tuple[bytes, bytes]] = ()
