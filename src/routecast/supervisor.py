@@ -23,8 +23,6 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 # A service that was started again works once it has run for so long, in seconds.
 STEADY_SECONDS: Final = 60.0
-# What waits is finished within this time at shutdown, in seconds; then the service is cancelled.
-DRAIN_SECONDS: Final = 4.0
 # Causes remembered as logged, of one service; when there are more, all are logged again.
 MAX_CAUSES: Final = 32
 
@@ -105,21 +103,13 @@ class Supervisor:
 
     @asynccontextmanager
     async def running(
-        self,
-        service: str,
-        run: Callable[[], Coroutine[Any, Any, None]],
-        close: Callable[[], None] | None = None,
+        self, service: str, run: Callable[[], Coroutine[Any, Any, None]]
     ) -> AsyncIterator[None]:
-        """Run a service beside the body; at its end let it finish (with `close`), or cancel it."""
+        """Run a service beside the body; at its end cancel it."""
         task = asyncio.create_task(self.keep(service, run), name=service)
         try:
             yield
         finally:
-            if close is not None:
-                close()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(DRAIN_SECONDS):
-                        await asyncio.shield(task)
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task

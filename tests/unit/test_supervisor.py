@@ -57,15 +57,13 @@ async def test_service_that_crashes_is_started_again(
 @pytest.mark.usefixtures("quick")
 async def test_service_that_ends_by_itself_is_left_alone(instruments: Instruments) -> None:
     """As ingest does at the end, when all that waited is committed."""
-    supervisor, closed, runs = Supervisor(instruments), asyncio.Event(), 0
+    supervisor, runs = Supervisor(instruments), 0
 
     async def run() -> None:
         nonlocal runs
         runs += 1
-        await closed.wait()
 
-    async with supervisor.running("ingest", run, closed.set):
-        await asyncio.sleep(0)
+    await supervisor.keep("ingest", run)
     assert runs == 1
     assert not supervisor.failing
 
