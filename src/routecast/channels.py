@@ -32,6 +32,8 @@ from routecast.protocol import (
 
 # So many members or more get their message before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
+# And after so many seconds, however few members there are.
+TURN_SECONDS: Final = 0.005
 # A tick may be so much later than it should, in seconds, and the stream still shows in time that it
 # lives.
 MARGIN: Final = 1.0
@@ -393,21 +395,29 @@ class Channels:
             due = [channel for channel in due if channel.cohorts]
             if not due and not waiting:
                 continue
+            due.sort(key=lambda channel: not channel.subscription.view.plain)
             started = time.monotonic()
             try:
                 reading = await self._documents.read()
             except Unavailable:
                 reading = None
             await self._welcome(waiting, reading)
+            ran = time.monotonic()
             for channel in due:
                 if channel.cohorts:
                     await self._take_turn(channel, reading)
+                if time.monotonic() - ran > TURN_SECONDS:
+                    await asyncio.sleep(0)
+                    ran = time.monotonic()
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
     async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
         for number, member in enumerate(waiting, 1):
             if member.channel is not None:
-                version = self._version(member.channel.subscription.view, reading)
+                view = member.channel.subscription.view
+                payer, _ = self._turns.payer(view, (member.line.client,))
+                with self._turns.charged(payer):
+                    version = self._version(view, reading)
                 if version is not None:
                     self.send(member, version)
                 else:

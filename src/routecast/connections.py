@@ -227,7 +227,11 @@ class ConnectionManager:
                 continue
             for group in due:
                 group.settle()
-            await self._tick(due, now)
+            # Nobody waits for a document that takes longer to make than the plain one.
+            plain = [group for group in due if group.subscription.view.plain]
+            others = [group for group in due if not group.subscription.view.plain]
+            for some in filter(None, (plain, others)):
+                await self._tick(some, now)
 
     async def _tick(self, due: list[Group], now: float) -> None:
         """Send groups their frames; put those off that have to wait for one."""

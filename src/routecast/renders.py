@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 MAX_WAITING: Final = 256
 MAX_WAITING_PER_CLIENT: Final = 16
 
-_PLAIN: Final = View()
-
 
 class Documents(Protocol):
     """Where documents are made (`latest.Latest`)."""
@@ -84,7 +82,7 @@ class Renders:
 
         That is in so many seconds; 0.0 is now. The payer of the plain view is "": nobody.
         """
-        if view == _PLAIN:
+        if view.plain:
             return "", 0.0
         return self._budget.first(clients, time.monotonic())
 
@@ -116,7 +114,7 @@ class Renders:
         """
         request = self._waiting.get(view)
         if request is None:
-            if view != _PLAIN:
+            if not view.plain:
                 self._check_room(client)
             request = self._waiting[view] = _Request(view, client)
         request.done.append(done)
@@ -165,7 +163,7 @@ class Renders:
         for request in self._waiting.values():
             if request.reads is not None:
                 continue
-            if request.view == _PLAIN:
+            if request.view.plain:
                 return request, 0.0
             wait = self._budget.wait(request.client, now)
             if chosen is None or wait < least:
@@ -173,7 +171,7 @@ class Renders:
         return chosen, least
 
     async def _make_ready(self, request: _Request) -> None:
-        payer = "" if request.view == _PLAIN else request.client
+        payer = "" if request.view.plain else request.client
         try:
             while True:
                 reading = self._documents.covering(await self._documents.read(), request.view)

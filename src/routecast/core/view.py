@@ -107,6 +107,11 @@ class View:
         return not (self.strategy is self.provider is self.model is self.project is None)
 
     @property
+    def plain(self) -> bool:
+        """Whether it is what a stream without parameters shows: all that is counted."""
+        return self.fields == DEFAULT_FIELDS and self.window == "all" and not self.filtered
+
+    @property
     def size(self) -> int:
         """How many bytes of memory the filters take."""
         filters = (self.strategy, self.provider, self.model, self.project)
