@@ -29,7 +29,7 @@ from routecast.config import Settings
 from routecast.connections import ConnectionManager
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
-from routecast.core.names import Names
+from routecast.core.names import COMBINATION, Names
 from routecast.edge.advice import METHODS, Advice
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
@@ -72,6 +72,8 @@ CLOSE_SECONDS = 3.0
 SHARE_SECONDS = 3.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
+# The setting that limits a part of names, where it is not that of most.
+_LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
 
 
 def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
@@ -142,7 +144,11 @@ class Services:
         self._only_streams = settings.role == "stream"
         self._has_others = settings.redis_url is not None
         look_seconds = LOOK_SECONDS if self._has_others else ALONE_LOOK_SECONDS
-        names = Names(settings.max_names, settings.max_series)
+        names = Names(settings.max_names, settings.max_series, self._tell_full)
+        self.names = names
+        for part, limit in names.limits.items():
+            self.instruments.names.labels(part).set_function(partial(names.used, part))
+            self.instruments.names_limit.labels(part).set(limit)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
         self.sources = Sources(
             engines.store,
@@ -163,6 +169,7 @@ class Services:
             look_seconds=None if self._only_streams else look_seconds,
             cache_seconds=SHARE_SECONDS if self._has_others else None,
             learn=names.learn,
+            renew=names.renew,
         )
         self.latest = Latest(
             self.live.current,
@@ -244,6 +251,15 @@ class Services:
             position=self.live.position,
             components=components,
             source=source,
+            full_names=self.names.full,
+        )
+
+    def _tell_full(self, part: str) -> None:
+        limit, setting = self.names.limits[part], _LIMITS.get(part, "ROUTECAST_MAX_NAMES")
+        log.warning(
+            "The limit of %s names for %s is reached: new ones count as `other`. Raise %s, or make "
+            "room with `routecast names fold` or `routecast names forget`",
+            *(f"{limit:,}", part, setting),
         )
 
 

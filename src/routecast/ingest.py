@@ -13,7 +13,7 @@ from operator import is_not
 from typing import Final
 
 from routecast.core.decision import Decision
-from routecast.core.names import Names
+from routecast.core.names import Names, Reserved
 from routecast.errors import RoutecastError, SumFull, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Clock, Store
@@ -36,12 +36,16 @@ Pending = asyncio.Future[tuple[int, Position]]
 
 
 class Batch:
-    """Decisions that were sent together, and the promise of an answer to them."""
+    """Decisions that were sent together, and the promise of an answer to them.
 
-    __slots__ = ("decisions", "done")
+    `reserved` are the names reserved for them until their commit.
+    """
 
-    def __init__(self, decisions: Sequence[Decision]) -> None:
+    __slots__ = ("decisions", "done", "reserved")
+
+    def __init__(self, decisions: Sequence[Decision], reserved: Reserved = ()) -> None:
         self.decisions = decisions
+        self.reserved = reserved
         self.done: Pending = asyncio.get_running_loop().create_future()
 
 
@@ -96,8 +100,7 @@ class Ingest:
             raise self._refuse(decisions, "shutting down", retry_after=5)
         if self._waiting and self._waiting + len(decisions) > MAX_WAITING:
             raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
-        fold = self._names.fold
-        batch = Batch([fold(decision) for decision in decisions])
+        batch = Batch(*self._names.reserve(decisions))
         folded = sum(map(is_not, decisions, batch.decisions))
         if folded:
             self._instruments.folded.inc(folded)
@@ -163,8 +166,11 @@ class Ingest:
         # Before the answers, so that whoever has one reads what it wrote.
         if commit.delta is not None:
             self._bus.publish(commit.delta)
+            if any(batch.reserved for batch in group):
+                self._names.learn(commit.delta.cells.keys())
         for batch, inserted in zip(group, commit.inserted, strict=True):
             self._waiting -= len(batch.decisions)
+            self._names.release(batch.reserved)
             if not batch.done.done():
                 batch.done.set_result((inserted, commit.position))
 
@@ -188,6 +194,7 @@ class Ingest:
     def _answer(self, group: list[Batch], error: RoutecastError) -> None:
         for batch in group:
             self._waiting -= len(batch.decisions)
+            self._names.release(batch.reserved)
             self._instruments.decisions.labels("refused").inc(len(batch.decisions))
             if not batch.done.done():
                 batch.done.set_exception(error)

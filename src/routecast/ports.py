@@ -4,13 +4,14 @@ Whatever engine is behind a port, the suite in `tests/contract` runs on it uncha
 methods raise `Unavailable` when their engine cannot answer now, having changed nothing.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position, Source
@@ -40,6 +41,22 @@ class Commit:
     position: Position
     inserted: list[int]
     delta: Delta | None
+
+
+@dataclass(frozen=True, slots=True)
+class NameUse:
+    """A name in a database: of which part, and how many decisions are counted under it.
+
+    `first` and `last` are the hours it was first and last seen in, in seconds since 1970; None
+    for a name without decisions. `folded`: its decisions are counted as `other` from now on.
+    """
+
+    part: str
+    name: str
+    count: int
+    first: int | None
+    last: int | None
+    folded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +96,8 @@ class Store(Protocol):
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
         nor does its second mention in the same call. `received` is the moment, in microseconds.
-        Raises Unavailable, or SumFull when a sum has no room left; then nothing of it was kept.
+        Names folded by `fold_names` are counted as `other`. Raises Unavailable, or SumFull when a
+        sum has no room left; then nothing of it was kept.
         """
         ...
 
@@ -129,6 +147,24 @@ class Store(Protocol):
 
         At most `limit` hours a call, so that commits get their turn; returns how many, and the
         caller calls again until it is 0. Nothing depends on it but time. Raises Unavailable.
+        """
+        ...
+
+    async def names(self) -> list[NameUse]:
+        """Return all names, by part and then by count, as of one position. Raises Unavailable."""
+        ...
+
+    async def folded_names(self) -> FoldedNames:
+        """Return the names that `fold_names` folded, by part. Raises Unavailable."""
+        ...
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
+        """Count all decisions with these names of a part as `other` there, in every rollup.
+
+        With `remember`, later decisions with them count as `other` too; without it, that is
+        forgotten. Totals over all names stay as they are, and so do decisions' ids. It is one
+        transaction, which begins a new epoch; commits wait until it ends. Returns the position.
+        Raises SumFull when a sum of `other` would have no room, Unavailable; then nothing changed.
         """
         ...
 

@@ -133,6 +133,33 @@ async def test_names_over_their_bound_are_folded_and_counted(
     assert instruments.registry.get_sample_value("routecast_names_folded_total") == 2
 
 
+async def test_names_of_what_is_not_stored_take_no_room(
+    store: SqliteStore, bus: MemoryBus, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of duplicates, and of a commit that fails; while they wait, the limit holds all the same."""
+    names = Names(2, 10)
+    ingest = Ingest(store, bus, clock, names, Instruments())
+    async with running(ingest.run()):
+        await ingest.submit([kept(1)])
+        duplicate = ingest.submit([kept(1, strategy="spent")])
+        over = ingest.submit([kept(2, strategy="new")])  # there may be two, and one is reserved
+        await asyncio.gather(duplicate, over)
+        assert names.used("strategy") == 1
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "commit", _fail)
+            with pytest.raises(Unavailable):
+                await ingest.submit([kept(3, strategy="lost")])
+        await ingest.submit([kept(4, strategy="true")])
+        await ingest.submit([kept(5, strategy="late")])
+    strategies = {2: "other", 4: "true", 5: "other"}
+    stored = [kept(1), *(kept(n, strategy=name) for n, name in strategies.items())]
+    assert_sums((await held(store)).total, stored)
+
+
+async def _fail(*_: object) -> None:
+    raise Unavailable("the database is gone")
+
+
 # -- bounds -------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 import msgspec
 from msgspec import Meta
 
+from routecast.core.texts import is_allowed
 from routecast.core.wording import kind, worded
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import MAX_BATCH, DecisionIn, is_clean
@@ -161,7 +162,7 @@ def _identity_of(part: msgspec.Raw) -> str | None:
         known = _identity.decode(part).id
     except (ValueError, RecursionError):
         return None
-    return known if known and is_clean(known) else None
+    return known if known and is_allowed(known) else None
 
 
 class _Identity(msgspec.Struct):
@@ -182,7 +183,9 @@ def _convert(value: Any) -> DecisionIn | Broken:
     if not isinstance(value, dict):
         return Broken(f"expected an object, got {_kind(value)}", None)
     known = value.get("id")
-    shown = known if isinstance(known, str) and 0 < len(known) <= 128 and is_clean(known) else None
+    shown = (
+        known if isinstance(known, str) and 0 < len(known) <= 128 and is_allowed(known) else None
+    )
     # Fields of other names are ignored, even where their names cannot be written as UTF-8.
     given = {name: given for name, given in value.items() if name in _FIELDS}
     try:
@@ -191,8 +194,8 @@ def _convert(value: Any) -> DecisionIn | Broken:
         return Broken(_explain(str(error)), shown)
     except UnicodeEncodeError:
         # Nor can a lone surrogate be compared with the few words that may stand here.
-        name = next(name for name in _WORDS if not is_clean(str(given.get(name))))
-        return Broken(f"{name}: {_WORDS[name]}", shown)
+        name = next(name for name, value in given.items() if not is_clean(str(value)))
+        return Broken(f"{name}: {_WORDS.get(name, 'must not hold a lone surrogate')}", shown)
 
 
 _FIELDS: Final = frozenset(DecisionIn.__struct_fields__)

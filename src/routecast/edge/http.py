@@ -19,6 +19,7 @@ from routecast.core.decision import Decision, Rules
 from routecast.core.decode import Broken, decode
 from routecast.core.frame import Frame
 from routecast.core.session import check_origin, open_session
+from routecast.core.texts import is_allowed
 from routecast.core.view import View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
@@ -40,7 +41,6 @@ from routecast.protocol import (
     Problem,
     Receipt,
     Rejection,
-    is_clean,
 )
 
 # Between so many decisions of a large batch, others get a turn on the event loop.
@@ -127,7 +127,7 @@ class Decisions:
             try:
                 batch.decisions.append(normalise(item, now))
             except Invalid as error:
-                named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
+                named = item.id if item.id and is_allowed(item.id) else msgspec.UNSET
                 batch.rejected.append(Rejection(index, str(error), named))
 
     def keep(self, batch: Batch) -> Pending | None:

@@ -12,12 +12,21 @@ import asyncpg
 
 from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
+from routecast.core.names import fold_names
 from routecast.core.rollup import Bucket, Cells, Key, Sums, key_of
 from routecast.errors import SumFull
 from routecast.ports import DELTAS_KEPT, Commit
 from routecast.protocol import Position
 from routecast.store.postgres.fold import LARGEST_SUM, fold
-from routecast.store.postgres.session import LOST, SQL, Session, number_series, query, value
+from routecast.store.postgres.session import (
+    LOST,
+    SQL,
+    Session,
+    learn_folded,
+    number_series,
+    query,
+    value,
+)
 
 COLUMNS: Final = (
     "generation",
@@ -63,6 +72,10 @@ class Unsettled(Exception):
         self.written = written
 
 
+class _OtherEpoch(Exception):
+    """A new epoch has begun: names may have been folded that the session does not know of."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """How to go about it: the fast ways first, though they may fail where slow ones do not."""
@@ -76,11 +89,13 @@ async def commit(session: Session, batches: Sequence[Sequence[Decision]], receiv
     sent = _first_mentions(batches)
     if not sent:
         return await _nothing(session, batches)
-    await number_series(session, map(key_of, sent))
     way = _Way()
     while True:
         try:
-            return await _commit(session, batches, sent, received, way)
+            counted = await _counted(session, sent)
+            return await _commit(session, batches, counted, received, way)
+        except _OtherEpoch:
+            session.naming.epoch = ""
         except asyncpg.UniqueViolationError:
             way = _Way(copy=False, exact=way.exact)
         except asyncpg.NumericValueOutOfRangeError:
@@ -93,6 +108,16 @@ def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
     sent.reverse()  # of equal keys a dict keeps the last
     first = dict(zip(map(identity_of, sent), sent, strict=True))
     return [first[identity] for identity in sorted(first)]
+
+
+async def _counted(session: Session, sent: list[Decision]) -> list[Decision]:
+    """Return decisions with folded names replaced; the session knows the series of all."""
+    naming = session.naming
+    if not naming.epoch:
+        await learn_folded(session)
+    counted = fold_names(sent, naming.folded) if naming.folded else sent
+    await number_series(session, map(key_of, counted))
+    return counted
 
 
 async def _commit(
@@ -130,7 +155,9 @@ async def _write(
     way: _Way,
 ) -> Written:
     """Write all but the end of the transaction."""
-    generation, oldest, *kept_from, number = (await query(session, "begin_commit"))[0]
+    generation, oldest, *kept_from, number, epoch = (await query(session, "begin_commit"))[0]
+    if epoch != session.naming.epoch:
+        raise _OtherEpoch
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)
     counting = None
@@ -192,9 +219,10 @@ def _columns(
     series = map(session.series.__getitem__, map(key_of, sent))
     return [
         *([generation] * size, [number] * size, range(size)),
-        *columns[:2],
+        columns[0],
+        columns[-1],
         list(series),
-        *columns[1 + len(Key._fields) :],
+        *columns[1 + len(Key._fields) : -1],
     ]
 
 

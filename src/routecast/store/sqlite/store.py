@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ import apsw
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
-from routecast.ports import Checked, Commit, Difference
+from routecast.ports import Checked, Commit, Difference, NameUse
 from routecast.protocol import Position
 from routecast.store.recount import recount
-from routecast.store.sqlite import past, readers
+from routecast.store.sqlite import names, past, readers
 from routecast.store.sqlite.connection import BUSY_MS, select
 from routecast.store.sqlite.writer import Writer
 
@@ -79,6 +80,17 @@ class SqliteStore:
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._run(
             self._writing, self._writer.prune, decisions_before, minutes_before, limit
+        )
+
+    async def names(self) -> list[NameUse]:
+        return await self._read(names.listed)
+
+    async def folded_names(self) -> FoldedNames:
+        return await self._read(names.folded_names)
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
+        return await self._run(
+            self._writing, self._writer.fold_names, part, frozenset(names), remember
         )
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:

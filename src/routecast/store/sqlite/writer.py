@@ -9,7 +9,7 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 
 import itertools
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -17,15 +17,17 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
+from routecast.core.names import FoldedNames, fold_names
 from routecast.core.rollup import Bucket, Cells, Sums, bucket_merge
 from routecast.errors import BadDatabase, SumFull, Unavailable
 from routecast.ports import DELTAS_KEPT, Commit
 from routecast.protocol import Position
 from routecast.store.past import summary_rows
 from routecast.store.queries import load_migrations
+from routecast.store.sqlite import names
 from routecast.store.sqlite.connection import (
     BUSY_MS,
     SQL,
@@ -138,6 +140,7 @@ class Writer:
         self._buckets: dict[tuple[str, int], Bucket] = {}
         self._unfolded: list[Cells] = []
         self._unfolded_decisions = 0
+        self._folded: FoldedNames = {}  # what was folded into `other`
         self._largest = 0  # no sum, of the rollups and the unfolded together, is over it
 
     def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
@@ -145,12 +148,14 @@ class Writer:
         try:
             with transaction(self._db):
                 position = self._begin()
+                batches = self._counted(batches)
                 decisions = itertools.chain.from_iterable(batches)
                 if any(batches) and self._insert(decisions, position, received):
                     return self._finish(batches, position, received)
             # Some ids are known, and the engine does not say which: again, looking first.
             with transaction(self._db):
                 position = self._begin()
+                batches = self._counted(batches)
                 fresh = self._fresh(batches)
                 if any(fresh):
                     rows = itertools.chain.from_iterable(fresh)
@@ -174,21 +179,26 @@ class Writer:
         if version != self._version:
             self._forget()
             self._version = version
+            self._folded = names.folded_names(self._db)
             self._largest = query(self._db, "largest_sum")[0][0]
             for delta in deltas_after(self._db, Position(epoch, folded)):
                 self._await_folding(delta.cells)
         return Position(epoch, seq + 1)
+
+    def _counted(self, batches: Sequence[Sequence[Decision]]) -> Sequence[Sequence[Decision]]:
+        """Return batches with the names that were folded replaced."""
+        return [fold_names(batch, self._folded) for batch in batches] if self._folded else batches
 
     def _insert(self, decisions: Iterable[Decision], position: Position, received: int) -> bool:
         """Insert decisions; when an id is known, undo the transaction and return False."""
         rows = [
             (
                 d.id,
-                d.project,
+                d.owner,
                 self._series.get(d[1:7]) or self._series_of(d[1:7]),
                 position.seq,
                 received,
-                *d[7:],
+                *d[7:-1],
             )
             for d in decisions
         ]
@@ -207,13 +217,13 @@ class Writer:
         return number
 
     def _fresh(self, batches: Sequence[Sequence[Decision]]) -> list[list[Decision]]:
-        sent = msgspec.json.encode([(d.id, d.project) for batch in batches for d in batch])
+        sent = msgspec.json.encode([identity_of(d) for batch in batches for d in batch])
         known = set(query(self._db, "known_ids", sent.decode()))
         fresh = []
         for batch in batches:
             kept = []
             for decision in batch:
-                identity = (decision.id, decision.project)
+                identity = identity_of(decision)
                 if identity not in known:
                     known.add(identity)
                     kept.append(decision)
@@ -296,6 +306,21 @@ class Writer:
         with transaction(self._db):
             query(self._db, "touch")
             self._db.execute("COMMIT")
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def fold_names(self, part: str, folded: Collection[str], remember: bool) -> Position:
+        """Count names of a part as `other` (`ports.Store.fold_names`)."""
+        try:
+            with transaction(self._db):
+                self._fold(self._begin().seq - 1)
+                position = names.fold(self._db, part, folded, self._merge, remember=remember)
+                self._db.execute("COMMIT")
+        except OverflowError as error:
+            raise SumFull("a sum of `other` would be over its limit of 64 bits") from error
+        finally:
+            self._forget()  # what it remembers has other names, or was undone
+        return position
 
     # -- retention ------------------------------------------------------------------------------
 

@@ -72,7 +72,8 @@ INSERT OR REPLACE INTO rollups (
 -- name: oldest_decisions
 -- In the order of receipt; retention reads from this end.
 SELECT n, received, decisions.id, series.project, strategy, provider, model, band, status,
-       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason,
+       decisions.project
 FROM decisions JOIN series ON series.id = decisions.series
 ORDER BY n LIMIT ?;
 
@@ -183,3 +184,57 @@ SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, c
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
   AND start = ?;
+
+-- name: folded_names
+SELECT part, name FROM folded_names;
+
+-- name: remember_name
+INSERT INTO folded_names (part, name) VALUES (?, ?) ON CONFLICT DO NOTHING;
+
+-- name: forget_name
+DELETE FROM folded_names WHERE part = ? AND name = ?;
+
+-- name: begin_epoch
+UPDATE history SET epoch = ?;
+
+-- name: series_counts
+SELECT series, count FROM rollups WHERE period = 'total' AND start = 0;
+
+-- name: name_hours
+-- The first and the last hour that each name of a part was seen in, of hours that are summed up.
+SELECT name, min(start), max(start) FROM summaries
+WHERE part = ? AND start NOT IN (SELECT start FROM unsummed_hours) GROUP BY name;
+
+-- name: unsummed_series_hours
+-- The same of each series, of the other hours.
+SELECT series, min(start), max(start) FROM rollups
+WHERE period = 'hour' AND start IN (SELECT start FROM unsummed_hours) GROUP BY series;
+
+-- name: starts_of_series
+-- The starts at which a period has rollups of certain series.
+SELECT DISTINCT start FROM rollups
+WHERE period = ? AND series IN (SELECT value FROM json_each(?)) ORDER BY start;
+
+-- name: rollups_of_series
+-- A period's rollups of certain series at certain starts.
+SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+       latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups
+WHERE period = ? AND start IN (SELECT value FROM json_each(?))
+  AND series IN (SELECT value FROM json_each(?))
+ORDER BY start, series;
+
+-- name: delete_rollups_of_series
+DELETE FROM rollups
+WHERE period = ? AND start IN (SELECT value FROM json_each(?))
+  AND series IN (SELECT value FROM json_each(?));
+
+-- name: note_unsummed_hours
+INSERT INTO unsummed_hours SELECT value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
+
+-- name: move_decisions
+-- Decisions of each [old, new] pair of series become the new one's.
+UPDATE decisions SET series = moved.new
+FROM (SELECT value ->> 0 AS old, value ->> 1 AS new FROM json_each(?)) AS moved
+WHERE decisions.series = moved.old;
