@@ -9,6 +9,8 @@ from routecast.core.rollup import Bucket, Key, Sums
 from routecast.ports import NameUse
 
 HOUR = 3600
+# So many rollups are moved at a time, about, which bounds what is in memory.
+ROLLUPS_AT_ONCE = 20_000
 
 
 def folded_names(rows: Iterable[Any]) -> FoldedNames:
@@ -26,6 +28,20 @@ def moves(series: Mapping[int, Key], part: str, names: Collection[str]) -> dict[
         for number, key in series.items()
         if getattr(key, part) in names
     }
+
+
+def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
+    """Yield the starts of rows of start and count, as many at a time as have few rollups."""
+    starts: list[int] = []
+    rollups = 0
+    for start, count in rows:
+        if starts and rollups + count > ROLLUPS_AT_ONCE:
+            yield starts
+            starts, rollups = [], 0
+        starts.append(start)
+        rollups += count
+    if starts:
+        yield starts
 
 
 def moved_buckets(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict[int, Bucket]:

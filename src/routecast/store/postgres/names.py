@@ -10,15 +10,13 @@ from routecast.core.rollup import Key
 from routecast.errors import SumFull
 from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position
-from routecast.store.names import Uses, moved_buckets, moves
+from routecast.store.names import Uses, in_steps, moved_buckets, moves
 from routecast.store.names import folded_names as by_part
 from routecast.store.postgres.fold import START_OF, deltas_of, fold, merge
 from routecast.store.postgres.session import Session, number_series, query, series_names
 
 # A command that is suspended within the transaction must not keep commits out for longer.
 IDLE = "30s"
-# So many starts of a period are moved at a time, which bounds what is in memory.
-STARTS = 64
 
 
 async def folded_names(session: Session) -> FoldedNames:
@@ -75,11 +73,8 @@ async def fold_names(
 async def _move_rollups(session: Session, period: str, unit: int, keys: Mapping[int, Key]) -> int:
     """Move the rollups of a period to new keys; return the largest sum of a total."""
     largest, old = 0, list(keys)
-    starts = [row["start"] for row in await query(session, "starts_of_series", period, old)]
-    for first in range(0, len(starts), STARTS):
-        rows = await query(
-            session, "take_rollups_of_series", period, starts[first : first + STARTS], old
-        )
+    for starts in in_steps(await query(session, "starts_of_series", period, old)):
+        rows = await query(session, "take_rollups_of_series", period, starts, old)
         buckets = await asyncio.to_thread(moved_buckets, rows, keys, unit)
         try:
             largest = max(largest, await merge(session, period, buckets))

@@ -11,7 +11,7 @@ from routecast.core.names import NAMED, FoldedNames
 from routecast.core.rollup import Bucket, Key
 from routecast.ports import NameUse
 from routecast.protocol import Position
-from routecast.store.names import Uses, moved_buckets, moves
+from routecast.store.names import Uses, in_steps, moved_buckets, moves
 from routecast.store.names import folded_names as by_part
 from routecast.store.sqlite.connection import (
     START_OF,
@@ -21,9 +21,6 @@ from routecast.store.sqlite.connection import (
     series_names,
     transaction,
 )
-
-# So many starts of a period are moved at a time, which bounds what is in memory.
-STARTS: int = 64
 
 # Adds buckets to the rollups of a period.
 Merge = Callable[[str, dict[int, Bucket]], None]
@@ -75,14 +72,14 @@ def _move_rollups(
     db: apsw.Connection, period: str, unit: int, keys: Mapping[int, Key], merge: Merge
 ) -> None:
     old = _json(list(keys))
-    starts = [row[0] for row in query(db, "starts_of_series", period, old)]
-    for first in range(0, len(starts), STARTS):
-        chosen = _json(starts[first : first + STARTS])
+    found = query(db, "starts_of_series", period, old)
+    for starts in in_steps(found):
+        chosen = _json(starts)
         rows = query(db, "rollups_of_series", period, chosen, old)
         query(db, "delete_rollups_of_series", period, chosen, old)
         merge(period, moved_buckets(rows, keys, unit))
     if period == "hour":  # what is summed up of them is to be summed up again
-        query(db, "note_unsummed_hours", _json(starts))
+        query(db, "note_unsummed_hours", _json([start for start, _ in found]))
 
 
 def _move_decisions(db: apsw.Connection, keys: Mapping[int, Key]) -> None:
@@ -90,7 +87,10 @@ def _move_decisions(db: apsw.Connection, keys: Mapping[int, Key]) -> None:
     for number, key in keys.items():
         query(db, "add_series", *key)
         pairs.append((number, query(db, "one_series", *key)[0][0]))
-    query(db, "move_decisions", _json(pairs))
+    query(db, "make_moved")
+    query(db, "put_moved", _json(pairs))
+    query(db, "move_decisions")
+    query(db, "drop_moved")
 
 
 def _json(value: Any) -> str:

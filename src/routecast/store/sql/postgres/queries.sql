@@ -383,8 +383,9 @@ SELECT series, min(start), max(start) FROM rollups
 WHERE period = 'hour' AND start IN (SELECT start FROM unsummed_hours) GROUP BY series;
 
 -- name: starts_of_series
--- The starts at which a period has rollups of certain series.
-SELECT DISTINCT start FROM rollups WHERE period = $1 AND series = ANY($2::integer[]) ORDER BY start;
+-- The starts at which a period has rollups of certain series, and of how many.
+SELECT start, count(*) FROM rollups WHERE period = $1 AND series = ANY($2::integer[])
+GROUP BY start ORDER BY start;
 
 -- name: take_rollups_of_series
 -- Delete a period's rollups of certain series at certain starts, and return them.

@@ -211,9 +211,9 @@ SELECT series, min(start), max(start) FROM rollups
 WHERE period = 'hour' AND start IN (SELECT start FROM unsummed_hours) GROUP BY series;
 
 -- name: starts_of_series
--- The starts at which a period has rollups of certain series.
-SELECT DISTINCT start FROM rollups
-WHERE period = ? AND series IN (SELECT value FROM json_each(?)) ORDER BY start;
+-- The starts at which a period has rollups of certain series, and of how many.
+SELECT start, count(*) FROM rollups
+WHERE period = ? AND series IN (SELECT value FROM json_each(?)) GROUP BY start ORDER BY start;
 
 -- name: rollups_of_series
 -- A period's rollups of certain series at certain starts.
@@ -233,8 +233,16 @@ WHERE period = ? AND start IN (SELECT value FROM json_each(?))
 -- name: note_unsummed_hours
 INSERT INTO unsummed_hours SELECT value FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
 
+-- name: make_moved
+-- A table with a key, or the next would read all pairs for each decision.
+CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new INTEGER NOT NULL);
+
+-- name: put_moved
+-- [old, new] pairs of series.
+INSERT INTO moved SELECT value ->> 0, value ->> 1 FROM json_each(?);
+
 -- name: move_decisions
--- Decisions of each [old, new] pair of series become the new one's.
-UPDATE decisions SET series = moved.new
-FROM (SELECT value ->> 0 AS old, value ->> 1 AS new FROM json_each(?)) AS moved
-WHERE decisions.series = moved.old;
+UPDATE decisions SET series = moved.new FROM moved WHERE decisions.series = moved.old;
+
+-- name: drop_moved
+DROP TABLE moved;
