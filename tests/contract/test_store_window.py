@@ -19,6 +19,7 @@ from routecast.store import loading
 from tests.contract.conftest import Databases
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, keep, kept, sent_decisions
 from tests.support.oracle import ALL_FIELDS, Prices, assert_agree, expect, fact
+from tests.support.windows import cells_in
 
 # Mostly where windows begin and end; some in the future, some before all windows.
 offsets = st.one_of(
