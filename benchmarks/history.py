@@ -138,6 +138,7 @@ def _decisions(count: int, end: int) -> Iterator[Decision]:
             200,
             fallback=False,
             reason=None,
+            owner="default",
         )
 
 

@@ -140,7 +140,7 @@ async def _copy(task: Copy) -> Ran:
     series: dict[tuple[str, ...], int] = {}
     batches = [
         [
-            (1, number, place, d.id, d.project, series.setdefault(d[1:7], len(series)), *d[7:])
+            (1, number, place, d.id, d.owner, series.setdefault(d[1:7], len(series)), *d[7:-1])
             for place, d in enumerate(batch)
         ]
         for number, batch in enumerate(_batches(task))

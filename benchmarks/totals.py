@@ -124,7 +124,8 @@ def _decisions(count: int, now: int) -> Iterator[Decision]:
         strategy, (provider, model), band = next(series)
         key = ("default", strategy, provider, model, band, "success")
         numbers = (minute, 800_000, 1_500_000, pool[rng.randrange(len(pool))], 900, 200)
-        yield Decision(f"{number:016x}", *key, *numbers, fallback=False, reason=None)
+        rest = (False, None, "default")
+        yield Decision(f"{number:016x}", *key, *numbers, *rest)
 
 
 async def _fill(task: Fill) -> Filled:

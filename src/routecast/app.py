@@ -32,7 +32,7 @@ from routecast.connections import ConnectionManager
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
-from routecast.core.names import Names
+from routecast.core.names import COMBINATION, Names
 from routecast.core.sites import Sites
 from routecast.edge.advice import METHODS, Advice
 from routecast.edge.asyncapi import asyncapi_router
@@ -91,6 +91,8 @@ SNAPSHOT_SHARE = 3 / 8
 WINDOWS_SHARE = 1 / 4
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
+# The setting that limits a part of names, where it is not that of most.
+_LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
 
 
 def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
@@ -168,7 +170,11 @@ class Services:
         self._stopping: asyncio.Task[None] | None = None
         look_seconds = LOOK_SECONDS if self._has_others else ALONE_LOOK_SECONDS
         room = settings.live_memory * 2**20
-        names = Names(settings.max_names, settings.max_series)
+        names = Names(settings.max_names, settings.max_series, self._tell_full)
+        self.names = names
+        for part, limit in names.limits.items():
+            self.instruments.names.labels(part).set_function(partial(names.used, part))
+            self.instruments.names_limit.labels(part).set(limit)
         self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
         self.sources = Sources(
             engines.store,
@@ -191,6 +197,7 @@ class Services:
             look_seconds=None if self._only_streams else look_seconds,
             cache_seconds=SHARE_SECONDS if self._has_others else None,
             learn=names.learn,
+            renew=names.renew,
         )
         self.latest = Latest(
             self.live.current,
@@ -311,9 +318,18 @@ class Services:
             position=self.live.position,
             components=components,
             source=source,
+            full_names=self.names.full,
             database_check=check or UNSET,
             database_error=error or UNSET,
             services=services or UNSET,
+        )
+
+    def _tell_full(self, part: str) -> None:
+        limit, setting = self.names.limits[part], _LIMITS.get(part, "ROUTECAST_MAX_NAMES")
+        log.warning(
+            "The limit of %s names for %s is reached: new ones count as `other`. Raise %s, or make "
+            "room with `routecast names fold` or `routecast names forget`",
+            *(f"{limit:,}", part, setting),
         )
 
 

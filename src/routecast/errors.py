@@ -50,6 +50,10 @@ class Unavailable(RoutecastError):
         self.retry_after = retry_after
 
 
+class SumFull(RoutecastError):
+    """Names cannot be folded: a sum of `other` would be over its limit. Nothing was changed."""
+
+
 class Refused(RoutecastError):
     """A server does not want this client as it is. Trying again will not help.
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from routecast.core.decision import Decision, identity_of
-from routecast.core.names import Names
+from routecast.core.names import Combination, Names
 from routecast.core.room import Full
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
@@ -58,12 +58,16 @@ Pending = asyncio.Future[Kept]
 
 
 class Batch:
-    """Decisions that were sent together, and the promise of an answer to them."""
+    """Decisions that were sent together, and the promise of an answer to them.
 
-    __slots__ = ("decisions", "done")
+    `reserved` are the names reserved for them until their commit.
+    """
+
+    __slots__ = ("decisions", "done", "reserved")
 
     def __init__(self, decisions: Sequence[Decision]) -> None:
         self.decisions = decisions
+        self.reserved: set[Combination] = set()
         self.done: Pending = asyncio.get_running_loop().create_future()
 
     def places_of(self, full: Full) -> dict[int, str]:
@@ -134,16 +138,16 @@ class Ingest:
             self._large.append(batch)  # its names are bounded later: that takes long
             self._large_arrived.set()
         else:
-            batch.decisions = self._bounded(decisions)
+            batch.decisions = self._bounded(batch, decisions)
             (self._small if len(decisions) <= SMALL else self._medium).append(batch)
             self._queued += len(decisions)
             self._arrived.set()
         return batch.done
 
-    def _bounded(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """Return decisions with names that are over a bound folded."""
-        fold = self._names.fold
-        bounded = [fold(decision) for decision in decisions]
+    def _bounded(self, batch: Batch, decisions: Sequence[Decision]) -> list[Decision]:
+        """Return decisions of a batch with names over a limit replaced; reserve the others."""
+        bounded, reserved = self._names.reserve(decisions, batch.reserved)
+        batch.reserved |= reserved
         folded = sum(map(is_not, decisions, bounded))
         if folded:
             self._instruments.folded.inc(folded)
@@ -181,20 +185,26 @@ class Ingest:
                 await self._large_arrived.wait()
                 continue
             batch = self._large[0]
-            await self._bound_in_slices(batch)
-            if self._large and self._large[0] is batch:  # else it was refused meanwhile
+            if await self._bound_in_slices(batch):
                 self._large.popleft()
                 await self._commit([batch])
 
-    async def _bound_in_slices(self, batch: Batch) -> None:
+    async def _bound_in_slices(self, batch: Batch) -> bool:
+        """Bound the names of the first large batch; return whether it is still to be committed.
+
+        It may be refused meanwhile: then what was reserved for it is released already.
+        """
         bounded: list[Decision] = []
         due = time.monotonic() + LOOP_SECONDS
         for first in range(0, len(batch.decisions), SMALL):
-            bounded += self._bounded(batch.decisions[first : first + SMALL])
+            bounded += self._bounded(batch, batch.decisions[first : first + SMALL])
             if time.monotonic() > due:
                 await asyncio.sleep(0)
+                if not self._large or self._large[0] is not batch:
+                    return False
                 due = time.monotonic() + LOOP_SECONDS
         batch.decisions = bounded
+        return True
 
     async def _gather(self) -> None:
         """Let those in whose requests have come already: one commit for all costs less than two.
@@ -256,8 +266,11 @@ class Ingest:
         # Before the answers, so that whoever has one reads what it wrote.
         if commit.delta is not None:
             self._bus.publish(commit.delta)
+            if any(batch.reserved for batch in group):
+                self._names.learn(commit.delta.cells.keys())
         for batch, inserted in zip(group, commit.inserted, strict=True):
             self._waiting -= len(batch.decisions)
+            self._names.release(batch.reserved)
             if not batch.done.done():
                 full = batch.places_of(commit.full) if commit.full else {}
                 batch.done.set_result(Kept(inserted, commit.position, full))
@@ -274,6 +287,7 @@ class Ingest:
     def _answer(self, group: list[Batch], error: RoutecastError) -> None:
         for batch in group:
             self._waiting -= len(batch.decisions)
+            self._names.release(batch.reserved)
             self._instruments.decisions.labels("refused").inc(len(batch.decisions))
             if not batch.done.done():
                 batch.done.set_exception(error)

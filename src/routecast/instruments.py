@@ -24,8 +24,8 @@ class Instruments:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"routecast_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"routecast_{name}", text, registry=registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"routecast_{name}", text, labels, registry=registry)
 
         def seconds(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"routecast_{name}_seconds", text, buckets=buckets, registry=registry)
@@ -37,7 +37,9 @@ class Instruments:
         )
         self.commit_seconds = seconds("commit", "Time of a group commit.", _COMMIT_SECONDS)
         self.queue_depth = gauge("ingest_queue_decisions", "Decisions waiting for a commit.")
-        self.folded = counter("names_folded", "Decisions with a name folded into `other`.")
+        self.folded = counter("names_folded", "Decisions with a name over its limit.")
+        self.names = gauge("names", "Distinct names in use besides `other`, by part.", "part")
+        self.names_limit = gauge("names_limit", "The most distinct names of a part.", "part")
         self.refused = counter(
             "requests_refused",
             "HTTP requests refused before they reached a route, by cause.",

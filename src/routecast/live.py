@@ -20,6 +20,7 @@ from typing import Final
 from routecast.core.changes import Changes
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
+from routecast.core.names import FoldedNames
 from routecast.core.rollup import Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
 from routecast.errors import Gap, Unavailable
@@ -64,8 +65,8 @@ class Live:
 
     `look_seconds` is how often the nodes, together, read the database's position, and one that is
     alone at its multiples; None for a node that has no database. Each `cache_seconds`, one of them
-    caches a snapshot for nodes to start from; None where there are no others. `learn` is told every
-    key there is.
+    caches a snapshot for nodes to start from; None where there are no others. `learn` is told the
+    keys of each delta, and `renew` all keys, and the names that are folded, when an epoch begins.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Live:
         look_seconds: float | None = LOOK_SECONDS,
         cache_seconds: float | None = None,
         learn: Callable[[Iterable[Key]], None] = lambda _: None,
+        renew: Callable[[Iterable[Key], FoldedNames], None] = lambda *_: None,
     ) -> None:
         self._sources = sources
         self._store = store
@@ -90,6 +92,8 @@ class Live:
         self._look_seconds = look_seconds
         self._cache_seconds = cache_seconds
         self._learn = learn
+        self._renew = renew
+        self._named: str | None = None  # the epoch whose names were learnt
         self._snapshot: Snapshot | None = None
         self._in_step = False
         self._loading = False
@@ -189,10 +193,11 @@ class Live:
 
     async def _step(self) -> None:
         try:
-            await self._look()
+            looked = await self._look()
+            looked = looked and self._applying is None  # else it becomes old in the next line
             await self.settled()
             if self._must_load():
-                await self._load(self._sources.newest(self._announced))
+                await self._load(self._newest(looked=looked))
             elif self._has_lost_windows():
                 await self._load(self._sources.stored())
             elif self._is_behind():
@@ -295,8 +300,11 @@ class Live:
 
     # -- looking --------------------------------------------------------------------------------
 
-    async def _look(self) -> None:
-        """Read the database's position if it is this node's turn, and tell everybody."""
+    async def _look(self) -> bool:
+        """Read the database's position if it is this node's turn, and tell everybody.
+
+        Returns whether it did.
+        """
         if self._look_seconds is None:
             if not self._hears():
                 raise Unavailable("nothing is heard of the database")
@@ -305,6 +313,8 @@ class Live:
             position = await self._store.position()
             self._found()
             self._bus.announce(position)
+            return True
+        return False
 
     async def _is_our_turn(self, seconds: float) -> bool:
         deaf, self._deaf = self._deaf, self._bus.failing is not None
@@ -374,6 +384,7 @@ class Live:
         self._loading, began = True, time.monotonic()
         try:
             snapshot = await source
+            folded = await self._folded_in(snapshot.position.epoch)
             await self.settled()
         finally:
             self._loading = False
@@ -393,9 +404,33 @@ class Live:
         if self._announced is None or self._announced.epoch != position.epoch:
             self._announced = position
         self._instruments.reloads.inc()
-        self._learn(snapshot.keys())
+        if folded is None:
+            self._learn(snapshot.keys())
+        else:
+            self._renew(snapshot.keys(), folded)
+            self._named = position.epoch
         if self._is_behind():
             self._stir.set()
+
+    async def _newest(self, *, looked: bool) -> Snapshot:
+        """Return the newest snapshot, of the epoch that the database is in now.
+
+        Announcements and caches may be of an epoch that has just ended: another node that does not
+        know so yet goes on telling it. `looked`: the database told its position a moment ago.
+        """
+        if self._look_seconds is not None and not looked:
+            with suppress(Unavailable):  # then what others know is the best there is
+                position = await self._store.position()
+                if self._announced is None or self._announced.epoch != position.epoch:
+                    self._announced = position
+        return await self._sources.newest(self._announced)
+
+    async def _folded_in(self, epoch: str) -> FoldedNames | None:
+        """Return the names that are folded in an epoch; None where names are of it already."""
+        if epoch != self._named:
+            with suppress(Unavailable):  # the store itself counts them as it should
+                return await self._store.folded_names()
+        return None
 
     async def _share(self) -> None:
         """Cache a snapshot now and then, so that a node that starts need not read the database."""

@@ -4,13 +4,14 @@ Whatever engine is behind a port, the suite in `tests/contract` runs on it uncha
 methods raise `Unavailable` when their engine cannot answer now, having changed nothing.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.room import Full
 from routecast.core.snapshot import Snapshot
@@ -62,6 +63,22 @@ class Condition(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class NameUse:
+    """A name in a database: of which part, and how many decisions are counted under it.
+
+    `first` and `last` are the hours it was first and last seen in, in seconds since 1970; None
+    for a name without decisions. `folded`: its decisions are counted as `other` from now on.
+    """
+
+    part: str
+    name: str
+    count: int
+    first: int | None
+    last: int | None
+    folded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A place where stored sums are not what they should be."""
 
@@ -105,9 +122,10 @@ class Store(Protocol):
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
         nor does its second mention in the same call. `received` is the moment, in microseconds.
-        Calls may overlap: one of more than MAX_GROUP decisions must not hold up the smaller ones.
-        A decision that a sum of its series has no room for is not kept; `Commit.full` names it, and
-        the others are kept. Raises Unavailable; then nothing of it was kept.
+        Names folded by `fold_names` are counted as `other`. Calls may overlap: one of more than
+        MAX_GROUP decisions must not hold up the smaller ones. A decision that a sum of its series
+        has no room for is not kept; `Commit.full` names it, and the others are kept. Raises
+        Unavailable; then nothing of it was kept.
         """
         ...
 
@@ -181,6 +199,24 @@ class Store(Protocol):
     @property
     def condition(self) -> Condition:
         """Whether what is stored is known to be damaged."""
+        ...
+
+    async def names(self) -> list[NameUse]:
+        """Return all names, by part and then by count, as of one position. Raises Unavailable."""
+        ...
+
+    async def folded_names(self) -> FoldedNames:
+        """Return the names that `fold_names` folded, by part. Raises Unavailable."""
+        ...
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
+        """Count all decisions with these names of a part as `other` there, in every rollup.
+
+        With `remember`, later decisions with them count as `other` too; without it, that is
+        forgotten. Totals over all names stay as they are, and so do decisions' ids. It is one
+        transaction, which begins a new epoch; commits wait until it ends. Returns the position.
+        Raises SumFull when a sum of `other` would have no room, Unavailable; then nothing changed.
+        """
         ...
 
     def verify(self) -> AsyncIterator[Checked | Difference]:

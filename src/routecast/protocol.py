@@ -43,7 +43,10 @@ MAX_COST: Final = 9_000.0
 MAX_LATENCY_MS: Final = 7 * 24 * 3600 * 1000.0
 MAX_TOKENS: Final = 10**9
 
-Name = Annotated[str, Meta(min_length=1, max_length=64)]
+MAX_NAME: Final = 64
+MAX_MODEL: Final = 128
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 # A whole number may be written as 374.0 or 1e3, as data frames and some languages do.
 _Integer = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Tokens = _Integer | Annotated[float, Meta(ge=0, le=float(MAX_TOKENS))]
@@ -56,7 +59,7 @@ class DecisionIn(msgspec.Struct, gc=False):
 
     strategy: Name
     provider: Name
-    model: Annotated[str, Meta(max_length=128)] | None = None
+    model: Annotated[str, Meta(max_length=MAX_MODEL)] | None = None
     id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     timestamp: datetime | float | None = None
     confidence: Annotated[float, Meta(ge=0, le=1)] | Band | None = None
@@ -417,6 +420,9 @@ class Health(msgspec.Struct, frozen=True):
     position: Position | None
     components: Components
     source: str
+    # Parts of names (`project`, `strategy`, `provider`, `model`, or `combination` of these) that
+    # are at their limit, and the limit: what is new there counts as `other`.
+    full_names: dict[str, int] = {}
     database_check: str | UnsetType = UNSET
     database_error: str | UnsetType = UNSET
     services: dict[str, ServiceFailure] | UnsetType = UNSET

@@ -15,7 +15,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.acceptance.test_names import keep
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
+from tests.support.decisions import kept
 from tests.support.scripted import Actor, scripted, snapshot
 from tests.support.server import Server, free_port
 
@@ -91,9 +93,12 @@ def _cells(line: str) -> int:
 
 
 def test_watch_trusts_no_name(server: Server) -> None:
-    """Markup is shown as it is; control characters never reach the terminal."""
+    """Markup is shown as it is; control characters never reach the terminal.
+
+    Servers refuse them now; what an earlier version kept is still there.
+    """
     evil = "[red]\x1b]0;owned\x07\x1b[2J\u202e"
-    server.post([{"strategy": evil, "provider": "p\r\np"}])
+    keep(server, kept(strategy=evil, provider="p\r\np"))
     done = routecast("watch", "--once", "--server", server.url)
     assert done.returncode == 0
     assert "[red]" in done.stdout
@@ -387,7 +392,7 @@ def test_demo_keeps_a_database_that_was_asked_for(tmp_path: Path) -> None:
 # -- all of them --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["replay", "watch", "bench", "demo"])
+@pytest.mark.parametrize("command", ["replay", "watch", "bench", "demo", "names"])
 def test_help_fits_and_helps(command: str) -> None:
     """--help says what it is for, in 80 columns, and flags are shown as they are written."""
     done = routecast(command, "--help", env={"COLUMNS": "80", "PATH": ""})

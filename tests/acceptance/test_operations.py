@@ -45,6 +45,7 @@ def test_health_and_readiness(server: Server) -> None:
         "position": position,
         "components": {"database": "ok", "cache": "ok", "bus": "ok"},
         "source": "live",
+        "full_names": {},
         "database_check": "ok",
     }
     assert server.http.get("/ready").json() == {"ready": True}

@@ -365,3 +365,24 @@ def test_the_line_goes_on_where_nothing_comes_until_that_is_doubted(
     assert told[0] == [*start, [4000, 0]]
     assert told[1] == [*start, [3800, 7.5]]
     assert told[2] == [*start, [3800, 7.5], [9000, None], [10000, 1]]
+
+
+def test_a_limit_of_names_that_is_reached_is_shown(tmp_path: Path, tab: Tab) -> None:
+    """Whoever looks on knows why there is `other`; and nothing is shown before."""
+    with Server(tmp_path, env={"ROUTECAST_MAX_NAMES": "2"}) as server:
+        server.post([decision("a"), decision("b", model="m")])
+        page = tab.open(server)
+        expect(page.locator("#limits")).to_have_text(
+            "Limit of names reached: 2 strategies. New ones count as “other”."
+        )
+        expect(page.locator("#limits")).to_be_visible()
+    assert not tab.complaints
+
+
+def test_no_limit_of_names_is_shown_while_there_is_room(server: Server, tab: Tab) -> None:
+    """The page is as it was."""
+    server.post([decision("a")])
+    page = tab.open(server)
+    expect(page.locator("#total")).to_have_text("1")
+    expect(page.locator("#health")).to_contain_text("database ok")
+    expect(page.locator("#limits")).to_be_hidden()

@@ -8,6 +8,7 @@ from typing import Protocol
 import pytest
 
 from routecast.ports import Bus, Cache, Cluster, Store
+from routecast.store import names
 from routecast.store.postgres import PostgresStore, fold, folder
 from routecast.store.sqlite import SqliteStore, folding
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
@@ -58,6 +59,7 @@ def databases(
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
     monkeypatch.setattr(folder, "FOLD_COMMITS", 3)
     monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(names, "ROLLUPS_AT_ONCE", 2)
     if request.param == "sqlite":
         return SqliteDatabases(tmp_path)
     return PostgresDatabases(request.getfixturevalue("postgres"))

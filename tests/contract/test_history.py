@@ -109,8 +109,8 @@ async def test_minutes_that_are_gone_are_said_to_be(store: Store) -> None:
     """And hours tell of the same time."""
     decisions = [kept(n, decided=NOW - n * HOUR) for n in range(40)]
     await store.commit([decisions], NOW)
-    while await store.prune(decisions_before=0, minutes_before=NOW - 20 * HOUR, limit=100):
-        pass
+    for _ in range(40):  # a store may fold in steps, and prune what is folded
+        await store.prune(decisions_before=0, minutes_before=NOW - 20 * HOUR, limit=100)
     recent = await told(store, start=NOW - 10 * HOUR, end=NOW)
     assert recent["step"] < 3600
     assert_history(recent, decisions)

@@ -15,12 +15,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
+from routecast.core.names import NAMED
 from routecast.core.snapshot import needed
 from routecast.ports import Difference, Store
 from routecast.protocol import Position
 from tests.contract.conftest import Databases
-from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept_decisions
+from tests.support.decisions import (
+    DAY,
+    HOUR,
+    MINUTE,
+    MODELS,
+    NOW,
+    PROJECTS,
+    PROVIDERS,
+    STRATEGIES,
+    assert_sums,
+    cells_of,
+    kept_decisions,
+)
 from tests.support.summaries import sum_up
 
 # Few ids, so that many are sent again; moments in few hours, in the past and the future.
@@ -29,6 +42,14 @@ moments = st.one_of(
     st.integers(NOW - 3 * HOUR, NOW + HOUR),
     st.sampled_from([NOW - DAY, NOW - 7 * DAY, NOW - 30 * DAY, 0]),
 )
+
+
+FOLDABLE = {
+    "project": PROJECTS,
+    "strategy": STRATEGIES,
+    "provider": PROVIDERS[:2],
+    "model": [name for name in MODELS[:2] if name],
+}
 
 
 def in_order(sent: list[list[Decision]]) -> list[list[Decision]]:
@@ -40,6 +61,19 @@ def in_order(sent: list[list[Decision]]) -> list[list[Decision]]:
 batches = st.lists(st.lists(kept_decisions(ids, moments), max_size=6), min_size=1, max_size=3).map(
     in_order
 )
+
+
+names = st.sampled_from(NAMED).flatmap(
+    lambda part: st.tuples(
+        st.just(part), st.sets(st.sampled_from(FOLDABLE[part]), min_size=1, max_size=2)
+    )
+)
+
+
+def renamed(decision: Decision, places: set[tuple[str, str]]) -> Decision:
+    """Return a decision with each of these parts and names counted as other."""
+    changed = {part: "other" for part, name in places if getattr(decision, part) == name}
+    return decision._replace(**changed)  # type: ignore[arg-type]
 
 
 class StoreLife(RuleBasedStateMachine):
@@ -58,6 +92,7 @@ class StoreLife(RuleBasedStateMachine):
         self.epoch = self.run(self.stores[0].position()).epoch
         self.counted: list[Decision] = []  # everything that ever counted
         self.known: list[tuple[int, Decision]] = []  # what is kept, with when it was received
+        self.folded: set[tuple[str, str]] = set()  # parts and names that are remembered
         self.minutes_from = 0  # minutes before this one (in microseconds) may be dropped
 
     def run(self, work: Any) -> Any:
@@ -82,15 +117,15 @@ class StoreLife(RuleBasedStateMachine):
     def commit(self, which: int, sent: list[list[Decision]], later: int) -> None:
         """What is new counts, once; what it adds up to is the delta."""
         self.now += later * MINUTE
-        seen = {(d.project, d.id) for _, d in self.known}
+        seen = {identity_of(d) for _, d in self.known}
         inserted: list[int] = []
         new: list[Decision] = []
         for batch in sent:
             before = len(new)
             for decision in batch:
-                if (decision.project, decision.id) not in seen:
-                    seen.add((decision.project, decision.id))
-                    new.append(decision)
+                if identity_of(decision) not in seen:
+                    seen.add(identity_of(decision))
+                    new.append(renamed(decision, self.folded))
             inserted.append(len(new) - before)
         done = self.run(self.stores[which].commit(sent, self.now))
         self.seq += bool(new)
@@ -131,6 +166,35 @@ class StoreLife(RuleBasedStateMachine):
         """Nothing changes by it."""
         before = self.now - hours * HOUR
         self.run(sum_up(self.stores[which], before, limit))
+
+    @rule(which=st.integers(0, 1), choice=names, remember=st.booleans())
+    def fold_names(self, which: int, choice: tuple[str, set[str]], *, remember: bool) -> None:
+        """What was counted under the names is counted as other, and a new epoch begins."""
+        part, chosen = choice
+        places = {(part, name) for name in chosen}
+        done = self.run(self.stores[which].fold_names(part, chosen, remember=remember))
+        assert done.seq == self.seq
+        assert done.epoch != self.epoch
+        self.epoch = done.epoch
+        self.folded = self.folded | places if remember else self.folded - places
+        self.counted = [renamed(one, places) for one in self.counted]
+        self.known = [(received, renamed(one, places)) for received, one in self.known]
+
+    @rule(which=st.integers(0, 1))
+    def list_names(self, which: int) -> None:
+        """Each name, with how many decisions count under it, from when to when."""
+        expected = dict.fromkeys(self.folded, (0, None, None, True))
+        for part in NAMED:
+            for name in {getattr(one, part) for one in self.counted} - {""}:
+                hours = [
+                    one.decided // HOUR * 3600 for one in self.counted if getattr(one, part) == name
+                ]
+                is_folded = (part, name) in self.folded
+                expected[part, name] = (len(hours), min(hours), max(hours), is_folded)
+        found = self.run(self.stores[which].names())
+        assert {
+            (one.part, one.name): (one.count, one.first, one.last, one.folded) for one in found
+        } == expected
 
     @rule(which=st.integers(0, 1))
     def reopen(self, which: int) -> None:

@@ -88,7 +88,7 @@ async def test_nothing_that_was_not_asked_for_is_read(store: Store) -> None:
     assert not found.minutes
     assert not found.covers("1h", NOW)
     with pytest.raises(Uncovered):
-        found.select("1h", NOW)
+        found.minute(NOW // MINUTE - 1)
 
 
 async def test_window_whose_minutes_are_gone_is_uncovered(store: Store) -> None:
@@ -105,7 +105,8 @@ async def fold(store: Store) -> None:
     """See to it that what was committed is in the rollups."""
     for number in range(3):
         await store.commit([[kept(0, id=f"last-{number}", decided=NOW - 40 * DAY)]], NOW)
-    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+    for _ in range(200):  # a store may fold in steps
+        await store.prune(decisions_before=0, minutes_before=0, limit=1)
 
 
 # -- loading within a room ----------------------------------------------------------------------

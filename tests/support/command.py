@@ -22,7 +22,7 @@ WAIT_SECONDS = 60.0
 def routecast(*words: object, **given: Any) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; `given` goes to `subprocess.run`."""
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": WAIT_SECONDS}
-    return subprocess.run([*COMMAND, *map(str, words)], check=False, **options, **given)
+    return subprocess.run([*COMMAND, *map(str, words)], check=False, **(options | given))
 
 
 class Terminal:

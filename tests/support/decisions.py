@@ -60,7 +60,8 @@ def kept(number: int = 0, **given: Any) -> Decision:
         "fallback": False,
         "reason": None,
     }
-    return Decision(**{**fields, **given})
+    fields |= given
+    return Decision(**{"owner": fields["project"], **fields})
 
 
 def keep(sent: Sequence[Mapping[str, Any]], received: int, rules: Rules | None = None) -> Any:
@@ -126,25 +127,38 @@ def kept_decisions(
     ids: st.SearchStrategy[str], moments: st.SearchStrategy[int]
 ) -> st.SearchStrategy[Decision]:
     """Return a strategy of decisions in integers."""
+    fields = st.fixed_dictionaries(_fields(ids, moments))
+    over = st.booleans()  # whether the project is over the limit of names
     return st.builds(
-        Decision,
-        id=ids,
-        project=st.sampled_from(PROJECTS),
-        strategy=st.sampled_from(STRATEGIES),
-        provider=st.sampled_from(PROVIDERS[:2]),
-        model=st.sampled_from(MODELS[:2]),
-        band=st.sampled_from(["high", "low", "none"]),
-        status=st.sampled_from(["success", "error"]),
-        decided=moments,
-        confidence=st.none() | st.integers(0, 10**6),
-        cost=st.none() | st.integers(0, 10**13),
-        latency=st.none() | st.integers(0, 604_800 * 10**6),
-        input_tokens=tokens,
-        output_tokens=tokens,
-        fallback=st.booleans(),
-        reason=st.none()
-        | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+        lambda given, over: Decision(
+            **{**given, "owner": given["project"], "project": "other" if over else given["project"]}
+        ),
+        fields,
+        over,
     )
+
+
+def _fields(
+    ids: st.SearchStrategy[str], moments: st.SearchStrategy[int]
+) -> dict[str, st.SearchStrategy[Any]]:
+    return {
+        "id": ids,
+        "project": st.sampled_from(PROJECTS),
+        "strategy": st.sampled_from(STRATEGIES),
+        "provider": st.sampled_from(PROVIDERS[:2]),
+        "model": st.sampled_from(MODELS[:2]),
+        "band": st.sampled_from(["high", "low", "none"]),
+        "status": st.sampled_from(["success", "error"]),
+        "decided": moments,
+        "confidence": st.none() | st.integers(0, 10**6),
+        "cost": st.none() | st.integers(0, 10**13),
+        "latency": st.none() | st.integers(0, 604_800 * 10**6),
+        "input_tokens": tokens,
+        "output_tokens": tokens,
+        "fallback": st.booleans(),
+        "reason": st.none()
+        | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    }
 
 
 # -- sums ---------------------------------------------------------------------------------------

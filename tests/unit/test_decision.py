@@ -63,6 +63,7 @@ def test_least_decision_leaves_unknown_what_was_not_sent() -> None:
         output_tokens=None,
         fallback=False,
         reason=None,
+        owner="default",
     )
 
 
@@ -102,6 +103,7 @@ def test_every_field_is_kept_in_its_integer_unit() -> None:
         output_tokens=0,
         fallback=True,
         reason="r" * 500,
+        owner="search",
     )
 
 
@@ -247,11 +249,11 @@ NOT_TEXT = "must not hold NUL or a lone surrogate"
         (',"timestamp":"2027-01-31T12:34:56Z"', TOO_LATE),
         (f',"timestamp":{NOW // 1000}', TOO_LATE + " (Unix time is read in seconds)"),
         (',"timestamp":1e400', TOO_LATE + " (Unix time is read in seconds)"),
-        (',"strategy":"a\\u0000b"', f"strategy: {NOT_TEXT}"),
-        (',"provider":"\\ud800"', f"provider: {NOT_TEXT}"),
-        (',"model":"\\udc00\\ud800"', f"model: {NOT_TEXT}"),
-        (',"id":"\\u0000"', f"id: {NOT_TEXT}"),
-        (',"project":"\\ud800x"', f"project: {NOT_TEXT}"),
+        (',"strategy":"a\\u0000b"', "strategy: must not contain a control character (U+0000)"),
+        (',"provider":"\\ud800"', "provider: must not contain a lone surrogate (U+D800)"),
+        (',"model":"\\udc00\\ud800"', "model: must not contain a lone surrogate (U+DC00)"),
+        (',"id":"\\u0000"', "id: must not contain a control character (U+0000)"),
+        (',"project":"\\ud800x"', "project: must not contain a lone surrogate (U+D800)"),
         (',"reason":"\\ud800"', f"reason: {NOT_TEXT}"),
     ],
 )

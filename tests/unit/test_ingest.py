@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from starlette.types import Message
@@ -12,6 +13,7 @@ from routecast.bus.memory import MemoryBus
 from routecast.core.decision import Decision, Rules
 from routecast.core.delta import Delta
 from routecast.core.names import Names
+from routecast.core.sites import Sites
 from routecast.core.snapshot import Snapshot
 from routecast.edge.http import Decisions
 from routecast.errors import Unavailable
@@ -138,6 +140,33 @@ async def test_names_over_their_bound_are_folded_and_counted(
     folded = [kept(n, strategy="other") for n in (2, 3)]
     assert_sums((await held(store)).total, [kept(1), *folded])
     assert instruments.registry.get_sample_value("routecast_names_folded_total") == 2
+
+
+async def test_names_of_what_is_not_stored_take_no_room(
+    store: SqliteStore, bus: MemoryBus, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of duplicates, and of a commit that fails; while they wait, the limit holds all the same."""
+    names = Names(2, 10)
+    ingest = Ingest(store, bus, clock, names, Instruments())
+    async with running(ingest.run()):
+        await ingest.submit([kept(1)])
+        duplicate = ingest.submit([kept(1, strategy="spent")])
+        over = ingest.submit([kept(2, strategy="new")])  # there may be two, and one is reserved
+        await asyncio.gather(duplicate, over)
+        assert names.used("strategy") == 1
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "commit", _fail)
+            with pytest.raises(Unavailable):
+                await ingest.submit([kept(3, strategy="lost")])
+        await ingest.submit([kept(4, strategy="true")])
+        await ingest.submit([kept(5, strategy="late")])
+    strategies = {2: "other", 4: "true", 5: "other"}
+    stored = [kept(1), *(kept(n, strategy=name) for n, name in strategies.items())]
+    assert_sums((await held(store)).total, stored)
+
+
+async def _fail(*_: object) -> None:
+    raise Unavailable("the database is gone")
 
 
 # -- bounds -------------------------------------------------------------------------------------
@@ -319,6 +348,63 @@ async def test_large_batch_does_not_hold_up_others(
     assert (await store.position()).seq == 6
 
 
+def reserves(names: Names) -> list[str]:
+    """Return what two new strategies count as: with a limit of two, there must be room for both."""
+    counted, reserved = names.reserve([kept(strategy="new"), kept(strategy="newer")])
+    names.release(reserved)
+    return [one.strategy for one in counted]
+
+
+@pytest.mark.parametrize("end", ["committed", "refused", "given up", "cancelled", "while bounded"])
+async def test_names_of_a_large_batch_are_reserved_until_its_end(
+    store: SqliteStore,
+    bus: MemoryBus,
+    clock: HeldClock,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+) -> None:
+    """Whatever its end is: only what was committed takes room afterwards."""
+    monkeypatch.setattr(module, "MAX_GROUP", 4)
+    monkeypatch.setattr(module, "SMALL", 2)
+    monkeypatch.setattr(module, "LOOP_SECONDS", -1.0)  # others get a turn after each slice
+    held = Held(store, monkeypatch)
+    gate = held.hold(20)
+    names = Names(2, 10)
+    ingest = Ingest(store, bus, clock, names, Instruments())
+    if end == "while bounded":
+        reserve = names.reserve
+
+        def reserve_once(*given: Any) -> Any:
+            asyncio.get_running_loop().call_soon(ingest.give_up)  # before the next slice
+            return reserve(*given)
+
+        monkeypatch.setattr(names, "reserve", reserve_once)
+    sent = [kept(n, strategy=f"s{n % 3}") for n in range(20)]
+    large = ingest.submit(sent)
+    async with running(ingest.run()):
+        if end == "while bounded":
+            await asyncio.wait([large])
+        else:
+            await until(lambda: held.sizes == [20])
+            assert reserves(names) == ["other", "other"]
+        if end == "refused":
+            monkeypatch.setattr(held, "_commit", _fail)
+        if end == "given up":
+            ingest.give_up()
+        if end != "cancelled":
+            gate.set()
+        if end in ("committed", "given up"):
+            assert (await large).inserted == 20
+    if end in ("committed", "given up"):
+        assert (names.used("strategy"), reserves(names)) == (2, ["other", "other"])
+        counted = [one._replace(strategy="other") if one.strategy == "s2" else one for one in sent]
+        assert_sums((await store.load(NOW)).total, counted)
+    else:
+        with pytest.raises(Unavailable):
+            await large
+        assert (names.used("strategy"), reserves(names)) == (0, ["new", "newer"])
+
+
 async def test_small_and_medium_batches_take_turns(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +463,7 @@ async def test_commit_that_is_given_up_may_have_been_kept(
 async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -> None:
     """A server that stops and does not wait any longer says 503, and when to come back."""
     never: Pending = asyncio.get_running_loop().create_future()
-    decisions = Decisions(lambda _: never, Rules(), HeldClock(), instruments, frozenset())
+    decisions = Decisions(lambda _: never, Rules(), HeldClock(), instruments, Sites())
     sent: list[Message] = []
     asked = asyncio.Event()
 

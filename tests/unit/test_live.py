@@ -18,6 +18,7 @@ from routecast.cluster.memory import MemoryCluster
 from routecast.core import snapshot as core_snapshot
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
+from routecast.core.names import FoldedNames
 from routecast.core.periods import CELL_BYTES
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
@@ -81,6 +82,7 @@ class Node:
             self.instruments,
             look_seconds=look_seconds,
             learn=self._learn,
+            renew=lambda keys, _: self._learn(keys),
         )
 
     def _learn(self, _: Iterable[Key]) -> None:
@@ -603,3 +605,58 @@ async def test_windows_that_were_given_up_are_loaded_again(
         assert reading is not None
         assert reading.snapshot.uncovered < lost
         assert_sums(reading.snapshot.total, spread(0, 60))
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+async def test_new_epoch_is_noticed_and_its_names_are_learnt(node: Node) -> None:
+    """Names were folded by another process: all keys are told again, and what is folded."""
+    told: list[tuple[set[str], FoldedNames]] = []
+    node.live._renew = lambda keys, folded: told.append(({key.model for key in keys}, folded))
+    await node.store.commit([[kept(1, model="a"), kept(2, model="b")]], NOW)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        await fold_elsewhere(node, "a")
+        await until(lambda: len(told) == 2)
+        assert told == [({"a", "b"}, {}), ({"other", "b"}, {"model": {"a"}})]
+        assert node.live.position == await node.store.position()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_epoch_that_has_ended_does_not_come_back(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that does not know yet announces the old one, and caches a snapshot of it."""
+    await node.commit(1)
+    async with running(node.live.run()):
+        await node.live.loaded()
+        old, ended = await node.store.load(NOW), node.live.position
+        assert ended is not None
+        await fold_elsewhere(node, "flash")
+        begun = await node.store.position()
+        await until(lambda: node.live.position == begun)
+        monkeypatch.setattr(node.live, "_next_look", inf)
+        await node.cluster.claim("look", 600)
+        for _ in range(3):
+            before = reloads(node)
+            await node.cache.put(old)
+            node.bus.announce(ended)
+            node.live._in_step = False  # as after a gap
+            node.live._stir.set()
+            await until(lambda before=before: reloads(node) != before)
+            assert node.live.position == begun
+
+
+async def fold_elsewhere(node: Node, model: str) -> None:
+    """Fold a name as `routecast names fold` does, in a process beside the server's."""
+    other = SqliteStore(node.store.path)
+    await other.open()
+    await other.fold_names("model", [model], remember=True)
+    await other.close()
+
+
+def reloads(node: Node) -> float | None:
+    """How often live state was loaded."""
+    return node.instruments.registry.get_sample_value("routecast_live_reloads_total")

@@ -1,90 +1,217 @@
-"""Names: bounded whatever comes, and what is known never folds."""
+"""Names: limited whatever comes, counted once committed, and then never replaced."""
 
 from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from routecast.core.names import OTHER, Names
+from routecast.core.decision import Decision, identity_of
+from routecast.core.names import COMBINATION, NAMED, OTHER, Names, Reserved, fold_names
 from routecast.core.rollup import Key
 from tests.support.decisions import kept
+
+LIMIT, COMBINATIONS = 3, 6
 
 few = st.sampled_from([*"abcdefgh", OTHER])
 parts = st.fixed_dictionaries(
     {"project": few, "strategy": few, "provider": few, "model": few | st.just("")}
 )
+batches = st.lists(parts, min_size=1, max_size=12)
 
 
 def named(*names: str) -> dict[str, str]:
-    return dict(zip(("project", "strategy", "provider", "model"), names, strict=True))
+    return dict(zip(NAMED, names, strict=True))
 
 
-@given(st.lists(parts, max_size=80), st.integers(1, 5), st.integers(1, 12))
-def test_bounds_hold_whatever_comes(sent: list[dict[str, str]], limit: int, series: int) -> None:
-    """At most `limit` names of each part and `other`; no model is no name.
+def counted(names: Names, *sent: dict[str, str]) -> list[Decision]:
+    """Return decisions as they are counted; they are still to be committed."""
+    return names.reserve([kept(n, **one) for n, one in enumerate(sent)])[0]
 
-    Over the bound of combinations, one more for each project is left.
-    """
-    names = Names(limit, series)
-    folded = [names.fold(kept(n, **one)) for n, one in enumerate(sent)]
-    for place in range(1, 5):
-        seen = {decision[place] for decision in folded}
-        assert len(seen - {OTHER, ""}) <= limit
-    assert len({decision[1:5] for decision in folded}) <= series + limit + 1
+
+def committed(names: Names, *sent: dict[str, str]) -> list[Decision]:
+    """Return decisions as they were counted and committed."""
+    decisions, reserved = names.reserve([kept(n, **one) for n, one in enumerate(sent)])
+    names.learn(key(one) for one in decisions)
+    names.release(reserved)
+    return decisions
+
+
+def key(decision: Decision) -> Key:
+    return Key(*decision[1:7])
+
+
+class Traffic(RuleBasedStateMachine):
+    """Batches that wait, and commits that succeed, fail, or store nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = Names(LIMIT, COMBINATIONS)
+        self.waiting: list[tuple[list[Decision], Reserved]] = []
+        self.stored: set[Key] = set()
+        self.folded: dict[str, set[str]] = {}
+        self.slack = 0  # combinations that waited, and were given other names by a fold
+
+    @rule(sent=batches)
+    def submit(self, sent: list[dict[str, str]]) -> None:
+        """Decisions wait for their commit."""
+        decisions, reserved = self.names.reserve([kept(**one) for one in sent])
+        self.waiting.append((fold_names(decisions, self.folded), reserved))
+
+    @rule(which=st.integers(0, 100), new=st.integers(0, 12))
+    def commit(self, which: int, new: int) -> None:
+        """A commit ends, in which so many of a batch were new: none where it failed."""
+        if not self.waiting:
+            return
+        decisions, reserved = self.waiting.pop(which % len(self.waiting))
+        keys = {key(one) for one in decisions[:new]}
+        self.stored |= keys
+        self.names.learn(keys)
+        self.names.release(reserved)
+
+    @rule(part=st.sampled_from(NAMED), name=st.sampled_from([*"abcdefgh"]), remember=st.booleans())
+    def fold(self, part: str, name: str, *, remember: bool) -> None:
+        """An operator folds a name while batches wait; the store counts all of them so."""
+        folded = {part: {name}}
+        self.stored = {
+            key(one) for one in fold_names([kept(**k._asdict()) for k in self.stored], folded)
+        }
+        self.folded = folded if remember else {}
+        self.names.renew(self.stored, self.folded)
+        self.waiting = [(fold_names(batch, folded), held) for batch, held in self.waiting]
+        self.slack += len({one[1:5] for batch, _ in self.waiting for one in batch})
+
+    @invariant()
+    def limits_hold(self) -> None:
+        """Committed and waiting together are within the limits; one more is `other`."""
+        keys = {*self.stored, *(key(one) for batch, _ in self.waiting for one in batch)}
+        for place in range(len(NAMED)):
+            assert len({one[place] for one in keys} - {OTHER, ""}) <= LIMIT
+        combinations = {one[:4] for one in keys if one[1:4] != (OTHER,) * 3}
+        assert len(combinations) <= COMBINATIONS + self.slack
+
+    @invariant()
+    def counts_what_is_committed(self) -> None:
+        """What only waits is not counted."""
+        for place, part in enumerate(NAMED):
+            assert self.names.used(part) == len({one[place] for one in self.stored} - {OTHER, ""})
+
+    def teardown(self) -> None:
+        """Once nothing waits, what is left is what was committed: no room is lost."""
+        for _, reserved in self.waiting:
+            self.names.release(reserved)
+        fresh = Names(LIMIT, COMBINATIONS)
+        fresh.learn(self.stored)
+        sent = [named(*letters) for letters in zip("abcd", "efgh", "badc", "hgfe", strict=True)]
+        self.names.renew(self.stored, {})
+        assert counted(self.names, *sent) == counted(fresh, *sent)
+
+
+def test_limits_hold_whatever_comes() -> None:
+    """In any order of submits, commits, failures and folds."""
+    run_state_machine_as_test(
+        Traffic, settings=settings(max_examples=20, stateful_step_count=20, deadline=None)
+    )
 
 
 @given(st.lists(parts, max_size=40), st.lists(parts, max_size=40))
-def test_known_names_never_fold(stored: list[dict[str, Any]], sent: list[dict[str, Any]]) -> None:
-    """What is stored already, or was let in once, stays what it is, however full it gets."""
+def test_committed_names_are_never_replaced(
+    stored: list[dict[str, Any]], sent: list[dict[str, Any]]
+) -> None:
+    """What is stored already stays what it is, however full it gets."""
     names = Names(3, 5)
-    names.learn(Key(*kept(**one)[1:7]) for one in stored)
-    let_in = [one for one in sent if names.fold(kept(**one)) == kept(**one)]
+    names.learn(key(kept(**one)) for one in stored)
+    let_in = [one for one in sent if committed(names, one)[0] == kept(0, **one)]
     for one in (*stored, *let_in):
         decision = kept(**one)
-        assert names.fold(decision) is decision
+        assert names.reserve([decision])[0][0] is decision
 
 
-@given(st.lists(parts, max_size=40))
-def test_folding_changes_names_and_nothing_else(sent: list[dict[str, str]]) -> None:
-    """A decision counts as much under `other`; the name it had is gone, never another's."""
-    names = Names(2, 4)
-    for number, one in enumerate(sent):
-        before = kept(number, **one)
-        after = names.fold(before)
+@given(batches)
+def test_only_names_are_replaced(sent: list[dict[str, str]]) -> None:
+    """A decision counts as much under `other`, and keeps its id and its true project."""
+    for number, after in enumerate(counted(Names(2, 4), *sent)):
+        before = kept(number, **sent[number])
+        assert identity_of(after) == identity_of(before) == (f"d{number}", before.project)
         for name, old, new in zip(before._fields, before, after, strict=True):
-            if name == "id" and after.project != before.project:
-                assert new == f"{before.project}/{old}"
-            else:
-                assert new == old or (name in one and new == OTHER)
+            assert new == old or (name in NAMED and new == OTHER)
 
 
-def test_name_over_the_limit_folds_alone() -> None:
-    """The parts that are within their bounds keep their names."""
+def test_name_over_the_limit_is_replaced_alone() -> None:
+    """The parts that are within their limits keep their names."""
     names = Names(1, 100)
-    names.fold(kept(1, **named("p", "s", "v", "m")))
-    folded: Any = names.fold(kept(2, **named("p", "s", "new", "m")))
-    assert folded[1:5] == ("p", "s", OTHER, "m")
+    sent = named("p", "s", "v", "m"), named("p", "s", "new", "m")
+    assert counted(names, *sent)[1][1:5] == ("p", "s", OTHER, "m")
 
 
-def test_ids_of_projects_that_fold_together_do_not_meet() -> None:
-    """An id is its project's own, whatever the project is counted under."""
-    names = Names(1, 100)
-    names.fold(kept(1, project="first"))
-    folded = [names.fold(kept(1, project=project)) for project in ("second", "third")]
-    assert [decision.project for decision in folded] == [OTHER, OTHER]
-    assert len({decision.id for decision in folded}) == 2
-
-
-def test_combination_over_the_limit_folds_within_its_project() -> None:
+def test_combination_over_the_limit_is_replaced_within_its_project() -> None:
     """Whose it is stays known."""
     names = Names(100, 1)
-    names.fold(kept(1, **named("p", "s", "v", "m")))
-    folded = names.fold(kept(2, **named("p", "s", "v", "n")))
-    assert folded[1:5] == ("p", OTHER, OTHER, OTHER)
+    sent = named("p", "s", "v", "m"), named("p", "s", "v", "n")
+    assert counted(names, *sent)[1][1:5] == ("p", OTHER, OTHER, OTHER)
 
 
-def test_no_model_is_never_folded() -> None:
-    """Unknown is not `other`."""
+def test_no_model_is_never_replaced() -> None:
+    """Unknown is not `other`, and takes no room."""
     names = Names(1, 100)
-    names.fold(kept(1, **named("p", "s", "v", "m")))
-    assert names.fold(kept(2, **named("p", "s", "v", ""))).model == ""
+    first, second = counted(names, named("p", "s", "v", ""), named("p", "s", "v", "m"))
+    assert (first.model, second.model) == ("", "m")
+
+
+def test_other_takes_no_room() -> None:
+    """A name that really is `other` leaves the limit to the others."""
+    names = Names(1, 100)
+    assert committed(names, named("p", OTHER, "v", ""), named("p", "s", "v", ""))[1].strategy == "s"
+    assert names.used("strategy") == 1
+
+
+def test_what_was_never_stored_uses_up_no_room() -> None:
+    """A batch of duplicates, or one whose commit failed, leaves no trace."""
+    names = Names(1, 100)
+    _, reserved = names.reserve([kept(strategy="spent")])
+    assert counted(names, {"strategy": "meanwhile"})[0].strategy == OTHER
+    names.release(reserved)
+    assert committed(names, {"strategy": "true"})[0].strategy == "true"
+
+
+def test_folded_names_take_no_room() -> None:
+    """They are left to the store, which knows at once when they are forgotten."""
+    names = Names(1, 1)
+    names.renew([], {"model": {"old"}})
+    found = counted(names, {"model": "old"}, {"model": "m"}, {"model": "n"})
+    assert [one[1:5] for one in found] == [
+        ("default", "hybrid", "gemini", "old"),
+        ("default", OTHER, OTHER, OTHER),
+        ("default", OTHER, OTHER, OTHER),
+    ]
+    names = Names(1, 100)
+    names.renew([], {"model": {"old"}})
+    found = counted(names, {"model": "old"}, {"model": "m"}, {"model": "n"})
+    assert [one.model for one in found] == ["old", "m", OTHER]
+
+
+def test_reaching_a_limit_is_told_once() -> None:
+    """By the part that is full, once until it has room again; what waits does not count."""
+    told: list[str] = []
+    names = Names(2, 3, told.append)
+    _, reserved = names.reserve([kept(model="a"), kept(model="b")])
+    assert (told, names.full) == ([], {})
+    names.learn([key(kept(model="a")), key(kept(model="b"))])
+    names.release(reserved)
+    assert (told, names.full) == (["model"], {"model": 2})
+    names.learn([key(kept(model=""))])
+    assert (told, names.full) == (["model", COMBINATION], {"model": 2, COMBINATION: 3})
+    names.renew([], {})
+    assert names.full == {}
+    names.learn([key(kept(model="a")), key(kept(model="b"))])
+    assert told == ["model", COMBINATION, "model"]
+
+
+@pytest.mark.parametrize("part", NAMED)
+def test_operators_fold_one_part(part: str) -> None:
+    """The other parts, the id and the true project stay."""
+    decision = kept(1)
+    (folded,) = fold_names([decision], {part: {getattr(decision, part)}})
+    assert folded == decision._replace(**{part: OTHER})
+    assert fold_names([decision], {part: {"another"}}) == [decision]

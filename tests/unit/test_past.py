@@ -77,8 +77,21 @@ def test_a_strategy_may_be_called_other() -> None:
     keys = [one["key"] for one in answer.series]
     assert keys.count("other") == 1
     counts = {one["key"]: sum(one["count"]) for one in answer.series}
-    assert counts["other"] == 3 + 3
+    assert counts["other"] == 2 + 3
     assert sum(counts.values()) == len(decisions)
+
+
+def test_names_counted_as_other_come_last() -> None:
+    """However many they are, and though there is room; followers keep that order."""
+    decisions = [kept(n, strategy="other") for n in range(5)]
+    decisions += [kept(10, strategy="small"), kept(11, strategy="less"), kept(12, strategy="small")]
+    wanted = asked(group_by="strategy", fields=["count"])
+    answer = render(past(wanted, decisions), wanted)
+    assert [one["key"] for one in answer.series] == ["small", "less", "other"]
+    assert answer.names == ("small", "less")
+    more = [*decisions, kept(13, strategy="new")]
+    again = render(past(wanted, more), wanted, answer.names)
+    assert [one["key"] for one in again.series] == ["small", "less", "new", "other"]
 
 
 def test_a_snapshot_tells_of_the_periods_it_holds() -> None:

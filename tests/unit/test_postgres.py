@@ -127,6 +127,8 @@ DROP TRIGGER near_updated ON rollups;
 DROP FUNCTION note_near_series;
 DROP FUNCTION write_delta;
 DROP TABLE near_series;
+DROP TABLE folded_names;
+DROP FUNCTION current_epoch;
 ALTER TABLE summaries ALTER confidence_sum TYPE bigint, ALTER cost_sum TYPE bigint,
     ALTER latency_sum TYPE bigint, ALTER input_tokens TYPE bigint, ALTER output_tokens TYPE bigint;
 UPDATE schema_version SET version = 2;

@@ -21,6 +21,7 @@ from routecast.ports import Difference
 from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore, past, writer
 from routecast.store.sqlite import folding as steps
+from routecast.store.sqlite.connection import SQL
 from routecast.store.sqlite.writer import MIGRATIONS
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
 from tests.support.summaries import sum_up
@@ -130,6 +131,7 @@ CREATE TABLE whole (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL) STRICT;
 INSERT INTO whole SELECT seq, packed FROM deltas;
 DROP TABLE deltas;
 ALTER TABLE whole RENAME TO deltas;
+DROP TABLE folded_names;
 PRAGMA user_version = 3;
 """
 
@@ -485,3 +487,14 @@ async def test_two_processes_write_one_file(store: SqliteStore, path: Path) -> N
         *(kept(2000 + n, decided=NOW - n % 30 * MINUTE) for n in range(mine)),
     ]
     await assert_holds(store, decisions, seq=30 + mine)
+
+
+async def test_fold_looks_each_decision_up_in_a_table_with_a_key(store: SqliteStore) -> None:
+    """Its cost is that of reading decisions once, however many series are moved."""
+    connection = store._writer._db
+    connection.execute(SQL["make_moved"])
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {SQL['move_decisions']}").fetchall()
+    connection.execute(SQL["drop_moved"])
+    steps = [row[-1] for row in plan]
+    assert [step for step in steps if "SCAN" in step] == ["SCAN decisions"]
+    assert any(step.startswith("SEARCH moved USING INTEGER PRIMARY KEY") for step in steps)

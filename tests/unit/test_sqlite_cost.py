@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.history import history_query, plan
 from routecast.core.rollup import Sums
 from routecast.ports import MAX_GROUP, Difference
 from routecast.store.sqlite import SqliteStore, folding, rollups
+from routecast.store.sqlite import store as module
 from routecast.store.sqlite.writer import Writer
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
 
@@ -213,7 +214,7 @@ async def live(path: Path, actions: list[Any]) -> None:
         else:
             await store.commit([action], NOW)
             for decision in action:
-                held.setdefault((decision.id, decision.project), decision)
+                held.setdefault(identity_of(decision), decision)
         await assert_exact(store, list(held.values()))
     for delta in await store.deltas(start.position):
         start.apply(delta)
@@ -263,6 +264,40 @@ async def test_small_batches_are_committed_while_a_large_one_is_prepared(
     assert (await task).position.seq > 1
     assert_sums((await store.load(NOW)).total, large)
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+
+
+async def test_large_batch_is_prepared_again_when_names_are_folded_meanwhile(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, between its preparation and the writer's turn."""
+    prepared: list[int] = []
+    stage = module.stage
+
+    def fold_late(path: Path, *args: Any) -> Any:
+        staged = stage(path, *args)
+        if not prepared:
+            writer = Writer(path, create=False)
+            writer.open()
+            writer.fold_names("model", {"m0"}, True)
+            writer.close()
+        prepared.append(staged.size)
+        return staged
+
+    monkeypatch.setattr(module, "stage", fold_late)
+    before = [kept(1, model="m0"), kept(2, model="m1")]
+    await store.commit([before], NOW)
+    large = [
+        kept(n, model=f"m{n % 2}", owner="late", project="other") for n in range(MAX_GROUP + 1)
+    ]
+    committed = await store.commit([large], NOW)
+    assert (committed.inserted, prepared) == ([MAX_GROUP + 1], [MAX_GROUP + 1] * 2)
+    assert committed.position == await store.position()
+    counted = [
+        one._replace(model="other") if one.model == "m0" else one for one in (*before, *large)
+    ]
+    assert_sums((await store.load(NOW)).total, counted)
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+    assert (await store.commit([large], NOW)).inserted == [0]
 
 
 async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(

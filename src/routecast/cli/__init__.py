@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from routecast.cli.bench import bench
 from routecast.cli.demo import demo
+from routecast.cli.names import fold, forget, list_names
 from routecast.cli.replay import replay
 from routecast.cli.serve import serve
 from routecast.cli.verify import verify
@@ -65,6 +66,17 @@ def _options(
 
 for _command in (serve, demo, replay, watch, bench, verify):
     app.command(cls=_Command)(_command)
+
+
+_names = typer.Typer(
+    cls=_Group,
+    help="List the names in a database, and make room for others.",
+    no_args_is_help=True,
+)
+_names.command("list", cls=_Command)(list_names)
+_names.command("fold", cls=_Command)(fold)
+_names.command("forget", cls=_Command)(forget)
+app.add_typer(_names, name="names")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from routecast.cli.panels import Screen
 from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
 from routecast.client import BadRequest, Health, Metrics, Refused, State, connect
 from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.core.texts import shown
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
 
@@ -85,7 +86,8 @@ async def _print_json(target: Server, choice: Choice, *, once: bool) -> None:
 
 
 def _line(metrics: Metrics) -> str:
-    return msgspec.json.encode({**metrics.data, "timestamp": metrics.timestamp}).decode()
+    # Names that were kept before there was a rule for them could write to the terminal.
+    return shown(msgspec.json.encode({**metrics.data, "timestamp": metrics.timestamp}).decode())
 
 
 def _tell(health: Health) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -11,10 +11,18 @@ from typing import Final, NamedTuple
 
 from routecast.core.exact import ExactDecision
 from routecast.core.numbers import scaled, whole_number
+from routecast.core.texts import check_text, clean_name, is_simple
 from routecast.core.times import NO_OFFSET, unix_time
 from routecast.core.times import SECOND as SECOND
 from routecast.errors import Invalid
-from routecast.protocol import EPOCH, MICROSECOND, DecisionIn, is_clean
+from routecast.protocol import (
+    EPOCH,
+    MAX_MODEL,
+    MAX_NAME,
+    MICROSECOND,
+    DecisionIn,
+    is_clean,
+)
 
 MINUTE: Final = 60 * SECOND
 DAY: Final = 24 * 60 * MINUTE
@@ -26,7 +34,11 @@ Price = Callable[[str, str, int, int, int], int | None]
 
 
 class Decision(NamedTuple):
-    """A valid decision in integers; None means unknown, never zero."""
+    """A valid decision in integers; None means unknown, never zero.
+
+    `project` to `status` are what it is counted under: over the limit of names, a project is
+    `other` there. `owner` is the project that sent it, whatever it is counted under.
+    """
 
     id: str
     project: str
@@ -43,10 +55,16 @@ class Decision(NamedTuple):
     output_tokens: int | None
     fallback: bool
     reason: str | None
+    owner: str
 
 
-# What a decision is told apart by: its id and project.
-identity_of: Final[Callable[[Decision], tuple[str, str]]] = itemgetter(0, 1)
+# What a decision is told apart by: its id and the project that sent it. Databases of earlier
+# versions kept the decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such
+# a row stays as it is, since a project named `other` may have sent the same: a producer that sent
+# 42 before an upgrade and sends it again afterwards is counted twice.
+identity_of: Final[Callable[[Decision], tuple[str, str]]] = itemgetter(
+    0, Decision._fields.index("owner")
+)
 
 
 def _numbered() -> Iterator[str]:
@@ -72,12 +90,17 @@ class Rules:
 
         Raises Invalid, naming the field, when it breaks a rule that its types cannot show.
         """
-        model = sent.model or ""
+        strategy, provider, model = sent.strategy, sent.provider, sent.model or ""
         identity = sent.id
         project = sent.project or "default"
-        texts = (sent.strategy, sent.provider, model, identity or "", project, sent.reason or "")
-        if not "".join(texts).isprintable():
-            _check_texts(texts)
+        if not is_simple((strategy, provider, model, identity or "", project)):
+            strategy = clean_name("strategy", strategy, MAX_NAME)
+            provider = clean_name("provider", provider, MAX_NAME)
+            model = clean_name("model", model, MAX_MODEL)
+            project = clean_name("project", project, MAX_NAME)
+            check_text("id", identity or "")
+        if sent.reason and not is_clean(sent.reason):
+            raise Invalid("reason: must not hold NUL or a lone surrogate")
         confidence, band = sent.confidence, UNKNOWN_BAND
         if isinstance(confidence, str):
             band, confidence = confidence, None
@@ -97,14 +120,14 @@ class Rules:
         if sent.cost is not None:
             cost: int | None = scaled(sent.cost, 1_000_000_000)
         elif model and tokens_in is not None and tokens_out is not None:
-            cost = self.price(sent.provider, model, tokens_in, tokens_out, moment)
+            cost = self.price(provider, model, tokens_in, tokens_out, moment)
         else:
             cost = None
         return Decision(
             identity or next(self.ids),
             project,
-            sent.strategy,
-            sent.provider,
+            strategy,
+            provider,
             model,
             band,
             sent.status or "success",
@@ -116,15 +139,8 @@ class Rules:
             tokens_out,
             bool(sent.fallback),
             sent.reason or None,
+            project,
         )
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    for name, text in zip(
-        ("strategy", "provider", "model", "id", "project", "reason"), texts, strict=True
-    ):
-        if not is_clean(text):
-            raise Invalid(f"{name}: must not hold NUL or a lone surrogate")
 
 
 def _count(name: str, count: float) -> int:

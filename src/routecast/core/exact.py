@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from routecast.core.numbers import read_number, whole_number
+from routecast.core.texts import is_allowed
 from routecast.core.times import RULE, read_time
 from routecast.core.wording import kind, worded
 from routecast.protocol import (
@@ -153,7 +154,9 @@ def convert_with_care(value: object) -> ExactDecision | Broken:
     if not isinstance(value, dict):
         return Broken(f"expected an object, got {kind_of(value)}")
     known = value.get("id")
-    shown = known if isinstance(known, str) and 0 < len(known) <= 128 and is_clean(known) else None
+    shown = (
+        known if isinstance(known, str) and 0 < len(known) <= 128 and is_allowed(known) else None
+    )
     # Fields of other names are ignored, even where their names cannot be written as UTF-8.
     given = {name: given for name, given in value.items() if name in _FIELDS}
     try:
@@ -167,7 +170,8 @@ def convert_with_care(value: object) -> ExactDecision | Broken:
         return Broken(str(error), shown)
     except UnicodeEncodeError:
         # A lone surrogate cannot be compared with the few words that may stand here.
-        return Broken(f"status: {_WORDS['status']}", shown)
+        name = next(name for name, value in given.items() if not is_clean(str(value)))
+        return Broken(f"{name}: {_WORDS.get(name, 'must not hold a lone surrogate')}", shown)
 
 
 def kind_of(value: object) -> str:
@@ -282,7 +286,7 @@ def _identity_of(part: "bytes | msgspec.Raw") -> str | None:
         known = _identity.decode(part).id
     except (ValueError, RecursionError):
         return None
-    return known if known and len(known) <= 128 and is_clean(known) else None
+    return known if known and len(known) <= 128 and is_allowed(known) else None
 
 
 def _explain(message: str) -> str:

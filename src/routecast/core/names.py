@@ -1,63 +1,216 @@
-"""Bounds on distinct names: what is over them folds into `other`, so memory has an end."""
+"""Limits on distinct names: names over a limit count as `other`, so memory has a bound.
 
-from collections.abc import Iterable
-from typing import Final
+A name counts towards its limit once a decision with it is committed. From the moment a decision
+is accepted for a commit until the outcome of that commit is known, its new names are reserved: so
+the limits hold, whatever waits, and a commit that fails or stores nothing new uses up no room.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Set
+from typing import Final, Generic, TypeVar
 
 from routecast.core.decision import Decision
 from routecast.core.rollup import Key
 
+T = TypeVar("T", bound=Hashable)
+
 OTHER: Final = "other"
+# The parts of a key that producers name, in the order of `Decision` and `Key`.
+NAMED: Final = ("project", "strategy", "provider", "model")
+COMBINATION: Final = "combination"
+
+# The names of a decision.
+Combination = tuple[str, str, str, str]
+# Names that an operator folded into `other`, by part.
+FoldedNames = Mapping[str, Collection[str]]
+# New combinations of names in decisions that wait for a commit.
+Reserved = Set[Combination]
+
+_FREE: Final = frozenset((OTHER, ""))  # they take no room: `other` itself, and no name
+
+
+def fold_names(decisions: Iterable[Decision], folded: FoldedNames) -> list[Decision]:
+    """Return decisions with names that an operator folded replaced by `other`."""
+    by_place = [folded.get(part, ()) for part in NAMED]
+    return [_folded(decision, by_place) for decision in decisions]
+
+
+def _folded(decision: Decision, folded: Iterable[Collection[str]]) -> Decision:
+    pairs = zip(decision[1:5], folded, strict=True)
+    project, strategy, provider, model = (OTHER if name in gone else name for name, gone in pairs)
+    return _named(decision, (project, strategy, provider, model))
+
+
+def _named(decision: Decision, names: Combination) -> Decision:
+    if decision[1:5] == names:
+        return decision
+    project, strategy, provider, model = names
+    return decision._replace(project=project, strategy=strategy, provider=provider, model=model)
+
+
+class _Limited(Generic[T]):
+    """Distinct values: the committed ones, and those reserved for commits under way."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.committed: set[T] = set()
+        self._reserved: Counter[T] = Counter()
+        self._new: set[T] = set()  # reserved and not committed
+
+    def admits(self, value: T) -> bool:
+        """Whether a value is here already, or there is room for it."""
+        if value in self.committed or value in self._new:
+            return True
+        return len(self.committed) + len(self._new) < self.limit
+
+    @property
+    def is_full(self) -> bool:
+        """Whether committed values alone leave no room."""
+        return len(self.committed) >= self.limit
+
+    def commit(self, value: T) -> None:
+        self.committed.add(value)
+        self._new.discard(value)
+
+    def reserve(self, value: T) -> None:
+        self._reserved[value] += 1
+        if value not in self.committed:
+            self._new.add(value)
+
+    def release(self, value: T) -> None:
+        self._reserved[value] -= 1
+        if not self._reserved[value]:
+            del self._reserved[value]
+            self._new.discard(value)
+
+    def clear(self) -> None:
+        """Forget what is committed, and nothing that is reserved."""
+        self.committed.clear()
+        self._new.update(self._reserved)
 
 
 class Names:
-    """The names seen so far, of each part of a key and of their combinations.
+    """The names in use, of each part of a key and of their combinations.
 
-    `limit` bounds the distinct projects, strategies, providers and models, each; `combinations`
-    bounds the distinct (project, strategy, provider, model).
+    `limit` is the most distinct projects, strategies, providers and models, each, besides `other`;
+    `combinations` the most distinct (project, strategy, provider, model). `on_full` is told a part
+    of `NAMED`, or COMBINATION, when committed names reach its limit.
     """
 
-    def __init__(self, limit: int, combinations: int) -> None:
-        self._limit = limit
-        self._combinations = combinations
-        self._known: set[tuple[str, str, str, str]] = set()
-        self._parts: tuple[set[str], ...] = (set(), set(), set(), set())
+    def __init__(
+        self, limit: int, combinations: int, on_full: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._parts: tuple[_Limited[str], ...] = tuple(_Limited(limit) for _ in NAMED)
+        self._combinations: _Limited[Combination] = _Limited(combinations)
+        self._limits: dict[str, _Limited[str] | _Limited[Combination]] = {
+            **dict(zip(NAMED, self._parts, strict=True)),
+            COMBINATION: self._combinations,
+        }
+        self._folded: tuple[frozenset[str], ...] = (frozenset(),) * len(NAMED)
+        self._on_full = on_full
+        self._told: set[str] = set()
+
+    # -- what there is --------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limit of each part of `NAMED`, and of COMBINATION."""
+        return {part: limited.limit for part, limited in self._limits.items()}
+
+    @property
+    def full(self) -> dict[str, int]:
+        """The limits that committed names have reached: what is new there counts as `other`."""
+        return {part: found.limit for part, found in self._limits.items() if found.is_full}
+
+    def used(self, part: str) -> int:
+        """Return how many committed names a part of `NAMED` has, or COMBINATION."""
+        return len(self._limits[part].committed)
+
+    # -- what is committed ----------------------------------------------------------------------
 
     def learn(self, keys: Iterable[Key]) -> None:
-        """Take note of names that are stored already; they are never folded."""
-        known = self._known
+        """Take note of committed names; they are never replaced."""
+        known = self._combinations.committed
         for key in keys:
-            if key[:4] not in known:
-                self._remember(key[:4])
+            names = key[:4]
+            if names not in known:
+                self._combinations.commit(names)
+                for name, part in zip(names, self._parts, strict=True):
+                    if name not in _FREE:
+                        part.commit(name)
+        self._tell()
 
-    def fold(self, decision: Decision) -> Decision:
-        """Return the decision, with names that are over a bound replaced by `other`."""
-        names = decision[1:5]
-        if names in self._known:
-            return decision
-        bounded = self._bound(names)
-        self._remember(bounded)
-        if bounded == names:
-            return decision
-        project, strategy, provider, model = bounded
-        identity = decision.id
-        if project != decision.project:
-            # Ids are a project's own: those of projects folded together must not meet.
-            identity = f"{decision.project}/{identity}"
-        return decision._replace(
-            id=identity, project=project, strategy=strategy, provider=provider, model=model
-        )
+    def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
+        """Begin again with all keys that are committed now, and the names that were folded."""
+        for limited in self._limits.values():
+            limited.clear()
+        self._folded = tuple(frozenset(folded.get(part, ())) for part in NAMED)
+        self.learn(keys)
 
-    def _bound(self, names: tuple[str, str, str, str]) -> tuple[str, str, str, str]:
+    def _tell(self) -> None:
+        full = self.full.keys()
+        for part in full - self._told:
+            self._on_full(part)
+        self._told = set(full)
+
+    # -- what is to be committed ----------------------------------------------------------------
+
+    def reserve(
+        self, decisions: Sequence[Decision], held: Reserved = frozenset()
+    ) -> tuple[list[Decision], Reserved]:
+        """Return decisions with names that are over a limit replaced by `other`.
+
+        Call `release` with the second value once it is known whether they were committed, after
+        `learn` if they were. `held` is what was reserved before for decisions of the same commit.
+        """
+        known = self._combinations.committed
+        bounded: dict[Combination, tuple[Combination, Combination]] = {}
+        reserved: set[Combination] = set()
+        counted = []
+        for decision in decisions:
+            names = decision[1:5]
+            if names not in known:
+                found = bounded.get(names)
+                if found is None:
+                    found = bounded[names] = self._bound(names)
+                    new = found[1]
+                    if new not in known and new not in held and new not in reserved:
+                        reserved.add(new)
+                        self._reserve(new)
+                counted.append(_named(decision, found[0]))
+            else:
+                counted.append(decision)
+        return counted, reserved
+
+    def release(self, reserved: Reserved) -> None:
+        """Give up what `reserve` reserved."""
+        for names in reserved:
+            self._combinations.release(names)
+            for name, part in zip(names, self._parts, strict=True):
+                if name not in _FREE:
+                    part.release(name)
+
+    def _reserve(self, names: Combination) -> None:
+        self._combinations.reserve(names)
+        for name, part in zip(names, self._parts, strict=True):
+            if name not in _FREE:
+                part.reserve(name)
+
+    def _bound(self, names: Combination) -> tuple[Combination, Combination]:
+        """Return names within the limits, and those that a commit will count them as.
+
+        They differ by folded names: the store replaces these, or not, should they just have been
+        forgotten. They take no room.
+        """
         project, strategy, provider, model = (
-            name if not name or name in seen or len(seen) < self._limit else OTHER
-            for name, seen in zip(names, self._parts, strict=True)
+            name if name in _FREE or (name not in folded and part.admits(name)) else OTHER
+            for name, folded, part in zip(names, self._folded, self._parts, strict=True)
         )
-        bounded = (project, strategy, provider, model)
-        if bounded in self._known or len(self._known) < self._combinations:
-            return bounded
-        return (project, OTHER, OTHER, OTHER)
-
-    def _remember(self, names: tuple[str, str, str, str]) -> None:
-        self._known.add(names)
-        for name, seen in zip(names, self._parts, strict=True):
-            seen.add(name)
+        counted = (project, strategy, provider, model)
+        if not self._combinations.admits(counted):
+            counted = (project, OTHER, OTHER, OTHER)
+        project, strategy, provider, model = (
+            name if name in folded else found
+            for name, found, folded in zip(names, counted, self._folded, strict=True)
+        )
+        return (project, strategy, provider, model), counted

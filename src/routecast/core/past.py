@@ -177,16 +177,17 @@ class Answer:
 def render(past: Past, plan: Plan, names: Sequence[str] = ()) -> Answer:
     """Return the answer to a plan. `names` have a series already; new ones come after them.
 
-    Largest first, then by name; when there is no room for more, the rest go to OTHER.
+    Largest first, then by name; when there is no room for more, the rest go to OTHER, which comes
+    last, also where names over the limit were counted as OTHER.
     """
     if plan.group_by is None:
         names = (ALL,)
     counts = {name: sum(p.count for p in points.values()) for name, points in past.points.items()}
-    new = sorted(counts.keys() - set(names), key=lambda name: (-counts[name], name))
+    new = sorted(counts.keys() - {*names, OTHER}, key=lambda name: (-counts[name], name))
     named = (*names, *new[: max(0, MAX_SERIES - len(names))])
     shown = {name: past.points.get(name, {}) for name in named}
-    if rest := [name for name in new if name not in shown]:
-        shown[OTHER] = _united([shown.get(OTHER, {}), *(past.points[name] for name in rest)])
+    if rest := [name for name in (*new, OTHER) if name in counts and name not in shown]:
+        shown[OTHER] = _united([past.points[name] for name in rest])
     starts = range(plan.buckets.first, plan.buckets.end, plan.buckets.step)
     series = [_columns(name, points, starts, plan.fields) for name, points in shown.items()]
     return Answer(past.position, plan.buckets, named, series)

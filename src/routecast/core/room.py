@@ -51,6 +51,12 @@ def find_full(decisions: Iterable[Decision], totals: Mapping[tuple[str, ...], Su
     return full
 
 
+def field_without_room(sums: Sums, added: Sums) -> str | None:
+    """Return the field whose sum has no room for what is added; None where all of it fits."""
+    pairs = zip(_FIELDS, _sums_of(sums), _sums_of(added), strict=True)
+    return next((field for field, a, b in pairs if a + b > LARGEST_SUM), None)
+
+
 def most_added(cells: Cells) -> int:
     """Return a number that no sum of one series grows by more than, when cells are added to it."""
     return sum(sums.largest for sums in cells)

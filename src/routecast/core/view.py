@@ -13,6 +13,7 @@ import msgspec
 
 from routecast.core.decision import MINUTE
 from routecast.core.rollup import Key
+from routecast.core.texts import spellings
 from routecast.errors import BadParameter
 from routecast.protocol import (
     DEFAULT_FIELDS,
@@ -150,7 +151,7 @@ def make_view(fields: Sequence[str] | None, filters: Filters | None, window: str
     return View(
         fields=_fields(fields) if fields is not None else DEFAULT_FIELDS,
         window=_window(window) if window is not None else "all",
-        **{name: values and frozenset(values) for name, values in given.items()},
+        **{name: values and spellings(values) for name, values in given.items()},
     )
 
 
@@ -205,7 +206,7 @@ def _filter(name: str, values: Sequence[str]) -> Filter:
     for value in chosen:
         if not 0 < len(value) <= MAX_NAME:
             raise BadParameter(name, f"must be 1 to {MAX_NAME} characters")
-    return chosen
+    return spellings(chosen)
 
 
 def _window(value: str) -> str:

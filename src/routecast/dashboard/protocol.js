@@ -24,6 +24,7 @@
  * @property {string} version
  * @property {Record<string, string>} components such as `database`, each `ok`, `off` or `failing`
  * @property {Source | "none"} source
+ * @property {Record<string, number>} [full_names] limits of names that are reached, by part
  */
 
 /** @type {import("./client/routecast.js").View & {interval: number}} */

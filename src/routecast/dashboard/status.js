@@ -1,6 +1,6 @@
 /** What to say about the connection and the age of the numbers, in words. */
 
-import { formatAge, formatCounted } from "./format.js";
+import { formatAge, formatCount, formatCounted } from "./format.js";
 
 /** @typedef {import("./protocol.js").Health} Health */
 /** @typedef {import("./protocol.js").Metrics} Metrics */
@@ -128,6 +128,27 @@ export function describeHealth(health) {
   if (!health) return "";
   const components = Object.entries(health.components ?? {}).map(([name, state]) => `${name} ${state}`);
   return [`Routecast ${health.version}`, formatCounted(health.active_connections, "open stream"), ...components].join(" · ");
+}
+
+/** @type {Record<string, string>} */
+const PLURALS = {
+  project: "projects",
+  strategy: "strategies",
+  provider: "providers",
+  model: "models",
+  combination: "combinations of names",
+};
+
+/**
+ * Which limits of names are reached; empty where none is.
+ *
+ * @param {Health | null} health
+ */
+export function describeLimits(health) {
+  const full = Object.entries(health?.full_names ?? {});
+  if (full.length === 0) return "";
+  const reached = full.map(([part, limit]) => `${formatCount(limit)} ${PLURALS[part] ?? part}`);
+  return `Limit of names reached: ${reached.join(", ")}. New ones count as “other”.`;
 }
 
 /**

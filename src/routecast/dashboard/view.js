@@ -4,7 +4,7 @@ import { UNKNOWN, formatConfidence, formatCount, formatLatency, formatMoney, for
 import { Panels } from "./panels.js";
 import { part, setText } from "./rows.js";
 import { Sparkline } from "./sparkline.js";
-import { describe, describeAge, describeHealth, describeTitle, isBarred } from "./status.js";
+import { describe, describeAge, describeHealth, describeLimits, describeTitle, isBarred } from "./status.js";
 
 /** @typedef {import("./protocol.js").Metrics} Metrics */
 /** @typedef {import("./rates.js").RatePoint} RatePoint */
@@ -81,6 +81,8 @@ export class View {
     byId("numbers").classList.toggle("old", old);
     show("newest", old ? "last update" : "now");
     show("health", describeHealth(page.health));
+    show("limits", describeLimits(page.health));
+    byId("limits").hidden = byId("limits").textContent === "";
   }
 
   /** @param {PageState} page */

@@ -24,6 +24,7 @@ from routecast.core.exact import Broken
 from routecast.core.frame import Frame
 from routecast.core.session import open_session
 from routecast.core.sites import Sites
+from routecast.core.texts import is_allowed
 from routecast.core.view import MAX_NAME, View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
@@ -50,7 +51,6 @@ from routecast.protocol import (
     Problem,
     Receipt,
     Rejection,
-    is_clean,
 )
 
 # A body is made into decisions for so many seconds at a time; then others get a turn on the event
@@ -119,7 +119,7 @@ class Reading:
                 try:
                     batch.decisions.append(normalise(item, now))
                 except Invalid as error:
-                    named = item.id if item.id and is_clean(item.id) else msgspec.UNSET
+                    named = item.id if item.id and is_allowed(item.id) else msgspec.UNSET
                     batch.rejected.append(Rejection(index, str(error), named))
             index += 1
         some = index > self._index

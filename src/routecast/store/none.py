@@ -1,16 +1,17 @@
 """The store of a node that has no database: it only streams what others tell."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Never
 
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import Gap, Unavailable
-from routecast.ports import Checked, Commit, Condition, Difference
+from routecast.ports import Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 
 
@@ -60,6 +61,15 @@ class NoStore:
         _refuse()
 
     async def summarise(self, hour: int) -> None:
+        _refuse()
+
+    async def names(self) -> list[NameUse]:
+        _refuse()
+
+    async def folded_names(self) -> FoldedNames:
+        return {}  # nothing is committed here that they could matter to
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
         _refuse()
 
     def verify(self) -> AsyncIterator[Checked | Difference]:

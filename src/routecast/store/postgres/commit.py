@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -12,12 +12,21 @@ import asyncpg
 
 from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
+from routecast.core.names import fold_names
 from routecast.core.rollup import Cells, Key, Sums, key_of
 from routecast.core.room import LARGEST_SUM, Full, find_full, most_added
 from routecast.ports import DELTAS_KEPT, MAX_GROUP, Commit
 from routecast.protocol import Position
 from routecast.store.postgres.fold import fold
-from routecast.store.postgres.session import LOST, SQL, Session, number_series, query, value
+from routecast.store.postgres.session import (
+    LOST,
+    SQL,
+    Session,
+    learn_folded,
+    number_series,
+    query,
+    value,
+)
 
 COLUMNS: Final = (
     "generation",
@@ -65,6 +74,10 @@ class Unsettled(Exception):
         self.written = written
 
 
+class _OtherEpoch(Exception):
+    """A new epoch has begun: names may have been folded that the session does not know of."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """How to go about it: the fast ways first, though they may fail where slow ones do not."""
@@ -78,11 +91,13 @@ async def commit(session: Session, batches: Sequence[Sequence[Decision]], receiv
     sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
     if not sent:
         return await _nothing(session, batches)
-    await number_series(session, await _apart(len(sent), _keys, sent))
     way = _Way()
     while True:
         try:
-            return await _commit(session, batches, sent, received, way)
+            counted = await _counted(session, sent)
+            return await _commit(session, batches, counted, received, way)
+        except _OtherEpoch:
+            session.naming.epoch = ""
         except asyncpg.UniqueViolationError:
             way = _Way(copy=False, exact=way.exact)
         except asyncpg.NumericValueOutOfRangeError:
@@ -104,6 +119,18 @@ def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
     sent.reverse()  # of equal keys a dict keeps the last
     first = dict(zip(map(identity_of, sent), sent, strict=True))
     return [first[identity] for identity in sorted(first)]
+
+
+async def _counted(session: Session, sent: list[Decision]) -> list[Decision]:
+    """Return decisions with folded names replaced; the session knows the series of all."""
+    naming = session.naming
+    if not naming.epoch:
+        await learn_folded(session)
+    counted = sent
+    if naming.folded:
+        counted = await _apart(len(sent), fold_names, sent, naming.folded)
+    await number_series(session, await _apart(len(sent), _keys, counted))
+    return counted
 
 
 async def _commit(
@@ -141,7 +168,9 @@ async def _write(
     way: _Way,
 ) -> Written:
     """Write all but the end of the transaction."""
-    generation, oldest, *kept_from, number = (await query(session, "begin_commit"))[0]
+    generation, oldest, *kept_from, number, epoch = (await query(session, "begin_commit"))[0]
+    if epoch != session.naming.epoch:
+        raise _OtherEpoch
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)
     counting = None
@@ -213,9 +242,10 @@ def _columns(
     series = map(session.series.__getitem__, map(key_of, sent))
     return [
         *([generation] * size, [number] * size, range(size)),
-        *columns[:2],
+        columns[0],
+        columns[-1],
         list(series),
-        *columns[1 + len(Key._fields) :],
+        *columns[1 + len(Key._fields) : -1],
     ]
 
 
@@ -282,15 +312,6 @@ async def _find_full(
     numbers = {session.series[key]: key for key in map(key_of, sent)}
     rows = await query(session, "rollups_at", "total", [0] * len(numbers), list(numbers))
     totals = {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
-    new = set(map(identity_of, sent))
-    in_order = (one for one in chain.from_iterable(batches) if identity_of(one) in new)
-    return find_full(_once(in_order), totals)
-
-
-def _once(decisions: Iterable[Decision]) -> Iterator[Decision]:
-    """Yield the first mention of each decision."""
-    seen: set[tuple[str, str]] = set()
-    for one in decisions:
-        if (identity := identity_of(one)) not in seen:
-            seen.add(identity)
-            yield one
+    new = {identity_of(one): one for one in sent}
+    in_order = map(identity_of, chain.from_iterable(batches))
+    return find_full((new.pop(identity) for identity in in_order if identity in new), totals)

@@ -3,12 +3,15 @@
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from routecast.core.names import FoldedNames
 from routecast.core.rollup import Key
 from routecast.errors import BadDatabase, RoutecastError, Unavailable
+from routecast.store.names import folded_names
 from routecast.store.queries import load_queries
 
 if TYPE_CHECKING:
@@ -58,19 +61,30 @@ _HOPELESS: Final[dict[type[asyncpg.PostgresError], str]] = {
 }
 
 
-class Session(_Connection):
-    """A connection, and the numbers of those series it has seen.
+@dataclass(slots=True)
+class Naming:
+    """The names that are folded in an epoch; the epoch is "" while that is not known."""
 
-    It knows them for as long as it lasts, which no failover to another server does.
+    epoch: str = ""
+    folded: FoldedNames = field(default_factory=dict)
+
+
+class Session(_Connection):
+    """A connection, the numbers of those series it has seen, and the names that are folded.
+
+    It knows numbers for as long as it lasts, which no failover to another server does. They stay
+    what they are when names are folded.
     """
 
-    __slots__ = ("series",)
+    __slots__ = ("naming", "series")
 
     series: dict[tuple[str, ...], int]
+    naming: Naming
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.series = {}
+        self.naming = Naming()
 
 
 async def query(session: Session, name: str, *values: Any) -> list[asyncpg.Record]:
@@ -164,6 +178,15 @@ def unavailable() -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+async def learn_folded(session: Session) -> None:
+    """See to it that the session knows the epoch, and the names that are folded in it."""
+    epoch, folded = (await query(session, "counting"))[0]
+    session.naming.epoch, session.naming.folded = epoch, folded_names(folded)
 
 
 # -- series -------------------------------------------------------------------------------------

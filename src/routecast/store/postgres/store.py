@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -11,13 +11,15 @@ import asyncpg
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, Gap, Unavailable
-from routecast.ports import DELTAS_KEPT, Checked, Commit, Condition, Difference
+from routecast.ports import DELTAS_KEPT, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.store.loading import Loader
+from routecast.store.postgres import names as names_of
 from routecast.store.postgres import past, retention, window
 from routecast.store.postgres.commit import Unsettled, Written, commit, settle
 from routecast.store.postgres.fold import deltas_of, fold
@@ -187,6 +189,23 @@ class PostgresStore:
                 )
             await retention.drop_generations(session)
         return dropped
+
+    async def names(self) -> list[NameUse]:
+        async with self._snapshot() as session:
+            return await names_of.listed(session)
+
+    async def folded_names(self) -> FoldedNames:
+        async with self._session() as session:
+            return await names_of.folded_names(session)
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
+        self._opened()
+        with unavailable():
+            session = await connect(self._url)
+            try:
+                return await names_of.fold_names(session, part, names, remember=remember)
+            finally:
+                await session.close(timeout=CLOSE_SECONDS)
 
     async def verify(self) -> AsyncGenerator[Checked | Difference]:
         self._opened()

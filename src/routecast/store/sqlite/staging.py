@@ -16,6 +16,7 @@ import apsw
 import msgspec
 
 from routecast.core.decision import Decision
+from routecast.core.names import FoldedNames, fold_names
 from routecast.core.rollup import Cells, key_of
 from routecast.store.sqlite.connection import BUSY_MS, insert_rows, query
 from routecast.store.sqlite.folding import PackedPart, pack_parts
@@ -33,6 +34,13 @@ class Staged:
     inserted: list[int]  # how many of each batch
     cells: Cells
     parts: list[PackedPart]
+
+
+def counted_as(
+    batches: Sequence[Sequence[Decision]], folded: FoldedNames
+) -> Sequence[Sequence[Decision]]:
+    """Return batches with the names that were folded replaced."""
+    return [fold_names(batch, folded) for batch in batches] if folded else batches
 
 
 def keys_of(batches: Sequence[Sequence[Decision]]) -> list[SeriesKey]:
@@ -70,7 +78,7 @@ def _new_places(
     query(db, "attach_stored", str(path))
     query(db, "create_staged")
     db.execute("BEGIN")
-    rows = [(place, d.id, d.project, numbers[d[1:7]], *d[7:]) for place, d in enumerate(decisions)]
+    rows = [(place, d.id, d.owner, numbers[d[1:7]], *d[7:-1]) for place, d in enumerate(decisions)]
     insert_rows(db, "stage_decisions", rows)
     query(db, "drop_known")
     db.execute("COMMIT")

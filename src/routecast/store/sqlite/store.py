@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -16,18 +16,19 @@ import apsw
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import Unavailable
-from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference
+from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.store.recount import recount
-from routecast.store.sqlite import past, readers
+from routecast.store.sqlite import names, past, readers
 from routecast.store.sqlite.connection import BUSY_MS, Shrunk, select
 from routecast.store.sqlite.integrity import Integrity
 from routecast.store.sqlite.series import KEYS_PER_STEP, SeriesKey
-from routecast.store.sqlite.staging import keys_of, stage
+from routecast.store.sqlite.staging import counted_as, keys_of, stage
 from routecast.store.sqlite.window import WindowReader
 from routecast.store.sqlite.writer import Writer
 
@@ -140,6 +141,15 @@ class SqliteStore:
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._write(self._writer.prune, decisions_before, minutes_before, limit)
 
+    async def names(self) -> list[NameUse]:
+        return await self._read(names.listed)
+
+    async def folded_names(self) -> FoldedNames:
+        return await self._read(names.folded_names)
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
+        return await self._write(self._writer.fold_names, part, frozenset(names), remember)
+
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         connection = await self._run(self._reading, self._connect)
         self._connections.append(connection)
@@ -154,20 +164,23 @@ class SqliteStore:
     # -- writing in steps -----------------------------------------------------------------------
 
     async def _commit_large(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        """Commit what would hold the writer for long: one such at a time, prepared beside it."""
+        """Commit what would hold the writer for long: one such at a time, prepared beside it.
+
+        When names are folded meanwhile, an epoch begins, and the writer refuses what was prepared.
+        """
         async with self._one_large:
             while self._writer.unfolded > LARGE_UNFOLDED:
                 await self._write(self._writer.fold)
             for _ in range(PREPARATIONS):
-                keys = await self._run(self._preparing, keys_of, batches)
+                epoch, folded = await self._write(self._writer.folded_names)
+                counted = await self._run(self._preparing, counted_as, batches, folded)
+                keys = await self._run(self._preparing, keys_of, counted)
                 numbers: dict[SeriesKey, int] = {}
-                epoch = ""
                 for first in range(0, len(keys), KEYS_PER_STEP):
                     some = keys[first : first + KEYS_PER_STEP]
-                    epoch, found = await self._write(self._writer.number, some)
-                    numbers |= found
+                    numbers |= await self._write(self._writer.number, some)
                 staged = await self._run(
-                    self._preparing, stage, self.path, batches, numbers, received
+                    self._preparing, stage, self.path, counted, numbers, received
                 )
                 committed = await self._write(
                     self._writer.commit_staged, batches, staged, epoch, received

@@ -10,7 +10,7 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 import itertools
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ import msgspec
 from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
+from routecast.core.names import FoldedNames
 from routecast.core.rollup import Cells, Sums, key_of
 from routecast.core.room import Full, find_full
 from routecast.errors import BadDatabase, Unavailable
@@ -28,6 +29,7 @@ from routecast.ports import Commit
 from routecast.protocol import Position
 from routecast.store.past import SummaryRows
 from routecast.store.queries import load_migrations
+from routecast.store.sqlite import names
 from routecast.store.sqlite.connection import (
     BUSY_MS,
     STATEMENTS_KEPT,
@@ -39,7 +41,7 @@ from routecast.store.sqlite.connection import (
 from routecast.store.sqlite.folding import Folding, PackedPart, pack_parts
 from routecast.store.sqlite.rollups import Rollups
 from routecast.store.sqlite.series import SeriesKey, SeriesNumbers
-from routecast.store.sqlite.staging import Staged
+from routecast.store.sqlite.staging import Staged, counted_as
 from routecast.store.sqlite.summaries import split
 
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
@@ -154,6 +156,7 @@ class Writer:
 
     def _forget(self) -> None:
         self._version = -1  # SQLite's data_version when what is remembered was read
+        self._folded: FoldedNames = {}  # what was folded into `other`
         self._series.forget()
         self._rollups.forget()
         self._folding.forget()
@@ -180,13 +183,14 @@ class Writer:
         """Write batches in one transaction (`ports.Store.commit`)."""
         with self._transaction() as db:
             position = self._begin(db)
-            decisions = list(itertools.chain.from_iterable(batches))
+            counted = counted_as(batches, self._folded)
+            decisions = list(itertools.chain.from_iterable(counted))
             if decisions and self._insert(db, decisions, position, received):
-                return self._finish(db, batches, position, received)
+                return self._finish(db, counted, position, received)
         # Some ids are known, and the engine does not say which: again, looking first.
         with self._transaction() as db:
             position = self._begin(db)
-            fresh = self._fresh(db, batches)
+            fresh = self._fresh(db, counted_as(batches, self._folded))
             decisions = list(itertools.chain.from_iterable(fresh))
             if decisions:
                 if not self._insert(db, decisions, position, received):
@@ -202,6 +206,7 @@ class Writer:
             self._forget()
             self._version = version
             self._folding.read(folded, parts)
+            self._folded = names.folded_names(db)
         return Position(epoch, seq + 1)
 
     def _insert(
@@ -210,7 +215,7 @@ class Writer:
         """Insert decisions; return False when an id is known: then undo the transaction."""
         self._series.learn(map(key_of, decisions))
         numbers, seq = self._series, position.seq
-        rows = [(d.id, d.project, numbers[d[1:7]], seq, received, *d[7:]) for d in decisions]
+        rows = [(d.id, d.owner, numbers[d[1:7]], seq, received, *d[7:-1]) for d in decisions]
         before = db.total_changes()
         insert_rows(db, "insert_decisions", rows)
         return db.total_changes() - before == len(rows)
@@ -282,21 +287,29 @@ class Writer:
 
     # -- large batches --------------------------------------------------------------------------
 
-    def number(self, keys: Iterable[SeriesKey]) -> tuple[str, dict[SeriesKey, int]]:
-        """Return the epoch and the numbers of some series; new ones are committed at once."""
+    def folded_names(self) -> tuple[str, FoldedNames]:
+        """Return the epoch, and the names that are folded in it."""
+        with self._transaction() as db:
+            return self._begin(db).epoch, self._folded
+
+    def number(self, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
+        """Return the numbers of some series; new ones are committed at once."""
         keys = list(keys)
         with self._transaction() as db:
-            epoch = self._begin(db).epoch
+            self._begin(db)
             before = db.total_changes()
             self._series.learn(keys)
             if db.total_changes() > before:
                 db.execute("COMMIT")
-            return epoch, {key: self._series[key] for key in keys}
+            return {key: self._series[key] for key in keys}
 
     def commit_staged(
         self, batches: Sequence[Sequence[Decision]], staged: Staged, epoch: str, received: int
     ) -> Commit | None:
-        """Write what was prepared; None when ids or the epoch have changed: prepare it again."""
+        """Write what was prepared; None when ids or the epoch have changed: prepare it again.
+
+        `epoch` is the one whose folded names it was prepared with.
+        """
         if not staged.size:
             with self._transaction() as db:
                 position = self._begin(db)
@@ -360,6 +373,19 @@ class Writer:
         with self._transaction() as db:
             query(db, "touch")
             db.execute("COMMIT")
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def fold_names(self, part: str, folded: Collection[str], remember: bool) -> Position:
+        """Count names of a part as `other` (`ports.Store.fold_names`)."""
+        with self._transaction() as db:
+            self._begin(db)
+            self._folding.fold_all()
+            moving = names.Moving(db, self._series, self._rollups)
+            position = moving.run(part, folded, remember=remember)
+            db.execute("COMMIT")
+        self._forget()  # what it remembers has other names
+        return position
 
     # -- retention ------------------------------------------------------------------------------
 

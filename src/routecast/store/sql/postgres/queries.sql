@@ -23,7 +23,8 @@ INSERT INTO schema_version (version, oldest_program) VALUES ($1, $2)
 ON CONFLICT (only_row) DO UPDATE SET version = $1, oldest_program = $2;
 
 -- name: begin_commit
-SELECT generation, oldest, pruned_commit, pruned_place, number FROM begin_commit();
+-- `current_epoch` is called after it, and so tells the epoch that this commit will be of.
+SELECT generation, oldest, pruned_commit, pruned_place, number, current_epoch() FROM begin_commit();
 
 -- name: known_ids
 -- Which of the sent ids, counted from 1, older generations hold.
@@ -176,7 +177,8 @@ WHERE number >= $1 AND generation < $2 ORDER BY number LIMIT $3;
 -- name: oldest_decisions
 -- Of certain commits, from a place in the first of them on.
 SELECT commit, place, decisions.id, series.project, strategy, provider, model, band, status,
-       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason,
+       decisions.project
 FROM decisions JOIN series ON series.id = decisions.series
 WHERE commit BETWEEN $1 AND $3 AND (commit, place) >= ($1, $2) AND generation BETWEEN $4 AND $5
 ORDER BY commit, place LIMIT $6;
@@ -355,3 +357,65 @@ SELECT series, latency_bins FROM rollups WHERE period = $1 AND start >= $2 AND s
 
 -- name: window_counts
 SELECT start, series, count FROM rollups WHERE period = 'minute' AND start >= $1 AND start < $2;
+
+-- name: folded_names
+SELECT part, name FROM folded_names;
+
+-- name: counting
+-- The epoch, and the names that are folded in it.
+SELECT epoch, coalesce(
+    (SELECT array_agg(ARRAY[part, name]) FROM folded_names), ARRAY[]::text[]
+) AS folded FROM history;
+
+-- name: remember_names
+INSERT INTO folded_names (part, name) SELECT $1, * FROM unnest($2::text[]) ON CONFLICT DO NOTHING;
+
+-- name: forget_names
+DELETE FROM folded_names WHERE part = $1 AND name = ANY($2::text[]);
+
+-- name: begin_epoch
+UPDATE history SET epoch = replace(gen_random_uuid()::text, '-', '') RETURNING epoch;
+
+-- name: lock_commits
+-- Waits for the commits under way, and keeps others from beginning. It ends with the transaction.
+SELECT pg_advisory_xact_lock(1381254977, 1);
+
+-- name: limit_idle
+-- End the session if it waits for its client for so long within this transaction.
+SELECT set_config('idle_in_transaction_session_timeout', $1, true);
+
+-- name: raise_largest
+UPDATE folded SET largest = greatest(largest, $1);
+
+-- name: series_counts
+SELECT series, count FROM rollups WHERE period = 'total' AND start = 0;
+
+-- name: name_hours
+-- The first and the last hour that each name of some parts was seen in, of hours summed up.
+SELECT part, name, min(start), max(start) FROM summaries
+WHERE part = ANY($1::text[]) AND start NOT IN (SELECT start FROM unsummed_hours)
+GROUP BY part, name;
+
+-- name: unsummed_series_hours
+-- The same of each series, of the other hours.
+SELECT series, min(start), max(start) FROM rollups
+WHERE period = 'hour' AND start IN (SELECT start FROM unsummed_hours) GROUP BY series;
+
+-- name: starts_of_series
+-- The starts at which a period has rollups of certain series, and of how many.
+SELECT start, count(*) FROM rollups WHERE period = $1 AND series = ANY($2::integer[])
+GROUP BY start ORDER BY start;
+
+-- name: take_rollups_of_series
+-- Delete a period's rollups of certain series at certain starts, and return them.
+DELETE FROM rollups
+WHERE period = $1 AND start = ANY($2::bigint[]) AND series = ANY($3::integer[])
+RETURNING start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+          latency_count, latency_sum, input_tokens, output_tokens,
+          metered_cost, metered_input, metered_output, latency_bins;
+
+-- name: move_decisions
+-- Decisions of old series become those of new ones.
+UPDATE decisions SET series = moved.new
+FROM unnest($1::integer[], $2::integer[]) AS moved (old, new)
+WHERE decisions.series = moved.old;

@@ -167,11 +167,12 @@ INSERT OR REPLACE INTO rollups (
 -- name: oldest_decisions
 -- In the order of receipt, as JSON; retention reads from this end.
 SELECT json_group_array(json_array(
-    n, received, id, project, strategy, provider, model, band, status,
-    decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+    n, received, id, counted_project, strategy, provider, model, band, status,
+    decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason, owner
 )) FROM (
-    SELECT n, received, decisions.id, series.project, strategy, provider, model, band, status,
-           decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason
+    SELECT n, received, decisions.id, series.project AS counted_project, strategy, provider, model,
+           band, status, decided, confidence, cost, latency, input_tokens, output_tokens, fallback,
+           reason, decisions.project AS owner
     FROM decisions JOIN series ON series.id = decisions.series
     ORDER BY n LIMIT ?
 );
@@ -306,3 +307,62 @@ SELECT series, latency_bins FROM rollups WHERE period = ? AND start >= ? AND sta
 
 -- name: window_counts
 SELECT start, series, count FROM rollups WHERE period = 'minute' AND start >= ? AND start < ?;
+
+-- name: folded_names
+SELECT part, name FROM folded_names;
+
+-- name: remember_name
+INSERT INTO folded_names (part, name) VALUES (?, ?) ON CONFLICT DO NOTHING;
+
+-- name: forget_name
+DELETE FROM folded_names WHERE part = ? AND name = ?;
+
+-- name: begin_epoch
+UPDATE history SET epoch = ?;
+
+-- name: series_counts
+SELECT series, count FROM rollups WHERE period = 'total' AND start = 0;
+
+-- name: name_hours
+-- The first and the last hour that each name of a part was seen in, of hours that are summed up.
+SELECT name, min(start), max(start) FROM summaries
+WHERE part = ? AND start NOT IN (SELECT start FROM unsummed_hours) GROUP BY name;
+
+-- name: unsummed_series_hours
+-- The same of each series, of the other hours.
+SELECT series, min(start), max(start) FROM rollups
+WHERE period = 'hour' AND start IN (SELECT start FROM unsummed_hours) GROUP BY series;
+
+-- name: starts_of_series
+-- The starts at which a period has rollups of certain series, and of how many.
+SELECT start, count(*) FROM rollups
+WHERE period = ? AND series IN (SELECT value FROM json_each(?)) GROUP BY start ORDER BY start;
+
+-- name: rollups_of_series
+-- A period's rollups of certain series at certain starts.
+SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
+       latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output, latency_bins
+FROM rollups
+WHERE period = ? AND start IN (SELECT value FROM json_each(?))
+  AND series IN (SELECT value FROM json_each(?))
+ORDER BY start, series;
+
+-- name: delete_rollups_of_series
+DELETE FROM rollups
+WHERE period = ? AND start IN (SELECT value FROM json_each(?))
+  AND series IN (SELECT value FROM json_each(?));
+
+-- name: make_moved
+-- A table with a key, or the next would read all pairs for each decision.
+CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new INTEGER NOT NULL);
+
+-- name: put_moved
+-- [old, new] pairs of series.
+INSERT INTO moved SELECT value ->> 0, value ->> 1 FROM json_each(?);
+
+-- name: move_decisions
+UPDATE decisions SET series = moved.new FROM moved WHERE decisions.series = moved.old;
+
+-- name: drop_moved
+DROP TABLE moved;

@@ -1,0 +1,116 @@
+"""Names and ids: which characters they may contain, and the one spelling that is kept.
+
+Two names that look the same must be the same name, and no name may disturb a terminal, a log or a
+page. So control characters, line separators, bidirectional controls and invisible characters are
+refused, and names are kept in Unicode's normal form C (UAX 15). Joiners stay allowed between other
+characters, since emoji and some scripts need them.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+from unicodedata import category, normalize
+
+from routecast.errors import Invalid
+
+_JOINERS: Final = ("\u200c", "\u200d")
+# Format characters that are part of something visible: signs that stand before Arabic and other
+# numbers, and the tags of flags such as Scotland's.
+_FORMATS: Final = frozenset(
+    [
+        *_JOINERS,
+        *"\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd",
+        *map(chr, range(0xE0020, 0xE0080)),
+    ]
+)
+_REFUSED: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))
+# Letters and symbols that show nothing.
+_BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_NOT_ALONE: Final = frozenset(("Cf", "Mn", "Mc", "Me", "Zs"))
+
+
+def is_simple(texts: Iterable[str]) -> bool:
+    """Whether texts are printable ASCII, none of them only spaces: a quick test that most pass."""
+    texts = tuple(texts)
+    whole = "".join(texts)
+    return whole.isascii() and whole.isprintable() and not any(map(str.isspace, texts))
+
+
+def check_text(field: str, text: str) -> None:
+    """Raise Invalid, naming the field, where a name or id contains what it must not."""
+    for character in text:
+        if _is_refused(character):
+            code = f"U+{ord(character):04X}"
+            raise Invalid(f"{field}: must not contain {_what(character)} ({code})")
+    if text.startswith(_JOINERS) or text.endswith(_JOINERS):
+        raise Invalid(f"{field}: must not begin or end with a joiner (U+200C, U+200D)")
+    if text and not any(map(_is_visible, text)):
+        raise Invalid(f"{field}: must contain a visible character")
+
+
+def is_allowed(text: str) -> bool:
+    """Whether a text could be a name or an id."""
+    try:
+        check_text("", text)
+    except Invalid:
+        return False
+    return True
+
+
+def clean_name(field: str, text: str, longest: int) -> str:
+    """Return a name as it is kept. Raises Invalid, naming the field.
+
+    `longest` is the most characters that the kept form may have: a few grow by normalisation.
+    """
+    check_text(field, text)
+    kept = spelling(text)
+    if len(kept) > longest:
+        raise Invalid(f"{field}: must be at most {longest} characters in normal form C")
+    return kept
+
+
+def spelling(text: str) -> str:
+    """Return a name in the form that names are kept in."""
+    return text if text.isascii() else normalize("NFC", text)
+
+
+def spellings(names: Iterable[str]) -> frozenset[str]:
+    """Return names to look for: as given, and as kept.
+
+    Databases of earlier versions may contain names in another form.
+    """
+    given = frozenset(names)
+    return given.union(map(spelling, given))
+
+
+def shown(text: str) -> str:
+    """Return a text for a terminal: what `check_text` refuses is written as in `\\u202e`.
+
+    For names that were kept before there was such a rule. Within a string of JSON it is the same
+    string.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        _escaped(character) if _is_refused(character) else character for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def _is_refused(character: str) -> bool:
+    kind = category(character)
+    return kind in _REFUSED or (kind == "Cf" and character not in _FORMATS)
+
+
+def _what(character: str) -> str:
+    kind = category(character)
+    if kind == "Cs":
+        return "a lone surrogate"
+    return "an invisible or bidirectional character" if kind == "Cf" else "a control character"
+
+
+def _is_visible(character: str) -> bool:
+    return category(character) not in _NOT_ALONE and character not in _BLANK

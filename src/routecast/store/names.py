@@ -1,0 +1,115 @@
+"""Names in a database, whichever: what there is of each, and what folding them changes."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from routecast.core.delta import Delta
+from routecast.core.names import NAMED, OTHER, FoldedNames
+from routecast.core.rollup import Bucket, Key, Sums
+from routecast.core.room import field_without_room
+from routecast.errors import SumFull
+from routecast.ports import NameUse
+
+HOUR = 3600
+# So many rollups are moved at a time, about, which bounds what is in memory.
+ROLLUPS_AT_ONCE = 20_000
+
+
+def folded_names(rows: Iterable[Any]) -> FoldedNames:
+    """Return names by part from rows of part and name."""
+    found: dict[str, set[str]] = {}
+    for part, name in rows:
+        found.setdefault(part, set()).add(name)
+    return found
+
+
+def moves(series: Mapping[int, Key], part: str, names: Collection[str]) -> dict[int, Key]:
+    """Return the new key of each series whose name is to be counted as `other`, by its number."""
+    return {
+        number: key._replace(**{part: OTHER})
+        for number, key in series.items()
+        if getattr(key, part) in names
+    }
+
+
+def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
+    """Yield the starts of rows of start and count, as many at a time as have few rollups."""
+    starts: list[int] = []
+    rollups = 0
+    for start, count in rows:
+        if starts and rollups + count > ROLLUPS_AT_ONCE:
+            yield starts
+            starts, rollups = [], 0
+        starts.append(start)
+        rollups += count
+    if starts:
+        yield starts
+
+
+def moved_buckets(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict[int, Bucket]:
+    """Return what rollups of old series add to new keys.
+
+    Rows begin with start and series; buckets are numbered by their start in `unit` seconds.
+    """
+    buckets: dict[int, Bucket] = {}
+    for start, number, *values in rows:
+        bucket = buckets.setdefault(start // (unit or 1), {})
+        sums, key = Sums.from_row(values), keys[number]
+        if key in bucket:
+            bucket[key].merge(sums)
+        else:
+            bucket[key] = sums
+    return buckets
+
+
+def check_room(moved: Bucket, held: Mapping[Key, Sums]) -> None:
+    """Raise SumFull when the totals that some are moved to have no room for them.
+
+    `held` are the totals of those keys as they are. A sum of any other period is at most that.
+    """
+    for key, sums in moved.items():
+        if full := field_without_room(held.get(key, Sums()), sums):
+            raise SumFull(f"{full}: a sum of `{OTHER}` would be over its limit of 64 bits")
+
+
+class Uses:
+    """Collects what a database has of each name."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+        self._hours: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def count(self, key: Key, decisions: int) -> None:
+        """Count decisions of a key."""
+        for place in _places(key):
+            self._counts[place] = self._counts.get(place, 0) + decisions
+
+    def see(self, part: str, name: str, first: int, last: int) -> None:
+        """Take note of the first and the last hour that has a name, in seconds."""
+        held = self._hours.get((part, name), (first, last))
+        self._hours[part, name] = min(held[0], first), max(held[1], last)
+
+    def add(self, deltas: Iterable[Delta]) -> None:
+        """Count what is not in the rollups yet."""
+        for delta in deltas:
+            for minute, bucket in delta.cells.minutes.items():
+                hour = minute * 60 // HOUR * HOUR
+                for key, sums in bucket.items():
+                    self.count(key, sums.count)
+                    for part, name in _places(key):
+                        self.see(part, name, hour, hour)
+
+    def sorted(self, folded: FoldedNames) -> list[NameUse]:
+        """Return all names: by part, then the most used first."""
+        remembered = {(part, name) for part, names in folded.items() for name in names}
+        uses = [self._use(*place, remembered) for place in self._counts.keys() | remembered]
+        return sorted(uses, key=lambda use: (NAMED.index(use.part), -use.count, use.name))
+
+    def _use(self, part: str, name: str, folded: Collection[tuple[str, str]]) -> NameUse:
+        place = part, name
+        first, last = self._hours.get(place, (None, None))
+        return NameUse(part, name, self._counts.get(place, 0), first, last, place in folded)
+
+
+def _places(key: Key) -> Iterator[tuple[str, str]]:
+    return ((part, name) for part, name in zip(NAMED, key, strict=False) if name)

@@ -1,0 +1,136 @@
+"""Names and ids: what is refused, what is allowed, and the one spelling of each."""
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.decision import Decision, Rules
+from routecast.core.decode import Broken, decode
+from routecast.core.rollup import Key
+from routecast.core.texts import check_text, clean_name, is_allowed, is_simple, shown, spelling
+from routecast.core.view import make_view, parse_query
+from routecast.errors import Invalid
+from routecast.protocol import Filters
+from tests.support.decisions import NOW
+
+FIELDS = ("strategy", "provider", "model", "project", "id")
+
+BIDI = [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"]
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+INVISIBLE = [*"\u200b\u2060\u2061\u00ad\u180e\ufeff\ufff9\u2028\u2029"]
+ALLOWED = [
+    "gpt-4o",
+    "a b",
+    "Ärger ☂",
+    "👩‍💻",  # joined by U+200D
+    "❤️",  # with a variation selector
+    "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",  # a flag, with tags
+    "می‌خواهم",  # Persian, with U+200C
+    "नमस्ते",
+    "שלום",
+    "\u0600١",  # a sign that stands before a number
+    "\U000105c0",  # not assigned in every Unicode that Python may know
+]
+BLANK = [" ", "\u00a0", "\u3000 ", "\u3164", "\u2800", "\u0301", "\ufe0f"]
+
+
+def read(**fields: str) -> Decision:
+    """Return one decision as a server reads it."""
+    (item,) = decode(json.dumps({"strategy": "s", "provider": "p", **fields}).encode(), lines=False)
+    assert not isinstance(item, Broken), item
+    return Rules().normalise(item, NOW)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_names_and_ids_hold_nothing_that_disturbs(field: str) -> None:
+    """Controls, bidirectional controls, invisible characters: the error names field and code."""
+    for character in (*BIDI, *CONTROLS, *INVISIBLE):
+        for text in (f"a{character}b", character, f"{character}a", f"a{character}"):
+            with pytest.raises(Invalid, match=rf"^{field}: .*U\+{ord(character):04X}"):
+                read(**{field: text})
+            assert not is_allowed(text)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_names_and_ids_can_be_seen(field: str) -> None:
+    """Spaces, fillers and marks with nothing below them are no name."""
+    for text in BLANK:
+        with pytest.raises(Invalid, match=f"^{field}: must contain a visible character$"):
+            read(**{field: text})
+    for text in ("\u200d", "a\u200d", "\u200ca"):
+        with pytest.raises(Invalid, match=f"^{field}: must not begin or end with a joiner"):
+            read(**{field: text})
+
+
+@pytest.mark.parametrize("text", ALLOWED)
+def test_every_script_and_emoji_is_allowed(text: str) -> None:
+    """And kept as it is, where it is in normal form C."""
+    for field in FIELDS:
+        kept = getattr(read(**{field: text}), field)
+        assert kept == unicodedata.normalize("NFC", text)
+    assert shown(text) == text
+
+
+def test_equal_names_are_one() -> None:
+    """Names are kept in normal form C; ids are kept as they are sent, and reasons."""
+    composed, apart = "Ä", "A\u0308"
+    for field in ("strategy", "provider", "model", "project"):
+        assert getattr(read(**{field: apart}), field) == composed
+    assert read(project=apart).owner == composed
+    assert read(id=apart).id == apart
+    assert read(reason=apart).reason == apart
+
+
+def test_reason_is_free_text() -> None:
+    """Lines, tabs and marks of direction belong to texts that people and models write."""
+    assert read(reason="a\n\tb\u200f").reason == "a\n\tb\u200f"
+    for bad in ("\0", "\ud800"):
+        with pytest.raises(Invalid, match=r"^reason: must not hold NUL or a lone surrogate$"):
+            read(reason=bad)
+
+
+def test_name_that_grows_past_its_limit_is_refused() -> None:
+    """A few characters become several in normal form C."""
+    assert len(read(strategy="\u0958" * 32).strategy) == 64
+    with pytest.raises(Invalid, match=r"^strategy: must be at most 64 characters"):
+        read(strategy="\u0958" * 33)
+
+
+def test_filters_find_a_name_however_it_is_spelt() -> None:
+    """As it is kept, and as an earlier version may have kept it."""
+    asked = parse_query("model=A%CC%88").view
+    assert make_view(None, Filters(model=["A\u0308"]), None) == asked
+    for kept in ("Ä", "A\u0308"):
+        assert asked.matches(Key("p", "s", "v", kept, "none", "success"))
+
+
+@given(st.text())
+def test_whatever_is_let_in_stays_as_it_is(text: str) -> None:
+    """What is kept is allowed itself, has no other spelling, and is shown as it is."""
+    try:
+        kept = clean_name("model", text, 128)
+    except Invalid:
+        assert not is_allowed(text) or len(spelling(text)) > 128
+        return
+    assert clean_name("model", kept, 128) == kept == spelling(kept)
+    assert shown(kept) == kept
+    assert not any(unicodedata.category(one) in ("Cc", "Cs") for one in kept)
+
+
+@given(st.text(st.characters(max_codepoint=0x2FF)))
+def test_quick_test_lets_nothing_in_that_the_slow_one_refuses(text: str) -> None:
+    """Simple texts need no second look."""
+    if is_simple((text, "p")):
+        check_text("model", text)
+        assert spelling(text) == text
+
+
+@given(st.text())
+def test_escaped_text_is_the_same_string_of_json(text: str) -> None:
+    """Nothing that a terminal obeys is left, and nothing is lost."""
+    written = json.dumps(text, ensure_ascii=False)
+    assert json.loads(shown(written)) == text
+    assert not set(shown(written)) & {*BIDI, *CONTROLS}
