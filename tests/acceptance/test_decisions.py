@@ -332,7 +332,7 @@ def test_a_full_sum_fails_alone(tmp_path: Path) -> None:
         heavy = b"[" + b",".join([b'{"strategy":"a","provider":"b","cost":9000}'] * 50_000) + b"]"
         answers = [send(server, heavy) for _ in range(22)]
         assert [answer.status_code for answer in answers[:20]] == [200] * 20
-        refused(server, answers[-1], 422, "64 bits")
+        refused(server, answers[-1], 422, "cost: the sum of its series is at its limit")
         assert server.http.get("/ready").status_code == 200
         assert server.post({**GOOD, "cost": 1})["accepted"] == 1
 
@@ -341,7 +341,7 @@ def test_openapi_describes_it(shared: Server) -> None:
     """The schema names every field of a decision, with its limits."""
     schema = shared.http.get("/openapi.json").json()
     post = schema["paths"]["/v1/decisions"]["post"]
-    assert set(post["responses"]) == {"200", "400", "403", "413", "415", "422", "503"}
+    assert set(post["responses"]) == {*("200", "400", "403", "413", "415", "421", "422", "503")}
     fields = schema["components"]["schemas"]["DecisionIn"]["properties"]
     assert set(fields) == {
         *("strategy", "provider", "model", "id", "timestamp", "confidence", "cost", "latency_ms"),

@@ -44,6 +44,7 @@ from routecast.protocol import (
     MAX_FILTER_VALUES,
     MAX_INTERVAL,
     MAX_REJECTIONS_LISTED,
+    MAX_TOKENS,
     MIN_INTERVAL,
     WINDOWS,
     DecisionIn,
@@ -357,8 +358,11 @@ def describe(schema: dict[str, Any]) -> None:
         models, ref_template="#/components/schemas/{name}"
     )
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    when = components["DecisionIn"]["properties"]["timestamp"]
-    when["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
+    properties = components["DecisionIn"]["properties"]
+    properties["timestamp"]["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
+    whole = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}  # 374.0 is one in a schema
+    for name in ("input_tokens", "output_tokens"):
+        properties[name]["anyOf"] = [whole, {"type": "null"}]
     many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
     schema["paths"][DECISIONS] = {
         "post": {
