@@ -412,7 +412,8 @@ class Channels:
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
     async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
-        for number, member in enumerate(waiting, 1):
+        ran = time.monotonic()
+        for member in waiting:
             if member.channel is not None:
                 view = member.channel.subscription.view
                 payer, _ = self._turns.payer(view, (member.line.client,))
@@ -422,8 +423,9 @@ class Channels:
                     self.send(member, version)
                 else:
                     self._ask_for_first(member)
-            if not number % YIELD_EVERY:
+            if time.monotonic() - ran > TURN_SECONDS:
                 await asyncio.sleep(0)
+                ran = time.monotonic()
 
     async def _take_turn(self, channel: Channel, reading: Reading | None) -> None:
         """Serve a channel, or put it off while none of its clients may use rendering time."""

@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         description="Distinct combinations of those names; more are counted as `other`.",
     )
     live_memory: int = Field(
-        192,
+        128,
         ge=4,
         le=1_048_576,
         description="MiB of memory for live state. Windows that it has no room for are answered "

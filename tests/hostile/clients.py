@@ -114,7 +114,10 @@ def behave_well(port: int, orders: Connection) -> None:
 
 
 def attack(port: int, orders: Connection) -> None:
-    """Attack until told to stop. Runs in a process."""
+    """Say so when prepared, then attack until told to stop. Runs in a process."""
+
+    inputs.prepare()
+    orders.send("prepared")
 
     async def run() -> None:
         attacks = asyncio.create_task(inputs.attack(port))

@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import cache
 from typing import Final, NamedTuple
 
 from tests.hostile import traffic
@@ -21,6 +22,8 @@ from tests.support.raw import TEXT, frame
 
 GZIP: Final = "Content-Encoding: gzip"
 ANSWER_SECONDS: Final = 30.0
+VARIANTS: Final = 4  # of each expensive body
+_STARTED: Final = time.time()
 
 
 class Target(NamedTuple):
@@ -153,36 +156,66 @@ async def bad_requests(target: Target) -> None:
 
 async def old_minutes(target: Target) -> None:
     """Decisions in 2,000 old minutes, the same ones and others."""
-    now = time.time() - random.choice([0, 0, 3]) * traffic.DAY
-    await post(target, traffic.old_minutes(2_000, now), GZIP)
+    await post(target, _old_minutes(2_000, random.choice([0, 0, 3])), GZIP)
 
 
 async def as_many_old_minutes_as_fit(target: Target) -> None:
-    """The largest batch, each decision in another minute."""
-    now = time.time() - random.randrange(200) * traffic.DAY
-    await post(target, traffic.old_minutes(50_000, now), GZIP)
+    """The largest batch, each decision in another minute, of one range of minutes or another."""
+    await post(target, _old_minutes(50_000, 35 * random.randrange(VARIANTS)), GZIP)
 
 
 async def all_series_in_a_minute(target: Target) -> None:
-    """A cell for each series, in another minute each time."""
-    moment = time.time() - 60 * random.randrange(10_000)
-    for body in traffic.batches(traffic.every_series(moment)):
+    """A cell for each series, in one minute or another."""
+    for body in _all_series(random.randrange(VARIANTS)):
         await post(target, body, GZIP)
 
 
 async def sums_beyond_64_bits(target: Target) -> None:
     """Costs and tokens as large as they may be."""
-    dear = {"cost": 9000, "input_tokens": 10**9, "output_tokens": 10**9, "provider": "p1"}
-    some = [{**dear, "strategy": f"s{number % 2}"} for number in range(50_000)]
-    await post(target, traffic.packed(some), GZIP)
+    await post(target, _dear(), GZIP)
 
 
 async def unknown_models(target: Target) -> None:
     """Names that no price table has, with tokens to be priced."""
+    await post(target, _unknown_models(random.randrange(VARIANTS)), GZIP)
+
+
+# Bodies are made once, before the attack: an attacker who makes them all the time would take the
+# processor from the server and its other clients, which share this machine.
+
+
+@cache
+def _old_minutes(count: int, days_ago: int) -> bytes:
+    return traffic.old_minutes(count, _STARTED - days_ago * traffic.DAY)
+
+
+@cache
+def _all_series(variant: int) -> list[bytes]:
+    return list(traffic.batches(traffic.every_other_series(_STARTED - 600 * variant)))
+
+
+@cache
+def _dear() -> bytes:
+    dear = {"cost": 9000, "input_tokens": 10**9, "output_tokens": 10**9, "provider": "p1"}
+    return traffic.packed([{**dear, "strategy": f"s{number % 2}"} for number in range(50_000)])
+
+
+@cache
+def _unknown_models(variant: int) -> bytes:
     tokens = {"provider": "openrouter", "strategy": "s1", "input_tokens": 10, "output_tokens": 10}
-    tag = os.urandom(4).hex()
-    some = [{**tokens, "model": f"unknown/{tag}-{number}"} for number in range(50_000)]
-    await post(target, traffic.packed(some), GZIP)
+    names = (f"unknown/{variant}-{number}" for number in range(50_000))
+    return traffic.packed([{**tokens, "model": name} for name in names])
+
+
+def prepare() -> None:
+    """Make the bodies that take long to make."""
+    _dear()
+    for days in (0, 3):
+        _old_minutes(2_000, days)
+    for variant in range(VARIANTS):
+        _old_minutes(50_000, 35 * variant)
+        _all_series(variant)
+        _unknown_models(variant)
 
 
 async def names_over_the_bound(target: Target) -> None:

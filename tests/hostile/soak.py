@@ -58,11 +58,15 @@ class _Helper:
         self._process: BaseProcess = context.Process(target=work, args=(port, theirs), daemon=True)
         self._process.start()
 
+    def hear(self) -> Any:
+        """Return what it says next."""
+        assert self._pipe.poll(120), "the process says nothing"
+        return self._pipe.recv()
+
     def stop(self) -> Any:
         """Tell it to stop; return what it has to say."""
         self._pipe.send("stop")
-        assert self._pipe.poll(120), "the process does not end"
-        said = self._pipe.recv()
+        said = self.hear()
         self._process.join(30)
         return said
 
@@ -117,7 +121,9 @@ def _fill(server: Server) -> None:
 
 def _attack(server: Server, report: Report, tell: Callable[[str], None]) -> None:
     files = _open_files(server)
-    good, hostile = _Helper(behave_well, server.port), _Helper(attack, server.port)
+    hostile = _Helper(attack, server.port)
+    hostile.hear()
+    good = _Helper(behave_well, server.port)
     deadline = time.monotonic() + report.seconds
     while (left := deadline - time.monotonic()) > 0 and server.runs:
         report.memory.append(server.memory())
@@ -134,6 +140,7 @@ def _attack(server: Server, report: Report, tell: Callable[[str], None]) -> None
     _check_files(server, files, report)
     # And once more, to stop it under attack.
     hostile = _Helper(attack, server.port)
+    hostile.hear()
     time.sleep(3)
     began = time.monotonic()
     server.terminate()
@@ -143,8 +150,9 @@ def _attack(server: Server, report: Report, tell: Callable[[str], None]) -> None
     hostile.stop()
     if code:
         report.broken.append(f"the server ended with code {code}")
-    if "Traceback" in server.log.read_text():
-        report.broken.append(f"there is a traceback in {server.log}")
+    _, traceback, told = server.log.read_text().partition("Traceback")
+    if traceback:
+        report.broken.append(f"there is a traceback in the log:\n{traceback}{told[:3_000]}")
 
 
 def _open_files(server: Server) -> int:

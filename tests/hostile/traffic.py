@@ -31,6 +31,11 @@ def every_series(timestamp: float | None = None) -> Iterator[dict[str, Any]]:
         yield {**name, "confidence": band, "status": status, "timestamp": timestamp}
 
 
+def every_other_series(timestamp: float) -> Iterator[dict[str, Any]]:
+    """Yield the same without those that the producers that behave well count in."""
+    return (each for each in every_series(timestamp) if each.get("project") != PROJECT)
+
+
 def batches(decisions: Iterator[dict[str, Any]], size: int = 20_000) -> Iterator[bytes]:
     """Yield bodies, as JSON in gzip, of at most `size` decisions each."""
     while part := list(itertools.islice(decisions, size)):

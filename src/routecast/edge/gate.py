@@ -4,6 +4,7 @@ Who the client is, whether the request is meant for this server, and that browse
 for anything but what it says it is.
 """
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from routecast.edge.fields import read_fields
 from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.ws_asgi import refuse
-from routecast.errors import RoutecastError
+from routecast.errors import RoutecastError, Unavailable
 
 _FORWARDED_FOR: Final = b"x-forwarded-for"
 _FORWARDED_PROTO: Final = b"x-forwarded-proto"
@@ -42,7 +43,17 @@ class Gate:
         except RoutecastError as error:
             await _refuse(error, scope, receive, send)
             return
-        await self._app(scope, receive, send if _is_socket(scope) else _unsniffed(send))
+        if _is_socket(scope):
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        try:
+            await self._app(scope, receive, answer.send)
+        except asyncio.CancelledError:
+            # The server stops, and this request has taken too long.
+            if not answer.started:
+                stopping = Unavailable("shutting down", retry_after=5)
+                await respond_error(stopping)(scope, receive, answer.send)
 
     def _check_fields(self, scope: Scope) -> None:
         host = read_fields(scope["headers"], scope["http_version"]).get(b"host")
@@ -68,7 +79,7 @@ async def _refuse(error: RoutecastError, scope: Scope, receive: Receive, send: S
         await receive()  # websocket.connect
         await refuse(error, scope, receive, send)
     else:
-        await respond_error(error)(scope, receive, _unsniffed(send))
+        await respond_error(error)(scope, receive, _Answer(send).send)
 
 
 def _is_socket(scope: Scope) -> bool:
@@ -80,12 +91,18 @@ def _values(scope: Scope, wanted: bytes) -> list[str]:
     return [value.decode("latin-1") for name, value in headers if name == wanted]
 
 
-def _unsniffed(send: Send) -> Send:
-    async def send_unsniffed(message: Message) -> None:
+class _Answer:
+    """The answer to a request, on its way."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        """Send a part of it; browsers are told to take it for what it says it is."""
         if message["type"] == "http.response.start":
+            self.started = True
             headers = list(message.get("headers", ()))
             if all(name != NOSNIFF[0] for name, _ in headers):
                 message = {**message, "headers": [*headers, NOSNIFF]}
-        await send(message)
-
-    return send_unsniffed
+        await self._send(message)
