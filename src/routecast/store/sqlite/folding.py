@@ -22,13 +22,15 @@ from routecast.store.sqlite.rollups import Rollups
 from routecast.store.sqlite.series import SeriesNumbers
 
 # The cells of one part: packing or unpacking it holds the interpreter's lock for a few ms.
-PART_CELLS: Final = 500
+PART_CELLS: Final = 250
 # Folding begins when so many cells, or parts, are not folded.
 FOLD_CELLS: Final = 2_000
 FOLD_COMMITS: Final = 64
-# One step folds parts until their sum has so many cells, or they have so many in all: 20 to 40 ms.
-STEP_CELLS: Final = 500
+# One step folds parts until their sum has so many cells, or they have so many in all: 10 to 20 ms.
+STEP_CELLS: Final = 250
 STEP_CELLS_READ: Final = 5_000
+# While more cells than this are not folded, a commit leaves them to the steps between commits.
+IN_COMMIT_CELLS: Final = 2 * FOLD_CELLS
 # When so many cells are not folded, a commit folds as many as it adds.
 MOST_UNFOLDED: Final = 80_000
 # The cells of unfolded parts that are kept in memory; those of other parts are read when needed.
@@ -133,7 +135,7 @@ class Folding:
             least = max(MOST_UNFOLDED, self.cells - added)
             while self.cells > least:
                 self.step()
-        elif self.due:
+        elif self.due and self.cells <= IN_COMMIT_CELLS:
             self.step()
 
     def step(self) -> None:
