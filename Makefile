@@ -30,13 +30,14 @@ demo: install  ## Serve with simulated traffic; prints the address to open
 run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 	@$(BIN)/routecast serve $(ARGS)
 
-# Whole clusters are broken one at a time: they are judged by the clock, and three nodes with their
-# engines are as much as two cores carry.
-CLUSTERS := tests/acceptance/test_cluster_faults.py tests/acceptance/test_cluster_database_faults.py
+# These run one at a time: whole clusters are broken and judged by the clock, and a node is attacked
+# with all there is. Each is as much as two cores carry.
+ALONE := $(addprefix tests/acceptance/, \
+  test_cluster_faults.py test_cluster_database_faults.py test_hostile_soak.py)
 
 test: install  ## Run all tests
-	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(CLUSTERS:%=--ignore=%))
-	@$(if $(ARGS),:,$(BIN)/pytest $(CLUSTERS))
+	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(ALONE:%=--ignore=%))
+	@$(if $(ARGS),:,$(BIN)/pytest $(ALONE))
 
 faults: install  ## Break Redis, PostgreSQL and nodes for long, with 200 kills; takes a quarter of an hour
 	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 1800 $(ARGS) \

@@ -25,7 +25,7 @@ DELTAS_KEPT: Final = 1_000
 DELTA_CELLS_KEPT: Final = 100_000
 # Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
 # prepare beside others: see `Store.commit`.
-MAX_GROUP: Final = 4_000
+MAX_GROUP: Final = 1_000
 # What a node tells of itself holds for so long, in seconds.
 CENSUS_SECONDS: Final = 15.0
 

@@ -37,6 +37,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 READERS: Final = 2
+# Between two steps of folding, in seconds at most.
+LONGEST_REST: Final = 0.1
 # A large batch begins when at most so many cells are not folded: what a load must add has a bound.
 LARGE_UNFOLDED: Final = 2_000
 # When others commit ids of a large batch while it is prepared, it is prepared again, so often in
@@ -60,6 +62,7 @@ class SqliteStore:
         self._history = ThreadPoolExecutor(1, "sqlite-history")
         self._preparing = ThreadPoolExecutor(1, "sqlite-preparing")
         self._one_large = asyncio.Lock()
+        self._one_step = asyncio.Lock()
         self._folding: asyncio.Task[None] | None = None
         self._windows = ThreadPoolExecutor(1, "sqlite-window")
         self._window_reader = WindowReader()
@@ -170,7 +173,7 @@ class SqliteStore:
         """
         async with self._one_large:
             while self._writer.unfolded > LARGE_UNFOLDED:
-                await self._write(self._writer.fold)
+                await self._fold_step()
             for _ in range(PREPARATIONS):
                 epoch, folded = await self._write(self._writer.folded_names)
                 counted = await self._run(self._preparing, counted_as, batches, folded)
@@ -192,8 +195,19 @@ class SqliteStore:
     async def _fold(self) -> None:
         """Fold step by step, so that commits get their turns in between."""
         with suppress(Unavailable):  # it is tried again after a later commit
-            while await self._write(self._writer.fold):
+            while await self._fold_step():
                 pass
+
+    async def _fold_step(self) -> bool:
+        """Fold a step, and rest for as long; return whether there is more to fold.
+
+        So commits have at least half of the writer's time, and wait for one step at most.
+        """
+        async with self._one_step:
+            started = time.monotonic()
+            more = await self._write(self._writer.fold)
+            await asyncio.sleep(min(time.monotonic() - started, LONGEST_REST))
+        return more
 
     # -- threads --------------------------------------------------------------------------------
 
