@@ -377,9 +377,8 @@ class Channels:
         reading = self._documents.reading_now()
         if reading is not None and member.channel is not None:
             view = member.channel.subscription.view
-            payer, wait = self._turns.payer(view, (member.line.client,))
-            if wait:
-                return
+            # It goes with a history at the same position, so it does not wait for rendering time.
+            payer, _ = self._turns.payer(view, (member.line.client,))
             with self._turns.charged(payer):
                 version = self._version(view, reading)
             if version is not None and _is_news(version, member.base):
@@ -449,7 +448,7 @@ class Channels:
     def _ask_for(self, channel: Channel, payer: str) -> float:
         """Have a channel's view made ready; return for how many seconds to leave it alone."""
         try:
-            self._turns.ask(channel.subscription.view, payer, partial(self._ring, channel))
+            self._turns.ask(channel.subscription.view, payer, partial(self._made_ready, channel))
         except Unavailable as busy:
             return busy.retry_after
         return ALIVE_SECONDS  # it is rung before, as soon as the view is ready
@@ -552,6 +551,11 @@ class Channels:
             channel.timer.cancel()
         loop = asyncio.get_running_loop()
         channel.timer = loop.call_later(channel.due - now, self._ring, channel)
+
+    def _made_ready(self, channel: Channel) -> None:
+        """Serve a channel whose view was made ready; its next tick is counted from now."""
+        channel.due = min(channel.due, time.monotonic())
+        self._ring(channel)
 
     def _ring(self, channel: Channel) -> None:
         self._due.append(channel)

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from routecast.app import CLOSE_SECONDS
+from routecast.app import CLOSE_SECONDS, DRAIN_SECONDS
 from routecast.config import Settings
 from routecast.server import GRACE_SECONDS
-from routecast.supervisor import DRAIN_SECONDS
 from tests.support.nginx import Nginx
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

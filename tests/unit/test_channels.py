@@ -15,6 +15,7 @@ from routecast import channels as module
 from routecast import renders
 from routecast.cache.memory import MemoryCache
 from routecast.channels import Channel, Channels
+from routecast.core import breakdown
 from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.core.versions import FRESH
@@ -483,7 +484,7 @@ async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Chan
     greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
     greedy.subscribe(fields=FEW, interval=FAST)
     modest.subscribe(fields=["total_decisions"], interval=FAST)
-    hall.budget.charge(GREEDY, 0.3, time.monotonic())
+    hall.budget.charge(GREEDY, 0.35, time.monotonic())
     wait = hall.budget.wait(GREEDY, time.monotonic())
     assert wait > 0.3
     async with running(channels.run()), running(hall.renders.run()):
@@ -531,10 +532,27 @@ async def test_a_first_message_that_cannot_be_made_is_told(
 ) -> None:
     """The subscription stays, and its snapshot comes when there is time for it."""
     monkeypatch.setattr(renders, "MAX_WAITING_PER_CLIENT", 0)
-    hall.budget.charge(GREEDY, 0.3, time.monotonic())
+    hall.budget.charge(GREEDY, 0.35, time.monotonic())
     line = Line(channels, client=GREEDY)
     line.subscribe(fields=FEW, interval=FAST)
     error = json.loads(line.replies[-1])
     assert (error["code"], error["id"], error["retryable"]) == ("unavailable", "main", True)
     async with running(channels.run()), running(hall.renders.run()):
         await until(lambda: counts(line) == ["snapshot"])
+
+
+async def test_a_view_that_was_made_ready_keeps_its_interval(
+    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tick whose document takes long is late; those after it come at the interval again."""
+    monkeypatch.setattr(breakdown, "STEP", 1)
+    line = Line(channels, client=MODEST)
+    line.subscribe(fields=FEW, interval=FAST)
+    async with running(channels.run()), running(hall.renders.run()):
+        for _ in range(2 * breakdown.STEPS_AT_ONCE):  # more than one tick can come into step with
+            hall.commit()
+        await until(lambda: line.total() == 2 * breakdown.STEPS_AT_ONCE)
+        started = time.monotonic()
+        hall.commit()
+        await until(lambda: line.total() == 2 * breakdown.STEPS_AT_ONCE + 1)
+        assert time.monotonic() - started < module.ALIVE_SECONDS / 2

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Final
 
 # Of one core: what one client may use, and what all of them may use together.
-CLIENT_SHARE: Final = 0.05
-TOTAL_SHARE: Final = 0.15
+CLIENT_SHARE: Final = 0.2
+TOTAL_SHARE: Final = 0.3
 # A client that was quiet may use what it has saved up, in seconds of rendering time.
 BURST_SECONDS: Final = 0.25
 # Clients remembered. Of those over it, the one that used time longest ago is forgotten.
