@@ -282,12 +282,12 @@ def test_names_asks_first(server: Server) -> None:
 def test_names_of_earlier_versions_disturb_no_terminal(server: Server) -> None:
     """They are shown escaped, and can be folded as they are shown."""
     server.post([decision("b")])
-    keep(server, kept(model="a\x9b\u202e"))
+    keep(server, kept(model="a\x9b\u202e", strategy="a\x9b\u202e"))
     shown = r"a\u009b\u202e"
     listed = names(server, "list")
     assert shown in listed
     watched = routecast("watch", "--once", "--json", "--server", server.url)
-    assert json.loads(watched.stdout)["models"]["a\x9b\u202e"]["count"] == 1
+    assert json.loads(watched.stdout)["strategy_performance"]["a\x9b\u202e"]["count"] == 1
     assert not {"\x9b", "\u202e"} & {*listed, *watched.stdout}
     names(server, "fold", "model", shown, "--yes")
     until(lambda: models(server) == {"b": 1, "other": 1})
