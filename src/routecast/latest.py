@@ -257,13 +257,12 @@ class Latest:
             if frames:  # others get their turn between two views
                 await asyncio.sleep(0)
                 await self._settled()
-            started = time.monotonic()
+            started = time.thread_time()
             frame = self._frame(reading, view)
             if frame is not None:
                 frames[view] = frame
             if payer:
-                now = time.monotonic()
-                self._budget.charge(payer, now - started, now)
+                self._budget.charge(payer, time.thread_time() - started, time.monotonic())
         return frames
 
     def _frame(self, reading: Reading, view: View) -> Frame | None:

@@ -98,14 +98,13 @@ class Renders:
 
     @contextmanager
     def charged(self, payer: str) -> Iterator[None]:
-        """Charge a payer for the time that the body takes; it must not await."""
-        started = time.monotonic()
+        """Charge a payer for the processor time that the body takes; it must not await."""
+        started = time.thread_time()
         try:
             yield
         finally:
-            now = time.monotonic()
             if payer:
-                self._budget.charge(payer, now - started, now)
+                self._budget.charge(payer, time.thread_time() - started, time.monotonic())
 
     def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
         """Have a view made ready; then, or when nothing can answer, `done` is called.

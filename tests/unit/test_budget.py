@@ -8,6 +8,7 @@ from routecast.core.budget import (
     BURST_SECONDS,
     CLIENT_SHARE,
     MAX_CLIENTS,
+    SPARE_ENTRIES,
     TOTAL_SHARE,
     RenderBudget,
 )
@@ -69,3 +70,23 @@ def test_memory_of_clients_has_an_end() -> None:
     assert len(budget._paid) <= MAX_CLIENTS
     budget.charge("new", 0.001, 1e9)
     assert len(budget._paid) == 1
+
+
+def test_clients_that_have_paid_take_no_share() -> None:
+    """Also while one that used time before them still has to pay."""
+    budget = RenderBudget()
+    budget.charge("debtor", 10_000.0, 0.0)
+    for number in range(1_000):
+        budget.charge(str(number), 0.0001, 1.0 + number)
+    budget.charge("late", 1.0, 5_000.0)
+    alone = (1.0 - BURST_SECONDS) / min(CLIENT_SHARE, TOTAL_SHARE / 2)
+    assert budget.wait("late", 5_000.0) <= alone + BURST_SECONDS / CLIENT_SHARE
+    assert set(budget._paid) == {"debtor", "late"}
+
+
+def test_one_client_takes_no_room_for_each_charge() -> None:
+    """However often it is charged before it has paid."""
+    budget = RenderBudget()
+    for _ in range(1_000):
+        budget.charge("a", 1.0, 0.0)
+    assert len(budget._soonest) <= 2 + SPARE_ENTRIES

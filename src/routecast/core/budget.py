@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 # Of one core: what one client may use, and what all of them may use together.
@@ -11,6 +12,8 @@ TOTAL_SHARE: Final = 0.3
 BURST_SECONDS: Final = 0.25
 # Clients remembered. Of those over it, the one that used time longest ago is forgotten.
 MAX_CLIENTS: Final = 10_000
+# Entries of the heap that may no longer hold, beside one for each client.
+SPARE_ENTRIES: Final = 64
 
 
 class RenderBudget:
@@ -20,8 +23,10 @@ class RenderBudget:
     """
 
     def __init__(self) -> None:
-        # By client: when it will have paid for all it used. Whoever used time last comes last.
+        # When each client will have paid for all it used. The one that used time last comes last.
         self._paid: OrderedDict[str, float] = OrderedDict()
+        # The same as a heap, soonest first, with entries that no longer hold.
+        self._soonest: list[tuple[float, str]] = []
 
     def wait(self, client: str, now: float) -> float:
         """Return for how many seconds a client must not use any more; 0 when it may now."""
@@ -50,9 +55,20 @@ class RenderBudget:
 
     def charge(self, client: str, seconds: float, now: float) -> None:
         """Note that a client has used so many seconds."""
-        paid = self._paid
-        while paid and (len(paid) >= MAX_CLIENTS or next(iter(paid.values())) <= now):
-            paid.popitem(last=False)
-        begins = max(now, paid.pop(client, now))
-        share = min(CLIENT_SHARE, TOTAL_SHARE / (len(paid) + 1))
-        paid[client] = begins + seconds / share
+        self._forget_paid(now)
+        begins = max(now, self._paid.pop(client, now))
+        while len(self._paid) >= MAX_CLIENTS:
+            self._paid.popitem(last=False)
+        share = min(CLIENT_SHARE, TOTAL_SHARE / (len(self._paid) + 1))
+        paid = self._paid[client] = begins + seconds / share
+        heappush(self._soonest, (paid, client))
+        if len(self._soonest) > 2 * len(self._paid) + SPARE_ENTRIES:
+            self._soonest = [(paid, client) for client, paid in self._paid.items()]
+            heapify(self._soonest)
+
+    def _forget_paid(self, now: float) -> None:
+        """Forget the clients that have paid: those that are left share the time."""
+        while self._soonest and self._soonest[0][0] <= now:
+            paid, client = heappop(self._soonest)
+            if self._paid.get(client) == paid:
+                del self._paid[client]
