@@ -75,10 +75,10 @@ from routecast.windows import Windows
 log = logging.getLogger(__name__)
 
 VERSION = version("routecast")
-# What waits is committed within this time at shutdown, in seconds; then it is refused, and what the
-# database is doing is interrupted.
+# At shutdown, waiting decisions are committed within this time, in seconds; then they are refused,
+# and the database is interrupted.
 DRAIN_SECONDS = 4.0
-# So long, in seconds, a commit under way may then take to tell what became of it.
+# After that, a commit under way has this time, in seconds, to report its outcome.
 ABORT_SECONDS = 2.0
 # Streams are given this time to leave, in seconds.
 CLOSE_SECONDS = 3.0

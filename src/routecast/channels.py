@@ -32,7 +32,7 @@ from routecast.protocol import (
 
 # So many members or more get their message before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
-# And after so many seconds, however few members there are.
+# Others get a turn after this time, too, in seconds.
 TURN_SECONDS: Final = 0.005
 # A tick may be so much later than it should, in seconds, and the stream still shows in time that it
 # lives.
@@ -196,8 +196,8 @@ class Channel:
     def turn(self, now: float, wait: float = 0.0) -> int:
         """Set the next tick: at a multiple of the interval, or sooner to show life.
 
-        With `wait` it comes so many seconds later than now at the earliest. Returns how many ticks
-        are over that there was no time for.
+        `wait` is the least time until then, in seconds. Returns how many ticks are over that there
+        was no time for.
         """
         last, ticks = self._ticks(self.due), self._ticks(max(now, self.due))  # timers may be early
         due = max((ticks + 1) * self.subscription.interval, now + wait)

@@ -140,7 +140,7 @@ def test_reaching_the_limit_is_shown_by_list(small: Server) -> None:
 def test_fold_makes_room_while_a_server_runs(small: Server) -> None:
     """Totals stay, subscribers get a snapshot of the new epoch, and the name stays folded."""
     small.post([decision("a"), decision("b"), decision("c"), decision("b")])
-    with connect(f"{small.ws_url}?interval=0.1", subprotocols=["routecast.v1.json"]) as socket:  # type: ignore[list-item]
+    with connect(f"{small.ws_url}?interval=0.1", subprotocols=["routecast.v1.json"]) as socket:  # type: ignore[list-item]  # -- a str is one
         ask = {"type": "subscribe", "id": "main", "fields": ["total_decisions", "models"]}
         socket.send(json.dumps(ask))
         before = next(m for m in map(json.loads, socket) if m["type"] == "snapshot")

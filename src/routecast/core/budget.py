@@ -54,7 +54,7 @@ class RenderBudget:
         return (soonest, least) if seen else ("", 0.0)
 
     def charge(self, client: str, seconds: float, now: float) -> None:
-        """Note that a client has used so many seconds."""
+        """Note that a client has used rendering time, in seconds."""
         self._forget_paid(now)
         begins = max(now, self._paid.pop(client, now))
         while len(self._paid) >= MAX_CLIENTS:

@@ -37,8 +37,8 @@ class Whole(int):
 class HistoryAsked(GetHistory, frozen=True, tag="history"):
     """A `GetHistory` whose times and numbers are read as those of all entry points."""
 
-    from_: Instant | None = msgspec.field(name="from", default=None)  # type: ignore[assignment]
-    to: Instant | None = None  # type: ignore[assignment]
+    from_: Instant | None = msgspec.field(name="from", default=None)  # type: ignore[assignment]  # -- read by `_read`
+    to: Instant | None = None  # type: ignore[assignment]  # -- as above
     points: Whole | None = None
 
 

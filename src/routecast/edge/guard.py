@@ -104,7 +104,7 @@ class Cycle(RequestResponseCycle):
     last_response_started: Callable[[], None]
     _until_close = False  # the body ends with the connection: HTTP/1.0 knows no chunks
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # -- wider
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ())]
             if self.scope["http_version"] == "1.0":
@@ -114,7 +114,7 @@ class Cycle(RequestResponseCycle):
             message = {**message, "headers": headers}
         elif self._until_close:
             self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)  # type: ignore[arg-type]
+        await super().send(message)  # type: ignore[arg-type]  # -- uvicorn has types of its own
         if message["type"] == "http.response.start" and not self.keep_alive:
             self.last_response_started()
 
@@ -455,7 +455,7 @@ class GuardedHttp(HttpToolsProtocol):
             "method": self.parser.get_method().decode("ascii"),
             "server": self.server,
             "client": self.client,
-            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "scheme": self.scheme,  # type: ignore[typeddict-item]  # -- it is http or https
             "root_path": self.root_path,
             "path": self.root_path + path,
             "raw_path": self.root_path.encode("ascii") + target.path,

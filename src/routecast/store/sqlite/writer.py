@@ -267,7 +267,7 @@ class Writer:
         """
         self._folding.fold_all()
         found = self._rollups.totals(set(cells.keys()))
-        totals: dict[tuple[str, ...], Sums] = {key: sums for key, sums in found.items()}  # noqa: C416
+        totals: dict[tuple[str, ...], Sums] = {key: sums for key, sums in found.items()}  # noqa: C416  # -- a dict of wider keys
         return find_full(itertools.chain.from_iterable(inserted), totals)
 
     def _end(
