@@ -15,9 +15,10 @@ from tests.acceptance.ledger import Ledger
 from tests.acceptance.test_sse import events
 from tests.support.nodes import Nodes
 from tests.support.postgres import Postgres
-from tests.support.redis import RedisServer, until
+from tests.support.redis import RedisServer
 from tests.support.server import Server
 from tests.support.stream import Document
+from tests.support.waiting import until
 
 GOOD = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9, "cost": 0.002}
 

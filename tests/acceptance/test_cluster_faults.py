@@ -31,8 +31,9 @@ from tests.acceptance.ledger import HEAL_SECONDS, Ledger
 from tests.support.nodes import Nodes
 from tests.support.postgres import OwnPostgres
 from tests.support.proxy import Proxy
-from tests.support.redis import RedisServer, RedisWithSentinels, until
+from tests.support.redis import RedisServer, RedisWithSentinels
 from tests.support.server import Server
+from tests.support.waiting import until
 
 # Where clocks are set, for one process.
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from routecast.store.sqlite.folding import FOLD_COMMITS
 from tests.support.server import Server
+from tests.support.waiting import until
 
 KILLS = 50
 BATCH = 40
@@ -39,6 +42,12 @@ def verify(server: Server) -> subprocess.CompletedProcess[str]:
     """Run `routecast verify` on a server's database."""
     command = [sys.executable, "-m", "routecast", "verify", "--database", server.database_url]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def change(server: Server, sql: str) -> int:
+    """Change a server's database behind its back; return the number of rows changed."""
+    with closing(sqlite3.connect(server.database, timeout=20)) as database, database:
+        return database.execute(sql).rowcount
 
 
 class Producer(threading.Thread):
@@ -200,10 +209,10 @@ def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
 
 def test_verify_tells_what_differs(server: Server) -> None:
     """A sum that somebody changed is named, with what it should be; exit code 1."""
-    many = range(2_000 // BATCH)  # enough for the rollups to be written
-    server.post([decision for number in many for decision in decisions(f"v{number}")])
-    with sqlite3.connect(server.database) as database:
-        database.execute("UPDATE rollups SET cost_sum = cost_sum + 1 WHERE period = 'total'")
+    for number in range(FOLD_COMMITS):
+        server.post(decisions(f"v{number}"))
+    more = "UPDATE rollups SET cost_sum = cost_sum + 1 WHERE period = 'total'"
+    until(lambda: change(server, more))  # rollups are written a moment after these commits
     checked = verify(server)
     assert checked.returncode == 1
     assert "total" in checked.stdout

@@ -19,8 +19,8 @@ from tests.support.command import routecast
 from tests.support.decisions import NOW, kept
 from tests.support.nodes import Nodes
 from tests.support.postgres import Postgres
-from tests.support.redis import until
 from tests.support.server import Server
+from tests.support.waiting import until
 
 PATIENCE = 180.0  # seconds, of a machine with other work
 SMALL = {"ROUTECAST_MAX_NAMES": "3"}

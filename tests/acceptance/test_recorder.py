@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,7 @@ from routecast.client import Counters, Recorder
 from routecast.protocol import DecisionIn
 from tests.support.around import plain_proxy
 from tests.support.server import Server, free_port
+from tests.support.waiting import until
 
 WAIT_SECONDS = 60.0
 DECISION: dict[str, Any] = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9}
@@ -39,14 +40,6 @@ def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
         assert time.monotonic() < deadline, counters
         time.sleep(0.005)  # between two questions; the answer is the event
     return counters
-
-
-def until(met: Callable[[], bool]) -> None:
-    """Wait until a condition is met."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # between two questions; the answer is the event
 
 
 # -- a server that plays a part -----------------------------------------------------------------

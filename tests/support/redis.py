@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,8 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import ResponseError
+
+from tests.support.waiting import until
 
 START_SECONDS = 15.0
 STOP_SECONDS = 10.0
@@ -196,14 +197,6 @@ def _info(server: RedisServer) -> bytes:
         client.set_response_callback("INFO", bytes)
         info: bytes = client.execute_command("INFO", "replication")
         return info
-
-
-def until(reached: Callable[[], bool]) -> None:
-    """Return when something is so; fail when it has not become so for a long time."""
-    deadline = time.monotonic() + START_SECONDS
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def given_url() -> str | None:

@@ -1,0 +1,12 @@
+"""Waiting for a condition that has no event of its own."""
+
+import time
+from collections.abc import Callable
+
+
+def until(met: Callable[[], object], seconds: float = 60.0) -> None:
+    """Return when a condition is met; fail when it is not met within some seconds."""
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # between two questions; the answer is the event
