@@ -11,7 +11,7 @@ from routecast.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# One failure may be a connection that was lost; so many in a row are the engine.
+# One failure may be a lost connection; this number in a row is a fault of the engine.
 FAILURES: Final = 3
 # Waits between tries, in seconds: they double, and are jittered down to a half, so that nodes do
 # not come all at once. The longest and a probe's own time stay under the 5 s a node may need to

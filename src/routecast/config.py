@@ -195,7 +195,7 @@ class Settings(BaseSettings):
         return self
 
     def require_safe(self) -> None:
-        """Raise BadSettings when anybody on the network could read and write.
+        """Raise BadSettings when every machine on the network could read and write.
 
         A socket that is handed over (`fd`) has an address of its own; `take_over` looks at it.
         """

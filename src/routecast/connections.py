@@ -31,27 +31,27 @@ from routecast.protocol import CloseCode
 
 log = logging.getLogger(__name__)
 
-# Ticks fall on multiples of a quantum, so that those who come together share them: an interval
-# has so many, but none is shorter than this, in seconds.
+# Ticks fall on multiples of a quantum, so that clients that come together share them. An interval
+# has QUANTA of them, but none is shorter than QUANTUM, in seconds.
 QUANTA: Final = 20
 QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
 CROWD: Final = 10_000
-# So often each connection is asked for a sign of life.
+# Each connection is sent a ping every PING_SECONDS.
 PING_SECONDS: Final = 20.0
-# Or so much earlier, where a tick then takes the question along: that spares a write to each, but
-# for those whose turn is later.
+# The ping comes up to this time earlier, in seconds, where it can go with a tick's frame: that
+# spares a write to each connection, except to those whose turn is later.
 EARLY_SECONDS: Final = 5.0
-# But not all at once, or their answers would hold up those who are sent a frame at that moment:
-# where they are many, by so many turns, with so many seconds in between.
+# Many connections are not sent a ping at once, or their answers would delay the frames of that
+# moment: they are sent it in ASK_TURNS turns, with TURN_SECONDS in between.
 ASK_TURNS: Final = 3
 TURN_SECONDS: Final = 1.0
-# For so long the question waits for a frame that it can go with, at no write of its own.
+# The ping waits at most this time, in seconds, for a frame to go with, at no write of its own.
 RIDE_SECONDS: Final = 2.0
-# So long after the question was put, be it with a frame or without one a little later, a connection
-# that was not heard of is gone.
+# A connection that has not answered this time after its ping, in seconds, is gone. The ping may
+# have gone with a frame, or without one a little later.
 PONG_SECONDS: Final = 7.0
-# So many at most are closed before others get a turn: that takes more than to be sent a frame.
+# At most this number is closed before others get a turn: closing costs more than sending a frame.
 FAREWELLS: Final = 50
 # Clients that are told to come back are spread so that not more than this many come in a second,
 # over at least the first and at most the second of these times, in seconds.

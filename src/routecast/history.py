@@ -1,4 +1,4 @@
-"""The past, for whoever asks: read from the store once for all who ask the same."""
+"""The past: read from the store once for all clients that ask for the same."""
 
 import asyncio
 from collections import OrderedDict
@@ -122,7 +122,7 @@ class History:
         try:
             await self._turns.acquire()
         finally:
-            # Who comes from now on may know of commits that this read will not see.
+            # A client that asks from now on may know of commits that this read will not see.
             del self._waiting[key]
         try:
             past = await self._store.history(key[0])

@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 # As many decisions may wait as one of the largest requests brings, four times over.
 MAX_WAITING: Final = 200_000
-# A batch of at most so many decisions is small.
+# A batch of at most this number of decisions is small.
 SMALL: Final = 100
-# Large batches let others have the event loop after so many seconds.
+# Large batches give others a turn on the event loop after this time, in seconds.
 LOOP_SECONDS: Final = 0.01
 # What is said when the database does not answer until the process ends.
 UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
-# So many turns of the event loop bring a request from its socket into the queue.
+# A request needs this number of turns of the event loop to come from its socket into the queue.
 TURNS: Final = 3
-# Requests are gathered for so many seconds at most.
+# Requests are gathered for at most this time, in seconds.
 GATHER_SECONDS: Final = 0.01
-# For so long a failed commit makes the node unready; then it is given another try.
+# A failed commit makes the node unready for this time, in seconds; then it gets another try.
 FAILING_SECONDS: Final = 5.0
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # Without live state, the engines are asked at most this often, whoever many ask us.
 REUSE: Final = SECOND
-# For so long a frame of live state can be given to one more who comes, if nothing changed.
+# A frame of live state that is at most this old serves one more client, if nothing changed.
 FRESH: Final = SECOND // 20
 _NOTHING: Final = "neither live state, cache nor database can answer"
 # Views whose encoded document is kept; the least lately used goes first.

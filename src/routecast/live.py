@@ -37,7 +37,7 @@ LOOK_SECONDS: Final = 5.0
 # A node that is alone makes all commits itself, or should: it looks to notice that the database is
 # lost, or that somebody else has written to it.
 ALONE_LOOK_SECONDS: Final = 10.0
-# A step that comes so many seconds early is the one that was due: timers are not exact.
+# A step that comes at most this early, in seconds, is the one that was due: timers are not exact.
 SLACK_SECONDS: Final = 0.05
 # Where there are other nodes, how often each tells where it stands, in seconds.
 STEP_SECONDS: Final = 1.0
@@ -51,12 +51,13 @@ RELOAD_REST: Final = 20
 MAX_EARLY: Final = 1_000
 # A commit of more cells is applied in pieces, between which others get a turn on the event loop.
 LARGE_CELLS: Final = 1_000
-# A loop that goes on so much later than it should was stopped: it may have missed anything.
+# A loop that goes on this much later than it should, in seconds, was stopped: it may have missed
+# anything.
 STOPPED_SECONDS: Final = 1.0
-# A snapshot that nothing was added to is cached again, too, though so many times less often: it
-# expires, and nodes that have no database can start from nothing else.
+# A snapshot that nothing was added to is cached again, too, this many times less often: it expires,
+# and nodes that have no database can start from nothing else.
 REPEAT: Final = 3
-# So often the database's position may fail to be heard of; then the bus is as good as gone.
+# The database's position may fail to be heard of this many times; then the bus is as good as gone.
 SILENT_LOOKS: Final = 4
 
 

@@ -19,7 +19,7 @@ from routecast.protocol import HistoryOut
 LOOK_SECONDS: Final = 1.0
 # Histories that are brought forward at the same time, should that take the database.
 WORKERS: Final = 8
-# So many are looked at before others get a turn on the event loop.
+# At most this number is looked at before others get a turn on the event loop.
 YIELD_EVERY: Final = 50
 # Answers kept encoded until the next look: those who ask the same share one.
 MAX_KEPT: Final = 64

@@ -25,9 +25,9 @@ STEP: Final = 2_000
 EVERY: Final = 600.0
 # Between two looks for hours that are over, in seconds.
 SUMMARISE_EVERY: Final = 60.0
-# An hour is left alone for so long after its end: most decisions that come late have come then.
+# An hour is left alone for this time after its end: most decisions that come late have come then.
 LATE: Final = 5 * MINUTE
-# An hour that could not be summed up is put aside for so long, in seconds.
+# An hour that could not be summed up is put aside for this time, in seconds.
 ASIDE_SECONDS: Final = 600.0
 # After each piece of work, in seconds: the writer is left to those who wait for an answer.
 REST_SECONDS: Final = 0.01

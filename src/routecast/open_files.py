@@ -1,4 +1,4 @@
-"""Open files: each connection is one, and a process is allowed so many."""
+"""Open files: each connection is one, and the system limits how many a process may have."""
 
 import resource
 import sys

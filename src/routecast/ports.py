@@ -18,15 +18,15 @@ from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.protocol import Position, Source
 
-# The deltas of so many commits are kept at least: minutes of a busy node, which is more than a
-# node that lost step needs to find it again.
+# The deltas of at least this number of commits are kept: minutes of a busy node, which is more than
+# a node that lost step needs to find it again.
 DELTAS_KEPT: Final = 1_000
 # But not when these have more cells than this: then to load costs less than to catch up.
 DELTA_CELLS_KEPT: Final = 100_000
 # Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
 # prepare beside others: see `Store.commit`.
 MAX_GROUP: Final = 1_000
-# What a node tells of itself holds for so long, in seconds.
+# A node's report about itself is valid for this time, in seconds.
 CENSUS_SECONDS: Final = 15.0
 
 
@@ -305,9 +305,9 @@ class Cluster(Protocol):
     """What nodes agree on. A node on its own is a cluster of one, and never fails."""
 
     async def claim(self, work: str, seconds: float) -> bool:
-        """Return whether this node is the one to do some work, which is then its for so long.
+        """Return whether this node is the one to do some work, which it then has for `seconds`.
 
-        While it is claimed, nobody gets it, this node included. Raises Unavailable.
+        While it is claimed, no node gets it, this one included. Raises Unavailable.
         """
         ...
 

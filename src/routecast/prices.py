@@ -15,8 +15,8 @@ from routecast.protocol import EPOCH
 
 # Names whose price, or that there is none, is remembered: some 4 MB of the longest names.
 MAX_REMEMBERED: Final = 4_096
-# To look a name up takes up to 0.3 ms of the event loop. So many seconds of each second may go into
-# that, and so many at once after a while without: enough for 1,500 new names.
+# To look a name up takes up to 0.3 ms of the event loop. Lookups may use LOOKUP_SHARE of the time,
+# and LOOKUP_SECONDS at once after a pause: enough for 1,500 new names.
 LOOKUP_SHARE: Final = 0.05
 LOOKUP_SECONDS: Final = 0.5
 
@@ -117,7 +117,7 @@ def _base(rate: Decimal | TieredPrices) -> tuple[Decimal, int]:
 
 
 class _Flat(NamedTuple):
-    """Nano-dollars per million tokens, good for requests of up to so many input tokens."""
+    """Nano-dollars per million tokens, for requests of up to `upto` input tokens."""
 
     input: Decimal
     output: Decimal

@@ -218,7 +218,7 @@ MAX_MESSAGES_A_MINUTE: Final = 120
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
 MAX_POINTS: Final = 2_000
-# A stream that said nothing for so long, in seconds, is dead: a snapshot comes at least this often.
+# A snapshot comes at least this often, in seconds. A stream that is silent for longer is dead.
 ALIVE_SECONDS: Final = 25.0
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -373,7 +373,7 @@ class ErrorOut(_Message, frozen=True, tag="error", kw_only=True):
 
 
 class Goodbye(_Message, frozen=True, tag="goodbye"):
-    """The server ends the connection with `code`; come back after so many milliseconds."""
+    """The server ends the connection with `code`; come back after `reconnect_after_ms`."""
 
     code: int
     reconnect_after_ms: int

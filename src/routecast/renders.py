@@ -80,7 +80,7 @@ class Renders:
     def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
         """Return which of the clients of a view pays for its next render, and when it may.
 
-        That is in so many seconds; 0.0 is now. The payer of the plain view is "": nobody.
+        The result is in seconds from now; 0.0 is now. The payer of the plain view is "": nobody.
         """
         if view.plain:
             return "", 0.0

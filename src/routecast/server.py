@@ -31,13 +31,13 @@ from routecast.workers import Workers
 # Requests under way get this time when the server stops, once its streams were told: more than
 # DRAIN_SECONDS, after which those that wait for the database are answered.
 GRACE_SECONDS: Final = 6
-# So long after the signal the process ends, whatever hangs: a disk, say. All that was acknowledged
-# is on disk.
+# The process ends at the latest this time after the signal, in seconds, even if a disk hangs. All
+# acknowledged decisions are on disk.
 EXIT_SECONDS: Final = 14.0
 
 # What the kernel may hold for one client, in bytes (it doubles this for its own needs).
 SEND_BUFFER: Final = 65_536
-# A peer that acknowledges nothing for so long has vanished, whatever is still unsent.
+# A peer that acknowledges nothing for this time has vanished, whatever is still unsent.
 UNACKED_MS: Final = 20_000
 
 # Python's own default is 5 ms, which the event loop would wait for at each of its turns.
@@ -51,7 +51,7 @@ COLLECT_AFTER: Final = 10_000
 
 # Files that are no streams: engines, and the requests under way.
 SPARE_FILES: Final = 256
-# Files for HTTP connections beside streams, where the system allows so many.
+# Files for HTTP connections beside streams, as far as the system allows.
 HTTP_FILES: Final = 4_096
 
 log = logging.getLogger("routecast")

@@ -17,7 +17,8 @@ from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
-# A node that reads the database for all has so long to put what it read into the cache, in seconds.
+# A node that reads the database for all has this time, in seconds, to put the result into the
+# cache.
 LOAD_SECONDS: Final = 5.0
 # Between two looks whether it did.
 LOAD_POLL: Final = 0.05

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 # Pauses before a service that crashed is started again, in seconds: each is twice the one before.
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
-# A service that was started again works once it has run for so long, in seconds.
+# A service that was started again counts as working after this time, in seconds.
 STEADY_SECONDS: Final = 60.0
 # Causes remembered as logged, of one service; when there are more, all are logged again.
 MAX_CAUSES: Final = 32

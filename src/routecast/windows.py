@@ -21,13 +21,13 @@ from routecast.protocol import Position, Source
 REUSE_SECONDS: Final = 1.0
 # After a read, this many times the duration of all windows' last reads pass before the next one.
 REST: Final = 10
-# Without any answer, whoever asks waits for at most this time, in seconds.
+# A client waits for an answer for at most this time, in seconds.
 WAIT_SECONDS: Final = 10.0
 # An answer is of no use once the clock was set back by more than the first time, or is this much
 # later than the second, in microseconds.
 SET_BACK: Final = SECOND
 OUTDATED: Final = 10 * MINUTE
-# A window that nobody has asked for in this time is forgotten, in seconds.
+# A window is forgotten after this time without a question, in seconds.
 FORGET_SECONDS: Final = 120.0
 
 

@@ -9,7 +9,7 @@ from routecast.core.delta import Delta, following
 from routecast.ports import Listener
 from routecast.protocol import Position
 
-# In one process hardly anybody misses a delta; who does can ask the store for more than these.
+# In one process a reader hardly ever misses a delta. One that does can ask the store for more.
 DELTAS_HELD: Final = 100
 
 

@@ -1,4 +1,4 @@
-"""The bus between nodes: a Redis Stream, which keeps the last messages for who missed them."""
+"""The bus between nodes: a Redis Stream. A node reads the last messages there if it missed them."""
 
 import asyncio
 import logging
@@ -18,13 +18,13 @@ from routecast.redis_client import RedisLink, Refused, compress, decompress
 
 log = logging.getLogger(__name__)
 
-# A larger delta travels as its position: who is behind asks the database.
+# A larger delta travels as its position: a node that is behind asks the database.
 MAX_DELTA_BYTES: Final = 256 * 1024
 # What the stream may take of Redis's memory, about.
 STREAM_BYTES: Final = 64 * 1024 * 1024
-# A stream nobody writes to any more goes after this time, in seconds.
+# Redis deletes a stream after this time without a write, in seconds.
 STREAM_SECONDS: Final = 24 * 3600
-# A read waits for so long; it must end before the client takes silence for failure.
+# A read waits for at most this time; it must end before the client takes silence for failure.
 BLOCK_MILLISECONDS: Final = 500
 # To send what is left at the end.
 CLOSE_SECONDS: Final = 1.0

@@ -24,7 +24,8 @@ _HEAD_GAP: Final = 2
 # and before the last; then, between the tables, a blank line and two headings.
 _AROUND: Final = 1 + 1 + 3 + 1 + 2
 _BETWEEN: Final = 3
-# In fewer columns than these, figures are left out, and words are chosen short; in so many, long.
+# In fewer columns than TINY, figures are left out; in fewer than NARROW, words are short; from
+# ROOMY on, long.
 TINY: Final = 56
 NARROW: Final = 72
 ROOMY: Final = 150

@@ -25,7 +25,7 @@ _WIDE_BAR: Final = 24
 _LEAST_ROWS: Final = 3
 _BAR_COLUMN: Final = 3
 _PADDING: Final = 2
-# So much of a name is shown before any column beside it.
+# At least this many characters of a name are shown before any column beside it.
 _LEAST_NAME: Final = 12
 
 Item = TypeVar("Item")

@@ -153,7 +153,7 @@ def arrivals(seed: int | None, rate: float = NATURAL_RATE) -> Iterator[Arrival]:
 
 
 def decide(prompt: int, answer: int, rng: random.Random) -> dict[str, Any]:
-    """Return what a router might decide for a request of so many tokens, and how it went."""
+    """Return what a router might decide for a request of `prompt` tokens, and how it went."""
     strategy = rng.choices(STRATEGIES, [strategy.weight for strategy in STRATEGIES])[0]
     mix = strategy.large if prompt >= _LARGE else strategy.small
     model = rng.choices(list(mix), list(mix.values()))[0]

@@ -1,4 +1,4 @@
-"""What waits to be sent on one connection, since a server takes only so many messages a minute."""
+"""Messages that wait to be sent on one connection: a server limits how many it takes a minute."""
 
 import asyncio
 import time

@@ -342,7 +342,7 @@ class Recorder:
         return new_token or isinstance(error, Unavailable)
 
     def _pause(self, seconds: float, least: float) -> bool:
-        """Wait so long, or only the `least` once somebody wants a flush; False when time is up."""
+        """Wait `least + seconds`, or only `least` once a flush is wanted; False when time is up."""
         began = time.monotonic()
         until = began + least + seconds
         while (now := time.monotonic()) < until and not self._late():

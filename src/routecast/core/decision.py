@@ -58,7 +58,7 @@ class Decision(NamedTuple):
     owner: str
 
 
-# What a decision is told apart by: its id and the project that sent it. Databases of earlier
+# The identity of a decision: its id and the project that sent it. Databases of earlier
 # versions kept the decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such
 # a row stays as it is, since a project named `other` may have sent the same: a producer that sent
 # 42 before an upgrade and sends it again afterwards is counted twice.

@@ -35,13 +35,13 @@ MAX_COMMAS: Final = 40 * MAX_BATCH
 PIECE: Final = 65_536
 # Decisions that are read one by one between two turns of others: 0.5 ms.
 GROUP: Final = 64
-# After so many lines none of which is JSON, the body is refused if no other can be a decision.
+# After this number of lines, none of them JSON, the body is refused if no other can be a decision.
 STRANGE_LINES: Final = 1_000
-# To find the end of a decision which msgspec cannot skip, brackets and strings are counted: so many
-# between two turns of others. A body that is nested more deeply than this is refused.
+# Brackets and strings are counted to find the end of a decision that msgspec cannot skip: MARKS of
+# them between two turns of others. A body that is nested more deeply than MAX_DEPTH is refused.
 MARKS: Final = 10_000
 MAX_DEPTH: Final = 100_000
-# Python's parser, which is slow, is asked only about texts with at most so many commas.
+# Python's parser, which is slow, parses only texts with at most this number of commas.
 MAX_EXPLAINED: Final = 20_000
 
 _BLANK: Final = b" \t\r\n"

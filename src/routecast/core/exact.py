@@ -51,9 +51,10 @@ def needs_care(body: bytes) -> bool:
     )
 
 
-# Of a number with so many bytes, a float gives back all digits. (Times in quotes have 22 or more.)
+# A float gives back all digits of a number of at most this length, in bytes. (Times in quotes have
+# 22 or more.)
 LONG: Final = 15
-# Where msgspec's error is not the last word: a leap second is good, and its other words are poor.
+# For these fields msgspec's error is not final: a leap second is valid, and its texts are unclear.
 _UNDECIDED: Final = ("$.timestamp`", "_tokens`", "$.cost`", "$.latency_ms`")
 
 

@@ -13,7 +13,7 @@ from routecast.core.frame import Frame
 from routecast.core.view import Subscription
 from routecast.protocol import CloseCode
 
-# So many connections at most get their frame before others get a turn on the event loop.
+# At most this number of connections gets its frame before others get a turn on the event loop.
 BLOCK: Final = 500
 
 # What those of a group have in common: their kind, subscription and quantum.

@@ -34,8 +34,8 @@ EDGES: Final = _edges()
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(dict[int, int] | list[int]).decode
 
-# So many bins are worth a look whether an array is shorter. It is when its zeros, of one byte each,
-# are fewer than the bytes of the bin numbers that it does without, two or three each.
+# From this number of bins on, an array may be shorter, which is checked. It is shorter when its
+# zeros, one byte each, take less than the bin numbers of a map, two or three bytes each.
 _MANY: Final = 16
 _CLOSE: Final = 3
 

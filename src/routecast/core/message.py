@@ -123,7 +123,7 @@ MSGPACK: Final = Encoding(
     mark=b"\xa2id",
     blank=b"\xa0",
 )
-# A message is kept for so many ids its clients call it by; most call it the same.
+# A message is kept for at most this number of ids; most clients use the same id.
 MAX_IDS: Final = 64
 _numbers: Final = itertools.count(1)
 ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}

@@ -153,7 +153,7 @@ class Names:
             self._on_full(part)
         self._told = set(full)
 
-    # -- what is to be committed ----------------------------------------------------------------
+    # -- names of decisions that a commit adds ---------------------------------------------------
 
     def reserve(
         self, decisions: Sequence[Decision], held: Reserved = frozenset()

@@ -97,7 +97,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(length: int, now: int) -> Parts:
-    """Return the periods that a window of so many minutes is the sum of at `now`.
+    """Return the periods that a window of `length` minutes is the sum of at `now`.
 
     It has the whole minutes of its length, and the one that runs.
     """

@@ -8,7 +8,7 @@ Served = TypeVar("Served")
 
 
 def first_of(count: int) -> int:
-    """Return the place of the one to begin with, of so many; 0 of none."""
+    """Return a random place to begin with, of `count`; 0 when there is none."""
     return random.randrange(count) if count > 1 else 0
 
 

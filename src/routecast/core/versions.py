@@ -31,7 +31,7 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 # What a version takes beside its document and its view's filters, about. So there are fewer than
 # 32,768 of them, and of views.
 OVERHEAD: Final = 1_024
-# For so long a message can be given to one more who needs the same: a crowd costs one.
+# A message that is at most this old serves one more member that needs the same: a crowd costs one.
 FRESH: Final = SECOND // 20
 
 _encode: Final = msgspec.json.Encoder().encode

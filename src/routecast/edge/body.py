@@ -24,8 +24,8 @@ READ_SECONDS: Final = 30.0
 # for those that are small so far.
 MAX_HELD: Final = 8 * MAX_BODY_BYTES
 MAX_SMALL_HELD: Final = 32 * 2**20
-# Decisions take much more room than the bytes they came in: only so many large bodies are made
-# into them at a time, and so many more wait for that; the policy beyond is to refuse.
+# Decisions take much more room than the bytes they came in. So only a few large bodies are decoded
+# at a time, a few more wait for that, and further ones are refused.
 SMALL_BODY: Final = 65_536
 LARGE_AT_ONCE: Final = 2
 MAX_WAITING_BODIES: Final = 256

@@ -1,4 +1,4 @@
-"""The door: who may subscribe, to what. The same for every edge."""
+"""The door: which client may subscribe, and to what. The same for every edge."""
 
 from collections import Counter
 

@@ -36,7 +36,7 @@ MAX_HEAD_BYTES: Final = 32_768  # four times what most servers take
 # Bytes of a request with a body that are neither its head nor payload: sizes and extensions of
 # chunks, and trailers. Honest clients send a few for each chunk, and chunks of some kB.
 MAX_FRAMING_BYTES: Final = 65_536
-# What is read is parsed in pieces of so many bytes, with a look at the limits in between.
+# Received bytes are parsed in pieces of at most this size; the limits are checked in between.
 PIECE: Final = 65_536
 # Requests that may wait behind the one that is being answered, and the bytes of their bodies;
 # hardly a client sends any ahead. One read can hold thousands.
@@ -44,8 +44,8 @@ MAX_PIPELINED: Final = 16
 MAX_BYTES_AHEAD: Final = 65_536
 # What a client may still send after the request that ends its connection.
 MAX_DISCARDED_BYTES: Final = 2**24
-# A client that takes nothing of an answer for so long is gone, in seconds: a while after streams
-# (`outlet.SEND_SECONDS`) have let go of it and told so.
+# A client that reads nothing of an answer for this time, in seconds, is gone. It is longer than
+# `outlet.SEND_SECONDS`, so that a stream closes first and reports it.
 STALLED_SECONDS: Final = 15.0
 
 

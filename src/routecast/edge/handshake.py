@@ -31,7 +31,7 @@ _DEFLATE: Final = ServerPerMessageDeflateFactory(
 )
 _DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
 
-# So many sets of terms are remembered. Clients of one make ask for the same.
+# At most this number of sets of terms is remembered. Clients of one make ask for the same.
 REMEMBERED: Final = 64
 _NONCE_BYTES: Final = 16
 _KEY: Final = b"sec-websocket-key"

@@ -54,8 +54,7 @@ from routecast.protocol import (
     Rejection,
 )
 
-# A body is made into decisions for so many seconds at a time; then others get a turn on the event
-# loop.
+# A body is decoded for at most this time, in seconds; then others get a turn on the event loop.
 SLICE_SECONDS: Final = 0.005
 # Decisions that are normalised between two looks at the clock: 0.1 ms. To look up a price for the
 # first time may take 0.3 ms for each of them, for as long as there is a budget for that.
@@ -88,7 +87,7 @@ class Reading:
         self._index = 0
 
     def go_on(self, seconds: float = SLICE_SECONDS) -> bool:
-        """Work for about so long; return whether the whole batch is read.
+        """Work for about `seconds`; return whether the whole batch is read.
 
         Raises BadBody and TooLarge: then nothing of it is to be kept.
         """

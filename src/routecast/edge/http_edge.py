@@ -17,10 +17,11 @@ from routecast.instruments import Instruments
 
 # A request line and its headers come in one piece from any honest client, at once.
 REQUEST_SECONDS: Final = 10.0
-# A client gets so long to read the last answer and to end a connection that was ended from this
-# side. Reset before, one that still sends could not read why it was refused (RFC 9112, 9.6).
+# A client gets this time, in seconds, to read the last answer and to end a connection that was
+# ended from this side. After a reset, a client that still sends could not read why it was refused
+# (RFC 9112, 9.6).
 END_SECONDS: Final = 5.0
-# So long a request waits behind the one that is being answered.
+# A request waits at most this time, in seconds, behind the one that is being answered.
 AHEAD_SECONDS: Final = 60.0
 # Connections in each state: a crowd that returns at once, and more; in all, and of an address.
 MAX_WAITING: Final = 20_000
@@ -30,8 +31,8 @@ MAX_SMALL_BYTES: Final = 32 * 2**20
 MAX_SMALL_BYTES_OF_ADDRESS: Final = 8 * 2**20
 MAX_LARGE_BYTES: Final = 128 * 2**20
 MAX_LARGE_BYTES_OF_ADDRESS: Final = 64 * 2**20
-# Of the files that the process may open, connections leave so many for everything else. One read
-# of the listening socket may accept hundreds.
+# Of the files that the process may open, connections leave this number for everything else. One
+# read of the listening socket may accept hundreds.
 RESERVED_FILES: Final = 128
 # Connections that are closed for a new one near that limit: more than one, to get away from it.
 CLOSED_FOR_ONE: Final = 16

@@ -1,4 +1,4 @@
-"""What runs beside the numbers: health, readiness, Prometheus, and the page."""
+"""Routes beside the metrics: health, readiness, Prometheus, and the page."""
 
 import asyncio
 import base64

@@ -12,7 +12,7 @@ from routecast.core.turns import in_turn
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, close_reason
 
-# A client that has not taken a frame for so long will not catch up.
+# A client that has not taken a frame for this time, in seconds, will not catch up.
 SEND_SECONDS: Final = 10.0
 # How a connection ended that nobody closed.
 ABNORMAL: Final = 1006

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Final
 
-# So many sends at most are one system call; a power of two.
+# At most this number of sends is one system call; a power of two.
 ENTRIES: Final = 512
 
 # From <linux/io_uring.h> and the tables of system calls, in which these machines are at one.
@@ -139,7 +139,7 @@ class Ring:
         return parts
 
     def _parts(self, taken: int, count: int, first: int) -> dict[int, int]:
-        """Await so many completions; return what they say of sends that did not take all."""
+        """Await `taken` completions; return what they say of sends that did not take all."""
         head = self._done_head[0]
         while (self._done_tail[0] - head) % _WRAP < taken:
             self._enter(0, taken)  # all were over at once until now; and if not, they will be

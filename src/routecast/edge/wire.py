@@ -35,8 +35,8 @@ class _Marked(Extension):
 
 
 _MARK: Final = _Marked()
-# Of one message, so many ids and so many messages before it make bytes of their own; beyond that,
-# it is cheaper to say everything again.
+# One message is compressed for at most this number of ids and of messages before it. Beyond that,
+# it is compressed once for all, without what clients were sent before.
 MAX_VARIANTS: Final = 8
 
 

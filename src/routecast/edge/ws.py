@@ -35,15 +35,15 @@ from routecast.instruments import Instruments
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
 
 PATH: Final = b"/ws/metrics"
-# A client that takes nothing for so long will not catch up, in seconds.
+# A client that takes nothing for this time, in seconds, will not catch up.
 SEND_SECONDS: Final = 10.0
-# So long a client may take to answer a close frame.
+# A client may take this time, in seconds, to answer a close frame.
 CLOSE_SECONDS: Final = 2.0
-# Frames a client may send in so many seconds: a stream's client has next to nothing to say.
+# A client may send MAX_FRAMES in FRAMES_SECONDS: a stream's client has next to nothing to say.
 MAX_FRAMES: Final = 1_200
 FRAMES_SECONDS: Final = 20.0
-# What is read is parsed in pieces of so many bytes, with a look at the number of frames in between:
-# one read can hold 40,000 of them, and half a second's work.
+# Received bytes are parsed in pieces of at most this size; the number of frames is checked in
+# between. One read can hold 40,000 frames, and half a second's work.
 PIECE: Final = 4_096
 # The code of a connection that nobody has begun to close.
 OPEN: Final = 1006

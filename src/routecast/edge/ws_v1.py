@@ -22,7 +22,7 @@ from routecast.subscribers import Subscriber, Subscribers
 
 
 def v1_speakers(subscribers: Subscribers) -> Mapping[str, Speak]:
-    """Return who goes on with a connection, by the subprotocol its client chose."""
+    """Return the handler of a connection, by the subprotocol its client chose."""
     return {
         name: partial(V1Connection, subscribers, encoding) for name, encoding in ENCODINGS.items()
     }

@@ -11,7 +11,7 @@ from routecast.errors import SumFull
 from routecast.ports import NameUse
 
 HOUR = 3600
-# So many rollups are moved at a time, about, which bounds what is in memory.
+# About this number of rollups is moved at a time, which bounds the memory.
 ROLLUPS_AT_ONCE = 20_000
 
 

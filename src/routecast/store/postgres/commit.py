@@ -44,7 +44,7 @@ COLUMNS: Final = (
     "fallback",
     "reason",
 )
-# Rows are sent so many at a time: the event loop encodes them.
+# At most this number of rows is sent at a time: the event loop encodes them.
 ROWS_AT_ONCE: Final = 2_000
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ async def commit(session: Session, batches: Sequence[Sequence[Decision]], receiv
 
 
 async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
-    """Do some work for so many decisions; for many, beside the event loop."""
+    """Do some work for `size` decisions; for many, beside the event loop."""
     return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
 
 

@@ -9,11 +9,11 @@ from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
 from routecast.store.postgres.session import Session, number_series, query
 
-# Deltas of so many bytes are merged at a time: that takes far less than a session may be idle.
+# At most this number of bytes is merged at a time: that takes far less than a session may be idle.
 BYTES_AT_ONCE: Final = 4_000_000
-# Rollups are read and written so many at a time: what of it the event loop does takes some ms.
+# At most this number of rollups is read and written at a time: it takes some ms of the event loop.
 PLACES_AT_ONCE: Final = 1_000
-# Deltas in the log, in bytes: who lacks more of them loads.
+# Deltas in the log, in bytes: a node that lacks more of them loads a snapshot.
 BYTES_KEPT: Final = 16_000_000
 
 Place = tuple[int, int]  # the start of a period, and the number of a series

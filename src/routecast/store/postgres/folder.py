@@ -14,7 +14,7 @@ from routecast.store.postgres.session import Session, query, value
 
 log = logging.getLogger(__name__)
 
-# Deltas are folded once they are so many, or hold so many cells, or after so many seconds.
+# Deltas are folded at this number of commits, or of cells, or after this time, in seconds.
 FOLD_COMMITS: Final = 128
 FOLD_CELLS: Final = 8_000
 FOLD_SECONDS: Final = 5.0

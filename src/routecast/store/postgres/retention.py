@@ -15,8 +15,8 @@ from routecast.core.rollup import Cells
 from routecast.store.postgres.fold import merge
 from routecast.store.postgres.session import Session, number_series, query, value
 
-# Decisions are kept in so many partitions, about: each is one more to look for an id in, and what
-# is pruned stays on disk for up to this part of the time it was kept.
+# Decisions are kept in about this number of partitions. Each is one more to look for an id in. With
+# 4 of them, a decision stays on disk for up to a quarter longer than it should be kept.
 GENERATIONS: Final = 4
 
 

@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 # For a free session, and then for the server to accept it, in seconds.
 ACQUIRE_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 3.0
-# For so long a store tries to find out what became of a commit whose session was lost.
+# A store tries for this time, in seconds, to find out the outcome of a commit whose session was
+# lost.
 SETTLE_SECONDS: Final = 10.0
 SETTLE_PAUSE: Final = 0.1
 CLOSING: Final = "the database is closed"

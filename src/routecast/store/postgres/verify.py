@@ -9,7 +9,7 @@ from routecast.store.comparison import HOUR, Comparison, Row, Rows
 from routecast.store.postgres.fold import deltas_of
 from routecast.store.postgres.session import SQL, Session, query, value
 
-# So many rows of the recount are fetched at a time.
+# At most this number of rows of the recount is fetched at a time.
 PREFETCH: Final = 1_000
 
 

@@ -20,8 +20,8 @@ from routecast.store.queries import load_queries
 SQL: Final = load_queries("sqlite")
 BUSY_MS: Final = 5_000
 
-# One statement inserts so many rows: fewer hand-overs of the interpreter's lock. SQLite allows
-# 32,766 values in a statement, and apsw keeps only statements under 16 KB.
+# Rows that one statement inserts: several, for fewer hand-overs of the interpreter's lock. SQLite
+# allows 32,766 values in a statement, and apsw keeps only statements under 16 KB.
 ROWS_PER_STEP: Final = (400, 100)
 STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each number of rows that is left over
 

@@ -23,15 +23,16 @@ from routecast.store.sqlite.series import SeriesNumbers
 
 # The cells of one part: packing or unpacking it holds the interpreter's lock for a few ms.
 PART_CELLS: Final = 250
-# Folding begins when so many cells, or parts, are not folded.
+# Folding begins when this number of cells, or of parts, is not folded.
 FOLD_CELLS: Final = 2_000
 FOLD_COMMITS: Final = 64
-# One step folds parts until their sum has so many cells, or they have so many in all: 10 to 20 ms.
+# One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all: 10 to
+# 20 ms.
 STEP_CELLS: Final = 250
 STEP_CELLS_READ: Final = 5_000
 # While more cells than this are not folded, a commit leaves them to the steps between commits.
 IN_COMMIT_CELLS: Final = 2 * FOLD_CELLS
-# When so many cells are not folded, a commit folds as many as it adds.
+# When more cells than this are not folded, a commit folds as many as it adds.
 MOST_UNFOLDED: Final = 80_000
 # The cells of unfolded parts that are kept in memory; those of other parts are read when needed.
 REMEMBERED_CELLS: Final = 5_000
@@ -130,7 +131,7 @@ class Folding:
             self.step()
 
     def after_commit(self, added: int) -> None:
-        """Fold what a commit of so many cells should fold, before it ends."""
+        """Fold what a commit that added `added` cells should fold, before it ends."""
         if self.cells > MOST_UNFOLDED:
             least = max(MOST_UNFOLDED, self.cells - added)
             while self.cells > least:

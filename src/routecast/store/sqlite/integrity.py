@@ -20,12 +20,13 @@ from routecast.store.sqlite.connection import Shrunk
 
 log = logging.getLogger(__name__)
 
-# A store that opens waits so long for its check, in seconds; the rest is done beside all else.
+# A store that opens waits at most this time, in seconds, for its check; the rest is done beside
+# all else.
 OPEN_SECONDS: Final = 1.0
-# Then the check works and rests by turns, in seconds, so that it holds nobody up.
+# Then the check works and rests by turns, in seconds, so that others need not wait for it.
 WORK_SECONDS: Final = 0.01
 REST_SECONDS: Final = 0.03
-# So many steps of the engine, about a millisecond, lie between two looks at the above.
+# The above is checked every STEPS steps of the engine: about a millisecond.
 STEPS: Final = 10_000
 
 # Errors that say that the file cannot be used any more.

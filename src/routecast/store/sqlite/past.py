@@ -17,8 +17,8 @@ from routecast.store.past import Add, Term, add_deltas, filters, selections
 from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
 from routecast.store.sqlite.summaries import HIGH
 
-# One range must not keep the others waiting for longer, in seconds; looked at each so many steps
-# of the engine, some milliseconds.
+# One range may keep the others waiting for at most this time, in seconds. It is checked every STEPS
+# steps of the engine: some milliseconds.
 READ_SECONDS: Final = 5.0
 STEPS: Final = 500_000
 

@@ -39,12 +39,14 @@ log = logging.getLogger(__name__)
 READERS: Final = 2
 # Between two steps of folding, in seconds at most.
 LONGEST_REST: Final = 0.1
-# A large batch begins when at most so many cells are not folded: what a load must add has a bound.
+# A large batch begins when at most this number of cells is not folded: so the work of a load has a
+# bound.
 LARGE_UNFOLDED: Final = 2_000
-# When others commit ids of a large batch while it is prepared, it is prepared again, so often in
-# all; then it is committed without.
+# When others commit ids of a large batch while it is prepared, it is prepared again: at most this
+# number of times in all. Then it is committed without preparation.
 PREPARATIONS: Final = 3
-# At the end, what runs has so many seconds to finish; then it is interrupted, and has so many more.
+# When the store closes, running work has FINISH_SECONDS to finish; then it is interrupted, and has
+# STOP_SECONDS more.
 FINISH_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 3.0
 INTERRUPT_PAUSE: Final = 0.02
