@@ -6,7 +6,7 @@ nothing.
 
 There are three queues, by the size of a batch. In groups, small and medium batches take turns to
 come first. Large batches are committed one at a time, beside the groups: a store prepares them
-without holding up the others.
+without holding up the others. While others send too, large batches get a third of the time.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from operator import is_not
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -28,12 +29,16 @@ from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
-# As many decisions may wait as one of the largest requests brings, four times over.
+# As many decisions may wait as one of the largest requests brings, four times over. Large batches
+# leave a quarter of the room to others.
 MAX_WAITING: Final = 200_000
+MAX_LARGE_WAITING: Final = 150_000
 # A batch of at most this number of decisions is small.
 SMALL: Final = 100
 # Large batches give others a turn on the event loop after this time, in seconds.
 LOOP_SECONDS: Final = 0.01
+# After a large batch, the next one waits this many times as long as the first one took.
+LARGE_REST: Final = 2.0
 # What is said when the database does not answer until the process ends.
 UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
 # A request needs this number of turns of the event loop to come from its socket into the queue.
@@ -98,11 +103,13 @@ class Ingest:
         self._medium: deque[Batch] = deque()
         self._large: deque[Batch] = deque()
         self._waiting = 0  # decisions, in all queues and in commits
+        self._large_waiting = 0  # those of them that came in large batches
         self._queued = 0  # decisions in the queues of small and medium batches
         self._medium_first = False
         self._arrived = asyncio.Event()
         self._large_arrived = asyncio.Event()
-        self._closing = False
+        self._groups = 0  # that were committed
+        self._closing = asyncio.Event()
         self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
         instruments.queue_depth.set_function(lambda: self._waiting)
 
@@ -115,7 +122,7 @@ class Ingest:
 
     async def check(self) -> None:
         """Raise Unavailable when decisions could not be acknowledged now."""
-        if self._closing:
+        if self._closing.is_set():
             raise Unavailable("shutting down")
         if self.failing is not None:
             raise self.failing
@@ -130,12 +137,12 @@ class Ingest:
         or the awaiting raises Unavailable: then nothing of the batch is kept, and it may be sent
         again. Who awaits no longer does not take back what was sent.
         """
-        if self._closing:
+        if self._closing.is_set():
             raise self._refuse(decisions, "shutting down", retry_after=5)
-        if self._waiting and self._waiting + len(decisions) > MAX_WAITING:
+        if not self._has_room(len(decisions)):
             raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
         batch = Batch(decisions)
-        self._waiting += len(decisions)
+        self._count_waiting(len(decisions))
         if len(decisions) > MAX_GROUP:
             self._large.append(batch)  # its names are bounded later: that takes long
             self._large_arrived.set()
@@ -145,6 +152,25 @@ class Ingest:
             self._queued += len(decisions)
             self._arrived.set()
         return batch.done
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a batch of this number of decisions may wait. The first one may, at any size."""
+        if self._waiting and self._waiting + size > MAX_WAITING:
+            return False
+        large = self._large_waiting
+        return size <= MAX_GROUP or not large or large + size <= MAX_LARGE_WAITING
+
+    def _count_waiting(self, size: int) -> None:
+        """Count a batch of this number of decisions as waiting."""
+        self._waiting += size
+        if size > MAX_GROUP:
+            self._large_waiting += size
+
+    def _count_answered(self, size: int) -> None:
+        """Count a batch of this number of decisions as waiting no longer."""
+        self._waiting -= size
+        if size > MAX_GROUP:
+            self._large_waiting -= size
 
     def _bounded(self, batch: Batch, decisions: Sequence[Decision]) -> list[Decision]:
         """Return decisions of a batch with names over a limit replaced; reserve the others."""
@@ -172,24 +198,33 @@ class Ingest:
             self.give_up()
 
     async def _run_groups(self) -> None:
-        while self._small or self._medium or not self._closing:
+        while self._small or self._medium or not self._closing.is_set():
             if not self._small and not self._medium:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             await self._gather()
             await self._commit(self._next_group())
+            self._groups += 1
 
     async def _run_large(self) -> None:
-        while self._large or not self._closing:
+        while self._large or not self._closing.is_set():
             if not self._large:
                 self._large_arrived.clear()
                 await self._large_arrived.wait()
                 continue
-            batch = self._large[0]
+            batch, groups, began = self._large[0], self._groups, time.monotonic()
             if await self._bound_in_slices(batch):
                 self._large.popleft()
                 await self._commit([batch])
+                if self._groups > groups:
+                    await self._rest(LARGE_REST * (time.monotonic() - began))
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait, unless it is time to close."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     async def _bound_in_slices(self, batch: Batch) -> bool:
         """Bound the names of the first large batch; return whether it is still to be committed.
@@ -224,7 +259,7 @@ class Ingest:
 
     def close(self) -> None:
         """Accept no more; `run` ends when what waits is committed."""
-        self._closing = True
+        self._closing.set()
         self._arrived.set()
         self._large_arrived.set()
 
@@ -274,7 +309,7 @@ class Ingest:
             if any(batch.reserved for batch in group):
                 self._names.learn(commit.delta.cells.keys())
         for batch, inserted in zip(group, commit.inserted, strict=True):
-            self._waiting -= len(batch.decisions)
+            self._count_answered(len(batch.decisions))
             self._names.release(batch.reserved)
             if not batch.done.done():
                 full = batch.places_of(commit.full) if commit.full else {}
@@ -291,7 +326,7 @@ class Ingest:
 
     def _answer(self, group: list[Batch], error: RoutecastError) -> None:
         for batch in group:
-            self._waiting -= len(batch.decisions)
+            self._count_answered(len(batch.decisions))
             self._names.release(batch.reserved)
             self._instruments.decisions.labels("refused").inc(len(batch.decisions))
             if not batch.done.done():

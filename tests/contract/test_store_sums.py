@@ -1,11 +1,16 @@
 """What every store does with sums that do not fit into 64 bits."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from routecast.core.history import GROUPS, history_query, plan
 from routecast.core.past import render
 from routecast.core.room import LARGEST_SUM
-from routecast.ports import Commit, Difference, Store
+from routecast.ports import MAX_GROUP, Commit, Difference, Store
+from routecast.store.postgres import commit
+from routecast.store.sqlite.folding import Folding
 from tests.contract.conftest import Connect
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.summaries import sum_up
@@ -118,6 +123,35 @@ async def test_two_stores_fill_one_series(connect: Connect) -> None:
         await store.close()
 
 
+@pytest.mark.parametrize("folded", [False, True], ids=["unfolded", "folded"])
+async def test_large_batch_leaves_out_what_has_no_room(store: Store, folded: bool) -> None:
+    """One that is prepared beside others: what fits is kept, and known ids are duplicates."""
+    before = [kept(0, cost=LARGEST_SUM - 10), kept(1, strategy="other")]
+    await store.commit([before], NOW)
+    if folded:
+        await fold(store)
+    filling = [kept(n, cost=1) for n in range(20)]
+    others = [kept(n, strategy="other") for n in range(20, MAX_GROUP + 20)]
+    for _ in range(2):
+        done = await store.commit([filling[:15], filling[15:] + others], NOW)
+        assert done.full == {(f"d{n}", "default"): "cost" for n in range(12, 20)}
+    assert done.inserted == [0, 0]
+    assert_sums((await store.load(NOW)).total, [*before, *filling[2:12], *others])
+    assert await differences(store) == []
+
+
+async def test_large_batch_that_fills_a_series_by_itself(store: Store) -> None:
+    """None of its series was near the limit before; those that it does not fill lose nothing."""
+    most = LARGEST_SUM // MAX_GROUP
+    sent = [kept(n, cost=most) for n in range(MAX_GROUP + 5)]
+    others = [kept(n, strategy="other", cost=most) for n in range(2_000, 2_020)]
+    done = await store.commit([sent, others], NOW)
+    assert done.inserted == [MAX_GROUP, 20]
+    assert set(done.full) == {(f"d{n}", "default") for n in range(MAX_GROUP, MAX_GROUP + 5)}
+    assert_sums((await store.load(NOW)).total, [*sent[:MAX_GROUP], *others])
+    assert await differences(store) == []
+
+
 async def test_other_series_do_not_pay_for_a_full_one(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,9 +161,13 @@ async def test_other_series_do_not_pay_for_a_full_one(
     await store.commit([[kept(0, cost=LARGEST_SUM)]], NOW)
     await fold(store)
     await store.commit([[kept(1, cost=1)]], NOW)  # whoever has to learn of it has
-    looked = []
-    for module in ("routecast.store.sqlite.writer", "routecast.store.postgres.commit"):
-        monkeypatch.setattr(f"{module}.find_full", lambda *_: looked.append(1) or {})
+    looked: list[object] = []
+
+    def note(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: looked.append(given) or real(*given)
+
+    monkeypatch.setattr(Folding, "exact_totals", note(Folding.exact_totals))
+    monkeypatch.setattr(commit, "_leave_out_full", note(commit._leave_out_full))
     for n in range(2, 12):
         await store.commit([[kept(n, strategy="other")]], NOW)
     assert not looked

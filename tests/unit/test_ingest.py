@@ -348,6 +348,57 @@ async def test_large_batch_does_not_hold_up_others(
     assert (await store.position()).seq == 6
 
 
+async def test_large_batches_leave_time_to_others_that_send(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a large batch beside which others were committed, the next one waits: not for ever."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    held = Held(store, monkeypatch)
+    gate = held.hold(30)
+    async with asyncio.timeout(PATIENCE):
+        first, second, third = (ingest.submit(many(100 * n, 30 + n)) for n in range(3))
+        async with running(ingest.run()):
+            await ingest.submit([kept(1_000)])
+            monkeypatch.setattr(module, "LARGE_REST", 1e9)
+            gate.set()
+            await first
+            for number in range(1_001, 1_020):
+                await ingest.submit([kept(number)])
+            assert not second.done()
+            ingest.close()
+            assert (await second).inserted == 31
+            assert (await third).inserted == 32
+
+
+async def test_large_batches_do_not_wait_for_nobody(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where only large ones are sent, one follows the other."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    monkeypatch.setattr(module, "LARGE_REST", 1e9)
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        for number in range(3):
+            assert (await ingest.submit(many(100 * number, 30))).inserted == 30
+
+
+async def test_large_batches_leave_room_to_others(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them wait; one may always wait, at any size."""
+    monkeypatch.setattr(module, "MAX_GROUP", 10)
+    monkeypatch.setattr(module, "MAX_WAITING", 40)
+    monkeypatch.setattr(module, "MAX_LARGE_WAITING", 30)
+    waiting = [ingest.submit(many(0, 35))]
+    with pytest.raises(Unavailable):
+        ingest.submit(many(100, 11))
+    waiting.append(ingest.submit(many(200, 5)))
+    with pytest.raises(Unavailable):
+        ingest.submit(many(300, 1))
+    async with running(ingest.run()), asyncio.timeout(PATIENCE):
+        assert [(await one).inserted for one in waiting] == [35, 5]
+        assert (await ingest.submit(many(100, 25))).inserted == 25
+
+
 def reserves(names: Names) -> list[str]:
     """Return what two new strategies count as: with a limit of two, there must be room for both."""
     counted, reserved = names.reserve([kept(strategy="new"), kept(strategy="newer")])

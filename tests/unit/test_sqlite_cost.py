@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from routecast.core.decision import Decision, identity_of
 from routecast.core.history import history_query, plan
 from routecast.core.rollup import Sums
+from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Difference
 from routecast.store.sqlite import SqliteStore, folding, rollups
 from routecast.store.sqlite import store as module
@@ -263,6 +264,32 @@ async def test_small_batches_are_committed_while_a_large_one_is_prepared(
     assert small > 1
     assert (await task).position.seq > 1
     assert_sums((await store.load(NOW)).total, large)
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+
+
+async def test_large_batch_is_prepared_again_when_a_series_is_filled_meanwhile(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its preparation and the writer's turn: what does not fit now is left out."""
+    prepared: list[int] = []
+    stage = module.stage
+
+    def fill_late(path: Path, *args: Any) -> Any:
+        staged = stage(path, *args)
+        if not prepared:
+            writer = Writer(path, create=False)
+            writer.open()
+            writer.commit([[kept(-1, cost=LARGEST_SUM - 5)]], NOW)
+            writer.close()
+        prepared.append(staged.size)
+        return staged
+
+    monkeypatch.setattr(module, "stage", fill_late)
+    large = [kept(n, cost=1) for n in range(MAX_GROUP + 1)]
+    done = await store.commit([large], NOW)
+    assert (done.inserted, prepared) == ([5], [MAX_GROUP + 1, 5])
+    assert len(done.full) == MAX_GROUP - 4
+    assert_sums((await store.load(NOW)).total, [kept(-1, cost=LARGEST_SUM - 5), *large[:5]])
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
 
 

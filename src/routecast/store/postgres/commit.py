@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -14,10 +14,10 @@ from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.names import fold_names
 from routecast.core.rollup import Cells, Key, Sums, key_of
-from routecast.core.room import LARGEST_SUM, Full, find_full, most_added
+from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import DELTAS_KEPT, MAX_GROUP, Commit
 from routecast.protocol import Position
-from routecast.store.postgres.fold import fold
+from routecast.store.postgres.fold import fold, totals
 from routecast.store.postgres.session import (
     LOST,
     SQL,
@@ -49,7 +49,19 @@ ROWS_AT_ONCE: Final = 2_000
 T = TypeVar("T")
 
 _NOT_YET: Final = Position("", 0)
-_Counted = tuple[Delta, bytes, int]
+NOTHING: Final = Sums()
+
+
+class _New(NamedTuple):
+    """The decisions that a commit inserts, and what they add, also as bytes.
+
+    No sum of a series grows by more than `largest`.
+    """
+
+    sent: list[Decision]
+    delta: Delta
+    packed: bytes
+    largest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,26 +192,24 @@ async def _write(
         sent = await _insert_new(session, sent, generation, number)
     if not sent:
         return await _nothing(session, batches)
-    delta, packed, largest = await (counting or _count(sent, received))
+    new = await (counting or _count(sent, received))
     full: Full = {}
-    if way.exact and (full := await _find_full(session, batches, sent)):
-        ids, projects = zip(*full, strict=True)
-        await session.execute(SQL["take_back"].format(generation=generation), projects, ids)
-        sent = [one for one in sent if identity_of(one) not in full]
-        if not sent:
+    if way.exact:
+        new, full = await _leave_out_full(session, batches, new, generation)
+        if not new.sent:
             return await _nothing(session, batches, full)
-        delta, packed, largest = await _count(sent, received)
     token = secrets.randbits(63)
-    touched = [session.series[key] for key in set(delta.cells.keys())]
+    touched = [session.series[key] for key in set(new.delta.cells.keys())]
     row = await query(
         session,
         "write_delta",
-        *(generation, number, received, token, len(sent), largest, packed, way.exact, touched),
+        *(generation, number, received, token),
+        *(len(new.sent), new.largest, new.packed, way.exact, touched),
     )
     epoch, seq, transaction, folded = row[0]
     position = Position(epoch, seq)
-    added = Delta(position, delta.cells, received)
-    done = Commit(position, _inserted(batches, sent), added, full)
+    added = Delta(position, new.delta.cells, received)
+    done = Commit(position, _inserted(batches, new.sent), added, full)
     return Written(done, transaction, number, token, folded)
 
 
@@ -251,13 +261,13 @@ def _columns(
 
 async def _copy(
     session: Session, sent: list[Decision], generation: int, number: int, received: int
-) -> "asyncio.Future[_Counted]":
+) -> "asyncio.Future[_New]":
     """Insert all of some decisions, while it is counted what they add.
 
     Fails when the current generation holds one of their ids.
     """
     columns = await _apart(len(sent), _columns, session, sent, generation, number)
-    counting: list[asyncio.Future[_Counted]] = []
+    counting: list[asyncio.Future[_New]] = []
 
     def rows(first: int, end: int) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column[first:end] for column in columns), strict=True)
@@ -282,36 +292,56 @@ async def _insert_new(
     return [sent[row["place"]] for row in rows]
 
 
-async def _count(sent: Sequence[Decision], received: int) -> _Counted:
-    """Return what decisions add, also as bytes, and a number that no sum in it is over."""
+async def _count(sent: list[Decision], received: int) -> _New:
+    """Count what decisions add."""
 
-    def count() -> _Counted:
+    def count() -> _New:
         cells = Cells()
         cells.add(sent)
         delta, largest = Delta(_NOT_YET, cells, received), most_added(cells)
         if largest > LARGEST_SUM:  # perhaps too large to be packed: not before it is known to fit
             fits = max(sums.largest for sums in cells.total().values()) <= LARGEST_SUM
-            return delta, delta.pack() if fits else b"", LARGEST_SUM
-        return delta, delta.pack(), largest
+            return _New(sent, delta, delta.pack() if fits else b"", LARGEST_SUM)
+        return _New(sent, delta, delta.pack(), largest)
 
     return await asyncio.to_thread(count)
 
 
-async def _find_full(
-    session: Session, batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]
-) -> Full:
-    """Return those of the decisions to be inserted that the sums of their series lack room for.
+async def _leave_out_full(
+    session: Session, batches: Sequence[Sequence[Decision]], new: _New, generation: int
+) -> tuple[_New, Full]:
+    """Take back those decisions that the sums of their series lack room for.
 
-    The sums hold all commits until now; nobody adds to them before the transaction ends.
+    From here on nobody else commits before the transaction ends.
     """
-    # Most is folded before others have to wait for the end of this.
     await query(session, "lock_rollups")
     await fold(session, DELTAS_KEPT)
+    # Nearly all is found before others have to wait for the end of this.
+    new, full = await _without_full(session, batches, new, generation)
     await query(session, "lock_history")
     await fold(session, DELTAS_KEPT)
-    numbers = {session.series[key]: key for key in map(key_of, sent)}
-    rows = await query(session, "rollups_at", "total", [0] * len(numbers), list(numbers))
-    totals = {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
-    new = {identity_of(one): one for one in sent}
-    in_order = map(identity_of, chain.from_iterable(batches))
-    return find_full((new.pop(identity) for identity in in_order if identity in new), totals)
+    new, more = await _without_full(session, batches, new, generation)
+    return new, full | more
+
+
+async def _without_full(
+    session: Session, batches: Sequence[Sequence[Decision]], new: _New, generation: int
+) -> tuple[_New, Full]:
+    """Take back those decisions that do not fit into what is folded."""
+
+    def find() -> Full:
+        added = new.delta.cells.total()
+        if all(not field_without_room(held.get(key, NOTHING), added[key]) for key in added):
+            return {}
+        left = {identity_of(one): one for one in new.sent}
+        in_order = map(identity_of, chain.from_iterable(batches))
+        return find_full((left.pop(identity) for identity in in_order if identity in left), held)
+
+    held = await totals(session, set(new.delta.cells.keys()))
+    full = await asyncio.to_thread(find)
+    if not full:
+        return new, full
+    ids, projects = zip(*full, strict=True)
+    await session.execute(SQL["take_back"].format(generation=generation), projects, ids)
+    fitting = [one for one in new.sent if identity_of(one) not in full]
+    return await _count(fitting, new.delta.received), full

@@ -9,8 +9,9 @@ from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
 from routecast.store.postgres.session import Session, number_series, query
 
-# At most this number of bytes is merged at a time: that takes far less than a session may be idle.
-BYTES_AT_ONCE: Final = 4_000_000
+# At most this number of bytes is merged at a time, or one delta: that takes far less time than a
+# session may be idle.
+BYTES_AT_ONCE: Final = 1_000_000
 # At most this number of rollups is read and written at a time: it takes some ms of the event loop.
 PLACES_AT_ONCE: Final = 1_000
 # Deltas in the log, in bytes: a node that lacks more of them loads a snapshot.
@@ -33,9 +34,22 @@ async def fold(session: Session, kept: int) -> int:
 
     Within a transaction that holds the lock of the rollups. `kept` deltas stay in the log.
     """
+    until = await last_commit(session)  # those that come meanwhile are for later
+    while (folded := await fold_some(session, kept, until)) < until:
+        pass
+    return folded
+
+
+async def last_commit(session: Session) -> int:
+    """Return the seq of the last commit."""
+    seq: int = (await query(session, "position"))[0]["seq"]
+    return seq
+
+
+async def fold_some(session: Session, kept: int, until: int) -> int:
+    """Do what `fold` does for the next commits, up to one: as many as have BYTES_AT_ONCE."""
     epoch, folded, largest = (await query(session, "state"))[0][:3]
-    _, until = (await query(session, "position"))[0]  # those that come meanwhile are for later
-    while folded < until:
+    if folded < until:
         rows = await query(session, "some_deltas", folded, until, BYTES_AT_ONCE)
         largest = max(largest, await _add(session, rows, epoch))
         folded = rows[-1]["seq"]
@@ -59,6 +73,21 @@ def _sum(rows: Iterable[Any], epoch: str) -> tuple[set[Key], list[tuple[str, dic
     total = cells.total()
     periods = [("minute", cells.minutes), ("hour", cells.hours()), ("total", {0: total})]
     return set(total), periods
+
+
+async def totals(session: Session, keys: Iterable[Key]) -> Bucket:
+    """Return the sums over all time of some series, which the session must know.
+
+    What is not folded is not in them.
+    """
+    numbers = {session.series[key]: key for key in keys}
+    places = list(numbers)
+    found: Bucket = {}
+    for first in range(0, len(places), PLACES_AT_ONCE):
+        some = places[first : first + PLACES_AT_ONCE]
+        rows = await query(session, "rollups_at", "total", [0] * len(some), some)
+        found |= {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
+    return found
 
 
 async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) -> int:

@@ -9,7 +9,7 @@ from typing import Final
 from routecast.errors import Unavailable
 from routecast.ports import DELTAS_KEPT
 from routecast.store.postgres.commit import Written
-from routecast.store.postgres.fold import fold
+from routecast.store.postgres.fold import fold_some, last_commit
 from routecast.store.postgres.session import Session, query, value
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 FOLD_COMMITS: Final = 128
 FOLD_CELLS: Final = 8_000
 FOLD_SECONDS: Final = 5.0
-# While more of them are not folded, a commit folds first: what a snapshot must add has a bound.
+# While more of them are not folded, a commit folds first: what a snapshot must add has a bound. Of
+# cells, too, before a large commit.
 MOST_UNFOLDED: Final = 1_000
 
 
@@ -33,9 +34,12 @@ class Folder:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def make_room(self) -> None:
-        """Fold, and wait for it, when far too much is not folded. Raises Unavailable."""
-        if self._seq - self._folded >= MOST_UNFOLDED:
+    async def make_room(self, *, large: bool) -> None:
+        """Fold, and wait for it, when too much is not folded for a commit. Raises Unavailable."""
+        if large and self._task is not None:
+            await asyncio.wait([self._task])
+        too_many = large and self._cells >= FOLD_CELLS
+        if too_many or self._seq - self._folded >= MOST_UNFOLDED:
             await self._fold(wait=True)
 
     def added(self, written: Written) -> None:
@@ -77,11 +81,15 @@ class Folder:
             log.exception("Folding failed; commits will be refused when too much is not folded")
 
     async def _fold(self, *, wait: bool) -> None:
+        """Fold what is committed until now, in transactions of a bounded size."""
         self._cells = 0
-        async with self._sessions() as session, session.transaction():
-            if wait:
-                await query(session, "lock_rollups")
-            elif not await value(session, "try_lock_rollups"):
-                return  # another node is at it
-            folded = await fold(session, DELTAS_KEPT)
-        self._folded = folded
+        async with self._sessions() as session:
+            folded, until = 0, await last_commit(session)
+            while folded < until:
+                async with session.transaction():
+                    if wait:
+                        await query(session, "lock_rollups")
+                    elif not await value(session, "try_lock_rollups"):
+                        return  # another node is at it
+                    folded = await fold_some(session, DELTAS_KEPT, until)
+                self._folded = folded

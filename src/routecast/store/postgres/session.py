@@ -34,6 +34,8 @@ STATEMENT_SECONDS: Final = 20
 # When the server itself says nothing any more.
 ANSWER_SECONDS: Final = 25.0
 
+# Series that are looked up in one statement: a few ms of the event loop.
+KEYS_AT_ONCE: Final = 1_000
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
 
@@ -198,19 +200,18 @@ async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> No
     New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
     that may be undone.
     """
-    unknown = set(keys) - session.series.keys()
-    if not unknown:
-        return
-    await _learn_series(session)
-    unknown -= session.series.keys()
-    if unknown:
-        columns: Sequence[Any] = list(zip(*unknown, strict=True))
-        await query(session, "add_series", *columns)
-        await _learn_series(session)
+    unknown = list(set(keys) - session.series.keys())
+    for first in range(0, len(unknown), KEYS_AT_ONCE):
+        some = unknown[first : first + KEYS_AT_ONCE]
+        await _look_up(session, some)
+        if new := [key for key in some if key not in session.series]:
+            await query(session, "add_series", *zip(*new, strict=True))
+            await _look_up(session, new)
 
 
-async def _learn_series(session: Session) -> None:
-    session.series.update({row[1:]: row[0] for row in await query(session, "series")})
+async def _look_up(session: Session, keys: Sequence[tuple[str, ...]]) -> None:
+    for place, number in await query(session, "series_numbers", *zip(*keys, strict=True)):
+        session.series[keys[place - 1]] = number
 
 
 async def series_names(session: Session) -> dict[int, Key]:

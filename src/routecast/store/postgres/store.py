@@ -16,7 +16,7 @@ from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, Gap, Unavailable
-from routecast.ports import DELTAS_KEPT, Checked, Commit, Condition, Difference, NameUse
+from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.store.loading import Loader
 from routecast.store.postgres import names as names_of
@@ -118,7 +118,7 @@ class PostgresStore:
         self._stopping = True
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        await self._folder.make_room()
+        await self._folder.make_room(large=sum(map(len, batches)) > MAX_GROUP)
         try:
             async with self._session() as session:
                 written = await commit(session, batches, received)

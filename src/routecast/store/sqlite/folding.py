@@ -5,7 +5,7 @@ next one; the rollups and the parts after those are the sums, at any moment.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
 import apsw
@@ -13,7 +13,7 @@ import msgspec
 
 from routecast.core import room
 from routecast.core.delta import Delta
-from routecast.core.rollup import Cells, Key, bucket_merge
+from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
 from routecast.core.room import LARGEST_SUM, most_added
 from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
 from routecast.protocol import Position
@@ -89,6 +89,7 @@ class Folding:
         self._folded_parts = 0
         self._near: set[Key] = set()  # series that are near the limit of 64 bits
         self._added = 0  # no sum of a series grows by more when all of it is folded
+        self._unfolded: dict[Key, Sums] = {}  # what is not folded, of series that were asked for
         self._remembered = 0  # cells
         self.cells = 0  # not folded
         self.due = False  # there was so much that all of it should be folded soon
@@ -110,6 +111,7 @@ class Folding:
             keep = self._remembered + part.number <= REMEMBERED_CELLS
             self._remembered += part.number if keep else 0
             cells = part.cells if keep else None
+            _add_known(self._unfolded, part.cells)
             self._append(_Part(seq, place, part.number, part.largest, cells))
 
     def _append(self, part: _Part) -> None:
@@ -119,11 +121,38 @@ class Folding:
         if self.cells >= FOLD_CELLS or len(self._parts) >= FOLD_COMMITS:
             self.due = True
 
-    def may_be_full(self, cells: Cells) -> bool:
-        """Whether a sum may have no room for cells. Only in the rollups themselves it is found."""
-        if self._added + most_added(cells) > room.MOST_UNFOLDED:
-            return True
-        return bool(self._near) and not self._near.isdisjoint(cells.keys())
+    def keys_to_check(self, keys: Set[Key], most: int) -> Set[Key]:
+        """Return those keys whose sums may have no room for what a commit adds.
+
+        No sum grows by more than `most`. `exact_totals` tells what the sums are.
+        """
+        if self._added + most > room.MOST_UNFOLDED:
+            return keys
+        return keys & self._near if self._near else frozenset()
+
+    def near(self) -> frozenset[Key]:
+        """Return the series that have a sum near the limit of 64 bits, of what is folded."""
+        return frozenset(self._near)
+
+    def exact_totals(self, keys: Set[Key]) -> Bucket:
+        """Return the sums over all time of some series, without their histograms.
+
+        The series must be known. What is not folded is counted, too.
+        """
+        self._read_unfolded(keys - self._unfolded.keys())
+        totals = {key: sums.copy() for key, sums in self._rollups.totals(keys).items()}
+        for key in keys:
+            totals.setdefault(key, Sums()).merge_scalars(self._unfolded[key])
+        return totals
+
+    def _read_unfolded(self, keys: Set[Key]) -> None:
+        """Add up what is not folded of some series; it is kept up to date from then on."""
+        if not keys:
+            return
+        found: Bucket = {key: Sums() for key in keys}
+        for part in self._parts:
+            _add_known(found, self._cells_of(part))
+        self._unfolded |= found
 
     def fold_all(self) -> None:
         """Fold all there is."""
@@ -152,6 +181,8 @@ class Folding:
         self._rollups.add("total", {0: (total := cells.total())})
         totals = self._rollups.totals(total)
         self._near.update(key for key, sums in totals.items() if sums.largest >= room.NEAR)
+        for key in total.keys() & self._unfolded.keys():
+            self._unfolded[key].subtract_scalars(total[key])
         self.cells -= number
         if not self._parts:
             self.due = False
@@ -185,9 +216,21 @@ class Folding:
         self._added -= part.largest
         if part.cells is not None:
             self._remembered -= part.number
-            return part, part.cells
+        return part, self._cells_of(part)
+
+    def _cells_of(self, part: _Part) -> Cells:
+        if part.cells is not None:
+            return part.cells
         packed = query(self._db, "delta_part", part.seq, part.part)[0][0]
-        return part, Delta.unpack(packed).cells
+        return Delta.unpack(packed).cells
+
+
+def _add_known(into: Bucket, cells: Cells) -> None:
+    """Add cells to the sums of those series that there are already, without the histograms."""
+    if into:
+        for bucket in cells.minutes.values():
+            for key in into.keys() & bucket.keys():
+                into[key].merge_scalars(bucket[key])
 
 
 def _merge(into: Cells, cells: Cells) -> int:

@@ -15,25 +15,32 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.names import FoldedNames, fold_names
-from routecast.core.rollup import Cells, key_of
+from routecast.core.rollup import Bucket, Cells, Key, key_of
+from routecast.core.room import Full, find_full
 from routecast.store.sqlite.connection import BUSY_MS, insert_rows, query
 from routecast.store.sqlite.folding import PackedPart, pack_parts
 from routecast.store.sqlite.series import SeriesKey
 
+_encode: Final = msgspec.json.Encoder().encode
 _places: Final = msgspec.json.Decoder(list[int]).decode
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A commit that is ready to be written: decisions whose ids were new, and what they add."""
+    """A commit that is ready to be written: decisions whose ids were new, and what they add.
+
+    `full` are those that had no room, which are left out.
+    """
 
     image: bytes  # of a database with these decisions
     size: int
     inserted: list[int]  # how many of each batch
     cells: Cells
+    keys: frozenset[Key]
     parts: list[PackedPart]
+    full: Full
 
 
 def counted_as(
@@ -52,28 +59,34 @@ def stage(
     path: Path,
     batches: Sequence[Sequence[Decision]],
     numbers: Mapping[SeriesKey, int],
+    totals: Bucket,
     received: int,
 ) -> Staged:
-    """Prepare the commit of some batches. `numbers` are those of all series in them."""
+    """Prepare the commit of some batches.
+
+    `numbers` are those of all series in them; `totals` the sums over all time of those series that
+    may lack room.
+    """
     decisions = list(chain.from_iterable(batches))
     with closing(apsw.Connection(":memory:")) as db:
-        places = _new_places(db, path, decisions, numbers)
+        places = _stage_new(db, path, decisions, numbers)
+        full = _leave_out_full(db, places, decisions, totals) if totals else {}
         image = db.serialize("main")
-    if places is None:
-        inserted = [len(batch) for batch in batches]
-    else:
-        decisions = [decisions[place] for place in places]
-        ends = [bisect_left(places, end) for end in accumulate(map(len, batches))]
-        inserted = [end - first for first, end in zip([0, *ends], ends, strict=False)]
+    if full:
+        places = [place for place in places if identity_of(decisions[place]) not in full]
+    ends = [bisect_left(places, end) for end in accumulate(map(len, batches))]
+    inserted = [end - first for first, end in zip([0, *ends], ends, strict=False)]
     cells = Cells()
-    cells.add(decisions)
-    return Staged(image, len(decisions), inserted, cells, pack_parts(cells, received))
+    cells.add(decisions[place] for place in places)
+    keys = frozenset(cells.keys())
+    parts = pack_parts(cells, received)
+    return Staged(image, len(places), inserted, cells, keys, parts, full)
 
 
-def _new_places(
+def _stage_new(
     db: apsw.Connection, path: Path, decisions: Sequence[Decision], numbers: Mapping[Any, int]
-) -> list[int] | None:
-    """Stage decisions whose ids are new, the first of each; return their places, None for all."""
+) -> list[int]:
+    """Stage decisions whose ids are new, the first of each; return their places."""
     db.set_busy_timeout(BUSY_MS)
     query(db, "attach_stored", str(path))
     query(db, "create_staged")
@@ -84,4 +97,14 @@ def _new_places(
     db.execute("COMMIT")
     left = _places(query(db, "staged_places")[0][0])
     query(db, "detach_stored")
-    return None if len(left) == len(decisions) else left
+    return left
+
+
+def _leave_out_full(
+    db: apsw.Connection, places: Sequence[int], decisions: Sequence[Decision], totals: Bucket
+) -> Full:
+    """Take back those staged decisions that the sums of their series have no room for."""
+    full = find_full((d for d in map(decisions.__getitem__, places) if key_of(d) in totals), totals)
+    if full:
+        query(db, "take_back_staged", _encode(list(full)).decode())
+    return full

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -18,6 +18,7 @@ from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.names import FoldedNames
 from routecast.core.past import Past
+from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
 from routecast.errors import Unavailable
@@ -42,8 +43,8 @@ LONGEST_REST: Final = 0.1
 # A large batch begins when at most this number of cells is not folded: so the work of a load has a
 # bound.
 LARGE_UNFOLDED: Final = 2_000
-# When others commit ids of a large batch while it is prepared, it is prepared again: at most this
-# number of times in all. Then it is committed without preparation.
+# When others commit ids of a large batch while it is prepared, or fill a series, it is prepared
+# again: at most this number of times in all. Then it is committed without preparation.
 PREPARATIONS: Final = 3
 # When the store closes, running work has FINISH_SECONDS to finish; then it is interrupted, and has
 # STOP_SECONDS more.
@@ -172,26 +173,30 @@ class SqliteStore:
         """Commit what would hold the writer for long: one such at a time, prepared beside it.
 
         When names are folded meanwhile, an epoch begins, and the writer refuses what was prepared.
+        It also does so when there is no room for it in some series.
         """
         async with self._one_large:
             while self._writer.unfolded > LARGE_UNFOLDED:
                 await self._fold_step()
+            lacking: Set[Key] = frozenset()  # series that had no room the last time
             for _ in range(PREPARATIONS):
-                epoch, folded = await self._write(self._writer.folded_names)
+                epoch, folded, near = await self._write(self._writer.begin_large)
                 counted = await self._run(self._preparing, counted_as, batches, folded)
                 keys = await self._run(self._preparing, keys_of, counted)
                 numbers: dict[SeriesKey, int] = {}
                 for first in range(0, len(keys), KEYS_PER_STEP):
                     some = keys[first : first + KEYS_PER_STEP]
                     numbers |= await self._write(self._writer.number, some)
+                totals: Bucket = {}
+                if to_check := {key for key in near | lacking if key in numbers}:
+                    totals = await self._write(self._writer.exact_totals, to_check)
                 staged = await self._run(
-                    self._preparing, stage, self.path, counted, numbers, received
+                    self._preparing, stage, self.path, counted, numbers, totals, received
                 )
-                committed = await self._write(
-                    self._writer.commit_staged, batches, staged, epoch, received
-                )
-                if committed is not None:
-                    return committed
+                done = await self._write(self._writer.commit_staged, staged, epoch, received)
+                if isinstance(done, Commit):
+                    return done
+                lacking = done or frozenset()
             return await self._write(self._writer.commit, batches, received)
 
     async def _fold(self) -> None:

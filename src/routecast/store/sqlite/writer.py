@@ -10,7 +10,7 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 import itertools
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,8 +22,8 @@ from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
 from routecast.core.names import FoldedNames
-from routecast.core.rollup import Cells, Sums, key_of
-from routecast.core.room import Full, find_full
+from routecast.core.rollup import Bucket, Cells, Key, key_of
+from routecast.core.room import Full, field_without_room, find_full, most_added
 from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Commit
 from routecast.protocol import Position
@@ -243,9 +243,7 @@ class Writer:
         received: int,
     ) -> Commit:
         cells = _count(inserted)
-        full: Full = {}
-        if self._folding.may_be_full(cells):
-            full = self._find_full(db, inserted, cells)
+        full = self._find_full(inserted, cells)
         if full:
             query(db, "take_back", msgspec.json.encode(list(full)).decode())
             inserted = [[d for d in batch if identity_of(d) not in full] for batch in inserted]
@@ -258,16 +256,12 @@ class Writer:
         parts = pack_parts(cells, received)
         return self._end(db, Delta(position, cells, received), counts, parts, full)
 
-    def _find_full(
-        self, db: apsw.Connection, inserted: Sequence[Sequence[Decision]], cells: Cells
-    ) -> Full:
-        """Return the decisions that the sums of their series have no room for.
-
-        What is not folded is folded first: only then totals are exact.
-        """
-        self._folding.fold_all()
-        found = self._rollups.totals(set(cells.keys()))
-        totals: dict[tuple[str, ...], Sums] = {key: sums for key, sums in found.items()}  # noqa: C416  # -- a dict of wider keys
+    def _find_full(self, inserted: Sequence[Sequence[Decision]], cells: Cells) -> Full:
+        """Return the decisions that the sums of their series have no room for."""
+        keys = self._folding.keys_to_check(frozenset(cells.keys()), most_added(cells))
+        if not keys:
+            return {}
+        totals = self._folding.exact_totals(keys)
         return find_full(itertools.chain.from_iterable(inserted), totals)
 
     def _end(
@@ -287,10 +281,17 @@ class Writer:
 
     # -- large batches --------------------------------------------------------------------------
 
-    def folded_names(self) -> tuple[str, FoldedNames]:
-        """Return the epoch, and the names that are folded in it."""
+    def begin_large(self) -> tuple[str, FoldedNames, frozenset[Key]]:
+        """Return the epoch, the names that are folded in it, and the series near their limit."""
         with self._transaction() as db:
-            return self._begin(db).epoch, self._folded
+            return self._begin(db).epoch, self._folded, self._folding.near()
+
+    def exact_totals(self, keys: Set[Key]) -> Bucket:
+        """Return the sums over all time of some series (`Folding.exact_totals`)."""
+        with self._transaction() as db:
+            self._begin(db)
+            self._series.learn(keys)
+            return self._folding.exact_totals(keys)
 
     def number(self, keys: Iterable[SeriesKey]) -> dict[SeriesKey, int]:
         """Return the numbers of some series; new ones are committed at once."""
@@ -303,28 +304,40 @@ class Writer:
                 db.execute("COMMIT")
             return {key: self._series[key] for key in keys}
 
-    def commit_staged(
-        self, batches: Sequence[Sequence[Decision]], staged: Staged, epoch: str, received: int
-    ) -> Commit | None:
-        """Write what was prepared; None when ids or the epoch have changed: prepare it again.
+    def commit_staged(self, staged: Staged, epoch: str, received: int) -> Commit | Set[Key] | None:
+        """Write what was prepared, with the folded names of an epoch.
 
-        `epoch` is the one whose folded names it was prepared with.
+        Returns None when ids or the epoch have changed: prepare it again. Where some series lack
+        room for it, it returns their keys: prepare it again with their exact totals.
         """
         if not staged.size:
             with self._transaction() as db:
                 position = self._begin(db)
             held = Position(position.epoch, position.seq - 1)
-            return Commit(held, staged.inserted, None)
+            return Commit(held, staged.inserted, None, staged.full)
         with self._attached(staged.image), self._transaction() as db:
             position = self._begin(db)
-            may_be_full = self._folding.may_be_full(staged.cells)
-            if not may_be_full and position.epoch == epoch:
-                before = db.total_changes()
-                query(db, "insert_staged", position.seq, received)
-                if db.total_changes() - before == staged.size:
-                    delta = Delta(position, staged.cells, received)
-                    return self._end(db, delta, staged.inserted, staged.parts, {})
-        return self.commit(batches, received) if may_be_full else None
+            if position.epoch != epoch:
+                return None
+            if without_room := self._without_room(staged):
+                return without_room
+            before = db.total_changes()
+            query(db, "insert_staged", position.seq, received)
+            if db.total_changes() - before != staged.size:
+                return None
+            delta = Delta(position, staged.cells, received)
+            return self._end(db, delta, staged.inserted, staged.parts, staged.full)
+
+    def _without_room(self, staged: Staged) -> Set[Key]:
+        """Return the series whose sums have no room for what was prepared."""
+        most = sum(part.largest for part in staged.parts)
+        keys = self._folding.keys_to_check(staged.keys, most)
+        if not keys:
+            return keys
+        self._series.learn(keys)
+        totals = self._folding.exact_totals(keys)
+        added = staged.cells.total()
+        return {key for key in keys if field_without_room(totals[key], added[key])}
 
     @contextmanager
     def _attached(self, image: bytes) -> Iterator[None]:

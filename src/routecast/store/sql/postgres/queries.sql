@@ -78,6 +78,13 @@ SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
 ORDER BY 1, 2, 3, 4, 5, 6
 ON CONFLICT DO NOTHING;
 
+-- name: series_numbers
+-- The numbers of those sent series that there are, with their places, counted from 1.
+SELECT sent.place, series.id
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    WITH ORDINALITY AS sent (project, strategy, provider, model, band, status, place)
+JOIN series USING (project, strategy, provider, model, band, status);
+
 -- name: series
 SELECT id, project, strategy, provider, model, band, status FROM series;
 

@@ -104,6 +104,12 @@ DELETE FROM main.decisions WHERE EXISTS (
 -- name: staged_places
 SELECT json_group_array(place) FROM (SELECT place FROM main.decisions ORDER BY place);
 
+-- name: take_back_staged
+-- Delete the sent [id, project] pairs.
+DELETE FROM main.decisions WHERE (id, project) IN (
+    SELECT value ->> 0, value ->> 1 FROM json_each(?)
+);
+
 -- name: attach_staged
 ATTACH ':memory:' AS staged;
 

@@ -1,0 +1,63 @@
+"""Folding in SQLite: exact sums of series that are near their limit, at any moment."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routecast.core.rollup import Key
+from routecast.store.sqlite import folding
+from routecast.store.sqlite.writer import Writer
+from tests.support.decisions import NOW, kept
+
+NAMES = ["a", "b", "c"]
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.lists(st.sampled_from(NAMES), min_size=1, max_size=9)),
+        st.tuples(st.just("fold"), st.just([])),
+        st.tuples(st.just("forget"), st.just([])),
+        st.tuples(st.just("ask"), st.lists(st.sampled_from(NAMES), min_size=1, unique=True)),
+    ),
+    max_size=25,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have parts of 2 cells, of which few are remembered: others are read again."""
+    monkeypatch.setattr(folding, "PART_CELLS", 2)
+    monkeypatch.setattr(folding, "STEP_CELLS", 2)
+    monkeypatch.setattr(folding, "REMEMBERED_CELLS", 3)
+
+
+@given(actions)
+def test_exact_totals_equal_all_that_was_committed(steps: list[tuple[str, list[str]]]) -> None:
+    """Whatever is folded of it, and whenever it is asked for."""
+    costs: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as place:
+        writer = Writer(Path(place) / "routecast.db", create=True)
+        writer.open()
+        number = 0
+        for action, names in steps:
+            if action == "commit":
+                sent = [kept(number + n, strategy=name) for n, name in enumerate(names)]
+                number += len(sent)
+                writer.commit([sent], NOW)
+                costs.update(dict.fromkeys(names, 0))
+                for one in sent:
+                    costs[one.strategy] += one.cost or 0
+            elif action == "fold":
+                writer.fold()
+            elif action == "forget":
+                writer._forget()
+            else:
+                keys = {Key(*kept(strategy=name)[1:7]) for name in names}
+                totals = writer.exact_totals(keys)
+                assert {key.strategy: totals[key].cost_sum for key in keys} == {
+                    name: costs[name] for name in names
+                }
+        writer.close()
