@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from routecast.core.decision import Decision
+from routecast.core.decision import Decision, identity_of
 from routecast.core.history import GROUPS, history_query, plan
 from routecast.core.past import render
 from routecast.core.view import View
@@ -198,8 +198,8 @@ class Life(RuleBasedStateMachine):
         """Now, late or early; some twice."""
         self.run(self.store.commit([sent], NOW))
         for one in sent:
-            if (one.project, one.id) not in self.known:
-                self.known.add((one.project, one.id))
+            if (identity := identity_of(one)) not in self.known:
+                self.known.add(identity)
                 self.counted.append(one)
 
     @rule(hours=st.integers(0, 5), limit=st.integers(1, 5))
