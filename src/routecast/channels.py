@@ -312,18 +312,11 @@ class Channels:
             # However many come at once, the engines are asked once for all of them.
             self._wait_for_first(member)
             return
-        version = self._first_version(subscription.view, member.line.client, reading)
+        version = self._version_now(subscription.view, reading)
         if version is not None:
             self.send(member, version)
         else:
             self._ask_for_first(member)
-
-    def _first_version(self, view: View, client: str, reading: Reading) -> Version | None:
-        payer, wait = self._turns.payer(view, (client,))
-        if wait:
-            return None
-        with self._turns.charged(payer):
-            return self._version_now(view, reading)
 
     def _wait_for_first(self, member: Member) -> None:
         self._waiting.append(member)
@@ -508,13 +501,16 @@ class Channels:
     # -- versions -------------------------------------------------------------------------------
 
     def _version_now(self, view: View, reading: Reading) -> Version | None:
-        """Return a view's version for one who comes: where only time went on, a crowd shares it."""
+        """Return a view's version for one who comes: where only time went on, a crowd shares it.
+
+        Only the plain view is rendered for that: many may come in one turn of the event loop.
+        """
         newest, covering = self._versions.newest(view), self._documents.covering(reading, view)
         if covering is not None and newest is not None and newest.state is not None:
             age, position = self._clock.now() - newest.made, covering.snapshot.position
             if 0 <= age < FRESH and newest.state.is_of(position, covering.source):
                 return newest
-        return self._version(view, reading)
+        return self._version(view, reading) if view.plain else None
 
     def _version(self, view: View, reading: Reading | None) -> Version | None:
         """Return a view's version in the newest state, rendered only where that may differ.

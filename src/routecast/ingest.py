@@ -29,10 +29,10 @@ from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
-# As many decisions may wait as one of the largest requests brings, four times over. Large batches
-# leave a quarter of the room to others.
-MAX_WAITING: Final = 200_000
-MAX_LARGE_WAITING: Final = 150_000
+# As many decisions may wait as one of the largest requests brings, three times over. Large batches
+# leave a third of the room to others.
+MAX_WAITING: Final = 150_000
+MAX_LARGE_WAITING: Final = 100_000
 # A batch of at most this number of decisions is small.
 SMALL: Final = 100
 # Large batches give others a turn on the event loop after this time, in seconds.

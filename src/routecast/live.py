@@ -47,8 +47,10 @@ GRACE_SECONDS: Final = 0.5
 # times the duration of the last load.
 RELOAD_SECONDS: Final = 60.0
 RELOAD_REST: Final = 20
-# Deltas that wait for those before them; should more come, they are dropped, and fetched later.
+# Deltas that wait for those before them, and their cells; should more come, they are dropped, and
+# fetched later.
 MAX_EARLY: Final = 1_000
+MAX_EARLY_CELLS: Final = 100_000
 # A commit of more cells is applied in pieces, between which others get a turn on the event loop.
 LARGE_CELLS: Final = 1_000
 # A loop that goes on this much later than it should, in seconds, was stopped: it may have missed
@@ -273,7 +275,8 @@ class Live:
         return self._early.pop(snapshot.position.seq + 1, None)
 
     def _keep(self, delta: Delta) -> None:
-        if len(self._early) >= MAX_EARLY:
+        cells = sum(len(each.cells) for each in self._early.values())
+        if len(self._early) >= MAX_EARLY or cells >= MAX_EARLY_CELLS:
             self._early.clear()
         self._early[delta.position.seq] = delta
 

@@ -179,9 +179,9 @@ class Renders:
                     return
                 with self.charged(payer):
                     ready = self._documents.is_ready(reading, request.view)
+                await asyncio.sleep(0)
                 if ready:
                     return
-                await asyncio.sleep(0)
         except Unavailable:
             pass  # whoever asked is told by the document that they get
         except Exception:

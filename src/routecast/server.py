@@ -42,12 +42,22 @@ UNACKED_MS: Final = 20_000
 
 # Python's own default is 5 ms, which the event loop would wait for at each of its turns.
 SWITCH_SECONDS: Final = 0.001
-# Arenas of the C library's memory, and what mallopt(3) calls their number.
-ARENAS: Final = 2
+# How the C library (glibc) keeps memory, by the numbers of mallopt(3): blocks of at least 1 MiB are
+# given back at once, free memory at the end when it is over 4 MiB, and threads share two arenas.
+# Left to itself, after large batches it keeps 100 MB and more that nothing uses.
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
+MEMORY_OPTIONS: Final = (
+    (_M_MMAP_THRESHOLD, 2**20),
+    (_M_TRIM_THRESHOLD, 4 * 2**20),
+    (_M_ARENA_MAX, 2),
+)
 
-# New objects between two looks of the garbage collector; Python's own default is 700.
-COLLECT_AFTER: Final = 10_000
+# When the garbage collector looks at new objects, at those left over, and at all: after this number
+# of new objects, and every this many times of the look before. A look at 10,000 objects takes 2 ms,
+# for which all threads wait. Python's own default is 700, 10, 10.
+COLLECT_AFTER: Final = (10_000, 3, 30)
 
 # Files that are no streams: engines, and the requests under way.
 SPARE_FILES: Final = 256
@@ -226,13 +236,11 @@ def _allow_open_files(streams: int) -> None:
 
 
 def spare_memory() -> None:
-    """Have threads share two arenas of the C library's memory, where it is glibc.
-
-    By default each thread gets an arena of its own, and much of what is freed there is never given
-    back: after large batches, 100 MB and more (mallopt(3), M_ARENA_MAX).
-    """
+    """Have the C library give back what is not used, where it is glibc."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
+        libc = ctypes.CDLL(None)
+        for option, value in MEMORY_OPTIONS:
+            libc.mallopt(option, value)
 
 
 def spare_collector() -> None:
@@ -241,7 +249,7 @@ def spare_collector() -> None:
     # all modules and all waiting decisions again and again: a tenth of the time of ingest.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, 10, 10)
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 async def _check_database(settings: Settings) -> None:

@@ -23,7 +23,7 @@ async def running(service: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.T
             await task
 
 
-async def until(reached: Callable[[], bool]) -> None:
+async def until(reached: Callable[[], object]) -> None:
     """Return when something is so; fail when it has not become so for a long time."""
     async with asyncio.timeout(PATIENCE):
         while not reached():  # noqa: ASYNC110  # -- what is looked at has no event of its own

@@ -454,7 +454,8 @@ async def test_who_leaves_is_forgotten(hall: Hall, channels: Channels) -> None:
     for line in (gone, stays):
         line.subscribe(interval=FAST)
         line.subscribe("hour", interval=FAST, window="1h")
-    async with running(channels.run()):
+    async with running(channels.run()), running(hall.renders.run()):
+        await until(lambda: len(stays.sent) == 2)
         gone.subscriber.close()
         gone.subscriber.close()
         stays.ask(type="unsubscribe", id="hour")
@@ -479,15 +480,44 @@ GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
 FEW = ["total_decisions", "cost"]
 
 
+async def test_first_documents_of_many_views_are_made_one_at_a_time(
+    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many are asked for in one turn of the event loop, others have turns between them."""
+    turns = [0]
+    begun: dict[View, int] = {}
+    is_ready = hall.latest.is_ready
+
+    def note(reading: Reading, view: View) -> bool:
+        begun.setdefault(view, turns[0])
+        return is_ready(reading, view)
+
+    async def count_turns() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns[0] += 1
+
+    monkeypatch.setattr(hall.latest, "is_ready", note)
+    lines = [Line(channels, client=MODEST) for _ in range(8)]
+    async with running(channels.run()), running(hall.renders.run()), running(count_turns()):
+        for number, line in enumerate(lines):
+            line.subscribe(filter={"strategy": ["hybrid", f"s{number}"]}, interval=60)
+        assert not begun
+        await until(lambda: all(line.sent for line in lines))
+    assert len(begun) == len(lines)
+    assert len(set(begun.values())) >= len(lines) - 1  # turns are counted from after the first one
+
+
 async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Channels) -> None:
     """And is told which; what others follow keeps its interval."""
     greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
     greedy.subscribe(fields=FEW, interval=FAST)
     modest.subscribe(fields=["total_decisions"], interval=FAST)
-    hall.budget.charge(GREEDY, 0.35, time.monotonic())
-    wait = hall.budget.wait(GREEDY, time.monotonic())
-    assert wait > 0.3
     async with running(channels.run()), running(hall.renders.run()):
+        await until(lambda: greedy.sent and modest.sent)
+        hall.budget.charge(GREEDY, 0.35, time.monotonic())
+        wait = hall.budget.wait(GREEDY, time.monotonic())
+        assert wait > 0.3
         for number in range(1, 4):
             hall.commit()
             await until(lambda: modest.total() == number)  # noqa: B023  # -- awaited in its own turn
@@ -519,9 +549,10 @@ async def test_a_stretched_stream_shows_life(
     monkeypatch.setattr(module, "ALIVE_SECONDS", module.MARGIN + 2 * FAST)
     line = Line(channels, client=GREEDY)
     line.subscribe(fields=FEW, interval=FAST)
-    hall.budget.charge(GREEDY, 1_000, time.monotonic())
-    hall.commit()
     async with running(channels.run()), running(hall.renders.run()):
+        await until(lambda: line.sent)
+        hall.budget.charge(GREEDY, 1_000, time.monotonic())
+        hall.commit()
         await until(lambda: len(line.sent) >= 3)
     assert counts(line) == ["snapshot"] * len(line.sent)
     assert {message["position"]["seq"] for message in line.messages()} == {0}

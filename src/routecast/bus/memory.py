@@ -9,8 +9,9 @@ from routecast.core.delta import Delta, following
 from routecast.ports import Listener
 from routecast.protocol import Position
 
-# In one process a reader hardly ever misses a delta. One that does can ask the store for more.
-DELTAS_HELD: Final = 100
+# In one process a reader hardly ever misses a delta. One that does can ask the store for more than
+# the last ones, which have at most this number of cells.
+CELLS_HELD: Final = 5_000
 
 
 class MemoryBus:
@@ -20,13 +21,17 @@ class MemoryBus:
 
     def __init__(self) -> None:
         self._listeners: dict[object, Listener] = {}  # each under a token of its own
-        self._sent: deque[Delta] = deque(maxlen=DELTAS_HELD)
+        self._sent: deque[Delta] = deque()
+        self._cells = 0  # of all those
 
     async def run(self) -> None:
         await asyncio.Event().wait()
 
     def publish(self, delta: Delta) -> None:
         self._sent.append(delta)
+        self._cells += len(delta.cells)
+        while self._cells > CELLS_HELD:
+            self._cells -= len(self._sent.popleft().cells)
         self._tell(delta)
 
     def announce(self, position: Position) -> None:

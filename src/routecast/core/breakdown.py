@@ -21,7 +21,7 @@ STEP: Final = 256
 # Steps that `Breakdowns.ready` makes at most: some 2 ms, for which everybody else waits.
 STEPS_AT_ONCE: Final = 4
 # Sums held by all breakdowns together, about 0.5 KB each. The one used longest ago goes first.
-MAX_GROUPS: Final = 50_000
+MAX_GROUPS: Final = 25_000
 
 _EVERYTHING: Final = Span(-(2**62), 2**62)
 _NOTHING: Final = Span(0, 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from operator import itemgetter
+from sys import intern
 from typing import Final, NamedTuple
 
 from routecast.core.exact import ExactDecision
@@ -123,12 +124,14 @@ class Rules:
             cost = self.price(provider, model, tokens_in, tokens_out, moment)
         else:
             cost = None
+        # Many decisions wait at the same time, and have few names: each is held once.
+        project = intern(project)
         return Decision(
             identity or next(self.ids),
             project,
-            strategy,
-            provider,
-            model,
+            intern(strategy),
+            intern(provider),
+            intern(model),
             band,
             sent.status or "success",
             moment,

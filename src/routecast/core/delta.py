@@ -6,7 +6,7 @@ from typing import Final, Self
 
 import msgspec
 
-from routecast.core.rollup import Cells, Key, PackedKey, PackedSums, Sums
+from routecast.core.rollup import Cells, Key, PackedKey, PackedSums, Sums, shared_key
 from routecast.errors import Gap
 from routecast.protocol import Position
 
@@ -33,7 +33,7 @@ class Delta:
     def unpack(cls, packed: bytes) -> Self:
         """Return the delta that `pack` wrote. Raises ValueError on anything else."""
         read = _decode_delta(packed)
-        keys = [Key(*key) for key in read.keys]
+        keys = [shared_key(key) for key in read.keys]
         try:
             minutes = {
                 minute: {keys[number]: Sums.from_row(row) for number, row in rows}

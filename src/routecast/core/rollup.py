@@ -4,6 +4,7 @@ A commit's decisions are accumulated once into minute cells; minutes add up to h
 and hours to the total, so every period is a merge of the same cells. All numbers are integers.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -25,6 +26,11 @@ class Key(NamedTuple):
     model: str
     band: str
     status: str
+
+
+def shared_key(names: Iterable[str]) -> Key:
+    """Return a key; of equal names, all keys hold one object: 40,000 keys have few names."""
+    return Key(*map(sys.intern, names))
 
 
 # The key a decision is counted under, as a plain tuple: equal to its Key, and quick to make.
@@ -81,7 +87,7 @@ class Sums:
         self.input_tokens = self.output_tokens = 0
         self.metered_cost = self.metered_input = self.metered_output = 0
         # Most histograms are stored and loaded but never looked into: they stay packed till then.
-        self._bins: dict[int, int] | None = {}
+        self._bins: dict[int, int] | None = None
         self._packed = b""
 
     @property
@@ -269,6 +275,7 @@ class Cells:
     def add(self, decisions: Iterable[Decision]) -> None:
         """Count decisions into the cells they belong to."""
         minutes = self.minutes
+        keys: dict[tuple[str, ...], Key] = {}
         for decision in decisions:
             key, minute = key_of(decision), decision.decided // MINUTE
             bucket = minutes.get(minute)
@@ -276,7 +283,10 @@ class Cells:
                 bucket = minutes[minute] = {}
             sums = bucket.get(key)  # type: ignore[call-overload]  # -- a tuple equal to its Key
             if sums is None:
-                sums = bucket[Key(*key)] = Sums()
+                shared = keys.get(key)
+                if shared is None:
+                    shared = keys[key] = Key(*key)
+                sums = bucket[shared] = Sums()
             sums.add(decision)
 
     def hours(self) -> dict[int, Bucket]:

@@ -26,6 +26,7 @@ from routecast.core.rollup import (
     PackedSums,
     Sums,
     bucket_merge,
+    shared_key,
 )
 from routecast.errors import Gap, Uncovered
 from routecast.protocol import WINDOWS, Position
@@ -325,7 +326,7 @@ class Snapshot:
         read = _decoder.decode(packed)
         if read.covered != BOUNDED[: len(read.covered)]:
             raise ValueError("it covers other windows than this program has")
-        keys = Keys(Key(*key) for key in read.keys)
+        keys = Keys(shared_key(key) for key in read.keys)
         try:
             total = {keys.all[number]: Sums.from_row(row) for number, row in read.total}
         except IndexError:

@@ -73,7 +73,8 @@ class WindowSums:
     def add_bins(self, rows: Iterable[Any]) -> None:
         """Add rows of a series and a packed histogram, after the sums."""
         for series, packed in rows:
-            histogram.add_bins(self._sums[series].latency_bins, histogram.unpack(packed))
+            if packed:
+                histogram.add_bins(self._sums[series].latency_bins, histogram.unpack(packed))
 
     def add_counts(self, rows: Iterable[Any]) -> None:
         """Add rows of the last minutes: a start in seconds, a series and a count."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from routecast.core.names import FoldedNames
-from routecast.core.rollup import Key
+from routecast.core.rollup import Key, shared_key
 from routecast.errors import BadDatabase, RoutecastError, Unavailable
 from routecast.store.names import folded_names
 from routecast.store.queries import load_queries
@@ -216,4 +216,4 @@ async def _look_up(session: Session, keys: Sequence[tuple[str, ...]]) -> None:
 
 async def series_names(session: Session) -> dict[int, Key]:
     """Return the key of each series by its number."""
-    return {row[0]: Key(*row[1:]) for row in await query(session, "series")}
+    return {row[0]: shared_key(row[1:]) for row in await query(session, "series")}

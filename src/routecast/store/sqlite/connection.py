@@ -5,14 +5,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 
 from routecast.core.delta import Delta
-from routecast.core.rollup import Cells, Key
+from routecast.core.rollup import Cells, Key, shared_key
 from routecast.errors import Unavailable
 from routecast.protocol import Position
 from routecast.store.queries import load_queries
@@ -40,7 +40,7 @@ def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
 
 def series_names(db: apsw.Connection) -> dict[int, Key]:
     """Return the key of each series by its number."""
-    return {row[0]: Key(*row[1:]) for row in query(db, "series")}
+    return {row[0]: shared_key(row[1:]) for row in query(db, "series")}
 
 
 def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -64,15 +64,21 @@ def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterat
 
     `parts` are those of it that are left out.
     """
-    rows = select(db, "deltas", after.seq, parts)
-    for seq, group in itertools.groupby(rows, itemgetter(0)):
+    every = parts_after(db, after, parts)
+    for position, group in itertools.groupby(every, attrgetter("position")):
         cells, received = Cells(), 0
-        for _, packed in group:
-            delta = Delta.unpack(packed)
-            received = delta.received
-            for minute, bucket in delta.cells.minutes.items():  # no two parts have the same cell
+        for part in group:
+            received = part.received
+            for minute, bucket in part.cells.minutes.items():  # no two parts have the same cell
                 cells.minutes.setdefault(minute, {}).update(bucket)
-        yield Delta(Position(after.epoch, seq), cells, received)
+        yield Delta(position, cells, received)
+
+
+def parts_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
+    """Yield the same in parts as they are stored: no large delta is in memory as a whole."""
+    for seq, packed in select(db, "deltas", after.seq, parts):
+        part = Delta.unpack(packed)
+        yield Delta(Position(after.epoch, seq), part.cells, part.received)
 
 
 @contextmanager

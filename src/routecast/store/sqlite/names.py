@@ -15,7 +15,7 @@ from routecast.store.names import Uses, check_room, in_steps, moved_buckets, mov
 from routecast.store.names import folded_names as by_part
 from routecast.store.sqlite.connection import (
     START_OF,
-    deltas_after,
+    parts_after,
     query,
     select,
     series_names,
@@ -44,7 +44,7 @@ def listed(db: apsw.Connection) -> list[NameUse]:
         for number, first, last in select(db, "unsummed_series_hours"):
             for part in NAMED:
                 uses.see(part, getattr(series[number], part), first, last)
-        uses.add(deltas_after(db, Position(epoch, folded), parts))
+        uses.add(parts_after(db, Position(epoch, folded), parts))
         return uses.sorted(folded_names(db))
 
 

@@ -14,7 +14,7 @@ from routecast.core.room import SUMS
 from routecast.errors import Unavailable, Uncovered
 from routecast.protocol import Position
 from routecast.store.past import Add, Term, add_deltas, filters, selections
-from routecast.store.sqlite.connection import SQL, deltas_after, query, transaction
+from routecast.store.sqlite.connection import SQL, parts_after, query, transaction
 from routecast.store.sqlite.summaries import HIGH
 
 # One range may keep the others waiting for at most this time, in seconds. It is checked every STEPS
@@ -67,7 +67,7 @@ def _read(db: apsw.Connection, plan: Plan) -> Past:
         past = Past(Position(epoch, seq))
         for add, rows in _rows(db, plan):
             add(past, plan, rows)
-        add_deltas(past, plan, deltas_after(db, Position(epoch, folded), parts))
+        add_deltas(past, plan, parts_after(db, Position(epoch, folded), parts))
     return past
 
 

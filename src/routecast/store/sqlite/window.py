@@ -8,7 +8,7 @@ from routecast.core.window import WindowQuery, WindowSums
 from routecast.errors import Uncovered
 from routecast.protocol import Position
 from routecast.store.sqlite.connection import (
-    deltas_after,
+    parts_after,
     query,
     select,
     series_names,
@@ -46,7 +46,7 @@ class WindowReader:
             if sums.last_minutes is not None:
                 sums.add_counts(select(db, "window_counts", *sums.last_minutes))
             position = Position(epoch, folded)
-            deltas = deltas_after(db, position, parts)
+            deltas = parts_after(db, position, parts)
             return sums.build(position, self._keys(db, epoch), deltas)
 
     def _keys(self, db: apsw.Connection, epoch: str) -> dict[int, Key]:
