@@ -63,6 +63,7 @@ from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
 from routecast.redis_client import RedisLink
 from routecast.renders import Renders
+from routecast.slices import Slices
 from routecast.sources import Sources
 from routecast.store.none import NoStore
 from routecast.store.postgres import PostgresStore
@@ -175,7 +176,10 @@ class Services:
         for part, limit in names.limits.items():
             self.instruments.names.labels(part).set_function(partial(names.used, part))
             self.instruments.names_limit.labels(part).set(limit)
-        self.ingest = Ingest(engines.store, engines.bus, engines.clock, names, self.instruments)
+        self.slices = Slices()
+        self.ingest = Ingest(
+            engines.store, engines.bus, engines.clock, names, self.instruments, self.slices
+        )
         self.sources = Sources(
             engines.store,
             engines.cache,
@@ -210,7 +214,7 @@ class Services:
             settled=self.live.settled,
             budget=(budget := RenderBudget()),
         )
-        self.renders = Renders(self.latest, budget, self.instruments)
+        self.renders = Renders(self.latest, budget, self.instruments, self.slices)
         self.history = History(engines.store, self.live.current, self.live.changes, engines.clock)
         self.manager = ConnectionManager(
             self.latest, self.renders, self.instruments, settings.max_connections
@@ -425,7 +429,10 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         price=engines.prices.cost if settings.prices else lambda *_: None,
     )
     sites = services.sites
-    decisions = Decisions(services.ingest.submit, rules, engines.clock, services.instruments, sites)
+    decisions = Decisions(
+        *(services.ingest.submit, rules, engines.clock, services.instruments, sites),
+        services.slices,
+    )
     app.decisions, app.take = decisions, Cors(decisions, sites)
     app.gate = Gate(app.route, sites, services.proxies)
     app.add_middleware(Cors, sites=sites)

@@ -33,7 +33,7 @@ from routecast.protocol import (
 # At least this number of members gets its message before others get a turn on the event loop.
 YIELD_EVERY: Final = 250
 # Others get a turn after this time, too, in seconds.
-TURN_SECONDS: Final = 0.005
+TURN_SECONDS: Final = 0.002
 # A tick may be this much late, in seconds, and the stream still shows in time that it lives.
 MARGIN: Final = 1.0
 # Of an interval: a multiple of it is a rounded product, and counts as reached a little before.

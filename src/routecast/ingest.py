@@ -26,6 +26,7 @@ from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import MAX_GROUP, Bus, Clock, Store
 from routecast.protocol import Position
+from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ MAX_LARGE_WAITING: Final = 100_000
 # A batch of at most this number of decisions is small.
 SMALL: Final = 100
 # Large batches give others a turn on the event loop after this time, in seconds.
-LOOP_SECONDS: Final = 0.01
+LOOP_SECONDS: Final = 0.002
 # After a large batch, the next one waits this many times as long as the first one took.
 LARGE_REST: Final = 2.0
 # What is said when the database does not answer until the process ends.
@@ -93,12 +94,14 @@ class Ingest:
         clock: Clock,
         names: Names,
         instruments: Instruments,
+        slices: Slices | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
         self._clock = clock
         self._names = names
         self._instruments = instruments
+        self._slices = slices or Slices()
         self._small: deque[Batch] = deque()
         self._medium: deque[Batch] = deque()
         self._large: deque[Batch] = deque()
@@ -236,7 +239,7 @@ class Ingest:
         for first in range(0, len(batch.decisions), SMALL):
             bounded += self._bounded(batch, batch.decisions[first : first + SMALL])
             if time.monotonic() > due:
-                await asyncio.sleep(0)
+                await self._slices.turn()
                 if not self._large or self._large[0] is not batch:
                     return False
                 due = time.monotonic() + LOOP_SECONDS

@@ -19,6 +19,7 @@ from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Reading
+from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,16 @@ class Renders:
     """Makes documents ready, in a fair order. Run `run` as a task."""
 
     def __init__(
-        self, documents: Documents, budget: RenderBudget, instruments: Instruments
+        self,
+        documents: Documents,
+        budget: RenderBudget,
+        instruments: Instruments,
+        slices: Slices | None = None,
     ) -> None:
         self._documents = documents
         self._budget = budget
         self._instruments = instruments
+        self._slices = slices or Slices()
         self._waiting: dict[View, _Request] = {}
         self._changed = asyncio.Event()
         instruments.renders_waiting.set_function(lambda: len(self._waiting))
@@ -179,7 +185,7 @@ class Renders:
                     return
                 with self.charged(payer):
                     ready = self._documents.is_ready(reading, request.view)
-                await asyncio.sleep(0)
+                await self._slices.turn()
                 if ready:
                     return
         except Unavailable:

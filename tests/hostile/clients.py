@@ -98,6 +98,10 @@ def behave_well(port: int, orders: Connection) -> None:
 
     async def run() -> None:
         viewers = [asyncio.create_task(_view(port, seen)) for _ in range(VIEWERS)]
+        while seen.documents < VIEWERS:  # so that this process has all its modules
+            await asyncio.sleep(0.01)
+        for producer in producers:
+            producer.start()
         await asyncio.to_thread(orders.recv)
         stop.set()
         for viewer in viewers:
@@ -105,8 +109,6 @@ def behave_well(port: int, orders: Connection) -> None:
         results = await asyncio.gather(*viewers, return_exceptions=True)
         seen.wrong += [f"a viewer ended: {end!r}" for end in results if isinstance(end, Exception)]
 
-    for producer in producers:
-        producer.start()
     asyncio.run(run())
     for producer in producers:
         producer.join(60)

@@ -53,9 +53,10 @@ from routecast.protocol import (
     Receipt,
     Rejection,
 )
+from routecast.slices import Slices
 
 # A body is decoded for at most this time, in seconds; then others get a turn on the event loop.
-SLICE_SECONDS: Final = 0.005
+SLICE_SECONDS: Final = 0.002
 # Decisions that are normalised between two looks at the clock: 0.1 ms. To look up a price for the
 # first time may take 0.3 ms for each of them, for as long as there is a budget for that.
 LOOK_EVERY: Final = 32
@@ -101,13 +102,6 @@ class Reading:
                 return True
             self._left = iter(piece)
 
-    async def finish(self) -> Batch:
-        """Work to the end, with turns for others."""
-        while True:
-            if self.go_on():
-                return self.batch
-            await asyncio.sleep(0)
-
     def _sort_some(self) -> bool:
         """Tell some good ones from bad ones; return whether any were left."""
         batch, now, normalise = self.batch, self._now, self._rules.normalise
@@ -137,12 +131,14 @@ class Decisions:
         clock: Clock,
         instruments: Instruments,
         sites: Sites,
+        slices: Slices | None = None,
     ) -> None:
         self._submit = submit
         self._rules = rules
         self._clock = clock
         self.sites = sites
         self.bodies = BodyReader()
+        self._slices = slices or Slices()
         outcome = instruments.decisions.labels
         self._accepted = outcome("accepted")
         self._duplicate = outcome("duplicate")
@@ -172,18 +168,24 @@ class Decisions:
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
         async with self.bodies.read(scope, receive) as body:
-            batch = await self.read(body, lines=lines).finish()
+            batch = await self._finish(self.read(body, lines=lines))
         return await self.kept(batch)
 
     def read(self, body: bytes, *, lines: bool) -> Reading:
         """Begin to read a body."""
         return Reading(body, self._rules, self._clock.now(), lines=lines)
 
+    async def _finish(self, reading: Reading) -> Batch:
+        """Decode a body to the end, with turns for others."""
+        while not reading.go_on():
+            await self._slices.turn()
+        return reading.batch
+
     async def read_slowly(self, reading: Reading, size: int) -> Receipt | Problem:
         """Finish what a small body of `size` bytes came to; they count as held meanwhile."""
         self.bodies.small_held += size
         try:
-            batch = await reading.finish()
+            batch = await self._finish(reading)
         finally:
             self.bodies.small_held -= size
         return await self.kept(batch)

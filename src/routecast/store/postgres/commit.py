@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from routecast.store.postgres.session import (
     learn_folded,
     number_series,
     query,
+    rest_since,
     value,
 )
 
@@ -45,7 +47,9 @@ COLUMNS: Final = (
     "reason",
 )
 # At most this number of rows is sent at a time: the event loop encodes them.
-ROWS_AT_ONCE: Final = 2_000
+ROWS_AT_ONCE: Final = 1_000
+# At most this number of decisions is counted on the event loop: that takes less than a thread does.
+SMALL: Final = 50
 T = TypeVar("T")
 
 _NOT_YET: Final = Position("", 0)
@@ -276,10 +280,12 @@ async def _copy(
             counting.append(asyncio.ensure_future(_count(sent, received)))
 
     for first in range(0, len(sent), ROWS_AT_ONCE):
-        records = rows(first, first + ROWS_AT_ONCE)
+        began, records = time.monotonic(), rows(first, first + ROWS_AT_ONCE)
         await session.copy_records_to_table(
             f"decisions_{generation}", records=records, columns=COLUMNS
         )
+        if len(sent) > MAX_GROUP:
+            await rest_since(began)
     return counting[0]
 
 
@@ -304,7 +310,7 @@ async def _count(sent: list[Decision], received: int) -> _New:
             return _New(sent, delta, delta.pack() if fits else b"", LARGEST_SUM)
         return _New(sent, delta, delta.pack(), largest)
 
-    return await asyncio.to_thread(count)
+    return await asyncio.to_thread(count) if len(sent) > SMALL else count()
 
 
 async def _leave_out_full(

@@ -1,19 +1,23 @@
 """Folding: what commits added goes into the rollups, many commits at a time."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
-from routecast.store.postgres.session import Session, number_series, query
+from routecast.store.postgres.session import Session, number_series, query, rest_since
 
 # At most this number of bytes is merged at a time, or one delta: that takes far less time than a
 # session may be idle.
 BYTES_AT_ONCE: Final = 1_000_000
 # At most this number of rollups is read and written at a time: it takes some ms of the event loop.
-PLACES_AT_ONCE: Final = 1_000
+PLACES_AT_ONCE: Final = 500
+# Between two such steps the server is left to others, but for the last ones of a long row: commits
+# that fill a series wait for the lock of the rollups.
+PLACES_RESTED: Final = 20_000
 # Deltas in the log, in bytes: a node that lacks more of them loads a snapshot.
 BYTES_KEPT: Final = 16_000_000
 
@@ -95,16 +99,23 @@ async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) ->
 
     The session must know their series.
     """
-    unit = START_OF[period]
-    added = {
-        (number * unit, session.series[key]): sums
-        for number, cells in buckets.items()
-        for key, sums in cells.items()
-    }
-    places, largest = await asyncio.to_thread(sorted, added), 0
+    unit, series = START_OF[period], session.series
+
+    def by_place() -> tuple[dict[Place, Sums], list[Place]]:
+        added = {
+            (number * unit, series[key]): sums
+            for number, cells in buckets.items()
+            for key, sums in cells.items()
+        }
+        return added, sorted(added)
+
+    (added, places), largest = await asyncio.to_thread(by_place), 0
     for first in range(0, len(places), PLACES_AT_ONCE):
+        began = time.monotonic()
         some = places[first : first + PLACES_AT_ONCE]
         largest = max(largest, await _merge_some(session, period, some, added))
+        if first < PLACES_RESTED:
+            await rest_since(began)
     return largest
 
 

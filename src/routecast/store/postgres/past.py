@@ -11,36 +11,25 @@ from routecast.errors import Uncovered
 from routecast.protocol import Position
 from routecast.store.past import Add, Term, add_deltas, filters, selections, summary_rows
 from routecast.store.postgres.fold import START_OF, deltas_of
-from routecast.store.postgres.session import SQL, Session, query, series_names
+from routecast.store.postgres.session import SQL, Session, chunks, names_of_series, query
 
 HOUR = START_OF["hour"]
 
-# Rows, and how to add them.
-Found = tuple[Add, Sequence[Any]]
 
+async def read(session: Session, plan: Plan) -> Past:
+    """Return the sums that a plan asks for, within a transaction that sees one moment.
 
-async def read(session: Session, plan: Plan) -> tuple[Position, list[Found], list[Any]]:
-    """Return the position, the rows that a plan asks for, and what is not folded yet.
-
-    Within a transaction that sees one moment; `build` makes a Past of it. Raises Uncovered when
-    minutes of the plan are not kept any more.
+    Raises Uncovered when minutes of the plan are not kept any more.
     """
     state = (await query(session, "state"))[0]
     if plan.period == "minute" and plan.buckets.first < state["minutes_from"]:
         raise Uncovered("minutes before that are not kept any more")
-    position = Position(*(await query(session, "position"))[0])
-    found: list[Found] = [
-        (add, await session.fetch(sql, *values)) for add, sql, values in _queries(plan)
-    ]
-    return position, found, await query(session, "deltas", state["folded"])
-
-
-def build(plan: Plan, position: Position, found: list[Found], deltas: Sequence[Any]) -> Past:
-    """Return what `read` found."""
-    past = Past(position)
-    for add, rows in found:
-        add(past, plan, rows)
-    add_deltas(past, plan, deltas_of(deltas, position.epoch))
+    past = Past(Position(*(await query(session, "position"))[0]))
+    for add, sql, values in _queries(plan):
+        async for rows in chunks(session, sql, *values):
+            await asyncio.to_thread(add, past, plan, rows)
+    deltas = deltas_of(await query(session, "deltas", state["folded"]), past.position.epoch)
+    await asyncio.to_thread(add_deltas, past, plan, deltas)
     return past
 
 
@@ -81,11 +70,10 @@ async def unsummed(session: Session, before: int) -> list[int]:
 
 async def summarise(session: Session, start: int) -> None:
     """Sum an hour up. Within a transaction that holds the lock of the rollups."""
-    names = await series_names(session)
-    bucket: Bucket = {
-        names[row[1]]: Sums.from_row(row[2:])
-        for row in await query(session, "rollups", "hour", start, start + 1)
-    }
+    bucket: Bucket = {}
+    async for found in chunks(session, SQL["rollups"], "hour", start, start + 1):
+        names = await names_of_series(session, (row["series"] for row in found))
+        bucket |= {names[row["series"]]: Sums.from_row(row[2:]) for row in found}
     rows = await asyncio.to_thread(summary_rows, {start: bucket})
     await query(session, "drop_summaries", PARTS, [start])
     await query(session, "drop_latency_summaries", PARTS, [start])

@@ -1,6 +1,8 @@
 """Sessions: connections to PostgreSQL that give up in time, and the errors they end with."""
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +38,8 @@ ANSWER_SECONDS: Final = 25.0
 
 # Series that are looked up in one statement: a few ms of the event loop.
 KEYS_AT_ONCE: Final = 1_000
+# Between two steps of long work, in seconds at most.
+LONGEST_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
 
@@ -99,11 +103,18 @@ async def value(session: Session, name: str, *values: Any) -> Any:
     return await session.fetchval(SQL[name], *values)
 
 
+async def rest_since(began: float) -> None:
+    """Leave the server to others for as long as a step took that `began` then (monotonic)."""
+    await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST))
+
+
 async def chunks(session: Session, sql: str, *values: Any) -> AsyncIterator[list[asyncpg.Record]]:
     """Yield the rows of a statement, some of them at a time, within a transaction."""
     cursor = await session.cursor(sql, *values)
     while rows := await cursor.fetch(CHUNK_ROWS):
         yield rows
+        if len(rows) < CHUNK_ROWS:
+            return
 
 
 def options(*, patient: bool = False) -> dict[str, Any]:
@@ -215,5 +226,17 @@ async def _look_up(session: Session, keys: Sequence[tuple[str, ...]]) -> None:
 
 
 async def series_names(session: Session) -> dict[int, Key]:
-    """Return the key of each series by its number."""
-    return {row[0]: shared_key(row[1:]) for row in await query(session, "series")}
+    """Return the key of each series by its number, within a transaction."""
+    names: dict[int, Key] = {}
+    async for rows in chunks(session, SQL["series"]):
+        names |= await asyncio.to_thread(_names, rows)
+    return names
+
+
+async def names_of_series(session: Session, numbers: Iterable[int]) -> dict[int, Key]:
+    """Return the keys of some series by their numbers."""
+    return _names(await query(session, "series_of", list(numbers)))
+
+
+def _names(rows: Iterable[Any]) -> dict[int, Key]:
+    return {row[0]: shared_key(row[1:]) for row in rows}

@@ -162,8 +162,7 @@ class PostgresStore:
 
     async def history(self, plan: Plan) -> Past:
         async with self._snapshot() as session:
-            found = await past.read(session, plan)
-        return await asyncio.to_thread(past.build, plan, *found)
+            return await past.read(session, plan)
 
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:
         async with self._snapshot() as session:
@@ -240,6 +239,9 @@ class PostgresStore:
                 if not usable_after(error):
                     with suppress(*LOST):  # the pool may have let go of it already
                         session.terminate()
+                if self._stopping and isinstance(error, Exception):
+                    # A session that `stop` ended fails in odd ways.
+                    raise Unavailable(CLOSING) from error
                 raise
             finally:
                 with suppress(*LOST):

@@ -33,12 +33,14 @@ async def _read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
     if sums.oldest_minute is not None and sums.oldest_minute < state["minutes_from"]:
         raise Uncovered("minutes of the window are not kept any more")
     for place in sums.ranges:
-        await asyncio.to_thread(sums.add_sums, await query(session, "window_sums", *place))
+        async for rows in chunks(session, SQL["window_sums"], *place):
+            await asyncio.to_thread(sums.add_sums, rows)
         if asked.histograms:
             async for rows in chunks(session, SQL["window_bins"], *place):
                 await asyncio.to_thread(sums.add_bins, rows)
     if sums.last_minutes is not None:
-        sums.add_counts(await query(session, "window_counts", *sums.last_minutes))
+        async for rows in chunks(session, SQL["window_counts"], *sums.last_minutes):
+            sums.add_counts(rows)
     names = await series_names(session)
     position = Position(state["epoch"], state["folded"])
     deltas = deltas_of(await query(session, "deltas", state["folded"]), position.epoch)

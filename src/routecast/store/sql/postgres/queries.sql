@@ -85,6 +85,9 @@ FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text
     WITH ORDINALITY AS sent (project, strategy, provider, model, band, status, place)
 JOIN series USING (project, strategy, provider, model, band, status);
 
+-- name: series_of
+SELECT id, project, strategy, provider, model, band, status FROM series WHERE id = ANY($1);
+
 -- name: series
 SELECT id, project, strategy, provider, model, band, status FROM series;
 
