@@ -68,7 +68,10 @@ class Supervisor:
             failing.logged.clear()
         failing.logged.add(cause)
         at = f" at {work}" if work else ""
-        log.error("The service %s failed%s, and will try again", service, at, exc_info=error)
+        if shown:
+            log.error("The service %s failed%s, and will try again: %s", service, at, error)
+        else:
+            log.error("The service %s failed%s, and will try again", service, at, exc_info=error)
 
     def works(self, service: str) -> None:
         """Take note that a service works."""

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import itertools
 import json
+import logging
 import threading
 import time
 from contextlib import suppress
@@ -80,8 +81,8 @@ class _Producer(threading.Thread):
         return answer.status, answer.read()
 
 
-async def _view(port: int, seen: Seen) -> None:
-    """Follow the plain document; its count never goes back."""
+async def _view(port: int, seen: Seen, sees: asyncio.Event) -> None:
+    """Follow the plain document; its count never goes back. `sees` is set with the first one."""
     last = -1
     with suppress(Refused):
         async for metrics in stream(f"http://127.0.0.1:{port}", interval=1.0):
@@ -89,6 +90,7 @@ async def _view(port: int, seen: Seen) -> None:
             if count < last:
                 seen.wrong.append(f"the total went back from {last} to {count}")
             last, seen.documents = count, seen.documents + 1
+            sees.set()
 
 
 def behave_well(port: int, orders: Connection) -> None:
@@ -97,9 +99,10 @@ def behave_well(port: int, orders: Connection) -> None:
     producers = [_Producer(port, number, seen, stop) for number in range(PRODUCERS)]
 
     async def run() -> None:
-        viewers = [asyncio.create_task(_view(port, seen)) for _ in range(VIEWERS)]
-        while seen.documents < VIEWERS:  # so that this process has all its modules
-            await asyncio.sleep(0.01)
+        sees = [asyncio.Event() for _ in range(VIEWERS)]
+        viewers = [asyncio.create_task(_view(port, seen, event)) for event in sees]
+        for event in sees:  # from then on, this process has all its modules
+            await event.wait()
         for producer in producers:
             producer.start()
         await asyncio.to_thread(orders.recv)
@@ -117,7 +120,8 @@ def behave_well(port: int, orders: Connection) -> None:
 
 def attack(port: int, orders: Connection) -> None:
     """Say so when prepared, then attack until told to stop. Runs in a process."""
-
+    # It warns of each write to a connection that the server has closed: the server is right to.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     inputs.prepare()
     orders.send("prepared")
 

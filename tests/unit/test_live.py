@@ -405,11 +405,12 @@ async def test_gap_while_loading_is_filled(node: Node) -> None:
     assert node.store.loads == 1
 
 
+@pytest.mark.parametrize("bound", ["MAX_EARLY", "MAX_EARLY_CELLS"])
 async def test_more_deltas_than_are_kept_while_loading(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     """Some are dropped, and fetched later."""
-    monkeypatch.setattr(module, "MAX_EARLY", 3)
+    monkeypatch.setattr(module, bound, 3)
     node.store.gate.clear()
     async with running(node.live.run()):
         await until(lambda: node.store.loads == 1)

@@ -9,13 +9,16 @@ import asyncpg
 import pytest
 
 from routecast.core.decision import Decision
+from routecast.core.rollup import Key
 from routecast.core.room import LARGEST_SUM
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
-from routecast.store.postgres import PostgresStore, folder, session
+from routecast.store.postgres import PostgresStore, fold, folder, session
 from routecast.store.postgres import store as store_module
 from routecast.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
+from routecast.store.postgres.session import query
+from routecast.store.postgres.totals import Totals
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.postgres import OwnPostgres, Postgres, programs
 from tests.support.summaries import sum_up
@@ -61,6 +64,99 @@ async def assert_holds(store: PostgresStore, decisions: list[Decision], seq: int
     assert snapshot.position.seq == seq
     assert_sums(snapshot.total, decisions)
     assert await differences(store) == []
+
+
+# -- folding ------------------------------------------------------------------------------------
+
+
+async def test_folding_that_fails_half_way_keeps_what_it_has_done(
+    store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done in several transactions; the sums are exact between any two of them."""
+    monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)  # one commit in each
+    sent = [kept(n) for n in range(5)]
+    for one in sent:
+        await store.commit([[one]], NOW)
+    some = folder.fold_some
+    done: list[int] = []
+
+    async def fail_later(*given: Any) -> int:
+        if len(done) == 2:
+            raise Unavailable("on purpose")
+        done.append(await some(*given))
+        return done[-1]
+
+    monkeypatch.setattr(folder, "fold_some", fail_later)
+    with pytest.raises(Unavailable):
+        await store._folder._fold(wait=True)
+    assert done == [1, 2] == [1, await other.fetchval("SELECT seq FROM folded")]
+    await assert_holds(store, sent, 5)
+    monkeypatch.setattr(folder, "fold_some", some)
+    await store._folder._fold(wait=True)
+    assert await other.fetchval("SELECT seq FROM folded") == 5
+    await assert_holds(store, sent, 5)
+
+
+async def test_full_series_does_not_wait_for_folding(store: PostgresStore, other: Any) -> None:
+    """Nor do those who share a commit with one that adds to it."""
+    await store.commit([[kept(0, cost=LARGEST_SUM)]], NOW)
+    await store._folder._fold(wait=True)
+    await store.commit([[kept(1, cost=None)]], NOW)
+    async with other.transaction():
+        await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")  # that of folding
+        done = await store.commit([[kept(2, cost=1)], [kept(3, strategy="good")]], NOW)
+    assert (done.inserted, list(done.full)) == ([0, 1], [("d2", "default")])
+
+
+@pytest.mark.parametrize("folds", [1, 2, 5])
+async def test_exact_totals_while_it_is_folded(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch, folds: int
+) -> None:
+    """Even where folded commits leave the log at once: then it is read again."""
+    monkeypatch.setattr(folder, "DELTAS_KEPT", 0)
+    monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
+    sent = [kept(n, cost=n + 1) for n in range(8)]
+    for one in sent[:6]:
+        await store.commit([[one]], NOW)
+    key = Key(*sent[0][1:7])
+    async with store._session() as reader:
+        await session.number_series(reader, [key])
+        totals = Totals(reader, [key])
+        async with reader.transaction():
+            read, left = totals._read, [folds]
+
+            async def fold_after() -> int:
+                until = await read()
+                if left[0] > 0:
+                    left[0] -= 1
+                    async with store._session() as another, another.transaction():
+                        await query(another, "lock_rollups")
+                        await fold.fold_some(another, 0, 6)
+                return until
+
+            monkeypatch.setattr(totals, "_read", fold_after)
+            await totals.update()
+            assert totals.sums[key].cost_sum == sum(range(1, 7))
+            for one in sent[6:]:
+                await store.commit([[one]], NOW)
+            await totals.update()
+            assert totals.sums[key].cost_sum == sum(range(1, 9))
+    await assert_holds(store, sent, 8)
+
+
+async def test_session_that_is_ended_by_a_stop_is_unavailable(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it fails: a proxy of the pool that has lost its session has no attributes."""
+
+    async def stop_first(ended: Any, *given: Any) -> Any:
+        store.stop()
+        await asyncio.sleep(0)
+        return ended.series
+
+    monkeypatch.setattr(store_module, "commit", stop_first)
+    with pytest.raises(Unavailable, match="closed"):
+        await store.commit([[kept(1)]], NOW)
 
 
 # -- opening ------------------------------------------------------------------------------------

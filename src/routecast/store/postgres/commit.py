@@ -14,11 +14,10 @@ import asyncpg
 from routecast.core.decision import Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.names import fold_names
-from routecast.core.rollup import Cells, Key, Sums, key_of
+from routecast.core.rollup import Bucket, Cells, Key, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
-from routecast.ports import DELTAS_KEPT, MAX_GROUP, Commit
+from routecast.ports import MAX_GROUP, Commit
 from routecast.protocol import Position
-from routecast.store.postgres.fold import fold, totals
 from routecast.store.postgres.session import (
     LOST,
     SQL,
@@ -29,6 +28,7 @@ from routecast.store.postgres.session import (
     rest_since,
     value,
 )
+from routecast.store.postgres.totals import Totals
 
 COLUMNS: Final = (
     "generation",
@@ -53,7 +53,6 @@ SMALL: Final = 50
 T = TypeVar("T")
 
 _NOT_YET: Final = Position("", 0)
-NOTHING: Final = Sums()
 
 
 class _New(NamedTuple):
@@ -320,30 +319,33 @@ async def _leave_out_full(
 
     From here on nobody else commits before the transaction ends.
     """
-    await query(session, "lock_rollups")
-    await fold(session, DELTAS_KEPT)
+    totals = Totals(session, set(new.delta.cells.keys()))
+    await totals.update()
     # Nearly all is found before others have to wait for the end of this.
-    new, full = await _without_full(session, batches, new, generation)
+    new, full = await _without_full(session, batches, new, totals.sums, generation)
     await query(session, "lock_history")
-    await fold(session, DELTAS_KEPT)
-    new, more = await _without_full(session, batches, new, generation)
+    await totals.update()
+    new, more = await _without_full(session, batches, new, totals.sums, generation)
     return new, full | more
 
 
 async def _without_full(
-    session: Session, batches: Sequence[Sequence[Decision]], new: _New, generation: int
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    new: _New,
+    held: Bucket,
+    generation: int,
 ) -> tuple[_New, Full]:
-    """Take back those decisions that do not fit into what is folded."""
+    """Take back those decisions that do not fit into the sums of their series."""
 
     def find() -> Full:
         added = new.delta.cells.total()
-        if all(not field_without_room(held.get(key, NOTHING), added[key]) for key in added):
+        if all(not field_without_room(held[key], added[key]) for key in added):
             return {}
         left = {identity_of(one): one for one in new.sent}
         in_order = map(identity_of, chain.from_iterable(batches))
         return find_full((left.pop(identity) for identity in in_order if identity in left), held)
 
-    held = await totals(session, set(new.delta.cells.keys()))
     full = await asyncio.to_thread(find)
     if not full:
         return new, full

@@ -47,7 +47,7 @@ async def fold_names(
     """
     async with session.transaction():
         # Commits under way end first, and later ones wait. Then the lock that folding and
-        # retention take: commits that are about to fill a sum take both in this order.
+        # retention take.
         await query(session, "limit_idle", IDLE)
         await query(session, "lock_commits")
         await query(session, "lock_rollups")

@@ -51,6 +51,8 @@ CLOSE_SECONDS: Final = 3.0
 # lost.
 SETTLE_SECONDS: Final = 10.0
 SETTLE_PAUSE: Final = 0.1
+# How long work in the background waits for the lock of the rollups.
+ROLLUPS_LOCK: Final = "15s"
 CLOSING: Final = "the database is closed"
 
 
@@ -174,14 +176,14 @@ class PostgresStore:
 
     async def summarise(self, hour: int) -> None:
         async with self._session() as session, session.transaction():
-            await query(session, "lock_rollups")
+            await self._lock_rollups(session)
             await past.summarise(session, hour)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:
             await retention.turn_over(session, decisions_before)
             async with session.transaction():
-                await query(session, "lock_rollups")
+                await self._lock_rollups(session)
                 await fold(session, DELTAS_KEPT)
                 dropped = await retention.prune_decisions(session, decisions_before, limit)
                 dropped += await retention.prune_minutes(
@@ -217,6 +219,12 @@ class PostgresStore:
                         yield found
             finally:
                 await session.close(timeout=CLOSE_SECONDS)
+
+    @staticmethod
+    async def _lock_rollups(session: Session) -> None:
+        """Wait for the lock of the rollups, longer than it takes to fold a large commit."""
+        await query(session, "wait_for_locks", ROLLUPS_LOCK)
+        await query(session, "lock_rollups")
 
     # -- sessions -------------------------------------------------------------------------------
 

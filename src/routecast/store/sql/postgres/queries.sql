@@ -123,6 +123,15 @@ SELECT rollups.start, rollups.series, count, fallbacks, confidence_count, confid
 FROM unnest($2::bigint[], $3::integer[]) AS wanted (start, series)
 JOIN rollups ON period = $1 AND rollups.start = wanted.start AND rollups.series = wanted.series;
 
+-- name: folded_totals
+-- The sums over all time of certain series, as far as they are folded: with the last commit that is
+-- folded, and the last one there is. One row without a series where there is none.
+SELECT folded.seq AS folded, (SELECT coalesce(max(deltas.seq), folded.seq) FROM deltas) AS seq,
+       rollups.series, count, fallbacks, confidence_count, confidence_sum,
+       cost_count, cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
+       metered_cost, metered_input, metered_output
+FROM folded LEFT JOIN rollups ON period = 'total' AND start = 0 AND series = ANY($1);
+
 -- name: put_rollups
 -- Whole new values: who holds the lock of the rollups has merged them.
 INSERT INTO rollups (
@@ -389,6 +398,10 @@ UPDATE history SET epoch = replace(gen_random_uuid()::text, '-', '') RETURNING e
 -- name: lock_commits
 -- Waits for the commits under way, and keeps others from beginning. It ends with the transaction.
 SELECT pg_advisory_xact_lock(1381254977, 1);
+
+-- name: wait_for_locks
+-- Wait for a lock for so long within this transaction.
+SELECT set_config('lock_timeout', $1, true);
 
 -- name: limit_idle
 -- End the session if it waits for its client for so long within this transaction.
