@@ -70,16 +70,21 @@ class History:
         ours, theirs = follow.position, reading.snapshot.position
         if ours.epoch == theirs.epoch and theirs.seq < ours.seq:
             return None  # live state is still behind what the client was told
+        if follow.is_ahead(now):
+            return await self._begin_again(follow, now)
         try:
             answer = await self._go_on(follow, reading.snapshot, now)
         except Uncovered:  # minutes are not kept for that long
-            answer = await self._answer(follow.query, now)
-            follow.restart(answer, now)
-            return answer
+            return await self._begin_again(follow, now)
         if answer is None:
             follow.kept_up(theirs)
         else:
             follow.told(answer, now)
+        return answer
+
+    async def _begin_again(self, follow: Follow, now: int) -> Answer:
+        answer = await self._answer(follow.query, now)
+        follow.restart(answer, now)
         return answer
 
     async def _answer(self, query: HistoryQuery, now: int) -> Answer:

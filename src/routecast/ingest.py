@@ -6,7 +6,7 @@ nothing.
 
 There are three queues, by the size of a batch. In groups, small and medium batches take turns to
 come first. Large batches are committed one at a time, beside the groups: a store prepares them
-without holding up the others. While others send too, large batches get a third of the time.
+without holding up the others. While others send too, large batches get a quarter of the time.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ SMALL: Final = 100
 # Large batches give others a turn on the event loop after this time, in seconds.
 LOOP_SECONDS: Final = 0.002
 # After a large batch, the next one waits this many times as long as the first one took.
-LARGE_REST: Final = 2.0
+LARGE_REST: Final = 3.0
 # What is said when the database does not answer until the process ends.
 UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
 # A request needs this number of turns of the event loop to come from its socket into the queue.

@@ -281,8 +281,13 @@ class Live:
         self._early[delta.position.seq] = delta
 
     def _note(self, position: Position) -> None:
-        """Take note of where the database stands, as somebody has seen it."""
-        self._announced = position
+        """Take note of where the database stands, as somebody has seen it.
+
+        In an epoch it never goes back: a node that is behind tells where it stands, too.
+        """
+        known = self._announced
+        if known is None or known.epoch != position.epoch or known.seq < position.seq:
+            self._announced = position
         self._heard = time.monotonic()
         if self._is_behind():
             self._stir.set()
@@ -316,6 +321,7 @@ class Live:
         elif await self._is_our_turn(self._look_seconds):
             position = await self._store.position()
             self._found()
+            self._announced = position  # whatever others have told
             self._bus.announce(position)
             return True
         return False
@@ -364,6 +370,7 @@ class Live:
                 return deltas
         deltas = await self._store.deltas(ours)
         if not deltas:  # whoever announced something else was wrong
+            self._announced = ours
             self._note(ours)
             self._early.clear()
         return deltas

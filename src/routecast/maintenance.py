@@ -8,10 +8,12 @@ fails is put aside for a while, and the rest is done.
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
+from routecast.core.caution import Caution
 from routecast.core.decision import DAY, MINUTE
 from routecast.errors import Unavailable
 from routecast.ports import Clock, Cluster, Store
@@ -41,17 +43,22 @@ class Retention:
     minute_days: float = 90
 
 
-async def prune(store: Store, clock: Clock, keep: Retention) -> int:
-    """Drop what is older than it is to be kept; return how many rows that were."""
-    return await _prune_decisions(store, clock, keep) + await _prune_minutes(store, clock, keep)
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Before which moments decisions (by receipt) and minutes are to be dropped, microseconds."""
+
+    decisions: int
+    minutes: int
 
 
-async def _prune_decisions(store: Store, clock: Clock, keep: Retention) -> int:
-    return await _prune(store, int(clock.now() - keep.decision_days * DAY), 0)
+def due(now: int, keep: Retention) -> Due:
+    """Return what is older than it is to be kept."""
+    return Due(int(now - keep.decision_days * DAY), int(now - keep.minute_days * DAY))
 
 
-async def _prune_minutes(store: Store, clock: Clock, keep: Retention) -> int:
-    return await _prune(store, 0, int(clock.now() - keep.minute_days * DAY))
+async def prune(store: Store, drop: Due) -> int:
+    """Drop what is due; return how many rows that were."""
+    return await _prune(store, drop.decisions, 0) + await _prune(store, 0, drop.minutes)
 
 
 async def _prune(store: Store, decisions_before: int, minutes_before: int) -> int:
@@ -65,13 +72,20 @@ async def _prune(store: Store, decisions_before: int, minutes_before: int) -> in
 
 
 async def run_retention(
-    store: Store, cluster: Cluster, clock: Clock, keep: Retention, supervisor: Supervisor
+    store: Store,
+    cluster: Cluster,
+    clock: Clock,
+    keep: Retention,
+    supervisor: Supervisor,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
     """Prune now and then, one of the nodes. Never ends; what fails is tried again."""
+    caution = Caution()
     while True:
         try:
-            if await cluster.claim("retention", EVERY - 1):
-                await _retain(store, clock, keep, supervisor)
+            drop = await _trusted(store, clock.now(), int(monotonic() * 10**6), keep, caution)
+            if drop is not None and await cluster.claim("retention", EVERY - 1):
+                await _retain(store, drop, supervisor)
         except Unavailable as error:
             log.warning("Retention will be tried again: %s", error)
         except Exception as error:
@@ -79,12 +93,33 @@ async def run_retention(
         await asyncio.sleep(EVERY)
 
 
-async def _retain(store: Store, clock: Clock, keep: Retention, supervisor: Supervisor) -> None:
+async def _trusted(
+    store: Store, now: int, elapsed: int, keep: Retention, caution: Caution
+) -> Due | None:
+    """Return what may be dropped by this clock; None where that is nothing."""
+    receipts = await store.receipts()
+    doubt = caution.look(now, elapsed, receipts)
+    if doubt is not None:
+        log.warning(
+            "The clock may be wrong: %s. For a day, retention drops no minutes, and decisions in "
+            "small parts only",
+            doubt,
+        )
+        return None
+    drop = due(now, keep)
+    minutes = 0 if caution.in_doubt(elapsed) else drop.minutes
+    if receipts is None:
+        return Due(0, minutes)
+    return Due(caution.limit(drop.decisions, elapsed, receipts), minutes)
+
+
+async def _retain(store: Store, drop: Due, supervisor: Supervisor) -> None:
     """Prune decisions and minutes; where one of both fails, the other goes on."""
     dropped, failed = 0, False
-    for what, work in (("decisions", _prune_decisions), ("minutes", _prune_minutes)):
+    works = {"decisions": Due(drop.decisions, 0), "minutes": Due(0, drop.minutes)}
+    for what, work in works.items():
         try:
-            dropped += await work(store, clock, keep)
+            dropped += await prune(store, work)
         except Exception as error:
             await _raise_if_away(store, error)
             supervisor.failed("retention", error, f"old {what}")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
+from routecast.core.caution import Receipts
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
@@ -153,6 +154,13 @@ class Store(Protocol):
         there is. A store keeps the deltas of its last DELTAS_KEPT commits at least, or of so many
         that they have about DELTA_CELLS_KEPT cells.
         Raises Gap when they are not kept any more or are of another epoch; Unavailable.
+        """
+        ...
+
+    async def receipts(self) -> Receipts | None:
+        """Return when the first and the last decision that are kept were received.
+
+        None where none is kept. Raises Unavailable.
         """
         ...
 

@@ -243,6 +243,37 @@ async def test_a_bucket_that_closes_is_told_with_the_one_that_runs(node: Node) -
     assert await node.history.advance(follow) is None
 
 
+@pytest.mark.parametrize("points", [5, 60])
+async def test_a_clock_that_was_ahead_for_a_moment(node: Node, points: int) -> None:
+    """Once it is set right, all is told again, and the chart goes on."""
+    query = history_query(points=points, fields=FIELDS, follow=True)
+    await node.commit([kept(1)])
+    node.hear()
+    answer, follow = await node.history.follow(query)
+    chart = Chart(points, FIELDS)
+    chart.take(answer.document())
+    node.clock.moment += HOUR
+    await node.commit([kept(2, decided=node.clock.now())])
+    node.hear()
+    told = await node.history.advance(follow)
+    assert told is not None
+    chart.take(told.document())
+    node.clock.moment = NOW + MINUTE
+    told = await node.history.advance(follow)
+    assert told is not None
+    chart.take(told.document())
+    for number in range(3, 6):
+        await node.commit([kept(number, decided=node.clock.now())])
+        node.hear()
+        node.clock.moment += HOUR // points
+        told = await node.history.advance(follow)
+        if told is not None:
+            chart.take(told.document())
+    shown = [one for one in node.upto(chart.position.seq) if one.id != "d2"]
+    assert_history(chart.document(chart.points), shown, fields=FIELDS)
+    assert chart.points <= points + 1
+
+
 async def test_a_late_decision_is_told_from_its_bucket_on(node: Node) -> None:
     """All buckets from there on; a new series with them."""
     answer, follow = await node.history.follow(

@@ -3,6 +3,7 @@
 from contextlib import aclosing
 from typing import Any
 
+from routecast.core.caution import Receipts
 from routecast.core.decision import Decision
 from routecast.ports import Checked, Difference, Store
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, kept
@@ -36,6 +37,19 @@ async def test_prune_drops_by_receipt_and_in_steps(store: Store) -> None:
     await fill(store)
     dropped = [await prune(store, decisions=NOW + 5 * DAY, limit=2) for _ in range(4)]
     assert dropped == [2, 2, 1, 0]
+
+
+async def test_receipts_are_those_of_what_is_kept(store: Store) -> None:
+    """The first moves on as decisions go; without any there are none."""
+    assert await store.receipts() is None
+    await fill(store)
+    assert await store.receipts() == Receipts(NOW, NOW + 9 * DAY)
+    while await prune(store, decisions=NOW + 5 * DAY):
+        pass
+    assert await store.receipts() == Receipts(NOW + 5 * DAY, NOW + 9 * DAY)
+    while await prune(store, decisions=NOW + 99 * DAY):
+        pass
+    assert await store.receipts() is None
 
 
 async def test_prune_changes_no_total(store: Store) -> None:

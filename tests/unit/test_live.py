@@ -650,6 +650,24 @@ async def test_epoch_that_has_ended_does_not_come_back(
             assert node.live.position == begun
 
 
+async def test_position_of_a_node_that_is_behind_hides_no_newer_one(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delta that was lost is fetched, though another node tells where it still stands."""
+    async with running(node.live.run()):
+        await node.commit(1)
+        await until(lambda: node.seq() == 1)
+        monkeypatch.setattr(node.live, "_next_look", inf)
+        await node.cluster.claim("look", 600)
+        behind = node.live.position
+        await node.commit(2, tell=False)
+        node.bus.announce(await node.store.position())
+        assert behind is not None
+        node.bus.announce(behind)
+        await until(lambda: node.seq() == 2)
+        node.assert_current(1, 2)
+
+
 async def fold_elsewhere(node: Node, model: str) -> None:
     """Fold a name as `routecast names fold` does, in a process beside the server's."""
     other = SqliteStore(node.store.path)

@@ -9,8 +9,9 @@ import pytest
 
 from routecast import maintenance
 from routecast.cluster.memory import MemoryCluster
+from routecast.core import caution
 from routecast.instruments import Instruments
-from routecast.maintenance import Retention, Summaries, prune, run_retention
+from routecast.maintenance import Retention, Summaries, due, prune, run_retention
 from routecast.ports import Difference
 from routecast.protocol import ServiceFailure
 from routecast.store.sqlite import SqliteStore
@@ -34,11 +35,12 @@ async def test_retention_never_changes_totals(
     decisions = [kept(n, decided=NOW + n * 3 * HOUR) for n in range(8 * 5)]
     for decision in decisions:
         await store.commit([[decision]], decision.decided)
+    keep = Retention(decision_days=2, minute_days=3)
     dropped = []
     for day in range(12):
         clock.moment = NOW + day * DAY
         before = await store.load(clock.moment)
-        dropped.append(await prune(store, clock, Retention(decision_days=2, minute_days=3)))
+        dropped.append(await prune(store, due(clock.now(), keep)))
         after = await store.load(clock.moment)
         assert (after.total, after.hours) == (before.total, before.hours)
         assert await differences(store) == []
@@ -53,10 +55,10 @@ async def test_id_is_known_until_its_decision_goes(store: SqliteStore, clock: He
     await store.commit([[kept(1)]], NOW)
     keep = Retention(decision_days=1)
     clock.moment = NOW + DAY
-    assert await prune(store, clock, keep) == 0
+    assert await prune(store, due(clock.now(), keep)) == 0
     assert (await store.commit([[kept(1)]], clock.moment)).inserted == [0]
     clock.moment += 1
-    assert await prune(store, clock, keep) == 1
+    assert await prune(store, due(clock.now(), keep)) == 1
     assert (await store.commit([[kept(1)]], clock.moment)).inserted == [1]
     assert await differences(store) == []
 
@@ -69,7 +71,7 @@ async def test_default_keeps_decisions_30_days_and_minutes_90(
     dropped = {}
     for day in (29, 31, 89, 91, 10_000):
         clock.moment = NOW + day * DAY
-        dropped[day] = await prune(store, clock, Retention())
+        dropped[day] = await prune(store, due(clock.now(), Retention()))
     assert dropped == {29: 0, 31: 1, 89: 0, 91: 1, 10_000: 0}
     found = await store.load(NOW)
     assert_sums(found.total, [kept(1)])
@@ -101,6 +103,7 @@ async def test_minutes_are_pruned_though_decisions_cannot_be(
 ) -> None:
     """What fails is told and tried again; the rest of retention is done."""
     monkeypatch.setattr(maintenance, "EVERY", 0.01)
+    monkeypatch.setattr(caution, "LONGEST_SILENCE", 1_000 * DAY)
     supervisor = Supervisor(Instruments())
     await store.commit([[kept(1)]], NOW)
     clock.moment = NOW + 100 * DAY
@@ -117,6 +120,63 @@ async def test_minutes_are_pruned_though_decisions_cannot_be(
         other.execute("DROP TRIGGER stuck")
         await until(lambda: "retention" not in supervisor.failing)
     assert other.execute("SELECT count(*) FROM decisions").fetchall() == [(0,)]
+    other.close()
+
+
+async def test_clock_that_is_ahead_at_the_start_drops_little(
+    store: SqliteStore,
+    clock: HeldClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Decisions that are kept count once when they are sent again, and no minute goes."""
+    caplog.set_level(logging.INFO, "routecast.maintenance")
+    monkeypatch.setattr(maintenance, "EVERY", 0.01)
+    sent = [kept(n, decided=NOW - (400 - n) * HOUR) for n in range(400)]
+    for one in sent:
+        await store.commit([[one]], one.decided)
+    other = apsw.Connection(str(store.path))
+    count_minutes = "SELECT count(*) FROM rollups WHERE period = 'minute'"
+    minutes = other.execute(count_minutes).fetchall()
+    supervisor = Supervisor(Instruments())
+    left = "SELECT count(*) FROM decisions"
+    clock.moment = NOW + 100 * DAY
+    async with running(run_retention(store, MemoryCluster(), clock, Retention(), supervisor)):
+        await until(lambda: "Retention dropped" in caplog.text)
+        clock.moment = NOW  # it is set right
+        await until(lambda: "set back" in caplog.text)
+    ((kept_now,),) = other.execute(left).fetchall()
+    assert kept_now >= 350
+    assert other.execute(count_minutes).fetchall() >= minutes
+    assert (await store.commit([sent[-kept_now:]], NOW)).inserted == [0]
+    assert "The clock may be wrong: it is 100.0 days after the last decision" in caplog.text
+    other.close()
+
+
+async def test_clock_that_jumps_drops_nothing_at_once(
+    store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And little for a day; once that is over, it is believed."""
+    monkeypatch.setattr(maintenance, "EVERY", 0.01)
+    passed = [0.0]
+    for n in range(400):
+        await store.commit([[kept(n)]], NOW - (400 - n) * HOUR)
+    supervisor = Supervisor(Instruments())
+    other = apsw.Connection(str(store.path))
+
+    def left() -> int:
+        count: int = other.execute("SELECT count(*) FROM decisions").fetchall()[0][0]
+        return count
+
+    keep = Retention(decision_days=20)
+    run = run_retention(store, MemoryCluster(), clock, keep, supervisor, lambda: passed[0])
+    async with running(run):
+        clock.moment += 30 * DAY
+        await until(lambda: left() < 400)
+        assert left() > 200
+        passed[0] += 25 * 3600
+        clock.moment += 25 * HOUR
+        await until(lambda: left() == 0)
     other.close()
 
 

@@ -29,6 +29,13 @@ class Follow:
         self.buckets = answer.buckets
         self._running = self.buckets.start_of(now // SECOND)
 
+    def is_ahead(self, now: int) -> bool:
+        """Whether the client was told of a bucket that begins after `now`: the clock was set back.
+
+        Then answer the whole query again, and `restart`.
+        """
+        return self._running_at(now) < self._running
+
     def due(self, minutes: Iterable[int], now: int) -> Plan | None:
         """Return what to tell at `now`, given the minutes added to since `position`.
 
@@ -52,7 +59,7 @@ class Follow:
     def told(self, answer: Answer, now: int) -> None:
         """Take note that the client has the answer to what was due at `now`."""
         self.buckets = self._moved_to(now)
-        self._running = max(self._running, self._running_at(now))
+        self._running = self._running_at(now)
         self.names = answer.names
         self.position = answer.position
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import apsw
 
+from routecast.core.caution import Receipts
 from routecast.core.delta import Delta, following
 from routecast.core.rollup import Sums
 from routecast.core.snapshot import Snapshot
@@ -76,6 +77,12 @@ def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
     if len(found) != last.seq - after.seq:
         raise Gap(f"the deltas after seq {after.seq} are not kept any more")
     return found
+
+
+def receipts(db: apsw.Connection) -> Receipts | None:
+    """Return when the first and the last decision were received (`ports.Store.receipts`)."""
+    first, last = query(db, "receipts")[0]
+    return None if first is None else Receipts(first, last)
 
 
 def unsummed(db: apsw.Connection, before: int) -> list[int]:

@@ -188,6 +188,14 @@ SELECT drop_generation($1);
 SELECT (SELECT received FROM commits WHERE generation = $1 ORDER BY number LIMIT 1) AS first,
        (SELECT received FROM commits WHERE generation = $1 ORDER BY number DESC LIMIT 1) AS last;
 
+-- name: receipts
+-- When the first and the last commit were received that decisions are kept of; NULL where none is.
+SELECT (SELECT received FROM commits WHERE number >= retention.pruned_commit
+        ORDER BY number LIMIT 1) AS first,
+       (SELECT received FROM commits WHERE number >= retention.pruned_commit
+        ORDER BY number DESC LIMIT 1) AS last
+FROM retention;
+
 -- name: oldest_commits
 -- In the order of receipt, of generations that are complete.
 SELECT generation, number, received, decisions FROM commits
