@@ -105,7 +105,7 @@ class Live:
         self._announced: Position | None = None  # the last that was heard of
         self._heard = -inf  # when that was, on the monotonic clock
         self._next_look = -inf  # when this node may look by itself, on the same
-        self._deaf = False  # the bus could not be heard a moment ago
+        self._outages = 0  # of the bus, after which the database was looked at
         self._stopped = False  # this process did not run a moment ago
         self._read = clock.now()  # when the database was last known to be as our snapshot is
         self._cached: Position | None = None
@@ -327,8 +327,10 @@ class Live:
         return False
 
     async def _is_our_turn(self, seconds: float) -> bool:
-        deaf, self._deaf = self._deaf, self._bus.failing is not None
-        heals = (deaf or self._stopped) and not self._deaf
+        missed = self._stopped or self._bus.outages != self._outages
+        heals = missed and self._bus.failing is None
+        if heals:
+            self._outages = self._bus.outages
         if self._hears() and self.failing is None and not heals:
             with suppress(Unavailable):
                 # Alone, a look that was late is not to cost the next one, which is on time.

@@ -304,6 +304,11 @@ class Bus(Protocol):
         """Why nodes cannot hear each other now, for a log; None while they can."""
         ...
 
+    @property
+    def outages(self) -> int:
+        """How often it has failed so far: also where that was over before anybody looked."""
+        ...
+
     async def close(self) -> None:
         """Send what is left, then let go of the engine. May be called twice."""
         ...

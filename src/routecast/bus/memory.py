@@ -18,6 +18,7 @@ class MemoryBus:
     """Calls every listener at once (`ports.Bus`)."""
 
     failing = None
+    outages = 0
 
     def __init__(self) -> None:
         self._listeners: dict[object, Listener] = {}  # each under a token of its own

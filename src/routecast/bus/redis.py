@@ -58,6 +58,10 @@ class RedisBus:
     def failing(self) -> str | None:
         return self._hearing.failing or self._sending.failing
 
+    @property
+    def outages(self) -> int:
+        return self._hearing.outages + self._sending.outages
+
     def publish(self, delta: Delta) -> None:
         self._tell(delta)
         packed = compress(delta.pack())
@@ -227,9 +231,10 @@ class RedisBus:
 
 
 class _Direction:
-    """One way of the traffic: why it fails. That Redis is gone, the breaker says.
+    """One way of the traffic: why it fails, and how often it has.
 
-    That Redis refuses is said here, once; and not again soon, should it waver.
+    That Redis is gone, the breaker says. That Redis refuses is said here, once; and not again soon,
+    should it waver.
     """
 
     def __init__(self, verb: str, failing: str | None = None) -> None:
@@ -237,8 +242,10 @@ class _Direction:
         self._said = False
         self._quiet_until = 0.0
         self.failing = failing
+        self.outages = 0
 
     def lost(self, error: Unavailable) -> None:
+        self.outages += self.failing is None
         self.failing = str(error)
         now = time.monotonic()
         if isinstance(error, Refused) and not self._said and now >= self._quiet_until:
