@@ -16,7 +16,7 @@ from routecast.core.names import FoldedNames
 from routecast.core.past import Past
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import BadDatabase, Gap, Unavailable
+from routecast.errors import BadDatabase, Gap, RoutecastError, Unavailable
 from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.store.loading import Loader
@@ -253,7 +253,8 @@ class PostgresStore:
                 if not usable_after(error):
                     with suppress(*LOST):  # the pool may have let go of it already
                         session.terminate()
-                if self._stopping and isinstance(error, Exception):
+                known = isinstance(error, RoutecastError | Unsettled)
+                if self._stopping and isinstance(error, Exception) and not known:
                     # A session that `stop` ended fails in odd ways.
                     raise Unavailable(CLOSING) from error
                 raise
