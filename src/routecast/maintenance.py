@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 STEP: Final = 2_000
 # Between two looks for what is too old, in seconds.
 EVERY: Final = 600.0
+# A first look that fails is tried again after this time, in seconds: what was received before this
+# process began is a witness of the clock, and what is received now is none.
+AGAIN_SECONDS: Final = 0.2
 # Between two looks for hours that are over, in seconds.
 SUMMARISE_EVERY: Final = 60.0
 # An hour is left alone for this time after its end: most decisions that come late have come then.
@@ -71,34 +74,43 @@ async def _prune(store: Store, decisions_before: int, minutes_before: int) -> in
     return total
 
 
+def elapsed_seconds() -> float:
+    """Return the seconds since the machine started, while it was suspended included."""
+    # Only Linux has this clock; others count on, or not, as they do.
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 async def run_retention(
     store: Store,
     cluster: Cluster,
     clock: Clock,
     keep: Retention,
     supervisor: Supervisor,
-    monotonic: Callable[[], float] = time.monotonic,
+    elapsed: Callable[[], float] = elapsed_seconds,
 ) -> None:
-    """Prune now and then, one of the nodes. Never ends; what fails is tried again."""
+    """Prune now and then, one of the nodes. Never ends; what fails is tried again.
+
+    `elapsed` returns the seconds that have passed since some moment, whatever the clock says.
+    """
     caution = Caution()
     while True:
         try:
-            drop = await _trusted(store, clock.now(), int(monotonic() * 10**6), keep, caution)
+            drop = await _trusted(store, clock.now(), int(elapsed() * 10**6), keep, caution)
             if drop is not None and await cluster.claim("retention", EVERY - 1):
                 await _retain(store, drop, supervisor)
         except Unavailable as error:
             log.warning("Retention will be tried again: %s", error)
         except Exception as error:
             supervisor.failed("retention", error)
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(EVERY if caution.has_looked else AGAIN_SECONDS)
 
 
 async def _trusted(
     store: Store, now: int, elapsed: int, keep: Retention, caution: Caution
 ) -> Due | None:
     """Return what may be dropped by this clock; None where that is nothing."""
-    receipts = await store.receipts()
-    doubt = caution.look(now, elapsed, receipts)
+    span = await store.span()
+    doubt = caution.look(now, elapsed, span)
     if doubt is not None:
         log.warning(
             "The clock may be wrong: %s. For a day, retention drops no minutes, and decisions in "
@@ -106,11 +118,11 @@ async def _trusted(
             doubt,
         )
         return None
-    drop = due(now, keep)
-    minutes = 0 if caution.in_doubt(elapsed) else drop.minutes
-    if receipts is None:
-        return Due(0, minutes)
-    return Due(caution.limit(drop.decisions, elapsed, receipts), minutes)
+    drop, kept = due(now, keep), int(keep.minute_days * DAY)
+    return Due(
+        caution.limit_decisions(drop.decisions, elapsed, span),
+        caution.limit_minutes(drop.minutes, elapsed, span, kept),
+    )
 
 
 async def _retain(store: Store, drop: Due, supervisor: Supervisor) -> None:

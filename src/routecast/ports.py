@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from routecast.core.caution import Receipts
+from routecast.core.caution import Span
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
@@ -157,11 +157,8 @@ class Store(Protocol):
         """
         ...
 
-    async def receipts(self) -> Receipts | None:
-        """Return when the first and the last decision that are kept were received.
-
-        None where none is kept. Raises Unavailable.
-        """
+    async def span(self) -> Span:
+        """Return from when to when what is kept was received. Raises Unavailable."""
         ...
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:

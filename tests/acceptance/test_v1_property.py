@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from routecast.edge.ws import SEND_SECONDS
 from tests.support.decisions import PROVIDERS, STRATEGIES, sent_decisions
 from tests.support.facts import Committed, committed
 from tests.support.oracle import assert_agree, expect
@@ -42,6 +43,9 @@ WIDE_VIEW = {
     "filter": {"project": ["wide"]},
 }
 FLOOD = 18
+# A client that has read nothing for this time, in seconds, loses its line: on a slow machine a
+# script may take longer than the server waits for one that does not read.
+PATIENT_SECONDS = SEND_SECONDS / 2
 
 
 class Client:
@@ -52,6 +56,7 @@ class Client:
         self._subprotocol = subprotocol
         self._client: V1Client | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._stalled: float | None = None  # since when it reads nothing
         self.views: dict[str, Document] = {}
         self.held: dict[str, Any] = {}
         self.seen: list[tuple[str, int, Document]] = []
@@ -89,17 +94,23 @@ class Client:
             self._client.stream.transport.abort()
             with suppress(ConnectionClosed):
                 await self._reading
-            self._client = None
+            self._client = self._stalled = None
 
     def stall(self) -> None:
         """Read nothing for now."""
         if self._client is not None:
             self._client.stream.transport.pause_reading()
+            self._stalled = self._stalled or time.monotonic()
 
-    def go_on(self) -> None:
-        """Read again."""
-        if self._client is not None:
-            self._client.stream.transport.resume_reading()
+    async def go_on(self) -> None:
+        """Read again; lose the line if that comes late."""
+        if self._client is None or self._stalled is None:
+            return
+        if time.monotonic() - self._stalled > PATIENT_SECONDS:
+            await self.lose()
+            return
+        self._client.stream.transport.resume_reading()
+        self._stalled = None
 
     async def holds(self, expected: dict[str, Document]) -> None:
         """Return when what is held under each id is what is expected."""
@@ -203,7 +214,7 @@ async def test_every_document_is_sqls_at_its_position(
     for step in script:
         await _do(server, crowd, *step)
     for client in crowd:
-        client.go_on()
+        await client.go_on()
         await client.come()
     rows = await committed(server.database_url)
     async with asyncio.timeout(SETTLE_SECONDS):
@@ -233,10 +244,10 @@ async def _do(server: Server, crowd: list[Client], what: str, *given_: Any) -> N
             await asyncio.sleep(FAST)
     elif what == "follow":
         await crowd[given_[0]].follow(given_[1])
-    elif what in ("come", "lose"):
-        await getattr(crowd[given_[0]], what)()
+    elif what == "stall":
+        crowd[given_[0]].stall()
     else:
-        getattr(crowd[given_[0]], what)()
+        await getattr(crowd[given_[0]], what)()
 
 
 def _counts(row: Committed, view: Document) -> bool:

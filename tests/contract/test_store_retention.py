@@ -3,7 +3,7 @@
 from contextlib import aclosing
 from typing import Any
 
-from routecast.core.caution import Receipts
+from routecast.core.caution import Span
 from routecast.core.decision import Decision
 from routecast.ports import Checked, Difference, Store
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, kept
@@ -39,17 +39,17 @@ async def test_prune_drops_by_receipt_and_in_steps(store: Store) -> None:
     assert dropped == [2, 2, 1, 0]
 
 
-async def test_receipts_are_those_of_what_is_kept(store: Store) -> None:
-    """The first moves on as decisions go; without any there are none."""
-    assert await store.receipts() is None
-    await fill(store)
-    assert await store.receipts() == Receipts(NOW, NOW + 9 * DAY)
-    while await prune(store, decisions=NOW + 5 * DAY):
+async def test_span_is_that_of_what_is_kept(store: Store) -> None:
+    """The first moves on as decisions and minutes go; without any there is none."""
+    assert await store.span() == Span(None, None, None)
+    decisions = await fill(store)
+    while await prune(store, decisions=NOW + 5 * DAY, minutes=decisions[3].decided):
         pass
-    assert await store.receipts() == Receipts(NOW + 5 * DAY, NOW + 9 * DAY)
+    minutes = [decision.decided // MINUTE * MINUTE for decision in decisions]
+    assert await store.span() == Span(NOW + 5 * DAY, NOW + 9 * DAY, minutes[3])
     while await prune(store, decisions=NOW + 99 * DAY):
         pass
-    assert await store.receipts() is None
+    assert await store.span() == Span(None, None, minutes[3])
 
 
 async def test_prune_changes_no_total(store: Store) -> None:

@@ -3,51 +3,83 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.caution import LARGEST_SKEW, PROBATION, SHARES, Caution, Receipts
+from routecast.core.caution import LARGEST_SKEW, PROBATION, SHARES, Caution, Span
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW
 
-MONTH = Receipts(NOW - 30 * DAY, NOW)
+MONTH = Span(NOW - 30 * DAY, NOW, NOW - 90 * DAY)
+NOTHING = Span(None, None, None)
+KEPT = 90 * DAY
 
 
-def test_clock_that_agrees_with_the_last_receipt_is_believed() -> None:
-    """From the start, and for as long as it goes on as it should."""
+def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_day() -> None:
+    """It may have been wrong before. After that it is believed, as long as it goes on well."""
     caution = Caution()
     for hours in range(48):
-        assert caution.look(NOW + hours * HOUR, hours * HOUR, MONTH) is None
-        assert caution.limit(NOW, hours * HOUR, MONTH) == NOW
+        passed = hours * HOUR
+        assert caution.look(NOW + passed, passed, MONTH) is None
+        decisions = caution.limit_decisions(NOW, passed, MONTH)
+        minutes = caution.limit_minutes(NOW, passed, MONTH, KEPT)
+        if passed < PROBATION:
+            assert decisions == MONTH[0] + 30 * DAY // SHARES
+            assert minutes == MONTH[2] + KEPT // SHARES
+        else:
+            assert decisions == minutes == NOW
 
 
 def test_clock_far_ahead_of_the_last_receipt_is_in_doubt_for_a_day() -> None:
-    """Each time little may be dropped, though what comes in now has its times."""
+    """Each time little may be dropped, though what comes in now has its times, and no minute."""
     caution, ahead = Caution(), 100 * DAY
     doubt = caution.look(NOW + ahead, 0, MONTH)
     assert doubt == "it is 100.0 days after the last decision was received"
-    later = Receipts(MONTH.first, NOW + ahead)
-    assert caution.limit(NOW + 70 * DAY, 0, later) == MONTH.first + 30 * DAY // SHARES
+    later, before = MONTH._replace(last=NOW + ahead), NOW + 70 * DAY
+    assert caution.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // SHARES
+    assert caution.limit_minutes(before, 0, later, KEPT) == 0
     assert caution.look(NOW + ahead + PROBATION, PROBATION, later) is None
-    assert caution.limit(NOW + 70 * DAY, PROBATION, later) == NOW + 70 * DAY
+    assert caution.limit_decisions(before, PROBATION, later) == before
+    assert caution.limit_minutes(before, PROBATION, later, KEPT) == before
 
 
-@given(st.integers(-(10**17), 10**17), st.integers(0, DAY))
+def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
+    """With a look every ten minutes."""
+    caution, ahead, first = Caution(), 100 * DAY, NOW - 30 * DAY
+    for look in range(6 * 24):
+        passed = look * 10 * MINUTE
+        span = Span(first, NOW + ahead + passed, NOW)
+        caution.look(NOW + ahead + passed, passed, MONTH if not look else span)
+        first = caution.limit_decisions(NOW + 70 * DAY, passed, span)
+    assert first < NOW - 20 * DAY
+
+
+@given(st.integers(-(10**17), 10**17), st.integers(0, DAY - 1))
 def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
     """Whatever the clock is off by from the time that has passed."""
     caution = Caution()
+    assert not caution.has_looked
     assert caution.look(NOW, 0, MONTH) is None
+    assert caution.has_looked
     doubt = caution.look(NOW + elapsed + jump, elapsed, MONTH)
     assert (doubt is not None) == (abs(jump) > LARGEST_SKEW)
-    assert caution.in_doubt(elapsed) == (doubt is not None)
+    assert (caution.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
 
 
 def test_what_a_jump_is_told_as() -> None:
     """In minutes, with its direction."""
     caution = Caution()
-    caution.look(NOW, 0, None)
-    assert caution.look(NOW + HOUR, 0, None) == "it was set forward by 60 minutes"
-    assert caution.look(NOW, 0, None) == "it was set back by 60 minutes"
+    caution.look(NOW, 0, NOTHING)
+    assert caution.look(NOW + HOUR, 0, NOTHING) == "it was set forward by 60 minutes"
+    assert caution.look(NOW, 0, NOTHING) == "it was set back by 60 minutes"
+
+
+def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
+    """Nothing is said: most databases without decisions are new."""
+    caution = Caution()
+    assert caution.look(NOW, 0, NOTHING) is None
+    assert caution.limit_minutes(NOW, 0, MONTH, KEPT) == 0
+    assert caution.limit_minutes(NOW, PROBATION, MONTH, KEPT) == NOW
 
 
 def test_short_history_may_be_dropped_by_the_minute() -> None:
-    """A hundredth of it would be no progress."""
-    caution, short = Caution(), Receipts(NOW - MINUTE, NOW)
+    """One part in SHARES of it would be no progress."""
+    caution, short = Caution(), Span(NOW - MINUTE, NOW, NOW - MINUTE)
     caution.look(NOW + 40 * DAY, 0, short)
-    assert caution.limit(NOW + 10 * DAY, 0, short) == NOW
+    assert caution.limit_decisions(NOW + 10 * DAY, 0, short) == NOW

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from routecast.core.history import history_query, plan
 from routecast.errors import Unavailable
 from routecast.store.sqlite import SqliteStore, integrity
+from routecast.store.sqlite.integrity import Integrity
 from tests.support.decisions import HOUR, NOW, kept
 from tests.unit.running import until
 
@@ -103,6 +105,35 @@ async def test_file_that_is_cut_off_meanwhile(path: Path) -> None:
     cut(path)
     with pytest.raises(Unavailable, match="shorter than it was"):
         await store.commit([[kept(9001)]], NOW)
+    await until(lambda: store.condition.check == "failed")
+    await assert_refuses(store)
+    await store.close()
+
+
+async def test_file_that_is_cut_off_while_it_is_checked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that began before says nothing about it: there is another."""
+    await filled(path)
+    began, go_on = threading.Event(), threading.Event()
+    look = Integrity._look
+
+    def looked_before(self: Integrity) -> str | None:
+        found = look(self)
+        began.set()
+        go_on.wait()
+        return found
+
+    monkeypatch.setattr(Integrity, "_look", looked_before)
+    monkeypatch.setattr(integrity, "OPEN_SECONDS", 0.0)
+    store = SqliteStore(path)
+    await store.open()
+    await asyncio.to_thread(began.wait)
+    await store.commit([[kept(9000)]], NOW)
+    cut(path)
+    with pytest.raises(Unavailable, match="shorter than it was"):
+        await store.commit([[kept(9001)]], NOW)
+    go_on.set()
     await until(lambda: store.condition.check == "failed")
     await assert_refuses(store)
     await store.close()

@@ -153,6 +153,20 @@ async def test_clock_that_is_ahead_at_the_start_drops_little(
     other.close()
 
 
+async def test_first_look_that_fails_is_tried_again_soon(
+    store: SqliteStore, clock: HeldClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What comes later has its time from the clock that is looked at."""
+    await store.commit([[kept(1)]], NOW)
+    clock.moment = NOW + 100 * DAY
+    away = store.path.rename(store.path.with_name("away.db"))
+    supervisor = Supervisor(Instruments())
+    async with running(run_retention(store, MemoryCluster(), clock, Retention(), supervisor)):
+        await until(lambda: "Retention will be tried again" in caplog.text)
+        away.rename(store.path)
+        await until(lambda: "it is 100.0 days after the last decision" in caplog.text)
+
+
 async def test_clock_that_jumps_drops_nothing_at_once(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Never
 
-from routecast.core.caution import Receipts
+from routecast.core.caution import Span
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
@@ -49,7 +49,7 @@ class NoStore:
     async def deltas(self, after: Position) -> list[Delta]:
         raise Gap("this node has no database to fetch deltas from")
 
-    async def receipts(self) -> Receipts | None:
+    async def span(self) -> Span:
         _refuse()
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:

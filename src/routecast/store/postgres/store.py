@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from routecast.core.caution import Receipts
+from routecast.core.caution import Span
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
@@ -180,10 +180,9 @@ class PostgresStore:
             await self._lock_rollups(session)
             await past.summarise(session, hour)
 
-    async def receipts(self) -> Receipts | None:
+    async def span(self) -> Span:
         async with self._session() as session:
-            first, last = (await query(session, "receipts"))[0]
-        return None if first is None else Receipts(first, last)
+            return Span(*(await query(session, "span"))[0])
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:

@@ -56,6 +56,7 @@ class Integrity:
         self._check: str | None = None
         self._error: str | None = None
         self._final = False  # no check can mend it
+        self._again = False  # a check was asked for since the last one began
 
     @property
     def condition(self) -> Condition:
@@ -103,14 +104,19 @@ class Integrity:
             self._error, self._final = error, final
 
     def _begin(self) -> None:
+        self._again = True
         if self._task is None or self._task.done():
             self._check = "running"
             self._task = asyncio.create_task(self._run(), name="database check")
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        found: str | None = None
         try:
-            found = await loop.run_in_executor(self._thread, self._look)
+            # A check that began before damage was seen says nothing about that damage.
+            while self._again and found is None:
+                self._again = False
+                found = await loop.run_in_executor(self._thread, self._look)
         except apsw.InterruptError:
             return  # it is being closed
         except (*_CORRUPT, apsw.IOError) as error:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import apsw
 
-from routecast.core.caution import Receipts
+from routecast.core.caution import Span
 from routecast.core.delta import Delta, following
 from routecast.core.rollup import Sums
 from routecast.core.snapshot import Snapshot
@@ -79,10 +79,9 @@ def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
     return found
 
 
-def receipts(db: apsw.Connection) -> Receipts | None:
-    """Return when the first and the last decision were received (`ports.Store.receipts`)."""
-    first, last = query(db, "receipts")[0]
-    return None if first is None else Receipts(first, last)
+def span(db: apsw.Connection) -> Span:
+    """Return from when to when what is kept was received (`ports.Store.span`)."""
+    return Span(*query(db, "span")[0])
 
 
 def unsummed(db: apsw.Connection, before: int) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from routecast.core.caution import Receipts
+from routecast.core.caution import Span
 from routecast.core.decision import Decision
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
@@ -145,8 +145,8 @@ class SqliteStore:
         changes, rows = await self._read(readers.summarise, hour)
         await self._write(self._writer.put_summaries, hour, changes, rows)
 
-    async def receipts(self) -> Receipts | None:
-        return await self._read(readers.receipts)
+    async def span(self) -> Span:
+        return await self._read(readers.span)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._write(self._writer.prune, decisions_before, minutes_before, limit)

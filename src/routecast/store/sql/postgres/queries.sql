@@ -188,12 +188,14 @@ SELECT drop_generation($1);
 SELECT (SELECT received FROM commits WHERE generation = $1 ORDER BY number LIMIT 1) AS first,
        (SELECT received FROM commits WHERE generation = $1 ORDER BY number DESC LIMIT 1) AS last;
 
--- name: receipts
--- When the first and the last commit were received that decisions are kept of; NULL where none is.
+-- name: span
+-- When the first and the last commit were received that decisions are kept of, and the first minute
+-- (microseconds); NULL where there is none.
 SELECT (SELECT received FROM commits WHERE number >= retention.pruned_commit
         ORDER BY number LIMIT 1) AS first,
        (SELECT received FROM commits WHERE number >= retention.pruned_commit
-        ORDER BY number DESC LIMIT 1) AS last
+        ORDER BY number DESC LIMIT 1) AS last,
+       (SELECT min(start) * 1000000 FROM rollups WHERE period = 'minute') AS minute
 FROM retention;
 
 -- name: oldest_commits

@@ -170,10 +170,12 @@ INSERT OR REPLACE INTO rollups (
     metered_cost, metered_input, metered_output, latency_bins
 ) VALUES {rows};
 
--- name: receipts
--- When the first and the last decision were received; NULL where there is none.
+-- name: span
+-- When the first and the last decision were received, and the first minute (microseconds); NULL
+-- where there is none.
 SELECT (SELECT received FROM decisions ORDER BY n LIMIT 1),
-       (SELECT received FROM decisions ORDER BY n DESC LIMIT 1);
+       (SELECT received FROM decisions ORDER BY n DESC LIMIT 1),
+       (SELECT min(start) * 1000000 FROM rollups WHERE period = 'minute');
 
 -- name: oldest_decisions
 -- In the order of receipt, as JSON; retention reads from this end.
