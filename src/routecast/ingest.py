@@ -46,6 +46,8 @@ UNKNOWN: Final = "shutting down; the database did not answer in time, so it may 
 TURNS: Final = 3
 # Requests are gathered for at most this time, in seconds.
 GATHER_SECONDS: Final = 0.01
+# The result of a check of the database is that of all who ask within this time, in seconds.
+CHECK_SECONDS: Final = 1.0
 # A failed commit makes the node unready for this time, in seconds; then it gets another try.
 FAILING_SECONDS: Final = 5.0
 
@@ -114,6 +116,8 @@ class Ingest:
         self._groups = 0  # that were committed
         self._closing = asyncio.Event()
         self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
+        self._checking: asyncio.Task[None] | None = None  # the last check of the database
+        self._checked = 0.0  # when it ended
         instruments.queue_depth.set_function(lambda: self._waiting)
 
     @property
@@ -131,7 +135,20 @@ class Ingest:
             raise self.failing
         if self._waiting >= MAX_WAITING:
             raise Unavailable("too many decisions are waiting")
-        await self._store.check()
+        await self._check_store()
+
+    async def _check_store(self) -> None:
+        """Let the database write and sync, at most every CHECK_SECONDS; the result is shared."""
+        check = self._checking
+        if check is None or (check.done() and time.monotonic() - self._checked >= CHECK_SECONDS):
+            check = self._checking = asyncio.create_task(self._store.check(), name="check")
+            check.add_done_callback(self._check_ended)
+        await asyncio.shield(check)
+
+    def _check_ended(self, check: asyncio.Task[None]) -> None:
+        self._checked = time.monotonic()
+        if not check.cancelled():
+            check.exception()  # whoever asked may be gone
 
     def submit(self, decisions: Sequence[Decision]) -> Pending:
         """Keep a batch: await what is returned for what was kept of it.

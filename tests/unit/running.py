@@ -31,13 +31,13 @@ async def until(reached: Callable[[], object]) -> None:
 
 
 @contextmanager
-def broken(path: Path) -> Iterator[None]:
-    """Break a database while the body runs: every query that needs its history fails."""
+def broken(path: Path, table: str = "history") -> Iterator[None]:
+    """Break a database while the body runs: every query that needs a table fails."""
     other = apsw.Connection(str(path))
     other.set_busy_timeout(10_000)
-    other.execute("ALTER TABLE history RENAME TO taken_away")
+    other.execute(f"ALTER TABLE {table} RENAME TO taken_away")
     try:
         yield
     finally:
-        other.execute("ALTER TABLE taken_away RENAME TO history")
+        other.execute(f"ALTER TABLE taken_away RENAME TO {table}")
         other.close()

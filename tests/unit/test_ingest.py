@@ -3,8 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from starlette.types import Message
 
@@ -272,6 +274,30 @@ async def test_failure_long_past_says_nothing_about_now(
         monkeypatch.setattr(module, "FAILING_SECONDS", 0.0)
         assert not fails(ingest)
         assert await ingest.check() is None  # type: ignore[func-returns-value]
+
+
+async def test_check_is_shared_by_all_who_ask_within_a_second(
+    ingest: Ingest, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a write to the disk; its result is never older."""
+    other = apsw.Connection(str(path))
+
+    def checks() -> int:
+        number: int = other.execute("SELECT number FROM checks").fetchall()[0][0]
+        return number
+
+    monkeypatch.setattr(module, "CHECK_SECONDS", 1_000.0)
+    await asyncio.gather(*(ingest.check() for _ in range(100)))
+    await ingest.check()
+    assert checks() == 1
+    with broken(path, "checks"):
+        await ingest.check()
+        monkeypatch.setattr(module, "CHECK_SECONDS", 0.0)
+        with pytest.raises(Unavailable):
+            await ingest.check()
+    await ingest.check()
+    assert checks() == 2
+    other.close()
 
 
 async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteStore) -> None:

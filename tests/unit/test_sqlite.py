@@ -132,6 +132,7 @@ INSERT INTO whole SELECT seq, packed FROM deltas;
 DROP TABLE deltas;
 ALTER TABLE whole RENAME TO deltas;
 DROP TABLE folded_names;
+DROP TABLE checks;
 PRAGMA user_version = 3;
 """
 
@@ -362,6 +363,33 @@ async def test_file_that_is_not_there_any_more(
     await store.check()
     await store.commit([[kept(2)]], NOW)
     await assert_holds(store, [kept(1), kept(2)], seq=2)
+
+
+async def test_each_check_writes(store: SqliteStore, path: Path) -> None:
+    """A value that is what it was already would write nothing, and a full disk go unnoticed."""
+    other = apsw.Connection(str(path))
+    versions = []
+    for _ in range(3):
+        await store.check()
+        versions.append(other.pragma("data_version"))
+    assert len(set(versions)) == 3
+    other.close()
+
+
+async def test_second_process_that_commits_is_told_of_once(
+    store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each shows what the other commits late. Checks and readers are no such process."""
+    other = SqliteStore(path)
+    await other.open()
+    for n in range(3):
+        await store.commit([[kept(n)]], NOW)
+        await other.check()
+    assert "Another process" not in caplog.text
+    for n in range(3, 9):
+        await (other if n % 2 else store).commit([[kept(n)]], NOW)
+    assert caplog.text.count(f"Another process commits decisions to {path}") == 2  # once for each
+    await other.close()
 
 
 FULL_DISK = """

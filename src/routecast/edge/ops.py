@@ -1,6 +1,5 @@
 """Routes beside the metrics: health, readiness, Prometheus, and the page."""
 
-import asyncio
 import base64
 import hashlib
 import html
@@ -59,7 +58,6 @@ def ops_router(
 ) -> APIRouter:
     """Return the router of `/health`, `/ready` and `/metrics`."""
     router = APIRouter(tags=["operations"])
-    one_check = asyncio.Lock()
 
     @router.get(
         "/health",
@@ -80,14 +78,13 @@ def ops_router(
         openapi_extra=_good_or_bad(_READY),
     )
     async def get_ready() -> Response:
-        async with one_check:  # each is a write to the disk
-            try:
-                await check()
-            except Unavailable as error:
-                body: dict[str, Any] = {"ready": False, "reason": str(error)}
-                status = HTTPStatus.SERVICE_UNAVAILABLE
-            else:
-                body, status = {"ready": True}, HTTPStatus.OK
+        try:
+            await check()
+        except Unavailable as error:
+            body: dict[str, Any] = {"ready": False, "reason": str(error)}
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+        else:
+            body, status = {"ready": True}, HTTPStatus.OK
         return _state(body, status)
 
     @router.get(

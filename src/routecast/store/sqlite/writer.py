@@ -8,6 +8,7 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 """
 
 import itertools
+import logging
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
@@ -44,6 +45,8 @@ from routecast.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.store.sqlite.staging import Staged, counted_as
 from routecast.store.sqlite.summaries import split
 
+log = logging.getLogger(__name__)
+
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
 MIGRATIONS: Final = load_migrations("sqlite")
 
@@ -71,6 +74,8 @@ class Writer:
         self._create = create
         self._stopping = False
         self._db: apsw.Connection | None = None
+        self._seq: int | None = None  # of the last commit, as far as is known
+        self._warned = False  # of another process that commits
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -203,11 +208,24 @@ class Writer:
         version = db.pragma("data_version")
         epoch, seq, _, folded, parts = query(db, "history")[0]
         if version != self._version:
+            self._look_for_others(seq)
             self._forget()
             self._version = version
             self._folding.read(folded, parts)
             self._folded = names.folded_names(db)
         return Position(epoch, seq + 1)
+
+    def _look_for_others(self, seq: int) -> None:
+        """Warn when another process has committed decisions since the last commit here."""
+        if self._seq is not None and seq > self._seq and not self._warned:
+            log.warning(
+                "Another process commits decisions to %s: each process shows those of the other "
+                "up to 10 seconds late. Run one server for each SQLite file; several servers can "
+                "share a PostgreSQL database",
+                self._path,
+            )
+            self._warned = True
+        self._seq = seq
 
     def _insert(
         self, db: apsw.Connection, decisions: Sequence[Decision], position: Position, received: int
@@ -276,6 +294,7 @@ class Writer:
         self._folding.add(seq, parts)
         self._folding.after_commit(delta.cells.number)
         query(db, "advance", seq)
+        self._seq = seq
         db.execute("COMMIT")
         return Commit(delta.position, inserted, delta, full)
 
@@ -382,7 +401,7 @@ class Writer:
         return self._folding.cells > 0
 
     def check(self) -> None:
-        """Write and sync what has no meaning."""
+        """Write a new value and sync it."""
         with self._transaction() as db:
             query(db, "touch")
             db.execute("COMMIT")

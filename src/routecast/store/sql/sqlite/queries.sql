@@ -59,7 +59,7 @@ DELETE FROM decisions WHERE n IN (
 );
 
 -- name: touch
-UPDATE history SET seq = seq;
+UPDATE checks SET number = number + 1;
 
 -- name: known_ids
 -- Which of the sent [id, project] pairs are stored already, as JSON.
