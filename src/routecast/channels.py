@@ -510,25 +510,27 @@ class Channels:
             age, position = self._clock.now() - newest.made, covering.snapshot.position
             if 0 <= age < FRESH and newest.state.is_of(position, covering.source):
                 return newest
-        return self._version(view, reading) if view.plain else None
+        return self._version(view, reading, render=view.plain)
 
-    def _version(self, view: View, reading: Reading | None) -> Version | None:
+    def _version(
+        self, view: View, reading: Reading | None, *, render: bool = True
+    ) -> Version | None:
         """Return a view's version in the newest state, rendered only where that may differ.
 
-        None when its document cannot be made at once.
+        None when its document cannot be made at once, or would have to be rendered and may not.
         """
         now, newest = self._clock.now(), self._versions.newest(view)
         document = state = None
         if reading is not None:
             reading = self._documents.covering(reading, view)
-            if reading is None and not self._documents.lacks(view):
+            if reading is None and not (render and self._documents.lacks(view)):
                 return None
         if reading is not None:
             moment = view.moment(reading.snapshot.moment(now))
             state = State(reading.snapshot.position, moment, reading.source, reading.as_of)
             if newest is not None and newest.confirm(state):
                 return newest
-            if not self._documents.is_ready(reading, view):
+            if not (render and self._documents.is_ready(reading, view)):
                 return None
             document = self._documents.document(reading, view, now)
         if document is None:

@@ -40,6 +40,8 @@ SMALL: Final = 100
 LOOP_SECONDS: Final = 0.002
 # After a large batch, the next one waits this many times as long as the first one took.
 LARGE_REST: Final = 3.0
+# It waits for at most this time, in seconds, and not at all after a commit that failed.
+LONGEST_REST: Final = 30.0
 # What is said when the database does not answer until the process ends.
 UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
 # A request needs this number of turns of the event loop to come from its socket into the queue.
@@ -237,13 +239,13 @@ class Ingest:
             if await self._bound_in_slices(batch):
                 self._large.popleft()
                 await self._commit([batch])
-                if self._groups > groups:
+                if self._groups > groups and self._failed is None:
                     await self._rest(LARGE_REST * (time.monotonic() - began))
 
     async def _rest(self, seconds: float) -> None:
         """Wait, unless it is time to close."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(min(seconds, LONGEST_REST)):
                 await self._closing.wait()
 
     async def _bound_in_slices(self, batch: Batch) -> bool:

@@ -319,9 +319,11 @@ class Live:
                 raise Unavailable("nothing is heard of the database")
             self._found()
         elif await self._is_our_turn(self._look_seconds):
+            heard = self._announced
             position = await self._store.position()
             self._found()
-            self._announced = position  # whatever others have told
+            if self._announced is heard:  # else it may be newer than what was read
+                self._announced = position
             self._bus.announce(position)
             return True
         return False

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Views that may wait for their first render, in all and for one client. The policy is to refuse.
 MAX_WAITING: Final = 256
-MAX_WAITING_PER_CLIENT: Final = 16
+MAX_WAITING_PER_CLIENT: Final = 64
 
 
 class Documents(Protocol):

@@ -94,7 +94,7 @@ def test_head_of_a_stream_takes_no_place(tmp_path: Path) -> None:
         assert server.active() == 0
         with server.http.stream("GET", "/sse/metrics") as stream:
             assert stream.status_code == 200
-        assert "SSE connected" in server.log.read_text()
+            server.wait_for_log("SSE connected")
         assert server.log.read_text().count("SSE connected") == 1
 
 

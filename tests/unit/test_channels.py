@@ -480,6 +480,28 @@ GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
 FEW = ["total_decisions", "cost"]
 
 
+async def settled(hall: Hall, channels: Channels, *lines: Line) -> None:
+    """Return when all lines have their first message, and nothing waits to be rendered."""
+    await until(
+        lambda: (
+            all(line.sent for line in lines) and not channels._waiting and not hall.renders._waiting
+        )
+    )
+
+
+async def test_newcomer_shares_a_document_that_is_still_true(
+    hall: Hall, channels: Channels, clock: HeldClock
+) -> None:
+    """However old it is: nothing is rendered for it, so nothing has to be waited for."""
+    first, second = Line(channels, client=MODEST), Line(channels, client=GREEDY)
+    async with running(channels.run()), running(hall.renders.run()):
+        first.subscribe(fields=FEW, interval=60)
+        await settled(hall, channels, first)
+    clock.moment += 1_000 * module.FRESH
+    second.subscribe(fields=FEW, interval=60)
+    assert counts(second) == ["snapshot"]
+
+
 async def test_first_documents_of_many_views_are_made_one_at_a_time(
     hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,7 +536,7 @@ async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Chan
     greedy.subscribe(fields=FEW, interval=FAST)
     modest.subscribe(fields=["total_decisions"], interval=FAST)
     async with running(channels.run()), running(hall.renders.run()):
-        await until(lambda: greedy.sent and modest.sent)
+        await settled(hall, channels, greedy, modest)
         hall.budget.charge(GREEDY, 0.35, time.monotonic())
         wait = hall.budget.wait(GREEDY, time.monotonic())
         assert wait > 0.3
@@ -550,7 +572,7 @@ async def test_a_stretched_stream_shows_life(
     line = Line(channels, client=GREEDY)
     line.subscribe(fields=FEW, interval=FAST)
     async with running(channels.run()), running(hall.renders.run()):
-        await until(lambda: line.sent)
+        await settled(hall, channels, line)
         hall.budget.charge(GREEDY, 1_000, time.monotonic())
         hall.commit()
         await until(lambda: len(line.sent) >= 3)

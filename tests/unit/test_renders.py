@@ -109,7 +109,7 @@ async def test_places_have_an_end(hall: Hall, monkeypatch: pytest.MonkeyPatch) -
 async def test_a_request_costs_its_client(hall: Hall) -> None:
     """The frame of a client that has no time left is refused; the plain one is not."""
     assert (await hall.renders.frame(view(), GREEDY)).position == Position("e", 1)
-    assert hall.budget._paid[GREEDY] > asyncio.get_running_loop().time()
+    assert GREEDY in hall.budget._paid
     hall.budget.charge(GREEDY, 100, asyncio.get_running_loop().time())
     with pytest.raises(Unavailable, match="rendering time") as refused:
         await hall.renders.frame(view(), GREEDY)

@@ -242,7 +242,7 @@ class _Direction:
         self._said = False
         self._quiet_until = 0.0
         self.failing = failing
-        self.outages = 0
+        self.outages = int(failing is not None)
 
     def lost(self, error: Unavailable) -> None:
         self.outages += self.failing is None

@@ -15,11 +15,14 @@ from routecast.store.postgres.session import Session, number_series, query, rest
 BYTES_AT_ONCE: Final = 1_000_000
 # At most this number of rollups is read and written at a time: it takes some ms of the event loop.
 PLACES_AT_ONCE: Final = 500
-# Between two such steps the server is left to others, but for the last ones of a long row: commits
-# that fill a series wait for the lock of the rollups.
+# Folding leaves the server to others between two such steps, as long as no more rollups than this
+# came before: commits that have to wait for the lock of the rollups do so for a bounded time.
 PLACES_RESTED: Final = 20_000
 # Deltas in the log, in bytes: a node that lacks more of them loads a snapshot.
 BYTES_KEPT: Final = 16_000_000
+
+# How long work in the background waits for the lock of the rollups.
+ROLLUPS_LOCK: Final = "15s"
 
 Place = tuple[int, int]  # the start of a period, and the number of a series
 
@@ -42,6 +45,12 @@ async def fold(session: Session, kept: int) -> int:
     while (folded := await fold_some(session, kept, until)) < until:
         pass
     return folded
+
+
+async def lock_rollups(session: Session) -> None:
+    """Take the lock of the rollups; others may hold it for as long as a large commit is folded."""
+    await query(session, "wait_for_locks", ROLLUPS_LOCK)
+    await query(session, "lock_rollups")
 
 
 async def last_commit(session: Session) -> int:
@@ -68,7 +77,7 @@ async def _add(session: Session, rows: Iterable[Any], epoch: str) -> int:
     await number_series(session, keys)
     largest = 0
     for period, buckets in periods:
-        largest = await merge(session, period, buckets)
+        largest = await merge(session, period, buckets, rests=True)
     return largest  # of the total, which comes last
 
 
@@ -79,25 +88,12 @@ def _sum(rows: Iterable[Any], epoch: str) -> tuple[set[Key], list[tuple[str, dic
     return set(total), periods
 
 
-async def totals(session: Session, keys: Iterable[Key]) -> Bucket:
-    """Return the sums over all time of some series, which the session must know.
-
-    What is not folded is not in them.
-    """
-    numbers = {session.series[key]: key for key in keys}
-    places = list(numbers)
-    found: Bucket = {}
-    for first in range(0, len(places), PLACES_AT_ONCE):
-        some = places[first : first + PLACES_AT_ONCE]
-        rows = await query(session, "rollups_at", "total", [0] * len(some), some)
-        found |= {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
-    return found
-
-
-async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) -> int:
+async def merge(
+    session: Session, period: str, buckets: Mapping[int, Bucket], *, rests: bool = False
+) -> int:
     """Add buckets to the rollups of a period; return the largest sum among those touched.
 
-    The session must know their series.
+    The session must know their series. With `rests` the server is left to others between steps.
     """
     unit, series = START_OF[period], session.series
 
@@ -114,7 +110,7 @@ async def merge(session: Session, period: str, buckets: Mapping[int, Bucket]) ->
         began = time.monotonic()
         some = places[first : first + PLACES_AT_ONCE]
         largest = max(largest, await _merge_some(session, period, some, added))
-        if first < PLACES_RESTED:
+        if rests and first < PLACES_RESTED:
             await rest_since(began)
     return largest
 

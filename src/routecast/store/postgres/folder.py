@@ -9,8 +9,8 @@ from typing import Final
 from routecast.errors import Unavailable
 from routecast.ports import DELTAS_KEPT
 from routecast.store.postgres.commit import Written
-from routecast.store.postgres.fold import fold_some, last_commit
-from routecast.store.postgres.session import Session, query, value
+from routecast.store.postgres.fold import fold_some, last_commit, lock_rollups
+from routecast.store.postgres.session import Session, value
 
 log = logging.getLogger(__name__)
 
@@ -82,14 +82,15 @@ class Folder:
 
     async def _fold(self, *, wait: bool) -> None:
         """Fold what is committed until now, in transactions of a bounded size."""
-        self._cells = 0
+        cells = self._cells
         async with self._sessions() as session:
             folded, until = 0, await last_commit(session)
             while folded < until:
                 async with session.transaction():
                     if wait:
-                        await query(session, "lock_rollups")
+                        await lock_rollups(session)
                     elif not await value(session, "try_lock_rollups"):
                         return  # another node is at it
                     folded = await fold_some(session, DELTAS_KEPT, until)
                 self._folded = folded
+        self._cells = max(0, self._cells - cells)

@@ -1,15 +1,15 @@
 """Names in a PostgreSQL database: listed, and folded into `other`."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from routecast.core.names import NAMED, FoldedNames
-from routecast.core.rollup import Key
+from routecast.core.rollup import Bucket, Key, Sums
 from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position
 from routecast.store.names import Uses, check_room, in_steps, moved_buckets, moves
 from routecast.store.names import folded_names as by_part
-from routecast.store.postgres.fold import START_OF, deltas_of, fold, merge, totals
+from routecast.store.postgres.fold import PLACES_AT_ONCE, START_OF, deltas_of, fold, merge
 from routecast.store.postgres.session import Session, number_series, query, series_names
 
 # A command that is suspended within the transaction must not keep commits out for longer.
@@ -74,6 +74,21 @@ async def _move_rollups(session: Session, period: str, unit: int, keys: Mapping[
         rows = await query(session, "take_rollups_of_series", period, starts, old)
         buckets = await asyncio.to_thread(moved_buckets, rows, keys, unit)
         if period == "total":
-            check_room(buckets[0], await totals(session, buckets[0]))
+            check_room(buckets[0], await _totals(session, buckets[0]))
         largest = max(largest, await merge(session, period, buckets))
     return largest if period == "total" else 0
+
+
+async def _totals(session: Session, keys: Iterable[Key]) -> Bucket:
+    """Return the sums over all time of some series, which the session must know.
+
+    What is not folded is not in them.
+    """
+    numbers = {session.series[key]: key for key in keys}
+    places = list(numbers)
+    found: Bucket = {}
+    for first in range(0, len(places), PLACES_AT_ONCE):
+        some = places[first : first + PLACES_AT_ONCE]
+        rows = await query(session, "rollups_at", "total", [0] * len(some), some)
+        found |= {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
+    return found

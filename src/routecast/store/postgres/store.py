@@ -23,7 +23,7 @@ from routecast.store.loading import Loader
 from routecast.store.postgres import names as names_of
 from routecast.store.postgres import past, retention, window
 from routecast.store.postgres.commit import Unsettled, Written, commit, settle
-from routecast.store.postgres.fold import deltas_of, fold
+from routecast.store.postgres.fold import deltas_of, fold, lock_rollups
 from routecast.store.postgres.folder import Folder
 from routecast.store.postgres.schema import migrate
 from routecast.store.postgres.session import (
@@ -52,8 +52,6 @@ CLOSE_SECONDS: Final = 3.0
 # lost.
 SETTLE_SECONDS: Final = 10.0
 SETTLE_PAUSE: Final = 0.1
-# How long work in the background waits for the lock of the rollups.
-ROLLUPS_LOCK: Final = "15s"
 CLOSING: Final = "the database is closed"
 
 
@@ -177,7 +175,7 @@ class PostgresStore:
 
     async def summarise(self, hour: int) -> None:
         async with self._session() as session, session.transaction():
-            await self._lock_rollups(session)
+            await lock_rollups(session)
             await past.summarise(session, hour)
 
     async def span(self) -> Span:
@@ -188,7 +186,7 @@ class PostgresStore:
         async with self._session() as session:
             await retention.turn_over(session, decisions_before)
             async with session.transaction():
-                await self._lock_rollups(session)
+                await lock_rollups(session)
                 await fold(session, DELTAS_KEPT)
                 dropped = await retention.prune_decisions(session, decisions_before, limit)
                 dropped += await retention.prune_minutes(
@@ -224,12 +222,6 @@ class PostgresStore:
                         yield found
             finally:
                 await session.close(timeout=CLOSE_SECONDS)
-
-    @staticmethod
-    async def _lock_rollups(session: Session) -> None:
-        """Wait for the lock of the rollups, longer than it takes to fold a large commit."""
-        await query(session, "wait_for_locks", ROLLUPS_LOCK)
-        await query(session, "lock_rollups")
 
     # -- sessions -------------------------------------------------------------------------------
 

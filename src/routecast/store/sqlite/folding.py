@@ -121,14 +121,14 @@ class Folding:
         if self.cells >= FOLD_CELLS or len(self._parts) >= FOLD_COMMITS:
             self.due = True
 
-    def keys_to_check(self, keys: Set[Key], most: int) -> Set[Key]:
-        """Return those keys whose sums may have no room for what a commit adds.
+    def keys_to_check(self, cells: Cells, most: int) -> Set[Key]:
+        """Return those keys of a commit's cells whose sums may have no room for them.
 
         No sum grows by more than `most`. `exact_totals` tells what the sums are.
         """
         if self._added + most > room.MOST_UNFOLDED:
-            return keys
-        return keys & self._near if self._near else frozenset()
+            return frozenset(cells.keys())
+        return self._near.intersection(cells.keys()) if self._near else frozenset()
 
     def near(self) -> frozenset[Key]:
         """Return the series that have a sum near the limit of 64 bits, of what is folded."""

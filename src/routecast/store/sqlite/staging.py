@@ -17,7 +17,7 @@ import msgspec
 
 from routecast.core.decision import Decision, identity_of
 from routecast.core.names import FoldedNames, fold_names
-from routecast.core.rollup import Bucket, Cells, Key, key_of
+from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import Full, find_full
 from routecast.store.sqlite.connection import BUSY_MS, insert_rows, query
 from routecast.store.sqlite.folding import PackedPart, pack_parts
@@ -38,7 +38,6 @@ class Staged:
     size: int
     inserted: list[int]  # how many of each batch
     cells: Cells
-    keys: frozenset[Key]
     parts: list[PackedPart]
     full: Full
 
@@ -78,9 +77,8 @@ def stage(
     inserted = [end - first for first, end in zip([0, *ends], ends, strict=False)]
     cells = Cells()
     cells.add(decisions[place] for place in places)
-    keys = frozenset(cells.keys())
     parts = pack_parts(cells, received)
-    return Staged(image, len(places), inserted, cells, keys, parts, full)
+    return Staged(image, len(places), inserted, cells, parts, full)
 
 
 def _stage_new(

@@ -276,7 +276,7 @@ class Writer:
 
     def _find_full(self, inserted: Sequence[Sequence[Decision]], cells: Cells) -> Full:
         """Return the decisions that the sums of their series have no room for."""
-        keys = self._folding.keys_to_check(frozenset(cells.keys()), most_added(cells))
+        keys = self._folding.keys_to_check(cells, most_added(cells))
         if not keys:
             return {}
         totals = self._folding.exact_totals(keys)
@@ -350,7 +350,7 @@ class Writer:
     def _without_room(self, staged: Staged) -> Set[Key]:
         """Return the series whose sums have no room for what was prepared."""
         most = sum(part.largest for part in staged.parts)
-        keys = self._folding.keys_to_check(staged.keys, most)
+        keys = self._folding.keys_to_check(staged.cells, most)
         if not keys:
             return keys
         self._series.learn(keys)
