@@ -542,6 +542,7 @@ def test_requests_ahead_of_their_answers(shared: Server) -> None:
         line.wait_for_end(15)
         line.socket.close()
     assert shared.memory() - before < 8 * MIB
+    assert "Traceback" not in shared.log.read_text()
 
 
 # -- crowds -------------------------------------------------------------------------------------

@@ -354,6 +354,7 @@ def test_docs_load_nothing_from_elsewhere(shared: Server) -> None:
     policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
     assert "script-src" not in policy
+    assert "frame-ancestors 'none'" in policy
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "<script" not in answer.text
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', answer.text)

@@ -3,12 +3,18 @@
 import asyncio
 from contextlib import AsyncExitStack, suppress
 
+import httpx2
 import pytest
+from fastapi import FastAPI
 
 from routecast import admission as module
 from routecast.admission import Admission, most_bytes
 from routecast.core.history import HISTORY_FIELDS, HistoryQuery, history_query
-from routecast.errors import Unavailable
+from routecast.core.past import Answer
+from routecast.edge.history import history_router
+from routecast.edge.problem import on_routecast_error
+from routecast.errors import RoutecastError, Unavailable
+from tests.unit.running import PATIENCE
 
 LARGE = history_query(points=2000, group_by="model", fields=HISTORY_FIELDS)
 
@@ -30,6 +36,37 @@ async def test_one_client_has_few_and_leaves_room_for_others() -> None:
     async with admission.enter("a", small(100)):
         assert admission._asked.keys() == {"a"}
     assert not admission._asked
+
+
+async def test_addresses_of_one_subnet_are_one_client_over_http() -> None:
+    """Whoever has one address of a /64 has all of them."""
+    asked, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+    async def answer(query: HistoryQuery) -> Answer:
+        asked.release()
+        await go_on.wait()
+        raise Unavailable("enough")
+
+    app = FastAPI()
+    app.include_router(history_router(answer, Admission()))
+    app.add_exception_handler(RoutecastError, on_routecast_error)
+
+    async def ask(number: int, address: str) -> str:
+        transport = httpx2.ASGITransport(app, client=(address, 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answered = await http.get("/v1/history", params={"points": 1 + number})
+            detail: str = answered.json()["detail"]
+            return detail
+
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as asking:
+        for number in range(module.MAX_EACH):
+            asking.create_task(ask(number, f"2001:db8::{number:x}"))
+        for _ in range(module.MAX_EACH):
+            await asked.acquire()
+        assert "at most 8 different" in await ask(100, "2001:db8::ffff")
+        asking.create_task(ask(100, "2001:db8:0:1::1"))
+        await asked.acquire()
+        go_on.set()
 
 
 async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

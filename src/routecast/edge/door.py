@@ -8,7 +8,7 @@ from routecast.connections import ConnectionManager
 from routecast.core.session import Session, open_session
 from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
-from routecast.edge.proxies import limit_key
+from routecast.edge.proxies import limit_key_of
 from routecast.errors import Unavailable
 
 
@@ -48,8 +48,7 @@ class Door:
 
     def open_scope(self, scope: Scope) -> tuple[Session, str]:
         """Return the session an ASGI scope asks for, and the address to `leave` with."""
-        client = scope.get("client")
-        address = limit_key(str(client[0])) if client else ""
+        address = limit_key_of(scope)
         origin, host = origin_of(scope)
         session = self.open(scope["query_string"], origin=origin, host=host, address=address)
         return session, address

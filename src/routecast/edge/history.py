@@ -22,6 +22,7 @@ from routecast.core.history import (
 )
 from routecast.core.past import MANY_VALUES, Answer
 from routecast.edge.http import names_parameter
+from routecast.edge.proxies import limit_key_of
 from routecast.edge.schemas import time_in
 from routecast.protocol import MAX_POINTS
 
@@ -63,8 +64,7 @@ class _Told(Response):
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = scope.get("client")
-        async with self._admission.enter(client[0] if client else "", self._query):
+        async with self._admission.enter(limit_key_of(scope), self._query):
             found = await self._answer(self._query)
             document = found.document()
             large = found.values > MANY_VALUES

@@ -29,7 +29,7 @@ from routecast.core.view import MAX_NAME, View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
 from routecast.edge.problem import respond, respond_crash, respond_error
-from routecast.edge.proxies import limit_key
+from routecast.edge.proxies import limit_key_of
 from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.errors import Invalid, RoutecastError, Unavailable
 from routecast.ingest import UNKNOWN, Kept, Pending
@@ -278,7 +278,7 @@ def metrics_router(frame: Callable[[View, str], Awaitable[Frame]]) -> APIRouter:
     )
     async def routing_metrics(request: Request) -> Response:
         session = open_session(request.scope["query_string"])
-        client = limit_key(request.client.host) if request.client else ""
+        client = limit_key_of(request.scope)
         newest = await frame(session.subscription.view, client)
         # The error document of a stream, with a status that says the same.
         status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE

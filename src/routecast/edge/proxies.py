@@ -9,6 +9,8 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
+from starlette.types import Scope
+
 # Hops that are looked at, from the nearest on, and the characters that one may have.
 MAX_HOPS: Final = 32
 MAX_HOP: Final = 100
@@ -57,6 +59,12 @@ def limit_key(address: str) -> str:
     One customer of a provider has at least a /64 to choose addresses from (RFC 6177).
     """
     return _subnet(address) if ":" in address else address
+
+
+def limit_key_of(scope: Scope) -> str:
+    """Return what limits count the client of a request by; "" where its address is not known."""
+    client = scope.get("client")
+    return limit_key(str(client[0])) if client else ""
 
 
 @lru_cache(REMEMBERED)
