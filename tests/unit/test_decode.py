@@ -4,6 +4,7 @@ import json
 import time
 from contextlib import nullcontext
 from fractions import Fraction
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from routecast.core.decision import Decision, Rules
 from routecast.core.decode import GROUP, STRANGE_LINES, decode, pieces
-from routecast.core.exact import Broken
+from routecast.core.exact import Broken, needs_care
 from routecast.errors import BadBody, Invalid, TooLarge
 from tests.support.decisions import NOW
 
@@ -183,6 +184,42 @@ def test_amounts_are_exact(name: str, whole: int, fraction: str) -> None:
     text = f"{whole}.{fraction}" if whole < 9000 else "9000"
     kept, scale = ("cost", 10**9) if name == "cost" else ("latency", 1000)
     assert getattr(normal(f',"{name}":{text}'), kept) == round(Fraction(text) * scale)
+
+
+@pytest.mark.parametrize(
+    ("cost", "nanos"),
+    [
+        ("0.1234567885", 123_456_788),  # half to even
+        ("0.12345678850000000000", 123_456_788),
+        ("0.12345678850000000001", 123_456_789),
+        ("0.12345678849999999999", 123_456_788),
+        ("0.1234567895", 123_456_790),
+        ("0.12345678949999999999", 123_456_789),
+        ("8999.12345678950000001", 8_999_123_456_790),
+        ("0.12345678912345678", 123_456_789),
+    ],
+)
+def test_ties_go_by_the_digits(cost: str, nanos: int) -> None:
+    """Where a float does not tell on which side of the tie a number is."""
+    assert normal(f',"cost":{cost}').cost == nanos
+
+
+def test_limits_go_by_the_digits() -> None:
+    """However little a number is over one."""
+    for name, most in (("cost", 9_000), ("latency_ms", 604_800_000)):
+        text = LEAST % f',"{name}":{most}.00000000000000000001'
+        for body, lines in ((f"[{text}]", False), (text, True)):
+            (item,) = decode(body.encode(), lines=lines)
+            assert isinstance(item, Broken)
+            assert item.error == f"{name}: must be at most {most:,}"
+
+
+@given(st.uuids(), st.integers(0, 10**20))
+def test_ids_that_look_like_numbers_cost_nothing(one: UUID, number: int) -> None:
+    """Whatever digits they have, msgspec reads the numbers beside them."""
+    for identity in (one, one.hex, number, f"1e-{number}"):
+        text = LEAST % f',"id":"{identity}","cost": 0.001'
+        assert not needs_care(text.encode())
 
 
 @pytest.mark.parametrize(

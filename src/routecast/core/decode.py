@@ -1,8 +1,9 @@
 """Reading a request body: from bytes to decisions as they were sent, and what is wrong with others.
 
 A body is read in pieces, so that the event loop can serve others between two of them. msgspec
-decodes a piece in one go. Where that fails, or where a number has more digits than a float, the
-piece is read decision by decision (`exact.py`), to keep the good ones and name the bad.
+decodes a piece in one go; numbers with more digits than a float holds are read from their texts
+(`exact.py`). Where that fails, the piece is read decision by decision, to keep the good ones and
+name the bad.
 
 A bad decision costs no other. Only a body that is not JSON at all, or not UTF-8, is refused whole.
 """
@@ -20,6 +21,7 @@ from routecast.core.exact import (
     convert_with_care,
     kind_of,
     needs_care,
+    read_all_with_care,
     read_with_care,
 )
 from routecast.core.numbers import read_number
@@ -173,10 +175,10 @@ def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[Item]]:
 
 def _piece(piece: bytes, size: int) -> Iterator[Sequence[Item]]:
     """Read an array that is a piece of another. Raises ValueError before anything was given."""
-    careful = size > PIECE or needs_care(piece)
-    if not careful:
+    careful = needs_care(piece)
+    if size == PIECE:
         try:
-            items = _many.decode(piece)
+            items: Sequence[Item] = read_all_with_care(piece) if careful else _many.decode(piece)
             if items:
                 yield items
                 return
@@ -185,6 +187,7 @@ def _piece(piece: bytes, size: int) -> Iterator[Sequence[Item]]:
     parts = _raws.decode(piece)
     if not parts:
         raise ValueError("nothing between two commas (byte 1)")
+    careful = careful or size > PIECE
     for first in range(0, len(parts), GROUP):
         yield [_read(part, careful=careful) for part in parts[first : first + GROUP]]
 

@@ -4,14 +4,15 @@ msgspec reads most decisions in one go, into floats. What it cannot read, and nu
 with more digits than a float or a microsecond holds, are read here.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, cast
 
 import msgspec
 
-from routecast.core.numbers import read_number, whole_number
+from routecast.core.numbers import has_digits_enough, read_number, whole_number
 from routecast.core.texts import is_allowed
 from routecast.core.times import RULE, read_time
 from routecast.core.wording import kind, worded
@@ -41,14 +42,29 @@ def needs_care(body: bytes) -> bool:
     shape = body.translate(_SHAPE, b".")
     return (
         # A float gives back 15 digits of any number.
-        b"0000000000000000" in shape
-        # Seconds with more than six digits of a fraction; their point is left out.
-        or b"00:000000000" in shape
-        # Below 1e-99: msgspec takes 10 microseconds for each that is near 5e-324.
-        or b"e-000" in shape
+        (b"0000000000000000" in shape and _has_long_number(body))
+        or _FRACTION in shape
+        or (b"e-000" in shape and _has_tiny_number(body))
         # A digit may also be written as \\u0030.
         or b"\\u000" in shape
     )
+
+
+# Seconds with more than six digits of a fraction; their point is left out.
+_FRACTION: Final = b"00:000000000"
+
+
+# What is no id that looks like a number: those stand in quotes.
+def _has_long_number(body: bytes) -> bool:
+    return b":0000000000000000" in body.translate(_SHAPE, b".- \t\r\n")
+
+
+def _has_tiny_number(body: bytes) -> bool:
+    """Whether there is a number below 1e-99: msgspec takes 10 us for each that is near 5e-324."""
+    return _TINY.search(body.translate(_SHAPE, b".- \t\r\n")) is not None
+
+
+_TINY: Final = re.compile(rb":0+e000")
 
 
 # A float gives back all digits of a number of at most this length, in bytes. (Times in quotes have
@@ -97,7 +113,7 @@ def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | 
     Raises UnicodeDecodeError where a field is not UTF-8.
     """
     try:
-        sent = None if _is_slow(part) else _one.decode(part)
+        sent = None if _has_tiny_number(bytes(part)) else _one.decode(part)
     except UnicodeDecodeError:
         raise
     except msgspec.ValidationError as error:
@@ -106,16 +122,28 @@ def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | 
             return Broken(_explain(text), _identity_of(part))
         sent = None
     try:
-        return _all_exact(part) if sent is None else _long_ones_exact(sent, part)
+        if sent is None:
+            return _all_exact(part)
+        return _with_long_ones(sent, _parts.decode(part), _READERS)
     except (msgspec.ValidationError, _Wrong) as error:
         return Broken(
             str(error) if isinstance(error, _Wrong) else _explain(str(error)), _identity_of(part)
         )
 
 
-def _is_slow(part: "bytes | msgspec.Raw") -> bool:
-    shape = bytes(part).translate(_SHAPE)
-    return b"e-000" in shape
+def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision]:
+    """Read an array of decisions.
+
+    Raises ValueError or RecursionError where it is better to read them one by one.
+    """
+    shape = piece.translate(_SHAPE, b".- \t\r\n")
+    if _TINY.search(shape) or b"\\u000" in shape:
+        raise ValueError("holds numbers that take long to read, or names that are hard to find")
+    long = [name for name in _READERS if b'"%b":0000000000000000' % name.encode() in shape]
+    if "timestamp" not in long and _FRACTION in piece.translate(_SHAPE, b"."):
+        long.append("timestamp")
+    pairs = zip(_many.decode(piece), _many_parts.decode(piece), strict=True)
+    return [_with_long_ones(sent, parts, long) for sent, parts in pairs]
 
 
 def _all_exact(part: "bytes | msgspec.Raw") -> ExactDecision:
@@ -126,14 +154,34 @@ def _all_exact(part: "bytes | msgspec.Raw") -> ExactDecision:
     return ExactDecision(**given)
 
 
-def _long_ones_exact(sent: DecisionIn, part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision:
-    parts = _parts.decode(part)
+def _with_long_ones(
+    sent: DecisionIn, parts: Any, names: Iterable[str]
+) -> DecisionIn | ExactDecision:
+    """Return a decision with all digits of the numbers and times that have these names.
+
+    Floats stay where further digits make no difference, and where they show as the text that was
+    sent.
+    """
     long: dict[str, Any] = {}
-    for name in _READERS:
+    for name in names:
         text = bytes(getattr(parts, name))
         if len(text) > LONG:
-            long[name] = _exact(name, text)
+            read = getattr(sent, name)
+            if not _is_exact(name, read, text):
+                long[name] = _exact(name, text)
     return ExactDecision(**{**msgspec.structs.asdict(sent), **long}) if long else sent
+
+
+def _is_exact(name: str, read: object, text: bytes) -> bool:
+    """Whether what msgspec has read stands for all that a long text says."""
+    if type(read) is float:
+        if name not in _AMOUNTS:
+            return repr(read).encode() == text
+        scale, most = _AMOUNTS[name]
+        return read < most and has_digits_enough(read, scale)
+    if type(read) is datetime:
+        return b"\\" not in text and _FRACTION not in text.translate(_SHAPE, b".")
+    return False
 
 
 def _exact(name: str, text: bytes) -> Any:
@@ -251,6 +299,11 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 
 
+# What amounts are multiplied by to be stored, and their limits. A confidence is not among
+# them: it is compared with bands, too.
+_AMOUNTS: Final = {"cost": (1_000_000_000, MAX_COST), "latency_ms": (1_000, MAX_LATENCY_MS)}
+
+
 # -- its other fields ---------------------------------------------------------------------------
 
 
@@ -266,7 +319,10 @@ def _with_numbers_as(kind: Any, absent: Any) -> type[msgspec.Struct]:
 
 
 _one: Final = msgspec.json.Decoder(DecisionIn)
-_parts: Final = msgspec.json.Decoder(_with_numbers_as(msgspec.Raw, msgspec.Raw()))
+_many: Final = msgspec.json.Decoder(list[DecisionIn])
+_Parts: Final = _with_numbers_as(msgspec.Raw, msgspec.Raw())
+_parts: Final = msgspec.json.Decoder(_Parts)
+_many_parts: Final = msgspec.json.Decoder(list[_Parts])  # type: ignore[valid-type]
 _Values: Final = _with_numbers_as(Any, None)
 _FIELDS: Final = frozenset(DecisionIn.__struct_fields__)
 _WORDS: Final = {

@@ -82,6 +82,12 @@ def scaled(value: float | Decimal, scale: int) -> int:
     return scaled(Decimal(repr(value)), scale)
 
 
+def has_digits_enough(value: float, scale: int) -> bool:
+    """Whether `scaled` gives the same for every number that this float is the nearest to."""
+    product = value * scale
+    return product < 2**45 and abs(product - round(product)) < 0.49  # as in `scaled`
+
+
 def product(value: float | Decimal, factor: Decimal) -> Decimal:
     """Return the product, exact."""
     return _EXACT.multiply(Decimal(value), factor)
