@@ -5,12 +5,14 @@ The policy of the queues is to refuse: over the bound, `submit` raises `Unavaila
 nothing.
 
 There are three queues, by the size of a batch. In groups, small and medium batches take turns to
-come first. Large batches are committed one at a time, beside the groups: a store prepares them
-without holding up the others. While others send too, large batches get a quarter of the time.
+come first; groups are larger while no small batches come. Large batches are committed one at a
+time, beside the groups: a store prepares them without holding up the others. While others send too,
+large batches get a quarter of the time.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from routecast.core.names import Combination, Names
 from routecast.core.room import Full
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import MAX_GROUP, Bus, Clock, Store
+from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Bus, Clock, Store
 from routecast.protocol import Position
 from routecast.slices import Slices
 
@@ -36,6 +38,9 @@ MAX_WAITING: Final = 150_000
 MAX_LARGE_WAITING: Final = 100_000
 # A batch of at most this number of decisions is small.
 SMALL: Final = 100
+# For this time after a small batch, in seconds, groups stay under MAX_GROUP: another one may come,
+# and waits for the commit of the group before it.
+SMALL_SECONDS: Final = 1.0
 # Large batches give others a turn on the event loop after this time, in seconds.
 LOOP_SECONDS: Final = 0.002
 # After a large batch, the next one waits this many times as long as the first one took.
@@ -113,6 +118,7 @@ class Ingest:
         self._large_waiting = 0  # those of them that came in large batches
         self._queued = 0  # decisions in the queues of small and medium batches
         self._medium_first = False
+        self._small_came = -math.inf  # when the last small batch did, on the monotonic clock
         self._arrived = asyncio.Event()
         self._large_arrived = asyncio.Event()
         self._groups = 0  # that were committed
@@ -170,7 +176,11 @@ class Ingest:
             self._large_arrived.set()
         else:
             batch.decisions = self._bounded(batch, decisions)
-            (self._small if len(decisions) <= SMALL else self._medium).append(batch)
+            if len(decisions) <= SMALL:
+                self._small.append(batch)
+                self._small_came = time.monotonic()
+            else:
+                self._medium.append(batch)
             self._queued += len(decisions)
             self._arrived.set()
         return batch.done
@@ -272,12 +282,21 @@ class Ingest:
         event loop it ends sooner, since each turn takes long.
         """
         seen, due = 0, time.monotonic() + GATHER_SECONDS
-        while seen < (here := len(self._small) + len(self._medium)) and self._queued < MAX_GROUP:
+        while (
+            seen < (here := len(self._small) + len(self._medium))
+            and self._queued < self._most_together
+        ):
             seen = here
             for _ in range(TURNS):
                 await asyncio.sleep(0)
                 if time.monotonic() > due:
                     return
+
+    @property
+    def _most_together(self) -> int:
+        """How many decisions are committed together now, unless one batch has more."""
+        small = time.monotonic() - self._small_came < SMALL_SECONDS
+        return MAX_GROUP if small else MAX_BULK_GROUP
 
     def close(self) -> None:
         """Accept no more; `run` ends when what waits is committed."""
@@ -301,9 +320,9 @@ class Ingest:
             queues.reverse()
         self._medium_first = not self._medium_first
         group: list[Batch] = []
-        size = 0
+        size, most = 0, self._most_together
         for queue in queues:
-            while queue and (not group or size + len(queue[0].decisions) <= MAX_GROUP):
+            while queue and (not group or size + len(queue[0].decisions) <= most):
                 group.append(queue.popleft())
                 size += len(group[-1].decisions)
         self._queued -= size

@@ -27,6 +27,8 @@ DELTA_CELLS_KEPT: Final = 100_000
 # Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
 # prepare beside others: see `Store.commit`.
 MAX_GROUP: Final = 1_000
+# The same while no small batch comes: producers of medium ones wait for throughput.
+MAX_BULK_GROUP: Final = 4_000
 # A node's report about itself is valid for this time, in seconds.
 CENSUS_SECONDS: Final = 15.0
 
@@ -123,10 +125,10 @@ class Store(Protocol):
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
         nor does its second mention in the same call. `received` is the moment, in microseconds.
-        Names folded by `fold_names` are counted as `other`. Calls may overlap: one of more than
-        MAX_GROUP decisions must not hold up the smaller ones. A decision that a sum of its series
-        has no room for is not kept; `Commit.full` names it, and the others are kept. Raises
-        Unavailable; then nothing of it was kept.
+        Names folded by `fold_names` are counted as `other`. Calls may overlap: one with a batch
+        of more than MAX_GROUP decisions must not hold up the others. A decision that a sum of its
+        series has no room for is not kept; `Commit.full` names it, and the others are kept.
+        Raises Unavailable; then nothing of it was kept.
         """
         ...
 

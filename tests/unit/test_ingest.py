@@ -93,6 +93,25 @@ async def test_group_has_a_bound(
     assert (await store.position()).seq == 3
 
 
+async def test_groups_are_larger_while_no_small_batch_comes(
+    ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a small batch waits for no more than the commit that it finds."""
+    monkeypatch.setattr(module, "SMALL", 1)
+    monkeypatch.setattr(module, "MAX_GROUP", 4)
+    monkeypatch.setattr(module, "MAX_BULK_GROUP", 6)
+    monkeypatch.setattr(module, "SMALL_SECONDS", 1_000.0)
+    medium = [[2 * n, 2 * n + 1] for n in range(6)]
+    waiting = await submit_all(ingest, *medium)
+    async with running(ingest.run()):
+        await asyncio.gather(*waiting)
+        assert (await store.position()).seq == 2
+        await ingest.submit([kept(100)])
+        waiting = await submit_all(ingest, *([n + 200, n + 201] for n, _ in medium))
+        await asyncio.gather(*waiting)
+    assert (await store.position()).seq == 6
+
+
 async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None:
     """In a batch, across batches that share a commit, and across commits."""
     waiting = await submit_all(ingest, [1, 1, 2], [2, 3])

@@ -16,7 +16,7 @@ from routecast.core.delta import Delta
 from routecast.core.names import fold_names
 from routecast.core.rollup import Bucket, Cells, Key, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
-from routecast.ports import MAX_GROUP, Commit
+from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
 from routecast.store.postgres.session import (
     LOST,
@@ -283,7 +283,7 @@ async def _copy(
         await session.copy_records_to_table(
             f"decisions_{generation}", records=records, columns=COLUMNS
         )
-        if len(sent) > MAX_GROUP:
+        if len(sent) > MAX_BULK_GROUP:
             await rest_since(began)
     return counting[0]
 

@@ -119,7 +119,7 @@ class PostgresStore:
         self._stopping = True
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        await self._folder.make_room(large=sum(map(len, batches)) > MAX_GROUP)
+        await self._folder.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
         try:
             async with self._session() as session:
                 written = await commit(session, batches, received)

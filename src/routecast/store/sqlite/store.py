@@ -107,7 +107,7 @@ class SqliteStore:
             connection.close()
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
-        if sum(map(len, batches)) > MAX_GROUP:
+        if any(len(batch) > MAX_GROUP for batch in batches):
             committed = await self._commit_large(batches, received)
         else:
             committed = await self._write(self._writer.commit, batches, received)
