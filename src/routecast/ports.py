@@ -46,13 +46,15 @@ class Commit:
     """What one transaction did: how many of each batch were new, and what they added up to.
 
     `delta` is None when nothing was new; then `position` is the one before. `full` names the
-    decisions that were not kept because a sum of their series is at its limit.
+    decisions that were not kept because a sum of their series is at its limit. `conflicts` is how
+    many of each batch differ from the decision that has their id; it is empty where none do.
     """
 
     position: Position
     inserted: list[int]
     delta: Delta | None
     full: Full = field(default_factory=dict)
+    conflicts: list[int] = field(default_factory=list)
 
 
 class Condition(NamedTuple):
@@ -124,11 +126,12 @@ class Store(Protocol):
         """Write batches in one transaction: decisions, what they add to the rollups, position.
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
-        nor does its second mention in the same call. `received` is the moment, in microseconds.
-        Names folded by `fold_names` are counted as `other`. Calls may overlap: one with a batch
-        of more than MAX_GROUP decisions must not hold up the others. A decision that a sum of its
-        series has no room for is not kept; `Commit.full` names it, and the others are kept.
-        Raises Unavailable; then nothing of it was kept.
+        nor does its second mention in the same call; those that differ from the decision that is
+        known are counted (`core/conflicts.py`). `received` is the moment, in microseconds. Names
+        folded by `fold_names` are counted as `other`. Calls may overlap: one with a batch of more
+        than MAX_GROUP decisions must not hold up the others. A decision that a sum of its series
+        has no room for is not kept; `Commit.full` names it, and the others are kept. Raises
+        Unavailable; then nothing of it was kept.
         """
         ...
 

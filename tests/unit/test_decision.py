@@ -104,6 +104,7 @@ def test_every_field_is_kept_in_its_integer_unit() -> None:
         fallback=True,
         reason="r" * 500,
         owner="search",
+        cost_sent=True,
     )
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from operator import itemgetter
 from sys import intern
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from routecast.core.exact import ExactDecision
 from routecast.core.numbers import scaled, whole_number
@@ -38,7 +38,8 @@ class Decision(NamedTuple):
     """A valid decision in integers; None means unknown, never zero.
 
     `project` to `status` are what it is counted under: over the limit of names, a project is
-    `other` there. `owner` is the project that sent it, whatever it is counted under.
+    `other` there. `owner` is the project that sent it, whatever it is counted under. `cost_sent`
+    tells a cost that was sent from a price, which another version of the tables may not give again.
     """
 
     id: str
@@ -57,7 +58,12 @@ class Decision(NamedTuple):
     fallback: bool
     reason: str | None
     owner: str
+    cost_sent: bool = False
 
+
+# What of a decision is kept after the names it is counted under, as it is.
+VALUES: Final = slice(Decision._fields.index("decided"), Decision._fields.index("owner"))
+values_of: Final[Callable[[Decision], tuple[Any, ...]]] = itemgetter(VALUES)
 
 # The identity of a decision: its id and the project that sent it. Databases of earlier
 # versions kept the decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such
@@ -143,6 +149,7 @@ class Rules:
             bool(sent.fallback),
             sent.reason or None,
             project,
+            sent.cost is not None,
         )
 
 

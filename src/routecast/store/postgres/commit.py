@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.conflicts import Content, count_conflicts
+from routecast.core.decision import VALUES, Decision, identity_of
 from routecast.core.delta import Delta
 from routecast.core.names import fold_names
-from routecast.core.rollup import Bucket, Cells, Key, key_of
+from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
@@ -186,6 +187,7 @@ async def _write(
     generation, oldest, *kept_from, number, epoch = (await query(session, "begin_commit"))[0]
     if epoch != session.naming.epoch:
         raise _OtherEpoch
+    first_mentions = sent
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)
     counting = None
@@ -193,14 +195,19 @@ async def _write(
         counting = await _copy(session, sent, generation, number, received)
     elif sent:
         sent = await _insert_new(session, sent, generation, number)
+    known = await _known(session, first_mentions, sent, kept_from)
     if not sent:
-        return await _nothing(session, batches)
+        return await _nothing(
+            session, batches, conflicts=await _conflicts(session, batches, sent, known)
+        )
     new = await (counting or _count(sent, received))
     full: Full = {}
+    inserted = sent
     if way.exact:
         new, full = await _leave_out_full(session, batches, new, generation)
-        if not new.sent:
-            return await _nothing(session, batches, full)
+    conflicts = await _conflicts(session, batches, inserted, known, full)
+    if not new.sent:
+        return await _nothing(session, batches, full, conflicts)
     token = secrets.randbits(63)
     touched = [session.series[key] for key in set(new.delta.cells.keys())]
     row = await query(
@@ -212,16 +219,59 @@ async def _write(
     epoch, seq, transaction, folded = row[0]
     position = Position(epoch, seq)
     added = Delta(position, new.delta.cells, received)
-    done = Commit(position, _inserted(batches, new.sent), added, full)
+    done = Commit(position, _inserted(batches, new.sent), added, full, conflicts)
     return Written(done, transaction, number, token, folded)
 
 
 async def _nothing(
-    session: Session, batches: Sequence[Sequence[Decision]], full: Full | None = None
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    full: Full | None = None,
+    conflicts: list[int] | None = None,
 ) -> Written:
     """Return the commit of nothing new."""
     position = Position(*(await query(session, "position"))[0])
-    return Written(Commit(position, [0] * len(batches), None, full or {}))
+    return Written(Commit(position, [0] * len(batches), None, full or {}, conflicts or []))
+
+
+async def _known(
+    session: Session, sent: list[Decision], new: list[Decision], kept_from: Sequence[int]
+) -> dict[tuple[str, str], Content]:
+    """Return what is stored of those decisions that are not new."""
+    if len(new) == len(sent):
+        return {}
+    inserted = set(map(identity_of, new))
+    known = [one for one in map(identity_of, sent) if one not in inserted]
+    stored: dict[tuple[str, str], Content] = {}
+    for first in range(0, len(known), ROWS_AT_ONCE):
+        began = time.monotonic()
+        ids, projects = zip(*known[first : first + ROWS_AT_ONCE], strict=True)
+        for row in await query(session, "stored_contents", projects, ids, *kept_from):
+            identity, project, *content = row
+            stored[identity, project] = Content(*content)
+        if len(sent) > MAX_GROUP:
+            await rest_since(began)
+    return stored
+
+
+async def _conflicts(
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    inserted: Sequence[Decision],
+    known: Mapping[tuple[str, str], Content],
+    full: Full | None = None,
+) -> list[int]:
+    """Return how many decisions of each batch differ from the one that has their id."""
+    size = sum(map(len, batches))
+    if len(inserted) == size:
+        return []
+    folded = session.naming.folded
+
+    def count() -> list[int]:
+        counted = [fold_names(batch, folded) for batch in batches] if folded else batches
+        return count_conflicts(counted, known, full or {})
+
+    return await _apart(size, count)
 
 
 def _inserted(batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]) -> list[int]:
@@ -256,9 +306,9 @@ def _columns(
     return [
         *([generation] * size, [number] * size, range(size)),
         columns[0],
-        columns[-1],
+        columns[VALUES.stop],
         list(series),
-        *columns[1 + len(Key._fields) : -1],
+        *columns[VALUES],
     ]
 
 

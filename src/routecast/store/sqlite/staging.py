@@ -15,12 +15,14 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.conflicts import Content, count_conflicts
+from routecast.core.decision import Decision, identity_of, values_of
 from routecast.core.names import FoldedNames, fold_names
 from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import Full, find_full
 from routecast.store.sqlite.connection import BUSY_MS, insert_rows, query
 from routecast.store.sqlite.folding import PackedPart, pack_parts
+from routecast.store.sqlite.known import stored_contents
 from routecast.store.sqlite.series import SeriesKey
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -31,7 +33,8 @@ _places: Final = msgspec.json.Decoder(list[int]).decode
 class Staged:
     """A commit that is ready to be written: decisions whose ids were new, and what they add.
 
-    `full` are those that had no room, which are left out.
+    `full` are those that had no room, which are left out; `conflicts` counts, of each batch, those
+    that differ from the decision that has their id.
     """
 
     image: bytes  # of a database with these decisions
@@ -40,6 +43,7 @@ class Staged:
     cells: Cells
     parts: list[PackedPart]
     full: Full
+    conflicts: list[int]
 
 
 def counted_as(
@@ -68,9 +72,12 @@ def stage(
     """
     decisions = list(chain.from_iterable(batches))
     with closing(apsw.Connection(":memory:")) as db:
-        places = _stage_new(db, path, decisions, numbers)
+        places, stored = _stage_new(db, path, decisions, numbers)
         full = _leave_out_full(db, places, decisions, totals) if totals else {}
         image = db.serialize("main")
+    conflicts = []
+    if len(places) < len(decisions):
+        conflicts = count_conflicts(batches, stored, full)
     if full:
         places = [place for place in places if identity_of(decisions[place]) not in full]
     ends = [bisect_left(places, end) for end in accumulate(map(len, batches))]
@@ -78,24 +85,34 @@ def stage(
     cells = Cells()
     cells.add(decisions[place] for place in places)
     parts = pack_parts(cells, received)
-    return Staged(image, len(places), inserted, cells, parts, full)
+    return Staged(image, len(places), inserted, cells, parts, full, conflicts)
 
 
 def _stage_new(
     db: apsw.Connection, path: Path, decisions: Sequence[Decision], numbers: Mapping[Any, int]
-) -> list[int]:
-    """Stage decisions whose ids are new, the first of each; return their places."""
+) -> tuple[list[int], dict[tuple[str, str], Content]]:
+    """Stage decisions whose ids are new, the first of each.
+
+    Returns their places, and what is stored of the others.
+    """
     db.set_busy_timeout(BUSY_MS)
     query(db, "attach_stored", str(path))
     query(db, "create_staged")
     db.execute("BEGIN")
-    rows = [(place, d.id, d.owner, numbers[d[1:7]], *d[7:-1]) for place, d in enumerate(decisions)]
+    rows = [
+        (place, d.id, d.owner, numbers[d[1:7]], *values_of(d)) for place, d in enumerate(decisions)
+    ]
     insert_rows(db, "stage_decisions", rows)
     query(db, "drop_known")
     db.execute("COMMIT")
     left = _places(query(db, "staged_places")[0][0])
+    stored: dict[tuple[str, str], Content] = {}
+    if len(left) < len(decisions):
+        new = set(left)
+        known = (identity_of(d) for place, d in enumerate(decisions) if place not in new)
+        stored = stored_contents(db, known, attached=True)
     query(db, "detach_stored")
-    return left
+    return left, stored
 
 
 def _leave_out_full(

@@ -13,13 +13,15 @@ import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 import msgspec
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.conflicts import count_conflicts
+from routecast.core.decision import Decision, identity_of, values_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
 from routecast.core.names import FoldedNames
@@ -40,6 +42,7 @@ from routecast.store.sqlite.connection import (
     transaction,
 )
 from routecast.store.sqlite.folding import Folding, PackedPart, pack_parts
+from routecast.store.sqlite.known import stored_contents
 from routecast.store.sqlite.rollups import Rollups
 from routecast.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.store.sqlite.staging import Staged, counted_as
@@ -55,6 +58,27 @@ CHECKPOINT_PAGES: Final = 4_000
 LOCK_PAUSE: Final = 0.02
 
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
+
+
+def _all_of(batches: Iterable[Iterable[Decision]]) -> list[Decision]:
+    return list(itertools.chain.from_iterable(batches))
+
+
+def _fresh(
+    batches: Sequence[Sequence[Decision]], stored: Collection[tuple[str, str]]
+) -> list[list[Decision]]:
+    """Return the decisions whose ids are not stored, the first of each."""
+    known = set(stored)
+    fresh = []
+    for batch in batches:
+        kept = []
+        for decision in batch:
+            identity = identity_of(decision)
+            if identity not in known:
+                known.add(identity)
+                kept.append(decision)
+        fresh.append(kept)
+    return fresh
 
 
 def _count(batches: Iterable[Iterable[Decision]]) -> Cells:
@@ -189,20 +213,24 @@ class Writer:
         with self._transaction() as db:
             position = self._begin(db)
             counted = counted_as(batches, self._folded)
-            decisions = list(itertools.chain.from_iterable(counted))
+            decisions = _all_of(counted)
             if decisions and self._insert(db, decisions, position, received):
                 return self._finish(db, counted, position, received)
         # Some ids are known, and the engine does not say which: again, looking first.
         with self._transaction() as db:
             position = self._begin(db)
-            fresh = self._fresh(db, counted_as(batches, self._folded))
-            decisions = list(itertools.chain.from_iterable(fresh))
+            counted = counted_as(batches, self._folded)
+            stored = stored_contents(db, map(identity_of, _all_of(counted)))
+            fresh = _fresh(counted, stored)
+            decisions = _all_of(fresh)
             if decisions:
                 if not self._insert(db, decisions, position, received):
                     raise Unavailable("ids changed under a transaction; nothing was kept")
-                return self._finish(db, fresh, position, received)
-        held = Position(position.epoch, position.seq - 1)
-        return Commit(held, [0] * len(batches), None)
+                commit = self._finish(db, fresh, position, received)
+            else:
+                held = Position(position.epoch, position.seq - 1)
+                commit = Commit(held, [0] * len(batches), None)
+        return replace(commit, conflicts=count_conflicts(counted, stored, commit.full))
 
     def _begin(self, db: apsw.Connection) -> Position:
         version = db.pragma("data_version")
@@ -233,25 +261,10 @@ class Writer:
         """Insert decisions; return False when an id is known: then undo the transaction."""
         self._series.learn(map(key_of, decisions))
         numbers, seq = self._series, position.seq
-        rows = [(d.id, d.owner, numbers[d[1:7]], seq, received, *d[7:-1]) for d in decisions]
+        rows = [(d.id, d.owner, numbers[d[1:7]], seq, received, *values_of(d)) for d in decisions]
         before = db.total_changes()
         insert_rows(db, "insert_decisions", rows)
         return db.total_changes() - before == len(rows)
-
-    @staticmethod
-    def _fresh(db: apsw.Connection, batches: Sequence[Sequence[Decision]]) -> list[list[Decision]]:
-        sent = msgspec.json.encode([identity_of(d) for batch in batches for d in batch])
-        known = {tuple(row) for row in _decode(query(db, "known_ids", sent.decode())[0][0])}
-        fresh = []
-        for batch in batches:
-            kept = []
-            for decision in batch:
-                identity = identity_of(decision)
-                if identity not in known:
-                    known.add(identity)
-                    kept.append(decision)
-            fresh.append(kept)
-        return fresh
 
     def _finish(
         self,
@@ -333,7 +346,7 @@ class Writer:
             with self._transaction() as db:
                 position = self._begin(db)
             held = Position(position.epoch, position.seq - 1)
-            return Commit(held, staged.inserted, None, staged.full)
+            return Commit(held, staged.inserted, None, staged.full, staged.conflicts)
         with self._attached(staged.image), self._transaction() as db:
             position = self._begin(db)
             if position.epoch != epoch:
@@ -345,7 +358,8 @@ class Writer:
             if db.total_changes() - before != staged.size:
                 return None
             delta = Delta(position, staged.cells, received)
-            return self._end(db, delta, staged.inserted, staged.parts, staged.full)
+            commit = self._end(db, delta, staged.inserted, staged.parts, staged.full)
+        return replace(commit, conflicts=staged.conflicts)
 
     def _without_room(self, staged: Staged) -> Set[Key]:
         """Return the series whose sums have no room for what was prepared."""

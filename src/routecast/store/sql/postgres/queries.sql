@@ -33,6 +33,14 @@ FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (project, id, number
 JOIN decisions ON decisions.project = sent.project AND decisions.id = sent.id
 WHERE generation < $3 AND (commit, place) >= ($4, $5);
 
+-- name: stored_contents
+-- What is stored under the sent ids: what a decision that is sent again is compared with.
+SELECT decisions.id, decisions.project, series.status, series.model, decisions.cost
+FROM unnest($1::text[], $2::text[]) AS sent (project, id)
+JOIN decisions ON decisions.project = sent.project AND decisions.id = sent.id
+JOIN series ON series.id = decisions.series
+WHERE (commit, place) >= ($3, $4);
+
 -- name: insert_new_decisions
 -- Insert those whose ids the current generation does not hold, and tell their places.
 INSERT INTO decisions_{generation} (

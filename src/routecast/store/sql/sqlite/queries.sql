@@ -61,11 +61,24 @@ DELETE FROM decisions WHERE n IN (
 -- name: touch
 UPDATE checks SET number = number + 1;
 
--- name: known_ids
--- Which of the sent [id, project] pairs are stored already, as JSON.
-SELECT json_group_array(json_array(decisions.id, decisions.project))
+-- name: stored_contents
+-- What is stored under the sent [id, project] pairs, as JSON: what a decision that is sent again is
+-- compared with.
+SELECT json_group_array(json_array(
+    decisions.id, decisions.project, series.status, series.model, decisions.cost
+))
 FROM json_each(?) AS sent
-JOIN decisions ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1;
+CROSS JOIN decisions
+ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1
+JOIN series ON series.id = decisions.series;
+
+-- name: attached_contents
+-- The same of the database `stored`.
+SELECT json_group_array(json_array(kept.id, kept.project, series.status, series.model, kept.cost))
+FROM json_each(?) AS sent
+CROSS JOIN stored.decisions AS kept
+ON kept.id = sent.value ->> 0 AND kept.project = sent.value ->> 1
+JOIN stored.series AS series ON series.id = kept.series;
 
 -- name: insert_decisions
 -- As many rows of placeholders as there are rows: one step of the engine for many of them.

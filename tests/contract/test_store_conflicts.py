@@ -1,0 +1,116 @@
+"""What every store promises (`ports.Store`) of ids that come again with another decision."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from routecast.core.decision import Decision
+from routecast.core.room import LARGEST_SUM
+from routecast.ports import MAX_GROUP, Store
+from tests.contract.conftest import Connect
+from tests.support.decisions import HOUR, NOW, assert_sums, kept
+
+
+def paid(number: int, cost: int | None = 5, **values: Any) -> Decision:
+    """Return a decision whose cost was sent."""
+    given: dict[str, Any] = {
+        "id": f"d{number}",
+        "model": "m",
+        "status": "success",
+        "cost": cost,
+        **values,
+    }
+    return kept(**given)._replace(cost_sent=True)
+
+
+@pytest.mark.parametrize("size", [4, MAX_GROUP + 4], ids=["small", "large"])
+async def test_conflicts_are_told_from_retries(store: Store, size: int) -> None:
+    """In groups and in large batches, where all, some or one of the ids are known."""
+    sent = [paid(n) for n in range(size)]
+    first = await store.commit([sent], NOW)
+    assert (first.inserted, sum(first.conflicts)) == ([size], 0)
+    again = await store.commit([sent], NOW)
+    assert (again.inserted, sum(again.conflicts), again.delta) == ([0], 0, None)
+    others = [
+        paid(0, cost=6),
+        paid(1, cost=None),
+        paid(2, status="error"),
+        paid(3, model="n"),
+        *(paid(n) for n in range(4, size)),
+    ]
+    conflicts = await store.commit([others], NOW)
+    assert (conflicts.inserted, conflicts.conflicts) == ([0], [4])
+    mixed = await store.commit([[*others, paid(size)]], NOW)
+    assert (mixed.inserted, mixed.conflicts) == ([1], [4])
+    assert_sums((await store.load(NOW)).total, [*sent, paid(size)])
+
+
+@pytest.mark.parametrize("size", [2, MAX_GROUP], ids=["small", "large"])
+async def test_conflicts_within_one_call(store: Store, size: int) -> None:
+    """The first mention is kept; each batch is told its own."""
+    filling = [paid(100 + n) for n in range(size)]
+    one = [paid(1), paid(1), paid(1, cost=7), *filling]
+    two = [paid(2), paid(1, status="error"), paid(2), filling[0]]
+    done = await store.commit([one, two], NOW)
+    assert (done.inserted, done.conflicts) == ([1 + size, 1], [1, 1])
+    assert_sums((await store.load(NOW)).total, [paid(1), *filling, paid(2)])
+
+
+async def test_a_price_of_ones_own_is_no_conflict(store: Store) -> None:
+    """The tables may have another one when the same decision is sent again."""
+    priced = paid(1)._replace(cost_sent=False)
+    await store.commit([[priced]], NOW)
+    for cost in (5, 6, None):
+        again = await store.commit([[priced._replace(cost=cost)]], NOW)
+        assert (again.inserted, sum(again.conflicts)) == ([0], 0)
+
+
+async def test_a_folded_model_is_no_conflict(store: Store) -> None:
+    """Its decisions count as `other` by now, and a retry still has its own name."""
+    await store.commit([[paid(1), paid(2, model="n")]], NOW)
+    await store.fold_names("model", ["m"], remember=False)
+    again = await store.commit([[paid(1), paid(2, model="n")]], NOW)
+    assert (again.inserted, sum(again.conflicts)) == ([0], 0)
+    await store.fold_names("model", ["m"], remember=True)
+    again = await store.commit([[paid(1), paid(2), paid(2, model="x")]], NOW)
+    assert (again.inserted, again.conflicts) == ([0], [1])
+
+
+async def test_ids_of_projects_are_their_own(store: Store) -> None:
+    """Another project's decision with the same id is neither a retry nor a conflict."""
+    here, there = paid(1), paid(1, cost=9, project="p2", owner="p2")
+    done = await store.commit([[here, there], [there, here]], NOW)
+    assert (done.inserted, sum(done.conflicts)) == ([2, 0], 0)
+
+
+async def test_a_decision_without_room_is_no_conflict(store: Store) -> None:
+    """It is rejected, with all that have its id."""
+    huge = paid(1, cost=LARGEST_SUM)
+    await store.commit([[huge]], NOW)
+    done = await store.commit([[paid(2, cost=1), paid(2, cost=2), paid(1, cost=3)]], NOW)
+    assert done.full.keys() == {("d2", "default")}
+    assert (done.inserted, done.conflicts) == ([0], [1])
+
+
+async def test_conflicts_with_what_is_old(store: Store) -> None:
+    """However long ago it was received, while it is kept; afterwards the id is free again."""
+    await store.commit([[paid(1, decided=NOW - 30 * HOUR)]], NOW - 30 * HOUR)
+    await store.commit([[paid(2)]], NOW)
+    found = await store.commit([[paid(1, cost=6), paid(2, cost=6)]], NOW)
+    assert (found.inserted, found.conflicts) == ([0], [2])
+
+
+async def test_two_nodes_commit_the_same_id(connect: Connect) -> None:
+    """Whoever is second is told, wherever the first one was."""
+    here, there = connect(), connect()
+    await here.open()
+    await there.open()
+    for number in range(10):
+        done = await asyncio.gather(
+            here.commit([[paid(number, cost=1)]], NOW), there.commit([[paid(number, cost=2)]], NOW)
+        )
+        assert sorted(commit.inserted for commit in done) == [[0], [1]]
+        assert sum(sum(commit.conflicts) for commit in done) == 1
+    await here.close()
+    await there.close()
