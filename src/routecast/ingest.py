@@ -11,6 +11,7 @@ large batches get a quarter of the time.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -63,12 +64,13 @@ class Kept(NamedTuple):
     """What a commit kept of a batch: how many were new, and the position that holds them.
 
     `full` are the places of the decisions that were not kept, with the field whose sum, of their
-    series, is at its limit.
+    series, is at its limit. Of the others that were not new, `conflicts` differ from what is known.
     """
 
     inserted: int
     position: Position
     full: Mapping[int, str] = MappingProxyType({})
+    conflicts: int = 0
 
 
 Pending = asyncio.Future[Kept]
@@ -349,12 +351,13 @@ class Ingest:
             self._bus.publish(commit.delta)
             if any(batch.reserved for batch in group):
                 self._names.learn(commit.delta.cells.keys())
-        for batch, inserted in zip(group, commit.inserted, strict=True):
+        conflicts = commit.conflicts or itertools.repeat(0)
+        for batch, inserted, differing in zip(group, commit.inserted, conflicts, strict=False):
             self._count_answered(len(batch.decisions))
             self._names.release(batch.reserved)
             if not batch.done.done():
                 full = batch.places_of(commit.full) if commit.full else {}
-                batch.done.set_result(Kept(inserted, commit.position, full))
+                batch.done.set_result(Kept(inserted, commit.position, full, differing))
 
     def _fail(self, group: list[Batch], error: Exception) -> None:
         if not isinstance(error, Unavailable):

@@ -32,8 +32,14 @@ class Instruments:
 
         self.decisions = counter(
             "decisions",
-            "Decisions by what became of them: accepted, duplicate, rejected, refused.",
+            "Decisions by what became of them: accepted, duplicate (known already, the same), "
+            "conflict (the id is known, of another decision), rejected, refused.",
             "outcome",
+        )
+        self.field_warnings = counter(
+            "field_warnings",
+            "Fields of decisions that could not be used as they were sent, by what was wrong.",
+            *("field", "code"),
         )
         self.commit_seconds = seconds("commit", "Time of a group commit.", _COMMIT_SECONDS)
         self.queue_depth = gauge("ingest_queue_decisions", "Decisions waiting for a commit.")

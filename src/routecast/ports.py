@@ -349,9 +349,18 @@ class Prices(Protocol):
     """What models cost."""
 
     def cost(
-        self, provider: str, model: str, input_tokens: int, output_tokens: int, moment: int
+        self,
+        provider: str,
+        model: str,
+        input_tokens: int,
+        cached_tokens: int,
+        output_tokens: int,
+        moment: int,
     ) -> int | None:
-        """Return the price in nano-dollars as of a moment; None where none is known."""
+        """Return the price in nano-dollars as of a moment; None where none is known.
+
+        `cached_tokens` are those of the input tokens that came from the provider's cache.
+        """
         ...
 
     def per_million(self, model: str) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
 """What models cost, by the offline tables of genai-prices (`ports.Prices`)."""
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Final, NamedTuple
 
 from genai_prices import Usage
-from genai_prices.data_snapshot import get_snapshot
+from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
 from routecast.protocol import EPOCH
@@ -26,7 +27,7 @@ class GenaiPrices:
 
     A provider the tables know is asked for its own price of the model only; for a name they do
     not know (a gateway's own, say), the model's name alone decides. What neither finds has no
-    price.
+    price, and neither has what runs on one's own machines (`is_local`), whatever it is called.
 
     Names that were not seen lately are looked up only while that does not take too long in all;
     then they have no price for a moment. No price is ever wrong. `skipped` is called for each cost
@@ -48,7 +49,13 @@ class GenaiPrices:
         self._filled = clock()
 
     def cost(
-        self, provider: str, model: str, input_tokens: int, output_tokens: int, moment: int
+        self,
+        provider: str,
+        model: str,
+        input_tokens: int,
+        cached_tokens: int,
+        output_tokens: int,
+        moment: int,
     ) -> int | None:
         known = self._look_up(provider, model)
         if known is None:
@@ -56,13 +63,18 @@ class GenaiPrices:
             return None
         found, flat = known
         if flat is not None and input_tokens <= flat.upto:
-            nano = (flat.input * input_tokens + flat.output * output_tokens) / 10**6
+            paid = flat.input * (input_tokens - cached_tokens) + flat.cached * cached_tokens
+            nano = (paid + flat.output * output_tokens) / 10**6
             return int(nano.to_integral_value(ROUND_HALF_EVEN))
         if found is None:
             return None
         # Prices of great size, or that depend on time, are the tables' own business.
         owner, info = found
-        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        usage = Usage(
+            input_tokens=input_tokens,
+            cache_read_tokens=cached_tokens,
+            output_tokens=output_tokens,
+        )
         price = info.calc_price(
             usage,
             owner,
@@ -102,9 +114,12 @@ def _flat(found: "tuple[Provider, ModelInfo] | None") -> "_Flat | None":
     price = found[1].prices
     if price.requests_kcount or price.input_mtok is None or price.output_mtok is None:
         return None
-    paid_in, upto_in = _base(price.input_mtok)
-    paid_out, upto_out = _base(price.output_mtok)
-    return _Flat(paid_in * 10**9, paid_out * 10**9, min(upto_in, upto_out))
+    # A model without a price for cached tokens bills them as all others.
+    cached = price.input_mtok if price.cache_read_mtok is None else price.cache_read_mtok
+    rates = price.input_mtok, cached, price.output_mtok
+    (paid_in, *_), (paid_cached, *_), (paid_out, *_) = bases = [_base(rate) for rate in rates]
+    upto = min(upto for _, upto in bases)
+    return _Flat(paid_in * 10**9, paid_cached * 10**9, paid_out * 10**9, upto)
 
 
 _UNLIMITED = 2**63
@@ -120,6 +135,7 @@ class _Flat(NamedTuple):
     """Nano-dollars per million tokens, for requests of up to `upto` input tokens."""
 
     input: Decimal
+    cached: Decimal
     output: Decimal
     upto: int
 
@@ -131,17 +147,41 @@ class _Known(NamedTuple):
     flat: _Flat | None
 
 
+# What people run models with themselves: as a whole name, or as a word of one ("vllm-prod-2").
+_LOCAL: Final = frozenset(
+    (
+        *("local", "localhost", "selfhosted", "selfhost", "onprem", "onpremise", "onpremises"),
+        *("custom", "inhouse", "ollama", "vllm", "hostedvllm", "lmstudio", "llamacpp"),
+        *("llamacpppython", "llamafile", "llamaserver", "llamaswap", "tgi"),
+        *("textgenerationinference", "textgenerationwebui", "textgenwebui", "oobabooga"),
+        *("sglang", "localai", "xinference", "petals", "mlx", "mlxlm", "mlcllm", "koboldcpp"),
+        *("koboldai", "kobold", "exllama", "exllamav2", "tabbyapi", "aphrodite", "lmdeploy"),
+        *("tensorrt", "tensorrtllm", "trtllm", "triton", "gpt4all", "ramalama", "openllm"),
+        *("mistralrs", "ctransformers", "lemonade", "dockermodelrunner", "transformers"),
+    )
+)
+_WORD: Final = re.compile(r"[a-z0-9]+")
+_ADDRESS: Final = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}|::1")
+
+
+def is_local(provider: str) -> bool:
+    """Whether a provider's name is that of software one runs oneself, which has no price."""
+    words = _WORD.findall(provider.lower())
+    # Names of several words are written with any sign between these, or with none; and a number
+    # may follow.
+    joined = ["".join(words[at : at + size]) for size in (1, 2, 3) for at in range(len(words))]
+    plain = (name.rstrip("0123456789") for name in joined)
+    return not _LOCAL.isdisjoint((*joined, *plain)) or _ADDRESS.search(provider) is not None
+
+
 def _find(provider: str, model: str) -> tuple[Provider, ModelInfo] | None:
-    tables = get_snapshot()
-    if provider:
-        try:
-            owner = tables.find_provider(None, provider, None)
-        except LookupError:
-            pass
-        else:
-            info = owner.find_model(model.lower(), all_providers=tables.providers)
-            return None if info is None else (owner, info)
-    try:
-        return tables.find_provider_model(model, None, None, None)
-    except LookupError:
+    if is_local(provider):
         return None
+    # Not by the snapshot's own methods: these remember, for ever, each name they were asked for.
+    providers, model = get_snapshot().providers, model.lower()
+    owner = find_provider_by_id(providers, provider) if provider else None
+    if owner is None:
+        matches = (one for one in providers if one.model_match and one.model_match.is_match(model))
+        owner = next(matches, None)
+    info = owner and owner.find_model(model, all_providers=providers)
+    return (owner, info) if owner and info else None

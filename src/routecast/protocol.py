@@ -36,6 +36,7 @@ class Position(msgspec.Struct, frozen=True):
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 MAX_BATCH: Final = 50_000
 MAX_REJECTIONS_LISTED: Final = 100
+MAX_WARNINGS_LISTED: Final = 100
 
 # Upper limits that keep every 64-bit sum far from its end: a million decisions at the cost limit,
 # fifteen million at the latency limit, nine thousand million at the token limit.
@@ -43,8 +44,11 @@ MAX_COST: Final = 9_000.0
 MAX_LATENCY_MS: Final = 7 * 24 * 3600 * 1000.0
 MAX_TOKENS: Final = 10**9
 
+# In characters. What is longer is kept in a shorter form: see `core/texts.py`.
 MAX_NAME: Final = 64
 MAX_MODEL: Final = 128
+MAX_ID: Final = 128
+MAX_REASON: Final = 500
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 # A whole number may be written as 374.0 or 1e3, as data frames and some languages do.
@@ -55,21 +59,26 @@ Status = Literal["success", "error"]
 
 
 class DecisionIn(msgspec.Struct, gc=False):
-    """One routing decision as a producer sends it to `POST /v1/decisions`."""
+    """One routing decision as a producer sends it to `POST /v1/decisions`.
+
+    These types are the fast way: a decision that has them all is read in one go. What a decision
+    with other values comes to, `core/exact.py` says.
+    """
 
     strategy: Name
     provider: Name
     model: Annotated[str, Meta(max_length=MAX_MODEL)] | None = None
-    id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_ID)] | None = None
     timestamp: datetime | float | None = None
     confidence: Annotated[float, Meta(ge=0, le=1)] | Band | None = None
     cost: Annotated[float, Meta(ge=0, le=MAX_COST)] | None = None
     latency_ms: Annotated[float, Meta(ge=0, le=MAX_LATENCY_MS)] | None = None
     input_tokens: Tokens | None = None
     output_tokens: Tokens | None = None
+    cached_tokens: Tokens | None = None
     status: Status | None = None
     fallback: bool | None = None
-    reason: Annotated[str, Meta(max_length=500)] | None = None
+    reason: Annotated[str, Meta(max_length=MAX_REASON)] | None = None
     project: Name | None = None
 
 
@@ -87,11 +96,41 @@ class Rejection(msgspec.Struct, frozen=True, omit_defaults=True):
     id: str | UnsetType = UNSET
 
 
+class FieldWarning(msgspec.Struct, frozen=True):
+    """A decision was taken in without a field, or with another form of it, than was sent.
+
+    `index` is its place in what was sent, from 0; `code` says what was wrong with `field`.
+    """
+
+    index: int
+    field: str
+    code: str
+    message: str
+
+
+class WarningCode(StrEnum):
+    """What may be wrong with a field of a decision; more may come, so a client takes any text."""
+
+    # The field counts as if it had not been sent.
+    WRONG_TYPE = "wrong_type"
+    NOT_FINITE = "not_finite"  # NaN or an infinity
+    NEGATIVE = "negative"
+    TOO_LARGE = "too_large"
+    NOT_WHOLE = "not_whole"
+    UNKNOWN_VALUE = "unknown_value"
+    EMPTY = "empty"
+    BAD_CHARACTER = "bad_character"
+    # Another form of it was kept.
+    TRUNCATED = "truncated"
+    HASHED = "hashed"
+    CONVERTED = "converted"
+
+
 class Receipt(msgspec.Struct, frozen=True):
     """The answer to a batch, sent after its commit.
 
-    `accepted + duplicates + rejected_count` is the number sent. At most
-    `MAX_REJECTIONS_LISTED` rejections are listed.
+    `accepted + duplicates + conflicts + rejected_count` is the number sent. At most
+    `MAX_REJECTIONS_LISTED` rejections and `MAX_WARNINGS_LISTED` warnings are listed.
     """
 
     accepted: int
@@ -99,6 +138,10 @@ class Receipt(msgspec.Struct, frozen=True):
     rejected: list[Rejection]
     rejected_count: int
     position: Position
+    # Servers of earlier versions do not send these.
+    conflicts: int = 0
+    warnings: list[FieldWarning] = []
+    warnings_count: int = 0
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):

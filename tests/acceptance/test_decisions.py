@@ -72,6 +72,9 @@ def test_empty_array_is_nothing_sent(shared: Server) -> None:
         "rejected": [],
         "rejected_count": 0,
         "position": before,
+        "conflicts": 0,
+        "warnings": [],
+        "warnings_count": 0,
     }
 
 
@@ -157,7 +160,7 @@ def test_partial_acceptance(shared: Server) -> None:
     before = total(shared)
     batch = [
         GOOD,
-        {**GOOD, "id": "partial-1", "cost": -1},
+        {**GOOD, "id": "partial-1", "timestamp": -1},
         {**GOOD, "id": "partial-2"},
         {**GOOD, "id": "partial-2"},
         {"strategy": "hybrid"},
@@ -165,7 +168,7 @@ def test_partial_acceptance(shared: Server) -> None:
     ]
     receipt = shared.post(batch)
     assert receipt["rejected"] == [
-        {"index": 1, "id": "partial-1", "error": "cost: must be 0 or more"},
+        {"index": 1, "id": "partial-1", "error": "timestamp: must not be before 1970"},
         {"index": 4, "error": "provider: is required"},
         {"index": 5, "error": "expected an object, got a number"},
     ]
@@ -180,6 +183,110 @@ def test_an_id_counts_once(shared: Server) -> None:
     again = shared.post(batch)
     assert (again["accepted"], again["duplicates"]) == (0, 50)
     assert shared.post([{**item, "project": "another"} for item in batch])["accepted"] == 50
+
+
+WAYS: dict[str, dict[str, str]] = {"short": {}, "asgi": {"origin": "http://127.0.0.1"}}
+
+
+@pytest.mark.parametrize("headers", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("size", [1, 2000], ids=["small", "large"])
+def test_an_id_with_another_decision_is_a_conflict(
+    shared: Server, headers: dict[str, str], size: int
+) -> None:
+    """It is told from a retry, in the answer and in `/metrics`; all are accounted for."""
+    name = f"conflict-{size}-{len(headers)}-"
+    metric = 'routecast_decisions_total{outcome="%s"}'
+    before = [shared.instrument(metric % outcome) for outcome in ("duplicate", "conflict")]
+    batch = [{**GOOD, "id": f"{name}{n}", "model": "m", "cost": 0.01} for n in range(size)]
+    assert send(shared, json.dumps(batch).encode(), **headers).json()["accepted"] == size
+    again = [
+        *batch,
+        {**batch[0], "cost": 0.02},
+        {**batch[0], "status": "error"},
+        {**batch[0], "model": "n"},
+        {**batch[0], "latency_ms": 5},
+        {**GOOD, "id": f"{name}new", "cost": 0},
+        {**GOOD, "id": f"{name}new", "cost": 0},
+        {**GOOD, "id": f"{name}new", "cost": 1e-9},
+        {"id": "bad"},
+    ]
+    answer = send(shared, json.dumps(again).encode(), **headers).json()
+    told = [answer[key] for key in ("accepted", "duplicates", "conflicts", "rejected_count")]
+    assert told == [1, size + 2, 4, 1]
+    assert sum(told) == len(again)
+    after = [shared.instrument(metric % outcome) for outcome in ("duplicate", "conflict")]
+    assert [one - other for one, other in zip(after, before, strict=True)] == [size + 2, 4]
+
+
+@pytest.mark.parametrize("headers", WAYS.values(), ids=WAYS)
+def test_one_bad_field_costs_only_itself(shared: Server, headers: dict[str, str]) -> None:
+    """The decision counts without it; the answer and `/metrics` say what and why."""
+    name = f"fields-{len(headers)}"
+    counter = 'routecast_field_warnings_total{code="%s",field="%s"}'
+    before = shared.instrument(counter % ("not_finite", "cost"))
+    body = f'''[
+        {{"strategy":"{name}","provider":"p","cost":-1,"model":"gpt-4o","input_tokens":5,
+          "output_tokens":5}},
+        {{"strategy":"{name}","provider":"p","cost":NaN,"input_tokens":374.0}},
+        {{"strategy":"{name}","provider":"p","confidence":1.0000000002,"latency_ms":-0.4}},
+        {{"strategy":"{name}","provider":"p","cost":0,"model":"gpt-4o","input_tokens":1000,
+          "output_tokens":1000}},
+        {{"strategy":"{"s" * 70}","provider":"p","id":"{"i" * 129}{name}","cost":2}},
+        {{"strategy":7,"provider":"p","cost":-1}}
+    ]'''
+    answer = send(shared, body.encode(), **headers).json()
+    assert (answer["accepted"], answer["rejected_count"]) == (5, 1)
+    number, confidence = "must be a number, not NaN or an infinity", "must be a number from 0 to 1"
+    told = answer["warnings"]
+    assert answer["warnings_count"] == len(told) == 6
+    assert told[:2] == [
+        {"index": 0, "field": "cost", "code": "negative", "message": "must be 0 or more"},
+        {"index": 1, "field": "cost", "code": "not_finite", "message": number},
+    ]
+    assert told[2]["message"].startswith(confidence)
+    assert [(one["index"], one["field"], one["code"]) for one in told[2:]] == [
+        (2, "confidence", "too_large"),
+        (2, "latency_ms", "negative"),
+        (4, "strategy", "truncated"),
+        (4, "id", "hashed"),
+    ]
+    found = shared.metrics(strategy=name, fields="total_decisions,cost,tokens,avg_confidence")
+    assert found["total_decisions"] == 4
+    assert found["cost"] == {"total": 0.0, "priced": 1, "unpriced": 3}
+    assert found["tokens"]["input"] == 5 + 374 + 1000
+    assert found["avg_confidence"] is None
+    assert shared.instrument(counter % ("not_finite", "cost")) == before + 1
+    again = send(shared, body.encode(), **headers).json()
+    assert again["accepted"] == 4  # those without an id; the long one is known
+    assert (again["duplicates"], again["conflicts"]) == (1, 0)
+
+
+def test_at_most_a_hundred_warnings_are_listed(shared: Server) -> None:
+    """More are counted; no text of a client is in them, so their size has a limit."""
+    bad = {**GOOD, "cost": "x" * 500, "latency_ms": -1, "status": "y" * 500}
+    answer = shared.post([bad] * 1500)
+    assert (answer["accepted"], answer["warnings_count"]) == (1500, 4500)
+    assert len(answer["warnings"]) == 100
+    assert [one["index"] for one in answer["warnings"][:6]] == [0, 0, 0, 1, 1, 1]
+    assert len(json.dumps(answer)) < 20_000
+
+
+def test_local_models_have_no_price_and_cached_tokens_their_own(shared: Server) -> None:
+    """A model of one's own costs what was sent; cached tokens cost what the cache costs."""
+    sent = {"strategy": "prices", "model": "gpt-4o", "input_tokens": 10**6, "output_tokens": 0}
+    cases: list[tuple[str, dict[str, float], float | None]] = [
+        ("openai", {}, 2.5),
+        ("openai", {"cached_tokens": 10**6}, 1.25),
+        ("openai", {"cached_tokens": 400_000.0}, 2.0),
+        ("ollama", {}, None),
+        ("hosted_vllm", {"cost": 0.5}, 0.5),
+    ]
+    for provider, more, cost in cases:
+        before = shared.metrics(strategy="prices", fields="cost")["cost"]
+        shared.post({**sent, "provider": provider, **more})
+        after = shared.metrics(strategy="prices", fields="cost")["cost"]
+        assert after["total"] - before["total"] == pytest.approx(cost or 0)
+        assert after["priced"] - before["priced"] == (cost is not None)
 
 
 def test_at_most_a_hundred_rejections_are_listed(shared: Server) -> None:
@@ -205,8 +312,7 @@ def test_all_bad_is_422(shared: Server) -> None:
         (b"{", "not JSON"),
         (b"strategy=a", "not JSON"),
         (b'"text"', "expected an object or an array, got a string"),
-        (b'[{"strategy":"a","provider":"b","cost":NaN}]', "NaN"),
-        (b'[{"strategy":"a","provider":"b","cost":-Infinity}]', "Infinity"),
+        (b'[{"strategy":"a","provider":"b","cost":nan}]', "not JSON"),
         (b'{"strategy":"\xed\xa0\x80","provider":"b"}', "not UTF-8 at byte 13"),
         (b"[" * 100_000, "nested too deeply"),
         (b'[{"strategy":"a","provider":"b"}', "not JSON"),
@@ -345,6 +451,7 @@ def test_openapi_describes_it(shared: Server) -> None:
     fields = schema["components"]["schemas"]["DecisionIn"]["properties"]
     assert set(fields) == {
         *("strategy", "provider", "model", "id", "timestamp", "confidence", "cost", "latency_ms"),
-        *("input_tokens", "output_tokens", "status", "fallback", "reason", "project"),
+        *("input_tokens", "output_tokens", "cached_tokens", "status", "fallback", "reason"),
+        "project",
     }
     assert fields["strategy"]["maxLength"] == 64

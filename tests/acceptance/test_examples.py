@@ -281,9 +281,9 @@ def test_made_up_decisions_are_sent(server: Server) -> None:
 def test_a_bad_decision_is_named_and_the_rest_is_sent(server: Server) -> None:
     """The exit code says that something was wrong, and the line what."""
     with producer(server.url) as running:
-        running.write(json.dumps({**DECISION, "id": "bad", "cost": -1}), json.dumps(DECISION))
+        running.write(json.dumps({**DECISION, "id": "bad", "timestamp": -1}), json.dumps(DECISION))
         assert running.end() == 1
-        running.wait_for("rejected: bad: cost: ")
+        running.wait_for("rejected: bad: timestamp: ")
         running.wait_for("accepted 1, duplicates 0, rejected 1")
     assert total(server) == 1
 

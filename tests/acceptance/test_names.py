@@ -93,10 +93,10 @@ def test_reaching_the_limit_is_seen(small: Server) -> None:
 
 
 def test_what_is_never_stored_uses_up_no_room(small: Server) -> None:
-    """Duplicates with new names are not kept, so neither are their names."""
+    """Known ids with new names are not kept, so neither are their names."""
     small.post([decision("a", id="known")])
     for number in range(5):
-        assert small.post([decision(f"spent-{number}", id="known")])["duplicates"] == 1
+        assert small.post([decision(f"spent-{number}", id="known")])["conflicts"] == 1
     small.post([decision("b"), decision("c")])
     assert models(small) == {"a": 1, "b": 1, "c": 1}
 

@@ -352,7 +352,7 @@ def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path)
     file.write_bytes(
         b"strategy,provider,cost,note\n"
         b"good,p,0.1,a\n"
-        b"bad,p,-1,a\n"
+        b"ba\x01d,p,0.1,a\n"
         b"bad,p\n"
         b'good,p,0.2,"two\nlines"\n'
         b"bad,p,free,a\n"
@@ -363,7 +363,7 @@ def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path)
     assert done.returncode == 1
     assert summary(done.stdout) == (4, 3, 0, 1, 3)
     for words in (
-        "line 3: cost: must be 0 or more",
+        "line 3: strategy: must not contain a control character",
         "line 4: 2 cells under a header of 4",
         "line 7: cost: 'free' is not a number",
         "line 8: not UTF-8",

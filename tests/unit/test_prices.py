@@ -6,16 +6,20 @@ import pytest
 from genai_prices import Usage, calc_price
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from routecast.prices import LOOKUP_SECONDS, MAX_REMEMBERED, GenaiPrices
+from routecast.prices import LOOKUP_SECONDS, MAX_REMEMBERED, GenaiPrices, is_local
 from tests.support.decisions import NOW
 
 MOMENT = datetime.fromtimestamp(NOW // 10**6, UTC)
 
 
-def theirs(provider: str | None, model: str, tokens_in: int, tokens_out: int) -> int:
+def theirs(
+    provider: str | None, model: str, tokens_in: int, tokens_out: int, cached: int = 0
+) -> int:
     price = calc_price(
-        Usage(input_tokens=tokens_in, output_tokens=tokens_out),
+        Usage(input_tokens=tokens_in, output_tokens=tokens_out, cache_read_tokens=cached),
         model,
         provider_id=provider,
         genai_request_timestamp=MOMENT,
@@ -34,6 +38,21 @@ def tiered() -> list[tuple[str, str, int]]:
     return found[:3] + found[-3:]
 
 
+def listed() -> list[tuple[str, str]]:
+    """Return the models that the tables find under their own ids, and have a price of tokens of."""
+    found = []
+    for provider in get_snapshot().providers:
+        for model in provider.models:
+            if provider.find_model(model.id) is model:
+                price = model.get_prices(MOMENT)
+                if price.input_mtok is not None and price.output_mtok is not None:
+                    found.append((provider.id, model.id))
+    return found
+
+
+LISTED = listed()
+
+
 @pytest.mark.parametrize(
     ("provider", "model"),
     [
@@ -49,7 +68,71 @@ def tiered() -> list[tuple[str, str, int]]:
 @pytest.mark.parametrize("tokens", [(0, 0), (1, 0), (0, 1), (1234, 567), (1_000_000, 300_000)])
 def test_price_is_the_tables(provider: str, model: str, tokens: tuple[int, int]) -> None:
     """Flat, tiered and time-dependent prices alike."""
-    assert GenaiPrices().cost(provider, model, *tokens, NOW) == theirs(provider, model, *tokens)
+    size, output = tokens
+    expected = theirs(provider, model, size, output)
+    assert GenaiPrices().cost(provider, model, size, 0, output, NOW) == expected
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_cached_tokens_have_the_price_of_the_cache(data: st.DataObject) -> None:
+    """Of any model of the tables, below and above its tiers, also where it has no such price."""
+    provider, model = data.draw(st.sampled_from(LISTED))
+    size = data.draw(st.integers(0, 10**6))
+    cached, output = data.draw(st.integers(0, size)), data.draw(st.integers(0, 10**5))
+    expected = theirs(provider, model, size, output, cached)
+    assert GenaiPrices().cost(provider, model, size, cached, output, NOW) == expected
+
+
+def test_cached_tokens_are_not_billed_in_full() -> None:
+    """Nearly all of a long prompt came from the cache: $0.12, and not $0.82."""
+    paid = GenaiPrices().cost("anthropic", "claude-sonnet-4-5", 262_960, 257_955, 1_744, NOW)
+    # Above 200,000 input tokens: $6 a million, $0.60 for cached ones, and $22.50.
+    assert paid == (262_960 - 257_955) * 6_000 + 257_955 * 600 + 1_744 * 22_500
+
+
+LOCAL = (
+    *(
+        "ollama",
+        "ollama_chat",
+        "local",
+        "vllm",
+        "hosted_vllm",
+        "lmstudio",
+        "lm_studio",
+        "LM Studio",
+    ),
+    *("llamacpp", "llama.cpp", "llamafile", "xinference", "self-hosted", "self_hosted", "tgi"),
+    *("sglang", "localai", "oobabooga", "petals", "mlx", "custom", "vllm-prod-2", "ollama2"),
+    *("localhost:11434", "http://10.0.0.7:8000/v1", "text-generation-inference", "on-prem"),
+)
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_what_runs_locally_has_no_price(provider: str) -> None:
+    """A model of one's own machine costs what the machine costs, whatever the model is called."""
+    prices = GenaiPrices()
+    for model in ("deepseek-r1:14b", "mistral-7b", "llama-3.1-8b-instruct", "gpt-oss-20b"):
+        assert prices.cost(provider, model, 10**6, 0, 10**6, NOW) is None
+
+
+def test_no_provider_of_the_tables_is_local() -> None:
+    """Nor is a gateway of one's own, whose models a cloud runs."""
+    for provider in (*(known.id for known in get_snapshot().providers), "our-gateway", "litellm"):
+        assert not is_local(provider)
+
+
+def test_names_that_are_looked_up_are_not_kept_for_ever() -> None:
+    """The tables' own memory has no bound: it must not grow."""
+    tables = get_snapshot()
+    before = [len(held) for held in vars(tables).values() if isinstance(held, dict | set)]
+    prices = GenaiPrices(used=lambda: 0.0)
+    for number in range(100):
+        prices.cost(f"nobody-{number}", f"made-up-{number}", 1, 0, 1, NOW)
+        prices.cost("openai", f"made-up-{number}", 1, 0, 1, NOW)
+        prices.cost(f"nobody-{number}", "gpt-4o", 1, 0, 1, NOW)
+    after = [len(held) for held in vars(tables).values() if isinstance(held, dict | set)]
+    assert before == after
 
 
 @pytest.mark.parametrize(("provider", "model", "threshold"), tiered())
@@ -58,7 +141,7 @@ def test_tier_begins_where_the_tables_say(provider: str, model: str, threshold: 
     prices = GenaiPrices()
     for size in (threshold - 1, threshold, threshold + 1, 2 * threshold):
         expected = theirs(provider, model, size, 1000)
-        assert prices.cost(provider, model, size, 1000, NOW) == expected
+        assert prices.cost(provider, model, size, 0, 1000, NOW) == expected
     under, over = (theirs(provider, model, threshold + side, 1000) for side in (-1, 1))
     assert over > under * 1.2
 
@@ -67,7 +150,7 @@ def test_provider_that_is_not_known_leaves_it_to_the_model() -> None:
     """A gateway of one's own has a name the tables do not know."""
     prices = GenaiPrices()
     expected = theirs(None, "gpt-4o", 1000, 1000)
-    assert prices.cost("our-gateway", "gpt-4o", 1000, 1000, NOW) == expected > 0
+    assert prices.cost("our-gateway", "gpt-4o", 1000, 0, 1000, NOW) == expected > 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +159,7 @@ def test_provider_that_is_not_known_leaves_it_to_the_model() -> None:
 )
 def test_unknown_price_is_none(provider: str, model: str) -> None:
     """Neither zero nor a guess: a known provider is not asked for another's model."""
-    assert GenaiPrices().cost(provider, model, 1000, 1000, NOW) is None
+    assert GenaiPrices().cost(provider, model, 1000, 0, 1000, NOW) is None
 
 
 def test_price_per_million_is_what_a_million_costs() -> None:
@@ -103,20 +186,20 @@ def test_new_names_have_a_budget_and_known_ones_are_always_priced() -> None:
     time, skipped = Time(), []
     prices = GenaiPrices(lambda: skipped.append(1), clock=lambda: time.now, used=time.used)
     expected = theirs("openai", "gpt-4o", 1000, 1000)
-    assert prices.cost("openai", "gpt-4o", 1000, 1000, NOW) == expected
+    assert prices.cost("openai", "gpt-4o", 1000, 0, 1000, NOW) == expected
     for number in range(10_000):
-        assert prices.cost("our-gateway", f"made-up-{number}", 1, 1, NOW) is None
-        assert prices.cost("openai", "gpt-4o", 1000, 1000, NOW) == expected
+        assert prices.cost("our-gateway", f"made-up-{number}", 1, 0, 1, NOW) is None
+        assert prices.cost("openai", "gpt-4o", 1000, 0, 1000, NOW) == expected
     assert time.worked <= 2 * (LOOKUP_SECONDS + 0.001)
     assert 5_000 < len(skipped) < 10_000
     # A name that is known without a price is not skipped; a new one is, for a moment.
     counted = len(skipped)
-    assert prices.cost("our-gateway", "made-up-1", 1, 1, NOW) is None
+    assert prices.cost("our-gateway", "made-up-1", 1, 0, 1, NOW) is None
     assert len(skipped) == counted
-    assert prices.cost("openai", "gpt-4o-mini", 1000, 1000, NOW) is None
+    assert prices.cost("openai", "gpt-4o-mini", 1000, 0, 1000, NOW) is None
     assert len(skipped) == counted + 1
     time.now += 1.0
-    assert prices.cost("openai", "gpt-4o-mini", 1000, 1000, NOW) == theirs(
+    assert prices.cost("openai", "gpt-4o-mini", 1000, 0, 1000, NOW) == theirs(
         "openai", "gpt-4o-mini", 1000, 1000
     )
 
@@ -126,5 +209,5 @@ def test_few_names_are_remembered() -> None:
     time = Time()
     prices = GenaiPrices(clock=lambda: time.now, used=lambda: 0.0)
     for number in range(MAX_REMEMBERED + 100):
-        prices.cost("our-gateway", f"made-up-{number}", 1, 1, NOW)
+        prices.cost("our-gateway", f"made-up-{number}", 1, 0, 1, NOW)
     assert len(prices._known) == MAX_REMEMBERED

@@ -12,9 +12,11 @@ from routecast.protocol import (
     MAX_LATENCY_MS,
     MAX_TOKENS,
     CloseCode,
+    FieldWarning,
     Position,
     Receipt,
     Rejection,
+    WarningCode,
     rfc3339,
 )
 from tests.support.oracle import ALL_FIELDS, stamped
@@ -59,13 +61,28 @@ def test_time_is_written_with_six_decimals(moment: int) -> None:
 
 def test_receipt_leaves_out_ids_that_are_not_known() -> None:
     """As it stands in the contract."""
-    rejected = [Rejection(7, "cost: must be 0 or more", "x"), Rejection(8, "strategy: is required")]
-    assert msgspec.json.encode(Receipt(998, 1, rejected, 2, Position("e", 4711))) == (
-        b'{"accepted":998,"duplicates":1,"rejected":['
-        b'{"index":7,"error":"cost: must be 0 or more","id":"x"},'
+    rejected = [Rejection(7, "provider: is required", "x"), Rejection(8, "strategy: is required")]
+    warning = FieldWarning(2, "cost", WarningCode.NEGATIVE, "must be 0 or more")
+    receipt = Receipt(996, 1, rejected, 2, Position("e", 4711), 3, [warning], 1)
+    text = (
+        b'{"accepted":996,"duplicates":1,"rejected":['
+        b'{"index":7,"error":"provider: is required","id":"x"},'
         b'{"index":8,"error":"strategy: is required"}],'
-        b'"rejected_count":2,"position":{"epoch":"e","seq":4711}}'
+        b'"rejected_count":2,"position":{"epoch":"e","seq":4711},"conflicts":3,'
+        b'"warnings":[{"index":2,"field":"cost","code":"negative","message":"must be 0 or more"}],'
+        b'"warnings_count":1}'
     )
+    assert msgspec.json.encode(receipt) == text
+    assert msgspec.json.decode(text, type=Receipt) == receipt
+
+
+def test_receipt_of_an_earlier_server_is_read() -> None:
+    """It has no conflicts and no warnings."""
+    text = (
+        b'{"accepted":1,"duplicates":2,"rejected":[],"rejected_count":0,'
+        b'"position":{"epoch":"e","seq":1}}'
+    )
+    assert msgspec.json.decode(text, type=Receipt) == Receipt(1, 2, [], 0, Position("e", 1))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Names and ids: what is refused, what is allowed, and the one spelling of each."""
 
 import json
+import re
 import unicodedata
 
 import pytest
@@ -8,9 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.decision import Decision, Rules
-from routecast.core.decode import Broken, decode
+from routecast.core.decode import decode
+from routecast.core.exact import Broken, Flaw
 from routecast.core.rollup import Key
-from routecast.core.texts import check_text, clean_name, is_allowed, is_simple, shown, spelling
+from routecast.core.texts import (
+    check_text,
+    digest,
+    is_allowed,
+    is_simple,
+    kept_name,
+    shown,
+    spelling,
+)
 from routecast.core.view import make_view, parse_query
 from routecast.errors import Invalid
 from routecast.protocol import Filters
@@ -37,11 +47,28 @@ ALLOWED = [
 BLANK = [" ", "\u00a0", "\u3000 ", "\u3164", "\u2800", "\u0301", "\ufe0f"]
 
 
-def read(**fields: str) -> Decision:
+def read(flaws: list[Flaw] | None = None, /, **fields: str) -> Decision:
     """Return one decision as a server reads it."""
     (item,) = decode(json.dumps({"strategy": "s", "provider": "p", **fields}).encode(), lines=False)
     assert not isinstance(item, Broken), item
-    return Rules().normalise(item, NOW)
+    return Rules().normalise(item, NOW, flaws)
+
+
+def assert_not_kept(field: str, text: str, rule: str) -> None:
+    """A required name is refused with the rule; others are not kept, and an id as its hash."""
+    if field in ("strategy", "provider"):
+        with pytest.raises(Invalid, match=f"^{field}: {rule}"):
+            read(**{field: text})
+        return
+    flaws: list[Flaw] = []
+    kept = read(flaws, **{field: text})
+    (flaw,) = flaws
+    if field == "id":
+        assert (flaw.field, flaw.code, kept.id) == ("id", "hashed", digest(text))
+    else:
+        assert (flaw.field, flaw.code) == (field, "bad_character")
+        assert re.match(rule, flaw.message)
+        assert kept._replace(id="") == read()._replace(id="")
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -49,8 +76,7 @@ def test_names_and_ids_hold_nothing_that_disturbs(field: str) -> None:
     """Controls, bidirectional controls, invisible characters: the error names field and code."""
     for character in (*BIDI, *CONTROLS, *INVISIBLE):
         for text in (f"a{character}b", character, f"{character}a", f"a{character}"):
-            with pytest.raises(Invalid, match=rf"^{field}: .*U\+{ord(character):04X}"):
-                read(**{field: text})
+            assert_not_kept(field, text, rf".*U\+{ord(character):04X}")
             assert not is_allowed(text)
 
 
@@ -58,11 +84,9 @@ def test_names_and_ids_hold_nothing_that_disturbs(field: str) -> None:
 def test_names_and_ids_can_be_seen(field: str) -> None:
     """Spaces, fillers and marks with nothing below them are no name."""
     for text in BLANK:
-        with pytest.raises(Invalid, match=f"^{field}: must contain a visible character$"):
-            read(**{field: text})
+        assert_not_kept(field, text, "must contain a visible character$")
     for text in ("\u200d", "a\u200d", "\u200ca"):
-        with pytest.raises(Invalid, match=f"^{field}: must not begin or end with a joiner"):
-            read(**{field: text})
+        assert_not_kept(field, text, "must not begin or end with a joiner")
 
 
 @pytest.mark.parametrize("text", ALLOWED)
@@ -88,15 +112,17 @@ def test_reason_is_free_text() -> None:
     """Lines, tabs and marks of direction belong to texts that people and models write."""
     assert read(reason="a\n\tb\u200f").reason == "a\n\tb\u200f"
     for bad in ("\0", "\ud800"):
-        with pytest.raises(Invalid, match=r"^reason: must not hold NUL or a lone surrogate$"):
-            read(reason=bad)
+        flaws: list[Flaw] = []
+        assert read(flaws, reason=bad).reason is None
+        assert [flaw.code for flaw in flaws] == ["bad_character"]
 
 
-def test_name_that_grows_past_its_limit_is_refused() -> None:
+def test_name_that_grows_past_its_limit_is_cut() -> None:
     """A few characters become several in normal form C."""
-    assert len(read(strategy="\u0958" * 32).strategy) == 64
-    with pytest.raises(Invalid, match=r"^strategy: must be at most 64 characters"):
-        read(strategy="\u0958" * 33)
+    assert read(strategy="\u0958" * 32).strategy == "\u0915\u093c" * 32
+    cut = read(strategy="\u0958" * 33).strategy
+    assert len(cut) == 64
+    assert cut.startswith("\u0915\u093c" * 25)
 
 
 def test_filters_find_a_name_however_it_is_spelt() -> None:
@@ -111,13 +137,39 @@ def test_filters_find_a_name_however_it_is_spelt() -> None:
 def test_whatever_is_let_in_stays_as_it_is(text: str) -> None:
     """What is kept is allowed itself, has no other spelling, and is shown as it is."""
     try:
-        kept = clean_name("model", text, 128)
+        kept, _ = kept_name("model", text, 16)
     except Invalid:
-        assert not is_allowed(text) or len(spelling(text)) > 128
+        assert not is_allowed(text)
         return
-    assert clean_name("model", kept, 128) == kept == spelling(kept)
+    assert len(kept) <= 16
+    assert not kept or is_allowed(kept)
+    assert kept_name("model", kept, 16) == (kept, False)
+    assert kept == spelling(kept)
     assert shown(kept) == kept
     assert not any(unicodedata.category(one) in ("Cc", "Cs") for one in kept)
+
+
+VISIBLE = st.text(st.characters(categories=["L", "N"]), min_size=1)
+
+
+@given(VISIBLE, VISIBLE, st.sampled_from([0, 17, 1020, 1024, 3000]))
+def test_two_long_names_stay_two(first: str, second: str, more: int) -> None:
+    """Also where they begin alike, and however long they are."""
+    names = [text + "y" * more for text in (first, second)]
+    names += [text + "x" for text in names] + [first + "y" * more + second]
+    kept = {kept_name("model", name, 16)[0] for name in names}
+    assert len(kept) == len(set(map(spelling, names)))
+
+
+def test_of_a_huge_name_only_the_beginning_is_looked_at() -> None:
+    """A body may hold one of 16 MiB, and its characters are looked at one by one."""
+    kept = read(strategy="\u0e01" * 2_000 + "\0").strategy
+    assert len(kept) == 64
+    assert kept == read(strategy="\u0e01" * 2_000 + "\0").strategy
+    assert kept != read(strategy="\u0e01" * 2_000).strategy
+    assert read(strategy="a" * 1023 + "\u200d" + "b" * 10).strategy.startswith("aaa")
+    with pytest.raises(Invalid):
+        read(strategy="a" * 100 + "\0" + "b" * 2_000)
 
 
 @given(st.text(st.characters(max_codepoint=0x2FF)))

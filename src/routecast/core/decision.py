@@ -10,18 +10,21 @@ from operator import itemgetter
 from sys import intern
 from typing import Any, Final, NamedTuple
 
-from routecast.core.exact import ExactDecision
-from routecast.core.numbers import scaled, whole_number
-from routecast.core.texts import check_text, clean_name, is_simple
+from routecast.core.exact import ExactDecision, Flaw, Unusable, count, is_id
+from routecast.core.numbers import scaled
+from routecast.core.texts import digest, is_simple, kept_name
 from routecast.core.times import NO_OFFSET, unix_time
 from routecast.core.times import SECOND as SECOND
 from routecast.errors import Invalid
 from routecast.protocol import (
     EPOCH,
+    MAX_ID,
     MAX_MODEL,
     MAX_NAME,
+    MAX_REASON,
     MICROSECOND,
     DecisionIn,
+    WarningCode,
     is_clean,
 )
 
@@ -30,8 +33,11 @@ DAY: Final = 24 * 60 * MINUTE
 
 UNKNOWN_BAND: Final = "none"
 
-# (provider, model, input tokens, output tokens, moment) to nano-dollars, or None: no price known.
-Price = Callable[[str, str, int, int, int], int | None]
+# (provider, model, input tokens, those of them that came from a cache, output tokens, moment) to
+# nano-dollars, or None: no price known.
+Price = Callable[[str, str, int, int, int, int], int | None]
+# What a price depends on.
+_PRICED_BY: Final = frozenset({"cost", "model", "input_tokens", "output_tokens", "cached_tokens"})
 
 
 class Decision(NamedTuple):
@@ -92,22 +98,27 @@ class Rules:
     price: Price = lambda *_: None
     ids: Iterator[str] = field(default_factory=_numbered)
 
-    def normalise(self, sent: DecisionIn | ExactDecision, now: int) -> Decision:
+    def normalise(
+        self, sent: DecisionIn | ExactDecision, now: int, flaws: list[Flaw] | None = None
+    ) -> Decision:
         """Return the decision in integers.
 
-        Raises Invalid, naming the field, when it breaks a rule that its types cannot show.
+        What could not be used as it was sent is added to `flaws`, which must be empty. Raises
+        Invalid, naming the field, where the decision cannot be counted at all.
         """
+        flaws = [] if flaws is None else flaws
         strategy, provider, model = sent.strategy, sent.provider, sent.model or ""
         identity = sent.id
         project = sent.project or "default"
-        if not is_simple((strategy, provider, model, identity or "", project)):
-            strategy = clean_name("strategy", strategy, MAX_NAME)
-            provider = clean_name("provider", provider, MAX_NAME)
-            model = clean_name("model", model, MAX_MODEL)
-            project = clean_name("project", project, MAX_NAME)
-            check_text("id", identity or "")
-        if sent.reason and not is_clean(sent.reason):
-            raise Invalid("reason: must not hold NUL or a lone surrogate")
+        texts = (strategy, provider, model, identity or "", project)
+        exact = sent if isinstance(sent, ExactDecision) else None
+        flaws += exact.flaws if exact else ()
+        if not is_simple(texts) or (exact and max(map(len, texts)) > MAX_NAME):
+            strategy = _name("strategy", strategy, flaws)
+            provider = _name("provider", provider, flaws)
+            model = _optional_name("model", model, flaws, MAX_MODEL) or ""
+            project = _optional_name("project", project, flaws) or "default"
+            identity = _identity(identity, flaws)
         confidence, band = sent.confidence, UNKNOWN_BAND
         if isinstance(confidence, str):
             band, confidence = confidence, None
@@ -118,18 +129,24 @@ class Rules:
                 high, medium = Decimal(repr(high)), Decimal(repr(medium))
             band = "high" if confidence >= high else "medium" if confidence >= medium else "low"
         moment = now if sent.timestamp is None else _moment(sent.timestamp, now)
-        tokens_in = sent.input_tokens
-        if tokens_in is not None and type(tokens_in) is not int:
-            tokens_in = _count("input_tokens", tokens_in)
-        tokens_out = sent.output_tokens
-        if tokens_out is not None and type(tokens_out) is not int:
-            tokens_out = _count("output_tokens", tokens_out)
+        tokens_in, tokens_out = sent.input_tokens, sent.output_tokens
+        if isinstance(tokens_in, float):
+            tokens_in = _count("input_tokens", tokens_in, flaws)
+        if isinstance(tokens_out, float):
+            tokens_out = _count("output_tokens", tokens_out, flaws)
+        cached: int | None = 0
+        if sent.cached_tokens is not None:
+            cached = _cached(sent.cached_tokens, tokens_in, flaws)
+        cost = None
         if sent.cost is not None:
-            cost: int | None = scaled(sent.cost, 1_000_000_000)
-        elif model and tokens_in is not None and tokens_out is not None:
-            cost = self.price(provider, model, tokens_in, tokens_out, moment)
-        else:
-            cost = None
+            cost = scaled(sent.cost, 1_000_000_000)
+        elif (
+            model
+            and tokens_in is not None
+            and tokens_out is not None
+            and (not flaws or _can_price(flaws))
+        ):
+            cost = self.price(provider, model, tokens_in, cached or 0, tokens_out, moment)
         # Many decisions wait at the same time, and have few names: each is held once.
         project = intern(project)
         return Decision(
@@ -147,17 +164,76 @@ class Rules:
             tokens_in,
             tokens_out,
             bool(sent.fallback),
-            sent.reason or None,
+            _reason(sent.reason, flaws) if sent.reason else None,
             project,
             sent.cost is not None,
         )
 
 
-def _count(name: str, count: float) -> int:
+def _name(field: str, text: str, flaws: list[Flaw], longest: int = MAX_NAME) -> str:
+    """Return a name as it is kept. Raises Invalid where it contains what it must not."""
+    kept, too_long = kept_name(field, text, longest)
+    if too_long:
+        message = f"is longer than {longest} characters: its beginning and a hash are kept"
+        flaws.append(Flaw(field, WarningCode.TRUNCATED, message))
+    return kept
+
+
+def _optional_name(field: str, text: str, flaws: list[Flaw], longest: int = MAX_NAME) -> str | None:
+    """Return a name as it is kept; None where it contains what it must not."""
     try:
-        return whole_number(count)
-    except ValueError as error:
-        raise Invalid(f"{name}: {error}") from None
+        return _name(field, text, flaws, longest)
+    except Invalid as error:
+        _, _, message = str(error).partition(": ")
+        flaws.append(Flaw(field, WarningCode.BAD_CHARACTER, message))
+        return None
+
+
+def _identity(text: str | None, flaws: list[Flaw]) -> str | None:
+    """Return an id as it is kept: the same one whenever it is sent again."""
+    if text is None or is_id(text):
+        return text
+    if len(text) > MAX_ID:
+        message = f"is longer than {MAX_ID} characters: its SHA-256 is kept"
+    else:
+        message = "contains characters that ids must not contain: its SHA-256 is kept"
+    flaws.append(Flaw("id", WarningCode.HASHED, message))
+    return digest(text)
+
+
+def _can_price(flaws: list[Flaw]) -> bool:
+    """Whether all that a price depends on is as it was sent: else a price would be a guess."""
+    return _PRICED_BY.isdisjoint(flaw.field for flaw in flaws)
+
+
+def _reason(text: str, flaws: list[Flaw]) -> str | None:
+    if len(text) > MAX_REASON:
+        message = f"is longer than {MAX_REASON} characters: its beginning is kept"
+        flaws.append(Flaw("reason", WarningCode.TRUNCATED, message))
+        text = text[:MAX_REASON]
+    if is_clean(text):
+        return text
+    message = "must not contain NUL or a lone surrogate"
+    flaws.append(Flaw("reason", WarningCode.BAD_CHARACTER, message))
+    return None
+
+
+def _count(field: str, value: float, flaws: list[Flaw]) -> int | None:
+    try:
+        return count(value)
+    except Unusable as error:
+        flaws.append(Flaw(field, error.code, str(error)))
+        return None
+
+
+def _cached(value: float, tokens_in: int | None, flaws: list[Flaw]) -> int | None:
+    """Return the cached ones of the input tokens, which they are a part of."""
+    cached = _count("cached_tokens", value, flaws)
+    if cached is None or tokens_in is None or cached <= tokens_in:
+        return cached
+    message = "must be at most input_tokens, of which they are a part"
+    flaws.append(Flaw("cached_tokens", WarningCode.TOO_LARGE, message))
+    return None
 
 
 def _moment(timestamp: datetime | float | Decimal, now: int) -> int:

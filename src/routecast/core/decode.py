@@ -6,12 +6,13 @@ decodes a piece in one go; numbers with more digits than a float holds are read 
 name the bad.
 
 A bad decision costs no other. Only a body that is not JSON at all, or not UTF-8, is refused whole.
+NaN and the infinities are no JSON, and many programs write them: each costs only its field.
 """
 
 import json
 import re
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
 
@@ -35,8 +36,10 @@ Item = DecisionIn | ExactDecision | Broken
 MAX_COMMAS: Final = 40 * MAX_BATCH
 # Bytes that are decoded in one go: 0.5 ms of a usual body. A longer decision is read on its own.
 PIECE: Final = 65_536
-# Decisions that are read one by one between two turns of others: 0.5 ms.
-GROUP: Final = 64
+# Decisions that are read one by one between two turns of others: 1 ms where all are bad.
+GROUP: Final = 32
+# Bytes after a mistake that are parsed again, to say what it is.
+SHOWN: Final = 64
 # After this number of lines, none of them JSON, the body is refused if no other can be a decision.
 STRANGE_LINES: Final = 1_000
 # Brackets and strings are counted to find the end of a decision that msgspec cannot skip: MARKS of
@@ -50,7 +53,8 @@ _BLANK: Final = b" \t\r\n"
 _BOM: Final = b"\xef\xbb\xbf"
 _OBJECT_LINE: Final = re.compile(rb"^[ \t\r]*\{", re.MULTILINE)
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+# Half a character, or no number: msgspec refuses both, and Python's parser reads them.
+_ODD: Final = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity")
 _MARK: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]++|[\]}]++|[,"]', re.DOTALL)
 _TOO_DEEP: Final = "not usable JSON: nested too deeply"
 
@@ -160,7 +164,7 @@ def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[Item]]:
         except RecursionError:
             cut = yield from _walk(body, at, cut, end)
         except ValueError as error:
-            if _SURROGATE.search(piece):
+            if _ODD.search(piece):
                 cut = yield from _walk(body, at, cut, end)
             elif cut < end and _at_end(error, piece):
                 size *= 2  # the comma was within an item
@@ -267,7 +271,7 @@ def _read_walked(body: bytes, at: int, cut: int) -> Item:
         return convert_with_care(_parse(item.decode()))
     except RecursionError:
         return Broken(_TOO_DEEP)
-    except ValueError:
+    except (ValueError, BadBody):
         raise _not_json(body, at) from None
 
 
@@ -334,8 +338,8 @@ class _Lines:
         except RecursionError:
             return self._broken(_TOO_DEEP)
         except ValueError:
-            # Of many broken lines only some are told; but with half a character one may be good.
-            if self._strange >= MAX_REJECTIONS_LISTED and not _SURROGATE.search(line):
+            # Of many broken lines only some are told; but an odd one may be good.
+            if self._strange >= MAX_REJECTIONS_LISTED and not _ODD.search(line):
                 return self._broken("not JSON")
         else:
             self._known = True
@@ -356,19 +360,13 @@ class _Lines:
 # -- what is wrong ------------------------------------------------------------------------------
 
 
-def _not_a_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
 def _parse(text: str, first_line: int = 1) -> Any:
     """Parse as Python does: slowly, but with half characters, and with words on what is wrong.
 
     Raises BadBody, and RecursionError.
     """
     try:
-        return json.loads(
-            text, parse_constant=_not_a_number, parse_int=read_number, parse_float=read_number
-        )
+        return json.loads(text, parse_int=read_number, parse_float=read_number)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise BadBody(f"not JSON at line {line} column {error.colno}: {error.msg}") from None
@@ -395,12 +393,12 @@ def _not_json(body: bytes, at: int, error: ValueError | None = None) -> BadBody:
     except UnicodeDecodeError:
         return _not_utf8(body)
     found = _BYTE.search(str(error))
-    stop = at + int(found[1]) + GROUP if found else len(body)
+    stop = at + int(found[1]) + SHOWN if found else len(body)
     rest = body[at:stop].decode(errors="ignore")
     if rest.count(",") > MAX_EXPLAINED:
         return BadBody(f"not JSON after byte {at}: {error or 'it is cut off'}")
     try:
-        json.loads(f"[{rest}", parse_constant=_not_a_number)
+        json.loads(f"[{rest}")
     except json.JSONDecodeError as problem:
         wrong = at + len(rest[: max(0, problem.pos - 1)].encode())
         line = body.count(b"\n", 0, wrong) + 1

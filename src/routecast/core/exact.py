@@ -1,28 +1,31 @@
 """One decision read with care: every digit counts, and what is wrong is named.
 
 msgspec reads most decisions in one go, into floats. What it cannot read, and numbers and times
-with more digits than a float or a microsecond holds, are read here.
+with more digits than a float or a microsecond holds, are read here, field by field: a field that
+cannot be used costs only itself. But a decision needs a strategy and a provider; and one with a
+wrong time would be counted in a wrong minute, so it is refused.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, TypeGuard, cast
 
 import msgspec
 
 from routecast.core.numbers import has_digits_enough, read_number, whole_number
-from routecast.core.texts import is_allowed
+from routecast.core.texts import is_allowed, is_simple
 from routecast.core.times import RULE, read_time
-from routecast.core.wording import kind, worded
+from routecast.core.wording import kind
 from routecast.protocol import (
     BANDS,
     MAX_COST,
+    MAX_ID,
     MAX_LATENCY_MS,
     MAX_TOKENS,
     DecisionIn,
-    is_clean,
+    WarningCode,
 )
 
 # -- which bodies need it -----------------------------------------------------------------------
@@ -70,11 +73,17 @@ _TINY: Final = re.compile(rb":0+e000")
 # A float gives back all digits of a number of at most this length, in bytes. (Times in quotes have
 # 22 or more.)
 LONG: Final = 15
-# For these fields msgspec's error is not final: a leap second is valid, and its texts are unclear.
-_UNDECIDED: Final = ("$.timestamp`", "_tokens`", "$.cost`", "$.latency_ms`")
 
 
 # -- a decision ---------------------------------------------------------------------------------
+
+
+class Flaw(NamedTuple):
+    """What was wrong with a field: a `FieldWarning` of a decision whose place is not known yet."""
+
+    field: str
+    code: WarningCode
+    message: str
 
 
 class ExactDecision(msgspec.Struct, gc=False):
@@ -82,6 +91,7 @@ class ExactDecision(msgspec.Struct, gc=False):
 
     Numbers of at most `LONG` bytes may be floats: these give back all their digits. A time of
     RFC 3339 may be microseconds since 1970 (int), Unix time in seconds is a float or a Decimal.
+    Texts may be of any length. `flaws` are the fields that could not be used as they were sent.
     """
 
     strategy: str
@@ -92,12 +102,14 @@ class ExactDecision(msgspec.Struct, gc=False):
     confidence: float | Decimal | str | None = None
     cost: float | Decimal | None = None
     latency_ms: float | Decimal | None = None
-    input_tokens: float | None = None
-    output_tokens: float | None = None
+    input_tokens: int | float | None = None
+    output_tokens: int | float | None = None
+    cached_tokens: int | float | None = None
     status: str | None = None
     fallback: bool | None = None
     reason: str | None = None
     project: str | None = None
+    flaws: tuple[Flaw, ...] = ()
 
 
 class Broken(msgspec.Struct, frozen=True, gc=False):
@@ -116,22 +128,19 @@ def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | 
         sent = None if _has_tiny_number(bytes(part)) else _one.decode(part)
     except UnicodeDecodeError:
         raise
-    except msgspec.ValidationError as error:
-        text = str(error)
-        if not text.endswith(_UNDECIDED):
-            return Broken(_explain(text), _identity_of(part))
+    except msgspec.ValidationError:
         sent = None
     try:
-        if sent is None:
-            return _all_exact(part)
-        return _with_long_ones(sent, _parts.decode(part), _READERS)
-    except (msgspec.ValidationError, _Wrong) as error:
-        return Broken(
-            str(error) if isinstance(error, _Wrong) else _explain(str(error)), _identity_of(part)
-        )
+        parts = _parts.decode(part)
+    except msgspec.ValidationError as error:
+        return Broken(_not_an_object(str(error)))
+    if sent is None:
+        texts = {name: bytes(getattr(parts, name)) for name in _READERS}
+        return _read({name: _value(text) for name, text in texts.items() if text})
+    return _with_long_ones(sent, parts, _NUMERIC)
 
 
-def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision]:
+def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | Broken]:
     """Read an array of decisions.
 
     Raises ValueError or RecursionError where it is better to read them one by one.
@@ -139,24 +148,16 @@ def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision]:
     shape = piece.translate(_SHAPE, b".- \t\r\n")
     if _TINY.search(shape) or b"\\u000" in shape:
         raise ValueError("holds numbers that take long to read, or names that are hard to find")
-    long = [name for name in _READERS if b'"%b":0000000000000000' % name.encode() in shape]
+    long = [name for name in _NUMERIC if b'"%b":0000000000000000' % name.encode() in shape]
     if "timestamp" not in long and _FRACTION in piece.translate(_SHAPE, b"."):
         long.append("timestamp")
     pairs = zip(_many.decode(piece), _many_parts.decode(piece), strict=True)
     return [_with_long_ones(sent, parts, long) for sent, parts in pairs]
 
 
-def _all_exact(part: "bytes | msgspec.Raw") -> ExactDecision:
-    parts = _parts.decode(part)
-    given = msgspec.structs.asdict(parts)
-    for name in _READERS:
-        given[name] = _exact(name, bytes(given[name]))
-    return ExactDecision(**given)
-
-
 def _with_long_ones(
     sent: DecisionIn, parts: Any, names: Iterable[str]
-) -> DecisionIn | ExactDecision:
+) -> DecisionIn | ExactDecision | Broken:
     """Return a decision with all digits of the numbers and times that have these names.
 
     Floats stay where further digits make no difference, and where they show as the text that was
@@ -165,11 +166,11 @@ def _with_long_ones(
     long: dict[str, Any] = {}
     for name in names:
         text = bytes(getattr(parts, name))
-        if len(text) > LONG:
-            read = getattr(sent, name)
-            if not _is_exact(name, read, text):
-                long[name] = _exact(name, text)
-    return ExactDecision(**{**msgspec.structs.asdict(sent), **long}) if long else sent
+        if len(text) > LONG and not _is_exact(name, getattr(sent, name), text):
+            long[name] = _value(text)
+    if not long:
+        return sent
+    return _read(long, msgspec.structs.asdict(sent))
 
 
 def _is_exact(name: str, read: object, text: bytes) -> bool:
@@ -184,43 +185,12 @@ def _is_exact(name: str, read: object, text: bytes) -> bool:
     return False
 
 
-def _exact(name: str, text: bytes) -> Any:
-    """Return the value of a field from its JSON."""
-    if text in (b"", b"null"):
-        return None
-    return _checked(name, _value(text))
-
-
-def _checked(name: str, value: Any) -> Any:
-    try:
-        return _READERS[name](value)
-    except ValueError as error:
-        raise _Wrong(f"{name}: {error}") from None
-
-
 def convert_with_care(value: object) -> ExactDecision | Broken:
     """Read one decision that Python's own parser has read, its numbers as Decimals."""
     if not isinstance(value, dict):
         return Broken(f"expected an object, got {kind_of(value)}")
-    known = value.get("id")
-    shown = (
-        known if isinstance(known, str) and 0 < len(known) <= 128 and is_allowed(known) else None
-    )
     # Fields of other names are ignored, even where their names cannot be written as UTF-8.
-    given = {name: given for name, given in value.items() if name in _FIELDS}
-    try:
-        read = msgspec.structs.asdict(msgspec.convert(given, _Values))
-        for name in _READERS:
-            read[name] = None if read[name] is None else _checked(name, read[name])
-        return ExactDecision(**read)
-    except msgspec.ValidationError as error:
-        return Broken(_explain(str(error)), shown)
-    except _Wrong as error:
-        return Broken(str(error), shown)
-    except UnicodeEncodeError:
-        # A lone surrogate cannot be compared with the few words that may stand here.
-        name = next(name for name, value in given.items() if not is_clean(str(value)))
-        return Broken(f"{name}: {_WORDS.get(name, 'must not hold a lone surrogate')}", shown)
+    return _read({name: value[name] for name in _READERS if name in value})
 
 
 def kind_of(value: object) -> str:
@@ -229,11 +199,45 @@ def kind_of(value: object) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-class _Wrong(ValueError):
-    """A field is wrong; the text names it and the rule."""
+def is_id(text: str | None) -> TypeGuard[str]:
+    """Whether a text is an id that can be kept, and told, as it is."""
+    if not text or len(text) > MAX_ID:
+        return False
+    return is_simple((text,)) or is_allowed(text)
+
+
+def _read(values: Mapping[str, Any], known: dict[str, Any] | None = None) -> ExactDecision | Broken:
+    """Return a decision of some values of JSON, in place of those that are known."""
+    given: dict[str, Any] = {} if known is None else known
+    flaws: list[Flaw] = []
+    wrong = ""
+    for name, value in values.items():
+        if value is None and name not in REQUIRED:
+            continue
+        try:
+            given[name] = _READERS[name](value)
+        except Unusable as error:
+            if name in NEEDED:
+                wrong = wrong or f"{name}: {error}"
+            else:
+                flaws.append(Flaw(name, error.code, str(error)))
+                given[name] = error.instead
+    absent = next((name for name in REQUIRED if name not in values and name not in given), None)
+    if absent or wrong:
+        identity = given.get("id")
+        return Broken(
+            f"{absent}: is required" if absent else wrong, identity if is_id(identity) else None
+        )
+    return ExactDecision(**given, flaws=tuple(flaws))
+
+
+def _not_an_object(message: str) -> str:
+    words = message.split("`")
+    return f"expected an object, got {kind(words[3]) if len(words) > 3 else 'another value'}"
 
 
 def _value(text: bytes) -> Any:
+    """Return a value of JSON; of an array or an object, only that it is one."""
     if text[:1] in b"-0123456789":
         return read_number(text.decode("ascii"))
     if text[:1] in b"[{":
@@ -241,20 +245,39 @@ def _value(text: bytes) -> Any:
     return msgspec.json.decode(text)
 
 
-# -- its numbers and times ----------------------------------------------------------------------
+# -- its fields ---------------------------------------------------------------------------------
+
+REQUIRED: Final = ("strategy", "provider")
+# Without these, or with other values of them, a decision is refused.
+NEEDED: Final = (*REQUIRED, "timestamp")
+
+
+class Unusable(ValueError):
+    """A field cannot be used as it is. `instead` is another form of it that can be, if any."""
+
+    def __init__(self, code: WarningCode, message: str, instead: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.instead = instead
+
+
+def _wrong_type(wanted: str, value: object) -> Unusable:
+    if isinstance(value, float):  # of all numbers, only those that are not finite
+        return Unusable(WarningCode.NOT_FINITE, f"must be {wanted}, not NaN or an infinity")
+    return Unusable(WarningCode.WRONG_TYPE, f"must be {wanted}, not {kind_of(value)}")
 
 
 def _number(value: object, wanted: str = "a number") -> Decimal:
     if isinstance(value, Decimal):
         return value
-    raise ValueError(f"must be {wanted}, not {kind_of(value)}")
+    raise _wrong_type(wanted, value)
 
 
 def _within(value: Decimal, most: float) -> None:
     if value < 0:
-        raise ValueError("must be 0 or more")
+        raise Unusable(WarningCode.NEGATIVE, "must be 0 or more")
     if value > most:
-        raise ValueError(f"must be at most {most:,.0f}")
+        raise Unusable(WarningCode.TOO_LARGE, f"must be at most {most:,.0f}")
 
 
 def _amount(most: float) -> Callable[[object], Decimal]:
@@ -268,91 +291,109 @@ def _amount(most: float) -> Callable[[object], Decimal]:
 
 def _tokens(value: object) -> int:
     number = _number(value, "a whole number")
-    count = whole_number(number)
     _within(number, MAX_TOKENS)
-    return count
+    return count(number)
+
+
+def count(value: float | Decimal) -> int:
+    """Return a number of tokens. Raises Unusable where it is not whole."""
+    try:
+        return whole_number(value)
+    except ValueError as error:
+        raise Unusable(WarningCode.NOT_WHOLE, str(error)) from None
+
+
+_CONFIDENCE: Final = 'must be a number from 0 to 1, or "high", "medium" or "low"'
 
 
 def _confidence(value: object) -> Decimal | str:
-    if isinstance(value, str) and value in BANDS:
-        return value
-    if isinstance(value, Decimal) and 0 <= value <= 1:
-        return value
-    raise ValueError(_WORDS["confidence"])
+    if isinstance(value, str):
+        if value in BANDS:
+            return value
+        raise Unusable(WarningCode.UNKNOWN_VALUE, _CONFIDENCE)
+    if not isinstance(value, Decimal):
+        raise Unusable(_wrong_type("", value).code, _CONFIDENCE)
+    if not 0 <= value <= 1:
+        code = WarningCode.NEGATIVE if value < 0 else WarningCode.TOO_LARGE
+        raise Unusable(code, _CONFIDENCE)
+    return value
 
 
 def _timestamp(value: object) -> int | Decimal:
     if isinstance(value, str):
-        return read_time(value)
+        try:
+            return read_time(value)
+        except ValueError as error:
+            raise Unusable(WarningCode.UNKNOWN_VALUE, str(error)) from None
     if isinstance(value, Decimal):
         return value
-    raise ValueError(RULE)
+    raise Unusable(WarningCode.WRONG_TYPE, RULE)
 
 
-_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise _wrong_type("a string", value)
+
+
+def _name(value: object) -> str:
+    text = _text(value)
+    if not text:
+        raise Unusable(WarningCode.EMPTY, "must not be empty")
+    return text
+
+
+def _id(value: object) -> str:
+    if isinstance(value, Decimal) and value == value.to_integral_value() and abs(value) < 10**38:
+        # Sent again, it must be the same: so it is not left unknown.
+        instead = str(int(value))
+        raise Unusable(WarningCode.CONVERTED, "must be a string; its digits are kept", instead)
+    return _name(value)
+
+
+def _status(value: object) -> str:
+    if value in ("success", "error"):
+        return str(value)
+    code = WarningCode.UNKNOWN_VALUE if isinstance(value, str) else WarningCode.WRONG_TYPE
+    raise Unusable(code, 'must be "success" or "error"; it counts as "success"')
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _wrong_type("true or false", value)
+
+
+_NUMERIC: Final[dict[str, Callable[[Any], Any]]] = {
     "timestamp": _timestamp,
     "confidence": _confidence,
     "cost": _amount(MAX_COST),
     "latency_ms": _amount(MAX_LATENCY_MS),
     "input_tokens": _tokens,
     "output_tokens": _tokens,
+    "cached_tokens": _tokens,
 }
-
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "strategy": _name,
+    "provider": _name,
+    "model": _text,
+    "id": _id,
+    **_NUMERIC,
+    "status": _status,
+    "fallback": _flag,
+    "reason": _text,
+    "project": _name,
+}
+assert set(_READERS) == set(DecisionIn.__struct_fields__)
 
 # What amounts are multiplied by to be stored, and their limits. A confidence is not among
 # them: it is compared with bands, too.
 _AMOUNTS: Final = {"cost": (1_000_000_000, MAX_COST), "latency_ms": (1_000, MAX_LATENCY_MS)}
 
-
-# -- its other fields ---------------------------------------------------------------------------
-
-
-def _with_numbers_as(kind: Any, absent: Any) -> type[msgspec.Struct]:
-    """Return a struct of the fields of `DecisionIn`, its numbers and times being of one type."""
-    fields: list[tuple[Any, ...]] = []
-    for field in msgspec.structs.fields(DecisionIn):
-        if field.name in _READERS:
-            fields.append((field.name, kind, absent))
-        else:
-            fields.append((field.name, field.type, *([] if field.required else [None])))
-    return msgspec.defstruct("DecisionParts", cast("Any", fields))
-
-
+_Parts: Final = msgspec.defstruct(
+    "DecisionParts", cast("Any", [(name, msgspec.Raw, msgspec.Raw()) for name in _READERS])
+)
 _one: Final = msgspec.json.Decoder(DecisionIn)
 _many: Final = msgspec.json.Decoder(list[DecisionIn])
-_Parts: Final = _with_numbers_as(msgspec.Raw, msgspec.Raw())
 _parts: Final = msgspec.json.Decoder(_Parts)
 _many_parts: Final = msgspec.json.Decoder(list[_Parts])  # type: ignore[valid-type]
-_Values: Final = _with_numbers_as(Any, None)
-_FIELDS: Final = frozenset(DecisionIn.__struct_fields__)
-_WORDS: Final = {
-    "confidence": 'must be a number from 0 to 1, or "high", "medium" or "low"',
-    "status": 'must be "success" or "error"',
-}
-
-
-class _Identity(msgspec.Struct):
-    id: str | None = None
-
-
-_identity: Final = msgspec.json.Decoder(_Identity)
-
-
-def _identity_of(part: "bytes | msgspec.Raw") -> str | None:
-    try:
-        known = _identity.decode(part).id
-    except (ValueError, RecursionError):
-        return None
-    return known if known and len(known) <= 128 and is_allowed(known) else None
-
-
-def _explain(message: str) -> str:
-    """Put one of msgspec's messages into the words of the contract: the field, then the rule."""
-    if message.startswith("Object missing required field"):
-        return f"{message.split('`')[1]}: is required"
-    rule, _, path = message.partition(" - at `$.")
-    name = path.rstrip("`")
-    words = rule.split("`")
-    if not name and len(words) > 3:
-        return f"expected an object, got {kind(words[3])}"
-    return f"{name}: {_WORDS.get(name) or worded(rule)}"

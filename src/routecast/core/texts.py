@@ -4,9 +4,12 @@ Two names that look the same must be the same name, and no name may disturb a te
 page. So control characters, line separators, bidirectional controls and invisible characters are
 refused, and names are kept in Unicode's normal form C (UAX 15). Joiners stay allowed between other
 characters, since emoji and some scripts need them.
+
+A name that is too long is cut, and a hash of all of it follows, so that two long names stay two.
 """
 
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Final
 from unicodedata import category, normalize
 
@@ -26,6 +29,10 @@ _REFUSED: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))
 # Letters and symbols that show nothing.
 _BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _NOT_ALONE: Final = frozenset(("Cf", "Mn", "Mc", "Me", "Zs"))
+# Hexadecimal digits of the hash that ends a name which was cut: 48 bits.
+_HASH_DIGITS: Final = 12
+# Characters of a name that are looked at one by one: a body may hold a name of 16 MiB.
+_MOST_READ: Final = 1_024
 
 
 def is_simple(texts: Iterable[str]) -> bool:
@@ -56,16 +63,28 @@ def is_allowed(text: str) -> bool:
     return True
 
 
-def clean_name(field: str, text: str, longest: int) -> str:
-    """Return a name as it is kept. Raises Invalid, naming the field.
+def kept_name(field: str, text: str, longest: int) -> tuple[str, bool]:
+    """Return a name as it is kept, in at most `longest` characters, and whether it was too long.
 
-    `longest` is the most characters that the kept form may have: a few grow by normalisation.
+    Of a name that is too long its beginning is kept, and a hash of all of it, as in
+    `a-very-long-na~0f3a9c51d2e7`. Raises Invalid, naming the field, where it contains what it must
+    not; of a very long name only the first _MOST_READ characters are looked at.
     """
-    check_text(field, text)
-    kept = spelling(text)
-    if len(kept) > longest:
-        raise Invalid(f"{field}: must be at most {longest} characters in normal form C")
-    return kept
+    read = text
+    if len(text) > _MOST_READ:
+        read = text[:_MOST_READ].rstrip("".join(_JOINERS))
+    if not is_simple((read,)):
+        check_text(field, read)
+    name = spelling(read)
+    if read is text and len(name) <= longest:
+        return name, False
+    whole = name if read is text else text
+    return f"{name[: longest - _HASH_DIGITS - 1]}~{digest(whole)[:_HASH_DIGITS]}", True
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, as 64 hexadecimal digits."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def spelling(text: str) -> str:

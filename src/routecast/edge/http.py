@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -20,11 +20,10 @@ from starlette.types import Receive, Scope, Send
 
 from routecast.core.decision import Decision, Rules
 from routecast.core.decode import Item, pieces
-from routecast.core.exact import Broken
+from routecast.core.exact import Broken, Flaw, is_id
 from routecast.core.frame import Frame
 from routecast.core.session import open_session
 from routecast.core.sites import Sites
-from routecast.core.texts import is_allowed
 from routecast.core.view import MAX_NAME, View
 from routecast.edge.body import BodyReader, ClientGone
 from routecast.edge.cors import origin_of
@@ -45,9 +44,11 @@ from routecast.protocol import (
     MAX_INTERVAL,
     MAX_REJECTIONS_LISTED,
     MAX_TOKENS,
+    MAX_WARNINGS_LISTED,
     MIN_INTERVAL,
     WINDOWS,
     DecisionIn,
+    FieldWarning,
     Health,
     Problem,
     Receipt,
@@ -70,17 +71,24 @@ _JSON: Final = (b"content-type", b"application/json")
 
 
 class Batch(NamedTuple):
-    """What a body came to: the decisions to keep, and what is wrong with the others."""
+    """What a body came to: the decisions to keep, and what is wrong with the others.
+
+    `warned` counts, by field and code, what of the decisions to keep could not be used as it was
+    sent; the first of that are `warnings`.
+    """
 
     decisions: list[Decision]
     rejected: list[Rejection]
+    warnings: list[FieldWarning]
+    warned: dict[tuple[str, str], int]
 
 
 class Reading:
     """A body that is being made into decisions: call `go_on` until it returns True."""
 
     def __init__(self, body: bytes, rules: Rules, now: int, *, lines: bool) -> None:
-        self.batch = Batch([], [])
+        self.batch = Batch([], [], [], {})
+        self._flaws: list[Flaw] = []
         self._rules = rules
         self._now = now
         self._pieces = pieces(body, lines=lines)
@@ -105,20 +113,32 @@ class Reading:
     def _sort_some(self) -> bool:
         """Tell some good ones from bad ones; return whether any were left."""
         batch, now, normalise = self.batch, self._now, self._rules.normalise
-        index = self._index
+        index, flaws = self._index, self._flaws
         for item in islice(self._left, LOOK_EVERY):
             if isinstance(item, Broken):
                 batch.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
             else:
                 try:
-                    batch.decisions.append(normalise(item, now))
+                    batch.decisions.append(normalise(item, now, flaws))
                 except Invalid as error:
-                    named = item.id if item.id and is_allowed(item.id) else msgspec.UNSET
+                    named = item.id if is_id(item.id) else msgspec.UNSET
                     batch.rejected.append(Rejection(index, str(error), named))
+                    flaws.clear()
+                if flaws:
+                    self._warn(index, flaws)
+                    flaws.clear()
             index += 1
         some = index > self._index
         self._index = index
         return some
+
+    def _warn(self, index: int, flaws: Iterable[Flaw]) -> None:
+        batch = self.batch
+        for flaw in flaws:
+            cause = flaw.field, flaw.code
+            batch.warned[cause] = batch.warned.get(cause, 0) + 1
+            if len(batch.warnings) < MAX_WARNINGS_LISTED:
+                batch.warnings.append(FieldWarning(index, *flaw))
 
 
 class Decisions:
@@ -142,7 +162,9 @@ class Decisions:
         outcome = instruments.decisions.labels
         self._accepted = outcome("accepted")
         self._duplicate = outcome("duplicate")
+        self._conflict = outcome("conflict")
         self._rejected = outcome("rejected")
+        self._warned = instruments.field_warnings.labels
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -212,14 +234,26 @@ class Decisions:
         """Return the answer once the good ones are committed."""
         if kept.full:
             batch = self._without_full(batch, kept)
-        duplicates = len(batch.decisions) - kept.inserted
+        known = len(batch.decisions) - kept.inserted
         self._accepted.inc(kept.inserted)
-        if duplicates:
-            self._duplicate.inc(duplicates)
+        if known:
+            self._duplicate.inc(known - kept.conflicts)
+            self._conflict.inc(kept.conflicts)
         elif not batch.decisions and batch.rejected:
             return self.all_bad(batch)
-        listed = batch.rejected[:MAX_REJECTIONS_LISTED]
-        return Receipt(kept.inserted, duplicates, listed, len(batch.rejected), kept.position)
+        warned = batch.warned
+        for cause, count in warned.items():
+            self._warned(*cause).inc(count)
+        return Receipt(
+            kept.inserted,
+            known - kept.conflicts,
+            batch.rejected[:MAX_REJECTIONS_LISTED],
+            len(batch.rejected),
+            kept.position,
+            kept.conflicts,
+            batch.warnings,
+            sum(warned.values()),
+        )
 
     def _without_full(self, batch: Batch, kept: Kept) -> Batch:
         """Return a batch whose decisions that a full sum has no room for are rejected by name."""
@@ -234,7 +268,7 @@ class Decisions:
             else:
                 decisions.append(decision)
         rejected.sort(key=lambda one: one.index)
-        return Batch(decisions, rejected)
+        return batch._replace(decisions=decisions, rejected=rejected)
 
     @staticmethod
     def all_bad(batch: Batch) -> Problem:
@@ -362,7 +396,7 @@ def describe(schema: dict[str, Any]) -> None:
     properties = components["DecisionIn"]["properties"]
     properties["timestamp"]["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
     whole = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}  # 374.0 is one in a schema
-    for name in ("input_tokens", "output_tokens"):
+    for name in ("input_tokens", "output_tokens", "cached_tokens"):
         properties[name]["anyOf"] = [whole, {"type": "null"}]
     many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
     schema["paths"][DECISIONS] = {
@@ -370,7 +404,9 @@ def describe(schema: dict[str, Any]) -> None:
             "tags": ["decisions"],
             "summary": "Send routing decisions",
             "description": "Answered after the commit: acknowledged means on disk. Good decisions "
-            "are kept and bad ones named. `Content-Encoding` may be gzip, x-gzip or zstd.",
+            "are kept and bad ones named. An optional field that does not fit its schema, but for "
+            "`timestamp`, costs only itself, and is listed in `warnings`. `Content-Encoding` may "
+            "be gzip, x-gzip or zstd.",
             "requestBody": {
                 "required": True,
                 "content": {
