@@ -368,7 +368,13 @@ def _baseline(settings: Settings, prices: Prices) -> Baseline | None:
             f"baseline_model (ROUTECAST_BASELINE_MODEL): no price is known of "
             f"{settings.baseline_model!r}"
         )
-    return Baseline(settings.baseline_model, *price)
+    if price.upto is not None:
+        log.warning(
+            "ROUTECAST_BASELINE_MODEL: %s has another price in requests of over %s input tokens. "
+            "The field `savings` uses the one below that, since it knows sums of tokens only",
+            *(settings.baseline_model, f"{price.upto:,}"),
+        )
+    return Baseline(settings.baseline_model, price.input, price.output)
 
 
 class App(FastAPI):

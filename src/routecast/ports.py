@@ -363,9 +363,20 @@ class Prices(Protocol):
         """
         ...
 
-    def per_million(self, model: str) -> tuple[int, int] | None:
-        """Return nano-dollars per million input and output tokens; None where not known."""
+    def per_million(self, model: str) -> "ListPrice | None":
+        """Return the price of a model's lowest tier; None where none is known."""
         ...
+
+
+class ListPrice(NamedTuple):
+    """Nano-dollars per million input and output tokens.
+
+    It is that of requests of up to `upto` input tokens; None: of all requests.
+    """
+
+    input: int
+    output: int
+    upto: int | None
 
 
 @dataclass(frozen=True, slots=True)

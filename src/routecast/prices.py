@@ -12,6 +12,7 @@ from genai_prices import Usage
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
+from routecast.ports import ListPrice
 from routecast.protocol import EPOCH
 
 # Names whose price, or that there is none, is remembered: some 4 MB of the longest names.
@@ -83,9 +84,12 @@ class GenaiPrices:
         ).total_price
         return int((price * 10**9).to_integral_value(ROUND_HALF_EVEN))
 
-    def per_million(self, model: str) -> tuple[int, int] | None:
+    def per_million(self, model: str) -> ListPrice | None:
         flat = _flat(_find("", model))
-        return None if flat is None else (int(flat.input), int(flat.output))
+        if flat is None:
+            return None
+        upto = None if flat.upto == _UNLIMITED else flat.upto
+        return ListPrice(int(flat.input), int(flat.output), upto)
 
     def _look_up(self, provider: str, model: str) -> "_Known | None":
         """Return what is known of a name; None where it may not be looked up now."""

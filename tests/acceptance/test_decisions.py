@@ -289,6 +289,15 @@ def test_local_models_have_no_price_and_cached_tokens_their_own(shared: Server) 
         assert after["priced"] - before["priced"] == (cost is not None)
 
 
+def test_a_baseline_with_tiers_is_said_to_be_one(tmp_path: Path) -> None:
+    """Savings against it are those of its lowest tier, and the log says so."""
+    env = {"ROUTECAST_BASELINE_MODEL": "gemini-2.5-pro"}
+    with Server(tmp_path, env=env) as server:
+        server.post({**GOOD, "cost": 0.5, "input_tokens": 10**6, "output_tokens": 0})
+        assert server.metrics(fields="savings")["savings"]["total"] == 1.25 - 0.5
+        assert "requests of over 200,000 input tokens" in server.log.read_text()
+
+
 def test_at_most_a_hundred_rejections_are_listed(shared: Server) -> None:
     """More are counted."""
     receipt = shared.post([GOOD, *({} for _ in range(250))])

@@ -165,8 +165,18 @@ def test_unknown_price_is_none(provider: str, model: str) -> None:
 def test_price_per_million_is_what_a_million_costs() -> None:
     """As `savings` need it."""
     found = GenaiPrices().per_million("gpt-4o")
-    assert found == (theirs(None, "gpt-4o", 10**6, 0), theirs(None, "gpt-4o", 0, 10**6))
+    assert found == (theirs(None, "gpt-4o", 10**6, 0), theirs(None, "gpt-4o", 0, 10**6), None)
     assert GenaiPrices().per_million("no-such-model") is None
+
+
+def test_price_per_million_of_a_model_with_tiers_is_that_of_the_lowest() -> None:
+    """And it says up to which size of requests that holds."""
+    found = GenaiPrices().per_million("gemini-2.5-pro")
+    assert found is not None
+    assert found.upto is not None
+    size = found.upto
+    assert found.input * size // 10**6 == theirs(None, "gemini-2.5-pro", size, 0)
+    assert found.input * (size + 1) // 10**6 < theirs(None, "gemini-2.5-pro", size + 1, 0)
 
 
 class Time:
