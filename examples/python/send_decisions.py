@@ -59,6 +59,7 @@ class Producer:
 
     def __init__(self, url: str, room: int = 10_000, first_delay: float = 0.5) -> None:
         self.accepted = self.duplicates = self.rejected = self.refused = self.dropped = 0
+        self.conflicts = 0  # their ids are those of other decisions: they are not counted
         self._url = decisions_url(url)
         self._first_delay = first_delay
         self._waiting: queue.Queue[Decision | None] = queue.Queue(room)
@@ -115,6 +116,10 @@ class Producer:
                 self.rejected += answer["rejected_count"]
                 for bad in answer["rejected"]:
                     print(f"rejected: {bad.get('id')}: {bad['error']}", file=sys.stderr)
+                self.conflicts += answer.get("conflicts", 0)
+                for one in answer.get("warnings", ()):  # the decision counts without this field
+                    what = f"{one['field']}: {one['message']}"
+                    print(f"decision {one['index']} of a batch: {what}", file=sys.stderr)
                 return
             why = answer.get("detail", "no word why")
             if status and status not in RETRY:
@@ -181,9 +186,10 @@ def main() -> int:
             producer.put(decision, wait=True)
     print(
         f"accepted {producer.accepted}, duplicates {producer.duplicates}, "
-        f"rejected {producer.rejected}, refused {producer.refused}"
+        f"rejected {producer.rejected}, refused {producer.refused}, "
+        f"conflicts {producer.conflicts}"
     )
-    return 1 if producer.rejected or producer.refused else 0
+    return 1 if producer.rejected or producer.refused or producer.conflicts else 0
 
 
 if __name__ == "__main__":

@@ -288,6 +288,17 @@ def test_a_bad_decision_is_named_and_the_rest_is_sent(server: Server) -> None:
     assert total(server) == 1
 
 
+def test_what_is_wrong_with_a_decision_that_counts_is_said(server: Server) -> None:
+    """A field that cannot be used, and an id of another decision."""
+    sent = {**DECISION, "id": "twice", "cost": 0.5}
+    with producer(server.url) as running:
+        running.write(json.dumps({**sent, "latency_ms": -1}), json.dumps({**sent, "cost": 0.6}))
+        assert running.end() == 1
+        running.wait_for("decision 0 of a batch: latency_ms: must be 0 or more")
+        running.wait_for("accepted 1, duplicates 0, rejected 0, refused 0, conflicts 1")
+    assert total(server) == 1
+
+
 def test_a_producer_outlives_its_server(server: Server) -> None:
     """What comes while the server is dead is sent when it is back."""
     with producer(server.url) as running:
