@@ -46,6 +46,11 @@ def summary(output: str) -> tuple[int, ...]:
     return tuple(int((number or "0").replace(",", "")) for number in found.groups())
 
 
+def decisions(output: str) -> list[dict[str, Any]]:
+    """Return the decisions that a dry run shows."""
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
 def write(path: Path, *lines: str) -> Path:
     """Write lines to a file."""
     path.write_text("\n".join(lines) + "\n")
@@ -196,15 +201,44 @@ def test_a_file_with_ids_counts_once_however_often_it_is_replayed(
     again = replay(server, file, *BOTH)
     assert again.returncode == 0
     assert summary(again.stdout) == (30, 0, 30, 0, 0)
+    assert "the server has a decision with this id already" in again.stdout
     assert server.metrics()["total_decisions"] == 30
 
 
-def test_a_file_without_ids_counts_each_time(server: Server, tmp_path: Path) -> None:
-    """Ids made at a run's start are that run's own."""
-    file = write(tmp_path / "calls.csv", "model", *("m" for _ in range(30)))
-    for _ in range(2):
-        assert summary(replay(server, file, *BOTH).stdout) == (30, 30, 0, 0, 0)
-    assert server.metrics()["total_decisions"] == 60
+def test_a_file_without_ids_counts_once_too(server: Server, tmp_path: Path) -> None:
+    """Also after it has grown and a line of it was corrected; --again counts each row anew."""
+    rows = ["m"] * 29 + [""]
+    file = write(tmp_path / "calls.csv", "strategy", *rows)
+    words = ("--set", "provider=p")
+    assert summary(replay(server, file, *words).stdout) == (29, 29, 0, 0, 0)
+    file = write(file, "strategy", *["m"] * 32)
+    second = replay(server, file, *words)
+    assert summary(second.stdout) == (32, 3, 29, 0, 0)
+    assert "an earlier run sent these rows of the file" in second.stdout
+    assert server.metrics()["total_decisions"] == 32
+    assert summary(replay(server, file, *words, "--again").stdout) == (32, 32, 0, 0, 0)
+    other = ("--set", "provider=q")
+    assert summary(replay(server, file, *other).stdout) == (32, 32, 0, 0, 0)
+
+
+def test_an_interrupted_import_is_resumed(server: Server, tmp_path: Path) -> None:
+    """Stopped in the middle, the same command again counts the rest, and nothing twice."""
+    rows = 20_000
+    file = write(tmp_path / "many.csv", "model", *("m" for _ in range(rows)))
+    words = ["replay", str(file), "--server", server.url, *BOTH, "--batch", "100"]
+    with subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        wait_until(lambda: server.metrics()["total_decisions"] > 500)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 130, output
+    assert "The same command goes on" in output
+    counted = server.metrics()["total_decisions"]
+    assert counted < rows, "it was over before it was stopped"
+    done = replay(server, file, *BOTH)
+    assert summary(done.stdout) == (rows, rows - counted, counted, 0, 0)
+    assert server.metrics()["total_decisions"] == rows
 
 
 def test_a_server_that_dies_and_comes_back_counts_every_row_once(
@@ -281,19 +315,74 @@ def test_timestamps_of_the_file_are_kept(server: Server, tmp_path: Path) -> None
     """With --speed only on request; without it always."""
     file = write(tmp_path / "old.csv", "time", "2023-11-16T18:00:00Z", "2023-11-16T18:00:01Z")
     replay(server, file, *BOTH)
-    replay(server, file, *BOTH, "--speed", 1000, "--timestamps", "keep")
+    replay(server, file, *BOTH, "--speed", 1000, "--timestamps", "keep", "--again")
     assert server.metrics()["total_decisions"] == 4
     assert server.metrics(window="7d")["total_decisions"] == 0
-    replay(server, file, *BOTH, "--timestamps", "now")
+    replay(server, file, *BOTH, "--timestamps", "now", "--again")
     assert server.metrics(window="5m")["total_decisions"] == 2
 
 
-def test_seconds_from_the_start_count_from_the_replay(server: Server, tmp_path: Path) -> None:
-    """Small numbers are no times of 1970: they are offsets, and the table says so."""
-    file = write(tmp_path / "offsets.jsonl", '{"timestamp":0.25,"model":"m"}')
-    done = replay(server, file, *BOTH)
+def test_seconds_from_the_start_end_now(server: Server, tmp_path: Path) -> None:
+    """Small numbers are no times of 1970: they are offsets, the last of which is now."""
+    file = write(tmp_path / "offsets.jsonl", *(f'{{"timestamp":{n}}}' for n in (0.25, 60, 7200)))
+    done = replay(server, file, *BOTH, "--dry-run")
     assert "seconds from the start" in done.stdout
+    times = [datetime.fromisoformat(row["timestamp"]) for row in decisions(done.stdout)]
+    assert times[2] <= datetime.now(UTC)
+    assert times[2] - times[0] == timedelta(seconds=7199.75)
+    replay(server, file, *BOTH)
     assert server.metrics(window="5m")["total_decisions"] == 1
+    assert server.metrics(window="24h")["total_decisions"] == 3
+
+
+def test_a_row_is_never_counted_at_the_time_of_sending(server: Server, tmp_path: Path) -> None:
+    """Where others have a time: not without one, nor with one that no decision can have."""
+    times = [*["2026-01-31 12:00:00+00"] * 10, "", "soon", "2199-01-01", "1969-12-31"]
+    file = write(tmp_path / "x.csv", "time,model", *(f"{time},m" for time in times))
+    done = replay(server, file, *BOTH)
+    assert done.returncode == 1
+    assert summary(done.stdout) == (10, 10, 0, 0, 4)
+    for words in (
+        "line 12: timestamp: this row has none",
+        "line 13: timestamp: 'soon' is not a time",
+        "line 14: timestamp: must be at most 24 hours in the future",
+        "line 15: timestamp: must not be before 1970",
+    ):
+        assert words in done.stdout
+    assert server.metrics(window="5m")["total_decisions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["time", "yesterday"], "--map 'timestamp=time:%d.%m.%Y %H:%M:%S'"),
+        (["time", "01/02/2026 12:00"], "--map timestamp=time:dmy"),
+        (["seen", "2026-01-31 12:00:00+00"], "--map timestamp=seen"),
+        (["cost", "0.5 EUR"], "--map 'cost=cost*FACTOR'"),
+        (["cost", '"1,234"'], "--map cost=cost:comma"),
+        (["id,model", "a,x", "a,y"], "--map id="),
+    ],
+    ids=["words", "order", "name", "currency", "comma", "ids"],
+)
+def test_what_is_not_certain_sends_nothing(
+    server: Server, tmp_path: Path, rows: list[str], words: str
+) -> None:
+    """It ends with 1, with --dry-run too, and names the option."""
+    file = write(tmp_path / "x.csv", *rows)
+    for dry in ((), ("--dry-run",)):
+        done = replay(server, file, *BOTH, *dry)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "so nothing was sent" in done.stderr
+    assert server.metrics()["total_decisions"] == 0
+
+
+def test_a_cell_at_the_end_decides_how_the_first_is_read(server: Server, tmp_path: Path) -> None:
+    """The column as a whole tells the order of day and month, from a pipe as well."""
+    text = "time\n" + "01/02/2026 12:00\n" * 3000 + "31/01/2026 12:00\n"
+    done = replay(server, "-", *BOTH, "--dry-run", input=text)
+    assert done.returncode == 0
+    assert decisions(done.stdout)[0]["timestamp"] == "2026-02-01T12:00:00.000000+00:00"
 
 
 # -- where it reads from, and how much ----------------------------------------------------------
@@ -309,30 +398,31 @@ def test_gzip_and_standard_input(server: Server, tmp_path: Path) -> None:
     assert server.metrics()["strategy_performance"]["hybrid"]["count"] == 20
 
 
-@pytest.mark.parametrize("column", ["seen", "when"])
-def test_a_file_without_times_is_told_of(server: Server, tmp_path: Path, column: str) -> None:
+def test_a_file_without_times_is_told_of(server: Server, tmp_path: Path) -> None:
     """That it all counts as now is said before anything is sent, and how to name a column."""
-    file = write(tmp_path / "x.csv", f"strategy,provider,{column}", "s,p,2024-01-01T00:00:00Z")
+    file = write(tmp_path / "x.csv", "strategy,provider", "s,p")
     done = replay(server, file, "--dry-run")
     assert done.returncode == 0
-    told = "every decision will count as made now" in done.stdout
-    assert told == ("--map timestamp=COLUMN" in done.stdout) == (column == "seen")
-    assert done.stdout.rindex("Nothing was sent") > done.stdout.find("No column gives times")
+    assert "every decision will count as made now" in done.stdout
+    assert "--map timestamp=COLUMN" in done.stdout
     silent = replay(server, file, "--dry-run", "--timestamps", "now")
     assert "No column gives times" not in silent.stdout
 
 
 def test_limit_and_dry_run(server: Server, tmp_path: Path) -> None:
-    """--limit stops early; --dry-run shows the first decision and sends none."""
-    lines = [f'{{"strategy":"s","provider":"p","cost":0.00{n}}}' for n in range(1, 9)]
-    file = write(tmp_path / "calls.jsonl", *lines)
+    """--limit stops early; --dry-run shows ten decisions as they would be, and sends none."""
+    row = '{{"strategy":"s","provider":"p","cost":"0,00{}","time":"31.01.2026 12:{:02}"}}'
+    file = write(tmp_path / "calls.jsonl", *(row.format(n, n) for n in range(10, 22)))
     dry = replay(server, file, "--dry-run")
     assert dry.returncode == 0
-    first = json.loads(next(line for line in dry.stdout.splitlines() if line.startswith("{")))
-    assert (first["strategy"], first["cost"]) == ("s", 0.001)
+    shown = decisions(dry.stdout)
+    assert [(one["cost"], one["timestamp"]) for one in shown] == [
+        (n / 10_000, f"2026-01-31T12:{n:02}:00.000000+00:00") for n in range(10, 20)
+    ]
+    assert len({one["id"] for one in shown}) == 10
     assert server.metrics()["total_decisions"] == 0
     assert summary(replay(server, file, "--limit", 3, "--batch", 2).stdout) == (3, 3, 0, 0, 0)
-    assert server.metrics(fields="cost")["cost"]["total"] == 0.006
+    assert server.metrics(fields="cost")["cost"]["total"] == 0.0033
 
 
 # -- bad input ----------------------------------------------------------------------------------
@@ -347,31 +437,43 @@ def test_columns_that_are_no_field_are_named(server: Server, tmp_path: Path) -> 
 
 
 def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path) -> None:
-    """Broken lines and rejected rows are counted, named with line and error, and end with 1."""
+    """Broken lines and values are counted, named with line and error, and end with 1."""
     file = tmp_path / "bad.csv"
     file.write_bytes(
         b"strategy,provider,cost,note\n"
         b"good,p,0.1,a\n"
-        b"ba\x01d,p,0.1,a\n"
+        b"half,p,-1,a\n"
         b"bad,p\n"
         b'good,p,0.2,"two\nlines"\n'
-        b"bad,p,free,a\n"
+        b"half,p,free,a\n"
         b"bad,\xff,0.1,a\n"
         b"good,p,0.3,a\n"
     )
     done = replay(server, file)
     assert done.returncode == 1
-    assert summary(done.stdout) == (4, 3, 0, 1, 3)
+    assert summary(done.stdout) == (5, 5, 0, 0, 2)
     for words in (
-        "line 3: strategy: must not contain a control character",
+        "line 3: cost: must be 0 or more (column cost); sent without it",
         "line 4: 2 cells under a header of 4",
-        "line 7: cost: 'free' is not a number",
+        "line 7: cost: 'free' is not a number (column cost); sent without it",
         "line 8: not UTF-8",
+        "Values left out because they cannot be used: 2.",
     ):
         assert words in done.stdout
     assert server.metrics()["strategy_performance"] == {
-        "good": {"count": 3, "avg_cost": 0.2, "avg_confidence": None}
+        "good": {"count": 3, "avg_cost": 0.2, "avg_confidence": None},
+        "half": {"count": 2, "avg_cost": None, "avg_confidence": None},
     }
+
+
+def test_what_the_server_rejects_is_named(server: Server, tmp_path: Path) -> None:
+    """By its line in the file; it ends with 1."""
+    names = ("good", "\u202ebad", "good")
+    file = write(tmp_path / "x.csv", "strategy", *names)
+    done = replay(server, file, "--set", "provider=p")
+    assert done.returncode == 1
+    assert summary(done.stdout) == (3, 2, 0, 1, 0)
+    assert "line 3: strategy: " in done.stdout
 
 
 def test_broken_json_lines(server: Server, tmp_path: Path) -> None:
@@ -407,12 +509,11 @@ def test_a_cut_off_gzip_keeps_what_could_be_read(server: Server, tmp_path: Path)
         (b"\n \n", "empty"),
         (b"a,b\n", "a header and no rows"),
         (b"\x7fELF\x02\x01\x00\x00\x00", "neither CSV nor JSON lines"),
-        ("strategy,provider\na,b\n".encode("utf-16"), "neither CSV nor JSON lines"),
         (b'[{"strategy":"s"}]', "one JSON array"),
         (b'{\n  "strategy": "s"\n}\n', "no row could be read; line 1: not JSON"),
         (b"\x1f\x8b\x08nonsense", "damaged gzip"),
     ],
-    ids=["nothing", "blank", "header", "binary", "utf-16", "array", "pretty", "gzip"],
+    ids=["nothing", "blank", "header", "binary", "array", "pretty", "gzip"],
 )
 def test_files_that_hold_no_rows(tmp_path: Path, content: bytes, words: str) -> None:
     """It says what the file seems to be, and ends with 1 without asking any server."""

@@ -1,114 +1,170 @@
-"""Cells of files: exact numbers, times however they are written, and clear refusals."""
+"""Cells of files: exact numbers, all that a cell may mean, and clear refusals."""
 
-from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from routecast.cli import cells
-
-SECOND = 10**6
-MOMENT = 1_700_158_623_979_960  # 2023-11-16T18:17:03.979960Z
+from routecast.cli.cells import COMMA, COST, FAILED, LATENCY, POINT, SHARE, SUCCESS, TOKENS
 
 
-@pytest.mark.parametrize(
-    "written", ["0.000304", "9.6e-05", "1E3", ".5", "5.", " 0.1 ", "-2", "007"]
-)
-def test_numbers_keep_their_digits(written: str) -> None:
-    """A decimal is what was written, to the last digit; no float is in between."""
-    assert cells.number(written) == Decimal(written.strip())
-    assert isinstance(cells.number(written), Decimal)
-
-
-@pytest.mark.parametrize(
-    "written", ["abc", "1_000", "1,5", "inf", "NaN", "0x10", "١", "$1", True, []]
-)
-def test_what_is_no_number_is_refused(written: object) -> None:
-    """Python would take some of these; a file's author did not mean a number."""
-    with pytest.raises(ValueError, match="is not a number"):
-        cells.number(written)
-
-
-def test_counts_may_be_written_as_data_frames_write_them() -> None:
-    """374.0 is 374; half a token is not a count."""
-    assert cells.whole("374.0") == 374
-    assert cells.whole(Decimal("1e3")) == 1000
-    for wrong in ("10.5", "1e400", "1e19"):
-        with pytest.raises(ValueError, match="whole number"):
-            cells.whole(wrong)
+def both(value: object) -> dict[str, object]:
+    """Return what a cell that is not open means."""
+    return {POINT: value, COMMA: value}
 
 
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        ("2023-11-16 18:17:03.9799600", MOMENT),
-        ("2023-11-16T18:17:03.97996Z", MOMENT),
-        ("2023-11-16T19:17:03.97996+01:00", MOMENT),
-        ("2023-11-16T19:17:03,97996+0100", MOMENT),
-        ("2023-11-16T18:17:03.979960 UTC", MOMENT),
-        ("2023-11-16 18:17", MOMENT - 3_979_960),
-        ("2023-11-16", MOMENT - 3_979_960 - (18 * 60 + 17) * 60 * SECOND),
-        ("2023-11-16T18:17:03.0000005Z", MOMENT - 979_960),
-        ("2023-11-16T18:17:03.0000015Z", MOMENT - 979_960 + 1),
-        ("2023-11-16T18:17:03.9999999Z", MOMENT - 979_960 + SECOND - 1),
-        ("2023-11-16T18:17:60Z", MOMENT - 979_960 + 57 * SECOND - 1),
-        ("2023-11-16 18:17:03+00", MOMENT - 979_960),
-        ("2023-11-16 14:17:03-04", MOMENT - 979_960),
-        ("1700158623.97996", MOMENT),
-        (1700158623, MOMENT - 979_960),
-        (Decimal("1700158623.9799605"), MOMENT),
+        ("0.000304", {POINT: Decimal("0.000304")}),
+        ("9.6e-05", {POINT: Decimal("0.000096")}),
+        ("1E3", both(1000)),
+        (" .5 ", {POINT: Decimal("0.5")}),
+        ("007", both(7)),
+        ("-2", both(-2)),
+        ("+2", both(2)),
+        (Decimal("0.1234567890123456789"), both(Decimal("0.1234567890123456789"))),
+        (3, both(3)),
+        ("0,0023", {COMMA: Decimal("0.0023")}),
+        ("1,5", {COMMA: Decimal("1.5")}),
+        ("9,6e-05", {COMMA: Decimal("0.000096")}),
+        ("1,234", {POINT: 1234, COMMA: Decimal("1.234")}),
+        ("1.234", {POINT: Decimal("1.234"), COMMA: 1234}),
+        ("1.234 ", {POINT: Decimal("1.234"), COMMA: 1234}),
+        ("1,234.50", {POINT: Decimal("1234.50")}),
+        ("1.234.567,8", {COMMA: Decimal("1234567.8")}),
+        ("1 234,5", {COMMA: Decimal("1234.5")}),
+        ("1\u202f234,5", {COMMA: Decimal("1234.5")}),
+        ("1'234.5", {POINT: Decimal("1234.5")}),
+        ("$0.0023", {POINT: Decimal("0.0023")}),
+        ("US$ 0.0023", {POINT: Decimal("0.0023")}),
+        ("-$1,234", {POINT: -1234, COMMA: Decimal("-1.234")}),
+        ("0,0023 USD", {COMMA: Decimal("0.0023")}),
     ],
 )
-def test_times_however_they_are_written(written: object, expected: int) -> None:
-    """Any usual form, in UTC where it names no offset, cut off after microseconds."""
-    assert cells.moment(1)(written) == expected
-
-
-@given(st.integers(0, 4_000_000_000 * SECOND), st.integers(-12, 14))
-def test_every_rfc3339_time_is_read_exactly(micros: int, hours: int) -> None:
-    """No microsecond is lost on the way, whatever the offset."""
-    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
-    written = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
-    assert cells.moment(1)(written) == micros
+def test_money_in_every_form(written: object, expected: dict[str, object]) -> None:
+    """To the last digit, with no float in between; grouped digits are open where they are."""
+    assert COST(written) == expected
 
 
 @pytest.mark.parametrize(
     "written",
-    ["yesterday", "2023-13-01", "2023-11-16T25:00:00Z", "1e30", "-1e11", "", True, "16/11/2023"],
+    [
+        *("abc", "1_000", "inf", "NaN", "0x10", "\u0661", "1,23,456", "1,2345,678", "0.0.1", "$"),
+        *("€0.50", "0.5 EUR", "50 ct", "$1 USD", "(1)", "5%", "gpt-3.5", "1.2.2026", True, [], {}),
+    ],
 )
-def test_what_is_no_time_is_refused(written: object) -> None:
-    """A time that cannot be read is an error of its row, never another time."""
-    with pytest.raises(ValueError, match=r"."):
-        cells.moment(1)(written)
+def test_what_is_no_sum_of_dollars_is_refused(written: object) -> None:
+    """Some of these are numbers to Python or to lenient parsers; to nobody who wrote them."""
+    with pytest.raises(ValueError, match=r"is not a number|is in "):
+        COST(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "milliseconds"),
+    [("350 ms", 350), ("350ms", 350), ("0.35 s", 350), ("2 min", 120_000), ("1.5 µs", "0.0015")],
+)
+def test_durations_with_units(written: str, milliseconds: object) -> None:
+    """A unit beside the number is the unit of the number; it is a reading of its own."""
+    assert LATENCY(written)["point with unit"] == Decimal(str(milliseconds))
+    assert POINT not in LATENCY(written)
+
+
+def test_counts_are_whole_numbers() -> None:
+    """374.0, as data frames write it, is 374; what is no whole number in a reading has none."""
+    assert TOKENS("374.0") == {POINT: 374}
+    assert TOKENS("1e3") == both(1000)
+    assert TOKENS("1,234") == {POINT: 1234}
+    assert TOKENS("1.234") == {COMMA: 1234}
+    assert TOKENS("1.000") == {POINT: 1, COMMA: 1000}
+    for wrong in ("10.5", "1,5", Decimal("10.5")):
+        with pytest.raises(ValueError, match=r"is not a (whole )?number"):
+            TOKENS(wrong)
+
+
+@pytest.mark.parametrize("quantity", [COST, LATENCY, TOKENS, SHARE])
+def test_limits_are_those_of_the_server(quantity: cells.Quantity) -> None:
+    """So that no value is sent that the server would not take."""
+    assert quantity.checked(Decimal(0)) == 0
+    assert quantity.checked(Decimal(quantity.limit)) == quantity.limit
+    with pytest.raises(ValueError, match="0 or more"):
+        quantity.checked(-1)
+    with pytest.raises(ValueError, match="at most"):
+        quantity.checked(Decimal(quantity.limit) + Decimal("1e-9"))
+
+
+def test_a_factor_is_exact_and_leaves_units_to_its_author() -> None:
+    """Euros times a rate are dollars, without a float in between."""
+    euros = cells.Quantity(COST.units, 9000, bare=True, factor=Decimal("1.1"))
+    assert euros("€0.1234567890123456789") == {POINT: Decimal("0.13580246791358024679")}
+
+
+def test_confidence() -> None:
+    """Shares, percent and bands; what is above 1 by more than noise is in another unit."""
+    read = cells.confidence(SHARE)
+    assert read("0.87") == {POINT: Decimal("0.87")}
+    assert read("87%") == dict.fromkeys(("point with unit", "comma with unit"), Decimal("0.87"))
+    assert set(read(" High ").values()) == {"high"}
+    assert read("1.0000001")
+    for wrong in ("87", "1.5", "very"):
+        with pytest.raises(ValueError, match="is not"):
+            read(wrong)
 
 
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        ("OK", "success"),
-        (True, "success"),
-        ("0", "error"),
-        ("Failure", "error"),
-        (503, "error"),
-        ("200", "success"),
+        *((word, "success") for word in ("OK", "Succeeded", "true", True, "WAHR", "200", 204)),
+        *((word, "error") for word in ("Failure", "timeout", "false", "FALSCH", "faux", 503)),
+        *((word, "error") for word in ("429.0", Decimal("429.0"), "429 Too Many Requests")),
+        ("HTTP/1.1 429 Too Many Requests", "error"),
     ],
 )
 def test_status_words(written: object, expected: str) -> None:
     """Words, booleans and HTTP codes become the two statuses of the wire."""
-    assert cells.status(written) == expected
+    assert cells.status(written) == dict.fromkeys((SUCCESS, FAILED), expected)
 
 
-def test_factors_are_exact() -> None:
-    """Seconds become milliseconds without a float in between."""
-    assert cells.times(Decimal(1000))("0.1234567890123456789") == Decimal("123.4567890123456789")
+def test_status_as_numbers_is_open() -> None:
+    """1 is a yes to success, or an exit code."""
+    assert cells.status("1") == {SUCCESS: "success", FAILED: "error"}
+    assert cells.status(0) == {SUCCESS: "error", FAILED: "success"}
+    assert cells.succeeded("1") == {SUCCESS: "success"}
+    with pytest.raises(ValueError, match="neither"):
+        cells.status("active")
 
 
-@pytest.mark.parametrize("cell", [None, "", "  ", "NaN", "null", "N/A"])
-def test_nothing_is_not_zero(cell: Any) -> None:
-    """Empty cells, and the words data frames write for them, are absent."""
-    assert cells.nothing_known(cell)
-    assert not cells.nothing_known("0")
-    assert not cells.nothing_known(0)
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("RateLimitError: slow down", "error"),
+        ("true", "error"),
+        ("1", "error"),
+        ("FALSCH", "success"),
+        ("0", "success"),
+        ("200", "success"),
+        ("500", "error"),
+        ("ok", "success"),
+    ],
+)
+def test_columns_of_errors(written: str, expected: str) -> None:
+    """Any message is an error."""
+    assert cells.failure(written) == {FAILED: expected}
+
+
+@pytest.mark.parametrize("cell", [None, "", "  ", "NaN", "nan", "NULL", "null", r"\N", "None"])
+def test_what_programs_write_for_nothing_is_nothing(cell: Any) -> None:
+    """In every column, of names too: no model is called so."""
+    assert cells.no_name(cell)
+    assert cells.no_value(cell)
+
+
+def test_nothing_is_not_zero_and_names_are_names() -> None:
+    """A strategy may be called none; 0 is a number; with :text every word is a name."""
+    for cell in ("none", "NA", "n/a", "-"):
+        assert cells.no_value(cell)
+        assert not cells.no_name(cell)
+    assert not cells.no_value("0")
+    assert not cells.no_value(0)
+    assert not cells.blank("NaN")

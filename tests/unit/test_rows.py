@@ -45,6 +45,44 @@ def test_csv_of_every_dialect(path: Path, delimiter: str, ending: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"sep=;\na;b\n1,5;x\n",
+        b'"sep=;"\r\na;b\r\n1,5;x\r\n',
+        b'"a", "b"\n"1,5", "x"\n',
+        b"a;b;\n1,5;x;\n",
+        b"a;b\n1,5;x;\n",
+        b"a;b;;\n1,5;x\n",
+        b"a;b\r1,5;x\r",
+        "a\tb\n1,5\tx\n".encode("utf-16"),
+        "a;b\n1,5;x\n".encode("utf-8-sig"),
+    ],
+    ids=["sep", "quoted-sep", "spaces", "ends", "row-ends", "head-ends", "mac", "utf-16", "bom"],
+)
+def test_what_programs_write(path: Path, content: bytes) -> None:
+    """Excel's line of the separator, spaces after delimiters, delimiters at the end of rows."""
+    (row,) = read(path, content)
+    assert isinstance(row, Record)
+    assert row.cells == {"a": "1,5", "b": "x"}
+
+
+def test_values_of_mongodb_are_unwrapped(path: Path) -> None:
+    """What extended JSON wraps is the value; other objects stay objects."""
+    (row,) = read(
+        path,
+        b'{"_id":{"$oid":"6"},"at":{"$date":{"$numberLong":"1769862890789"}},'
+        b'"on":{"$date":"2026-01-31T00:00:00Z"},"usage":{"cost":{"$numberDecimal":"0.1"}}}\n',
+    )
+    assert isinstance(row, Record)
+    assert row.cells == {
+        "_id": "6",
+        "at": "1769862890789",
+        "on": "2026-01-31T00:00:00Z",
+        "usage": {"cost": "0.1"},
+    }
+
+
 def test_columns_without_a_name_or_with_the_same(path: Path) -> None:
     """Each column can be named apart."""
     (row,) = read(path, b"a,,a\n1,2,3")

@@ -1,11 +1,16 @@
 """`routecast replay`: decisions from a file to a server, at full speed or as they once arrived."""
 
+import hashlib
 import secrets
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -14,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from routecast.cli.columns import Columns, Row, choose
+from routecast.cli.columns import Columns, Row
 from routecast.cli.progress import SendProgress
 from routecast.cli.rows import Broken, Record, RowFile, Unreadable
 from routecast.cli.sending import Refused, Sender
+from routecast.cli.survey import Survey, Uncertain
 from routecast.cli.terminal import (
     BAD_USAGE,
     FAILED,
@@ -28,15 +34,20 @@ from routecast.cli.terminal import (
     unwind_on_sigterm,
 )
 from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.core.decision import DAY
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339
 
-_SAMPLE: Final = 1000
+# After this number of rows, a column that is missing is told of; the rest is read all the same.
+_PEEK: Final = 1000
 _SHOWN: Final = 5
+_REHEARSED: Final = 10
 # Arrivals this close together share a request; a dashboard's shortest interval is longer.
 _TICK: Final = 0.05
 
 Timestamps = Literal["keep", "now"]
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def replay(
@@ -51,7 +62,7 @@ def replay(
             "--map",
             metavar="FIELD=COLUMN",
             help="Take a field from this column; repeatable. cost=CENTS*0.01 multiplies, "
-            "FIELD= leaves the field out.",
+            "timestamp=WHEN:dmy says how it is written, FIELD= leaves the field out.",
         ),
     ] = None,
     fixed: Annotated[
@@ -82,42 +93,59 @@ def replay(
         int | None,
         typer.Option(metavar="N", min=1, help="Stop after N decisions.", show_default=False),
     ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Count rows without ids again that an earlier run sent."),
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be sent, and send nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show ten decisions as they would be stored; send none."),
     ] = False,
 ) -> None:
     """Send the routing decisions of a file to a server.
 
-    Columns are matched to fields by name; --dry-run shows how, and sends nothing.
-    Each row counts once, even where a request had to be repeated.
-    Ends with 1 if a row was broken or rejected.
+    Columns are matched to fields by name, and all rows tell how their values are
+    written. If that is not certain, nothing is sent, and it ends with 1 and says
+    which --map or --set settles it. A row counts once: the same command again
+    goes on where an interrupted one ended. A value that cannot be used is left
+    out and a row without a readable time is not sent; both are told, and it ends
+    with 1, as for rows that the server rejects.
 
     Example: routecast replay calls.csv --set provider=openai --speed 60
     """
     console = Console(highlight=False)
     unwind_on_sigterm()
+    name = "standard input" if file == "-" else file
+    stamps = timestamps or ("now" if speed else "keep")
     try:
         target = Server.parse(server, "--server")
         plan = (_pairs("--map", mapped), _pairs("--set", fixed))
-        with closing(RowFile(file)) as rows:
-            lines = iter(rows)
-            sample = list(islice(lines, _SAMPLE))
-            columns = choose(_cells(sample), *plan)
+        if stamps == "now" and not speed and "timestamp" not in plan[1]:
+            plan[0]["timestamp"] = ""
+        with _twice_readable(file) as path:
+            with closing(RowFile(path)) as rows, console.status(f"Reading {plain(name)}"):
+                columns, lines = _survey(rows, Survey(*plan))
             if speed and not columns.has("timestamp"):
                 raise BadParameter(
                     "--speed", "no column gives times; name it: --map timestamp=COLUMN"
                 )
-            stamps = timestamps or ("now" if speed else "keep")
-            _describe(console, file, columns, stamps, speed)
-            job = _Job(console, rows, columns, stamps, speed, batch)
-            source = islice(job.rows(chain(sample, lines)), limit)
-            code = job.rehearse(source) if dry_run else job.run(source, target, limit)
+            _describe(console, name, columns, stamps, speed, again=again)
+            with closing(RowFile(path)) as rows:
+                ids = _Ids(Path(name).name, plan[1], secrets.token_hex(8) if again else "")
+                job = _Job(console, rows, columns, stamps, speed, batch, ids)
+                # Rows that were added meanwhile have not been looked at: the next run has them.
+                source = islice(job.rows(islice(rows, lines)), limit)
+                code = job.rehearse(source) if dry_run else job.run(source, target, limit)
     except BadParameter as error:
         fail(error, BAD_USAGE)
     except OSError as error:
-        fail(f"cannot read {file}: {error.strerror or error}", BAD_USAGE)
+        fail(f"cannot read {name}: {error.strerror or error}", BAD_USAGE)
+    except KeyboardInterrupt:
+        fail("stopped; nothing was sent", INTERRUPTED)
+    except Uncertain as error:
+        fail(f"{name}: it is not certain what this means, so nothing was sent.\n{error}")
     except Unreadable as error:
-        fail(f"{file}: {error}")
+        fail(f"{name}: {error}")
     raise typer.Exit(code)
 
 
@@ -133,15 +161,62 @@ def _pairs(flag: str, wishes: list[str] | None) -> dict[str, str]:
     return pairs
 
 
-def _cells(sample: Iterable[Record | Broken]) -> list[Any]:
-    """Return the rows of the sample. Raises Unreadable when there is none."""
-    lines = list(sample)
-    if rows := [line.cells for line in lines if isinstance(line, Record)]:
-        return rows
-    if not lines:
-        raise Unreadable("a header and no rows")
-    first = next(line for line in lines if isinstance(line, Broken))
-    raise Unreadable(f"no row could be read; line {first.line}: {first.error}")
+@contextmanager
+def _twice_readable(file: str) -> Iterator[str]:
+    """Yield the path of a file that can be read twice: of a pipe, a copy on disk."""
+    if file != "-" and not Path(file).is_fifo():
+        yield file
+        return
+    source = sys.stdin.fileno() if file == "-" else file
+    with (
+        tempfile.NamedTemporaryFile(prefix="routecast-replay-") as copy,
+        open(source, "rb", closefd=file != "-") as pipe,
+    ):
+        shutil.copyfileobj(pipe, copy)
+        copy.flush()
+        yield copy.name
+
+
+def _survey(rows: RowFile, survey: Survey) -> tuple[Columns, int]:
+    """Look at all rows; return what the columns are, and how many rows there are, broken or not.
+
+    Raises Unreadable when there is no good one.
+    """
+    good = lines = 0
+    first: Broken | None = None
+    for line in rows:
+        lines += 1
+        if isinstance(line, Broken):
+            first = first or line
+            continue
+        survey.add(line.cells)
+        good += 1
+        if good == _PEEK:
+            survey.check_names()
+    if good:
+        return survey.choose(), lines
+    if first:
+        raise Unreadable(f"no row could be read; line {first.line}: {first.error}")
+    raise Unreadable("a header and no rows")
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Makes ids for rows that have none: of the file's name, the line, what it holds, and --set.
+
+    So a second run gives each row the id it had, also when the file has grown or a line of it was
+    corrected. The size of the file is no part of them for that reason. `run` is empty, or what
+    makes the ids other than those of any other run.
+    """
+
+    file: str
+    fixed: Mapping[str, str]
+    run: str
+
+    def make(self, row: Record) -> str:
+        """Return the id of a row."""
+        content = _encode((self.file, self.fixed, self.run, row.cells))
+        return f"replay-{hashlib.blake2b(content, digest_size=12).hexdigest()}-{row.line}"
 
 
 @dataclass
@@ -154,13 +229,15 @@ class _Job:
     stamps: Timestamps
     speed: float | None
     batch: int
-    run_id: str = field(default_factory=lambda: secrets.token_hex(6))
-    began: float = field(default_factory=time.time)
+    ids: _Ids
+    began: int = field(default_factory=lambda: time.time_ns() // 1000)
     sent: int = 0
     accepted: int = 0
     duplicates: int = 0
     rejected: int = 0
     broken: int = 0
+    unread: int = 0
+    retried: bool = False
     troubles: list[str] = field(default_factory=list)
 
     def rows(self, lines: Iterable[Record | Broken]) -> Iterator[Row]:
@@ -171,33 +248,42 @@ class _Job:
                 self.broken += 1
                 continue
             try:
-                yield self.columns.row(line.line, line.cells)
+                row = self.columns.row(line.line, line.cells)
+                self._keep_time(row)
             except ValueError as error:
                 self._trouble(line.line, str(error))
                 self.broken += 1
+                continue
+            if "id" not in row.decision:
+                row.decision["id"] = self.ids.make(line)
+            for words in row.unread:
+                self._trouble(line.line, f"{words}; sent without it")
+            self.unread += len(row.unread)
+            yield row
 
     def rehearse(self, rows: Iterator[Row]) -> int:
-        """Read everything and send nothing; show the first decision as it would be sent."""
-        first = next(rows, None)
-        if first:
-            encoded = msgspec.json.Encoder(decimal_format="number").encode(self._decision(first))
-            say(self.console, f"The first one:\n{encoded.decode()}\n")
-        count = sum(1 for _ in rows) + (first is not None)
-        say(self.console, f"Nothing was sent. Good rows: {count:,}, broken: {self.broken:,}.")
+        """Read everything and send nothing; show the first decisions as they would be stored."""
+        first = list(islice(rows, _REHEARSED))
+        say(self.console, f"The first {len(first)} as they would be stored:" if first else "")
+        for row in first:
+            say(self.console, _encode(self._decision(row)).decode())
+        count = len(first) + sum(1 for _ in rows)
+        say(self.console, f"\nNothing was sent. Good rows: {count:,}, broken: {self.broken:,}.")
         return self._tell_troubles()
 
     def run(self, rows: Iterator[Row], target: Server, limit: int | None) -> int:
         """Send all rows; return the exit code."""
         clock = time.monotonic()
         ending = 0
-        with SendProgress(self.console) as progress, Sender(target, progress.wait) as sender:
+        with SendProgress(self.console) as progress, self._sender(target, progress) as sender:
             try:
                 for batch in self._batches(rows, progress):
                     self._send(sender, batch)
                     share = self.file.read / self.file.size if self.file.size else None
                     progress.advance(self.sent, self.sent / limit if limit else share)
             except KeyboardInterrupt:
-                ending, words = INTERRUPTED, "stopped; what is counted above is acknowledged"
+                ending = INTERRUPTED
+                words = "stopped; what is counted above is acknowledged. The same command goes on"
             except Refused as error:
                 ending, words = FAILED, str(error)
         if self.sent or not ending:
@@ -214,10 +300,19 @@ class _Job:
         while batch := list(islice(rows, self.batch)):
             yield batch
 
+    def _sender(self, target: Server, progress: SendProgress) -> Sender:
+        def waiting(words: str, seconds: float) -> None:
+            self.retried = True
+            progress.wait(words, seconds)
+
+        return Sender(target, waiting)
+
     def _send(self, sender: Sender, batch: list[Row]) -> None:
+        self.retried = False
         result = sender.send([self._decision(row) for row in batch])
-        # An id made for this run can only be known already from a try whose answer was lost.
-        ours = 0 if self.columns.has("id") else result.duplicates
+        # After a try whose answer was lost, ids that were made here are known from that try.
+        lost = self.retried and not self.columns.has("id") and not self.duplicates
+        ours = result.duplicates if lost else 0
         self.sent += len(batch)
         self.accepted += result.accepted + ours
         self.duplicates += result.duplicates - ours
@@ -225,15 +320,23 @@ class _Job:
         for rejection in result.rejections:
             self._trouble(batch[rejection.index].line, rejection.error)
 
+    def _keep_time(self, row: Row) -> None:
+        """Give a row the time that it has in the file. Raises ValueError where that cannot be."""
+        if self.stamps == "now" or not self.columns.has("timestamp"):
+            return
+        if row.at is None:
+            raise ValueError("timestamp: this row has none")
+        at = row.at if self.columns.last is None else self.began - self.columns.last + row.at
+        if at < 0:
+            raise ValueError("timestamp: must not be before 1970")
+        if at > self.began + DAY:
+            raise ValueError("timestamp: must be at most 24 hours in the future")
+        row.decision["timestamp"] = rfc3339(at)
+
     def _decision(self, row: Row) -> dict[str, Any]:
-        decision = row.decision
-        decision.setdefault("id", f"replay-{self.run_id}-{row.line}")
         if self.stamps == "now":
-            decision["timestamp"] = rfc3339(time.time_ns() // 1000)
-        elif row.at is not None:
-            start = round(self.began * 1e6) if self.columns.relative else 0
-            decision["timestamp"] = rfc3339(start + row.at)
-        return decision
+            row.decision["timestamp"] = rfc3339(time.time_ns() // 1000)
+        return row.decision
 
     def _trouble(self, line: int, error: str) -> None:
         if len(self.troubles) < _SHOWN:
@@ -247,12 +350,20 @@ class _Job:
             f"rejected {self.rejected:,}{broken}. "
             f"{seconds:.2f} s, {self.sent / max(seconds, 1e-6):,.0f} a second.",
         )
+        if self.duplicates and self.columns.has("id"):
+            words = "the server has a decision with this id already, or an earlier row has it"
+            say(self.console, f"Duplicates were not counted again: {words}.")
+        elif self.duplicates:
+            words = "an earlier run sent these rows of the file; --again counts them once more"
+            say(self.console, f"Duplicates were not counted again: {words}.")
+        if self.unread:
+            say(self.console, f"Values left out because they cannot be used: {self.unread:,}.")
 
     def _tell_troubles(self) -> int:
         """Name the first bad rows; return the exit code."""
         for trouble in self.troubles:
             say(self.console, f"  {trouble}", "red")
-        if (more := self.broken + self.rejected - len(self.troubles)) > 0:
+        if (more := self.broken + self.rejected + self.unread - len(self.troubles)) > 0:
             say(self.console, f"  and {more:,} more", "red")
         return FAILED if self.troubles else 0
 
@@ -288,31 +399,41 @@ def paced(
 
 
 def _describe(
-    console: Console, file: str, columns: Columns, stamps: Timestamps, speed: float | None
+    console: Console,
+    name: str,
+    columns: Columns,
+    stamps: Timestamps,
+    speed: float | None,
+    *,
+    again: bool,
 ) -> None:
     """Show which column becomes which field, before anything is sent."""
     rows = []
     for source in columns.sources:
         origin, how = source.column or repr(str(source.value)), source.how
         if source.field == "timestamp" and stamps == "now":
-            how = f"{origin} only sets the pace, times {speed:g}" if speed else f"not {origin}"
-            origin = "the time of sending"
+            how, origin = f"{origin} only sets the pace, times {speed:g}", "the time of sending"
         rows.append((source.field, origin, how))
     if not columns.has("timestamp"):
-        moment = "sending" if stamps == "now" else "receipt"
-        rows.append(("timestamp", f"the time of {moment}", "no column of times"))
+        sending = stamps == "now"
+        moment, why = ("sending", "--timestamps now") if sending else ("receipt", "no times")
+        rows.append(("timestamp", f"the time of {moment}", why))
     if not columns.has("id"):
-        rows.append(("id", "made for this run", "no column of ids"))
+        rows.append(
+            ("id", "made for this run" if again else "made of name, line and row", "no ids")
+        )
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
     for heading in ("field", "from", "how"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    say(console, f"Reading {'standard input' if file == '-' else file} so:")
+    say(console, f"Reading {name} so:")
     console.print(table)
     if not columns.has("timestamp") and stamps == "keep":
         words = "No column gives times: every decision will count as made now, when it is received."
         say(console, f"{words} If one does, name it with --map timestamp=COLUMN.", "yellow")
+    for words in columns.warnings:
+        say(console, words, "yellow")
     if columns.left_out:
         names = (f"{name} ({why})" if why else name for name, why in columns.left_out)
         say(console, f"Left out: {', '.join(names)}", "dim")

@@ -2,12 +2,13 @@
 
 import csv
 import gzip
+import io
 import re
-import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
@@ -18,7 +19,13 @@ from routecast.errors import RoutecastError
 # Bounds memory where a line or a quote never ends; far above any row of decisions.
 _MAX_LINE: Final = 16 * 1024 * 1024
 _MAX_CELL: Final = 1024 * 1024
-_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+# What Excel takes as the delimiter, and writes, on a line before the header.
+_SEPARATOR_LINE: Final = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
+# MongoDB's extended JSON: an object with one of these keys is the value under it.
+_WRAPPERS: Final = frozenset(
+    {"$date", "$oid", "$uuid", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal"}
+)
 
 _json = msgspec.json.Decoder(float_hook=Decimal)
 
@@ -42,23 +49,23 @@ class Record(NamedTuple):
 
 
 class RowFile:
-    """An open file of rows: iterate over it once, then close it. `-` is standard input.
+    """An open file of rows: iterate over it once, then close it.
 
-    `size` is its bytes on disk, or None for a pipe. Raises OSError when it cannot be opened,
-    Unreadable when it is neither CSV nor JSON lines.
+    `size` is its bytes on disk. Raises OSError when it cannot be opened, Unreadable when it is
+    neither CSV nor JSON lines.
     """
 
     def __init__(self, path: str) -> None:
         with ExitStack() as opened:
-            self._raw: BinaryIO = sys.stdin.buffer
-            self.size: int | None = None
-            if path != "-":
-                self._raw = opened.enter_context(Path(path).open("rb"))
-                self.size = Path(path).stat().st_size if self._raw.seekable() else None
+            self._raw: BinaryIO = opened.enter_context(Path(path).open("rb"))
+            self.size = Path(path).stat().st_size
             self._line = 0
-            self._content, head = _unpacked(self._raw)
-            self._is_json = _is_json(head)
-            self.close = opened.pop_all().close  # standard input stays open
+            content, head = _unpacked(self._raw)
+            coding = "utf-16" if head.startswith(_UTF16) else "utf-8-sig"
+            self._is_json = _is_json(head.decode(coding, "replace"))
+            # Bytes that are no text pass as lone surrogates, so that only their row is broken.
+            self._text = io.TextIOWrapper(content, coding, "surrogateescape", newline="")
+            self.close = opened.pop_all().close
 
     @property
     def read(self) -> int:
@@ -68,13 +75,13 @@ class RowFile:
     def __iter__(self) -> Iterator[Record | Broken]:
         try:
             yield from self._json_rows() if self._is_json else self._csv_rows()
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, UnicodeError) as error:
             yield Broken(self._line + 1, f"the file cannot be read from here on: {error}")
 
-    def _lines(self) -> Iterator[bytes]:
-        while line := self._content.readline(_MAX_LINE):
+    def _lines(self) -> Iterator[str]:
+        while line := self._text.readline(_MAX_LINE):
             self._line += 1
-            yield line.removeprefix(_BOM) if self._line == 1 else line
+            yield line
 
     def _json_rows(self) -> Iterator[Record | Broken]:
         for line in self._lines():
@@ -86,20 +93,31 @@ class RowFile:
                 yield Broken(self._line, f"not JSON: {error or 'nested too deeply'}")
                 continue
             if isinstance(row, dict):
-                yield Record(self._line, row)
+                yield Record(self._line, _unwrapped(row) if '"$' in line else row)
             else:
                 yield Broken(self._line, "not a JSON object")
 
-    def _csv_rows(self) -> Iterator[Record | Broken]:
+    def _csv(self) -> tuple[Any, list[str]]:
+        """Return a reader at the first row, and the names in the header."""
         csv.field_size_limit(_MAX_CELL)
-        # Bytes that are not UTF-8 pass as lone surrogates, so that only their row is broken.
-        lines = (line.decode("utf-8", "surrogateescape") for line in self._lines())
+        lines = self._lines()
         first = next(line for line in lines if line.strip())
-        reader = csv.reader(_chain(first, lines), delimiter=_delimiter(first), strict=True)
+        separator = _SEPARATOR_LINE.fullmatch(first)
+        if separator:
+            first = next(lines, "")
+        reader = csv.reader(
+            chain([first], lines),
+            delimiter=separator[1] if separator else _delimiter(first),
+            skipinitialspace=True,
+            strict=True,
+        )
         try:
-            header = _header(next(reader))
+            return reader, _header(next(reader, []))
         except csv.Error as error:
             raise Unreadable(f"its first line is no header of columns: {error}") from None
+
+    def _csv_rows(self) -> Iterator[Record | Broken]:
+        reader, header = self._csv()
         while True:
             line = self._line + 1
             try:
@@ -111,10 +129,12 @@ class RowFile:
             except csv.Error as error:
                 yield Broken(line, _csv_words(str(error)))
             except UnicodeEncodeError:
-                yield Broken(line, "not UTF-8")
+                yield Broken(line, "not UTF-8; convert the file, as with: iconv -f latin1 -t utf-8")
             else:
-                if len(row) == len(header):
-                    yield Record(line, dict(zip(header, row, strict=True)))
+                cells = row[: len(header)]
+                # Some programs end each row with a delimiter.
+                if len(cells) == len(header) and not any(map(str.strip, row[len(header) :])):
+                    yield Record(line, dict(zip(header, cells, strict=True)))
                 elif row:
                     yield Broken(line, f"{len(row)} cells under a header of {len(header)}")
 
@@ -134,20 +154,23 @@ def _peek(file: BinaryIO) -> bytes:
     return cast("bytes", file.peek(8192))  # type: ignore[attr-defined]
 
 
-def _is_json(head: bytes) -> bool:
-    if b"\0" in head or head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable("not UTF-8 text, so neither CSV nor JSON lines")
-    start = head.removeprefix(_BOM).lstrip()
+def _is_json(head: str) -> bool:
+    if "\0" in head:
+        raise Unreadable("no text, so neither CSV nor JSON lines")
+    start = head.lstrip()
     if not start:
         raise Unreadable("empty")
-    if start.startswith(b"["):
+    if start.startswith("["):
         raise Unreadable("one JSON array; write one object a line, as with: jq -c '.[]'")
-    return start.startswith(b"{")
+    return start.startswith("{")
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+def _unwrapped(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1 and (key := next(iter(value))) in _WRAPPERS:
+        return _unwrapped(value[key])
+    return {key: _unwrapped(inner) for key, inner in value.items()}
 
 
 def _delimiter(header: str) -> str:
@@ -157,7 +180,10 @@ def _delimiter(header: str) -> str:
 
 def _header(names: Sequence[str]) -> list[str]:
     header: list[str] = []
-    for place, name in enumerate((name.strip() for name in names), start=1):
+    names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    for place, name in enumerate(names, start=1):
         name = name or f"column {place}"
         header.append(f"{name} ({place})" if name in header else name)
     return header
