@@ -137,6 +137,8 @@ async def _in_thread(work: Callable[[Stop], T]) -> T:
         raise BadDatabase(f"this is no SQLite database ({error})") from None
     except apsw.CantOpenError as error:
         raise BadDatabase(f"cannot open the file ({error})") from None
+    except apsw.FullError as error:
+        raise Unavailable("the disk is full") from error
     except apsw.Error as error:
         raise Unavailable(f"SQLite: {error}") from error
     except OSError as error:

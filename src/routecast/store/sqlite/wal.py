@@ -7,6 +7,7 @@ the log grow; when that reader has gone, the log is cut off.
 """
 
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,6 +48,7 @@ class WriteAheadLog:
         self._db = db
         self._wait = wait
         self._path = path
+        self._wal = wal_of(path)
         self._place = place
         self._in_use = db.pragma("journal_mode") == "wal"
         self._page = int(db.pragma("page_size"))
@@ -75,7 +77,7 @@ class WriteAheadLog:
                 log.warning(
                     "%s was not closed in good order, and its write-ahead log %s is missing or "
                     "empty: the decisions that were in it are lost",
-                    *(self._path, wal_of(self._path)),
+                    *(self._path, self._wal),
                 )
             if of_schema != version or (was_open and not had_log):
                 query(db, "begin_epoch", secrets.token_hex(8))
@@ -109,7 +111,7 @@ class WriteAheadLog:
             self._take_as_it_is()
             return
         if not self._may_begin and self._read_salts() != self._salts:
-            raise Lost(f"the content of {wal_of(self._path)} was replaced")
+            raise Lost(f"the content of {self._wal} was replaced")
         header = self._read_header()
         if header != self._header:
             self._find_replaced(header)
@@ -142,8 +144,11 @@ class WriteAheadLog:
 
     @property
     def size(self) -> int | None:
-        """The length of the log in bytes; None where there is none."""
-        return self._place.wal_size
+        """The length of the log in bytes, now; None where there is none. From any thread."""
+        try:
+            return os.stat(self._wal).st_size if self._in_use else None
+        except OSError:
+            return None
 
     @property
     def warning(self) -> str | None:
@@ -151,7 +156,7 @@ class WriteAheadLog:
         size = self.size or 0
         if size < WARN_BYTES or not (self._blocked or self._failure):
             return None
-        wal = wal_of(self._path)
+        wal = self._wal
         if self._failure:
             return (
                 f"{wal} has {size >> 20} MiB, and cannot be added to the database: {self._failure}"
@@ -180,7 +185,7 @@ class WriteAheadLog:
         """Add all of the log to the file. Raises Unavailable when a reader is in the way."""
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_FULL)
         if done < pages:
-            raise Unavailable(f"what {wal_of(self._path)} had cannot be added to the database yet")
+            raise Unavailable(f"what {self._wal} had cannot be added to the database yet")
 
     def checkpoint(self) -> None:
         """Add the log to the file as far as it can be, and cut it off if it is long. Never fails.
@@ -207,7 +212,6 @@ class WriteAheadLog:
         self._tell()
 
     def _cut(self) -> None:
-        self._measure()
         if (self.size or 0) <= CUT_BYTES:
             return
         self._db.set_busy_handler(None)  # a reader that came a moment ago ends soon
@@ -224,19 +228,14 @@ class WriteAheadLog:
             pass
         finally:
             self._db.set_busy_handler(self._wait)
-            self._measure()
 
     def _tell(self) -> None:
         warning = self.warning
         if warning and not self._warned:
             log.warning("%s", warning)
         elif self._warned and not warning and not self._blocked:
-            log.warning("%s was cut off: it has %d bytes", wal_of(self._path), self.size or 0)
+            log.warning("%s was cut off: it has %d bytes", self._wal, self.size or 0)
         self._warned = bool(warning) or (self._warned and self._blocked)
-
-    def _measure(self) -> None:
-        with suppress(Unavailable):
-            self._place.check()
 
     # -- what others did --------------------------------------------------------------------------
 
@@ -250,7 +249,7 @@ class WriteAheadLog:
         """
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
         if done < pages and (self._place.wal_size or 0) < self._length(pages):
-            raise Lost(f"{wal_of(self._path)} was cut off while the database is in use")
+            raise Lost(f"{self._wal} was cut off while the database is in use")
         self._pages, self._may_begin = 0, True
 
     def _find_replaced(self, header: bytes) -> None:
@@ -258,7 +257,7 @@ class WriteAheadLog:
 
         Another process may have added pages of the log to it.
         """
-        held = read_log(wal_of(self._path))
+        held = read_log(self._wal)
         if held is None or header not in held.headers:
             raise Unavailable(f"the content of the database file {self._path} was replaced")
         self._header = header
