@@ -141,7 +141,7 @@ async def test_cut_log_whose_pages_are_nowhere_else(
     again = SqliteStore(path)
     await again.open()
     assert (await again.position()).epoch != epoch
-    assert "the decisions that were in it are lost" in caplog.text
+    assert "the last decisions are lost" in caplog.text
     await again.commit([[kept(1)]], NOW)
     await again.close()
 

@@ -21,7 +21,7 @@ from routecast.core.past import Past
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import Unavailable
+from routecast.errors import RoutecastError, Unavailable
 from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.store.recount import UNVERIFIABLE, recount
@@ -78,6 +78,7 @@ class SqliteStore:
         self._integrity = Integrity(self._readers.own, lambda: self._writer.place.accept())
         self._cutting: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
+        self._lost: Lost | None = None  # why it has to be opened again
         self._open_for_use = False
         self._closed = self._stopping = False
 
@@ -244,19 +245,20 @@ class SqliteStore:
             with suppress(Unavailable):
                 await self._write(self._writer.checkpoint)
 
-    async def _reopen(self, lost: Lost) -> None:
+    async def _reopen(self) -> None:
         """Open the file anew, with all that is in a log that is not at its place any more."""
-        log.error("%s. Decisions are refused until the file is opened again", lost)
+        log.error("%s. Decisions are refused until the file is opened again", self._lost)
         try:
             left = await asyncio.to_thread(self._readers.leave, LEAVE_SECONDS)
             if not left:
                 raise Unavailable("readers are in the way")
             await self._run(self._writing, self._writer.reopen)
-        except Unavailable as error:
+        except (RoutecastError, OSError) as error:
             log.error("%s cannot be opened again yet: %s", self.path, error)
             return
         finally:
             self._readers.come_back()
+        self._lost = None
         await self._integrity.open()
         log.warning("%s is open again, with all that was acknowledged", self.path)
 
@@ -281,7 +283,8 @@ class SqliteStore:
             raise
         except Lost as error:
             if self._open_for_use and (self._reopening is None or self._reopening.done()):
-                self._reopening = asyncio.create_task(self._reopen(error), name="reopen")
+                self._lost = self._lost or error
+                self._reopening = asyncio.create_task(self._reopen(), name="reopen")
             raise
         except apsw.Error as error:
             self._integrity.saw(error)
@@ -295,6 +298,8 @@ class SqliteStore:
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
         self._integrity.refuse_if_damaged()
+        if self._lost and self._reopening and not self._reopening.done():
+            raise Unavailable(f"{self._lost}; it is being opened again", retry_after=5)
         return await self._run(self._writing, work, *args)
 
     async def _read(self, work: Callable[..., T], *args: Any) -> T:

@@ -75,8 +75,9 @@ class WriteAheadLog:
             version = db.pragma("schema_version")
             if was_open and not had_log:
                 log.warning(
-                    "%s was not closed in good order, and its write-ahead log %s is missing or "
-                    "empty: the decisions that were in it are lost",
+                    "%s was not closed in good order, and its write-ahead log %s is not there. If "
+                    "no program has added it to the file since, the last decisions are lost. A new "
+                    "epoch begins",
                     *(self._path, self._wal),
                 )
             if of_schema != version or (was_open and not had_log):
