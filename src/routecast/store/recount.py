@@ -48,8 +48,9 @@ Query = Callable[..., Iterator[Any]]
 def recount(db: apsw.Connection, query: Query, now: int) -> Iterator[Checked | Difference]:
     """Yield progress, what is wrong with the file, and every place where stored sums differ.
 
-    All as of one position. The connection is this function's alone until it is done; `query` runs
-    a named query on it, whose rows are read as they are asked for; `now` is in microseconds.
+    All as of one position. The connection is this function's alone, and should be closed
+    afterwards; `query` runs a named query on it, whose rows are read as they are asked for; `now`
+    is in microseconds.
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
@@ -58,9 +59,6 @@ def recount(db: apsw.Connection, query: Query, now: int) -> Iterator[Checked | D
         yield from _recount(query, now)
     except (apsw.CorruptError, apsw.NotADBError, apsw.IOError) as error:
         yield Difference("the database file", "readable", str(error))
-    finally:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
 
 
 def _check_file(db: apsw.Connection) -> Iterator[Checked | Difference]:
