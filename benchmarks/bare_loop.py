@@ -15,7 +15,7 @@ from benchmarks.cases import answer
 from benchmarks.traffic import read_bodies
 from routecast.protocol import EPOCH, MICROSECOND
 from routecast.store.queries import load_migrations
-from routecast.store.sqlite.writer import CHECKPOINT_PAGES
+from routecast.store.sqlite.wal import CHECKPOINT_PAGES
 
 
 class Storing(msgspec.Struct):

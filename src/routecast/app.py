@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from fastapi import FastAPI
 from msgspec import UNSET
@@ -58,7 +59,7 @@ from routecast.latest import Latest
 from routecast.live import ALONE_LOOK_SECONDS, LOOK_SECONDS, Live
 from routecast.lookbacks import Lookbacks
 from routecast.maintenance import Retention, Summaries, run_retention
-from routecast.ports import Bus, Cache, Clock, Cluster, Prices, Store
+from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
 from routecast.redis_client import RedisLink
@@ -67,7 +68,7 @@ from routecast.slices import Slices
 from routecast.sources import Sources
 from routecast.store.none import NoStore
 from routecast.store.postgres import PostgresStore
-from routecast.store.sqlite import SqliteStore
+from routecast.store.sqlite import SqliteBackups, SqliteStore
 from routecast.subscribers import Subscribers
 from routecast.supervisor import Supervisor
 from routecast.urls import masked, split_url
@@ -102,22 +103,44 @@ def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
     Without `create`, opening it fails where there is no such database. `connections` are the most
     that it opens to a server.
     """
+    path = _file_of(url)
+    if path is not None:
+        return SqliteStore(path, create=create)
+    return PostgresStore(url, create=create, connections=connections)
+
+
+def open_backups(url: str) -> Backups:
+    """Return what makes and restores backups of the database that a URL names.
+
+    Raises BadSettings.
+    """
+    path = _file_of(url)
+    if path is not None:
+        return SqliteBackups(path)
+    raise BadSettings("backups of PostgreSQL: use its own tools, pg_dump and pg_restore")
+
+
+def _file_of(url: str) -> Path | None:
+    """Return the file that a database URL names; None for PostgreSQL. Raises BadSettings."""
     shown = f"database (ROUTECAST_DATABASE_URL) {masked(url)!r}"
-    try:
-        parts = split_url(url)
-    except ValueError as error:
-        raise BadSettings(f"{shown}: {error}") from None
-    if parts.scheme == "sqlite":
-        path = unquote(parts.path).removeprefix("/")
-        if parts.netloc or not path or path == ":memory:" or "\0" in path:
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme.lower() == "sqlite":
+        # All that follows is the path, as it is: files may have signs in their names that mean
+        # something in other URLs.
+        path = rest.removeprefix("/")
+        if not rest.startswith("/") or not path or path == ":memory:" or "\0" in path:
             raise BadSettings(
                 f"{shown}: name a file, as in sqlite:///routecast.db (relative) or "
                 "sqlite:////var/lib/routecast.db (absolute)"
             )
-        return SqliteStore(path, create=create)
-    if parts.scheme in ("postgresql", "postgres"):
-        return PostgresStore(url, create=create, connections=connections)
-    raise BadSettings(f"{shown}: must start with sqlite:/// or postgresql://")
+        return Path(path)
+    try:
+        parts = split_url(url)
+    except ValueError as error:
+        raise BadSettings(f"{shown}: {error}") from None
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise BadSettings(f"{shown}: must start with sqlite:/// or postgresql://")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +199,7 @@ class Services:
         for part, limit in names.limits.items():
             self.instruments.names.labels(part).set_function(partial(names.used, part))
             self.instruments.names_limit.labels(part).set(limit)
+        self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
         self.slices = Slices()
         self.ingest = Ingest(
             engines.store, engines.bus, engines.clock, names, self.instruments, self.slices
@@ -307,14 +331,14 @@ class Services:
         except Unavailable:
             source = "none"
         failing = self.live.failing or self.ingest.failing
-        check, error = self.engines.store.condition
+        files = self.engines.store.condition
         services = self.supervisor.failing
         components = Components(
-            database="corrupt" if error else "failing" if failing else "ok",
+            database="corrupt" if files.error else "failing" if failing else "ok",
             cache="failing" if self.sources.cache_failing else "ok",
             bus="failing" if self.engines.bus.failing else "ok",
         )
-        degraded = error or failing or services or source == "none"
+        degraded = files.error or files.warning or failing or services or source == "none"
         return Health(
             status="degraded" if degraded else "ok",
             active_connections=self.census.total,
@@ -323,8 +347,10 @@ class Services:
             components=components,
             source=source,
             full_names=self.names.full,
-            database_check=check or UNSET,
-            database_error=error or UNSET,
+            database_check=files.check or UNSET,
+            database_error=files.error or UNSET,
+            database_warning=files.warning or UNSET,
+            database_wal_bytes=UNSET if files.wal_bytes is None else files.wal_bytes,
             services=services or UNSET,
         )
 
@@ -357,6 +383,11 @@ async def _open_again(store: Store) -> None:
             await store.open()
             log.warning("The database is open")
             return
+
+
+def _wal_bytes(store: Store) -> float:
+    size = store.condition.wal_bytes
+    return math.nan if size is None else size
 
 
 def _baseline(settings: Settings, prices: Prices) -> Baseline | None:

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from routecast.core.sites import host_entry, origin_entry
 from routecast.edge.proxies import read_network
 from routecast.errors import BadSettings
+from routecast.ports import MIN_MINUTE_DAYS
 from routecast.protocol import DEFAULT_INTERVAL, MAX_INTERVAL, MIN_INTERVAL
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -25,7 +26,8 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///routecast.db",
         description="Where decisions are kept: sqlite:///relative.db, sqlite:////absolute.db or "
-        "postgresql://user:password@host/database, which many nodes may share.",
+        "postgresql://user:password@host/database, which many nodes may share. The path of a file "
+        "is taken as it is, with % ? and # in it.",
     )
     database_connections: int = Field(
         5, ge=2, le=100, description="Connections a node opens to PostgreSQL, at most."
@@ -87,7 +89,9 @@ class Settings(BaseSettings):
         30, ge=1, description="Days a decision, and so its id, is kept after its receipt."
     )
     minute_days: float = Field(
-        90, ge=8, description="Days minute rollups are kept. Hours and totals are kept for ever."
+        90,
+        ge=MIN_MINUTE_DAYS,
+        description="Days minute rollups are kept. Hours and totals are kept for ever.",
     )
     band_high: float = Field(
         0.8, ge=0, le=1, description="Least confidence of the band `high`, for new decisions."

@@ -95,6 +95,11 @@ class Batch:
         return {place: field for place, field in named if field is not None}
 
 
+def _forget_outcome(check: asyncio.Task[None]) -> None:
+    if not check.cancelled():
+        check.exception()  # whoever asked may be gone
+
+
 class Ingest:
     """The only writer of decisions. Run `run` as a task; `submit` from any other."""
 
@@ -127,7 +132,7 @@ class Ingest:
         self._closing = asyncio.Event()
         self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
         self._checking: asyncio.Task[None] | None = None  # the last check of the database
-        self._checked = 0.0  # when it ended
+        self._checked = -CHECK_SECONDS  # when it began
         instruments.queue_depth.set_function(lambda: self._waiting)
 
     @property
@@ -148,17 +153,19 @@ class Ingest:
         await self._check_store()
 
     async def _check_store(self) -> None:
-        """Let the database write and sync, at most every CHECK_SECONDS; the result is shared."""
-        check = self._checking
-        if check is None or (check.done() and time.monotonic() - self._checked >= CHECK_SECONDS):
-            check = self._checking = asyncio.create_task(self._store.check(), name="check")
-            check.add_done_callback(self._check_ended)
-        await asyncio.shield(check)
+        """Let the database write and sync, at most every CHECK_SECONDS, for all who ask.
 
-    def _check_ended(self, check: asyncio.Task[None]) -> None:
+        Nobody is told what was found before the question: who asks early waits for the next check.
+        """
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check_next(), name="check")
+            self._checking.add_done_callback(_forget_outcome)
+        await asyncio.shield(self._checking)
+
+    async def _check_next(self) -> None:
+        await asyncio.sleep(self._checked + CHECK_SECONDS - time.monotonic())
         self._checked = time.monotonic()
-        if not check.cancelled():
-            check.exception()  # whoever asked may be gone
+        await self._store.check()
 
     def submit(self, decisions: Sequence[Decision]) -> Pending:
         """Keep a batch: await what is returned for what was kept of it.

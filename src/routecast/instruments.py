@@ -42,6 +42,9 @@ class Instruments:
             *("field", "code"),
         )
         self.commit_seconds = seconds("commit", "Time of a group commit.", _COMMIT_SECONDS)
+        self.wal_bytes = gauge(
+            "database_wal_bytes", "Length of SQLite's write-ahead log; NaN where there is none."
+        )
         self.queue_depth = gauge("ingest_queue_decisions", "Decisions waiting for a commit.")
         self.folded = counter("names_folded", "Decisions with a name over its limit.")
         self.names = gauge("names", "Distinct names in use besides `other`, by part.", "part")

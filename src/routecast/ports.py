@@ -6,6 +6,7 @@ methods raise `Unavailable` when their engine cannot answer now, having changed 
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from routecast.core.caution import Span
@@ -29,6 +30,8 @@ DELTA_CELLS_KEPT: Final = 100_000
 MAX_GROUP: Final = 1_000
 # The same while no small batch comes: producers of medium ones wait for throughput.
 MAX_BULK_GROUP: Final = 4_000
+# Minutes are kept for at least this number of days.
+MIN_MINUTE_DAYS: Final = 8
 # A node's report about itself is valid for this time, in seconds.
 CENSUS_SECONDS: Final = 15.0
 
@@ -60,11 +63,14 @@ class Commit:
 class Condition(NamedTuple):
     """What a store knows of the files it keeps: how far a check is, and what is wrong.
 
-    Of a database that a server keeps, nothing is known. With an `error`, nothing is written.
+    Of a database that a server keeps, nothing is known. With an `error`, nothing is written; with
+    a `warning`, somebody should look. `wal_bytes` is the length of the write-ahead log.
     """
 
     check: str | None = None  # "running", "ok", "failed" or "unfinished"
     error: str | None = None
+    warning: str | None = None
+    wal_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +238,55 @@ class Store(Protocol):
     def verify(self) -> AsyncIterator[Checked | Difference]:
         """Recount the rollups from the decisions, as of one position, yielding what differs.
 
-        Where decisions were pruned, what is left and what was set aside must add up.
-        Raises Unavailable.
+        It begins with the engine's own check, where there is one. Where decisions were pruned,
+        what is left and what was set aside must add up. Raises Unavailable.
+        """
+        ...
+
+    @property
+    def unverifiable(self) -> Sequence[str]:
+        """What `verify`, when it has ended, could not have detected; each as part of a sentence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackedUp:
+    """A backup that was made: as of which position, of how many decisions, its size in bytes."""
+
+    position: Position
+    decisions: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A database that was restored: its position, in a new epoch, and how many decisions it has.
+
+    `kept` is the name under which what it replaced is kept; None where there was nothing to keep.
+    """
+
+    position: Position
+    decisions: int
+    kept: str | None
+
+
+class Backups(Protocol):
+    """Backups of one database."""
+
+    async def backup(self, target: Path, tell: Callable[[Checked], None]) -> BackedUp:
+        """Write all there is, as of one position, to a new file; servers may run meanwhile.
+
+        The file was read back, checked and synced. On failure, remove what is there of it; give it
+        its final name only on success. `tell` hears how far it is, from any thread.
+        Raises BadDatabase, Damaged, Unavailable.
+        """
+        ...
+
+    async def restore(self, source: Path, tell: Callable[[Checked], None]) -> Restored:
+        """Replace the database by what `backup` wrote, with a new epoch.
+
+        All of `source` is checked before anything is changed. What is replaced is kept.
+        Raises InUse while anybody uses the database, BadDatabase, Damaged, Unavailable.
         """
         ...
 

@@ -453,8 +453,9 @@ class Health(msgspec.Struct, frozen=True):
     """The answer of `GET /health`; `source` is where numbers come from now.
 
     `database_check` is how far the check of a database file is: `running`, `ok` or `failed`;
-    `database_error` is what is wrong with a `corrupt` one. `services` has those that fail. Each is
-    left out where there is nothing to tell.
+    `database_error` is what is wrong with a `corrupt` one, `database_warning` what somebody should
+    look at; `database_wal_bytes` is the length of its write-ahead log. `services` has those that
+    fail. Each is left out where there is nothing to tell.
     """
 
     status: Literal["ok", "degraded"]
@@ -468,4 +469,6 @@ class Health(msgspec.Struct, frozen=True):
     full_names: dict[str, int] = {}
     database_check: str | UnsetType = UNSET
     database_error: str | UnsetType = UNSET
+    database_warning: str | UnsetType = UNSET
+    database_wal_bytes: int | UnsetType = UNSET
     services: dict[str, ServiceFailure] | UnsetType = UNSET

@@ -39,6 +39,7 @@ def test_health_and_readiness(server: Server) -> None:
     assert health.status_code == 200
     found = health.json()
     assert re.fullmatch(r"\d+\.\d+\.\d+", found.pop("version"))
+    assert found.pop("database_wal_bytes") > 0
     assert found == {
         "status": "ok",
         "active_connections": 0,

@@ -1,5 +1,6 @@
 """Recounting: whatever was changed by hand is found, and said in words."""
 
+import time
 from pathlib import Path
 
 import apsw
@@ -117,7 +118,8 @@ async def test_changed_delta_is_found(store: SqliteStore) -> None:
     await store.commit([[kept(1)]], NOW)
     assert await found(store) == []
     change(store, "INSERT INTO deltas SELECT seq + 1, part, cells, largest, packed FROM deltas")
-    differences = await found(store)
+    first, *differences = await found(store)
+    assert first == Difference("position", "seq 2 or more", "seq 1")
     assert {one.what.split()[0] for one in differences} == {"minute", "hour"}
     assert all(one.expected.startswith("count 1, ") for one in differences)
     assert all(one.found.startswith("count 2, ") for one in differences)
@@ -127,7 +129,9 @@ async def test_missing_delta_is_found(store: SqliteStore) -> None:
     """One that the rollups do not hold yet."""
     await store.commit([[kept(1)]], NOW)
     change(store, "DELETE FROM deltas")
-    assert {one.what.split()[0] for one in await found(store)} == {"minute", "hour"}
+    first, *differences = await found(store)
+    assert first == Difference("deltas", "up to seq 1", "up to seq 0")
+    assert {one.what.split()[0] for one in differences} == {"minute", "hour"}
 
 
 async def test_changed_minute_of_an_hour_partly_pruned_is_found(filled: SqliteStore) -> None:
@@ -145,7 +149,10 @@ async def test_changed_minute_of_an_hour_partly_pruned_is_found(filled: SqliteSt
 async def test_position_behind_its_decisions_is_found(filled: SqliteStore) -> None:
     """Deltas would be taken for known ones."""
     change(filled, "UPDATE history SET seq = seq - 1")
-    assert await found(filled) == [Difference("position", "seq 2 or more", "seq 1")]
+    assert await found(filled) == [
+        Difference("position", "seq 2 or more", "seq 1"),
+        Difference("rollups", "of seq 1 at most", "of seq 2"),
+    ]
 
 
 async def test_difference_says_when_and_what(store: SqliteStore, path: Path) -> None:
@@ -189,3 +196,124 @@ async def test_changed_summary_is_found(filled: SqliteStore, statement: str) -> 
     if "start =" not in statement:
         change(filled, "INSERT INTO unsummed_hours SELECT DISTINCT start, 1 FROM summaries")
         assert await found(filled) == []
+
+
+# -- what no sum shows ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        (
+            "INSERT INTO summaries SELECT 'provider', start + 36000, name, errors, 777, fallbacks, "
+            "confidence_count, confidence_sum, cost_count, cost_sum, latency_count, latency_sum, "
+            "input_tokens, output_tokens, 0, 0, 0, 0, 0 FROM summaries WHERE part = 'provider'",
+            "summary 2026-",
+        ),
+        (
+            "UPDATE summaries SET part = 'colour' WHERE part = 'band'",
+            "summary rows of an unknown part",
+        ),
+        (
+            "INSERT INTO latency_summaries SELECT part, start + 36000, name, counts "
+            "FROM latency_summaries",
+            "summary histograms of no summary",
+        ),
+        ("UPDATE deltas SET packed = substr(packed, 1, 20)", "delta of seq 1"),
+        ("UPDATE deltas SET packed = x''", "delta of seq 2"),
+        (
+            "UPDATE decisions SET project = 'mine' WHERE id = 'd3'",
+            "decisions of a project other than that of their series",
+        ),
+        ("UPDATE history SET seq = seq - 1", "position"),
+        ("UPDATE history SET folded = folded + 1", "rollups"),
+        (
+            "UPDATE decisions SET seq = 0 WHERE n = (SELECT max(n) FROM decisions)",
+            "decisions received in another order",
+        ),
+        (
+            "PRAGMA foreign_keys = 0; DELETE FROM series; SELECT 1",
+            "decisions of a series that is not there",
+        ),
+    ],
+)
+async def test_what_no_sum_shows_is_found(filled: SqliteStore, statement: str, what: str) -> None:
+    """Rows that nothing is compared with, and bytes that cannot be read."""
+    assert await sum_up(filled, NOW + HOUR) > 0
+    change(filled, statement)
+    assert any(one.what.startswith(what) for one in await found(filled))
+
+
+async def test_minutes_that_are_gone_too_early_are_found(store: SqliteStore) -> None:
+    """Retention keeps them for eight days at least, whatever is set."""
+    now = time.time_ns() // 1000
+    await store.commit([[kept(n, decided=now - n * HOUR) for n in range(20)]], now)
+    await fold(store)
+    assert await found(store) == []
+    start = (now - 10 * HOUR) // HOUR * 3600
+    change(store, f"UPDATE history SET minutes_from = {start}")
+    change(store, f"DELETE FROM rollups WHERE period = 'minute' AND start < {start}")
+    (one,) = await found(store)
+    assert (one.what, one.expected) == ("minutes", "those of the last 8 days")
+
+
+async def test_decision_that_moved_a_minute_in_an_hour_partly_pruned_is_found(
+    store: SqliteStore,
+) -> None:
+    """The hour's sums are the same, but the minute it is in now lacks it."""
+    await store.commit([[kept(1), kept(2), kept(3)]], NOW)
+    assert await store.prune(decisions_before=NOW + 1, minutes_before=0, limit=1) == 1
+    assert await found(store) == []
+    change(store, "UPDATE decisions SET decided = decided + 60000000 WHERE id = 'd3'")
+    (one,) = await found(store)
+    assert one.what.startswith("minute 2026-01-31T12:35Z ")
+    assert one.found == "nothing"
+
+
+# -- the file itself ------------------------------------------------------------------------------
+
+
+async def test_index_that_lacks_an_entry_is_found(store: SqliteStore) -> None:
+    """All sums are right: only the engine's own check, and a count by the index, see it."""
+    await store.commit([[kept(n) for n in range(200)]], NOW)
+    await fold(store)
+    db = apsw.Connection(str(store.path))
+    root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'decisions_id'").get
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    await store.close()
+    with store.path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        page = bytearray(file.read(4096))
+        assert page[0] in (2, 10)  # an inner page or a leaf of an index
+        page[3:5] = (int.from_bytes(page[3:5]) - 1).to_bytes(2)
+        file.seek((root - 1) * 4096)
+        file.write(page)
+    again = SqliteStore(store.path, create=False)
+    await again.open()
+    differences = await found(again)
+    await again.close()
+    assert any(one.what == "the database file" for one in differences)
+    assert any(one.what == "the index of ids" for one in differences)
+
+
+async def test_page_that_is_no_page_is_a_difference(store: SqliteStore) -> None:
+    """Not a failure to read: `verify` ends with what it found."""
+    await store.commit([[kept(n, reason="r" * 200) for n in range(500)]], NOW)
+    db = apsw.Connection(str(store.path))
+    root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'decisions'").get
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    await store.close()
+    with store.path.open("r+b") as file:
+        file.seek((root - 1) * 4096)
+        file.write(bytes(4096))
+    again = SqliteStore(store.path, create=False)
+    await again.open()
+    assert any(one.what == "the database file" for one in await found(again))
+    await again.close()
+
+
+async def test_it_says_what_it_cannot_detect(store: SqliteStore) -> None:
+    """So nobody takes it for more than it is."""
+    assert any("together with every sum" in what for what in store.unverifiable)

@@ -22,7 +22,7 @@ from routecast.protocol import Position
 from routecast.store.sqlite import SqliteStore, past, writer
 from routecast.store.sqlite import folding as steps
 from routecast.store.sqlite.connection import SQL
-from routecast.store.sqlite.writer import MIGRATIONS
+from routecast.store.sqlite.schema import MIGRATIONS
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
 from tests.support.summaries import sum_up
 from tests.unit.running import until
@@ -133,6 +133,7 @@ DROP TABLE deltas;
 ALTER TABLE whole RENAME TO deltas;
 DROP TABLE folded_names;
 DROP TABLE checks;
+DROP TABLE marks;
 PRAGMA user_version = 3;
 """
 

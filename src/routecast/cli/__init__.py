@@ -7,10 +7,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from routecast.cli.backup import backup
 from routecast.cli.bench import bench
 from routecast.cli.demo import demo
 from routecast.cli.names import fold, forget, list_names
 from routecast.cli.replay import replay
+from routecast.cli.restore import restore
 from routecast.cli.serve import serve
 from routecast.cli.verify import verify
 from routecast.cli.watch import watch
@@ -64,7 +66,7 @@ def _options(
     pass
 
 
-for _command in (serve, demo, replay, watch, bench, verify):
+for _command in (serve, demo, replay, watch, bench, verify, backup, restore):
     app.command(cls=_Command)(_command)
 
 

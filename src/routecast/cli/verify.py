@@ -22,7 +22,10 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Recount the rollups from the decisions and say what differs.
+    """Check the database, recount the rollups from the decisions, say what differs.
+
+    First the engine checks its own files, where it can. What all this cannot
+    detect is said, too.
 
     Ends with 0 when all is equal, 1 when anything differs or cannot be read now,
     and 2 when there is no database of Routecast there.
@@ -39,7 +42,9 @@ async def _verify(store: Store) -> int:
     differences = decisions = 0
     await store.open()
     try:
-        with Progress(console=progress_out, transient=True) as progress:
+        with Progress(
+            console=progress_out, transient=True, disable=not progress_out.is_terminal
+        ) as progress:
             task = progress.add_task("counting decisions", total=None)
             async for found in store.verify():
                 if isinstance(found, Checked):
@@ -59,6 +64,10 @@ async def _verify(store: Store) -> int:
         out.print(f"{differences} differences over {decisions:,} decisions", style="bold red")
     else:
         out.print(f"Rollups equal a recount of {decisions:,} decisions.", style="green")
+    if store.unverifiable:
+        out.print("It cannot detect:", style="dim")
+        for what in store.unverifiable:
+            out.print(f"- {what}", style="dim", markup=False)
     return differences
 
 

@@ -7,6 +7,7 @@ hour by hour, so memory is bounded by one hour's rollups.
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Final
 
 from routecast.core.delta import Delta
@@ -69,7 +70,9 @@ class Comparison:
         kept = self._stored("minute", hour, hour + HOUR, rollups["minute"])
         pruned = self._stored("pruned", hour, hour + 1, rollups["pruned"])
         if hour >= self._minutes_from:
-            if not pruned:
+            if pruned:
+                yield from self._compare_least("minute", minutes, kept)
+            else:
                 yield from self._compare("minute", minutes, kept)
             yield from self._compare("hour, from its minutes", _by_start(hour, kept), held)
         yield from self._compare("hour", _by_start(hour, minutes, pruned), held)
@@ -116,6 +119,37 @@ class Comparison:
                 what = f"{period} {_time(start)}{name}"
                 yield Difference(what, _text(want, have), _text(have, want))
 
+    def _compare_least(self, period: str, least: Rows, found: Rows) -> Iterator[Difference]:
+        """Yield where less is stored than is left: some of what was counted was dropped since."""
+        for key, want in sorted(least.items(), key=itemgetter(0)):
+            have = found.get(key)
+            if have is None or not _holds(have, want):
+                start, series = key
+                name = self._names.get(series, f"series {series}")
+                what = f"{period} {_time(start)}{name}"
+                yield Difference(what, f"{_text(want, have)} or more", _text(have, want))
+
+
+def readable(packed: Iterable[tuple[int, bytes]], found: list[Difference]) -> Iterator[Delta]:
+    """Yield deltas, given with their seq; those that cannot be read are told in `found`."""
+    for seq, text in packed:
+        try:
+            yield Delta.unpack(text)
+        except ValueError:
+            found.append(Difference(f"delta of seq {seq}", "a delta", "unreadable"))
+
+
+def moment(start: int) -> str:
+    """Return a second since 1970 for people."""
+    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ}"
+
+
+def _holds(row: Row, part: Row) -> bool:
+    """Whether sums may hold those of a part, and others."""
+    bins = row[-1]
+    scalars = all(a >= b for a, b in zip(row[:-1], part[:-1], strict=True))
+    return scalars and all(bins.get(number, 0) >= count for number, count in part[-1].items())
+
 
 def unpacked(values: tuple[Any, ...]) -> Row:
     """Return sums with their histogram unpacked."""
@@ -160,7 +194,7 @@ def _unfolded(deltas: Iterable[Delta], series: Mapping[tuple[str, ...], int]) ->
             for key, sums in bucket.items():
                 row = unpacked(sums.row())
                 for period, start in starts.items():
-                    rows, number = added[period], series[key]
+                    rows, number = added[period], series.get(key, -1)
                     rows |= _by_start(start, {(start, number): row}, _only(rows, start, number))
     return added
 
@@ -171,7 +205,7 @@ def _only(rows: Rows, start: int, series: int) -> Rows:
 
 
 def _time(start: int) -> str:
-    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ} " if start else ""
+    return f"{moment(start)} " if start else ""
 
 
 def _text(row: Row | None, other: Row | None) -> str:

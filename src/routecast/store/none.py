@@ -24,6 +24,7 @@ class NoStore:
     """Can be opened and closed, and nothing else (`ports.Store`)."""
 
     condition = Condition()
+    unverifiable = ()
 
     async def open(self) -> None:
         """Nothing to do."""

@@ -212,6 +212,10 @@ class PostgresStore:
             finally:
                 await session.close(timeout=CLOSE_SECONDS)
 
+    @property
+    def unverifiable(self) -> Sequence[str]:
+        return ()
+
     async def verify(self) -> AsyncGenerator[Checked | Difference]:
         self._opened()
         with unavailable():

@@ -5,6 +5,7 @@ at a time, by a later commit: the rollups and the deltas not folded yet are the 
 at any moment.
 """
 
+from routecast.store.sqlite.backup import SqliteBackups
 from routecast.store.sqlite.store import SqliteStore
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteBackups", "SqliteStore"]

@@ -1,19 +1,16 @@
 """Connections to a SQLite file, the named queries run on them, and transactions."""
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Final
 
 import apsw
 
 from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, Key, shared_key
-from routecast.errors import Unavailable
 from routecast.protocol import Position
 from routecast.store.queries import load_queries
 
@@ -97,40 +94,3 @@ def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:
     if db.in_transaction:  # a full disk ends it by itself
         with guard:
             db.execute("ROLLBACK")
-
-
-class Shrunk(Unavailable):
-    """A database file is shorter than it was."""
-
-
-class Place:
-    """Where a database file was when it was opened, and how long it has been since."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.accept()
-
-    def accept(self) -> None:
-        """Take the file as it is for the right one."""
-        found = self._look()
-        self._file, self._size = (found.st_dev, found.st_ino), found.st_size
-
-    def _look(self) -> os.stat_result:
-        try:
-            return self._path.stat()
-        except OSError:
-            raise Unavailable(f"the database file {self._path} is gone") from None
-
-    def check(self) -> None:
-        """Raise Unavailable when the file is no longer where it was: it would be lost.
-
-        Raises Shrunk when it is shorter than it was: something else has cut it off.
-        """
-        found = self._look()
-        if (found.st_dev, found.st_ino) != self._file:
-            raise Unavailable(f"the database file {self._path} was replaced")
-        if found.st_size >= self._size:
-            self._size = found.st_size
-        # Another thread may have seen a longer file since: look again.
-        elif self._look().st_size < self._size:
-            raise Shrunk("the database file is shorter than it was")

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Final
 
 import apsw
 
 from routecast.errors import Unavailable
 from routecast.ports import Condition
-from routecast.store.sqlite.connection import Shrunk
+from routecast.store.sqlite.place import LogCut, Shrunk
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,11 @@ _UNREADABLE: Final = frozenset(
 class Integrity:
     """Tells whether a file may be written to. All methods are called on the event loop."""
 
-    def __init__(self, connect: Callable[[], apsw.Connection], accept: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], AbstractContextManager[apsw.Connection]],
+        accept: Callable[[], None],
+    ) -> None:
         """`connect` opens the file for reading; `accept` is called when a check found it sound."""
         self._connect = connect
         self._accept = accept
@@ -85,7 +90,7 @@ class Integrity:
 
     def saw(self, error: Exception) -> None:
         """Take note of an error that a user of the file met."""
-        if isinstance(error, _CORRUPT):
+        if isinstance(error, (*_CORRUPT, LogCut)):
             self._damaged(str(error), final=True)
         elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _UNREADABLE:
             shrunk = isinstance(error, Shrunk)
@@ -118,7 +123,8 @@ class Integrity:
                 self._again = False
                 found = await loop.run_in_executor(self._thread, self._look)
         except apsw.InterruptError:
-            return  # it is being closed
+            self._check = "unfinished"  # the file is being closed; it may be opened again
+            return
         except (*_CORRUPT, apsw.IOError) as error:
             found = str(error)
         except Exception as error:
@@ -139,16 +145,13 @@ class Integrity:
 
     def _look(self) -> str | None:
         """Return the first thing that is wrong with the file, None where nothing is."""
-        db = self._connect()
-        try:
+        with self._connect() as db:
             db.set_progress_handler(self._pace(), STEPS)
             tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rootpage"
             for (table,) in list(db.execute(tables)):
                 found = str(next(db.execute(f"PRAGMA quick_check({table})"))[0])
                 if found != "ok":
                     return " ".join(found.split())[:200]
-        finally:
-            db.close()
         return None
 
     def _pace(self) -> Callable[[], bool]:
@@ -162,3 +165,12 @@ class Integrity:
             return self._stopping.is_set()
 
         return pace
+
+
+def first_fault(db: apsw.Connection) -> str | None:
+    """Return the first thing that the engine's own check of a whole file finds; None if nothing."""
+    try:
+        found = str(db.execute("PRAGMA integrity_check(1)").get)
+    except _CORRUPT as error:
+        return str(error)
+    return None if found == "ok" else " ".join(found.split())[:200]

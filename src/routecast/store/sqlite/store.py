@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +21,17 @@ from routecast.core.past import Past
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import Unavailable
+from routecast.errors import RoutecastError, Unavailable
 from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
-from routecast.store.recount import recount
+from routecast.store.recount import UNVERIFIABLE, recount
 from routecast.store.sqlite import names, past, readers
-from routecast.store.sqlite.connection import BUSY_MS, Shrunk, select
+from routecast.store.sqlite.connection import select
 from routecast.store.sqlite.integrity import Integrity
+from routecast.store.sqlite.place import LogCut, Lost, Shrunk
+from routecast.store.sqlite.reading import INTERRUPT_PAUSE, Readers
 from routecast.store.sqlite.series import KEYS_PER_STEP, SeriesKey
-from routecast.store.sqlite.staging import counted_as, keys_of, stage
+from routecast.store.sqlite.staging import Staged, counted_as, keys_of, stage
 from routecast.store.sqlite.window import WindowReader
 from routecast.store.sqlite.writer import Writer
 
@@ -51,7 +52,10 @@ PREPARATIONS: Final = 3
 # STOP_SECONDS more.
 FINISH_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 3.0
-INTERRUPT_PAUSE: Final = 0.02
+# Readers that are in the way when the file has to be opened anew are interrupted for this time.
+LEAVE_SECONDS: Final = 5.0
+# Between two looks whether a long write-ahead log can be cut off, in seconds.
+CUT_PAUSE: Final = 2.0
 
 
 class SqliteStore:
@@ -70,9 +74,11 @@ class SqliteStore:
         self._folding: asyncio.Task[None] | None = None
         self._windows = ThreadPoolExecutor(1, "sqlite-window")
         self._window_reader = WindowReader()
-        self._integrity = Integrity(self._connect, lambda: self._writer.place.accept())
-        self._local = threading.local()
-        self._connections: list[apsw.Connection] = []
+        self._readers = Readers(self.path)
+        self._integrity = Integrity(self._readers.own, lambda: self._writer.place.accept())
+        self._cutting: asyncio.Task[None] | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._lost: Lost | None = None  # why it has to be opened again
         self._open_for_use = False
         self._closed = self._stopping = False
 
@@ -91,6 +97,9 @@ class SqliteStore:
         if self._closed:
             return
         self._closed = True
+        for task in (self._cutting, self._reopening):
+            if task is not None:
+                task.cancel()
         # An executor starts nothing more after this, and ends with what it has begun.
         ended = [asyncio.to_thread(pool.shutdown) for pool in self._pools]
         ending = asyncio.ensure_future(asyncio.gather(self._integrity.close(), *ended))
@@ -102,9 +111,8 @@ class SqliteStore:
         if running:
             log.error("SQLite does not end what it is doing; the file is not closed")
             return
-        self._writer.close()
-        for connection in self._connections:
-            connection.close()
+        self._readers.close()
+        self._writer.close(sound=self._integrity.condition.error is None)
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
         if any(len(batch) > MAX_GROUP for batch in batches):
@@ -113,6 +121,8 @@ class SqliteStore:
             committed = await self._write(self._writer.commit, batches, received)
         if self._writer.should_fold and (self._folding is None or self._folding.done()):
             self._folding = asyncio.create_task(self._fold(), name="fold")
+        if self._writer.wal.is_long and (self._cutting is None or self._cutting.done()):
+            self._cutting = asyncio.create_task(self._cut_log(), name="cut log")
         return committed
 
     async def check(self) -> None:
@@ -120,7 +130,11 @@ class SqliteStore:
 
     @property
     def condition(self) -> Condition:
-        return self._integrity.condition
+        found = self._integrity.condition
+        if not self._open_for_use:
+            return found
+        wal = self._writer.wal
+        return found._replace(wal_bytes=wal.size, warning=wal.warning)
 
     async def position(self) -> Position:
         return await self._read(readers.position)
@@ -161,15 +175,15 @@ class SqliteStore:
         return await self._write(self._writer.fold_names, part, frozenset(names), remember)
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
-        connection = await self._run(self._reading, self._connect)
-        self._connections.append(connection)
-        findings = recount(connection, partial(select, connection))
-        try:
+        with self._readers.own() as connection:
+            now = time.time_ns() // 1000
+            findings = recount(connection, partial(select, connection), now)
             while (found := await self._run(self._reading, next, findings, None)) is not None:
                 yield found
-        finally:
-            self._connections.remove(connection)
-            await self._run(self._reading, connection.close)
+
+    @property
+    def unverifiable(self) -> Sequence[str]:
+        return UNVERIFIABLE
 
     # -- writing in steps -----------------------------------------------------------------------
 
@@ -195,7 +209,7 @@ class SqliteStore:
                 if to_check := {key for key in near | lacking if key in numbers}:
                     totals = await self._write(self._writer.exact_totals, to_check)
                 staged = await self._run(
-                    self._preparing, stage, self.path, counted, numbers, totals, received
+                    self._preparing, self._stage, counted, numbers, totals, received
                 )
                 done = await self._write(self._writer.commit_staged, staged, epoch, received)
                 if isinstance(done, Commit):
@@ -220,6 +234,34 @@ class SqliteStore:
             await asyncio.sleep(min(time.monotonic() - started, LONGEST_REST))
         return more
 
+    def _stage(self, *args: Any) -> Staged:
+        with self._readers.using():
+            return stage(self.path, *args)
+
+    async def _cut_log(self) -> None:
+        """Cut the write-ahead log off once nobody reads what it began with."""
+        while self._writer.wal.is_long:
+            await asyncio.sleep(CUT_PAUSE)
+            with suppress(Unavailable):
+                await self._write(self._writer.checkpoint)
+
+    async def _reopen(self) -> None:
+        """Open the file anew, with all that is in a log that is not at its place any more."""
+        log.error("%s. Decisions are refused until the file is opened again", self._lost)
+        try:
+            left = await asyncio.to_thread(self._readers.leave, LEAVE_SECONDS)
+            if not left:
+                raise Unavailable("readers are in the way")
+            await self._run(self._writing, self._writer.reopen)
+        except (RoutecastError, OSError) as error:
+            log.error("%s cannot be opened again yet: %s", self.path, error)
+            return
+        finally:
+            self._readers.come_back()
+        self._lost = None
+        await self._integrity.open()
+        log.warning("%s is open again, with all that was acknowledged", self.path)
+
     # -- threads --------------------------------------------------------------------------------
 
     async def _run(
@@ -236,8 +278,13 @@ class SqliteStore:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(threads, work, *args)
-        except Shrunk as error:
+        except (Shrunk, LogCut) as error:
             self._integrity.saw(error)
+            raise
+        except Lost as error:
+            if self._open_for_use and (self._reopening is None or self._reopening.done()):
+                self._lost = self._lost or error
+                self._reopening = asyncio.create_task(self._reopen(), name="reopen")
             raise
         except apsw.Error as error:
             self._integrity.saw(error)
@@ -251,6 +298,8 @@ class SqliteStore:
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
         self._integrity.refuse_if_damaged()
+        if self._lost and self._reopening and not self._reopening.done():
+            raise Unavailable(f"{self._lost}; it is being opened again", retry_after=5)
         return await self._run(self._writing, work, *args)
 
     async def _read(self, work: Callable[..., T], *args: Any) -> T:
@@ -258,7 +307,8 @@ class SqliteStore:
 
     def _read_here(self, work: Callable[..., T], args: Sequence[Any]) -> T:
         self._writer.place.check()
-        return work(self._reader, *args)
+        with self._readers.connection() as connection:
+            return work(connection, *args)
 
     @property
     def _pools(self) -> tuple[ThreadPoolExecutor, ...]:
@@ -266,20 +316,4 @@ class SqliteStore:
 
     def _interrupt(self) -> None:
         self._writer.stop()
-        for connection in list(self._connections):
-            with suppress(apsw.Error):  # it was closed a moment ago
-                connection.interrupt()
-
-    def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self.path))
-        connection.set_busy_timeout(BUSY_MS)
-        connection.execute("PRAGMA query_only = 1")
-        return connection
-
-    @property
-    def _reader(self) -> apsw.Connection:
-        connection: apsw.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect()
-            self._connections.append(connection)
-        return connection
+        self._readers.interrupt()

@@ -9,7 +9,6 @@ write, and SQLite's `data_version` shows whether anybody did before: only then a
 
 import itertools
 import logging
-import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -31,29 +30,27 @@ from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Commit
 from routecast.protocol import Position
 from routecast.store.past import SummaryRows
-from routecast.store.queries import load_migrations
-from routecast.store.sqlite import names
+from routecast.store.sqlite import names, rescue, schema
 from routecast.store.sqlite.connection import (
     BUSY_MS,
     STATEMENTS_KEPT,
-    Place,
     insert_rows,
     query,
     transaction,
 )
 from routecast.store.sqlite.folding import Folding, PackedPart, pack_parts
 from routecast.store.sqlite.known import stored_contents
+from routecast.store.sqlite.marks import holds_pages, require_own_log, wal_of
+from routecast.store.sqlite.place import Lost, Place
 from routecast.store.sqlite.rollups import Rollups
 from routecast.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.store.sqlite.staging import Staged, counted_as
 from routecast.store.sqlite.summaries import split
+from routecast.store.sqlite.wal import WriteAheadLog
 
 log = logging.getLogger(__name__)
 
-APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
-MIGRATIONS: Final = load_migrations("sqlite")
 
-CHECKPOINT_PAGES: Final = 4_000
 # Between two tries to get a lock that another process holds, in seconds.
 LOCK_PAUSE: Final = 0.02
 
@@ -98,6 +95,7 @@ class Writer:
         self._create = create
         self._stopping = False
         self._db: apsw.Connection | None = None
+        self._claimed = False  # whether the file says that it is open
         self._seq: int | None = None  # of the last commit, as far as is known
         self._warned = False  # of another process that commits
 
@@ -105,8 +103,12 @@ class Writer:
 
     def open(self) -> None:
         """Open the file and bring its schema up to date. Raises BadDatabase."""
+        require_own_log(self._path)
         if not self._create and not self._path.exists():
             raise BadDatabase(f"there is no database {self._path}")
+        self._open(had_log=holds_pages(wal_of(self._path)))
+
+    def _open(self, *, had_log: bool) -> None:
         try:
             db = apsw.Connection(str(self._path), statementcachesize=STATEMENTS_KEPT)
         except apsw.CantOpenError as error:
@@ -114,12 +116,17 @@ class Writer:
         self._db = db
         try:
             db.set_busy_handler(self._wait_for_lock)
-            self._check_ours(db)
-            db.execute("PRAGMA journal_mode = WAL")
+            schema.require_ours(db, self._path)
+            if self._create:  # else it may be a backup, which is one file and stays as it is
+                db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -32768")
-            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            self._migrate(db)
+            schema.migrate(db)
+            self.place = Place(self._path)
+            self.wal = WriteAheadLog(db, self._path, self.place, self._wait_for_lock)
+            if self._create:
+                self.wal.claim(had_log=had_log)
+                self._claimed = True
         except apsw.NotADBError:
             self.close()
             raise BadDatabase(f"{self._path} is not a SQLite database") from None
@@ -133,13 +140,34 @@ class Writer:
         self._rollups = Rollups(db, self._series)
         self._folding = Folding(db, self._series, self._rollups)
         self._forget()
-        self.place = Place(self._path)
 
-    def close(self) -> None:
-        """Let go of the file, if it was opened."""
+    def close(self, *, sound: bool = True) -> None:
+        """Let go of the file, if it was opened; `sound` says whether it may be written to."""
+        db, self._db = self._db, None
+        if db is not None:
+            if self._claimed and sound:
+                self.wal.release()
+            db.close()
+        self._claimed = False
+
+    def reopen(self) -> None:
+        """Open the file again after `Lost`, with all that was committed.
+
+        No other connection of this process may be open. Raises LogCut when commits are lost,
+        Unavailable when it cannot be done yet: then call it again.
+        """
         if self._db is not None:
-            self._db.close()
-            self._db = None
+            saved = None
+            if self.place.is_there and self.wal.is_whole:
+                self.wal.add_all()
+            else:
+                saved = rescue.save(self._db, self._path, self._seq)
+            self.close(sound=False)
+            if saved is not None:
+                rescue.put_in_place(saved, self._path)
+        if holds_pages(wal_of(self._path)):
+            raise Unavailable(f"another process uses {wal_of(self._path)}, which was not there")
+        self._open(had_log=True)
 
     def stop(self) -> None:
         """Interrupt what is running, and refuse all else; from any thread, again and again.
@@ -154,32 +182,10 @@ class Writer:
 
     def _wait_for_lock(self, tries: int) -> bool:
         """Wait for another process's lock; return whether to try again."""
-        if self._stopping or tries * LOCK_PAUSE * 1000 >= BUSY_MS:
+        if self._stopping or self._db is None or tries * LOCK_PAUSE * 1000 >= BUSY_MS:
             return False
         time.sleep(LOCK_PAUSE)
         return True
-
-    def _check_ours(self, db: apsw.Connection) -> None:
-        ours, version = db.pragma("application_id"), db.pragma("user_version")
-        if ours != APPLICATION_ID and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
-            raise BadDatabase(f"{self._path} is a database of another program")
-        if version > MIGRATIONS[-1][0]:
-            raise BadDatabase(
-                f"{self._path} was written by a newer Routecast (schema {version}; this one knows "
-                f"{MIGRATIONS[-1][0]}): upgrade this program"
-            )
-
-    @staticmethod
-    def _migrate(db: apsw.Connection) -> None:
-        with transaction(db):
-            done = db.pragma("user_version")
-            for number, script in MIGRATIONS:
-                if number > done:
-                    db.execute(script)
-                    db.execute(f"PRAGMA user_version = {number}")
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            query(db, "begin_history", secrets.token_hex(8))
-            db.execute("COMMIT")
 
     # -- commits --------------------------------------------------------------------------------
 
@@ -194,18 +200,24 @@ class Writer:
     def _transaction(self) -> Iterator[apsw.Connection]:
         """A transaction that the body commits; what the writer remembers is undone with it."""
         db = self._db
-        if self._stopping or db is None:
+        if self._stopping:
             raise Unavailable("the database is being closed", retry_after=5)
+        if db is None:
+            raise Lost("the database is being opened again")
         self.place.check()
+        self.wal.check()
         self._series.begin()
         try:
             with transaction(db):
+                self.wal.begin()
                 yield db
                 committed = not db.in_transaction
         except BaseException:
             self._forget()
             raise
-        if not committed:
+        if committed:
+            self.wal.end()
+        else:
             self._series.undo()
 
     def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
@@ -413,6 +425,12 @@ class Writer:
                 self._folding.step()
                 db.execute("COMMIT")
         return self._folding.cells > 0
+
+    def checkpoint(self) -> None:
+        """Add the write-ahead log to the file, as far as readers let it be."""
+        with self._transaction():
+            pass
+        self.wal.checkpoint()
 
     def check(self) -> None:
         """Write a new value and sync it."""

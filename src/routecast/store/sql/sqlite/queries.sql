@@ -6,6 +6,20 @@ ON CONFLICT DO NOTHING;
 -- name: history
 SELECT epoch, seq, minutes_from, folded, folded_parts FROM history;
 
+-- name: mark
+-- The one row: what was marked last, of which schema version the file was when it was claimed, and
+-- whether it is open.
+SELECT mark, schema_version, open FROM marks;
+
+-- name: begin_marks
+INSERT INTO marks (mark, schema_version, open) VALUES (x'', ?, 0);
+
+-- name: set_mark
+UPDATE marks SET mark = ?;
+
+-- name: set_claimed
+UPDATE marks SET schema_version = ?, open = ?;
+
 -- name: advance
 UPDATE history SET seq = ?;
 
@@ -220,7 +234,38 @@ DELETE FROM rollups WHERE (period, start, series) IN (
 UPDATE history SET minutes_from = max(minutes_from, ?);
 
 -- name: count_decisions
-SELECT count(*) FROM decisions;
+SELECT count(*) FROM decisions NOT INDEXED;
+
+-- name: count_ids
+SELECT count(*) FROM decisions INDEXED BY decisions_id WHERE id >= '';
+
+-- name: latest_delta
+SELECT coalesce(max(seq), 0) FROM deltas;
+
+-- name: delta_parts
+-- As `deltas`, with the parts' numbers.
+SELECT seq, part, packed FROM deltas
+WHERE seq > ?1 AND (seq > ?1 + 1 OR part >= ?2) ORDER BY seq, part;
+
+-- name: strays
+-- What no sum shows: what it is, and how often it is there. ?1 is what folded names count as; what
+-- counts as that may be of any project.
+SELECT 'decisions of a project other than that of their series', count(*)
+FROM decisions JOIN series ON series.id = decisions.series
+WHERE decisions.project != series.project AND series.project != ?1
+UNION ALL
+SELECT 'decisions of a series that is not there', count(*)
+FROM decisions WHERE series NOT IN (SELECT id FROM series)
+UNION ALL
+SELECT 'decisions received in another order than they were committed', count(*)
+FROM (SELECT seq < lag(seq) OVER (ORDER BY n) AS early FROM decisions) WHERE early
+UNION ALL
+SELECT 'summary histograms of no summary', count(*)
+FROM latency_summaries AS held LEFT JOIN summaries USING (part, start, name)
+WHERE summaries.start IS NULL AND held.start NOT IN (SELECT start FROM unsummed_hours)
+UNION ALL
+SELECT 'summary rows of an unknown part', count(*) FROM summaries
+WHERE part NOT IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status');
 
 -- name: latest_seq
 SELECT coalesce(max(seq), 0) FROM decisions;
@@ -243,7 +288,7 @@ FROM decisions GROUP BY 1, 2 ORDER BY 1, 2;
 -- Every hour there is anything about.
 SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
 UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
-UNION SELECT start FROM summaries WHERE part = 'all'
+UNION SELECT start FROM summaries
 ORDER BY 1;
 
 -- name: past_rollups

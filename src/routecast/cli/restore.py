@@ -1,0 +1,45 @@
+"""`routecast restore`: put a backup in the place of a database."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from routecast.cli.backup import position_text, run_with_progress
+from routecast.cli.terminal import BAD_USAGE, fail, plain
+from routecast.config import load_settings
+
+
+def restore(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="What `routecast backup` wrote.")
+    ],
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="The database to replace (ROUTECAST_DATABASE_URL); nobody may use it.",
+            show_default="sqlite:///routecast.db",
+        ),
+    ] = None,
+) -> None:
+    """Put a backup in the place of a database. Stop all servers first.
+
+    The backup is checked before anything changes. What it replaces is kept under
+    another name, which is printed. The restored database begins a new epoch, so
+    nodes and clients drop the numbers they had; Redis need not be emptied.
+
+    Example: routecast restore /backup/routecast.db
+    """
+    from routecast.app import open_backups  # slow to import
+
+    backups = open_backups(load_settings(database_url=database).database_url)
+    if not source.is_file():
+        fail(f"{source} is no file: name what `routecast backup` wrote", BAD_USAGE)
+    done = run_with_progress(lambda tell: backups.restore(source, tell))
+    kept = ""
+    if done.kept is not None:
+        kept = f" What was there is kept in {plain(done.kept)}; remove it when all is well."
+    typer.echo(
+        f"Restored {done.decisions:,} decisions from {plain(source)}: "
+        f"{position_text(done.position)}.{kept}"
+    )

@@ -1,0 +1,58 @@
+"""Saving a database whose files were removed or cut off while a connection has them open.
+
+The connection still has the open files, and in memory most pages that it wrote lately. A copy is
+made of what it sees, and taken only if it is sound and adds up.
+"""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import apsw
+
+from routecast.ports import Difference
+from routecast.store.recount import recount
+from routecast.store.sqlite.backup import Stop, copy, give_owner, opened, sync
+from routecast.store.sqlite.connection import query, select
+from routecast.store.sqlite.marks import shm_of, wal_of
+from routecast.store.sqlite.place import LogCut
+
+
+def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
+    """Copy what a connection sees to a new file beside `path`; return its name.
+
+    `seq` is that of the last commit, where it is known. Raises LogCut when not all is there.
+    """
+    fresh = path.with_name(f".{path.name}.saved-{os.getpid()}")
+    try:
+        fresh.unlink(missing_ok=True)
+        copy(db, fresh, lambda _: None, Stop())
+        with opened(fresh, Stop()) as saved:
+            fault = None
+            if seq is not None and query(saved, "history")[0][1] != seq:
+                fault = "the last commits are missing"
+            if fault is None:
+                # Nothing was lost, so it is no copy that begins a new epoch.
+                query(saved, "set_claimed", saved.pragma("schema_version"), 1)
+                found = recount(saved, partial(select, saved), time.time_ns() // 1000)
+                fault = next((one.what for one in found if isinstance(one, Difference)), None)
+    except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as error:
+        fault = str(error)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+    if fault is not None:
+        fresh.unlink(missing_ok=True)
+        raise LogCut(f"{wal_of(path)} lost commits that are nowhere else ({fault})")
+    return fresh
+
+
+def put_in_place(fresh: Path, path: Path) -> None:
+    """Put a saved file in the place of the database. No connection may be open."""
+    give_owner(fresh, path if path.exists() else path.parent, mode=path.exists())
+    sync(fresh)
+    wal_of(path).unlink(missing_ok=True)  # the file has it all
+    shm_of(path).unlink(missing_ok=True)
+    os.replace(fresh, path)
+    sync(path.parent)

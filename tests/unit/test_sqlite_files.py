@@ -1,0 +1,182 @@
+"""The three files of a SQLite database, when something else removes, replaces or cuts them off."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from routecast.core.decision import Decision
+from routecast.errors import Unavailable
+from routecast.ports import Difference
+from routecast.store.sqlite import SqliteStore
+from routecast.store.sqlite.marks import shm_of, wal_of
+from tests.support.decisions import NOW, assert_sums, kept
+from tests.unit.running import until
+
+
+async def with_decisions(path: Path, count: int = 50) -> tuple[SqliteStore, list[Decision]]:
+    """Return an open store, whose decisions are in the write-ahead log."""
+    store = SqliteStore(path)
+    await store.open()
+    decisions = [kept(n) for n in range(count)]
+    for decision in decisions:
+        await store.commit([[decision]], NOW)
+    await store.load(NOW)  # so that readers are open, too
+    return store, decisions
+
+
+async def assert_ready(store: SqliteStore) -> None:
+    """Wait until a commit would succeed."""
+
+    async def is_ready() -> bool:
+        try:
+            await store.check()
+        except Unavailable:
+            return False
+        return True
+
+    async with asyncio.timeout(60):
+        while not await is_ready():  # noqa: ASYNC110 -- the store says it to those who ask
+            await asyncio.sleep(0.01)
+
+
+async def after_a_kill(path: Path, decisions: list[Decision]) -> None:
+    """Assert that what lies on the disk now is a sound database with these decisions."""
+    folder = path.parent / "after"
+    folder.mkdir()
+    for file in (path, wal_of(path)):
+        shutil.copy(file, folder)
+    store = SqliteStore(folder / path.name)
+    await store.open()
+    assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+    assert_sums((await store.load(NOW)).total, decisions)
+    await store.close()
+
+
+def replace(file: Path) -> None:
+    shutil.copy(file, f"{file}.copy")
+    os.rename(f"{file}.copy", file)
+
+
+def overwrite(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.write(os.urandom(100_000))
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def cut_in_half(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def own(path: Path) -> Path:
+    return path
+
+
+HARM: list[tuple[Callable[[Path], Path], Callable[[Path], None], str]] = [
+    (wal_of, remove, "-wal was removed"),
+    (wal_of, replace, "-wal was replaced"),
+    (wal_of, cut, "-wal was cut off"),
+    (wal_of, cut_in_half, "-wal was cut off"),
+    (wal_of, overwrite, "the content of .*-wal was replaced"),
+    (shm_of, remove, "-shm was removed"),
+    (shm_of, replace, "-shm was replaced"),
+    (own, remove, "routecast.db was removed"),
+]
+
+
+@pytest.mark.parametrize(("which", "harm", "cause"), HARM)
+async def test_harm_to_a_file_is_told_at_once_and_nothing_is_lost(
+    path: Path, which: Callable[[Path], Path], harm: Callable[[Path], None], cause: str
+) -> None:
+    """The next commit is refused with the cause; then the file is opened again, with everything."""
+    store, decisions = await with_decisions(path)
+    epoch = (await store.position()).epoch
+    harm(which(path))
+    with pytest.raises(Unavailable, match=cause):
+        await store.commit([[kept(1000)]], NOW)
+    await assert_ready(store)
+    await store.commit([[kept(1001)]], NOW)
+    assert (await store.position()).epoch == epoch
+    await after_a_kill(path, [*decisions, kept(1001)])
+    await store.close()
+    assert not wal_of(path).exists()
+
+
+async def test_all_files_are_removed(path: Path) -> None:
+    """As by `rm routecast.db*`: the open files have it all, and it is written again."""
+    store, decisions = await with_decisions(path)
+    for file in (path, wal_of(path), shm_of(path)):
+        file.unlink()
+    with pytest.raises(Unavailable, match=f"{path} was removed"):
+        await store.check()
+    await assert_ready(store)
+    await after_a_kill(path, decisions)
+    await store.close()
+
+
+async def test_cut_log_whose_pages_are_nowhere_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is reported as damage, and no decision is accepted; a restart begins a new epoch."""
+    store, _ = await with_decisions(path)
+    epoch = (await store.position()).epoch
+    store._writer._db.execute("PRAGMA cache_size = 10; PRAGMA shrink_memory")  # type: ignore[union-attr]
+    cut(wal_of(path))
+    with pytest.raises(Unavailable, match="-wal was cut off"):
+        await store.check()
+    await until(lambda: store.condition.error is not None)
+    with pytest.raises(Unavailable, match="lost commits that are nowhere else"):
+        await store.commit([[kept(1)]], NOW)
+    await store.close()
+    again = SqliteStore(path)
+    await again.open()
+    assert (await again.position()).epoch != epoch
+    assert "the last decisions are lost" in caplog.text
+    await again.commit([[kept(1)]], NOW)
+    await again.close()
+
+
+async def test_content_of_the_file_is_replaced(path: Path) -> None:
+    """As by `cp backup routecast.db` while it is in use: refused until it is undone."""
+    store, decisions = await with_decisions(path)
+    with path.open("r+b") as file:
+        held = file.read(100)
+    with path.open("r+b") as file:
+        file.write(held[:24] + bytes(76))
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=f"content of the database file {path} was replaced"):
+            await store.check()
+    with path.open("r+b") as file:
+        file.write(held)
+    await store.check()
+    await store.commit([[kept(1000)]], NOW)
+    await after_a_kill(path, [*decisions, kept(1000)])
+    await store.close()
+
+
+async def test_other_connections_checkpoint_and_write(path: Path) -> None:
+    """What another program does in good order is no harm."""
+    store, decisions = await with_decisions(path)
+    other = SqliteStore(path, create=False)
+    await other.open()
+    for mode in ("PASSIVE", "FULL", "RESTART", "TRUNCATE"):
+        other._writer._db.execute(f"PRAGMA wal_checkpoint({mode})")  # type: ignore[union-attr]
+        await store.check()
+        decisions.append(kept(len(decisions)))
+        await store.commit([decisions[-1:]], NOW)
+        decisions.append(kept(len(decisions)))
+        await other.commit([decisions[-1:]], NOW)
+    await other.close()
+    await store.check()
+    await after_a_kill(path, decisions)
+    await store.close()

@@ -1,0 +1,217 @@
+"""Whether a write-ahead log belongs to the file beside it: never a false alarm, never a mix."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from routecast.errors import BadDatabase
+from routecast.ports import Difference
+from routecast.store.sqlite import SqliteBackups, SqliteStore, wal
+from routecast.store.sqlite.marks import read_log, require_own_log, shm_of, wal_of
+from routecast.store.sqlite.writer import Writer
+from tests.support.decisions import MINUTE, NOW, kept
+
+KILLS = int(os.environ.get("ROUTECAST_TEST_KILLS", "25"))
+
+
+@pytest.fixture(autouse=True)
+def short_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin the log anew every few commits."""
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 25)
+    monkeypatch.setattr(wal, "CUT_BYTES", 150_000)
+
+
+def run_and_kill(path: Path, first: int, commits: int, pause: float) -> int:
+    """Commit decisions in a process of its own, kill it; return how many were acknowledged."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            writer = Writer(path, create=True)
+            writer.open()
+            for n in range(first, first + 10_000):
+                writer.commit([[kept(n, decided=NOW - n % 300 * MINUTE, reason="r" * 300)]], NOW)
+                writer.fold()
+                os.write(write, b".")
+        finally:
+            os._exit(1)
+    os.close(write)
+    done = 0
+    while done < commits:
+        got = len(os.read(read, 4096))
+        assert got, "the process ended by itself"
+        done += got
+    time.sleep(pause)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while got := len(os.read(read, 4096)):
+        done += got
+    os.close(read)
+    return done
+
+
+async def differences(path: Path) -> list[Difference]:
+    store = SqliteStore(path)
+    await store.open()
+    try:
+        return [one async for one in store.verify() if isinstance(one, Difference)]
+    finally:
+        await store.close()
+
+
+def test_no_false_alarm_after_any_kill(path: Path) -> None:
+    """And all that was acknowledged is there; while each older file is refused beside the log."""
+    chance = random.Random(7)
+    acknowledged, old, refused = 0, path.with_name("old.db"), 0
+    for kill in range(KILLS):
+        done = run_and_kill(path, acknowledged, chance.randrange(1, 40), chance.random() * 0.005)
+        acknowledged += done + 1  # the one under way may have been kept
+        require_own_log(path)
+        log = read_log(wal_of(path))
+        # A log that was just begun anew may have no commit yet; then SQLite adds nothing of it.
+        if old.exists() and log is not None and log.committed:
+            shutil.copy(path, f"{path}.right")
+            shutil.copyfile(old, path)
+            with pytest.raises(BadDatabase, match=f"{wal_of(path)} does not belong to {path}"):
+                require_own_log(path)
+            refused += 1
+            os.replace(f"{path}.right", path)
+        if kill % 10 == 0:
+            shutil.copyfile(path, old)
+    assert refused > KILLS // 2
+    assert asyncio.run(differences(path)) == []
+    db = apsw.Connection(str(path))
+    seq, decisions = (
+        db.execute(f"SELECT {what}").get
+        for what in ("max(seq) FROM history", "count(*) FROM decisions")
+    )
+    db.close()
+    assert acknowledged - KILLS <= decisions <= acknowledged
+    assert seq == decisions
+
+
+# -- a restored file ----------------------------------------------------------------------------
+
+
+def vacuum(path: Path, target: Path) -> None:
+    db = apsw.Connection(str(path))
+    db.execute("VACUUM INTO ?", (str(target),))
+    db.close()
+
+
+def online(path: Path, target: Path) -> None:
+    db, copy = apsw.Connection(str(path)), apsw.Connection(str(target))
+    with copy.backup("main", db, "main") as backup:
+        backup.step()
+    copy.close()
+    db.close()
+
+
+def command(path: Path, target: Path) -> None:
+    asyncio.run(SqliteBackups(path).backup(target, lambda _: None))
+
+
+def in_the_same_run(path: Path, make: Callable[[Path, Path], None], after: int) -> Path:
+    """Have a process commit, back it up beside the running process, commit more and kill it."""
+    target = path.with_name("backup.db")
+    ready, go_on = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            writer = Writer(path, create=True)
+            writer.open()
+            for n in range(20):
+                writer.commit([[kept(n)]], NOW)
+            os.write(ready[1], b".")
+            os.read(go_on[0], 1)
+            for n in range(20, 20 + after):
+                writer.commit([[kept(n)]], NOW)
+            os.write(ready[1], b".")
+            os.read(go_on[0], 1)
+        finally:
+            os._exit(1)
+    assert os.read(ready[0], 1)
+    make(path, target)
+    os.write(go_on[1], b".")
+    assert os.read(ready[0], 1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for end in (*ready, *go_on):
+        os.close(end)
+    return target
+
+
+@pytest.mark.parametrize("after", [0, 1, 100])
+@pytest.mark.parametrize("make", [vacuum, online, command])
+def test_backup_beside_the_log_of_the_run_it_was_made_in(
+    path: Path, make: Callable[[Path, Path], None], after: int
+) -> None:
+    """Refused by name, by every command; without the log, it is the backup, in a new epoch."""
+    target = in_the_same_run(path, make, after)
+    before = apsw.Connection(str(target)).execute("SELECT epoch FROM history").get
+    shutil.copyfile(target, path)
+    held = path.read_bytes()
+    for create in (True, False):
+        with pytest.raises(BadDatabase, match=f"{wal_of(path)} does not belong to {path}"):
+            asyncio.run(opened(path, create=create))
+    assert path.read_bytes() == held
+    wal_of(path).rename(f"{path}.log")
+    shm_of(path).unlink()
+    epoch, decisions = asyncio.run(opened(path))
+    assert epoch != before
+    assert decisions == 20
+
+
+async def opened(path: Path, *, create: bool = True) -> tuple[str, int]:
+    store = SqliteStore(path, create=create)
+    try:
+        await store.open()
+        total = (await store.load(NOW)).total
+        return (await store.position()).epoch, sum(sums.count for sums in total.values())
+    finally:
+        await store.close()
+
+
+def test_cold_copy_of_a_stopped_database(path: Path) -> None:
+    """The file looks as it did when the log began, had the start not marked it."""
+    assert asyncio.run(opened(path))[1] == 0
+    cold = path.with_name("cold.db")
+    shutil.copy(path, cold)
+    run_and_kill(path, 0, 1, 0)
+    require_own_log(path)
+    shutil.copyfile(cold, path)
+    with pytest.raises(BadDatabase, match="does not belong"):
+        require_own_log(path)
+
+
+@pytest.mark.parametrize("left", [None, b""], ids=["not there", "empty"])
+def test_log_without_its_database(path: Path, left: bytes | None) -> None:
+    """SQLite would delete it, and begin a new database: decisions would be gone."""
+    run_and_kill(path, 0, 5, 0)
+    path.unlink()
+    if left is not None:
+        path.write_bytes(left)
+    with pytest.raises(BadDatabase, match=f"{wal_of(path)} is there, but its database {path}"):
+        asyncio.run(opened(path))
+    assert wal_of(path).exists()
+
+
+def test_log_of_an_older_version_is_taken_as_it_is(path: Path) -> None:
+    """It has no marks."""
+    asyncio.run(opened(path))
+    db = apsw.Connection(str(path))
+    db.execute("DROP TABLE marks")
+    db.execute("PRAGMA user_version = 7")
+    shutil.copy(wal_of(path), f"{path}.log")
+    db.close()
+    shutil.copy(f"{path}.log", wal_of(path))
+    require_own_log(path)
+    assert asyncio.run(opened(path))[1] == 0
