@@ -50,6 +50,10 @@ class Unavailable(RoutecastError):
         self.retry_after = retry_after
 
 
+class Declined(Unavailable):
+    """An engine answers, but not this: it has no memory left, or does not allow the command."""
+
+
 class SumFull(RoutecastError):
     """Names cannot be folded: a sum of `other` would be over its limit. Nothing was changed."""
 

@@ -440,12 +440,19 @@ class Components(msgspec.Struct, frozen=True):
     database: str
     cache: str
     bus: str
+    census: str  # of the streams that all nodes have
 
 
-class ServiceFailure(msgspec.Struct, frozen=True):
-    """A background service that failed and has not worked since: how often, and why last."""
+class ServiceState(msgspec.Struct, frozen=True):
+    """A background service: `ok`, `failing` (at work), or `down` (to be started again).
 
+    `failures` are those since it last worked, `restarts` those since the process began;
+    `last_error` stays when it works again, and is "" when nothing ever failed.
+    """
+
+    status: str
     failures: int
+    restarts: int
     last_error: str
 
 
@@ -453,8 +460,9 @@ class Health(msgspec.Struct, frozen=True):
     """The answer of `GET /health`; `source` is where numbers come from now.
 
     `database_check` is how far the check of a database file is: `running`, `ok` or `failed`;
-    `database_error` is what is wrong with a `corrupt` one. `services` has those that fail. Each is
-    left out where there is nothing to tell.
+    `database_error` is what is wrong with a `corrupt` one. `degraded` says, in a text for each
+    reason, why `status` is not `ok`. Each of these is left out where there is nothing to tell.
+    `services` has every background service by its name.
     """
 
     status: Literal["ok", "degraded"]
@@ -468,4 +476,5 @@ class Health(msgspec.Struct, frozen=True):
     full_names: dict[str, int] = {}
     database_check: str | UnsetType = UNSET
     database_error: str | UnsetType = UNSET
-    services: dict[str, ServiceFailure] | UnsetType = UNSET
+    services: dict[str, ServiceState] = {}
+    degraded: list[str] | UnsetType = UNSET
