@@ -97,6 +97,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if not self.started:
+            _exit_later(lambda: 1)  # whatever still hangs: nobody could connect to it
         if self.started and self._on_started is not None:
             self._task = asyncio.ensure_future(self._on_started(self._url))
 
