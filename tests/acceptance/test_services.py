@@ -1,6 +1,7 @@
 """Each background service is stopped in every way; the node recovers, or its process ends."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from routecast import supervisor
 from routecast.app import Services, open_engines
 from routecast.config import Settings
 from routecast.errors import Unavailable
+from routecast.protocol import V1_JSON
 from tests.support.decisions import kept
 from tests.support.server import Server, free_port
 from tests.unit.running import until
@@ -164,22 +168,30 @@ import asyncio, sys
 from routecast import {module} as broken, server, supervisor
 from routecast.config import load_settings
 supervisor.FIRST_PAUSE = supervisor.LONGEST_PAUSE = 0.01
-async def crash(self, *_):
+class_name, name = "{name}".split(".")
+holder = getattr(broken, class_name)
+works, crashes = getattr(holder, name), [{crashes}]
+async def crash(self, *given):
+    crashes[0] -= 1
+    if crashes[0] < 0:
+        return await works(self, *given)
     raise OverflowError("on purpose")
-broken.{name} = crash
+setattr(holder, name, crash)
 sys.exit(server.run(load_settings(port={port}, database_url="sqlite:///{folder}/x.db")))
 """
 
 
 class Crippled(Server):
-    """A server one of whose methods always crashes."""
+    """A server one of whose methods crashes: always, or so many times."""
 
     method = ("", "")
+    crashes = 10**9
 
     def command(self) -> list[str]:
         module, name = self.method
         folder = self.database.parent
-        script = SERVE.format(module=module, name=name, port=self.port, folder=folder)
+        given = {"module": module, "name": name, "crashes": self.crashes}
+        script = SERVE.format(**given, port=self.port, folder=folder)
         return [sys.executable, "-c", script]
 
 
@@ -228,3 +240,28 @@ def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
         assert server.instrument('routecast_service_restarts_total{service="live"}') > 0
         assert server.instrument('routecast_service_up{service="ingest"}') == 1
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "protocol"),
+    [
+        ("ticks", ("connections", "ConnectionManager._tick"), None),
+        ("channels", ("channels", "Channels._take_turn"), V1_JSON),
+        ("channels", ("channels", "Channels._welcome"), V1_JSON),
+    ],
+)
+def test_streams_go_on_after_a_crash(
+    tmp_path: Path, service: str, method: tuple[str, str], protocol: str | None
+) -> None:
+    """No stream is left without its next tick."""
+    server = Crippled(tmp_path)
+    server.method, server.crashes = method, 3
+    subprotocols = [Subprotocol(protocol)] if protocol else None
+    with server, connect(f"{server.ws_url}?interval=0.1", subprotocols=subprotocols) as stream:
+        if protocol:
+            stream.send(json.dumps({"type": "subscribe", "id": "a", "interval": 0.1}))
+        for number in range(1, 6):
+            server.post({"strategy": "s", "provider": "p"})
+            while f'"total_decisions":{number}' not in str(stream.recv(timeout=20)):
+                pass
+        assert server.instrument(f'routecast_service_failures_total{{service="{service}"}}') == 3
