@@ -321,7 +321,7 @@ def told_of(error: BaseException) -> str:
     if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException | OSError):
         return text or "no answer in time"
     if isinstance(error, RuntimeError):  # uvloop, of a transport that was reset
-        return f"the connection is lost: {text}"
+        return "the connection was reset"
     return f"what answers at its address does not answer as Redis does ({type(error).__name__})"
 
 
