@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ from routecast.maintenance import Retention, Summaries, run_retention
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
+from routecast.redis_check import RedisCheck
 from routecast.redis_client import RedisLink
 from routecast.renders import Renders
 from routecast.slices import Slices
@@ -91,6 +93,9 @@ SHARE_SECONDS = 3.0
 # loaded. The rest is for the windows that the database answers.
 SNAPSHOT_SHARE = 3 / 8
 WINDOWS_SHARE = 1 / 4
+# The first try to load live state is waited for before a node takes anything; for at most this
+# time, in seconds, since decisions can be taken without it.
+LOADED_SECONDS = 30.0
 # Between two tries to open a database that could not be reached at the start.
 OPEN_SECONDS = 1.0
 # The setting that limits a part of names, where it is not that of most.
@@ -154,6 +159,7 @@ class Engines:
     clock: Clock
     prices: Prices
     instruments: Instruments = field(default_factory=Instruments)
+    redis: RedisCheck | None = None  # where a Redis is shared with other nodes
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -162,11 +168,13 @@ def open_engines(settings: Settings) -> Engines:
     cache: Cache = MemoryCache(clock, settings.cache_seconds)
     bus: Bus = MemoryBus()
     cluster: Cluster = MemoryCluster()
+    redis: RedisCheck | None = None
     if settings.redis_url:
         link = partial(RedisLink, settings.redis_url, settings.redis_prefix, Breaker("Redis"))
         cache = RedisCache(link(), settings.cache_seconds)
         bus = RedisBus(link(), instruments)
         cluster = RedisCluster(link())
+        redis = RedisCheck(link(), instruments.redis_up.set)
     return Engines(
         store=NoStore()
         if settings.role == "stream"
@@ -177,16 +185,20 @@ def open_engines(settings: Settings) -> Engines:
         clock=clock,
         prices=GenaiPrices(instruments.prices_skipped.inc),
         instruments=instruments,
+        redis=redis,
     )
 
 
 class Services:
-    """Every service of one application, connected; `running` starts and ends them."""
+    """Every service of one application, connected; `running` starts and ends them.
+
+    `supervisor.give_up` is called when that cannot go on; whoever runs the application sets it.
+    """
 
     def __init__(self, settings: Settings, engines: Engines) -> None:
         self.engines = engines
         self.instruments = engines.instruments
-        self.supervisor = Supervisor(self.instruments)
+        self.supervisor = Supervisor(self.instruments, _end_process)
         self._summaries = Summaries(engines.store, engines.cluster, engines.clock, self.supervisor)
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
@@ -275,6 +287,9 @@ class Services:
             stack.push_async_callback(self.windows.close)
             await stack.enter_async_context(_opened(engines.store, self.supervisor))
             start = self.supervisor.running
+            if engines.redis is not None:
+                stack.push_async_callback(engines.redis.close)
+                await stack.enter_async_context(start("redis", engines.redis.run))
             if not self._only_streams:
                 await stack.enter_async_context(start("retention", self._run_retention))
                 await stack.enter_async_context(start("summaries", self._summaries.run))
@@ -289,7 +304,9 @@ class Services:
             await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
             await stack.enter_async_context(start("beats", self.manager.beat))
             stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
-            await self.live.loaded()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOADED_SECONDS):
+                    await self.live.loaded()
             yield
 
     def begin_stop(self) -> asyncio.Task[None]:
@@ -306,7 +323,7 @@ class Services:
     @asynccontextmanager
     async def _ingesting(self) -> AsyncIterator[None]:
         """Take decisions in beside the body; at its end commit what waits, or refuse it."""
-        task = asyncio.create_task(self.supervisor.keep("ingest", self.ingest.run), name="ingest")
+        task = self.supervisor.start("ingest", self.ingest.run, vital=True, ends=True)
         try:
             yield
         finally:
@@ -324,6 +341,16 @@ class Services:
             engines.store, engines.cluster, engines.clock, self._retention, self.supervisor
         )
 
+    async def check(self) -> list[str]:
+        """Return why the node does less than it should; [] when all is well.
+
+        Raises Unavailable when decisions could not be acknowledged now.
+        """
+        if (down := self.supervisor.down) is not None:
+            raise Unavailable(down)
+        await self.ingest.check()
+        return self._degraded()
+
     async def health(self) -> Health:
         """Return how the engines are, and where numbers would come from now."""
         try:
@@ -332,13 +359,20 @@ class Services:
             source = "none"
         failing = self.live.failing or self.ingest.failing
         files = self.engines.store.condition
-        services = self.supervisor.failing
+        missing = self.engines.redis.parts if self.engines.redis is not None else []
+
+        def shared(part: str, why: object) -> str:
+            return "failing" if why or part in missing else "ok"
+
         components = Components(
             database="corrupt" if files.error else "failing" if failing else "ok",
-            cache="failing" if self.sources.cache_failing else "ok",
-            bus="failing" if self.engines.bus.failing else "ok",
+            cache=shared("cache", self.sources.cache_failing),
+            bus=shared("bus", self.engines.bus.failing),
+            census=shared("census", self.census.failing),
         )
-        degraded = files.error or files.warning or failing or services or source == "none"
+        degraded = self._degraded()
+        if source == "none":
+            degraded.append("there are no numbers to serve")
         return Health(
             status="degraded" if degraded else "ok",
             active_connections=self.census.total,
@@ -351,8 +385,25 @@ class Services:
             database_error=files.error or UNSET,
             database_warning=files.warning or UNSET,
             database_wal_bytes=UNSET if files.wal_bytes is None else files.wal_bytes,
-            services=services or UNSET,
+            services=self.supervisor.services,
+            degraded=degraded or UNSET,
         )
+
+    def _degraded(self) -> list[str]:
+        """Return a text for each thing that fails."""
+        engines, redis = self.engines, self.engines.redis
+        files = engines.store.condition
+        failing = {
+            "database": files.error or self.live.failing or self.ingest.failing or files.warning,
+            "redis": redis.problem if redis is not None else None,
+            "cache": "it cannot be used" if self.sources.cache_failing else None,
+            "bus": engines.bus.failing,
+            "census": self.census.failing,
+        }
+        told = [f"{part}: {why}" for part, why in failing.items() if why]
+        for name, state in self.supervisor.failing.items():
+            told.append(f"service {name}: {state.status}: {state.last_error}")
+        return told
 
     def _tell_full(self, part: str) -> None:
         limit, setting = self.names.limits[part], _LIMITS.get(part, "ROUTECAST_MAX_NAMES")
@@ -370,10 +421,15 @@ async def _opened(store: Store, supervisor: Supervisor) -> AsyncIterator[None]:
         await store.open()
     except Unavailable as error:
         log.error("The database cannot be opened, and will be tried again: %s", error)
-        async with supervisor.running("open", lambda: _open_again(store)):
+        async with supervisor.running("open", lambda: _open_again(store), ends=True):
             yield
     else:
         yield
+
+
+def _end_process(_: str) -> None:
+    """End as any ASGI server does on SIGTERM, and then with a code that tells of it."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 async def _open_again(store: Store) -> None:
@@ -483,7 +539,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     ]
     app.include_router(metrics_router(services.renders.frame))
     app.include_router(history_router(services.history.answer, services.admission))
-    app.include_router(ops_router(services.health, services.ingest.check, services.instruments))
+    app.include_router(ops_router(services.health, services.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))
     app.include_router(page_router(settings.notice))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from routecast.errors import Unavailable
+from routecast.errors import Declined, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class Breaker:
     def call(self) -> Iterator[None]:
         """Let a call of the engine through, and learn from how it ends.
 
-        Raises Unavailable while open. Unavailable raised by the body is a failure; any other
-        exception is an answer, so the engine lives.
+        Raises Unavailable while open. Whatever the body raises is a failure of the engine, but
+        for Declined: that is an answer, so the engine lives.
         """
         probe = self._opened is not None
         if probe:
@@ -62,11 +62,11 @@ class Breaker:
             self._probing = True
         try:
             yield
-        except Unavailable as error:
-            self._failed(str(error), probe)
-            raise
-        except Exception:
+        except Declined:
             self._succeeded()
+            raise
+        except Exception as error:
+            self._failed(str(error), probe)
             raise
         else:
             self._succeeded()

@@ -18,6 +18,7 @@ class Census:
         self._cluster = cluster
         self._ours = ours
         self._others = 0
+        self.failing: str | None = None  # why other nodes' streams are not counted
 
     @property
     def total(self) -> int:
@@ -34,6 +35,7 @@ class Census:
             try:
                 await self._cluster.tell(told)
                 self._others = await self._cluster.connections() - told
-            except Unavailable:
-                self._others = 0
+                self.failing = None
+            except Unavailable as error:
+                self._others, self.failing = 0, str(error)
             await asyncio.sleep(TELL_SECONDS)

@@ -389,18 +389,26 @@ class Channels:
             due.sort(key=lambda channel: not channel.subscription.view.plain)
             started = time.monotonic()
             try:
-                reading = await self._documents.read()
-            except Unavailable:
-                reading = None
-            await self._welcome(waiting, reading)
-            ran = time.monotonic()
-            for channel in due:
-                if channel.cohorts:
-                    await self._take_turn(channel, reading)
-                if time.monotonic() - ran > TURN_SECONDS:
-                    await asyncio.sleep(0)
-                    ran = time.monotonic()
+                await self._serve_all(due, waiting)
+            except Exception:  # to be served when this is run again
+                self._due, self._waiting = due + self._due, waiting + self._waiting
+                self._wake.set()
+                raise
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
+
+    async def _serve_all(self, due: list[Channel], waiting: list[Member]) -> None:
+        try:
+            reading = await self._documents.read()
+        except Unavailable:
+            reading = None
+        await self._welcome(waiting, reading)
+        ran = time.monotonic()
+        for channel in due:
+            if channel.cohorts:
+                await self._take_turn(channel, reading)
+            if time.monotonic() - ran > TURN_SECONDS:
+                await asyncio.sleep(0)
+                ran = time.monotonic()
 
     async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
         ran = time.monotonic()

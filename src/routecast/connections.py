@@ -230,8 +230,14 @@ class ConnectionManager:
             # Nobody waits for a document that takes longer to make than the plain one.
             plain = [group for group in due if group.subscription.view.plain]
             others = [group for group in due if not group.subscription.view.plain]
-            for some in filter(None, (plain, others)):
-                await self._tick(some, now)
+            left = [some for some in (plain, others) if some]
+            while left:
+                try:
+                    await self._tick(left[0], now)
+                except Exception:
+                    self._put_back(chain.from_iterable(left))
+                    raise
+                del left[0]
 
     async def _tick(self, due: list[Group], now: float) -> None:
         """Send groups their frames; put those off that have to wait for one."""
@@ -458,6 +464,13 @@ class ConnectionManager:
             await self._sooner.wait()
             if timer is not None:
                 timer.cancel()
+
+    def _put_back(self, groups: Iterable[Group]) -> None:
+        """See to it that groups have a next tick, when theirs crashed."""
+        scheduled = {id(group) for *_, group in self._ticks}
+        for group in groups:
+            if id(group) not in scheduled:
+                self._reschedule(group)
 
     def _take_due(self, now: float) -> list[Group]:
         due = []

@@ -58,6 +58,10 @@ class Damaged(RoutecastError):
     """A database or a backup is damaged. Nothing was changed."""
 
 
+class Declined(Unavailable):
+    """An engine answers, but not this: it has no memory left, or does not allow the command."""
+
+
 class SumFull(RoutecastError):
     """Names cannot be folded: a sum of `other` would be over its limit. Nothing was changed."""
 

@@ -23,10 +23,12 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from routecast.core.decision import Decision, identity_of
+from routecast.core.delta import Delta
 from routecast.core.names import Combination, Names
 from routecast.core.room import Full
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
+from routecast.parts import run_part, run_parts
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Bus, Clock, Store
 from routecast.protocol import Position
 from routecast.slices import Slices
@@ -50,6 +52,8 @@ LARGE_REST: Final = 3.0
 LONGEST_REST: Final = 30.0
 # What is said when the database does not answer until the process ends.
 UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
+# What is said between a crash and the next start.
+CRASHED: Final = "taking decisions in crashed, and is being started again"
 # A request needs this number of turns of the event loop to come from its socket into the queue.
 TURNS: Final = 3
 # Requests are gathered for at most this time, in seconds.
@@ -130,6 +134,7 @@ class Ingest:
         self._large_arrived = asyncio.Event()
         self._groups = 0  # that were committed
         self._closing = asyncio.Event()
+        self._crashed = False  # and was not started again yet
         self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
         self._checking: asyncio.Task[None] | None = None  # the last check of the database
         self._checked = -CHECK_SECONDS  # when it began
@@ -176,6 +181,8 @@ class Ingest:
         """
         if self._closing.is_set():
             raise self._refuse(decisions, "shutting down", retry_after=5)
+        if self._crashed:
+            raise self._refuse(decisions, CRASHED, retry_after=1)
         if not self._has_room(len(decisions)):
             raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
         batch = Batch(decisions)
@@ -229,14 +236,20 @@ class Ingest:
     async def run(self) -> None:
         """Commit what waits, until `close` is called and the queues are empty.
 
-        When it is cancelled, all who wait are refused.
+        When it is cancelled, all who wait are refused; when it crashes, too, and then it may be
+        run again.
         """
+        self._crashed = False
         try:
-            async with asyncio.TaskGroup() as lanes:
-                lanes.create_task(self._run_groups(), name="groups")
-                lanes.create_task(self._run_large(), name="large batches")
-        finally:
+            await run_part(lambda: run_parts(self._run_groups, self._run_large))
+        except Exception:
+            self._crashed = True
+            self._refuse_waiting(Unavailable(CRASHED))
+            raise
+        except BaseException:
             self.give_up()
+            raise
+        self.give_up()
 
     async def _run_groups(self) -> None:
         while self._small or self._medium or not self._closing.is_set():
@@ -255,7 +268,14 @@ class Ingest:
                 await self._large_arrived.wait()
                 continue
             batch, groups, began = self._large[0], self._groups, time.monotonic()
-            if await self._bound_in_slices(batch):
+            try:
+                is_left = await self._bound_in_slices(batch)
+            except Exception as error:  # it is not to stay the first for ever
+                if self._large and self._large[0] is batch:
+                    self._large.popleft()
+                    self._fail([batch], error)
+                continue
+            if is_left:
                 self._large.popleft()
                 await self._commit([batch])
                 if self._groups > groups and self._failed is None:
@@ -316,7 +336,9 @@ class Ingest:
     def give_up(self) -> None:
         """Accept no more, and refuse what waits; commits under way go on."""
         self.close()
-        error = Unavailable("shutting down", retry_after=5)
+        self._refuse_waiting(Unavailable("shutting down", retry_after=5))
+
+    def _refuse_waiting(self, error: Unavailable) -> None:
         for queue in (self._small, self._medium, self._large):
             self._answer(list(queue), error)
             queue.clear()
@@ -355,9 +377,7 @@ class Ingest:
             self._failed = None
         # Before the answers, so that whoever has one reads what it wrote.
         if commit.delta is not None:
-            self._bus.publish(commit.delta)
-            if any(batch.reserved for batch in group):
-                self._names.learn(commit.delta.cells.keys())
+            self._tell(commit.delta, group)
         conflicts = commit.conflicts or itertools.repeat(0)
         for batch, inserted, differing in zip(group, commit.inserted, conflicts, strict=False):
             self._count_answered(len(batch.decisions))
@@ -365,6 +385,15 @@ class Ingest:
             if not batch.done.done():
                 full = batch.places_of(commit.full) if commit.full else {}
                 batch.done.set_result(Kept(inserted, commit.position, full, differing))
+
+    def _tell(self, delta: Delta, group: list[Batch]) -> None:
+        """Tell of a commit. It is on disk, and to be acknowledged, whatever becomes of this."""
+        try:
+            self._bus.publish(delta)
+            if any(batch.reserved for batch in group):
+                self._names.learn(delta.cells.keys())
+        except Exception:
+            log.exception("A commit could not be told; it will be read from the database")
 
     def _fail(self, group: list[Batch], error: Exception) -> None:
         if not isinstance(error, Unavailable):

@@ -97,3 +97,17 @@ class Instruments:
         self.service_failures = counter(
             "service_failures", "Failures of background services, by service.", "service"
         )
+        self.service_restarts = counter(
+            "service_restarts",
+            "Times a background service crashed and was started again.",
+            "service",
+        )
+        self.service_up = gauge(
+            "service_up", "1 while a background service works, 0 while it fails.", "service"
+        )
+        self.service_failed = gauge(
+            "service_last_failure_timestamp_seconds",
+            "When a background service failed last, as Unix time; 0 if never.",
+            "service",
+        )
+        self.redis_up = gauge("redis_up", "1 while Redis takes all that is asked of it, else 0.")

@@ -27,7 +27,7 @@ from routecast.errors import Gap, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Clock, Cluster, Reading, Store
 from routecast.protocol import Position, Source
-from routecast.sources import Sources
+from routecast.sources import Sources, is_behind
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +168,10 @@ class Live:
         stop = self._bus.listen(self._receive)
         try:
             while True:
-                await self._step()
-                self._tried.set()
+                try:
+                    await self._step()
+                finally:  # a crash is no success, and no reason to wait for ever
+                    self._tried.set()
                 pause = self._pause()
                 due = time.monotonic() + pause
                 next_step = asyncio.get_running_loop().call_later(pause, self._stir.set)
@@ -220,10 +222,15 @@ class Live:
     # -- hearing --------------------------------------------------------------------------------
 
     def _receive(self, news: Delta | Position) -> None:
-        if isinstance(news, Delta):
-            self._take(news)
-        else:
-            self._note(news)
+        try:
+            if isinstance(news, Delta):
+                self._take(news)
+            else:
+                self._note(news)
+        except Exception:  # not to become a failure of whoever told it
+            log.exception("News of a commit cannot be used; live state is loaded again")
+            self._snapshot, self._in_step = None, False  # it may hold some of the commit
+            self._stir.set()
 
     def _take(self, delta: Delta) -> None:
         """Apply a delta, or keep it until those before it are here."""
@@ -319,14 +326,23 @@ class Live:
                 raise Unavailable("nothing is heard of the database")
             self._found()
         elif await self._is_our_turn(self._look_seconds):
-            heard = self._announced
-            position = await self._store.position()
+            heard, ours = self._announced, self.position
+            position = await self._ask_position()
+            if ours is not None and is_behind(position, ours):
+                position = await self._sources.begin_epoch(ours, position)
+                self._in_step = False
             self._found()
             if self._announced is heard:  # else it may be newer than what was read
                 self._announced = position
             self._bus.announce(position)
             return True
         return False
+
+    async def _ask_position(self) -> Position:
+        """Return where the database stands, which has the last word about that."""
+        position = await self._store.position()
+        self._sources.epoch = position.epoch
+        return position
 
     async def _is_our_turn(self, seconds: float) -> bool:
         missed = self._stopped or self._bus.outages != self._outages
@@ -435,7 +451,7 @@ class Live:
         """
         if self._look_seconds is not None and not looked:
             with suppress(Unavailable):  # then what others know is the best there is
-                position = await self._store.position()
+                position = await self._ask_position()
                 if self._announced is None or self._announced.epoch != position.epoch:
                     self._announced = position
         return await self._sources.newest(self._announced)

@@ -96,7 +96,7 @@ async def run_retention(
     while True:
         try:
             drop = await _trusted(store, clock.now(), int(elapsed() * 10**6), keep, caution)
-            if drop is not None and await cluster.claim("retention", EVERY - 1):
+            if drop is not None and await _is_ours(cluster, "retention", EVERY - 1):
                 await _retain(store, drop, supervisor)
         except Unavailable as error:
             log.warning("Retention will be tried again: %s", error)
@@ -160,7 +160,7 @@ class Summaries:
         """Sum hours up now and then, one of the nodes. Never ends; what fails is tried again."""
         while True:
             try:
-                if await self._cluster.claim("summaries", SUMMARISE_EVERY - 1):
+                if await _is_ours(self._cluster, "summaries", SUMMARISE_EVERY - 1):
                     await self.summarise()
             except Unavailable as error:
                 log.warning("Summaries will be tried again: %s", error)
@@ -193,6 +193,14 @@ class Summaries:
             self._aside[hour] = time.monotonic() + ASIDE_SECONDS
             return False
         self._aside.pop(hour, None)
+        return True
+
+
+async def _is_ours(cluster: Cluster, work: str, seconds: float) -> bool:
+    """Whether this node does some work: also while nodes cannot agree, for it is to be done."""
+    try:
+        return await cluster.claim(work, seconds)
+    except Unavailable:
         return True
 
 

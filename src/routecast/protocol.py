@@ -440,12 +440,19 @@ class Components(msgspec.Struct, frozen=True):
     database: str
     cache: str
     bus: str
+    census: str  # of the streams that all nodes have
 
 
-class ServiceFailure(msgspec.Struct, frozen=True):
-    """A background service that failed and has not worked since: how often, and why last."""
+class ServiceState(msgspec.Struct, frozen=True):
+    """A background service: `ok`, `failing` (at work), or `down` (to be started again).
 
+    `failures` are those since it last worked, `restarts` those since the process began;
+    `last_error` stays when it works again, and is "" when nothing ever failed.
+    """
+
+    status: str
     failures: int
+    restarts: int
     last_error: str
 
 
@@ -454,8 +461,9 @@ class Health(msgspec.Struct, frozen=True):
 
     `database_check` is how far the check of a database file is: `running`, `ok` or `failed`;
     `database_error` is what is wrong with a `corrupt` one, `database_warning` what somebody should
-    look at; `database_wal_bytes` is the length of its write-ahead log. `services` has those that
-    fail. Each is left out where there is nothing to tell.
+    look at; `database_wal_bytes` is the length of its write-ahead log. `degraded` says, in a text
+    for each reason, why `status` is not `ok`. Each of these is left out where there is nothing to
+    tell. `services` has every background service by its name.
     """
 
     status: Literal["ok", "degraded"]
@@ -471,4 +479,5 @@ class Health(msgspec.Struct, frozen=True):
     database_error: str | UnsetType = UNSET
     database_warning: str | UnsetType = UNSET
     database_wal_bytes: int | UnsetType = UNSET
-    services: dict[str, ServiceFailure] | UnsetType = UNSET
+    services: dict[str, ServiceState] = {}
+    degraded: list[str] | UnsetType = UNSET

@@ -4,10 +4,12 @@ Valkey is spoken to alike. What is used here has been there since Redis 6.2.
 """
 
 import asyncio
+import logging
 import random
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote
@@ -20,13 +22,15 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from routecast.breaker import Breaker
-from routecast.errors import BadSettings, Unavailable
+from routecast.errors import BadSettings, Declined, Unavailable
 from routecast.urls import masked, split_url
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+
+log = logging.getLogger(__name__)
 
 # To connect; to get one answer; for a call with all it takes, asking sentinels included.
 CONNECT_SECONDS: Final = 1.0
@@ -40,22 +44,22 @@ FORMAT: Final = 1
 _PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
 _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
-# The engine could not be asked, or did not answer: what a breaker counts.
-_FAILED: Final = (
+_REQUIREMENTS: Final = {"none", "optional", "required"}  # of `ssl_cert_reqs`
+# Replies that say of a server that it is not the one to ask now. Every other error reply is an
+# answer to the command, and everything else that a client library may raise is none.
+_ELSEWHERE: Final = (exceptions.ReadOnlyError, exceptions.ClusterDownError)
+# With these the library keeps its connections in order.
+_FORESEEN: Final = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.RedisClusterException,
-    exceptions.ClusterDownError,
-    exceptions.ReadOnlyError,
     OSError,  # TimeoutError is one, too
 )
+# Characters shown of what a library says; it may quote what came over the line.
+MAX_SHOWN: Final = 300
 
 Client: TypeAlias = "Redis | RedisCluster"
 T = TypeVar("T")
-
-
-class Refused(Unavailable):
-    """Redis answers, but not this: it has no memory left, say, or does not allow the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,14 @@ class RedisAddress:
 
 def parse_address(url: str) -> RedisAddress:
     """Return what a Redis URL says. Raises BadSettings, which never shows a password."""
-    try:
+    with _told_as_setting(url):
         return _parse(url)
+
+
+@contextmanager
+def _told_as_setting(url: str) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise BadSettings(f"redis (ROUTECAST_REDIS_URL) {masked(url)!r}: {error}") from None
 
@@ -124,6 +134,33 @@ def _parse(url: str) -> RedisAddress:
     )
 
 
+def _check_tls(options: Mapping[str, str]) -> None:
+    """Raise ValueError when the files and words for TLS are of no use."""
+    if options.get("ssl_cert_reqs", "required") not in _REQUIREMENTS:
+        raise ValueError(f"ssl_cert_reqs must be one of {', '.join(sorted(_REQUIREMENTS))}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if authorities := options.get("ssl_ca_certs"):
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as error:
+            raise ValueError(f"ssl_ca_certs: {authorities}: {_reason(error)}") from None
+    certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
+    if key and not certificate:
+        raise ValueError("ssl_keyfile needs ssl_certfile, the certificate of this key")
+    if certificate:
+        files = " and ".join(filter(None, (certificate, key)))
+        try:
+            context.load_cert_chain(certificate, key)
+        except OSError as error:
+            raise ValueError(f"ssl_certfile, ssl_keyfile: {files}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    # Of files that are there, OpenSSL says no more than where in its source it stopped.
+    shown = error.strerror if not isinstance(error, ssl.SSLError) else None
+    return shown or "is not in the form that is needed (PEM)"
+
+
 def _host(place: str, port: int) -> tuple[str, int]:
     parts = split_url(f"//{place}")
     try:
@@ -160,7 +197,7 @@ def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:
             "socket_connect_timeout": CONNECT_SECONDS / 2,  # there are others to ask
             "socket_timeout": ANSWER_SECONDS / 2,
         }
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # -- the library left it untyped
+        sentinel = _Sentinels(  # type: ignore[no-untyped-call]  # -- the library left it untyped
             list(address.hosts), sentinel_kwargs=of_sentinels, **one
         )
         return sentinel.master_for(address.service), sentinel.sentinels
@@ -168,36 +205,83 @@ def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:
     return Redis(host=host, port=port, **one), []
 
 
+class _Sentinels(Sentinel):
+    """Sentinels that are asked one after the other, whatever goes wrong with one of them."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return the address of the master. Raises ConnectionError: why nobody tells it."""
+        told = []
+        for place, sentinel in enumerate(self.sentinels):
+            where = sentinel.connection_pool.connection_kwargs
+            at = f"sentinel {where['host']}:{where['port']}"
+            try:
+                masters: Any = await sentinel.sentinel_masters()
+                state = masters.get(service_name)
+                is_usable = state is not None and self.check_master_state(state, service_name)
+            except Exception as error:  # what is there may be no sentinel at all
+                told.append(f"{at}: {told_of(error)}")
+                continue
+            if is_usable:
+                # The one that answers is asked first the next time.
+                self.sentinels[0], self.sentinels[place] = sentinel, self.sentinels[0]
+                return state["ip"], state["port"]
+            if state is None:
+                known = ", ".join(map(repr, sorted(masters))) or "none"
+                told.append(f"{at} knows no master {service_name!r}; it knows: {known}")
+            else:
+                told.append(f"{at} takes the master {service_name!r} for down")
+        raise exceptions.ConnectionError("; ".join(told))
+
+
 class RedisLink:
-    """A Redis client of an adapter's own, behind the breaker that a node's adapters share."""
+    """A Redis client of an adapter's own, behind the breaker that a node's adapters share.
+
+    Raises BadSettings where the URL cannot be used, or a file that it names.
+    """
 
     def __init__(self, url: str, prefix: str, breaker: Breaker) -> None:
         self._prefix = prefix
         self._breaker = breaker
-        self._client, self._guides = _connect(parse_address(url))
+        self.address = parse_address(url)
+        if self.address.tls:
+            with _told_as_setting(url):
+                _check_tls(self.address.options)
+        self._client, self._guides = _connect(self.address)
 
     def key(self, name: str) -> str:
         """Return the key for a name; all keys of one prefix are in one slot of a Cluster."""
         return f"{{{self._prefix}}}:{FORMAT}:{name}"
 
-    async def call(self, ask: Callable[[Client], Awaitable[T]]) -> T:
-        """Ask Redis, within CALL_SECONDS. Raises Unavailable: Refused when it answered with no."""
-        try:
-            with _cancellable(), self._breaker.call():
-                try:
-                    async with asyncio.timeout(CALL_SECONDS):
-                        return await ask(self._client)
-                except _FAILED as error:
-                    if isinstance(error, exceptions.ReadOnlyError):
-                        await self._leave()
-                    raise Unavailable(str(error) or "no answer in time") from error
-        except exceptions.RedisError as error:
-            raise Refused(str(error)) from error
+    async def call(
+        self,
+        ask: Callable[[Client], Awaitable[Any]],
+        read: Callable[[Any], T] = lambda reply: reply,
+    ) -> T:
+        """Ask Redis, within CALL_SECONDS, and return what `read` makes of the reply.
 
-    async def _leave(self) -> None:
-        """Hang up on a server that is no master any more: its name may lead to the new one."""
-        if isinstance(self._client, Redis):
-            await self._client.connection_pool.disconnect()
+        Raises Declined when Redis answered with an error; Unavailable for everything else that
+        may go wrong, also when `read` cannot take the reply: then Redis did not answer it.
+        """
+        with self._breaker.call(), _cancellable():
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    return read(await ask(self._client))
+            except Exception as error:
+                if _is_answer(error):
+                    raise Declined(told_of(error)) from error
+                if not isinstance(error, _FORESEEN):
+                    # It is another server, or the library does not know the connection's state.
+                    log.debug("A call of Redis failed in a way not foreseen", exc_info=True)
+                    await self._hang_up()
+                raise Unavailable(told_of(error)) from error
+
+    async def _hang_up(self) -> None:
+        """Let go of connections that may be of no use; a name may lead to another server now."""
+        with suppress(Exception):
+            if isinstance(self._client, Redis):
+                await self._client.connection_pool.disconnect()
+            else:
+                await self._client.aclose()
 
     async def pause(self) -> None:
         """Wait, after a call that failed, until there is a point in the next."""
@@ -206,12 +290,44 @@ class RedisLink:
     async def close(self) -> None:
         """Hang up. May be called twice."""
         for client in (self._client, *self._guides):
-            await client.aclose()
+            # A connection that broke may break once more; there is nothing left to do about it.
+            with suppress(Exception):
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await client.aclose()
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether an error is Redis's own reply to a command. All else is a failure of Redis."""
+    return isinstance(error, exceptions.ResponseError) and not isinstance(error, _ELSEWHERE)
+
+
+def refusal(reply: Any) -> str | None:
+    """Return what an error says that is one of several replies; None of any other reply.
+
+    Raises the error where it is no answer to a command.
+    """
+    if not isinstance(reply, Exception):
+        return None
+    if not _is_answer(reply):
+        raise reply
+    return told_of(reply)
+
+
+def told_of(error: BaseException) -> str:
+    """Return in a line why Redis could not be asked, for logs and `/health`."""
+    text = " ".join(str(error).split())[:MAX_SHOWN]
+    if isinstance(error, exceptions.InvalidResponse):
+        return f"what answers at its address does not speak Redis's protocol: {text}"
+    if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException | OSError):
+        return text or "no answer in time"
+    if isinstance(error, RuntimeError):  # uvloop, of a transport that was reset
+        return "the connection was reset"
+    return f"what answers at its address does not answer as Redis does ({type(error).__name__})"
 
 
 @contextmanager
 def _cancellable() -> Iterator[None]:
-    """Raise a cancellation that went under in the body.
+    """Raise a cancellation that went under in the body, and none that came from within.
 
     redis-py sends with asyncio.wait_for, which up to Python 3.11 swallows one that comes just
     when the sending is done: a task told to end would go on for ever.
@@ -221,9 +337,20 @@ def _cancellable() -> Iterator[None]:
     known = task.cancelling()
     try:
         yield
+    except asyncio.CancelledError as error:
+        if task.cancelling() > known:
+            raise
+        raise Unavailable("the call was given up by the client library") from error
     finally:
         if task.cancelling() > known:
             raise asyncio.CancelledError
+
+
+def is_done(reply: Any) -> bool:
+    """Read the reply of a script that says by 1 or 0 whether it did something."""
+    if type(reply) is not int or reply not in (0, 1):
+        raise ValueError("a script's reply is neither 0 nor 1")
+    return bool(reply)
 
 
 def compress(data: bytes) -> bytes:

@@ -86,10 +86,19 @@ class _Server(uvicorn.Server):
         self._task: asyncio.Future[None] | None = None
         self._wake: Callable[[], object] = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.failed = False
+        services.supervisor.give_up = self._give_up
+
+    def _give_up(self, _: str) -> None:
+        """Stop in good order, for a reason that the log has, and end with a code other than 0."""
+        self.failed = True
+        self.handle_exit(signal.SIGTERM, None)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if not self.started:
+            _exit_later(lambda: 1)  # whatever still hangs: nobody could connect to it
         if self.started and self._on_started is not None:
             self._task = asyncio.ensure_future(self._on_started(self._url))
 
@@ -104,9 +113,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
-            exit_later = threading.Timer(EXIT_SECONDS, _exit_now)
-            exit_later.daemon = True
-            exit_later.start()
+            _exit_later(lambda: int(self.failed))
         super().handle_exit(sig, frame)
         if self._loop is not None:
             # It may still be starting, and wait for a database.
@@ -124,9 +131,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _exit_now() -> None:
-    log.critical("Something does not end; the process ends without it")
-    os._exit(0)
+def _exit_later(code: Callable[[], int]) -> None:
+    """End the process in EXIT_SECONDS, whatever hangs; `code` returns the exit code."""
+
+    def exit_now() -> None:
+        log.critical("Something does not end; the process ends without it")
+        os._exit(code())
+
+    timer = threading.Timer(EXIT_SECONDS, exit_now)
+    timer.daemon = True
+    timer.start()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -220,7 +234,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     # A thread that computes lets the event loop have Python's lock after this time.
     sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[listener])
-    return 0 if server.started else 1
+    return 0 if server.started and not server.failed else 1
 
 
 def _allow_open_files(streams: int) -> None:

@@ -56,6 +56,7 @@ class Sources:
         self._reads = reads
         self.room = room
         self.cache_failing = False
+        self.epoch: str | None = None  # that the database said it is in, last
 
     async def newest(self, known: Position | None) -> Snapshot:
         """Return a snapshot to follow the bus from. Raises Unavailable.
@@ -72,6 +73,9 @@ class Sources:
                 snapshot = await self._look_up()
             except _OtherClock:
                 break  # what others will cache is no better
+            if snapshot is not None and (found := await self._ahead_of(snapshot)) is not None:
+                known = found
+                break
             if snapshot is not None and _reaches(snapshot.position, known):
                 self._tell("hit")
                 return snapshot
@@ -81,6 +85,39 @@ class Sources:
             await asyncio.sleep(LOAD_POLL)
         self._tell("error" if self.cache_failing else "miss")
         return await self.stored()
+
+    async def _ahead_of(self, snapshot: Snapshot) -> Position | None:
+        """Return a new position of the database where it is behind a snapshot of its epoch.
+
+        Commits are cached once they are made: so the database went back after that.
+        """
+        if not self._reads:
+            return None
+        try:
+            there = await self._store.position()
+        except Unavailable:
+            return None  # the cache is the best there is
+        if not is_behind(there, snapshot.position):
+            return None
+        there = await self.begin_epoch(snapshot.position, there)
+        with suppress(Unavailable):
+            await self._cache.invalidate(Position(there.epoch, 0))
+        return there
+
+    async def begin_epoch(self, seen: Position, there: Position) -> Position:
+        """Begin an epoch, as the database is behind what was seen of it; return its position.
+
+        A restore by other tools, or a failover that lost commits, leaves the epoch as it was, and
+        will give the numbers after `there` to other commits. Nobody is to take those for the ones
+        that were `seen`. Raises Unavailable.
+        """
+        log.warning(
+            "The database went back from seq %d to %d, as after a restore: a new epoch begins",
+            *(seen.seq, there.seq),
+        )
+        begun = await self._store.fold_names("model", (), remember=False)  # of none: an epoch alone
+        self.epoch = begun.epoch
+        return begun
 
     async def cached(self) -> Snapshot | None:
         """Return the cached snapshot, brought up to date; None when there is none to be had."""
@@ -113,6 +150,8 @@ class Sources:
         self.cache_failing = False
         if found is None and held is not None and not self._is_of_our_time(held):
             raise _OtherClock
+        if found is not None and self.epoch not in (None, found.position.epoch):
+            return None  # the database has the last word
         return found
 
     def _is_of_our_time(self, snapshot: Snapshot) -> bool:
@@ -149,6 +188,11 @@ class Sources:
         """Put a snapshot into the cache, for others and for later."""
         with suppress(Unavailable):
             await self._cache.put(snapshot)
+
+
+def is_behind(position: Position, than: Position | None) -> bool:
+    """Whether a position is an older one of the same epoch."""
+    return than is not None and position.epoch == than.epoch and position.seq < than.seq
 
 
 def _reaches(position: Position, known: Position | None) -> bool:

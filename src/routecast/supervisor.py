@@ -1,20 +1,22 @@
 """The supervisor: background services go on after a failure, and each failure is told.
 
 A service that crashes is started again, after pauses that grow. A service that fails on one piece
-of work says so, and goes on with the next. Either is in `/health` until it works again, in
-`/metrics` for good, and in the log once for each cause.
+of work says so, and goes on with the next. Either shows in `/health` and `/metrics`, where every
+service is listed, and in the log once for each cause. Where starting again cannot help, the
+application is given up: whoever runs it ends the process.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from routecast.errors import RoutecastError
+from routecast.errors import BadSettings, RoutecastError
 from routecast.instruments import Instruments
-from routecast.protocol import ServiceFailure
+from routecast.protocol import ServiceState
 
 log = logging.getLogger(__name__)
 
@@ -23,50 +25,84 @@ FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 # A service that was started again counts as working after this time, in seconds.
 STEADY_SECONDS: Final = 60.0
+# Crashes in a row, of a service that decisions cannot be acknowledged without, after which it is
+# given up: some two minutes.
+MAX_CRASHES: Final = 8
 # Causes remembered as logged, of one service; when there are more, all are logged again.
 MAX_CAUSES: Final = 32
+# A service that was told to end, and does not, is left behind after this time, in seconds.
+END_SECONDS: Final = 5.0
+
+Run = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True)
-class _Failing:
-    """A service that failed and has not worked since."""
+class _Service:
+    """What is known of a service."""
 
-    failures: int = 0
+    vital: bool = False  # without it no decision is acknowledged
+    runs: bool = True  # not so between a crash and the next start
+    failures: int = 0  # since it last worked
+    restarts: int = 0
     last_error: str = ""
     logged: set[str] = field(default_factory=set)
 
+    @property
+    def status(self) -> str:
+        return "down" if not self.runs else "failing" if self.failures else "ok"
+
 
 class Supervisor:
-    """Runs the background services of one application, and knows which of them fail."""
+    """Runs the background services of one application, and knows how they are.
 
-    def __init__(self, instruments: Instruments) -> None:
+    `give_up` is told why when a service cannot be started again, or not with success: end the
+    process then, with a code other than 0.
+    """
+
+    def __init__(
+        self, instruments: Instruments, give_up: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._instruments = instruments
-        self._failing: dict[str, _Failing] = {}
+        self._services: dict[str, _Service] = {}
+        self.give_up = give_up
 
     @property
-    def failing(self) -> dict[str, ServiceFailure]:
-        """The services that failed and have not worked since."""
+    def services(self) -> dict[str, ServiceState]:
+        """Every service by name, those that ended when they were done included."""
         return {
-            name: ServiceFailure(one.failures, one.last_error)
-            for name, one in self._failing.items()
+            name: ServiceState(one.status, one.failures, one.restarts, one.last_error)
+            for name, one in self._services.items()
         }
+
+    @property
+    def failing(self) -> dict[str, ServiceState]:
+        """The services that failed and have not worked since."""
+        return {name: state for name, state in self.services.items() if state.status != "ok"}
+
+    @property
+    def down(self) -> str | None:
+        """Why no decision can be acknowledged: a vital service is not running. None if all are."""
+        for name, one in self._services.items():
+            if one.vital and not one.runs:
+                return f"the service {name} crashed and will be started again: {one.last_error}"
+        return None
 
     def failed(self, service: str, error: BaseException, work: str = "") -> None:
         """Take note that a service failed; `work` says at what, for the log."""
-        self._instruments.service_failures.labels(service).inc()
-        failing = self._failing.setdefault(service, _Failing())
-        failing.failures += 1
+        one = self._service(service)
+        one.failures += 1
         # The text of other errors may hold anything; it is for the log alone.
         shown = isinstance(error, RoutecastError)
-        failing.last_error = (
-            str(error) if shown else f"{type(error).__name__}; see the server's log"
-        )
+        one.last_error = str(error) if shown else f"{type(error).__name__}; see the server's log"
+        self._instruments.service_failures.labels(service).inc()
+        self._instruments.service_up.labels(service).set(0)
+        self._instruments.service_failed.labels(service).set(time.time())
         cause = f"{type(error).__name__}: {error}"[:500]
-        if cause in failing.logged:
+        if cause in one.logged:
             return
-        if len(failing.logged) >= MAX_CAUSES:
-            failing.logged.clear()
-        failing.logged.add(cause)
+        if len(one.logged) >= MAX_CAUSES:
+            one.logged.clear()
+        one.logged.add(cause)
         at = f" at {work}" if work else ""
         if shown:
             log.error("The service %s failed%s, and will try again: %s", service, at, error)
@@ -75,44 +111,101 @@ class Supervisor:
 
     def works(self, service: str) -> None:
         """Take note that a service works."""
-        if self._failing.pop(service, None) is not None:
+        one = self._service(service)
+        if one.failures:
+            one.failures = 0
+            one.logged.clear()
+            self._instruments.service_up.labels(service).set(1)
             log.warning("The service %s works again", service)
 
-    async def keep(self, service: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a service until it ends by itself or this is cancelled; after a crash, again."""
+    def _service(self, name: str, *, vital: bool = False) -> _Service:
+        one = self._services.get(name)
+        if one is None:
+            one = self._services[name] = _Service(vital)
+            self._instruments.service_up.labels(name).set(1)
+            self._instruments.service_failures.labels(name)
+            self._instruments.service_restarts.labels(name)
+            self._instruments.service_failed.labels(name).set(0)
+        return one
+
+    async def keep(
+        self, service: str, run: Run, *, vital: bool = False, ends: bool = False
+    ) -> None:
+        """Run a service until this is cancelled; after a crash, again.
+
+        A service that `ends` may do so by itself; for others that is a crash, too. Without a
+        `vital` one no decision is acknowledged.
+        """
         loop = asyncio.get_running_loop()
-        pause, steady = FIRST_PAUSE, None
+        one = self._service(service, vital=vital)
+        pause, crashes = FIRST_PAUSE, 0
+        steady: asyncio.TimerHandle | None = None
         while True:
-            started = loop.time()
+            one.runs, started = True, loop.time()
             try:
-                await run()
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                self.failed(service, error)  # something that it waited for was cancelled
-            except Exception as error:
-                self.failed(service, error)
-            else:
-                return
+                if await self._run(service, run, ends=ends):
+                    return
             finally:
                 if steady is not None:
                     steady.cancel()
             if loop.time() - started >= STEADY_SECONDS:
-                pause = FIRST_PAUSE
+                pause, crashes = FIRST_PAUSE, 0
+            crashes += 1
+            if vital and crashes >= MAX_CRASHES:
+                self._give_up(service, f"it crashed {crashes} times in a row: {one.last_error}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+            one.restarts += 1
+            self._instruments.service_restarts.labels(service).inc()
             steady = loop.call_later(STEADY_SECONDS, self.works, service)
 
+    async def _run(self, service: str, run: Run, *, ends: bool) -> bool:
+        """Run a service once; return whether it is done, and not to be started again."""
+        # In a task of its own, whose cancellation is this one's, or else a crash.
+        once = asyncio.create_task(run(), name=service)
+        try:
+            await asyncio.wait([once])
+        except asyncio.CancelledError:
+            once.cancel()
+            await asyncio.wait([once])
+            raise
+        error = asyncio.CancelledError() if once.cancelled() else once.exception()
+        if error is None and ends:
+            return True
+        self._crashed(service, error or RoutecastError("it ended by itself"))
+        if isinstance(error, BadSettings):  # which no later start will mend
+            self._give_up(service, str(error))
+        return False
+
+    def _crashed(self, service: str, error: BaseException) -> None:
+        self._service(service).runs = False
+        self.failed(service, error)
+
+    def _give_up(self, service: str, why: str) -> None:
+        log.critical("The service %s cannot go on, and the process ends: %s", service, why)
+        self.give_up(f"{service}: {why}")
+
+    def start(
+        self, service: str, run: Run, *, vital: bool = False, ends: bool = False
+    ) -> asyncio.Task[None]:
+        """Return a task that keeps a service. Cancel it in the end."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._give_up(service, f"{type(error).__name__}; it could not be started again")
+
+        task = asyncio.create_task(self.keep(service, run, vital=vital, ends=ends), name=service)
+        task.add_done_callback(ended)
+        return task
+
     @asynccontextmanager
-    async def running(
-        self, service: str, run: Callable[[], Coroutine[Any, Any, None]]
-    ) -> AsyncIterator[None]:
+    async def running(self, service: str, run: Run, *, ends: bool = False) -> AsyncIterator[None]:
         """Run a service beside the body; at its end cancel it."""
-        task = asyncio.create_task(self.keep(service, run), name=service)
+        task = self.start(service, run, ends=ends)
         try:
             yield
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            _, left = await asyncio.wait([task], timeout=END_SECONDS)
+            if left:
+                log.error("The service %s does not end, and is left behind", service)

@@ -40,11 +40,18 @@ def test_health_and_readiness(server: Server) -> None:
     found = health.json()
     assert re.fullmatch(r"\d+\.\d+\.\d+", found.pop("version"))
     assert found.pop("database_wal_bytes") > 0
+    services = found.pop("services")
+    assert set(services) == {
+        *("retention", "summaries", "bus", "live", "ingest", "renders", "ticks", "channels"),
+        *("lookbacks", "beats"),
+    }
+    for state in services.values():
+        assert state == {"status": "ok", "failures": 0, "restarts": 0, "last_error": ""}
     assert found == {
         "status": "ok",
         "active_connections": 0,
         "position": position,
-        "components": {"database": "ok", "cache": "ok", "bus": "ok"},
+        "components": {"database": "ok", "cache": "ok", "bus": "ok", "census": "ok"},
         "source": "live",
         "full_names": {},
         "database_check": "ok",

@@ -19,9 +19,9 @@ from tests.unit.running import until
 DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
 
 
-async def assert_shared(url: str) -> None:
+async def assert_shared(url: str, prefix: str | None = None) -> None:
     """Assert that nodes have a bus, a cache and a census in common there."""
-    shared = SharedRedis(url)
+    shared = SharedRedis(url, prefix)
     cache, cluster = shared.cache(), shared.cluster()
     heard: list[Delta | Position] = []
     async with carried(shared.bus()) as here, carried(shared.bus()) as there:

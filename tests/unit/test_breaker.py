@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.breaker import FAILURES, FIRST_WAIT, LONGEST_WAIT, Breaker
-from routecast.errors import Unavailable
+from routecast.errors import Declined, Unavailable
 
 
 class World:
@@ -119,8 +119,8 @@ def test_an_answer_is_no_failure(world: World) -> None:
     """An engine that answers with an error is there."""
     world.break_it()
     world.now += FIRST_WAIT
-    with pytest.raises(KeyError), world.breaker.call():
-        raise KeyError
+    with pytest.raises(Declined), world.breaker.call():
+        raise Declined("no memory left")
     assert world.breaker.failing is None
 
 

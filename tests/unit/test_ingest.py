@@ -588,3 +588,61 @@ async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -
     headers = dict(sent[0]["headers"])
     assert headers[b"content-type"] == b"application/problem+json"
     assert int(headers[b"retry-after"]) > 0
+
+
+async def test_crash_refuses_what_waits_and_is_over_when_run_again(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for an answer that never comes."""
+
+    def crash() -> None:
+        raise OverflowError
+
+    monkeypatch.setattr(ingest, "_next_group", crash)
+    (waiting,) = await submit_all(ingest, [1])
+    with pytest.raises(OverflowError):
+        await ingest.run()
+    with pytest.raises(Unavailable, match="being started again"):
+        await waiting
+    with pytest.raises(Unavailable, match="being started again"):
+        ingest.submit([kept(2)])
+    monkeypatch.undo()
+    async with running(ingest.run()):
+        await asyncio.sleep(0)
+        assert (await ingest.submit([kept(1)])).inserted == 1
+
+
+async def test_commit_that_cannot_be_told_is_acknowledged(
+    ingest: Ingest, bus: MemoryBus, store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is on disk; those who listen find it there."""
+
+    def fail(_: object) -> None:
+        raise OverflowError
+
+    bus.listen(fail)
+    async with running(ingest.run()):
+        assert (await ingest.submit([kept(1)])).inserted == 1
+        assert (await ingest.submit([kept(2)])).inserted == 1
+    assert_sums((await held(store)).total, [kept(1), kept(2)])
+    assert "could not be told" in caplog.text
+
+
+async def test_large_batch_that_cannot_be_prepared_is_not_the_first_for_ever(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused, and the next one is committed."""
+    monkeypatch.setattr(module, "MAX_GROUP", 2)
+    bounded, failures = ingest._bounded, [OverflowError()]
+
+    def fail_once(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return bounded(*given)
+
+    monkeypatch.setattr(ingest, "_bounded", fail_once)
+    first, second = await submit_all(ingest, [1, 2, 3], [4, 5, 6])
+    async with running(ingest.run()):
+        with pytest.raises(Unavailable):
+            await first
+        assert (await second).inserted == 3

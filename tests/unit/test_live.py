@@ -684,3 +684,53 @@ async def fold_elsewhere(node: Node, model: str) -> None:
 def reloads(node: Node) -> float | None:
     """How often live state was loaded."""
     return node.instruments.registry.get_sample_value("routecast_live_reloads_total")
+
+
+async def test_database_that_went_back_begins_an_epoch(
+    node: Node, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Restored by other tools, say: all load again, and no position goes back within an epoch."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        before = await node.commit(1)
+        with apsw.Connection(":memory:") as copy, apsw.Connection(str(path)) as database:
+            with copy.backup("main", database, "main") as backup:
+                backup.step()
+            await node.commit(2)
+            await node.commit(3)
+            assert node.seq() == 3
+            with database.backup("main", copy, "main") as backup:
+                backup.step()
+        await until(lambda: node.seq() == 1)
+        node.assert_current(1)
+        position = node.live.position
+    assert position is not None
+    assert position.epoch != before.epoch
+    assert position == await node.store.position()
+    assert "went back from seq 3 to 1" in caplog.text
+
+
+async def test_listener_that_fails_is_no_failure_of_the_commit(node: Node) -> None:
+    """What cannot be applied is read from the database instead."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        await node.commit(1)
+        assert node.live._snapshot is not None
+        node.live._snapshot.apply = None  # type: ignore[method-assign,assignment]  # -- breaks it
+        await node.commit(2)
+        await until(lambda: node.seq() == 2)
+        node.assert_current(1, 2)
+
+
+async def test_first_try_that_crashes_is_not_waited_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node listens nevertheless."""
+
+    async def crash() -> None:
+        raise OverflowError
+
+    monkeypatch.setattr(node.live, "_step", crash)
+    with pytest.raises(OverflowError):
+        await node.live.run()
+    await node.live.loaded()

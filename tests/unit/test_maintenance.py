@@ -13,14 +13,14 @@ from routecast.core import caution
 from routecast.instruments import Instruments
 from routecast.maintenance import Retention, Summaries, due, prune, run_retention
 from routecast.ports import Difference
-from routecast.protocol import ServiceFailure
+from routecast.protocol import ServiceState
 from routecast.store.sqlite import SqliteStore
 from routecast.supervisor import Supervisor
 from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.unit.running import broken, running, until
 
-NONE = ServiceFailure(0, "")
+NONE = ServiceState("ok", 0, 0, "")
 
 
 async def differences(store: SqliteStore) -> list[Any]:

@@ -176,3 +176,49 @@ async def test_ends_when_told(redis_url: str) -> None:
         done, _ = await asyncio.wait([task], timeout=10)
         assert done
         await bus.close()
+
+
+async def test_stream_that_may_not_expire_carries_all_the_same(world: World) -> None:
+    """Each message once: what was added must not be sent again for what fails beside it."""
+    world.client.execute_command(
+        *("ACL", "SETUSER", "stays", "on", ">word", "~*", "+@all", "-pexpire")
+    )
+    url = world.shared._url.replace("redis://", "redis://stays:word@")
+    async with carried(SharedRedis(url, world.shared.prefix).bus()) as other:
+        for seq in range(1, 301):
+            other.publish(delta(seq))
+        await until(lambda: len(world.heard) == 300)
+        assert [one.position.seq for one in world.heard if isinstance(one, Delta)] == list(
+            range(1, 301)
+        )
+        assert not other.failing
+    assert world.client.xlen(world.stream) == 300
+
+
+async def test_message_said_twice_is_what_was_said_last(world: World) -> None:
+    """A database that went back gives numbers again; the stream still has the old ones."""
+    await world.publish(1, 2, 3)
+    again = Delta(Position("e", 3), cells_of([kept(33), kept(34)]), NOW)
+    world.bus.publish(again)
+    await until(lambda: len(world.heard) == 4)
+    assert await world.bus.deltas(Position("e", 2)) == [again]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"epoch": "e", "seq": "x"},
+        {"epoch": "e"},
+        {"epoch": b"\xff", "seq": "1"},
+        {"epoch": "e", "seq": "1", "delta": "x"},
+        {"epoch": "e", "seq": "9" * 5000},
+        {"x": "y"},
+    ],
+)
+async def test_message_of_a_stranger_is_left_out(world: World, fields: dict[str, object]) -> None:
+    """Whatever it says, those after it are heard; who looks for deltas is sent to the database."""
+    world.client.xadd(world.stream, fields)  # type: ignore[arg-type]  # -- what redis-py encodes
+    with pytest.raises(Gap):
+        await world.bus.deltas(Position("e", 0))
+    world.bus.publish(delta(2))
+    await until(lambda: world.heard == [delta(2)])

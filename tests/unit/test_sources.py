@@ -87,3 +87,38 @@ async def test_cache_that_failed_is_tried_again(sources: Sources, cache: Brittle
     cache.failing = False
     await sources.recheck()
     assert not sources.cache_failing
+
+
+async def test_snapshot_ahead_of_the_database_is_of_another_history(
+    sources: Sources, store: SqliteStore, cache: BrittleCache
+) -> None:
+    """A database that was restored with its epoch gives the same numbers to other commits."""
+    done = await store.commit([[kept(1)]], NOW)
+    await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
+    snapshot = await sources.newest(done.position)
+    assert_sums(snapshot.total, [kept(1)])
+    assert snapshot.position.epoch != done.position.epoch
+    assert snapshot.position == await store.position()
+    held = await cache.get()
+    assert held is not None
+    assert held.position == snapshot.position
+
+
+async def test_snapshot_ahead_is_all_there_is_without_a_database(
+    sources: Sources, store: SqliteStore, cache: BrittleCache
+) -> None:
+    """Then nothing says that it is wrong."""
+    done = await store.commit([[kept(1)]], NOW)
+    await store.close()
+    await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
+    assert (await sources.newest(None)).position.seq == 8000
+
+
+async def test_cached_snapshot_of_another_epoch_than_the_database(
+    sources: Sources, cache: BrittleCache
+) -> None:
+    """The database has the last word, whatever others cache."""
+    await cache.put(Snapshot(Position("before", 5), NOW))
+    assert await sources.cached() is not None
+    sources.epoch = "now"
+    assert await sources.cached() is None

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import pytest
 
 from routecast import supervisor as module
-from routecast.errors import Unavailable
+from routecast.errors import BadSettings, Unavailable
 from routecast.instruments import Instruments
+from routecast.parts import run_parts
 from routecast.supervisor import Supervisor
 from tests.unit.running import until
 
@@ -16,6 +18,11 @@ SECRET = "postgresql://user:password@host/"
 
 def failures(instruments: Instruments, service: str) -> float | None:
     name = "routecast_service_failures_total"
+    return instruments.registry.get_sample_value(name, {"service": service})
+
+
+def sample(instruments: Instruments, what: str, service: str) -> float | None:
+    name = f"routecast_service_{what}"
     return instruments.registry.get_sample_value(name, {"service": service})
 
 
@@ -52,6 +59,11 @@ async def test_service_that_crashes_is_started_again(
     assert failures(instruments, "summaries") == 5
     lines = [one for one in caplog.records if one.name == "routecast.supervisor"]
     assert [one.levelno for one in lines] == [logging.ERROR, logging.WARNING]
+    state = supervisor.services["summaries"]
+    assert (state.status, state.failures, state.restarts) == ("ok", 0, 5)
+    assert state.last_error == f"{type(error).__name__}; see the server's log"
+    assert sample(instruments, "restarts_total", "summaries") == 5
+    assert sample(instruments, "up", "summaries") == 1
 
 
 @pytest.mark.usefixtures("quick")
@@ -63,9 +75,106 @@ async def test_service_that_ends_by_itself_is_left_alone(instruments: Instrument
         nonlocal runs
         runs += 1
 
-    await supervisor.keep("ingest", run)
+    await supervisor.keep("ingest", run, ends=True)
     assert runs == 1
     assert not supervisor.failing
+    assert supervisor.services["ingest"].status == "ok"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_service_that_must_not_end_is_started_again(instruments: Instruments) -> None:
+    """One that returns is as good as one that crashed."""
+    supervisor, runs = Supervisor(instruments), 0
+
+    async def run() -> None:
+        nonlocal runs
+        runs += 1
+        if runs > 2:
+            await asyncio.Event().wait()
+
+    async with supervisor.running("census", run):
+        await until(lambda: runs == 3)
+        assert supervisor.services["census"].restarts == 2
+        assert supervisor.failing["census"].last_error == "it ended by itself"
+
+
+async def test_vital_service_is_down_until_it_is_started_again(
+    instruments: Instruments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a crash and the next start nothing that needs it can be done; others only degrade."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.2)
+    supervisor, up = Supervisor(instruments), asyncio.Event()
+
+    async def crash_once() -> None:
+        if not up.is_set():
+            up.set()
+            raise OverflowError
+        await asyncio.Event().wait()
+
+    task = supervisor.start("ingest", crash_once, vital=True)
+    await until(lambda: supervisor.down is not None)
+    assert "ingest" in str(supervisor.down)
+    assert supervisor.services["ingest"].status == "down"
+    assert sample(instruments, "up", "ingest") == 0
+    await until(lambda: supervisor.down is None)
+    assert supervisor.services["ingest"].status == "failing"  # until it has worked for a while
+    task.cancel()
+    await asyncio.wait([task])
+    up.clear()
+    async with supervisor.running("census", crash_once):
+        await until(lambda: "census" in supervisor.failing)
+        assert supervisor.down is None
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("error", [OverflowError(), BadSettings("no such database")])
+async def test_what_cannot_be_started_again_is_given_up(
+    instruments: Instruments, error: Exception
+) -> None:
+    """A vital service that crashes again and again, and a setting that no start will mend."""
+    told: list[str] = []
+    supervisor = Supervisor(instruments, told.append)
+
+    async def run() -> None:
+        raise error
+
+    vital = not isinstance(error, BadSettings)
+    task = supervisor.start("ingest" if vital else "open", run, vital=vital)
+    await until(lambda: told)
+    if vital:
+        assert supervisor.services["ingest"].restarts == module.MAX_CRASHES - 1
+    else:
+        assert told[0] == "open: no such database"
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_part_that_is_cancelled_from_within_is_a_crash() -> None:
+    """A task group would go on without it."""
+
+    async def part() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="was cancelled"):
+        await run_parts(part, asyncio.Event().wait)  # type: ignore[arg-type]  # -- returns True
+
+
+async def test_service_that_does_not_end_is_left_behind(
+    instruments: Instruments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is to end nevertheless."""
+    monkeypatch.setattr(module, "END_SECONDS", 0.05)
+    supervisor, free = Supervisor(instruments), asyncio.Event()
+
+    async def run() -> None:
+        while not free.is_set():
+            with suppress(asyncio.CancelledError):
+                await free.wait()
+
+    async with supervisor.running("bus", run):
+        await asyncio.sleep(0)
+    free.set()
+    await until(lambda: all(task.get_name() != "bus" for task in asyncio.all_tasks()))
 
 
 async def test_failure_at_one_piece_of_work(

@@ -10,11 +10,12 @@ from typing import Any, Final, TypeAlias
 
 from routecast.bus.outbox import BATCH_BYTES, Message, Outbox
 from routecast.core.delta import Delta, following
-from routecast.errors import Gap, Unavailable
+from routecast.errors import Declined, Gap, Unavailable
 from routecast.instruments import Instruments
+from routecast.parts import run_parts
 from routecast.ports import DELTAS_KEPT, Listener
 from routecast.protocol import Position
-from routecast.redis_client import RedisLink, Refused, compress, decompress
+from routecast.redis_client import MAX_SHOWN, RedisLink, compress, decompress, refusal
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +91,7 @@ class RedisBus:
         return stop
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._send())
-            both.create_task(self._hear())
+        await run_parts(self._send, self._hear)
 
     async def close(self) -> None:
         self._listeners.clear()
@@ -123,13 +122,18 @@ class RedisBus:
         """Send the oldest messages in one round trip. What fails is kept, and sent again later."""
         messages = self._outbox.take(limit)
         try:
-            await self._link.call(lambda redis: self._add(redis, messages))
+            refused = await self._link.call(lambda redis: self._add(redis, messages), _read_added)
         except BaseException:  # cancelled, too
             self._outbox.put_back(messages)
             raise
+        # What was added is sent, whatever became of the others: it is not to be sent for ever.
+        left = [message for message, why in zip(messages, refused, strict=True) if why]
+        self._outbox.put_back(left)
+        if left:
+            raise Declined(next(filter(None, refused)))
         self._sending.found()
 
-    async def _add(self, redis: Any, messages: Iterable[Message]) -> None:
+    async def _add(self, redis: Any, messages: Iterable[Message]) -> Any:
         pipeline = redis.pipeline(transaction=False)
         for message in messages:
             self._mean += (message.size - self._mean) / PAGE
@@ -139,10 +143,8 @@ class RedisBus:
                 fields["delta"] = delta
             kept = min(DELTAS_KEPT, int(STREAM_BYTES / self._mean))
             pipeline.xadd(self._stream, fields, maxlen=kept)
-        pipeline.expire(self._stream, STREAM_SECONDS)
-        for answer in await pipeline.execute(raise_on_error=False):
-            if isinstance(answer, Exception):
-                raise answer
+        pipeline.pexpire(self._stream, STREAM_SECONDS * 1000)
+        return await pipeline.execute(raise_on_error=False)
 
     # -- hearing --------------------------------------------------------------------------------
 
@@ -172,10 +174,10 @@ class RedisBus:
                 await asyncio.sleep(0)  # a page of large ones must not hold up the loop
 
     async def _read(self, after: Id, count: int) -> list[Entry]:
-        found: Any = await self._link.call(
-            lambda redis: redis.xread({self._stream: _text(after)}, count, BLOCK_MILLISECONDS)
+        return await self._link.call(
+            lambda redis: redis.xread({self._stream: _text(after)}, count, BLOCK_MILLISECONDS),
+            lambda found: _entries(found[0][1]) if found else [],
         )
-        return _entries(found[0][1]) if found else []
 
     async def _newest(self) -> Id:
         newest = await self._page("+", 1)
@@ -183,25 +185,28 @@ class RedisBus:
 
     async def _page(self, before: str, count: int) -> list[Entry]:
         """Return messages up to an id, the newest first."""
-        found: Any = await self._link.call(
-            lambda redis: redis.xrevrange(self._stream, before, count=count)
+        return await self._link.call(
+            lambda redis: redis.xrevrange(self._stream, before, count=count), _entries
         )
-        return _entries(found)
 
     def _receive(self, fields: Fields) -> None:
         if fields.get(b"node") == self._node:
             return
         try:
-            self._tell(_delta(fields) if b"delta" in fields else _position(fields))
-        except ValueError as error:
-            log.warning("A message on the bus cannot be read: %s", error)
+            news = _delta(fields) if b"delta" in fields else _position(fields)
+        except Exception as error:  # anybody may have written it
+            log.warning("A message on the bus cannot be read: %s", _why(error))
+        else:
+            self._tell(news)
 
     async def deltas(self, after: Position) -> list[Delta]:
+        newer, last = await self._after(after)
         try:
-            newer, last = await self._after(after)
             found = following([_delta(fields) for fields in newer.values()], after)
-        except ValueError as error:
-            raise Gap(f"a message on the bus cannot be read: {error}") from None
+        except Gap:
+            raise
+        except Exception as error:
+            raise Gap(f"a message on the bus cannot be read: {_why(error)}") from None
         if last > after.seq + len(found):
             raise Gap(f"the bus tells of seq {last}, and does not have it")
         return found
@@ -215,7 +220,10 @@ class RedisBus:
         last, known, before = after.seq, False, "+"
         while page := await self._page(before, PAGE):
             for _, fields in page:
-                position = _position(fields)
+                try:
+                    position = _position(fields)
+                except ValueError as error:
+                    raise Gap(f"a message on the bus cannot be read: {error}") from None
                 if position.epoch != after.epoch:
                     if not known:
                         raise Gap(f"epoch {position.epoch} after {after.epoch}")
@@ -223,7 +231,7 @@ class RedisBus:
                 known = True
                 last = max(last, position.seq)
                 if b"delta" in fields and position.seq > after.seq:
-                    newer[position.seq] = fields
+                    newer.setdefault(position.seq, fields)  # the latest that was said of it
             if last - after.seq == len(newer):
                 break
             before = f"({_text(page[-1][0])}"
@@ -248,7 +256,7 @@ class _Direction:
         self.outages += self.failing is None
         self.failing = str(error)
         now = time.monotonic()
-        if isinstance(error, Refused) and not self._said and now >= self._quiet_until:
+        if isinstance(error, Declined) and not self._said and now >= self._quiet_until:
             log.error("Deltas cannot be %s: %s", self._verb, error)
             self._said = True
             self._quiet_until = now + QUIET_SECONDS
@@ -260,17 +268,38 @@ class _Direction:
             self._said = False
 
 
+def _read_added(replies: Any) -> list[str | None]:
+    """Read the replies to `_add`: why a message was refused, None for each that was added."""
+    # Whether the stream may expire is no matter of its messages; `redis_check.py` tells of it.
+    *added, _ = replies
+    for reply in added:
+        if refusal(reply) is None:
+            _id(reply)
+    return [refusal(reply) for reply in added]
+
+
 def _entries(found: Iterable[tuple[bytes, Fields]]) -> list[Entry]:
-    return [(_id(text), fields) for text, fields in found]
+    return [(_id(text), _fields(fields)) for text, fields in found]
+
+
+def _fields(found: Fields) -> Fields:
+    if not isinstance(found, dict):
+        raise TypeError("a message has no fields")
+    return found
 
 
 def _id(text: bytes) -> Id:
+    """Return an id. Raises what it will on anything else."""
     milliseconds, _, number = text.partition(b"-")
     return int(milliseconds), int(number)
 
 
 def _text(of: Id) -> str:
     return f"{of[0]}-{of[1]}"
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_SHOWN]
 
 
 def _position(fields: Fields) -> Position:

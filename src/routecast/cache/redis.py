@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
 from routecast.core.snapshot import FORM, Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position
-from routecast.redis_client import RedisLink, compress, decompress
+from routecast.redis_client import MAX_SHOWN, RedisLink, compress, decompress, is_done
 
 log = logging.getLogger(__name__)
 
@@ -17,13 +17,16 @@ MAX_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
 # Compared and changed in one step, since several nodes do it.
 _PUT: Final = """
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
-if held[1] == ARGV[1] and tonumber(held[2]) > tonumber(ARGV[2]) then return end
+if held[1] == ARGV[1] and tonumber(held[2]) > tonumber(ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'seq', ARGV[2], 'snapshot', ARGV[3])
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1
 """
 _INVALIDATE: Final = """
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
-if held[1] ~= ARGV[1] or tonumber(held[2]) < tonumber(ARGV[2]) then redis.call('DEL', KEYS[1]) end
+if held[1] == ARGV[1] and tonumber(held[2]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('DEL', KEYS[1])
+return 1
 """
 
 
@@ -37,13 +40,13 @@ class RedisCache:
         self._milliseconds = round(lifetime * 1000)
 
     async def get(self) -> Snapshot | None:
-        packed = await self._link.call(lambda redis: redis.hget(self._key, "snapshot"))
-        if not isinstance(packed, bytes):
+        packed = await self._link.call(lambda redis: redis.hmget(self._key, "snapshot"), _only)
+        if packed is None:
             return None
         try:  # a large one takes a while; streams go on meanwhile
             return await asyncio.to_thread(lambda: Snapshot.unpack(decompress(packed)))
-        except ValueError as error:
-            log.warning("The snapshot in Redis cannot be read: %s", error)
+        except Exception as error:  # anybody may have written it
+            log.warning("The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_SHOWN])
             return None
 
     async def put(self, snapshot: Snapshot) -> None:
@@ -52,11 +55,19 @@ class RedisCache:
             raise Unavailable(f"a snapshot of {len(packed)} bytes is too large for the cache")
         epoch, seq = snapshot.position.epoch, snapshot.position.seq
         args = (epoch, seq, packed, self._milliseconds)
-        await self._link.call(lambda redis: redis.eval(_PUT, 1, self._key, *args))
+        await self._link.call(lambda redis: redis.eval(_PUT, 1, self._key, *args), is_done)
 
     async def invalidate(self, position: Position) -> None:
         args = (position.epoch, position.seq)
-        await self._link.call(lambda redis: redis.eval(_INVALIDATE, 1, self._key, *args))
+        await self._link.call(lambda redis: redis.eval(_INVALIDATE, 1, self._key, *args), is_done)
 
     async def close(self) -> None:
         await self._link.close()
+
+
+def _only(values: Any) -> bytes | None:
+    """Read the reply to HMGET with one field."""
+    (value,) = values
+    if value is not None and not isinstance(value, bytes):
+        raise TypeError("a field is no text")
+    return value

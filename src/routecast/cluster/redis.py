@@ -2,18 +2,24 @@
 
 import secrets
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from routecast.errors import Unavailable
 from routecast.ports import CENSUS_SECONDS
-from routecast.redis_client import RedisLink
+from routecast.redis_client import RedisLink, is_done
 
+# A script, since its reply cannot be taken for that of anything else at the address.
+_CLAIM: Final = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0
+"""
 # A hash holds, by node, until when its word counts and how many streams it has. The time is
 # Redis's own, so that the clocks of nodes do not matter.
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)"
 _TELL: Final = f"""{_NOW}
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f %d', now + ARGV[3], ARGV[2]))
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return 1
 """
 _CONNECTIONS: Final = f"""{_NOW}
 local sum = 0
@@ -23,7 +29,7 @@ for i = 1, #census, 2 do
   if tonumber(ends) > now then sum = sum + count
   else redis.call('HDEL', KEYS[1], census[i]) end
 end
-return sum
+return {{'streams', sum}}
 """
 
 
@@ -39,19 +45,18 @@ class RedisCluster:
 
     async def claim(self, work: str, seconds: float) -> bool:
         key, milliseconds = self._link.key(f"claim:{work}"), round(seconds * 1000)
-        claimed = await self._link.call(
-            lambda redis: redis.set(key, self._node, nx=True, px=milliseconds)
-        )
-        return bool(claimed)
+        args = (self._node, milliseconds)
+        return await self._link.call(lambda redis: redis.eval(_CLAIM, 1, key, *args), is_done)
 
     async def tell(self, connections: int) -> None:
         self._told = True
         args = (self._node, connections, self._milliseconds)
-        await self._link.call(lambda redis: redis.eval(_TELL, 1, self._census, *args))
+        await self._link.call(lambda redis: redis.eval(_TELL, 1, self._census, *args), is_done)
 
     async def connections(self) -> int:
-        total = await self._link.call(lambda redis: redis.eval(_CONNECTIONS, 1, self._census))
-        return int(total)
+        return await self._link.call(
+            lambda redis: redis.eval(_CONNECTIONS, 1, self._census), _count
+        )
 
     async def close(self) -> None:
         told, self._told = self._told, False
@@ -59,3 +64,11 @@ class RedisCluster:
             with suppress(Unavailable):  # then the census forgets it in its time
                 await self._link.call(lambda redis: redis.hdel(self._census, self._node))
         await self._link.close()
+
+
+def _count(reply: Any) -> int:
+    """Read the reply of the script `_CONNECTIONS`, whose first word nothing else says."""
+    word, count = reply
+    if word != b"streams" or type(count) is not int:
+        raise ValueError("the sum of streams is not as the script gives it")
+    return count

@@ -35,7 +35,11 @@ PAGE_HEADERS: Final = {
 _HEALTH: Final = {"$ref": "#/components/schemas/Health"}  # `http.describe` puts it there
 _READY: Final = {
     "type": "object",
-    "properties": {"ready": {"type": "boolean"}, "reason": {"type": "string"}},
+    "properties": {
+        "ready": {"type": "boolean"},
+        "reason": {"type": "string"},
+        "degraded": {"type": "array", "items": {"type": "string"}},
+    },
     "required": ["ready"],
 }
 
@@ -53,7 +57,7 @@ def _good_or_bad(schema: dict[str, Any]) -> dict[str, Any]:
 
 def ops_router(
     health: Callable[[], Awaitable[Health]],
-    check: Callable[[], Awaitable[None]],
+    check: Callable[[], Awaitable[list[str]]],
     instruments: Instruments,
 ) -> APIRouter:
     """Return the router of `/health`, `/ready` and `/metrics`."""
@@ -79,12 +83,14 @@ def ops_router(
     )
     async def get_ready() -> Response:
         try:
-            await check()
+            degraded = await check()
         except Unavailable as error:
             body: dict[str, Any] = {"ready": False, "reason": str(error)}
             status = HTTPStatus.SERVICE_UNAVAILABLE
         else:
             body, status = {"ready": True}, HTTPStatus.OK
+            if degraded:
+                body["degraded"] = degraded
         return _state(body, status)
 
     @router.get(
