@@ -12,7 +12,7 @@
  */
 
 /** Close codes after which a new try would end the same way. */
-const FINAL_CODES = new Set([1003, 1007, 1008, 1009, 4400, 4401, 4403]);
+const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 4400, 4401, 4403]);
 
 const TOO_MANY_MESSAGES = 4429;
 const LONGEST_DELAY_MS = 60_000;

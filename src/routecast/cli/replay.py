@@ -190,7 +190,7 @@ class _Job:
         """Send all rows; return the exit code."""
         clock = time.monotonic()
         ending = 0
-        with SendProgress(self.console) as progress, Sender(target, progress.wait) as sender:
+        with SendProgress(self.console) as progress, Sender(target, progress.trouble) as sender:
             try:
                 for batch in self._batches(rows, progress):
                     self._send(sender, batch)

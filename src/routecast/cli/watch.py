@@ -135,7 +135,8 @@ def _run(showing: Coroutine[Any, Any, None]) -> int:
     except (BadRequest, Refused) as error:
         bad_usage = isinstance(error, BadRequest)
         fail(f"the server refused the stream: {error}", BAD_USAGE if bad_usage else FAILED)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ArithmeticError, RecursionError) as error:
+        # ArithmeticError by numbers that no server of ours counts to.
         fail(f"what the server sends is not what Routecast sends: {error}")
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not try to flush the rest.
