@@ -78,9 +78,14 @@ export class RoutecastStream {
 
   /** @param {string} data */
   #receive(data) {
+    let document;
+    try {
+      document = JSON.parse(data);
+    } catch {
+      return this.#lost(1006, "what came is not JSON");
+    }
     this.#failures = 0;
     this.#expectSomething();
-    const document = JSON.parse(data);
     if ("error" in document) this.#options.onError(document.error);
     else this.#options.onMetrics(document);
   }

@@ -549,6 +549,14 @@ async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
     assert f"it answered 301 to {tls}: use that address (there: connection refused)" in words[0]
 
 
+async def test_an_endless_answer_in_place_of_an_upgrade_is_given_up() -> None:
+    """More than 1 MiB is not read; the stream comes back."""
+    endless = told(403, b"x" * (2 * 1024 * 1024), f"Content-Type: {PROBLEM}")
+    async with stage(endless) as (url, requests), aclosing(stream(url)) as metrics:
+        await anext(metrics)
+        assert len(requests) == 2
+
+
 async def test_what_is_nested_deeply_ends_the_connection_only() -> None:
     """A message that no server of ours sends is no reason to end for good."""
 

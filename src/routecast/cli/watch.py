@@ -1,6 +1,7 @@
 """`routecast watch`: the dashboard's numbers in a terminal, as they move."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -60,6 +61,8 @@ def watch(
         target = Server.parse(server, "--server")
     except BadParameter as error:
         fail(error, BAD_USAGE)
+    # What the client warns of is shown here in a place of its own.
+    logging.getLogger("routecast.client").addHandler(logging.NullHandler())
     names = [tuple(given or ()) for given in (strategy, provider, model, project)]
     choice = Choice(window, interval, *names)
     console = Console(highlight=False)
