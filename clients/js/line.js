@@ -36,6 +36,9 @@ const HANDSHAKE_MS = 10_000;
 /** A server says something each 25 s at least. Who heard nothing for longer was asleep. */
 const ASLEEP_MS = 30_000;
 
+/** What a server of the default stream alone is to a client that follows no metrics. */
+const ONLY_PLAIN = "the server does not speak routecast.v1, and its default stream has metrics only";
+
 const SILENT = "the connection is open but silent";
 
 /**
@@ -74,6 +77,12 @@ export class Line {
   #refused;
   /** @type {ReturnType<typeof setTimeout> | undefined} the one thing the present state waits for */
   #timer;
+  /** Whether somebody waits for routecast.v1, while the default stream is read. */
+  #awaited = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} until it is tried again */
+  #later;
+  /** @type {{url: string, reason: string} | undefined} where a redirect led, for as long as that works */
+  #moved;
   #ended = new AbortController();
 
   /**
@@ -117,7 +126,17 @@ export class Line {
    * @param {number} interval seconds between two documents
    */
   openStream(topic, query, interval) {
-    this.#open(`${this.#url}?${query}`, [], topic, interval);
+    this.#open(`${this.#at}?${query}`, [], topic, interval);
+  }
+
+  /** Somebody waits for routecast.v1: try it again once the default stream was read for a while. */
+  awaitV1() {
+    this.#awaited = true;
+    if (this.state.name === "connected") this.#tryV1Later();
+  }
+
+  #tryV1Later() {
+    if (this.#awaited) this.#later ??= setTimeout(() => void this.#connect(true), this.#settings.longestDelay);
   }
 
   /** @param {object} topic whose default stream is read no longer */
@@ -153,7 +172,7 @@ export class Line {
     }
     if (attempt !== this.#attempt) return;
     if (this.#token && this.#token === this.#refused) return this.#finish("the server refused the token, and there is no other");
-    this.#open(this.#url, this.#token ? [V1, bearer(this.#token)] : [V1]);
+    this.#open(this.#at, this.#token ? [V1, bearer(this.#token)] : [V1]);
   }
 
   /** Make do with the default stream, which every server has. */
@@ -162,9 +181,11 @@ export class Line {
     this.v1 = false;
     this.#after(HANDSHAKE_MS, () => this.#lost(UNREACHABLE));
     this.#ears.onOpen(false);
-    if (this.#sockets.size > 0) return;
-    clearTimeout(this.#timer);
-    this.#enter({ name: "connected", protocol: "default" });
+    if (this.#sockets.size === 0) this.#lost(ONLY_PLAIN);
+  }
+
+  get #at() {
+    return this.#moved?.url ?? this.#url;
   }
 
   /**
@@ -211,10 +232,17 @@ export class Line {
     const attempt = this.#drop();
     const verdict = await askWhy(url);
     if (attempt !== this.#attempt) return;
-    if (!verdict) this.#lost(UNREACHABLE);
-    // A server that does not know routecast.v1 lets nobody in who asks for it.
-    else if (v1 && !verdict.final && verdict.status < 500) this.#fallBack();
-    else this.#heed(verdict);
+    const before = this.#moved;
+    if (!before && verdict?.moved) {
+      this.#moved = { url: verdict.moved, reason: verdict.reason };
+      return void this.#connect(true);
+    }
+    // A server that does not know routecast.v1 lets nobody in who asks for it. One that says it would
+    // let this client in knows it: the handshake was lost on the way.
+    if (v1 && verdict?.plain) return this.#fallBack();
+    this.#moved = undefined;
+    if (verdict) this.#heed(verdict);
+    else this.#lost(before ? `${before.reason} (nobody is there)` : UNREACHABLE);
   }
 
   /** @param {Verdict} verdict */
@@ -251,6 +279,9 @@ export class Line {
   /** Let go of what there is; returns the number of a new attempt. */
   #drop() {
     clearTimeout(this.#timer);
+    clearTimeout(this.#later);
+    this.#later = undefined;
+    this.#awaited = false;
     for (const socket of this.#sockets.keys()) hangUp(socket);
     this.#sockets.clear();
     this.v1 = true;
@@ -299,6 +330,7 @@ export class Line {
     this.#heardAt = Date.now();
     this.#after(this.#patience, () => this.#ask());
     if (this.state.name !== "connected") this.#enter({ name: "connected", protocol: this.v1 ? "routecast.v1" : "default" });
+    this.#tryV1Later();
     this.#ears.onMessage(message, topic);
   }
 

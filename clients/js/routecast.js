@@ -30,6 +30,8 @@ export { RoutecastError, Subscription };
 /** @typedef {import("./subscription.js").OnError} OnError */
 /** @typedef {MetricsSubscription | HistorySubscription} Topic */
 
+const WAITS = "the server is read by its default stream, which has no history: it is asked for again once routecast.v1 is there";
+
 const DEFAULTS = { firstDelay: 5_000, longestDelay: 60_000, patience: 10_000 };
 
 /**
@@ -51,6 +53,8 @@ export class Client {
   #listeners = new Set();
   /** @type {Map<string, Topic>} by their ids on the wire */
   #topics = new Map();
+  /** @type {WeakSet<Topic>} histories that were told why they wait */
+  #waiting = new WeakSet();
   #lastId = 0;
 
   /**
@@ -184,6 +188,7 @@ export class Client {
    * @param {Topic} topic
    */
   #receiveNews(message, topic) {
+    this.#waiting.delete(topic);
     if (!topic.receive(message)) {
       this.#line.send({ type: "unsubscribe", id: message.id });
       this.#ask(topic);
@@ -215,8 +220,10 @@ export class Client {
     this.#topics.set(id, topic);
     if (this.#line.v1) return this.#line.send({ ...topic.request, id });
     if (topic instanceof MetricsSubscription) return this.#line.openStream(topic, topic.query, topic.interval);
-    this.#topics.delete(id);
-    topic.fail(new RoutecastError("not_supported", "this server tells no history", false));
+    this.#line.awaitV1();
+    if (this.#waiting.has(topic)) return;
+    this.#waiting.add(topic);
+    topic.fail(new RoutecastError("not_supported", WAITS, true));
   }
 
   /** @param {Topic} topic */

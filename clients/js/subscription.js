@@ -13,6 +13,9 @@
 /** Seconds between two documents of the default stream, where nobody asks for another number. */
 const DEFAULT_INTERVAL = 5;
 
+/** Levels of objects that are merged. A document has three; without a bound, a stack could overflow. */
+const MAX_DEPTH = 100;
+
 /** Buckets of a history, where nobody asks for another number, and what counts from 0 in them. */
 const DEFAULT_POINTS = 300;
 const COUNTS = new Set(["count", "errors", "fallbacks", "input_tokens", "output_tokens"]);
@@ -38,15 +41,16 @@ export class RoutecastError extends Error {
  *
  * @param {unknown} target
  * @param {unknown} patch
+ * @param {number} [depth] levels above
  * @returns {any}
  */
-export function mergePatch(target, patch) {
-  if (!isObject(patch)) return patch;
+export function mergePatch(target, patch, depth = 0) {
+  if (!isObject(patch) || depth === MAX_DEPTH) return patch;
   // By way of a map: to assign to a key "__proto__" would do something else.
   const merged = new Map(isObject(target) ? Object.entries(target) : []);
   for (const [key, value] of Object.entries(patch)) {
     if (value === null) merged.delete(key);
-    else merged.set(key, mergePatch(merged.get(key), value));
+    else merged.set(key, mergePatch(merged.get(key), value, depth + 1));
   }
   return Object.fromEntries(merged);
 }
@@ -270,7 +274,7 @@ export class HistorySubscription extends Subscription {
 function joinHistory(held, news, most) {
   const { step } = news;
   const kept = (Date.parse(news.from) - Date.parse(held.from)) / (1_000 * step);
-  if (held.step !== step || kept < 0 || kept > held.points) return news;
+  if (held.step !== step || !Number.isInteger(kept) || kept < 0 || kept > held.points) return news;
   const points = Math.min(kept + news.points, most);
   const from = new Date(Date.parse(news.from) + 1_000 * step * (news.points - points)).toISOString();
   /** @type {(history: History) => Map<string, Record<string, any>>} */

@@ -12,7 +12,7 @@
  */
 
 /** Close codes after which a new try would end the same way. */
-const FINAL_CODES = new Set([1003, 1007, 1008, 1009, 4400, 4401, 4403]);
+const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 4400, 4401, 4403]);
 
 const TOO_MANY_MESSAGES = 4429;
 const LONGEST_DELAY_MS = 60_000;
@@ -78,9 +78,14 @@ export class RoutecastStream {
 
   /** @param {string} data */
   #receive(data) {
+    let document;
+    try {
+      document = JSON.parse(data);
+    } catch {
+      return this.#lost(1006, "what came is not JSON");
+    }
     this.#failures = 0;
     this.#expectSomething();
-    const document = JSON.parse(data);
     if ("error" in document) this.#options.onError(document.error);
     else this.#options.onMetrics(document);
   }

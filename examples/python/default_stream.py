@@ -15,15 +15,40 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from websockets.asyncio.client import connect
+import websockets.asyncio.client
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 # Close codes after which a new try would end the same way.
-FINAL = {1003, 1007, 1008, 1009, 4400, 4401, 4403}
+FINAL = {1002, 1003, 1007, 1008, 1009, 4400, 4401, 4403}
+PASSING = {408, 425, 429}  # of Routecast's own refusals, those that pass by themselves
 TOO_MANY_MESSAGES = 4429
 LONGEST_DELAY = 60.0
 PATH = "/ws/metrics"
 SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
+
+
+class connect(websockets.asyncio.client.connect):  # noqa: N801  # -- its own name
+    """Tells of redirects instead of following them to other hosts."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+def is_final(refused: InvalidStatus) -> bool:
+    """Whether coming back is no help. Only Routecast's own problem document can say so.
+
+    Any other answer comes from a proxy in between, and may be another one soon.
+    """
+    response = refused.response
+    status = response.status_code
+    try:
+        problem = json.loads(response.body or b"")
+    except (ValueError, RecursionError):
+        return False
+    kind = response.headers.get("Content-Type", "").partition(";")[0]
+    ours = isinstance(problem, dict) and problem.get("status") == status
+    own = ours and kind == "application/problem+json"
+    return own and status < 500 and status not in PASSING
 
 
 async def documents(url: str, first_delay: float = 5.0) -> AsyncIterator[dict[str, Any]]:
@@ -45,10 +70,13 @@ async def documents(url: str, first_delay: float = 5.0) -> AsyncIterator[dict[st
                 raise
             why, least = f"closed with {code}", 60.0 if code == TOO_MANY_MESSAGES else 0.0
         except InvalidStatus as error:
-            if error.response.status_code < 500:
+            if is_final(error):
                 raise
-            why, least = f"the server answers {error.response.status_code}", 0.0
-        except (OSError, WebSocketException) as error:
+            place = error.response.headers.get("Location", "").partition("?")[0]
+            why = f"answered {error.response.status_code}" + (f" to {place}" if place else "")
+            asked = error.response.headers.get("Retry-After", "")
+            least = min(float(asked), 300.0) if asked.isdecimal() else 0.0
+        except (OSError, WebSocketException, ValueError, RecursionError) as error:
             why, least = f"no connection ({type(error).__name__})", 0.0
         # Spread by ±20 %, so that a thousand clients do not come back in the same instant.
         wait = max(delay, least) * random.uniform(0.8, 1.2)

@@ -8,6 +8,7 @@ decision into it: that takes microseconds and never waits for the network.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import queue
@@ -20,6 +21,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 Decision = dict[str, Any]
@@ -27,10 +29,12 @@ Decision = dict[str, Any]
 BATCH = 500
 LINGER = 0.2  # seconds that a decision may wait for others to go with it
 LONGEST_DELAY = 30.0
-RETRY = {429, 502, 503, 504}
 PATH = "/v1/decisions"
 SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
-READ = {200, 422}  # the server has looked at each decision
+TIMEOUT = 60.0  # seconds without a byte
+MOST = 1024 * 1024  # bytes of an answer; Routecast's have some KiB
+TOO_LARGE = 413
+PASSING = {408, 425, 429}  # of Routecast's own refusals, those that pass by themselves
 
 
 def decisions_url(address: str) -> str:
@@ -88,7 +92,7 @@ class Producer:
 
     def _run(self) -> None:
         for batch in self._batches():
-            self._deliver(json.dumps(batch).encode(), len(batch))
+            self._deliver(batch)
 
     def _batches(self) -> Iterator[list[Decision]]:
         """Yield what has come, as soon as a batch is full or its first decision has lingered."""
@@ -105,54 +109,131 @@ class Producer:
                 batch.append(more)
             yield batch
 
-    def _deliver(self, body: bytes, size: int) -> None:
+    def _deliver(self, batch: list[Decision]) -> None:
         """Send one batch until the server has answered for it."""
+        body = json.dumps(batch).encode()
         delay = self._first_delay
         while True:
-            status, answer, least = self._post(body)
-            if status in READ:
-                self.accepted += answer["accepted"]
-                self.duplicates += answer["duplicates"]
-                self.rejected += answer["rejected_count"]
-                for bad in answer["rejected"]:
-                    print(f"rejected: {bad.get('id')}: {bad['error']}", file=sys.stderr)
-                self.conflicts += answer.get("conflicts", 0)
-                for one in answer.get("warnings", ()):  # the decision counts without this field
-                    what = f"{one['field']}: {one['message']}"
-                    print(f"decision {one['index']} of a batch: {what}", file=sys.stderr)
+            answer = self._post(body)
+            if answer.counts_for(len(batch)):
+                self._count(answer.document)
                 return
-            why = answer.get("detail", "no word why")
-            if status and status not in RETRY:
-                self.refused += size  # it would be refused again
-                print(f"{size} refused with {status}: {why}", file=sys.stderr)
+            if answer.status == TOO_LARGE and len(batch) > 1:
+                middle = len(batch) // 2
+                self._deliver(batch[:middle])
+                self._deliver(batch[middle:])
+                return
+            if answer.final:
+                self.refused += len(batch)  # it would be refused again
+                print(f"{len(batch)} refused: {answer.words}", file=sys.stderr)
                 return
             # Spread by ±20 %, so that many producers do not come back in the same instant.
-            wait = max(delay * random.uniform(0.8, 1.2), least)
-            print(f"{why}; trying again in {wait:.1f} s", file=sys.stderr)
+            wait = max(delay * random.uniform(0.8, 1.2), answer.least)
+            print(f"{answer.words}; trying again in {wait:.1f} s", file=sys.stderr)
             time.sleep(wait)
             delay = min(delay * 1.6, LONGEST_DELAY)
 
-    def _post(self, body: bytes) -> tuple[int, dict[str, Any], float]:
-        """Return the status (0 for no answer), the answer, and the seconds asked to wait."""
+    def _count(self, receipt: dict[str, Any]) -> None:
+        self.accepted += receipt.get("accepted", 0)
+        self.duplicates += receipt.get("duplicates", 0)
+        self.rejected += receipt["rejected_count"]
+        self.conflicts += receipt.get("conflicts", 0)
+        for bad in receipt["rejected"]:
+            print(f"rejected: {bad.get('id')}: {bad['error']}", file=sys.stderr)
+        for one in receipt.get("warnings", ()):  # the decision counts without this field
+            what = f"{one.get('field')}: {one.get('message')}"
+            print(f"decision {one.get('index')} of a batch: {what}", file=sys.stderr)
+
+    def _post(self, body: bytes) -> "Answer":
         request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer), 0.0
+            with OPENER.open(request, timeout=TIMEOUT) as response:
+                return Answer.read(response)
         except urllib.error.HTTPError as error:
-            asked = error.headers.get("Retry-After", "")
-            return error.code, problem(error), float(asked) if asked.isdecimal() else 0.0
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            with contextlib.suppress(OSError, http.client.HTTPException), error:
+                return Answer.read(error)
+            return Answer(0, "the answer was cut off")
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            return 0, {"detail": f"no answer ({reason or type(error).__name__})"}, 0.0
+            return Answer(0, f"no answer ({reason or type(error).__name__})")
 
 
-def problem(error: urllib.error.HTTPError) -> dict[str, Any]:
-    """Return the body of an error; Routecast's are JSON, those of a proxy before it may not be."""
-    try:
-        found = json.load(error)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"detail": error.reason}
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves redirects alone: urllib would make a GET of the POST, and lose the decisions."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(NoRedirects)
+
+
+@dataclass
+class Answer:
+    """What came of one request; `status` is 0 where there was no whole answer."""
+
+    status: int
+    words: str
+    least: float = 0.0  # seconds that it asks to wait
+    document: dict[str, Any] = field(default_factory=dict)
+    problem: bool = False  # Routecast's own refusal
+
+    @classmethod
+    def read(cls, response: Any) -> "Answer":
+        """Read a response, of which no more than MOST bytes count."""
+        try:
+            document = json.loads(response.read(MOST))
+        except (ValueError, RecursionError):
+            document = None
+        if not isinstance(document, dict):
+            document = {}
+        status, kind = response.status, response.headers.get_content_type()
+        problem = kind == "application/problem+json" and document.get("status") == status
+        asked = response.headers.get("Retry-After", "")
+        location = response.headers.get("Location", "")
+        if problem:
+            words = f"answered {status}: {document.get('detail')}"
+        elif location:
+            place = urllib.parse.urljoin(response.url, location).partition("?")[0]
+            words = f"answered {status} to {place}: is that the address to use?"
+        else:
+            words = f"answered {status} with {kind}, not as Routecast does"
+        return cls(
+            status, words, min(float(asked), 300.0) if asked.isdecimal() else 0.0, document, problem
+        )
+
+    def counts_for(self, size: int) -> bool:
+        """Whether it is Routecast's receipt for a batch: 422 is one, in which all were rejected."""
+        receipt = {"accepted": 0, "duplicates": 0, "conflicts": 0, **self.document}
+        names = ("accepted", "duplicates", "conflicts", "rejected_count")
+        counts = [receipt.get(name) for name in names]
+        rejected = receipt.get("rejected")
+        if self.status not in (200, 422) or not isinstance(rejected, list):
+            return False
+        named = all(isinstance(bad, dict) and "error" in bad for bad in rejected)
+        return named and all(isinstance(count, int) for count in counts) and sum(counts) == size
+
+    @property
+    def final(self) -> bool:
+        """Whether trying again is no help.
+
+        Only Routecast itself can say so: a proxy in between may answer otherwise soon.
+        """
+        if self.status == TOO_LARGE:
+            return True
+        return self.problem and self.status < 500 and self.status not in PASSING
+
+
+def read(lines: Iterable[str]) -> Iterator[Decision]:
+    """Yield the decisions of a file. Raises ValueError where a line is none."""
+    for number, line in enumerate(lines, 1):
+        try:
+            decision = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from None
+        if not isinstance(decision, dict):
+            raise ValueError(f"line {number} is no object")
+        yield decision
 
 
 def made_up(count: int) -> Iterator[Decision]:
@@ -178,18 +259,22 @@ def main() -> int:
         decisions_url(options.url)
     except ValueError as error:
         parser.error(str(error))
-    decisions: Iterable[Decision] = (
-        map(json.loads, sys.stdin) if options.count is None else made_up(options.count)
-    )
+    decisions = read(sys.stdin) if options.count is None else made_up(options.count)
+    unread = False
     with Producer(options.url, first_delay=options.first_delay) as producer:
-        for decision in decisions:
-            producer.put(decision, wait=True)
+        try:
+            for decision in decisions:
+                producer.put(decision, wait=True)
+        except ValueError as error:
+            print(f"{error}; what came before it is sent", file=sys.stderr)
+            unread = True
     print(
         f"accepted {producer.accepted}, duplicates {producer.duplicates}, "
         f"rejected {producer.rejected}, refused {producer.refused}, "
         f"conflicts {producer.conflicts}"
     )
-    return 1 if producer.rejected or producer.refused or producer.conflicts else 0
+    failed = producer.rejected or producer.refused or producer.conflicts
+    return 1 if unread or failed else 0
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ class CloseCode(IntEnum):
 
     DONE = 1000
     GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
     UNSUPPORTED_DATA = 1003
     NOT_UTF8 = 1007
     POLICY = 1008
@@ -237,6 +238,7 @@ def close_reason(return_ms: int | None) -> str:
 
 _FINAL: Final = frozenset(
     {
+        CloseCode.PROTOCOL_ERROR,
         CloseCode.UNSUPPORTED_DATA,
         CloseCode.NOT_UTF8,
         CloseCode.POLICY,

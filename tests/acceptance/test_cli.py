@@ -305,7 +305,7 @@ def test_bench_counts_failures_by_reason(server: Server) -> None:
     """A refused parameter fails every stream, with the server's own words."""
     done = routecast("bench", "--server", server.url, "--connections", 3, "--fields", "nope")
     assert done.returncode == 1
-    assert "3 failed: it answers 400: fields: 'nope'" in done.stdout
+    assert "3 failed: it answered 400: fields: 'nope'" in done.stdout
 
 
 def test_bench_notices_lost_streams(server: Server) -> None:

@@ -153,7 +153,7 @@ async def test_a_bad_wish_raises_where_it_is_iterated(
 
 async def test_a_wrong_path_is_refused(server: Server) -> None:
     """404 does not mend itself."""
-    with pytest.raises(Refused, match="it answers 404") as raised:
+    with pytest.raises(Refused, match="it answered 404") as raised:
         await first(stream(f"{server.url}/elsewhere"), has(0))
     assert raised.value.code == 404
 

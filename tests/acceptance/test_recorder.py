@@ -64,8 +64,11 @@ class Stand:
         status, more = self.answers.pop(0) if self.answers else (200, {})
         receipt = {"accepted": len(self.batches[-1]), "duplicates": 0, "rejected": []}
         receipt |= {"rejected_count": 0, "position": {"epoch": "e", "seq": 1}}
+        if status == 200:
+            return status, more, json.dumps(receipt).encode()
         problem = {"title": "no", "status": status, "detail": "because"}
-        return status, more, json.dumps(receipt if status == 200 else problem).encode()
+        kind = {"Content-Type": "application/problem+json"}
+        return status, kind | more, json.dumps(problem).encode()
 
 
 @contextmanager
@@ -226,7 +229,7 @@ def test_a_full_server_is_waited_for(server: Server) -> None:
     lock.close()
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 500])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
 def test_what_is_refused_is_not_sent_again(status: int, caplog: pytest.LogCaptureFixture) -> None:
     """It is counted, told once, and what comes after it is sent."""
     with stand((status, {}), (status, {})) as there, Recorder(there.url) as recorder:

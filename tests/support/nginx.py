@@ -32,6 +32,54 @@ def executable() -> str:
     return found
 
 
+class Answering:
+    """Nginx with servers of a test's own, given as what is within `http { }`; waits for `port`.
+
+    Use as a context manager. `say` gives it other servers, and returns once they answer.
+    """
+
+    def __init__(self, folder: Path, port: int, servers: str) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+        self._write(servers)
+
+    def _write(self, servers: str) -> None:
+        (self._folder / "nginx.conf").write_text(
+            "worker_processes 1; events { worker_connections 256; }\n"
+            f"http {{ access_log off; {_OWN_FOLDERS} {servers} }}\n"
+        )
+
+    def say(self, servers: str) -> None:
+        """Stop, and start with other servers on the same ports."""
+        self.__exit__()
+        self._write(servers)
+        self.__enter__()
+
+    def __enter__(self) -> Self:
+        main = "daemon off; pid nginx.pid;" + " user root;" * (os.geteuid() == 0)
+        place = ["-p", str(self._folder), "-c", str(self._folder / "nginx.conf")]
+        log = self._folder / "error.log"
+        command = [executable(), *place, "-e", str(log), "-g", main]
+        self._process = subprocess.Popen(command, start_new_session=True)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                httpx2.get(self.url)
+            except httpx2.TransportError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise AssertionError(f"nginx did not start:\n{log.read_text()}") from None
+                time.sleep(0.02)  # between two questions; the answer is the event
+            else:
+                return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGTERM)
+        self._process.wait(STOP_SECONDS)
+
+
 class Nginx:
     """Nginx in front of nodes, given by their ports. Use as a context manager.
 

@@ -35,17 +35,12 @@ async def _page(_: Request) -> Response:
     return HTMLResponse("<!doctype html><title>A page</title>")
 
 
-async def _advice(_: Request) -> Response:
-    return Response(status_code=204)
-
-
 @contextmanager
 def plain_server() -> Iterator[str]:
     """Run it; yields its address. The client is at `/client/routecast.js`."""
     app = Starlette(
         routes=[
             WebSocketRoute("/ws/metrics", _stream),
-            Route("/ws/metrics", _advice, methods=["OPTIONS"]),
             Route("/", _page),
             Mount("/client", StaticFiles(directory=CLIENT)),
         ]

@@ -9,3 +9,5 @@ GOLDEN: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))
 }
 PATCHES: list[dict[str, Any]] = GOLDEN.pop("patches")["patches"]
+# What a client does after each HTTP answer and close code.
+ANSWERS: dict[str, Any] = GOLDEN.pop("answers")

@@ -84,3 +84,21 @@ def test_charts_scale_to_their_highest_value() -> None:
     assert figures.chart([8, 4, 0, None], height=1) == ["█▄▁ "]
     assert figures.chart([2, 1, None], height=2) == ["█  ", "██ "]
     assert figures.chart([0, None], height=1) == ["▁ "]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "drawn"),
+    [
+        (0, 5, ""),
+        (1, 10**9, "▏"),
+        (5, 10, "██"),
+        (10, 10, "████"),
+        (10**12, 3, "████"),
+        (-5, 10, ""),
+        (5, 0, ""),
+        (5, -1, ""),
+    ],
+)
+def test_a_bar_is_never_longer_than_all(part: int, whole: int, drawn: str) -> None:
+    """Whatever a server says that a part of it is."""
+    assert figures.bar(part, whole, 4) == drawn

@@ -119,10 +119,43 @@ test("a history that cannot be told now is asked for again", async (t) => {
   assert.deepEqual(counts(await told.next()), { all: [1] });
 });
 
-test("a server of the default stream alone tells no history", async (t) => {
-  const { errors } = await follow(t, { from: minute(0) }, { v1: false });
+test("while there is the default stream alone a history waits, and says so once", async (t) => {
+  const view = { from: minute(0), follow: true };
+  const { script, client, told, errors } = await follow(t, view, { v1: false });
   const { code, retryable } = await errors.next();
-  assert.deepEqual([code, retryable], ["not_supported", false]);
+  assert.deepEqual([code, retryable], ["not_supported", true]);
+  // Metrics are read meanwhile; routecast.v1 is looked for beside them.
+  const totals = new Queue();
+  client.subscribe({ interval: 1 }, totals.put);
+  for (;;) {
+    const connection = await script.connection();
+    if (connection.v1) {
+      connection.hello();
+      const { id } = await connection.next("history");
+      connection.send({ type: "history", id, position: { epoch: EPOCH, seq: 1 }, step: 60, from: minute(0), points: 1, series: [{ key: "all", count: [7] }] });
+      break;
+    }
+    if (connection.offered.length > 0) continue; // the client did not take it for one of routecast.v1
+    connection.send({ total_decisions: 3, timestamp: minute(0) });
+    await totals.next();
+    script.v1 = true;
+  }
+  assert.deepEqual(counts(await told.next()), { all: [7] });
+  assert.equal(errors.size, 0);
+});
+
+test("a history comes though the first handshakes are lost on the way", async (t) => {
+  const script = await Script.serve(t);
+  script.cut = 2;
+  const client = connect(script.url, { firstDelay: 10, longestDelay: 10, WebSocket });
+  t.after(() => client.close());
+  const [told, errors] = [new Queue(), new Queue()];
+  client.history({ from: minute(0) }, told.put, errors.put);
+  const { tell } = await asked(script);
+  tell(minute(0), [{ key: "all", count: [1, 2] }]);
+  assert.deepEqual(counts(await told.next()), { all: [1, 2] });
+  assert.equal(errors.size, 0);
+  assert.deepEqual(script.asked, ["OPTIONS /ws/metrics", "OPTIONS /ws/metrics"]);
 });
 
 test("leaving a history is said", async (t) => {

@@ -56,6 +56,7 @@ class Connection {
   constructor(socket, request) {
     this.#socket = socket;
     this.url = request.url;
+    this.v1 = socket.protocol === V1;
     this.offered = request.headers["sec-websocket-protocol"]?.split(/, */) ?? [];
     this.ended = once(socket, "close");
     socket.on("message", (data) => this.#messages.put(JSON.parse(data)));
@@ -102,7 +103,9 @@ export class Script {
 
   /**
    * @param {import("node:test").TestContext} t
-   * @param {{v1?: boolean, refuse?: {status: number, body?: object, headers?: object}, port?: number}} [options]
+   * @param {{v1?: boolean, refuse?: {status: number, body?: object, page?: string, headers?: object}, port?: number}} [options]
+   *   `refuse` is answered in place of an upgrade: `body` is Routecast's own problem document, `page`
+   *   is what a proxy says
    */
   static async serve(t, options = {}) {
     const script = new Script(options);
@@ -111,12 +114,18 @@ export class Script {
     return script;
   }
 
+  /** How many of the next upgrades are cut off, as by a proxy that resets them. */
+  cut = 0;
+
   constructor({ v1 = true, refuse }) {
     this.refuse = refuse;
+    this.v1 = v1;
     this.#http = createServer((request, response) => this.#answer(request, response));
-    const handleProtocols = (offered) => (v1 && offered.has(V1) ? V1 : false);
+    const handleProtocols = (offered) => (this.v1 && offered.has(V1) ? V1 : false);
     this.#sockets = new WebSocketServer({ noServer: true, handleProtocols });
     this.#http.on("upgrade", (request, socket, head) => {
+      socket.on("error", () => {}); // a client that was refused may reset its end
+      if (this.cut > 0 && this.cut--) return socket.destroy();
       if (this.refuse) return socket.end(`HTTP/1.1 ${this.refuse.status} No\r\nContent-Length: 0\r\n\r\n`);
       this.#sockets.handleUpgrade(request, socket, head, (open) => this.#connections.put(new Connection(open, request)));
     });
@@ -134,9 +143,10 @@ export class Script {
 
   #answer(request, response) {
     this.asked.push(`${request.method} ${request.url}`);
-    const { status = 204, body, headers = {} } = this.refuse ?? {};
+    // A server of the default stream alone has nothing to say here but that it wants an upgrade.
+    const { status = this.v1 ? 204 : 426, body, page, headers = {} } = this.refuse ?? {};
     response.writeHead(status, { ...(body && { "Content-Type": "application/problem+json" }), ...headers });
-    response.end(body && JSON.stringify(body));
+    response.end(body ? JSON.stringify({ title: "No", status, ...body }) : page);
   }
 
   /** How many connections came that nobody asked for. */

@@ -82,6 +82,8 @@ test("error-no-id is written to the console", async (t) => {
 });
 
 test("goodbye says when to come back", async (t) => {
+  const now = Date.now();
+  t.mock.method(Date, "now", () => now); // however slow the machine, a wait is measured as it was chosen
   const { connection, heard } = await follow(t);
   const { message } = named("goodbye");
   connection.send(message);

@@ -193,7 +193,7 @@ class Trial:
         try:
             stream = await subscribe(self.url, self._message, self._lose, _OPEN_TIMEOUT)
         except (OSError, WebSocketException) as error:
-            self.failures[describe(error)] += 1
+            self.failures[describe(error, self.url)] += 1
             return
         self._streams.append(stream)
         self.connect.append(1000 * (stream.opened_at - stream.began))
@@ -233,8 +233,14 @@ class Trial:
         stamp = data[start : start + _STAMP_LENGTH]
         # Streams with one view get one document, so most stamps were read already.
         if stamp != self._stamp:
+            try:
+                self._stamped = datetime.fromisoformat(stamp.decode()).timestamp()
+            except (ValueError, OverflowError):
+                stream.abort()
+                self._lost += 1
+                self.failures["what it sends has no timestamp: it is no Routecast server"] += 1
+                return
             self._stamp = stamp
-            self._stamped = datetime.fromisoformat(stamp.decode()).timestamp()
         self.latency.append(1000 * (now - self._stamped))
         self.jitter.append(1000 * abs(now - last - self.interval))
 

@@ -83,9 +83,13 @@ def age(seconds: float) -> str:
 
 
 def bar(part: float, whole: float, width: int) -> str:
-    """Draw a part of a whole as a bar of at most `width` characters, to an eighth of one."""
-    eighths = round(8 * width * part / whole) if whole else 0
-    full, rest = divmod(max(eighths, 1 if part else 0), 8)
+    """Draw a part of a whole as a bar of at most `width` characters, to an eighth of one.
+
+    More than the whole, as a server that is wrong may say, is all of it.
+    """
+    part = min(max(part, 0), whole)
+    eighths = round(8 * width * part / whole) if whole > 0 else 0
+    full, rest = divmod(max(eighths, 1 if part > 0 else 0), 8)
     return "█" * full + (_PARTS[rest] if rest else "")
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from routecast.cli.terminal import plain, say
 
 _LINE_EVERY: Final = 5.0
+_MAX_CAUSES: Final = 32
 
 
 class SendProgress:
@@ -24,6 +25,7 @@ class SendProgress:
         self._bar = Progress(BarColumn(24), _Words(), console=console, transient=True)
         self._task = self._bar.add_task("", total=None, words="")
         self._words = ""
+        self._told_of: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -53,6 +55,18 @@ class SendProgress:
         self._bar.update(self._task, words=f"{why}; going on in {_clock(seconds)}")
         if not self._console.is_terminal:
             say(self._console, f"{why}; going on in {seconds:.1f} s")
+
+    def trouble(self, why: str, seconds: float) -> None:
+        """Tell that the server does not take a batch, which is tried again after `seconds`.
+
+        Each cause is told once in full.
+        """
+        if why not in self._told_of and len(self._told_of) < _MAX_CAUSES:
+            self._told_of.add(why)
+            say(self._console, f"{why}; trying again", "yellow")
+        self._bar.update(
+            self._task, words=f"{self._words or 'waiting'}; going on in {_clock(seconds)}"
+        )
 
 
 class _Words(ProgressColumn):

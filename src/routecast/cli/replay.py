@@ -234,9 +234,11 @@ class _Job:
     sent: int = 0
     accepted: int = 0
     duplicates: int = 0
+    conflicts: int = 0
     rejected: int = 0
     broken: int = 0
-    unread: int = 0
+    unread: int = 0  # values that were left out
+    warned: int = 0  # values that the server left out or changed
     retried: bool = False
     troubles: list[str] = field(default_factory=list)
 
@@ -303,7 +305,7 @@ class _Job:
     def _sender(self, target: Server, progress: SendProgress) -> Sender:
         def waiting(words: str, seconds: float) -> None:
             self.retried = True
-            progress.wait(words, seconds)
+            progress.trouble(words, seconds)
 
         return Sender(target, waiting)
 
@@ -316,9 +318,13 @@ class _Job:
         self.sent += len(batch)
         self.accepted += result.accepted + ours
         self.duplicates += result.duplicates - ours
+        self.conflicts += result.conflicts
         self.rejected += result.rejected
         for rejection in result.rejections:
             self._trouble(batch[rejection.index].line, rejection.error)
+        self.warned += result.warnings_count
+        for warning in result.warnings:
+            self._trouble(batch[warning.index].line, f"{warning.field}: {warning.message}")
 
     def _keep_time(self, row: Row) -> None:
         """Give a row the time that it has in the file. Raises ValueError where that cannot be."""
@@ -343,11 +349,12 @@ class _Job:
             self.troubles.append(f"line {line}: {error}")
 
     def _summary(self, seconds: float) -> None:
+        conflicts = f", conflicts {self.conflicts:,}" if self.conflicts else ""
         broken = f", broken lines {self.broken:,}" if self.broken else ""
         say(
             self.console,
             f"Sent {self.sent:,}: accepted {self.accepted:,}, duplicates {self.duplicates:,}, "
-            f"rejected {self.rejected:,}{broken}. "
+            f"rejected {self.rejected:,}{conflicts}{broken}. "
             f"{seconds:.2f} s, {self.sent / max(seconds, 1e-6):,.0f} a second.",
         )
         if self.duplicates and self.columns.has("id"):
@@ -356,6 +363,9 @@ class _Job:
         elif self.duplicates:
             words = "an earlier run sent these rows of the file; --again counts them once more"
             say(self.console, f"Duplicates were not counted again: {words}.")
+        if self.conflicts:
+            words = "another decision has this id: give each decision an id of its own"
+            say(self.console, f"Conflicts were not counted: {words}.", "red")
         if self.unread:
             say(self.console, f"Values left out because they cannot be used: {self.unread:,}.")
 
@@ -363,9 +373,10 @@ class _Job:
         """Name the first bad rows; return the exit code."""
         for trouble in self.troubles:
             say(self.console, f"  {trouble}", "red")
-        if (more := self.broken + self.rejected + self.unread - len(self.troubles)) > 0:
+        told = self.broken + self.rejected + self.unread + self.warned
+        if (more := told - len(self.troubles)) > 0:
             say(self.console, f"  and {more:,} more", "red")
-        return FAILED if self.troubles else 0
+        return FAILED if self.troubles or self.conflicts else 0
 
 
 def paced(

@@ -1,6 +1,7 @@
 """`routecast watch`: the dashboard's numbers in a terminal, as they move."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -60,6 +61,8 @@ def watch(
         target = Server.parse(server, "--server")
     except BadParameter as error:
         fail(error, BAD_USAGE)
+    # What the client warns of is shown here in a place of its own.
+    logging.getLogger("routecast.client").addHandler(logging.NullHandler())
     names = [tuple(given or ()) for given in (strategy, provider, model, project)]
     choice = Choice(window, interval, *names)
     console = Console(highlight=False)
@@ -135,7 +138,8 @@ def _run(showing: Coroutine[Any, Any, None]) -> int:
     except (BadRequest, Refused) as error:
         bad_usage = isinstance(error, BadRequest)
         fail(f"the server refused the stream: {error}", BAD_USAGE if bad_usage else FAILED)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, ArithmeticError, RecursionError) as error:
+        # ArithmeticError by numbers that no server of ours counts to.
         fail(f"what the server sends is not what Routecast sends: {error}")
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python must not try to flush the rest.

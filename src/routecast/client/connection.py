@@ -19,6 +19,7 @@ from routecast.client.history import Past
 from routecast.client.link import Link
 from routecast.client.outbox import Outbox
 from routecast.client.plain import query_of, receive
+from routecast.client.reasons import LONGEST_PAUSE
 from routecast.client.session import Session, Topic, View
 from routecast.errors import BadRequest
 from routecast.protocol import (
@@ -210,7 +211,9 @@ class Client:
 
     def _pause_asked(self) -> float | None:
         goodbye, self._session.goodbye = self._session.goodbye, None
-        return None if goodbye is None else goodbye.reconnect_after_ms / 1000
+        if goodbye is None:
+            return None
+        return min(max(goodbye.reconnect_after_ms / 1000, 0.0), LONGEST_PAUSE)
 
     def _news(self, topic: Topic) -> None:
         self._link.backoff.reset()

@@ -1,120 +1,160 @@
 """Batches of decisions over HTTP, on one connection that is opened again when it is lost."""
 
-import base64
 import codecs
 import gzip
 import http.client
-import ssl
+import logging
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from routecast.client.address import Server
+from routecast.client.answers import Answer, Outcome, explain, followed, outcome, plain
 from routecast.client.credentials import Token, bearer
+from routecast.client.exchange import Exchange
 from routecast.client.reasons import describe
 from routecast.errors import Refused, Unauthenticated, Unavailable
-from routecast.protocol import Position, Problem, Receipt
+from routecast.protocol import Position, Problem, Receipt, Rejection
 
-TIMEOUT: Final = 15.0  # seconds to connect, and to wait for an answer: a commit may wait five
+logger: Final = logging.getLogger("routecast.client")
+
+TIMEOUT: Final = 15.0  # seconds for a whole exchange: a commit may wait five
 _COMPRESS_FROM: Final = 4096  # bytes; less is a packet or two either way
-_LONGEST_ASKED: Final = 300
-_AGAIN: Final = frozenset({408, 429, 502, 503, 504})
 # Connecting looks it up. A child forked in the midst of its first look-up would never find it.
 codecs.lookup("idna")
 _receipt: Final = msgspec.json.Decoder(Receipt)
-_problem: Final = msgspec.json.Decoder(Problem)
+
+
+class Unreachable(Unavailable):
+    """No connection, or it was lost before the whole answer had come."""
+
+
+class NotOurs(Unavailable):
+    """The answer is not one of Routecast's, so something in between gave it. It may pass."""
 
 
 class Delivery:
-    """Posts batches to one server. For one thread; `close` when done."""
+    """Posts batches to one server. For one thread; `close` when done.
 
-    def __init__(self, server: Server, token: Token | None = None) -> None:
-        parts = urlsplit(server.http("/v1/decisions"))
-        self._path = parts.path
+    `timeout` is how many seconds one exchange may take as a whole, `proxy` the URL of an HTTP
+    proxy to go through.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        token: Token | None = None,
+        *,
+        timeout: float = TIMEOUT,
+        proxy: str | None = None,
+    ) -> None:
         self._server = server
         self._token = token
-        self._headers = {"Content-Type": "application/json"}
-        if parts.username is not None:
-            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            self._headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-        assert parts.hostname  # `Server.parse` saw to it
-        self._connection = (
-            http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=TIMEOUT, context=ssl.create_default_context()
-            )
-            if parts.scheme == "https"
-            else http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT)
-        )
+        self._timeout = timeout
+        self._proxy = proxy
+        self._url = server.http("/v1/decisions")
+        self._exchange = Exchange(self._url, timeout, proxy)
+        self._told = False
 
     def send(self, body: bytes) -> Receipt:
         """Post a JSON array of decisions; return what became of them.
 
-        Raises Unavailable when it may be sent again, after `retry_after` seconds, and Refused when
-        it would be refused again.
+        Raises Unavailable when it may be sent again, after `retry_after` seconds: Unreachable where
+        no answer came, NotOurs where Routecast did not give it. Raises Refused when it would be
+        refused again; with the code 413, its halves may be taken.
         """
-        headers = dict(self._headers)
+        headers = {"Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = bearer(self._token)
         if len(body) >= _COMPRESS_FROM:
             body = gzip.compress(body, compresslevel=1, mtime=0)
             headers["Content-Encoding"] = "gzip"
-        idle = self._connection.sock is not None
         try:
-            try:
-                return self._exchange(body, headers)
-            except ConnectionError:
-                if not idle:
-                    raise
-                # A server may hang up on an idle connection just as it is used again.
-                self.close()
-                return self._exchange(body, headers)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            why = describe(error) if isinstance(error, OSError) else "the connection broke"
-            raise Unavailable(f"{self._server}: {why}", retry_after=0) from None
+            answer = self._post(body, headers)
+            if target := followed(answer, self._exchange.url):
+                answer = self._follow(answer, target, body, headers)
+            return self._read(answer)
+        except Exception:
+            # What it was sent to by a redirect is believed only as long as it works.
+            if self._exchange.url != self._url:
+                self._turn_to(self._url)
+            raise
 
     def close(self) -> None:
         """Hang up; the next `send` connects again."""
-        self._connection.close()
+        self._exchange.close()
 
-    def _exchange(self, body: bytes, headers: dict[str, str]) -> Receipt:
-        self._connection.request("POST", self._path, body, headers)
-        answer = self._connection.getresponse()
-        text = answer.read()
-        if answer.status == 200:
-            try:
-                return _receipt.decode(text)
-            except msgspec.DecodeError:
-                raise Refused(
-                    answer.status,
-                    f"{self._server} does not answer as Routecast does",
-                ) from None
-        problem = _read_problem(text)
-        if answer.status == 422 and isinstance(problem.rejected_count, int):
-            return _all_rejected(problem)
-        words = f"{self._server} answered {answer.status}: {problem.detail or answer.reason}"
-        if answer.status in _AGAIN:
-            raise Unavailable(words, retry_after=_asked(answer.getheader("Retry-After", "")))
-        if answer.status == 401:
-            raise Unauthenticated(answer.status, words)
+    def _post(self, body: bytes, headers: dict[str, str]) -> Answer:
+        try:
+            return self._exchange.post(body, headers)
+        except (OSError, http.client.HTTPException) as error:
+            broke = isinstance(error, http.client.HTTPException)  # some of these are OSErrors, too
+            why = "the connection broke" if broke else describe(error)
+            raise Unreachable(f"{self._server}: {why}", retry_after=0) from None
+
+    def _follow(self, answer: Answer, target: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """Send it where a redirect leads, and what comes later, too."""
+        words = f"{self._server} {explain(answer, self._url)}"
+        self._turn_to(target)
+        try:
+            followed_to = self._post(body, headers)
+        except Unreachable as error:
+            why = str(error).removeprefix(f"{self._server}: ")
+            raise NotOurs(f"{words} (there: {why})", retry_after=0) from None
+        if not self._told:
+            self._told = True
+            logger.warning("%s; following it", words)
+        return followed_to
+
+    def _turn_to(self, url: str) -> None:
+        self._exchange.close()
+        self._exchange = Exchange(url, self._timeout, self._proxy)
+
+    def _read(self, answer: Answer) -> Receipt:
+        problem = answer.problem
+        if problem is None and answer.status == 200 and (receipt := _read_receipt(answer)):
+            return receipt
+        if problem is not None and answer.status == 422 and (receipt := _all_rejected(problem)):
+            return receipt
+        words = f"{self._server} {explain(answer, self._exchange.url)}"
+        match outcome(answer.status, own=problem is not None):
+            case Outcome.RETRY:
+                # Whoever answers a request that he did not read may leave its body unread, too.
+                self.close()
+                kind = NotOurs if problem is None else Unavailable
+                raise kind(words, retry_after=answer.asked)
+            case Outcome.NEW_TOKEN:
+                raise Unauthenticated(answer.status, words)
+            case Outcome.SMALLER if problem is None:
+                self.close()
         raise Refused(answer.status, words)
 
 
-def _read_problem(text: bytes) -> Problem:
+def _read_receipt(answer: Answer) -> Receipt | None:
+    """Return the receipt of a batch; None where the answer is cut off, or not Routecast's."""
     try:
-        return _problem.decode(text)
-    except msgspec.DecodeError:  # a proxy's page
-        return Problem(title="", status=0, detail="")
+        receipt = _receipt.decode(answer.body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    counts = (receipt.accepted, receipt.duplicates, receipt.conflicts, receipt.rejected_count)
+    if min(*counts, receipt.warnings_count) < 0:
+        return None
+    warnings = [
+        msgspec.structs.replace(one, field=plain(one.field), message=plain(one.message))
+        for one in receipt.warnings
+    ]
+    return msgspec.structs.replace(receipt, rejected=_legible(receipt.rejected), warnings=warnings)
 
 
-def _all_rejected(problem: Problem) -> Receipt:
+def _all_rejected(problem: Problem) -> Receipt | None:
     """Return the answer 422 as a receipt: it says the same, but for the position."""
-    assert isinstance(problem.rejected_count, int)
+    if not isinstance(problem.rejected_count, int) or problem.rejected_count < 0:
+        return None
     rejected = problem.rejected if isinstance(problem.rejected, list) else []
-    return Receipt(0, 0, rejected, problem.rejected_count, Position("", 0))
+    return Receipt(0, 0, _legible(rejected), problem.rejected_count, Position("", 0))
 
 
-def _asked(text: str) -> int:
-    """Return the seconds of a `Retry-After`; a date, as some proxies send, counts as nothing."""
-    return min(int(text), _LONGEST_ASKED) if text.isdecimal() else 0
+def _legible(rejections: list[Rejection]) -> list[Rejection]:
+    return [
+        msgspec.structs.replace(rejection, error=plain(rejection.error)) for rejection in rejections
+    ]

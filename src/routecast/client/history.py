@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -13,6 +13,8 @@ Column = list[float | None]
 
 # What is 0 where nothing was decided; all else is not known there.
 _COUNTS: Final = frozenset({"count", "errors", "fallbacks", "input_tokens", "output_tokens"})
+# Buckets of one answer, with room to spare: a server sends 2,000 at most.
+_MAX_POINTS: Final = 100_000
 
 
 class History(msgspec.Struct, frozen=True):
@@ -100,9 +102,24 @@ def _column(series: Mapping[str, Column], name: str, count: int, points: int) ->
 
 
 def _read(message: HistoryOut) -> History:
+    """Return an answer with times. Raises msgspec.DecodeError where it contradicts itself."""
     series: dict[str, dict[str, Column]] = {}
     for columns in message.series:
-        rest: dict[str, Any] = dict(columns)
-        series[rest.pop("key")] = rest
-    start = datetime.fromisoformat(message.from_)
+        # What is no column is of a later version.
+        lists = {name: column for name, column in columns.items() if isinstance(column, list)}
+        series[columns.get("key", "")] = lists
+    columns_fit = all(
+        len(column) == message.points for rest in series.values() for column in rest.values()
+    )
+    try:
+        start = datetime.fromisoformat(message.from_)
+        _ = start.astimezone(UTC) + message.points * timedelta(seconds=message.step)
+    except (ValueError, OverflowError) as error:
+        raise msgspec.DecodeError(f"a history of no time ({error})") from None
+    if start.tzinfo is None or message.step < 1 or not 0 <= message.points <= _MAX_POINTS:
+        raise msgspec.DecodeError("a history of no time")
+    if not columns_fit:
+        raise msgspec.DecodeError(
+            "a history whose columns have not as many values as it has points"
+        )
     return History(start, message.step, message.points, series, message.position)

@@ -10,13 +10,14 @@ from typing import Final, NoReturn
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from routecast.client.address import Server
+from routecast.client.answers import followed
 from routecast.client.backoff import Backoff
 from routecast.client.credentials import Token, bearer
-from routecast.client.reasons import describe, least_pause, refusal, told_pause
+from routecast.client.reasons import answer_of, describe, least_pause, refusal, told_pause
 from routecast.errors import Unauthenticated
 
 logger: Final = logging.getLogger("routecast.client")
@@ -26,6 +27,18 @@ OPEN_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 2.0
 # A snapshot of all names that a server keeps apart, with room to spare.
 _MAX_MESSAGE: Final = 64 * 1024 * 1024
+_MAX_CAUSES: Final = 32
+
+
+class _Connect(connect):
+    """Leaves redirects to `Link`: `websockets` would follow them to other hosts."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+# What may end a connection, or a try to make one: RecursionError by JSON that is nested deeply.
+_ENDS: Final = (WebSocketException, OSError, EOFError, msgspec.DecodeError, RecursionError)
 
 
 class State(StrEnum):
@@ -57,6 +70,11 @@ class Link:
     trouble: str = ""
     retry_at: float | None = None
     _shown: str | None = None
+    # Where a redirect led, why it is asked there, and what was warned of.
+    _redirected: str | None = None
+    _because: str = ""
+    _warned: set[str] = field(default_factory=set)
+    _told: bool = False
 
     async def run(
         self,
@@ -70,8 +88,8 @@ class Link:
         """
         while True:
             try:
-                async with connect(
-                    self.url,
+                async with _Connect(
+                    self._redirected or self.url,
                     subprotocols=[Subprotocol(name) for name in self.protocols] or None,
                     additional_headers=self._headers(),
                     open_timeout=OPEN_TIMEOUT,
@@ -80,17 +98,46 @@ class Link:
                     proxy=None if self.server.loopback else True,
                 ) as socket:
                     await converse(socket)
-            except (WebSocketException, OSError, EOFError, msgspec.DecodeError) as error:
+            except _ENDS as error:
+                if self._follow(error):
+                    continue
                 pause = self._pause(error, pause_asked() or told_pause(error))
-                why = describe(error)
+                why = describe(error, self.url)
+                strange = isinstance(error, InvalidStatus)
+                if self._redirected is not None and self.state is not State.CONNECTED:
+                    # A redirect is believed only as long as it works.
+                    self._redirected, why = None, f"{self._because} (there: {why})"
+                    strange = True
+                level = logging.WARNING if strange and self._is_new(why) else logging.INFO
             self.retry_at = time.monotonic() + pause
             self._move(State.RECONNECTING, why)
-            logger.info("%s: %s; trying again in %.1f s", self.server, why, pause)
+            logger.log(level, "%s: %s; trying again in %.1f s", self.server, why, pause)
             await asyncio.sleep(pause)
+
+    def _follow(self, error: Exception) -> bool:
+        """Whether to connect at once where a redirect leads."""
+        if not isinstance(error, InvalidStatus) or self._redirected is not None:
+            return False
+        self._redirected = followed(answer_of(error), self.url)
+        if self._redirected is None:
+            return False
+        self._because = describe(error, self.url)
+        return True
+
+    def _is_new(self, why: str) -> bool:
+        """Whether this is the first time of late; what may need a person is warned of once."""
+        if why in self._warned or len(self._warned) >= _MAX_CAUSES:
+            return False
+        self._warned.add(why)
+        return True
 
     def alive(self) -> None:
         """Take note that the server said something that makes sense."""
         if self.state is not State.CONNECTED:
+            self._warned.clear()
+            if self._redirected is not None and not self._told:
+                self._told = True
+                logger.warning("%s: %s; following it", self.server, self._because)
             self.retry_at = None
             self._move(State.CONNECTED, "")
 

@@ -1,4 +1,4 @@
-"""Why a connection was not to be had, or ended: in words, and whether to come back."""
+"""Why a stream was not to be had, or ended: in words, and whether to come back."""
 
 import re
 from http import HTTPStatus
@@ -8,30 +8,43 @@ import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close
 
+from routecast.client.answers import (
+    Answer,
+    Outcome,
+    explain,
+    outcome,
+    outcome_of_close,
+    plain,
+)
 from routecast.errors import BadRequest, Refused, RoutecastError, Unauthenticated
-from routecast.protocol import V1, CloseCode, Problem
+from routecast.protocol import V1, CloseCode
 
 AFTER_TOO_MANY: Final = 60.0
+# Whatever a server asks for, a client looks again after so long.
+LONGEST_PAUSE: Final = 300.0
 _TOLD: Final = re.compile(r"reconnect_after_ms=(\d{1,6})")
-_LONGEST_ASKED: Final = 300.0
-_AGAIN: Final = frozenset({408, 425, 429})
-_SERVER_ERRORS: Final = 500
-_NO_TOKEN: Final = frozenset({HTTPStatus.UNAUTHORIZED, CloseCode.UNAUTHENTICATED})
+
+
+def answer_of(error: InvalidStatus) -> Answer:
+    """Return the answer that was given in place of an upgrade."""
+    response = error.response
+    return Answer(
+        response.status_code, response.reason_phrase, response.headers, bytes(response.body or b"")
+    )
 
 
 def least_pause(error: Exception) -> float | None:
     """Return how many seconds to stay away after an error; None: coming back cannot help."""
     if isinstance(error, InvalidStatus):
-        status = _status(error)
-        return _asked(error) if status in _AGAIN or status >= _SERVER_ERRORS else None
+        answer = answer_of(error)
+        own = answer.problem is not None
+        # A stream has no batch to make smaller: of Routecast's own, that is a refusal.
+        again = outcome(answer.status, own=own) is Outcome.RETRY or not own
+        return float(answer.asked) if again else None
     if isinstance(error, ConnectionClosed) and error.rcvd:
-        try:
-            code = CloseCode(error.rcvd.code)
-        except ValueError:
-            return 0.0
-        if not code.retry:
+        if outcome_of_close(error.rcvd.code) is not Outcome.RETRY:
             return None
-        return AFTER_TOO_MANY if code is CloseCode.TOO_MANY_MESSAGES else 0.0
+        return AFTER_TOO_MANY if error.rcvd.code == CloseCode.TOO_MANY_MESSAGES else 0.0
     return 0.0
 
 
@@ -39,26 +52,34 @@ def told_pause(error: Exception) -> float | None:
     """Return after how many seconds a closing server said to come back, if it did."""
     if isinstance(error, ConnectionClosed) and error.rcvd:
         told = _TOLD.fullmatch(error.rcvd.reason)
-        return int(told[1]) / 1000 if told else None
+        return min(int(told[1]) / 1000, LONGEST_PAUSE) if told else None
     return None
 
 
 def refusal(error: Exception) -> RoutecastError:
     """Return what to raise where coming back cannot help."""
-    code = _status(error) if isinstance(error, InvalidStatus) else _close_code(error)
-    if isinstance(error, InvalidStatus) and code == HTTPStatus.BAD_REQUEST:
-        return BadRequest("bad_request", _detail(error))
-    kind = Unauthenticated if code in _NO_TOKEN else Refused
+    if isinstance(error, InvalidStatus):
+        answer = answer_of(error)
+        if answer.problem is not None and answer.status == HTTPStatus.BAD_REQUEST:
+            return BadRequest("bad_request", plain(answer.problem.detail))
+        code = answer.status
+        found = outcome(code, own=True)
+    else:
+        assert isinstance(error, ConnectionClosed)
+        assert error.rcvd
+        code = error.rcvd.code
+        found = outcome_of_close(code)
+    kind = Unauthenticated if found is Outcome.NEW_TOKEN else Refused
     return kind(code, describe(error))
 
 
-def describe(error: Exception) -> str:
-    """Say in a few words why a stream was not to be had, or ended."""
+def describe(error: Exception, url: str = "") -> str:
+    """Say in a few words why a stream at `url` was not to be had, or ended."""
     match error:
         case InvalidStatus():
-            return f"it answers {_status(error)}: {_detail(error)}"
+            return f"it {explain(answer_of(error), url)}"
         case ConnectionClosed(rcvd=Close(code=code, reason=reason)):
-            reason = _TOLD.sub("", reason)
+            reason = plain(_TOLD.sub("", reason))
             return f"closed with {code}" + (f": {reason}" if reason else "")
         case ConnectionClosed():
             return "the connection broke"
@@ -69,29 +90,8 @@ def describe(error: Exception) -> str:
         case OSError():
             refused = "connect call failed" in str(error).lower()
             return "connection refused" if refused else error.strerror or str(error)
+        case RecursionError():
+            return f"it does not speak {V1}: a message is nested too deeply"
         case msgspec.DecodeError():
-            return f"it does not speak {V1}: {error}"
-    return f"it does not speak WebSocket: {error}"
-
-
-def _close_code(error: Exception) -> int:
-    assert isinstance(error, ConnectionClosed)
-    assert error.rcvd
-    return error.rcvd.code
-
-
-def _status(error: InvalidStatus) -> int:
-    return error.response.status_code
-
-
-def _asked(error: InvalidStatus) -> float:
-    asked = error.response.headers.get("Retry-After", "")
-    return min(float(asked), _LONGEST_ASKED) if asked.isdecimal() else 0.0
-
-
-def _detail(error: InvalidStatus) -> str:
-    response = error.response
-    try:
-        return msgspec.json.decode(response.body or b"", type=Problem).detail
-    except msgspec.DecodeError:
-        return response.reason_phrase or "no word why"
+            return f"it does not speak {V1}: {plain(str(error))}"
+    return f"it does not speak WebSocket: {plain(str(error))}"

@@ -33,9 +33,10 @@ LINGER: Final = 0.2
 EXIT_TIMEOUT: Final = 5.0
 _MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
 _MAX_WARNINGS: Final = 100
-# What one decision may bring upon the others of its batch: not JSON, or too much.
-_PARTED: Final = frozenset({400, 413})
+_TOO_LARGE: Final = 413  # the batch; its halves may not be
+_UNREADABLE: Final = 400  # what one decision may bring upon the others of its batch
 _MAX_PARTINGS: Final = 64  # of one batch: a server that refuses all of it is not asked for each
+_MAX_CAUSES: Final = 32  # of one outage, that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class Recorder:
         self._in_flight = 0
         self._room = self._capacity  # for those that wait, apart from those in flight
         self._ended = False
-        self._failing = False
+        self._causes: set[str] = set()  # of the present outage
         self._told: set[str] = set()
 
     # -- the caller's side ----------------------------------------------------------------------
@@ -328,8 +329,9 @@ class Recorder:
                     parts.append(part)
                     continue
                 refused = error.code if isinstance(error, Refused) else None
-                if refused in _PARTED and len(part) > 1 and partings < _MAX_PARTINGS:
-                    partings += 1
+                unreadable = refused == _UNREADABLE and partings < _MAX_PARTINGS
+                if len(part) > 1 and (refused == _TOO_LARGE or unreadable):
+                    partings += unreadable
                     half = len(part) // 2
                     parts += part[half:], part[:half]
                     continue
@@ -358,8 +360,8 @@ class Recorder:
             self._add(rejected=receipt.rejected_count)
             for why in [rejection.error for rejection in receipt.rejected] or ["no word why"]:
                 self._tell_rejected(why)
-        if self._failing:
-            self._failing = False
+        if self._causes:
+            self._causes.clear()
             logger.info("%s takes decisions again; %s", self._server, self.counters)
 
     def _reject(self, decisions: int, why: str) -> None:
@@ -372,8 +374,8 @@ class Recorder:
             logger.warning("rejected, for the first time: %s", why)
 
     def _tell_failing(self, why: str) -> None:
-        if not self._failing:
-            self._failing = True
+        if why not in self._causes and len(self._causes) < _MAX_CAUSES:
+            self._causes.add(why)
             logger.warning("%s; decisions wait", why)
 
     def _add(self, **more: int) -> None:

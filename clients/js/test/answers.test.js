@@ -1,0 +1,146 @@
+/** What is done after each HTTP answer and close code: the table that all clients have. */
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { once } from "node:events";
+import test from "node:test";
+
+import { connect } from "../routecast.js";
+import { outcomeOfAnswer, outcomeOfClose } from "../server.js";
+import { Queue, Script, WebSocket } from "./script.js";
+
+const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));
+const ANSWERS = TABLE.http.filter(({ stream }) => stream !== null);
+const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
+
+/** Connect for the length of a test, and subscribe; states come into a queue. */
+function follow(t, url, options = {}) {
+  const client = connect(url, { ...QUICK, ...options });
+  t.after(() => client.close());
+  const [states, documents, errors] = [new Queue(), new Queue(), new Queue()];
+  client.onState((state) => states.put({ ...state, wait: state.at - Date.now() }));
+  client.subscribe({}, documents.put, errors.put);
+  const state = (name) => states.next((state) => state.name === name);
+  return { client, state, documents, errors };
+}
+
+/** What a script is to answer for a row of the table. */
+function refusal({ status, by }) {
+  if (by === "routecast") return { status, body: { detail: "because" } };
+  const html = { "Content-Type": "text/html" };
+  return { status, page: status === 204 ? "" : "<h1>Hello</h1>", headers: { ...html, ...(status < 400 && status >= 300 && { Location: "/login" }) } };
+}
+
+test("the client's table is that of tests/wire", () => {
+  for (const { status, by, stream } of ANSWERS) assert.equal(outcomeOfAnswer(status, by === "routecast"), stream, `${by} ${status}`);
+  for (const { code, outcome } of TABLE.close_codes) assert.equal(outcomeOfClose(code), outcome, `${code}`);
+});
+
+for (const row of ANSWERS) {
+  const { status, by, stream } = row;
+  test(`after ${status} of ${by}: ${stream}`, async (t) => {
+    const script = await Script.serve(t, { refuse: refusal(row) });
+    const { client, state } = follow(t, script.url);
+    if (stream !== "retry") {
+      const closed = await state("closed");
+      assert.deepEqual([closed.status, closed.reason], [status, "the server refused the connection (because)"]);
+      client.retry();
+    } else {
+      await state("reconnecting");
+    }
+    script.refuse = undefined;
+    const { connection, id } = await script.subscriber();
+    connection.snapshot(id, 1, {});
+    assert.equal((await state("connected")).protocol, "routecast.v1");
+  });
+}
+
+for (const { code, outcome, after = 0 } of TABLE.close_codes) {
+  test(`after close code ${code}: ${outcome}`, async (t) => {
+    const script = await Script.serve(t);
+    const { client, state, errors } = follow(t, script.url);
+    (await script.subscriber()).connection.close(code, "no");
+    if (outcome !== "retry") {
+      const closed = await state("closed");
+      assert.deepEqual([closed.code, closed.reason], [code, "the server closed the connection (no)"]);
+      assert.equal((await errors.next()).code, "closed");
+      client.retry();
+    } else {
+      const { wait } = await state("reconnecting");
+      assert.ok(wait > 1_000 * after - 1_000 && wait <= 1_000 * after + QUICK.longestDelay, `${wait}`);
+      if (after > 0) client.retry();
+    }
+    const { connection, id } = await script.subscriber();
+    connection.snapshot(id, 1, {});
+    await state("connected");
+  });
+}
+
+test("a problem of Routecast's that was cut off, or is another's, is not final", async (t) => {
+  const problem = { "Content-Type": "application/problem+json" };
+  const bodies = ['{"title":"No","status":403,"det', '{"title":"No","status":404,"detail":"x"}', '{"detail":"x"}', "[]", "null", ""];
+  for (const page of bodies) {
+    const script = await Script.serve(t, { refuse: { status: 403, page, headers: problem } });
+    assert.match((await follow(t, script.url).state("reconnecting")).reason, /403 Forbidden, not as Routecast does/);
+  }
+});
+
+for (const [words, refuse] of Object.entries({
+  "a redirect": { status: 302, page: "", headers: { Location: "http://login.example/start?rd=secret" } },
+  "401": { status: 401, page: "Sign in", headers: { "Content-Type": "text/html" } },
+  "403": { status: 403, page: "" },
+  "a page": { status: 200, page: "<h1>Sign in</h1>", headers: { "Content-Type": "text/html" } },
+})) {
+  test(`turned away by a sign-in proxy with ${words}, it says so`, async (t) => {
+    const script = await Script.serve(t, { refuse });
+    const { reason } = await follow(t, script.url).state("reconnecting");
+    assert.match(reason, /: you may have to sign in again$/);
+    assert.doesNotMatch(reason, /secret/);
+  });
+}
+
+test("an upgrade that OPTIONS would let in is tried again by routecast.v1", async (t) => {
+  const script = await Script.serve(t);
+  script.cut = 3;
+  const { state, documents } = follow(t, script.url);
+  assert.match((await state("reconnecting")).reason, /a proxy in between must pass upgrades on/);
+  const { connection, id } = await script.subscriber();
+  assert.deepEqual(connection.offered, ["routecast.v1.json"]);
+  connection.snapshot(id, 1, { total_decisions: 1 });
+  assert.equal((await documents.next()).total_decisions, 1);
+});
+
+test("a redirect to another place is told, with the address to use", async (t) => {
+  const headers = { Location: "https://metrics.example/ws/metrics" };
+  const script = await Script.serve(t, { refuse: { status: 301, page: "", headers } });
+  const { reason } = await follow(t, script.url).state("reconnecting");
+  assert.equal(reason, "the server answered 301 to https://metrics.example: use that address");
+});
+
+test("a redirect to TLS on the same host is followed, for as long as that works", async (t) => {
+  const tls = await Script.serve(t); // nobody speaks TLS there, so the way back is tried, too
+  const headers = { Location: `https://127.0.0.1:${tls.port}/ws/metrics` };
+  const script = await Script.serve(t, { refuse: { status: 308, page: "", headers } });
+  const { state } = follow(t, script.url);
+  const { reason } = await state("reconnecting");
+  assert.equal(reason, `the server answered 308 to https://127.0.0.1:${tls.port}: use that address (nobody is there)`);
+  script.refuse = undefined;
+  const { connection, id } = await script.subscriber();
+  connection.snapshot(id, 1, {});
+  await state("connected");
+});
+
+test("an endless answer is given up", async (t) => {
+  const site = createServer((request, response) => {
+    response.writeHead(403, { "Content-Type": "application/problem+json" });
+    const more = () => response.destroyed || (response.write("x".repeat(65_536)), setImmediate(more));
+    more();
+  });
+  site.on("upgrade", (request, socket) => socket.destroy());
+  site.listen(0, "127.0.0.1");
+  t.after(() => (site.closeAllConnections(), site.close()));
+  await once(site, "listening");
+  const { reason } = await follow(t, `http://127.0.0.1:${site.address().port}`).state("reconnecting");
+  assert.match(reason, /not as Routecast does/);
+});

@@ -1,0 +1,169 @@
+"""What an HTTP answer means for who asked: the one table of statuses, for producers and streams.
+
+Only Routecast's own problem document can say that trying again is no help. Every other answer
+comes from something in between (a proxy, a sign-in page, a server that is being replaced), and
+may be another one soon. `tests/wire/answers.json` is the same table, for clients in any language.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import msgspec
+
+from routecast.protocol import CloseCode, Problem
+
+# Statuses below 500 of Routecast's own problems that pass by themselves.
+_PASSING: Final = frozenset({408, 425, 429})
+_TOO_LARGE: Final = 413
+_NO_TOKEN: Final = 401
+_SERVER_ERRORS: Final = 500
+# Not 303: it is an answer elsewhere, and never the same request sent there.
+_REDIRECTS: Final = frozenset({301, 302, 307, 308})
+_SIGN_IN: Final = frozenset({401, 403, 407})
+_LONGEST_ASKED: Final = 300
+_LONGEST_TEXT: Final = 500
+_MEDIA_TYPE: Final = "application/problem+json"
+
+_problem: Final = msgspec.json.Decoder(Problem)
+
+
+class Outcome(StrEnum):
+    """What to do after an answer or a close code that is not what was asked for."""
+
+    RETRY = "retry"
+    FINAL = "final"
+    NEW_TOKEN = "token"  # noqa: S105  # -- final, unless another token can be had
+    SMALLER = "halve"  # the batch; one decision alone is rejected
+
+
+class Headers(Protocol):
+    """Header fields, whatever the case of their names."""
+
+    def get(self, name: str, default: str, /) -> str:
+        """Return the value of a field."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer."""
+
+    status: int
+    phrase: str
+    headers: Headers | Mapping[str, str]
+    body: bytes
+
+    @property
+    def media_type(self) -> str:
+        """What its body says it is, without parameters."""
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+    @property
+    def problem(self) -> Problem | None:
+        """Routecast's own problem document; None where somebody else answers."""
+        if self.media_type != _MEDIA_TYPE:
+            return None
+        try:
+            problem = _problem.decode(self.body)
+        except (msgspec.DecodeError, RecursionError):  # it was cut off, or is another's
+            return None
+        return problem if problem.status == self.status else None
+
+    @property
+    def asked(self) -> int:
+        """The seconds of its `Retry-After`; a date, as some proxies send, counts as nothing."""
+        text = self.headers.get("Retry-After", "")
+        # More digits are no number of seconds, and Python refuses to read thousands of them.
+        if not (text.isascii() and text.isdecimal() and len(text) < 10):
+            return 0
+        return min(int(text), _LONGEST_ASKED)
+
+
+def outcome(status: int, *, own: bool) -> Outcome:
+    """Return what to do after an answer; `own` tells whether it is Routecast's problem document."""
+    if status == _TOO_LARGE:  # whoever said so
+        return Outcome.SMALLER
+    if not own or status >= _SERVER_ERRORS or status in _PASSING:
+        return Outcome.RETRY
+    return Outcome.NEW_TOKEN if status == _NO_TOKEN else Outcome.FINAL
+
+
+def outcome_of_close(code: int) -> Outcome:
+    """Return what to do after a close code; one that is not known may pass."""
+    if code == CloseCode.UNAUTHENTICATED:
+        return Outcome.NEW_TOKEN
+    try:
+        return Outcome.RETRY if CloseCode(code).retry else Outcome.FINAL
+    except ValueError:
+        return Outcome.RETRY
+
+
+def followed(answer: Answer, url: str) -> str | None:
+    """Return where to send the same request instead; None where a redirect is not followed.
+
+    It is the same URL by TLS: same host, path and query. Nothing else is followed, because the
+    request carries decisions and may carry a token.
+    """
+    target = _target(answer, url)
+    if target is None or answer.status not in _REDIRECTS or target.scheme not in ("https", "wss"):
+        return None
+    asked = urlsplit(url)
+    if (target.hostname, target.path) != (asked.hostname, asked.path):
+        return None
+    secure = {"http": "https", "ws": "wss"}.get(asked.scheme, asked.scheme)
+    user, at, _ = asked.netloc.rpartition("@")
+    host = f"[{target.hostname}]" if ":" in (target.hostname or "") else target.hostname
+    port = "" if target.port is None else f":{target.port}"
+    found = asked._replace(scheme=secure, netloc=f"{user}{at}{host}{port}").geturl()
+    return None if found == url else found
+
+
+def explain(answer: Answer, url: str) -> str:
+    """Say what was answered, and what a person can do about it; without a subject."""
+    problem = answer.problem
+    if problem is not None:
+        return f"answered {answer.status}: {plain(problem.detail)}"
+    target = _target(answer, url)
+    if target is not None:
+        path = urlsplit(url).path
+        place = target._replace(
+            netloc=target.netloc.rpartition("@")[2],
+            path=target.path.removesuffix(path),
+            query="",  # what is in there may be secret
+            fragment="",
+        )
+        advice = "use that address" if target.path.endswith(path) else _SIGN_IN_ADVICE
+        return f"answered {answer.status} to {plain(place.geturl())}: {advice}"
+    said = plain(f"{answer.status} {answer.phrase}".strip())
+    if answer.status == _TOO_LARGE:
+        return f"answered {said}: too large for a proxy in between"
+    if 200 <= answer.status < 300:
+        kind = plain(answer.media_type) or "no media type"
+        return f"answered {answer.status} with {kind}, not as Routecast does: {_SIGN_IN_ADVICE}"
+    if answer.status in _SIGN_IN:
+        return f"answered {said}, not as Routecast does: {_SIGN_IN_ADVICE}"
+    return f"answered {said}, not as Routecast does"
+
+
+_SIGN_IN_ADVICE: Final = "a proxy may ask for a sign-in, or the address is wrong"
+
+
+def plain(text: str) -> str:
+    """Return a server's text for a log: one line of at most 500 characters, without controls."""
+    return "".join(sign if sign.isprintable() else "�" for sign in text[:_LONGEST_TEXT])
+
+
+def _target(answer: Answer, url: str) -> SplitResult | None:
+    """Return where a redirect leads; None where it is none, or leads nowhere."""
+    location = answer.headers.get("Location", "")
+    if not 300 <= answer.status < 400 or not location:
+        return None
+    try:
+        target = urlsplit(urljoin(re.sub("^ws", "http", url), location))
+        _ = target.port  # reading it checks it
+    except ValueError:
+        return None
+    return target if target.hostname else None

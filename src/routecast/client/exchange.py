@@ -1,0 +1,164 @@
+"""One HTTP request and its answer, bounded in bytes and in time as a whole.
+
+`http.client` bounds neither: its timeout is for each read, so a server that sends a byte now and
+then holds a caller for ever, and one that never ends fills its memory.
+"""
+
+import base64
+import http.client
+import io
+import socket
+import ssl
+import time
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from routecast.client.answers import Answer
+
+MAX_ANSWER: Final = 1024 * 1024  # bytes, its head included; a receipt has some KiB
+
+
+class AnswerTooLong(OSError):
+    """An answer has more bytes than any of Routecast's."""
+
+    def __init__(self) -> None:
+        super().__init__(None, f"it answered with more than {MAX_ANSWER // 1024} KiB")
+
+
+class Exchange:
+    """A connection to one URL that requests are posted to; `close` when done.
+
+    It is opened when it is needed. `timeout` is how many seconds one exchange may take: to connect,
+    send and read. (Each address of a host name is tried for as long.) `proxy` is the URL of an HTTP
+    proxy to go through.
+    """
+
+    def __init__(self, url: str, timeout: float, proxy: str | None = None) -> None:
+        self.url = url
+        self._timeout = timeout
+        self._headers: dict[str, str] = {}
+        parts = urlsplit(url)
+        through = parts if proxy is None else urlsplit(proxy)
+        assert parts.hostname  # `Server.parse` saw to it
+        assert through.hostname
+        if parts.username is not None:
+            self._headers["Authorization"] = _basic(parts.username, parts.password)
+        self._target = parts.path
+        credentials = {}
+        if through is not parts and through.username is not None:
+            credentials["Proxy-Authorization"] = _basic(through.username, through.password)
+        # Named in any case: of an IPv6 address without one, http.client takes the last part for it.
+        port = through.port or http.client.HTTP_PORT
+        if parts.scheme == "https":
+            secure = parts.port or http.client.HTTPS_PORT
+            port = secure if through is parts else port
+            context = ssl.create_default_context()
+            self._connection: _Timed = _TimedTls(through.hostname, port, context=context)
+            if through is not parts:
+                self._connection.set_tunnel(parts.hostname, secure, credentials)
+        else:
+            self._connection = _Timed(through.hostname, port)
+            if through is not parts:
+                host = parts.netloc.rpartition("@")[2]
+                self._target = f"http://{host}{parts.path}"
+                self._headers |= credentials
+
+    def post(self, body: bytes, headers: dict[str, str]) -> Answer:
+        """Send a request and read the whole answer.
+
+        Raises OSError (TimeoutError, AnswerTooLong) and http.client.HTTPException; the connection
+        is closed then.
+        """
+        self._connection.until = time.monotonic() + self._timeout
+        idle = self._connection.sock is not None
+        try:
+            try:
+                return self._post(body, headers)
+            except ConnectionError:
+                if not idle:
+                    raise
+                # A server may hang up on an idle connection just as it is used again.
+                self.close()
+                return self._post(body, headers)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up; the next request connects again."""
+        self._connection.close()
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> Answer:
+        self._connection.request("POST", self._target, body, {**self._headers, **headers})
+        with self._connection.getresponse() as response:
+            text = response.read()
+            return Answer(response.status, response.reason, response.headers, text)
+
+
+class _Timed(http.client.HTTPConnection):
+    """A connection on which all that is done must be done `until` a moment."""
+
+    until = 0.0
+
+    def connect(self) -> None:
+        self.timeout = _left(self.until)
+        super().connect()
+
+    def send(self, data: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        # Not `sendall`: over TLS its timeout is for each record.
+        unsent = memoryview(data)
+        while unsent:
+            self.sock.settimeout(_left(self.until))
+            unsent = unsent[self.sock.send(unsent) :]
+
+    def response_class(  # type: ignore[override]  # -- it is called as the class would be
+        self, sock: socket.socket, *given: Any, **named: Any
+    ) -> http.client.HTTPResponse:
+        response = http.client.HTTPResponse(sock, *given, **named)
+        response.fp.close()
+        response.fp = io.BufferedReader(_Bounded(sock, self.until))
+        return response
+
+
+class _TimedTls(_Timed, http.client.HTTPSConnection):
+    """The same by TLS."""
+
+
+class _Bounded(io.RawIOBase):
+    """What comes from a socket: not more than MAX_ANSWER bytes, and not after `until`."""
+
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open until it is closed
+        self._until = until
+        self._room = MAX_ANSWER
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_left(self._until))
+        count = self._raw.readinto(buffer)
+        self._room -= count or 0
+        if self._room < 0:
+            raise AnswerTooLong
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _left(until: float) -> float:
+    """Return the seconds until a moment. Raises TimeoutError when it is over."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _basic(user: str, password: str | None) -> str:
+    text = f"{unquote(user)}:{unquote(password or '')}"
+    return f"Basic {base64.b64encode(text.encode()).decode()}"

@@ -1,0 +1,756 @@
+"""What producers and streams do after each HTTP answer and close code: one table for all clients.
+
+The table is `tests/wire/answers.json`, which the JavaScript client's tests read, too.
+"""
+
+import asyncio
+import importlib.util
+import json
+import logging
+import os
+import queue
+import re
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import pytest
+
+from routecast.cli import sending
+from routecast.cli.sending import Refused as NotSent
+from routecast.cli.sending import Sender
+from routecast.client import (
+    BadParameter,
+    BadRequest,
+    Health,
+    Recorder,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+    connect,
+    stream,
+)
+from routecast.client.address import Server as Address
+from routecast.client.answers import outcome, outcome_of_close
+from routecast.client.backoff import Backoff
+from routecast.client.delivery import Delivery, NotOurs, Unreachable
+from tests.support.command import routecast
+from tests.support.scripted import Actor, scripted, snapshot, until
+
+WAIT_SECONDS = 60.0
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TABLE: Final = json.loads((Path(__file__).parents[1] / "wire" / "answers.json").read_text())
+POSTS: Final = [row for row in TABLE["http"] if row["producer"] != "done"]
+UPGRADES: Final = [row for row in TABLE["http"] if row["stream"] is not None]
+DECISION: dict[str, Any] = {"strategy": "hybrid", "provider": "gemini"}
+PROBLEM: Final = "application/problem+json"
+
+Row = dict[str, Any]
+
+
+def name(row: Row) -> str:
+    """Return what a row is called."""
+    return f"{row['status']} of {row['by']}"
+
+
+def test_the_table_is_what_clients_go_by() -> None:
+    """Each row of it, and the sets in the examples."""
+    for row in TABLE["http"]:
+        found = outcome(row["status"], own=row["by"] == "routecast")
+        if row["producer"] != "done":
+            assert found == row["producer"], row
+    for row in TABLE["close_codes"]:
+        assert outcome_of_close(row["code"]) == row["outcome"], row
+    final = {row["code"] for row in TABLE["close_codes"] if row["outcome"] != "retry"}
+    assert final == example("default_stream").FINAL
+    script = (EXAMPLES / "javascript" / "metrics-client.mjs").read_text()
+    assert (listed := re.search(r"FINAL_CODES = new Set\(\[(.*)\]\)", script))
+    assert {int(code) for code in listed[1].split(", ")} == final
+
+
+def example(module: str) -> ModuleType:
+    """Return an example as a module."""
+    path = EXAMPLES / "python" / f"{module}.py"
+    spec = importlib.util.spec_from_file_location(module, path)
+    assert spec
+    assert spec.loader
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[module] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Come back at once, or when told: pauses have tests of their own."""
+    monkeypatch.setattr(Backoff, "next", lambda _, least=0.0: least + 0.02)
+
+
+# -- a server that says what a test has it say --------------------------------------------------
+
+
+def told(status: int, body: bytes, *fields: str) -> bytes:
+    """Return a whole answer."""
+    lines = [f"HTTP/1.1 {status} No", f"Content-Length: {len(body)}", *fields]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if status == 204 else body)
+
+
+def problem(status: int, **more: Any) -> bytes:
+    """Return Routecast's own refusal."""
+    body = {"title": "No", "status": status, "detail": "because", "later": 1, **more}
+    return told(status, json.dumps(body).encode(), f"Content-Type: {PROBLEM}")
+
+
+def receipt(count: int) -> bytes:
+    """Return Routecast's receipt, with members of a later version."""
+    body = {"accepted": count, "duplicates": 0, "rejected": [], "rejected_count": 0}
+    body |= {"position": {"epoch": "e", "seq": 1}, "warnings": [], "conflicts": 0}
+    return told(200, json.dumps(body).encode(), "Content-Type: application/json")
+
+
+def answer_of(row: Row) -> bytes:
+    """Return the answer that a row of the table is about."""
+    status = row["status"]
+    if row["by"] == "routecast":
+        return problem(status)
+    fields = ["Content-Type: text/html"]
+    if 300 <= status < 400:
+        fields.append("Location: http://login.example/start?state=secret")
+    return told(status, b"<h1>Hello</h1>", *fields)
+
+
+class Site:
+    """The address of a server of one's own, and the batches that reached it."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.batches: list[list[dict[str, Any]]] = []
+
+
+@contextmanager
+def site(*answers: bytes | Callable[[socketserver.StreamRequestHandler], None]) -> Iterator[Site]:
+    """Give these answers, one to each request, and from then on receipts. Each ends a connection.
+
+    A function is given the connection instead, and may keep it.
+    """
+    there, left = Site(), list(answers)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            size, kind = 0, ""
+            while line := self.rfile.readline().strip():
+                field, _, value = line.decode().partition(": ")
+                size = int(value) if field == "Content-Length" else size
+                kind = value if field == "Content-Encoding" else kind
+            body = self.rfile.read(size)
+            if not body:
+                return
+            assert not kind, "a small batch is not compressed"
+            batch = json.loads(body)
+            there.batches.append(batch)
+            answer = left.pop(0) if left else receipt(len(batch))
+            if callable(answer):
+                answer(self)
+            else:
+                self.wfile.write(answer)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address = True
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        there.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield there
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# -- producers ----------------------------------------------------------------------------------
+
+SENT: Final = {"retry": (2, 0), "final": (0, 2), "token": (0, 2), "halve": (2, 0)}
+
+
+def together(task: Callable[[Row], Any], rows: list[Row]) -> dict[str, Any]:
+    """Return what a task returns for each row; all at once, since most of it is waiting."""
+    found: dict[str, Any] = {}
+
+    def run(row: Row) -> None:
+        found[name(row)] = task(row)
+
+    threads = [threading.Thread(target=run, args=(row,)) for row in rows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_a_recorder_goes_by_the_table() -> None:
+    """Two decisions, of which the first try is answered so; what is halved arrives as halves."""
+
+    def record(row: Row) -> Any:
+        with site(answer_of(row)) as there, Recorder(there.url, linger=0.5) as recorder:
+            recorder.record(DECISION)
+            recorder.record(DECISION)
+            assert recorder.flush(WAIT_SECONDS)
+            counters = recorder.counters
+            return counters.sent, counters.rejected, [len(batch) for batch in there.batches]
+
+    sizes = {"retry": [2, 2], "final": [2], "token": [2], "halve": [2, 1, 1]}
+    wanted = {name(row): (*SENT[row["producer"]], sizes[row["producer"]]) for row in POSTS}
+    wanted["400 of routecast"] = (2, 0, [2, 1, 1])  # one of them may be what cannot be read
+    assert together(record, POSTS) == wanted
+
+
+def test_replay_goes_by_the_table() -> None:
+    """Its sender ends where the table says so, and else sends all."""
+
+    def send(row: Row) -> Any:
+        with site(answer_of(row)) as there:
+            server = Address.parse(there.url)
+            with Sender(server, lambda *_: None) as sender:
+                try:
+                    tally = sender.send([{**DECISION, "id": "1"}, {**DECISION, "id": "2"}])
+                except NotSent as error:
+                    return 0, 2, str(error).removeprefix(there.url)
+            return tally.accepted, tally.rejected, ""
+
+    words = {"final": " answered {}: because", "token": " answered {}: because"}
+    assert together(send, POSTS) == {
+        name(row): (*SENT[outcome], words.get(outcome, "").format(row["status"]))
+        for row in POSTS
+        for outcome in [row["producer"]]
+    }
+
+
+def test_the_example_producer_goes_by_the_table() -> None:
+    """And says in the end what became of all."""
+    lines = b"".join(json.dumps(DECISION).encode() + b"\n" for _ in range(2))
+    script = EXAMPLES / "python" / "send_decisions.py"
+
+    def produce(row: Row) -> Any:
+        with site(answer_of(row)) as there:
+            words = [sys.executable, str(script), there.url, "--first-delay", "0.05"]
+            done = subprocess.run(
+                words, input=lines, capture_output=True, timeout=WAIT_SECONDS, check=False
+            )
+        assert b"Traceback" not in done.stderr
+        assert b"secret" not in done.stderr
+        return done.returncode, done.stdout.decode().strip()
+
+    rows = [row for row in POSTS if row["status"] in (200, 301, 307, 401, 404, 413, 500, 520)]
+    wanted = {}
+    for row in rows:
+        sent, _ = SENT[row["producer"]]
+        wanted[name(row)] = (
+            (0, "accepted 2, duplicates 0, rejected 0, refused 0")
+            if sent
+            else (1, "accepted 0, duplicates 0, rejected 0, refused 2")
+        )
+    assert together(produce, rows) == wanted
+
+
+@pytest.mark.parametrize("whole", [receipt(1), problem(403), problem(422), told(404, b"")])
+def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
+    """In its status line, its head or its body."""
+    body = whole.index(b"\r\n\r\n") + 4
+    cuts = {5, 12, 16, 30, body - 2, body, body + 1, len(whole) - 1}
+    cut = [whole[:at] for at in sorted(cuts) if at < len(whole)]
+    with site(*cut) as there:
+        delivery = Delivery(Address.parse(there.url))
+        for _ in cut:
+            with pytest.raises(Unavailable):
+                delivery.send(b"[{}]")
+        assert delivery.send(b"[{}]").accepted == 1
+        delivery.close()
+
+
+def test_a_problem_document_of_others_is_not_routecasts() -> None:
+    """Of another status, of another type, or none at all."""
+    others = [
+        told(403, b'{"title":"No","status":404,"detail":"x"}', f"Content-Type: {PROBLEM}"),
+        told(403, b'{"title":"No","status":403,"detail":"x"}', "Content-Type: application/json"),
+        told(403, b"[" * 100_000, f"Content-Type: {PROBLEM}"),
+        told(200, b'{"accepted":-1,"duplicates":0,"rejected":[],"rejected_count":0}'),
+        told(200, b"[" * 100_000, "Content-Type: application/json"),
+    ]
+    with site(*others) as there:
+        delivery = Delivery(Address.parse(there.url))
+        for _ in others:
+            with pytest.raises(NotOurs, match="not as Routecast does"):
+                delivery.send(b"[{}]")
+        assert delivery.send(b"[{}]").accepted == 1
+        delivery.close()
+
+
+def test_batches_are_halved_down_to_one_decision(caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a proxy that takes small requests only, all arrive that can; the log says why."""
+
+    class Small(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while True:
+                size = 0
+                if not self.rfile.readline():
+                    return
+                while line := self.rfile.readline().strip():
+                    if line.startswith(b"Content-Length: "):
+                        size = int(line.split()[1])
+                count = self.rfile.read(size).count(b'"strategy"')
+                self.wfile.write(told(413, b"<h1>") if size > 300 else receipt(count))
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Small) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with Recorder(url, linger=5) as recorder:
+            for number in range(600):
+                recorder.record(DECISION, reason="x" * (400 if number == 333 else 0))
+            assert recorder.flush(WAIT_SECONDS)
+            assert (recorder.counters.sent, recorder.counters.rejected) == (599, 1)
+        server.shutdown()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"rejected, for the first time: {url} answered 413 No: too large for a proxy in between"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "words"),
+    [
+        (301, "https://other.example/v1/decisions", "301 to https://other.example: use that"),
+        (302, "http://u:pw@login.example/a?b=pw", "302 to http://login.example/a: a proxy may ask"),
+        (303, "/login", "303 to {url}/login: a proxy may ask for a sign-in"),
+        (307, "{tls}/v1/decisions", r"307 to {tls}: use that address \(there: "),
+        (308, "{tls}/elsewhere", "308 to {tls}/elsewhere: a proxy may ask"),
+        (308, "http://[broken", "answered 308 No, not as Routecast does"),
+    ],
+)
+def test_a_redirect_is_explained(
+    status: int, location: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one line of the log, with the address to use and nothing secret; the decision waits."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
+    with site(*[told(status, b"", f"Location: {location.format(tls=tls)}")] * 2) as there:
+        with Recorder(there.url, linger=0) as recorder:
+            recorder.record(DECISION)
+            assert recorder.flush(WAIT_SECONDS)
+            assert (recorder.counters.sent, recorder.counters.retried) == (1, 2)
+        (told_once,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+        assert re.search(words.format(url=there.url, tls=tls), told_once.getMessage())
+        assert "pw" not in told_once.getMessage()
+
+
+def test_each_cause_of_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """So that the one that needs a person does not hide behind the first."""
+    page, redirect = told(404, b""), told(301, b"", "Location: https://other.example/v1/decisions")
+    with site(page, redirect, page, redirect) as there, Recorder(there.url, linger=0) as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert [re.sub(r".* answered (\d+).*", r"\1", line) for line in warned] == ["404", "301"]
+
+
+def drip(handler: socketserver.StreamRequestHandler) -> None:
+    """Begin an answer, and send a little of it now and then for ever."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    try:
+        while True:
+            handler.wfile.write(b"a: b\r\n")
+            time.sleep(0.05)
+    except OSError:
+        return
+
+
+def endless(handler: socketserver.StreamRequestHandler) -> None:
+    """Send an answer without an end."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[")
+    try:
+        while True:
+            handler.wfile.write(b" " * 65_536)
+    except OSError:
+        return
+
+
+def chatty(handler: socketserver.StreamRequestHandler) -> None:
+    """Say for ever that it goes on."""
+    try:
+        while True:
+            handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("answer", [drip, endless, chatty])
+def test_an_answer_is_bounded_in_bytes_and_as_a_whole_in_time(
+    answer: Callable[[socketserver.StreamRequestHandler], None],
+) -> None:
+    """Whatever a server sends, it is given up, and the batch may be sent again."""
+    with site(answer) as there:
+        delivery = Delivery(Address.parse(there.url), timeout=0.5)
+        with pytest.raises(Unreachable, match=r"in time|more than 1024 KiB"):
+            delivery.send(b"[{}]")
+        assert delivery.send(b"[{}]").accepted == 1
+        delivery.close()
+
+
+def test_a_body_that_nobody_reads_is_given_up() -> None:
+    """The time of an exchange counts while it is sent, too."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        delivery = Delivery(Address.parse(f"127.0.0.1:{deaf.getsockname()[1]}"), timeout=0.5)
+        with pytest.raises(Unreachable, match="no answer in time"):
+            delivery.send(os.urandom(32 * 1024 * 1024))
+        delivery.close()
+
+
+# -- streams ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def stage(*refusals: bytes) -> AsyncIterator[tuple[str, list[str]]]:
+    """Refuse upgrades in these words, and then play a server; yields its address, and the requests.
+
+    Answers are written by hand, since no library writes all of them.
+    """
+    left, requests = list(refusals), []
+    async with scripted(steady) as behind:
+        port = int(behind.url.rpartition(":")[2])
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await reader.read(65_536):
+                    writer.write(data)
+            writer.close()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            requests.append(head.decode())
+            if left:
+                writer.write(left.pop(0))
+                writer.close()
+                return
+            back, forth = await asyncio.open_connection("127.0.0.1", port)
+            forth.write(head)
+            await asyncio.gather(relay(reader, forth), relay(back, writer))
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", requests
+            server.close()
+
+
+async def steady(actor: Actor) -> None:
+    """Send one document, and stay."""
+    await actor.hello()
+    await actor.hear()
+    await actor.send(snapshot(1, {"total_decisions": 1}))
+    await actor.stay()
+
+
+async def test_a_stream_goes_by_the_table() -> None:
+    """After what may pass, it comes back; else it raises, with the status and the words."""
+
+    async def follow(row: Row) -> tuple[str, tuple[str, int, str]]:
+        async with stage(answer_of(row)) as (url, _), asyncio.timeout(WAIT_SECONDS):
+            try:
+                async with aclosing(stream(url)) as metrics:
+                    await anext(metrics)
+                return name(row), ("retry", 0, "")
+            except BadRequest as error:
+                return name(row), ("final", 400, str(error))
+            except Refused as error:
+                kind = "token" if isinstance(error, Unauthenticated) else "final"
+                return name(row), (kind, error.code, str(error))
+
+    def wanted(row: Row) -> tuple[str, int, str]:
+        if row["stream"] == "retry":
+            return "retry", 0, ""
+        status = row["status"]
+        words = "because" if status == 400 else f"it answered {status}: because"
+        return row["stream"], status, words
+
+    found = dict(await asyncio.gather(*map(follow, UPGRADES)))
+    assert found == {name(row): wanted(row) for row in UPGRADES}
+
+
+async def test_a_stream_goes_by_the_close_codes() -> None:
+    """Each as the table says; after 4429 not before a minute has passed."""
+
+    async def follow(row: Row) -> tuple[int, str]:
+        async def close(actor: Actor) -> None:
+            await actor.hello()
+            await actor.hear()
+            await actor.close(row["code"])
+
+        healths: list[Health] = []
+        async with (
+            scripted(close, steady) as there,
+            connect(there.url, on_change=healths.append) as client,
+            asyncio.timeout(WAIT_SECONDS),
+        ):
+            feed = await client.subscribe()
+            if row.get("after"):
+                await until(lambda: bool(healths and healths[-1].retry_in))
+                assert (healths[-1].retry_in or 0) > row["after"] - WAIT_SECONDS / 2
+                return row["code"], "retry"
+            try:
+                await anext(feed)
+            except Refused as error:
+                return error.code, "token" if isinstance(error, Unauthenticated) else "final"
+        return row["code"], "retry"
+
+    found = dict(await asyncio.gather(*map(follow, TABLE["close_codes"])))
+    assert found == {row["code"]: row["outcome"] for row in TABLE["close_codes"]}
+
+
+async def test_a_stream_does_not_follow_a_redirect_to_another_host(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It carries a token. One line says where to go, and a second try needs no other line."""
+    async with stage() as (elsewhere, asked):
+        away = told(302, b"", f"Location: {elsewhere}/ws/metrics?state=secret")
+        async with stage(away, away) as (url, requests):
+            url = url.replace("127.0.0.1", "localhost")
+            async with aclosing(stream(url, token="t")) as metrics:
+                await anext(metrics)
+            assert len(requests) == 3
+        assert not asked
+    (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"it answered 302 to {elsewhere}: use that address; trying again in" in warned
+
+
+async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody speaks TLS there: it says so, and asks at the first address again."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
+    async with stage(told(301, b"", f"Location: {tls}/ws/metrics")) as (url, requests):
+        async with aclosing(stream(url)) as metrics:
+            await anext(metrics)
+        assert len(requests) == 2
+    words = [record.getMessage() for record in caplog.records]
+    assert len(words) == 1
+    assert f"it answered 301 to {tls}: use that address (there: connection refused)" in words[0]
+
+
+async def test_an_endless_answer_in_place_of_an_upgrade_is_given_up() -> None:
+    """More than 1 MiB is not read; the stream comes back."""
+    endless = told(403, b"x" * (2 * 1024 * 1024), f"Content-Type: {PROBLEM}")
+    async with stage(endless) as (url, requests), aclosing(stream(url)) as metrics:
+        await anext(metrics)
+        assert len(requests) == 2
+
+
+async def test_what_is_nested_deeply_ends_the_connection_only() -> None:
+    """A message that no server of ours sends is no reason to end for good."""
+
+    async def deep(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        data = '{"a":' * 5000 + "1" + "}" * 5000
+        await actor.send(json.dumps(snapshot(1, {"x": 0})).replace('{"x": 0}', data))
+        await actor.stay()
+
+    async with scripted(deep, steady) as there, aclosing(stream(there.url)) as metrics:
+        assert (await anext(metrics)).total_decisions == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"from": "soon"},
+        {"from": "2026-01-31T12:00:00"},
+        {"step": 0},
+        {"step": 10**15},
+        {"points": 10**15},
+        {"points": -1},
+        {"points": 7},
+    ],
+)
+async def test_a_history_that_contradicts_itself_ends_the_connection_only(
+    odd: dict[str, Any],
+) -> None:
+    """The next one is shown."""
+
+    def past(actor: Actor, **more: Any) -> Any:
+        message = {"type": "history", "id": "h1", "position": {"epoch": "e", "seq": 1}, "step": 60}
+        message |= {"from": "2026-01-31T12:00:00+00:00", "points": 2}
+        return actor.send({**message, "series": [{"key": "all", "count": [1, 2], "v": 9}], **more})
+
+    async def wrong(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await past(actor, **odd)
+        await actor.stay()
+
+    async def right(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await past(actor)
+        await actor.stay()
+
+    async with scripted(wrong, right) as there, connect(there.url) as client:
+        found = await anext(await client.history(timedelta(hours=1)))
+        assert found.series == {"all": {"count": [1, 2]}}
+
+
+# -- commands -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def playing(*parts: Callable[[Actor], Awaitable[None]], **given: Any) -> Iterator[str]:
+    """Run a scripted server beside a command; yields its address."""
+    started: queue.Queue[str] = queue.Queue()
+    loop = asyncio.new_event_loop()
+
+    async def play() -> None:
+        async with scripted(*parts, **given) as there:
+            started.put(there.url)
+            await asyncio.Future()
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.close()
+
+    task = loop.create_task(play())
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield started.get(timeout=WAIT_SECONDS)
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+
+
+def showing(data: dict[str, Any] | str) -> Callable[[Actor], Awaitable[None]]:
+    """Return a part that sends one document."""
+    text = data if isinstance(data, str) else json.dumps(data)
+
+    async def part(actor: Actor) -> None:
+        await actor.hello()
+        await actor.hear()
+        await actor.send(json.dumps(snapshot(1, {"x": 0})).replace('{"x": 0}', text))
+        await actor.stay()
+
+    return part
+
+
+LARGE: Final = 10**12
+DOCUMENT: Final = {
+    "total_decisions": 3,
+    "strategy_performance": {"s": {"count": LARGE, "avg_cost": 1, "avg_confidence": 1}},
+    "confidence_distribution": {"high": LARGE, "medium": -LARGE, "low": 0},
+    "provider_usage": {"p": LARGE},
+    "cost": {"total": 1e300, "priced": LARGE, "unpriced": 0},
+    "latency_ms": {"avg": 1, "p50": 1e300, "p95": 2, "p99": 3},
+    "errors": {"count": LARGE, "rate": 1e300},
+    "fallbacks": -1,
+    "rate": -1,
+}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(DOCUMENT, id="more than all"),
+        pytest.param({**DOCUMENT, "total_decisions": 10**400}, id="huge"),
+        pytest.param({**DOCUMENT, "provider_usage": {"p": -1}}, id="negative"),
+        pytest.param({**DOCUMENT, "provider_usage": []}, id="no document"),
+        pytest.param('{"a":' * 900 + "1" + "}" * 900, id="deep"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_watch_shows_no_traceback_whatever_it_is_sent(
+    data: dict[str, Any] | str, options: tuple[str, ...]
+) -> None:
+    """A line, or numbers that are as wrong as those it was sent."""
+    with playing(showing(data)) as url:
+        done = routecast("watch", "--once", *options, "--server", url)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("routecast: ")
+
+
+def test_watch_json_escapes_what_a_terminal_obeys() -> None:
+    """C1 controls and marks of direction come as JSON writes them; the text is the same."""
+    name = "a\x9b31m\x85\u202e\u2066\u200f\ufeffb"
+    with playing(showing({"total_decisions": 1, "provider_usage": {name: 1}})) as url:
+        done = routecast("watch", "--once", "--json", "--server", url)
+    assert done.stdout.strip().isprintable()
+    assert "\\u009b31m\\u0085\\u202e\\u2066" in done.stdout
+    assert json.loads(done.stdout)["provider_usage"] == {name: 1}
+
+
+def test_bench_says_what_is_no_document() -> None:
+    """Each such stream has failed, and the command ends as it does then."""
+
+    async def part(actor: Actor) -> None:
+        while True:
+            await actor.send('{"timestamp":"2026-99-31T12:34:56.789123+00:00"}', "x")
+            await asyncio.sleep(0.05)
+
+    with playing(part, protocols=()) as url:
+        done = routecast("bench", "--connections", 2, "--seconds", 1, "--server", url)
+    assert "Traceback" not in done.stderr
+    assert "2 failed: what it sends has no timestamp" in done.stdout
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("index", [-1, 2, 10**15])
+def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index: int) -> None:
+    """What answers for other rows is not Routecast; what answers for these is."""
+    rejected = [{"index": index, "error": "cost: \x1b[31m"}]
+    body = {"accepted": 1, "duplicates": 0, "rejected": rejected, "rejected_count": 1}
+    body |= {"position": {"epoch": "e", "seq": 1}}
+    path = tmp_path / "x.csv"
+    path.write_text("strategy,provider\ns,p\ns,p\n")
+    with site(told(200, json.dumps(body).encode()), receipt(3), receipt(2)) as there:
+        done = routecast("replay", path, "--server", there.url)
+    assert done.returncode == 0, done.stderr
+    assert "rejected decisions that were not sent: it is no Routecast server" in done.stdout
+    assert "answered for 3 decisions of 2: it is no Routecast server" in done.stdout
+    assert "accepted 2" in done.stdout
+
+
+def test_replay_names_where_it_was_sent_to(tmp_path: Path, monkeypatch: Any) -> None:
+    """Once, while it tries again, and at the end."""
+    monkeypatch.setattr(sending, "GIVE_UP_AT_FIRST", 0.5)
+    moved = told(301, b"", "Location: https://other.example/v1/decisions")
+    words: list[str] = []
+    with site(*[moved] * 20) as there:
+        with (
+            Sender(Address.parse(there.url), lambda why, _: words.append(why)) as sender,
+            pytest.raises(NotSent, match=r"301 to https://other.example: use that address; no"),
+        ):
+            sender.send([DECISION])
+        assert set(words) == {
+            f"{there.url} answered 301 to https://other.example: use that address"
+        }
+
+
+def test_replay_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As other commands do; one that it cannot use is named."""
+    with site() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with Sender(Address.parse("http://metrics.example:1"), lambda *_: None) as sender:
+            assert sender.send([DECISION]).accepted == 1
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1080")
+    with pytest.raises(BadParameter, match="HTTP_PROXY: only an HTTP proxy"):
+        Sender(Address.parse("http://metrics.example:1"), lambda *_: None)
