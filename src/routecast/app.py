@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -164,6 +165,7 @@ class Services:
         self.engines = engines
         self.instruments = engines.instruments
         self.supervisor = Supervisor(self.instruments)
+        self.fatal: BadSettings | None = None  # why the process is ending by itself
         self._summaries = Summaries(engines.store, engines.cluster, engines.clock, self.supervisor)
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
@@ -249,7 +251,7 @@ class Services:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
             stack.push_async_callback(self.windows.close)
-            await stack.enter_async_context(_opened(engines.store, self.supervisor))
+            await stack.enter_async_context(self._opened())
             start = self.supervisor.running
             if not self._only_streams:
                 await stack.enter_async_context(start("retention", self._run_retention))
@@ -294,6 +296,36 @@ class Services:
             task.cancel()
             await asyncio.wait([task, stopping])
 
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """Open the store; where it cannot be reached now, go on and try again beside the body."""
+        try:
+            await self.engines.store.open()
+        except Unavailable as error:
+            log.error("The database cannot be opened, and will be tried again: %s", error)
+            async with self.supervisor.running("open", partial(self._open_again, str(error))):
+                yield
+        else:
+            yield
+
+    async def _open_again(self, cause: str) -> None:
+        while True:
+            await asyncio.sleep(OPEN_SECONDS)
+            try:
+                await self.engines.store.open()
+            except Unavailable as error:
+                if str(error) != cause:
+                    cause = str(error)
+                    log.error("The database still cannot be opened: %s", cause)
+            except BadSettings as error:  # it was reached at last, and no later try will mend this
+                log.critical("The database cannot be used, and the process ends: %s", error)
+                self.fatal = error
+                signal.raise_signal(signal.SIGTERM)
+                return
+            else:
+                log.warning("The database is open")
+                return
+
     async def _run_retention(self) -> None:
         engines = self.engines
         await run_retention(
@@ -335,28 +367,6 @@ class Services:
             "room with `routecast names fold` or `routecast names forget`",
             *(f"{limit:,}", part, setting),
         )
-
-
-@asynccontextmanager
-async def _opened(store: Store, supervisor: Supervisor) -> AsyncIterator[None]:
-    """Open a store; where it cannot be reached now, go on and try again beside the body."""
-    try:
-        await store.open()
-    except Unavailable as error:
-        log.error("The database cannot be opened, and will be tried again: %s", error)
-        async with supervisor.running("open", lambda: _open_again(store)):
-            yield
-    else:
-        yield
-
-
-async def _open_again(store: Store) -> None:
-    while True:
-        await asyncio.sleep(OPEN_SECONDS)
-        with suppress(Unavailable):
-            await store.open()
-            log.warning("The database is open")
-            return
 
 
 def _baseline(settings: Settings, prices: Prices) -> Baseline | None:

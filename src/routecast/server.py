@@ -220,6 +220,8 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     # A thread that computes lets the event loop have Python's lock after this time.
     sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[listener])
+    if services.fatal is not None:
+        raise services.fatal
     return 0 if server.started else 1
 
 

@@ -1,4 +1,4 @@
-"""A proxy between a client and a server: it can be slow, and it can speak TLS."""
+"""A proxy between a client and a server: it can be slow or silent, and it can speak TLS."""
 
 import asyncio
 import ssl
@@ -11,6 +11,7 @@ class Proxy:
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.delay = 0.0  # seconds, each way
+        self.silent = False  # drop all that comes, and say nothing of it
         self._target = target
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
@@ -31,6 +32,8 @@ class Proxy:
         with suppress(ConnectionError):
             while data := await source.read(65_536):
                 await asyncio.sleep(self.delay)
+                if self.silent:
+                    continue
                 sink.write(data)
                 await sink.drain()
         sink.close()
