@@ -50,6 +50,14 @@ class Unavailable(RoutecastError):
         self.retry_after = retry_after
 
 
+class InUse(RoutecastError):
+    """A database is in use, and what was asked for needs it alone. Nothing was changed."""
+
+
+class Damaged(RoutecastError):
+    """A database or a backup is damaged. Nothing was changed."""
+
+
 class SumFull(RoutecastError):
     """Names cannot be folded: a sum of `other` would be over its limit. Nothing was changed."""
 

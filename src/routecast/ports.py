@@ -6,6 +6,7 @@ methods raise `Unavailable` when their engine cannot answer now, having changed 
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from routecast.core.caution import Span
@@ -234,6 +235,48 @@ class Store(Protocol):
 
         Where decisions were pruned, what is left and what was set aside must add up.
         Raises Unavailable.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackedUp:
+    """A backup that was made: as of which position, of how many decisions, its size in bytes."""
+
+    position: Position
+    decisions: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A database that was restored: its position, in a new epoch, and how many decisions it has.
+
+    `kept` is the name under which what it replaced is kept; None where there was nothing to keep.
+    """
+
+    position: Position
+    decisions: int
+    kept: str | None
+
+
+class Backups(Protocol):
+    """Backups of one database."""
+
+    async def backup(self, target: Path, tell: Callable[[Checked], None]) -> BackedUp:
+        """Write all there is, as of one position, to a new file; servers may run meanwhile.
+
+        The file was read back, checked and synced. On failure, remove what is there of it; give it
+        its final name only on success. `tell` hears how far it is, from any thread.
+        Raises BadDatabase, Damaged, Unavailable.
+        """
+        ...
+
+    async def restore(self, source: Path, tell: Callable[[Checked], None]) -> Restored:
+        """Replace the database by what `backup` wrote, with a new epoch.
+
+        All of `source` is checked before anything is changed. What is replaced is kept.
+        Raises InUse while anybody uses the database, BadDatabase, Damaged, Unavailable.
         """
         ...
 
