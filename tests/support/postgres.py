@@ -88,7 +88,8 @@ class OwnPostgres(Postgres):
         self._run(
             "initdb", "-D", "data", "-U", "routecast", "-A", "trust", "-E", "UTF8", "--locale=C"
         )
-        super().__init__(f"postgresql://routecast@/postgres?host={self.folder}")
+        self.port = int(self._settings.get("port", 5432))
+        super().__init__(f"postgresql://routecast@/postgres?host={self.folder}&port={self.port}")
         self.start()
 
     def start(self) -> None:
@@ -96,6 +97,7 @@ class OwnPostgres(Postgres):
         deadline = time.monotonic() + START_SECONDS
         self._thread.submit(self._launch).result()
         ready = [str(self._programs / "pg_isready"), "-q", "-h", str(self.folder), "-d", "postgres"]
+        ready += ["-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode != 0:
             assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
             if self.process.poll() is not None:

@@ -1,4 +1,4 @@
-"""A proxy between a client and a server: it can be slow, speak TLS, and reset connections."""
+"""A proxy between a client and a server: slow, silent, with TLS, or resetting connections."""
 
 import asyncio
 import socket
@@ -26,6 +26,7 @@ class Proxy:
         self.resets = 0  # connections that were
         self._reset = Reset.NEVER
         self._open: set[asyncio.StreamWriter] = set()
+        self.silent = False  # drop all that comes, and say nothing of it
         self._target = target
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
@@ -73,6 +74,8 @@ class Proxy:
                 if self._reset is Reset.ON_REPLY and sink in self._open:
                     self._cut(sink)
                     return
+                if self.silent:
+                    continue
                 sink.write(data)
                 await sink.drain()
         self._open.discard(sink)

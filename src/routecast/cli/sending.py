@@ -132,11 +132,12 @@ class Sender:
         """Raise NotOurs unless a receipt answers for all that was sent, and for no more."""
         answered_for = receipt.accepted + receipt.duplicates + receipt.conflicts
         answered_for += receipt.rejected_count
-        places = all(0 <= one.index < count for one in (*receipt.rejected, *receipt.warnings))
+        indexes = [one.index for one in receipt.rejected] + [one.index for one in receipt.warnings]
+        places = all(0 <= index < count for index in indexes)
         if answered_for != count or len(receipt.rejected) > receipt.rejected_count or not places:
             words = f"answered for {answered_for:,} decisions of {count:,}"
             if answered_for == count:
-                words = "rejected decisions that were not sent"
+                words = "told of decisions that were not sent"
             raise NotOurs(f"{self._server} {words}: it is no Routecast server", retry_after=0)
         self._answered = True
 

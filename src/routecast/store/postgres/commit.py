@@ -19,14 +19,17 @@ from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
+from routecast.store.postgres.failures import LOST
 from routecast.store.postgres.session import (
-    LOST,
+    SCHEMA,
     SQL,
     Session,
+    keep_numbers,
     learn_folded,
     number_series,
     query,
     rest_since,
+    transaction,
     value,
 )
 from routecast.store.postgres.totals import Totals
@@ -142,6 +145,7 @@ async def _counted(session: Session, sent: list[Decision]) -> list[Decision]:
     naming = session.naming
     if not naming.epoch:
         await learn_folded(session)
+    keep_numbers(session, naming.epoch)
     counted = sent
     if naming.folded:
         counted = await _apart(len(sent), fold_names, sent, naming.folded)
@@ -158,7 +162,7 @@ async def _commit(
 ) -> Written:
     written = None
     try:
-        async with session.transaction():
+        async with transaction(session):
             written = await _write(session, batches, sent, received, way)
     except LOST as error:
         if written is None or written.commit.delta is None:
@@ -331,7 +335,7 @@ async def _copy(
     for first in range(0, len(sent), ROWS_AT_ONCE):
         began, records = time.monotonic(), rows(first, first + ROWS_AT_ONCE)
         await session.copy_records_to_table(
-            f"decisions_{generation}", records=records, columns=COLUMNS
+            f"decisions_{generation}", records=records, columns=COLUMNS, schema_name=SCHEMA
         )
         if len(sent) > MAX_BULK_GROUP:
             await rest_since(began)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
-from routecast.store.postgres.session import Session, number_series, query, rest_since
+from routecast.store.postgres.session import Session, keep_numbers, number_series, query, rest_since
 
 # At most this number of bytes is merged at a time, or one delta: that takes far less time than a
 # session may be idle.
@@ -62,6 +62,7 @@ async def last_commit(session: Session) -> int:
 async def fold_some(session: Session, kept: int, until: int) -> int:
     """Do what `fold` does for the next commits, up to one: as many as have BYTES_AT_ONCE."""
     epoch, folded, largest = (await query(session, "state"))[0][:3]
+    keep_numbers(session, epoch)
     if folded < until:
         rows = await query(session, "some_deltas", folded, until, BYTES_AT_ONCE)
         largest = max(largest, await _add(session, rows, epoch))

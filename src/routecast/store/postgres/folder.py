@@ -10,7 +10,11 @@ from routecast.errors import Unavailable
 from routecast.ports import DELTAS_KEPT
 from routecast.store.postgres.commit import Written
 from routecast.store.postgres.fold import fold_some, last_commit, lock_rollups
-from routecast.store.postgres.session import Session, value
+from routecast.store.postgres.session import (
+    Session,
+    transaction,
+    value,
+)
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +90,7 @@ class Folder:
         async with self._sessions() as session:
             folded, until = 0, await last_commit(session)
             while folded < until:
-                async with session.transaction():
+                async with transaction(session):
                     if wait:
                         await lock_rollups(session)
                     elif not await value(session, "try_lock_rollups"):

@@ -10,7 +10,13 @@ from routecast.protocol import Position
 from routecast.store.names import Uses, check_room, in_steps, moved_buckets, moves
 from routecast.store.names import folded_names as by_part
 from routecast.store.postgres.fold import PLACES_AT_ONCE, START_OF, deltas_of, fold, merge
-from routecast.store.postgres.session import Session, number_series, query, series_names
+from routecast.store.postgres.session import (
+    Session,
+    number_series,
+    query,
+    series_names,
+    transaction,
+)
 
 # A command that is suspended within the transaction must not keep commits out for longer.
 IDLE = "30s"
@@ -45,7 +51,7 @@ async def fold_names(
 
     The session must be the caller's own: series it numbers here are not there if this fails.
     """
-    async with session.transaction():
+    async with transaction(session):
         # Commits under way end first, and later ones wait. Then the lock that folding and
         # retention take.
         await query(session, "limit_idle", IDLE)

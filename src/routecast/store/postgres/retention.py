@@ -13,7 +13,14 @@ import asyncpg
 from routecast.core.decision import Decision
 from routecast.core.rollup import Cells
 from routecast.store.postgres.fold import merge
-from routecast.store.postgres.session import Session, number_series, query, value
+from routecast.store.postgres.session import (
+    Session,
+    keep_numbers,
+    number_series,
+    query,
+    transaction,
+    value,
+)
 
 # Decisions are kept in about this number of partitions. Each is one more to look for an id in. With
 # 4 of them, a decision stays on disk for up to a quarter longer than it should be kept.
@@ -31,7 +38,7 @@ async def turn_over(session: Session, before: int) -> None:
     if first is None:
         return
     if first < before or last - first >= max(last - before, 0) / GENERATIONS > 0:
-        async with session.transaction():
+        async with transaction(session):
             await query(session, "begin_generation", generation)
 
 
@@ -56,6 +63,7 @@ async def prune_decisions(session: Session, before: int, limit: int) -> int:
     )
     # Where to go on: at the first that is left, or else past the last commit there was.
     commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
+    keep_numbers(session, state["epoch"])
     cells = Cells()
     cells.add(Decision(*row[2:]) for row in rows[:limit])
     if cells.minutes:
@@ -100,7 +108,7 @@ async def drop_generations(session: Session) -> None:
         if not await value(session, "is_pruned", generation, state["pruned_commit"]):
             break
         try:
-            async with session.transaction():
+            async with transaction(session):
                 await query(session, "drop_generation", generation)
         except asyncpg.LockNotAvailableError:
             break

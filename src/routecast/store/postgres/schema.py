@@ -6,7 +6,13 @@ from typing import Final
 import asyncpg
 
 from routecast.errors import BadDatabase
-from routecast.store.postgres.session import OLDEST_SERVER, Session, query, value
+from routecast.store.postgres.session import (
+    OLDEST_SERVER,
+    Session,
+    query,
+    transaction,
+    value,
+)
 from routecast.store.queries import load_migrations
 
 MIGRATIONS: Final = load_migrations("postgres")
@@ -21,6 +27,22 @@ async def migrate(session: Session, *, create: bool) -> None:
 
     Raises BadDatabase when it may not; or, without `create`, when there is none.
     """
+    await check_server(session)
+    version = await schema_version(session)
+    if not version and not create:
+        raise BadDatabase("there are no decisions in this database: no node was started on it yet")
+    if version >= KNOWN:
+        return
+    async with transaction(session):
+        await query(session, "lock_schema")
+        if not await value(session, "has_schema"):
+            await query(session, "create_schema")
+        await query(session, "create_version")
+        await run_migrations(session, await schema_version(session), KNOWN)
+
+
+async def check_server(session: Session) -> None:
+    """Raise BadDatabase where the server or the database cannot hold what there is to hold."""
     if session.get_server_version().major < OLDEST_SERVER:
         raise BadDatabase(
             f"PostgreSQL {session.get_server_version().major} is too old: "
@@ -31,26 +53,20 @@ async def migrate(session: Session, *, create: bool) -> None:
             f"the database is encoded in {encoding}, which cannot hold every name: "
             "make one with createdb --encoding=UTF8 --template=template0"
         )
-    version = await _version(session)
-    if not version and not create:
-        raise BadDatabase("there are no decisions in this database: no node was started on it yet")
-    if version >= KNOWN:
-        return
-    async with session.transaction():
-        await query(session, "lock_schema")
-        if not await value(session, "has_schema"):
-            await query(session, "create_schema")
-        await query(session, "create_version")
-        version = await _version(session)
-        for number, script in MIGRATIONS:
-            if number > version:
-                await session.execute(script)
-                await query(session, "set_version", number, oldest_program(script))
 
 
-async def _version(session: Session) -> int:
+async def run_migrations(session: Session, version: int, last: int) -> None:
+    """Run the migrations after one up to another, within a transaction."""
+    for number, script in MIGRATIONS:
+        if version < number <= last:
+            await session.execute(script)
+            await query(session, "set_version", number, oldest_program(script))
+
+
+async def schema_version(session: Session) -> int:
+    """Return the newest migration that was run, 0 where there is none. Raises BadDatabase."""
     try:
-        async with session.transaction():
+        async with transaction(session):
             rows = await query(session, "version")
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
         return 0

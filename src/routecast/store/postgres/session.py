@@ -1,19 +1,20 @@
-"""Sessions: connections to PostgreSQL that give up in time, and the errors they end with."""
+"""Sessions: connections to PostgreSQL, and what is done on them everywhere."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
 from routecast.core.names import FoldedNames
 from routecast.core.rollup import Key, shared_key
-from routecast.errors import BadDatabase, RoutecastError, Unavailable
 from routecast.store.names import folded_names
+from routecast.store.postgres.failures import Unsuitable
 from routecast.store.queries import load_queries
 
 if TYPE_CHECKING:
@@ -28,13 +29,8 @@ SQL: Final = load_queries("postgres")
 SCHEMA: Final = "routecast"
 OLDEST_SERVER: Final = 14
 
-# In seconds. A lock is waited for longer than a node that stopped in a transaction may hold it.
-CONNECT_SECONDS: Final = 5.0
-LOCK_SECONDS: Final = 5
-IDLE_SECONDS: Final = 3
-STATEMENT_SECONDS: Final = 20
-# When the server itself says nothing any more.
-ANSWER_SECONDS: Final = 25.0
+# The setting that names a session, for people: a server may cut it or replace signs in it.
+NAME_SETTING: Final = "application_name"
 
 # Series that are looked up in one statement: a few ms of the event loop.
 KEYS_AT_ONCE: Final = 1_000
@@ -42,29 +38,6 @@ KEYS_AT_ONCE: Final = 1_000
 LONGEST_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
-
-# All that goes wrong between us and the server.
-LOST: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a session that is lost at an odd moment
-    OSError,
-    TimeoutError,
-)
-
-# With these a session is of no use any more; of a server that is no primary now, for one.
-_USELESS: Final = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
-
-# What no later try will mend: each with what to do about it.
-_HOPELESS: Final[dict[type[asyncpg.PostgresError], str]] = {
-    asyncpg.InvalidAuthorizationSpecificationError: "check user and password in the URL",
-    asyncpg.InvalidCatalogNameError: "make it first, as with createdb",
-    asyncpg.InsufficientPrivilegeError: "grant this user CREATE on the database",
-}
 
 
 @dataclass(slots=True)
@@ -75,32 +48,105 @@ class Naming:
     folded: FoldedNames = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Setup:
+    """What a session is: whether it is pooled, its settings, and which server answered last.
+
+    A pooled session may have another server session in each transaction. Its settings hold in a
+    transaction alone, and it does nothing outside of one. `server` is when that server started, and
+    `epoch` the one in which it learned the numbers of series.
+    """
+
+    pooled: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
+    server: datetime | None = None
+    epoch: str = ""
+
+
 class Session(_Connection):
     """A connection, the numbers of those series it has seen, and the names that are folded.
 
-    It knows numbers for as long as it lasts, which no failover to another server does. They stay
-    what they are when names are folded.
+    It knows numbers for as long as it lasts, which no failover to another server does; or, where it
+    is pooled, until another server answers. They stay what they are when names are folded.
     """
 
-    __slots__ = ("naming", "series")
+    __slots__ = ("naming", "series", "setup", "transport")
 
     series: dict[tuple[str, ...], int]
     naming: Naming
+    setup: Setup
+    transport: asyncio.Transport
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *args: Any) -> None:
+        super().__init__(protocol, transport, *args)
+        self.transport = transport
         self.series = {}
         self.naming = Naming()
+        self.setup = Setup()
+
+
+@asynccontextmanager
+async def transaction(session: Session, **kind: Any) -> AsyncIterator[None]:
+    """Run the body in a transaction, or where there is one already, under a savepoint of it.
+
+    `kind` is what asyncpg's `Connection.transaction` takes. All transactions are begun by this.
+    """
+    outermost = not session.is_in_transaction()
+    async with session.transaction(**kind):
+        if outermost and session.setup.pooled:
+            await _set_up_here(session)
+        yield
+
+
+async def _set_up_here(session: Session) -> None:
+    """Have the session's settings hold in the transaction that has just begun."""
+    setup = session.setup
+    answer = await settle_in(session, setup.settings, local=True)
+    if setup.server != answer.server:
+        # After a failover of which the pooler tells nobody, names and numbers may be others.
+        session.series.clear()
+        session.naming.epoch = ""
+        setup.server = answer.server
+
+
+class Answer(NamedTuple):
+    """Who answers in a transaction: which process, of which server; whether it can only read."""
+
+    process: int
+    server: datetime
+    read_only: bool
+
+
+async def settle_in(session: Session, settings: Mapping[str, str], *, local: bool) -> Answer:
+    """Set settings, for this transaction alone if `local`, read them back, and see who answers.
+
+    Raises Unsuitable where one of them is not as it should be.
+    """
+    names, values = list(settings), list(settings.values())
+    rows = await session.fetch(SQL["set_up"], names, values, local)
+    for name, found, *_ in rows:
+        if found != settings[name] and name != NAME_SETTING:
+            raise Unsuitable(f"{name} is set to {settings[name]} and stays {found!r}")
+    return Answer(*rows[0][2:])
+
+
+def statement(session: Session) -> AbstractAsyncContextManager[None]:
+    """Return what a statement must run in: a transaction, where there is none but must be one."""
+    if session.setup.pooled and not session.is_in_transaction():
+        return transaction(session)
+    return nullcontext()
 
 
 async def query(session: Session, name: str, *values: Any) -> list[asyncpg.Record]:
     """Return all rows of a named query."""
-    return await session.fetch(SQL[name], *values)
+    async with statement(session):
+        return await session.fetch(SQL[name], *values)
 
 
 async def value(session: Session, name: str, *values: Any) -> Any:
     """Return the one value that a named query gives."""
-    return await session.fetchval(SQL[name], *values)
+    async with statement(session):
+        return await session.fetchval(SQL[name], *values)
 
 
 async def rest_since(began: float) -> None:
@@ -110,55 +156,13 @@ async def rest_since(began: float) -> None:
 
 async def chunks(session: Session, sql: str, *values: Any) -> AsyncIterator[list[asyncpg.Record]]:
     """Yield the rows of a statement, some of them at a time, within a transaction."""
-    cursor = await session.cursor(sql, *values)
+    # Not `session.cursor`, which gives a statement a name that a pooler would leave behind.
+    prepared = await session.prepare(sql)
+    cursor = await prepared.cursor(*values)
     while rows := await cursor.fetch(CHUNK_ROWS):
         yield rows
         if len(rows) < CHUNK_ROWS:
             return
-
-
-def options(*, patient: bool = False) -> dict[str, Any]:
-    """Return how a session is made. A patient one may take its time."""
-    limits = {
-        "lock_timeout": LOCK_SECONDS,
-        "statement_timeout": STATEMENT_SECONDS,
-        "idle_in_transaction_session_timeout": IDLE_SECONDS,
-    }
-    return {
-        "connection_class": Session,
-        "timeout": CONNECT_SECONDS,
-        "command_timeout": None if patient else ANSWER_SECONDS,
-        "server_settings": {
-            "application_name": "routecast",
-            "search_path": SCHEMA,
-            "synchronous_commit": "on",
-            "jit": "off",
-            **{name: "0" if patient else f"{seconds}s" for name, seconds in limits.items()},
-        },
-    }
-
-
-async def connect(url: str) -> Session:
-    """Return a patient session outside a pool. Raises BadDatabase where a retry cannot help."""
-    try:
-        session: Session = await asyncpg.connect(url, **options(patient=True))
-    except (asyncpg.ClientConfigurationError, ValueError):
-        # Whose text may hold a piece of the password.
-        raise BadDatabase(
-            "the URL cannot be read; is it postgresql://user:password@host:port/database, with "
-            "signs such as / and @ in a name or password written as %2F and %40?"
-        ) from None
-    except asyncpg.PostgresError as error:
-        raise refusal(error) from error
-    return session
-
-
-def refusal(error: asyncpg.PostgresError) -> Exception:
-    """Return what to raise for an error that the server met us with."""
-    for kind, fix in _HOPELESS.items():
-        if isinstance(error, kind):
-            return BadDatabase(f"{_line(error)}: {fix}")
-    return error
 
 
 async def warn(session: Session) -> None:
@@ -171,28 +175,6 @@ async def warn(session: Session) -> None:
         )
 
 
-def usable_after(error: BaseException) -> bool:
-    """Whether a session is as it should be after an error: the server said no, or we did."""
-    if isinstance(error, _USELESS):
-        return False
-    return isinstance(error, asyncpg.PostgresError | RoutecastError)
-
-
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Raise Unavailable for whatever goes wrong between us and the server."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise Unavailable("PostgreSQL did not answer in time") from error
-    except LOST as error:
-        raise Unavailable(f"PostgreSQL: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
 # -- names ---------------------------------------------------------------------------------------
 
 
@@ -203,6 +185,13 @@ async def learn_folded(session: Session) -> None:
 
 
 # -- series -------------------------------------------------------------------------------------
+
+
+def keep_numbers(session: Session, epoch: str) -> None:
+    """Have the session forget numbers of another epoch: the database may have been restored."""
+    if session.setup.epoch != epoch:
+        session.series.clear()
+        session.setup.epoch = epoch
 
 
 async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> None:

@@ -23,30 +23,41 @@ from routecast.store.loading import Loader
 from routecast.store.postgres import names as names_of
 from routecast.store.postgres import past, retention, window
 from routecast.store.postgres.commit import Unsettled, Written, commit, settle
+from routecast.store.postgres.connector import Connector
+from routecast.store.postgres.failures import (
+    CORRUPT,
+    LOST,
+    described,
+    fix_of,
+    refusing,
+    unavailable,
+    usable_after,
+)
 from routecast.store.postgres.fold import deltas_of, fold, lock_rollups
 from routecast.store.postgres.folder import Folder
 from routecast.store.postgres.schema import migrate
 from routecast.store.postgres.session import (
-    LOST,
     SQL,
     Session,
     chunks,
-    connect,
-    options,
     query,
-    refusal,
     series_names,
-    unavailable,
-    usable_after,
+    transaction,
     warn,
 )
-from routecast.store.postgres.verify import recount
+from routecast.store.postgres.verify import verify
 from routecast.urls import masked
 
 log = logging.getLogger(__name__)
 
 # For a free session, and then for the server to accept it, in seconds.
 ACQUIRE_SECONDS: Final = 5.0
+# For all of a check, or of a look at the position: who waits for it wants to know soon.
+LOOK_SECONDS: Final = 4.5
+# A session that nobody uses is closed after this time, in seconds; and so that a pooler can give
+# its own to others, through one.
+UNUSED_SECONDS: Final = 300.0
+UNUSED_POOLED_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 3.0
 # A store tries for this time, in seconds, to find out the outcome of a commit whose session was
 # lost.
@@ -58,10 +69,8 @@ CLOSING: Final = "the database is closed"
 class PostgresStore:
     """Keeps everything in one PostgreSQL database, beside other nodes (`ports.Store`)."""
 
-    condition = Condition()  # it checks its files by itself
-
     def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
-        self._url = url
+        self._connector = Connector(url)
         # To speak of it, without a name or password.
         self._place = masked(url).partition("://")[2]
         self._create = create
@@ -70,33 +79,53 @@ class PostgresStore:
         self._closed = self._stopping = False
         self._opening: Session | None = None
         self._folder = Folder(self._session)
+        self._corrupt: str | None = None
+        self._unverifiable: list[str] = []
+        self._cause = ""  # why it is not open, or why the server refused the last session
 
     # -- ports.Store ----------------------------------------------------------------------------
 
     async def open(self) -> None:
         try:
-            with unavailable():
+            with unavailable(), refusing():
                 await self._open()
         except BadDatabase as error:
             raise BadDatabase(f"PostgreSQL database {self._place}: {error}") from error.__cause__
+        except Unavailable as error:
+            self._cause = f": {error}"
+            raise
 
     async def _open(self) -> None:
         if self._stopping:
             raise Unavailable(CLOSING)
-        session = await connect(self._url)
+        session = await self._connector.connect(patient=True)
         self._opening = session
         try:
             await migrate(session, create=self._create)
             await warn(session)
-        except asyncpg.PostgresError as error:
-            raise refusal(error) from error
         finally:
             self._opening = None
             await session.close(timeout=CLOSE_SECONDS)
+        self._connector.tell(session)
         if self._pool is None and not self._stopping:
             self._pool = await asyncpg.create_pool(
-                self._url, min_size=0, max_size=self._connections, reset=_keep, **options()
+                min_size=0,
+                max_size=self._connections,
+                reset=_keep,
+                connect=self._connect,
+                connection_class=Session,
+                max_inactive_connection_lifetime=(
+                    UNUSED_POOLED_SECONDS if self._connector.pooled else UNUSED_SECONDS
+                ),
             )
+
+    @property
+    def unverifiable(self) -> Sequence[str]:
+        return self._unverifiable
+
+    @property
+    def condition(self) -> Condition:
+        return Condition(None, self._corrupt)
 
     def stop(self) -> None:
         self._stopping = True
@@ -119,6 +148,7 @@ class PostgresStore:
         self._stopping = True
 
     async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        self._refuse_if_corrupt()
         await self._folder.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
         try:
             async with self._session() as session:
@@ -129,11 +159,12 @@ class PostgresStore:
         return written.commit
 
     async def check(self) -> None:
-        async with self._session() as session:
+        self._refuse_if_corrupt()
+        async with self._soon() as session:
             await query(session, "check")
 
     async def position(self) -> Position:
-        async with self._session() as session:
+        async with self._soon() as session:
             return Position(*(await query(session, "position"))[0])
 
     async def load(self, now: int, room: int | None = None) -> Snapshot:
@@ -174,7 +205,7 @@ class PostgresStore:
             return await past.unsummed(session, before // 10**6)
 
     async def summarise(self, hour: int) -> None:
-        async with self._session() as session, session.transaction():
+        async with self._session() as session, transaction(session):
             await lock_rollups(session)
             await past.summarise(session, hour)
 
@@ -185,7 +216,7 @@ class PostgresStore:
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:
             await retention.turn_over(session, decisions_before)
-            async with session.transaction():
+            async with transaction(session):
                 await lock_rollups(session)
                 await fold(session, DELTAS_KEPT)
                 dropped = await retention.prune_decisions(session, decisions_before, limit)
@@ -206,22 +237,18 @@ class PostgresStore:
     async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
         self._opened()
         with unavailable():
-            session = await connect(self._url)
+            session = await self._connector.connect(patient=True)
             try:
                 return await names_of.fold_names(session, part, names, remember=remember)
             finally:
                 await session.close(timeout=CLOSE_SECONDS)
 
-    @property
-    def unverifiable(self) -> Sequence[str]:
-        return ()
-
     async def verify(self) -> AsyncGenerator[Checked | Difference]:
         self._opened()
         with unavailable():
-            session = await connect(self._url)
+            session = await self._connector.connect(patient=True)
             try:
-                async with aclosing(recount(session)) as findings:
+                async with aclosing(verify(session, self._unverifiable)) as findings:
                     async for found in findings:
                         yield found
             finally:
@@ -233,8 +260,27 @@ class PostgresStore:
         if self._closed or self._stopping:
             raise Unavailable(CLOSING)
         if self._pool is None:
-            raise Unavailable("the database is not open yet")
+            raise Unavailable(f"the database is not open yet{self._cause}")
         return self._pool
+
+    async def _connect(self, *_: Any, **__: Any) -> Session:
+        """Make a session for the pool; say once why the server refuses one, if it does so for good.
+
+        It was let in before, so it is tried again for ever: rights and passwords may be changed.
+        """
+        try:
+            session = await self._connector.connect()
+        except Exception as error:
+            if fix_of(error) and described(error) != self._cause:
+                self._cause = described(error)
+                log.error("PostgreSQL refuses this node, which goes on trying: %s", self._cause)
+            raise
+        self._cause = ""
+        return session
+
+    def _refuse_if_corrupt(self) -> None:
+        if self._corrupt is not None:
+            raise Unavailable(f"the database is corrupt ({self._corrupt})", retry_after=30)
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
@@ -245,6 +291,7 @@ class PostgresStore:
             try:
                 yield session
             except BaseException as error:
+                self._note(error)
                 if not usable_after(error):
                     with suppress(*LOST):  # the pool may have let go of it already
                         session.terminate()
@@ -257,12 +304,29 @@ class PostgresStore:
                 with suppress(*LOST):
                     await pool.release(session)
 
+    def _note(self, error: BaseException) -> None:
+        """Take note of what an error says of the server's files."""
+        if isinstance(error, CORRUPT) and self._corrupt is None:
+            self._corrupt = described(error)
+            log.critical(
+                "The database is corrupt, and this node refuses decisions: %s. See docs/deploy.md; "
+                "restart the nodes once it is sound",
+                self._corrupt,
+            )
+
+    @asynccontextmanager
+    async def _soon(self) -> AsyncIterator[Session]:
+        """A session for what must end within LOOK_SECONDS, whatever happens to it."""
+        with unavailable():
+            async with asyncio.timeout(LOOK_SECONDS), self._session() as session:
+                yield session
+
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Session]:
         """A session that sees the database as of one moment."""
         async with (
             self._session() as session,
-            session.transaction(isolation="repeatable_read", readonly=True),
+            transaction(session, isolation="repeatable_read", readonly=True),
         ):
             yield session
 

@@ -1,0 +1,126 @@
+"""Failures: what goes wrong between us and PostgreSQL, and what a person can do about it."""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import asyncpg
+
+from routecast.errors import BadDatabase, RoutecastError, Unavailable
+
+# All that goes wrong between us and the server.
+LOST: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a session that is lost at an odd moment
+    OSError,
+    TimeoutError,
+)
+
+# What the server says of its own files. An index is built anew; a table is not.
+CORRUPT: Final = (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError)
+
+# With these a session is of no use any more; of a server that is no primary now, for one.
+_USELESS: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+# What no later try will mend, by the first signs of the error's code, and what to do about it.
+_HOPELESS: Final[dict[str, str]] = {
+    "42501": "grant this user CREATE on the database, or all rights on the schema routecast",
+    "28": "check user and password in the URL, and the server's pg_hba.conf",
+    "3D": "make it first, as with createdb",
+}
+# Said to a request to connect, these mean that it is always refused: a wrong parameter, or a syntax
+# or feature that the server does not know.
+_REFUSED: Final = ("22", "42", "0A")
+_ASKED: Final = "the server does not take what this program, or `options` in the URL, asks for"
+# PgBouncer says everything with the code of a broken protocol; or asyncpg, with that of a lost
+# connection.
+_POOLER: Final = "08"
+_POOLER_HOPELESS: Final[dict[str, str]] = {
+    "startup parameter": "PgBouncer does not take it: leave it out of the URL, or name it in "
+    "PgBouncer's ignore_startup_parameters",
+    "no such database": "PgBouncer does not know it: add it to its [databases]",
+    "no such user": "PgBouncer does not know it: check the user in the URL and PgBouncer's users",
+    "statement pooling": "set PgBouncer's pool_mode to transaction or session",
+    "SSL required": "write sslmode=require in the URL",
+    "auth": "check user and password in the URL, and PgBouncer's users",
+}
+_NO_TLS: Final = "rejected SSL upgrade"
+
+
+class Unsuitable(Exception):
+    """A server, or what is in front of it, does not do what the store depends on."""
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Raise Unavailable for whatever goes wrong between us and the server."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unavailable("PostgreSQL did not answer in time") from error
+    except (*LOST, Unsuitable) as error:
+        raise Unavailable(f"PostgreSQL: {described(error)}") from error
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raise BadDatabase for what no later try will mend, with what to do about it."""
+    try:
+        yield
+    except (*LOST, Unsuitable) as error:
+        fix = fix_of(error)
+        if fix is None and _code(error).startswith(_REFUSED):
+            fix = _ASKED
+        if fix is None:
+            raise
+        raise BadDatabase(f"{_line(error)}: {fix}") from error
+
+
+def described(error: BaseException) -> str:
+    """Return an error in one line, with what to do about it where that is known."""
+    fix = fix_of(error)
+    return _line(error) if fix is None else f"{_line(error)}: {fix}"
+
+
+def _code(error: BaseException) -> str:
+    return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not trusted ({error.verify_message})"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def fix_of(error: BaseException) -> str | None:
+    """Return what a person must do about an error; None where a later try may succeed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            "name its authority's certificate with sslrootcert=FILE in the URL, and the server as "
+            "its certificate does"
+        )
+    if isinstance(error, ConnectionError) and _NO_TLS in str(error):
+        return (
+            "the URL asks for TLS, and the server has none; set ssl = on there, or write "
+            "sslmode=prefer in the URL if the network is trusted"
+        )
+    if isinstance(error, Unsuitable):
+        return "connect to the server itself, or to a pooler that lets them be set"
+    code = _code(error)
+    if code.startswith(_POOLER):
+        text = str(error)
+        return next((fix for part, fix in _POOLER_HOPELESS.items() if part in text), None)
+    return next((fix for start, fix in _HOPELESS.items() if code.startswith(start)), None)
+
+
+def usable_after(error: BaseException) -> bool:
+    """Whether a session is as it should be after an error: the server said no, or we did."""
+    if isinstance(error, _USELESS):
+        return False
+    return isinstance(error, asyncpg.PostgresError | RoutecastError)

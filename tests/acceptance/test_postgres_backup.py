@@ -1,0 +1,52 @@
+"""A PostgreSQL that is restored under nodes which share a Redis that knows nothing of it."""
+
+import asyncio
+from pathlib import Path
+
+from routecast.ports import Checked
+from routecast.store.postgres.backup import PostgresBackups
+from tests.support.postgres import Postgres
+from tests.support.redis import RedisServer
+from tests.support.server import Server
+from tests.support.waiting import until
+
+
+def silent(_: Checked) -> None:
+    """Take no note of progress."""
+
+
+def send(server: Server, first: int, count: int) -> None:
+    one = {"strategy": "s", "provider": "p", "cost": 0.001}
+    batch = [{**one, "id": f"d{n}"} for n in range(first, first + count)]
+    server.http.post("/v1/decisions", json=batch).raise_for_status()
+
+
+def total(server: Server) -> int:
+    shown: int = server.http.get("/routing/metrics").json()["total_decisions"]
+    return shown
+
+
+def test_restored_totals_are_shown_whatever_redis_has(postgres: Postgres, tmp_path: Path) -> None:
+    """Redis keeps what nodes knew before: positions of an epoch that is gone."""
+    url = postgres.create()
+    with RedisServer(tmp_path / "redis") as redis:
+        nodes = [
+            Server(tmp_path / name, database_url=url, redis_url=redis.url) for name in ("a", "b")
+        ]
+        for node in nodes:
+            node.start()
+        send(nodes[0], 0, 30)
+        asyncio.run(PostgresBackups(url).backup(tmp_path / "backup", silent))
+        send(nodes[1], 30, 20)
+        until(lambda: [total(node) for node in nodes] == [50, 50])
+        for node in nodes:
+            assert node.stop() == 0
+        done = asyncio.run(PostgresBackups(url).restore(tmp_path / "backup", silent))
+        assert done.decisions == 30
+        for node in nodes:
+            node.start()
+        until(lambda: [total(node) for node in nodes] == [30, 30])
+        send(nodes[0], 20, 20)  # of which ten were in the backup
+        until(lambda: [total(node) for node in nodes] == [40, 40])
+        for node in nodes:
+            assert node.stop() == 0

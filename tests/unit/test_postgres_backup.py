@@ -1,0 +1,303 @@
+"""Backups of PostgreSQL: made beside nodes, checked, and put back with a new epoch."""
+
+import asyncio
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from routecast.core.decision import Decision
+from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
+from routecast.ports import Checked, Difference, Restored
+from routecast.store.postgres import PostgresStore, backup, schema
+from routecast.store.postgres.backup import PostgresBackups
+from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.pgbouncer import PgBouncer, program
+from tests.support.postgres import Postgres
+from tests.support.summaries import sum_up
+
+FULL = Path("/dev/full")
+
+
+def silent(_: Checked) -> None:
+    """Take no note of progress."""
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    """An empty database."""
+    return postgres.create()
+
+
+@pytest.fixture
+def elsewhere(postgres: Postgres) -> str:
+    """Another one."""
+    return postgres.create()
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[PostgresStore]:
+    """An open store on an empty database."""
+    opened = PostgresStore(url)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def fill(store: PostgresStore) -> list[Decision]:
+    """Commit decisions of which some are pruned, some folded and summed up, and some are not."""
+    sent = [
+        kept(n, decided=NOW - n * HOUR, model=f"m{n % 3}", reason="a\tb\n\\c") for n in range(9)
+    ]
+    await store.commit([sent[6:]], NOW - 3 * DAY)
+    await store.prune(decisions_before=NOW - DAY, minutes_before=0, limit=2)
+    await store.prune(decisions_before=NOW - 2 * DAY, minutes_before=0, limit=1)
+    await store.commit([sent[3:6]], NOW)
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)
+    await sum_up(store, NOW)
+    await store.fold_names("model", ["m2"], remember=True)
+    await store.commit([sent[:3]], NOW)
+    return [kept_as_other(one) for one in sent]
+
+
+def kept_as_other(one: Decision) -> Decision:
+    return one._replace(model="other") if one.model == "m2" else one
+
+
+async def assert_same(restored: str, sent: list[Decision], done: Restored) -> None:
+    """Assert that a database has these decisions, and works."""
+    again = PostgresStore(restored)
+    await again.open()
+    assert await again.position() == done.position
+    assert_sums((await again.load(NOW)).total, sent)
+    assert [one async for one in again.verify() if isinstance(one, Difference)] == []
+    more = [kept(100), *sent[:3]]
+    assert (await again.commit([more], NOW)).inserted == [1]
+    assert (await again.position()).seq == done.position.seq + 1
+    assert_sums((await again.load(NOW)).total, [*sent, kept(100)])
+    await again.prune(decisions_before=NOW + 1, minutes_before=0, limit=100)
+    assert [one async for one in again.verify() if isinstance(one, Difference)] == []
+    await again.close()
+
+
+async def test_backup_is_restored_elsewhere_as_it_was(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
+) -> None:
+    """With all that is known of it, in a new epoch; nodes go on from there."""
+    sent = await fill(store)
+    before = await store.position()
+    made = await PostgresBackups(url).backup(tmp_path / "it", silent)
+    assert (made.position, made.decisions) == (before, 6)
+    assert made.size == (tmp_path / "it").stat().st_size
+    done = await PostgresBackups(elsewhere).restore(tmp_path / "it", silent)
+    assert (done.position.seq, done.decisions, done.kept) == (before.seq, 6, None)
+    assert done.position.epoch != before.epoch
+    await assert_same(elsewhere, sent, done)
+
+
+async def test_what_is_replaced_is_kept(store: PostgresStore, url: str, tmp_path: Path) -> None:
+    """Under a name that is told; whoever knew the numbers of before learns those of the backup."""
+    sent = await fill(store)
+    await PostgresBackups(url).backup(tmp_path / "it", silent)
+    await store.commit([[kept(50, model="later")]], NOW)
+    await store.close()
+    done = await PostgresBackups(url).restore(tmp_path / "it", silent)
+    assert done.kept is not None
+    await assert_same(url, sent, done)
+    connection = await asyncpg.connect(url)
+    name = done.kept.removeprefix("schema ")
+    kept_there = await connection.fetchval(
+        f"SELECT count(*) FROM {name}.decisions WHERE id = 'd50'"
+    )
+    assert kept_there == 1
+    await connection.close()
+
+
+async def test_database_in_use_is_not_replaced(
+    store: PostgresStore, url: str, tmp_path: Path
+) -> None:
+    """Neither that of a node, nor that of somebody who comes while it is restored."""
+    await fill(store)
+    backups = PostgresBackups(url)
+    await backups.backup(tmp_path / "it", silent)
+    before = await store.position()
+    with pytest.raises(InUse, match=r"in use by routecast \(\d\): stop all nodes"):
+        await backups.restore(tmp_path / "it", silent)
+    assert await store.position() == before
+    await store.close()
+    somebody: list[Any] = []
+
+    with pytest.raises(InUse, match="a program without a name"):
+        await _restore_with(backups, tmp_path / "it", lambda: asyncpg.connect(url), somebody)
+    assert somebody
+    for one in somebody:
+        await one.close()
+    again = PostgresStore(url)
+    await again.open()
+    assert await again.position() == before
+    await again.close()
+
+
+async def _restore_with(
+    backups: PostgresBackups, source: Path, come: Callable[[], Any], came: list[Any]
+) -> Restored:
+    """Restore while somebody comes in the middle of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        fill_in = backup._fill
+
+        async def fill_slowly(*given: Any) -> None:
+            came.append(await come())
+            await fill_in(*given)
+
+        patch.setattr(backup, "_fill", fill_slowly)
+        return await backups.restore(source, silent)
+
+
+async def test_backup_is_as_of_one_position(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
+) -> None:
+    """While a node commits, folds and drops; nobody waits for anybody."""
+    sent = [kept(n) for n in range(20)]
+    await store.commit([sent], NOW)
+    going = asyncio.Event()
+
+    async def produce() -> None:
+        number = 100
+        while not going.is_set():
+            await store.commit([[kept(number)]], NOW)
+            await store.prune(decisions_before=0, minutes_before=0, limit=10)
+            number += 1
+
+    producing = asyncio.create_task(produce())
+    made = await PostgresBackups(url).backup(tmp_path / "it", silent)
+    going.set()
+    await producing
+    done = await PostgresBackups(elsewhere).restore(tmp_path / "it", silent)
+    assert done.decisions == made.decisions == 20 + made.position.seq - 1
+    many = [*sent, *(kept(100 + n) for n in range(made.position.seq - 1))]
+    again = PostgresStore(elsewhere)
+    await again.open()
+    assert_sums((await again.load(NOW)).total, many)
+    assert [one async for one in again.verify() if isinstance(one, Difference)] == []
+    await again.close()
+
+
+@pytest.mark.parametrize("at", [0.3, 0.6, 0.9, 0.999])
+async def test_damage_to_a_backup_is_found_before_anything_changes(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, at: float
+) -> None:
+    """Be it a bit, or an end that is missing."""
+    await fill(store)
+    source = tmp_path / "it"
+    await PostgresBackups(url).backup(source, silent)
+    data = source.read_bytes()
+    place = int(len(data) * at)
+    (tmp_path / "cut").write_bytes(data[:place])
+    with pytest.raises(Damaged, match="cut"):
+        await PostgresBackups(elsewhere).restore(tmp_path / "cut", silent)
+    connection = await asyncpg.connect(elsewhere)
+    assert await connection.fetchval("SELECT to_regnamespace('routecast')") is None
+    await connection.close()
+
+
+async def test_table_that_is_not_as_it_was_written_is_found(
+    store: PostgresStore, url: str, tmp_path: Path
+) -> None:
+    """Also where the archive itself is sound."""
+    await fill(store)
+    source, other = tmp_path / "it", tmp_path / "other"
+    await PostgresBackups(url).backup(source, silent)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(other, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, data.replace(b"d3", b"dX") if "decisions" in name else data)
+    with pytest.raises(Damaged, match="table decisions is not as it was written"):
+        await PostgresBackups(url).restore(other, silent)
+
+
+async def test_other_files_are_refused(url: str, tmp_path: Path) -> None:
+    """By what they are."""
+    refused = {"sqlite": b"SQLite format 3\0" + b"\0" * 99, "text": b"hello", "empty": b""}
+    for name, data in refused.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(BadDatabase, match="SQLite" if name == "sqlite" else "no backup"):
+            await PostgresBackups(url).restore(tmp_path / name, silent)
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("hello", "hello")
+    with pytest.raises(BadDatabase, match="no backup"):
+        await PostgresBackups(url).restore(tmp_path / "zip", silent)
+    with pytest.raises(Unavailable, match="No such file"):
+        await PostgresBackups(url).restore(tmp_path / "absent", silent)
+    with pytest.raises(BadDatabase, match="no decisions"):
+        await PostgresBackups(url).backup(tmp_path / "new", silent)
+
+
+async def test_backup_of_a_newer_program_is_refused(
+    store: PostgresStore, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the database of one is set aside for what is restored: that is the way back."""
+    sent = await fill(store)
+    await PostgresBackups(url).backup(tmp_path / "it", silent)
+    monkeypatch.setattr(backup, "KNOWN", schema.KNOWN - 1)
+    with pytest.raises(BadDatabase, match="upgrade this program"):
+        await PostgresBackups(url).restore(tmp_path / "it", silent)
+    monkeypatch.undo()
+    await store.close()
+    connection = await asyncpg.connect(url)
+    newer = f"version = {schema.KNOWN + 1}, oldest_program = {schema.KNOWN + 1}"
+    await connection.execute(f"UPDATE routecast.schema_version SET {newer}")
+    await connection.close()
+    done = await PostgresBackups(url).restore(tmp_path / "it", silent)
+    assert done.kept is not None
+    await assert_same(url, sent, done)
+
+
+async def test_progress_is_told(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each stage, in bytes."""
+    monkeypatch.setattr(backup, "_STEP", 100)
+    await fill(store)
+    told: list[Checked] = []
+    await PostgresBackups(url).backup(tmp_path / "it", told.append)
+    await PostgresBackups(elsewhere).restore(tmp_path / "it", told.append)
+    assert {one.stage for one in told} == {"copying", "checking", "restoring"}
+    assert all(0 < one.done <= one.of for one in told)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+async def test_full_disk_is_told_as_that_of_the_file(store: PostgresStore, url: str) -> None:
+    """And not as a failure of the server."""
+    await fill(store)
+    with pytest.MonkeyPatch.context() as patch:
+        opened = zipfile.ZipFile
+
+        def on_full(path: Path, mode: str = "r", *given: Any, **named: Any) -> zipfile.ZipFile:
+            return opened(path, "w" if mode == "x" else mode, *given, **named)  # type: ignore[arg-type]
+
+        patch.setattr(backup.zipfile, "ZipFile", on_full)
+        with pytest.raises(Unavailable, match="/dev/full: No space left"):
+            await PostgresBackups(url).backup(FULL, silent)
+
+
+@pytest.fixture(params=["session", "transaction"])
+def pooler(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[PgBouncer]:
+    if program() is None:
+        pytest.skip("needs pgbouncer")
+    with PgBouncer(postgres.url, request.param) as running:
+        yield running
+
+
+async def test_backup_through_a_pooler(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, pooler: PgBouncer
+) -> None:
+    """Both ways, though a restore must be alone: idle connections of the pooler count."""
+    sent = await fill(store)
+    await PostgresBackups(pooler.through(url)).backup(tmp_path / "it", silent)
+    done = await PostgresBackups(pooler.through(elsewhere)).restore(tmp_path / "it", silent)
+    assert urlsplit(elsewhere).path in pooler.through(elsewhere)
+    await assert_same(elsewhere, sent, done)
