@@ -69,7 +69,7 @@ from routecast.renders import Renders
 from routecast.slices import Slices
 from routecast.sources import Sources
 from routecast.store.none import NoStore
-from routecast.store.postgres import PostgresStore
+from routecast.store.postgres import PostgresBackups, PostgresStore
 from routecast.store.sqlite import SqliteBackups, SqliteStore
 from routecast.subscribers import Subscribers
 from routecast.supervisor import Supervisor
@@ -122,7 +122,7 @@ def open_backups(url: str) -> Backups:
     path = _file_of(url)
     if path is not None:
         return SqliteBackups(path)
-    raise BadSettings("backups of PostgreSQL: use its own tools, pg_dump and pg_restore")
+    return PostgresBackups(url)
 
 
 def _file_of(url: str) -> Path | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from routecast.ports import Checked
 from routecast.store.postgres.backup import PostgresBackups
+from tests.support.command import routecast
 from tests.support.postgres import Postgres
 from tests.support.redis import RedisServer
 from tests.support.server import Server
@@ -50,3 +51,26 @@ def test_restored_totals_are_shown_whatever_redis_has(postgres: Postgres, tmp_pa
         until(lambda: [total(node) for node in nodes] == [40, 40])
         for node in nodes:
             assert node.stop() == 0
+
+
+def test_commands_back_up_and_restore(postgres: Postgres, tmp_path: Path) -> None:
+    """Beside a node; and not under one."""
+    url = postgres.create()
+    backup = ["backup", str(tmp_path / "it"), "--database", url]
+    restore = ["restore", str(tmp_path / "it"), "--database", url]
+    with Server(tmp_path / "node", database_url=url) as node:
+        send(node, 0, 30)
+        done = routecast(*backup)
+        assert (done.returncode, "Backed up 30 decisions" in done.stdout) == (0, True), done
+        send(node, 30, 20)
+        done = routecast(*restore)
+        assert done.returncode == 1
+        assert "stop all nodes" in done.stderr
+        assert total(node) == 50
+    done = routecast(*restore)
+    assert (done.returncode, "schema routecast_replaced_" in done.stdout) == (0, True), done
+    with Server(tmp_path / "node", database_url=url) as node:
+        assert total(node) == 30
+    done = routecast("verify", "--database", url)
+    assert done.returncode == 0, done
+    assert "every sum that holds it" in " ".join(done.stdout.split())

@@ -7,6 +7,7 @@ rollups and the deltas not folded yet are the sums, together and at any moment.
 `docs/decisions/0001-ids-on-partitions.md` tells how decisions are kept.
 """
 
+from routecast.store.postgres.backup import PostgresBackups
 from routecast.store.postgres.store import PostgresStore
 
-__all__ = ["PostgresStore"]
+__all__ = ["PostgresBackups", "PostgresStore"]
