@@ -27,9 +27,14 @@ _problem: Final = msgspec.json.Decoder(Problem)
 
 
 class Delivery:
-    """Posts batches to one server. For one thread; `close` when done."""
+    """Posts batches to one server. For one thread; `close` when done.
 
-    def __init__(self, server: Server, token: Token | None = None) -> None:
+    `timeout` is how many seconds it takes to connect, and to wait for an answer, at most.
+    """
+
+    def __init__(
+        self, server: Server, token: Token | None = None, *, timeout: float = TIMEOUT
+    ) -> None:
         parts = urlsplit(server.http("/v1/decisions"))
         self._path = parts.path
         self._server = server
@@ -41,10 +46,10 @@ class Delivery:
         assert parts.hostname  # `Server.parse` saw to it
         self._connection = (
             http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=TIMEOUT, context=ssl.create_default_context()
+                parts.hostname, parts.port, timeout=timeout, context=ssl.create_default_context()
             )
             if parts.scheme == "https"
-            else http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT)
+            else http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
         )
 
     def send(self, body: bytes) -> Receipt:
