@@ -1,6 +1,7 @@
 """`Recorder` in the processes of others: forks, greenlets, exits, and many recorders in one."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_children_of_multiprocessing_send_what_they_recorded(
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 
-recorder = Recorder(URL, linger=30)
+recorder = Recorder(URL, linger=30, exit_timeout=50)
 
 def work(given):
     given.record(decision)
@@ -218,8 +219,8 @@ for number in range(300):
         assert recorder.counters == Counters(sent=1, dropped=1), recorder.counters
     elif number % 3 == 1:
         kept.append(recorder)
-    assert threads() <= 2, threads()
-    assert sockets() <= 1, sockets()
+    assert threads() <= 3, threads()  # one may be just ending
+    assert sockets() <= 2, sockets()
     Recorder(URL)
 for recorder in kept:
     assert recorder.flush(30)
@@ -281,6 +282,18 @@ began = time.monotonic()
     assert said.count("the program ends with 5 decisions not sent") == 4, said
 
 
+def test_what_was_given_up_delays_no_exit() -> None:
+    """A recorder that was closed in vain is not waited for again."""
+    code = """
+recorder = Recorder(URL, exit_timeout=600)
+recorder.record(decision)
+assert not recorder.close(0.1)
+"""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        said = run(code, f"http://127.0.0.1:{deaf.getsockname()[1]}")
+    assert said.count("1 decisions not sent") == 1, said
+
+
 LATE: dict[str, tuple[str, str]] = {
     "in an exit handler": (
         BEGIN + IMPORT,
@@ -315,6 +328,7 @@ LATE: dict[str, tuple[str, str]] = {
 def test_what_is_first_recorded_at_the_exit_arrives(server: Server, place: str) -> None:
     """Though no thread can be started there from Python 3.12 on."""
     begin, code = LATE[place]
+    code = code.replace("Recorder(URL)", "Recorder(URL, exit_timeout=50)")
     assert run(code, server.url, begin) == ""
     assert total(server) == 1
 

@@ -20,7 +20,7 @@ APPLICATION = """
 import logging, os
 logging.basicConfig(level="WARNING")
 from routecast.client import Recorder
-recorder = Recorder(os.environ["URL"])
+recorder = Recorder(os.environ["URL"], exit_timeout=20)
 if "BEFORE" in os.environ:
     recorder.record(strategy="before", provider="p")
 def app(environ, start_response):

@@ -75,6 +75,7 @@ class Sender:
         # What follows is written by the one who sends; others only read it.
         self._until: float | None = None  # for how long a caller sends by himself
         self._in_flight: list[_Encoded] = []
+        self._taking = False  # something that waits no more, and is not in flight yet
         self._room = settings.capacity  # for those that wait, apart from those in flight
         self._failing = False
         self._told: set[str] = set()
@@ -126,7 +127,7 @@ class Sender:
     def finish(self, until: float) -> None:
         """Wait until all is sent, until a moment at most; without a thread, send it."""
         pause = _SHORTEST_LOOK
-        while self._busy and (now := time.monotonic()) < until:
+        while self._is_owed() and (now := time.monotonic()) < until:
             if self._at_work.locked():
                 time.sleep(min(pause, until - now))
                 pause = min(2 * pause, _LONGEST_LOOK)
@@ -156,14 +157,21 @@ class Sender:
         while self._waiting:
             self._drop_oldest()
 
-    @property
-    def _busy(self) -> bool:
-        return bool(self._waiting or self._in_flight or self._at_work.locked())
+    def _is_owed(self) -> bool:
+        """Whether anything is not sent, or not answered for, that nobody gave up."""
+        return self._taking or any(not books.over for books in self._owners())
+
+    def _owners(self) -> list[Books]:
+        """Return whose decisions wait or are in flight, one by one."""
+        waiting = [entry[0] for entry in tuple(self._waiting)]  # a copy: it changes meanwhile
+        return waiting + [books for books, _ in self._in_flight]
 
     def _drop_oldest(self) -> None:
         with suppress(IndexError):  # the thread took it
-            self._waiting.popleft()[0].dropped.add()
-            self._dropped.add()
+            books = self._waiting.popleft()[0]
+            books.dropped.add()
+            if not books.over:
+                self._dropped.add()
 
     def _wake(self) -> None:
         if self._ended:
@@ -198,10 +206,7 @@ class Sender:
 
     def _give_up(self) -> int:
         """Count what is not settled as lost; return how many decisions that are."""
-        owners = [entry[0] for entry in tuple(self._waiting)] + [
-            books for books, _ in self._in_flight
-        ]
-        lost = [books for books in owners if not books.over]
+        lost = [books for books in self._owners() if not books.over]
         for books in lost:
             books.over = True
         self._tell_dropped()
@@ -220,6 +225,7 @@ class Sender:
                 self._until = until
                 self._send_all()
             finally:
+                self._taking = False
                 late = self._late()
                 self._asleep = True
                 self._at_work.release()
@@ -270,8 +276,8 @@ class Sender:
 
     def _take(self) -> list[_Encoded]:
         """Take the oldest decisions, as many as go into one body."""
-        taken: list[_Encoded] = []
-        self._in_flight = taken
+        self._taking = True
+        taken = self._in_flight = []
         size = 0
         while self._waiting and len(taken) < self._batch and size < _MAX_BODY:
             self._room -= 1  # before it is free, so that nothing goes there meanwhile
@@ -293,6 +299,7 @@ class Sender:
                 size += len(text)
                 for why in left_out:
                     self._tell_once("a field is left out, for the first time", why)
+        self._taking = False
         return taken
 
     def _deliver(self, connection: "_Connection", batch: list[_Encoded]) -> None:
