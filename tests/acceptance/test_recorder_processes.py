@@ -113,8 +113,10 @@ if __name__ == "__main__":
     assert total(server) == 1 + 2 * 2 + 3 * 2
 
 
-def count_requests(command: list[str], server: Server, folder: Path, **environment: str) -> None:
-    """Ask an application some times; all of its decisions arrive, with ids of their own."""
+def count_requests(
+    command: list[str], server: Server, folder: Path, *, lost: int = 0, **environment: str
+) -> None:
+    """Ask an application some times; its decisions arrive, all but `lost`, with their own ids."""
     with apps.application(command, folder, URL=server.url, **environment) as url:
 
         def answers() -> bool:
@@ -125,7 +127,7 @@ def count_requests(command: list[str], server: Server, folder: Path, **environme
         until(answers)
         for _ in range(19):
             assert apps.ask(url) == b"ok"
-    assert total(server) == 20
+    assert 20 - lost <= total(server) <= 20
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,9 @@ def test_under_uwsgi(
 
     The log says so, and that the master sends nothing.
     """
-    count_requests(apps.uwsgi("--processes", "3", *threads), server, tmp_path, **before)
+    # Without threads, each worker may end before its last decision is sent.
+    lost = 0 if threads else 3
+    count_requests(apps.uwsgi("--processes", "3", *threads), server, tmp_path, lost=lost, **before)
     log = (tmp_path / "log").read_text()
     assert ("--enable-threads" in log) is (not threads)
     assert ("uWSGI's master, which sends nothing" in log) is bool(before)
