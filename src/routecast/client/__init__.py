@@ -10,6 +10,7 @@
 """
 
 from routecast.client.address import DEFAULT_SERVER
+from routecast.client.books import Counters
 from routecast.client.connection import Client, connect
 from routecast.client.decision import Decision
 from routecast.client.document import (
@@ -24,7 +25,7 @@ from routecast.client.document import (
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import History
 from routecast.client.link import State
-from routecast.client.recorder import Counters, Recorder
+from routecast.client.recorder import Recorder
 from routecast.client.streams import stream, stream_sync
 from routecast.errors import (
     BadParameter,

@@ -1,19 +1,30 @@
 """What is recorded of a decision, and its JSON: never such that it spoils that of others."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from decimal import Decimal
-from math import isfinite
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypedDict
 
 import msgspec
 
+from routecast.client.values import (
+    is_missing,
+    to_bool,
+    to_id,
+    to_milliseconds,
+    to_number,
+    to_reason,
+    to_text,
+    to_time,
+)
 from routecast.protocol import DecisionIn
 
 _MAX_DECISION: Final = 64 * 1024
 
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 _check_json: Final = msgspec.json.Decoder(msgspec.Raw).decode
+
+Number = SupportsFloat | SupportsIndex
 
 
 class Decision(TypedDict, total=False):
@@ -23,40 +34,102 @@ class Decision(TypedDict, total=False):
     provider: str
     model: str | None
     id: str | None
-    timestamp: datetime | float | str | None
-    confidence: float | Literal["high", "medium", "low"] | None
-    cost: float | None
-    latency_ms: float | None
-    input_tokens: int | None
-    output_tokens: int | None
+    timestamp: datetime | Number | str | None
+    confidence: Number | Literal["high", "medium", "low"] | None
+    cost: Number | None
+    latency_ms: Number | None
+    input_tokens: Number | None
+    output_tokens: Number | None
     status: Literal["success", "error"] | None
     fallback: bool | None
     reason: str | None
     project: str | None
 
 
-def copied(decision: Mapping[str, Any] | DecisionIn, more: Mapping[str, Any]) -> Any:
-    """Return a decision as it is now, since the caller may change it; what is none, as it is."""
+_REQUIRED: Final = frozenset({"strategy", "provider"})
+_OWN_WAY: Final[dict[str, Callable[[Any], Any]]] = {
+    "id": to_id,
+    "timestamp": to_time,
+    "confidence": to_number,
+    "cost": to_number,
+    "latency_ms": to_milliseconds,
+    "input_tokens": to_number,
+    "output_tokens": to_number,
+    "fallback": to_bool,
+    "reason": to_reason,
+}
+# The fields that there are; a server ignores all others, so they are not sent.
+_FIELDS: Final = {name: _OWN_WAY.get(name, to_text) for name in DecisionIn.__struct_fields__}
+
+
+def copied(decision: Any, more: Mapping[str, Any]) -> Any:
+    """Return the fields of a decision as they are now, since the caller may change it.
+
+    Only those that are sent: nobody knows how large the others are. What is no decision is returned
+    as it is.
+    """
+    given = more if decision is None else _fields(decision, more)
+    if isinstance(given, dict) and not given.keys() <= _FIELDS.keys():
+        return {name: value for name, value in given.items() if name in _FIELDS}
+    return given
+
+
+def _fields(decision: Any, more: Mapping[str, Any]) -> Any:
     try:
-        known = decision if isinstance(decision, Mapping) else msgspec.structs.asdict(decision)
-        return {**known, **more}
+        if isinstance(decision, Mapping):
+            return {**decision, **more}
+        if dataclasses.is_dataclass(decision):
+            names = [field.name for field in dataclasses.fields(decision)]
+            return {**{name: getattr(decision, name) for name in names}, **more}
+        if isinstance(decision, msgspec.Struct):
+            return {**msgspec.structs.asdict(decision), **more}
+        if fields := getattr(type(decision), "__attrs_attrs__", None):
+            return {**{field.name: getattr(decision, field.name) for field in fields}, **more}
+        if isinstance(decision, tuple) and hasattr(decision, "_asdict"):
+            return {**decision._asdict(), **more}
+        # Models of pydantic, rows of pandas and of databases.
+        return {**dict(decision), **more}
     except Exception:  # the caller must not fail for it: `encode` does
         return decision
 
 
-def encode(decision: Any, identity: str, at: float) -> bytes:
+def encode(decision: Any, identity: str, at: float) -> tuple[bytes, list[str]]:
     """Return a decision's JSON, with an id and a time where it has none of its own.
 
-    May raise anything, since a decision may hold any object of the caller's.
+    The second value says of each field that could not be sent why it was left out. May raise
+    anything, since a decision may hold any object of the caller's: ValueError where `strategy` or
+    `provider` could not be sent.
     """
-    known = {name: value for name, value in decision.items() if value is not None}
-    for name, value in known.items():
-        if isinstance(value, float | Decimal) and not isfinite(value):
-            raise ValueError(f"{name} is {value}")
+    if not isinstance(decision, Mapping):
+        raise TypeError(f"a {type(decision).__name__} is no decision")
+    known: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name, convert in _FIELDS.items():
+        value = decision.get(name)
+        if is_missing(value):
+            continue
+        try:
+            if (value := convert(value)) is not None:
+                known[name] = _sendable(value)
+        except Exception as error:
+            if name in _REQUIRED:
+                raise ValueError(f"{name}: {error}") from None
+            left_out.append(f"{name}: {error}")
     text = _encode({"id": identity, "timestamp": at, **known})
-    # A `msgspec.Raw` goes in as it is, whatever it is.
-    _check_json(text)
-    str(text, "utf-8")
     if len(text) > _MAX_DECISION:
         raise ValueError(f"it takes more than {_MAX_DECISION:,} bytes")
-    return text
+    return text, left_out
+
+
+def _sendable(value: Any) -> Any:
+    """Return a value that is JSON for sure; what is usual costs no more than a look."""
+    kind = type(value)
+    if kind is int or kind is float or kind is bool or (kind is str and value.isascii()):
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("bytes are no text: decode them")
+    # A `msgspec.Raw` goes in as it is, whatever it is.
+    text = _encode(value)
+    _check_json(text)
+    str(text, "utf-8")
+    return msgspec.Raw(text)

@@ -1,0 +1,129 @@
+"""Values of other libraries as JSON has them: numbers of numpy, torch or pandas, enums, times.
+
+No library is imported for it: a value is known by what it can do.
+"""
+
+import operator
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from math import isfinite, isnan
+from typing import Any, Final
+from uuid import UUID
+
+_PLAIN: Final = frozenset({str, int, bool})
+_MAX_REASON: Final = 4_000  # characters; a server keeps 500, and says so
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: None, or pandas' NA or NaT."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def to_text(value: Any) -> Any:
+    """Return a text of any kind as a `str`, and what is no text as it is.
+
+    NaN is None: pandas fills the gaps of a column of texts with it.
+    """
+    if type(value) is str:
+        return value
+    if isinstance(value, Enum):
+        value = value.value
+    # Not `str(value)`: of an enum whose members are texts that is the member's name.
+    if isinstance(value, str):
+        return str.__str__(value)
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def to_id(value: Any) -> Any:
+    """Return a text, a whole number or a UUID as a `str`."""
+    if isinstance(value, UUID):
+        return str(value)
+    value = to_text(value)
+    if type(value) is str or type(value) is bool:
+        return value
+    number = to_number(value)
+    return str(number) if type(number) is int else value
+
+
+def to_reason(value: Any) -> Any:
+    """Return a text as a `str`, and no more of it than a server looks at."""
+    text = to_text(value)
+    return text[:_MAX_REASON] if type(text) is str else text
+
+
+def to_number(value: Any) -> Any:
+    """Return whatever has `__index__` or `__float__` as that number, and what is none as it is.
+
+    A Decimal keeps its digits. Raises ValueError for what JSON has no number for: NaN, infinities.
+    """
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, Enum):
+        return to_number(value.value)
+    if kind is not float:
+        if isinstance(value, str):
+            return str.__str__(value)
+        value = _native(value)
+    if isinstance(value, float | Decimal) and not isfinite(value):
+        raise ValueError(f"{value} is no number that can be sent")
+    return value
+
+
+def to_milliseconds(value: Any) -> Any:
+    """Return a duration in milliseconds, and any other value as `to_number` does."""
+    value = _of_numpy(value)
+    return value / _MILLISECOND if isinstance(value, timedelta) else to_number(value)
+
+
+def to_time(value: Any) -> Any:
+    """Return a date or time as ISO 8601 text, and any other value as `to_number` does.
+
+    Times of numpy have no time zone; by its convention they are UTC.
+    """
+    if isinstance(moment := _of_numpy(value), datetime):
+        return moment.isoformat() + ("" if moment is value else "Z")
+    return value.isoformat() if isinstance(value, date) else to_number(value)
+
+
+def to_bool(value: Any) -> Any:
+    """Return a truth value of another library as a `bool`, and any other value as it is."""
+    return value if type(value) is bool else _item(to_text(value), bool)
+
+
+def _native(value: Any) -> Any:
+    """Return a number as an `int`, a `float` or a `Decimal`."""
+    if isinstance(value, Decimal):
+        return Decimal(value)
+    if isinstance(value, float):
+        return float(value)
+    if type(truth := _item(value, bool)) is bool:  # numpy's could be a number, too
+        return truth
+    if isinstance(_of_numpy(value), date | timedelta):  # so could these, of an unknown unit
+        return value
+    with suppress(TypeError):  # a tensor of fractions has the method, but no index
+        return int(operator.index(value))
+    return float(value) if hasattr(type(value), "__float__") else value
+
+
+def _item(value: Any, kind: type) -> Any:
+    """Return what a scalar of numpy, torch or the like holds, where that is of a kind."""
+    item: Callable[[], Any] | None = getattr(value, "item", None)
+    if item is None:
+        return value
+    with suppress(Exception):  # more than one element, or something else of that name
+        held = item()
+        return held if type(held) is kind else value
+    return value
+
+
+def _of_numpy(value: Any) -> Any:
+    """Return numpy's time or duration as Python's, to the microsecond."""
+    name = type(value).__name__
+    if name in ("datetime64", "timedelta64") and hasattr(value, "astype"):
+        return value.astype(f"{name}[us]").item()
+    return value

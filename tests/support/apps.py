@@ -1,0 +1,82 @@
+"""Servers of applications that record decisions: gunicorn, uWSGI."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import free_port
+
+WAIT_SECONDS = 60.0
+APPLICATION = """
+import logging, os
+logging.basicConfig(level="WARNING")
+from routecast.client import Recorder
+recorder = Recorder(os.environ["URL"], exit_timeout=20)
+if "BEFORE" in os.environ:
+    recorder.record(strategy="before", provider="p")
+def app(environ, start_response):
+    recorder.record(strategy="request", provider="p")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+"""
+UWSGI = "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])"
+
+
+def needs(*packages: str) -> None:
+    """Skip a test where a package is missing, by its name."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+
+
+def gunicorn(*options: str) -> list[str]:
+    """Return the command that serves the application; its last argument is the address."""
+    needs("gunicorn")
+    return [sys.executable, "-m", "gunicorn", "app:app", "--log-level", "warning", *options, "-b"]
+
+
+def uwsgi(*options: str) -> list[str]:
+    """Return the command that serves the application; its last argument is the address."""
+    needs("pyuwsgi")
+    fixed = ["--master", "--wsgi-file", "app.py", "--callable", "app", "--die-on-term"]
+    return [sys.executable, "-c", UWSGI, *fixed, *options, "--http-socket"]
+
+
+@contextmanager
+def application(command: list[str], folder: Path, **environment: str) -> Iterator[str]:
+    """Serve the application; yield its address. It is stopped as operators do: by SIGTERM."""
+    (folder / "app.py").write_text(APPLICATION)
+    address = f"127.0.0.1:{free_port()}"
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, address],
+            cwd=folder,
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield f"http://{address}/"
+            process.terminate()
+            process.wait(WAIT_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def ask(url: str) -> bytes:
+    """Ask the application once. Raises OSError while it does not listen."""
+    with urllib.request.urlopen(url, timeout=WAIT_SECONDS) as answer:
+        body: bytes = answer.read()
+    return body
