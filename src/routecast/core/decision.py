@@ -128,7 +128,7 @@ class Rules:
             if type(confidence) is Decimal:  # to be compared with digits, not with a float's bits
                 high, medium = Decimal(repr(high)), Decimal(repr(medium))
             band = "high" if confidence >= high else "medium" if confidence >= medium else "low"
-        moment = now if sent.timestamp is None else _moment(sent.timestamp, now)
+        moment = now if sent.timestamp is None else _moment(sent.timestamp, now, flaws)
         tokens_in, tokens_out = sent.input_tokens, sent.output_tokens
         if isinstance(tokens_in, float):
             tokens_in = _count("input_tokens", tokens_in, flaws)
@@ -236,8 +236,12 @@ def _cached(value: float, tokens_in: int | None, flaws: list[Flaw]) -> int | Non
     return None
 
 
-def _moment(timestamp: datetime | float | Decimal, now: int) -> int:
-    """Return microseconds since 1970. An int is that already; other numbers are Unix time."""
+def _moment(timestamp: datetime | float | Decimal, now: int, flaws: list[Flaw]) -> int:
+    """Return microseconds since 1970. An int is that already; other numbers are Unix time.
+
+    A time far ahead is `now` instead: which of the two clocks is wrong is not known here. Raises
+    Invalid for another one that cannot be.
+    """
     unix = False
     if isinstance(timestamp, datetime):
         if timestamp.tzinfo is None:
@@ -255,5 +259,8 @@ def _moment(timestamp: datetime | float | Decimal, now: int) -> int:
         raise Invalid("timestamp: must not be before 1970")
     if moment > now + DAY:
         hint = " (Unix time is read in seconds)" if unix else ""
-        raise Invalid(f"timestamp: must be at most 24 hours in the future{hint}")
+        ahead = f"is more than 24 hours ahead of the server's clock{hint}"
+        message = f"{ahead}: the time of receipt is kept"
+        flaws.append(Flaw("timestamp", WarningCode.TOO_LARGE, message))
+        return now
     return moment
