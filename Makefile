@@ -32,16 +32,16 @@ run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 
 # These run one at a time: whole clusters are broken and judged by the clock, and a node is attacked
 # with all there is. Each is as much as two cores carry.
-ALONE := $(addprefix tests/acceptance/, \
-  test_cluster_faults.py test_cluster_database_faults.py test_hostile_soak.py)
+FAULTS := $(addprefix tests/acceptance/, \
+  test_cluster_faults.py test_cluster_database_faults.py test_random_faults.py)
+ALONE := $(FAULTS) tests/acceptance/test_hostile_soak.py
 
 test: install  ## Run all tests
 	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(ALONE:%=--ignore=%))
 	@$(if $(ARGS),:,$(BIN)/pytest $(ALONE))
 
-faults: install  ## Break Redis, PostgreSQL and nodes for long, with 200 kills; takes a quarter of an hour
-	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 1800 $(ARGS) \
-	  tests/acceptance/test_cluster_faults.py tests/acceptance/test_cluster_database_faults.py
+faults: install  ## Break Redis, PostgreSQL, disks, clocks and nodes for long, with 1,000 kills; takes an hour
+	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 3600 $(ARGS) $(FAULTS)
 
 hostile: install  ## Attack a full node for ten minutes, on SQLite and on PostgreSQL; fails where a target is missed
 	@$(BIN)/python -m tests.hostile $(ARGS)

@@ -5,22 +5,25 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from tests.acceptance.ledger import Ledger, Report
 from tests.support.nodes import Nodes
 from tests.support.server import Server
 
-# Set by `make faults`; then the other says how often to kill, unless it is to be 200 times.
+# Set by `make faults`; then the other says how often to kill, unless it is to be 500 times.
 LONG = bool(os.environ.get("ROUTECAST_TEST_LONG_FAULTS"))
 # In seconds.
 CALM = 5.0 if LONG else 0.5
 FREEZE = 30.0 if LONG else 3.0
 OUTAGE = 10.0 if LONG else 1.2
 LOCK = 20.0 if LONG else 3.5
-KILLS = int(os.environ.get("ROUTECAST_TEST_KILLS", 200 if LONG else 5))
+KILLS = int(os.environ.get("ROUTECAST_TEST_KILLS", 500 if LONG else 5))
 # Where the fault is Redis, 99 of 100 decisions are acknowledged within twice their time in calm.
 # A machine that runs other tests beside these adds its own.
 NOISE = 0.02 if LONG else 0.1
+# Where clocks are set, for one process.
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
 ONE = {"strategy": "hybrid", "provider": "gemini"}
 
 

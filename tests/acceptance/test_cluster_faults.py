@@ -16,6 +16,7 @@ import pytest
 
 from routecast.redis_client import FORMAT
 from tests.acceptance.faults import (
+    FAKETIME,
     FREEZE,
     KILLS,
     ONE,
@@ -34,10 +35,6 @@ from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, RedisWithSentinels
 from tests.support.server import Server
 from tests.support.waiting import until
-
-# Where clocks are set, for one process.
-FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-
 
 # -- Redis --------------------------------------------------------------------------------------
 

@@ -46,7 +46,12 @@ class Proxy:
             self._cut(writer)
             return
         self._open.add(writer)
-        there = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            there = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:  # nobody is there now
+            self._open.discard(writer)
+            writer.transport.abort()
+            return
         for source, sink in ((reader, there[1]), (there[0], writer)):
             task = asyncio.create_task(self._forward(source, sink))
             self._tasks.add(task)
