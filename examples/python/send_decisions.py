@@ -73,7 +73,8 @@ class Producer:
     def put(self, decision: Decision, wait: bool = False) -> None:
         """Take a decision in. With `wait`, wait for room instead of dropping it."""
         # The id is made once, here: a batch whose answer was lost is sent again, and counts once.
-        named = {"id": str(uuid.uuid4()), "timestamp": time.time(), **decision}
+        named = {"timestamp": time.time(), **decision}
+        named["id"] = decision.get("id") or str(uuid.uuid4())
         try:
             self._waiting.put(named, block=wait)
         except queue.Full:

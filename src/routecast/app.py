@@ -175,6 +175,8 @@ def open_engines(settings: Settings) -> Engines:
         bus = RedisBus(link(), instruments)
         cluster = RedisCluster(link())
         redis = RedisCheck(link(), instruments.redis_up.set)
+    else:
+        instruments.redis_up.set(math.nan)
     return Engines(
         store=NoStore()
         if settings.role == "stream"

@@ -110,4 +110,7 @@ class Instruments:
             "When a background service failed last, as Unix time; 0 if never.",
             "service",
         )
-        self.redis_up = gauge("redis_up", "1 while Redis takes all that is asked of it, else 0.")
+        self.redis_up = gauge(
+            "redis_up",
+            "1 while Redis takes all that is asked of it, 0 while it does not, NaN without Redis.",
+        )

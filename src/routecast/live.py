@@ -181,8 +181,10 @@ class Live:
                 self._stopped = time.monotonic() > due + STOPPED_SECONDS
         finally:
             stop()
+            self._in_step = False  # nothing is heard from now on
             if self._applying is not None:
                 self._applying.cancel()
+                self._snapshot = None  # it holds some of the commit
 
     @property
     def _has_others(self) -> bool:

@@ -437,7 +437,7 @@ ServerMessage = Hello | SnapshotOut | DeltaOut | HistoryOut | ErrorOut | Goodbye
 
 
 class Components(msgspec.Struct, frozen=True):
-    """The engines a node leans on: `ok`, `off` or `failing`; a database may be `corrupt`, too."""
+    """The engines a node leans on: `ok` or `failing`; a database may be `corrupt`, too."""
 
     database: str
     cache: str

@@ -71,14 +71,14 @@ class RedisCheck:
         """Check now and then. Never ends."""
         while True:
             try:
-                missing = await self._refused()
+                missing, declined = await self._refused()
             except Unavailable as error:
                 await self._explain(str(error))
                 self.done = True
                 await self._link.pause()
             else:
                 self.missing = frozenset(missing)
-                self._tell(self._text(missing) if missing else None)
+                self._tell(self._text(missing) if missing else declined)
                 self.done = True
                 await asyncio.sleep(CHECK_SECONDS)
 
@@ -88,12 +88,14 @@ class RedisCheck:
 
     # -- commands -------------------------------------------------------------------------------
 
-    async def _refused(self) -> dict[str, str]:
+    async def _refused(self) -> tuple[dict[str, str], str | None]:
         """Try each command; return what was said to those that are not allowed.
 
+        The second value is why Redis declined another one, if it did: it has no memory left, say.
         Raises Unavailable when Redis cannot be asked.
         """
         key, missing = self._key, {}
+        other: str | None = None
         tries: list[tuple[Any, ...]] = [
             ("SET", key, "", "XX", "PX", 1),  # of a key that is not there: changes nothing
             ("HSET", key, "field", ""),
@@ -113,13 +115,17 @@ class RedisCheck:
         except Declined as error:
             if _is_prohibition(error):
                 missing["EVAL"] = str(error)
+            else:
+                other = str(error)
         for words in tries:
             try:
                 await self._send(words)
             except Declined as error:
                 if _is_prohibition(error):
                     missing[words[0]] = str(error)
-        return missing
+                else:
+                    other = other or str(error)
+        return missing, other
 
     async def _send(self, words: tuple[Any, ...]) -> None:
         await self._link.call(lambda redis: redis.execute_command(*words))

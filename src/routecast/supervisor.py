@@ -157,7 +157,12 @@ class Supervisor:
             pause = min(2 * pause, LONGEST_PAUSE)
             one.restarts += 1
             self._instruments.service_restarts.labels(service).inc()
-            steady = loop.call_later(STEADY_SECONDS, self.works, service)
+            steady = loop.call_later(STEADY_SECONDS, self._is_steady, service, one.failures)
+
+    def _is_steady(self, service: str, failures: int) -> None:
+        """Count a service as working that was started again, unless it has failed at some work."""
+        if self._service(service).failures == failures:
+            self.works(service)
 
     async def _run(self, service: str, run: Run, *, ends: bool) -> bool:
         """Run a service once; return whether it is done, and not to be started again."""

@@ -449,6 +449,41 @@ def test_what_is_recorded_after_the_end_is_dropped() -> None:
         assert recorder.counters == Counters(sent=1, dropped=1)
 
 
+def test_a_function_without_a_token_is_asked_again(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The place where tokens come from may be away for a moment: nothing is lost by it."""
+    before = total(server)
+    tries = iter([ConnectionError("away"), KeyError("token"), "secret"])
+
+    def token() -> str:
+        found = next(tries, "secret")
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    with Recorder(server.url, token=token) as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(30)
+        assert recorder.counters.sent == 1
+    assert total(server) == before + 1
+    assert "there is no token: ConnectionError: away" in caplog.text
+
+
+def test_a_token_is_never_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """One from a file may end with the end of a line; another may be none."""
+    with Recorder(server.url, token="secret\n") as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(30)
+        assert recorder.counters.sent == 1
+    with Recorder(server.url, token="se\ncret") as recorder:
+        recorder.record(DECISION)
+        assert recorder.flush(30)
+        assert recorder.counters.rejected == 1
+    assert "the token must be a text of visible ASCII characters" in caplog.text
+    assert "cret" not in caplog.text
+
+
 def test_a_token_is_shown_and_made_anew(server: Server) -> None:
     """A function is asked for each batch; after a 401 it may bring a better one."""
     tokens = iter(["old", "new"])

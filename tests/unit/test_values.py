@@ -239,3 +239,11 @@ def test_what_is_no_decision_is_rejected(decision: Any) -> None:
     """When it is encoded; taking it in raises nothing."""
     with pytest.raises(TypeError, match="is no decision"):
         encode(copied(decision, {}), "i", 0.0)
+
+
+@pytest.mark.parametrize("value", ["", True, 1.5, [1]])
+def test_an_id_that_is_none_is_the_recorders(value: object) -> None:
+    """A server would make another one each time, and count the decision that often."""
+    text, left_out = encode({**BASE, "id": value}, "i", 0.0)
+    assert json.loads(text)["id"] == "i"
+    assert len(left_out) == 1

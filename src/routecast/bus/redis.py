@@ -91,7 +91,10 @@ class RedisBus:
         return stop
 
     async def run(self) -> None:
-        await run_parts(self._send, self._hear)
+        try:
+            await run_parts(self._send, self._hear)
+        finally:  # a crash, or the end: what is told from now on is not heard
+            self._hearing.lost(Unavailable("it does not listen"))
 
     async def close(self) -> None:
         self._listeners.clear()

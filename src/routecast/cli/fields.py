@@ -41,6 +41,8 @@ NAMES: Final[dict[str, tuple[str, ...]]] = {
         "tokenscompletion completiontokencount outputtokencount numoutputtokens "
         "candidatestokencount usagecompletiontokens usageoutputtokens genaiusageoutputtokens "
         "responsetokens",
+        "cached_tokens": "cachedtokens cachedinputtokens cachereadinputtokens cachereadtokens "
+        "prompttokensdetailscachedtokens usagecachereadinputtokens promptcachehittokens",
         "status": "status success succeeded ok outcome statuscode error failed",
         "fallback": "fallback isfallback usedfallback fallbackused fellback",
         "reason": "reason routingreason routerreason",
@@ -54,6 +56,7 @@ QUANTITIES: Final[dict[str, Quantity]] = {
     "confidence": cells.SHARE,
     "input_tokens": cells.TOKENS,
     "output_tokens": cells.TOKENS,
+    "cached_tokens": cells.TOKENS,
 }
 _STATUS: Final[dict[str, Kind]] = {
     **dict.fromkeys(("success", "succeeded", "ok"), cells.succeeded),

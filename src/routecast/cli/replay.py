@@ -23,7 +23,7 @@ from routecast.cli.columns import Columns, Row
 from routecast.cli.progress import SendProgress
 from routecast.cli.rows import Broken, Record, RowFile, Unreadable
 from routecast.cli.sending import Refused, Sender
-from routecast.cli.survey import Survey, Uncertain
+from routecast.cli.survey import Survey, Uncertain, listed
 from routecast.cli.terminal import (
     BAD_USAGE,
     FAILED,
@@ -120,6 +120,8 @@ def replay(
     try:
         target = Server.parse(server, "--server")
         plan = (_pairs("--map", mapped), _pairs("--set", fixed))
+        if timestamps == "now" and "timestamp" in plan[1]:
+            raise BadParameter("--set", "timestamp is set, and --timestamps now sets it, too")
         if stamps == "now" and not speed and "timestamp" not in plan[1]:
             plan[0]["timestamp"] = ""
         with _twice_readable(file) as path:
@@ -266,11 +268,13 @@ class _Job:
     def rehearse(self, rows: Iterator[Row]) -> int:
         """Read everything and send nothing; show the first decisions as they would be stored."""
         first = list(islice(rows, _REHEARSED))
-        say(self.console, f"The first {len(first)} as they would be stored:" if first else "")
+        if first:
+            count = "row" if len(first) == 1 else f"{len(first)} rows"
+            say(self.console, f"The first {count} as they would be stored:")
         for row in first:
             say(self.console, _encode(self._decision(row)).decode())
-        count = len(first) + sum(1 for _ in rows)
-        say(self.console, f"\nNothing was sent. Good rows: {count:,}, broken: {self.broken:,}.")
+        good = len(first) + sum(1 for _ in rows)
+        say(self.console, f"\nNothing was sent. Good rows: {good:,}, broken: {self.broken:,}.")
         return self._tell_troubles()
 
     def run(self, rows: Iterator[Row], target: Server, limit: int | None) -> int:
@@ -285,7 +289,8 @@ class _Job:
                     progress.advance(self.sent, self.sent / limit if limit else share)
             except KeyboardInterrupt:
                 ending = INTERRUPTED
-                words = "stopped; what is counted above is acknowledged. The same command goes on"
+                words = "stopped; what is counted above is acknowledged. The same command "
+                words += "counts it once more" if self.ids.run else "goes on"
             except Refused as error:
                 ending, words = FAILED, str(error)
         if self.sent or not ending:
@@ -365,6 +370,9 @@ class _Job:
             say(self.console, f"Duplicates were not counted again: {words}.")
         if self.conflicts:
             words = "another decision has this id: give each decision an id of its own"
+            if not self.columns.has("id"):
+                words = "an earlier run sent these rows with other values, which stay; "
+                words += "--again counts them once more"
             say(self.console, f"Conflicts were not counted: {words}.", "red")
         if self.unread:
             say(self.console, f"Values left out because they cannot be used: {self.unread:,}.")
@@ -447,5 +455,5 @@ def _describe(
         say(console, words, "yellow")
     if columns.left_out:
         names = (f"{name} ({why})" if why else name for name, why in columns.left_out)
-        say(console, f"Left out: {', '.join(names)}", "dim")
+        say(console, f"Left out: {listed(names)}", "dim")
     console.print()

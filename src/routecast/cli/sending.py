@@ -15,7 +15,7 @@ from routecast.client.address import Server
 from routecast.client.delivery import Delivery, NotOurs, Unreachable
 from routecast.errors import BadParameter, RoutecastError, Unavailable
 from routecast.errors import Refused as RefusedBatch
-from routecast.protocol import FieldWarning, Receipt, Rejection
+from routecast.protocol import FieldWarning, Rejection
 
 # Longer than a restart with a full queue to commit; a server away for longer needs a person.
 GIVE_UP_AFTER: Final = 120.0
@@ -87,8 +87,8 @@ class Sender:
         pause = _FIRST_PAUSE
         while True:
             try:
-                receipt = self._delivery.send(body)
-                self._check(receipt, len(decisions))
+                receipt = self._delivery.send(body, len(decisions))
+                self._answered = True
             except Unavailable as error:
                 patience = self._patience(error)
                 wait = max(error.retry_after, random.uniform(pause / 2, pause))
@@ -127,19 +127,6 @@ class Sender:
                 f"Is the server running ({command_name()} serve), and is --server right?"
             ) from None
         return GIVE_UP_AT_FIRST
-
-    def _check(self, receipt: Receipt, count: int) -> None:
-        """Raise NotOurs unless a receipt answers for all that was sent, and for no more."""
-        answered_for = receipt.accepted + receipt.duplicates + receipt.conflicts
-        answered_for += receipt.rejected_count
-        indexes = [one.index for one in receipt.rejected] + [one.index for one in receipt.warnings]
-        places = all(0 <= index < count for index in indexes)
-        if answered_for != count or len(receipt.rejected) > receipt.rejected_count or not places:
-            words = f"answered for {answered_for:,} decisions of {count:,}"
-            if answered_for == count:
-                words = "told of decisions that were not sent"
-            raise NotOurs(f"{self._server} {words}: it is no Routecast server", retry_after=0)
-        self._answered = True
 
     def _halves(self, decisions: Sequence[dict[str, Any]]) -> Tally:
         middle = len(decisions) // 2

@@ -7,7 +7,7 @@ no confidence, and text of prompts never leaves the machine.
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
@@ -41,6 +41,10 @@ _SCORES: Final = frozenset({"score", "probability"})
 _PRIVATE: Final = frozenset({"prompt", "prompts", "messages", "systemprompt", "userprompt"})
 # Ids that are looked at for repetition; each takes some 150 bytes.
 _MOST_IDS: Final = 1_000_000
+# Columns that are looked at; the rest are left out. Keys of a map in JSON lines are columns, too.
+MAX_COLUMNS: Final = 1_000
+# Names that are listed at most.
+_LISTED: Final = 20
 # Cells that tell whether a column without a known name holds times.
 _PEEK: Final = 20
 _YEAR_2000: Final = 946_684_800_000_000
@@ -109,6 +113,8 @@ class Survey:
         for column, cell in _flat(row):
             candidates = self._columns.get(column)
             if candidates is None:
+                if len(self._columns) >= MAX_COLUMNS:
+                    continue
                 candidates = self._columns[column] = list(self._candidates(column))
             for candidate in candidates:
                 candidate.add(cell, row)
@@ -119,7 +125,7 @@ class Survey:
 
     def check_names(self) -> None:
         """Raise BadParameter where a column that is needed is not there."""
-        there = f"The columns are: {', '.join(self._columns)}"
+        there = f"The columns are: {listed(self._columns)}"
         for name, written in self._mapped.items():
             if not self._of(name):
                 raise BadParameter("--map", f"there is no column {written!r} for {name}. {there}")
@@ -218,6 +224,13 @@ def _is_time(column: str, cell: Cell) -> bool:
     return any(found.get(order, 0) >= _YEAR_2000 for order in ORDERS)
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return names as a list with commas: the first of them, and how many more there are."""
+    first = list(names)
+    more = f" and {len(first) - _LISTED:,} more" if len(first) > _LISTED else ""
+    return ", ".join(first[:_LISTED]) + more
+
+
 def _flat(row: Mapping[str, Cell], prefix: str = "") -> Iterator[tuple[str, Cell]]:
     """Yield the columns of a row, nested ones with dots."""
     for name, cell in row.items():
@@ -232,7 +245,7 @@ def _check_fields(mapped: Mapping[str, str], fixed: Mapping[str, str]) -> None:
         for name in fields:
             if name not in NAMES:
                 known = ", ".join(NAMES)
-                raise BadParameter(flag, f"there is no field {name!r}; The fields are: {known}")
+                raise BadParameter(flag, f"there is no field {name!r}; the fields are: {known}")
     if both := sorted(mapped.keys() & fixed.keys()):
         raise BadParameter("--set", f"{both[0]} has a --map as well; use one of the two")
     if "id" in fixed:

@@ -40,6 +40,7 @@ class Decision(TypedDict, total=False):
     latency_ms: Number | None
     input_tokens: Number | None
     output_tokens: Number | None
+    cached_tokens: Number | None
     status: Literal["success", "error"] | None
     fallback: bool | None
     reason: str | None
@@ -55,6 +56,7 @@ _OWN_WAY: Final[dict[str, Callable[[Any], Any]]] = {
     "latency_ms": to_milliseconds,
     "input_tokens": to_number,
     "output_tokens": to_number,
+    "cached_tokens": to_number,
     "fallback": to_bool,
     "reason": to_reason,
 }
@@ -115,6 +117,10 @@ def encode(decision: Any, identity: str, at: float) -> tuple[bytes, list[str]]:
             if name in _REQUIRED:
                 raise ValueError(f"{name}: {error}") from None
             left_out.append(f"{name}: {error}")
+    if "id" in known and not (known["id"] and isinstance(known["id"], str | msgspec.Raw)):
+        # The server would make another one each time that the decision is sent.
+        del known["id"]
+        left_out.append("id: must be a text that is not empty, or a whole number")
     text = _encode({"id": identity, "timestamp": at, **known})
     if len(text) > _MAX_DECISION:
         raise ValueError(f"it takes more than {_MAX_DECISION:,} bytes")

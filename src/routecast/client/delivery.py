@@ -13,7 +13,7 @@ from routecast.client.answers import Answer, Outcome, explain, followed, outcome
 from routecast.client.credentials import Token, bearer
 from routecast.client.exchange import Exchange
 from routecast.client.reasons import describe
-from routecast.errors import Refused, Unauthenticated, Unavailable
+from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
 from routecast.protocol import Position, Problem, Receipt, Rejection
 
 logger: Final = logging.getLogger("routecast.client")
@@ -56,8 +56,8 @@ class Delivery:
         self._exchange = Exchange(self._url, timeout, proxy)
         self._told = False
 
-    def send(self, body: bytes) -> Receipt:
-        """Post a JSON array of decisions; return what became of them.
+    def send(self, body: bytes, count: int) -> Receipt:
+        """Post a JSON array of `count` decisions; return what became of them.
 
         Raises Unavailable when it may be sent again, after `retry_after` seconds: Unreachable where
         no answer came, NotOurs where Routecast did not give it. Raises Refused when it would be
@@ -65,7 +65,7 @@ class Delivery:
         """
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
-            headers["Authorization"] = bearer(self._token)
+            headers["Authorization"] = self._authorization(self._token)
         if len(body) >= _COMPRESS_FROM:
             body = gzip.compress(body, compresslevel=1, mtime=0)
             headers["Content-Encoding"] = "gzip"
@@ -73,12 +73,35 @@ class Delivery:
             answer = self._post(body, headers)
             if target := followed(answer, self._exchange.url):
                 answer = self._follow(answer, target, body, headers)
-            return self._read(answer)
+            return self._checked(self._read(answer), count)
         except Exception:
             # What it was sent to by a redirect is believed only as long as it works.
             if self._exchange.url != self._url:
                 self._turn_to(self._url)
             raise
+
+    def _checked(self, receipt: Receipt, count: int) -> Receipt:
+        """Return a receipt. Raises NotOurs unless it answers for all that was sent, and no more."""
+        answered_for = receipt.accepted + receipt.duplicates + receipt.conflicts
+        answered_for += receipt.rejected_count
+        indexes = [one.index for one in receipt.rejected] + [one.index for one in receipt.warnings]
+        places = all(0 <= index < count for index in indexes)
+        if answered_for != count or len(receipt.rejected) > receipt.rejected_count or not places:
+            words = f"answered for {answered_for:,} decisions of {count:,}"
+            if answered_for == count:
+                words = "told of decisions that were not sent"
+            raise NotOurs(f"{self._server} {words}: it is no Routecast server", retry_after=0)
+        return receipt
+
+    @staticmethod
+    def _authorization(token: Token) -> str:
+        try:
+            return bearer(token)
+        except RoutecastError:
+            raise
+        except (Exception, SystemExit) as error:  # of a function of the program's, which may pass
+            words = f"there is no token: {type(error).__name__}: {error}"
+            raise Unavailable(words, retry_after=0) from error
 
     def close(self) -> None:
         """Hang up; the next `send` connects again."""

@@ -17,7 +17,7 @@ from routecast.client.decision import encode
 from routecast.client.delivery import TIMEOUT, Delivery
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
 from routecast.client.threads import Threads
-from routecast.errors import Refused, Unauthenticated, Unavailable
+from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
 from routecast.protocol import MAX_BATCH, Receipt
 
 logger: Final = logging.getLogger("routecast.client")
@@ -317,7 +317,8 @@ class Sender:
             if not part:
                 continue
             try:
-                receipt = connection.send(b"[" + b",".join(text for _, text in part) + b"]")
+                body = b"[" + b",".join(text for _, text in part) + b"]"
+                receipt = connection.send(body, len(part))
             except (Exception, SystemExit) as error:  # a token may be none: the thread must go on
                 if self._may_send_again(error):
                     self._tell_failing(str(error))
@@ -334,7 +335,10 @@ class Sender:
                     half = len(part) // 2
                     parts += part[half:], part[:half]
                     continue
-                self._reject([books for books, _ in part], str(error))
+                # The text of an error of another kind may show what was sent: the token, say.
+                shown = isinstance(error, RoutecastError)
+                why = str(error) if shown else type(error).__name__
+                self._reject([books for books, _ in part], why)
             else:
                 self._settle(receipt, [books for books, _ in part])
             self._room += len(part)
@@ -439,7 +443,7 @@ class _Connection:
         self._timeout = TIMEOUT if seconds is None else min(max(seconds, _SHORTEST_LOOK), TIMEOUT)
         self._delivery: Delivery | None = None
 
-    def send(self, body: bytes) -> Receipt:
+    def send(self, body: bytes, count: int) -> Receipt:
         """Send a batch; see `Delivery.send`."""
         if self._delivery is None:
             server, token = self._settings.server, self._settings.token
@@ -448,7 +452,7 @@ class _Connection:
             except Exception as error:
                 words = f"{server}: cannot be connected to: {type(error).__name__}: {error}"
                 raise Unavailable(words, retry_after=0) from None
-        return self._delivery.send(body)
+        return self._delivery.send(body, count)
 
     def close(self) -> None:
         """Hang up."""

@@ -2,8 +2,8 @@
 
 msgspec reads most decisions in one go, into floats. What it cannot read, and numbers and times
 with more digits than a float or a microsecond holds, are read here, field by field: a field that
-cannot be used costs only itself. But a decision needs a strategy and a provider; and one with a
-wrong time would be counted in a wrong minute, so it is refused.
+cannot be used costs only itself. But a decision needs a strategy and a provider; and one whose time
+is no time would be counted in a wrong minute, so it is refused.
 """
 
 import re
