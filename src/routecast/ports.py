@@ -273,6 +273,10 @@ class Restored:
 class Backups(Protocol):
     """Backups of one database."""
 
+    def holds(self, path: Path) -> bool:
+        """Return whether a file is one of the database's own."""
+        ...
+
     async def backup(self, target: Path, tell: Callable[[Checked], None]) -> BackedUp:
         """Write all there is, as of one position, to a new file; servers may run meanwhile.
 

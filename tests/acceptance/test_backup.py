@@ -33,6 +33,10 @@ def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> 
         again = routecast("backup", backup, "--database", server.database_url)
         assert again.returncode == 2
         assert f"{backup} exists" in again.stderr
+        for own in (server.database, f"{server.database}-wal"):
+            itself = routecast("backup", own, "--force", "--database", server.database_url)
+            assert itself.returncode == 2
+            assert f"{own} is a file of the database itself" in itself.stderr
         refused = routecast("restore", backup, "--database", server.database_url)
         assert refused.returncode == 1
         assert "is in use: stop the server" in refused.stderr

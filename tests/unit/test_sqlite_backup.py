@@ -194,6 +194,38 @@ async def test_damaged_database_and_foreign_log_are_replaced_and_kept(
     await assert_has(path, 300)
 
 
+async def test_log_of_a_file_that_is_gone_is_put_aside(path: Path, target: Path) -> None:
+    """It belongs to no other file."""
+    await filled(path)
+    await SqliteBackups(path).backup(target, ignore)
+    kill_a_writer(path)
+    remove(path)
+    done = await SqliteBackups(path).restore(target, ignore)
+    assert done.kept is not None
+    assert exists(Path(done.kept))
+    assert not wal_of(path).exists()
+    await assert_has(path, 300)
+
+
+async def test_commands_leave_the_log_of_a_killed_server(
+    path: Path, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server that starts afterwards finds all of it, and goes on in the same epoch."""
+    epoch = await filled(path)
+    kill_a_writer(path)
+    await SqliteBackups(path).backup(target, ignore)
+    looked = SqliteStore(path, create=False)
+    await looked.open()
+    assert [one async for one in looked.verify() if isinstance(one, Difference)] == []
+    await looked.close()
+    assert wal_of(path).exists()
+    again = SqliteStore(path)
+    await again.open()
+    assert (await again.position()).epoch == epoch
+    assert "last decisions are lost" not in caplog.text
+    await again.close()
+
+
 async def test_database_in_use_is_not_replaced(path: Path, target: Path) -> None:
     """By a server, or by whatever has it open."""
     await filled(path)

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from routecast.core.decision import Decision
 from routecast.errors import Unavailable
 from routecast.ports import Difference
 from routecast.store.sqlite import SqliteStore
+from routecast.store.sqlite import store as module
 from routecast.store.sqlite.marks import shm_of, wal_of
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.unit.running import until
@@ -178,5 +181,87 @@ async def test_other_connections_checkpoint_and_write(path: Path) -> None:
         await other.commit([decisions[-1:]], NOW)
     await other.close()
     await store.check()
+    await after_a_kill(path, decisions)
+    await store.close()
+
+
+CHECKPOINTS = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], timeout=20)
+print("ready", flush=True)
+while True:
+    db.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+"""
+
+
+async def test_another_process_checkpoints_all_the_time(path: Path) -> None:
+    """Whenever it does so: between a look at the files and the transaction after it, too."""
+    store, decisions = await with_decisions(path, 5)
+    other = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CHECKPOINTS, str(path)), stdout=asyncio.subprocess.PIPE
+    )
+    assert other.stdout is not None
+    await other.stdout.readline()
+    try:
+        for number in range(100, 500):
+            decisions.append(kept(number))
+            await store.commit([decisions[-1:]], NOW)
+    finally:
+        other.kill()
+        await other.wait()
+    assert_sums((await store.load(NOW)).total, decisions)
+    await store.close()
+
+
+async def test_readers_make_no_file(path: Path) -> None:
+    """An empty one would be taken for a replacement, and nothing would be saved."""
+    store, decisions = await with_decisions(path)
+    large = [kept(n) for n in range(1_000, 3_000)]
+    await store.commit([large], NOW)
+    stage = store._stage
+
+    def removed_before(*args: Any) -> Any:
+        for file in (path, wal_of(path), shm_of(path)):
+            file.unlink(missing_ok=True)
+        return stage(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "_stage", removed_before)
+        with pytest.raises(Unavailable):
+            await store.commit([[kept(n) for n in range(5_000, 7_000)]], NOW)
+    await assert_ready(store)
+    await after_a_kill(path, [*decisions, *large])
+    await store.close()
+
+
+async def test_what_cannot_be_opened_again_is_tried_with_pauses(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each try may copy the whole database: questions do not bring more of them."""
+    store, decisions = await with_decisions(path)
+    tries = 0
+
+    def fails() -> None:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "FIRST_REOPEN_PAUSE", 0.0)
+        broken.setattr(store, "_reopen_pause", 1_000.0)
+        broken.setattr(store._writer, "reopen", fails)
+        wal_of(path).unlink()
+        for _ in range(50):
+            with pytest.raises(Unavailable):
+                await store.load(NOW)
+            await asyncio.sleep(0.001)
+        await until(lambda: tries and store._reopening is not None and store._reopening.done())
+        for _ in range(50):
+            with pytest.raises(Unavailable):
+                await store.load(NOW)
+        assert tries == 1
+        assert caplog.text.count("cannot be opened again yet: the disk is full") == 1
+    store._reopen_from = 0.0
+    await assert_ready(store)
     await after_a_kill(path, decisions)
     await store.close()

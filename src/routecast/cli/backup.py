@@ -45,6 +45,8 @@ def backup(
     backups = open_backups(load_settings(database_url=database).database_url)
     if target.is_dir():
         fail(f"{target} is a folder: name a file in it", BAD_USAGE)
+    if backups.holds(target):
+        fail(f"{target} is a file of the database itself: name another file", BAD_USAGE)
     if target.exists() and not force:
         fail(f"{target} exists: name another file, or add --force to replace it", BAD_USAGE)
     if not target.parent.is_dir():

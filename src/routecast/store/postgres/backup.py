@@ -101,6 +101,9 @@ class PostgresBackups:
     def __init__(self, url: str) -> None:
         self._connector = Connector(url)
 
+    def holds(self, path: Path) -> bool:  # they are the server's
+        return False
+
     async def backup(self, target: Path, tell: Tell) -> BackedUp:
         with unavailable(), refusing():
             session = await self._connector.connect(patient=True)

@@ -21,7 +21,7 @@ from routecast.errors import BadDatabase, Damaged, InUse, RoutecastError, Unavai
 from routecast.ports import BackedUp, Checked, Restored
 from routecast.protocol import Position
 from routecast.store.sqlite import schema
-from routecast.store.sqlite.connection import BUSY_MS, query, transaction
+from routecast.store.sqlite.connection import BUSY_MS, leave_log, query, transaction
 from routecast.store.sqlite.integrity import first_fault
 from routecast.store.sqlite.marks import COPY, HEADER, Mark, require_own_log, shm_of, wal_of
 
@@ -44,6 +44,10 @@ class SqliteBackups:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def holds(self, path: Path) -> bool:
+        own = (self.path, wal_of(self.path), shm_of(self.path))
+        return any(path.exists() and file.exists() and path.samefile(file) for file in own)
+
     async def backup(self, target: Path, tell: Tell) -> BackedUp:
         return await _in_thread(lambda stop: self._backup(target, tell, stop))
 
@@ -57,6 +61,7 @@ class SqliteBackups:
         if not self.path.exists():
             raise BadDatabase(f"there is no database {self.path}")
         with opened(self.path, stop) as source:
+            leave_log(source)
             schema.require_ours(source, self.path)
             if source.pragma("user_version") < schema.FIRST_WITH_MARKS:
                 raise BadDatabase(
@@ -98,9 +103,14 @@ class SqliteBackups:
         if not self.path.exists():
             give_owner(fresh, self.path.parent, mode=False)
             sync(fresh)
+            kept = None
+            if wal_of(self.path).exists():  # of a file that is gone: it does not belong to this one
+                kept = str(wal_of(_aside(self.path)))
+                os.rename(wal_of(self.path), kept)
+            shm_of(self.path).unlink(missing_ok=True)
             os.replace(fresh, self.path)
             sync(self.path.parent)
-            return None
+            return kept
         give_owner(fresh, self.path)
         sync(fresh)
         is_empty = _settle(self.path)
@@ -244,9 +254,13 @@ def _settle(path: Path) -> bool:
     return False
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+
+
 def _set_aside(path: Path) -> str:
     """Keep the files of a database under another name, which is returned."""
-    kept = path.with_name(f"{path.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    kept = _aside(path)
     shm_of(path).unlink(missing_ok=True)  # it can be made again
     if wal_of(path).exists():  # its content is not in the file
         os.rename(wal_of(path), wal_of(kept))

@@ -78,6 +78,15 @@ def parts_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterato
         yield Delta(Position(after.epoch, seq), part.cells, part.received)
 
 
+def leave_log(db: apsw.Connection) -> None:
+    """Have a connection leave the write-ahead log as it is when it is closed as the last one.
+
+    For commands beside the server: one that was killed must find its log, or it has to take what
+    was in there for lost.
+    """
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+
+
 @contextmanager
 def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
     """A transaction that the body commits; left in any other way, it is undone."""

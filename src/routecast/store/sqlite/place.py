@@ -34,7 +34,6 @@ class Place:
         self._path = path
         self._file = (0, 0)
         self._beside = (wal_of(path), shm_of(path))
-        self.wal_size: int | None = None  # None where there is no log
         self.accept()
 
     def accept(self) -> None:
@@ -42,7 +41,6 @@ class Place:
         found = self._look()
         self._file, self._size = _identity(found), found.st_size
         self._logs = [(path, _identity(held)) for path in self._beside if (held := _stat(path))]
-        self._measure_log()
 
     @property
     def is_there(self) -> bool:
@@ -58,10 +56,6 @@ class Place:
             raise Unavailable(f"the database file {self._path} is gone")
         return found
 
-    def _measure_log(self) -> None:
-        found = _stat(self._beside[0]) if self._logs else None
-        self.wal_size = None if found is None else found.st_size
-
     def check(self) -> None:
         """Raise Unavailable when a file is no longer where it was: it would be lost.
 
@@ -76,8 +70,6 @@ class Place:
             if held is None or _identity(held) != identity:
                 how = "removed" if held is None else "replaced"
                 raise Lost(f"{path} was {how} while the database is in use")
-            if path is self._beside[0]:
-                self.wal_size = held.st_size
         if found.st_size >= self._size:
             self._size = found.st_size
         # Another thread may have seen a longer file since: look again.

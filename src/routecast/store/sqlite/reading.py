@@ -14,7 +14,7 @@ from typing import Final
 import apsw
 
 from routecast.errors import Unavailable
-from routecast.store.sqlite.connection import BUSY_MS
+from routecast.store.sqlite.connection import BUSY_MS, leave_log
 
 # Between two calls that end what runs, in seconds: one may fall between two statements.
 INTERRUPT_PAUSE: Final = 0.02
@@ -69,9 +69,11 @@ class Readers:
                 connection.close()
 
     def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self._path))
+        # It makes no file: one in the place of a file that was removed would be taken for it.
+        connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("PRAGMA query_only = 1")
+        leave_log(connection)  # that is the writer's
         return connection
 
     def interrupt(self) -> None:

@@ -6,6 +6,7 @@ made of what it sees, and taken only if it is sound and adds up.
 
 import os
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
                 query(saved, "set_claimed", saved.pragma("schema_version"), 1)
                 found = recount(saved, partial(select, saved), time.time_ns() // 1000)
                 fault = next((one.what for one in found if isinstance(one, Difference)), None)
+                if fault is not None:
+                    kept = _keep(fresh, path)
+                    raise LogCut(
+                        f"{wal_of(path)} may have lost commits that are nowhere else ({fault}); "
+                        f"what can be read is kept in {kept}"
+                    )
     except (apsw.IOError, apsw.CorruptError, apsw.NotADBError) as error:
         fault = str(error)
     except BaseException:
@@ -46,6 +53,13 @@ def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
         fresh.unlink(missing_ok=True)
         raise LogCut(f"{wal_of(path)} lost commits that are nowhere else ({fault})")
     return fresh
+
+
+def _keep(fresh: Path, path: Path) -> Path:
+    """Give a copy that does not add up a name under which somebody may look at it."""
+    kept = path.with_name(f"{path.name}.saved-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    os.replace(fresh, kept)
+    return kept
 
 
 def put_in_place(fresh: Path, path: Path) -> None:

@@ -25,6 +25,9 @@ from routecast.store.sqlite.folding import PackedPart, pack_parts
 from routecast.store.sqlite.known import stored_contents
 from routecast.store.sqlite.series import SeriesKey
 
+# What it attaches is named by a URI, which can say that no file is to be made.
+_IN_MEMORY: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+
 _encode: Final = msgspec.json.Encoder().encode
 _places: Final = msgspec.json.Decoder(list[int]).decode
 
@@ -71,7 +74,7 @@ def stage(
     may lack room.
     """
     decisions = list(chain.from_iterable(batches))
-    with closing(apsw.Connection(":memory:")) as db:
+    with closing(apsw.Connection(":memory:", flags=_IN_MEMORY)) as db:
         places, stored = _stage_new(db, path, decisions, numbers)
         full = _leave_out_full(db, places, decisions, totals) if totals else {}
         image = db.serialize("main")
@@ -96,7 +99,7 @@ def _stage_new(
     Returns their places, and what is stored of the others.
     """
     db.set_busy_timeout(BUSY_MS)
-    query(db, "attach_stored", str(path))
+    query(db, "attach_stored", f"{path.absolute().as_uri()}?mode=rw")
     query(db, "create_staged")
     db.execute("BEGIN")
     rows = [

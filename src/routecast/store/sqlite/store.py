@@ -54,6 +54,10 @@ FINISH_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 3.0
 # Readers that are in the way when the file has to be opened anew are interrupted for this time.
 LEAVE_SECONDS: Final = 5.0
+# After a try to open the file anew that failed, in seconds: each pause is twice the one before. A
+# try may copy all of the database.
+FIRST_REOPEN_PAUSE: Final = 0.5
+LONGEST_REOPEN_PAUSE: Final = 30.0
 # Between two looks whether a long write-ahead log can be cut off, in seconds.
 CUT_PAUSE: Final = 2.0
 
@@ -79,6 +83,9 @@ class SqliteStore:
         self._cutting: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._lost: Lost | None = None  # why it has to be opened again
+        self._reopen_failure: str | None = None  # of the last try
+        self._reopen_pause = FIRST_REOPEN_PAUSE
+        self._reopen_from = 0.0  # when it may be tried again, monotonic
         self._open_for_use = False
         self._closed = self._stopping = False
 
@@ -247,18 +254,24 @@ class SqliteStore:
 
     async def _reopen(self) -> None:
         """Open the file anew, with all that is in a log that is not at its place any more."""
-        log.error("%s. Decisions are refused until the file is opened again", self._lost)
+        if self._reopen_failure is None:
+            log.error("%s. Decisions are refused until the file is opened again", self._lost)
         try:
             left = await asyncio.to_thread(self._readers.leave, LEAVE_SECONDS)
             if not left:
                 raise Unavailable("readers are in the way")
             await self._run(self._writing, self._writer.reopen)
         except (RoutecastError, OSError) as error:
-            log.error("%s cannot be opened again yet: %s", self.path, error)
+            if str(error) != self._reopen_failure:
+                log.error("%s cannot be opened again yet: %s", self.path, error)
+            self._reopen_failure = str(error)
+            self._reopen_pause = min(2 * self._reopen_pause, LONGEST_REOPEN_PAUSE)
+            self._reopen_from = time.monotonic() + self._reopen_pause
             return
         finally:
             self._readers.come_back()
-        self._lost = None
+        self._lost = self._reopen_failure = None
+        self._reopen_pause = FIRST_REOPEN_PAUSE
         await self._integrity.open()
         log.warning("%s is open again, with all that was acknowledged", self.path)
 
@@ -282,7 +295,7 @@ class SqliteStore:
             self._integrity.saw(error)
             raise
         except Lost as error:
-            if self._open_for_use and (self._reopening is None or self._reopening.done()):
+            if self._may_reopen:
                 self._lost = self._lost or error
                 self._reopening = asyncio.create_task(self._reopen(), name="reopen")
             raise
@@ -295,6 +308,13 @@ class SqliteStore:
             if self._closed:
                 raise Unavailable("the database is closed") from error
             raise
+
+    @property
+    def _may_reopen(self) -> bool:
+        if not self._open_for_use or self._integrity.condition.error is not None:
+            return False
+        waits = time.monotonic() < self._reopen_from
+        return not waits and (self._reopening is None or self._reopening.done())
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
         self._integrity.refuse_if_damaged()

@@ -103,7 +103,7 @@ class WriteAheadLog:
         """Raise Unavailable when something else has written to the files, or cut off the log."""
         if not self._in_use:
             return
-        if (self._place.wal_size or 0) < self._length(self._pages):
+        if (self.size or 0) < self._length(self._pages):
             self._find_cut()
         version = int(self._db.pragma("data_version"))
         others, self._version = version != self._version, version
@@ -118,8 +118,11 @@ class WriteAheadLog:
             self._find_replaced(header)
 
     def begin(self) -> None:
-        """Mark the log, in a transaction that has just begun, should it be the log's first."""
-        if self._in_use and self._may_begin:
+        """Mark the log, in a transaction that has just begun, should it be the log's first.
+
+        Another program's checkpoint, since the last look, makes it the first, too.
+        """
+        if self._in_use and (self._may_begin or self._read_header() != self._header):
             self._write_mark()
 
     def end(self) -> None:
@@ -249,7 +252,7 @@ class WriteAheadLog:
         Another process may have cut it off in good order: the log's index tells.
         """
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
-        if done < pages and (self._place.wal_size or 0) < self._length(pages):
+        if done < pages and (self.size or 0) < self._length(pages):
             raise Lost(f"{self._wal} was cut off while the database is in use")
         self._pages, self._may_begin = 0, True
 

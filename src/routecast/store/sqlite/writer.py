@@ -35,6 +35,7 @@ from routecast.store.sqlite.connection import (
     BUSY_MS,
     STATEMENTS_KEPT,
     insert_rows,
+    leave_log,
     query,
     transaction,
 )
@@ -119,6 +120,8 @@ class Writer:
             schema.require_ours(db, self._path)
             if self._create:  # else it may be a backup, which is one file and stays as it is
                 db.execute("PRAGMA journal_mode = WAL")
+            else:
+                leave_log(db)
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -32768")
             schema.migrate(db)
