@@ -257,9 +257,9 @@ def test_the_example_producer_goes_by_the_table() -> None:
     for row in rows:
         sent, _ = SENT[row["producer"]]
         wanted[name(row)] = (
-            (0, "accepted 2, duplicates 0, rejected 0, refused 0")
+            (0, "accepted 2, duplicates 0, rejected 0, refused 0, conflicts 0")
             if sent
-            else (1, "accepted 0, duplicates 0, rejected 0, refused 2")
+            else (1, "accepted 0, duplicates 0, rejected 0, refused 2, conflicts 0")
         )
     assert together(produce, rows) == wanted
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -215,3 +216,28 @@ def test_log_of_an_older_version_is_taken_as_it_is(path: Path) -> None:
     shutil.copy(f"{path}.log", wal_of(path))
     require_own_log(path)
     assert asyncio.run(opened(path))[1] == 0
+
+
+LOOK = (
+    "import sys, pathlib; from routecast.store.sqlite import marks; "
+    "marks.require_own_log(pathlib.Path(sys.argv[1]))"
+)
+
+
+async def test_log_that_another_program_keeps_open(path: Path) -> None:
+    """At a stop in good order it stays, and it belongs to the file."""
+    other = None
+    for number in range(4):
+        store = SqliteStore(path)
+        await store.open()
+        other = other or apsw.Connection(str(path))
+        other.execute("SELECT count(*) FROM decisions").fetchall()
+        if number % 2:
+            await store.commit([[kept(number)]], NOW)
+        await store.close()
+        assert wal_of(path).exists()
+        # Not in this process, which has the file open.
+        look = await asyncio.create_subprocess_exec(sys.executable, "-c", LOOK, str(path))
+        assert await look.wait() == 0
+    assert other is not None
+    other.close()

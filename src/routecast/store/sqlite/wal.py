@@ -94,6 +94,7 @@ class WriteAheadLog:
         with suppress(apsw.Error, Unavailable):
             self._place.check()
             with transaction(self._db):
+                self.begin()
                 query(self._db, "set_claimed", self._db.pragma("schema_version"), 0)
                 self._db.execute("COMMIT")
 
