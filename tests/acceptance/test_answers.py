@@ -274,8 +274,8 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
         delivery = Delivery(Address.parse(there.url))
         for _ in cut:
             with pytest.raises(Unavailable):
-                delivery.send(b"[{}]")
-        assert delivery.send(b"[{}]").accepted == 1
+                delivery.send(b"[{}]", 1)
+        assert delivery.send(b"[{}]", 1).accepted == 1
         delivery.close()
 
 
@@ -292,8 +292,8 @@ def test_a_problem_document_of_others_is_not_routecasts() -> None:
         delivery = Delivery(Address.parse(there.url))
         for _ in others:
             with pytest.raises(NotOurs, match="not as Routecast does"):
-                delivery.send(b"[{}]")
-        assert delivery.send(b"[{}]").accepted == 1
+                delivery.send(b"[{}]", 1)
+        assert delivery.send(b"[{}]", 1).accepted == 1
         delivery.close()
 
 
@@ -405,8 +405,8 @@ def test_an_answer_is_bounded_in_bytes_and_as_a_whole_in_time(
     with site(answer) as there:
         delivery = Delivery(Address.parse(there.url), timeout=0.5)
         with pytest.raises(Unreachable, match=r"in time|more than 1024 KiB"):
-            delivery.send(b"[{}]")
-        assert delivery.send(b"[{}]").accepted == 1
+            delivery.send(b"[{}]", 1)
+        assert delivery.send(b"[{}]", 1).accepted == 1
         delivery.close()
 
 
@@ -415,7 +415,7 @@ def test_a_body_that_nobody_reads_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         delivery = Delivery(Address.parse(f"127.0.0.1:{deaf.getsockname()[1]}"), timeout=0.5)
         with pytest.raises(Unreachable, match="no answer in time"):
-            delivery.send(os.urandom(32 * 1024 * 1024))
+            delivery.send(os.urandom(32 * 1024 * 1024), 1)
         delivery.close()
 
 
