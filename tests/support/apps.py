@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import free_port
+from tests.support.waiting import until
 
 WAIT_SECONDS = 60.0
 APPLICATION = """
@@ -69,10 +70,19 @@ def application(command: list[str], folder: Path, **environment: str) -> Iterato
             yield f"http://{address}/"
             process.terminate()
             process.wait(WAIT_SECONDS)
+            until(lambda: not _lives(process.pid))  # workers may end after their master
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def ask(url: str) -> bytes:
