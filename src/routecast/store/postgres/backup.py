@@ -171,7 +171,8 @@ async def _write(session: Session, target: Path, tell: Tell) -> _Manifest:
     progress = _Progress("copying", await value(session, "size"), tell)
     tables = {}
     with _disk(target):
-        archive = zipfile.ZipFile(target, "x", zipfile.ZIP_DEFLATED, compresslevel=1)
+        file = _create(target)
+        archive = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     try:
         for name, columns in names.items():
             with _disk(target):
@@ -199,14 +200,20 @@ async def _write(session: Session, target: Path, tell: Tell) -> _Manifest:
         with _disk(target):
             archive.writestr(MANIFEST, manifest.encode())
             archive.close()
-            with target.open("rb+") as file:
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
     finally:
-        with suppress(
-            OSError, ValueError
-        ):  # after a failure: it may have been closed, or cannot be
+        # After a failure the archive may have been closed, or cannot be.
+        with suppress(OSError, ValueError):
             archive.close()
+        with suppress(OSError):
+            file.close()
     return manifest
+
+
+def _create(target: Path) -> IO[bytes]:
+    """Make a new file that nobody else may read: it will have all decisions."""
+    return os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 class _Progress:
