@@ -101,6 +101,32 @@ async def test_backup_is_restored_elsewhere_as_it_was(
     await assert_same(elsewhere, sent, done)
 
 
+async def test_database_of_many_generations_is_restored(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
+) -> None:
+    """Those that are gone cost nothing: the server could not lock all that there ever were."""
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "UPDATE routecast.retention SET generation = 5000;"
+        "SELECT routecast.begin_generation(5000);"
+        "UPDATE routecast.retention SET oldest = 5001;"
+        "DROP TABLE routecast.decisions_1, routecast.commits_1"
+    )
+    sent = await fill(store)
+    await PostgresBackups(url).backup(tmp_path / "it", silent)
+    done = await PostgresBackups(elsewhere).restore(tmp_path / "it", silent)
+    there = await asyncpg.connect(elsewhere)
+    assert await partitions(there) == await partitions(connection)
+    await there.close()
+    await connection.close()
+    await assert_same(elsewhere, sent, done)
+
+
+async def partitions(connection: Any) -> list[str]:
+    sql = "SELECT oid::regclass::text FROM pg_class WHERE relispartition AND relkind = 'r'"
+    return sorted(row[0] for row in await connection.fetch(sql))
+
+
 async def test_what_is_replaced_is_kept(store: PostgresStore, url: str, tmp_path: Path) -> None:
     """Under a name that is told; whoever knew the numbers of before learns those of the backup."""
     sent = await fill(store)

@@ -323,11 +323,7 @@ async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell)
     await query(session, "create_schema")
     await query(session, "create_version")
     await run_migrations(session, 0, manifest.schema)
-    oldest, newest = manifest.generations
-    for generation in range(1, newest):
-        await query(session, "begin_generation", generation)
-    for generation in range(1, oldest):
-        await query(session, "drop_generation", generation)
+    await _make_generations(session, *manifest.generations)
     of = sum(table.size for table in manifest.tables.values())
     progress = _Progress("restoring", of, tell)
     with _disk(source):
@@ -347,6 +343,20 @@ async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell)
     for name, last in manifest.sequences.items():
         await query(session, "set_sequence", name, last)
     await run_migrations(session, manifest.schema, KNOWN)
+
+
+async def _make_generations(session: Session, oldest: int, newest: int) -> None:
+    """Have the generations of a backup, and no other, where the first one is.
+
+    Those before the oldest are passed over. They may be thousands, and the locks of each that is
+    made or dropped are held to the end of the transaction: the server has no room for so many.
+    """
+    passed = max(oldest - 1, 1)
+    await query(session, "set_generation", passed)
+    for generation in range(passed, newest):
+        await query(session, "begin_generation", generation)
+    if oldest > 1:
+        await query(session, "drop_generation", 1)
 
 
 async def _told(
