@@ -98,9 +98,17 @@ class Difference:
     found: str
 
 
+# The stages of a verification that count decisions, all that are kept.
+COUNTING: Final = "counting decisions"
+COMPARING: Final = "comparing hours"
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How far a verification has come, for progress: `done` of `of` decisions read."""
+    """How far a stage has come, for progress: `done` of `of`; 0 of 0 where nobody knows.
+
+    COUNTING and COMPARING count decisions; other stages bytes, or tables.
+    """
 
     stage: str
     done: int

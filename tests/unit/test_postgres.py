@@ -19,6 +19,7 @@ from routecast.store.postgres import store as store_module
 from routecast.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
 from routecast.store.postgres.session import query
 from routecast.store.postgres.totals import Totals
+from tests.support.command import routecast
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.postgres import OwnPostgres, Postgres, programs
 from tests.support.summaries import sum_up
@@ -538,6 +539,9 @@ async def test_damage_to_the_files_of_the_server_is_told(table: str) -> None:
     assert store.condition.error is None
     told = await differences(store)
     assert any(one.what == f"routecast.{table}" and "invalid page" in one.found for one in told)
+    verified = await asyncio.to_thread(routecast, "verify", "--database", url)
+    # It came to count tables, and no decisions.
+    assert f"{len(told)} differences" in verified.stdout.splitlines()
     if table == "rollups":
         with pytest.raises(Unavailable, match="invalid page"):
             await store.load(NOW)

@@ -1,6 +1,8 @@
 """Backups of PostgreSQL: made beside nodes, checked, and put back with a new epoch."""
 
 import asyncio
+import os
+import stat
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -97,6 +99,32 @@ async def test_backup_is_restored_elsewhere_as_it_was(
     assert (done.position.seq, done.decisions, done.kept) == (before.seq, 6, None)
     assert done.position.epoch != before.epoch
     await assert_same(elsewhere, sent, done)
+
+
+async def test_database_of_many_generations_is_restored(
+    store: PostgresStore, url: str, elsewhere: str, tmp_path: Path
+) -> None:
+    """Those that are gone cost nothing: the server could not lock all that there ever were."""
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "UPDATE routecast.retention SET generation = 5000;"
+        "SELECT routecast.begin_generation(5000);"
+        "UPDATE routecast.retention SET oldest = 5001;"
+        "DROP TABLE routecast.decisions_1, routecast.commits_1"
+    )
+    sent = await fill(store)
+    await PostgresBackups(url).backup(tmp_path / "it", silent)
+    done = await PostgresBackups(elsewhere).restore(tmp_path / "it", silent)
+    there = await asyncpg.connect(elsewhere)
+    assert await partitions(there) == await partitions(connection)
+    await there.close()
+    await connection.close()
+    await assert_same(elsewhere, sent, done)
+
+
+async def partitions(connection: Any) -> list[str]:
+    sql = "SELECT oid::regclass::text FROM pg_class WHERE relispartition AND relkind = 'r'"
+    return sorted(row[0] for row in await connection.fetch(sql))
 
 
 async def test_what_is_replaced_is_kept(store: PostgresStore, url: str, tmp_path: Path) -> None:
@@ -256,6 +284,19 @@ async def test_backup_of_a_newer_program_is_refused(
     await assert_same(url, sent, done)
 
 
+async def test_backup_is_its_owners_alone(store: PostgresStore, url: str, tmp_path: Path) -> None:
+    """Whatever the umask, nobody else may read it; and it takes the place of no other file."""
+    await fill(store)
+    before = os.umask(0)
+    try:
+        await PostgresBackups(url).backup(tmp_path / "it", silent)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "it").stat().st_mode) == 0o600
+    with pytest.raises(Unavailable, match="File exists"):
+        await PostgresBackups(url).backup(tmp_path / "it", silent)
+
+
 async def test_progress_is_told(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,12 +315,7 @@ async def test_full_disk_is_told_as_that_of_the_file(store: PostgresStore, url: 
     """And not as a failure of the server."""
     await fill(store)
     with pytest.MonkeyPatch.context() as patch:
-        opened = zipfile.ZipFile
-
-        def on_full(path: Path, mode: str = "r", *given: Any, **named: Any) -> zipfile.ZipFile:
-            return opened(path, "w" if mode == "x" else mode, *given, **named)  # type: ignore[arg-type]
-
-        patch.setattr(backup.zipfile, "ZipFile", on_full)
+        patch.setattr(backup, "_create", lambda path: path.open("wb"))
         with pytest.raises(Unavailable, match="/dev/full: No space left"):
             await PostgresBackups(url).backup(FULL, silent)
 

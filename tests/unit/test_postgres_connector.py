@@ -280,17 +280,56 @@ async def test_pooler_without_transactions_is_told(careless: OwnPostgres) -> Non
 async def test_dead_host_does_not_keep_us_from_the_next(
     careless: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Be it one that refuses, or one that says nothing."""
+    """Be it one that refuses, one that hangs up, or one that says nothing."""
     made = careless.create()
+    closing = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        dead = f"127.0.0.1:1,127.0.0.1:{silent.getsockname()[1]}"
+        ports = (1, closing.sockets[0].getsockname()[1], silent.getsockname()[1])
+        dead = ",".join(f"127.0.0.1:{port}" for port in ports)
         url = tcp(careless, made).replace("@", f"@{dead},")
         monkeypatch.setattr("routecast.store.postgres.address.CONNECT_SECONDS", 1.0)
-        store = PostgresStore(url)
+        store = PostgresStore(f"{url}?sslmode=disable")
         await store.open()
+        await store.check()
+        await store.commit([[kept(1)]], NOW)
         await store.close()
+    closing.close()
+
+
+async def test_host_that_falls_silent_leaves_time_for_the_next(careless: OwnPostgres) -> None:
+    """As a primary whose machine is gone: a look and a commit end with the next host's answer."""
+    made = careless.create()
+    async with Proxy(careless.port) as proxy:
+        url = tcp(careless, made).replace("@", f"@127.0.0.1:{proxy.port},")
+        store = PostgresStore(f"{url}?sslmode=disable")
+        await store.open()
+        proxy.silent = True
+        await store.check()
+        await store._opened().expire_connections()
+        await store.commit([[kept(1)]], NOW)
+        await store.close()
+
+
+async def test_slow_host_is_asked_last_and_given_time(
+    careless: OwnPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that needs more than its share is no silent one; so it is not passed by for ever."""
+    monkeypatch.setattr(connector, "ASK_SECONDS", 0.03)
+    made = careless.create()
+    async with Proxy(careless.port) as proxy:
+        place = tcp(careless, made).replace(f":{careless.port}", f":{proxy.port},127.0.0.1:1")
+        proxy.delay = 0.05
+        connecting = connector.Connector(f"{place}?sslmode=disable")
+        with pytest.raises(ConnectionRefusedError):
+            await connecting.connect()
+        for _ in range(2):
+            session = await connecting.connect()
+            await session.close()
+        monkeypatch.setattr(connector, "SILENT_SECONDS", 0)
+        with pytest.raises(ConnectionRefusedError):  # it is the first again
+            await connecting.connect()
 
 
 async def test_host_that_only_reads_is_passed_by(careless: OwnPostgres) -> None:

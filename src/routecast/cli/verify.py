@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from routecast.config import load_settings
-from routecast.ports import Checked, Difference, Store
+from routecast.ports import COMPARING, COUNTING, Checked, Difference, Store
 
 MAX_SHOWN = 50
 
@@ -39,16 +39,18 @@ def verify(
 
 async def _verify(store: Store) -> int:
     out, progress_out = Console(), Console(stderr=True)
-    differences = decisions = 0
+    differences = 0
+    decisions: int | None = None  # not known yet
     await store.open()
     try:
         with Progress(
             console=progress_out, transient=True, disable=not progress_out.is_terminal
         ) as progress:
-            task = progress.add_task("counting decisions", total=None)
+            task = progress.add_task("starting", total=None)
             async for found in store.verify():
                 if isinstance(found, Checked):
-                    decisions = found.of
+                    if found.stage in (COUNTING, COMPARING):
+                        decisions = found.of
                     progress.update(
                         task, description=found.stage, completed=found.done, total=found.of or 1
                     )
@@ -60,10 +62,12 @@ async def _verify(store: Store) -> int:
         await store.close()
     if differences > MAX_SHOWN:
         out.print(f"… and {differences - MAX_SHOWN} more")
+    counted = None if decisions is None else f"{decisions:,} decisions"
     if differences:
-        out.print(f"{differences} differences over {decisions:,} decisions", style="bold red")
+        over = f" over {counted}" if counted else ""
+        out.print(f"{differences} differences{over}", style="bold red")
     else:
-        out.print(f"Rollups equal a recount of {decisions:,} decisions.", style="green")
+        out.print(f"Rollups equal a recount of {counted or 'the decisions'}.", style="green")
     if store.unverifiable:
         out.print("It cannot detect:", style="dim")
         for what in store.unverifiable:

@@ -9,7 +9,7 @@ import apsw
 from routecast.core.decision import DAY
 from routecast.core.histogram import bin_of, pack
 from routecast.core.names import OTHER
-from routecast.ports import MIN_MINUTE_DAYS, Checked, Difference
+from routecast.ports import COMPARING, COUNTING, MIN_MINUTE_DAYS, Checked, Difference
 from routecast.store.comparison import HOUR, Comparison, Rows, moment, readable, unpacked
 from routecast.store.sqlite.summaries import joined
 
@@ -84,7 +84,7 @@ def _recount(query: Query, now: int) -> Iterator[Checked | Difference]:
     deltas = readable(_unfolded(query, seq, folded, parts, found), found)
     comparison = Comparison(series, minutes_from, deltas)
     yield from found
-    yield Checked("counting decisions", 0, of)
+    yield Checked(COUNTING, 0, of)
     counted = itertools.groupby(query("recount"), key=lambda row: row[0] // HOUR * HOUR)
     hours = {row[0] for row in query("hours")} | comparison.hours
     unsummed = {row[0] for row in query("unsummed_hours", _END, -1)}
@@ -98,7 +98,7 @@ def _recount(query: Query, now: int) -> Iterator[Checked | Difference]:
         summaries = None if hour in unsummed else joined(query("summaries", hour))
         yield from comparison.hour(hour, minutes, rollups, summaries)
         done += sum(row[0] for row in minutes.values())
-        yield Checked("comparing hours", done, of)
+        yield Checked(COMPARING, done, of)
     yield from comparison.total(query("rollups", "total", 0, 1))
 
 

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, urlencode
 from routecast.errors import BadDatabase
 from routecast.urls import split_url
 
-# For one host to accept a connection, in seconds.
+# For one host to accept a connection, in seconds; less where others are to be asked in time.
 CONNECT_SECONDS: Final = 5.0
 # Longer than this no connection is waited for, whatever the URL says.
 MAX_CONNECT_SECONDS: Final = 60
@@ -63,7 +63,7 @@ _IGNORED: Final[Mapping[str, str]] = {
     **dict.fromkeys(("pool_timeout", "socket_timeout", "timeout", "reaping_frequency"), _OWN_TIMES),
     **dict.fromkeys(("schema", "currentSchema"), _OWN_SCHEMA),
     **dict.fromkeys(("supa", "workaround", "uselibpqcompat"), "it is for other programs"),
-    "load_balance_hosts": "hosts are tried in the order of the URL",
+    "load_balance_hosts": "hosts are tried in the order of the URL, the one in use first",
     "sslcompression": "no connection is compressed",
     "sslsni": "TLS always tells the server the name of its host",
     "gssdelegation": "no credentials are passed on",
@@ -117,8 +117,8 @@ class Keepalives:
 class Address:
     """Where a database is, and how to connect to it.
 
-    `urls` are for asyncpg, one for each host, in the order in which to try them. `roles` are what
-    a session may be: None for any, False for one that can write, True for one that only reads.
+    `urls` are for asyncpg, one for each host, in the order of the URL. `roles` are what a session
+    may be: None for any, False for one that can write, True for one that only reads.
     `tls` is used in place of what the URLs say. `pooled`: the URL says that there is a pooler.
     `notes` are for the log.
     """

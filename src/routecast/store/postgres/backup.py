@@ -171,7 +171,8 @@ async def _write(session: Session, target: Path, tell: Tell) -> _Manifest:
     progress = _Progress("copying", await value(session, "size"), tell)
     tables = {}
     with _disk(target):
-        archive = zipfile.ZipFile(target, "x", zipfile.ZIP_DEFLATED, compresslevel=1)
+        file = _create(target)
+        archive = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
     try:
         for name, columns in names.items():
             with _disk(target):
@@ -199,14 +200,20 @@ async def _write(session: Session, target: Path, tell: Tell) -> _Manifest:
         with _disk(target):
             archive.writestr(MANIFEST, manifest.encode())
             archive.close()
-            with target.open("rb+") as file:
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
     finally:
-        with suppress(
-            OSError, ValueError
-        ):  # after a failure: it may have been closed, or cannot be
+        # After a failure the archive may have been closed, or cannot be.
+        with suppress(OSError, ValueError):
             archive.close()
+        with suppress(OSError):
+            file.close()
     return manifest
+
+
+def _create(target: Path) -> IO[bytes]:
+    """Make a new file that nobody else may read: it will have all decisions."""
+    return os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 class _Progress:
@@ -316,11 +323,7 @@ async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell)
     await query(session, "create_schema")
     await query(session, "create_version")
     await run_migrations(session, 0, manifest.schema)
-    oldest, newest = manifest.generations
-    for generation in range(1, newest):
-        await query(session, "begin_generation", generation)
-    for generation in range(1, oldest):
-        await query(session, "drop_generation", generation)
+    await _make_generations(session, *manifest.generations)
     of = sum(table.size for table in manifest.tables.values())
     progress = _Progress("restoring", of, tell)
     with _disk(source):
@@ -340,6 +343,20 @@ async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell)
     for name, last in manifest.sequences.items():
         await query(session, "set_sequence", name, last)
     await run_migrations(session, manifest.schema, KNOWN)
+
+
+async def _make_generations(session: Session, oldest: int, newest: int) -> None:
+    """Have the generations of a backup, and no other, where the first one is.
+
+    Those before the oldest are passed over. They may be thousands, and the locks of each that is
+    made or dropped are held to the end of the transaction: the server has no room for so many.
+    """
+    passed = max(oldest - 1, 1)
+    await query(session, "set_generation", passed)
+    for generation in range(passed, newest):
+        await query(session, "begin_generation", generation)
+    if oldest > 1:
+        await query(session, "drop_generation", 1)
 
 
 async def _told(

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from typing import Final
 
 import asyncpg
@@ -29,6 +30,10 @@ from routecast.store.postgres.session import (
 
 log = logging.getLogger(__name__)
 
+# All hosts are asked within this time, in seconds: nobody waits for a session for less.
+ASK_SECONDS: Final = 4.5
+# A host that said nothing is asked last for this time, in seconds.
+SILENT_SECONDS: Final = 60.0
 # In seconds. A lock is waited for longer than a node that stopped in a transaction may hold it.
 LOCK_SECONDS: Final = 5
 IDLE_SECONDS: Final = 3
@@ -65,6 +70,9 @@ class Connector:
         self._url = url
         self._address: Address | None = None
         self._pooled: bool | None = None  # not known yet
+        # By the URLs of hosts: which gave the last session, and when others said nothing.
+        self._last: str | None = None
+        self._silent: dict[str, float] = {}
 
     @property
     def address(self) -> Address:
@@ -82,26 +90,42 @@ class Connector:
         return self._pooled is not False
 
     async def connect(self, *, patient: bool = False) -> Session:
-        """Return a session with its settings.
+        """Return a session with its settings, of the first host that gives one.
+
+        Of ASK_SECONDS each host but the last has an equal share, so that one which says nothing
+        leaves time for the others; a patient session has no such bound.
 
         Raises BadDatabase where the URL cannot be used, and what asyncpg raises: `failures` tells
         which of that is hopeless.
         """
         address = self.address
+        turns = [(read_only, url) for read_only in address.roles for url in self._in_turn()]
+        share = ASK_SECONDS / (len(turns) + 1)
         failure: Exception | None = None
-        for read_only in address.roles:
-            for url in address.urls:
-                try:
-                    return await self._connect(url, read_only, patient=patient)
-                except (
-                    OSError,
-                    TimeoutError,
-                    asyncpg.CannotConnectNowError,
-                    asyncpg.TargetServerAttributeNotMatched,
-                ) as error:
-                    failure = error
+        for number, (read_only, url) in enumerate(turns, 1):
+            try:
+                async with asyncio.timeout(None if patient or number == len(turns) else share):
+                    session = await self._connect(url, read_only, patient=patient)
+            except (
+                OSError,
+                TimeoutError,
+                asyncpg.PostgresConnectionError,
+                asyncpg.CannotConnectNowError,
+                asyncpg.TargetServerAttributeNotMatched,
+            ) as error:
+                if isinstance(error, TimeoutError):
+                    self._silent[url] = time.monotonic()
+                failure = error
+            else:
+                self._last = url
+                return session
         assert failure is not None
         raise failure
+
+    def _in_turn(self) -> list[str]:
+        """The hosts' URLs: the one that gave the last session first, those silent lately last."""
+        silent = {url for url, at in self._silent.items() if time.monotonic() - at < SILENT_SECONDS}
+        return sorted(self.address.urls, key=lambda url: (url in silent, url != self._last))
 
     async def _connect(self, url: str, read_only: bool | None, *, patient: bool) -> Session:
         address = self.address

@@ -23,7 +23,7 @@ from routecast.store.loading import Loader
 from routecast.store.postgres import names as names_of
 from routecast.store.postgres import past, retention, window
 from routecast.store.postgres.commit import Unsettled, Written, commit, settle
-from routecast.store.postgres.connector import Connector
+from routecast.store.postgres.connector import ASK_SECONDS, Connector
 from routecast.store.postgres.failures import (
     CORRUPT,
     LOST,
@@ -50,10 +50,10 @@ from routecast.urls import masked
 
 log = logging.getLogger(__name__)
 
-# For a free session, and then for the server to accept it, in seconds.
+# For a free session, and then for a server to accept it, in seconds: no less than ASK_SECONDS.
 ACQUIRE_SECONDS: Final = 5.0
 # For all of a check, or of a look at the position: who waits for it wants to know soon.
-LOOK_SECONDS: Final = 4.5
+LOOK_SECONDS: Final = ASK_SECONDS
 # A session that nobody uses is closed after this time, in seconds; and so that a pooler can give
 # its own to others, through one.
 UNUSED_SECONDS: Final = 300.0

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from routecast.core.delta import Delta
 from routecast.core.histogram import EDGES
-from routecast.ports import Checked, Difference
+from routecast.ports import COMPARING, COUNTING, Checked, Difference
 from routecast.store.comparison import HOUR, KEY, Comparison, Row, Rows
 from routecast.store.postgres.failures import CORRUPT, described
 from routecast.store.postgres.integrity import check_files
@@ -55,7 +55,7 @@ async def _recount(session: Session) -> AsyncGenerator[Checked | Difference]:
         series = {row[1:]: row[0] for row in await query(session, "series")}
         comparison = Comparison(series, state["minutes_from"], deltas)
         hours = {row["start"] for row in await query(session, "hours")} | comparison.hours
-        yield Checked("counting decisions", 0, of)
+        yield Checked(COUNTING, 0, of)
         unsummed = {row[0] for row in await query(session, "unsummed_hours", 2**62, None)}
         done = 0
         async for hour, minutes in _by_hour(session, *kept_from, EDGES, sorted(hours)):
@@ -66,7 +66,7 @@ async def _recount(session: Session) -> AsyncGenerator[Checked | Difference]:
             for difference in comparison.hour(hour, minutes, rollups, summaries):
                 yield difference
             done += sum(row[0] for row in minutes.values())
-            yield Checked("comparing hours", done, of)
+            yield Checked(COMPARING, done, of)
         for difference in comparison.total(await query(session, "rollups", "total", 0, 1)):
             yield difference
 

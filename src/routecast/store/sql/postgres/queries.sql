@@ -200,6 +200,10 @@ DELETE FROM routecast.deltas WHERE seq <= $1 AND seq <= greatest($1 - $2, (
 -- name: begin_generation
 SELECT routecast.begin_generation($1);
 
+-- name: set_generation
+-- Have the next generation be the one after another, for a restore: there are no commits.
+UPDATE routecast.retention SET generation = $1;
+
 -- name: drop_generation
 SELECT routecast.drop_generation($1);
 
