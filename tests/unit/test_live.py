@@ -345,19 +345,19 @@ async def test_live_state_that_crashed_shows_no_numbers(
     async def crash() -> None:
         raise RuntimeError("odd")
 
-    async with running(node.live.run()) as run:
-        await node.live.loaded()
-        await until(lambda: node.live.current() is not None)
-        with monkeypatch.context() as broken:
-            broken.setattr(node.live, "_step", crash)
-            node.live._stir.set()
-            with pytest.raises(RuntimeError):
-                await run
-        assert node.live.current() is None
-        await node.commit(1)
-        async with running(node.live.run()):
-            await until(lambda: node.seq() == 1)
-            node.assert_current(1)
+    run = asyncio.create_task(node.live.run())
+    await node.live.loaded()
+    await until(lambda: node.live.current() is not None)
+    with monkeypatch.context() as broken:
+        broken.setattr(node.live, "_step", crash)
+        node.live._stir.set()
+        with pytest.raises(RuntimeError):
+            await run
+    assert node.live.current() is None
+    await node.commit(1)
+    async with running(node.live.run()):
+        await until(lambda: node.seq() == 1)
+        node.assert_current(1)
 
 
 @pytest.mark.usefixtures("quick")

@@ -93,8 +93,9 @@ class RedisBus:
     async def run(self) -> None:
         try:
             await run_parts(self._send, self._hear)
-        finally:  # a crash, or the end: what is told from now on is not heard
+        except Exception:  # until it is started again, what is told is not heard
             self._hearing.lost(Unavailable("it does not listen"))
+            raise
 
     async def close(self) -> None:
         self._listeners.clear()

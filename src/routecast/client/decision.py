@@ -117,10 +117,6 @@ def encode(decision: Any, identity: str, at: float) -> tuple[bytes, list[str]]:
             if name in _REQUIRED:
                 raise ValueError(f"{name}: {error}") from None
             left_out.append(f"{name}: {error}")
-    if "id" in known and not (known["id"] and isinstance(known["id"], str | msgspec.Raw)):
-        # The server would make another one each time that the decision is sent.
-        del known["id"]
-        left_out.append("id: must be a text that is not empty, or a whole number")
     text = _encode({"id": identity, "timestamp": at, **known})
     if len(text) > _MAX_DECISION:
         raise ValueError(f"it takes more than {_MAX_DECISION:,} bytes")

@@ -39,14 +39,20 @@ def to_text(value: Any) -> Any:
 
 
 def to_id(value: Any) -> Any:
-    """Return a text, a whole number or a UUID as a `str`."""
+    """Return a text, a whole number or a UUID as a `str`.
+
+    Raises TypeError for anything else: the server would make another id each time that the decision
+    is sent.
+    """
     if isinstance(value, UUID):
         return str(value)
     value = to_text(value)
-    if type(value) is str or type(value) is bool:
+    if type(value) is str and value:
         return value
-    number = to_number(value)
-    return str(number) if type(number) is int else value
+    number = None if isinstance(value, str | bool) else to_number(value)
+    if type(number) is not int:
+        raise TypeError("must be a text that is not empty, or a whole number")
+    return str(number)
 
 
 def to_reason(value: Any) -> Any:

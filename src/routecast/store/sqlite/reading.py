@@ -70,7 +70,10 @@ class Readers:
 
     def _connect(self) -> apsw.Connection:
         # It makes no file: one in the place of a file that was removed would be taken for it.
-        connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
+        except apsw.CantOpenError as error:
+            raise Unavailable(f"SQLite: {error}") from error
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("PRAGMA query_only = 1")
         leave_log(connection)  # that is the writer's
