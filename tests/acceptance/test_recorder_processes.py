@@ -167,7 +167,8 @@ def test_greenlets_go_on(server: Server, order: str) -> None:
     """Whenever gevent replaces threads, sockets and locks; `flush` lets them run, too."""
     apps.needs("gevent")
     patch = "from gevent import monkey; monkey.patch_all()\n"
-    make = "recorder = Recorder(URL, linger=0.01)\n"
+    # Nothing is sent before `flush` asks for it: so it has to wait.
+    make = "recorder = Recorder(URL, linger=10)\n"
     used = "recorder.record(decision); assert recorder.flush(30)\n"
     begin = (
         BEGIN
