@@ -15,6 +15,7 @@ from tests.support.nginx import Answering
 from tests.support.node import Teller, modules
 from tests.support.scripted import until
 from tests.support.server import Server, free_port
+from tests.support.waiting import until as met
 
 WAIT_SECONDS = 60.0
 DECISION = {"strategy": "hybrid", "provider": "gemini"}
@@ -62,8 +63,9 @@ def test_a_recorder_waits_until_it_is_let_through(
             recorder.record(DECISION)
         assert not recorder.flush(0.5)
         assert recorder.counters.waiting == 50
-        warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         words = "the connection broke" if answer == "444" else f"answered {answer} "
+        met(lambda: any(words in r.getMessage() for r in list(caplog.records)))
+        warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
         assert sum(words in line for line in warned) == 1
         proxy.say(listening(port, f"location / {{ {passing(server)} }}"))
         assert recorder.flush(WAIT_SECONDS)
