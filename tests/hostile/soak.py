@@ -172,7 +172,8 @@ def _check_files(server: Server, before: int, report: Report) -> None:
 def _verify(server: Server, report: Report) -> None:
     command = [executable, "-m", "routecast", "verify", "--database", server.database_url]
     done = run(command, capture_output=True, text=True, check=False, env=server.env)
-    report.verified = (done.stdout + done.stderr).strip().splitlines()[-1][:200]
+    # What it found comes first, then what it cannot detect.
+    report.verified = (done.stdout + done.stderr).strip().partition("\n")[0][:200]
     if done.returncode:
         report.broken.append(f"verify: {(done.stdout + done.stderr)[:2_000]}")
 
