@@ -15,12 +15,12 @@ const AFTER_TOO_MANY_MS = 60_000;
 /** Close codes after which a new attempt would end the same way; with 4401, another token may help. */
 const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 4400, UNAUTHENTICATED, 4403]);
 
-/** What tells Routecast's own refusals from those of a proxy, and which of them pass by themselves. */
+/** Routecast's own refusals have this media type; those with these statuses pass by themselves. */
 const PROBLEM = "application/problem+json";
 const MAX_PROBLEM_BYTES = 1_048_576;
 const PASSING_STATUSES = new Set([408, 425, 429]);
 
-/** What web servers answer to OPTIONS where they have nothing but a WebSocket. */
+/** Web servers answer OPTIONS with these statuses where they have nothing but a WebSocket. */
 const PLAIN_STATUSES = new Set([400, 404, 405, 426, 501]);
 
 const REDIRECTS = new Set([301, 302, 307, 308]);

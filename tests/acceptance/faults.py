@@ -49,7 +49,7 @@ async def busy(nodes: Nodes) -> AsyncIterator[Ledger]:
 
 def tell(what: object) -> None:
     """Show what happened to whom runs `make faults`."""
-    print(f"\n  {what}", end=" ")  # noqa: T201
+    print(f"\n  {what}", end=" ")  # noqa: T201  # -- for people
 
 
 def equal_within(seconds: float, nodes: Iterable[Server], total: int) -> None:

@@ -26,8 +26,8 @@ from typing import Any, Final
 import pytest
 
 from routecast.cli import sending
+from routecast.cli.sending import BatchSender
 from routecast.cli.sending import Refused as NotSent
-from routecast.cli.sending import Sender
 from routecast.client import (
     BadParameter,
     BadRequest,
@@ -222,7 +222,7 @@ def test_replay_goes_by_the_table() -> None:
     def send(row: Row) -> Any:
         with site(answer_of(row)) as there:
             server = Address.parse(there.url)
-            with Sender(server, lambda *_: None) as sender:
+            with BatchSender(server, lambda *_: None) as sender:
                 try:
                     tally = sender.send([{**DECISION, "id": "1"}, {**DECISION, "id": "2"}])
                 except NotSent as error:
@@ -735,7 +735,7 @@ def test_replay_names_where_it_was_sent_to(tmp_path: Path, monkeypatch: Any) -> 
     words: list[str] = []
     with site(*[moved] * 20) as there:
         with (
-            Sender(Address.parse(there.url), lambda why, _: words.append(why)) as sender,
+            BatchSender(Address.parse(there.url), lambda why, _: words.append(why)) as sender,
             pytest.raises(NotSent, match=r"301 to https://other.example: use that address; no"),
         ):
             sender.send([DECISION])
@@ -749,8 +749,8 @@ def test_replay_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.Mo
     with site() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)
-        with Sender(Address.parse("http://metrics.example:1"), lambda *_: None) as sender:
+        with BatchSender(Address.parse("http://metrics.example:1"), lambda *_: None) as sender:
             assert sender.send([DECISION]).accepted == 1
     monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1080")
     with pytest.raises(BadParameter, match="HTTP_PROXY: only an HTTP proxy"):
-        Sender(Address.parse("http://metrics.example:1"), lambda *_: None)
+        BatchSender(Address.parse("http://metrics.example:1"), lambda *_: None)

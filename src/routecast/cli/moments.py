@@ -98,7 +98,7 @@ def moments(text: str, number: Decimal | int | None) -> dict[str, int]:
 
 def by_pattern(text: str, pattern: str) -> int:
     """Return the microseconds since 1970 of a time written as `strptime` knows it, UTC if naive."""
-    written = datetime.strptime(text, pattern)  # noqa: DTZ007
+    written = datetime.strptime(text, pattern)  # noqa: DTZ007  # -- its offset is seen to below
     return read_time(written.isoformat(), lenient=True)
 
 

@@ -22,7 +22,7 @@ from rich.text import Text
 from routecast.cli.columns import Columns, Row
 from routecast.cli.progress import SendProgress
 from routecast.cli.rows import Broken, Record, RowFile, Unreadable
-from routecast.cli.sending import Refused, Sender
+from routecast.cli.sending import BatchSender, Refused
 from routecast.cli.survey import Survey, Uncertain, listed
 from routecast.cli.terminal import (
     BAD_USAGE,
@@ -307,14 +307,14 @@ class _Job:
         while batch := list(islice(rows, self.batch)):
             yield batch
 
-    def _sender(self, target: Server, progress: SendProgress) -> Sender:
+    def _sender(self, target: Server, progress: SendProgress) -> BatchSender:
         def waiting(words: str, seconds: float) -> None:
             self.retried = True
             progress.trouble(words, seconds)
 
-        return Sender(target, waiting)
+        return BatchSender(target, waiting)
 
-    def _send(self, sender: Sender, batch: list[Row]) -> None:
+    def _send(self, sender: BatchSender, batch: list[Row]) -> None:
         self.retried = False
         result = sender.send([self._decision(row) for row in batch])
         # After a try whose answer was lost, ids that were made here are known from that try.

@@ -151,7 +151,7 @@ def _unpacked(raw: BinaryIO) -> tuple[BinaryIO, bytes]:
 
 
 def _peek(file: BinaryIO) -> bytes:
-    return cast("bytes", file.peek(8192))  # type: ignore[attr-defined]
+    return cast("bytes", file.peek(8192))  # type: ignore[attr-defined]  # -- all that are opened here have it
 
 
 def _is_json(head: str) -> bool:

@@ -34,7 +34,7 @@ class Refused(RoutecastError):
 
 
 @dataclass
-class Tally:
+class SendResult:
     """What became of the decisions sent so far.
 
     `conflicts` have the ids of other decisions. `warnings` are of fields that were left out or
@@ -55,7 +55,7 @@ class Tally:
         return self.accepted + self.duplicates + self.conflicts + self.rejected
 
 
-class Sender:
+class BatchSender:
     """One producer's connection to a server, as a context manager.
 
     `waiting(words, seconds)` is told before each pause between two tries. Raises BadParameter where
@@ -74,7 +74,7 @@ class Sender:
     def __exit__(self, *_: object) -> None:
         self._delivery.close()
 
-    def send(self, decisions: Sequence[dict[str, Any]]) -> Tally:
+    def send(self, decisions: Sequence[dict[str, Any]]) -> SendResult:
         """Send one batch, trying again as long as that can help; return what became of it.
 
         Decisions carry ids, so a batch whose answer was lost is counted once. `rejections` index
@@ -103,9 +103,9 @@ class Sender:
                 if len(decisions) > 1:
                     return self._halves(decisions)
                 words = f"the row alone is too large for a request: {error}"
-                return Tally(rejected=1, rejections=[Rejection(0, words)])
+                return SendResult(rejected=1, rejections=[Rejection(0, words)])
             else:
-                return Tally(
+                return SendResult(
                     receipt.accepted,
                     receipt.duplicates,
                     receipt.rejected_count,
@@ -128,7 +128,7 @@ class Sender:
             ) from None
         return GIVE_UP_AT_FIRST
 
-    def _halves(self, decisions: Sequence[dict[str, Any]]) -> Tally:
+    def _halves(self, decisions: Sequence[dict[str, Any]]) -> SendResult:
         middle = len(decisions) // 2
         first, second = self.send(decisions[:middle]), self.send(decisions[middle:])
         rejections = [
@@ -137,7 +137,7 @@ class Sender:
         warnings = [
             msgspec.structs.replace(one, index=one.index + middle) for one in second.warnings
         ]
-        return Tally(
+        return SendResult(
             first.accepted + second.accepted,
             first.duplicates + second.duplicates,
             first.rejected + second.rejected,

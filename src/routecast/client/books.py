@@ -25,7 +25,7 @@ class Counters:
     conflicts: int = 0
 
 
-class Tally:
+class LockFreeCount:
     """A count that threads, and signal handlers that interrupt them, add to without losing one.
 
     `add` returns what was counted before.
@@ -66,8 +66,8 @@ class Books:
     def __init__(self) -> None:
         # No two recorders, and no two processes, give the same id.
         self.prefix: Final = secrets.token_hex(8)
-        self.recorded: Final = Tally()
-        self.dropped: Final = Tally()
+        self.recorded: Final = LockFreeCount()
+        self.dropped: Final = LockFreeCount()
         self.sent = 0
         self.duplicates = 0
         self.conflicts = 0

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from routecast.client.address import Server
 from routecast.client.backoff import Backoff
-from routecast.client.books import Books, Tally
+from routecast.client.books import Books, LockFreeCount
 from routecast.client.credentials import Token
 from routecast.client.decision import encode
 from routecast.client.delivery import TIMEOUT, Delivery
@@ -70,7 +70,7 @@ class Sender:
         self._hurried = False
         self._at_work = Lock()
         self._in_line = False
-        self._dropped = Tally()  # for want of room
+        self._dropped = LockFreeCount()  # for want of room
         self._deadline: float | None = None  # of the monotonic clock, once the process ends
         self._ended = False  # its exit handler is through: who records now sends by himself
         # What follows is written by the one who sends; others only read it.

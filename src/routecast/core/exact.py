@@ -57,14 +57,21 @@ def needs_care(body: bytes) -> bool:
 _FRACTION: Final = b"00:000000000"
 
 
-# What is no id that looks like a number: those stand in quotes.
+def _bare(body: bytes) -> bytes:
+    """Return the shape of a body without blanks, points and minus signs.
+
+    A number then follows its colon at once. An id that looks like a number stands in quotes.
+    """
+    return body.translate(_SHAPE, b".- \t\r\n")
+
+
 def _has_long_number(body: bytes) -> bool:
-    return b":0000000000000000" in body.translate(_SHAPE, b".- \t\r\n")
+    return b":0000000000000000" in _bare(body)
 
 
 def _has_tiny_number(body: bytes) -> bool:
     """Whether there is a number below 1e-99: msgspec takes 10 us for each that is near 5e-324."""
-    return _TINY.search(body.translate(_SHAPE, b".- \t\r\n")) is not None
+    return _TINY.search(_bare(body)) is not None
 
 
 _TINY: Final = re.compile(rb":0+e000")
@@ -145,7 +152,7 @@ def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | Broken
 
     Raises ValueError or RecursionError where it is better to read them one by one.
     """
-    shape = piece.translate(_SHAPE, b".- \t\r\n")
+    shape = _bare(piece)
     if _TINY.search(shape) or b"\\u000" in shape:
         raise ValueError("holds numbers that take long to read, or names that are hard to find")
     long = [name for name in _NUMERIC if b'"%b":0000000000000000' % name.encode() in shape]
@@ -396,4 +403,4 @@ _Parts: Final = msgspec.defstruct(
 _one: Final = msgspec.json.Decoder(DecisionIn)
 _many: Final = msgspec.json.Decoder(list[DecisionIn])
 _parts: Final = msgspec.json.Decoder(_Parts)
-_many_parts: Final = msgspec.json.Decoder(list[_Parts])  # type: ignore[valid-type]
+_many_parts: Final = msgspec.json.Decoder(list[_Parts])  # type: ignore[valid-type]  # -- made at run time

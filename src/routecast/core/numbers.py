@@ -20,7 +20,10 @@ _LARGEST: Final = 400
 _DIGITS: Final = 800
 # Products of such numbers are exact.
 _EXACT: Final = Context(prec=2 * _DIGITS)
-_NUMBERS: Final = (int, Decimal)
+# Below _SMALL the product of two floats is off by less than 0.01: whatever further digits a number
+# has, it is rounded to the same integer, unless it is not _CLEAR of a tie.
+_SMALL: Final = 2**45
+_CLEAR: Final = 0.49
 
 
 def read_number(text: str, *, lenient: bool = False) -> Decimal:
@@ -76,8 +79,7 @@ def scaled(value: float | Decimal, scale: int) -> int:
         return int(exact.to_integral_value(ROUND_HALF_EVEN))
     product = value * scale
     whole = round(product)
-    # Below 2**45 the product is off by less than 0.01: only near a tie can that matter.
-    if product < 2**45 and abs(product - whole) < 0.49:
+    if product < _SMALL and abs(product - whole) < _CLEAR:
         return whole
     return scaled(Decimal(repr(value)), scale)
 
@@ -85,7 +87,7 @@ def scaled(value: float | Decimal, scale: int) -> int:
 def has_digits_enough(value: float, scale: int) -> bool:
     """Whether `scaled` gives the same for every number that this float is the nearest to."""
     product = value * scale
-    return product < 2**45 and abs(product - round(product)) < 0.49  # as in `scaled`
+    return product < _SMALL and abs(product - round(product)) < _CLEAR
 
 
 def product(value: float | Decimal, factor: Decimal) -> Decimal:
