@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import math
 import socket
 import sqlite3
@@ -321,6 +322,27 @@ def test_an_odd_decision_costs_its_neighbours_nothing(
         assert recorder.counters == Counters(sent=20, rejected=1)
     assert len(caplog.records) == 1
     assert total(server) == 20
+
+
+@pytest.mark.parametrize("provider", [7, object()], ids=["by the server", "before it is sent"])
+def test_the_log_is_complete_when_flush_returns(server: Server, provider: object) -> None:
+    """A line is written before what it tells of is counted, and `flush` waits for the count."""
+    counted: list[int] = []
+
+    class Watch(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            counted.append(recorder.counters.rejected)
+
+    watch = Watch(logging.WARNING)
+    logging.getLogger("routecast").addHandler(watch)
+    try:
+        with Recorder(server.url) as recorder:
+            recorder.record(DECISION, provider=provider)  # type: ignore[arg-type]  # -- the point
+            assert recorder.flush(WAIT_SECONDS)
+            assert recorder.counters.rejected == 1
+    finally:
+        logging.getLogger("routecast").removeHandler(watch)
+    assert counted == [0]
 
 
 def test_a_batch_that_is_refused_is_sent_in_parts(caplog: pytest.LogCaptureFixture) -> None:

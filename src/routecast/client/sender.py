@@ -375,16 +375,20 @@ class Sender:
         unlisted = min(max(receipt.rejected_count - len(listed), 0), len(others))
         accepted = min(max(receipt.accepted, 0), len(others) - unlisted)
         known = len(others) - unlisted - accepted
+        conflicts = min(max(receipt.conflicts, 0), known)
+        rejected = [batch[index] for index in listed] + others[:unlisted]
+        # The log comes first: `flush` returns once all are counted, and the log is complete then.
+        self._tell_of(receipt, rejected=bool(rejected), conflicts=conflicts > 0)
         for books, count in Counter(others[unlisted + known :]).items():
             books.sent += count
-        conflicts = min(max(receipt.conflicts, 0), known)
         for books, count in Counter(others[unlisted:][:conflicts]).items():
             books.conflicts += count
         for books, count in Counter(others[unlisted + conflicts :][: known - conflicts]).items():
             books.duplicates += count
-        rejected = [batch[index] for index in listed] + others[:unlisted]
         for books, count in Counter(rejected).items():
             books.rejected += count
+
+    def _tell_of(self, receipt: Receipt, rejected: bool, conflicts: bool) -> None:
         if rejected:
             for why in [rejection.error for rejection in receipt.rejected] or ["no word why"]:
                 self._tell_rejected(why)
@@ -399,9 +403,9 @@ class Sender:
             logger.info("%s takes decisions again", self._server)
 
     def _reject(self, batch: Sequence[Books], why: str) -> None:
+        self._tell_rejected(why)
         for books in batch:
             books.rejected += 1
-        self._tell_rejected(why)
 
     def _tell_rejected(self, why: str) -> None:
         self._tell_once("rejected, for the first time", why)
