@@ -396,6 +396,18 @@ def test_a_cell_that_would_count_as_something_else_costs_its_row() -> None:
         choose(rows, NONE, BOTH).row(5, rows[4])
 
 
+@pytest.mark.parametrize("absent", ["2026-02-30T12:00:00Z", "30/02/2026", "2026-01-31 25:00"])
+def test_a_date_that_does_not_exist_costs_its_row(absent: str) -> None:
+    """However many there are, unless they are most of the column: then it may be something else."""
+    rows = [{"when": when} for when in ["31/01/2026"] * 3 + [absent] * 3]
+    columns = choose(rows, NONE, BOTH)
+    assert [columns.row(n, rows[n]).at for n in range(3)] == [20_484 * DAY] * 3
+    with pytest.raises(ValueError, match=r"timestamp: .* is not a time that exists"):
+        columns.row(5, rows[5])
+    said = doubt("when", *["31/01/2026"] * 3, *[absent] * 4)
+    assert f"{absent!r} is not a time that exists (4 of 7 values)" in said
+
+
 @pytest.mark.parametrize("nothing", ["", "NaN", r"\N"])
 def test_a_row_without_strategy_or_provider_is_none(nothing: str) -> None:
     """No server is asked about it."""

@@ -4,7 +4,7 @@ A cell is text (CSV) or a JSON value with its numbers exact: `int`, or `Decimal`
 as written. A kind of cell returns one value per reading that can take the cell: `1,234` is 1234
 where commas group digits (reading `point`) and 1.234 where they are decimal (reading `comma`). Only
 the column as a whole tells which is meant (`readings.py`). Where no reading can take the cell, a
-kind raises ValueError with the rule that the cell breaks.
+kind raises ValueError with the rule that the cell breaks; NoSuchValue where the form was right.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from routecast.cli.moments import UNITS, by_pattern, moments
+from routecast.cli.moments import UNITS, by_pattern, moments, written_as_time
 from routecast.core.numbers import product, read_number, whole_number
 from routecast.core.times import unix_time
 from routecast.protocol import MAX_COST, MAX_LATENCY_MS, MAX_TOKENS
@@ -54,6 +54,10 @@ _GROUPED: Final = re.compile(
 _COMMA_SERIAL: Final = re.compile(r"[0-9]{4,},[0-9]+")
 _ONE: Final = Decimal(1)
 _SWAPPED: Final = str.maketrans(",.", ".,")
+
+
+class NoSuchValue(ValueError):
+    """A cell in the right form for a value that does not exist: 30 February, or 25:00."""
 
 
 def no_name(cell: Cell) -> bool:
@@ -259,6 +263,8 @@ def moment(cell: Cell) -> Values:
     if isinstance(cell, str) and _COMMA_SERIAL.fullmatch(cell.strip()):
         plain = cell.replace(",", ".")
     found = moments(str(cell).strip(), number(plain)) if not isinstance(cell, bool) else {}
+    if not found and written_as_time(str(cell).strip()):
+        raise NoSuchValue(f"{shown(cell)} is not a time that exists")
     if not found:
         raise ValueError(f"{shown(cell)} is not a time")
     return found

@@ -102,6 +102,11 @@ def by_pattern(text: str, pattern: str) -> int:
     return read_time(written.isoformat(), lenient=True)
 
 
+def written_as_time(text: str) -> bool:
+    """Whether a text has the form of a date, or of a date and time, that need not exist."""
+    return bool(_forms(text))
+
+
 def names_offset(text: str) -> bool:
     """Whether a time says its offset from UTC itself (a bare number does: it counts from 1970)."""
     return all(map(has_offset, _forms(text).values()))

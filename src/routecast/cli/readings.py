@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from typing import Any, Final
 
-from routecast.cli.cells import Cell, Kind, shown
+from routecast.cli.cells import Cell, Kind, NoSuchValue, shown
 
 _SAMPLE: Final = 1000
 # A few cells that cannot be read cost their rows a value; a column with more is something else.
@@ -56,6 +56,7 @@ class Reading:
         self._accepted: Counter[tuple[str, ...]] = Counter()
         self._differ: dict[tuple[str, str], Cell] = {}
         self._doubtful: dict[tuple[str, str], Cell] = {}
+        self._no_such_value = 0
         self._bad: tuple[Cell, str] | None = None
 
     def add(self, cell: Cell) -> None:
@@ -66,6 +67,7 @@ class Reading:
         try:
             values = self.kind(cell)
         except ValueError as error:
+            self._no_such_value += isinstance(error, NoSuchValue)
             self._bad = self._bad or (cell, str(error))
             return
         self._accepted[tuple(values)] += 1
@@ -112,7 +114,9 @@ class Reading:
             example = self._example(self._doubtful, best, doubtful[0])
             raise Doubt(example=example, ways=(best, *doubtful))
         bad = self._total - fits[best]
-        if bad > _MOST_BAD * self._total and not lenient:
+        # Values that do not exist show what the column is, unless they are most of it.
+        strange = bad if self._no_such_value > fits[best] else bad - self._no_such_value
+        if strange > _MOST_BAD * self._total and not lenient:
             raise self._misfit(bad)
         return best
 
