@@ -57,7 +57,7 @@ from routecast.history import History
 from routecast.ingest import Ingest
 from routecast.instruments import Instruments
 from routecast.latest import Latest
-from routecast.live import ALONE_LOOK_SECONDS, LOOK_SECONDS, Live
+from routecast.live import ALONE_LOOK_SECONDS, LOOK_SECONDS, SHARED_LOOK_SECONDS, Live
 from routecast.lookbacks import Lookbacks
 from routecast.maintenance import Retention, Summaries, run_retention
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
@@ -205,8 +205,12 @@ class Services:
         self._retention = Retention(settings.decision_days, settings.minute_days)
         self._only_streams = settings.role == "stream"
         self._has_others = settings.redis_url is not None
+        self._needs_prices = settings.prices and not self._only_streams
         self._stopping: asyncio.Task[None] | None = None
-        look_seconds = LOOK_SECONDS if self._has_others else ALONE_LOOK_SECONDS
+        look_seconds = LOOK_SECONDS
+        if not self._has_others:
+            is_file = _file_of(settings.database_url) is not None
+            look_seconds = ALONE_LOOK_SECONDS if is_file else SHARED_LOOK_SECONDS
         room = settings.live_memory * 2**20
         names = Names(settings.max_names, settings.max_series, self._tell_full)
         self.names = names
@@ -287,6 +291,8 @@ class Services:
             for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
                 stack.push_async_callback(engine.close)
             stack.push_async_callback(self.windows.close)
+            if self._needs_prices:
+                await asyncio.to_thread(engines.prices.load)
             await stack.enter_async_context(self._opened())
             start = self.supervisor.running
             if engines.redis is not None:

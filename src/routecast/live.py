@@ -37,12 +37,16 @@ LOOK_SECONDS: Final = 5.0
 # A node that is alone makes all commits itself, or should: it looks to notice that the database is
 # lost, or that somebody else has written to it.
 ALONE_LOOK_SECONDS: Final = 10.0
+# Where other nodes may share the database and there is no bus, a look is all that tells of them.
+SHARED_LOOK_SECONDS: Final = 0.5
 # A step that comes at most this early, in seconds, is the one that was due: timers are not exact.
 SLACK_SECONDS: Final = 0.05
 # Where there are other nodes, how often each tells where it stands, in seconds.
 STEP_SECONDS: Final = 1.0
 # A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
 GRACE_SECONDS: Final = 0.5
+# Without a bus only a commit of this node itself can be on its way.
+OWN_GRACE_SECONDS: Final = 0.1
 # A snapshot that had to give windows up is loaded again after this time, in seconds, and this many
 # times the duration of the last load.
 RELOAD_SECONDS: Final = 60.0
@@ -375,7 +379,7 @@ class Live:
 
     async def _catch_up(self) -> None:
         """Fetch what was missed. Raises Gap when it cannot be had, Unavailable."""
-        await asyncio.sleep(GRACE_SECONDS)
+        await asyncio.sleep(GRACE_SECONDS if self._has_others else OWN_GRACE_SECONDS)
         if not self._is_behind():
             return
         assert self._snapshot is not None

@@ -413,6 +413,10 @@ class Cluster(Protocol):
 class Prices(Protocol):
     """What models cost."""
 
+    def load(self) -> None:
+        """Read what there is to know of prices, on any thread. Without it, the first cost waits."""
+        ...
+
     def cost(
         self,
         provider: str,

@@ -49,6 +49,9 @@ class GenaiPrices:
         self._left = LOOKUP_SECONDS
         self._filled = clock()
 
+    def load(self) -> None:
+        _find("", "")  # the tables are a module, which takes a good part of a second to import
+
     def cost(
         self,
         provider: str,

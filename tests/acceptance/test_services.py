@@ -266,3 +266,26 @@ def test_streams_go_on_after_a_crash(
             while f'"total_decisions":{number}' not in str(stream.recv(timeout=20)):
                 pass
         assert server.instrument(f'routecast_service_failures_total{{service="{service}"}}') == 3
+
+
+STARTED = """
+import asyncio, sys
+from routecast.app import Services, open_engines
+from routecast.config import Settings
+
+async def start():
+    settings = Settings(database_url=sys.argv[1], prices=sys.argv[2] == "on")
+    services = Services(settings, open_engines(settings))
+    async with services.running():
+        print("genai_prices.data" in sys.modules)
+
+asyncio.run(start())
+"""
+
+
+@pytest.mark.parametrize(("prices", "loaded"), [("on", "True"), ("off", "False")])
+def test_prices_are_loaded_before_decisions_come(tmp_path: Path, prices: str, loaded: str) -> None:
+    """They take up to a second to read, for which the first priced decision held up everybody."""
+    command = [sys.executable, "-c", STARTED, f"sqlite:///{tmp_path}/routecast.db", prices]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == loaded, done.stderr

@@ -131,6 +131,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the database as often as a test can wait for."""
     monkeypatch.setattr(module, "STEP_SECONDS", 0.01)
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.005)
+    monkeypatch.setattr(module, "OWN_GRACE_SECONDS", 0.005)
 
 
 # -- in step ------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ async def test_process_that_was_stopped_looks_at_once(
 @pytest.mark.usefixtures("quick")
 async def test_delta_on_its_way_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A position ahead of ours is no loss yet: the delta may come a moment later."""
-    monkeypatch.setattr(module, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "OWN_GRACE_SECONDS", 1.0)
     async with running(node.live.run()):
         await node.live.loaded()
         done = await node.store.commit([[kept(1)]], NOW)
