@@ -45,7 +45,7 @@ SMALL: Final = 100
 # and waits for the commit of the group before it.
 SMALL_SECONDS: Final = 1.0
 # Large batches give others a turn on the event loop after this time, in seconds.
-LOOP_SECONDS: Final = 0.002
+LOOP_SECONDS: Final = 0.001
 # After a large batch, the next one waits this many times as long as the first one took.
 LARGE_REST: Final = 3.0
 # It waits for at most this time, in seconds, and not at all after a commit that failed.

@@ -40,8 +40,10 @@ SEND_BUFFER: Final = 65_536
 # A peer that acknowledges nothing for this time has vanished, whatever is still unsent.
 UNACKED_MS: Final = 20_000
 
-# Python's own default is 5 ms, which the event loop would wait for at each of its turns.
-SWITCH_SECONDS: Final = 0.001
+# A thread that computes gives the interpreter's lock to one that waits after this time, in seconds.
+# Python's own default is 5 ms. The event loop waits for the lock at each of its turns, and a commit
+# some twenty times.
+SWITCH_SECONDS: Final = 0.0002
 # How the C library (glibc) keeps memory, by the numbers of mallopt(3): blocks of at least 1 MiB are
 # given back at once, free memory at the end when it is over 4 MiB, and threads share two arenas.
 # Left to itself, after large batches it keeps 100 MB and more that nothing uses.

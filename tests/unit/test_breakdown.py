@@ -1,5 +1,6 @@
 """Breakdowns: sums that come into step with a snapshot step by step, and stay in step."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -122,6 +123,16 @@ def test_a_minute_costs_what_entered_and_left() -> None:
     made = held.ready(history.snapshot, selection, NOW + MINUTE, steps=3)
     assert made is not None
     assert made.total.count == 60
+
+
+def test_a_breakdown_takes_no_memory_for_the_keys_it_has_gone_through() -> None:
+    """What it takes is bounded by its sums, which are few here; room for the keys is not kept."""
+    history = History()
+    same = {"strategy": "s", "provider": "p", "timestamp": 0}
+    history.commit([{**same, "project": f"p{n}"} for n in range(1_000)])
+    made = finished(Breakdowns(), history.snapshot, Selection(None), NOW)
+    assert made.total.count == 1_000
+    assert sum(sys.getsizeof(getattr(made, name)) for name in made.__slots__) < 4_096
 
 
 def test_a_window_the_snapshot_lacks_is_uncovered() -> None:

@@ -1,6 +1,7 @@
 """Ingest: group commit, its bounds, and what happens when the database fails."""
 
 import asyncio
+import gzip
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.sites import Sites
 from routecast.core.snapshot import Snapshot
+from routecast.edge import body
 from routecast.edge.http import Decisions
 from routecast.errors import Unavailable
 from routecast.ingest import Ingest, Kept, Pending
@@ -588,6 +590,50 @@ async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -
     headers = dict(sent[0]["headers"])
     assert headers[b"content-type"] == b"application/problem+json"
     assert int(headers[b"retry-after"]) > 0
+
+
+async def test_few_large_batches_are_decisions_at_a_time(
+    instruments: Instruments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others wait as they came, or are refused; bodies of fewer decisions pass them by."""
+    monkeypatch.setattr(body, "SMALL_BODY", 100)
+    monkeypatch.setattr(body, "MAX_WAITING_BATCHES", 1)
+    submitted: list[tuple[int, Pending]] = []
+
+    def submit(kept_: Sequence[Decision]) -> Pending:
+        done: Pending = asyncio.get_running_loop().create_future()
+        submitted.append((len(kept_), done))
+        return done
+
+    decisions = Decisions(submit, Rules(), HeldClock(), instruments, Sites())
+
+    async def post(count: int) -> int:
+        lines = gzip.compress(b'{"strategy":"s","provider":"p"}\n' * count)
+        statuses = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": lines}
+
+        async def send(message: Message) -> None:
+            statuses.append(message.get("status"))
+
+        headers = [(b"content-type", b"application/x-ndjson"), (b"content-encoding", b"gzip")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/decisions", "headers": headers}
+        await decisions(scope, receive, send)
+        return statuses[0]
+
+    many_, few = 50 * module.MAX_GROUP, module.MAX_GROUP
+    large = [asyncio.create_task(post(many_)) for _ in range(3)]
+    await until(lambda: len(submitted) == 2)
+    assert await post(many_) == 503
+    passing = asyncio.create_task(post(few))
+    await until(lambda: len(submitted) == 3)
+    assert [size for size, _ in submitted] == [many_, many_, few]
+    for at in (2, 0, 3, 1):
+        await until(lambda at=at: len(submitted) > at)  # type: ignore[misc]
+        submitted[at][1].set_result(Kept(submitted[at][0], Position("e", 1)))
+    assert await asyncio.gather(passing, *large) == [200] * 4
+    assert submitted[3][0] == many_
 
 
 async def test_crash_refuses_what_waits_and_is_over_when_run_again(

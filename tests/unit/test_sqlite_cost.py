@@ -17,7 +17,7 @@ from routecast.core.history import history_query, plan
 from routecast.core.rollup import Sums
 from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Difference
-from routecast.store.sqlite import SqliteStore, folding, rollups
+from routecast.store.sqlite import SqliteStore, folding, readers, rollups
 from routecast.store.sqlite import store as module
 from routecast.store.sqlite.writer import Writer
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
@@ -347,6 +347,30 @@ async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
     await store.summarise(hour)
     assert await store.unsummed(before=NOW) == []
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
+
+
+def cost_of_a_summary(path: Path, count: int) -> int:
+    """Return the steps that reading an hour with one series takes, beside so many other series."""
+    writer = filled(path, count, 1)
+    writer.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
+    fold(writer)
+    writer = reopened(writer, path)
+    with counted_steps(writer) as steps:
+        db = writer._db
+        assert db is not None
+        changes, rows = readers.summarise(db, (NOW - 5 * HOUR) // HOUR * 3600)
+        assert changes == 1
+        assert rows.sums
+        total = steps()
+    writer.close()
+    return total
+
+
+def test_a_summary_costs_what_is_in_its_hour(tmp_path: Path) -> None:
+    """No other series is looked at."""
+    few = cost_of_a_summary(tmp_path / "few.db", 10)
+    many = cost_of_a_summary(tmp_path / "many.db", 4_000)
+    assert many < 1.5 * few
 
 
 def test_parts_of_cells_are_all_of_them(tmp_path: Path) -> None:

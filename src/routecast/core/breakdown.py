@@ -18,8 +18,8 @@ from routecast.errors import Gap, Uncovered
 
 # Cells handled in one step: less than a millisecond.
 STEP: Final = 256
-# Steps that `Breakdowns.ready` makes at most: some 2 ms, for which everybody else waits.
-STEPS_AT_ONCE: Final = 4
+# Steps that `Breakdowns.ready` makes at most: some 1 ms, for which everybody else waits.
+STEPS_AT_ONCE: Final = 2
 # Sums held by all breakdowns together, about 0.5 KB each. The one used longest ago goes first.
 MAX_GROUPS: Final = 25_000
 
@@ -185,6 +185,7 @@ class Breakdown:
             if _matches(key, parts):
                 move(key, bucket[key])
         self._moving = None
+        self._waiting = {}  # a dict that was emptied keeps the memory of all its keys
         if unit is _EVERYTHING:
             self.span = unit
         elif entering:

@@ -5,7 +5,7 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from starlette.types import Receive, Scope
 
@@ -24,11 +24,15 @@ READ_SECONDS: Final = 30.0
 # for those that are small so far.
 MAX_HELD: Final = 8 * MAX_BODY_BYTES
 MAX_SMALL_HELD: Final = 32 * 2**20
-# Decisions take much more room than the bytes they came in. So only a few large bodies are decoded
-# at a time, a few more wait for that, and further ones are refused.
+# Decisions take much more room than the bytes they came in, and a packed body much more once it is
+# unpacked. So only a few are unpacked at a time, and only a few large batches are decisions at a
+# time: one is committed while another is decoded. Others wait as they came; when too many do,
+# further ones are refused.
 SMALL_BODY: Final = 65_536
-LARGE_AT_ONCE: Final = 2
+UNPACKED_AT_ONCE: Final = 2
+LARGE_BATCHES_AT_ONCE: Final = 2
 MAX_WAITING_BODIES: Final = 256
+MAX_WAITING_BATCHES: Final = 64
 # A body may be a file that was appended to; more than this was made to waste time.
 MAX_PARTS: Final = 1_000
 SLICE_BYTES: Final = 65_536
@@ -50,22 +54,57 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
+class Places:
+    """Room for a few at a time: others wait, and are refused when too many do."""
+
+    def __init__(self, places: int, most_waiting: int) -> None:
+        self._places = asyncio.Semaphore(places)
+        self._waiting = 0
+        self._most_waiting = most_waiting
+
+    async def __aenter__(self) -> None:
+        if self._waiting >= self._most_waiting:
+            raise Unavailable("too many large batches are waiting")
+        self._waiting += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._waiting -= 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
+
+
+class Body(NamedTuple):
+    """A body as it was sent; `coding` is `identity`, `gzip` or `zstd`."""
+
+    sent: bytes
+    coding: str
+
+    @property
+    def is_small(self) -> bool:
+        """Whether few decisions can be in it."""
+        return self.coding == "identity" and len(self.sent) <= SMALL_BODY
+
+
 class BodyReader:
-    """Reads bodies for all requests of one application; the policy over MAX_HELD is to refuse."""
+    """Reads bodies for all requests of one application; the policy over MAX_HELD is to refuse.
+
+    `large_batches` has the places of large batches, from their decoding to their commit.
+    """
 
     def __init__(self) -> None:
         # Bytes of bodies that are here and not made into decisions yet.
         self.held = 0
         self.small_held = 0
-        self._places = asyncio.Semaphore(LARGE_AT_ONCE)
-        self._waiting = 0
+        self.large_batches = Places(LARGE_BATCHES_AT_ONCE, MAX_WAITING_BATCHES)
+        self._unpacked = Places(UNPACKED_AT_ONCE, MAX_WAITING_BODIES)
 
     @asynccontextmanager
-    async def read(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
-        """Give the body, unpacked; what it becomes is to be made within the context.
+    async def received(self, scope: Scope, receive: Receive) -> AsyncIterator[Body]:
+        """Give the body; it counts as held within the context.
 
-        Raises TooLarge, BadBody (cut off, or not packed as it claims), Unsupported, Unavailable
-        and ClientGone.
+        Raises TooLarge, BadBody (cut off), Unsupported, Unavailable and ClientGone.
         """
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
@@ -74,26 +113,18 @@ class BodyReader:
         coding = coding_of(scope)
         body = await self._receive(receive)
         try:
-            small = coding == "identity" and len(body) <= SMALL_BODY
-            async with nullcontext() if small else self._turn():
-                yield await _unpacked(body, coding)
+            yield Body(body, coding)
         finally:
             self._hold(len(body), 0)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Wait for one of the few places where large bodies are made into decisions."""
-        if self._waiting >= MAX_WAITING_BODIES:
-            raise Unavailable("too many large batches are waiting")
-        self._waiting += 1
-        try:
-            await self._places.acquire()
-        finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._places.release()
+    async def unpacked(self, body: Body) -> AsyncIterator[bytes]:
+        """Give what a body holds; what it becomes is to be made within the context.
+
+        Raises TooLarge, BadBody (not packed as it claims) and Unavailable.
+        """
+        async with nullcontext() if body.is_small else self._unpacked:
+            yield await _unpacked(*body)
 
     async def _receive(self, receive: Receive) -> bytes:
         chunks: list[bytes] = []

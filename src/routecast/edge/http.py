@@ -7,8 +7,10 @@ msgspec; `describe` tells OpenAPI what it takes.
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from http import HTTPStatus
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -33,7 +35,7 @@ from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.errors import Invalid, RoutecastError, Unavailable
 from routecast.ingest import UNKNOWN, Kept, Pending
 from routecast.instruments import Instruments
-from routecast.ports import Clock
+from routecast.ports import MAX_GROUP, Clock
 from routecast.protocol import (
     BANDS,
     DEFAULT_INTERVAL,
@@ -57,7 +59,7 @@ from routecast.protocol import (
 from routecast.slices import Slices
 
 # A body is decoded for at most this time, in seconds; then others get a turn on the event loop.
-SLICE_SECONDS: Final = 0.002
+SLICE_SECONDS: Final = 0.001
 # Decisions that are normalised between two looks at the clock: 0.1 ms. To look up a price for the
 # first time may take 0.3 ms for each of them, for as long as there is a budget for that.
 LOOK_EVERY: Final = 32
@@ -189,28 +191,49 @@ class Decisions:
         self.sites.check_origin(*origin_of(scope))
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
-        async with self.bodies.read(scope, receive) as body:
-            batch = await self._finish(self.read(body, lines=lines))
-        return await self.kept(batch)
+        async with AsyncExitStack() as place:
+            return await self.kept(await self._read(scope, receive, place, lines=lines))
+
+    async def _read(
+        self, scope: Scope, receive: Receive, place: AsyncExitStack, *, lines: bool
+    ) -> Batch:
+        """Return what a body comes to; a large batch has a place, which `place` gives back."""
+        async with self.bodies.received(scope, receive) as body:
+            async with self.bodies.unpacked(body) as whole:
+                reading = self.read(whole, lines=lines)
+                if await self._finish(reading, most=MAX_GROUP):
+                    return reading.batch
+            # Begun again when its turn comes: until then it takes no more room than as it came.
+            del whole, reading
+            await place.enter_async_context(self.bodies.large_batches)
+            async with self.bodies.unpacked(body) as whole:
+                reading = self.read(whole, lines=lines)
+                await self._finish(reading)
+                return reading.batch
 
     def read(self, body: bytes, *, lines: bool) -> Reading:
         """Begin to read a body."""
         return Reading(body, self._rules, self._clock.now(), lines=lines)
 
-    async def _finish(self, reading: Reading) -> Batch:
-        """Decode a body to the end, with turns for others."""
+    async def _finish(self, reading: Reading, most: float = math.inf) -> bool:
+        """Decode a body to the end, with turns for others; not if it has over `most` decisions.
+
+        Returns whether that is done.
+        """
         while not reading.go_on():
+            if len(reading.batch.decisions) > most:
+                return False
             await self._slices.turn()
-        return reading.batch
+        return True
 
     async def read_slowly(self, reading: Reading, size: int) -> Receipt | Problem:
         """Finish what a small body of `size` bytes came to; they count as held meanwhile."""
         self.bodies.small_held += size
         try:
-            batch = await self._finish(reading)
+            await self._finish(reading)
         finally:
             self.bodies.small_held -= size
-        return await self.kept(batch)
+        return await self.kept(reading.batch)
 
     async def kept(self, batch: Batch) -> Receipt | Problem:
         """Return the answer to a batch once what is good of it is committed."""

@@ -1,7 +1,8 @@
 """Connections to a SQLite file, the named queries run on them, and transactions."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from operator import attrgetter
@@ -38,6 +39,12 @@ def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
 def series_names(db: apsw.Connection) -> dict[int, Key]:
     """Return the key of each series by its number."""
     return {row[0]: shared_key(row[1:]) for row in query(db, "series")}
+
+
+def names_of_series(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, Key]:
+    """Return the keys of some series by their numbers."""
+    sent = json.dumps(list(numbers))
+    return {row[0]: shared_key(row[1:]) for row in query(db, "names_of_series", sent)}
 
 
 def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> None:

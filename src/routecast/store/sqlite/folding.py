@@ -22,14 +22,14 @@ from routecast.store.sqlite.rollups import Rollups
 from routecast.store.sqlite.series import SeriesNumbers
 
 # The cells of one part: packing or unpacking it holds the interpreter's lock for a few ms.
-PART_CELLS: Final = 250
+PART_CELLS: Final = 100
 # Folding begins when this number of cells, or of parts, is not folded.
 FOLD_CELLS: Final = 2_000
 FOLD_COMMITS: Final = 64
-# One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all: 10 to
-# 20 ms.
-STEP_CELLS: Final = 250
-STEP_CELLS_READ: Final = 5_000
+# One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all: 5 to
+# 25 ms, for which a commit may have to wait.
+STEP_CELLS: Final = 100
+STEP_CELLS_READ: Final = 1_000
 # While more cells than this are not folded, a commit leaves them to the steps between commits.
 IN_COMMIT_CELLS: Final = 2 * FOLD_CELLS
 # When more cells than this are not folded, a commit folds as many as it adds.

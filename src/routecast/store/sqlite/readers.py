@@ -1,14 +1,14 @@
 """What is read from a SQLite database, beside its writer: each as of one position."""
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Final
 
 import apsw
 
 from routecast.core.caution import Span
 from routecast.core.delta import Delta, following
-from routecast.core.rollup import Sums
+from routecast.core.rollup import Bucket, Sums
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Gap
 from routecast.protocol import Position
@@ -17,6 +17,7 @@ from routecast.store.past import SummaryRows, summary_rows
 from routecast.store.sqlite.connection import (
     START_OF,
     deltas_after,
+    names_of_series,
     query,
     select,
     series_names,
@@ -61,9 +62,10 @@ def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
     """Return the summaries of an hour, and how often it had changed by then."""
     with transaction(db, "BEGIN"):
         changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
-        names = series_names(db)
-        rows = chain.from_iterable(_rows(db, "hour", start, start + 1))
-        bucket = {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+        bucket: Bucket = {}
+        for rows in _rows(db, "hour", start, start + 1):
+            names = names_of_series(db, {row[1] for row in rows})
+            bucket |= {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
         return changes, summary_rows({start: bucket})
 
 

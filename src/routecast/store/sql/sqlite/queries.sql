@@ -162,6 +162,11 @@ FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
 -- name: series
 SELECT id, project, strategy, provider, model, band, status FROM series;
 
+-- name: names_of_series
+-- Those with the sent numbers.
+SELECT id, project, strategy, provider, model, band, status
+FROM series WHERE id IN (SELECT value FROM json_each(?));
+
 -- name: series_numbers
 -- The numbers of an array of keys, by their places in it, as JSON.
 SELECT json_group_array(json_array(sent.key, series.id))
