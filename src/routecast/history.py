@@ -19,6 +19,11 @@ _Key = tuple[Plan, Names]
 
 # Reads at the same time; they leave the store to others.
 READS: Final = 2
+# After a read of over LONG_SECONDS, the next one in its turn waits REST times as long as it took:
+# long reads are not to take the database from commits. It waits LONGEST_REST seconds at most.
+LONG_SECONDS: Final = 0.2
+REST: Final = 3.0
+LONGEST_REST: Final = 10.0
 # Different reads that may wait for their turn; one more is refused.
 MAX_WAITING: Final = 64
 # Answers kept, for as long as no commit comes, and values in all of them together; the least lately
@@ -129,10 +134,16 @@ class History:
         finally:
             # A client that asks from now on may know of commits that this read will not see.
             del self._waiting[key]
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
             past = await self._store.history(key[0])
         finally:
-            self._turns.release()
+            took = loop.time() - began
+            if took > LONG_SECONDS:
+                loop.call_later(min(REST * took, LONGEST_REST), self._turns.release)
+            else:
+                self._turns.release()
         return await self._render(past, key)
 
     async def _tell(self, due: Plan, names: Names, snapshot: Snapshot) -> Answer:

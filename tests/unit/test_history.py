@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +178,25 @@ async def test_few_read_at_a_time(node: Node, monkeypatch: pytest.MonkeyPatch) -
     node.store.gate.set()
     assert await asyncio.gather(*under_way) == [1] * 5
     assert await node.count(queries[5]) == 1
+
+
+async def test_a_turn_rests_after_a_long_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has many long histories read leaves the database to commits most of the time."""
+    monkeypatch.setattr(module, "LONG_SECONDS", 0.0)
+    rests: list[float] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def noted(delay: float, callback: Any, *args: Any) -> asyncio.TimerHandle:
+        rests.append(delay)
+        return call_later(0, callback, *args)
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    queries = [history_query(start=NOW - n * DAY, end=NOW, points=30) for n in (1, 2, 3)]
+    began = loop.time()
+    await asyncio.gather(*map(node.count, queries))
+    assert len(rests) == 3
+    assert all(0 < rest <= 3 * (loop.time() - began) for rest in rests)
 
 
 async def test_who_gives_up_does_not_spoil_it_for_others(node: Node) -> None:

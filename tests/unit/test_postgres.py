@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from routecast.core.decision import Decision
+from routecast.core.history import history_query, plan
 from routecast.core.rollup import Key
 from routecast.core.room import LARGEST_SUM
 from routecast.errors import BadDatabase, Gap, Unavailable
@@ -23,6 +24,7 @@ from tests.support.command import routecast
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.postgres import OwnPostgres, Postgres, programs
 from tests.support.summaries import sum_up
+from tests.unit.running import until
 
 
 @pytest.fixture
@@ -610,12 +612,25 @@ async def test_nodes_know_what_others_folded(
     assert await other.fetchval("SELECT seq FROM folded") == 3
 
 
+async def test_reads_leave_sessions_to_commits(store: PostgresStore, other: Any) -> None:
+    """However many there are and however long they take: commits and checks go on beside them."""
+    wanted = plan(history_query(start=NOW - DAY, end=NOW, points=30), NOW)
+    async with other.transaction():
+        await other.execute("LOCK TABLE rollups IN ACCESS EXCLUSIVE MODE")
+        reads = [asyncio.create_task(store.history(wanted)) for _ in range(10)]
+        await until(lambda: store._others.locked())
+        await store.commit([[kept(1)]], NOW)
+        await store.check()
+        assert not any(read.done() for read in reads)
+    await asyncio.gather(*reads)
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_pool_that_is_exhausted_refuses_in_time(url: str) -> None:
     """And goes on when a session is free again."""
     store = PostgresStore(url, connections=2)
     await store.open()
-    async with store._session(), store._session():
+    async with store._session(spare=True), store._session(spare=True):
         with pytest.raises(Unavailable, match="in time"):
             await store.commit([[kept(1)]], NOW)
     await store.commit([[kept(1)]], NOW)

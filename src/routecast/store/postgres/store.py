@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 # For a free session, and then for a server to accept it, in seconds: no less than ASK_SECONDS.
 ACQUIRE_SECONDS: Final = 5.0
+# Sessions that commits and checks find free, whatever else goes on.
+SPARE_SESSIONS: Final = 2
 # For all of a check, or of a look at the position: who waits for it wants to know soon.
 LOOK_SECONDS: Final = ASK_SECONDS
 # A session that nobody uses is closed after this time, in seconds; and so that a pooler can give
@@ -75,6 +77,8 @@ class PostgresStore:
         self._place = masked(url).partition("://")[2]
         self._create = create
         self._connections = connections
+        # So long reads, folding and retention never take all sessions from commits and checks.
+        self._others = asyncio.Semaphore(max(1, connections - SPARE_SESSIONS))
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = self._stopping = False
         self._opening: Session | None = None
@@ -151,7 +155,7 @@ class PostgresStore:
         self._refuse_if_corrupt()
         await self._folder.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
         try:
-            async with self._session() as session:
+            async with self._session(spare=True) as session:
                 written = await commit(session, batches, received)
         except Unsettled as unsettled:
             written = await self._settle(unsettled)
@@ -283,8 +287,26 @@ class PostgresStore:
             raise Unavailable(f"the database is corrupt ({self._corrupt})", retry_after=30)
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[Session]:
-        """A session from the pool. Raises Unavailable for whatever goes wrong with it."""
+    async def _session(self, *, spare: bool = False) -> AsyncIterator[Session]:
+        """A session from the pool, with `spare` also one of those that are kept free for it.
+
+        Raises Unavailable for whatever goes wrong with it.
+        """
+        if spare:
+            async with self._pooled() as session:
+                yield session
+            return
+        with unavailable():
+            async with asyncio.timeout(ACQUIRE_SECONDS):
+                await self._others.acquire()
+        try:
+            async with self._pooled() as session:
+                yield session
+        finally:
+            self._others.release()
+
+    @asynccontextmanager
+    async def _pooled(self) -> AsyncIterator[Session]:
         pool = self._opened()
         with unavailable():
             session: Any = await pool.acquire(timeout=ACQUIRE_SECONDS)
@@ -318,7 +340,7 @@ class PostgresStore:
     async def _soon(self) -> AsyncIterator[Session]:
         """A session for what must end within LOOK_SECONDS, whatever happens to it."""
         with unavailable():
-            async with asyncio.timeout(LOOK_SECONDS), self._session() as session:
+            async with asyncio.timeout(LOOK_SECONDS), self._session(spare=True) as session:
                 yield session
 
     @asynccontextmanager
