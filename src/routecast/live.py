@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from math import inf
 from typing import Final
 
@@ -264,11 +265,16 @@ class Live:
                 self._applying = asyncio.create_task(self._apply_large(snapshot, delta))
                 return
             snapshot.apply(delta)
+            self._learn(delta.cells.keys())
             delta = self._applied(snapshot, delta)
         self._instruments.position_seq.set(snapshot.position.seq)
 
     async def _apply_large(self, snapshot: Snapshot, delta: Delta) -> None:
         try:
+            keys = delta.cells.keys()
+            while some := list(islice(keys, LARGE_CELLS)):
+                self._learn(some)
+                await asyncio.sleep(0)
             for _ in snapshot.applying(delta):
                 await asyncio.sleep(0)
         except Exception:
@@ -283,7 +289,6 @@ class Live:
     def _applied(self, snapshot: Snapshot, delta: Delta) -> Delta | None:
         """Tell of a delta that was applied; return the one that follows it, if that is here."""
         self.changes.note(delta)
-        self._learn(delta.cells.keys())
         self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
         return self._early.pop(snapshot.position.seq + 1, None)
 

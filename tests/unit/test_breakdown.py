@@ -113,6 +113,26 @@ def test_a_commit_costs_what_it_added() -> None:
     assert made.total.count == 51
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        pytest.param([{"strategy": f"x{n}", "timestamp": 0} for n in range(100)], id="series"),
+        pytest.param(
+            [{"strategy": "s", "timestamp": -HOUR - n * MINUTE} for n in range(100)], id="minutes"
+        ),
+    ],
+)
+def test_a_large_commit_is_looked_at_in_steps(others: list[dict[str, Any]]) -> None:
+    """Also where nothing of it is counted: to look at its cells and minutes takes time, too."""
+    history, held = History(), Breakdowns()
+    history.commit([{"strategy": "s", "provider": "p", "timestamp": 0}])
+    (selection,) = View(("total_decisions",), window="5m", strategy=frozenset({"s"})).selections
+    assert finished(held, history.snapshot, selection, NOW).total.count == 1
+    history.commit([{**one, "provider": "p"} for one in others])
+    assert held.ready(history.snapshot, selection, NOW, steps=90) is None
+    assert finished(held, history.snapshot, selection, NOW).total.count == 1
+
+
 def test_a_minute_costs_what_entered_and_left() -> None:
     """A window that moves on by a minute does not add up its other minutes again."""
     history = History()

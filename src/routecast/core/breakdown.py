@@ -7,7 +7,7 @@ position, because sums are integers that can be added and subtracted in any orde
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator
 from typing import Final
 
 from routecast.core.decision import MINUTE
@@ -104,29 +104,25 @@ class Breakdown:
 
     def _follow(self, snapshot: Snapshot) -> _Work:
         """Count the commits since. There is no yield after the last of them."""
+        parts = self._selection.parts
         while self.seq != snapshot.position.seq:
             for minute, cells in snapshot.delta_after(self.seq).cells.minutes.items():
-                for key, sums in list(self._counted(minute, cells)):
-                    self._add(key, sums)
+                moves = self._moving is not None and self._moving.holds(minute)
+                if not moves and not self.span.holds(minute):
                     if self._is_step():
                         yield
+                    continue
+                for key, sums in cells.items():
+                    if self._is_step():
+                        yield
+                    # A key that is still to be moved takes what the commit adds along when it
+                    # moves. So keys that have entered already are counted, or keys that have not
+                    # left yet.
+                    if moves and (key in self._waiting) == self._entering:
+                        continue
+                    if _matches(key, parts):
+                        self._add(key, sums)
             self.seq += 1
-
-    def _counted(self, minute: int, cells: Mapping[Key, Sums]) -> Iterator[tuple[Key, Sums]]:
-        """Yield the cells of a commit that belong to what is counted now."""
-        moving = self._moving
-        if moving is not None and moving.first <= minute < moving.end:
-            # A key that is still to be moved takes what the commit adds along when it moves. So
-            # keys that have entered already are counted, or keys that have not left yet.
-            for key, sums in self._matching(cells):
-                if (key in self._waiting) != self._entering:
-                    yield key, sums
-        elif self.span.first <= minute < self.span.end:
-            yield from self._matching(cells)
-
-    def _matching(self, cells: Mapping[Key, Sums]) -> Iterator[tuple[Key, Sums]]:
-        parts = self._selection.parts
-        return ((key, sums) for key, sums in cells.items() if _matches(key, parts))
 
     def _is_step(self) -> bool:
         self._spent += 1

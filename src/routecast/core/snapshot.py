@@ -56,6 +56,10 @@ class Span(NamedTuple):
     first: int
     end: int
 
+    def holds(self, number: int) -> bool:
+        """Whether a minute (or an hour) is one of them."""
+        return self.first <= number < self.end
+
 
 class Needed(NamedTuple):
     """Which periods a snapshot taken at some moment must hold."""

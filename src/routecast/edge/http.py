@@ -60,9 +60,9 @@ from routecast.slices import Slices
 
 # A body is decoded for at most this time, in seconds; then others get a turn on the event loop.
 SLICE_SECONDS: Final = 0.001
-# Decisions that are normalised between two looks at the clock: 0.1 ms. To look up a price for the
-# first time may take 0.3 ms for each of them, for as long as there is a budget for that.
-LOOK_EVERY: Final = 32
+# Decisions that are normalised between two looks at the clock. To look up the price of a new model
+# may take 0.3 ms for each of them, for as long as there is a budget for that.
+LOOK_EVERY: Final = 4
 
 DECISIONS: Final = "/v1/decisions"
 

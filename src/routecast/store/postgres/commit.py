@@ -213,7 +213,8 @@ async def _write(
     if not new.sent:
         return await _nothing(session, batches, full, conflicts)
     token = secrets.randbits(63)
-    touched = [session.series[key] for key in set(new.delta.cells.keys())]
+    series = session.series  # read once: a pooled session passes each attribute on
+    touched = [series[key] for key in set(new.delta.cells.keys())]
     row = await query(
         session,
         "write_delta",
