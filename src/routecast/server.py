@@ -57,9 +57,9 @@ MEMORY_OPTIONS: Final = (
 )
 
 # When the garbage collector looks at new objects, at those left over, and at all: after this number
-# of new objects, and every this many times of the look before. A look at 10,000 objects takes 2 ms,
-# for which all threads wait. Python's own default is 700, 10, 10.
-COLLECT_AFTER: Final = (10_000, 3, 100)
+# of new objects, and every this many times of the look before. A look at 3,000 objects takes up to
+# 1 ms, for which all threads wait. Python's own default is 700, 10, 10.
+COLLECT_AFTER: Final = (3_000, 2, 400)
 
 # Files that are no streams: engines, and the requests under way.
 SPARE_FILES: Final = 256

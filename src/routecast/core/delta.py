@@ -33,10 +33,10 @@ class Delta:
     def unpack(cls, packed: bytes) -> Self:
         """Return the delta that `pack` wrote. Raises ValueError on anything else."""
         read = _decode_delta(packed)
-        keys = [shared_key(key) for key in read.keys]
+        keys = [shared_key(key) for key in map(_decode_key, read.keys)]
         try:
             minutes = {
-                minute: {keys[number]: Sums.from_row(row) for number, row in rows}
+                minute: {keys[number]: Sums.from_row(row) for number, row in map(_decode_row, rows)}
                 for minute, rows in read.minutes.items()
             }
         except IndexError:
@@ -51,7 +51,18 @@ class _PackedDelta(msgspec.Struct, array_like=True):
     keys: list[PackedKey]
 
 
-_decode_delta: Final = msgspec.msgpack.Decoder(_PackedDelta).decode
+class _RawDelta(msgspec.Struct, array_like=True):
+    """A packed delta whose rows and keys are decoded one by one: other threads run in between."""
+
+    position: Position
+    received: int
+    minutes: dict[int, list[msgspec.Raw]]
+    keys: list[msgspec.Raw]
+
+
+_decode_delta: Final = msgspec.msgpack.Decoder(_RawDelta).decode
+_decode_key: Final = msgspec.msgpack.Decoder(PackedKey).decode
+_decode_row: Final = msgspec.msgpack.Decoder(PackedSums).decode
 
 
 def following(deltas: Iterable[Delta], after: Position) -> list[Delta]:
