@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from msgspec import UNSET
@@ -19,16 +19,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from routecast.admission import Admission
-from routecast.breaker import Breaker
 from routecast.bus.memory import MemoryBus
-from routecast.bus.redis import RedisBus
 from routecast.cache.memory import MemoryCache
-from routecast.cache.redis import RedisCache
 from routecast.census import Census
 from routecast.channels import Channels
 from routecast.clock import SystemClock
 from routecast.cluster.memory import MemoryCluster
-from routecast.cluster.redis import RedisCluster
 from routecast.config import Settings
 from routecast.connections import ConnectionManager
 from routecast.core.budget import RenderBudget
@@ -63,18 +59,19 @@ from routecast.maintenance import Retention, Summaries, run_retention
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.prices import GenaiPrices
 from routecast.protocol import Components, Health
-from routecast.redis_check import RedisCheck
-from routecast.redis_client import RedisLink
 from routecast.renders import Renders
 from routecast.slices import Slices
 from routecast.sources import Sources
 from routecast.store.none import NoStore
-from routecast.store.postgres import PostgresBackups, PostgresStore
 from routecast.store.sqlite import SqliteBackups, SqliteStore
 from routecast.subscribers import Subscribers
 from routecast.supervisor import Supervisor
 from routecast.urls import masked, split_url
 from routecast.windows import Windows
+
+# What only one engine needs is imported where that is used: a process without it starts sooner.
+if TYPE_CHECKING:
+    from routecast.redis_check import RedisCheck
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +108,8 @@ def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
     path = _file_of(url)
     if path is not None:
         return SqliteStore(path, create=create)
+    from routecast.store.postgres import PostgresStore
+
     return PostgresStore(url, create=create, connections=connections)
 
 
@@ -122,6 +121,8 @@ def open_backups(url: str) -> Backups:
     path = _file_of(url)
     if path is not None:
         return SqliteBackups(path)
+    from routecast.store.postgres import PostgresBackups
+
     return PostgresBackups(url)
 
 
@@ -159,7 +160,7 @@ class Engines:
     clock: Clock
     prices: Prices
     instruments: Instruments = field(default_factory=Instruments)
-    redis: RedisCheck | None = None  # where a Redis is shared with other nodes
+    redis: "RedisCheck | None" = None  # where a Redis is shared with other nodes
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -168,13 +169,20 @@ def open_engines(settings: Settings) -> Engines:
     cache: Cache = MemoryCache(clock, settings.cache_seconds)
     bus: Bus = MemoryBus()
     cluster: Cluster = MemoryCluster()
-    redis: RedisCheck | None = None
+    redis = None
     if settings.redis_url:
+        from routecast.breaker import Breaker
+        from routecast.bus.redis import RedisBus
+        from routecast.cache.redis import RedisCache
+        from routecast.cluster.redis import RedisCluster
+        from routecast.redis_check import RedisCheck as Check
+        from routecast.redis_client import RedisLink
+
         link = partial(RedisLink, settings.redis_url, settings.redis_prefix, Breaker("Redis"))
         cache = RedisCache(link(), settings.cache_seconds)
         bus = RedisBus(link(), instruments)
         cluster = RedisCluster(link())
-        redis = RedisCheck(link(), instruments.redis_up.set)
+        redis = Check(link(), instruments.redis_up.set)
     else:
         instruments.redis_up.set(math.nan)
     return Engines(
