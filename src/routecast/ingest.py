@@ -195,6 +195,7 @@ class Ingest:
             if len(decisions) <= SMALL:
                 self._small.append(batch)
                 self._small_came = time.monotonic()
+                self._slices.leave_room()
             else:
                 self._medium.append(batch)
             self._queued += len(decisions)

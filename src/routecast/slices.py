@@ -3,10 +3,20 @@
 Work that takes long is done in slices of a few milliseconds, so that others have turns in between.
 Where several such works are under way at once, each turn would last as long as a slice of each of
 them. Here they take turns: so what waits for the loop waits for one slice.
+
+A short request needs some ten turns of the loop, for what it waits for in between. While such
+requests come, the loop is left to them for a moment after each slice.
 """
 
 import asyncio
+import time
 from collections import deque
+from typing import Final
+
+# After a short request, slices leave room for others for this time, in seconds.
+COURTESY_SECONDS: Final = 1.0
+# The room after each slice, in seconds: as long as a slice.
+ROOM_SECONDS: Final = 0.001
 
 
 class Slices:
@@ -15,6 +25,11 @@ class Slices:
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._next: asyncio.Handle | None = None
+        self._courteous_until = 0.0  # on the monotonic clock
+
+    def leave_room(self) -> None:
+        """Note that a short request came: slices leave the loop to others from time to time."""
+        self._courteous_until = time.monotonic() + COURTESY_SECONDS
 
     async def turn(self) -> None:
         """Return in a later turn of the event loop, in which the caller may do one slice.
@@ -25,8 +40,14 @@ class Slices:
         future: asyncio.Future[None] = loop.create_future()
         self._waiting.append(future)
         if self._next is None:
-            self._next = loop.call_soon(self._give)
+            self._plan(loop)
         await future
+
+    def _plan(self, loop: asyncio.AbstractEventLoop) -> None:
+        if time.monotonic() < self._courteous_until:
+            self._next = loop.call_later(ROOM_SECONDS, self._give)
+        else:
+            self._next = loop.call_soon(self._give)
 
     def _give(self) -> None:
         """Give the next one its turn."""
@@ -37,4 +58,4 @@ class Slices:
                 future.set_result(None)
                 break
         if self._waiting:
-            self._next = asyncio.get_running_loop().call_soon(self._give)
+            self._plan(asyncio.get_running_loop())

@@ -2,7 +2,11 @@
 
 import asyncio
 from itertools import pairwise
+from typing import Any
 
+import pytest
+
+from routecast import slices as module
 from routecast.slices import Slices
 
 
@@ -40,3 +44,25 @@ async def test_a_work_that_is_cancelled_costs_no_turn() -> None:
         await stays
     assert gone.cancelled()
     await slices.turn()
+
+
+async def test_slices_leave_room_to_short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a while after one came, the loop is free between two slices, whoever waits for them."""
+    slices, loop = Slices(), asyncio.get_running_loop()
+    delays: list[float] = []
+    call_later = loop.call_later
+
+    def noted(delay: float, callback: Any, *args: Any) -> asyncio.TimerHandle:
+        delays.append(delay)
+        return call_later(delay, callback, *args)
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    await asyncio.gather(*(slices.turn() for _ in range(3)))
+    assert delays == []
+    slices.leave_room()
+    await asyncio.gather(*(slices.turn() for _ in range(3)))
+    assert delays == [module.ROOM_SECONDS] * 3
+    monkeypatch.setattr(module, "COURTESY_SECONDS", 0.0)
+    slices.leave_room()
+    await slices.turn()
+    assert len(delays) == 3

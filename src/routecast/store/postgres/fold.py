@@ -1,6 +1,5 @@
 """Folding: what commits added goes into the rollups, many commits at a time."""
 
-import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -8,7 +7,14 @@ from typing import Any, Final
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Cells, Key, Sums
 from routecast.protocol import Position
-from routecast.store.postgres.session import Session, keep_numbers, number_series, query, rest_since
+from routecast.store.postgres.session import (
+    Session,
+    beside,
+    keep_numbers,
+    number_series,
+    query,
+    rest_since,
+)
 
 # At most this number of bytes is merged at a time, or one delta: that takes far less time than a
 # session may be idle.
@@ -74,7 +80,7 @@ async def fold_some(session: Session, kept: int, until: int) -> int:
 
 
 async def _add(session: Session, rows: Iterable[Any], epoch: str) -> int:
-    keys, periods = await asyncio.to_thread(_sum, rows, epoch)
+    keys, periods = await beside(_sum, rows, epoch)
     await number_series(session, keys)
     largest = 0
     for period, buckets in periods:
@@ -106,7 +112,7 @@ async def merge(
         }
         return added, sorted(added)
 
-    (added, places), largest = await asyncio.to_thread(by_place), 0
+    (added, places), largest = await beside(by_place), 0
     for first in range(0, len(places), PLACES_AT_ONCE):
         began = time.monotonic()
         some = places[first : first + PLACES_AT_ONCE]
@@ -130,6 +136,6 @@ async def _merge_some(
         columns = list(zip(*(sums.row() for sums in merged), strict=True))
         return columns, max(sums.largest for sums in merged)
 
-    columns, largest = await asyncio.to_thread(merge)
+    columns, largest = await beside(merge)
     await query(session, "put_rollups", period, starts, series, *columns)
     return largest

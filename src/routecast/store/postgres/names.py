@@ -1,6 +1,5 @@
 """Names in a PostgreSQL database: listed, and folded into `other`."""
 
-import asyncio
 from collections.abc import Collection, Iterable, Mapping
 
 from routecast.core.names import NAMED, FoldedNames
@@ -12,6 +11,7 @@ from routecast.store.names import folded_names as by_part
 from routecast.store.postgres.fold import PLACES_AT_ONCE, START_OF, deltas_of, fold, merge
 from routecast.store.postgres.session import (
     Session,
+    beside,
     number_series,
     query,
     series_names,
@@ -40,7 +40,7 @@ async def listed(session: Session) -> list[NameUse]:
         for part in NAMED:
             uses.see(part, getattr(series[number], part), first, last)
     deltas = await query(session, "deltas", state["folded"])
-    await asyncio.to_thread(lambda: uses.add(deltas_of(deltas, state["epoch"])))
+    await beside(lambda: uses.add(deltas_of(deltas, state["epoch"])))
     return uses.sorted(await folded_names(session))
 
 
@@ -78,7 +78,7 @@ async def _move_rollups(session: Session, period: str, unit: int, keys: Mapping[
     largest, old = 0, list(keys)
     for starts in in_steps(await query(session, "starts_of_series", period, old)):
         rows = await query(session, "take_rollups_of_series", period, starts, old)
-        buckets = await asyncio.to_thread(moved_buckets, rows, keys, unit)
+        buckets = await beside(moved_buckets, rows, keys, unit)
         if period == "total":
             check_room(buckets[0], await _totals(session, buckets[0]))
         largest = max(largest, await merge(session, period, buckets))

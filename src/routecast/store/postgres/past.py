@@ -1,6 +1,5 @@
 """History: sums by series and bucket, made by the server; and summaries for it to read."""
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from routecast.errors import Uncovered
 from routecast.protocol import Position
 from routecast.store.past import Add, Term, add_deltas, filters, selections, summary_rows
 from routecast.store.postgres.fold import START_OF, deltas_of
-from routecast.store.postgres.session import SQL, Session, chunks, names_of_series, query
+from routecast.store.postgres.session import SQL, Session, beside, chunks, names_of_series, query
 
 HOUR = START_OF["hour"]
 
@@ -27,9 +26,9 @@ async def read(session: Session, plan: Plan) -> Past:
     past = Past(Position(*(await query(session, "position"))[0]))
     for add, sql, values in _queries(plan):
         async for rows in chunks(session, sql, *values):
-            await asyncio.to_thread(add, past, plan, rows)
+            await beside(add, past, plan, rows)
     deltas = deltas_of(await query(session, "deltas", state["folded"]), past.position.epoch)
-    await asyncio.to_thread(add_deltas, past, plan, deltas)
+    await beside(add_deltas, past, plan, deltas)
     return past
 
 
@@ -74,7 +73,7 @@ async def summarise(session: Session, start: int) -> None:
     async for found in chunks(session, SQL["rollups"], "hour", start, start + 1):
         names = await names_of_series(session, (row["series"] for row in found))
         bucket |= {names[row["series"]]: Sums.from_row(row[2:]) for row in found}
-    rows = await asyncio.to_thread(summary_rows, {start: bucket})
+    rows = await beside(summary_rows, {start: bucket})
     await query(session, "drop_summaries", PARTS, [start])
     await query(session, "drop_latency_summaries", PARTS, [start])
     if bucket:

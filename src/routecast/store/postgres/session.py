@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
@@ -38,6 +39,16 @@ KEYS_AT_ONCE: Final = 1_000
 LONGEST_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
+
+# One thread for what reads, windows and folding have to compute: so all of them together leave at
+# least half of the interpreter's time to the event loop, and with it to commits.
+_computing: Final = ThreadPoolExecutor(1, "postgres-rows")
+T = TypeVar("T")
+
+
+async def beside(work: Callable[..., T], *args: Any) -> T:
+    """Compute something on a thread, after what others have asked for."""
+    return await asyncio.get_running_loop().run_in_executor(_computing, work, *args)
 
 
 @dataclass(slots=True)
@@ -200,11 +211,13 @@ async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> No
     New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
     that may be undone.
     """
-    unknown = list(set(keys) - session.series.keys())
+    series = session.series
+    # Not by the difference of sets: that would go through all the series that are known.
+    unknown = [key for key in set(keys) if key not in series]
     for first in range(0, len(unknown), KEYS_AT_ONCE):
         some = unknown[first : first + KEYS_AT_ONCE]
         await _look_up(session, some)
-        if new := [key for key in some if key not in session.series]:
+        if new := [key for key in some if key not in series]:
             await query(session, "add_series", *zip(*new, strict=True))
             await _look_up(session, new)
 
@@ -218,7 +231,7 @@ async def series_names(session: Session) -> dict[int, Key]:
     """Return the key of each series by its number, within a transaction."""
     names: dict[int, Key] = {}
     async for rows in chunks(session, SQL["series"]):
-        names |= await asyncio.to_thread(_names, rows)
+        names |= await beside(_names, rows)
     return names
 
 

@@ -39,6 +39,7 @@ from routecast.store.postgres.schema import migrate
 from routecast.store.postgres.session import (
     SQL,
     Session,
+    beside,
     chunks,
     query,
     series_names,
@@ -178,13 +179,13 @@ class PostgresStore:
             position = Position(state["epoch"], state["folded"])
             loader = Loader(position, now, names, room)
             async for rows in chunks(session, SQL["rollups"], "total", 0, 1):
-                await asyncio.to_thread(loader.add_total, rows)
+                await beside(loader.add_total, rows)
             for period, first, end in loader.spans():
                 async for rows in chunks(session, SQL["rollups"], period, first, end):
-                    if not await asyncio.to_thread(loader.add, period, rows):
+                    if not await beside(loader.add, period, rows):
                         break
             deltas = await query(session, "deltas", state["folded"])
-        return await asyncio.to_thread(loader.build, deltas_of(deltas, position.epoch))
+        return await beside(loader.build, deltas_of(deltas, position.epoch))
 
     async def deltas(self, after: Position) -> list[Delta]:
         async with self._snapshot() as session:
@@ -194,7 +195,7 @@ class PostgresStore:
             rows = await query(session, "deltas", after.seq)
         if len(rows) != position.seq - after.seq:
             raise Gap(f"the deltas after seq {after.seq} are not kept any more")
-        return await asyncio.to_thread(lambda: list(deltas_of(rows, position.epoch)))
+        return await beside(lambda: list(deltas_of(rows, position.epoch)))
 
     async def history(self, plan: Plan) -> Past:
         async with self._snapshot() as session:

@@ -8,7 +8,7 @@ from routecast.core.window import WindowQuery, WindowSums
 from routecast.errors import Unavailable, Uncovered
 from routecast.protocol import Position
 from routecast.store.postgres.fold import deltas_of
-from routecast.store.postgres.session import SQL, Session, chunks, query, series_names
+from routecast.store.postgres.session import SQL, Session, beside, chunks, query, series_names
 
 # One window must not hold a session for longer, in seconds.
 READ_SECONDS: Final = 5.0
@@ -34,14 +34,14 @@ async def _read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
         raise Uncovered("minutes of the window are not kept any more")
     for place in sums.ranges:
         async for rows in chunks(session, SQL["window_sums"], *place):
-            await asyncio.to_thread(sums.add_sums, rows)
+            await beside(sums.add_sums, rows)
         if asked.histograms:
             async for rows in chunks(session, SQL["window_bins"], *place):
-                await asyncio.to_thread(sums.add_bins, rows)
+                await beside(sums.add_bins, rows)
     if sums.last_minutes is not None:
         async for rows in chunks(session, SQL["window_counts"], *sums.last_minutes):
             sums.add_counts(rows)
     names = await series_names(session)
     position = Position(state["epoch"], state["folded"])
     deltas = deltas_of(await query(session, "deltas", state["folded"]), position.epoch)
-    return await asyncio.to_thread(sums.build, position, names, deltas)
+    return await beside(sums.build, position, names, deltas)
