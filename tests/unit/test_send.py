@@ -218,11 +218,14 @@ def test_a_ring_that_is_let_go_of_is_closed() -> None:
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
-    with suppress(OSError):
-        before = descriptors()
-        for _ in range(20):
-            Ring(FLAGS)
-        assert descriptors() == before
+    before = descriptors()
+    try:
+        Ring(FLAGS)
+    except OSError as error:
+        pytest.skip(f"io_uring cannot be used here: {error}")
+    for _ in range(20):
+        Ring(FLAGS)
+    assert descriptors() == before
 
 
 def test_where_there_is_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
