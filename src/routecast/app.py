@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -69,7 +69,8 @@ from routecast.supervisor import Supervisor
 from routecast.urls import masked, split_url
 from routecast.windows import Windows
 
-# What only one engine needs is imported where that is used: a process without it starts sooner.
+# The modules of Redis and PostgreSQL are imported in the functions that use them. A process that
+# uses neither starts a third sooner.
 if TYPE_CHECKING:
     from routecast.redis_check import RedisCheck
 
@@ -166,36 +167,39 @@ class Engines:
 def open_engines(settings: Settings) -> Engines:
     """Return the engines that the settings name, not yet opened. Raises BadSettings."""
     clock, instruments = SystemClock(), Instruments()
-    cache: Cache = MemoryCache(clock, settings.cache_seconds)
-    bus: Bus = MemoryBus()
-    cluster: Cluster = MemoryCluster()
-    redis = None
-    if settings.redis_url:
-        from routecast.breaker import Breaker
-        from routecast.bus.redis import RedisBus
-        from routecast.cache.redis import RedisCache
-        from routecast.cluster.redis import RedisCluster
-        from routecast.redis_check import RedisCheck as Check
-        from routecast.redis_client import RedisLink
-
-        link = partial(RedisLink, settings.redis_url, settings.redis_prefix, Breaker("Redis"))
-        cache = RedisCache(link(), settings.cache_seconds)
-        bus = RedisBus(link(), instruments)
-        cluster = RedisCluster(link())
-        redis = Check(link(), instruments.redis_up.set)
-    else:
-        instruments.redis_up.set(math.nan)
-    return Engines(
+    engines = Engines(
         store=NoStore()
         if settings.role == "stream"
         else open_store(settings.database_url, connections=settings.database_connections),
-        cache=cache,
-        bus=bus,
-        cluster=cluster,
+        cache=MemoryCache(clock, settings.cache_seconds),
+        bus=MemoryBus(),
+        cluster=MemoryCluster(),
         clock=clock,
         prices=GenaiPrices(instruments.prices_skipped.inc),
         instruments=instruments,
-        redis=redis,
+    )
+    if settings.redis_url:
+        return _on_redis(engines, settings, settings.redis_url)
+    instruments.redis_up.set(math.nan)
+    return engines
+
+
+def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
+    """Return engines of which other nodes share the cache, the bus and the cluster."""
+    from routecast.breaker import Breaker
+    from routecast.bus.redis import RedisBus
+    from routecast.cache.redis import RedisCache
+    from routecast.cluster.redis import RedisCluster
+    from routecast.redis_check import RedisCheck
+    from routecast.redis_client import RedisLink
+
+    link = partial(RedisLink, url, settings.redis_prefix, Breaker("Redis"))
+    return replace(
+        engines,
+        cache=RedisCache(link(), settings.cache_seconds),
+        bus=RedisBus(link(), engines.instruments),
+        cluster=RedisCluster(link()),
+        redis=RedisCheck(link(), engines.instruments.redis_up.set),
     )
 
 

@@ -19,8 +19,8 @@ _Key = tuple[Plan, Names]
 
 # Reads at the same time; they leave the store to others.
 READS: Final = 2
-# After a read of over LONG_SECONDS, the next one in its turn waits REST times as long as it took:
-# long reads are not to take the database from commits. It waits LONGEST_REST seconds at most.
+# After a read of over LONG_SECONDS, its turn rests REST times as long as the read took, and at most
+# LONGEST_REST seconds. So long reads leave most of the database's time to commits.
 LONG_SECONDS: Final = 0.2
 REST: Final = 3.0
 LONGEST_REST: Final = 10.0

@@ -414,7 +414,7 @@ class Prices(Protocol):
     """What models cost."""
 
     def load(self) -> None:
-        """Read what there is to know of prices, on any thread. Without it, the first cost waits."""
+        """Load the prices, on any thread. Without this call, the first `cost` loads them."""
         ...
 
     def cost(

@@ -50,7 +50,7 @@ class GenaiPrices:
         self._filled = clock()
 
     def load(self) -> None:
-        _find("", "")  # the tables are a module, which takes a good part of a second to import
+        _find("", "")  # imports the tables, which takes up to a second
 
     def cost(
         self,

@@ -4,8 +4,8 @@ Work that takes long is done in slices of a few milliseconds, so that others hav
 Where several such works are under way at once, each turn would last as long as a slice of each of
 them. Here they take turns: so what waits for the loop waits for one slice.
 
-A short request needs some ten turns of the loop, for what it waits for in between. While such
-requests come, the loop is left to them for a moment after each slice.
+A short request needs some ten turns of the loop, because it waits for the database several times.
+While such requests come, slices leave the loop to them for a moment after each slice.
 """
 
 import asyncio

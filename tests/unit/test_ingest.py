@@ -294,7 +294,7 @@ async def test_failure_long_past_says_nothing_about_now(
         assert fails(ingest)
         monkeypatch.setattr(module, "FAILING_SECONDS", 0.0)
         assert not fails(ingest)
-        assert await ingest.check() is None  # type: ignore[func-returns-value]
+        assert await ingest.check() is None  # type: ignore[func-returns-value]  # -- that it returns is the point
 
 
 async def test_check_is_shared_by_all_who_ask_within_a_second(
@@ -600,10 +600,17 @@ async def test_few_large_batches_are_decisions_at_a_time(
     monkeypatch.setattr(body, "MAX_WAITING_BATCHES", 1)
     submitted: list[tuple[int, Pending]] = []
 
-    def submit(kept_: Sequence[Decision]) -> Pending:
+    def submit(batch: Sequence[Decision]) -> Pending:
         done: Pending = asyncio.get_running_loop().create_future()
-        submitted.append((len(kept_), done))
+        submitted.append((len(batch), done))
         return done
+
+    async def submits(count: int) -> None:
+        await until(lambda: len(submitted) == count)
+
+    def commit(at: int) -> None:
+        size, done = submitted[at]
+        done.set_result(Kept(size, Position("e", 1)))
 
     decisions = Decisions(submit, Rules(), HeldClock(), instruments, Sites())
 
@@ -622,18 +629,19 @@ async def test_few_large_batches_are_decisions_at_a_time(
         await decisions(scope, receive, send)
         return statuses[0]
 
-    many_, few = 50 * module.MAX_GROUP, module.MAX_GROUP
-    large = [asyncio.create_task(post(many_)) for _ in range(3)]
-    await until(lambda: len(submitted) == 2)
-    assert await post(many_) == 503
+    most, few = 50 * module.MAX_GROUP, module.MAX_GROUP
+    large = [asyncio.create_task(post(most)) for _ in range(3)]
+    await submits(2)
+    assert await post(most) == 503
     passing = asyncio.create_task(post(few))
-    await until(lambda: len(submitted) == 3)
-    assert [size for size, _ in submitted] == [many_, many_, few]
-    for at in (2, 0, 3, 1):
-        await until(lambda at=at: len(submitted) > at)  # type: ignore[misc]
-        submitted[at][1].set_result(Kept(submitted[at][0], Position("e", 1)))
+    await submits(3)
+    commit(2)
+    commit(0)
+    await submits(4)
+    commit(1)
+    commit(3)
     assert await asyncio.gather(passing, *large) == [200] * 4
-    assert submitted[3][0] == many_
+    assert [size for size, _ in submitted] == [most, most, few, most]
 
 
 async def test_crash_refuses_what_waits_and_is_over_when_run_again(

@@ -350,7 +350,7 @@ async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
 
 
 def cost_of_a_summary(path: Path, count: int) -> int:
-    """Return the steps that reading an hour with one series takes, beside so many other series."""
+    """Return the steps of summing up an hour of one series, in a database of `count` series."""
     writer = filled(path, count, 1)
     writer.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
     fold(writer)

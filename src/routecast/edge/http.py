@@ -203,7 +203,8 @@ class Decisions:
                 reading = self.read(whole, lines=lines)
                 if await self._finish(reading, most=MAX_GROUP):
                     return reading.batch
-            # Begun again when its turn comes: until then it takes no more room than as it came.
+            # A large batch waits for a place and is decoded again then. While it waits, it takes
+            # the memory of the body as it was sent, and no more.
             del whole, reading
             await place.enter_async_context(self.bodies.large_batches)
             async with self.bodies.unpacked(body) as whole:

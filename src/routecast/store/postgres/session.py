@@ -40,8 +40,8 @@ LONGEST_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
 
-# One thread for what reads, windows and folding have to compute: so all of them together leave at
-# least half of the interpreter's time to the event loop, and with it to commits.
+# Reads, windows and folding compute on one thread. So all of them together leave at least half of
+# the interpreter's time to the event loop, which serves commits.
 _computing: Final = ThreadPoolExecutor(1, "postgres-rows")
 T = TypeVar("T")
 

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 # For a free session, and then for a server to accept it, in seconds: no less than ASK_SECONDS.
 ACQUIRE_SECONDS: Final = 5.0
-# Sessions that commits and checks find free, whatever else goes on.
+# Sessions that nothing uses but commits, checks and looks at the position.
 SPARE_SESSIONS: Final = 2
 # For all of a check, or of a look at the position: who waits for it wants to know soon.
 LOOK_SECONDS: Final = ASK_SECONDS
@@ -78,7 +78,7 @@ class PostgresStore:
         self._place = masked(url).partition("://")[2]
         self._create = create
         self._connections = connections
-        # So long reads, folding and retention never take all sessions from commits and checks.
+        # Long reads, folding and retention wait here, so that they never take all sessions.
         self._others = asyncio.Semaphore(max(1, connections - SPARE_SESSIONS))
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = self._stopping = False
@@ -289,7 +289,7 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _session(self, *, spare: bool = False) -> AsyncIterator[Session]:
-        """A session from the pool, with `spare` also one of those that are kept free for it.
+        """A session from the pool; with `spare`, SPARE_SESSIONS may be used, too.
 
         Raises Unavailable for whatever goes wrong with it.
         """

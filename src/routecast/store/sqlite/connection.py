@@ -1,7 +1,6 @@
 """Connections to a SQLite file, the named queries run on them, and transactions."""
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -9,6 +8,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 import apsw
+import msgspec
 
 from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, Key, shared_key
@@ -43,7 +43,7 @@ def series_names(db: apsw.Connection) -> dict[int, Key]:
 
 def names_of_series(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, Key]:
     """Return the keys of some series by their numbers."""
-    sent = json.dumps(list(numbers))
+    sent = msgspec.json.encode(list(numbers)).decode()
     return {row[0]: shared_key(row[1:]) for row in query(db, "names_of_series", sent)}
 
 
