@@ -203,7 +203,7 @@ def test_a_recorder_goes_by_the_table() -> None:
     """Two decisions, of which the first try is answered so; what is halved arrives as halves."""
 
     def record(row: Row) -> Any:
-        with site(answer_of(row)) as there, Recorder(there.url, linger=0.5) as recorder:
+        with site(answer_of(row)) as there, Recorder(there.url, linger=60) as recorder:
             recorder.record(DECISION)
             recorder.record(DECISION)
             assert recorder.flush(WAIT_SECONDS)

@@ -60,8 +60,11 @@ class Stand:
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
         self.url = ""
+        self.answering = threading.Event()
+        self.answering.set()
 
     def take(self, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        assert self.answering.wait(WAIT_SECONDS)
         if headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         self.times.append(time.monotonic())
@@ -134,7 +137,7 @@ def test_decisions_arrive(server: Server) -> None:
 
 def test_ids_and_times_are_those_of_the_moment() -> None:
     """An id of one's own is kept; what is changed after the call does not count."""
-    with stand() as there, Recorder(there.url) as recorder:
+    with stand() as there, Recorder(there.url, linger=60) as recorder:
         given = dict(DECISION)
         before = time.time()
         recorder.record(given)
@@ -151,7 +154,7 @@ def test_ids_and_times_are_those_of_the_moment() -> None:
 
 def test_large_batches_are_compressed_and_cut() -> None:
     """No body is more than a megabyte, nor has it more than `batch` decisions."""
-    with stand() as there, Recorder(there.url, batch=700) as recorder:
+    with stand() as there, Recorder(there.url, batch=700, linger=60) as recorder:
         for _ in range(1000):
             recorder.record(DECISION, reason="x" * 5000)
         recorder.flush(WAIT_SECONDS)
@@ -270,7 +273,7 @@ def test_bad_decisions_are_counted_and_told_once(
 
 def test_each_reason_in_a_batch_is_told(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """However many decisions of one batch are rejected, and whichever comes first."""
-    with Recorder(server.url, linger=5) as recorder:
+    with Recorder(server.url, linger=60) as recorder:
         recorder.record(DECISION)
         for _ in range(3):
             recorder.record(DECISION, timestamp=-1)
@@ -284,7 +287,7 @@ def test_each_reason_in_a_batch_is_told(server: Server, caplog: pytest.LogCaptur
 
 def test_a_bad_optional_field_costs_only_itself(server: Server) -> None:
     """The server counts the decision without it, and tells in `/metrics` what was wrong."""
-    with Recorder(server.url, linger=5) as recorder:
+    with Recorder(server.url, linger=60) as recorder:
         recorder.record(DECISION, cost=-1, id="i" * 200)
         recorder.record(DECISION, confidence=1.0000000002, id="i" * 200 + "j")
         recorder.record(DECISION, input_tokens=374.0, model="m" * 200)
@@ -312,7 +315,7 @@ def test_an_odd_decision_costs_its_neighbours_nothing(
     server: Server, odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It alone is rejected, whatever it holds, and the log says why; it is not sent otherwise."""
-    with Recorder(server.url, linger=5) as recorder:
+    with Recorder(server.url, linger=60) as recorder:
         for _ in range(10):
             recorder.record(DECISION)
         recorder.record({**DECISION, **odd})
@@ -348,7 +351,7 @@ def test_the_log_is_complete_when_flush_returns(server: Server, provider: object
 def test_a_batch_that_is_refused_is_sent_in_parts(caplog: pytest.LogCaptureFixture) -> None:
     """Until only what the server refuses is rejected."""
     refusals: list[tuple[int, dict[str, str]]] = [(400, {}), (200, {}), (413, {}), (400, {})]
-    with stand(*refusals) as there, Recorder(there.url, linger=5) as recorder:
+    with stand(*refusals) as there, Recorder(there.url, linger=60) as recorder:
         for number in range(4):
             recorder.record(DECISION, latency_ms=number)
         assert recorder.flush(WAIT_SECONDS)
@@ -360,7 +363,7 @@ def test_a_batch_that_is_refused_is_sent_in_parts(caplog: pytest.LogCaptureFixtu
 
 def test_a_server_that_refuses_all_is_not_asked_for_each() -> None:
     """All of a large batch is counted after a bounded number of tries."""
-    with stand(*[(400, {})] * 1000) as there, Recorder(there.url, linger=5) as recorder:
+    with stand(*[(400, {})] * 1000) as there, Recorder(there.url, linger=60) as recorder:
         for _ in range(1000):
             recorder.record(DECISION)
         assert recorder.flush(WAIT_SECONDS)
@@ -396,12 +399,16 @@ def test_the_oldest_are_dropped() -> None:
 def test_the_newest_are_kept() -> None:
     """What arrives after an outage is the end of what was recorded."""
     with stand() as there:
-        recorder = Recorder(there.url, capacity=100, linger=0.5)
-        for number in range(1000):
+        recorder = Recorder(there.url, capacity=100, linger=0)
+        there.answering.clear()
+        recorder.record(DECISION, latency_ms=0)
+        until(lambda: in_flight(recorder) == 1)
+        for number in range(1, 1000):
             recorder.record(DECISION, latency_ms=number)
+        there.answering.set()
         assert recorder.close(WAIT_SECONDS)
         sent = [decision["latency_ms"] for batch in there.batches for decision in batch]
-        assert sent == [*range(900, 1000)]
+        assert sent == [0, *range(901, 1000)]
         assert recorder.counters == Counters(sent=100, dropped=900)
 
 
