@@ -1,22 +1,31 @@
 """The command `routecast`."""
 
 import sys
-from importlib import metadata
-from typing import Annotated, Any
+from importlib import import_module, metadata
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from routecast.cli.backup import backup
-from routecast.cli.bench import bench
-from routecast.cli.demo import demo
-from routecast.cli.names import fold, forget, list_names
-from routecast.cli.replay import replay
-from routecast.cli.restore import restore
-from routecast.cli.serve import serve
-from routecast.cli.verify import verify
-from routecast.cli.watch import watch
 from routecast.errors import BadSettings, RoutecastError
+
+# Where each command is: its module and its function there, or its functions by name. A module is
+# imported once its command is asked for: to import all of them takes a third of a server's start.
+_COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "serve": ("serve", "serve"),
+    "demo": ("demo", "demo"),
+    "replay": ("replay", "replay"),
+    "watch": ("watch", "watch"),
+    "bench": ("bench", "bench"),
+    "verify": ("verify", "verify"),
+    "backup": ("backup", "backup"),
+    "restore": ("restore", "restore"),
+}
+_NAMES: Final[dict[str, tuple[str, str]]] = {
+    "list": ("names", "list_names"),
+    "fold": ("names", "fold"),
+    "forget": ("names", "forget"),
+}
 
 
 class _Command(TyperCommand):
@@ -27,10 +36,33 @@ class _Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """The same of the command itself."""
+    """Commands that are imported when they are asked for; flags are shown as in `_Command`."""
+
+    commands_in: dict[str, tuple[str, str]]
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _plain_flags(super().get_params(ctx))
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*self.commands_in, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands_in:
+            return super().get_command(ctx, cmd_name)
+        module, function = self.commands_in[cmd_name]
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name, cls=_Command)(
+            getattr(import_module(f"routecast.cli.{module}"), function)
+        )
+        return typer.main.get_command(alone)
+
+
+class _Commands(_Group):
+    commands_in = _COMMANDS
+
+
+class _Names(_Group):
+    commands_in = _NAMES
 
 
 def _plain_flags(parameters: list[Any]) -> list[Any]:
@@ -42,7 +74,7 @@ def _plain_flags(parameters: list[Any]) -> list[Any]:
 
 app = typer.Typer(
     name="routecast",
-    cls=_Group,
+    cls=_Commands,
     help="Live, exact metrics of LLM routing decisions.",
     no_args_is_help=True,
     add_completion=False,
@@ -66,18 +98,18 @@ def _options(
     pass
 
 
-for _command in (serve, demo, replay, watch, bench, verify, backup, restore):
-    app.command(cls=_Command)(_command)
-
-
 _names = typer.Typer(
-    cls=_Group,
+    cls=_Names,
     help="List the names in a database, and make room for others.",
     no_args_is_help=True,
 )
-_names.command("list", cls=_Command)(list_names)
-_names.command("fold", cls=_Command)(fold)
-_names.command("forget", cls=_Command)(forget)
+
+
+@_names.callback()
+def _names_options() -> None:
+    pass
+
+
 app.add_typer(_names, name="names")
 
 
