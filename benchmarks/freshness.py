@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Final
 
 import msgspec
 import uvloop
+from websockets import Subprotocol
 from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.cases import Broken, answer, command, run_case
@@ -25,17 +27,30 @@ from benchmarks.traffic import SEED, Ids, decisions
 
 INTERVAL: Final = 0.1
 CROWD: Final = 100
+PARTS_PER_SECOND: Final = 100  # a steady flow comes in so many requests
 
 
 class Watch(msgspec.Struct, tag=True):
-    """Send so many decisions to a node, one after the other; wait for the frame that holds each.
+    """Send decisions to a node, one after the other; wait for the frame that holds each.
 
-    Frames are those of node `frames_of`, of the same one where it is 0.
+    Frames are those of node `frames_of`, of the same one where it is 0: of the default stream, or
+    of a `routecast.v1` subscription. A decision comes `apart` to `apart` + 1 intervals after the
+    frame of the last.
     """
 
     port: int
     samples: int
     frames_of: int = 0
+    v1: bool = False
+    apart: float = 0.0
+
+
+class Flow(msgspec.Struct, tag=True):
+    """Send decisions at a steady pace; wait for the `routecast.v1` message that holds each."""
+
+    port: int
+    samples: int
+    per_second: int
 
 
 class Crowd(msgspec.Struct, tag=True):
@@ -63,6 +78,14 @@ def freshness(options: Options) -> Report:
         with routecast(Path(folder, "crowded.db")) as port, crowd(Crowd([port], CROWD)):
             waited = run_case("benchmarks.freshness", Watch(port, samples), Waited)
             figures += percentiles(f"beside {CROWD} streams", waited.seconds, most=150)
+        with routecast(Path(folder, "pushed.db")) as port:
+            rare = Watch(port, samples, v1=True, apart=1.1)
+            waited = run_case("benchmarks.freshness", rare, Waited)
+            figures += percentiles("routecast.v1, further apart", waited.seconds, most=10)
+        with routecast(Path(folder, "steady.db")) as port:
+            flow = Flow(port, 10 * samples, per_second=1_000)
+            waited = run_case("benchmarks.freshness", flow, Waited)
+            figures += percentiles("routecast.v1, 1,000 a second", waited.seconds, most=110)
     title = f"From acknowledged decision to frame, interval {1000 * INTERVAL:.0f} ms, {samples}"
     return Report("freshness", f"{title} decisions a case", figures, options.quick)
 
@@ -72,9 +95,9 @@ def percentiles(case: str, seconds: list[float], most: float) -> list[Figure]:
     cuts = statistics.quantiles(seconds, n=100, method="inclusive")
     p50, p95, p99 = (1000 * cuts[percent - 1] for percent in (50, 95, 99))
     return [
-        Figure(f"{case}, p50, ms", [p50], decimals=0),
-        Figure(f"{case}, p95, ms", [p95], decimals=0),
-        Figure(f"{case}, p99, ms", [p99], most=most, decimals=0),
+        Figure(f"{case}, p50, ms", [p50], decimals=1),
+        Figure(f"{case}, p95, ms", [p95], decimals=1),
+        Figure(f"{case}, p99, ms", [p99], most=most, decimals=1),
         Figure(f"{case}, p99 ÷ interval", [p99 / (1000 * INTERVAL)], most=most / (1000 * INTERVAL)),
     ]
 
@@ -100,15 +123,28 @@ def _stream(port: int, interval: float = INTERVAL) -> connect:
     return connect(f"ws://{HOST}:{port}/ws/metrics?interval={interval}", compression=None)
 
 
+def _v1(port: int) -> connect:
+    subprotocols = [Subprotocol("routecast.v1.json")]
+    url = f"ws://{HOST}:{port}/ws/metrics"
+    return connect(url, compression=None, subprotocols=subprotocols)
+
+
+_SUBSCRIBE: Final = json.dumps(
+    {"type": "subscribe", "id": "x", "fields": ["total_decisions"], "interval": INTERVAL}
+)
+
+
 async def _watch(task: Watch) -> Waited:
     rng = random.Random(SEED)
     client = await Client.connect(task.port)
     requests = [post(msgspec.json.encode(d)) for d in decisions(task.samples, Ids.RANDOM)]
     waited = []
-    async with _stream(task.frames_of or task.port) as stream:
+    async with (_v1 if task.v1 else _stream)(task.frames_of or task.port) as stream:
+        if task.v1:
+            await stream.send(_SUBSCRIBE)
         frames = _Frames(stream)
         for number, request in enumerate(requests, await frames.first() + 1):
-            await asyncio.sleep(INTERVAL * rng.random())
+            await asyncio.sleep(INTERVAL * (task.apart + rng.random()))
             await client.ask(request)
             acknowledged = time.perf_counter()
             # A frame sent before the answer can come before it, too: nobody waited for that one.
@@ -118,20 +154,49 @@ async def _watch(task: Watch) -> Waited:
     return Waited(waited)
 
 
+async def _flow(task: Flow) -> Waited:
+    client = await Client.connect(task.port)
+    size = task.per_second // PARTS_PER_SECOND
+    sent = list(decisions(task.samples, Ids.RANDOM))
+    parts = [sent[start : start + size] for start in range(0, len(sent), size)]
+    requests = [post(msgspec.json.encode(part)) for part in parts]
+    acknowledged = {}
+    async with _v1(task.port) as stream:
+        await stream.send(_SUBSCRIBE)
+        frames = _Frames(stream)
+        total, began = await frames.first(), time.perf_counter()
+        for number, request in enumerate(requests, 1):
+            await asyncio.sleep(began + number / PARTS_PER_SECOND - time.perf_counter())
+            await client.ask(request)
+            total += size
+            acknowledged[total] = time.perf_counter()
+        await frames.holding(total)
+        await frames.close()
+    client.close()
+    return Waited([max(0.0, frames.first_with(total) - at) for total, at in acknowledged.items()])
+
+
 class _Frames:
     """Notes when a count was first seen in a stream."""
 
     def __init__(self, stream: ClientConnection) -> None:
         self._total, self._at = -1, 0.0
+        self._seen: list[tuple[int, float]] = []  # each count, and when it came
         self._came = asyncio.Event()
         self._task = asyncio.create_task(self._read(stream))
 
     async def _read(self, stream: ClientConnection) -> None:
         async for frame in stream:
-            now, total = time.perf_counter(), json.loads(frame)["total_decisions"]
+            now, message = time.perf_counter(), json.loads(frame)
+            total = message.get("data", message).get("total_decisions", -1)
             if total > self._total:
                 self._total, self._at = total, now
+                self._seen.append((total, now))
                 self._came.set()
+
+    def first_with(self, total: int) -> float:
+        """Return when a frame first held so many decisions, of one that came."""
+        return self._seen[bisect_left(self._seen, (total, 0.0))][1]
 
     async def first(self) -> int:
         """Return how many decisions the first frame held; wait for it."""
@@ -168,10 +233,16 @@ async def _drain(stream: ClientConnection) -> None:
         pass
 
 
-def measure(task: Watch | Crowd) -> Waited:
+def measure(task: Watch | Flow | Crowd) -> Waited:
     """Do one of the tasks."""
-    return uvloop.run(_watch(task) if isinstance(task, Watch) else _join(task))
+    match task:
+        case Watch():
+            return uvloop.run(_watch(task))
+        case Flow():
+            return uvloop.run(_flow(task))
+        case Crowd():
+            return uvloop.run(_join(task))
 
 
 if __name__ == "__main__":
-    answer(Watch | Crowd, measure)
+    answer(Watch | Flow | Crowd, measure)

@@ -23,7 +23,7 @@ from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.census import Census
 from routecast.channels import Channels
-from routecast.clock import SystemClock
+from routecast.clock import SystemClock, SystemTimers
 from routecast.cluster.memory import MemoryCluster
 from routecast.config import Settings
 from routecast.connections import ConnectionManager
@@ -256,6 +256,7 @@ class Services:
             cache_seconds=SHARE_SECONDS if self._has_others else None,
             learn=names.learn,
             renew=names.renew,
+            advanced=lambda: self.channels.push(),
         )
         self.latest = Latest(
             self.live.current,
@@ -282,7 +283,9 @@ class Services:
             sites=self.sites,
             max_per_address=settings.max_per_address,
         )
-        self.channels = Channels(self.latest, self.renders, engines.clock, self.instruments)
+        self.channels = Channels(
+            self.latest, self.renders, engines.clock, SystemTimers(), self.instruments
+        )
         self.admission = Admission()
         self.lookbacks = Lookbacks(self.history, self.admission)
         self.subscribers = Subscribers(self.channels, self.lookbacks)

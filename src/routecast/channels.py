@@ -1,9 +1,11 @@
-"""Channels: who follows what over routecast.v1, and the ticks that send them what changed.
+"""Channels: who follows what over routecast.v1, and when they are sent what changed.
 
-Members that follow the same view at the same interval are one channel, whose ticks fall on
-multiples of the interval. At a tick the view is rendered, compared and encoded once for all who
-were sent the same before. A member whose socket is full is skipped; when it has read, it gets one
-message from what it was really sent to what is newest. So nothing queues (the policy is to merge).
+Members that follow the same view at the same interval are one channel. A channel is served as soon
+as a commit changes its view, or when its rest is over: for one interval after each message. What
+moves with the clock is sent at ticks, which fall on multiples of the interval. To serve a channel,
+its view is rendered, compared and encoded once for all who were sent the same before. A member
+whose socket is full is skipped; when it has read, it gets one message from what it was really sent
+to what is newest. So nothing queues (the policy is to merge).
 """
 
 import asyncio
@@ -11,16 +13,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from math import ceil
 from typing import Any, Final, Protocol
 
 from routecast.core.message import Encoding, Message, Named
 from routecast.core.metrics import Document
 from routecast.core.turns import in_turn
-from routecast.core.versions import FRESH, State, Version, Versions, message
+from routecast.core.versions import FRESH, Stamps, State, Version, Versions, message
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Clock, Reading
+from routecast.ports import Clock, Reading, Timer, Timers
 from routecast.protocol import (
     ALIVE_SECONDS,
     MIN_INTERVAL,
@@ -38,6 +41,11 @@ TURN_SECONDS: Final = 0.002
 MARGIN: Final = 1.0
 # Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
 ROUNDED: Final = 1e-6
+# A channel that is served at most this late after its rest, in seconds, is on time.
+PUNCTUAL: Final = 0.01
+# A commit that changes nothing of a view costs a look at the view. After that the channel rests for
+# this part of its interval.
+LOOKS: Final = 20
 
 
 class Line(Protocol):
@@ -139,10 +147,11 @@ class Channel:
     __slots__ = (
         "_open",
         "cohorts",
-        "due",
-        "put_off",
+        "is_put_off",
+        "rested",
         "served",
         "subscription",
+        "tick",
         "timer",
         "version",
         "whole",
@@ -150,15 +159,17 @@ class Channel:
 
     def __init__(self, subscription: Subscription, now: float) -> None:
         self.subscription = subscription
-        self.version: Version | None = None  # of the last tick
-        # When all members had a whole document, and when the next tick is, on the monotonic clock.
+        self.version: Version | None = None  # that all members were brought to last
+        # All of these are on the monotonic clock. When all members had a whole document, until
+        # when nothing is sent, and when what moves with the clock is sent next.
         self.whole = now
-        self.due = now
-        # When it was served last, on the same clock, and whether it was put off since: its clients
-        # had used up their rendering time.
+        self.rested = now
+        self.tick = now
+        # When it was served last, and whether it was put off since: its clients had used up their
+        # rendering time.
         self.served = now
-        self.put_off = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.is_put_off = False
+        self.timer: Timer | None = None
         # A dict keeps their order, and forgets one of them in no time.
         self.cohorts: dict[Cohort, None] = {}
         self._open: dict[_Key, Cohort] = {}  # those with room for one more
@@ -192,16 +203,55 @@ class Channel:
         """Note who has room, after cohorts have gone on to another base."""
         self._open = {cohort.key: cohort for cohort in self.cohorts if not cohort.full}
 
-    def turn(self, now: float, wait: float = 0.0) -> int:
-        """Set the next tick: at a multiple of the interval, or sooner to show life.
+    def due(self, now: float) -> float:
+        """Return when it is to be looked at next, if no commit comes before."""
+        return self.tick if now >= self.rested else min(self.rested, self.tick)
 
-        `wait` is the least time until then, in seconds. Returns how many ticks are over that there
-        was no time for.
+    def is_tick(self, now: float) -> bool:
+        """Whether it is time to send what moves with the clock, too."""
+        return now >= self.tick - ROUNDED * self.subscription.interval  # timers may be early
+
+    def moment(self, now: float) -> float:
+        """Return when it was to be served, of one that is served now.
+
+        Its next rest is counted from then: timers are a little late, and that must not add up.
         """
-        last, ticks = self._ticks(self.due), self._ticks(max(now, self.due))  # timers may be early
-        due = max((ticks + 1) * self.subscription.interval, now + wait)
-        self.due = min(due, max(self._patience, now + MIN_INTERVAL))
+        interval = self.subscription.interval
+        if self.is_tick(now):
+            multiple = self._ticks(max(now, self.tick)) * interval
+            return multiple if multiple >= self.tick - ROUNDED * interval else now
+        return self.rested if 0 <= now - self.rested < PUNCTUAL else now
+
+    def rest(self, moment: float) -> None:
+        """Send nothing for an interval, after a message to all members."""
+        self.rested = moment + self.subscription.interval
+        self._tick_from(self.rested, moment)
+
+    def rest_briefly(self, now: float) -> None:
+        """Look at no commit for a moment, after one that changed nothing."""
+        self.rested = now + self.subscription.interval / LOOKS
+
+    def pass_tick(self, now: float) -> int:
+        """Go on to the next tick; return how many are over that there was no time for."""
+        last, ticks = self._ticks(self.tick), self._ticks(max(now, self.tick))
+        self._tick_from((ticks + 1) * self.subscription.interval, now)
         return ticks - last
+
+    def put_off(self, now: float, wait: float) -> None:
+        """Send nothing for `wait` seconds at least, and then by a tick."""
+        self.is_put_off = True
+        self._tick_from(max((self._ticks(now) + 1) * self.subscription.interval, now + wait), now)
+        self.rested = max(self.tick, now + wait)
+
+    def wake(self, now: float) -> None:
+        """Have it served now, as at a tick."""
+        self.tick = min(self.tick, now)
+
+    def _tick_from(self, least: float, now: float) -> None:
+        """Set the next tick: at a multiple of the interval, or sooner to show life."""
+        interval = self.subscription.interval
+        tick = ceil(least / interval - ROUNDED) * interval
+        self.tick = min(tick, max(self._patience, now + MIN_INTERVAL))
 
     def clients(self) -> Iterator[str]:
         """Yield the client of each member."""
@@ -211,13 +261,13 @@ class Channel:
 
     def serve(self, now: float) -> float | None:
         """Note that a tick is served; return the seconds since the last one if it was put off."""
-        stretched = round(now - self.served, 1) if self.put_off else None
-        self.served, self.put_off = now, False
+        stretched = round(now - self.served, 1) if self.is_put_off else None
+        self.served, self.is_put_off = now, False
         return stretched
 
-    def must_show_life(self) -> bool:
+    def must_show_life(self, now: float) -> bool:
         """Whether members would wait too long for a whole document if not sent one now."""
-        return (self._ticks(self.due) + 1) * self.subscription.interval > self._patience
+        return now + self.subscription.interval > self._patience
 
     def _ticks(self, now: float) -> int:
         """Return how many intervals the monotonic clock has had by then."""
@@ -251,6 +301,10 @@ class Documents(Protocol):
         """Do a piece of a view's work; return whether its document can be made at once now."""
         ...
 
+    def stamps(self, reading: Reading, view: View) -> Stamps:
+        """Return stamps that differ where the document does; () where that is not known."""
+        ...
+
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
         """Return a view's document, None when it cannot be made."""
         ...
@@ -276,15 +330,23 @@ class Channels:
     """All channels, and the versions they send. Run `run` as a task."""
 
     def __init__(
-        self, documents: Documents, turns: Turns, clock: Clock, instruments: Instruments
+        self,
+        documents: Documents,
+        turns: Turns,
+        clock: Clock,
+        timers: Timers,
+        instruments: Instruments,
     ) -> None:
         self._documents = documents
         self._turns = turns
         self._clock = clock
+        self._timers = timers
         self._instruments = instruments
         self._versions = Versions()
         self._channels: dict[Subscription, Channel] = {}
-        self._due: list[Channel] = []
+        self._idle: dict[Channel, None] = {}  # those that the next commit is looked at for at once
+        self._due: dict[Channel, None] = {}
+        self._commits = 0  # that were told of
         self._waiting: list[Member] = []  # for their first message, from other than live state
         self._wake = asyncio.Event()
 
@@ -302,7 +364,9 @@ class Channels:
         """
         channel = self._channels.get(subscription)
         if channel is None:
-            channel = self._channels[subscription] = Channel(subscription, time.monotonic())
+            now = self._timers.now()
+            channel = self._channels[subscription] = Channel(subscription, now)
+            channel.rest(now)  # from its first message
             self._schedule(channel)
         member.channel = channel
         find = self._versions.find
@@ -352,6 +416,8 @@ class Channels:
         sent = leading is not None and member.line.send(leading, leading.under(member.identity))
         if sent and member.channel is not None:
             member.channel.place(member, version)
+            if member.channel.version is None:  # it is the first one
+                member.channel.version = version
         self._count(leading, int(sent), int(not sent))
         return sent
 
@@ -376,14 +442,25 @@ class Channels:
             if version is not None and _is_news(version, member.base):
                 self.send(member, version)
 
+    def push(self) -> None:
+        """Tell that a commit was applied: serve all channels that are not resting.
+
+        Commits of one turn of the event loop are served together.
+        """
+        self._commits += 1
+        if self._idle:
+            self._due.update(self._idle)
+            self._idle.clear()
+            self._wake.set()
+
     async def run(self) -> None:
-        """Send what changed as ticks come. Never ends."""
+        """Send what changed as commits and ticks come. Never ends."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            due, self._due = self._due, []
+            rung, self._due = self._due, {}
             waiting, self._waiting = self._waiting, []
-            due = [channel for channel in due if channel.cohorts]
+            due = [channel for channel in rung if channel.cohorts]
             if not due and not waiting:
                 continue
             due.sort(key=lambda channel: not channel.subscription.view.plain)
@@ -391,27 +468,33 @@ class Channels:
             try:
                 await self._serve_all(due, waiting)
             except Exception:  # to be served when this is run again
-                self._due, self._waiting = due + self._due, waiting + self._waiting
+                self._due = dict.fromkeys([*due, *self._due])
+                self._waiting = waiting + self._waiting
                 self._wake.set()
                 raise
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
     async def _serve_all(self, due: list[Channel], waiting: list[Member]) -> None:
-        try:
-            reading = await self._documents.read()
-        except Unavailable:
-            reading = None
-        await self._welcome(waiting, reading)
-        ran = time.monotonic()
+        if waiting:
+            await self._welcome(waiting)
+        # One moment for all: who rests from now on is served together again.
+        now, ran = self._timers.now(), time.monotonic()
         for channel in due:
             if channel.cohorts:
-                await self._take_turn(channel, reading)
+                # Anew for each: others had turns, and may be applying a large commit.
+                await self._take_turn(channel, await self._read(), now)
             if time.monotonic() - ran > TURN_SECONDS:
                 await asyncio.sleep(0)
                 ran = time.monotonic()
 
-    async def _welcome(self, waiting: Sequence[Member], reading: Reading | None) -> None:
-        ran = time.monotonic()
+    async def _read(self) -> Reading | None:
+        try:
+            return await self._documents.read()
+        except Unavailable:
+            return None
+
+    async def _welcome(self, waiting: Sequence[Member]) -> None:
+        reading, ran = await self._read(), time.monotonic()
         for member in waiting:
             if member.channel is not None:
                 view = member.channel.subscription.view
@@ -424,10 +507,14 @@ class Channels:
                     self._ask_for_first(member)
             if time.monotonic() - ran > TURN_SECONDS:
                 await asyncio.sleep(0)
-                ran = time.monotonic()
+                reading, ran = await self._read(), time.monotonic()
 
-    async def _take_turn(self, channel: Channel, reading: Reading | None) -> None:
+    async def _take_turn(self, channel: Channel, reading: Reading | None, now: float) -> None:
         """Serve a channel, or put it off while none of its clients may use rendering time."""
+        is_tick, moment, commits = channel.is_tick(now), channel.moment(now), self._commits
+        if not is_tick and not self._may_have_changed(channel, reading):
+            self._schedule(channel)
+            return
         view = channel.subscription.view
         payer, wait = self._turns.payer(view, channel.clients())
         version = None
@@ -436,14 +523,28 @@ class Channels:
                 version = self._version(view, reading)
             if version is None:
                 wait = self._ask_for(channel, payer)
-        if version is not None:
-            await self._tick(channel, version, payer, channel.serve(time.monotonic()))
-        else:
-            channel.put_off = True
+        if is_tick:
+            self._instruments.ticks_merged.inc(channel.pass_tick(now))
+        if version is None:
             self._instruments.ticks_stretched.inc()
-            await self._show_life(channel)
+            await self._show_life(channel, now)
+            channel.put_off(now, wait)
+        elif await self._bring_to(channel, version, payer, now):
+            channel.rest(moment)
+        elif not is_tick or commits != self._commits:
+            channel.rest_briefly(now)
         if channel.cohorts:
-            self._schedule(channel, wait)
+            self._schedule(channel)
+
+    def _may_have_changed(self, channel: Channel, reading: Reading | None) -> bool:
+        """Whether a channel's view may be another than what its members were brought to."""
+        version = channel.version
+        if channel.is_put_off or version is None or version.state is None or reading is None:
+            return True
+        covering = self._documents.covering(reading, channel.subscription.view)
+        return covering is None or not version.state.is_of(
+            covering.snapshot.position, covering.source
+        )
 
     def _ask_for(self, channel: Channel, payer: str) -> float:
         """Have a channel's view made ready; return for how many seconds to leave it alone."""
@@ -453,25 +554,32 @@ class Channels:
             return busy.retry_after
         return ALIVE_SECONDS  # it is rung before, as soon as the view is ready
 
-    async def _show_life(self, channel: Channel) -> None:
+    async def _show_life(self, channel: Channel, now: float) -> None:
         """Send the last version once more, if a whole document is due: there is no newer one."""
         newest = self._versions.newest(channel.subscription.view)
-        if newest is not None and channel.must_show_life():
-            await self._tick(channel, newest, "", None)
+        if newest is not None and channel.must_show_life(now):
+            await self._send_all(channel, newest, "", now, None)
 
-    async def _tick(
-        self, channel: Channel, version: Version, payer: str, stretched: float | None
-    ) -> None:
-        """Bring all members to a version, those with the same base by the same message.
+    async def _bring_to(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
+        """Bring all members to a version; return whether there was anything to tell them."""
+        stretched = channel.serve(now)
+        if version is channel.version and not channel.must_show_life(now):
+            return False  # whoever was not sent it then asks for it when it can
+        return await self._send_all(channel, version, payer, now, stretched)
+
+    async def _send_all(
+        self, channel: Channel, version: Version, payer: str, now: float, stretched: float | None
+    ) -> bool:
+        """Send all members what leads to a version, those with the same base the same message.
 
         `stretched` is the interval that they really get, where that is longer than they asked for.
+        Returns whether there was anything to tell them.
         """
-        whole = channel.must_show_life()
-        if version is channel.version and not whole:
-            return  # whoever was not sent it then asks for it when it can
+        whole = channel.must_show_life(now)
         channel.version = version
         if whole:
-            channel.whole = time.monotonic()
+            channel.whole = now
+        told = False
         served = YIELD_EVERY  # others get a turn between two channels, too
         for cohort in in_turn(channel.cohorts):
             if served >= YIELD_EVERY:
@@ -481,8 +589,10 @@ class Channels:
             with self._turns.charged(payer):
                 leading = self._leading(version, cohort, whole, stretched)
             if leading is not None:
+                told = True
                 self._serve(channel, cohort, version, leading)
         channel.rally()
+        return told
 
     def _serve(self, channel: Channel, cohort: Cohort, version: Version, leading: Message) -> None:
         base = cohort.base
@@ -529,6 +639,7 @@ class Channels:
         """
         now, newest = self._clock.now(), self._versions.newest(view)
         document = state = None
+        stamps: Stamps = ()
         if reading is not None:
             reading = self._documents.covering(reading, view)
             if reading is None and not (render and self._documents.lacks(view)):
@@ -540,35 +651,41 @@ class Channels:
                 return newest
             if not (render and self._documents.is_ready(reading, view)):
                 return None
+            stamps = self._documents.stamps(reading, view)
+            if newest is not None and newest.still_holds(stamps, moment):
+                return self._versions.carry(newest, now, state)
             document = self._documents.document(reading, view, now)
         if document is None:
             if newest is not None and newest.state is None:
                 return newest
             state = None
-        return self._versions.add(view, now, state, document)
+        return self._versions.add(view, now, state, document, stamps)
 
     # -- ticks ----------------------------------------------------------------------------------
 
-    def _schedule(self, channel: Channel, wait: float = 0.0) -> None:
-        now = time.monotonic()
-        self._instruments.ticks_merged.inc(channel.turn(now, wait))
+    def _schedule(self, channel: Channel) -> None:
+        """Have a channel looked at when it is due, and before by a commit unless it rests."""
+        now = self._timers.now()
+        if now >= channel.rested:
+            self._idle[channel] = None
         if channel.timer is not None:
             channel.timer.cancel()
-        loop = asyncio.get_running_loop()
-        channel.timer = loop.call_later(channel.due - now, self._ring, channel)
+        channel.timer = self._timers.call_at(channel.due(now), self._ring, channel)
 
     def _made_ready(self, channel: Channel) -> None:
         """Serve a channel whose view was made ready; its next tick is counted from now."""
-        channel.due = min(channel.due, time.monotonic())
+        channel.wake(self._timers.now())
         self._ring(channel)
 
     def _ring(self, channel: Channel) -> None:
-        self._due.append(channel)
+        self._idle.pop(channel, None)
+        self._due[channel] = None
         self._wake.set()
 
     def _close(self, channel: Channel) -> None:
         """Forget a channel that nobody follows; its versions stay, for those who come back."""
         del self._channels[channel.subscription]
+        self._idle.pop(channel, None)
         if channel.timer is not None:
             channel.timer.cancel()  # it may have a minute to go, and holds the view
         self._versions.rest(channel.subscription.view)

@@ -1,6 +1,8 @@
-"""The system's clock (`ports.Clock`)."""
+"""The system's clock (`ports.Clock`), and its timers (`ports.Timers`)."""
 
+import asyncio
 import time
+from collections.abc import Callable
 
 
 class SystemClock:
@@ -8,3 +10,18 @@ class SystemClock:
 
     def now(self) -> int:
         return time.time_ns() // 1000
+
+
+class SystemTimers:
+    """Timers of the event loop that runs, on the system's monotonic clock.
+
+    Not on the loop's own: that of uvloop has milliseconds, and stands still for a turn of the loop.
+    """
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def call_at(
+        self, moment: float, call: Callable[..., object], *args: object
+    ) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(moment - self.now(), call, *args)

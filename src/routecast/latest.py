@@ -19,6 +19,7 @@ from routecast.core.decision import SECOND
 from routecast.core.frame import Frame, encode_document, error_frame, stamp
 from routecast.core.metrics import Baseline, Document, document
 from routecast.core.snapshot import Snapshot
+from routecast.core.versions import Stamps
 from routecast.core.view import View
 from routecast.core.window import query_of
 from routecast.errors import Unavailable, Uncovered
@@ -200,6 +201,18 @@ class Latest:
                 return None
             made.append(one)
         return made
+
+    def stamps(self, reading: Reading, view: View) -> Stamps:
+        """Return the stamps of the sums that a view's document is made of, once `is_ready`.
+
+        As long as they and `View.moment` are the same, so is the document. () where they cannot
+        be told.
+        """
+        try:
+            made = self._made(reading, view, self._clock.now())
+        except Uncovered:
+            return ()
+        return () if made is None else tuple(each.stamp for each in made)
 
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
         """Return a view's document, None when it cannot be made of this reading.

@@ -75,6 +75,7 @@ class Live:
     alone at its multiples; None for a node that has no database. Each `cache_seconds`, one of them
     caches a snapshot for nodes to start from; None where there are no others. `learn` is told the
     keys of each delta, and `renew` all keys, and the names that are folded, when an epoch begins.
+    `advanced` is called, at once, when `current` has another position; it must not block or raise.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Live:
         cache_seconds: float | None = None,
         learn: Callable[[Iterable[Key]], None] = lambda _: None,
         renew: Callable[[Iterable[Key], FoldedNames], None] = lambda *_: None,
+        advanced: Callable[[], None] = lambda: None,
     ) -> None:
         self._sources = sources
         self._store = store
@@ -101,6 +103,7 @@ class Live:
         self._cache_seconds = cache_seconds
         self._learn = learn
         self._renew = renew
+        self._advanced = advanced
         self._named: str | None = None  # the epoch whose names were learnt
         self._snapshot: Snapshot | None = None
         self._in_step = False
@@ -289,6 +292,7 @@ class Live:
     def _applied(self, snapshot: Snapshot, delta: Delta) -> Delta | None:
         """Tell of a delta that was applied; return the one that follows it, if that is here."""
         self.changes.note(delta)
+        self._advanced()
         self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
         return self._early.pop(snapshot.position.seq + 1, None)
 
@@ -446,6 +450,7 @@ class Live:
         if self._announced is None or self._announced.epoch != position.epoch:
             self._announced = position
         self._instruments.reloads.inc()
+        self._advanced()
         if folded is None:
             self._learn(snapshot.keys())
         else:

@@ -44,6 +44,26 @@ class Clock(Protocol):
         ...
 
 
+class Timer(Protocol):
+    """A call that is to be made."""
+
+    def cancel(self) -> None:
+        """Do not make it; does nothing where it was made."""
+        ...
+
+
+class Timers(Protocol):
+    """When something is to be done, on a clock that is never set, so that tests can move it."""
+
+    def now(self) -> float:
+        """Return seconds since some moment."""
+        ...
+
+    def call_at(self, moment: float, call: Callable[..., object], *args: object) -> Timer:
+        """Call something on the event loop, once `now` is at a moment or past it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one transaction did: how many of each batch were new, and what they added up to.

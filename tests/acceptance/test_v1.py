@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -513,6 +514,25 @@ async def test_numbers_that_may_not_be_the_newest_say_so(
             await client.receive_until(lambda m: m.get("source") == "live" and m["id"] == "main")
             seq = server.post(GOOD)["position"]["seq"]
             await client.follow_to("main", seq)
+
+
+async def test_a_change_is_pushed(server: Server) -> None:
+    """Not at the next multiple of the interval, which is far away; and to all who follow it."""
+    interval = 6.0
+    async with v1_client(server) as client, v1_client(server, MSGPACK) as packing:
+        for each in (client, packing):
+            await each.subscribe("main", interval=interval, fields=["total_decisions"])
+        # An interval after the first message, and soon after a multiple of it: the server has the
+        # same clock.
+        after = time.monotonic() + interval
+        moment = (after // interval + 1) * interval + 0.3
+        if moment - after > interval:
+            moment -= interval
+        await asyncio.sleep(moment - time.monotonic())
+        seq = server.post(GOOD)["position"]["seq"]
+        async with asyncio.timeout(interval / 2):
+            for each in (client, packing):
+                await each.follow_to("main", seq)
 
 
 # -- life and death -----------------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""A clock that stands still until a test sets it."""
+"""Clocks that stand still until a test sets them."""
+
+from collections.abc import Callable
 
 from tests.support.decisions import NOW
 
@@ -11,3 +13,47 @@ class HeldClock:
 
     def now(self) -> int:
         return self.moment
+
+
+class HeldTimer:
+    """A call that is made once its moment is reached (`ports.Timer`)."""
+
+    def __init__(
+        self, moment: float, call: Callable[..., object], args: tuple[object, ...]
+    ) -> None:
+        self.moment = moment
+        self.call = call
+        self.args = args
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class HeldTimers:
+    """Timers of a clock that stands still until a test moves it (`ports.Timers`)."""
+
+    def __init__(self, moment: float = 1_000.0) -> None:
+        self.moment = moment
+        self.timers: list[HeldTimer] = []
+
+    def now(self) -> float:
+        return self.moment
+
+    def call_at(self, moment: float, call: Callable[..., object], *args: object) -> HeldTimer:
+        timer = HeldTimer(moment, call, args)
+        self.timers.append(timer)
+        return timer
+
+    def go_to(self, moment: float) -> None:
+        """Move the clock, and make the calls that are due by then, in one turn of the loop."""
+        self.moment = moment
+        due = [timer for timer in self.timers if timer.moment <= moment]
+        self.timers = [timer for timer in self.timers if timer.moment > moment]
+        for timer in sorted(due, key=lambda timer: timer.moment):
+            if not timer.cancelled:
+                timer.call(*timer.args)
+
+    def pending(self) -> list[float]:
+        """Return the moments that calls are to be made at."""
+        return sorted(timer.moment for timer in self.timers if not timer.cancelled)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from routecast.bus.memory import MemoryBus
@@ -144,6 +144,7 @@ class Hall:
         self.renders = Renders(self.latest, self.budget, self.instruments)
         self.manager = ConnectionManager(self, self.renders, self.instruments, limit=1000)
         self.load = 0.0  # how long the frames of a tick take, in seconds
+        self.advanced: Callable[[], None] = lambda: None  # called after each commit
 
     def reading(self) -> Reading | None:
         return Reading(self.snapshot, Source.LIVE, NOW) if self.up else None
@@ -165,6 +166,7 @@ class Hall:
     def commit(self) -> None:
         seq = self.snapshot.position.seq + 1
         self.snapshot.apply(Delta(Position("e", seq), cells_of([kept(seq)]), NOW))
+        self.advanced()
 
     def count(self, name: str, **labels: str) -> float:
         sample = self.instruments.registry.get_sample_value

@@ -6,7 +6,6 @@ import json
 import random
 import time
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,17 +14,18 @@ from routecast import channels as module
 from routecast import renders
 from routecast.cache.memory import MemoryCache
 from routecast.channels import Channel, Channels
+from routecast.clock import SystemTimers
 from routecast.core import breakdown
 from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
 from routecast.core.v1 import V1Session
-from routecast.core.versions import FRESH
+from routecast.core.versions import FRESH, Stamps
 from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
-from routecast.ports import Reading
+from routecast.ports import Reading, Timers
 from routecast.protocol import CloseCode, Source
 from routecast.store.sqlite import SqliteStore
 from routecast.subscribers import Subscriber, Subscribers
-from tests.support.clock import HeldClock
+from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import NOW
 from tests.support.v1 import merged
 from tests.unit.hall import FAST, Hall
@@ -125,6 +125,9 @@ class Sources:
     def is_ready(self, *asked: Any) -> bool:
         return self.hall.latest.is_ready(*asked)
 
+    def stamps(self, *asked: Any) -> Stamps:
+        return self.hall.latest.stamps(*asked)
+
     def document(self, *asked: Any) -> Any:
         return self.hall.latest.document(*asked)
 
@@ -142,9 +145,16 @@ def sources(hall: Hall) -> Sources:
 
 
 @pytest.fixture
-def channels(hall: Hall, sources: Sources, clock: HeldClock) -> Iterator[Channels]:
+def channels(hall: Hall, sources: Sources, clock: HeldClock) -> Channels:
     """Nobody follows anything yet."""
-    return Channels(sources, hall.renders, clock, hall.instruments)
+    return channels_of(hall, sources, clock, SystemTimers())
+
+
+def channels_of(hall: Hall, sources: Sources, clock: HeldClock, timers: Timers) -> Channels:
+    """Return channels that are told of the hall's commits."""
+    channels = Channels(sources, hall.renders, clock, timers, hall.instruments)
+    hall.advanced = channels.push
+    return channels
 
 
 def counts(line: Line, identity: str = "main") -> list[str]:
@@ -209,37 +219,149 @@ async def test_messages_go_with_the_last_member(hall: Hall, channels: Channels) 
     assert (delta["type"], delta["base"], delta["data"]["total_decisions"]) == ("delta", 0, 1)
 
 
-async def test_ticks_fall_on_multiples_of_the_interval(hall: Hall, channels: Channels) -> None:
-    """For all who follow at one interval, whenever they came."""
-    moments: dict[float, list[float]] = {FAST: [], 3 * FAST: []}
-    lines = []
-    async with running(channels.run()):
-        for interval in moments:
-            line = Line(channels)
-            line.subscribe(interval=interval)
-            lines.append((interval, line))
-            await asyncio.sleep(0.03)
-        for _ in range(8):
-            seen = {interval: len(line.sent) for interval, line in lines}
+# -- when a channel is served -------------------------------------------------------------------
+
+# At a multiple of all intervals here.
+START = 1_000.0
+
+
+@pytest.fixture
+def timers() -> HeldTimers:
+    """The time at which channels are served, as a test sets it."""
+    return HeldTimers(START)
+
+
+@pytest.fixture
+def held(hall: Hall, sources: Sources, clock: HeldClock, timers: HeldTimers) -> Channels:
+    """Channels whose timers go by a clock that the test moves."""
+    return channels_of(hall, sources, clock, timers)
+
+
+async def all_served(channels: Channels) -> None:
+    """Return when all that was rung was served, and the service waits for the next."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await until(lambda: not channels._wake.is_set())
+
+
+async def test_a_change_is_sent_as_soon_as_it_is_committed(
+    hall: Hall, held: Channels, timers: HeldTimers
+) -> None:
+    """Unless a message was sent within the last interval; then when that is over."""
+    line = Line(held)
+    async with running(held.run()):
+        line.subscribe(interval=1)
+        steps = [(0.9, 1, 0), (1.0, 0, 1), (1.3, 1, 1), (1.9, 0, 1), (2.0, 0, 2)]
+        # Nothing was sent for longer than an interval.
+        steps += [(3.7, 0, 2), (3.8, 1, 3), (3.9, 1, 3), (4.7, 0, 3), (4.8, 0, 4)]
+        for moment, commits, total in steps:
+            timers.go_to(START + moment)
+            for _ in range(commits):
+                hall.commit()
+            await all_served(held)
+            assert line.total() == total, moment
+
+
+async def test_commits_of_one_turn_are_one_message(
+    hall: Hall, held: Channels, timers: HeldTimers
+) -> None:
+    """They are merged, and so are those that come while a channel rests."""
+    line = Line(held)
+    async with running(held.run()):
+        line.subscribe(interval=1)
+        timers.go_to(START + 1)
+        await all_served(held)
+        for _ in range(5):
             hall.commit()
-            await until(lambda: len(lines[0][1].sent) > seen[FAST])  # noqa: B023  # -- awaited in its own turn
-            moments[FAST].append(time.monotonic())
-    late = [moment % FAST for moment in moments[FAST]]
-    assert sum(min(late_by, FAST - late_by) < FAST / 3 for late_by in late) >= 6, late
+        await all_served(held)
+        assert [message.get("base") for message in line.messages()] == [None, 0]
+        assert line.total() == 5
+        for _ in range(5):
+            hall.commit()
+            await all_served(held)
+        assert len(line.sent) == 2
+        timers.go_to(START + 2)
+        await all_served(held)
+    assert [message.get("base") for message in line.messages()] == [None, 0, 5]
+    assert line.total() == 10
 
 
-async def test_late_tick_is_merged_with_the_next(hall: Hall, channels: Channels) -> None:
+async def test_views_that_are_pushed_together_rest_together(
+    hall: Hall, held: Channels, timers: HeldTimers
+) -> None:
+    """So that many channels go on to cost one turn, not one each."""
+    lines = [Line(held) for _ in range(4)]
+    async with running(held.run()):
+        for number, line in enumerate(lines):
+            line.subscribe(interval=1 + number % 2)
+            timers.go_to(timers.moment + 0.03)
+        timers.go_to(START + 3.7)
+        await all_served(held)
+        for _ in range(2):
+            hall.commit()
+            await all_served(held)
+            assert {line.total() for line in lines} == {1}
+        assert timers.pending() == pytest.approx([START + 4.7, START + 5.7])
+
+
+async def test_what_moves_with_the_clock_is_sent_at_multiples_of_the_interval(
+    hall: Hall, held: Channels, timers: HeldTimers, clock: HeldClock
+) -> None:
+    """Not after each commit anew, nor sooner than an interval after a change was pushed."""
+    line = Line(held)
+    began = clock.moment + 10_000_000  # what is of the minute before counts for less and less
+    times = []
+    async with running(held.run()), running(hall.renders.run()):
+        for _ in range(200):
+            hall.commit()
+        clock.moment = began
+        timers.go_to(START + 0.3)
+        line.subscribe(interval=1, fields=["rate"])
+        await until(lambda: line.sent)
+        for tenth in range(4, 60):
+            timers.go_to(START + tenth / 10)
+            clock.moment = began + tenth * 100_000
+            if tenth == 35:
+                hall.commit()
+            seen = len(line.sent)
+            await all_served(held)
+            times += [tenth / 10] * (len(line.sent) - seen)
+    assert times == [2.0, 3.0, 4.0, 5.0]
+
+
+async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
+    hall: Hall, held: Channels, timers: HeldTimers
+) -> None:
+    """A look in vain is no message: the view rests for a small part of its interval only."""
+    line = Line(held)
+    async with running(held.run()), running(hall.renders.run()):
+        line.subscribe(interval=10, filter={"strategy": ["other"]})
+        await until(lambda: line.sent)
+        timers.go_to(START + 11)
+        await all_served(held)
+        renders = hall.count("renders")
+        for _ in range(3):
+            hall.commit()
+            await all_served(held)
+        assert hall.count("renders") == renders
+        assert timers.pending()[0] == pytest.approx(START + 11 + 10 / module.LOOKS)
+
+
+async def test_late_tick_is_merged_with_the_next(
+    hall: Hall, held: Channels, timers: HeldTimers
+) -> None:
     """After a hold-up there is one message, and the ticks that were missed are counted."""
-    line = Line(channels)
-    line.subscribe(interval=FAST)
-    async with running(channels.run()):
-        hall.commit()
-        await until(lambda: line.total() == 1)
-        before = hall.count("ticks_merged")
-        time.sleep(3.5 * FAST)  # noqa: ASYNC251  # -- the hold-up
-        hall.commit()
-        await until(lambda: line.total() == 2)
-    assert hall.count("ticks_merged") >= before + 2
+    line = Line(held)
+    async with running(held.run()):
+        line.subscribe(interval=1)
+        timers.go_to(START + 1)
+        await all_served(held)
+        for _ in range(2):
+            hall.commit()
+        timers.go_to(START + 5.5)
+        await all_served(held)
+    assert (line.total(), len(line.sent)) == (2, 2)
+    assert hall.count("ticks_merged") == 3
 
 
 @pytest.mark.parametrize("interval", [0.1, 0.2, 0.3, 0.7, 1.1, 2.5, 7.3])
@@ -247,12 +369,19 @@ def test_tick_on_time_is_merged_with_none(interval: float) -> None:
     """However products and quotients of floating point are rounded; nor does one come twice."""
     start = 1_000_003.3
     channel = Channel(Subscription(View(), interval), start)
-    channel.turn(start)
+    channel.rest(start)
     for count in range(1000):
-        channel.whole = due = channel.due
-        assert channel.turn(due + (0.0005 if count % 3 else -1e-9)) == 0
-        assert channel.due == pytest.approx(due + interval)
-    assert channel.turn(channel.due + 3.5 * interval) == 3
+        channel.whole = tick = channel.tick
+        now = tick + (0.0005 if count % 3 else -1e-9)
+        assert channel.is_tick(now)
+        moment = channel.moment(now)
+        assert channel.pass_tick(now) == 0
+        assert channel.tick == pytest.approx(tick + interval)
+        if count % 2:
+            channel.rest(moment)
+            assert channel.tick == pytest.approx(tick + interval)
+            assert channel.due(now) == pytest.approx(channel.tick)
+    assert channel.pass_tick(channel.tick + 3.5 * interval) == 3
 
 
 async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels: Channels) -> None:

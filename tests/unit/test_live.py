@@ -24,6 +24,7 @@ from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
 from routecast.instruments import Instruments
 from routecast.live import Live
+from routecast.ports import Reading
 from routecast.protocol import Position, Source
 from routecast.sources import Sources
 from routecast.store.sqlite import SqliteStore, folding
@@ -71,6 +72,7 @@ class Node:
         self.bus = MemoryBus()
         self.instruments = Instruments()
         self.loaded: list[Snapshot] = []
+        self.advances: list[Reading | None] = []  # what was current when that was told
         self.cluster = MemoryCluster()
         sources = Sources(store, cache, self.bus, self.cluster, clock, self.instruments)
         self.live = Live(
@@ -83,6 +85,7 @@ class Node:
             look_seconds=look_seconds,
             learn=self._learn,
             renew=lambda keys, _: self._learn(keys),
+            advanced=lambda: self.advances.append(self.live.current()),
         )
 
     def _learn(self, _: Iterable[Key]) -> None:
@@ -162,6 +165,18 @@ async def test_commit_is_current_at_once(node: Node) -> None:
             node.assert_current(*range(1, number + 1))
     assert node.store.loads == 1
     assert node.instruments.registry.get_sample_value("routecast_position_seq") == 5
+
+
+async def test_whoever_pushes_is_told_of_each_new_position(node: Node) -> None:
+    """Once it can be read: after a load, and after each commit."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        told = [node.advances[-1]]
+        for number in range(3):
+            await node.commit(number)
+            told.append(node.advances[-1])
+    assert all(reading is not None for reading in told)
+    assert len(node.advances) == 4
 
 
 @pytest.fixture

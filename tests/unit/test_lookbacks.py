@@ -11,6 +11,7 @@ from routecast import channels
 from routecast import lookbacks as module
 from routecast.cache.memory import MemoryCache
 from routecast.channels import Channels
+from routecast.clock import SystemTimers
 from routecast.core.changes import Changes
 from routecast.core.delta import Delta
 from routecast.core.message import JSON, Message, Named
@@ -72,7 +73,7 @@ class Past:
         self.changes = Changes()
         self.history = History(store, hall.reading, self.changes, clock)
         self.lookbacks = Lookbacks(self.history)
-        channels = Channels(hall.latest, hall.renders, clock, hall.instruments)
+        channels = Channels(hall.latest, hall.renders, clock, SystemTimers(), hall.instruments)
         self.subscribers = Subscribers(channels, self.lookbacks)
 
     def commit(self, decided: int) -> None:

@@ -8,6 +8,7 @@ position, because sums are integers that can be added and subtracted in any orde
 
 from collections import OrderedDict
 from collections.abc import Generator
+from itertools import count
 from typing import Final
 
 from routecast.core.decision import MINUTE
@@ -25,6 +26,7 @@ MAX_GROUPS: Final = 25_000
 
 _EVERYTHING: Final = Span(-(2**62), 2**62)
 _NOTHING: Final = Span(0, 0)
+_stamps: Final = count(1)
 
 # Runs as long as there is something to do; each turn is one step.
 _Work = Generator[None, None, None]
@@ -35,6 +37,7 @@ class Breakdown:
 
     `strategies` and `models` have no histograms; `total` has one if the selection asks for it.
     `providers`, `bands` and `statuses` are counts. Read it only when `steps` has run to its end.
+    `stamp` is another number after any of them has changed; no two breakdowns have the same.
     """
 
     __slots__ = (
@@ -50,6 +53,7 @@ class Breakdown:
         "providers",
         "seq",
         "span",
+        "stamp",
         "statuses",
         "strategies",
         "total",
@@ -63,6 +67,7 @@ class Breakdown:
         self._reset(_NOTHING)
 
     def _reset(self, span: Span) -> None:
+        self.stamp = next(_stamps)
         self.seq = -1  # the position up to which commits are counted; -1 before the first step
         self.span = span  # the minutes counted
         # While a minute or an hour enters the span or leaves it: which one, in which direction, and
@@ -192,7 +197,7 @@ class Breakdown:
     # -- sums -----------------------------------------------------------------------------------
 
     def _add(self, key: Key, sums: Sums) -> None:
-        count = sums.count
+        self.stamp = next(_stamps)
         if self._selection.histogram:
             self.total.merge(sums)
         else:
@@ -202,11 +207,12 @@ class Breakdown:
             if group is None:
                 group = groups[name] = Sums()
             group.merge_scalars(sums)
-        self.providers[key.provider] = self.providers.get(key.provider, 0) + count
-        self.bands[key.band] = self.bands.get(key.band, 0) + count
-        self.statuses[key.status] = self.statuses.get(key.status, 0) + count
+        self.providers[key.provider] = self.providers.get(key.provider, 0) + sums.count
+        self.bands[key.band] = self.bands.get(key.band, 0) + sums.count
+        self.statuses[key.status] = self.statuses.get(key.status, 0) + sums.count
 
     def _subtract(self, key: Key, sums: Sums) -> None:
+        self.stamp = next(_stamps)
         if self._selection.histogram:
             self.total.subtract(sums)
         else:

@@ -38,6 +38,8 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
+# Of the sums that a document was made of; () where they are not known.
+Stamps = tuple[int, ...]
 # What a message was made from, its encoding, and the interval it tells of.
 _Key = tuple["Version | None", Encoding, float | None]
 
@@ -65,16 +67,23 @@ class State:
 class Version:
     """A view's document in one state. Without a state, nothing could answer."""
 
-    __slots__ = ("body", "made", "messages", "number", "size", "state", "view")
+    __slots__ = ("body", "made", "messages", "number", "size", "stamps", "state", "view")
 
     def __init__(
-        self, view: View, number: int, made: int, state: State | None, body: bytes | None
+        self,
+        view: View,
+        number: int,
+        made: int,
+        state: State | None,
+        body: bytes | None,
+        stamps: Stamps,
     ) -> None:
         self.view = view
         self.number = number  # rises with each version there is
         self.made = made  # when, in microseconds since 1970
         self.state = state
         self.body = body  # as JSON; none once it is forgotten
+        self.stamps = stamps
         # In bytes. Each version counts the filters: who comes back brings its view anew.
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_Key, tuple[int, Message]] = {}
@@ -88,6 +97,12 @@ class Version:
             return False
         ours.as_of = state.as_of
         return True
+
+    def still_holds(self, stamps: Stamps, moment: int) -> bool:
+        """Whether sums with these stamps give this very document at a moment."""
+        if self.state is None or self.body is None or not stamps:
+            return False
+        return self.stamps == stamps and self.state.moment == moment
 
     def differs(self, base: "Version") -> bool:
         """Whether who has `base` is to be told of this."""
@@ -124,19 +139,38 @@ class Versions:
             self._held.move_to_end(version)
         return version
 
-    def add(self, view: View, now: int, state: State | None, document: Document | None) -> Version:
-        """Take a view's newest document; the versions before become bases."""
+    def add(
+        self,
+        view: View,
+        now: int,
+        state: State | None,
+        document: Document | None,
+        stamps: Stamps = (),
+    ) -> Version:
+        """Take a view's newest document; the versions before become bases.
+
+        `stamps` are those of the sums that it was made of (`Breakdown.stamp`).
+        """
         body = None if document is None else _encode(without_nulls(document))
+        return self._add(view, now, state, body, stamps)
+
+    def carry(self, newest: Version, now: int, state: State) -> Version:
+        """Take a newer state that has the same document as the newest version."""
+        return self._add(newest.view, now, state, newest.body, newest.stamps)
+
+    def _add(
+        self, view: View, now: int, state: State | None, body: bytes | None, stamps: Stamps
+    ) -> Version:
         before = self._newest.get(view)
         if before is not None:
             if before.body == body:
                 if state and before.state and before.state.is_of(state.position, state.source):
-                    before.state = state  # only time went on
+                    before.state, before.stamps = state, stamps  # only time went on
                     return before
                 body = before.body  # the very same, so that it shows that nothing changed
             before.messages.clear()
         self._number += 1
-        version = Version(view, self._number, now, state, body)
+        version = Version(view, self._number, now, state, body, stamps)
         self._newest[view] = version
         self._held[version] = None
         self._bytes += version.size
