@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interrupts import children_heed_ctrl_c
 from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import GIVEN, Postgres, available, running
 from tests.support.redis import RedisServer, given_url
@@ -26,6 +27,13 @@ def _one_environment() -> Iterator[None]:
         for name in os.environ:
             if name in _HEEDED or name.startswith("ROUTECAST_"):
                 patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_heed_ctrl_c() -> Iterator[None]:
+    """Commands can be interrupted, also where the tests run in the background."""
+    with children_heed_ctrl_c():
         yield
 
 
