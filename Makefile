@@ -38,7 +38,7 @@ ALONE := $(FAULTS) tests/acceptance/test_hostile_soak.py
 
 test: install packages  ## Run all tests
 	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(ALONE:%=--ignore=%))
-	@$(if $(ARGS),:,$(BIN)/pytest $(ALONE))
+	@$(if $(ARGS),:,$(BIN)/pytest --go-on-skipped $(ALONE))
 
 faults: install  ## Break Redis, PostgreSQL, disks, clocks and nodes for long, with 1,000 kills; takes an hour
 	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 3600 $(ARGS) $(FAULTS)

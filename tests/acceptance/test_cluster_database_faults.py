@@ -15,6 +15,7 @@ import pytest
 
 from tests.acceptance.faults import LOCK, OUTAGE, busy, survived
 from tests.acceptance.ledger import Ledger
+from tests.support.needs import skip_without
 from tests.support.nodes import Nodes
 from tests.support.postgres import USER, OwnPostgres
 from tests.support.redis import RedisServer
@@ -129,7 +130,7 @@ def small_disk(own_postgres: OwnPostgres) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk to fill up")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     (folder / "space").mkdir()
     if USER:
         shutil.chown(folder / "space", USER)

@@ -29,6 +29,7 @@ from tests.acceptance.faults import (
     unnoticed,
 )
 from tests.acceptance.ledger import HEAL_SECONDS, Ledger
+from tests.support.needs import lacks
 from tests.support.nodes import Nodes
 from tests.support.postgres import OwnPostgres
 from tests.support.proxy import Proxy
@@ -222,7 +223,7 @@ async def test_node_frozen(ledger: Ledger, cluster: Nodes) -> None:
     await survived(ledger)
 
 
-@pytest.mark.skipif(not FAKETIME, reason="needs the Debian package faketime")
+@pytest.mark.skipif(not FAKETIME, reason=lacks("faketime", "apt install faketime"))
 async def test_clocks_an_hour_apart(
     tmp_path: Path, own_postgres: OwnPostgres, own_redis: RedisServer
 ) -> None:

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from routecast.store.sqlite.folding import FOLD_COMMITS
+from tests.support.needs import skip_without
 from tests.support.server import Server
 from tests.support.waiting import until
 
@@ -157,7 +158,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system needs the right to mount one")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.around import plain_proxy
+from tests.support.needs import skip_without
+from tests.support.node import NODE
 from tests.support.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -28,11 +30,11 @@ def javascript(script: str = "watch.mjs") -> list[str]:
     """Return the words that run a JavaScript example, or skip where it cannot run."""
     node = shutil.which("node")
     if node is None:
-        pytest.skip("node is not installed")
+        skip_without(*NODE)
     version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True)
     major = int(version.stdout.lstrip("v").partition(".")[0])
     if major < 20:
-        pytest.skip(f"node {version.stdout.strip()} has no WebSocket; 20 is needed")
+        skip_without(*NODE)
     flags = ["--experimental-websocket"] if major < 22 else []
     return [node, *flags, str(EXAMPLES / "javascript" / script)]
 

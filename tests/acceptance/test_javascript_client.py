@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.needs import skip_without
 from tests.support.node import CLIENT, ROOT, Teller, modules, node
 from tests.support.server import Server
 
@@ -49,7 +50,7 @@ def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as `npm pack` makes it."""
     npm = shutil.which("npm")
     if npm is None:
-        pytest.skip("npm is not installed")
+        skip_without("npm", "apt install npm")
     # In a copy: types are made beside the scripts while it is packed.
     folder = tmp_path_factory.mktemp("pack")
     copy = folder / "clients" / "js"

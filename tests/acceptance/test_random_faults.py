@@ -22,6 +22,7 @@ import pytest
 from tests.acceptance.faults import FAKETIME, LONG, tell
 from tests.support.command import routecast
 from tests.support.disk import fill, small_disk
+from tests.support.needs import lacks
 from tests.support.proxy import Proxy, Reset
 from tests.support.server import Server
 
@@ -235,7 +236,7 @@ async def node(disk: Path, tmp_path: Path) -> AsyncIterator[Node]:
             await asyncio.gather(*made.producing, return_exceptions=True)
 
 
-@pytest.mark.skipif(not FAKETIME, reason="needs the Debian package faketime")
+@pytest.mark.skipif(not FAKETIME, reason=lacks("faketime", "apt install faketime"))
 async def test_whatever_happens(node: Node) -> None:
     """What was acknowledged is there once, and nothing else is."""
     chance = random.Random(5)

@@ -11,6 +11,7 @@ import pytest
 
 from routecast.client.threads import MAX_THREADS
 from tests.support import apps
+from tests.support.needs import lacks
 from tests.support.server import Server, free_port
 from tests.support.waiting import until
 
@@ -215,7 +216,7 @@ def sockets():
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason=lacks("/proc", "run on Linux"))
 def test_recorders_with_equal_arguments_share(server: Server) -> None:
     """One thread and one connection, whether or not they are closed; each has its own counts."""
     code = """
@@ -240,7 +241,7 @@ for recorder in kept:
     assert total(server) == 300
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason=lacks("/proc", "run on Linux"))
 def test_recorders_with_different_arguments_take_turns(server: Server) -> None:
     """No more threads than there may be; who finds none waits for the next one that is free."""
     code = f"""

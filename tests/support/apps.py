@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
+from tests.support.needs import skip_without
 from tests.support.server import free_port
 from tests.support.waiting import until
 
@@ -36,7 +35,7 @@ def needs(*packages: str) -> None:
     """Skip a test where a package is missing, by its name."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs {package}")
+            skip_without(f"the Python package {package}", "make install")
 
 
 def gunicorn(*options: str) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.support.needs import skip_without
 
 
 @contextmanager
@@ -16,9 +16,9 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.getuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount a small disk")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody mount a small disk")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     try:
         yield folder
     finally:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self
 
 import httpx2
-import pytest
 
+from tests.support.needs import skip_without
 from tests.support.server import free_port
 
 SHIPPED = Path(__file__).parents[2] / "deploy/nginx"
@@ -28,7 +28,7 @@ def executable() -> str:
     """Return the path of nginx; skips the test where there is none."""
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        pytest.skip("nginx is not installed")
+        skip_without("nginx", "apt install nginx")
     return found
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
+from tests.support.needs import skip_without
 
 ROOT = Path(__file__).parents[2]
 CLIENT = ROOT / "clients" / "js"
 WAIT_SECONDS = 30.0
 LEAST_NODE = 20
+NODE = (f"Node.js {LEAST_NODE} or newer", "apt install nodejs npm, or https://nodejs.org")
 
 Line = dict[str, Any]
 
@@ -24,10 +25,10 @@ def node() -> str:
     """Return the program, or skip where there is none that is new enough."""
     program = shutil.which("node")
     if program is None:
-        pytest.skip("node is not installed")
+        skip_without(*NODE)
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     if int(version.stdout.lstrip("v").partition(".")[0]) < LEAST_NODE:
-        pytest.skip(f"node {version.stdout.strip()} is too old; {LEAST_NODE} is needed")
+        skip_without(*NODE)
     return program
 
 
@@ -35,7 +36,7 @@ def modules() -> Path:
     """Return where the client's packages for tests are, or skip where they are not."""
     folder = CLIENT / "node_modules"
     if not (folder / "ws").exists():
-        pytest.skip("the packages of clients/js are not installed: npm ci --prefix clients/js")
+        skip_without("the packages of clients/js", "npm ci --prefix clients/js")
     return folder
 
 

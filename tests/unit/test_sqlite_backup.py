@@ -18,6 +18,7 @@ from routecast.store.sqlite import SqliteBackups, SqliteStore
 from routecast.store.sqlite import backup as module
 from routecast.store.sqlite.marks import shm_of, wal_of
 from tests.support.decisions import NOW, assert_sums, kept
+from tests.support.needs import skip_without
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk to fill up")
+        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
     try:
         yield folder
     finally:

@@ -25,6 +25,7 @@ from routecast.cli.traffic import (
 from routecast.core.decision import Rules
 from routecast.prices import GenaiPrices
 from routecast.protocol import DecisionIn
+from tests.support.needs import skip_without
 
 DATA = Path(
     os.environ.get("ROUTECAST_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data")
@@ -61,7 +62,7 @@ def test_figures_are_those_of_the_traces(name: str, service: Service) -> None:
     """The constants are the files' own quantiles, and draws have the files' mean and spread."""
     path = DATA / f"azure_llm_{name}_2023.csv"
     if not path.exists():
-        pytest.skip(f"the Azure traces are not in {DATA}")
+        skip_without("the Azure traces", "set ROUTECAST_SHARED_DATA to their folder")
     times, prompts, answers = _trace(path)
     gaps = [round(later - earlier, 6) for earlier, later in pairwise(times)]
     measured = {"gaps": gaps, "prompts": prompts, "answers": answers}

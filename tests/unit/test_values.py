@@ -17,6 +17,7 @@ import pytest
 
 from routecast.client.decision import copied, encode
 from routecast.protocol import DecisionIn
+from tests.support.needs import package
 
 BASE: dict[str, Any] = {"strategy": "s", "provider": "p"}
 
@@ -142,7 +143,7 @@ def test_a_scalar_of_numpy_is_its_value(
     field: str, make: Callable[[Any], Any], expected: Any
 ) -> None:
     """Whatever its size; a duration counts in its own unit."""
-    found = sent({**BASE, field: make(pytest.importorskip("numpy"))})[field]
+    found = sent({**BASE, field: make(package("numpy"))})[field]
     assert found == expected
     assert type(found) is type(expected)
 
@@ -150,7 +151,7 @@ def test_a_scalar_of_numpy_is_its_value(
 @pytest.mark.parametrize("field", ["cost", "input_tokens", "strategy"])
 def test_a_duration_or_a_time_is_no_number(field: str) -> None:
     """Numpy would make one of it, in a unit that nobody knows."""
-    np = pytest.importorskip("numpy")
+    np = package("numpy")
     for value in (np.timedelta64(3, "s"), np.datetime64("2026-01-31")):
         if field == "strategy":
             with pytest.raises(ValueError, match="strategy"):
@@ -161,7 +162,7 @@ def test_a_duration_or_a_time_is_no_number(field: str) -> None:
 
 def test_rows_of_pandas_are_decisions() -> None:
     """With gaps, which make floats of whole numbers; a gap is what is not known."""
-    pd = pytest.importorskip("pandas")
+    pd = package("pandas")
     frame = pd.DataFrame(
         {
             "strategy": ["s", "s"],
@@ -181,7 +182,7 @@ def test_rows_of_pandas_are_decisions() -> None:
 
 def test_objects_with_fields_are_decisions() -> None:
     """Dataclasses, structs, named tuples, and models of pydantic, with more fields than these."""
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = package("pydantic")
     made = dataclasses.make_dataclass("Made", ["strategy", "provider", "cost"])
     model = pydantic.create_model("Model", strategy=str, provider=str, cost=Decimal, trace=Any)
     named = namedtuple("named", ["strategy", "provider", "cost"])
