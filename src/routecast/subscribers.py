@@ -140,8 +140,8 @@ class Subscriber:
         if self._parked or not self._send(message, lookback):
             self._parked.append((message, lookback))
             self._all_told = self._all_told or asyncio.Event()
-            return
-        # What is live now goes with it: at one position, both add up to the same.
+        # What is live now goes with it: at one position, both add up to the same. Where there is no
+        # room, it is rendered now, and sent after it.
         for member in self._members.values():
             self._everybody.channels.bring_up(member)
 

@@ -180,6 +180,43 @@ async def test_what_follows_comes_with_the_live_numbers(line: Line, past: Past) 
         await settled(lambda: line.told() == ["h1"] * 4)
 
 
+async def test_the_live_numbers_of_what_waited_for_room_come_with_it(
+    line: Line, past: Past
+) -> None:
+    """They are those of its position, whatever was committed while it waited."""
+    line.ask("main", kind="subscribe", interval=60)
+    line.ask("h1", follow=True, points=100)
+    await until(lambda: line.told() == ["h1"])
+    async with running(past.lookbacks.run()):
+        line.open = False
+        past.commit(NOW - 3 * MINUTE)
+        await until(lambda: line.subscriber.waits)
+        past.commit(NOW)
+        line.drain()
+        history, delta = line.sent[-2:]
+        assert (history["id"], delta["id"]) == ("h1", "main")
+        assert history["position"] == delta["position"]
+        assert sum(history["series"][0]["count"]) == delta["data"]["total_decisions"] == 1
+
+
+async def test_a_bucket_that_closes_is_told_at_a_position_that_was_told_before(
+    line: Line, past: Past
+) -> None:
+    """Time closes buckets, and no commit: then the live numbers are there already."""
+    line.ask("main", kind="subscribe", interval=60)
+    line.ask("h1", follow=True, points=100)
+    await until(lambda: line.told() == ["h1"])
+    async with running(past.lookbacks.run()):
+        past.commit(NOW - 3 * MINUTE)
+        await until(lambda: line.told() == ["h1"] * 2)
+        past.clock.moment += MINUTE
+        await until(lambda: line.told() == ["h1"] * 3)
+    late, live, closed = line.sent[-3:]
+    assert (late["id"], live["id"], closed["id"]) == ("h1", "main", "h1")
+    assert late["position"] == live["position"] == closed["position"]
+    assert (late["points"], closed["points"]) == (4, 2)
+
+
 async def test_who_asks_the_same_shares_the_answer(past: Past) -> None:
     """It is encoded once, whatever each calls it."""
     lines = [Line(past.subscribers) for _ in range(50)]
