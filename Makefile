@@ -4,13 +4,15 @@ BIN := .venv/bin
 # Options for what is run: make run ARGS="--port 9000", make test ARGS="-k sse"
 ARGS ?=
 JS := clients/js
+# Where this is set, as in images of Python, each process compiles anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test packages faults hostile conformance check check-deploy deploy-tools format bench soak clean
+.PHONY: help install demo run unit test packages faults hostile conformance check check-deploy deploy-tools format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo; echo 'run, demo, test, faults and bench take options: make run ARGS="--port 9000"; make run ARGS=--help lists them.'
+	@echo; echo 'run, demo, unit, test, faults and bench take options: make run ARGS="--port 9000"; make run ARGS=--help lists them.'
 
 install: .venv/installed  ## Make .venv with everything that running, tests and benchmarks need
 
@@ -35,6 +37,9 @@ run: install  ## Serve on http://127.0.0.1:8000, with no demo traffic
 FAULTS := $(addprefix tests/acceptance/, \
   test_cluster_faults.py test_cluster_database_faults.py test_random_faults.py)
 ALONE := $(FAULTS) tests/acceptance/test_hostile_soak.py
+
+unit: install packages  ## Run the unit tests alone, on all cores
+	@$(BIN)/pytest -n auto --dist worksteal tests/unit $(ARGS)
 
 test: install packages  ## Run all tests
 	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(ALONE:%=--ignore=%))

@@ -33,6 +33,8 @@ def pytest_terminal_summary(
 
 # What a person may have set, and what commands would heed.
 _HEEDED = {"FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
+# What would have each server that is started compile anew all that it imports.
+_SLOW = {"PYTHONDONTWRITEBYTECODE"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,7 +46,7 @@ def _one_environment() -> Iterator[None]:
         for name in os.environ:
             if name.startswith("ROUTECAST_TEST_"):  # for the tests themselves
                 continue
-            if name in _HEEDED or name.startswith("ROUTECAST_"):
+            if name in _HEEDED | _SLOW or name.startswith("ROUTECAST_"):
                 patch.delenv(name)
         yield
 

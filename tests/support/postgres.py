@@ -53,10 +53,11 @@ class Postgres:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def create(self) -> str:
-        """Make an empty database; return its URL."""
+    def create(self, like: str = "/template0") -> str:
+        """Make an empty database, or a copy of the one at a URL, unused now; return its URL."""
         name = f"routecast_test_{uuid4().hex[:12]}"
-        statement = f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"
+        template = urlsplit(like).path.removeprefix("/")
+        statement = f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE {template}"
         with ThreadPoolExecutor(1) as thread:  # where no event loop runs
             thread.submit(asyncio.run, self._execute(statement)).result()
         return urlunsplit(urlsplit(self.url)._replace(path=f"/{name}"))
@@ -86,7 +87,8 @@ class OwnPostgres(Postgres):
         if USER:
             shutil.chown(self.folder, USER)
         self._run(
-            "initdb", "-D", "data", "-U", "routecast", "-A", "trust", "-E", "UTF8", "--locale=C"
+            *("initdb", "-D", "data", "-U", "routecast", "-A", "trust", "-E", "UTF8", "--locale=C"),
+            "--no-sync",  # it need not outlive the machine
         )
         self.port = int(self._settings.get("port", 5432))
         super().__init__(f"postgresql://routecast@/postgres?host={self.folder}&port={self.port}")

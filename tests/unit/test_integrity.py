@@ -192,6 +192,7 @@ async def test_long_check_is_finished_in_the_background(
     overwrite(path, "decisions")
     monkeypatch.setattr(integrity, "OPEN_SECONDS", 0.0)
     monkeypatch.setattr(integrity, "WORK_SECONDS", 0.0)
+    monkeypatch.setattr(integrity, "REST_SECONDS", 0.001)
     monkeypatch.setattr(integrity, "STEPS", 100)
     store = SqliteStore(path)
     await store.open()

@@ -12,6 +12,7 @@ import apsw
 import pytest
 
 from routecast import live as module
+from routecast import sources as source_module
 from routecast.bus.memory import MemoryBus
 from routecast.cache.memory import MemoryCache
 from routecast.cluster.memory import MemoryCluster
@@ -675,6 +676,7 @@ async def test_epoch_that_has_ended_does_not_come_back(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that does not know yet announces the old one, and caches a snapshot of it."""
+    monkeypatch.setattr(source_module, "LOAD_SECONDS", 0.5)
     await node.commit(1)
     async with running(node.live.run()):
         await node.live.loaded()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import asyncpg
@@ -29,8 +30,10 @@ from tests.unit.running import until
 
 
 @pytest.fixture
-def url(postgres: Postgres) -> str:
-    """An empty database."""
+def url(request: pytest.FixtureRequest, postgres: Postgres) -> str:
+    """An empty database; or a copy of a sound one, where a test uses that."""
+    if "sound" in request.fixturenames:
+        return postgres.create(request.getfixturevalue("sound"))
     return postgres.create()
 
 
@@ -55,6 +58,7 @@ async def other(url: str) -> AsyncIterator[Any]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no longer than a test should."""
     monkeypatch.setattr(connector, "LOCK_SECONDS", 1)
+    monkeypatch.setattr(fold, "ROLLUPS_LOCK", "1s")
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
 
 
@@ -444,6 +448,27 @@ async def test_deltas_that_are_kept_no_more_are_a_gap(
 # -- verifying ----------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def sound(postgres: Postgres) -> str:
+    """A database with all kinds of rows, in which nothing is to be found; to be copied."""
+    url = postgres.create()
+
+    async def fill() -> None:
+        store = PostgresStore(url)
+        await store.open()
+        await store.commit([[kept(1), kept(2)]], NOW - DAY)
+        await store.prune(decisions_before=NOW, minutes_before=0, limit=1)
+        await store.commit([[kept(3), kept(4, model="")]], NOW)
+        await store.prune(decisions_before=0, minutes_before=0, limit=1)
+        await store.commit([[kept(5, decided=NOW - 2 * HOUR)]], NOW)
+        assert await differences(store) == []
+        await store.close()
+
+    with ThreadPoolExecutor(1) as thread:  # where no event loop runs
+        thread.submit(asyncio.run, fill()).result()
+    return url
+
+
 @pytest.mark.parametrize(
     ("statement", "found"),
     [
@@ -477,16 +502,11 @@ async def test_deltas_that_are_kept_no_more_are_a_gap(
         ("SELECT setval('commit_numbers', 1)", "or more"),
     ],
 )
+@pytest.mark.usefixtures("sound")
 async def test_what_was_changed_by_hand_is_found(
     store: PostgresStore, other: Any, statement: str, found: str
 ) -> None:
     """Be it a sum, a decision, or what binds them together; some folded, some not, some pruned."""
-    await store.commit([[kept(1), kept(2)]], NOW - DAY)
-    await store.prune(decisions_before=NOW, minutes_before=0, limit=1)
-    await store.commit([[kept(3), kept(4, model="")]], NOW)
-    await store.prune(decisions_before=0, minutes_before=0, limit=1)
-    await store.commit([[kept(5, decided=NOW - 2 * HOUR)]], NOW)
-    assert await differences(store) == []
     assert (await other.execute(statement)).split()[-1] != "0"
     told = await differences(store)
     assert any(found in one.expected + one.found for one in told)
