@@ -20,7 +20,7 @@ from benchmarks.recorder import recorder
 from benchmarks.report import Report, machine
 from benchmarks.soak import soak
 from benchmarks.stalled import stalled
-from benchmarks.subscriptions import deltas, views
+from benchmarks.subscriptions import browsers, deltas, views
 from benchmarks.totals import totals
 
 BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
@@ -32,6 +32,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "fanout": fanout,
     "twins": twins,
     "views": views,
+    "browsers": browsers,
     "deltas": deltas,
     "peers": peers,
     "recorder": recorder,

@@ -270,6 +270,9 @@ static void set_up(char **argv) {
     if (argv[6])
         size += snprintf(request + size, sizeof request - size, "Sec-WebSocket-Protocol: %s\r\n",
                          argv[6]);
+    if (argv[6] && argv[8])
+        size += snprintf(request + size, sizeof request - size, "Sec-WebSocket-Extensions: %s\r\n",
+                         argv[8]);
     snprintf(request + size, sizeof request - size, "\r\n");
 }
 
@@ -282,11 +285,11 @@ static void read_messages(const char *path) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6 && argc != 8)
+    if (argc != 6 && argc != 8 && argc != 9)
         return fprintf(stderr, "usage: subscribers PORT PATH COUNT IN_FLIGHT BEHAVIOUR "
-                               "[SUBPROTOCOL MESSAGES]\n"), 2;
+                               "[SUBPROTOCOL MESSAGES [EXTENSIONS]]\n"), 2;
     set_up(argv);
-    if (argc == 8) read_messages(argv[7]);
+    if (argc >= 8) read_messages(argv[7]);
     epoll = epoll_create1(0);
     watch(STDIN_FILENO, EPOLL_CTL_ADD, EPOLLIN);
     reset();

@@ -1,5 +1,6 @@
 """Subscribers: a crowd of WebSocket clients (`subscribers.c`), and what it heard."""
 
+import math
 import os
 import select
 import subprocess
@@ -49,7 +50,7 @@ class Heard(msgspec.Struct):
     @property
     def last_p99(self) -> float:
         """The 99th percentile of the time until the last client has a frame, in milliseconds."""
-        return percentile(self.last, 99) / 1000
+        return percentile(self.last, 99) / 1000 if self.last else math.nan  # compressed: unknown
 
 
 class Subscribers:
@@ -66,11 +67,17 @@ class Subscribers:
         in_flight: int = IN_FLIGHT,
         subprotocol: str | None = None,
         messages: Path | None = None,
+        extensions: str | None = None,
     ) -> None:
-        """With a subprotocol, each says a line of the file `messages` first, by turns."""
+        """With a subprotocol, each says a line of the file `messages` first, by turns.
+
+        Then it may offer `extensions`, too. What they do to messages is not looked at.
+        """
         options = [str(port), path, str(count), str(in_flight), behaviour]
         if subprotocol is not None:
             options += [subprotocol, str(messages)]
+            if extensions is not None:
+                options.append(extensions)
         self._count = count
         self._process = subprocess.Popen(
             [str(stage.subscribers), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE

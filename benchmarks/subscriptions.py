@@ -76,6 +76,35 @@ def views(options: Options) -> Report:
     return Report("views", title, figures, options.quick)
 
 
+def browsers(options: Options) -> Report:
+    """10,000 clients of one view that offer compression, as browsers do, beside the floor in C."""
+    pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
+    with tempfile.TemporaryDirectory() as folder:
+        stage = set_stage(Path(folder))
+        messages = stage.folder / "messages"
+        messages.write_text(json.dumps({"type": "subscribe", "id": "main", "interval": INTERVAL}))
+        crowd = {"subprotocol": V1_JSON, "messages": messages}
+        contenders = [
+            Contender(_changing, PATH, {**crowd, "extensions": "permessage-deflate"}),
+            Contender(floor),
+        ]
+        runs = [
+            side_by_side(stage, contenders, clients, seconds, run) for run in options.runs(pairs)
+        ]
+    ours, least = map(list, zip(*runs, strict=True))
+    served, floors = (list(map(attrgetter("message_us"), each)) for each in (ours, least))
+    figures = [
+        Figure("CPU a message: server ÷ floor", ratios(served, floors), most=1.25),
+        Figure("CPU a message: server, µs", served),
+        Figure("CPU a message: floor, µs", floors),
+        Figure("memory a connection, bytes", [each.memory for each in ours], decimals=0),
+        Figure("messages ÷ messages due", [each.complete for each in ours], least=COMPLETE),
+        Figure("clients, share of a core", [each.busy for each in ours]),
+    ]
+    title = f"{clients:,} clients with permessage-deflate, told of changes each {INTERVAL:.0f} s"
+    return Report("browsers", title, figures, options.quick)
+
+
 def _subscribe(view: int) -> dict[str, Any]:
     asked = {"filter": {"strategy": [_strategy(view)]}, "interval": INTERVAL}
     return {"type": "subscribe", "id": "main", **asked}
@@ -87,14 +116,17 @@ def _strategy(number: int) -> str:
 
 @contextmanager
 def _changing(stage: Stage, interval: float) -> Iterator[Running]:
-    """Run Routecast, with a decision of every view in one commit, midway between two ticks."""
+    """Run Routecast, with a decision of every view in one commit, at multiples of the interval.
+
+    It sends the change at once, while the floors are silent.
+    """
     done = threading.Event()
     rng = random.Random(VIEWS)
     with routecast(stage, interval) as server:
 
         def run() -> None:
             with httpx2.Client(base_url=f"http://{HOST}:{server.port}") as client:
-                while not done.wait(interval - (time.monotonic() - interval / 2) % interval):
+                while not done.wait(interval - time.monotonic() % interval):
                     sent = [_decision(rng, _strategy(number)) for number in range(VIEWS)]
                     client.post("/v1/decisions", json=sent).raise_for_status()
 

@@ -5,13 +5,14 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from tests.support.needs import skip_as_meant
 from tests.support.raw import open_stream
@@ -534,6 +535,36 @@ async def test_a_change_is_pushed(server: Server) -> None:
         async with asyncio.timeout(interval / 2):
             for each in (client, packing):
                 await each.follow_to("main", seq)
+
+
+async def test_compressed_messages_of_many_lead_on(server: Server) -> None:
+    """Clients that are written to together are compressed after what each of them was sent.
+
+    Some have a second subscription, whose messages come in between, some come later, and some
+    begin each message anew.
+    """
+    plain, anew = (
+        {"compression": None},
+        {"extensions": [ClientPerMessageDeflateFactory(True, True)]},
+    )
+    options: list[dict[str, Any]] = [{}, {}, {}, anew, anew, plain]
+    async with AsyncExitStack() as stack:
+        clients: list[V1Client] = []
+        for round_ in range(8):
+            for option in options if round_ in (0, 3, 4) else []:
+                client = await stack.enter_async_context(v1_client(server, JSON, **option))
+                clients.append(client)
+                await client.subscribe("main", interval=FAST)
+                if len(clients) % 2:
+                    await client.subscribe("more", interval=FAST, window="1h")
+            seq = server.post({**GOOD, "strategy": f"round {round_}"})["position"]["seq"]
+            for client in clients:
+                await client.follow_to("main", seq)
+        for client in clients:
+            assert client.held["main"].document == clients[0].held["main"].document
+        for client in clients[::2]:
+            await client.follow_to("more", seq)
+            assert client.held["more"].document == clients[0].held["more"].document
 
 
 # -- life and death -----------------------------------------------------------------------------

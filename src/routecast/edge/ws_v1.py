@@ -5,8 +5,7 @@ Its frames come from channels (`channels.py`), which write to it what all member
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import chain
-from typing import Self, cast
+from typing import NamedTuple, cast
 
 from websockets.frames import Frame, Opcode
 
@@ -16,7 +15,15 @@ from routecast.core.message import ENCODINGS, Encoding, Message, Named
 from routecast.core.v1 import V1Session
 from routecast.edge.send import NOWHERE
 from routecast.edge.wire import PING, named_deflated, named_plain
-from routecast.edge.ws import OPEN, SEND_SECONDS, Ranks, Speak, WebSocketConnection, line_up
+from routecast.edge.ws import (
+    OPEN,
+    SEND_SECONDS,
+    Rank,
+    Ranks,
+    Speak,
+    WebSocketConnection,
+    line_up,
+)
 from routecast.protocol import CloseCode
 from routecast.subscribers import Subscriber, Subscribers
 
@@ -26,6 +33,58 @@ def v1_speakers(subscribers: Subscribers) -> Mapping[str, Speak]:
     return {
         name: partial(V1Connection, subscribers, encoding) for name, encoding in ENCODINGS.items()
     }
+
+
+class _InStep:
+    """Connections whose next message is compressed after the same one, into the same bytes."""
+
+    __slots__ = ("_before", "_connections", "_rank")
+
+    def __init__(self, before: Named | None, connections: "list[V1Connection]") -> None:
+        self._before = before
+        self._connections = connections
+        self._rank = Rank(connections)
+
+    def holds(self) -> bool:
+        """Whether they still are: another subscription's message may have gone to some of them."""
+        before = self._before
+        return all(each._before is before for each in self._connections)
+
+    def write(self, message: Message, named: Named) -> None:
+        """Write a message to all of them, which were not full."""
+        data = _deflated(message, named, self._before)
+        self._rank.write(data)
+        if data is named.plain:
+            return
+        self._before = named
+        for each in self._connections:
+            each._before = named
+
+
+class _Plan(NamedTuple):
+    """How a cohort's members are written to, until one of them changes."""
+
+    ranks: "Ranks[V1Connection]"
+    in_step: list[_InStep]
+    forgetful: "Rank[V1Connection]"  # whose messages are each compressed by itself
+
+
+def _plan(members: "Iterable[V1Connection]") -> _Plan:
+    ranks = line_up(members)
+    by_before: dict[Named | None, list[V1Connection]] = {}
+    forgetful = []
+    for each in ranks.deflating.connections:
+        if each._remembers:
+            by_before.setdefault(each._before, []).append(each)
+        else:
+            forgetful.append(each)
+    return _Plan(ranks, [_InStep(*each) for each in by_before.items()], Rank(forgetful))
+
+
+def _deflated(message: Message, named: Named, before: Named | None) -> bytes:
+    """Return a message compressed after another; whoever needs the same shares the bytes."""
+    data = named.after.get(before.number if before is not None else 0)
+    return named_deflated(message, named, before) if data is None else data
 
 
 class V1Connection(WebSocketConnection):
@@ -66,7 +125,9 @@ class V1Connection(WebSocketConnection):
             self._behind = True
             return False
         if self._deflates:
-            data = self._deflated(message, named)
+            data = _deflated(message, named, self._before)
+            if self._remembers and data is not named.plain:
+                self._before = named
         else:
             data = named.plain or named_plain(message, named)
         self._send(data)
@@ -80,12 +141,17 @@ class V1Connection(WebSocketConnection):
 
     @classmethod
     def send_all(cls, message: Message, named: Named, cohort: Cohort) -> list[Line]:
-        if cohort.known is None:
-            cohort.known = line_up(cast(Iterable[Self], cohort.members))
-        ranks: Ranks[Self] = cohort.known
-        ranks.write(named.plain or named_plain(message, named))
-        others = chain(ranks.deflating.connections, ranks.others)
-        return [line for line in others if not line.send(message, named)]
+        plan: _Plan | None = cohort.known
+        if plan is None or not all(some.holds() for some in plan.in_step):
+            plan = cohort.known = _plan(cast(Iterable[V1Connection], cohort.members))
+        plan.ranks.write(named.plain or named_plain(message, named))
+        for some in plan.in_step:
+            some.write(message, named)
+        if plan.forgetful.connections:
+            plan.forgetful.write(_deflated(message, named, None))
+        if len(plan.in_step) > 1:
+            cohort.known = None  # from this message on they are in step with one another
+        return [line for line in plan.ranks.others if not line.send(message, named)]
 
     @staticmethod
     def ask_all(block: Block) -> None:
@@ -106,15 +172,6 @@ class V1Connection(WebSocketConnection):
     def _changed(self) -> None:
         if self.block is not None:  # so it has a subscriber, too
             self._subscriber.changed()
-
-    def _deflated(self, message: Message, named: Named) -> bytes:
-        before = self._before
-        data = named.after.get(before.number) if before is not None else None
-        if data is None:
-            data = named_deflated(message, named, before)
-        if self._remembers and data is not named.plain:
-            self._before = named
-        return data
 
     def reply(self, data: bytes) -> None:
         if self._code != OPEN:
