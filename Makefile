@@ -8,7 +8,7 @@ JS := clients/js
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run unit test packages faults hostile conformance check check-deploy deploy-tools format bench soak clean
+.PHONY: help install demo run unit test packages faults hostile conformance check check-deploy deploy-tools docs format bench soak clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,10 +64,11 @@ packages:
 	@if command -v npm >/dev/null; then $(MAKE) --silent $(JS)/node_modules/.package-lock.json || \
 	  echo "npm could not install the packages of $(JS) from its registry: their tests are skipped."; fi
 
-check: install  ## Lint, format, types, layers; the scripts' types too, where there is Node.js
+check: install  ## Lint, format, types, layers, links of documents; the scripts' types too, where there is Node.js
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/pytest -q tests/unit/test_docs.py -k links
 	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
 	@if $(MAKE) --silent $(JS)/node_modules/.package-lock.json >/dev/null 2>&1; \
 	  then $(JS)/node_modules/.bin/tsc --project jsconfig.json; \
@@ -78,6 +79,10 @@ check-deploy: deploy-tools  ## Check deploy/: image, compose, Kubernetes, system
 
 deploy-tools: install
 	@$(BIN)/uv sync --quiet --frozen --inexact --extra server --group deploy --python $(BIN)/python
+
+docs: install  ## Build the documentation into site/; fails on any warning
+	@$(BIN)/uv sync --quiet --frozen --inexact --extra server --group docs --python $(BIN)/python
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: install  ## Format the code
 	@$(BIN)/ruff check --fix
@@ -90,4 +95,4 @@ soak: install  ## A day's worth of clients in some minutes: does memory stay fla
 	@$(BIN)/python -m benchmarks soak
 
 clean:  ## Remove what was made
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

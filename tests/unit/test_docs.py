@@ -78,10 +78,48 @@ def test_every_message_is_documented() -> None:
             assert str(int(close)) in text, close
 
 
+def slugs(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub and the site make them."""
+    found: dict[str, int] = {}
+    anchors = set()
+    for line in without_code(document.read_text("utf-8")).splitlines():
+        if heading := re.match(r"#+\s+(.*)", line):
+            text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1])
+            slug = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+            count = found[slug] = found.get(slug, -1) + 1
+            anchors.add(f"{slug}-{count}" if count else slug)
+    return anchors
+
+
+def without_code(text: str) -> str:
+    """Return a document without its fenced blocks, whose lines are neither headings nor links."""
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
 def test_links_lead_somewhere() -> None:
-    """Every relative link of the documents points at a file that is there."""
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+    """Every relative link of the documents points at a file and a heading that exist."""
+    documents = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("examples/**/*.md"),
+        ROOT / "clients/js/README.md",
+    ]
     assert len(documents) >= 5
     for document in documents:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+        links = re.findall(r"\]\(([^)\s]+)\)", without_code(document.read_text("utf-8")))
+        for link in links:
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), f"{document.name}: {link}"
+            if anchor and target.suffix == ".md":
+                assert anchor in slugs(target), f"{document.name}: {link}"
+
+
+def test_navigation_has_every_page() -> None:
+    """The site's navigation lists each page of `docs/` once."""
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    pages = re.findall(r": (\S+\.md)$", text, flags=re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(pages) == sorted(str(page.relative_to(docs)) for page in docs.glob("**/*.md"))
