@@ -13,9 +13,9 @@ import msgspec
 
 from benchmarks.cases import answer
 from benchmarks.traffic import read_bodies
+from routecast.adapters.store.queries import load_migrations
+from routecast.adapters.store.sqlite.wal import CHECKPOINT_PAGES
 from routecast.protocol import EPOCH, MICROSECOND
-from routecast.store.queries import load_migrations
-from routecast.store.sqlite.wal import CHECKPOINT_PAGES
 
 
 class Storing(msgspec.Struct):

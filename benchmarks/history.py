@@ -20,9 +20,9 @@ from benchmarks.report import Figure, Report, percentile, ratios
 from benchmarks.servers import routecast
 from benchmarks.totals import Filled
 from benchmarks.traffic import FAILING, MODELS, STRATEGIES, latencies
-from routecast.app import open_store
 from routecast.core.decision import DAY, SECOND, Decision
 from routecast.core.history import GROUPS
+from routecast.server.app import open_store
 
 SMALL: Final = 50_000
 LARGE: Final = 5_000_000

@@ -15,12 +15,12 @@ from benchmarks.options import Options
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.totals import SMALL, large, reading
 from benchmarks.traffic import Ids, decisions
+from routecast.adapters.store.postgres import PostgresStore
+from routecast.adapters.store.postgres.commit import COLUMNS
+from routecast.adapters.store.postgres.session import SCHEMA
 from routecast.core.decision import Decision, Rules
 from routecast.protocol import DecisionIn
-from routecast.server import spare_collector
-from routecast.store.postgres import PostgresStore
-from routecast.store.postgres.commit import COLUMNS
-from routecast.store.postgres.session import SCHEMA
+from routecast.server.run import spare_collector
 
 NODES: Final = 2
 BATCH: Final = 1_000

@@ -18,10 +18,10 @@ from benchmarks.options import Options
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import routecast
 from benchmarks.traffic import MODELS, STRATEGIES, latencies
-from routecast.app import open_store
 from routecast.core.decision import MINUTE, Decision
 from routecast.protocol import BANDS
-from routecast.server import spare_collector
+from routecast.server.app import open_store
+from routecast.server.run import spare_collector
 
 SMALL: Final = 5_000
 LARGE: Final = 5_000_000

@@ -3,7 +3,7 @@
 Settings come from the environment (`ROUTECAST_*`).
 """
 
-from routecast.app import create_app
-from routecast.config import load_settings
+from routecast.server.app import create_app
+from routecast.server.config import load_settings
 
 app = create_app(load_settings())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from routecast.redis_client import FORMAT
+from routecast.adapters.redis_client import FORMAT
 from tests.acceptance.faults import (
     FAKETIME,
     FREEZE,

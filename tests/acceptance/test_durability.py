@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from routecast.store.sqlite.folding import FOLD_COMMITS
+from routecast.adapters.store.sqlite.folding import FOLD_COMMITS
 from tests.support.needs import skip_without
 from tests.support.server import Server
 from tests.support.waiting import until

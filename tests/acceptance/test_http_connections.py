@@ -9,15 +9,15 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from routecast.app import Engines
-from routecast.bus.memory import MemoryBus
-from routecast.cache.memory import MemoryCache
-from routecast.clock import SystemClock
-from routecast.cluster.memory import MemoryCluster
-from routecast.config import Settings
-from routecast.edge import http_edge
-from routecast.prices import GenaiPrices
-from routecast.store.sqlite import SqliteStore
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemClock
+from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.prices import GenaiPrices
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.edge.http import http_edge
+from routecast.server.app import Engines
+from routecast.server.config import Settings
 from tests.support.inside import InsideServer
 from tests.support.raw import Line
 from tests.support.server import Server

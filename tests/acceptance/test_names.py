@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.decision import Decision
-from routecast.store.sqlite import SqliteStore
 from tests.support.command import routecast
 from tests.support.decisions import NOW, kept
 from tests.support.nodes import Nodes

@@ -269,7 +269,7 @@ def test_the_page_has_one_script_of_its_own(server: Server) -> None:
     assert page.text.count("<script") == 2
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/dashboard/../config.py", "/dashboard/none.js"])
+@pytest.mark.parametrize("path", ["/nowhere", "/dashboard/../ports.py", "/dashboard/none.js"])
 def test_other_paths_are_problems(server: Server, path: str) -> None:
     """What is not there is said in the same form as every error."""
     answer = server.http.get(path)

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from routecast.adapters.store.postgres import PostgresStore
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.decision import Decision
 from routecast.core.room import LARGEST_SUM
-from routecast.store.postgres import PostgresStore
-from routecast.store.sqlite import SqliteStore
 from tests.support.decisions import HOUR, kept
 from tests.support.postgres import Postgres
 from tests.support.server import Server

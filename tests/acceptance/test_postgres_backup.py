@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
+from routecast.adapters.store.postgres.backup import PostgresBackups
 from routecast.ports import Checked
-from routecast.store.postgres.backup import PostgresBackups
 from tests.support.command import routecast
 from tests.support.postgres import Postgres
 from tests.support.redis import RedisServer

@@ -12,11 +12,11 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from routecast.adapters.store.postgres import PostgresStore, address, connector
+from routecast.adapters.store.postgres import store as store_module
 from routecast.core.decision import Decision
 from routecast.errors import Unavailable
 from routecast.ports import Difference
-from routecast.store.postgres import PostgresStore, address, connector
-from routecast.store.postgres import store as store_module
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.needs import skip_without
 from tests.support.postgres import USER, OwnPostgres, Postgres, programs

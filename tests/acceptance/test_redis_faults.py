@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from routecast.adapters.redis_client import CALL_SECONDS
 from routecast.core.delta import Delta
 from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
 from routecast.ports import DELTAS_KEPT
 from routecast.protocol import Position
-from routecast.redis_client import CALL_SECONDS
 from tests.support.decisions import NOW, cells_of, kept
 from tests.support.engines import SharedRedis, carried
 from tests.support.proxy import Proxy

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from routecast import redis_check
+from routecast.adapters import redis_check
+from routecast.adapters.redis_check import COMMANDS, NEEDS, RedisCheck
 from routecast.errors import BadSettings
-from routecast.redis_check import COMMANDS, NEEDS, RedisCheck
 from tests.acceptance.test_redis_urls import assert_shared
 from tests.support.engines import SharedRedis
 from tests.support.nonsense import NonsenseServer
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, RedisWithSentinels, start_cluster
+from tests.support.running_services import running, until
 from tests.support.server import Server
-from tests.unit.running import running, until
 
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 

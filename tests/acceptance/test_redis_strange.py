@@ -15,7 +15,7 @@ from tests.support.engines import SharedRedis, carried
 from tests.support.nonsense import NonsenseServer
 from tests.support.proxy import Proxy, Reset
 from tests.support.redis import RedisServer
-from tests.unit.running import running, until
+from tests.support.running_services import running, until
 
 DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
 KINDS = ("redis://{}/0", "redis+sentinel://{}/main", "redis+cluster://{}")

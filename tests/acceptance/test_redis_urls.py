@@ -14,7 +14,7 @@ from tests.support.decisions import NOW, cells_of, kept
 from tests.support.engines import SharedRedis, carried
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, start_cluster
-from tests.unit.running import until
+from tests.support.running_services import until
 
 DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
 

@@ -15,14 +15,14 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from routecast import supervisor
-from routecast.app import Services, open_engines
-from routecast.config import Settings
 from routecast.errors import Unavailable
 from routecast.protocol import V1_JSON
+from routecast.server.app import Services, open_engines
+from routecast.server.config import Settings
+from routecast.services import supervisor
 from tests.support.decisions import kept
+from tests.support.running_services import until
 from tests.support.server import Server, free_port
-from tests.unit.running import until
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -165,8 +165,10 @@ async def test_node_recovers_from_a_failure_at_each_await(
 
 SERVE = """
 import asyncio, sys
-from routecast import {module} as broken, server, supervisor
-from routecast.config import load_settings
+import routecast.{module} as broken
+from routecast.server import run as server
+from routecast.server.config import load_settings
+from routecast.services import supervisor
 supervisor.FIRST_PAUSE = supervisor.LONGEST_PAUSE = 0.01
 class_name, name = "{name}".split(".")
 holder = getattr(broken, class_name)
@@ -198,7 +200,7 @@ class Crippled(Server):
 def test_process_ends_when_ingest_cannot_be_started_again(tmp_path: Path) -> None:
     """With a code that has it started anew by what looks after it, and a line that says why."""
     server = Crippled(tmp_path)
-    server.method = ("ingest", "Ingest.run")
+    server.method = ("services.ingest", "Ingest.run")
     server.launch()
     assert server.process is not None
     assert server.process.wait(90) == 1  # it starts, too, which is slow on a busy machine
@@ -211,7 +213,7 @@ def test_other_servers_end_with_a_code_too(tmp_path: Path) -> None:
     """Any ASGI server that ends on SIGTERM."""
     script = (
         "import uvicorn\n"
-        "from routecast import ingest, supervisor\n"
+        "from routecast.services import ingest, supervisor\n"
         "supervisor.FIRST_PAUSE = supervisor.LONGEST_PAUSE = 0.01\n"
         "async def crash(self): raise OverflowError\n"
         "ingest.Ingest.run = crash\n"
@@ -228,7 +230,7 @@ def test_other_servers_end_with_a_code_too(tmp_path: Path) -> None:
 def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
     """It takes decisions; that there is nothing to show is told, and it ends when told to."""
     server = Crippled(tmp_path)
-    server.method = ("live", "Live._step")
+    server.method = ("services.live_state", "Live._step")
     with server:
         assert server.post({"strategy": "s", "provider": "p"})["accepted"] == 1
         health = server.http.get("/health").json()
@@ -246,9 +248,9 @@ def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("service", "method", "protocol"),
     [
-        ("ticks", ("connections", "ConnectionManager._tick"), None),
-        ("channels", ("channels", "Channels._take_turn"), V1_JSON),
-        ("channels", ("channels", "Channels._welcome"), V1_JSON),
+        ("ticks", ("streaming.connections", "ConnectionManager._tick"), None),
+        ("channels", ("streaming.channels", "Channels._take_turn"), V1_JSON),
+        ("channels", ("streaming.channels", "Channels._welcome"), V1_JSON),
     ],
 )
 def test_streams_go_on_after_a_crash(
@@ -270,8 +272,8 @@ def test_streams_go_on_after_a_crash(
 
 STARTED = """
 import asyncio, sys
-from routecast.app import Services, open_engines
-from routecast.config import Settings
+from routecast.server.app import Services, open_engines
+from routecast.server.config import Settings
 
 async def start():
     settings = Settings(database_url=sys.argv[1], prices=sys.argv[2] == "on")

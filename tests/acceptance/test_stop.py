@@ -14,15 +14,15 @@ import asyncpg
 import httpx2
 import pytest
 
+from routecast.adapters.store.postgres import PostgresStore
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.errors import Unavailable
 from routecast.ports import MAX_GROUP
-from routecast.store.postgres import PostgresStore
-from routecast.store.sqlite import SqliteStore
 from tests.acceptance.test_durability import verify
 from tests.support.decisions import NOW, kept
 from tests.support.postgres import OwnPostgres
+from tests.support.running_services import PATIENCE
 from tests.support.server import Server
-from tests.unit.running import PATIENCE
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 # What a node may take to stop; a test process on a busy machine needs some more to see it.

@@ -11,15 +11,15 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from routecast import connections
-from routecast.app import Engines
-from routecast.bus.memory import MemoryBus
-from routecast.cache.memory import MemoryCache
-from routecast.clock import SystemClock
-from routecast.cluster.memory import MemoryCluster
-from routecast.config import Settings
-from routecast.prices import GenaiPrices
-from routecast.store.sqlite import SqliteStore
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemClock
+from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.prices import GenaiPrices
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.server.app import Engines
+from routecast.server.config import Settings
+from routecast.streaming import connections
 from tests.support.inside import InsideServer
 from tests.support.raw import CLOSE, PING, Line, frame, open_stream
 from tests.support.server import EDGES, Edge, Server

@@ -16,10 +16,10 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 
 from tests.support.needs import skip_as_meant
 from tests.support.raw import open_stream
+from tests.support.running_services import broken
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive as receive_document
 from tests.support.v1 import JSON, MSGPACK, V1Client, v1_client, without_nulls
-from tests.unit.running import broken
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 FAST = 0.1

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from routecast.edge.ws import PATH
+from routecast.edge.ws.ws_protocol import PATH
 
 ROOT: Final = Path(__file__).parents[2]
 BUILD: Final = ROOT / ".venv" / "autobahn"

@@ -14,18 +14,18 @@ from starlette.responses import Response
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
-from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
 from routecast.core.sites import Sites
 from routecast.core.view import View
-from routecast.edge.door import Door
-from routecast.edge.guard import GuardedHttp
-from routecast.edge.http_edge import HttpEdge
+from routecast.edge.admission import Door
+from routecast.edge.http.http_edge import HttpEdge
+from routecast.edge.http.http_protocol import GuardedHttp
 from routecast.edge.proxies import Proxies
-from routecast.edge.wire import deflated_message
-from routecast.edge.ws import WebSocketConnection, WebSocketEdge
+from routecast.edge.ws.frames import deflated_message
+from routecast.edge.ws.ws_protocol import WebSocketConnection, WebSocketEdge
 from routecast.instruments import Instruments
-from routecast.server import bind
+from routecast.server.run import bind
+from routecast.streaming.connections import ConnectionManager
 
 
 class EchoConnection(WebSocketConnection):

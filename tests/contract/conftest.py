@@ -7,10 +7,10 @@ from typing import Protocol
 
 import pytest
 
+from routecast.adapters.store import names
+from routecast.adapters.store.postgres import PostgresStore, fold, folder
+from routecast.adapters.store.sqlite import SqliteStore, folding
 from routecast.ports import Bus, Cache, Cluster, Store
-from routecast.store import names
-from routecast.store.postgres import PostgresStore, fold, folder
-from routecast.store.sqlite import SqliteStore, folding
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
 from tests.support.needs import skip_as_meant
 from tests.support.pgbouncer import PgBouncer

@@ -7,7 +7,7 @@ from routecast.errors import Gap
 from routecast.ports import Bus
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept
-from tests.unit.running import until
+from tests.support.running_services import until
 
 
 def delta(seq: int) -> Delta:

@@ -20,9 +20,9 @@ from routecast.core.delta import Delta
 from routecast.core.history import GROUPS, history_query
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View
-from routecast.history import History
 from routecast.ports import Reading
 from routecast.protocol import Source
+from routecast.services.history import History
 from tests.contract.conftest import Databases
 from tests.support.buckets import assert_history
 from tests.support.chart import Chart

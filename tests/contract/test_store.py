@@ -12,9 +12,9 @@ from routecast.errors import Gap, Unavailable
 from routecast.ports import Difference, Store
 from routecast.protocol import WINDOWS, Position
 from tests.contract.conftest import Connect, Databases
+from tests.support.commit_history import load
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept
 from tests.support.windows import cells_in
-from tests.unit.history import load
 
 
 async def total(store: Store) -> dict[Any, Any]:

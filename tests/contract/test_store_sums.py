@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
+from routecast.adapters.store.postgres import commit
+from routecast.adapters.store.sqlite.folding import Folding
 from routecast.core.history import GROUPS, history_query, plan
 from routecast.core.past import render
 from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Commit, Difference, Store
-from routecast.store.postgres import commit
-from routecast.store.sqlite.folding import Folding
 from tests.contract.conftest import Connect
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.summaries import sum_up

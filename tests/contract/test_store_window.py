@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routecast.adapters.store import loading
 from routecast.core.metrics import Baseline, render
 from routecast.core.periods import CELL_BYTES
 from routecast.core.snapshot import BOUNDED, Snapshot
@@ -15,7 +16,6 @@ from routecast.core.window import query_of
 from routecast.errors import Uncovered
 from routecast.ports import Store
 from routecast.protocol import FIELDS, WINDOWS, rfc3339
-from routecast.store import loading
 from tests.contract.conftest import Databases
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, keep, kept, sent_decisions
 from tests.support.oracle import ALL_FIELDS, Prices, assert_agree, expect, fact
@@ -158,8 +158,8 @@ async def test_load_reads_no_rows_that_it_has_no_room_for(
         return more
 
     monkeypatch.setattr(loading.Loader, "add", measured)
-    monkeypatch.setattr("routecast.store.sqlite.readers.LOAD_ROWS", 8)
-    monkeypatch.setattr("routecast.store.postgres.session.CHUNK_ROWS", 8)
+    monkeypatch.setattr("routecast.adapters.store.sqlite.readers.LOAD_ROWS", 8)
+    monkeypatch.setattr("routecast.adapters.store.postgres.session.CHUNK_ROWS", 8)
     room = 80 * CELL_BYTES
     await store.load(NOW, room)
     assert 0 < largest <= room

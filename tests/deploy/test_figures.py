@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from routecast.app import CLOSE_SECONDS, DRAIN_SECONDS
-from routecast.config import Settings
-from routecast.connections import PING_SECONDS
-from routecast.edge.guard import MAX_HEAD_BYTES
+from routecast.edge.http.http_protocol import MAX_HEAD_BYTES
 from routecast.protocol import MAX_BODY_BYTES, MAX_INTERVAL
-from routecast.server import GRACE_SECONDS
+from routecast.server.app import CLOSE_SECONDS, DRAIN_SECONDS
+from routecast.server.config import Settings
+from routecast.server.run import GRACE_SECONDS
+from routecast.streaming.connections import PING_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

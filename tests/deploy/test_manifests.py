@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from routecast.app import CLOSE_SECONDS, DRAIN_SECONDS
-from routecast.config import Settings
-from routecast.server import GRACE_SECONDS
+from routecast.server.app import CLOSE_SECONDS, DRAIN_SECONDS
+from routecast.server.config import Settings
+from routecast.server.run import GRACE_SECONDS
 from tests.support.needs import skip_without
 from tests.support.nginx import Nginx
 

@@ -6,17 +6,17 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 from uuid import uuid4
 
-from routecast.breaker import Breaker
-from routecast.bus.memory import MemoryBus
-from routecast.bus.redis import RedisBus
-from routecast.cache.memory import MemoryCache
-from routecast.cache.redis import RedisCache
-from routecast.clock import SystemClock
-from routecast.cluster.memory import MemoryCluster
-from routecast.cluster.redis import RedisCluster
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.bus.redis import RedisBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.cache.redis import RedisCache
+from routecast.adapters.clock import SystemClock
+from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.cluster.redis import RedisCluster
+from routecast.adapters.redis_client import RedisLink
+from routecast.circuit_breaker import Breaker
 from routecast.instruments import Instruments
 from routecast.ports import CENSUS_SECONDS, Bus, Cache, Cluster
-from routecast.redis_client import RedisLink
 
 # Nobody waits longer for an engine that works.
 PATIENCE = 30.0

@@ -4,7 +4,7 @@ import asyncio
 
 from routecast.core.frame import Frame
 from routecast.core.view import View
-from routecast.latest import Latest
+from routecast.services.metrics_reader import Latest
 
 
 async def frame_of(latest: Latest, view: View) -> Frame:

@@ -11,11 +11,11 @@ from typing import Any, Self, TypeVar, cast
 
 import uvicorn
 
-from routecast.app import Engines, Services, create_app
-from routecast.config import Settings
-from routecast.edge.http_edge import HttpEdge
-from routecast.edge.lean import LeanHttp
+from routecast.edge.http.fast_path import LeanHttp
+from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.proxies import Proxies
+from routecast.server.app import Engines, Services, create_app
+from routecast.server.config import Settings
 from tests.support.server import Edge
 
 T = TypeVar("T")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from routecast.bus.memory import MemoryBus
-from routecast.cache.memory import MemoryCache
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.instruments import Instruments
-from routecast.store.sqlite import SqliteStore
 from tests.support.clock import HeldClock
 
 

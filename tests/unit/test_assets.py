@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from routecast.edge.assets import Assets
+from routecast.edge.http.assets import Assets
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from routecast.core.snapshot import COVERAGE, HOUR, Snapshot
 from routecast.core.view import Selection, View
 from routecast.errors import Uncovered
 from routecast.protocol import FIELDS, WINDOWS, Position
+from tests.support.commit_history import History
 from tests.support.decisions import DAY, MINUTE, NOW, sent_decisions
 from tests.support.oracle import ALL_FIELDS, Prices, assert_agree, expect
-from tests.unit.history import History
 
 FILTERS: list[dict[str, frozenset[str]]] = [
     {},

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 
-from routecast import channels as module
-from routecast import renders
-from routecast.cache.memory import MemoryCache
-from routecast.channels import Channel, Channels
-from routecast.clock import SystemTimers
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemTimers
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import breakdown
 from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
 from routecast.core.v1 import V1Session
@@ -23,13 +21,15 @@ from routecast.core.view import Subscription, View
 from routecast.errors import Unavailable
 from routecast.ports import Reading, Timers
 from routecast.protocol import CloseCode, Source
-from routecast.store.sqlite import SqliteStore
-from routecast.subscribers import Subscriber, Subscribers
+from routecast.services import renders
+from routecast.streaming import channels as module
+from routecast.streaming.channels import Channel, Channels
+from routecast.streaming.v1_connections import Subscriber, Subscribers
 from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import NOW
+from tests.support.fanout import FAST, Hall
+from tests.support.running_services import running, until
 from tests.support.v1 import merged
-from tests.unit.hall import FAST, Hall
-from tests.unit.running import running, until
 
 NO_HISTORY: Any = None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from routecast.edge.complaints import SECONDS, Complaints
+from routecast.edge.http.complaints import SECONDS, Complaints
 
 
 class Timers:

@@ -11,23 +11,23 @@ from itertools import pairwise
 
 import pytest
 
-from routecast import connections as module
-from routecast.cache.memory import MemoryCache
-from routecast.connections import ConnectionManager
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import groups
 from routecast.core.frame import Frame
 from routecast.core.groups import Group, Question
 from routecast.core.session import Session
 from routecast.core.view import Subscription, View
-from routecast.edge.outlet import Outlet
+from routecast.edge.asgi_connection import Outlet
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, Source
-from routecast.store.sqlite import SqliteStore
+from routecast.streaming import connections as module
+from routecast.streaming.connections import ConnectionManager
 from tests.support.clock import HeldClock
+from tests.support.fanout import FAST, Hall, Reader, Rider, Slow
 from tests.support.frames import frame_of
-from tests.unit.hall import FAST, Hall, Reader, Rider, Slow
-from tests.unit.running import PATIENCE, running, until
+from tests.support.running_services import PATIENCE, running, until
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def hold(hall: Hall, readers: Sequence[Reader]) -> Group:
 
 async def test_first_frame_comes_at_once(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
     """With no tick; the connection is counted and logged."""
-    caplog.set_level(logging.INFO, "routecast.connections")
+    caplog.set_level(logging.INFO, "routecast.streaming.connections")
     reader = Reader(interval=60)
     hall.manager.connect(reader)
     assert reader.counts() == [0]
@@ -70,7 +70,7 @@ async def test_first_frame_comes_at_once(hall: Hall, caplog: pytest.LogCaptureFi
 
 async def test_disconnect_is_complete(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
     """No frame, no count, no memory of it; the others go on. Twice does nothing more."""
-    caplog.set_level(logging.INFO, "routecast.connections")
+    caplog.set_level(logging.INFO, "routecast.streaming.connections")
     async with running(hall.manager.run()):
         gone, stays, other = Reader(), Reader(), Reader(view=View(window="1h"))
         for reader in (gone, stays, other):

@@ -8,7 +8,6 @@ from typing import Final, get_args
 import msgspec
 
 from routecast.cli.serve import serve
-from routecast.config import Settings
 from routecast.core.history import GROUPS, HISTORY_FIELDS
 from routecast.protocol import (
     FIELDS,
@@ -20,6 +19,7 @@ from routecast.protocol import (
     ErrorCode,
     ServerMessage,
 )
+from routecast.server.config import Settings
 
 ROOT = Path(__file__).parents[2]
 # Of authentication, which is not there yet; and those that are an HTTP answer before any upgrade.

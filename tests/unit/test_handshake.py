@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
-from routecast.edge.handshake import REMEMBERED, Agreement, Handshakes, UpgradeRequest
+from routecast.edge.ws.handshake import REMEMBERED, Agreement, Handshakes, UpgradeRequest
 
 SPOKEN = ("routecast.v1.json", "routecast.v1.msgpack")
 KEY = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")

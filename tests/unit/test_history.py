@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from routecast import history as module
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.changes import Changes
 from routecast.core.history import HISTORY_FIELDS, HistoryQuery, Plan, history_query
 from routecast.core.past import MANY_VALUES, Answer, Past
 from routecast.core.snapshot import Snapshot
 from routecast.errors import BadParameter, Unavailable
-from routecast.history import History
 from routecast.ports import Reading
 from routecast.protocol import Source
-from routecast.store.sqlite import SqliteStore
+from routecast.services import history as module
+from routecast.services.history import History
 from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, kept
-from tests.unit.running import broken, until
+from tests.support.running_services import broken, until
 
 HOURLY = history_query(start=NOW - DAY, end=NOW, points=30)
 

@@ -11,24 +11,24 @@ import apsw
 import pytest
 from starlette.types import Message
 
-from routecast import ingest as module
-from routecast.bus.memory import MemoryBus
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.decision import Decision, Rules
 from routecast.core.delta import Delta
 from routecast.core.names import Names
 from routecast.core.sites import Sites
 from routecast.core.snapshot import Snapshot
-from routecast.edge import body
-from routecast.edge.http import Decisions
+from routecast.edge.http import request_body
+from routecast.edge.http.decisions import Decisions
 from routecast.errors import Unavailable
-from routecast.ingest import Ingest, Kept, Pending
 from routecast.instruments import Instruments
 from routecast.ports import Commit
 from routecast.protocol import Position
-from routecast.store.sqlite import SqliteStore
+from routecast.services import ingest as module
+from routecast.services.ingest import Ingest, Kept, Pending
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, assert_sums, cells_of, kept
-from tests.unit.running import PATIENCE, broken, running, until
+from tests.support.running_services import PATIENCE, broken, running, until
 
 Submitted = asyncio.Task[tuple[int, Position]]
 
@@ -266,7 +266,7 @@ async def test_failing_store_refuses_and_recovers(
     ingest: Ingest, store: SqliteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every batch of the group is refused, and may be sent again; it is logged once."""
-    caplog.set_level(logging.WARNING, "routecast.ingest")
+    caplog.set_level(logging.WARNING, "routecast.services.ingest")
     async with running(ingest.run()):
         with broken(store.path):
             for _ in range(2):
@@ -596,8 +596,8 @@ async def test_few_large_batches_are_decisions_at_a_time(
     instruments: Instruments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others wait as they came, or are refused; bodies of fewer decisions pass them by."""
-    monkeypatch.setattr(body, "SMALL_BODY", 100)
-    monkeypatch.setattr(body, "MAX_WAITING_BATCHES", 1)
+    monkeypatch.setattr(request_body, "SMALL_BODY", 100)
+    monkeypatch.setattr(request_body, "MAX_WAITING_BATCHES", 1)
     submitted: list[tuple[int, Pending]] = []
 
     def submit(batch: Sequence[Decision]) -> Pending:

@@ -13,12 +13,12 @@ from typing import Any
 import apsw
 import pytest
 
+from routecast.adapters.store.sqlite import SqliteStore, integrity
+from routecast.adapters.store.sqlite.integrity import Integrity
 from routecast.core.history import history_query, plan
 from routecast.errors import Unavailable
-from routecast.store.sqlite import SqliteStore, integrity
-from routecast.store.sqlite.integrity import Integrity
 from tests.support.decisions import HOUR, NOW, kept
-from tests.unit.running import until
+from tests.support.running_services import until
 
 PAGE = 4096
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from routecast.bus import memory
-from routecast.bus.memory import MemoryBus
+from routecast.adapters.bus import memory
+from routecast.adapters.bus.memory import MemoryBus
 from routecast.core.delta import Delta
 from routecast.errors import Gap
 from routecast.protocol import Position

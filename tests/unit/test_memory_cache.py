@@ -1,6 +1,6 @@
 """The cache of a single process: its lifetime, to the microsecond."""
 
-from routecast.cache.memory import MemoryCache
+from routecast.adapters.cache.memory import MemoryCache
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position
 from tests.support.clock import HeldClock

@@ -10,9 +10,9 @@ from websockets.client import ClientProtocol
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 from routecast.core.message import ENCODINGS, JSON, MAX_IDS, MSGPACK, Encoding, Message
-from routecast.edge.wire import MAX_VARIANTS, WINDOW_BITS, named_deflated, named_plain
+from routecast.edge.ws.frames import MAX_VARIANTS, WINDOW_BITS, named_deflated, named_plain
 from routecast.protocol import DeltaOut, ErrorOut, Position, ServerMessage, SnapshotOut
-from tests.unit.test_wire import client, read
+from tests.unit.test_frames import client, read
 
 POSITION = Position("2172da84ecb2c9f1", 4700)
 # A document with what is looked for when a message is cut in two.

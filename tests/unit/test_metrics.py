@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from routecast.core.metrics import Baseline, quotient, render
 from routecast.core.view import View
 from routecast.protocol import DEFAULT_FIELDS, EXTRA_FIELDS, FIELDS, Position
+from tests.support.commit_history import History, load
 from tests.support.decisions import MINUTE, NOW, SECOND, kept, sent_decisions
-from tests.unit.history import History, load
 
 moments = st.integers(-3 * MINUTE, 0)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.cli import cells
-from routecast.cli.moments import ORDERS, moments, names_offset
+from routecast.cli.replay import parsers
+from routecast.cli.replay.moments import ORDERS, moments, names_offset
 
 SECOND = 10**6
 MOMENT = 1_769_862_890 * SECOND  # 2026-01-31T12:34:50Z
@@ -57,26 +57,26 @@ MINUTE = MOMENT - 50 * SECOND
 )
 def test_times_in_every_form(written: object, expected: int) -> None:
     """Exact to the microsecond, where what is finer is cut off; each means one moment."""
-    assert set(cells.moment(written).values()) == {expected}
+    assert set(parsers.moment(written).values()) == {expected}
 
 
 def test_the_order_of_day_and_month_is_open() -> None:
     """Where both are months, both are given; with dots, the day is first."""
     days = {"dmy": "2026-02-01", "mdy": "2026-01-02"}
-    expected = {k: cells.moment(f"{day}T12:34Z")["dmy"] for k, day in days.items()}
-    assert cells.moment("01/02/2026 12:34") == expected
-    assert set(cells.moment("01-02-2026 12:34")) == {"dmy", "mdy"}
-    assert cells.moment("01.02.2026 12:34") == {"dmy": expected["dmy"]}
-    assert set(cells.moment("03/02/01")) == {"dmy", "mdy", "ymd"}
+    expected = {k: parsers.moment(f"{day}T12:34Z")["dmy"] for k, day in days.items()}
+    assert parsers.moment("01/02/2026 12:34") == expected
+    assert set(parsers.moment("01-02-2026 12:34")) == {"dmy", "mdy"}
+    assert parsers.moment("01.02.2026 12:34") == {"dmy": expected["dmy"]}
+    assert set(parsers.moment("03/02/01")) == {"dmy", "mdy", "ymd"}
 
 
 def test_small_numbers_are_serials_or_offsets() -> None:
     """A serial of Excel ends near a millisecond, so that a minute is not the second before it."""
     noon = (MINUTE - 34 * 60 * SECOND) // SECOND
-    assert cells.moment("46053.5") == {"excel": noon * SECOND, "start": 46_053_500_000}
-    assert cells.moment("46053.500694444")["excel"] == (noon + 60) * SECOND
-    assert cells.moment("46053,5") == cells.moment("46053.5")
-    assert cells.moment(Decimal("0.451")) == {"start": 451_000}
+    assert parsers.moment("46053.5") == {"excel": noon * SECOND, "start": 46_053_500_000}
+    assert parsers.moment("46053.500694444")["excel"] == (noon + 60) * SECOND
+    assert parsers.moment("46053,5") == parsers.moment("46053.5")
+    assert parsers.moment(Decimal("0.451")) == {"start": 451_000}
 
 
 @given(st.integers(0, 4_000_000_000 * SECOND), st.integers(-12, 14))
@@ -98,20 +98,20 @@ def test_every_rfc3339_time_is_read_exactly(micros: int, hours: int) -> None:
 def test_what_is_no_time_is_refused(written: object) -> None:
     """A time that cannot be read is an error of its row, never another time."""
     with pytest.raises(ValueError, match="is not a time"):
-        cells.moment(written)
+        parsers.moment(written)
 
 
 def test_other_forms_are_read_by_a_pattern_or_a_unit() -> None:
     """What --map says after the column."""
     pattern = "%a %b %d %H:%M:%S %Y"
-    assert cells.moment_as(pattern)("Sat Jan 31 12:34:50 2026") == {pattern: MOMENT}
-    assert cells.moment_as("%H:%M %d.%m.%Y %z")("13:34 31.01.2026 +0100")["%H:%M %d.%m.%Y %z"] == (
-        MINUTE
-    )
-    assert cells.moment_as("ms")("1769862890789") == {"ms": MOMENT + 789_000}
+    assert parsers.moment_as(pattern)("Sat Jan 31 12:34:50 2026") == {pattern: MOMENT}
+    assert parsers.moment_as("%H:%M %d.%m.%Y %z")("13:34 31.01.2026 +0100")[
+        "%H:%M %d.%m.%Y %z"
+    ] == (MINUTE)
+    assert parsers.moment_as("ms")("1769862890789") == {"ms": MOMENT + 789_000}
     for form in ("ms", "%d"):
         with pytest.raises(ValueError, match="is not a time of the form"):
-            cells.moment_as(form)("soon")
+            parsers.moment_as(form)("soon")
 
 
 @pytest.mark.parametrize(

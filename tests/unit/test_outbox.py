@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.bus.outbox import BATCH_BYTES, MAX_WAITING_BYTES, Message, Outbox
+from routecast.adapters.bus.outbox import BATCH_BYTES, MAX_WAITING_BYTES, Message, Outbox
 from routecast.protocol import Position
 
 

@@ -9,6 +9,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from routecast.adapters.store.postgres import PostgresStore, connector, fold, folder, session
+from routecast.adapters.store.postgres import store as store_module
+from routecast.adapters.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
+from routecast.adapters.store.postgres.session import query
+from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.decision import Decision
 from routecast.core.history import history_query, plan
 from routecast.core.rollup import Key
@@ -16,17 +21,12 @@ from routecast.core.room import LARGEST_SUM
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
-from routecast.store.postgres import PostgresStore, connector, fold, folder, session
-from routecast.store.postgres import store as store_module
-from routecast.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
-from routecast.store.postgres.session import query
-from routecast.store.postgres.totals import Totals
 from tests.support.command import routecast
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.needs import skip_as_meant, skip_without
 from tests.support.postgres import OwnPostgres, Postgres, programs
+from tests.support.running_services import until
 from tests.support.summaries import sum_up
-from tests.unit.running import until
 
 
 @pytest.fixture

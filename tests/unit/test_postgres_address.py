@@ -2,8 +2,8 @@
 
 import pytest
 
+from routecast.adapters.store.postgres.address import Address, Keepalives, read_address
 from routecast.errors import BadDatabase
-from routecast.store.postgres.address import Address, Keepalives, read_address
 
 BASE = "postgresql://me:secret@db.example/routecast"
 

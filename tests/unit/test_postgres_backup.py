@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from routecast.adapters.store.postgres import PostgresStore, backup, schema
+from routecast.adapters.store.postgres.backup import PostgresBackups
 from routecast.core.decision import Decision
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
 from routecast.ports import Checked, Difference, Restored
-from routecast.store.postgres import PostgresStore, backup, schema
-from routecast.store.postgres.backup import PostgresBackups
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.needs import lacks, skip_without
 from tests.support.pgbouncer import PgBouncer, program

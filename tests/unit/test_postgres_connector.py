@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from routecast.adapters.store.postgres import PostgresStore, connector
+from routecast.adapters.store.postgres import store as store_module
+from routecast.adapters.store.postgres.address import read_address
+from routecast.adapters.store.postgres.session import SQL, transaction
+from routecast.adapters.store.queries import load_migrations
 from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Difference
-from routecast.store.postgres import PostgresStore, connector
-from routecast.store.postgres import store as store_module
-from routecast.store.postgres.address import read_address
-from routecast.store.postgres.session import SQL, transaction
-from routecast.store.queries import load_migrations
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.needs import skip_without
 from tests.support.pgbouncer import PgBouncer, program
@@ -290,7 +290,7 @@ async def test_dead_host_does_not_keep_us_from_the_next(
         ports = (1, closing.sockets[0].getsockname()[1], silent.getsockname()[1])
         dead = ",".join(f"127.0.0.1:{port}" for port in ports)
         url = tcp(careless, made).replace("@", f"@{dead},")
-        monkeypatch.setattr("routecast.store.postgres.address.CONNECT_SECONDS", 1.0)
+        monkeypatch.setattr("routecast.adapters.store.postgres.address.CONNECT_SECONDS", 1.0)
         store = PostgresStore(f"{url}?sslmode=disable")
         await store.open()
         await store.check()

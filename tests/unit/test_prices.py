@@ -9,7 +9,7 @@ from genai_prices.types import ModelPrice, TieredPrices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routecast.prices import LOOKUP_SECONDS, MAX_REMEMBERED, GenaiPrices, is_local
+from routecast.adapters.prices import LOOKUP_SECONDS, MAX_REMEMBERED, GenaiPrices, is_local
 from tests.support.decisions import NOW
 
 MOMENT = datetime.fromtimestamp(NOW // 10**6, UTC)

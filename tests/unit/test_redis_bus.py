@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 import pytest
 from redis import Redis
 
-from routecast.bus import redis as redis_bus
+from routecast.adapters.bus import redis as redis_bus
 from routecast.core.delta import Delta
 from routecast.errors import Gap, Unavailable
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept
 from tests.support.engines import SharedRedis, carried
-from tests.unit.running import until
+from tests.support.running_services import until
 
 
 class World:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis import Redis
 
-from routecast.cache import redis as redis_cache
-from routecast.cache.redis import RedisCache
+from routecast.adapters.cache import redis as redis_cache
+from routecast.adapters.cache.redis import RedisCache
 from routecast.core.snapshot import FORM, Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position

@@ -2,8 +2,8 @@
 
 import pytest
 
+from routecast.adapters.redis_client import RedisAddress, parse_address
 from routecast.errors import BadSettings
-from routecast.redis_client import RedisAddress, parse_address
 
 
 def address(**given: object) -> RedisAddress:

@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from routecast import renders as module
-from routecast.cache.memory import MemoryCache
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import breakdown
 from routecast.core.delta import Delta
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.protocol import Position
-from routecast.store.sqlite import SqliteStore
+from routecast.services import renders as module
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, cells_of, kept
-from tests.unit.hall import Hall
-from tests.unit.running import PATIENCE, running
+from tests.support.fanout import Hall
+from tests.support.running_services import PATIENCE, running
 
 SERIES = 40
 GREEDY, MODEST = "192.0.2.1", "192.0.2.2"

@@ -14,6 +14,7 @@ from routecast.core.rollup import Cells, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, FORM, HOUR, LIFETIME, Snapshot
 from routecast.errors import Gap, Uncovered
 from routecast.protocol import WINDOWS, Position
+from tests.support.commit_history import History, load
 from tests.support.decisions import (
     DAY,
     MINUTE,
@@ -26,7 +27,6 @@ from tests.support.decisions import (
     sent_decisions,
 )
 from tests.support.windows import cells_in
-from tests.unit.history import History, load
 
 
 def delta(seq: int, *decisions: Any, epoch: str = "e") -> Delta:

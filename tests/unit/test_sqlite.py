@@ -13,20 +13,20 @@ from pathlib import Path
 import apsw
 import pytest
 
+from routecast.adapters.store.sqlite import SqliteStore, past, writer
+from routecast.adapters.store.sqlite import folding as steps
+from routecast.adapters.store.sqlite.connection import SQL
+from routecast.adapters.store.sqlite.schema import MIGRATIONS
 from routecast.core.decision import Decision
 from routecast.core.history import history_query, plan
 from routecast.core.room import SUMS
 from routecast.errors import BadDatabase, Gap, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
-from routecast.store.sqlite import SqliteStore, past, writer
-from routecast.store.sqlite import folding as steps
-from routecast.store.sqlite.connection import SQL
-from routecast.store.sqlite.schema import MIGRATIONS
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
 from tests.support.needs import skip_without
+from tests.support.running_services import until
 from tests.support.summaries import sum_up
-from tests.unit.running import until
 
 
 async def assert_holds(store: SqliteStore, decisions: list[Decision], seq: int) -> None:
@@ -397,7 +397,7 @@ async def test_second_process_that_commits_is_told_of_once(
 FULL_DISK = """
 import asyncio, json, resource, sys
 from routecast.errors import Unavailable
-from routecast.store.sqlite import SqliteStore
+from routecast.adapters.store.sqlite import SqliteStore
 from tests.support.decisions import NOW, kept
 
 def batch(number):
@@ -488,7 +488,7 @@ async def test_full_disk_refuses_and_recovers(disk: Path) -> None:
 
 OTHER_PROCESS = """
 import asyncio, sys
-from routecast.store.sqlite import SqliteStore
+from routecast.adapters.store.sqlite import SqliteStore
 from tests.support.decisions import MINUTE, NOW, kept
 
 async def main(path):

@@ -11,12 +11,12 @@ from pathlib import Path
 import apsw
 import pytest
 
-from routecast.app import open_backups, open_store
+from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
+from routecast.adapters.store.sqlite import backup as module
+from routecast.adapters.store.sqlite.marks import shm_of, wal_of
 from routecast.errors import BadDatabase, BadSettings, Damaged, InUse, Unavailable
 from routecast.ports import Checked, Difference
-from routecast.store.sqlite import SqliteBackups, SqliteStore
-from routecast.store.sqlite import backup as module
-from routecast.store.sqlite.marks import shm_of, wal_of
+from routecast.server.app import open_backups, open_store
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.needs import skip_without
 
@@ -153,7 +153,7 @@ async def test_what_is_replaced_is_kept(path: Path, target: Path) -> None:
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from routecast.store.sqlite.writer import Writer
+from routecast.adapters.store.sqlite.writer import Writer
 from tests.support.decisions import NOW, kept
 writer = Writer(Path(sys.argv[1]), create=True)
 writer.open()

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routecast.adapters.store.sqlite import SqliteStore, folding, readers, rollups
+from routecast.adapters.store.sqlite import store as module
+from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.decision import Decision, identity_of
 from routecast.core.history import history_query, plan
 from routecast.core.rollup import Sums
 from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Difference
-from routecast.store.sqlite import SqliteStore, folding, readers, rollups
-from routecast.store.sqlite import store as module
-from routecast.store.sqlite.writer import Writer
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.adapters.store.sqlite import store as module
+from routecast.adapters.store.sqlite.marks import shm_of, wal_of
 from routecast.core.decision import Decision
 from routecast.errors import Unavailable
 from routecast.ports import Difference
-from routecast.store.sqlite import SqliteStore
-from routecast.store.sqlite import store as module
-from routecast.store.sqlite.marks import shm_of, wal_of
 from tests.support.decisions import NOW, assert_sums, kept
-from tests.unit.running import until
+from tests.support.running_services import until
 
 
 async def with_decisions(path: Path, count: int = 50) -> tuple[SqliteStore, list[Decision]]:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routecast.adapters.store.sqlite import folding
+from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.rollup import Key
-from routecast.store.sqlite import folding
-from routecast.store.sqlite.writer import Writer
 from tests.support.decisions import NOW, kept
 
 NAMES = ["a", "b", "c"]

@@ -13,11 +13,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore, wal
+from routecast.adapters.store.sqlite.marks import read_log, require_own_log, shm_of, wal_of
+from routecast.adapters.store.sqlite.writer import Writer
 from routecast.errors import BadDatabase
 from routecast.ports import Difference
-from routecast.store.sqlite import SqliteBackups, SqliteStore, wal
-from routecast.store.sqlite.marks import read_log, require_own_log, shm_of, wal_of
-from routecast.store.sqlite.writer import Writer
 from tests.support.decisions import MINUTE, NOW, kept
 
 KILLS = int(os.environ.get("ROUTECAST_TEST_KILLS", "25"))
@@ -219,7 +219,7 @@ def test_log_of_an_older_version_is_taken_as_it_is(path: Path) -> None:
 
 
 LOOK = (
-    "import sys, pathlib; from routecast.store.sqlite import marks; "
+    "import sys, pathlib; from routecast.adapters.store.sqlite import marks; "
     "marks.require_own_log(pathlib.Path(sys.argv[1]))"
 )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from routecast.store.sqlite import SqliteStore, store, wal
-from routecast.store.sqlite.marks import wal_of
+from routecast.adapters.store.sqlite import SqliteStore, store, wal
+from routecast.adapters.store.sqlite.marks import wal_of
 from tests.support.decisions import NOW, kept
-from tests.unit.running import until
+from tests.support.running_services import until
 
 
 @pytest.fixture(autouse=True)

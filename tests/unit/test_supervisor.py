@@ -6,12 +6,12 @@ from contextlib import suppress
 
 import pytest
 
-from routecast import supervisor as module
 from routecast.errors import BadSettings, Unavailable
 from routecast.instruments import Instruments
 from routecast.parts import run_parts
-from routecast.supervisor import Supervisor
-from tests.unit.running import until
+from routecast.services import supervisor as module
+from routecast.services.supervisor import Supervisor
+from tests.support.running_services import until
 
 SECRET = "postgresql://user:password@host/"
 
@@ -57,7 +57,7 @@ async def test_service_that_crashes_is_started_again(
         assert failures(instruments, "summaries") == 5
         await until(lambda: not supervisor.failing)
     assert failures(instruments, "summaries") == 5
-    lines = [one for one in caplog.records if one.name == "routecast.supervisor"]
+    lines = [one for one in caplog.records if one.name == "routecast.services.supervisor"]
     assert [one.levelno for one in lines] == [logging.ERROR, logging.WARNING]
     state = supervisor.services["summaries"]
     assert (state.status, state.failures, state.restarts) == ("ok", 0, 5)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from routecast.cli.columns import Columns
-from routecast.cli.survey import Survey, Uncertain
+from routecast.cli.replay.column_mapping import Columns
+from routecast.cli.replay.survey import Survey, Uncertain
 from routecast.errors import BadParameter
 
 BOTH = {"strategy": "s", "provider": "p"}

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from routecast import windows as module
+from routecast.adapters.store.null import NoStore
+from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.periods import CELL_BYTES
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View
 from routecast.core.window import WindowQuery, query_of
 from routecast.errors import Unavailable
 from routecast.protocol import Position, Source
-from routecast.store.none import NoStore
-from routecast.store.sqlite import SqliteStore
-from routecast.windows import Windows
+from routecast.services import windows as module
+from routecast.services.windows import Windows
 from tests.support.clock import HeldClock
 from tests.support.decisions import HOUR, MINUTE, NOW, SECOND, assert_sums, kept
-from tests.unit.running import until
+from tests.support.running_services import until
 
 HOUR_QUERY = query_of(View(window="1h"))
 DAY_QUERY = query_of(View(window="24h"))

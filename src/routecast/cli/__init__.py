@@ -13,10 +13,10 @@ from routecast.errors import BadSettings, RoutecastError
 # imported once its command is asked for: to import all of them takes a third of a server's start.
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("serve", "serve"),
-    "demo": ("demo", "demo"),
-    "replay": ("replay", "replay"),
-    "watch": ("watch", "watch"),
-    "bench": ("bench", "bench"),
+    "demo": ("demo.command", "demo"),
+    "replay": ("replay.command", "replay"),
+    "watch": ("watch.command", "watch"),
+    "bench": ("bench.command", "bench"),
     "verify": ("verify", "verify"),
     "backup": ("backup", "backup"),
     "restore": ("restore", "restore"),

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from routecast.cli.terminal import BAD_USAGE, fail, plain, unwind_on_sigterm
-from routecast.config import load_settings
 from routecast.ports import Checked
 from routecast.protocol import Position
+from routecast.server.config import load_settings
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def backup(
 
     Example: routecast backup /backup/routecast.db
     """
-    from routecast.app import open_backups  # slow to import
+    from routecast.server.app import open_backups  # slow to import
 
     backups = open_backups(load_settings(database_url=database).database_url)
     if target.is_dir():

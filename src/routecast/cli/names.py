@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from routecast.cli.terminal import BAD_USAGE, FAILED, fail
-from routecast.config import Settings, load_settings
 from routecast.core.names import NAMED, OTHER
 from routecast.core.texts import shown, spelling
 from routecast.ports import NameUse, Store
+from routecast.server.config import Settings, load_settings
 
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ def _listing(uses: Sequence[NameUse]) -> str:
 
 
 def _run(settings: Settings, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    from routecast.app import open_store  # slow to import
+    from routecast.server.app import open_store  # slow to import
 
     async def run() -> T:
         store = open_store(settings.database_url, create=False)

@@ -7,7 +7,7 @@ import typer
 
 from routecast.cli.backup import position_text, run_with_progress
 from routecast.cli.terminal import BAD_USAGE, fail, plain
-from routecast.config import load_settings
+from routecast.server.config import load_settings
 
 
 def restore(
@@ -30,7 +30,7 @@ def restore(
 
     Example: routecast restore /backup/routecast.db
     """
-    from routecast.app import open_backups  # slow to import
+    from routecast.server.app import open_backups  # slow to import
 
     backups = open_backups(load_settings(database_url=database).database_url)
     if not source.is_file():

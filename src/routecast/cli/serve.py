@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from routecast.config import load_settings
+from routecast.server.config import load_settings
 
 
 def serve(
@@ -52,7 +52,7 @@ def serve(
     settings, such as retention and limits, are environment variables only: see docs/settings.md.
     """
     # What serves takes longer to import than other commands take to run.
-    from routecast.server import run
+    from routecast.server.run import run
 
     settings = load_settings(
         host=host,

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from routecast.config import load_settings
 from routecast.ports import COMPARING, COUNTING, Checked, Difference, Store
+from routecast.server.config import load_settings
 
 MAX_SHOWN = 50
 
@@ -30,7 +30,7 @@ def verify(
     Ends with 0 when all is equal, 1 when anything differs or cannot be read now,
     and 2 when there is no database of Routecast there.
     """
-    from routecast.app import open_store  # slow to import
+    from routecast.server.app import open_store  # slow to import
 
     store = open_store(load_settings(database_url=database).database_url, create=False)
     differences = asyncio.run(_verify(store))

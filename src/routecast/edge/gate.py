@@ -14,7 +14,7 @@ from routecast.core.sites import Sites
 from routecast.edge.fields import read_fields
 from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.proxies import Proxies
-from routecast.edge.ws_asgi import refuse
+from routecast.edge.ws.asgi_route import refuse
 from routecast.errors import RoutecastError, Unavailable
 
 _FORWARDED_FOR: Final = b"x-forwarded-for"

@@ -13,14 +13,14 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from routecast.connections import ConnectionManager
 from routecast.core.frame import Frame
-from routecast.edge.door import Door
+from routecast.edge.admission import Door
+from routecast.edge.asgi_connection import SEND_SECONDS, Outlet
 from routecast.edge.head import is_head
-from routecast.edge.outlet import SEND_SECONDS, Outlet
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
+from routecast.streaming.connections import ConnectionManager
 
 # Between two comments while no event is due, in seconds: proxies give a line up after 30 to 60.
 COMMENT_SECONDS: Final = 15.0

@@ -1,0 +1,317 @@
+"""The bus between nodes: a Redis Stream. A node reads the last messages there if it missed them."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
+
+from routecast.adapters.bus.outbox import BATCH_BYTES, Message, Outbox
+from routecast.adapters.redis_client import MAX_SHOWN, RedisLink, compress, decompress, refusal
+from routecast.core.delta import Delta, following
+from routecast.errors import Declined, Gap, Unavailable
+from routecast.instruments import Instruments
+from routecast.parts import run_parts
+from routecast.ports import DELTAS_KEPT, Listener
+from routecast.protocol import Position
+
+log = logging.getLogger(__name__)
+
+# A larger delta travels as its position: a node that is behind asks the database.
+MAX_DELTA_BYTES: Final = 256 * 1024
+# What the stream may take of Redis's memory, about.
+STREAM_BYTES: Final = 64 * 1024 * 1024
+# Redis deletes a stream after this time without a write, in seconds.
+STREAM_SECONDS: Final = 24 * 3600
+# A read waits for at most this time; it must end before the client takes silence for failure.
+BLOCK_MILLISECONDS: Final = 500
+# To send what is left at the end.
+CLOSE_SECONDS: Final = 1.0
+# After it said that Redis refuses, in seconds.
+QUIET_SECONDS: Final = 60.0
+# Messages read at a time.
+PAGE: Final = 100
+
+# An id in a stream: milliseconds, and a number within them.
+Id: TypeAlias = tuple[int, int]
+Fields: TypeAlias = Mapping[bytes, bytes]
+Entry: TypeAlias = tuple[Id, Fields]
+_START: Final[Id] = (0, 0)
+
+
+class RedisBus:
+    """Sends and hears deltas by a stream (`ports.Bus`)."""
+
+    def __init__(self, link: RedisLink, instruments: Instruments) -> None:
+        self._link = link
+        self._stream = link.key("deltas")
+        self._node = secrets.token_hex(8).encode()
+        self._listeners: dict[object, Listener] = {}  # each under a token of its own
+        self._outbox = Outbox(instruments.bus_dropped.inc)
+        self._filled = asyncio.Event()
+        self._mean = 0.0  # bytes of a message, of late
+        self._sending = _Direction("sent")
+        self._hearing = _Direction("heard", "not connected yet")
+
+    @property
+    def failing(self) -> str | None:
+        return self._hearing.failing or self._sending.failing
+
+    @property
+    def outages(self) -> int:
+        return self._hearing.outages + self._sending.outages
+
+    def publish(self, delta: Delta) -> None:
+        self._tell(delta)
+        packed = compress(delta.pack())
+        small = len(packed) <= MAX_DELTA_BYTES
+        self._put(Message(delta.position, packed if small else None))
+
+    def announce(self, position: Position) -> None:
+        self._tell(position)
+        self._put(Message(position))
+
+    def _tell(self, news: Delta | Position) -> None:
+        for listener in tuple(self._listeners.values()):
+            listener(news)
+
+    def _put(self, message: Message) -> None:
+        self._outbox.put(message)
+        self._filled.set()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        token = object()
+        self._listeners[token] = listener
+
+        def stop() -> None:
+            self._listeners.pop(token, None)
+
+        return stop
+
+    async def run(self) -> None:
+        try:
+            await run_parts(self._send, self._hear)
+        except Exception:  # until it is started again, what is told is not heard
+            self._hearing.lost(Unavailable("it does not listen"))
+            raise
+
+    async def close(self) -> None:
+        self._listeners.clear()
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._outbox and not self.failing:
+                    await self._send_some()
+        await self._link.close()
+
+    # -- sending --------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        limit = BATCH_BYTES
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            try:
+                while self._outbox:
+                    await self._send_some(limit)
+                    limit = BATCH_BYTES
+            except Unavailable as error:
+                self._sending.lost(error)
+                self._filled.set()
+                limit = 1  # a frozen Redis does all it was sent when it goes on: try with little
+                await self._link.pause()
+
+    async def _send_some(self, limit: int = BATCH_BYTES) -> None:
+        """Send the oldest messages in one round trip. What fails is kept, and sent again later."""
+        messages = self._outbox.take(limit)
+        try:
+            refused = await self._link.call(lambda redis: self._add(redis, messages), _read_added)
+        except BaseException:  # cancelled, too
+            self._outbox.put_back(messages)
+            raise
+        # What was added is sent, whatever became of the others: it is not to be sent for ever.
+        left = [message for message, why in zip(messages, refused, strict=True) if why]
+        self._outbox.put_back(left)
+        if left:
+            raise Declined(next(filter(None, refused)))
+        self._sending.found()
+
+    async def _add(self, redis: Any, messages: Iterable[Message]) -> Any:
+        pipeline = redis.pipeline(transaction=False)
+        for message in messages:
+            self._mean += (message.size - self._mean) / PAGE
+            position, delta = message.position, message.delta
+            fields = {"node": self._node, "epoch": position.epoch, "seq": position.seq}
+            if delta is not None:
+                fields["delta"] = delta
+            kept = min(DELTAS_KEPT, int(STREAM_BYTES / self._mean))
+            pipeline.xadd(self._stream, fields, maxlen=kept)
+        pipeline.pexpire(self._stream, STREAM_SECONDS * 1000)
+        return await pipeline.execute(raise_on_error=False)
+
+    # -- hearing --------------------------------------------------------------------------------
+
+    async def _hear(self) -> None:
+        heard: Id | None = None  # the last; None until there is a connection
+        page = PAGE
+        while True:
+            try:
+                if heard is None:
+                    heard = await self._newest()
+                    self._hearing.found()
+                entries = await self._read(heard, page)
+                if not entries and await self._newest() < heard:
+                    # The stream began anew, empty or with an older past: its ids are behind
+                    # ours, and we would wait for them to catch up.
+                    heard = _START
+            except Unavailable as error:
+                self._hearing.lost(error)
+                page = 1  # it may have been more than the line carries in time
+                await self._link.pause()
+                continue
+            page = min(2 * page, PAGE)
+            self._hearing.found()
+            for at, fields in entries:
+                heard = at
+                self._receive(fields)
+                await asyncio.sleep(0)  # a page of large ones must not hold up the loop
+
+    async def _read(self, after: Id, count: int) -> list[Entry]:
+        return await self._link.call(
+            lambda redis: redis.xread({self._stream: _text(after)}, count, BLOCK_MILLISECONDS),
+            lambda found: _entries(found[0][1]) if found else [],
+        )
+
+    async def _newest(self) -> Id:
+        newest = await self._page("+", 1)
+        return newest[0][0] if newest else _START
+
+    async def _page(self, before: str, count: int) -> list[Entry]:
+        """Return messages up to an id, the newest first."""
+        return await self._link.call(
+            lambda redis: redis.xrevrange(self._stream, before, count=count), _entries
+        )
+
+    def _receive(self, fields: Fields) -> None:
+        if fields.get(b"node") == self._node:
+            return
+        try:
+            news = _delta(fields) if b"delta" in fields else _position(fields)
+        except Exception as error:  # anybody may have written it
+            log.warning("A message on the bus cannot be read: %s", _why(error))
+        else:
+            self._tell(news)
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        newer, last = await self._after(after)
+        try:
+            found = following([_delta(fields) for fields in newer.values()], after)
+        except Gap:
+            raise
+        except Exception as error:
+            raise Gap(f"a message on the bus cannot be read: {_why(error)}") from None
+        if last > after.seq + len(found):
+            raise Gap(f"the bus tells of seq {last}, and does not have it")
+        return found
+
+    async def _after(self, after: Position) -> tuple[dict[int, Fields], int]:
+        """Return messages with the deltas after a position, and the last seq they tell of.
+
+        Nodes overtake each other on their way to the bus, so it reads on to the end of a page.
+        """
+        newer: dict[int, Fields] = {}
+        last, known, before = after.seq, False, "+"
+        while page := await self._page(before, PAGE):
+            for _, fields in page:
+                try:
+                    position = _position(fields)
+                except ValueError as error:
+                    raise Gap(f"a message on the bus cannot be read: {error}") from None
+                if position.epoch != after.epoch:
+                    if not known:
+                        raise Gap(f"epoch {position.epoch} after {after.epoch}")
+                    return newer, last
+                known = True
+                last = max(last, position.seq)
+                if b"delta" in fields and position.seq > after.seq:
+                    newer.setdefault(position.seq, fields)  # the latest that was said of it
+            if last - after.seq == len(newer):
+                break
+            before = f"({_text(page[-1][0])}"
+        return newer, last
+
+
+class _Direction:
+    """One way of the traffic: why it fails, and how often it has.
+
+    That Redis is gone, the breaker says. That Redis refuses is said here, once; and not again soon,
+    should it waver.
+    """
+
+    def __init__(self, verb: str, failing: str | None = None) -> None:
+        self._verb = verb
+        self._said = False
+        self._quiet_until = 0.0
+        self.failing = failing
+        self.outages = int(failing is not None)
+
+    def lost(self, error: Unavailable) -> None:
+        self.outages += self.failing is None
+        self.failing = str(error)
+        now = time.monotonic()
+        if isinstance(error, Declined) and not self._said and now >= self._quiet_until:
+            log.error("Deltas cannot be %s: %s", self._verb, error)
+            self._said = True
+            self._quiet_until = now + QUIET_SECONDS
+
+    def found(self) -> None:
+        self.failing = None
+        if self._said:
+            log.warning("Deltas are %s again", self._verb)
+            self._said = False
+
+
+def _read_added(replies: Any) -> list[str | None]:
+    """Read the replies to `_add`: why a message was refused, None for each that was added."""
+    # Whether the stream may expire is no matter of its messages; `redis_check.py` tells of it.
+    *added, _ = replies
+    for reply in added:
+        if refusal(reply) is None:
+            _id(reply)
+    return [refusal(reply) for reply in added]
+
+
+def _entries(found: Iterable[tuple[bytes, Fields]]) -> list[Entry]:
+    return [(_id(text), _fields(fields)) for text, fields in found]
+
+
+def _fields(found: Fields) -> Fields:
+    if not isinstance(found, dict):
+        raise TypeError("a message has no fields")
+    return found
+
+
+def _id(text: bytes) -> Id:
+    """Return an id. Raises what it will on anything else."""
+    milliseconds, _, number = text.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _text(of: Id) -> str:
+    return f"{of[0]}-{of[1]}"
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:MAX_SHOWN]
+
+
+def _position(fields: Fields) -> Position:
+    try:
+        return Position(fields[b"epoch"].decode(), int(fields[b"seq"]))
+    except KeyError as missing:
+        raise ValueError(f"it has no {missing}") from None
+
+
+def _delta(fields: Fields) -> Delta:
+    return Delta.unpack(decompress(fields[b"delta"]))

@@ -1,0 +1,73 @@
+"""The cache that nodes share: one snapshot in Redis."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from routecast.adapters.redis_client import MAX_SHOWN, RedisLink, compress, decompress, is_done
+from routecast.core.snapshot import FORM, Snapshot
+from routecast.errors import Unavailable
+from routecast.protocol import Position
+
+log = logging.getLogger(__name__)
+
+# Compressed; a larger one could not be sent in the time a call has. The policy is not to keep it.
+MAX_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
+
+# Compared and changed in one step, since several nodes do it.
+_PUT: Final = """
+local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
+if held[1] == ARGV[1] and tonumber(held[2]) > tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'seq', ARGV[2], 'snapshot', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return 1
+"""
+_INVALIDATE: Final = """
+local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
+if held[1] == ARGV[1] and tonumber(held[2]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('DEL', KEYS[1])
+return 1
+"""
+
+
+class RedisCache:
+    """Keeps a snapshot for `lifetime` seconds, compressed (`ports.Cache`)."""
+
+    def __init__(self, link: RedisLink, lifetime: float = 30.0) -> None:
+        self._link = link
+        # Versions that pack snapshots in another form do not overwrite each other's.
+        self._key = link.key(f"snapshot:{FORM}")
+        self._milliseconds = round(lifetime * 1000)
+
+    async def get(self) -> Snapshot | None:
+        packed = await self._link.call(lambda redis: redis.hmget(self._key, "snapshot"), _only)
+        if packed is None:
+            return None
+        try:  # a large one takes a while; streams go on meanwhile
+            return await asyncio.to_thread(lambda: Snapshot.unpack(decompress(packed)))
+        except Exception as error:  # anybody may have written it
+            log.warning("The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_SHOWN])
+            return None
+
+    async def put(self, snapshot: Snapshot) -> None:
+        packed = await asyncio.to_thread(compress, snapshot.pack())
+        if len(packed) > MAX_SNAPSHOT_BYTES:
+            raise Unavailable(f"a snapshot of {len(packed)} bytes is too large for the cache")
+        epoch, seq = snapshot.position.epoch, snapshot.position.seq
+        args = (epoch, seq, packed, self._milliseconds)
+        await self._link.call(lambda redis: redis.eval(_PUT, 1, self._key, *args), is_done)
+
+    async def invalidate(self, position: Position) -> None:
+        args = (position.epoch, position.seq)
+        await self._link.call(lambda redis: redis.eval(_INVALIDATE, 1, self._key, *args), is_done)
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+def _only(values: Any) -> bytes | None:
+    """Read the reply to HMGET with one field."""
+    (value,) = values
+    if value is not None and not isinstance(value, bytes):
+        raise TypeError("a field is no text")
+    return value

@@ -1,0 +1,366 @@
+"""Redis clients: a URL picks one for a server, for Sentinel or for Cluster; a breaker guards it.
+
+Valkey is spoken to alike. What is used here has been there since Redis 6.2.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from routecast.circuit_breaker import Breaker
+from routecast.errors import BadSettings, Declined, Unavailable
+from routecast.urls import masked, split_url
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+log = logging.getLogger(__name__)
+
+# To connect; to get one answer; for a call with all it takes, asking sentinels included.
+CONNECT_SECONDS: Final = 1.0
+ANSWER_SECONDS: Final = 1.0
+CALL_SECONDS: Final = 2.0
+# After a failure that did not open the breaker.
+PAUSE_SECONDS: Final = 0.1
+# Part of every key: nodes of different versions share what they write only when this is equal.
+FORMAT: Final = 1
+
+_PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
+_TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
+_SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
+_REQUIREMENTS: Final = {"none", "optional", "required"}  # of `ssl_cert_reqs`
+# Replies that say of a server that it is not the one to ask now. Every other error reply is an
+# answer to the command, and everything else that a client library may raise is none.
+_ELSEWHERE: Final = (exceptions.ReadOnlyError, exceptions.ClusterDownError)
+# With these the library keeps its connections in order.
+_FORESEEN: Final = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.RedisClusterException,
+    OSError,  # TimeoutError is one, too
+)
+# Characters shown of what a library says; it may quote what came over the line.
+MAX_SHOWN: Final = 300
+
+Client: TypeAlias = "Redis | RedisCluster"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """What a Redis URL says. `kind` is "" (one server), "sentinel" or "cluster"."""
+
+    kind: str
+    hosts: tuple[tuple[str, int], ...]
+    tls: bool
+    username: str | None
+    password: str | None
+    database: int
+    service: str  # Sentinel's name for the master
+    socket: str  # path of a Unix socket
+    options: Mapping[str, str]
+
+
+def parse_address(url: str) -> RedisAddress:
+    """Return what a Redis URL says. Raises BadSettings, which never shows a password."""
+    with _told_as_setting(url):
+        return _parse(url)
+
+
+@contextmanager
+def _told_as_setting(url: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise BadSettings(f"redis (ROUTECAST_REDIS_URL) {masked(url)!r}: {error}") from None
+
+
+def _parse(url: str) -> RedisAddress:
+    parts = split_url(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unix = parts.scheme == "unix"
+    if not unix and (scheme not in {"redis", "rediss", "valkey", "valkeys"} or kind not in _PORTS):
+        raise ValueError(
+            "must start with redis://, rediss:// (TLS), redis+sentinel://, redis+cluster:// or "
+            "unix://"
+        )
+    login, _, places = parts.netloc.rpartition("@")
+    username, _, password = login.partition(":")
+    hosts = tuple(_host(place, _PORTS[kind]) for place in places.split(",") if place)
+    if len(hosts) > 1 and not kind:
+        raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
+    path = [unquote(part) for part in parts.path.split("/") if part]
+    service = path.pop(0) if kind == "sentinel" and path else ""
+    if kind == "sentinel" and not service:
+        raise ValueError("name the master, as in redis+sentinel://host:26379,host:26379/mymaster")
+    database = options.pop("db", "0") if unix else path.pop(0) if path else "0"
+    if not database.isdecimal() or (path and not unix):
+        raise ValueError("the path must be the number of a database, such as /0")
+    if kind == "cluster" and int(database):
+        raise ValueError("Redis Cluster has no database but 0")
+    tls = scheme in {"rediss", "valkeys"}
+    known = (_TLS_OPTIONS if tls else frozenset()) | (
+        _SENTINEL_OPTIONS if kind == "sentinel" else frozenset()
+    )
+    if options.keys() - known:
+        raise ValueError(f"the options it takes are: {', '.join(sorted(known)) or 'none'}")
+    return RedisAddress(
+        kind=kind,
+        hosts=hosts or (("localhost", _PORTS[kind]),),
+        tls=tls,
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        database=int(database),
+        service=service,
+        socket=unquote(parts.path) if unix else "",
+        options=options,
+    )
+
+
+def _check_tls(options: Mapping[str, str]) -> None:
+    """Raise ValueError when the files and words for TLS are of no use."""
+    if options.get("ssl_cert_reqs", "required") not in _REQUIREMENTS:
+        raise ValueError(f"ssl_cert_reqs must be one of {', '.join(sorted(_REQUIREMENTS))}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if authorities := options.get("ssl_ca_certs"):
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as error:
+            raise ValueError(f"ssl_ca_certs: {authorities}: {_reason(error)}") from None
+    certificate, key = options.get("ssl_certfile"), options.get("ssl_keyfile")
+    if key and not certificate:
+        raise ValueError("ssl_keyfile needs ssl_certfile, the certificate of this key")
+    if certificate:
+        files = " and ".join(filter(None, (certificate, key)))
+        try:
+            context.load_cert_chain(certificate, key)
+        except OSError as error:
+            raise ValueError(f"ssl_certfile, ssl_keyfile: {files}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    # Of files that are there, OpenSSL says no more than where in its source it stopped.
+    shown = error.strerror if not isinstance(error, ssl.SSLError) else None
+    return shown or "is not in the form that is needed (PEM)"
+
+
+def _host(place: str, port: int) -> tuple[str, int]:
+    parts = split_url(f"//{place}")
+    try:
+        return parts.hostname or "localhost", parts.port or port
+    except ValueError:  # whose text may show half a password
+        raise ValueError("a port must be a number up to 65535") from None
+
+
+def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:
+    """Return a client, and those it asks for the way; nothing is connected yet."""
+    limits: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+        "protocol": 2,  # answers in the same shape from every server
+        "retry": Retry(NoBackoff(), 0),  # the breaker's business
+    }
+    tls = {name: value for name, value in address.options.items() if name in _TLS_OPTIONS}
+    if address.tls:
+        limits |= {"ssl": True, **tls}
+    login: dict[str, Any] = {"username": address.username, "password": address.password}
+    one = {"db": address.database, **login, **limits}
+    if address.socket:
+        return Redis(unix_socket_path=address.socket, **one), []
+    if address.kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        # Once more, with the new topology, is how a client learns that it changed.
+        limits["retry"] = Retry(NoBackoff(), 1)
+        return RedisCluster(startup_nodes=nodes, **login, **limits), []
+    if address.kind == "sentinel":
+        of_sentinels = {
+            "username": address.options.get("sentinel_username"),
+            "password": address.options.get("sentinel_password"),
+            **limits,
+            "socket_connect_timeout": CONNECT_SECONDS / 2,  # there are others to ask
+            "socket_timeout": ANSWER_SECONDS / 2,
+        }
+        sentinel = _Sentinels(  # type: ignore[no-untyped-call]  # -- the library left it untyped
+            list(address.hosts), sentinel_kwargs=of_sentinels, **one
+        )
+        return sentinel.master_for(address.service), sentinel.sentinels
+    ((host, port),) = address.hosts
+    return Redis(host=host, port=port, **one), []
+
+
+class _Sentinels(Sentinel):
+    """Sentinels that are asked one after the other, whatever goes wrong with one of them."""
+
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        """Return the address of the master. Raises ConnectionError: why nobody tells it."""
+        told = []
+        for place, sentinel in enumerate(self.sentinels):
+            where = sentinel.connection_pool.connection_kwargs
+            at = f"sentinel {where['host']}:{where['port']}"
+            try:
+                masters: Any = await sentinel.sentinel_masters()
+                state = masters.get(service_name)
+                is_usable = state is not None and self.check_master_state(state, service_name)
+            except Exception as error:  # what is there may be no sentinel at all
+                told.append(f"{at}: {told_of(error)}")
+                continue
+            if is_usable:
+                # The one that answers is asked first the next time.
+                self.sentinels[0], self.sentinels[place] = sentinel, self.sentinels[0]
+                return state["ip"], state["port"]
+            if state is None:
+                known = ", ".join(map(repr, sorted(masters))) or "none"
+                told.append(f"{at} knows no master {service_name!r}; it knows: {known}")
+            else:
+                told.append(f"{at} takes the master {service_name!r} for down")
+        raise exceptions.ConnectionError("; ".join(told))
+
+
+class RedisLink:
+    """A Redis client of an adapter's own, behind the breaker that a node's adapters share.
+
+    Raises BadSettings where the URL cannot be used, or a file that it names.
+    """
+
+    def __init__(self, url: str, prefix: str, breaker: Breaker) -> None:
+        self._prefix = prefix
+        self._breaker = breaker
+        self.address = parse_address(url)
+        if self.address.tls:
+            with _told_as_setting(url):
+                _check_tls(self.address.options)
+        self._client, self._guides = _connect(self.address)
+
+    def key(self, name: str) -> str:
+        """Return the key for a name; all keys of one prefix are in one slot of a Cluster."""
+        return f"{{{self._prefix}}}:{FORMAT}:{name}"
+
+    async def call(
+        self,
+        ask: Callable[[Client], Awaitable[Any]],
+        read: Callable[[Any], T] = lambda reply: reply,
+    ) -> T:
+        """Ask Redis, within CALL_SECONDS, and return what `read` makes of the reply.
+
+        Raises Declined when Redis answered with an error; Unavailable for everything else that
+        may go wrong, also when `read` cannot take the reply: then Redis did not answer it.
+        """
+        with self._breaker.call(), _cancellable():
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    return read(await ask(self._client))
+            except Exception as error:
+                if _is_answer(error):
+                    raise Declined(told_of(error)) from error
+                if not isinstance(error, _FORESEEN):
+                    # It is another server, or the library does not know the connection's state.
+                    log.debug("A call of Redis failed in a way not foreseen", exc_info=True)
+                    await self._hang_up()
+                raise Unavailable(told_of(error)) from error
+
+    async def _hang_up(self) -> None:
+        """Let go of connections that may be of no use; a name may lead to another server now."""
+        with suppress(Exception):
+            if isinstance(self._client, Redis):
+                await self._client.connection_pool.disconnect()
+            else:
+                await self._client.aclose()
+
+    async def pause(self) -> None:
+        """Wait, after a call that failed, until there is a point in the next."""
+        await asyncio.sleep(max(self._breaker.wait, PAUSE_SECONDS * (1 + random.random()) / 2))
+
+    async def close(self) -> None:
+        """Hang up. May be called twice."""
+        for client in (self._client, *self._guides):
+            # A connection that broke may break once more; there is nothing left to do about it.
+            with suppress(Exception):
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await client.aclose()
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether an error is Redis's own reply to a command. All else is a failure of Redis."""
+    return isinstance(error, exceptions.ResponseError) and not isinstance(error, _ELSEWHERE)
+
+
+def refusal(reply: Any) -> str | None:
+    """Return what an error says that is one of several replies; None of any other reply.
+
+    Raises the error where it is no answer to a command.
+    """
+    if not isinstance(reply, Exception):
+        return None
+    if not _is_answer(reply):
+        raise reply
+    return told_of(reply)
+
+
+def told_of(error: BaseException) -> str:
+    """Return in a line why Redis could not be asked, for logs and `/health`."""
+    text = " ".join(str(error).split())[:MAX_SHOWN]
+    if isinstance(error, exceptions.InvalidResponse):
+        return f"what answers at its address does not speak Redis's protocol: {text}"
+    if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException | OSError):
+        return text or "no answer in time"
+    if isinstance(error, RuntimeError):  # uvloop, of a transport that was reset
+        return "the connection was reset"
+    return f"what answers at its address does not answer as Redis does ({type(error).__name__})"
+
+
+@contextmanager
+def _cancellable() -> Iterator[None]:
+    """Raise a cancellation that went under in the body, and none that came from within.
+
+    redis-py sends with asyncio.wait_for, which up to Python 3.11 swallows one that comes just
+    when the sending is done: a task told to end would go on for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    known = task.cancelling()
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if task.cancelling() > known:
+            raise
+        raise Unavailable("the call was given up by the client library") from error
+    finally:
+        if task.cancelling() > known:
+            raise asyncio.CancelledError
+
+
+def is_done(reply: Any) -> bool:
+    """Read the reply of a script that says by 1 or 0 whether it did something."""
+    if type(reply) is not int or reply not in (0, 1):
+        raise ValueError("a script's reply is neither 0 nor 1")
+    return bool(reply)
+
+
+def compress(data: bytes) -> bytes:
+    """Return bytes made smaller, for what goes over the network and stays in memory there."""
+    return zstd.compress(data, 1)
+
+
+def decompress(data: bytes) -> bytes:
+    """Return what `compress` was given. Raises ValueError on anything else."""
+    try:
+        return zstd.decompress(data)
+    except zstd.ZstdError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,384 @@
+"""Backups of a PostgreSQL database: made while nodes use it, put back while nobody does.
+
+A backup is a zip archive. It has each table as `COPY` writes it, as text, so that it suits any
+version of the server; and at its end a manifest with the columns, rows and hash of each table.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final
+
+from routecast.adapters.store.postgres.connector import Connector
+from routecast.adapters.store.postgres.failures import refusing, unavailable
+from routecast.adapters.store.postgres.schema import (
+    KNOWN,
+    check_server,
+    run_migrations,
+    schema_version,
+)
+from routecast.adapters.store.postgres.session import SQL, Session, query, transaction, value
+from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
+from routecast.ports import BackedUp, Checked, Restored
+from routecast.protocol import Position
+
+Tell = Callable[[Checked], None]
+
+FORMAT: Final = "routecast-postgresql"
+VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+BLOCK: Final = 1 << 20
+# Progress is told at each of so many bytes.
+_STEP: Final = 8 << 20
+_CLOSE_SECONDS: Final = 3.0
+# What migrations write, and the backup has in its own way: who restores makes it anew.
+_MADE: Final = "schema_version"
+# Writing these writes others, by triggers: so they are first.
+_FIRST: Final = ("rollups",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table in a backup."""
+
+    columns: list[str]
+    rows: int
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """What a backup has in it."""
+
+    schema: int
+    position: Position
+    decisions: int
+    generations: tuple[int, int]  # the oldest, and the one that commits go to
+    tables: Mapping[str, _Table]
+    sequences: Mapping[str, int]
+
+    def encode(self) -> bytes:
+        fields = {
+            "format": FORMAT,
+            "version": VERSION,
+            "schema": self.schema,
+            "position": {"epoch": self.position.epoch, "seq": self.position.seq},
+            "decisions": self.decisions,
+            "generations": list(self.generations),
+            "tables": {name: asdict(table) for name, table in self.tables.items()},
+            "sequences": dict(self.sequences),
+        }
+        return json.dumps(fields, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "_Manifest":
+        fields: Any = json.loads(data)
+        if fields["format"] != FORMAT or fields["version"] != VERSION:
+            raise BadDatabase("it was made by a newer Routecast: upgrade this program")
+        oldest, newest = fields["generations"]
+        return cls(
+            schema=fields["schema"],
+            position=Position(**fields["position"]),
+            decisions=fields["decisions"],
+            generations=(oldest, newest),
+            tables={name: _Table(**table) for name, table in fields["tables"].items()},
+            sequences=fields["sequences"],
+        )
+
+
+class PostgresBackups:
+    """Backups of one PostgreSQL database (`ports.Backups`)."""
+
+    def __init__(self, url: str) -> None:
+        self._connector = Connector(url)
+
+    def holds(self, path: Path) -> bool:  # they are the server's
+        return False
+
+    async def backup(self, target: Path, tell: Tell) -> BackedUp:
+        with unavailable(), refusing():
+            session = await self._connector.connect(patient=True)
+            try:
+                await check_server(session)
+                if not await schema_version(session):
+                    raise BadDatabase("there are no decisions in this database")
+                async with transaction(session, isolation="repeatable_read", readonly=True):
+                    manifest = await _write(session, target, tell)
+            finally:
+                await session.close(timeout=_CLOSE_SECONDS)
+        await asyncio.to_thread(_read, target, tell)
+        return BackedUp(
+            manifest.position, manifest.decisions, await asyncio.to_thread(_size, target)
+        )
+
+    async def restore(self, source: Path, tell: Tell) -> Restored:
+        manifest = await asyncio.to_thread(_read, source, tell)
+        if manifest.schema > KNOWN:
+            raise BadDatabase(
+                f"{source} has schema {manifest.schema}, and this program knows {KNOWN}: "
+                "upgrade this program"
+            )
+        with unavailable(), refusing():
+            session = await self._connector.connect(patient=True)
+            try:
+                await check_server(session)
+                async with transaction(session):
+                    await query(session, "lock_schema")
+                    await _require_alone(session)
+                    kept = await _set_aside(session)
+                    await _fill(session, source, manifest, tell)
+                    epoch = (await query(session, "begin_epoch"))[0]["epoch"]
+                    # Nor may anybody have come meanwhile, who would go on with what was there.
+                    await query(session, "forget_activity")
+                    await _require_alone(session)
+            finally:
+                await session.close(timeout=_CLOSE_SECONDS)
+        return Restored(Position(epoch, manifest.position.seq), manifest.decisions, kept)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Raise Unavailable for what goes wrong with a file of this machine: the server is another."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror or error}") from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+# -- writing ------------------------------------------------------------------------------------
+
+
+async def _write(session: Session, target: Path, tell: Tell) -> _Manifest:
+    """Write all tables, within a transaction that sees one moment."""
+    state = (await query(session, "state"))[0]
+    seq = (await query(session, "position"))[0]["seq"]
+    kept_from = state["pruned_commit"], state["pruned_place"]
+    names = {row["name"]: row["columns"] for row in await query(session, "all_tables")}
+    del names[_MADE]
+    progress = _Progress("copying", await value(session, "size"), tell)
+    tables = {}
+    with _disk(target):
+        file = _create(target)
+        archive = zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1)
+    try:
+        for name, columns in names.items():
+            with _disk(target):
+                entry = archive.open(_member(name), "w", force_zip64=True)
+            writer = _Writer(target, entry, progress)
+            rows = SQL["all_rows"].format(columns=_listed(columns), name=_quoted(name))
+            status = await session.copy_from_query(rows, output=writer)
+            with _disk(target):
+                entry.close()
+            tables[name] = _Table(
+                columns, int(status.split()[-1]), writer.hash.hexdigest(), writer.size
+            )
+        manifest = _Manifest(
+            schema=await schema_version(session),
+            position=Position(state["epoch"], seq),
+            decisions=await value(session, "count_decisions", *kept_from),
+            generations=(state["oldest"], state["generation"]),
+            tables=tables,
+            sequences={
+                row["name"]: row["last_value"]
+                for row in await query(session, "all_sequences")
+                if row["last_value"] is not None
+            },
+        )
+        with _disk(target):
+            archive.writestr(MANIFEST, manifest.encode())
+            archive.close()
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        # After a failure the archive may have been closed, or cannot be.
+        with suppress(OSError, ValueError):
+            archive.close()
+        with suppress(OSError):
+            file.close()
+    return manifest
+
+
+def _create(target: Path) -> IO[bytes]:
+    """Make a new file that nobody else may read: it will have all decisions."""
+    return os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+class _Progress:
+    """Tells how many bytes are done, now and then."""
+
+    def __init__(self, stage: str, of: int, tell: Tell) -> None:
+        self._stage, self._of, self._tell = stage, of, tell
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        before, self._done = self._done, self._done + count
+        if before // _STEP != self._done // _STEP:
+            self._tell(Checked(self._stage, self._done, max(self._done, self._of)))
+
+
+class _Writer:
+    """Takes what COPY sends."""
+
+    def __init__(self, target: Path, entry: IO[bytes], progress: _Progress) -> None:
+        self._target = target
+        self._entry = entry
+        self._progress = progress
+        self.size = 0
+        self.hash = hashlib.sha256()
+
+    async def __call__(self, data: bytes) -> None:
+        with _disk(self._target):
+            self._entry.write(data)
+        self.hash.update(data)
+        self.size += len(data)
+        self._progress.add(len(data))
+
+
+# -- reading ------------------------------------------------------------------------------------
+
+
+def _read(source: Path, tell: Tell) -> _Manifest:
+    """Check all of a backup; return its manifest. Raises BadDatabase, Damaged."""
+    try:
+        with _disk(source), source.open("rb") as file:
+            start = file.read(16)
+        if start.startswith(b"SQLite format 3\0"):
+            raise BadDatabase(f"{source} is a backup of SQLite: restore it to a SQLite database")
+        if not start.startswith(b"PK\x03\x04"):
+            raise BadDatabase(f"{source} is no backup that routecast made")
+        with _disk(source), zipfile.ZipFile(source) as archive:
+            if MANIFEST not in archive.namelist():
+                raise BadDatabase(f"{source} is no backup that routecast made")
+            manifest = _Manifest.decode(archive.read(MANIFEST))
+            of = sum(table.size for table in manifest.tables.values())
+            progress = _Progress("checking", of, tell)
+            for name, table in manifest.tables.items():
+                if _look(archive, name, progress) != (table.sha256, table.rows, table.size):
+                    raise Damaged(f"{source} is damaged: table {name} is not as it was written")
+    except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, EOFError) as error:
+        raise Damaged(f"{source} is damaged or was cut off: {error}") from error
+    return manifest
+
+
+def _look(archive: zipfile.ZipFile, name: str, progress: _Progress) -> tuple[str, int, int]:
+    """Return the hash, the rows and the bytes of a table in a backup."""
+    found, rows, size = hashlib.sha256(), 0, 0
+    for block in _blocks(archive, name):
+        found.update(block)
+        rows += block.count(b"\n")
+        size += len(block)
+        progress.add(len(block))
+    return found.hexdigest(), rows, size
+
+
+def _blocks(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
+    with archive.open(_member(name)) as entry:
+        while block := entry.read(BLOCK):
+            yield block
+
+
+# -- restoring ----------------------------------------------------------------------------------
+
+
+async def _require_alone(session: Session) -> None:
+    if others := await query(session, "others_connected"):
+        names = ", ".join(f"{row['name']} ({row['count']})" for row in others)
+        raise InUse(
+            f"the database is in use by {names}: stop all nodes, and end other connections; a "
+            "pooler such as PgBouncer keeps its own for a while, which its command RECONNECT ends"
+        )
+
+
+async def _set_aside(session: Session) -> str | None:
+    """Keep what there is under another name, if it has decisions; return that name."""
+    if not await value(session, "has_schema"):
+        return None
+    try:
+        known = await schema_version(session)
+    except BadDatabase:  # of a newer program, to which this is the way back
+        known = 0
+    if known and not (await query(session, "position"))[0]["seq"]:
+        await session.execute(SQL["drop_schema"])
+        return None
+    name = f"routecast_replaced_{datetime.now(UTC):%Y%m%dt%H%M%Sz}"
+    await session.execute(SQL["rename_schema"].format(name=name))
+    return f"schema {name}"
+
+
+async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell) -> None:
+    """Make the schema anew, as a backup has it, and bring it up to date."""
+    await query(session, "create_schema")
+    await query(session, "create_version")
+    await run_migrations(session, 0, manifest.schema)
+    await _make_generations(session, *manifest.generations)
+    of = sum(table.size for table in manifest.tables.values())
+    progress = _Progress("restoring", of, tell)
+    with _disk(source):
+        archive = zipfile.ZipFile(source)
+    with archive:
+        for name in sorted(manifest.tables, key=lambda name: (name not in _FIRST, name)):
+            await session.execute(SQL["empty_table"].format(name=_quoted(name)))
+            table = manifest.tables[name]
+            status = await session.copy_to_table(
+                name,
+                source=_told(source, archive, name, progress),
+                columns=table.columns,
+                schema_name="routecast",
+            )
+            if int(status.split()[-1]) != table.rows:
+                raise Damaged(f"the server took {status} of the {table.rows} rows of {name}")
+    for name, last in manifest.sequences.items():
+        await query(session, "set_sequence", name, last)
+    await run_migrations(session, manifest.schema, KNOWN)
+
+
+async def _make_generations(session: Session, oldest: int, newest: int) -> None:
+    """Have the generations of a backup, and no other, where the first one is.
+
+    Those before the oldest are passed over. They may be thousands, and the locks of each that is
+    made or dropped are held to the end of the transaction: the server has no room for so many.
+    """
+    passed = max(oldest - 1, 1)
+    await query(session, "set_generation", passed)
+    for generation in range(passed, newest):
+        await query(session, "begin_generation", generation)
+    if oldest > 1:
+        await query(session, "drop_generation", 1)
+
+
+async def _told(
+    source: Path, archive: zipfile.ZipFile, name: str, progress: _Progress
+) -> AsyncIterator[bytes]:
+    blocks = _blocks(archive, name)
+    while True:
+        with _disk(source):
+            block = next(blocks, b"")
+        if not block:
+            return
+        progress.add(len(block))
+        yield block
+
+
+def _member(name: str) -> str:
+    return f"tables/{name}.copy"
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(map(_quoted, columns))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,410 @@
+"""A commit: decisions whose ids are new, what they add to the rollups, and the next position."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, NamedTuple, TypeVar
+
+import asyncpg
+
+from routecast.adapters.store.postgres.failures import LOST
+from routecast.adapters.store.postgres.session import (
+    SCHEMA,
+    SQL,
+    Session,
+    keep_numbers,
+    learn_folded,
+    number_series,
+    query,
+    rest_since,
+    transaction,
+    value,
+)
+from routecast.adapters.store.postgres.totals import Totals
+from routecast.core.conflicts import Content, count_conflicts
+from routecast.core.decision import VALUES, Decision, identity_of
+from routecast.core.delta import Delta
+from routecast.core.names import fold_names
+from routecast.core.rollup import Bucket, Cells, key_of
+from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
+from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
+from routecast.protocol import Position
+
+COLUMNS: Final = (
+    "generation",
+    "commit",
+    "place",
+    "id",
+    "project",
+    "series",
+    "decided",
+    "confidence",
+    "cost",
+    "latency",
+    "input_tokens",
+    "output_tokens",
+    "fallback",
+    "reason",
+)
+# At most this number of rows is sent at a time: the event loop encodes them.
+ROWS_AT_ONCE: Final = 1_000
+# At most this number of decisions is counted on the event loop: that takes less than a thread does.
+SMALL: Final = 50
+T = TypeVar("T")
+
+_NOT_YET: Final = Position("", 0)
+
+
+class _New(NamedTuple):
+    """The decisions that a commit inserts, and what they add, also as bytes.
+
+    No sum of a series grows by more than `largest`.
+    """
+
+    sent: list[Decision]
+    delta: Delta
+    packed: bytes
+    largest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A commit that lacks only the end of its transaction, and what to know it by afterwards.
+
+    `folded` is the seq that the rollups held a moment before.
+    """
+
+    commit: Commit
+    transaction: str = ""
+    number: int = 0
+    token: int = 0
+    folded: int = 0
+
+
+class Unsettled(Exception):
+    """The server was lost while it ended a transaction: whether that was made is not known."""
+
+    def __init__(self, written: Written) -> None:
+        super().__init__(f"transaction {written.transaction} may or may not have been committed")
+        self.written = written
+
+
+class _OtherEpoch(Exception):
+    """A new epoch has begun: names may have been folded that the session does not know of."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How to go about it: the fast ways first, though they may fail where slow ones do not."""
+
+    copy: bool = True  # insert all, which fails when the current generation holds some id
+    exact: bool = False  # look which decisions fit; else it fails when some might not
+
+
+async def commit(session: Session, batches: Sequence[Sequence[Decision]], received: int) -> Written:
+    """Do what `ports.Store.commit` says. Raises Unsettled besides what asyncpg does."""
+    sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
+    if not sent:
+        return await _nothing(session, batches)
+    way = _Way()
+    while True:
+        try:
+            counted = await _counted(session, sent)
+            return await _commit(session, batches, counted, received, way)
+        except _OtherEpoch:
+            session.naming.epoch = ""
+        except asyncpg.UniqueViolationError:
+            way = _Way(copy=False, exact=way.exact)
+        except asyncpg.NumericValueOutOfRangeError:
+            way = _Way(copy=way.copy, exact=True)
+
+
+async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Do some work for `size` decisions; for many, beside the event loop."""
+    return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
+
+
+def _keys(sent: Sequence[Decision]) -> set[tuple[str, ...]]:
+    return set(map(key_of, sent))
+
+
+def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
+    """Return each id's first mention, in an order in which no two nodes wait for each other."""
+    sent = list(chain.from_iterable(batches))
+    sent.reverse()  # of equal keys a dict keeps the last
+    first = dict(zip(map(identity_of, sent), sent, strict=True))
+    return [first[identity] for identity in sorted(first)]
+
+
+async def _counted(session: Session, sent: list[Decision]) -> list[Decision]:
+    """Return decisions with folded names replaced; the session knows the series of all."""
+    naming = session.naming
+    if not naming.epoch:
+        await learn_folded(session)
+    keep_numbers(session, naming.epoch)
+    counted = sent
+    if naming.folded:
+        counted = await _apart(len(sent), fold_names, sent, naming.folded)
+    await number_series(session, await _apart(len(sent), _keys, counted))
+    return counted
+
+
+async def _commit(
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    sent: list[Decision],
+    received: int,
+    way: _Way,
+) -> Written:
+    written = None
+    try:
+        async with transaction(session):
+            written = await _write(session, batches, sent, received, way)
+    except LOST as error:
+        if written is None or written.commit.delta is None:
+            raise
+        raise Unsettled(written) from error
+    return written
+
+
+async def settle(session: Session, written: Written) -> bool | None:
+    """Return whether a commit was made after all; None while its transaction still runs."""
+    with suppress(asyncpg.InvalidParameterValueError):  # after a crash the name is not in use yet,
+        if await value(session, "is_running", written.transaction):  # or another's: then wait, too
+            return None
+    made: bool = await value(session, "is_committed", written.number, written.token)
+    return made
+
+
+async def _write(
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    sent: list[Decision],
+    received: int,
+    way: _Way,
+) -> Written:
+    """Write all but the end of the transaction."""
+    generation, oldest, *kept_from, number, epoch = (await query(session, "begin_commit"))[0]
+    if epoch != session.naming.epoch:
+        raise _OtherEpoch
+    first_mentions = sent
+    if oldest < generation:
+        sent = await _unknown(session, sent, generation, kept_from)
+    counting = None
+    if way.copy and sent:  # all are inserted, or none
+        counting = await _copy(session, sent, generation, number, received)
+    elif sent:
+        sent = await _insert_new(session, sent, generation, number)
+    known = await _known(session, first_mentions, sent, kept_from)
+    if not sent:
+        return await _nothing(
+            session, batches, conflicts=await _conflicts(session, batches, sent, known)
+        )
+    new = await (counting or _count(sent, received))
+    full: Full = {}
+    inserted = sent
+    if way.exact:
+        new, full = await _leave_out_full(session, batches, new, generation)
+    conflicts = await _conflicts(session, batches, inserted, known, full)
+    if not new.sent:
+        return await _nothing(session, batches, full, conflicts)
+    token = secrets.randbits(63)
+    series = session.series  # read once: a pooled session passes each attribute on
+    touched = [series[key] for key in set(new.delta.cells.keys())]
+    row = await query(
+        session,
+        "write_delta",
+        *(generation, number, received, token),
+        *(len(new.sent), new.largest, new.packed, way.exact, touched),
+    )
+    epoch, seq, transaction, folded = row[0]
+    position = Position(epoch, seq)
+    added = Delta(position, new.delta.cells, received)
+    done = Commit(position, _inserted(batches, new.sent), added, full, conflicts)
+    return Written(done, transaction, number, token, folded)
+
+
+async def _nothing(
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    full: Full | None = None,
+    conflicts: list[int] | None = None,
+) -> Written:
+    """Return the commit of nothing new."""
+    position = Position(*(await query(session, "position"))[0])
+    return Written(Commit(position, [0] * len(batches), None, full or {}, conflicts or []))
+
+
+async def _known(
+    session: Session, sent: list[Decision], new: list[Decision], kept_from: Sequence[int]
+) -> dict[tuple[str, str], Content]:
+    """Return what is stored of those decisions that are not new."""
+    if len(new) == len(sent):
+        return {}
+    inserted = set(map(identity_of, new))
+    known = [one for one in map(identity_of, sent) if one not in inserted]
+    stored: dict[tuple[str, str], Content] = {}
+    for first in range(0, len(known), ROWS_AT_ONCE):
+        began = time.monotonic()
+        ids, projects = zip(*known[first : first + ROWS_AT_ONCE], strict=True)
+        for row in await query(session, "stored_contents", projects, ids, *kept_from):
+            identity, project, *content = row
+            stored[identity, project] = Content(*content)
+        if len(sent) > MAX_GROUP:
+            await rest_since(began)
+    return stored
+
+
+async def _conflicts(
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    inserted: Sequence[Decision],
+    known: Mapping[tuple[str, str], Content],
+    full: Full | None = None,
+) -> list[int]:
+    """Return how many decisions of each batch differ from the one that has their id."""
+    size = sum(map(len, batches))
+    if len(inserted) == size:
+        return []
+    folded = session.naming.folded
+
+    def count() -> list[int]:
+        counted = [fold_names(batch, folded) for batch in batches] if folded else batches
+        return count_conflicts(counted, known, full or {})
+
+    return await _apart(size, count)
+
+
+def _inserted(batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]) -> list[int]:
+    """Return how many of those inserted each batch brought: it was the first to mention them."""
+    if len(sent) == sum(map(len, batches)):
+        return [len(batch) for batch in batches]
+    left = set(map(identity_of, sent))
+    counts = []
+    for batch in batches:
+        brought = left.intersection(map(identity_of, batch))
+        left -= brought
+        counts.append(len(brought))
+    return counts
+
+
+async def _unknown(
+    session: Session, sent: list[Decision], generation: int, kept_from: Sequence[int]
+) -> list[Decision]:
+    """Return those that no older generation holds."""
+    ids, projects = zip(*map(identity_of, sent), strict=True)
+    rows = await query(session, "known_ids", projects, ids, generation, *kept_from)
+    known = {row["number"] for row in rows}
+    return [one for number, one in enumerate(sent, 1) if number not in known]
+
+
+def _columns(
+    session: Session, sent: Sequence[Decision], generation: int, number: int
+) -> list[Sequence[Any]]:
+    """Return decisions as columns, in the order of COLUMNS."""
+    size, columns = len(sent), list(zip(*sent, strict=True))
+    series = map(session.series.__getitem__, map(key_of, sent))
+    return [
+        *([generation] * size, [number] * size, range(size)),
+        columns[0],
+        columns[VALUES.stop],
+        list(series),
+        *columns[VALUES],
+    ]
+
+
+async def _copy(
+    session: Session, sent: list[Decision], generation: int, number: int, received: int
+) -> "asyncio.Future[_New]":
+    """Insert all of some decisions, while it is counted what they add.
+
+    Fails when the current generation holds one of their ids.
+    """
+    columns = await _apart(len(sent), _columns, session, sent, generation, number)
+    counting: list[asyncio.Future[_New]] = []
+
+    def rows(first: int, end: int) -> Iterator[tuple[Any, ...]]:
+        yield from zip(*(column[first:end] for column in columns), strict=True)
+        if end >= len(sent):
+            # From here on the server has all it needs to work, and we have time.
+            counting.append(asyncio.ensure_future(_count(sent, received)))
+
+    for first in range(0, len(sent), ROWS_AT_ONCE):
+        began, records = time.monotonic(), rows(first, first + ROWS_AT_ONCE)
+        await session.copy_records_to_table(
+            f"decisions_{generation}", records=records, columns=COLUMNS, schema_name=SCHEMA
+        )
+        if len(sent) > MAX_BULK_GROUP:
+            await rest_since(began)
+    return counting[0]
+
+
+async def _insert_new(
+    session: Session, sent: list[Decision], generation: int, number: int
+) -> list[Decision]:
+    """Insert those decisions whose ids the current generation does not hold; return them."""
+    sql = SQL["insert_new_decisions"].format(generation=generation)
+    rows = await session.fetch(sql, *_columns(session, sent, generation, number))
+    return [sent[row["place"]] for row in rows]
+
+
+async def _count(sent: list[Decision], received: int) -> _New:
+    """Count what decisions add."""
+
+    def count() -> _New:
+        cells = Cells()
+        cells.add(sent)
+        delta, largest = Delta(_NOT_YET, cells, received), most_added(cells)
+        if largest > LARGEST_SUM:  # perhaps too large to be packed: not before it is known to fit
+            fits = max(sums.largest for sums in cells.total().values()) <= LARGEST_SUM
+            return _New(sent, delta, delta.pack() if fits else b"", LARGEST_SUM)
+        return _New(sent, delta, delta.pack(), largest)
+
+    return await asyncio.to_thread(count) if len(sent) > SMALL else count()
+
+
+async def _leave_out_full(
+    session: Session, batches: Sequence[Sequence[Decision]], new: _New, generation: int
+) -> tuple[_New, Full]:
+    """Take back those decisions that the sums of their series lack room for.
+
+    From here on nobody else commits before the transaction ends.
+    """
+    totals = Totals(session, set(new.delta.cells.keys()))
+    await totals.update()
+    # Nearly all is found before others have to wait for the end of this.
+    new, full = await _without_full(session, batches, new, totals.sums, generation)
+    await query(session, "lock_history")
+    await totals.update()
+    new, more = await _without_full(session, batches, new, totals.sums, generation)
+    return new, full | more
+
+
+async def _without_full(
+    session: Session,
+    batches: Sequence[Sequence[Decision]],
+    new: _New,
+    held: Bucket,
+    generation: int,
+) -> tuple[_New, Full]:
+    """Take back those decisions that do not fit into the sums of their series."""
+
+    def find() -> Full:
+        added = new.delta.cells.total()
+        if all(not field_without_room(held[key], added[key]) for key in added):
+            return {}
+        left = {identity_of(one): one for one in new.sent}
+        in_order = map(identity_of, chain.from_iterable(batches))
+        return find_full((left.pop(identity) for identity in in_order if identity in left), held)
+
+    full = await asyncio.to_thread(find)
+    if not full:
+        return new, full
+    ids, projects = zip(*full, strict=True)
+    await session.execute(SQL["take_back"].format(generation=generation), projects, ids)
+    fitting = [one for one in new.sent if identity_of(one) not in full]
+    return await _count(fitting, new.delta.received), full

@@ -1,0 +1,100 @@
+"""Folding beside commits: when enough has come together, and never by two nodes at once."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from routecast.adapters.store.postgres.commit import Written
+from routecast.adapters.store.postgres.fold import fold_some, last_commit, lock_rollups
+from routecast.adapters.store.postgres.session import (
+    Session,
+    transaction,
+    value,
+)
+from routecast.errors import Unavailable
+from routecast.ports import DELTAS_KEPT
+
+log = logging.getLogger(__name__)
+
+# Deltas are folded at this number of commits, or of cells, or after this time, in seconds.
+FOLD_COMMITS: Final = 128
+FOLD_CELLS: Final = 8_000
+FOLD_SECONDS: Final = 5.0
+# While more of them are not folded, a commit folds first: what a snapshot must add has a bound. Of
+# cells, too, before a large commit.
+MOST_UNFOLDED: Final = 1_000
+
+
+class Folder:
+    """Folds what is committed, in the background. `sessions` gives it one for a while."""
+
+    def __init__(self, sessions: Callable[[], AbstractAsyncContextManager[Session]]) -> None:
+        self._sessions = sessions
+        self._seq = 0  # of the last commit we know of
+        self._folded = 0  # the rollups hold this one at least
+        self._cells = 0  # of this node's commits since some node last folded
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def make_room(self, *, large: bool) -> None:
+        """Fold, and wait for it, when too much is not folded for a commit. Raises Unavailable."""
+        if large and self._task is not None:
+            await asyncio.wait([self._task])
+        too_many = large and self._cells >= FOLD_CELLS
+        if too_many or self._seq - self._folded >= MOST_UNFOLDED:
+            await self._fold(wait=True)
+
+    def added(self, written: Written) -> None:
+        """Tell of a commit."""
+        delta = written.commit.delta
+        if delta is None:
+            return
+        self._seq = delta.position.seq
+        if written.folded > self._folded:
+            self._folded, self._cells = written.folded, 0
+        self._cells += sum(map(len, delta.cells.minutes.values()))
+        if self._seq - self._folded >= FOLD_COMMITS or self._cells >= FOLD_CELLS:
+            self._begin()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FOLD_SECONDS, self._begin)
+
+    async def close(self) -> None:
+        """Finish what was begun."""
+        self._stop_timer()
+        if self._task is not None:
+            await self._task
+
+    def _begin(self) -> None:
+        self._stop_timer()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="fold")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _run(self) -> None:
+        try:
+            await self._fold(wait=False)
+        except Unavailable as error:
+            log.debug("Folding will be tried again: %s", error)
+        except Exception:
+            log.exception("Folding failed; commits will be refused when too much is not folded")
+
+    async def _fold(self, *, wait: bool) -> None:
+        """Fold what is committed until now, in transactions of a bounded size."""
+        cells = self._cells
+        async with self._sessions() as session:
+            folded, until = 0, await last_commit(session)
+            while folded < until:
+                async with transaction(session):
+                    if wait:
+                        await lock_rollups(session)
+                    elif not await value(session, "try_lock_rollups"):
+                        return  # another node is at it
+                    folded = await fold_some(session, DELTAS_KEPT, until)
+                self._folded = folded
+        self._cells = max(0, self._cells - cells)

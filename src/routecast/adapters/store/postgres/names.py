@@ -1,0 +1,100 @@
+"""Names in a PostgreSQL database: listed, and folded into `other`."""
+
+from collections.abc import Collection, Iterable, Mapping
+
+from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buckets, moves
+from routecast.adapters.store.names import folded_names as by_part
+from routecast.adapters.store.postgres.fold import PLACES_AT_ONCE, START_OF, deltas_of, fold, merge
+from routecast.adapters.store.postgres.session import (
+    Session,
+    beside,
+    number_series,
+    query,
+    series_names,
+    transaction,
+)
+from routecast.core.names import NAMED, FoldedNames
+from routecast.core.rollup import Bucket, Key, Sums
+from routecast.ports import DELTAS_KEPT, NameUse
+from routecast.protocol import Position
+
+# A command that is suspended within the transaction must not keep commits out for longer.
+IDLE = "30s"
+
+
+async def folded_names(session: Session) -> FoldedNames:
+    """Return the names that were folded, by part."""
+    return by_part(await query(session, "folded_names"))
+
+
+async def listed(session: Session) -> list[NameUse]:
+    """Return all names, within a transaction that sees one moment."""
+    uses = Uses()
+    state = (await query(session, "state"))[0]
+    series = await series_names(session)
+    for number, count in await query(session, "series_counts"):
+        uses.count(series[number], count)
+    for part, name, first, last in await query(session, "name_hours", NAMED):
+        uses.see(part, name, first, last)
+    for number, first, last in await query(session, "unsummed_series_hours"):
+        for part in NAMED:
+            uses.see(part, getattr(series[number], part), first, last)
+    deltas = await query(session, "deltas", state["folded"])
+    await beside(lambda: uses.add(deltas_of(deltas, state["epoch"])))
+    return uses.sorted(await folded_names(session))
+
+
+async def fold_names(
+    session: Session, part: str, names: Collection[str], *, remember: bool
+) -> Position:
+    """Count these names of a part as `other`, and begin a new epoch.
+
+    The session must be the caller's own: series it numbers here are not there if this fails.
+    """
+    async with transaction(session):
+        # Commits under way end first, and later ones wait. Then the lock that folding and
+        # retention take.
+        await query(session, "limit_idle", IDLE)
+        await query(session, "lock_commits")
+        await query(session, "lock_rollups")
+        seq = await fold(session, DELTAS_KEPT)
+        keys = moves(await series_names(session), part, names)
+        if keys:
+            await number_series(session, keys.values())
+            largest = 0
+            for period, unit in START_OF.items():
+                largest = max(largest, await _move_rollups(session, period, unit, keys))
+            await query(session, "raise_largest", largest)
+            new = [session.series[key] for key in keys.values()]
+            await query(session, "move_decisions", list(keys), new)
+        change = "remember_names" if remember else "forget_names"
+        await query(session, change, part, sorted(names))
+        epoch = (await query(session, "begin_epoch"))[0]["epoch"]
+        return Position(epoch, seq)
+
+
+async def _move_rollups(session: Session, period: str, unit: int, keys: Mapping[int, Key]) -> int:
+    """Move the rollups of a period to new keys; return the largest sum of a total."""
+    largest, old = 0, list(keys)
+    for starts in in_steps(await query(session, "starts_of_series", period, old)):
+        rows = await query(session, "take_rollups_of_series", period, starts, old)
+        buckets = await beside(moved_buckets, rows, keys, unit)
+        if period == "total":
+            check_room(buckets[0], await _totals(session, buckets[0]))
+        largest = max(largest, await merge(session, period, buckets))
+    return largest if period == "total" else 0
+
+
+async def _totals(session: Session, keys: Iterable[Key]) -> Bucket:
+    """Return the sums over all time of some series, which the session must know.
+
+    What is not folded is not in them.
+    """
+    numbers = {session.series[key]: key for key in keys}
+    places = list(numbers)
+    found: Bucket = {}
+    for first in range(0, len(places), PLACES_AT_ONCE):
+        some = places[first : first + PLACES_AT_ONCE]
+        rows = await query(session, "rollups_at", "total", [0] * len(some), some)
+        found |= {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
+    return found

@@ -1,0 +1,114 @@
+"""Retention: decisions go in the order of receipt, and their partitions when all of them have.
+
+What is pruned stays in its partition at first, where nothing looks at it any more, until the
+partition can be dropped as a whole: that costs the same whatever there is in it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from routecast.adapters.store.postgres.fold import merge
+from routecast.adapters.store.postgres.session import (
+    Session,
+    keep_numbers,
+    number_series,
+    query,
+    transaction,
+    value,
+)
+from routecast.core.decision import Decision
+from routecast.core.rollup import Cells
+
+# Decisions are kept in about this number of partitions. Each is one more to look for an id in. With
+# 4 of them, a decision stays on disk for up to a quarter longer than it should be kept.
+GENERATIONS: Final = 4
+
+
+async def turn_over(session: Session, before: int) -> None:
+    """Begin a new generation when the current one holds a good part of what is kept.
+
+    Or when some of it is to be pruned: commits under way have yet to add to it, and what is
+    pruned must be complete.
+    """
+    generation = (await query(session, "state"))[0]["generation"]
+    first, last = (await query(session, "generation_span", generation))[0]
+    if first is None:
+        return
+    if first < before or last - first >= max(last - before, 0) / GENERATIONS > 0:
+        async with transaction(session):
+            await query(session, "begin_generation", generation)
+
+
+async def prune_decisions(session: Session, before: int, limit: int) -> int:
+    """Prune at most `limit` decisions received before a moment; return how many.
+
+    Within a transaction that holds the lock of the rollups.
+    """
+    state = (await query(session, "state"))[0]
+    commit, place = state["pruned_commit"], state["pruned_place"]
+    commits = await query(session, "oldest_commits", commit, state["generation"], limit + 1)
+    # In the order of receipt: all from the first one young enough on is kept.
+    due = list(itertools.takewhile(lambda row: row["received"] < before, commits))
+    due = _enough(due, limit, place)
+    if not due:
+        return 0
+    rows = await query(
+        session,
+        "oldest_decisions",
+        *(commit, place, due[-1]["number"], due[0]["generation"], due[-1]["generation"]),
+        limit + 1,
+    )
+    # Where to go on: at the first that is left, or else past the last commit there was.
+    commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
+    keep_numbers(session, state["epoch"])
+    cells = Cells()
+    cells.add(Decision(*row[2:]) for row in rows[:limit])
+    if cells.minutes:
+        await number_series(session, cells.keys())
+        await merge(session, "pruned", cells.hours())
+    await query(session, "set_pruned", commit, place)
+    return min(len(rows), limit)
+
+
+def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:
+    """Return the first commits that hold more than `limit` decisions from a place on."""
+    enough, count = [], -place
+    for row in commits:
+        enough.append(row)
+        count += row["decisions"]
+        if count > limit:
+            break
+    return enough
+
+
+async def prune_minutes(session: Session, before: int, limit: int) -> int:
+    """Drop at most `limit` minute rollups of hours over before a moment; return how many.
+
+    Within a transaction that holds the lock of the rollups.
+    """
+    before -= before % 3600
+    dropped = 0
+    while dropped < limit:
+        oldest = await value(session, "oldest_minute")
+        if oldest is None or oldest >= before:
+            break
+        hour = oldest - oldest % 3600
+        await query(session, "set_minutes_from", hour + 3600)
+        dropped += await value(session, "delete_minutes", hour, hour + 3600, limit - dropped)
+    return dropped
+
+
+async def drop_generations(session: Session) -> None:
+    """Drop the generations of which nothing is kept; one that is being read, another time."""
+    state = (await query(session, "state"))[0]
+    for generation in range(state["oldest"], state["generation"]):
+        if not await value(session, "is_pruned", generation, state["pruned_commit"]):
+            break
+        try:
+            async with transaction(session):
+                await query(session, "drop_generation", generation)
+        except asyncpg.LockNotAvailableError:
+            break

@@ -1,0 +1,89 @@
+"""The schema: brought up to date by whichever node comes first, while the others wait."""
+
+import re
+from typing import Final
+
+import asyncpg
+
+from routecast.adapters.store.postgres.session import (
+    OLDEST_SERVER,
+    Session,
+    query,
+    transaction,
+    value,
+)
+from routecast.adapters.store.queries import load_migrations
+from routecast.errors import BadDatabase
+
+MIGRATIONS: Final = load_migrations("postgres")
+KNOWN: Final = MIGRATIONS[-1][0]
+
+# Each migration says which programs, by the newest schema they know, may go on working on it.
+_OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE)
+
+
+async def migrate(session: Session, *, create: bool) -> None:
+    """Bring the schema up to date. A newer one is left as it is, if this program may use it.
+
+    Raises BadDatabase when it may not; or, without `create`, when there is none.
+    """
+    await check_server(session)
+    version = await schema_version(session)
+    if not version and not create:
+        raise BadDatabase("there are no decisions in this database: no node was started on it yet")
+    if version >= KNOWN:
+        return
+    async with transaction(session):
+        await query(session, "lock_schema")
+        if not await value(session, "has_schema"):
+            await query(session, "create_schema")
+        await query(session, "create_version")
+        await run_migrations(session, await schema_version(session), KNOWN)
+
+
+async def check_server(session: Session) -> None:
+    """Raise BadDatabase where the server or the database cannot hold what there is to hold."""
+    if session.get_server_version().major < OLDEST_SERVER:
+        raise BadDatabase(
+            f"PostgreSQL {session.get_server_version().major} is too old: "
+            f"Routecast needs {OLDEST_SERVER} or newer"
+        )
+    if (encoding := await value(session, "encoding")) != "UTF8":
+        raise BadDatabase(
+            f"the database is encoded in {encoding}, which cannot hold every name: "
+            "make one with createdb --encoding=UTF8 --template=template0"
+        )
+
+
+async def run_migrations(session: Session, version: int, last: int) -> None:
+    """Run the migrations after one up to another, within a transaction."""
+    for number, script in MIGRATIONS:
+        if version < number <= last:
+            await session.execute(script)
+            await query(session, "set_version", number, oldest_program(script))
+
+
+async def schema_version(session: Session) -> int:
+    """Return the newest migration that was run, 0 where there is none. Raises BadDatabase."""
+    try:
+        async with transaction(session):
+            rows = await query(session, "version")
+    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+        return 0
+    if not rows:
+        return 0
+    version: int
+    version, oldest = rows[0]
+    if oldest > KNOWN:
+        raise BadDatabase(
+            f"the database was written by a newer Routecast (schema {version}, for programs that "
+            f"know {oldest} or more; this one knows {KNOWN}): upgrade this program"
+        )
+    return version
+
+
+def oldest_program(script: str) -> int:
+    """Return what a migration says of the programs that may go on working on its schema."""
+    found = _OLDEST_PROGRAM.search(script)
+    assert found, "a migration must begin with '-- oldest program: N'"
+    return int(found[1])

@@ -1,0 +1,244 @@
+"""Sessions: connections to PostgreSQL, and what is done on them everywhere."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import asyncpg
+
+from routecast.adapters.store.names import folded_names
+from routecast.adapters.store.postgres.failures import Unsuitable
+from routecast.adapters.store.queries import load_queries
+from routecast.core.names import FoldedNames
+from routecast.core.rollup import Key, shared_key
+
+if TYPE_CHECKING:
+    _Connection = asyncpg.Connection[asyncpg.Record]
+else:  # where the class takes no parameter
+    _Connection = asyncpg.Connection
+
+log = logging.getLogger(__name__)
+
+SQL: Final = load_queries("postgres")
+
+SCHEMA: Final = "routecast"
+OLDEST_SERVER: Final = 14
+
+# The setting that names a session, for people: a server may cut it or replace signs in it.
+NAME_SETTING: Final = "application_name"
+
+# Series that are looked up in one statement: a few ms of the event loop.
+KEYS_AT_ONCE: Final = 1_000
+# Between two steps of long work, in seconds at most.
+LONGEST_REST: Final = 0.05
+# Rows of a large result that are in memory at the same time.
+CHUNK_ROWS: Final = 2_000
+
+# Reads, windows and folding compute on one thread. So all of them together leave at least half of
+# the interpreter's time to the event loop, which serves commits.
+_computing: Final = ThreadPoolExecutor(1, "postgres-rows")
+T = TypeVar("T")
+
+
+async def beside(work: Callable[..., T], *args: Any) -> T:
+    """Compute something on a thread, after what others have asked for."""
+    return await asyncio.get_running_loop().run_in_executor(_computing, work, *args)
+
+
+@dataclass(slots=True)
+class Naming:
+    """The names that are folded in an epoch; the epoch is "" while that is not known."""
+
+    epoch: str = ""
+    folded: FoldedNames = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Setup:
+    """What a session is: whether it is pooled, its settings, and which server answered last.
+
+    A pooled session may have another server session in each transaction. Its settings hold in a
+    transaction alone, and it does nothing outside of one. `server` is when that server started, and
+    `epoch` the one in which it learned the numbers of series.
+    """
+
+    pooled: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
+    server: datetime | None = None
+    epoch: str = ""
+
+
+class Session(_Connection):
+    """A connection, the numbers of those series it has seen, and the names that are folded.
+
+    It knows numbers for as long as it lasts, which no failover to another server does; or, where it
+    is pooled, until another server answers. They stay what they are when names are folded.
+    """
+
+    __slots__ = ("naming", "series", "setup", "transport")
+
+    series: dict[tuple[str, ...], int]
+    naming: Naming
+    setup: Setup
+    transport: asyncio.Transport
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *args: Any) -> None:
+        super().__init__(protocol, transport, *args)
+        self.transport = transport
+        self.series = {}
+        self.naming = Naming()
+        self.setup = Setup()
+
+
+@asynccontextmanager
+async def transaction(session: Session, **kind: Any) -> AsyncIterator[None]:
+    """Run the body in a transaction, or where there is one already, under a savepoint of it.
+
+    `kind` is what asyncpg's `Connection.transaction` takes. All transactions are begun by this.
+    """
+    outermost = not session.is_in_transaction()
+    async with session.transaction(**kind):
+        if outermost and session.setup.pooled:
+            await _set_up_here(session)
+        yield
+
+
+async def _set_up_here(session: Session) -> None:
+    """Have the session's settings hold in the transaction that has just begun."""
+    setup = session.setup
+    answer = await settle_in(session, setup.settings, local=True)
+    if setup.server != answer.server:
+        # After a failover of which the pooler tells nobody, names and numbers may be others.
+        session.series.clear()
+        session.naming.epoch = ""
+        setup.server = answer.server
+
+
+class Answer(NamedTuple):
+    """Who answers in a transaction: which process, of which server; whether it can only read."""
+
+    process: int
+    server: datetime
+    read_only: bool
+
+
+async def settle_in(session: Session, settings: Mapping[str, str], *, local: bool) -> Answer:
+    """Set settings, for this transaction alone if `local`, read them back, and see who answers.
+
+    Raises Unsuitable where one of them is not as it should be.
+    """
+    names, values = list(settings), list(settings.values())
+    rows = await session.fetch(SQL["set_up"], names, values, local)
+    for name, found, *_ in rows:
+        if found != settings[name] and name != NAME_SETTING:
+            raise Unsuitable(f"{name} is set to {settings[name]} and stays {found!r}")
+    return Answer(*rows[0][2:])
+
+
+def statement(session: Session) -> AbstractAsyncContextManager[None]:
+    """Return what a statement must run in: a transaction, where there is none but must be one."""
+    if session.setup.pooled and not session.is_in_transaction():
+        return transaction(session)
+    return nullcontext()
+
+
+async def query(session: Session, name: str, *values: Any) -> list[asyncpg.Record]:
+    """Return all rows of a named query."""
+    async with statement(session):
+        return await session.fetch(SQL[name], *values)
+
+
+async def value(session: Session, name: str, *values: Any) -> Any:
+    """Return the one value that a named query gives."""
+    async with statement(session):
+        return await session.fetchval(SQL[name], *values)
+
+
+async def rest_since(began: float) -> None:
+    """Leave the server to others for as long as a step took that `began` then (monotonic)."""
+    await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST))
+
+
+async def chunks(session: Session, sql: str, *values: Any) -> AsyncIterator[list[asyncpg.Record]]:
+    """Yield the rows of a statement, some of them at a time, within a transaction."""
+    # Not `session.cursor`, which gives a statement a name that a pooler would leave behind.
+    prepared = await session.prepare(sql)
+    cursor = await prepared.cursor(*values)
+    while rows := await cursor.fetch(CHUNK_ROWS):
+        yield rows
+        if len(rows) < CHUNK_ROWS:
+            return
+
+
+async def warn(session: Session) -> None:
+    """Warn, loudly, of settings of the server with which a crash loses what was acknowledged."""
+    for row in await query(session, "dangers"):
+        log.critical(
+            "PostgreSQL runs with %s = off: a crash of its machine LOSES decisions that were "
+            "acknowledged, or all of the database. Set %s = on",
+            *(row["name"], row["name"]),
+        )
+
+
+# -- names ---------------------------------------------------------------------------------------
+
+
+async def learn_folded(session: Session) -> None:
+    """See to it that the session knows the epoch, and the names that are folded in it."""
+    epoch, folded = (await query(session, "counting"))[0]
+    session.naming.epoch, session.naming.folded = epoch, folded_names(folded)
+
+
+# -- series -------------------------------------------------------------------------------------
+
+
+def keep_numbers(session: Session, epoch: str) -> None:
+    """Have the session forget numbers of another epoch: the database may have been restored."""
+    if session.setup.epoch != epoch:
+        session.series.clear()
+        session.setup.epoch = epoch
+
+
+async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> None:
+    """See to it that the session knows the numbers of these series.
+
+    New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
+    that may be undone.
+    """
+    series = session.series
+    # Not by the difference of sets: that would go through all the series that are known.
+    unknown = [key for key in set(keys) if key not in series]
+    for first in range(0, len(unknown), KEYS_AT_ONCE):
+        some = unknown[first : first + KEYS_AT_ONCE]
+        await _look_up(session, some)
+        if new := [key for key in some if key not in series]:
+            await query(session, "add_series", *zip(*new, strict=True))
+            await _look_up(session, new)
+
+
+async def _look_up(session: Session, keys: Sequence[tuple[str, ...]]) -> None:
+    for place, number in await query(session, "series_numbers", *zip(*keys, strict=True)):
+        session.series[keys[place - 1]] = number
+
+
+async def series_names(session: Session) -> dict[int, Key]:
+    """Return the key of each series by its number, within a transaction."""
+    names: dict[int, Key] = {}
+    async for rows in chunks(session, SQL["series"]):
+        names |= await beside(_names, rows)
+    return names
+
+
+async def names_of_series(session: Session, numbers: Iterable[int]) -> dict[int, Key]:
+    """Return the keys of some series by their numbers."""
+    return _names(await query(session, "series_of", list(numbers)))
+
+
+def _names(rows: Iterable[Any]) -> dict[int, Key]:
+    return {row[0]: shared_key(row[1:]) for row in rows}

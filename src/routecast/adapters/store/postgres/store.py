@@ -1,0 +1,375 @@
+"""The store's port, kept with a bounded pool of sessions."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, Final
+
+import asyncpg
+
+from routecast.adapters.store.loading import Loader
+from routecast.adapters.store.postgres import names as names_of
+from routecast.adapters.store.postgres import past, retention, window
+from routecast.adapters.store.postgres.commit import Unsettled, Written, commit, settle
+from routecast.adapters.store.postgres.connector import ASK_SECONDS, Connector
+from routecast.adapters.store.postgres.failures import (
+    CORRUPT,
+    LOST,
+    described,
+    fix_of,
+    refusing,
+    unavailable,
+    usable_after,
+)
+from routecast.adapters.store.postgres.fold import deltas_of, fold, lock_rollups
+from routecast.adapters.store.postgres.folder import Folder
+from routecast.adapters.store.postgres.schema import migrate
+from routecast.adapters.store.postgres.session import (
+    SQL,
+    Session,
+    beside,
+    chunks,
+    query,
+    series_names,
+    transaction,
+    warn,
+)
+from routecast.adapters.store.postgres.verify import verify
+from routecast.core.caution import Span
+from routecast.core.decision import Decision
+from routecast.core.delta import Delta
+from routecast.core.history import Plan
+from routecast.core.names import FoldedNames
+from routecast.core.past import Past
+from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery
+from routecast.errors import BadDatabase, Gap, RoutecastError, Unavailable
+from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
+from routecast.protocol import Position
+from routecast.urls import masked
+
+log = logging.getLogger(__name__)
+
+# For a free session, and then for a server to accept it, in seconds: no less than ASK_SECONDS.
+ACQUIRE_SECONDS: Final = 5.0
+# Sessions that nothing uses but commits, checks and looks at the position.
+SPARE_SESSIONS: Final = 2
+# For all of a check, or of a look at the position: who waits for it wants to know soon.
+LOOK_SECONDS: Final = ASK_SECONDS
+# A session that nobody uses is closed after this time, in seconds; and so that a pooler can give
+# its own to others, through one.
+UNUSED_SECONDS: Final = 300.0
+UNUSED_POOLED_SECONDS: Final = 1.0
+CLOSE_SECONDS: Final = 3.0
+# A store tries for this time, in seconds, to find out the outcome of a commit whose session was
+# lost.
+SETTLE_SECONDS: Final = 10.0
+SETTLE_PAUSE: Final = 0.1
+CLOSING: Final = "the database is closed"
+
+
+class PostgresStore:
+    """Keeps everything in one PostgreSQL database, beside other nodes (`ports.Store`)."""
+
+    def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
+        self._connector = Connector(url)
+        # To speak of it, without a name or password.
+        self._place = masked(url).partition("://")[2]
+        self._create = create
+        self._connections = connections
+        # Long reads, folding and retention wait here, so that they never take all sessions.
+        self._others = asyncio.Semaphore(max(1, connections - SPARE_SESSIONS))
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._closed = self._stopping = False
+        self._opening: Session | None = None
+        self._folder = Folder(self._session)
+        self._corrupt: str | None = None
+        self._unverifiable: list[str] = []
+        self._cause = ""  # why it is not open, or why the server refused the last session
+
+    # -- ports.Store ----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        try:
+            with unavailable(), refusing():
+                await self._open()
+        except BadDatabase as error:
+            raise BadDatabase(f"PostgreSQL database {self._place}: {error}") from error.__cause__
+        except Unavailable as error:
+            self._cause = f": {error}"
+            raise
+
+    async def _open(self) -> None:
+        if self._stopping:
+            raise Unavailable(CLOSING)
+        session = await self._connector.connect(patient=True)
+        self._opening = session
+        try:
+            await migrate(session, create=self._create)
+            await warn(session)
+        finally:
+            self._opening = None
+            await session.close(timeout=CLOSE_SECONDS)
+        self._connector.tell(session)
+        if self._pool is None and not self._stopping:
+            self._pool = await asyncpg.create_pool(
+                min_size=0,
+                max_size=self._connections,
+                reset=_keep,
+                connect=self._connect,
+                connection_class=Session,
+                max_inactive_connection_lifetime=(
+                    UNUSED_POOLED_SECONDS if self._connector.pooled else UNUSED_SECONDS
+                ),
+            )
+
+    @property
+    def unverifiable(self) -> Sequence[str]:
+        return self._unverifiable
+
+    @property
+    def condition(self) -> Condition:
+        return Condition(None, self._corrupt)
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._opening is not None:
+            self._opening.terminate()
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._folder.close()
+                if self._pool is not None and not self._stopping:
+                    await self._pool.close()
+        except TimeoutError:
+            self.stop()
+        self._stopping = True
+
+    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+        self._refuse_if_corrupt()
+        await self._folder.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
+        try:
+            async with self._session(spare=True) as session:
+                written = await commit(session, batches, received)
+        except Unsettled as unsettled:
+            written = await self._settle(unsettled)
+        self._folder.added(written)
+        return written.commit
+
+    async def check(self) -> None:
+        self._refuse_if_corrupt()
+        async with self._soon() as session:
+            await query(session, "check")
+
+    async def position(self) -> Position:
+        async with self._soon() as session:
+            return Position(*(await query(session, "position"))[0])
+
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
+        async with self._snapshot() as session:
+            state = (await query(session, "state"))[0]
+            names = await series_names(session)
+            position = Position(state["epoch"], state["folded"])
+            loader = Loader(position, now, names, room)
+            async for rows in chunks(session, SQL["rollups"], "total", 0, 1):
+                await beside(loader.add_total, rows)
+            for period, first, end in loader.spans():
+                async for rows in chunks(session, SQL["rollups"], period, first, end):
+                    if not await beside(loader.add, period, rows):
+                        break
+            deltas = await query(session, "deltas", state["folded"])
+        return await beside(loader.build, deltas_of(deltas, position.epoch))
+
+    async def deltas(self, after: Position) -> list[Delta]:
+        async with self._snapshot() as session:
+            position = Position(*(await query(session, "position"))[0])
+            if position.epoch != after.epoch or position.seq < after.seq:
+                raise Gap(f"{position} after {after}")
+            rows = await query(session, "deltas", after.seq)
+        if len(rows) != position.seq - after.seq:
+            raise Gap(f"the deltas after seq {after.seq} are not kept any more")
+        return await beside(lambda: list(deltas_of(rows, position.epoch)))
+
+    async def history(self, plan: Plan) -> Past:
+        async with self._snapshot() as session:
+            return await past.read(session, plan)
+
+    async def window(self, asked: WindowQuery, now: int) -> Snapshot:
+        async with self._snapshot() as session:
+            return await window.read(session, asked, now)
+
+    async def unsummed(self, *, before: int) -> list[int]:
+        async with self._session() as session:
+            return await past.unsummed(session, before // 10**6)
+
+    async def summarise(self, hour: int) -> None:
+        async with self._session() as session, transaction(session):
+            await lock_rollups(session)
+            await past.summarise(session, hour)
+
+    async def span(self) -> Span:
+        async with self._session() as session:
+            return Span(*(await query(session, "span"))[0])
+
+    async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
+        async with self._session() as session:
+            await retention.turn_over(session, decisions_before)
+            async with transaction(session):
+                await lock_rollups(session)
+                await fold(session, DELTAS_KEPT)
+                dropped = await retention.prune_decisions(session, decisions_before, limit)
+                dropped += await retention.prune_minutes(
+                    session, minutes_before // 10**6, limit - dropped
+                )
+            await retention.drop_generations(session)
+        return dropped
+
+    async def names(self) -> list[NameUse]:
+        async with self._snapshot() as session:
+            return await names_of.listed(session)
+
+    async def folded_names(self) -> FoldedNames:
+        async with self._session() as session:
+            return await names_of.folded_names(session)
+
+    async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
+        self._opened()
+        with unavailable():
+            session = await self._connector.connect(patient=True)
+            try:
+                return await names_of.fold_names(session, part, names, remember=remember)
+            finally:
+                await session.close(timeout=CLOSE_SECONDS)
+
+    async def verify(self) -> AsyncGenerator[Checked | Difference]:
+        self._opened()
+        with unavailable():
+            session = await self._connector.connect(patient=True)
+            try:
+                async with aclosing(verify(session, self._unverifiable)) as findings:
+                    async for found in findings:
+                        yield found
+            finally:
+                await session.close(timeout=CLOSE_SECONDS)
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    def _opened(self) -> "asyncpg.Pool[asyncpg.Record]":
+        if self._closed or self._stopping:
+            raise Unavailable(CLOSING)
+        if self._pool is None:
+            raise Unavailable(f"the database is not open yet{self._cause}")
+        return self._pool
+
+    async def _connect(self, *_: Any, **__: Any) -> Session:
+        """Make a session for the pool; say once why the server refuses one, if it does so for good.
+
+        It was let in before, so it is tried again for ever: rights and passwords may be changed.
+        """
+        try:
+            session = await self._connector.connect()
+        except Exception as error:
+            if fix_of(error) and described(error) != self._cause:
+                self._cause = described(error)
+                log.error("PostgreSQL refuses this node, which goes on trying: %s", self._cause)
+            raise
+        self._cause = ""
+        return session
+
+    def _refuse_if_corrupt(self) -> None:
+        if self._corrupt is not None:
+            raise Unavailable(f"the database is corrupt ({self._corrupt})", retry_after=30)
+
+    @asynccontextmanager
+    async def _session(self, *, spare: bool = False) -> AsyncIterator[Session]:
+        """A session from the pool; with `spare`, SPARE_SESSIONS may be used, too.
+
+        Raises Unavailable for whatever goes wrong with it.
+        """
+        if spare:
+            async with self._pooled() as session:
+                yield session
+            return
+        with unavailable():
+            async with asyncio.timeout(ACQUIRE_SECONDS):
+                await self._others.acquire()
+        try:
+            async with self._pooled() as session:
+                yield session
+        finally:
+            self._others.release()
+
+    @asynccontextmanager
+    async def _pooled(self) -> AsyncIterator[Session]:
+        pool = self._opened()
+        with unavailable():
+            session: Any = await pool.acquire(timeout=ACQUIRE_SECONDS)
+            try:
+                yield session
+            except BaseException as error:
+                self._note(error)
+                if not usable_after(error):
+                    with suppress(*LOST):  # the pool may have let go of it already
+                        session.terminate()
+                known = isinstance(error, RoutecastError | Unsettled)
+                if self._stopping and isinstance(error, Exception) and not known:
+                    # A session that `stop` ended fails in odd ways.
+                    raise Unavailable(CLOSING) from error
+                raise
+            finally:
+                with suppress(*LOST):
+                    await pool.release(session)
+
+    def _note(self, error: BaseException) -> None:
+        """Take note of what an error says of the server's files."""
+        if isinstance(error, CORRUPT) and self._corrupt is None:
+            self._corrupt = described(error)
+            log.critical(
+                "The database is corrupt, and this node refuses decisions: %s. See docs/deploy.md; "
+                "restart the nodes once it is sound",
+                self._corrupt,
+            )
+
+    @asynccontextmanager
+    async def _soon(self) -> AsyncIterator[Session]:
+        """A session for what must end within LOOK_SECONDS, whatever happens to it."""
+        with unavailable():
+            async with asyncio.timeout(LOOK_SECONDS), self._session(spare=True) as session:
+                yield session
+
+    @asynccontextmanager
+    async def _snapshot(self) -> AsyncIterator[Session]:
+        """A session that sees the database as of one moment."""
+        async with (
+            self._session() as session,
+            transaction(session, isolation="repeatable_read", readonly=True),
+        ):
+            yield session
+
+    async def _settle(self, unsettled: Unsettled) -> Written:
+        """Find out what became of a commit whose session was lost at its end."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        while asyncio.get_running_loop().time() < deadline and not self._stopping:
+            made = None
+            with suppress(Unavailable):
+                async with self._session() as session:
+                    made = await settle(session, unsettled.written)
+            if made:
+                return unsettled.written
+            if made is False:
+                raise Unavailable(f"PostgreSQL: {unsettled.__cause__}; nothing was kept")
+            await asyncio.sleep(SETTLE_PAUSE)
+        raise Unavailable(
+            "PostgreSQL was lost in the middle of a commit, and does not say what became of it"
+        )
+
+
+async def _keep(_: object) -> None:
+    """Reset nothing: what is set in a session here ends with its transaction."""

@@ -1,0 +1,56 @@
+"""Exact sums over all time of some series: what is folded of them, and what is not folded yet."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from routecast.adapters.store.postgres.fold import BYTES_AT_ONCE, last_commit
+from routecast.adapters.store.postgres.session import SQL, Session, chunks, query
+from routecast.core.delta import Delta
+from routecast.core.rollup import Bucket, Key, Sums
+
+
+class Totals:
+    """Sums that `update` brings up to the last commit, without histograms; no lock is needed.
+
+    Within a transaction that sees what others commit; its session must know the series.
+    """
+
+    def __init__(self, session: Session, keys: Iterable[Key]) -> None:
+        self._session = session
+        self._keys = {session.series[key]: key for key in keys}
+        self._seq = -1  # of the last commit in the sums
+        self.sums: Bucket = {}
+
+    async def update(self) -> None:
+        """Add the commits since the last time; the first time, read what is folded, too."""
+        if self._seq < 0 or not await self._follow(await last_commit(self._session)):
+            while not await self._follow(await self._read()):
+                pass  # folding went on meanwhile, and what was folded is not in the log any more
+
+    async def _read(self) -> int:
+        """Read what is folded; return the last commit there was at that moment."""
+        self.sums = {key: Sums() for key in self._keys.values()}
+        until = 0
+        async for rows in chunks(self._session, SQL["folded_totals"], list(self._keys)):
+            for folded, seq, series, *values in rows:
+                self._seq, until = folded, seq
+                if series is not None:
+                    self.sums[self._keys[series]].merge_scalars(Sums.from_row((*values, b"")))
+        return until
+
+    async def _follow(self, until: int) -> bool:
+        """Add the commits up to one; False when the log does not have all of them any more."""
+        while self._seq < until:
+            rows = await query(self._session, "some_deltas", self._seq, until, BYTES_AT_ONCE)
+            if not rows or rows[0]["seq"] != self._seq + 1:
+                return False
+            await asyncio.to_thread(self._add, rows)
+            self._seq = rows[-1]["seq"]
+        return True
+
+    def _add(self, rows: Iterable[Any]) -> None:
+        for row in rows:
+            for bucket in Delta.unpack(row["packed"]).cells.minutes.values():
+                for key in self.sums.keys() & bucket.keys():
+                    self.sums[key].merge_scalars(bucket[key])

@@ -1,0 +1,54 @@
+"""The sums of one window out of a PostgreSQL database."""
+
+import asyncio
+from typing import Final
+
+from routecast.adapters.store.postgres.fold import deltas_of
+from routecast.adapters.store.postgres.session import (
+    SQL,
+    Session,
+    beside,
+    chunks,
+    query,
+    series_names,
+)
+from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery, WindowSums
+from routecast.errors import Unavailable, Uncovered
+from routecast.protocol import Position
+
+# One window must not hold a session for longer, in seconds.
+READ_SECONDS: Final = 5.0
+
+
+async def read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
+    """Return a window as it stands at `now`, within a transaction that sees one moment.
+
+    Raises Uncovered when minutes of it are not kept any more, Unavailable when it takes longer
+    than a read may take.
+    """
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await _read(session, asked, now)
+    except TimeoutError:
+        raise Unavailable("the window has too many series to add up in time") from None
+
+
+async def _read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
+    sums = WindowSums(asked, now)
+    state = (await query(session, "state"))[0]
+    if sums.oldest_minute is not None and sums.oldest_minute < state["minutes_from"]:
+        raise Uncovered("minutes of the window are not kept any more")
+    for place in sums.ranges:
+        async for rows in chunks(session, SQL["window_sums"], *place):
+            await beside(sums.add_sums, rows)
+        if asked.histograms:
+            async for rows in chunks(session, SQL["window_bins"], *place):
+                await beside(sums.add_bins, rows)
+    if sums.last_minutes is not None:
+        async for rows in chunks(session, SQL["window_counts"], *sums.last_minutes):
+            sums.add_counts(rows)
+    names = await series_names(session)
+    position = Position(state["epoch"], state["folded"])
+    deltas = deltas_of(await query(session, "deltas", state["folded"]), position.epoch)
+    return await beside(sums.build, position, names, deltas)

@@ -1,0 +1,287 @@
+"""Backups of a SQLite file: made while servers use it, put back while nobody does.
+
+A backup is one database file, with no write-ahead log beside it. It is marked as a copy: whoever
+serves it, however it came to its place, begins a new epoch.
+"""
+
+import asyncio
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+import apsw
+
+from routecast.adapters.store.sqlite import schema
+from routecast.adapters.store.sqlite.connection import BUSY_MS, leave_log, query, transaction
+from routecast.adapters.store.sqlite.integrity import first_fault
+from routecast.adapters.store.sqlite.marks import (
+    COPY,
+    HEADER,
+    Mark,
+    require_own_log,
+    shm_of,
+    wal_of,
+)
+from routecast.errors import BadDatabase, Damaged, InUse, RoutecastError, Unavailable
+from routecast.ports import BackedUp, Checked, Restored
+from routecast.protocol import Position
+
+T = TypeVar("T")
+Tell = Callable[[Checked], None]
+
+# Pages that are copied at a time: 4 MiB, between which Ctrl-C is heard and progress told.
+PAGES_PER_STEP: Final = 1_024
+_MAGIC: Final = b"SQLite format 3\0"
+_ARCHIVE: Final = b"PK\x03\x04"  # what backups of PostgreSQL begin with
+# Steps of the engine between two looks whether to stop.
+_STEPS: Final = 100_000
+# Where every connection to a file has a lock for as long as it is open (SQLite's `SHARED_FIRST`).
+_LOCKED_FROM, _LOCKED_BYTES = 0x4000_0002, 510
+
+
+class SqliteBackups:
+    """Backups of one SQLite file (`ports.Backups`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def holds(self, path: Path) -> bool:
+        own = (self.path, wal_of(self.path), shm_of(self.path))
+        return any(path.exists() and file.exists() and path.samefile(file) for file in own)
+
+    async def backup(self, target: Path, tell: Tell) -> BackedUp:
+        return await _in_thread(lambda stop: self._backup(target, tell, stop))
+
+    async def restore(self, source: Path, tell: Tell) -> Restored:
+        return await _in_thread(lambda stop: self._restore(source, tell, stop))
+
+    # -- on a thread ----------------------------------------------------------------------------
+
+    def _backup(self, target: Path, tell: Tell, stop: "Stop") -> BackedUp:
+        require_own_log(self.path)
+        if not self.path.exists():
+            raise BadDatabase(f"there is no database {self.path}")
+        with opened(self.path, stop) as source:
+            leave_log(source)
+            schema.require_ours(source, self.path)
+            if source.pragma("user_version") < schema.FIRST_WITH_MARKS:
+                raise BadDatabase(
+                    f"{self.path} has the schema of an older Routecast: start this version's "
+                    "server on it once, which brings it up to date"
+                )
+            copy(source, target, tell, stop)
+        with opened(target, stop) as made:
+            _mark_as_copy(made)
+            position, decisions = _check(made, self.path, tell)
+        shutil.copymode(self.path, target)
+        sync(target)
+        return BackedUp(position, decisions, target.stat().st_size)
+
+    def _restore(self, source: Path, tell: Tell, stop: "Stop") -> Restored:
+        if source.exists() and self.path.exists() and source.samefile(self.path):
+            raise BadDatabase(f"{source} is the database itself")
+        _require_backup(source)
+        fresh = self.path.with_name(f".{self.path.name}.restoring-{os.getpid()}")
+        try:
+            if self.path.exists():
+                with _alone(self.path):  # now too, before the long work
+                    pass
+            with opened(source, stop, immutable=not wal_of(source).exists()) as held:
+                schema.require_ours(held, source)
+                copy(held, fresh, tell, stop)
+            with opened(fresh, stop) as made:
+                schema.migrate(made)
+                _mark_as_copy(made)
+                query(made, "begin_epoch", secrets.token_hex(8))
+                position, decisions = _check(made, source, tell)
+            kept = self._put_in_place(fresh)
+        finally:
+            fresh.unlink(missing_ok=True)
+        return Restored(position, decisions, kept)
+
+    def _put_in_place(self, fresh: Path) -> str | None:
+        """Put a file in the place of the database; return where what was there is kept."""
+        if not self.path.exists():
+            give_owner(fresh, self.path.parent, mode=False)
+            sync(fresh)
+            kept = None
+            if wal_of(self.path).exists():  # of a file that is gone: it does not belong to this one
+                kept = str(wal_of(_aside(self.path)))
+                os.rename(wal_of(self.path), kept)
+            shm_of(self.path).unlink(missing_ok=True)
+            os.replace(fresh, self.path)
+            sync(self.path.parent)
+            return kept
+        give_owner(fresh, self.path)
+        sync(fresh)
+        is_empty = _settle(self.path)
+        with _alone(self.path):
+            kept = None if is_empty else _set_aside(self.path)
+            os.replace(fresh, self.path)
+            sync(self.path.parent)
+        return kept
+
+
+class Stop:
+    """Whether the work should end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+async def _in_thread(work: Callable[[Stop], T]) -> T:
+    """Run work on a thread; when this is cancelled, it ends soon, and is waited for."""
+    stop = Stop()
+    task = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop.asked = True
+        await asyncio.wait([task])
+        with suppress(RoutecastError, apsw.Error, OSError):
+            task.result()
+        raise
+    except apsw.NotADBError as error:
+        raise BadDatabase(f"this is no SQLite database ({error})") from None
+    except apsw.CantOpenError as error:
+        raise BadDatabase(f"cannot open the file ({error})") from None
+    except apsw.FullError as error:
+        raise Unavailable("the disk is full") from error
+    except apsw.Error as error:
+        raise Unavailable(f"SQLite: {error}") from error
+    except OSError as error:
+        raise Unavailable(f"{error.filename}: {error.strerror}") from error
+
+
+@contextmanager
+def opened(path: Path, stop: Stop, *, immutable: bool = False) -> Iterator[apsw.Connection]:
+    name, flags = str(path), apsw.SQLITE_OPEN_READWRITE
+    if immutable:  # so it may be on a disk that takes no writes, and nothing appears beside it
+        name, flags = f"{path.absolute().as_uri()}?immutable=1", apsw.SQLITE_OPEN_READONLY
+    db = apsw.Connection(name, flags=flags | apsw.SQLITE_OPEN_URI if immutable else flags)
+    try:
+        db.set_busy_timeout(BUSY_MS)
+        db.set_progress_handler(stop, _STEPS)
+        yield db
+    finally:
+        db.close()
+
+
+def copy(source: apsw.Connection, target: Path, tell: Tell, stop: Stop) -> None:
+    """Copy a database as of one position; others may commit meanwhile."""
+    target.touch(mode=0o600)
+    made = apsw.Connection(str(target))
+    try:
+        with transaction(source, "BEGIN"):
+            query(source, "history")  # from here on the connection sees one state
+            with made.backup("main", source, "main") as backup:
+                while not backup.done:
+                    backup.step(PAGES_PER_STEP)
+                    of = backup.page_count
+                    tell(Checked("copying", of - backup.remaining, of))
+                    if stop.asked:
+                        raise Unavailable("it was interrupted")
+        made.execute("PRAGMA journal_mode = DELETE")  # one file
+    finally:
+        made.close()
+
+
+def _mark_as_copy(made: apsw.Connection) -> None:
+    """Have whoever serves it begin a new epoch; no write-ahead log belongs to it."""
+    query(made, "set_claimed", COPY, 0)
+    query(made, "set_mark", Mark.after(None, bytes(HEADER)).pack())
+
+
+def _check(made: apsw.Connection, name: Path, tell: Tell) -> tuple[Position, int]:
+    """Read all of a copy; return its position and how many decisions it has."""
+    tell(Checked("checking", 0, 1))
+    fault = first_fault(made)
+    if fault is not None:
+        raise Damaged(f"{name} is damaged, and was not copied: {fault}")
+    epoch, seq, *_ = query(made, "history")[0]
+    decisions = query(made, "count_decisions")[0][0]
+    tell(Checked("checking", 1, 1))
+    return Position(epoch, seq), decisions
+
+
+def _require_backup(source: Path) -> None:
+    try:
+        with source.open("rb") as file:
+            begin = file.read(len(_MAGIC))
+    except OSError as error:
+        raise BadDatabase(f"cannot read {source}: {error.strerror}") from None
+    if begin.startswith(_ARCHIVE):
+        raise BadDatabase(
+            f"{source} is a backup of PostgreSQL: name a PostgreSQL database (--database "
+            "postgresql://...) to restore it to"
+        )
+    if begin != _MAGIC:
+        raise BadDatabase(f"{source} is no backup of a SQLite database")
+    require_own_log(source)
+
+
+def give_owner(file: Path, model: Path, *, mode: bool = True) -> None:
+    """Give a file the owner of another, so that the server can use it; and its mode."""
+    found = model.stat()
+    with suppress(PermissionError):
+        os.chown(file, found.st_uid, found.st_gid)
+    if mode:
+        os.chmod(file, found.st_mode & 0o777)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep all others from a database for the body. Raises InUse when anybody has it open."""
+    # What holds the lock is not closed before the body's end: that would end it.
+    with path.open("r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKED_BYTES, _LOCKED_FROM)
+        except BlockingIOError:
+            raise InUse(
+                f"the database {path} is in use: stop the server, and whatever else has it open"
+            ) from None
+        yield
+
+
+def _settle(path: Path) -> bool:
+    """Have a file's log added to it, if it can be; return whether it is without decisions."""
+    with suppress(apsw.Error, RoutecastError):
+        require_own_log(path)
+        with opened(path, Stop()) as db:
+            return not query(db, "count_decisions")[0][0]
+    return False
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+
+
+def _set_aside(path: Path) -> str:
+    """Keep the files of a database under another name, which is returned."""
+    kept = _aside(path)
+    shm_of(path).unlink(missing_ok=True)  # it can be made again
+    if wal_of(path).exists():  # its content is not in the file
+        os.rename(wal_of(path), wal_of(kept))
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        os.rename(path, kept)
+    return str(kept)
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,112 @@
+"""Connections to a SQLite file, the named queries run on them, and transactions."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from operator import attrgetter
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from routecast.adapters.store.queries import load_queries
+from routecast.core.delta import Delta
+from routecast.core.rollup import Cells, Key, shared_key
+from routecast.protocol import Position
+
+SQL: Final = load_queries("sqlite")
+BUSY_MS: Final = 5_000
+
+# Rows that one statement inserts: several, for fewer hand-overs of the interpreter's lock. SQLite
+# allows 32,766 values in a statement, and apsw keeps only statements under 16 KB.
+ROWS_PER_STEP: Final = (400, 100)
+STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each number of rows that is left over
+
+START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
+
+
+def select(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
+    """Return the rows of a named query, read as they are asked for."""
+    return db.execute(SQL[name], values)
+
+
+def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
+    """Return all rows of a named query, which has then run to its end."""
+    return list(select(db, name, *values))
+
+
+def series_names(db: apsw.Connection) -> dict[int, Key]:
+    """Return the key of each series by its number."""
+    return {row[0]: shared_key(row[1:]) for row in query(db, "series")}
+
+
+def names_of_series(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, Key]:
+    """Return the keys of some series by their numbers."""
+    sent = msgspec.json.encode(list(numbers)).decode()
+    return {row[0]: shared_key(row[1:]) for row in query(db, "names_of_series", sent)}
+
+
+def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Run a named query that inserts rows, many in each statement."""
+    done = 0
+    while done < len(rows):
+        size = next((size for size in ROWS_PER_STEP if size <= len(rows) - done), len(rows) - done)
+        sql = _statement(name, size, len(rows[0]))
+        db.execute(sql, tuple(itertools.chain.from_iterable(rows[done : done + size])))
+        done += size
+
+
+@cache
+def _statement(name: str, rows: int, columns: int) -> str:
+    row = f"({','.join('?' * columns)})"
+    return SQL[name].format(rows=",".join([row] * rows))
+
+
+def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
+    """Yield the deltas of the commits after a position, in order; of the first, not all parts.
+
+    `parts` are those of it that are left out.
+    """
+    every = parts_after(db, after, parts)
+    for position, group in itertools.groupby(every, attrgetter("position")):
+        cells, received = Cells(), 0
+        for part in group:
+            received = part.received
+            for minute, bucket in part.cells.minutes.items():  # no two parts have the same cell
+                cells.minutes.setdefault(minute, {}).update(bucket)
+        yield Delta(position, cells, received)
+
+
+def parts_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
+    """Yield the same in parts as they are stored: no large delta is in memory as a whole."""
+    for seq, packed in select(db, "deltas", after.seq, parts):
+        part = Delta.unpack(packed)
+        yield Delta(Position(after.epoch, seq), part.cells, part.received)
+
+
+def leave_log(db: apsw.Connection) -> None:
+    """Have a connection leave the write-ahead log as it is when it is closed as the last one.
+
+    For commands beside the server: one that was killed must find its log, or it has to take what
+    was in there for lost.
+    """
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+
+
+@contextmanager
+def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """A transaction that the body commits; left in any other way, it is undone."""
+    db.execute(begin)
+    try:
+        yield
+    except BaseException:
+        _undo(db, suppress(apsw.Error))  # what went wrong first is what matters
+        raise
+    _undo(db, nullcontext())
+
+
+def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:
+    if db.in_transaction:  # a full disk ends it by itself
+        with guard:
+            db.execute("ROLLBACK")

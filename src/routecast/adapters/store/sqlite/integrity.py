@@ -1,0 +1,176 @@
+"""Whether a SQLite file is sound: what its users met, and what a check of it finds.
+
+The check runs when a store opens, on a connection and a thread of its own. It goes table by table,
+since each statement keeps the write-ahead log from being reset, and it rests most of the time.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Final
+
+import apsw
+
+from routecast.adapters.store.sqlite.place import LogCut, Shrunk
+from routecast.errors import Unavailable
+from routecast.ports import Condition
+
+log = logging.getLogger(__name__)
+
+# A store that opens waits at most this time, in seconds, for its check; the rest is done beside
+# all else.
+OPEN_SECONDS: Final = 1.0
+# Then the check works and rests by turns, in seconds, so that others need not wait for it.
+WORK_SECONDS: Final = 0.01
+REST_SECONDS: Final = 0.03
+# The above is checked every STEPS steps of the engine: about a millisecond.
+STEPS: Final = 10_000
+
+# Errors that say that the file cannot be used any more.
+_CORRUPT: Final = (apsw.CorruptError, apsw.NotADBError)
+# Failures to read that may pass: the check says whether they did.
+_UNREADABLE: Final = frozenset(
+    {
+        apsw.SQLITE_IOERR_READ,
+        apsw.SQLITE_IOERR_SHORT_READ,
+        apsw.SQLITE_IOERR_CORRUPTFS,
+        apsw.SQLITE_IOERR_DATA,
+    }
+)
+
+
+class Integrity:
+    """Tells whether a file may be written to. All methods are called on the event loop."""
+
+    def __init__(
+        self,
+        connect: Callable[[], AbstractContextManager[apsw.Connection]],
+        accept: Callable[[], None],
+    ) -> None:
+        """`connect` opens the file for reading; `accept` is called when a check found it sound."""
+        self._connect = connect
+        self._accept = accept
+        self._thread = ThreadPoolExecutor(1, "sqlite-check")
+        self._task: asyncio.Task[None] | None = None
+        self._resting = threading.Event()
+        self._stopping = threading.Event()
+        self._check: str | None = None
+        self._error: str | None = None
+        self._final = False  # no check can mend it
+        self._again = False  # a check was asked for since the last one began
+
+    @property
+    def condition(self) -> Condition:
+        """What is known of the file now."""
+        return Condition(self._check, self._error)
+
+    def refuse_if_damaged(self) -> None:
+        """Raise Unavailable when nothing may be written to the file."""
+        if self._error is not None:
+            raise Unavailable(f"the database file is corrupt ({self._error})", retry_after=30)
+
+    async def open(self) -> None:
+        """Check a file that was just opened; return after OPEN_SECONDS at the latest."""
+        self._error, self._final = None, False
+        self._begin()
+        assert self._task is not None
+        await asyncio.wait({self._task}, timeout=OPEN_SECONDS)
+        self._resting.set()
+
+    async def close(self) -> None:
+        """End the check, be it done or not."""
+        self._stopping.set()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+        self._thread.shutdown()
+
+    def saw(self, error: Exception) -> None:
+        """Take note of an error that a user of the file met."""
+        if isinstance(error, (*_CORRUPT, LogCut)):
+            self._damaged(str(error), final=True)
+        elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _UNREADABLE:
+            shrunk = isinstance(error, Shrunk)
+            self._damaged("it is shorter than it was" if shrunk else str(error), final=False)
+            if self._check is not None:  # it was opened
+                self._begin()
+
+    def _damaged(self, error: str, *, final: bool) -> None:
+        if self._error is None:
+            log.critical(
+                "The database file is corrupt, and decisions are refused: %s. Restore it from a "
+                "backup and restart, or see docs/deploy.md",
+                error,
+            )
+        if self._error is None or (final and not self._final):
+            self._error, self._final = error, final
+
+    def _begin(self) -> None:
+        self._again = True
+        if self._task is None or self._task.done():
+            self._check = "running"
+            self._task = asyncio.create_task(self._run(), name="database check")
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        found: str | None = None
+        try:
+            # A check that began before damage was seen says nothing about that damage.
+            while self._again and found is None:
+                self._again = False
+                found = await loop.run_in_executor(self._thread, self._look)
+        except apsw.InterruptError:
+            self._check = "unfinished"  # the file is being closed; it may be opened again
+            return
+        except (*_CORRUPT, apsw.IOError) as error:
+            found = str(error)
+        except Exception as error:
+            log.warning("The check of the database file could not be finished: %s", error)
+            self._check = "unfinished"
+            return
+        if found is not None:
+            self._check = "failed"
+            self._damaged(found, final=True)
+            return
+        self._check = "ok"
+        if self._error is not None and not self._final:
+            log.warning("The database file was checked and is sound")
+            self._accept()
+            self._error = None
+
+    # -- on the thread --------------------------------------------------------------------------
+
+    def _look(self) -> str | None:
+        """Return the first thing that is wrong with the file, None where nothing is."""
+        with self._connect() as db:
+            db.set_progress_handler(self._pace(), STEPS)
+            tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rootpage"
+            for (table,) in list(db.execute(tables)):
+                found = str(next(db.execute(f"PRAGMA quick_check({table})"))[0])
+                if found != "ok":
+                    return " ".join(found.split())[:200]
+        return None
+
+    def _pace(self) -> Callable[[], bool]:
+        since = time.monotonic()
+
+        def pace() -> bool:
+            nonlocal since
+            if self._resting.is_set() and time.monotonic() - since > WORK_SECONDS:
+                self._stopping.wait(REST_SECONDS)
+                since = time.monotonic()
+            return self._stopping.is_set()
+
+        return pace
+
+
+def first_fault(db: apsw.Connection) -> str | None:
+    """Return the first thing that the engine's own check of a whole file finds; None if nothing."""
+    try:
+        found = str(db.execute("PRAGMA integrity_check(1)").get)
+    except _CORRUPT as error:
+        return str(error)
+    return None if found == "ok" else " ".join(found.split())[:200]

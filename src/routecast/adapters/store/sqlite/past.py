@@ -1,0 +1,95 @@
+"""History out of a SQLite database: sums by series and bucket, made by the engine."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from routecast.adapters.store.past import Add, Term, add_deltas, filters, selections
+from routecast.adapters.store.sqlite.connection import SQL, parts_after, query, transaction
+from routecast.adapters.store.sqlite.summaries import HIGH
+from routecast.core.history import ORIGIN, Plan
+from routecast.core.past import Past
+from routecast.core.room import SUMS
+from routecast.errors import Unavailable, Uncovered
+from routecast.protocol import Position
+
+# One range may keep the others waiting for at most this time, in seconds. It is checked every STEPS
+# steps of the engine: some milliseconds.
+READ_SECONDS: Final = 5.0
+STEPS: Final = 500_000
+
+# SQLite's integers end at 64 bits, and its `sum` fails there: the halves of a value are summed up
+# apart. A summary's value has a part above these bits in a column of its own.
+HALF: Final = 32
+
+
+def sum_of(table: str, column: str) -> Sequence[Term]:
+    """Return the terms of a column's sum (`past.SumOf`)."""
+    if column not in SUMS:
+        return (Term(column, f"sum({column})"),)
+    halves = (
+        Term(column, f"sum({column} >> {HALF})", HALF),
+        Term(column, f"sum({column} & {(1 << HALF) - 1})"),
+    )
+    if table == "rollups":
+        return halves
+    return (*halves, Term(column, f"sum({column}_high)", HIGH))
+
+
+def read(db: apsw.Connection, plan: Plan) -> Past:
+    """Return the sums that a plan asks for. Raises Uncovered when its minutes are gone."""
+    with in_time(db, "the range is too long to add up; ask for a shorter one"):
+        return _read(db, plan)
+
+
+@contextmanager
+def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
+    """End what the body reads after READ_SECONDS. Raises Unavailable with this error."""
+    deadline = time.monotonic() + READ_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+    try:
+        yield
+    except apsw.InterruptError:
+        raise Unavailable(error) from None
+    finally:
+        db.set_progress_handler(None)
+
+
+def _read(db: apsw.Connection, plan: Plan) -> Past:
+    with transaction(db, "BEGIN"):
+        epoch, seq, minutes_from, folded, parts = query(db, "history")[0]
+        if plan.period == "minute" and plan.buckets.first < minutes_from:
+            raise Uncovered("minutes before that are not kept any more")
+        past = Past(Position(epoch, seq))
+        for add, rows in _rows(db, plan):
+            add(past, plan, rows)
+        add_deltas(past, plan, parts_after(db, Position(epoch, folded), parts))
+    return past
+
+
+def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]]:
+    """Yield rows as they are asked for, and how to add them."""
+    first, step, _ = plan.buckets
+    place = (first, plan.buckets.end, step, ORIGIN)
+    chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}
+    tests = [
+        SQL["past_filter"].format(part=part, number=number)
+        for number, part in enumerate(chosen, len(place) + 2)
+    ]
+    for one in selections(plan, "iif(series.status = 'error', count, 0)", sum_of):
+        series = f"series.{plan.group_by}" if one.part is None else "name"
+        sql = SQL[one.query].format(
+            series="'all'" if plan.group_by is None else series,
+            values=one.values,
+            table=one.table,
+            filters=" ".join(tests),
+            grouping=one.grouping,
+        )
+        if one.part is None:
+            yield one.add, db.execute(sql, (plan.period, *place, *chosen.values()))
+        else:
+            yield one.add, db.execute(sql, (one.part, *place, chosen.get(one.part)))

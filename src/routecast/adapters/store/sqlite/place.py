@@ -1,0 +1,98 @@
+"""Whether the three files of a SQLite database are still those that were opened.
+
+SQLite does not look: it goes on with files that were removed, replaced or cut off, and what it is
+given then is lost with the process. So each commit and each read looks here first.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from routecast.adapters.store.sqlite.marks import shm_of, wal_of
+from routecast.errors import Unavailable
+
+
+class Shrunk(Unavailable):
+    """A database file is shorter than it was."""
+
+
+class Lost(Unavailable):
+    """A file was removed, or its content was; the file has to be opened again.
+
+    As long as a connection has it open, all can be saved (`Writer.reopen`).
+    """
+
+
+class LogCut(Unavailable):
+    """The write-ahead log has lost commits that cannot be saved."""
+
+
+class Place:
+    """Where the files of a database were when it was opened, and how long the main one has been."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = (0, 0)
+        self._beside = (wal_of(path), shm_of(path))
+        self.accept()
+
+    def accept(self) -> None:
+        """Take the files as they are for the right ones. Raises Unavailable."""
+        found = self._look()
+        self._file, self._size = _identity(found), found.st_size
+        self._logs = [(path, _identity(held)) for path in self._beside if (held := _stat(path))]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the database file is where it was."""
+        found = _stat(self._path)
+        return found is not None and _identity(found) == self._file
+
+    def _look(self) -> os.stat_result:
+        found = _stat(self._path)
+        if found is None:
+            if _is_removed(self._file):
+                raise Lost(f"the database file {self._path} was removed")
+            raise Unavailable(f"the database file {self._path} is gone")
+        return found
+
+    def check(self) -> None:
+        """Raise Unavailable when a file is no longer where it was: it would be lost.
+
+        Raises Shrunk when the database file is shorter than it was: something else has cut it
+        off; Lost where all can be saved.
+        """
+        found = self._look()
+        if _identity(found) != self._file:
+            raise Unavailable(f"the database file {self._path} was replaced")
+        for path, identity in self._logs:
+            held = _stat(path)
+            if held is None or _identity(held) != identity:
+                how = "removed" if held is None else "replaced"
+                raise Lost(f"{path} was {how} while the database is in use")
+        if found.st_size >= self._size:
+            self._size = found.st_size
+        # Another thread may have seen a longer file since: look again.
+        elif self._look().st_size < self._size:
+            raise Shrunk("the database file is shorter than it was")
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _is_removed(identity: tuple[int, int]) -> bool:
+    """Whether a file that this process has open has no name any more, and so cannot come back."""
+    for number in os.listdir("/dev/fd"):
+        with suppress(OSError):
+            found = os.fstat(int(number))
+            if _identity(found) == identity:
+                return found.st_nlink == 0
+    return False
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

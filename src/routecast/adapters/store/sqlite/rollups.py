@@ -1,0 +1,117 @@
+"""The writer's view of the rollups: reads those that it adds to, and remembers the last of them."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from routecast.adapters.store.sqlite.connection import START_OF, insert_rows, query
+from routecast.adapters.store.sqlite.series import SeriesNumbers
+from routecast.core.rollup import Bucket, Key, Sums
+
+# Rollups read in one statement, so that each is short.
+READ_PER_STEP: Final = 500
+# The memory of the rollups that are remembered, in bytes; and what one takes, about: as it is, and
+# for each byte of its packed histogram.
+REMEMBERED_BYTES: Final = 32 * 1024 * 1024
+ROLLUP_BYTES: Final = 800
+HISTOGRAM_BYTES: Final = 40
+
+# A period, where it starts, and the number of a series.
+Place = tuple[str, int, int]
+
+_encode: Final = msgspec.json.Encoder().encode
+_Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, str]
+_decode: Final = msgspec.json.Decoder(list[_Row]).decode
+
+
+class Rollups:
+    """Adds to the rollups of a database, within its writer's transactions.
+
+    The cost is in proportion to what is added, whatever else a period holds. What is remembered
+    must be what is stored: call `forget` when a transaction is undone or somebody else has written.
+    """
+
+    def __init__(self, db: apsw.Connection, series: SeriesNumbers) -> None:
+        self._db = db
+        self._series = series
+        # With the bytes they take; those touched last come last.
+        self._held: OrderedDict[Place, tuple[Sums, int]] = OrderedDict()
+        self.size = 0  # of all those held, in bytes
+
+    def forget(self) -> None:
+        """Forget all rollups."""
+        self._held.clear()
+        self.size = 0
+
+    def totals(self, keys: Iterable[Key]) -> Bucket:
+        """Return the sums over all time of some series, which must be known.
+
+        The caller must not change them.
+        """
+        found: Bucket = {}
+        wanted = iter(keys)
+        while some := list(islice(wanted, READ_PER_STEP)):
+            places = {("total", 0, self._series[key]): key for key in some}
+            self._read("total", [place for place in places if place not in self._held])
+            found |= {key: self._held[at][0] for at, key in places.items() if at in self._held}
+            self._shrink()
+        return found
+
+    def add(self, period: str, buckets: Mapping[int, Bucket]) -> None:
+        """Add buckets, by number, to a period's rollups. The series of all keys must be known."""
+        for added in self._steps(period, buckets):
+            self._read(period, [place for place in added if place not in self._held])
+            rows: list[tuple[Any, ...]] = []
+            for place, sums in added.items():
+                held = self._remembered(place)
+                if held is None:
+                    held = sums.copy()
+                else:
+                    held.merge(sums)
+                row = held.row()
+                rows.append((*place, *row))
+                self._remember(place, held, len(row[-1]))
+            insert_rows(self._db, "put_rollups", rows)
+            self._shrink()
+
+    def _steps(self, period: str, buckets: Mapping[int, Bucket]) -> Iterator[dict[Place, Sums]]:
+        unit = START_OF[period]
+        every = (
+            ((period, number * unit, self._series[key]), sums)
+            for number, cells in buckets.items()
+            for key, sums in cells.items()
+        )
+        while step := dict(islice(every, READ_PER_STEP)):
+            yield step
+
+    def _read(self, period: str, places: Sequence[Place]) -> None:
+        if not places:
+            return
+        wanted = _encode([place[1:] for place in places]).decode()
+        for start, series, *scalars, bins in _decode(
+            query(self._db, "rollups_at", period, wanted)[0][0]
+        ):
+            sums = Sums.from_row((*scalars, bytes.fromhex(bins)))
+            self._remember((period, start, series), sums, len(bins) // 2)
+
+    def _remember(self, place: Place, sums: Sums, packed: int) -> None:
+        size = ROLLUP_BYTES + HISTOGRAM_BYTES * packed
+        self.size += size
+        self._held[place] = sums, size
+
+    def _remembered(self, place: Place) -> Sums | None:
+        """Take out what is remembered of a rollup."""
+        found = self._held.pop(place, None)
+        if found is None:
+            return None
+        self.size -= found[1]
+        return found[0]
+
+    def _shrink(self) -> None:
+        while self.size > REMEMBERED_BYTES:
+            _, (_, size) = self._held.popitem(last=False)
+            self.size -= size

@@ -1,0 +1,63 @@
+"""The numbers of series, as far as the writer knows them."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+import apsw
+import msgspec
+
+from routecast.adapters.store.sqlite.connection import query
+
+SeriesKey = tuple[str, ...]
+
+# Keys looked up in one statement, so that each is short.
+KEYS_PER_STEP: Final = 1_000
+
+_encode: Final = msgspec.json.Encoder().encode
+_numbers: Final = msgspec.json.Decoder(list[tuple[int, int]]).decode
+
+
+class SeriesNumbers:
+    """Looks numbers of series up, once, and gives new series theirs.
+
+    What is new belongs to the transaction under way: call `undo` when that is undone.
+    """
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+        self._known: dict[SeriesKey, int] = {}
+        self._new: list[SeriesKey] = []  # since `begin`
+
+    def __getitem__(self, key: SeriesKey) -> int:
+        return self._known[key]
+
+    def forget(self) -> None:
+        """Forget all numbers."""
+        self._known.clear()
+        self._new.clear()
+
+    def begin(self) -> None:
+        """Note that a transaction begins."""
+        self._new.clear()
+
+    def undo(self) -> None:
+        """Forget the series that were added since `begin`."""
+        for key in self._new:
+            del self._known[key]
+        self._new.clear()
+
+    def learn(self, keys: Iterable[SeriesKey]) -> None:
+        """Make the numbers of these keys known; within a transaction that may write."""
+        unknown = iter(set(keys).difference(self._known))
+        while some := list(islice(unknown, KEYS_PER_STEP)):
+            self._known |= self._look_up(some)
+            new = [key for key in some if key not in self._known]
+            if new:
+                query(self._db, "add_series", _encode(new).decode())
+                self._known |= self._look_up(new)
+                self._new += new
+
+    def _look_up(self, keys: list[SeriesKey]) -> dict[SeriesKey, int]:
+        rows = query(self._db, "series_numbers", _encode(keys).decode())
+        return {keys[place]: number for place, number in _numbers(rows[0][0])}

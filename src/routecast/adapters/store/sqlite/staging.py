@@ -1,0 +1,128 @@
+"""Large batches: all that can be done before the writer's turn is done here, on another thread.
+
+The rows go into a database in memory, in the order of the index of ids. The writer gets its image
+and inserts all of them with one statement, which does not hold the interpreter's lock.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from routecast.adapters.store.sqlite.connection import BUSY_MS, insert_rows, query
+from routecast.adapters.store.sqlite.folding import PackedPart, pack_parts
+from routecast.adapters.store.sqlite.known import stored_contents
+from routecast.adapters.store.sqlite.series import SeriesKey
+from routecast.core.conflicts import Content, count_conflicts
+from routecast.core.decision import Decision, identity_of, values_of
+from routecast.core.names import FoldedNames, fold_names
+from routecast.core.rollup import Bucket, Cells, key_of
+from routecast.core.room import Full, find_full
+
+# What it attaches is named by a URI, which can say that no file is to be made.
+_IN_MEMORY: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+
+_encode: Final = msgspec.json.Encoder().encode
+_places: Final = msgspec.json.Decoder(list[int]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A commit that is ready to be written: decisions whose ids were new, and what they add.
+
+    `full` are those that had no room, which are left out; `conflicts` counts, of each batch, those
+    that differ from the decision that has their id.
+    """
+
+    image: bytes  # of a database with these decisions
+    size: int
+    inserted: list[int]  # how many of each batch
+    cells: Cells
+    parts: list[PackedPart]
+    full: Full
+    conflicts: list[int]
+
+
+def counted_as(
+    batches: Sequence[Sequence[Decision]], folded: FoldedNames
+) -> Sequence[Sequence[Decision]]:
+    """Return batches with the names that were folded replaced."""
+    return [fold_names(batch, folded) for batch in batches] if folded else batches
+
+
+def keys_of(batches: Sequence[Sequence[Decision]]) -> list[SeriesKey]:
+    """Return the key of each series that decisions belong to, once."""
+    return list(set(map(key_of, chain.from_iterable(batches))))
+
+
+def stage(
+    path: Path,
+    batches: Sequence[Sequence[Decision]],
+    numbers: Mapping[SeriesKey, int],
+    totals: Bucket,
+    received: int,
+) -> Staged:
+    """Prepare the commit of some batches.
+
+    `numbers` are those of all series in them; `totals` the sums over all time of those series that
+    may lack room.
+    """
+    decisions = list(chain.from_iterable(batches))
+    with closing(apsw.Connection(":memory:", flags=_IN_MEMORY)) as db:
+        places, stored = _stage_new(db, path, decisions, numbers)
+        full = _leave_out_full(db, places, decisions, totals) if totals else {}
+        image = db.serialize("main")
+    conflicts = []
+    if len(places) < len(decisions):
+        conflicts = count_conflicts(batches, stored, full)
+    if full:
+        places = [place for place in places if identity_of(decisions[place]) not in full]
+    ends = [bisect_left(places, end) for end in accumulate(map(len, batches))]
+    inserted = [end - first for first, end in zip([0, *ends], ends, strict=False)]
+    cells = Cells()
+    cells.add(decisions[place] for place in places)
+    parts = pack_parts(cells, received)
+    return Staged(image, len(places), inserted, cells, parts, full, conflicts)
+
+
+def _stage_new(
+    db: apsw.Connection, path: Path, decisions: Sequence[Decision], numbers: Mapping[Any, int]
+) -> tuple[list[int], dict[tuple[str, str], Content]]:
+    """Stage decisions whose ids are new, the first of each.
+
+    Returns their places, and what is stored of the others.
+    """
+    db.set_busy_timeout(BUSY_MS)
+    query(db, "attach_stored", f"{path.absolute().as_uri()}?mode=rw")
+    query(db, "create_staged")
+    db.execute("BEGIN")
+    rows = [
+        (place, d.id, d.owner, numbers[d[1:7]], *values_of(d)) for place, d in enumerate(decisions)
+    ]
+    insert_rows(db, "stage_decisions", rows)
+    query(db, "drop_known")
+    db.execute("COMMIT")
+    left = _places(query(db, "staged_places")[0][0])
+    stored: dict[tuple[str, str], Content] = {}
+    if len(left) < len(decisions):
+        new = set(left)
+        known = (identity_of(d) for place, d in enumerate(decisions) if place not in new)
+        stored = stored_contents(db, known, attached=True)
+    query(db, "detach_stored")
+    return left, stored
+
+
+def _leave_out_full(
+    db: apsw.Connection, places: Sequence[int], decisions: Sequence[Decision], totals: Bucket
+) -> Full:
+    """Take back those staged decisions that the sums of their series have no room for."""
+    full = find_full((d for d in map(decisions.__getitem__, places) if key_of(d) in totals), totals)
+    if full:
+        query(db, "take_back_staged", _encode(list(full)).decode())
+    return full

@@ -1,0 +1,278 @@
+"""The write-ahead log of the writer: its mark, its checkpoints, and how large it is.
+
+A checkpoint adds the log's pages to the database file, as far as no reader needs the file as it
+was. When it could add all, the next transaction begins the log anew, at its start; with a mark, so
+that the log can be told from others' (`marks.py`). A reader that keeps an old state for long makes
+the log grow; when that reader has gone, the log is cut off.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import apsw
+
+from routecast.adapters.store.sqlite.connection import query, transaction
+from routecast.adapters.store.sqlite.marks import HEADER, Mark, read_log, wal_of
+from routecast.adapters.store.sqlite.place import Lost, Place
+from routecast.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+# Pages in the log from which on they are added to the file; after a try that could not add all,
+# it is tried again after so many more.
+CHECKPOINT_PAGES: Final = 4_000
+PAGES_TO_NEXT_TRY: Final = 1_000
+# A log that is longer (bytes) is cut off as soon as all of it has been added to the file.
+CUT_BYTES: Final = 32 << 20
+# From this size on (bytes), a log that a reader keeps from being added is worth a warning.
+WARN_BYTES: Final = 64 << 20
+
+_DATABASE, _LOG = 0, 1  # which file `Connection.read` reads
+_LOG_HEADER: Final = 32
+_SALTS: Final = slice(16, 24)
+_FRAME: Final = 24
+
+
+class WriteAheadLog:
+    """Looks after the log of one connection, on its thread and between its transactions."""
+
+    def __init__(
+        self, db: apsw.Connection, path: Path, place: Place, wait: Callable[[int], bool]
+    ) -> None:
+        """`wait` is the connection's handler for locks of others."""
+        self._db = db
+        self._wait = wait
+        self._path = path
+        self._wal = wal_of(path)
+        self._place = place
+        self._in_use = db.pragma("journal_mode") == "wal"
+        self._page = int(db.pragma("page_size"))
+        self._pages = 0  # in the log, after our last commit
+        self._due = CHECKPOINT_PAGES
+        self._may_begin = True  # the next transaction may begin the log anew
+        self._blocked = False
+        self._warned = False
+        self._failure: str | None = None  # of the last checkpoint
+        self._version = int(db.pragma("data_version"))  # changes when others commit
+        self._take_as_it_is()
+        db.set_wal_hook(self._committed)  # which also ends SQLite's own checkpoints
+
+    # -- the server's beginning and end -----------------------------------------------------------
+
+    def claim(self, *, had_log: bool) -> None:
+        """Begin to serve this file: where it is a copy, or has lost its log, with a new epoch.
+
+        `had_log`: whether a log with pages was beside it before it was opened.
+        """
+        db = self._db
+        with transaction(db):
+            _, of_schema, was_open = query(db, "mark")[0]
+            version = db.pragma("schema_version")
+            if was_open and not had_log:
+                log.warning(
+                    "%s was not closed in good order, and its write-ahead log %s is not there. If "
+                    "no program has added it to the file since, the last decisions are lost. A new "
+                    "epoch begins",
+                    *(self._path, self._wal),
+                )
+            if of_schema != version or (was_open and not had_log):
+                query(db, "begin_epoch", secrets.token_hex(8))
+            query(db, "set_claimed", version, 1)
+            self._write_mark()
+            db.execute("COMMIT")
+        self._may_begin = False
+        # A copy of the file as it was before must differ from it: so its mark is written there.
+        self.checkpoint()
+
+    def release(self) -> None:
+        """Take note in the file that it is closed in good order. Never fails."""
+        with suppress(apsw.Error, Unavailable):
+            self._place.check()
+            with transaction(self._db):
+                self.begin()
+                query(self._db, "set_claimed", self._db.pragma("schema_version"), 0)
+                self._db.execute("COMMIT")
+
+    # -- around each transaction ------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise Unavailable when something else has written to the files, or cut off the log."""
+        if not self._in_use:
+            return
+        if (self.size or 0) < self._length(self._pages):
+            self._find_cut()
+        version = int(self._db.pragma("data_version"))
+        others, self._version = version != self._version, version
+        if others:
+            self._may_begin = True
+            self._take_as_it_is()
+            return
+        if not self._may_begin and self._read_salts() != self._salts:
+            raise Lost(f"the content of {self._wal} was replaced")
+        header = self._read_header()
+        if header != self._header:
+            self._find_replaced(header)
+
+    def begin(self) -> None:
+        """Mark the log, in a transaction that has just begun, should it be the log's first.
+
+        Another program's checkpoint, since the last look, makes it the first, too.
+        """
+        if self._in_use and (self._may_begin or self._read_header() != self._header):
+            self._write_mark()
+
+    def end(self) -> None:
+        """Look after the log when a transaction was committed. Never fails."""
+        if not self._in_use:
+            return
+        self._may_begin = False
+        self._salts = self._read_salts()
+        if self._pages >= self._due:
+            self.checkpoint()
+
+    def _write_mark(self) -> None:
+        held = query(self._db, "mark")
+        mark = Mark.after(held[0][0] if held else None, self._read_header())
+        query(self._db, "set_mark", mark.pack())
+
+    def _committed(self, _db: apsw.Connection, name: str, pages: int) -> int:
+        if name == "main":
+            self._pages = pages
+        return apsw.SQLITE_OK
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int | None:
+        """The length of the log in bytes, now; None where there is none. From any thread."""
+        try:
+            return os.stat(self._wal).st_size if self._in_use else None
+        except OSError:
+            return None
+
+    @property
+    def warning(self) -> str | None:
+        """Why the log is larger than it should be, if it is."""
+        size = self.size or 0
+        if size < WARN_BYTES or not (self._blocked or self._failure):
+            return None
+        wal = self._wal
+        if self._failure:
+            return (
+                f"{wal} has {size >> 20} MiB, and cannot be added to the database: {self._failure}"
+            )
+        return (
+            f"{wal} has {size >> 20} MiB and grows, because another program has been reading the "
+            "database for long (a backup tool, a database browser, an open transaction). It is cut "
+            "off when that program ends its transaction"
+        )
+
+    @property
+    def is_long(self) -> bool:
+        """Whether `checkpoint` should be called again, also without a commit."""
+        return self._in_use and (self._blocked or (self.size or 0) > CUT_BYTES)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the open log, wherever its name is, still has all that it should have."""
+        pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+        if done == pages:
+            return True
+        last = self._db.read("main", _LOG, self._length(pages) - 1, 1)
+        return self._read_salts() == self._salts and last[0]
+
+    def add_all(self) -> None:
+        """Add all of the log to the file. Raises Unavailable when a reader is in the way."""
+        pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_FULL)
+        if done < pages:
+            raise Unavailable(f"what {self._wal} had cannot be added to the database yet")
+
+    def checkpoint(self) -> None:
+        """Add the log to the file as far as it can be, and cut it off if it is long. Never fails.
+
+        Not to be called within a transaction.
+        """
+        if not self._in_use:
+            return
+        self._failure = None
+        try:
+            pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._blocked = done < pages
+            self._due = self._pages + PAGES_TO_NEXT_TRY if self._blocked else CHECKPOINT_PAGES
+            self._header = self._read_header()
+            if not self._blocked:
+                self._may_begin = True
+                self._cut()
+        except apsw.BusyError:
+            self._blocked = True
+            self._due = self._pages + PAGES_TO_NEXT_TRY
+        except apsw.Error as error:
+            self._failure = str(error)
+            self._due = self._pages + PAGES_TO_NEXT_TRY
+        self._tell()
+
+    def _cut(self) -> None:
+        if (self.size or 0) <= CUT_BYTES:
+            return
+        self._db.set_busy_handler(None)  # a reader that came a moment ago ends soon
+        try:
+            self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            self._pages = 0
+            # A log that is missing later, while the file is not closed, was lost.
+            with transaction(self._db):
+                self._write_mark()
+                self._db.execute("COMMIT")
+            self._may_begin = False
+            self._take_as_it_is()
+        except apsw.BusyError:
+            pass
+        finally:
+            self._db.set_busy_handler(self._wait)
+
+    def _tell(self) -> None:
+        warning = self.warning
+        if warning and not self._warned:
+            log.warning("%s", warning)
+        elif self._warned and not warning and not self._blocked:
+            log.warning("%s was cut off: it has %d bytes", self._wal, self.size or 0)
+        self._warned = bool(warning) or (self._warned and self._blocked)
+
+    # -- what others did --------------------------------------------------------------------------
+
+    def _length(self, pages: int) -> int:
+        return _LOG_HEADER + pages * (_FRAME + self._page) if pages else 0
+
+    def _find_cut(self) -> None:
+        """Raise Lost when pages of the log are missing that the file lacks.
+
+        Another process may have cut it off in good order: the log's index tells.
+        """
+        pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
+        if done < pages and (self.size or 0) < self._length(pages):
+            raise Lost(f"{self._wal} was cut off while the database is in use")
+        self._pages, self._may_begin = 0, True
+
+    def _find_replaced(self, header: bytes) -> None:
+        """Raise Unavailable when the file begins with what is not ours.
+
+        Another process may have added pages of the log to it.
+        """
+        held = read_log(self._wal)
+        if held is None or header not in held.headers:
+            raise Unavailable(f"the content of the database file {self._path} was replaced")
+        self._header = header
+
+    def _take_as_it_is(self) -> None:
+        if self._in_use:
+            self._header, self._salts = self._read_header(), self._read_salts()
+
+    def _read_header(self) -> bytes:
+        return self._db.read("main", _DATABASE, 0, HEADER)[1]
+
+    def _read_salts(self) -> bytes:
+        return self._db.read("main", _LOG, 0, _LOG_HEADER)[1][_SALTS]

@@ -1,0 +1,55 @@
+"""The sums of one window out of a SQLite database."""
+
+import apsw
+
+from routecast.adapters.store.sqlite.connection import (
+    parts_after,
+    query,
+    select,
+    series_names,
+    transaction,
+)
+from routecast.adapters.store.sqlite.past import in_time
+from routecast.core.rollup import Key
+from routecast.core.snapshot import Snapshot
+from routecast.core.window import WindowQuery, WindowSums
+from routecast.errors import Uncovered
+from routecast.protocol import Position
+
+
+class WindowReader:
+    """Reads windows, and remembers the names of series: use it in one thread."""
+
+    def __init__(self) -> None:
+        self._epoch = ""
+        self._names: dict[int, Key] = {}
+
+    def read(self, db: apsw.Connection, asked: WindowQuery, now: int) -> Snapshot:
+        """Return a window as it stands at `now`.
+
+        Raises Uncovered when minutes of it are not kept any more, Unavailable when it takes longer
+        than a read may take.
+        """
+        with in_time(db, "the window has too many series to add up in time"):
+            return self._read(db, asked, now)
+
+    def _read(self, db: apsw.Connection, asked: WindowQuery, now: int) -> Snapshot:
+        sums = WindowSums(asked, now)
+        with transaction(db, "BEGIN"):
+            epoch, _, minutes_from, folded, parts = query(db, "history")[0]
+            if sums.oldest_minute is not None and sums.oldest_minute < minutes_from:
+                raise Uncovered("minutes of the window are not kept any more")
+            for place in sums.ranges:
+                sums.add_sums(select(db, "window_sums", *place))
+                if asked.histograms:
+                    sums.add_bins(select(db, "window_bins", *place))
+            if sums.last_minutes is not None:
+                sums.add_counts(select(db, "window_counts", *sums.last_minutes))
+            position = Position(epoch, folded)
+            deltas = parts_after(db, position, parts)
+            return sums.build(position, self._keys(db, epoch), deltas)
+
+    def _keys(self, db: apsw.Connection, epoch: str) -> dict[int, Key]:
+        if epoch != self._epoch or query(db, "last_series")[0][0] not in self._names:
+            self._epoch, self._names = epoch, series_names(db)
+        return self._names

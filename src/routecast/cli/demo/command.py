@@ -1,0 +1,148 @@
+"""`routecast demo`: a server with simulated traffic, to look around in."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from secrets import token_hex
+from typing import Annotated, Any, Final
+
+import httpx2
+import typer
+from rich.console import Console
+
+from routecast.cli.demo.simulator import Arrival, arrivals
+from routecast.cli.terminal import command_name, say
+from routecast.client.address import DEFAULT_SERVER
+from routecast.errors import BadSettings
+from routecast.protocol import rfc3339
+from routecast.server.config import load_settings
+
+_PORTS_TRIED: Final = 100
+# Arrivals this close together share a request.
+_TICK: Final = 0.05
+# After a longer stop (a laptop asleep) the traffic goes on from now and does not catch up.
+_FORGIVEN: Final = 5.0
+
+
+def demo(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port.", show_default="8000, or the next free one")
+    ] = None,
+    rate: Annotated[
+        float, typer.Option(metavar="X", min=0.1, max=2000, help="Decisions a second, on average.")
+    ] = 20.0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="The same number gives the same traffic.")
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Where to keep it all.",
+            show_default="a temporary one, removed at the end",
+        ),
+    ] = None,
+) -> None:
+    """Serve with simulated traffic, to see what Routecast shows.
+
+    Arrivals and sizes are like those of real LLM services.
+    Every decision has the project "demo".
+    """
+    from routecast.server.run import run  # slow to import, and only serving needs it
+
+    console = Console(highlight=False)
+    with _database(database) as url:
+        settings = load_settings(
+            host=host, port=port, database_url=url, log_level="warning", notice="Simulated traffic"
+        )
+        if "port" not in settings.model_fields_set:
+            free = _free_port(settings.host, settings.port)
+            if free != settings.port:
+                say(console, f"Port {settings.port} is in use, so this takes {free}.", "yellow")
+            settings = settings.model_copy(update={"port": free})
+
+        async def on_started(address: str) -> None:
+            _welcome(console, address, rate, temporary=database is None)
+            await send(address, arrivals(seed, rate))
+
+        code = run(settings, on_started=on_started)
+    say(console, "\nStopped.")
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _database(url: str | None) -> Iterator[str]:
+    """Give a database's URL: the one asked for, or a temporary one that is removed at the end."""
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="routecast-demo-") as folder:
+        yield f"sqlite:///{folder}/demo.db"
+
+
+def _free_port(host: str, first: int) -> int:
+    """Return the first port from `first` on that nobody listens on, or `first` if all are taken."""
+    from routecast.server.run import bind
+
+    for port in range(first, min(first + _PORTS_TRIED, 65536)):
+        try:
+            bind(host, port).close()
+        except BadSettings:
+            continue
+        return port
+    return first
+
+
+def _welcome(console: Console, address: str, rate: float, *, temporary: bool) -> None:
+    watch = f"{command_name()} watch" + (
+        "" if address == DEFAULT_SERVER else f" --server {address}"
+    )
+    lines = (
+        ("", ""),
+        (f"Routecast is running, with simulated traffic: {rate:g} decisions a second.", "bold"),
+        ("", ""),
+        (f"  in a browser   {address}/", "cyan"),
+        (f"  in a terminal  {watch}", "cyan"),
+        ("", ""),
+        ("Ctrl-C stops it" + (" and removes its temporary database." if temporary else "."), ""),
+    )
+    for line, style in lines:
+        say(console, line, style)
+
+
+async def send(address: str, traffic: Iterator[Arrival]) -> None:
+    """Send arrivals to a server as they fall due, until cancelled. Each gets an id and a time."""
+    prefix = token_hex(6)
+    began = time.monotonic()
+    async with httpx2.AsyncClient(base_url=address, trust_env=False, timeout=30) as http:
+        batch: list[dict[str, Any]] = []
+        for number, (at, decision) in enumerate(traffic):
+            ahead = began + at - time.monotonic()
+            if ahead < -_FORGIVEN:
+                began -= ahead
+            if batch and ahead > 0:
+                await _deliver(http, batch)
+                batch = []
+            if ahead > 0:
+                # Waiting a whole tick at least lets what comes in it go together.
+                await asyncio.sleep(max(ahead, _TICK))
+            now = rfc3339(time.time_ns() // 1000)
+            batch.append(decision | {"id": f"demo-{prefix}-{number}", "timestamp": now})
+
+
+async def _deliver(http: httpx2.AsyncClient, batch: list[dict[str, Any]]) -> None:
+    while True:
+        try:
+            answer = await http.post("/v1/decisions", json=batch)
+        except httpx2.TransportError:
+            pass
+        else:
+            if answer.status_code < 500:
+                return
+        # Full or failing for the moment; with their ids the decisions still count once.
+        await asyncio.sleep(1)

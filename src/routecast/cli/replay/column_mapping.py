@@ -1,0 +1,94 @@
+"""The mapping of a file: which column becomes which field, and a row of it a decision."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from routecast.cli.replay import parsers
+from routecast.cli.replay.fields import REQUIRED
+from routecast.cli.replay.parsers import Cell
+
+# Without a value these mean something: now, success, no fallback, the project `default`. A row
+# whose cell cannot be read must not be counted as that.
+_MEANINGFUL: Final = (*REQUIRED, "timestamp", "status", "fallback", "project")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one field's value comes from, how that was decided, and how a cell becomes it.
+
+    `column` is None where `value` is every row's. `nothing` tells a cell without a value.
+    """
+
+    field: str
+    column: str | None
+    value: Any
+    how: str
+    convert: Callable[[Cell], Any]
+    nothing: Callable[[Cell], bool] = parsers.no_value
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One decision ready for the wire, but for its time: microseconds, or None where unknown.
+
+    `unread` says of each value that could not be used why not; the decision is without it.
+    """
+
+    line: int
+    decision: dict[str, Any]
+    at: int | None
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The whole mapping of one file.
+
+    `last` is the latest of times that count from the start, in microseconds; None where times are
+    those of a calendar. `warnings` are what a person should know before anything is sent.
+    """
+
+    sources: tuple[Source, ...]
+    left_out: tuple[tuple[str, str], ...]
+    last: int | None
+    warnings: tuple[str, ...]
+
+    def row(self, line: int, cells_by_column: Mapping[str, Cell]) -> Row:
+        """Turn one row of the file into a decision.
+
+        Raises ValueError naming field and rule where it cannot be one: it has no strategy or
+        provider, or a cell cannot be read without which it would count as something else.
+        """
+        decision: dict[str, Any] = {}
+        unread: list[str] = []
+        for source in self.sources:
+            if source.column is None:
+                decision[source.field] = source.value
+                continue
+            cell = lookup(cells_by_column, source.column)
+            if source.nothing(cell):
+                if source.field in REQUIRED:
+                    raise ValueError(f"{source.field}: empty (column {source.column})")
+                continue
+            try:
+                decision[source.field] = source.convert(cell)
+            except ValueError as error:
+                words = f"{source.field}: {error} (column {source.column})"
+                if source.field in _MEANINGFUL:
+                    raise ValueError(words) from None
+                unread.append(words)
+        return Row(line, decision, decision.pop("timestamp", None), tuple(unread))
+
+    def has(self, field: str) -> bool:
+        """Whether the field gets a value from this mapping."""
+        return any(source.field == field for source in self.sources)
+
+
+def lookup(row: Mapping[str, Cell], column: str) -> Cell:
+    """Return the cell of a column; `usage.prompt_tokens` is the inner one of a nested object."""
+    if column in row or "." not in column:
+        return row.get(column)
+    outer, _, inner = column.partition(".")
+    nested = row.get(outer)
+    return lookup(nested, inner) if isinstance(nested, Mapping) else None

@@ -1,0 +1,147 @@
+"""`routecast watch`: the dashboard's numbers in a terminal, as they move."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+import typer
+from rich.console import Console
+
+from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
+from routecast.cli.watch.app import FIELDS, show_live, status
+from routecast.cli.watch.options import Choice
+from routecast.cli.watch.screen import Screen
+from routecast.client import BadRequest, Health, Metrics, Refused, State, connect
+from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.core.texts import shown
+from routecast.errors import BadParameter
+from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
+
+# How long it waits for the first numbers, and how often it looks whether they will come.
+_LOOK: Final = 0.05
+_TRIES: Final = 200
+
+Window = Literal["all", "5m", "1h", "24h", "7d"]
+Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these; repeatable.")]
+
+
+def watch(
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="The server to watch.")
+    ] = DEFAULT_SERVER,
+    interval: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=MIN_INTERVAL, max=MAX_INTERVAL, help="Between updates."
+        ),
+    ] = 1.0,
+    window: Annotated[Window, typer.Option(help="How far back the numbers reach.")] = "all",
+    strategy: Names = None,
+    provider: Names = None,
+    model: Names = None,
+    project: Names = None,
+    once: Annotated[bool, typer.Option("--once", help="Print one update and end.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print each change as one line of JSON.")
+    ] = False,
+) -> None:
+    """Show a server's metrics in the terminal, live.
+
+    Keys change window, filter and interval: ? lists them, q leaves.
+    Where output is not a terminal, it prints one update and ends, as with --once.
+
+    Example: routecast watch --window 5m --provider gemini --provider claude
+    """
+    try:
+        target = Server.parse(server, "--server")
+    except BadParameter as error:
+        fail(error, BAD_USAGE)
+    # What the client warns of is shown here in a place of its own.
+    logging.getLogger("routecast.client").addHandler(logging.NullHandler())
+    names = [tuple(given or ()) for given in (strategy, provider, model, project)]
+    choice = Choice(window, interval, *names)
+    console = Console(highlight=False)
+    if json:
+        raise typer.Exit(_run(_print_json(target, choice, once=once)))
+    if once or not console.is_terminal:
+        raise typer.Exit(_run(_print_once(target, choice, console)))
+    raise typer.Exit(_run(show_live(target, choice, console)))
+
+
+async def _print_once(target: Server, choice: Choice, console: Console) -> None:
+    metrics, health = await _first(target, choice)
+    console.print(Screen(str(target), choice.words, status(health, known=True), metrics))
+
+
+async def _print_json(target: Server, choice: Choice, *, once: bool) -> None:
+    if once:
+        metrics, _ = await _first(target, choice)
+        typer.echo(_line(metrics))
+        return
+    async with connect(target.url, on_change=_tell) as client:
+        async for metrics in await client.subscribe(fields=FIELDS, **choice.asked):
+            typer.echo(_line(metrics))
+
+
+def _line(metrics: Metrics) -> str:
+    # Names that were kept before there was a rule for them could write to the terminal.
+    return shown(msgspec.json.encode({**metrics.data, "timestamp": metrics.timestamp}).decode())
+
+
+def _tell(health: Health) -> None:
+    if health.retry_in is not None:
+        words = f"{health.trouble}; trying again in {health.retry_in:.1f} s"
+        say(Console(stderr=True), words, "yellow")
+
+
+async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
+    """Return the first metrics; where the first try brings none, end."""
+    async with connect(target.url) as client:
+        feed = await client.subscribe(fields=FIELDS, **choice.asked)
+        first = asyncio.ensure_future(anext(feed))
+        try:
+            for _ in range(_TRIES):
+                await asyncio.wait([first], timeout=_LOOK)
+                if first.done():
+                    return first.result(), feed.health
+                health = feed.health
+                if health.state is State.RECONNECTING:
+                    serve = f"{command_name()} serve"
+                    fail(f"cannot reach {target}: {health.trouble}. Is it running ({serve})?")
+                if health.trouble:
+                    fail(f"the server answers “{health.trouble}”")
+            fail(f"{target} is connected, but nothing comes")
+        finally:
+            first.cancel()  # else it would end with an error that nobody hears
+
+
+def _run(showing: Coroutine[Any, Any, None]) -> int:
+    """Run until the end, Ctrl-C, a closed pipe or SIGTERM; the terminal is left as it was."""
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await showing
+
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        return 0
+    except asyncio.CancelledError:
+        return TERMINATED
+    except (BadRequest, Refused) as error:
+        bad_usage = isinstance(error, BadRequest)
+        fail(f"the server refused the stream: {error}", BAD_USAGE if bad_usage else FAILED)
+    except (msgspec.ValidationError, ArithmeticError, RecursionError) as error:
+        # ArithmeticError by numbers that no server of ours counts to.
+        fail(f"what the server sends is not what Routecast sends: {error}")
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not try to flush the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,211 @@
+"""Metrics as a terminal shows it, fitted to the terminal's width and height."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from routecast.cli.terminal import plain
+from routecast.cli.watch import format as fmt
+from routecast.cli.watch.options import HELP, Choice, footer
+from routecast.cli.watch.rate_history import Movement
+from routecast.cli.watch.tables import ONE_LINE, WIDE, tables
+from routecast.client import Cost, Errors, Latency, Metrics
+
+_FIRST_DECISION: Final = """  --json '{"strategy":"hybrid","provider":"gemini"}'"""
+_EVERYTHING: Final = "all decisions, over all time"
+_GAP: Final = 4  # columns between two charts
+_HEAD_GAP: Final = 2
+# Lines around the tables: head, tiles and foot, with a blank line after each of the first two
+# and before the last; then, between the tables, a blank line and two headings.
+_AROUND: Final = 1 + 1 + 3 + 1 + 2
+_BETWEEN: Final = 3
+# In fewer columns than TINY, figures are left out; in fewer than NARROW, words are short; from
+# ROOMY on, long.
+TINY: Final = 56
+NARROW: Final = 72
+ROOMY: Final = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the connection is, in words, and how that looks."""
+
+    words: str
+    style: str
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """All that is shown at one moment.
+
+    Without a `movement` it shows every row and no more, for output that scrolls. With it, the last
+    line tells the keys, where they may change the choice; `help` has them in place of the numbers.
+    """
+
+    title: str
+    asked: str
+    status: Status
+    metrics: Metrics | None
+    movement: Movement | None = None
+    keys: Choice | None = None
+    help: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        yield _head(self.title, self.status, width)
+        asked = self.asked or (_EVERYTHING if self.movement else "")
+        if asked:
+            yield Text(plain(asked), style="dim", **ONE_LINE)
+        if self.help:
+            yield _help()
+        elif self.metrics is None:
+            yield Text("\nNo numbers yet.", style="dim")
+        elif not self.metrics.total_decisions:
+            yield _welcome(self.title, bool(self.asked))
+        else:
+            height = options.size.height if self.movement else 10_000
+            yield from self._numbers(self.metrics, width, height - bool(asked))
+        if self.movement:
+            foot = footer(self.keys, width) if self.keys else "Ctrl-C leaves"
+            yield Text(f"\n{foot}", style="dim")
+
+    def _numbers(self, metrics: Metrics, width: int, height: int) -> RenderResult:
+        style = "" if self.status.fresh else "dim"
+        yield Text()
+        yield _tiles(metrics, width, style)
+        yield Text()
+        if self.movement:
+            # Empty at first, too: what stands below must not jump when they begin.
+            chart_height = 1 if height < 29 else 3
+            yield _movements(self.movement, width, chart_height)
+            yield Text()
+            height -= chart_height + 2
+        yield tables(metrics, width, height - _AROUND - _BETWEEN, style)
+
+
+def _head(title: str, status: Status, width: int) -> Table:
+    name, state = f"Routecast  {plain(title)}", f"● {plain(status.words)}"
+    if cell_len(name) + _HEAD_GAP + cell_len(state) > width:
+        name = "Routecast"  # what is wrong is worth more than where
+    head = Table.grid(expand=True, padding=(0, _HEAD_GAP, 0, 0))
+    head.add_column(no_wrap=True)
+    head.add_column(justify="right", ratio=1, **ONE_LINE)
+    head.add_row(
+        Text.assemble((name[:9], "bold"), name[9:]), Text(state, style=status.style, **ONE_LINE)
+    )
+    return head
+
+
+def _help() -> RenderableType:
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for keys, words in HELP:
+        table.add_row(Text(keys, style="bold"), words)
+    return Group(Text(), table)
+
+
+def _welcome(server: str, filtered: bool) -> RenderableType:
+    if filtered:
+        return Text("\nNo decision matches.", style="bold")
+    command = f"curl {server}/v1/decisions \\\n{_FIRST_DECISION}"
+    return Group(
+        Text("\nNo decisions yet.", style="bold"),
+        Text("This line, in another terminal, sends a first one:\n"),
+        Text(command, style="cyan"),
+    )
+
+
+# -- the single figures -----------------------------------------------------------------------
+
+
+def _tiles(metrics: Metrics, width: int, style: str) -> Table:
+    cost, errors = metrics.cost or Cost(0, 0, 0), metrics.errors or Errors(0)
+    latency, total = metrics.latency_ms or Latency(), metrics.total_decisions
+    wide, narrow = width >= WIDE, width < NARROW
+    pace, late = f"{fmt.rate(metrics.rate)}/s, 1 min", f"p95 {fmt.latency(latency.p95)}"
+    if width >= ROOMY:
+        pace = f"{fmt.rate(metrics.rate)}/s over the last minute"
+    elif not narrow:
+        pace = f"{fmt.rate(metrics.rate)}/s, last min"
+    if not narrow:
+        late += f", p99 {fmt.latency(latency.p99)}"
+    tiles: tuple[tuple[str, str, str], ...] = (
+        ("decisions", fmt.count(total), pace),
+        (
+            "confidence" if narrow else "avg confidence",
+            fmt.confidence(metrics.avg_confidence),
+            "average" if narrow else "of 0 to 1",
+        ),
+        (
+            "cost",
+            fmt.money(cost.total if cost.priced else None),
+            f"{fmt.count(cost.unpriced)} unpriced" if cost.unpriced else "",
+        ),
+        ("errors", fmt.count(errors.count), fmt.share(errors.count, total)),
+        (
+            "latency p50" if narrow else "median latency",
+            fmt.latency(latency.p50),
+            late if latency.p50 else "",
+        ),
+    )
+    if width < TINY:
+        tiles = tiles[:4]
+    grid = Table.grid(padding=(0, 1 if width < TINY else 2, 0, 0), expand=True)
+    for _ in tiles:
+        grid.add_column(ratio=1 if wide else None, **ONE_LINE)  # else as each needs
+    for place, look in enumerate(("dim", f"bold {style}", "dim")):
+        grid.add_row(*(Text(tile[place], style=look) for tile in tiles))
+    return grid
+
+
+def _movements(movement: Movement, width: int, height: int) -> RenderableType:
+    """Two charts side by side: how many decisions, and what they cost."""
+    left, right = (width - _GAP + 1) // 2, (width - _GAP) // 2
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid.add_column(width=left, **ONE_LINE)
+    grid.add_column(width=right, **ONE_LINE)
+    rates = movement.rates, fmt.rate, movement.period
+    costs = movement.costs, fmt.money_rate, movement.period
+    grid.add_row(
+        _chart(("decisions a second", "decisions/s"), movement.rates_of, *rates, left, height),
+        _chart(("cost a minute", "cost/min"), movement.costs_of, *costs, right, height),
+    )
+    return grid
+
+
+def _chart(
+    names: tuple[str, str],
+    of: str,
+    samples: Iterable[float | None],
+    show: Callable[[float | None], str],
+    period: float,
+    width: int,
+    height: int,
+) -> RenderableType:
+    """Draw samples under a heading: `of` says what each is over, `names` are long and short."""
+    shown = list(samples)[-width:]
+    known = [sample for sample in shown if sample is not None]
+    now, most = show(shown[-1] if shown else None), show(max(known, default=None))
+    span = fmt.age(len(shown) * period)
+    long, short = names
+    heading, more = next(
+        (
+            (heading, more)
+            for heading, more in (
+                (f"{long}, {of}", f": now {now}, highest {most}, over {span}"),
+                (f"{long}, {of}", f": now {now}, most {most}"),
+                (f"{short}, {of}", f": now {now}, most {most}"),
+                (f"{short}, {of}", f": {now}"),
+            )
+            if len(heading) + len(more) <= width
+        ),
+        (short, f": {now}"),
+    )
+    words = Text.assemble((heading, "bold"), (more, "dim"), **ONE_LINE)
+    lines = (Text(line.rjust(width), style="cyan") for line in fmt.chart(shown, height))
+    return Group(words, *lines)

@@ -1,0 +1,1 @@
+"""HTTP, by ASGI and on the transport."""

@@ -1,0 +1,183 @@
+"""HTTP on the transport itself, for the one request that comes by the thousand: a small batch.
+
+Between the parser and the answer to `POST /v1/decisions` there is no task, scope or middleware:
+the body goes straight to `Decisions`, the answer to the transport, in one write. A request that
+asks for more (a packed, chunked or large body, a browser's, one ahead of its answers) takes the
+way through ASGI, as all others do.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import Response
+
+from routecast.edge.http.decisions import DECISIONS, Batch, Decisions, Reading, is_lines, refusal
+from routecast.edge.http.http_edge import HttpEdge
+from routecast.edge.http.http_protocol import GuardedHttp
+from routecast.edge.http.request_body import SMALL_BODY
+from routecast.edge.problem import respond
+from routecast.errors import Unavailable
+from routecast.protocol import Problem, Receipt
+from routecast.services.ingest import Pending
+
+_PATH: Final = DECISIONS.encode()
+# A request with one of these headers asks for more.
+_MORE: Final = frozenset(
+    {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"origin"}
+)
+_OK: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+    b"x-content-type-options: nosniff\r\ncontent-length: %d\r\n"
+)
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _Request:
+    """A request under way (`guard.Request`)."""
+
+    __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete", "task")
+
+    response_started = False  # the answer is one write
+
+    def __init__(self, *, lines: bool) -> None:
+        self.lines = lines
+        self.body: list[bytes] = []
+        self.disconnected = self.response_complete = False
+        self.keep_alive = True
+        self.task: asyncio.Future[Receipt | Problem] | None = None  # where it takes long to read
+
+    @property
+    def message_event(self) -> "_Request":
+        """Itself: there is nobody to be woken when the client is gone."""
+        return self
+
+    def set(self) -> None:
+        """Do nothing."""
+
+
+class LeanHttp(GuardedHttp):
+    """Uvicorn's `http` class, with a short way for decisions."""
+
+    def __init__(self, decisions: Decisions, edge: HttpEdge, **given: Any) -> None:
+        super().__init__(edge, **given)
+        self._decisions = decisions
+        self._request: _Request | None = None  # while its body comes
+        self._keep_alive = b"%s: %s\r\n" % edge.keep_alive_header
+
+    def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
+        if self.url != _PATH or not self._is_plain(version, fields):
+            super().begin_request(version, fields)
+            return
+        self._request = _Request(lines=is_lines(fields.get(b"content-type", b"")))
+        self._running = self._request
+        self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
+
+    def _is_plain(self, version: str, fields: dict[bytes, bytes]) -> bool:
+        """Whether a request asks for no more than this way has."""
+        # The parser has let nothing but digits through.
+        length = fields.get(b"content-length")
+        return (
+            length is not None
+            and int(length) <= SMALL_BODY
+            and version == "1.1"
+            and self._running is None
+            and not self.flow.write_paused
+            and self.parser.get_method() == b"POST"
+            and self.parser.should_keep_alive()
+            and _MORE.isdisjoint(fields)
+            and self._serves(fields[b"host"])
+        )
+
+    def _serves(self, host: bytes) -> bool:
+        """Whether `Host` is right; what is wrong with it is answered on the way through ASGI."""
+        try:
+            return self._decisions.sites.serves(host.decode("latin-1"))
+        except ValueError:
+            return False
+
+    def on_body(self, body: bytes) -> None:
+        if self._request is None:
+            super().on_body(body)
+        else:
+            self._overhead -= len(body)
+            self._payload += len(body)
+            self._request.body.append(body)
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        if request is None:
+            super().on_message_complete()
+            return
+        self._request = None
+        self._whole = True
+        self.end_request()
+        try:
+            body = b"".join(request.body)
+            reading = self._decisions.read(body, lines=request.lines)
+            if not reading.go_on():
+                self._go_on_later(request, reading, len(body))
+                return
+            batch = reading.batch
+            pending = self._decisions.keep(batch)
+        except Exception as error:
+            self._respond(request, refusal(error))
+            return
+        if pending is None:
+            self._respond(request, respond(self._decisions.all_bad(batch)))
+        else:
+            pending.add_done_callback(lambda done: self._committed(request, batch, done))
+
+    def _tell_gone(self) -> None:
+        self._request = None
+        super()._tell_gone()
+
+    def _go_on_later(self, request: _Request, reading: Reading, size: int) -> None:
+        """Leave to a task what takes long to read, so that others get their turns."""
+        task = asyncio.ensure_future(self._decisions.read_slowly(reading, size))
+        request.task = task
+        task.add_done_callback(lambda done: self._read_slowly(request, done))
+
+    def _read_slowly(self, request: _Request, done: "asyncio.Future[Receipt | Problem]") -> None:
+        error = Unavailable("shutting down") if done.cancelled() else done.exception()
+        if error is not None:
+            self._respond(request, refusal(error))
+        elif isinstance(answer := done.result(), Problem):
+            self._respond(request, respond(answer))
+        else:
+            self._accept(request, answer)
+
+    def _committed(self, request: _Request, batch: Batch, done: Pending) -> None:
+        error = done.exception()
+        if error is not None:
+            self._respond(request, refusal(error))
+            return
+        answer = self._decisions.receipt(batch, done.result())
+        if isinstance(answer, Problem):
+            self._respond(request, respond(answer))
+        else:
+            self._accept(request, answer)
+
+    def _accept(self, request: _Request, receipt: Receipt) -> None:
+        body = _encode(receipt)
+        self._write(request, _OK % len(body), body)
+
+    def _respond(self, request: _Request, response: Response) -> None:
+        status = HTTPStatus(response.status_code)
+        head = [f"HTTP/1.1 {status} {status.phrase}\r\n".encode()]
+        head += [b"%s: %s\r\n" % header for header in response.raw_headers]
+        self._write(request, b"".join(head), bytes(response.body))
+
+    def _write(self, request: _Request, head: bytes, body: bytes) -> None:
+        request.response_complete = True
+        if request.disconnected:
+            return
+        lines = [head]
+        lines += [b"%s: %s\r\n" % header for header in self.server_state.default_headers]
+        lines.append(self._keep_alive if request.keep_alive else b"connection: close\r\n")
+        self.write(b"".join([*lines, b"\r\n", body]))
+        if not request.keep_alive:
+            self.close()
+        self.on_response_complete()

@@ -1,0 +1,167 @@
+"""`GET /v1/history`: the past in buckets."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from routecast.core.decision import SECOND
+from routecast.core.history import (
+    DEFAULT_FIELDS,
+    DEFAULT_POINTS,
+    GROUPS,
+    HISTORY_FIELDS,
+    LATEST,
+    HistoryQuery,
+    parse_history,
+)
+from routecast.core.past import MANY_VALUES, Answer
+from routecast.edge.http.decisions import names_parameter
+from routecast.edge.proxies import limit_key_of
+from routecast.edge.schemas import time_in
+from routecast.protocol import MAX_POINTS
+from routecast.streaming.history_limits import Admission
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+# What is handed to a connection at a time, in bytes: it is asked for more when it has taken that.
+PIECE: Final = 65_536
+
+_Answers = Callable[[HistoryQuery], Awaitable[Answer]]
+
+
+def history_router(answer: _Answers, admission: Admission | None = None) -> APIRouter:
+    """Return the router of `GET /v1/history`."""
+    admission = admission or Admission()
+    router = APIRouter(tags=["metrics"])
+
+    @router.get(
+        "/v1/history",
+        summary="The past in buckets of equal length",
+        description="Buckets begin at whole minutes, hours or days in UTC. A bucket without "
+        "decisions is there all the same. The last one may still be running.",
+        response_class=Response,
+        openapi_extra={"parameters": PARAMETERS, "responses": _RESPONSES},
+    )
+    async def history(request: Request) -> Response:
+        return _Told(parse_history(request.scope["query_string"]), answer, admission)
+
+    return router
+
+
+class _Told(Response):
+    """An answer that counts as under way until its client has taken it."""
+
+    def __init__(self, query: HistoryQuery, answer: _Answers, admission: Admission) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"}, media_type="application/json")
+        self._query = query
+        self._answer = answer
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._admission.enter(limit_key_of(scope), self._query):
+            found = await self._answer(self._query)
+            document = found.document()
+            large = found.values > MANY_VALUES
+            body = await asyncio.to_thread(_encode, document) if large else _encode(document)
+            del found, document
+            self.headers["Content-Length"] = str(len(body))
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            for first in range(0, max(1, len(body)), PIECE):
+                piece, more = body[first : first + PIECE], first + PIECE < len(body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+
+
+# -- OpenAPI ------------------------------------------------------------------------------------
+
+
+def _moment(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "schema": time_in(LATEST // SECOND),
+        "description": f"{description} RFC 3339 with an offset, or Unix seconds.",
+    }
+
+
+PARAMETERS: Final[list[dict[str, Any]]] = [
+    _moment(
+        "from",
+        "Where the range begins, before `to`; about an hour before its end where it is absent.",
+    ),
+    _moment("to", "Where it ends, not included; now where it is absent."),
+    {
+        "name": "points",
+        "in": "query",
+        "schema": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_POINTS,
+            "default": DEFAULT_POINTS,
+        },
+        "description": "How many buckets there may be.",
+    },
+    {
+        "name": "group_by",
+        "in": "query",
+        "schema": {"enum": list(GROUPS)},
+        "description": "A series for each of its values; one for all where it is absent.",
+    },
+    {
+        "name": "fields",
+        "in": "query",
+        "schema": {
+            "type": "array",
+            "items": {"enum": list(HISTORY_FIELDS)},
+            "minItems": 1,
+            "default": list(DEFAULT_FIELDS),
+        },
+        "explode": False,
+        "description": "A comma list: what to tell of each bucket.",
+    },
+    *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
+]
+
+_POSITION: Final = {
+    "type": "object",
+    "properties": {"epoch": {"type": "string"}, "seq": {"type": "integer"}},
+    "required": ["epoch", "seq"],
+}
+_COLUMN: Final = {"type": "array", "items": {"type": ["number", "null"]}}
+_ANSWER: Final = {
+    "type": "object",
+    "properties": {
+        "position": _POSITION,
+        "step": {"type": "integer", "description": "The length of a bucket in seconds."},
+        "from": {"type": "string", "format": "date-time"},
+        "points": {"type": "integer", "description": "How many buckets there are."},
+        "series": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "key": {"type": "string"},
+                    **dict.fromkeys(HISTORY_FIELDS, _COLUMN),
+                },
+                "required": ["key"],
+            },
+        },
+    },
+    "required": ["position", "step", "from", "points", "series"],
+}
+_PROBLEM: Final = {
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+}
+_RESPONSES: Final = {
+    "200": {
+        "description": "The buckets; null is a value over nothing.",
+        "content": {"application/json": {"schema": _ANSWER}},
+    },
+    "400": {"description": "A parameter is wrong; `parameter` names it.", **_PROBLEM},
+    "503": {"description": "No database, or too many ask; see Retry-After.", **_PROBLEM},
+}

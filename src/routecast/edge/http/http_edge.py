@@ -1,0 +1,153 @@
+"""What all HTTP connections of one server share: clocks, bounds, and the count of refusals."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from operator import methodcaller
+from typing import Final, Protocol
+
+from routecast.edge.http.complaints import Complaints
+from routecast.edge.http.request_body import READ_SECONDS
+from routecast.edge.http.waiting import Bodies, Waiting
+from routecast.edge.proxies import Proxies, limit_key
+from routecast.instruments import Instruments
+
+# A request line and its headers come in one piece from any honest client, at once.
+REQUEST_SECONDS: Final = 10.0
+# A client gets this time, in seconds, to read the last answer and to end a connection that was
+# ended from this side. After a reset, a client that still sends could not read why it was refused
+# (RFC 9112, 9.6).
+END_SECONDS: Final = 5.0
+# A request waits at most this time, in seconds, behind the one that is being answered.
+AHEAD_SECONDS: Final = 60.0
+# Connections in each state: a crowd that returns at once, and more; in all, and of an address.
+MAX_WAITING: Final = 20_000
+MAX_WAITING_OF_ADDRESS: Final = 1_000
+# Bytes of bodies that are not whole yet. Small ones have room that large ones cannot take.
+MAX_SMALL_BYTES: Final = 32 * 2**20
+MAX_SMALL_BYTES_OF_ADDRESS: Final = 8 * 2**20
+MAX_LARGE_BYTES: Final = 128 * 2**20
+MAX_LARGE_BYTES_OF_ADDRESS: Final = 64 * 2**20
+# Of the files that the process may open, connections leave this number for everything else. One
+# read of the listening socket may accept hundreds.
+RESERVED_FILES: Final = 128
+# Connections that are closed for a new one near that limit: more than one, to get away from it.
+CLOSED_FOR_ONE: Final = 16
+FILES_USED_UP: Final = (
+    "nearly all files that this process may open are in use; raise its limit (ulimit -n)"
+)
+_SOMEBODY: Final = ("192.0.2.1",)  # an address for documentation (RFC 5737)
+
+log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """What `HttpEdge` does with a connection; `guard.GuardedHttp` is one."""
+
+    def late(self) -> None:
+        """Its client took too long."""
+
+    def crowded(self) -> None:
+        """It makes room for others."""
+
+    def idle(self) -> None:
+        """It was not used for long."""
+
+    def abort(self) -> None:
+        """It ends at once."""
+
+
+class HttpEdge:
+    """The clocks of one server. A connection is in one of them while it waits for its client.
+
+    `keep_alive` is how long an idle connection is kept, in seconds. `files` is how many files the
+    process may open; as the limit comes near, those that have waited longest are closed for each
+    new one.
+    """
+
+    def __init__(
+        self,
+        instruments: Instruments,
+        proxies: Proxies,
+        *,
+        keep_alive: float,
+        files: int = sys.maxsize,
+    ) -> None:
+        self.complaints = Complaints(log, instruments.refused)
+        self.keep_alive_header = (b"keep-alive", b"timeout=%d" % keep_alive)
+        self._proxies = proxies
+        self._files = files - min(RESERVED_FILES, files // 4)
+        self._is_proxy = lru_cache(1_024)(self._ask_whether_proxy)
+        late, crowded, idle = methodcaller("late"), methodcaller("crowded"), methodcaller("idle")
+        abort = methodcaller("abort")
+        of_address = MAX_WAITING_OF_ADDRESS
+        self.heads: Waiting[Connection] = Waiting(
+            REQUEST_SECONDS, late, crowded, most=MAX_WAITING, most_of_address=of_address
+        )
+        self.small_bodies: Bodies[Connection] = Bodies(
+            READ_SECONDS,
+            late,
+            crowded,
+            most=MAX_WAITING,
+            most_of_address=of_address,
+            most_bytes=MAX_SMALL_BYTES,
+            most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
+        )
+        self.large_bodies: Bodies[Connection] = Bodies(
+            READ_SECONDS,
+            late,
+            crowded,
+            most=MAX_WAITING,
+            most_of_address=of_address,
+            most_bytes=MAX_LARGE_BYTES,
+            most_bytes_of_address=MAX_LARGE_BYTES_OF_ADDRESS,
+        )
+        # Connections with whole requests behind the one that is being answered.
+        self.ahead: Bodies[Connection] = Bodies(
+            AHEAD_SECONDS,
+            crowded,
+            crowded,
+            most=MAX_WAITING,
+            most_bytes=MAX_SMALL_BYTES,
+            most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
+        )
+        self.idle: Waiting[Connection] = Waiting(keep_alive, idle, idle, most=MAX_WAITING)
+        self.ends: Waiting[Connection] = Waiting(END_SECONDS, abort, abort, most=MAX_WAITING)
+
+    def admit(self, transport: asyncio.Transport) -> bool:
+        """Return whether there is room for a new connection; if not, it is closed."""
+        line = transport.get_extra_info("socket")
+        # The kernel gives the lowest number that is free, so a high one says that most are used.
+        if line is None or line.fileno() < self._files:
+            return True
+        self.complaints.add(FILES_USED_UP)
+        closed = list(islice(self._oldest(), CLOSED_FOR_ONE))
+        for connection in closed:
+            connection.abort()
+        if not closed:
+            transport.abort()
+        return bool(closed)
+
+    def _oldest(self) -> Iterator[Connection]:
+        """Take out the connections that can be closed, those first that are the least loss."""
+        for clock in (self.ends, self.idle, self.heads, self.small_bodies, self.large_bodies):
+            while (oldest := clock.take_oldest()) is not None:
+                yield oldest
+
+    def key_of(
+        self, client: tuple[str, int] | None, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> str | None:
+        """Return what limits count a client by; None for a proxy whose client is not known."""
+        peer = client[0] if client else ""
+        forwarded = [
+            value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"
+        ]
+        if not forwarded:
+            return None if not peer or self._is_proxy(peer) else limit_key(peer)
+        return limit_key(self._proxies.client_of(peer, forwarded))
+
+    def _ask_whether_proxy(self, peer: str) -> bool:
+        return self._proxies.client_of(peer, _SOMEBODY) != self._proxies.client_of(peer, ())

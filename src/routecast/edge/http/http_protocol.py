@@ -1,0 +1,616 @@
+"""HTTP on the transport: uvicorn's own protocol, with a bound for everything a client may do.
+
+The parser is httptools (llhttp). Three things about it matter here. It reads trailer fields as
+header fields. It stops after an `Upgrade` and takes the body for another protocol. And it neither
+counts bytes nor measures time. So this class counts each byte that is no payload, has an offered
+upgrade that is not accepted parsed again without the offer, and always waits on a clock.
+
+Answers leave in the order of the requests. What is refused behind a request that is still being
+answered is refused after that answer, and nothing that follows it is read.
+"""
+
+import asyncio
+import time
+import urllib.parse
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple, Protocol
+
+import httptools
+from starlette.types import Message
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from routecast.edge.fields import read_fields
+from routecast.edge.http.http_edge import HttpEdge
+from routecast.edge.http.request_body import READ_SECONDS, SMALL_BODY
+from routecast.edge.http.waiting import Bodies, Waiting
+from routecast.edge.problem import respond
+from routecast.edge.reset import reset
+from routecast.edge.ws.ws_protocol import PATH as STREAM_PATH
+from routecast.errors import BadHead
+from routecast.protocol import Problem
+
+MAX_HEAD_BYTES: Final = 32_768  # four times what most servers take
+# Bytes of a request with a body that are neither its head nor payload: sizes and extensions of
+# chunks, and trailers. Honest clients send a few for each chunk, and chunks of some kB.
+MAX_FRAMING_BYTES: Final = 65_536
+# Received bytes are parsed in pieces of at most this size; the limits are checked in between.
+PIECE: Final = 65_536
+# Requests that may wait behind the one that is being answered, and the bytes of their bodies;
+# hardly a client sends any ahead. One read can hold thousands.
+MAX_PIPELINED: Final = 16
+MAX_BYTES_AHEAD: Final = 65_536
+# What a client may still send after the request that ends its connection.
+MAX_DISCARDED_BYTES: Final = 2**24
+# A client that reads nothing of an answer for this time, in seconds, is gone. It is longer than
+# `outlet.SEND_SECONDS`, so that a stream closes first and reports it.
+STALLED_SECONDS: Final = 15.0
+
+
+class Reason(NamedTuple):
+    """Why the transport refuses a request; `cause` counts it, `detail` is for the client."""
+
+    cause: str
+    status: HTTPStatus = HTTPStatus.BAD_REQUEST
+    detail: str = ""
+
+
+NOT_HTTP: Final = Reason("the request is not valid HTTP/1.1")
+HEAD_TOO_LARGE: Final = Reason("the request's headers are too large")
+FRAMING_TOO_LARGE: Final = Reason("chunk sizes, chunk extensions and trailers are too large")
+TOO_MANY_AHEAD: Final = Reason("too many requests ahead of their answers")
+SLOW_HEAD: Final = Reason("the request did not come in time", HTTPStatus.REQUEST_TIMEOUT)
+SLOW_BODY: Final = Reason(f"the body took longer than {READ_SECONDS:.0f} s")
+CROWDED: Final = Reason(
+    "too many requests or bytes are being received", HTTPStatus.SERVICE_UNAVAILABLE
+)
+UPGRADE_BEHIND: Final = Reason("an upgrade must wait for the answer to the request before it")
+NO_TUNNELS: Final = Reason("CONNECT is not supported", HTTPStatus.NOT_IMPLEMENTED)
+BAD_TARGET: Final = Reason("the request target and the Host field name different hosts")
+BAD_VERSION: Final = Reason(
+    "only HTTP/1.1 and HTTP/1.0 are spoken", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+)
+BAD_CODING: Final = Reason("Transfer-Encoding may only be chunked, over HTTP/1.1")
+BAD_FIELDS: Final = "a header field is missing, malformed or comes more than once"
+
+
+class Refused(Exception):
+    """Is raised in a callback of the parser, to refuse the request that it reads."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.cause)
+        self.reason = reason
+
+
+class Request(Protocol):
+    """A request that is being answered: uvicorn's cycle, or one of `lean.py`."""
+
+    disconnected: bool
+    keep_alive: bool
+    response_started: bool
+    response_complete: bool
+
+    @property
+    def message_event(self) -> Any:
+        """Is set to wake the application."""
+
+
+class Cycle(RequestResponseCycle):
+    """A request of an ASGI application and its answer."""
+
+    keep_alive_header: tuple[bytes, bytes]
+    last_response_started: Callable[[], None]
+    _until_close = False  # the body ends with the connection: HTTP/1.0 knows no chunks
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # -- wider
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ())]
+            if self.scope["http_version"] == "1.0":
+                self._end_with_connection(headers)
+            elif self.keep_alive and not any(name == b"connection" for name, _ in headers):
+                headers.append(self.keep_alive_header)
+            message = {**message, "headers": headers}
+        elif self._until_close:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)  # type: ignore[arg-type]  # -- uvicorn has types of its own
+        if message["type"] == "http.response.start" and not self.keep_alive:
+            self.last_response_started()
+
+    def _end_with_connection(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if not any(name.lower() == b"content-length" for name, _ in headers):
+            self.chunked_encoding = False
+            self._until_close = True
+
+
+class GuardedHttp(HttpToolsProtocol):
+    """One HTTP connection. Uvicorn's `http` class, once it has the edge that all share."""
+
+    _second = 0  # that of the `Date` sent with answers
+
+    def __init__(self, edge: HttpEdge, **given: Any) -> None:
+        super().__init__(**given)
+        self._edge = edge
+        self._clock: Waiting[Any] | None = None  # that this connection is in
+        self._stalled: asyncio.TimerHandle | None = None
+        self._running: Request | None = None  # the request that is being answered
+        self._last_words: bytes | None = None  # the refusal that follows all answers
+        self._ending = False  # nothing that comes is read any more
+        self._over = False  # nothing is written any more
+        self._discarded = 0
+        # Of the request that is being read:
+        self._in_head = False
+        self._in_body = False
+        self._whole = False  # one ended in the data that is being read
+        self._overhead = 0  # its bytes that are no payload
+        self._payload = 0
+        self._bodies: Bodies[Any] = edge.large_bodies  # that its body belongs to
+        self._offer = False  # it offers an upgrade, which is accepted or parsed again without
+
+    # -- the transport --------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # -- as uvicorn has it
+        # What uvicorn's own does. That asks a socket for the addresses, which is made for the
+        # question, and takes a thirtieth of the time of a handshake.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        name, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self.server = name[:2] if isinstance(name, tuple) else (name, None)  # or a path
+        self.client = peer[:2] if isinstance(peer, tuple) else None
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        if self._edge.admit(transport):
+            self._wait(self._edge.heads, self._edge.key_of(self.client))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait(None)
+        self._relax()
+        self._ending = True
+        self.pipeline.clear()
+        self._tell_gone()
+        super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # -- it refers to this object
+
+    def _tell_gone(self) -> None:
+        """Tell the request that is being answered that nobody will hear the answer."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.disconnected = True
+            running.message_event.set()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED_SECONDS, reset, self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._relax()
+
+    def _relax(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def shutdown(self) -> None:
+        if self._stalled is not None:
+            reset(self.transport)  # it would hold up the server's stop
+        elif self._running is None:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False  # that of the last request
+
+    # A cycle has this object for its transport, so every write passes here.
+
+    def write(self, data: bytes) -> None:
+        """Write, unless the connection has ended."""
+        if not self._over and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def is_closing(self) -> bool:
+        """Whether the connection has ended."""
+        return self._over or self.transport.is_closing()
+
+    def close(self) -> None:
+        """End the connection once all is written.
+
+        A client that is still sending gets the answer all the same: closed with bytes unread, the
+        kernel would reset the connection (RFC 9112, 9.6).
+        """
+        if self._in_body:
+            self._linger()
+        else:
+            self._ending = self._over = True
+            self.transport.close()
+
+    def _linger(self) -> None:
+        self._ending = True
+        if not self.is_closing():
+            self._over = True
+            self._wait(self._edge.ends)
+            self.transport.write_eof()
+            self.flow.resume_reading()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._ending = self._over = True
+        reset(self.transport)
+
+    # -- clocks ---------------------------------------------------------------------------------
+
+    def _wait(self, clock: Waiting[Any] | None, address: str | None = None) -> None:
+        if self._clock is not clock:
+            if self._clock is not None:
+                self._clock.discard(self)
+            self._clock = clock
+            if clock is not None:
+                clock.add(self, address)
+
+    def _await_head(self) -> None:
+        if self._clock is not self._edge.heads:
+            self._wait(self._edge.heads, self._edge.key_of(self.client))
+
+    def _await_client(self) -> None:
+        """Choose the clock, once all that came is parsed."""
+        if self._in_body:
+            self._await_body(self._bodies, self._payload)
+        elif self._running is not None:
+            if self.pipeline:
+                self._await_body(self._edge.ahead, self._bytes_ahead())
+            else:
+                self._wait(None)
+        elif self._in_head or not self._whole:
+            self._await_head()
+        elif self._clock is None:  # the rest of a body whose request is answered
+            self._wait(self._edge.idle)
+
+    def _await_body(self, bodies: Bodies[Any], held: int) -> None:
+        if self._clock is not bodies:
+            self._wait(bodies, self._edge.key_of(self.client, self.headers))
+        bodies.hold(self, held)
+
+    def _bytes_ahead(self) -> int:
+        return sum(len(cycle.body) for cycle, _ in self.pipeline)
+
+    def late(self) -> None:
+        """Refuse what did not come in time."""
+        self._clock = None
+        self.refuse(SLOW_BODY if self._in_body else SLOW_HEAD)
+
+    def crowded(self) -> None:
+        """Make room for others: what waits is dropped, and the next answer says so."""
+        self._clock = None
+        self.pipeline.clear()
+        self.refuse(CROWDED)
+
+    def idle(self) -> None:
+        """End a connection that was not used for long."""
+        self._clock = None
+        self._ending = True
+        self.transport.close()
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._whole = False
+        if len(data) <= PIECE:
+            self._take(data)
+        else:
+            for start in range(0, len(data), PIECE):
+                self._take(data[start : start + PIECE])
+        if not self._ending:
+            self._await_client()
+
+    def _take(self, data: bytes) -> None:
+        running = self._running
+        if self._ending or (
+            running is not None and not running.keep_alive and running.response_started
+        ):
+            self._discard(len(data))
+            return
+        self._overhead += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self.refuse(_why(error))
+            return
+        if self._whole:
+            self._overhead = 0
+        elif self._in_body:
+            if self._overhead > MAX_HEAD_BYTES + MAX_FRAMING_BYTES:
+                self.refuse(FRAMING_TOO_LARGE)
+        elif self._overhead > MAX_HEAD_BYTES:
+            self.refuse(HEAD_TOO_LARGE)
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = data[upgrade.args[0] :]
+            if not self._offer:
+                self._upgrade()
+                return
+            # The parser took what follows the head for another protocol. A new one takes the same
+            # head without the offer, and then the rest.
+            self._offer = False
+            data = self._head_without_offer() + rest
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _head_without_offer(self) -> bytes:
+        lines = [
+            b"%s %s HTTP/%s"
+            % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
+        lines += [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _discard(self, size: int) -> None:
+        self._discarded += size
+        if self._discarded > MAX_DISCARDED_BYTES:
+            self.abort()
+
+    # -- the parser's callbacks -----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._payload = 0
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            return  # a trailer field, never to be merged with the headers (RFC 9110, 6.5.1)
+        name, value = name.lower(), value.strip(b" \t")  # RFC 9112, 5.1; the parser leaves the end
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._overhead > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
+            raise Refused(HEAD_TOO_LARGE)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise Refused(TOO_MANY_AHEAD)
+        version = self.parser.get_http_version()
+        fields = read_fields(self.headers, version)
+        if version not in ("1.1", "1.0"):
+            raise Refused(BAD_VERSION)
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
+            raise Refused(BAD_CODING)
+        if self.url[:1] != b"/":
+            self._read_target(fields)
+        if self.parser.should_upgrade():
+            self._choose_upgrade(version, fields)
+            return
+        self._tell_date()
+        length = fields.get(b"content-length")
+        small = length is not None and len(length) < 6 and int(length) <= SMALL_BODY
+        self._bodies = self._edge.small_bodies if small else self._edge.large_bodies
+        self.begin_request(version, fields)
+        self._in_body = True
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _read_target(self, fields: dict[bytes, bytes]) -> None:
+        """Take a target that is no path (RFC 9112, 3.2): a whole URL, or `*` of OPTIONS."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Refused(NO_TUNNELS)
+        if self.url == b"*" and method == b"OPTIONS":
+            return
+        scheme, found, rest = self.url.partition(b"://")
+        authority, slash, path = rest.partition(b"/")
+        if not found or scheme.lower() not in (b"http", b"https") or not slash:
+            raise Refused(NOT_HTTP)
+        if authority.lower() != fields.get(b"host", authority).lower():
+            raise Refused(BAD_TARGET)
+        self.url = slash + path
+
+    def _choose_upgrade(self, version: str, fields: dict[bytes, bytes]) -> None:
+        """Accept the one upgrade there is; any other is ignored (RFC 9110, 7.8)."""
+        accepted = (
+            version == "1.1"
+            and self.parser.get_method() == b"GET"
+            and self.url.partition(b"?")[0] == STREAM_PATH
+            and self._get_upgrade() == b"websocket"
+        )
+        if accepted and (self._running is not None or self._stalled is not None):
+            raise Refused(UPGRADE_BEHIND)
+        self._offer = not accepted
+
+    def _get_upgrade(self) -> bytes | None:
+        # Both fields are lists, and may come more than once (RFC 9110, 5.3).
+        upgrade, options = b"", b""
+        for name, value in self.headers:
+            if name == b"connection":
+                options += b"," + value.lower()
+            elif name == b"upgrade":
+                upgrade += b"," + value.lower()
+        wanted = any(option.strip() == b"upgrade" for option in options.split(b","))
+        return upgrade[1:] if wanted else None
+
+    def _tell_date(self) -> None:
+        # With each second that has a request, not each second: an idle server sleeps.
+        now = int(time.time())
+        if now != GuardedHttp._second or not self.server_state.default_headers:
+            GuardedHttp._second = now
+            self.server_state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
+
+    def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
+        """Have the application answer a request whose head is whole and within its limits."""
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        if "%" in path:
+            path = urllib.parse.unquote(path)
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": version,
+            "method": self.parser.get_method().decode("ascii"),
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]  # -- it is http or https
+            "root_path": self.root_path,
+            "path": self.root_path + path,
+            "raw_path": self.root_path.encode("ascii") + target.path,
+            "query_string": target.query or b"",
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+        self.cycle = cycle = Cycle(
+            scope=self.scope,
+            transport=self,  # type: ignore[arg-type]  # -- as much of one as a cycle uses
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        cycle.keep_alive_header = self._edge.keep_alive_header
+        cycle.last_response_started = self.last_response_started
+        if self._running is None:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        size = len(body)
+        self._overhead -= size
+        if self._running is None or self.cycle.response_complete:
+            return  # it is answered
+        self._payload += size
+        if self.cycle is not self._running and self._bytes_ahead() + size > MAX_BYTES_AHEAD:
+            raise Refused(TOO_MANY_AHEAD)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._offer:
+            return  # only its head is read, and that again
+        self._whole = True
+        if not self._in_body:
+            return  # an upgrade that was accepted
+        self.end_request()
+        super().on_message_complete()
+        if self.cycle.keep_alive and not self.parser.should_keep_alive():
+            # A trailer field said so to the parser, which takes no other request now.
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.close()
+
+    def end_request(self) -> None:
+        """Note that a request is whole, its body with it."""
+        self._in_body = False
+        self._payload = 0
+        if self._clock is not None:
+            self._wait(None)
+
+    # -- answering ------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._running = None
+        if self._over or self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._last_words is not None:
+            self.write(self._last_words)
+            self._linger()
+        elif self._in_body:
+            self._payload = 0  # the rest of the body is read, and dropped
+        elif self._in_head:
+            self._await_head()
+        else:
+            self._wait(self._edge.idle)
+
+    def last_response_started(self) -> None:
+        """Drop what came after the request whose answer ends the connection."""
+        self.pipeline.clear()
+        self._last_words = None
+
+    def refuse(self, reason: Reason) -> None:
+        """Refuse the request that is being read, and read no more. It ends the connection."""
+        if self._ending:
+            return
+        self._edge.complaints.add(reason.cause)
+        self._ending = True
+        self._wait(None)
+        owner: Request | None = self.cycle if self._in_body else None  # whose body is being read
+        running = self._running
+        if running is None:
+            if owner is None:  # else it is answered already
+                self.write(self._refusal(reason))
+            self._linger()
+        elif owner is running:
+            if running.response_started:
+                running.keep_alive = False
+            else:
+                self._tell_gone()
+                self.write(self._refusal(reason))
+                self._linger()
+        else:
+            if self.pipeline and self.pipeline[0][0] is owner:
+                self.pipeline.popleft()
+            self._last_words = self._refusal(reason)
+            self.flow.resume_reading()  # to notice the end
+
+    def _refusal(self, reason: Reason) -> bytes:
+        status = reason.status
+        detail = reason.detail or reason.cause
+        retry = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        answer = respond(Problem(title=status.phrase, status=status, detail=detail), retry)
+        self._tell_date()
+        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+        fields = [*answer.raw_headers, *self.server_state.default_headers]
+        lines += [b"%s: %s" % field for field in fields]
+        return b"\r\n".join([*lines, b"connection: close", b"", bytes(answer.body)])
+
+    # -- WebSocket ------------------------------------------------------------------------------
+
+    def _upgrade(self) -> None:
+        """Hand the transport over for good, and leave nothing behind.
+
+        The new protocol must be the transport's before it writes its first byte; and without the
+        cycles through the parser, this object is gone at once, not at some later collection.
+        """
+        self._wait(None)
+        self._ending = True
+        self._relax()
+        self.connections.discard(self)
+        kind: Any = self.ws_protocol_class
+        protocol = kind(
+            config=self.config, server_state=self.server_state, app_state=self.app_state
+        )
+        transport = self.transport
+        protocol.connection_made(transport)
+        transport.set_protocol(protocol)
+        del self.parser, self.flow, self.transport, self.cycle
+        # Asked of the transport again, the peer's address would cost a system call.
+        peer = self.client[0] if self.client else ""
+        protocol.upgrade("GET", self.url, self.headers, peer)
+
+
+def _why(error: httptools.HttpParserError) -> Reason:
+    """Return the reason behind what the parser raised: its own complaint, or a callback's."""
+    cause = error.__context__
+    if isinstance(cause, Refused):
+        return cause.reason
+    if isinstance(cause, BadHead):
+        return Reason(BAD_FIELDS, detail=str(cause))
+    return NOT_HTTP

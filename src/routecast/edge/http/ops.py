@@ -1,0 +1,147 @@
+"""Routes beside the metrics: health, readiness, Prometheus, and the page."""
+
+import base64
+import hashlib
+import html
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from importlib import resources
+from typing import Any, Final
+
+import msgspec
+from fastapi import APIRouter
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.responses import HTMLResponse, Response
+
+from routecast.edge.http.assets import PREFIX, Assets
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.protocol import Health
+
+DASHBOARD: Final = resources.files("routecast") / "dashboard"
+_CSP: Final = (
+    # 'self' is WebSockets of this host and port, too (CSP 3, 6.7.2.8; Safari since 15.4).
+    "default-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": _CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+_HEALTH: Final = {"$ref": "#/components/schemas/Health"}  # `http.describe` puts it there
+_READY: Final = {
+    "type": "object",
+    "properties": {
+        "ready": {"type": "boolean"},
+        "reason": {"type": "string"},
+        "degraded": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["ready"],
+}
+
+
+def _good_or_bad(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the responses of what is either so or, with 503, not."""
+    content = {"application/json": {"schema": schema}}
+    return {
+        "responses": {
+            "200": {"description": "It is so.", "content": content},
+            "503": {"description": "It is not.", "content": content},
+        }
+    }
+
+
+def ops_router(
+    health: Callable[[], Awaitable[Health]],
+    check: Callable[[], Awaitable[list[str]]],
+    instruments: Instruments,
+) -> APIRouter:
+    """Return the router of `/health`, `/ready` and `/metrics`."""
+    router = APIRouter(tags=["operations"])
+
+    @router.get(
+        "/health",
+        summary="What works; 200 while anything can be served",
+        response_class=Response,
+        openapi_extra=_good_or_bad(_HEALTH),
+    )
+    async def get_health() -> Response:
+        state = await health()
+        serving = state.source != "none"
+        status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
+        return _state(state, status)
+
+    @router.get(
+        "/ready",
+        summary="200 when decisions can be acknowledged, else 503",
+        response_class=Response,
+        openapi_extra=_good_or_bad(_READY),
+    )
+    async def get_ready() -> Response:
+        try:
+            degraded = await check()
+        except Unavailable as error:
+            body: dict[str, Any] = {"ready": False, "reason": str(error)}
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+        else:
+            body, status = {"ready": True}, HTTPStatus.OK
+            if degraded:
+                body["degraded"] = degraded
+        return _state(body, status)
+
+    @router.get(
+        "/metrics",
+        summary="Prometheus text",
+        response_class=Response,
+        openapi_extra={
+            "responses": {
+                "200": {
+                    "description": "All figures.",
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                }
+            }
+        },
+    )
+    async def get_metrics() -> Response:
+        return Response(generate_latest(instruments.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _state(state: Health | dict[str, Any], status: HTTPStatus) -> Response:
+    body = msgspec.json.encode(state)
+    return Response(body, status, {"Cache-Control": "no-store"}, media_type="application/json")
+
+
+def page_router(notice: str) -> APIRouter:
+    """Return the router of the page and its files; `notice` is shown on the page, if not empty."""
+    assets = Assets(DASHBOARD)
+    loader = assets.text("loader.js")
+    page = (DASHBOARD / "index.html").read_text("utf-8")
+    for name, text in {
+        "assets": assets.base,
+        "files": " ".join(assets.addresses),
+        "loader": loader,
+        "notice": html.escape(notice, quote=True),
+    }.items():
+        page = page.replace(f"{{{{{name}}}}}", text)
+    headers = {**PAGE_HEADERS, "Content-Security-Policy": f"{_CSP}; {_allow_script(loader)}"}
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def get_page() -> Response:
+        return HTMLResponse(page, headers=headers)
+
+    files = f"/{PREFIX}/{{path:path}}"
+    router.add_route(files, assets.answer, methods=["GET"], include_in_schema=False)
+    return router
+
+
+def _allow_script(text: str) -> str:
+    """Return the directive that allows this script in the page, beside files of this server."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"script-src 'self' 'sha256-{digest}'"

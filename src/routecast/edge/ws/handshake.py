@@ -1,0 +1,187 @@
+"""The handshake, as `websockets` has it: a request, what is agreed on, and the answer."""
+
+import logging
+from binascii import Error, a2b_base64
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from starlette.responses import Response
+from websockets.datastructures import Headers
+from websockets.extensions.permessage_deflate import (
+    PerMessageDeflate,
+    ServerPerMessageDeflateFactory,
+)
+from websockets.http11 import Request
+from websockets.http11 import Response as WireResponse
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+from websockets.utils import accept_key
+
+from routecast.edge.problem import NOSNIFF, respond_error
+from routecast.edge.ws.frames import WINDOW_BITS
+from routecast.errors import RoutecastError
+
+_silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
+_silent.setLevel(logging.ERROR)
+
+_DEFLATE: Final = ServerPerMessageDeflateFactory(
+    server_no_context_takeover=True, client_no_context_takeover=True
+)
+_DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
+
+# At most this number of sets of terms is remembered. Clients of one make ask for the same.
+REMEMBERED: Final = 64
+_NONCE_BYTES: Final = 16
+_KEY: Final = b"sec-websocket-key"
+_PROTOCOL: Final = b"sec-websocket-protocol"
+# What is agreed on depends on these fields, and on no others.
+_TERMS: Final = (
+    b"connection",
+    b"upgrade",
+    b"sec-websocket-version",
+    _PROTOCOL,
+    b"sec-websocket-extensions",
+)
+_SOME_KEY: Final = b"dGhlIHNhbXBsZSBub25jZQ=="
+
+_Fields = Sequence[tuple[bytes, bytes]]
+
+
+class UpgradeRequest:
+    """A request for a connection: its target, and its fields, whose names are in lower case.
+
+    Bytes beyond ASCII are taken as ISO-8859-1 (RFC 9110, 5.5).
+    """
+
+    __slots__ = ("_by_name", "fields", "method", "target")
+
+    def __init__(self, method: str, target: bytes, fields: _Fields) -> None:
+        self.method = method
+        self.target = target
+        self.fields = fields
+        self._by_name = dict(fields)
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._by_name
+
+    def get(self, name: bytes) -> str | None:
+        """Return a field's value, the last one if it comes more than once; None without it."""
+        value = self._by_name.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def get_all(self, name: bytes) -> list[str]:
+        """Return all values of a field, in their order."""
+        if name not in self._by_name:
+            return []
+        return [value.decode("latin-1") for each, value in self.fields if each == name]
+
+    def terms(self) -> tuple[bytes | None, ...] | None:
+        """Return what is asked for, None where any field comes more than once."""
+        if len(self._by_name) != len(self.fields):
+            return None
+        return tuple(map(self._by_name.get, _TERMS))
+
+
+class Agreement(NamedTuple):
+    """An answer to an upgrade request, and what is agreed on where that is 101."""
+
+    answer: bytes
+    accepted: bool
+    subprotocol: Subprotocol | None = None
+    inflates: bool = False  # the client may send deflated messages
+    deflates: bool = False  # it may be sent them, made with a window as all others have
+    remembers: bool = False  # and has the one before still, to be referred to
+
+
+class Handshakes:
+    """Answers upgrade requests, for all connections of a server.
+
+    One `ServerProtocol` reads all requests: to accept one is to look at it, and to say what is
+    agreed on. The connection that could follow in that same object is never begun. For terms that
+    were agreed on before, only the answer to the client's key is made anew.
+    """
+
+    def __init__(self, subprotocols: Collection[str], *, compress: bool) -> None:
+        self._subprotocols = subprotocols
+        self._compress = compress
+
+        def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+            # None is the default stream, for whoever asks for nothing that is spoken here.
+            return next((name for name in offered if name in subprotocols), None)
+
+        self._protocol = ServerProtocol(select_subprotocol=choose, logger=_silent)
+        self._agree_on = lru_cache(REMEMBERED)(self._try)
+
+    def answer(self, request: UpgradeRequest) -> Agreement:
+        """Return the answer to a request, 101 or an HTTP error's."""
+        terms, key = request.terms(), request.get(_KEY)
+        if terms is not None and key is not None and _is_nonce(key):
+            known = self._agree_on(terms)
+            if known.accepted:
+                ours = accept_key(key).encode()
+                return known._replace(answer=known.answer.replace(_ACCEPTED, ours, 1))
+        return self.negotiate(request.fields)
+
+    @property
+    def remembered(self) -> int:
+        """How many sets of terms are remembered now."""
+        return self._agree_on.cache_info().currsize
+
+    def _try(self, terms: tuple[bytes | None, ...]) -> Agreement:
+        """Return what comes of terms, with some key."""
+        fields = [
+            (name, value) for name, value in zip(_TERMS, terms, strict=True) if value is not None
+        ]
+        return self.negotiate([*fields, (_KEY, _SOME_KEY)])
+
+    def negotiate(self, fields: _Fields) -> Agreement:
+        """Return the answer to a request with these fields, as `websockets` has it."""
+        protocol = self._protocol
+        protocol.available_extensions = self._offer(fields) if self._compress else None
+        answer = protocol.accept(Request("", _headers(fields)))
+        extensions, protocol.extensions, protocol.handshake_exc = protocol.extensions, [], None
+        if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            answer.headers["Sec-WebSocket-Version"] = "13"  # the one spoken here (RFC 6455, 4.2.2)
+            answer.headers.update(_headers([NOSNIFF]))
+            return Agreement(answer.serialize(), accepted=False)
+        del answer.headers["Date"]  # so it can be said again (RFC 9110, 6.6.1)
+        agreement = Agreement(answer.serialize(), accepted=True, subprotocol=protocol.subprotocol)
+        for extension in extensions:
+            assert isinstance(extension, PerMessageDeflate)
+            # One window for all: a client that asks for a smaller one gets plain frames.
+            agreement = agreement._replace(
+                inflates=True,
+                deflates=extension.local_max_window_bits == WINDOW_BITS,
+                remembers=not extension.local_no_context_takeover,
+            )
+        return agreement
+
+    def _offer(self, fields: _Fields) -> Sequence[ServerPerMessageDeflateFactory]:
+        offered = b"".join(value for name, value in fields if name == _PROTOCOL).decode("latin-1")
+        return [_DEFLATE_ON if any(name in offered for name in self._subprotocols) else _DEFLATE]
+
+
+_ACCEPTED: Final = accept_key(_SOME_KEY.decode()).encode()
+
+
+def _is_nonce(key: str) -> bool:
+    """Whether a key is one, without a doubt; what is not may be one to `websockets`."""
+    try:
+        return len(a2b_base64(key, strict_mode=True)) == _NONCE_BYTES
+    except (Error, ValueError):
+        return False
+
+
+def _headers(fields: _Fields) -> Headers:
+    return Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields])
+
+
+def refuse(error: RoutecastError) -> bytes:
+    """Return the answer to a request that was refused; the connection ends with it."""
+    answer: Response = respond_error(error)
+    headers = _headers(answer.raw_headers)
+    headers["Connection"] = "close"
+    status = HTTPStatus(answer.status_code)
+    return WireResponse(status, status.phrase, headers, bytes(answer.body)).serialize()

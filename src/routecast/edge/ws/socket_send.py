@@ -1,0 +1,99 @@
+"""send(2) as it is: how a frame goes to a socket, past the transport that holds it.
+
+A transport has its own buffer to see to, and touches more memory for each write than the frame
+takes; that is a twentieth of the time of a broadcast. `socket.send` and `os.write` are no way round
+it: they let go of Python's lock each time, and beside a thread that computes each call would then
+wait for a switch interval to have it back.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import socket
+import sys
+import threading
+from array import array
+from typing import Any, Final
+
+from routecast.edge.ws.io_uring import Ring
+
+log = logging.getLogger(__name__)
+
+# A descriptor that nothing can be sent to.
+NOWHERE: Final = -1
+# Fewer than these are sent to one by one: then a ring costs as much.
+FEW: Final = 16
+FLAGS: Final = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+def _nothing(*_: object) -> int:
+    """Send nothing: what is to be sent is left to the transport."""
+    return -1
+
+
+# send(descriptor, data, len(data), FLAGS) returns how many bytes were sent, -1 for none; it raises
+# nothing.
+# Types of its arguments are not declared: ctypes would take as long to check them as for the rest.
+send: Final[Any] = _nothing if sys.platform == "win32" else ctypes.PyDLL(None).send
+
+
+def send_all(descriptors: "array[int]", data: bytes) -> dict[int, int]:
+    """Send the same to many descriptors, in their order.
+
+    Returns how many bytes one took that did not take all, by its place, and less than 0 for none.
+    It is `send` for each of them, in one system call where the kernel allows that.
+    """
+    ring = _ring() if len(descriptors) >= FEW else None
+    if ring is not None:
+        return ring.send_all(descriptors, data)
+    size = len(data)
+    sent = [send(each, data, size, FLAGS) for each in descriptors]
+    return {place: part for place, part in enumerate(sent) if part != size}
+
+
+class _Own(threading.local):
+    """The ring of a thread, once it has been tried to open one."""
+
+    tried = False
+    ring: Ring | None = None
+
+
+_own = _Own()
+
+
+def _forget() -> None:
+    """Let go of what is the parent's, in a process that was just forked."""
+    global _own
+    _own = _Own()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _ring() -> Ring | None:
+    if not _own.tried:
+        _own.tried, _own.ring = True, _open_ring()
+    return _own.ring
+
+
+def _open_ring() -> Ring | None:
+    try:
+        ring = Ring(FLAGS)
+    except OSError as error:
+        log.info("A frame to many clients is a system call for each: %s", error.strerror)
+        return None
+    log.info("A frame to many clients is one system call, by io_uring")
+    return ring
+
+
+def descriptor(transport: asyncio.BaseTransport) -> int:
+    """Return what `send` can be given in place of a transport, or NOWHERE.
+
+    For as long as the transport is open, and only while nothing is in its own buffer.
+    """
+    line: socket.socket | None = transport.get_extra_info("socket")
+    if line is None or transport.get_extra_info("sslcontext") is not None:
+        return NOWHERE
+    return line.fileno()

@@ -1,0 +1,587 @@
+"""The application: builds every part and connects them. A URL picks an adapter."""
+
+import asyncio
+import logging
+import math
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from msgspec import UNSET
+from starlette.exceptions import HTTPException
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemClock, SystemTimers
+from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.prices import GenaiPrices
+from routecast.adapters.store.null import NoStore
+from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
+from routecast.core.budget import RenderBudget
+from routecast.core.decision import Rules
+from routecast.core.metrics import Baseline
+from routecast.core.names import COMBINATION, Names
+from routecast.core.sites import Sites
+from routecast.edge.admission import Door
+from routecast.edge.asyncapi import asyncapi_router
+from routecast.edge.cors import Cors
+from routecast.edge.gate import Gate
+from routecast.edge.head import as_get
+from routecast.edge.http.decisions import DECISIONS, Decisions, describe, metrics_router
+from routecast.edge.http.docs import docs_router
+from routecast.edge.http.history import history_router
+from routecast.edge.http.ops import ops_router, page_router
+from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
+from routecast.edge.proxies import Proxies
+from routecast.edge.sse import MetricsEvents
+from routecast.edge.ws.asgi_route import MetricsSocket
+from routecast.edge.ws.upgrade_probe import METHODS, Advice
+from routecast.edge.ws.v1_protocol import v1_speakers
+from routecast.edge.ws.ws_protocol import WebSocketEdge
+from routecast.errors import BadSettings, RoutecastError, Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
+from routecast.protocol import Components, Health
+from routecast.server.config import Settings
+from routecast.services.history import History
+from routecast.services.ingest import Ingest
+from routecast.services.live_state import (
+    ALONE_LOOK_SECONDS,
+    LOOK_SECONDS,
+    SHARED_LOOK_SECONDS,
+    Live,
+)
+from routecast.services.metrics_reader import Latest
+from routecast.services.presence import Census
+from routecast.services.renders import Renders
+from routecast.services.retention import Retention, Summaries, run_retention
+from routecast.services.snapshot_loader import Sources
+from routecast.services.supervisor import Supervisor
+from routecast.services.windows import Windows
+from routecast.slices import Slices
+from routecast.streaming.channels import Channels
+from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.history_limits import Admission
+from routecast.streaming.history_subscriptions import Lookbacks
+from routecast.streaming.v1_connections import Subscribers
+from routecast.urls import masked, split_url
+
+# The modules of Redis and PostgreSQL are imported in the functions that use them. A process that
+# uses neither starts a third sooner.
+if TYPE_CHECKING:
+    from routecast.adapters.redis_check import RedisCheck
+
+log = logging.getLogger(__name__)
+
+VERSION = version("routecast")
+# At shutdown, waiting decisions are committed within this time, in seconds; then they are refused,
+# and the database is interrupted.
+DRAIN_SECONDS = 4.0
+# After that, a commit under way has this time, in seconds, to report its outcome.
+ABORT_SECONDS = 2.0
+# Streams are given this time to leave, in seconds.
+CLOSE_SECONDS = 3.0
+# Where there are other nodes, one of them caches a snapshot this often: for those that start, and
+# for those that have no database to ask for what they missed, and must not be 5 s behind.
+SHARE_SECONDS = 3.0
+# What a snapshot may take of the memory for live state: the one in use, and another one while it is
+# loaded. The rest is for the windows that the database answers.
+SNAPSHOT_SHARE = 3 / 8
+WINDOWS_SHARE = 1 / 4
+# The first try to load live state is waited for before a node takes anything; for at most this
+# time, in seconds, since decisions can be taken without it.
+LOADED_SECONDS = 30.0
+# Between two tries to open a database that could not be reached at the start.
+OPEN_SECONDS = 1.0
+# The setting that limits a part of names, where it is not that of most.
+_LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
+
+
+def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
+    """Return the store a database URL names, not yet opened. Raises BadSettings.
+
+    Without `create`, opening it fails where there is no such database. `connections` are the most
+    that it opens to a server.
+    """
+    path = _file_of(url)
+    if path is not None:
+        return SqliteStore(path, create=create)
+    from routecast.adapters.store.postgres import PostgresStore
+
+    return PostgresStore(url, create=create, connections=connections)
+
+
+def open_backups(url: str) -> Backups:
+    """Return what makes and restores backups of the database that a URL names.
+
+    Raises BadSettings.
+    """
+    path = _file_of(url)
+    if path is not None:
+        return SqliteBackups(path)
+    from routecast.adapters.store.postgres import PostgresBackups
+
+    return PostgresBackups(url)
+
+
+def _file_of(url: str) -> Path | None:
+    """Return the file that a database URL names; None for PostgreSQL. Raises BadSettings."""
+    shown = f"database (ROUTECAST_DATABASE_URL) {masked(url)!r}"
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme.lower() == "sqlite":
+        # All that follows is the path, as it is: files may have signs in their names that mean
+        # something in other URLs.
+        path = rest.removeprefix("/")
+        if not rest.startswith("/") or not path or path == ":memory:" or "\0" in path:
+            raise BadSettings(
+                f"{shown}: name a file, as in sqlite:///routecast.db (relative) or "
+                "sqlite:////var/lib/routecast.db (absolute)"
+            )
+        return Path(path)
+    try:
+        parts = split_url(url)
+    except ValueError as error:
+        raise BadSettings(f"{shown}: {error}") from None
+    if parts.scheme not in ("postgresql", "postgres"):
+        raise BadSettings(f"{shown}: must start with sqlite:/// or postgresql://")
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The adapters an application runs on."""
+
+    store: Store
+    cache: Cache
+    bus: Bus
+    cluster: Cluster
+    clock: Clock
+    prices: Prices
+    instruments: Instruments = field(default_factory=Instruments)
+    redis: "RedisCheck | None" = None  # where a Redis is shared with other nodes
+
+
+def open_engines(settings: Settings) -> Engines:
+    """Return the engines that the settings name, not yet opened. Raises BadSettings."""
+    clock, instruments = SystemClock(), Instruments()
+    engines = Engines(
+        store=NoStore()
+        if settings.role == "stream"
+        else open_store(settings.database_url, connections=settings.database_connections),
+        cache=MemoryCache(clock, settings.cache_seconds),
+        bus=MemoryBus(),
+        cluster=MemoryCluster(),
+        clock=clock,
+        prices=GenaiPrices(instruments.prices_skipped.inc),
+        instruments=instruments,
+    )
+    if settings.redis_url:
+        return _on_redis(engines, settings, settings.redis_url)
+    instruments.redis_up.set(math.nan)
+    return engines
+
+
+def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
+    """Return engines of which other nodes share the cache, the bus and the cluster."""
+    from routecast.adapters.bus.redis import RedisBus
+    from routecast.adapters.cache.redis import RedisCache
+    from routecast.adapters.cluster.redis import RedisCluster
+    from routecast.adapters.redis_check import RedisCheck
+    from routecast.adapters.redis_client import RedisLink
+    from routecast.circuit_breaker import Breaker
+
+    link = partial(RedisLink, url, settings.redis_prefix, Breaker("Redis"))
+    return replace(
+        engines,
+        cache=RedisCache(link(), settings.cache_seconds),
+        bus=RedisBus(link(), engines.instruments),
+        cluster=RedisCluster(link()),
+        redis=RedisCheck(link(), engines.instruments.redis_up.set),
+    )
+
+
+class Services:
+    """Every service of one application, connected; `running` starts and ends them.
+
+    `supervisor.give_up` is called when that cannot go on; whoever runs the application sets it.
+    """
+
+    def __init__(self, settings: Settings, engines: Engines) -> None:
+        self.engines = engines
+        self.instruments = engines.instruments
+        self.supervisor = Supervisor(self.instruments, _end_process)
+        self._summaries = Summaries(engines.store, engines.cluster, engines.clock, self.supervisor)
+        self._retention = Retention(settings.decision_days, settings.minute_days)
+        self._only_streams = settings.role == "stream"
+        self._has_others = settings.redis_url is not None
+        self._needs_prices = settings.prices and not self._only_streams
+        self._stopping: asyncio.Task[None] | None = None
+        look_seconds = LOOK_SECONDS
+        if not self._has_others:
+            is_file = _file_of(settings.database_url) is not None
+            look_seconds = ALONE_LOOK_SECONDS if is_file else SHARED_LOOK_SECONDS
+        room = settings.live_memory * 2**20
+        names = Names(settings.max_names, settings.max_series, self._tell_full)
+        self.names = names
+        for part, limit in names.limits.items():
+            self.instruments.names.labels(part).set_function(partial(names.used, part))
+            self.instruments.names_limit.labels(part).set(limit)
+        self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
+        self.slices = Slices()
+        self.ingest = Ingest(
+            engines.store, engines.bus, engines.clock, names, self.instruments, self.slices
+        )
+        self.sources = Sources(
+            engines.store,
+            engines.cache,
+            engines.bus,
+            engines.cluster,
+            engines.clock,
+            self.instruments,
+            reads=not self._only_streams,
+            room=int(room * SNAPSHOT_SHARE),
+        )
+        self.windows = Windows(engines.store, engines.clock, int(room * WINDOWS_SHARE))
+        self.live = Live(
+            self.sources,
+            engines.store,
+            engines.bus,
+            engines.cluster,
+            engines.clock,
+            self.instruments,
+            look_seconds=None if self._only_streams else look_seconds,
+            cache_seconds=SHARE_SECONDS if self._has_others else None,
+            learn=names.learn,
+            renew=names.renew,
+            advanced=lambda: self.channels.push(),
+        )
+        self.latest = Latest(
+            self.live.current,
+            self.live.held,
+            self.sources,
+            engines.clock,
+            self.instruments,
+            _baseline(settings, engines.prices),
+            windows=self.windows,
+            settled=self.live.settled,
+            budget=(budget := RenderBudget()),
+        )
+        self.renders = Renders(self.latest, budget, self.instruments, self.slices)
+        self.history = History(engines.store, self.live.current, self.live.changes, engines.clock)
+        self.manager = ConnectionManager(
+            self.latest, self.renders, self.instruments, settings.max_connections
+        )
+        self.census = Census(engines.cluster, lambda: self.manager.active)
+        self.sites = Sites(settings.allowed_origins, settings.allowed_hosts)
+        self.proxies = Proxies(settings.trusted_proxies)
+        self.door = Door(
+            self.manager,
+            interval=settings.interval,
+            sites=self.sites,
+            max_per_address=settings.max_per_address,
+        )
+        self.channels = Channels(
+            self.latest, self.renders, engines.clock, SystemTimers(), self.instruments
+        )
+        self.admission = Admission()
+        self.lookbacks = Lookbacks(self.history, self.admission)
+        self.subscribers = Subscribers(self.channels, self.lookbacks)
+        self.websockets = WebSocketEdge(
+            self.manager,
+            self.door,
+            self.instruments,
+            compress=settings.compress,
+            proxies=self.proxies,
+            subprotocols=v1_speakers(self.subscribers),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the engines and run the services; at the end commit what waits and close all."""
+        engines = self.engines
+        async with AsyncExitStack() as stack:
+            for engine in (engines.store, engines.cache, engines.bus, engines.cluster):
+                stack.push_async_callback(engine.close)
+            stack.push_async_callback(self.windows.close)
+            if self._needs_prices:
+                await asyncio.to_thread(engines.prices.load)
+            await stack.enter_async_context(self._opened())
+            start = self.supervisor.running
+            if engines.redis is not None:
+                stack.push_async_callback(engines.redis.close)
+                await stack.enter_async_context(start("redis", engines.redis.run))
+            if not self._only_streams:
+                await stack.enter_async_context(start("retention", self._run_retention))
+                await stack.enter_async_context(start("summaries", self._summaries.run))
+            await stack.enter_async_context(start("bus", engines.bus.run))
+            await stack.enter_async_context(start("live", self.live.run))
+            await stack.enter_async_context(self._ingesting())
+            if self._has_others:
+                await stack.enter_async_context(start("census", self.census.run))
+            await stack.enter_async_context(start("renders", self.renders.run))
+            await stack.enter_async_context(start("ticks", self.manager.run))
+            await stack.enter_async_context(start("channels", self.channels.run))
+            await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
+            await stack.enter_async_context(start("beats", self.manager.beat))
+            stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOADED_SECONDS):
+                    await self.live.loaded()
+            yield
+
+    def begin_stop(self) -> asyncio.Task[None]:
+        """See to it that producers are answered within DRAIN_SECONDS from the first call on."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop_later(), name="stop")
+        return self._stopping
+
+    async def _stop_later(self) -> None:
+        await asyncio.sleep(DRAIN_SECONDS)
+        self.ingest.give_up()
+        self.engines.store.stop()
+
+    @asynccontextmanager
+    async def _ingesting(self) -> AsyncIterator[None]:
+        """Take decisions in beside the body; at its end commit what waits, or refuse it."""
+        task = self.supervisor.start("ingest", self.ingest.run, vital=True, ends=True)
+        try:
+            yield
+        finally:
+            self.ingest.close()
+            stopping = self.begin_stop()
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([task], timeout=ABORT_SECONDS)
+            stopping.cancel()
+            task.cancel()
+            await asyncio.wait([task, stopping])
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[None]:
+        """Open the store; where it cannot be reached now, go on and try again beside the body."""
+        try:
+            await self.engines.store.open()
+        except Unavailable as error:
+            log.error("The database cannot be opened, and will be tried again: %s", error)
+            again = partial(self._open_again, str(error))
+            async with self.supervisor.running("open", again, ends=True):
+                yield
+        else:
+            yield
+
+    async def _open_again(self, cause: str) -> None:
+        """Open the store as soon as it can be reached. Raises BadSettings where that is no use."""
+        while True:
+            await asyncio.sleep(OPEN_SECONDS)
+            try:
+                await self.engines.store.open()
+            except Unavailable as error:
+                if str(error) != cause:
+                    cause = str(error)
+                    log.error("The database still cannot be opened: %s", cause)
+            else:
+                log.warning("The database is open")
+                return
+
+    async def _run_retention(self) -> None:
+        engines = self.engines
+        await run_retention(
+            engines.store, engines.cluster, engines.clock, self._retention, self.supervisor
+        )
+
+    async def check(self) -> list[str]:
+        """Return why the node does less than it should; [] when all is well.
+
+        Raises Unavailable when decisions could not be acknowledged now.
+        """
+        if (down := self.supervisor.down) is not None:
+            raise Unavailable(down)
+        await self.ingest.check()
+        return self._degraded()
+
+    async def health(self) -> Health:
+        """Return how the engines are, and where numbers would come from now."""
+        try:
+            source = (await self.latest.read()).source.value
+        except Unavailable:
+            source = "none"
+        failing = self.live.failing or self.ingest.failing
+        files = self.engines.store.condition
+        missing = self.engines.redis.parts if self.engines.redis is not None else []
+
+        def shared(part: str, why: object) -> str:
+            return "failing" if why or part in missing else "ok"
+
+        components = Components(
+            database="corrupt" if files.error else "failing" if failing else "ok",
+            cache=shared("cache", self.sources.cache_failing),
+            bus=shared("bus", self.engines.bus.failing),
+            census=shared("census", self.census.failing),
+        )
+        degraded = self._degraded()
+        if source == "none":
+            degraded.append("there are no numbers to serve")
+        return Health(
+            status="degraded" if degraded else "ok",
+            active_connections=self.census.total,
+            version=VERSION,
+            position=self.live.position,
+            components=components,
+            source=source,
+            full_names=self.names.full,
+            database_check=files.check or UNSET,
+            database_error=files.error or UNSET,
+            database_warning=files.warning or UNSET,
+            database_wal_bytes=UNSET if files.wal_bytes is None else files.wal_bytes,
+            services=self.supervisor.services,
+            degraded=degraded or UNSET,
+        )
+
+    def _degraded(self) -> list[str]:
+        """Return a text for each thing that fails."""
+        engines, redis = self.engines, self.engines.redis
+        files = engines.store.condition
+        failing = {
+            "database": files.error or self.live.failing or self.ingest.failing or files.warning,
+            "redis": redis.problem if redis is not None else None,
+            "cache": "it cannot be used" if self.sources.cache_failing else None,
+            "bus": engines.bus.failing,
+            "census": self.census.failing,
+        }
+        told = [f"{part}: {why}" for part, why in failing.items() if why]
+        for name, state in self.supervisor.failing.items():
+            told.append(f"service {name}: {state.status}: {state.last_error}")
+        return told
+
+    def _tell_full(self, part: str) -> None:
+        limit, setting = self.names.limits[part], _LIMITS.get(part, "ROUTECAST_MAX_NAMES")
+        log.warning(
+            "The limit of %s names for %s is reached: new ones count as `other`. Raise %s, or make "
+            "room with `routecast names fold` or `routecast names forget`",
+            *(f"{limit:,}", part, setting),
+        )
+
+
+def _end_process(_: str) -> None:
+    """End as any ASGI server does on SIGTERM, and then with a code that tells of it."""
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _wal_bytes(store: Store) -> float:
+    size = store.condition.wal_bytes
+    return math.nan if size is None else size
+
+
+def _baseline(settings: Settings, prices: Prices) -> Baseline | None:
+    if settings.baseline_model is None:
+        return None
+    price = prices.per_million(settings.baseline_model)
+    if price is None:
+        raise BadSettings(
+            f"baseline_model (ROUTECAST_BASELINE_MODEL): no price is known of "
+            f"{settings.baseline_model!r}"
+        )
+    if price.upto is not None:
+        log.warning(
+            "ROUTECAST_BASELINE_MODEL: %s has another price in requests of over %s input tokens. "
+            "The field `savings` uses the one below that, since it knows sums of tokens only",
+            *(settings.baseline_model, f"{price.upto:,}"),
+        )
+    return Baseline(settings.baseline_model, price.input, price.output)
+
+
+class App(FastAPI):
+    """FastAPI, with the hot route in front of its middleware, which costs more than the route."""
+
+    decisions: Decisions
+    take: ASGIApp  # them, for pages of allowed origins too
+    gate: ASGIApp  # in front of `route`
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.gate(scope, receive, send)
+
+    async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request that the gate let in."""
+        if scope["type"] == "http":
+            if scope["path"] == DECISIONS and scope["method"] == "POST":
+                await self.take(scope, receive, send)
+                return
+            scope = as_get(scope)
+        await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings, engines: Engines | None = None) -> App:
+    """Return the ASGI application. `engines` replaces those that the settings name.
+
+    Raises BadSettings. The services start with the application's lifespan, which every ASGI
+    server runs; a database that cannot be used fails there, with BadDatabase.
+    """
+    services = Services(settings, engines or open_engines(settings))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with services.running():
+            yield
+
+    app = App(
+        title="Routecast",
+        version=VERSION,
+        summary="Live, exact metrics of LLM routing decisions.",
+        lifespan=lifespan,
+        docs_url=None,  # their pages load scripts of other hosts; `edge/docs.py` has one of ours
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect names the host and path that the client sent
+    )
+    app.state.services = services
+    _add_routes(app, settings, services)
+    app.add_exception_handler(RoutecastError, on_routecast_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_crash)
+    return app
+
+
+def _add_routes(app: App, settings: Settings, services: Services) -> None:
+    engines = services.engines
+    rules = Rules(
+        high=settings.band_high,
+        medium=settings.band_medium,
+        price=engines.prices.cost if settings.prices else lambda *_: None,
+    )
+    sites = services.sites
+    decisions = Decisions(
+        *(services.ingest.submit, rules, engines.clock, services.instruments, sites),
+        services.slices,
+    )
+    app.decisions, app.take = decisions, Cors(decisions, sites)
+    app.gate = Gate(app.route, sites, services.proxies)
+    app.add_middleware(Cors, sites=sites)
+    streams = (services.manager, services.door, services.instruments)
+    app.router.routes[:0] = [
+        # For an application that is mounted in another; and to say 405 to other methods.
+        Route(DECISIONS, decisions, methods=["POST"]),
+        WebSocketRoute("/ws/metrics", MetricsSocket(*streams, services.subscribers)),
+        Route("/ws/metrics", Advice(services.door), methods=METHODS),
+        Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
+    ]
+    app.include_router(metrics_router(services.renders.frame))
+    app.include_router(history_router(services.history.answer, services.admission))
+    app.include_router(ops_router(services.health, services.check, services.instruments))
+    app.include_router(asyncapi_router(VERSION))
+    app.include_router(docs_router(lambda: app.openapi()))
+    app.include_router(page_router(settings.notice))
+    derive = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            describe(derive())
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # -- how FastAPI lets one extend it

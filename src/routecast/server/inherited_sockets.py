@@ -1,0 +1,67 @@
+"""A listening socket that is handed over as a file descriptor (`--fd`), by systemd say."""
+
+import os
+import socket
+from ipaddress import ip_address
+from typing import Final
+
+from routecast.edge.proxies import read_address
+from routecast.errors import BadSettings
+from routecast.server.config import Settings
+
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+
+
+def take_over(settings: Settings) -> socket.socket:
+    """Return the socket that `settings.fd` names, to accept connections from.
+
+    Raises BadSettings where it is no TCP socket that is bound and not connected, and where it can
+    be reached from other machines without `--insecure`.
+    """
+    assert settings.fd is not None
+    listener = _open(settings.fd)
+    try:
+        if problem := _problem(listener):
+            raise BadSettings(
+                f"fd {settings.fd} {problem}: hand over a TCP socket that is bound to an address "
+                "and a port"
+            )
+        host = listener.getsockname()[0]
+        if not settings.insecure and not _is_loopback(host):
+            raise BadSettings(
+                f"fd {settings.fd} is bound to {host}, which can be reached from other machines, "
+                "and no authentication is configured: bind it to 127.0.0.1, or say --insecure if "
+                "the network is trusted"
+            )
+    except BaseException:
+        listener.detach()  # it stays open for whoever handed it over
+        raise
+    return listener
+
+
+def _open(descriptor: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise BadSettings(f"fd {descriptor} is no socket to listen on: {reason}") from None
+
+
+def _problem(found: socket.socket) -> str | None:
+    """Return what keeps a socket from being listened on, None where nothing does."""
+    if found.family == socket.AF_UNIX:
+        return "is a Unix socket"
+    if found.family not in _FAMILIES or found.type != socket.SOCK_STREAM:
+        return "is no TCP socket"
+    if not found.getsockname()[1]:
+        return "is bound to no port"
+    try:
+        found.getpeername()
+    except OSError:
+        return None
+    return "is connected to a peer already"
+
+
+def _is_loopback(host: str) -> bool:
+    address = read_address(host)
+    return address is not None and ip_address(address).is_loopback

@@ -1,0 +1,1 @@
+"""Streaming: the connections that are open, and what each of them is sent."""

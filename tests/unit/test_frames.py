@@ -1,0 +1,72 @@
+"""Frames as bytes: what a client makes of them is the document, plain or deflated."""
+
+import pytest
+from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame as WireFrame
+from websockets.frames import Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from routecast.core.frame import Frame
+from routecast.edge.ws.frames import (
+    DEFLATE_FROM,
+    PING,
+    PONG_HEAD,
+    PONG_SIZE,
+    WINDOW_BITS,
+    deflated,
+    plain,
+)
+
+SMALL = b'{"total_decisions":1}'
+LARGE = b'{"%s":1}' % (b"strategy" * 200)
+
+
+def client(*, inflates: bool) -> ClientProtocol:
+    """A client of another make, after its handshake."""
+    protocol = ClientProtocol(parse_uri("ws://localhost/"), state=State.OPEN)
+    if inflates:
+        protocol.extensions = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
+    return protocol
+
+
+def read(protocol: ClientProtocol, data: bytes) -> list[tuple[Opcode, bytes]]:
+    protocol.receive_data(data)
+    frames = protocol.events_received()
+    assert all(isinstance(frame, WireFrame) and frame.fin for frame in frames)
+    return [(frame.opcode, bytes(frame.data)) for frame in frames if isinstance(frame, WireFrame)]
+
+
+@pytest.mark.parametrize("body", [SMALL, LARGE, "{“名”:1}".encode()])
+def test_every_client_reads_the_same(body: bytes) -> None:
+    """Each reads its own stream of shared bytes, again and again."""
+    frame = Frame(body, None, None)
+    inflating, other = client(inflates=True), client(inflates=False)
+    for _ in range(3):
+        assert read(inflating, deflated(frame)) == [(Opcode.TEXT, body)]
+        assert read(other, plain(frame)) == [(Opcode.TEXT, body)]
+
+
+def test_bytes_are_made_once() -> None:
+    """The second connection is given the very bytes of the first."""
+    frame = Frame(LARGE, None, None)
+    assert deflated(frame) is deflated(frame)
+    assert plain(frame) is plain(frame)
+
+
+def test_only_what_gains_is_deflated() -> None:
+    """A small frame is sent as it is to everybody; a large one shrinks."""
+    assert len(SMALL) < DEFLATE_FROM < len(LARGE)
+    small, large = Frame(SMALL, None, None), Frame(LARGE, None, None)
+    assert deflated(small) is plain(small)
+    assert len(deflated(large)) < len(plain(large)) / 2
+
+
+def test_the_usual_answer_to_a_ping_is_known_by_its_look() -> None:
+    """A client's pong, which is most of what it ever sends, needs no parser."""
+    protocol = client(inflates=False)
+    read(protocol, PING)
+    (answer,) = protocol.data_to_send()
+    assert len(answer) == PONG_SIZE
+    assert answer.startswith(PONG_HEAD)

@@ -1,0 +1,242 @@
+"""Lookbacks: the past is told when there is room, in turn, and goes on while it is wanted."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemTimers
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.changes import Changes
+from routecast.core.delta import Delta
+from routecast.core.message import JSON, Message, Named
+from routecast.core.v1 import V1Session
+from routecast.protocol import CloseCode, Position
+from routecast.services.history import History
+from routecast.streaming import channels
+from routecast.streaming import history_subscriptions as module
+from routecast.streaming.channels import Channels
+from routecast.streaming.history_subscriptions import Lookbacks
+from routecast.streaming.v1_connections import Subscribers
+from tests.support.clock import HeldClock
+from tests.support.decisions import MINUTE, NOW, cells_of, kept
+from tests.support.fanout import FAST, Hall
+from tests.support.running_services import running, until
+
+
+class Line:
+    """A connection that takes what it is sent while it is `open` (`channels.Line`)."""
+
+    client = "192.0.2.1"
+
+    def __init__(self, subscribers: Subscribers) -> None:
+        self.open = True
+        self.sent: list[dict[str, Any]] = []
+        self.subscriber = subscribers.open(V1Session(JSON, FAST), self)
+
+    def send(self, _: Message, named: Named) -> bool:
+        if self.open:
+            self.sent.append(json.loads(named.body))
+        return self.open
+
+    @staticmethod
+    def send_all(message: Message, named: Named, cohort: channels.Cohort) -> list[channels.Line]:
+        return [line for line in cohort.members if not line.send(message, named)]
+
+    def reply(self, data: bytes) -> None:
+        self.sent.append(json.loads(data))
+
+    def fail(self, code: CloseCode) -> None:
+        raise AssertionError(code)
+
+    def ask(self, identity: str, kind: str = "history", **asked: Any) -> None:
+        self.subscriber.receive(json.dumps({"type": kind, "id": identity, **asked}))
+
+    def drain(self) -> None:
+        self.open = True
+        self.subscriber.catch_up()
+
+    def told(self) -> list[str]:
+        """Return the ids of the histories that came."""
+        return [message["id"] for message in self.sent if message["type"] == "history"]
+
+
+class Past:
+    """A hall's live state, the store's history, and commits to both."""
+
+    def __init__(self, hall: Hall, store: SqliteStore, clock: HeldClock) -> None:
+        self.hall = hall
+        self.clock = clock
+        self.changes = Changes()
+        self.history = History(store, hall.reading, self.changes, clock)
+        self.lookbacks = Lookbacks(self.history)
+        channels = Channels(hall.latest, hall.renders, clock, SystemTimers(), hall.instruments)
+        self.subscribers = Subscribers(channels, self.lookbacks)
+
+    def commit(self, decided: int) -> None:
+        """Commit a decision to live state alone."""
+        position = self.hall.snapshot.position
+        after = Position(position.epoch, position.seq + 1)
+        delta = Delta(after, cells_of([kept(after.seq, decided=decided)]), NOW)
+        self.hall.snapshot.apply(delta)
+        self.changes.note(delta)
+
+
+@pytest.fixture
+async def past(
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+) -> Past:
+    """Nobody has asked yet; the live state is the store's."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    hall = Hall(store, cache, clock)
+    hall.snapshot = await store.load(NOW)
+    return Past(hall, store, clock)
+
+
+@pytest.fixture
+def line(past: Past) -> Line:
+    """A connection."""
+    return Line(past.subscribers)
+
+
+async def settled(reached: Callable[[], bool]) -> None:
+    """Return when something is so, and has stayed so for a while."""
+    await until(reached)
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+        assert reached()
+
+
+async def test_one_is_told_after_the_other(line: Line) -> None:
+    """In the order they were asked for; then their ids are free again."""
+    for identity in "abcd":
+        line.ask(identity)
+    await until(lambda: line.told() == list("abcd"))
+    line.ask("a")
+    await until(lambda: line.told() == list("abcda"))
+
+
+async def test_what_finds_no_room_waits_for_it(line: Line) -> None:
+    """And nothing else is read meanwhile; who unsubscribes is not told at all."""
+    line.open = False
+    for identity in "abc":
+        line.ask(identity)
+    await settled(lambda: line.subscriber.waits and not line.told())
+    line.ask("b", kind="unsubscribe")
+    line.drain()
+    await settled(lambda: line.told() == ["a", "c"])
+
+
+async def test_what_is_left_while_it_waits_is_not_told(line: Line) -> None:
+    """Not even when its id is another's by then."""
+    line.open = False
+    line.ask("a", points=30)
+    await until(lambda: line.subscriber.waits)
+    line.ask("a", kind="unsubscribe")
+    line.ask("a", points=1)
+    line.drain()
+    await settled(lambda: line.told() == ["a"])
+    assert line.sent[-1]["points"] == 1
+
+
+async def test_a_connection_that_ends_lets_go(line: Line, past: Past) -> None:
+    """Whatever it waited for."""
+    line.open = False
+    for identity in "abc":
+        line.ask(identity, follow=True)
+    await until(lambda: line.subscriber.waits)
+    line.subscriber.close()
+    await until(lambda: not past.lookbacks._tasks)
+    assert not past.lookbacks._followed
+    assert not past.lookbacks._open
+
+
+async def test_what_follows_comes_with_the_live_numbers(line: Line, past: Past) -> None:
+    """A decision of a bucket that has closed: told again from there on, at one position."""
+    line.ask("main", kind="subscribe", interval=60)
+    line.ask("h1", follow=True, points=100)
+    await until(lambda: line.told() == ["h1"])
+    async with running(past.lookbacks.run()):
+        past.commit(NOW)  # in the bucket that runs: it is told with the next one
+        await settled(lambda: line.told() == ["h1"])
+        past.commit(NOW - 3 * MINUTE)
+        await until(lambda: line.told() == ["h1", "h1"])
+        await until(lambda: line.sent[-1]["id"] == "main")
+        history, delta = line.sent[-2:]
+        assert history["position"] == delta["position"]
+        assert sum(history["series"][0]["count"]) == delta["data"]["total_decisions"] == 2
+        past.clock.moment += MINUTE
+        await until(lambda: line.told() == ["h1"] * 3)
+        line.open = False
+        past.clock.moment += MINUTE
+        await until(lambda: line.subscriber.waits)
+        line.drain()
+        await settled(lambda: line.told() == ["h1"] * 4)
+        line.ask("h1", kind="unsubscribe")
+        past.clock.moment += MINUTE
+        await settled(lambda: line.told() == ["h1"] * 4)
+
+
+async def test_the_live_numbers_of_what_waited_for_room_come_with_it(
+    line: Line, past: Past
+) -> None:
+    """They are those of its position, whatever was committed while it waited."""
+    line.ask("main", kind="subscribe", interval=60)
+    line.ask("h1", follow=True, points=100)
+    await until(lambda: line.told() == ["h1"])
+    async with running(past.lookbacks.run()):
+        line.open = False
+        past.commit(NOW - 3 * MINUTE)
+        await until(lambda: line.subscriber.waits)
+        past.commit(NOW)
+        line.drain()
+        history, delta = line.sent[-2:]
+        assert (history["id"], delta["id"]) == ("h1", "main")
+        assert history["position"] == delta["position"]
+        assert sum(history["series"][0]["count"]) == delta["data"]["total_decisions"] == 1
+
+
+async def test_a_bucket_that_closes_is_told_at_a_position_that_was_told_before(
+    line: Line, past: Past
+) -> None:
+    """Time closes buckets, and no commit: then the live numbers are there already."""
+    line.ask("main", kind="subscribe", interval=60)
+    line.ask("h1", follow=True, points=100)
+    await until(lambda: line.told() == ["h1"])
+    async with running(past.lookbacks.run()):
+        past.commit(NOW - 3 * MINUTE)
+        await until(lambda: line.told() == ["h1"] * 2)
+        past.clock.moment += MINUTE
+        await until(lambda: line.told() == ["h1"] * 3)
+    late, live, closed = line.sent[-3:]
+    assert (late["id"], live["id"], closed["id"]) == ("h1", "main", "h1")
+    assert late["position"] == live["position"] == closed["position"]
+    assert (late["points"], closed["points"]) == (4, 2)
+
+
+async def test_who_asks_the_same_shares_the_answer(past: Past) -> None:
+    """It is encoded once, whatever each calls it."""
+    lines = [Line(past.subscribers) for _ in range(50)]
+    for number, line in enumerate(lines):
+        line.ask(f"h{number}", follow=True)
+    await until(lambda: all(line.told() for line in lines))
+    assert len(past.lookbacks._kept) == 1
+
+
+async def test_an_error_is_told_and_frees_the_id(
+    line: Line, past: Past, store: SqliteStore
+) -> None:
+    """What the database cannot tell now may be asked for again; a wrong range is named."""
+    line.ask("a", **{"from": "2100-01-01T00:00:00Z"})
+    await until(lambda: len(line.sent) == 2)
+    assert (line.sent[-1]["code"], line.sent[-1]["message"][:5]) == ("bad_request", "from:")
+    past.hall.up = False
+    await store.close()
+    line.ask("a", follow=True)
+    await until(lambda: len(line.sent) == 3)
+    assert (line.sent[-1]["code"], line.sent[-1]["retryable"]) == ("unavailable", True)
+    line.ask("a", kind="unsubscribe")
+    assert line.sent[-1]["code"] == "unknown_id"

@@ -1,0 +1,112 @@
+"""The parsing of requests, cut at every byte: a socket would put the cuts elsewhere."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from routecast.edge.http.http_edge import HttpEdge
+from routecast.edge.http.http_protocol import GuardedHttp
+from routecast.edge.proxies import Proxies
+from routecast.instruments import Instruments
+from tests.support.hostile_requests import CORPUS, Hostile
+
+# Of these no answer depends on whether an earlier one is out.
+NAMES = re.compile("upgrade (to|in)|offers|trailer")
+SMALL = [case for case in CORPUS if NAMES.search(case.name)]
+SMALL = [case for case in SMALL if sum(map(len, case.sent)) < 700]
+
+
+class Wire(asyncio.Transport):
+    """Takes what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        assert not self.closed
+        self.written += data
+
+    def write_eof(self) -> None:
+        self.closed = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        """The test goes on to feed: as much as one read may have brought."""
+
+    def resume_reading(self) -> None:
+        """See above."""
+
+
+class Recorder:
+    """An application that answers everything, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, bytes]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+        self.requests.append((scope["method"], scope["path"], body))
+        assert (b"x", b"1") not in scope["headers"]  # a trailer of the corpus
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
+
+
+class Talk:
+    """Feeds connections of one server."""
+
+    def __init__(self) -> None:
+        self._app = Recorder()
+        self._config = uvicorn.Config(self._app, log_config=None, lifespan="off")
+        self._config.load()
+        self._edge = HttpEdge(Instruments(), Proxies(""), keep_alive=75)
+        self._state = ServerState()
+
+    async def __call__(self, *pieces: bytes) -> tuple[list[tuple[str, str, bytes]], int, bool]:
+        """Return the requests that came of the pieces, the number of answers, and the end."""
+        protocol = GuardedHttp(
+            self._edge, config=self._config, server_state=self._state, app_state={}
+        )
+        wire = Wire()
+        protocol.connection_made(wire)
+        for piece in pieces:
+            protocol.data_received(piece)
+            await asyncio.sleep(0)
+        while self._state.tasks:
+            await asyncio.gather(*self._state.tasks)
+            await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        requests, self._app.requests = self._app.requests, []
+        return requests, wire.written.count(b"HTTP/1.1 "), wire.closed
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in SMALL])
+async def test_cuts_make_no_difference(case: Hostile) -> None:
+    """The same requests come of the same bytes, and no byte of a body is a request of its own."""
+    talk = Talk()
+    data = b"".join(case.pieces("127.0.0.1:1"))
+    whole = await talk(data)
+    requests, answers, _ = whole
+    assert answers == len(case.statuses)
+    assert all(path in ("/v1/decisions", "/ws/metrics", "/health") for _, path, _ in requests)
+    for cut in range(1, len(data)):
+        assert await talk(data[:cut], data[cut:]) == whole, cut
+    assert await talk(*(data[at : at + 1] for at in range(len(data)))) == whole

@@ -1,0 +1,88 @@
+"""What clients send: the same messages out, however the bytes are cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+
+from routecast.edge.ws.frames import WINDOW_BITS
+from routecast.edge.ws.messages import Inbox
+from routecast.protocol import CloseCode
+from tests.support.raw import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, deflate, frame
+
+RESERVED_FOR_DEFLATE = 4
+messages = st.text(st.characters(exclude_categories=["Cs"]), max_size=300) | st.binary(max_size=300)
+
+
+def received(inbox: Inbox, *pieces: bytes) -> list[str | bytes]:
+    return [message for piece in pieces for message in inbox.receive(piece)]
+
+
+@given(st.lists(messages, max_size=5), st.integers(1, 50), st.randoms())
+def test_messages_survive_any_cut(sent: list[str | bytes], size: int, random: object) -> None:
+    """Each message comes out once, whole and in order, in frames and pieces of whatever size."""
+    data = b""
+    for message in sent:
+        body = message.encode() if isinstance(message, str) else message
+        cut = random.randint(0, len(body))  # type: ignore[attr-defined]
+        opcode = TEXT if isinstance(message, str) else BINARY
+        data += frame(opcode, body[:cut], fin=False)
+        data += frame(PING, b"in between") + frame(CONTINUATION, body[cut:])
+    inbox = Inbox([])
+    assert received(inbox, *(data[at : at + size] for at in range(0, len(data), size))) == sent
+    assert inbox.to_send() == frame(PONG, b"in between", masked=False) * len(sent)
+    assert inbox.frames == 3 * len(sent)
+    assert inbox.idle
+
+
+def test_it_is_idle_only_between_messages() -> None:
+    """Dropped in the middle of one, it would take the rest for a frame."""
+    inbox = Inbox([])
+    data = frame(TEXT, b"a message in one frame")
+    assert inbox.idle
+    for at in range(1, len(data)):
+        assert received(inbox, data[at - 1 : at]) == []
+        assert not inbox.idle
+    assert received(inbox, data[-1:]) == ["a message in one frame"]
+    assert inbox.idle
+    received(inbox, frame(TEXT, b"half of one ", fin=False))
+    assert not inbox.idle
+
+
+def test_deflated_messages_are_inflated() -> None:
+    """With no context from one to the next."""
+    inbox = Inbox([PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)])
+    packed = frame(TEXT, deflate(b"hello hello hello"), reserved=RESERVED_FOR_DEFLATE)
+    assert received(inbox, packed, packed) == ["hello hello hello"] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(TEXT, b"\xff"), CloseCode.NOT_UTF8),
+        (frame(TEXT, b"\xff", fin=False), CloseCode.NOT_UTF8),
+        (frame(TEXT, b"x" * 101), CloseCode.TOO_BIG),
+        (frame(TEXT, b"x" * 60, fin=False) + frame(CONTINUATION, b"x" * 60), CloseCode.TOO_BIG),
+        (frame(TEXT, b"x", masked=False), 1002),
+        (frame(CONTINUATION, b"of nothing"), 1002),
+        (frame(3, b"no such opcode"), 1002),
+        (frame(TEXT, b"x", reserved=RESERVED_FOR_DEFLATE), 1002),
+    ],
+)
+def test_what_breaks_a_rule_ends_the_connection(data: bytes, code: int) -> None:
+    """At once, not at the message's end, with the code that says why."""
+    inbox = Inbox([], max_message_bytes=100)
+    assert received(inbox, data) == []
+    assert inbox.finished
+    assert inbox.close_code == code
+    assert inbox.to_send().startswith(bytes([0x80 | CLOSE]))
+
+
+def test_a_close_is_answered_with_its_code() -> None:
+    """And what came before it is answered before it."""
+    inbox = Inbox([])
+    closing = (1000).to_bytes(2)
+    assert received(inbox, frame(PING, b"x") + frame(CLOSE, closing)) == []
+    pong, close = frame(PONG, b"x", masked=False), frame(CLOSE, closing, masked=False)
+    assert inbox.to_send() == pong + close
+    assert (inbox.finished, inbox.close_code) == (True, 1000)

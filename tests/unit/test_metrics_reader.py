@@ -1,0 +1,459 @@
+"""Latest: the best source there is, and each view encoded only when it can have changed."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.delta import Delta
+from routecast.core.snapshot import BOUNDED, COVERAGE, Snapshot
+from routecast.core.view import View
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.ports import Reading
+from routecast.protocol import Position, Source
+from routecast.services import metrics_reader as module
+from routecast.services.metrics_reader import Latest
+from routecast.services.snapshot_loader import Sources
+from routecast.services.windows import Windows
+from tests.support.clock import HeldClock
+from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
+from tests.support.frames import frame_of
+from tests.support.oracle import stamped
+from tests.support.running_services import broken
+
+WHOLE = View()
+COUNT = View(fields=("total_decisions",))
+
+
+class CountingStore(SqliteStore):
+    """A SQLite store that counts how often it is read."""
+
+    loads = 0
+
+    async def load(self, now: int, room: int | None = None) -> Snapshot:
+        self.loads += 1
+        return await super().load(now, room)
+
+
+class LostCache(MemoryCache):
+    """A cache whose engine cannot be reached."""
+
+    async def get(self) -> Snapshot | None:
+        raise Unavailable("connection refused")
+
+    async def put(self, snapshot: Snapshot) -> None:
+        raise Unavailable("connection refused")
+
+
+class Everything:
+    """Every source there is, each to be filled or broken by hand, and `latest` over them."""
+
+    def __init__(self, store: CountingStore, clock: HeldClock, cache: MemoryCache) -> None:
+        self.store = store
+        self.clock = clock
+        self.cache = cache
+        self.bus = MemoryBus()
+        self.instruments = Instruments()
+        self.live: Snapshot | None = None
+        self.sources = Sources(store, cache, self.bus, MemoryCluster(), clock, self.instruments)
+        self.last: Snapshot | None = None
+        self.latest = Latest(self.reading, self.held, self.sources, clock, self.instruments)
+
+    def reading(self) -> Reading | None:
+        return Reading(self.live, Source.LIVE, self.clock.now()) if self.live else None
+
+    def held(self) -> Reading | None:
+        return Reading(self.last, Source.STALE, self.clock.now()) if self.last else None
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.instruments.registry.get_sample_value(f"routecast_{name}_total", labels) or 0
+
+    async def ask(self) -> tuple[Source | None, int | None]:
+        """Return where the count of decisions comes from, and what it is."""
+        frame = await frame_of(self.latest, COUNT)
+        return frame.source, json.loads(frame.body).get("total_decisions")
+
+
+def snapshot(count: int) -> Snapshot:
+    made = Snapshot(Position("e", 0), NOW)
+    for seq in range(1, count + 1):
+        made.apply(Delta(Position("e", seq), cells_of([kept(seq)]), NOW))
+    return made
+
+
+@pytest.fixture
+async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[Everything]:
+    """Nothing live, nothing cached, an empty database."""
+    store = CountingStore(path)
+    await store.open()
+    yield Everything(store, clock, cache)
+    await store.close()
+
+
+# -- which source -------------------------------------------------------------------------------
+
+
+async def test_sources_are_asked_best_first(sources: Everything) -> None:
+    """Live, then cache, then database: each has another count here."""
+    await sources.store.commit([[kept(1), kept(2), kept(3)]], NOW)
+    sources.live = snapshot(1)
+    await sources.cache.put(snapshot(2))
+    assert await sources.ask() == (Source.LIVE, 1)
+    assert sources.store.loads == sources.count("cache", result="hit") == 0
+    sources.live = None
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.CACHE, 2)
+    assert sources.store.loads == 0
+    sources.clock.moment += 30 * SECOND
+    assert await sources.ask() == (Source.DATABASE, 3)
+    for source in ("live", "cache", "database"):
+        assert sources.count("snapshots_served", source=source) == 1
+
+
+async def test_cached_snapshot_is_brought_up_to_date(sources: Everything) -> None:
+    """By the deltas since; where the bus has them no more, it is not used."""
+    await sources.cache.put(snapshot(2))
+    sources.bus.publish(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
+    assert await sources.ask() == (Source.CACHE, 3)
+    sources.bus.publish(Delta(Position("e", 5), cells_of([kept(5)]), NOW))
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_no_number_goes_back(sources: Everything) -> None:
+    """Older ones of the same history are not taken, whatever source has them."""
+    sources.live = snapshot(3)
+    await sources.ask()
+    sources.live = None
+    await sources.cache.put(snapshot(2))
+    assert await sources.ask() == (Source.STALE, 3)
+    sources.last = snapshot(4)
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.STALE, 4)
+    # Live state that has yet to catch up with what was cached.
+    await sources.cache.put(snapshot(6))
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.CACHE, 6)
+    sources.live = snapshot(5)
+    assert sources.latest.frame_now(COUNT) is None
+    assert await sources.ask() == (Source.CACHE, 6)
+    sources.live = snapshot(6)
+    assert await sources.ask() == (Source.LIVE, 6)
+
+
+async def test_last_known_answers_when_no_source_can(sources: Everything) -> None:
+    """Marked stale, as old as it is; with a source again, that one answers."""
+    sources.live = snapshot(3)
+    await sources.ask()
+    sources.live = None
+    with broken(sources.store.path):
+        sources.clock.moment += 10 * SECOND
+        assert await sources.ask() == (Source.STALE, 3)
+        assert (await sources.latest.read()).as_of == NOW
+        sources.clock.moment += 10 * SECOND
+        assert await sources.ask() == (Source.STALE, 3)
+        assert (await sources.latest.read()).as_of == NOW
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_error_document_when_nothing_is_known(sources: Everything) -> None:
+    """Neither live, cache, database nor anything before; the next try may succeed."""
+    with broken(sources.store.path):
+        frame = await frame_of(sources.latest, WHOLE)
+        assert json.loads(frame.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
+        assert frame.source is None
+        with pytest.raises(Unavailable):
+            await sources.latest.read()
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_what_the_database_said_is_cached(
+    sources: Everything, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first look is a miss, the next a hit; both are logged and counted."""
+    caplog.set_level(logging.INFO, "routecast.services.snapshot_loader")
+    await sources.store.commit([[kept(1)]], NOW)
+    assert await sources.ask() == (Source.DATABASE, 1)
+    sources.clock.moment += SECOND
+    assert await sources.ask() == (Source.CACHE, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Metrics cache MISS",
+        "Metrics cache HIT",
+    ]
+    assert (sources.count("cache", result="miss"), sources.count("cache", result="hit")) == (1, 1)
+    assert sources.store.loads == 1
+    assert not sources.sources.cache_failing
+
+
+async def test_lost_cache_costs_nothing_but_time(
+    path: Path, clock: HeldClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The database answers, and it is told that the cache fails."""
+    store = CountingStore(path)
+    await store.open()
+    sources = Everything(store, clock, LostCache(clock))
+    assert await sources.ask() == (Source.DATABASE, 0)
+    assert sources.sources.cache_failing
+    assert sources.count("cache", result="error") == 1
+    assert "Metrics cache cannot be used: connection refused" in caplog.text
+    await store.close()
+
+
+async def test_engines_are_asked_once_however_many_ask(sources: Everything) -> None:
+    """Those who come while one is asking share its answer; for a second, so do later ones."""
+    frames = await asyncio.gather(*(frame_of(sources.latest, WHOLE) for _ in range(50)))
+    assert {frame.source for frame in frames} == {Source.DATABASE}
+    assert sources.store.loads == 1
+    assert sources.count("cache", result="miss") == 1
+    sources.clock.moment += SECOND - 1
+    await sources.ask()
+    assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 0)
+    sources.clock.moment += 1
+    await sources.ask()
+    assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 1)
+
+
+async def test_engines_that_fail_are_asked_once_too(sources: Everything) -> None:
+    """Nobody waits for a lost database in turn behind all others."""
+    with broken(sources.store.path):
+        frames = await asyncio.gather(*(frame_of(sources.latest, WHOLE) for _ in range(20)))
+    assert {frame.source for frame in frames} == {None}
+    assert sources.store.loads == 1
+
+
+async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Everything) -> None:
+    """They were asked just now: what was live a moment ago still says it best."""
+    await sources.ask()
+    sources.live = snapshot(3)
+    assert await sources.ask() == (Source.LIVE, 3)
+    sources.live = None
+    assert await sources.ask() == (Source.STALE, 3)
+
+
+# -- encoding -----------------------------------------------------------------------------------
+
+
+async def test_unchanged_view_is_not_rendered_again(sources: Everything) -> None:
+    """However often it is asked for, and whatever source says it; only its timestamp is new."""
+    sources.live = snapshot(2)
+    first = await frame_of(sources.latest, WHOLE)
+    sources.clock.moment += 10 * MINUTE
+    second = await frame_of(sources.latest, View())
+    assert sources.count("renders") == 1
+    before, after = json.loads(first.body), json.loads(second.body)
+    assert before.pop("timestamp") < after.pop("timestamp")
+    assert before == after
+
+
+async def test_crowd_gets_one_frame(sources: Everything) -> None:
+    """Those who come within a moment share it, unless something was committed in between."""
+    assert sources.latest.frame_now(COUNT) is None
+    sources.live = snapshot(1)
+    first = sources.latest.frame_now(COUNT)
+    assert first is not None
+    assert json.loads(first.body) == stamped({"total_decisions": 1}, NOW)
+    sources.clock.moment += module.FRESH - 1
+    assert sources.latest.frame_now(COUNT) is first
+    assert sources.latest.frame_now(WHOLE) is not first
+    sources.clock.moment += 1
+    later = sources.latest.frame_now(COUNT)
+    assert later is not None
+    assert json.loads(later.body) == stamped({"total_decisions": 1}, sources.clock.moment)
+    sources.live.apply(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
+    newest = sources.latest.frame_now(COUNT)
+    assert newest is not None
+    assert json.loads(newest.body)["total_decisions"] == 2
+    sources.live = None
+    assert await sources.ask() == (Source.DATABASE, 0)
+
+
+async def test_what_a_crowd_was_given_is_last_known(sources: Everything) -> None:
+    """When live state is lost and no engine answers, it is the newest there was."""
+    sources.live = snapshot(2)
+    sources.latest.frame_now(COUNT)
+    sources.live = None
+    with broken(sources.store.path):
+        assert await sources.ask() == (Source.STALE, 2)
+
+
+async def test_commit_is_rendered(sources: Everything) -> None:
+    """A new position is a new document."""
+    sources.live = snapshot(2)
+    assert await sources.ask() == (Source.LIVE, 2)
+    sources.live.apply(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
+    assert await sources.ask() == (Source.LIVE, 3)
+    sources.live = Snapshot(Position("other", 3), NOW)
+    assert await sources.ask() == (Source.LIVE, 0)
+    assert sources.count("renders") == 3
+
+
+@pytest.mark.parametrize(
+    ("view", "renders"),
+    [
+        (View(), [1, 1, 1]),
+        (View(window="5m"), [1, 1, 2]),
+        (View(fields=("rate",)), [1, 2, 3]),
+        (View(fields=("total_decisions", "rate"), window="1h"), [1, 2, 3]),
+    ],
+    ids=["all", "window", "rate", "both"],
+)
+async def test_time_moves_what_depends_on_it(
+    sources: Everything, view: View, renders: list[int]
+) -> None:
+    """A window by the minute, a rate always, and all of history never."""
+    sources.live = snapshot(1)
+    counted = []
+    for moment in (NOW, NOW // MINUTE * MINUTE + MINUTE - 1, NOW // MINUTE * MINUTE + MINUTE):
+        sources.clock.moment = moment
+        await frame_of(sources.latest, view)
+        counted.append(sources.count("renders"))
+    assert counted == renders
+
+
+async def test_frames_of_many_views_are_of_one_reading(sources: Everything) -> None:
+    """Each its own document, with the filters it has."""
+    sources.live = snapshot(2)
+    views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
+    frames = await sources.latest.frames(dict.fromkeys(views, ""))
+    counts = [json.loads(frames[view].body)["total_decisions"] for view in views]
+    assert counts == [2, 2, 0]
+    assert sources.count("snapshots_served", source="live") == 1
+    assert sources.count("renders") == 3
+
+
+async def test_encodings_kept_have_a_bound(
+    sources: Everything, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least lately used goes first."""
+    monkeypatch.setattr(module, "MAX_VIEWS", 2)
+    sources.live = snapshot(1)
+    a, b, c = (View(strategy=frozenset({name})) for name in "abc")
+    for view, renders in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4), (c, 5), (b, 5)):
+        await frame_of(sources.latest, view)
+        assert sources.count("renders") == renders, view
+
+
+async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Everything) -> None:
+    """A snapshot too old for a window still has its total."""
+    sources.live = snapshot(1)
+    sources.clock.moment += COVERAGE
+    window = View(window="5m")
+    frames = await sources.latest.frames({window: "", COUNT: ""})
+    document: dict[str, Any] = json.loads(frames[window].body)
+    assert document["error"] == "Failed to fetch metrics"
+    assert json.loads(frames[COUNT].body)["total_decisions"] == 1
+
+
+# -- windows ------------------------------------------------------------------------------------
+
+WINDOW = View(fields=("total_decisions", "rate", "latency_ms"), window="1h")
+
+
+@pytest.fixture
+async def windowed(sources: Everything) -> AsyncIterator[Latest]:
+    """Live state with no room for windows, over a database with three decisions."""
+    sources.live = snapshot(0)
+    for number in (1, 2, 3):
+        done = await sources.store.commit([[kept(number, decided=NOW - number * MINUTE)]], NOW)
+        assert done.delta is not None
+        if number == 1:
+            sources.live = Snapshot(Position(done.position.epoch, 0), NOW)
+        sources.live.apply(done.delta)
+    sources.live.cover(())
+    windows = Windows(sources.store, sources.clock, 1_000_000)
+    yield Latest(
+        sources.reading,
+        sources.held,
+        sources.sources,
+        sources.clock,
+        sources.instruments,
+        windows=windows,
+    )
+    await windows.close()
+
+
+async def test_window_that_live_state_lacks_comes_from_the_database(
+    windowed: Latest, sources: Everything
+) -> None:
+    """With a rate and percentiles; the total is still answered live."""
+    frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
+    found = json.loads(frames[WINDOW].body)
+    assert (found["total_decisions"], frames[WINDOW].source) == (3, Source.DATABASE)
+    assert found["rate"] is not None
+    assert found["latency_ms"]["p50"] == pytest.approx(120, rel=0.02)
+    assert frames[WINDOW].position == frames[COUNT].position
+    assert (json.loads(frames[COUNT].body)["total_decisions"], frames[COUNT].source) == (
+        3,
+        Source.LIVE,
+    )
+    # From now on it is at hand, for those who come as well.
+    at_hand = windowed.frame_now(WINDOW)
+    assert at_hand is not None
+    assert at_hand.source is Source.DATABASE
+    assert sources.store.loads == 0
+
+
+async def test_rate_over_all_time_needs_minutes(windowed: Latest) -> None:
+    """Live state that holds no minutes cannot tell it."""
+    rate = View(fields=("total_decisions", "rate"))
+    assert windowed.frame_now(rate) is None
+    frame = await frame_of(windowed, rate)
+    assert (json.loads(frame.body)["total_decisions"], frame.source) == (3, Source.DATABASE)
+
+
+async def test_window_never_goes_back_between_live_state_and_database(
+    windowed: Latest, sources: Everything
+) -> None:
+    """Whichever of the two was newer when it answered last."""
+    assert sources.live is not None
+    reading = await windowed.reading_for(WINDOW)
+    assert reading.snapshot.position.seq == 3
+    live, sources.live = sources.live, Snapshot(Position(sources.live.position.epoch, 2), NOW)
+    behind = windowed.covering(Reading(sources.live, Source.LIVE, NOW), WINDOW)
+    assert behind is not None
+    assert behind.snapshot.position.seq == 3
+    done = await sources.store.commit([[kept(4)]], NOW)
+    ahead = Snapshot(done.position, NOW)
+    assert windowed.covering(Reading(ahead, Source.LIVE, NOW), WINDOW) == Reading(
+        ahead, Source.LIVE, NOW
+    )
+    # What the database answered before is older than that.
+    sources.live = live
+    assert windowed.covering(Reading(live, Source.LIVE, NOW), WINDOW) is None
+    newest = await windowed.reading_for(WINDOW)
+    assert newest.snapshot.position.seq == 4
+
+
+async def test_window_is_an_error_where_the_database_cannot_be_read(
+    windowed: Latest, sources: Everything, path: Path
+) -> None:
+    """Nothing is made up; what is in memory is still answered."""
+    with broken(path):
+        frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
+    assert frames[WINDOW].source is None
+    assert frames[COUNT].source is Source.LIVE
+
+
+@pytest.mark.parametrize("step", [COVERAGE, -2 * MINUTE])
+async def test_windows_are_answered_right_after_a_clock_step(
+    windowed: Latest, sources: Everything, step: int
+) -> None:
+    """By the database, for the window as the clock has it now."""
+    assert sources.live is not None
+    sources.live.cover(BOUNDED)
+    sources.clock.moment += step
+    frame = await frame_of(windowed, WINDOW)
+    expected = {COVERAGE: 0, -2 * MINUTE: 2}[step]  # the others lie in the future then
+    assert json.loads(frame.body)["total_decisions"] == expected
+    assert frame.source is Source.DATABASE

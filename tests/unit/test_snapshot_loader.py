@@ -1,0 +1,124 @@
+"""Sources: a snapshot from the cache where that is good, else from the database, read once."""
+
+import asyncio
+
+import pytest
+
+from routecast.adapters.bus.memory import MemoryBus
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.snapshot import Snapshot
+from routecast.errors import Unavailable
+from routecast.instruments import Instruments
+from routecast.protocol import Position
+from routecast.services.snapshot_loader import LOAD_SECONDS, Sources
+from tests.support.clock import HeldClock
+from tests.support.decisions import HOUR, NOW, assert_sums, kept
+
+
+class BrittleCache(MemoryCache):
+    """A cache that can fail."""
+
+    failing = False
+
+    async def get(self) -> Snapshot | None:
+        if self.failing:
+            raise Unavailable("gone")
+        return await super().get()
+
+
+@pytest.fixture
+def cache(clock: HeldClock) -> BrittleCache:
+    """An empty cache that keeps things for 30 seconds of the clock."""
+    return BrittleCache(clock, 30)
+
+
+@pytest.fixture
+def cluster() -> MemoryCluster:
+    """A cluster in which nothing is claimed."""
+    return MemoryCluster()
+
+
+@pytest.fixture
+def sources(
+    store: SqliteStore,
+    cache: BrittleCache,
+    bus: MemoryBus,
+    cluster: MemoryCluster,
+    clock: HeldClock,
+    instruments: Instruments,
+) -> Sources:
+    """Sources of an empty database."""
+    return Sources(store, cache, bus, cluster, clock, instruments)
+
+
+async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
+    sources: Sources, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
+) -> None:
+    """It holds the minutes of another hour, and so might what another node loads."""
+    done = await store.commit([[kept(1)]], NOW)
+    await cache.put(Snapshot(done.position, NOW + HOUR))
+    await cluster.claim("load", LOAD_SECONDS)  # as another node
+    async with asyncio.timeout(LOAD_SECONDS / 2):
+        snapshot = await sources.newest(None)
+    assert snapshot.taken == NOW
+    assert_sums(snapshot.total, [kept(1)])
+
+
+async def test_node_that_loads_is_waited_for(
+    sources: Sources, cache: BrittleCache, cluster: MemoryCluster
+) -> None:
+    """Another one reads the database; what it caches is taken."""
+    await cluster.claim("load", LOAD_SECONDS)
+    newest = asyncio.create_task(sources.newest(None))
+    await asyncio.sleep(0)
+    await cache.put(Snapshot(Position("e", 4711), NOW))
+    async with asyncio.timeout(LOAD_SECONDS / 2):
+        assert (await newest).position == Position("e", 4711)
+
+
+async def test_cache_that_failed_is_tried_again(sources: Sources, cache: BrittleCache) -> None:
+    """Nobody may have asked it since; it is not called failing for ever."""
+    cache.failing = True
+    assert await sources.cached() is None
+    await sources.recheck()
+    assert sources.cache_failing
+    cache.failing = False
+    await sources.recheck()
+    assert not sources.cache_failing
+
+
+async def test_snapshot_ahead_of_the_database_is_of_another_history(
+    sources: Sources, store: SqliteStore, cache: BrittleCache
+) -> None:
+    """A database that was restored with its epoch gives the same numbers to other commits."""
+    done = await store.commit([[kept(1)]], NOW)
+    await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
+    snapshot = await sources.newest(done.position)
+    assert_sums(snapshot.total, [kept(1)])
+    assert snapshot.position.epoch != done.position.epoch
+    assert snapshot.position == await store.position()
+    held = await cache.get()
+    assert held is not None
+    assert held.position == snapshot.position
+
+
+async def test_snapshot_ahead_is_all_there_is_without_a_database(
+    sources: Sources, store: SqliteStore, cache: BrittleCache
+) -> None:
+    """Then nothing says that it is wrong."""
+    done = await store.commit([[kept(1)]], NOW)
+    await store.close()
+    await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
+    assert (await sources.newest(None)).position.seq == 8000
+
+
+async def test_cached_snapshot_of_another_epoch_than_the_database(
+    sources: Sources, cache: BrittleCache
+) -> None:
+    """The database has the last word, whatever others cache."""
+    await cache.put(Snapshot(Position("before", 5), NOW))
+    assert await sources.cached() is not None
+    sources.epoch = "now"
+    assert await sources.cached() is None

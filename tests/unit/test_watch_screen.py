@@ -1,0 +1,94 @@
+"""The screen of `routecast watch`: what it is of, and that it fits and stays where it is."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from routecast.cli.watch.rate_history import Movement
+from routecast.cli.watch.screen import Screen, Status
+from routecast.client import Cost, Errors, Latency, Metrics, Performance
+
+LIVE = Status("live", "green", fresh=True)
+METRICS = Metrics(
+    total_decisions=1234,
+    avg_confidence=0.75,
+    strategy_performance={
+        "hybrid": Performance(1000, 0.0023, 0.8),
+        "cost-saving": Performance(234, 0.001, None),
+    },
+    confidence_distribution={"high": 1000, "medium": 200, "low": 34},
+    provider_usage={"openrouter": 1000, "gemini": 234},
+    cost=Cost(2.5, 1234, 0),
+    errors=Errors(3),
+    latency_ms=Latency(400, 410, 900, 1500),
+    rate=2.5,
+    timestamp="2026-01-31T00:00:00Z",
+)
+
+
+def shown(
+    width: int, status: Status = LIVE, asked: str = "", movement: Movement | None = None
+) -> str:
+    """Return the screen as text."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=30, highlight=False)
+    console.print(Screen("http://127.0.0.1:8000", asked, status, METRICS, movement))
+    return out.getvalue()
+
+
+def moved(window: str) -> Movement:
+    """Return some samples of a window."""
+    movement = Movement(window, 1.0, iter(range(100)).__next__)
+    movement.arrived(METRICS)
+    movement.arrived(METRICS)
+    return movement
+
+
+@pytest.mark.parametrize("width", [44, 60, 71, 72, 80, 90, 100, 119, 120, 150, 200])
+def test_names_and_words_are_never_cut(width: int) -> None:
+    """Where it is too narrow for every column, columns are left out instead."""
+    screen = shown(width, movement=moved("all"))
+    assert "…" not in screen
+    tables = screen.split("strategies")[1]
+    for name in ("hybrid", "cost-saving", "medium", "openrouter", "1,000"):
+        assert name in tables
+    assert ("avg confidence" in tables) == (width >= 60)
+
+
+@pytest.mark.parametrize("width", [80, 100, 150])
+def test_every_rate_says_what_it_is_over(width: int) -> None:
+    """The server's is of the last minute; a sample is of one interval, or as the window has it."""
+    screen = shown(width, movement=moved("all"))
+    assert re.search(r"2\.5/s(, last min| over the last minute)", screen)
+    assert re.search(r"decisions(/s| a second), each 1 s: ", screen)
+    screen = shown(width, movement=moved("1h"))
+    assert re.search(r"decisions(/s| a second), last min: (now )?2\.5", screen)
+    assert re.search(r"cost(/min| a minute), average of 1h: ", screen)
+
+
+@pytest.mark.parametrize("width", [44, 80, 150])
+def test_the_tables_stay_where_they_are(width: int) -> None:
+    """Before the first sample and after, and whichever part of the decisions is shown."""
+    screens = (
+        shown(width, movement=Movement("all", 1.0)),
+        shown(width, movement=moved("all")),
+        shown(width, asked="the last 5m, strategy hybrid", movement=Movement("5m", 1.0)),
+    )
+    places = [
+        [number for number, line in enumerate(screen.splitlines()) if line.startswith("hybrid")]
+        for screen in screens
+    ]
+    assert places[0] == places[1] == places[2] != []
+
+
+@pytest.mark.parametrize("width", range(60, 121, 5))
+def test_the_head_keeps_its_parts_apart(width: int) -> None:
+    """Whatever there is to say of the connection, there is a gap before it."""
+    words = "reconnecting in 12 s: connection refused, numbers 31 s old"
+    head = shown(width, Status(words, "yellow", fresh=False)).splitlines()[0]
+    assert re.fullmatch(
+        r"Routecast(  http://127\.0\.0\.1:8000)? {2,}● reconnecting in 12 s: .*", head
+    )
+    assert len(head) <= width
