@@ -35,10 +35,12 @@ from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
 from routecast.edge.gate import Gate
 from routecast.edge.head import as_get
-from routecast.edge.http.decisions import DECISIONS, Decisions, describe, metrics_router
+from routecast.edge.http.decisions import DECISIONS, Decisions
 from routecast.edge.http.docs import docs_router
 from routecast.edge.http.history import history_router
+from routecast.edge.http.metrics import metrics_router
 from routecast.edge.http.ops import ops_router, page_router
+from routecast.edge.openapi import describe
 from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.sse import MetricsEvents
@@ -535,7 +537,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
         version=VERSION,
         summary="Live, exact metrics of LLM routing decisions.",
         lifespan=lifespan,
-        docs_url=None,  # their pages load scripts of other hosts; `edge/docs.py` has one of ours
+        docs_url=None,  # their pages load scripts of other hosts; ours is in `edge/http/docs.py`
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the host and path that the client sent
     )

@@ -1,7 +1,7 @@
-"""HTTP: `POST /v1/decisions` and `GET /routing/metrics`.
+"""HTTP: `POST /v1/decisions`.
 
 Taking decisions in is a hot path: it is plain ASGI, reads the raw body and decodes it with
-msgspec; `describe` tells OpenAPI what it takes.
+msgspec; `edge/openapi.py` tells what it takes.
 """
 
 import asyncio
@@ -9,48 +9,30 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
-from fastapi import APIRouter, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from routecast.core.decision import Decision, Rules
 from routecast.core.decode import Item, pieces
 from routecast.core.exact import Broken, Flaw, is_id
-from routecast.core.frame import Frame
-from routecast.core.session import open_session
 from routecast.core.sites import Sites
-from routecast.core.view import MAX_NAME, View
 from routecast.edge.cors import origin_of
 from routecast.edge.http.request_body import BodyReader, ClientGone
 from routecast.edge.problem import respond, respond_crash, respond_error
-from routecast.edge.proxies import limit_key_of
-from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.errors import Invalid, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import MAX_GROUP, Clock
 from routecast.protocol import (
-    BANDS,
-    DEFAULT_INTERVAL,
-    EXTRA_FIELDS,
-    FIELDS,
-    MAX_BATCH,
-    MAX_FILTER_VALUES,
-    MAX_INTERVAL,
     MAX_REJECTIONS_LISTED,
-    MAX_TOKENS,
     MAX_WARNINGS_LISTED,
-    MIN_INTERVAL,
-    WINDOWS,
-    DecisionIn,
     FieldWarning,
-    Health,
     Problem,
     Receipt,
     Rejection,
@@ -322,139 +304,3 @@ def refusal(error: BaseException) -> Response:
         return respond_error(error)
     log.error("A request failed for a reason not foreseen", exc_info=error)
     return respond_crash()
-
-
-def metrics_router(frame: Callable[[View, str], Awaitable[Frame]]) -> APIRouter:
-    """Return the router of `GET /routing/metrics`."""
-    router = APIRouter(tags=["metrics"])
-
-    @router.get(
-        "/routing/metrics",
-        summary="The metrics document, once",
-        response_class=Response,
-        openapi_extra={"parameters": QUERY, "responses": _RESPONSES},
-    )
-    async def routing_metrics(request: Request) -> Response:
-        session = open_session(request.scope["query_string"])
-        client = limit_key_of(request.scope)
-        newest = await frame(session.subscription.view, client)
-        # The error document of a stream, with a status that says the same.
-        status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
-        headers = {"Cache-Control": "no-store"}
-        if newest.source is None:
-            headers["Retry-After"] = "1"
-        return Response(newest.body, status, headers, media_type="application/json")
-
-    return router
-
-
-# -- OpenAPI ------------------------------------------------------------------------------------
-
-
-def names_parameter(name: str) -> dict[str, Any]:
-    """Return what OpenAPI says of a filter."""
-    return {
-        "name": name,
-        "in": "query",
-        "schema": {
-            "type": "array",
-            "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
-            "minItems": 1,
-            "maxItems": MAX_FILTER_VALUES,
-        },
-        "description": f"Only decisions of this {name}; repeatable: any of them.",
-    }
-
-
-QUERY: Final[list[dict[str, Any]]] = [
-    {
-        "name": "fields",
-        "in": "query",
-        "schema": {"type": "array", "items": {"enum": list(FIELDS)}, "minItems": 1},
-        "explode": False,
-        "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
-    },
-    *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
-    {
-        "name": "interval",
-        "in": "query",
-        "schema": {
-            "type": "number",
-            "minimum": MIN_INTERVAL,
-            "maximum": MAX_INTERVAL,
-            "default": DEFAULT_INTERVAL,
-        },
-        "description": "Seconds between frames; of streams, and checked here all the same.",
-    },
-    {
-        "name": "window",
-        "in": "query",
-        "schema": {"enum": list(WINDOWS), "default": "all"},
-        "description": "How far back. Windows slide by the minute.",
-    },
-]
-
-_PROBLEM: Final = {
-    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-}
-_RESPONSES: Final = {
-    "200": {
-        "description": f"The document; bands are {', '.join(BANDS)}.",
-        "content": {"application/json": {"schema": METRICS}},
-    },
-    "400": {"description": "A parameter is wrong; `parameter` names it.", **_PROBLEM},
-    "503": {
-        "description": "No source can answer; see Retry-After.",
-        "content": {"application/json": {"schema": FAILURE}},
-    },
-}
-
-
-def describe(schema: dict[str, Any]) -> None:
-    """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
-    models = (DecisionIn, Receipt, Problem, Health)
-    (decision, receipt, *_), components = msgspec.json.schema_components(
-        models, ref_template="#/components/schemas/{name}"
-    )
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
-    properties = components["DecisionIn"]["properties"]
-    properties["timestamp"]["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
-    whole = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}  # 374.0 is one in a schema
-    for name in ("input_tokens", "output_tokens", "cached_tokens"):
-        properties[name]["anyOf"] = [whole, {"type": "null"}]
-    many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
-    schema["paths"][DECISIONS] = {
-        "post": {
-            "tags": ["decisions"],
-            "summary": "Send routing decisions",
-            "description": "Answered after the commit: acknowledged means on disk. Good decisions "
-            "are kept and bad ones named. An optional field that does not fit its schema, but for "
-            "`timestamp`, costs only itself, and is listed in `warnings`. `Content-Encoding` may "
-            "be gzip, x-gzip or zstd.",
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"anyOf": [decision, many]}},
-                    "application/x-ndjson": {"schema": {"type": "string"}},
-                },
-            },
-            "responses": {
-                "200": {
-                    "description": "Committed.",
-                    "content": {"application/json": {"schema": receipt}},
-                },
-                "400": {"description": "Not JSON.", **_PROBLEM},
-                "403": {"description": "Sent by a page of another site.", **_PROBLEM},
-                "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **_PROBLEM},
-                "415": {"description": "A content coding other than gzip or zstd.", **_PROBLEM},
-                "422": {"description": "No decision was good.", **_PROBLEM},
-                "503": {"description": "No room or no database; see Retry-After.", **_PROBLEM},
-            },
-        }
-    }
-    for methods in schema["paths"].values():
-        for method in methods.values():
-            method["responses"]["421"] = {
-                "description": "`Host` is no name of this server; see ROUTECAST_ALLOWED_HOSTS.",
-                **_PROBLEM,
-            }

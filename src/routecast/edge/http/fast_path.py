@@ -36,7 +36,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class _Request:
-    """A request under way (`guard.Request`)."""
+    """A request under way (`http_protocol.Request`)."""
 
     __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete", "task")
 

@@ -20,7 +20,7 @@ from routecast.core.history import (
     parse_history,
 )
 from routecast.core.past import MANY_VALUES, Answer
-from routecast.edge.http.decisions import names_parameter
+from routecast.edge.openapi import PROBLEM, names_parameter
 from routecast.edge.proxies import limit_key_of
 from routecast.edge.schemas import time_in
 from routecast.protocol import MAX_POINTS
@@ -154,14 +154,11 @@ _ANSWER: Final = {
     },
     "required": ["position", "step", "from", "points", "series"],
 }
-_PROBLEM: Final = {
-    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-}
 _RESPONSES: Final = {
     "200": {
         "description": "The buckets; null is a value over nothing.",
         "content": {"application/json": {"schema": _ANSWER}},
     },
-    "400": {"description": "A parameter is wrong; `parameter` names it.", **_PROBLEM},
-    "503": {"description": "No database, or too many ask; see Retry-After.", **_PROBLEM},
+    "400": {"description": "A parameter is wrong; `parameter` names it.", **PROBLEM},
+    "503": {"description": "No database, or too many ask; see Retry-After.", **PROBLEM},
 }

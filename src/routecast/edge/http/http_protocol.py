@@ -85,7 +85,7 @@ class Refused(Exception):
 
 
 class Request(Protocol):
-    """A request that is being answered: uvicorn's cycle, or one of `lean.py`."""
+    """A request that is being answered: uvicorn's cycle, or one of `fast_path.py`."""
 
     disconnected: bool
     keep_alive: bool

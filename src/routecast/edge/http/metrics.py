@@ -1,0 +1,37 @@
+"""HTTP: `GET /routing/metrics`."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from routecast.core.frame import Frame
+from routecast.core.session import open_session
+from routecast.core.view import View
+from routecast.edge.openapi import METRICS_QUERY, METRICS_RESPONSES
+from routecast.edge.proxies import limit_key_of
+
+
+def metrics_router(frame: Callable[[View, str], Awaitable[Frame]]) -> APIRouter:
+    """Return the router of `GET /routing/metrics`."""
+    router = APIRouter(tags=["metrics"])
+
+    @router.get(
+        "/routing/metrics",
+        summary="The metrics document, once",
+        response_class=Response,
+        openapi_extra={"parameters": METRICS_QUERY, "responses": METRICS_RESPONSES},
+    )
+    async def routing_metrics(request: Request) -> Response:
+        session = open_session(request.scope["query_string"])
+        client = limit_key_of(request.scope)
+        newest = await frame(session.subscription.view, client)
+        # The error document of a stream, with a status that says the same.
+        status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
+        headers = {"Cache-Control": "no-store"}
+        if newest.source is None:
+            headers["Retry-After"] = "1"
+        return Response(newest.body, status, headers, media_type="application/json")
+
+    return router

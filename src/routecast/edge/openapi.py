@@ -1,0 +1,140 @@
+"""What OpenAPI says of the routes that are read and written over HTTP."""
+
+from typing import Any, Final
+
+import msgspec
+
+from routecast.core.view import MAX_NAME
+from routecast.edge.http.decisions import DECISIONS
+from routecast.edge.schemas import FAILURE, METRICS, time_in
+from routecast.protocol import (
+    BANDS,
+    DEFAULT_INTERVAL,
+    EXTRA_FIELDS,
+    FIELDS,
+    MAX_BATCH,
+    MAX_FILTER_VALUES,
+    MAX_INTERVAL,
+    MAX_TOKENS,
+    MIN_INTERVAL,
+    WINDOWS,
+    DecisionIn,
+    Health,
+    Problem,
+    Receipt,
+)
+
+
+def names_parameter(name: str) -> dict[str, Any]:
+    """Return what OpenAPI says of a filter."""
+    return {
+        "name": name,
+        "in": "query",
+        "schema": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+            "minItems": 1,
+            "maxItems": MAX_FILTER_VALUES,
+        },
+        "description": f"Only decisions of this {name}; repeatable: any of them.",
+    }
+
+
+METRICS_QUERY: Final[list[dict[str, Any]]] = [
+    {
+        "name": "fields",
+        "in": "query",
+        "schema": {"type": "array", "items": {"enum": list(FIELDS)}, "minItems": 1},
+        "explode": False,
+        "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
+    },
+    *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
+    {
+        "name": "interval",
+        "in": "query",
+        "schema": {
+            "type": "number",
+            "minimum": MIN_INTERVAL,
+            "maximum": MAX_INTERVAL,
+            "default": DEFAULT_INTERVAL,
+        },
+        "description": "Seconds between frames; of streams, and checked here all the same.",
+    },
+    {
+        "name": "window",
+        "in": "query",
+        "schema": {"enum": list(WINDOWS), "default": "all"},
+        "description": "How far back. Windows slide by the minute.",
+    },
+]
+
+PROBLEM: Final = {
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+}
+METRICS_RESPONSES: Final = {
+    "200": {
+        "description": f"The document; bands are {', '.join(BANDS)}.",
+        "content": {"application/json": {"schema": METRICS}},
+    },
+    "400": {"description": "A parameter is wrong; `parameter` names it.", **PROBLEM},
+    "503": {
+        "description": "No source can answer; see Retry-After.",
+        "content": {"application/json": {"schema": FAILURE}},
+    },
+}
+
+
+def describe(schema: dict[str, Any]) -> None:
+    """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
+    models = (DecisionIn, Receipt, Problem, Health)
+    (decision, receipt, *_), components = msgspec.json.schema_components(
+        models, ref_template="#/components/schemas/{name}"
+    )
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
+    properties = components["DecisionIn"]["properties"]
+    properties["timestamp"]["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
+    whole = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}  # 374.0 is one in a schema
+    for name in ("input_tokens", "output_tokens", "cached_tokens"):
+        properties[name]["anyOf"] = [whole, {"type": "null"}]
+    many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
+    schema["paths"][DECISIONS] = {
+        "post": {
+            "tags": ["decisions"],
+            "summary": "Send routing decisions",
+            "description": "Answered after the commit: acknowledged means on disk. Good decisions "
+            "are kept and bad ones named. An optional field that does not fit its schema, but for "
+            "`timestamp`, costs only itself, and is listed in `warnings`. `Content-Encoding` may "
+            "be gzip, x-gzip or zstd.",
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": {"anyOf": [decision, many]}},
+                    "application/x-ndjson": {"schema": {"type": "string"}},
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "Committed.",
+                    "content": {"application/json": {"schema": receipt}},
+                },
+                "400": {"description": "Not JSON.", **PROBLEM},
+                "403": {"description": "Sent by a page of another site.", **PROBLEM},
+                "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **PROBLEM},
+                "415": {
+                    "description": "A content coding other than gzip or zstd.",
+                    **PROBLEM,
+                },
+                "422": {"description": "No decision was good.", **PROBLEM},
+                "503": {
+                    "description": "No room or no database; see Retry-After.",
+                    **PROBLEM,
+                },
+            },
+        }
+    }
+    for methods in schema["paths"].values():
+        for method in methods.values():
+            method["responses"]["421"] = {
+                "description": "`Host` is no name of this server; see ROUTECAST_ALLOWED_HOSTS.",
+                **PROBLEM,
+            }
