@@ -177,7 +177,8 @@ def report(results: Results) -> str:
         "",
         "What the fuzzing client of the [Autobahn test suite]"
         "(https://github.com/crossbario/autobahn-testsuite) finds of the WebSocket protocol class "
-        "(`edge/ws.py`), built as an echo (`tests/conformance`), which the server itself has not. "
+        "(`edge/ws/ws_protocol.py`), built as an echo (`tests/conformance`), which the server "
+        "itself has not. "
         f"`websockets` {version('websockets')}, uvicorn {version('uvicorn')}. "
         "`make conformance` runs it again and writes this page.",
         "",
