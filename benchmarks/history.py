@@ -20,7 +20,7 @@ from benchmarks.report import Figure, Report, percentile, ratios
 from benchmarks.servers import routecast
 from benchmarks.totals import Filled
 from benchmarks.traffic import FAILING, MODELS, STRATEGIES, latencies
-from routecast.core.decision import DAY, SECOND, Decision
+from routecast.core.decision import DAY, SECOND, DecisionRecord
 from routecast.core.history import GROUPS
 from routecast.server.app import open_store
 
@@ -114,7 +114,7 @@ def _compare(name: str, taken: Taken, most: float | None = None) -> list[Figure]
 # -- the cases ----------------------------------------------------------------------------------
 
 
-def _decisions(count: int, end: int) -> Iterator[Decision]:
+def _decisions(count: int, end: int) -> Iterator[DecisionRecord]:
     """Yield decisions in the order of time, evenly over the days, each of a random series."""
     rng = random.Random(count)
     latency = latencies(rng)
@@ -122,7 +122,7 @@ def _decisions(count: int, end: int) -> Iterator[Decision]:
     for number in range(count):
         provider, model = rng.choice(MODELS)
         confidence = round(1e6 * rng.betavariate(5, 2))
-        yield Decision(
+        yield DecisionRecord(
             f"{number:016x}",
             "default",
             rng.choice(STRATEGIES),

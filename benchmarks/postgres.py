@@ -18,7 +18,7 @@ from benchmarks.traffic import Ids, decisions
 from routecast.adapters.store.postgres import PostgresStore
 from routecast.adapters.store.postgres.commit import COLUMNS
 from routecast.adapters.store.postgres.session import SCHEMA
-from routecast.core.decision import Decision, Rules
+from routecast.core.decision import DecisionRecord, Rules
 from routecast.protocol import DecisionIn
 from routecast.server.run import spare_collector
 
@@ -110,7 +110,7 @@ async def _rate(server: Postgres, kind: type[Commit | Copy], batches: int) -> fl
 # -- the cases ----------------------------------------------------------------------------------
 
 
-def _batches(task: Commit | Copy) -> list[list[Decision]]:
+def _batches(task: Commit | Copy) -> list[list[DecisionRecord]]:
     rules = Rules()
     now = time.time_ns() // 1000
     sent = msgspec.convert(list(decisions(task.batches * BATCH, Ids.RANDOM)), list[DecisionIn])

@@ -18,7 +18,7 @@ from benchmarks.options import Options
 from benchmarks.report import Figure, Report, ratios
 from benchmarks.servers import routecast
 from benchmarks.traffic import MODELS, STRATEGIES, latencies
-from routecast.core.decision import MINUTE, Decision
+from routecast.core.decision import MINUTE, DecisionRecord
 from routecast.protocol import BANDS
 from routecast.server.app import open_store
 from routecast.server.run import spare_collector
@@ -113,7 +113,7 @@ def _compare(name: str, taken: Taken) -> list[Figure]:
 # -- the cases ----------------------------------------------------------------------------------
 
 
-def _decisions(count: int, now: int) -> Iterator[Decision]:
+def _decisions(count: int, now: int) -> Iterator[DecisionRecord]:
     """Yield decisions minute by minute, in each of them through all series in turn."""
     rng = random.Random(count)
     latency = latencies(rng)
@@ -125,7 +125,7 @@ def _decisions(count: int, now: int) -> Iterator[Decision]:
         key = ("default", strategy, provider, model, band, "success")
         numbers = (minute, 800_000, 1_500_000, pool[rng.randrange(len(pool))], 900, 200)
         rest = (False, None, "default")
-        yield Decision(f"{number:016x}", *key, *numbers, *rest)
+        yield DecisionRecord(f"{number:016x}", *key, *numbers, *rest)
 
 
 async def _fill(task: Fill) -> Filled:

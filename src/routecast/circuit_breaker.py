@@ -20,7 +20,7 @@ FIRST_WAIT: Final = 0.25
 LONGEST_WAIT: Final = 3.0
 
 
-class Breaker:
+class CircuitBreaker:
     """Guards one engine: closed at first, open after FAILURES in a row.
 
     While it is open `call` raises at once and the engine is left alone. After a wait one call is

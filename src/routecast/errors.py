@@ -89,11 +89,11 @@ class BadRequest(RoutecastError):
         self.code = code
 
 
-class Gap(RoutecastError):
+class MissingDeltas(RoutecastError):
     """A delta does not follow the position held. Load the rollups again; never guess."""
 
 
-class Uncovered(RoutecastError):
+class NotHeld(RoutecastError):
     """A range reaches past the periods that are held. Load again, or ask for longer periods."""
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from routecast.core.caution import Span
-from routecast.core.decision import Decision
+from routecast.core.caution import KeptSpan
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.names import FoldedNames
-from routecast.core.past import Past
+from routecast.core.past import TimeSeries
 from routecast.core.room import Full
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
@@ -156,7 +156,7 @@ class Store(Protocol):
         """Finish what was begun, within some seconds; then let go. May be called twice."""
         ...
 
-    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         """Write batches in one transaction: decisions, what they add to the rollups, position.
 
         On return it is on disk. A decision whose (project, id) is known changes nothing, and
@@ -192,11 +192,11 @@ class Store(Protocol):
         How a node keeps step that missed a delta on the bus: it costs what was missed, not what
         there is. A store keeps the deltas of its last DELTAS_KEPT commits at least, or of so many
         that they have about DELTA_CELLS_KEPT cells.
-        Raises Gap when they are not kept any more or are of another epoch; Unavailable.
+        Raises MissingDeltas when they are not kept any more or are of another epoch; Unavailable.
         """
         ...
 
-    async def span(self) -> Span:
+    async def span(self) -> KeptSpan:
         """Return from when to when what is kept was received. Raises Unavailable."""
         ...
 
@@ -209,11 +209,11 @@ class Store(Protocol):
         """
         ...
 
-    async def history(self, plan: Plan) -> Past:
+    async def history(self, plan: Plan) -> TimeSeries:
         """Return the sums that a plan asks for, as of one position.
 
         Its cost depends on the buckets and keys in the plan's range, not on how many decisions
-        there are. Raises Uncovered when minutes of it are not kept any more; Unavailable.
+        there are. Raises NotHeld when minutes of it are not kept any more; Unavailable.
         """
         ...
 
@@ -221,7 +221,7 @@ class Store(Protocol):
         """Return the sums of one window at `now`, by series and as of one position.
 
         They are the snapshot's `total`; it is `still` and cannot take deltas. It has histograms
-        and the minutes of a rate only where they are asked for. Raises Uncovered when minutes of
+        and the minutes of a rate only where they are asked for. Raises NotHeld when minutes of
         the window are not kept any more; Unavailable, also when it would take too long.
         """
         ...
@@ -382,7 +382,8 @@ class Bus(Protocol):
     async def deltas(self, after: Position) -> list[Delta]:
         """Return the deltas after a position that were sent lately, in order, with no gap.
 
-        Raises Gap when the bus does not reach back so far, or some are missing; Unavailable.
+        Raises MissingDeltas when the bus does not reach back so far, or some are missing;
+        Unavailable.
         """
         ...
 

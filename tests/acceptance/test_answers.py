@@ -27,7 +27,7 @@ import pytest
 
 from routecast.cli.replay import sender as replay_sender
 from routecast.cli.replay.sender import BatchSender
-from routecast.cli.replay.sender import Refused as NotSent
+from routecast.cli.replay.sender import GivenUp as NotSent
 from routecast.client import (
     BadParameter,
     BadRequest,
@@ -42,7 +42,7 @@ from routecast.client import (
 from routecast.client.address import Server as Address
 from routecast.client.answers import outcome, outcome_of_close
 from routecast.client.backoff import Backoff
-from routecast.client.delivery import Delivery, NotOurs, Unreachable
+from routecast.client.delivery import HttpSender, NotOurs, Unreachable
 from tests.support.command import routecast
 from tests.support.scripted import Actor, scripted, snapshot, until
 
@@ -271,7 +271,7 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
     cuts = {5, 12, 16, 30, body - 2, body, body + 1, len(whole) - 1}
     cut = [whole[:at] for at in sorted(cuts) if at < len(whole)]
     with site(*cut) as there:
-        delivery = Delivery(Address.parse(there.url))
+        delivery = HttpSender(Address.parse(there.url))
         for _ in cut:
             with pytest.raises(Unavailable):
                 delivery.send(b"[{}]", 1)
@@ -289,7 +289,7 @@ def test_a_problem_document_of_others_is_not_routecasts() -> None:
         told(200, b"[" * 100_000, "Content-Type: application/json"),
     ]
     with site(*others) as there:
-        delivery = Delivery(Address.parse(there.url))
+        delivery = HttpSender(Address.parse(there.url))
         for _ in others:
             with pytest.raises(NotOurs, match="not as Routecast does"):
                 delivery.send(b"[{}]", 1)
@@ -403,7 +403,7 @@ def test_an_answer_is_bounded_in_bytes_and_as_a_whole_in_time(
 ) -> None:
     """Whatever a server sends, it is given up, and the batch may be sent again."""
     with site(answer) as there:
-        delivery = Delivery(Address.parse(there.url), timeout=0.5)
+        delivery = HttpSender(Address.parse(there.url), timeout=0.5)
         with pytest.raises(Unreachable, match=r"in time|more than 1024 KiB"):
             delivery.send(b"[{}]", 1)
         assert delivery.send(b"[{}]", 1).accepted == 1
@@ -413,7 +413,7 @@ def test_an_answer_is_bounded_in_bytes_and_as_a_whole_in_time(
 def test_a_body_that_nobody_reads_is_given_up() -> None:
     """The time of an exchange counts while it is sent, too."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
-        delivery = Delivery(Address.parse(f"127.0.0.1:{deaf.getsockname()[1]}"), timeout=0.5)
+        delivery = HttpSender(Address.parse(f"127.0.0.1:{deaf.getsockname()[1]}"), timeout=0.5)
         with pytest.raises(Unreachable, match="no answer in time"):
             delivery.send(os.urandom(32 * 1024 * 1024), 1)
         delivery.close()

@@ -14,7 +14,7 @@ import pytest
 from websockets.sync.client import connect
 
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from tests.support.command import routecast
 from tests.support.decisions import NOW, kept
 from tests.support.nodes import Nodes
@@ -43,7 +43,7 @@ def names(server: Server, *words: str) -> str:
     return done.stdout
 
 
-def keep(server: Server, *decisions: Decision) -> None:
+def keep(server: Server, *decisions: DecisionRecord) -> None:
     """Have a server keep decisions as an earlier version may have let them in."""
 
     async def commit() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from routecast.adapters.store.postgres import PostgresStore
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.room import LARGEST_SUM
 from tests.support.decisions import HOUR, kept
 from tests.support.postgres import Postgres
@@ -25,7 +25,7 @@ OTHER = kept(1, strategy="other", cost=LARGEST_SUM, decided=NOW - 3 * HOUR, proj
 TOTAL = 2 * LARGEST_SUM
 
 
-def fill(store: Any, decisions: list[Decision]) -> None:
+def fill(store: Any, decisions: list[DecisionRecord]) -> None:
     async def run() -> None:
         await store.open()
         await store.commit([decisions], NOW)

@@ -14,7 +14,7 @@ import pytest
 
 from routecast.adapters.store.postgres import PostgresStore, address, connector
 from routecast.adapters.store.postgres import store as store_module
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.errors import Unavailable
 from routecast.ports import Difference
 from tests.support.decisions import NOW, assert_sums, kept
@@ -33,7 +33,7 @@ def own() -> Iterator[OwnPostgres]:
     server.close()
 
 
-async def assert_holds(store: PostgresStore, decisions: list[Decision]) -> None:
+async def assert_holds(store: PostgresStore, decisions: list[DecisionRecord]) -> None:
     """Assert that these decisions, and nothing else, are in the store in every form."""
     assert_sums((await store.load(NOW)).total, decisions)
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
@@ -251,7 +251,7 @@ async def test_full_disk_refuses_and_recovers(own: OwnPostgres, disk: Path) -> N
     await connection.execute(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
     await connection.execute("CREATE DATABASE small TABLESPACE small")
     await connection.close()
-    decisions: list[Decision] = []
+    decisions: list[DecisionRecord] = []
     refused = None
     async with opened(own.url.replace("/postgres", "/small")) as store:
         while refused is None:

@@ -230,7 +230,7 @@ def test_other_servers_end_with_a_code_too(tmp_path: Path) -> None:
 def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
     """It takes decisions; that there is nothing to show is told, and it ends when told to."""
     server = Crippled(tmp_path)
-    server.method = ("services.live_state", "Live._step")
+    server.method = ("services.live_state", "LiveState._step")
     with server:
         assert server.post({"strategy": "s", "provider": "p"})["accepted"] == 1
         health = server.http.get("/health").json()

@@ -14,12 +14,12 @@ from starlette.responses import Response
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
-from routecast.core.frame import Frame
+from routecast.core.frame import EncodedDocument
 from routecast.core.sites import Sites
 from routecast.core.view import View
-from routecast.edge.admission import Door
+from routecast.edge.admission import AdmissionControl
 from routecast.edge.http.http_edge import HttpEdge
-from routecast.edge.http.http_protocol import GuardedHttp
+from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.proxies import Proxies
 from routecast.edge.ws.frames import deflated_message
 from routecast.edge.ws.ws_protocol import WebSocketConnection, WebSocketEdge
@@ -73,22 +73,22 @@ class NoTurns:
 class NoFrames:
     """Nothing to stream: an echo speaks when it is spoken to."""
 
-    def frame_now(self, view: View) -> Frame | None:
+    def frame_now(self, view: View) -> EncodedDocument | None:
         return None
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         return {}
 
 
 def main() -> None:
     instruments = Instruments()
     manager = ConnectionManager(NoFrames(), NoTurns(), instruments, limit=1_000)
-    door = Door(manager, interval=5, sites=Sites(), max_per_address=0)
+    door = AdmissionControl(manager, interval=5, sites=Sites(), max_per_address=0)
     edge = EchoEdge(manager, door, instruments, compress=True)
     config = uvicorn.Config(
         Response(status_code=404),
         http=cast(
-            "type[Any]", partial(GuardedHttp, HttpEdge(instruments, Proxies(""), keep_alive=5))
+            "type[Any]", partial(HttpProtocol, HttpEdge(instruments, Proxies(""), keep_alive=5))
         ),
         ws=cast("type[Any]", edge.protocol),
         lifespan="off",

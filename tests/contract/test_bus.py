@@ -3,7 +3,7 @@
 import pytest
 
 from routecast.core.delta import Delta
-from routecast.errors import Gap
+from routecast.errors import MissingDeltas
 from routecast.ports import Bus
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept
@@ -161,6 +161,6 @@ async def test_missing_deltas_are_a_gap(bus: Bus, other: Bus) -> None:
         bus.publish(delta(seq))
     await until(lambda: len(heard) == 3)
     for after in (Position("e", 1), Position("e", 4), Position("old", 5)):
-        with pytest.raises(Gap):
+        with pytest.raises(MissingDeltas):
             await other.deltas(after)
     assert await other.deltas(Position("e", 5)) == [delta(6)]

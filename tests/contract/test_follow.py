@@ -14,15 +14,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from routecast.core.changes import Changes
-from routecast.core.decision import Decision
+from routecast.core.changes import DirtyMinutes
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import GROUPS, history_query
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View
 from routecast.ports import Reading
 from routecast.protocol import Source
-from routecast.services.history import History
+from routecast.services.history import HistoryService
 from tests.contract.conftest import Databases
 from tests.support.buckets import assert_history
 from tests.support.chart import Chart
@@ -38,11 +38,11 @@ class Node:
     def __init__(self, databases: Databases) -> None:
         self.clock = HeldClock()
         self.store = databases.create()()
-        self.changes = Changes()
+        self.changes = DirtyMinutes()
         self.snapshot: Snapshot
         self.unheard: list[Delta] = []
-        self.history = History(self.store, self.live, self.changes, self.clock)
-        self.committed: list[list[Decision]] = [[]]  # by seq
+        self.history = HistoryService(self.store, self.live, self.changes, self.clock)
+        self.committed: list[list[DecisionRecord]] = [[]]  # by seq
 
     def live(self) -> Reading | None:
         return Reading(self.snapshot, Source.LIVE, self.clock.now())
@@ -51,7 +51,7 @@ class Node:
         await self.store.open()
         self.snapshot = await self.store.load(self.clock.now())
 
-    async def commit(self, decisions: list[Decision]) -> None:
+    async def commit(self, decisions: list[DecisionRecord]) -> None:
         done = await self.store.commit([decisions], self.clock.now())
         if done.delta is not None:
             self.unheard.append(done.delta)
@@ -68,7 +68,7 @@ class Node:
         self.unheard.clear()
         self.snapshot = await self.store.load(self.clock.now())
 
-    def upto(self, seq: int) -> list[Decision]:
+    def upto(self, seq: int) -> list[DecisionRecord]:
         return [one for commit in self.committed[: seq + 1] for one in commit]
 
 
@@ -139,7 +139,7 @@ class Life(RuleBasedStateMachine):
         ),
         exact=st.integers(0, 59),
     )
-    def commit(self, sent: list[Decision], exact: int) -> None:
+    def commit(self, sent: list[DecisionRecord], exact: int) -> None:
         """Decisions of now, late ones, and some of the future."""
         now = self.node.clock.now()
         batch = []

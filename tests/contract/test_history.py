@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.history import GROUPS, history_query, plan
 from routecast.core.past import render
 from routecast.core.view import View
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.ports import Store
 from tests.contract.conftest import Databases
 from tests.support.buckets import FIELDS, assert_history
@@ -114,7 +114,7 @@ async def test_minutes_that_are_gone_are_said_to_be(store: Store) -> None:
     recent = await told(store, start=NOW - 10 * HOUR, end=NOW)
     assert recent["step"] < 3600
     assert_history(recent, decisions)
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         await told(store, start=NOW - 30 * HOUR, end=NOW)
     assert_history(await told(store, start=NOW - 30 * HOUR, end=NOW, least_step=3600), decisions)
 
@@ -122,7 +122,7 @@ async def test_minutes_that_are_gone_are_said_to_be(store: Store) -> None:
 async def test_history_is_as_of_one_position(store: Store) -> None:
     """While commits and summaries go on: each holds exactly the commits up to its position."""
 
-    def decision(number: int) -> Decision:
+    def decision(number: int) -> DecisionRecord:
         return kept(number, decided=NOW - number % 4 * HOUR)
 
     async def write() -> None:
@@ -179,7 +179,7 @@ class Life(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.store = self.databases.create()()
         self.run(self.store.open())
-        self.counted: list[Decision] = []
+        self.counted: list[DecisionRecord] = []
         self.known: set[tuple[str, str]] = set()
 
     def run(self, work: Any) -> Any:
@@ -190,11 +190,11 @@ class Life(RuleBasedStateMachine):
         self.runner.close()
 
     @initialize(sent=batches)
-    def begin(self, sent: list[Decision]) -> None:
+    def begin(self, sent: list[DecisionRecord]) -> None:
         self.commit(sent)
 
     @rule(sent=batches)
-    def commit(self, sent: list[Decision]) -> None:
+    def commit(self, sent: list[DecisionRecord]) -> None:
         """Now, late or early; some twice."""
         self.run(self.store.commit([sent], NOW))
         for one in sent:
@@ -235,7 +235,7 @@ class Life(RuleBasedStateMachine):
         wanted |= {"group_by": group_by, "filters": filters}
         try:
             document = self.run(told(self.store, **wanted))
-        except Uncovered:
+        except NotHeld:
             document = self.run(told(self.store, **wanted, least_step=3600))
         assert document["points"] <= points
         assert document["position"] == self.run(self.store.position())

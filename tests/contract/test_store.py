@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
-from routecast.errors import Gap, Unavailable
+from routecast.errors import MissingDeltas, Unavailable
 from routecast.ports import Difference, Store
 from routecast.protocol import WINDOWS, Position
 from tests.contract.conftest import Connect, Databases
@@ -139,7 +139,7 @@ async def test_known_id_changes_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize("batches", [[[kept(1)]], [[kept(1)], [kept(1), kept(1)]], [[]], []])
-async def test_nothing_new_is_no_commit(store: Store, batches: list[list[Decision]]) -> None:
+async def test_nothing_new_is_no_commit(store: Store, batches: list[list[DecisionRecord]]) -> None:
     """No delta, and the position stays."""
     before = (await store.commit([[kept(1)]], NOW)).position
     done = await store.commit(batches, NOW)
@@ -273,7 +273,7 @@ async def test_deltas_of_another_history_are_a_gap(store: Store) -> None:
     """Of another epoch, and of a future that never came."""
     position = (await store.commit([[kept(1)]], NOW)).position
     for stranger in (Position("another", 0), Position(position.epoch, 2)):
-        with pytest.raises(Gap):
+        with pytest.raises(MissingDeltas):
             await store.deltas(stranger)
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Store
 from tests.contract.conftest import Connect
 from tests.support.decisions import HOUR, NOW, assert_sums, kept
 
 
-def paid(number: int, cost: int | None = 5, **values: Any) -> Decision:
+def paid(number: int, cost: int | None = 5, **values: Any) -> DecisionRecord:
     """Return a decision whose cost was sent."""
     given: dict[str, Any] = {
         "id": f"d{number}",

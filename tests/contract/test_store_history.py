@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.names import NAMED
 from routecast.core.snapshot import needed
 from routecast.ports import Difference, Store
@@ -52,7 +52,7 @@ FOLDABLE = {
 }
 
 
-def in_order(sent: list[list[Decision]]) -> list[list[Decision]]:
+def in_order(sent: list[list[DecisionRecord]]) -> list[list[DecisionRecord]]:
     """Order all by id: which of those received together is pruned first is the store's choice."""
     ordered = iter(sorted((one for batch in sent for one in batch), key=lambda one: one.id))
     return [list(islice(ordered, len(batch))) for batch in sent]
@@ -70,7 +70,7 @@ names = st.sampled_from(NAMED).flatmap(
 )
 
 
-def renamed(decision: Decision, places: set[tuple[str, str]]) -> Decision:
+def renamed(decision: DecisionRecord, places: set[tuple[str, str]]) -> DecisionRecord:
     """Return a decision with each of these parts and names counted as other."""
     changed = {part: "other" for part, name in places if getattr(decision, part) == name}
     return decision._replace(**changed)  # type: ignore[arg-type]
@@ -90,8 +90,8 @@ class StoreLife(RuleBasedStateMachine):
         self.now = NOW
         self.seq = 0
         self.epoch = self.run(self.stores[0].position()).epoch
-        self.counted: list[Decision] = []  # everything that ever counted
-        self.known: list[tuple[int, Decision]] = []  # what is kept, with when it was received
+        self.counted: list[DecisionRecord] = []  # everything that ever counted
+        self.known: list[tuple[int, DecisionRecord]] = []  # what is kept, with when it was received
         self.folded: set[tuple[str, str]] = set()  # parts and names that are remembered
         self.minutes_from = 0  # minutes before this one (in microseconds) may be dropped
 
@@ -110,16 +110,16 @@ class StoreLife(RuleBasedStateMachine):
         self.runner.close()
 
     @initialize(sent=batches)
-    def begin(self, sent: list[list[Decision]]) -> None:
+    def begin(self, sent: list[list[DecisionRecord]]) -> None:
         self.commit(0, sent, 0)
 
     @rule(which=st.integers(0, 1), sent=batches, later=st.integers(0, 10))
-    def commit(self, which: int, sent: list[list[Decision]], later: int) -> None:
+    def commit(self, which: int, sent: list[list[DecisionRecord]], later: int) -> None:
         """What is new counts, once; what it adds up to is the delta."""
         self.now += later * MINUTE
         seen = {identity_of(d) for _, d in self.known}
         inserted: list[int] = []
-        new: list[Decision] = []
+        new: list[DecisionRecord] = []
         for batch in sent:
             before = len(new)
             for decision in batch:

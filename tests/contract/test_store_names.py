@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.room import LARGEST_SUM
-from routecast.errors import Gap, SumFull
+from routecast.errors import MissingDeltas, SumFull
 from routecast.ports import MAX_GROUP, Difference, Store
 from tests.contract.conftest import Connect
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
@@ -17,13 +17,13 @@ async def differences(store: Store) -> list[Difference]:
     return [found async for found in store.verify() if isinstance(found, Difference)]
 
 
-async def assert_holds(store: Store, decisions: list[Decision]) -> None:
+async def assert_holds(store: Store, decisions: list[DecisionRecord]) -> None:
     """Exactly these decisions are counted, and a recount agrees."""
     assert_sums((await store.load(NOW)).total, decisions)
     assert await differences(store) == []
 
 
-def as_other(*decisions: Decision) -> list[Decision]:
+def as_other(*decisions: DecisionRecord) -> list[DecisionRecord]:
     return [one._replace(model="other") for one in decisions]
 
 
@@ -61,7 +61,7 @@ async def test_fold_moves_all_that_a_name_has(store: Store) -> None:
     moved = await store.fold_names("model", ["m0", "m1"], remember=True)
     assert (moved.seq, moved == await store.position()) == (before.seq, True)
     assert moved.epoch != before.epoch
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await store.deltas(before)
     assert await store.deltas(moved) == []
     expected = [one if one.model == "m2" else one._replace(model="other") for one in (*old, *new)]
@@ -165,7 +165,7 @@ async def test_fold_beside_commits_loses_nothing(connect: Connect) -> None:
     for store in stores:
         await store.open()
     *producers, operator = stores
-    sent: list[Decision] = []
+    sent: list[DecisionRecord] = []
 
     async def produce(store: Store, number: int) -> None:
         for n in range(20):

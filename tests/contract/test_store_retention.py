@@ -3,8 +3,8 @@
 from contextlib import aclosing
 from typing import Any
 
-from routecast.core.caution import Span
-from routecast.core.decision import Decision
+from routecast.core.caution import KeptSpan
+from routecast.core.decision import DecisionRecord
 from routecast.ports import Checked, Difference, Store
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, kept
 
@@ -27,7 +27,7 @@ async def prune(store: Store, *, decisions: int = 0, minutes: int = 0, limit: in
     return await store.prune(decisions_before=decisions, minutes_before=minutes, limit=limit)
 
 
-async def fill(store: Store) -> list[Decision]:
+async def fill(store: Store) -> list[DecisionRecord]:
     """Commit ten decisions, each received a day after the one before, and decided then."""
     decisions = [kept(n, decided=NOW + n * DAY) for n in range(10)]
     for decision in decisions:
@@ -44,15 +44,15 @@ async def test_prune_drops_by_receipt_and_in_steps(store: Store) -> None:
 
 async def test_span_is_that_of_what_is_kept(store: Store) -> None:
     """The first moves on as decisions and minutes go; without any there is none."""
-    assert await store.span() == Span(None, None, None)
+    assert await store.span() == KeptSpan(None, None, None)
     decisions = await fill(store)
     while await prune(store, decisions=NOW + 5 * DAY, minutes=decisions[3].decided):
         pass
     minutes = [decision.decided // MINUTE * MINUTE for decision in decisions]
-    assert await store.span() == Span(NOW + 5 * DAY, NOW + 9 * DAY, minutes[3])
+    assert await store.span() == KeptSpan(NOW + 5 * DAY, NOW + 9 * DAY, minutes[3])
     while await prune(store, decisions=NOW + 99 * DAY):
         pass
-    assert await store.span() == Span(None, None, minutes[3])
+    assert await store.span() == KeptSpan(None, None, minutes[3])
 
 
 async def test_prune_changes_no_total(store: Store) -> None:

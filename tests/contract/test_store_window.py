@@ -13,7 +13,7 @@ from routecast.core.periods import CELL_BYTES
 from routecast.core.snapshot import BOUNDED, Snapshot
 from routecast.core.view import View
 from routecast.core.window import query_of
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.ports import Store
 from routecast.protocol import FIELDS, WINDOWS, rfc3339
 from tests.contract.conftest import Databases
@@ -87,7 +87,7 @@ async def test_nothing_that_was_not_asked_for_is_read(store: Store) -> None:
     assert sums.count == 1
     assert not found.minutes
     assert not found.covers("1h", NOW)
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         found.minute(NOW // MINUTE - 1)
 
 
@@ -97,7 +97,7 @@ async def test_window_whose_minutes_are_gone_is_uncovered(store: Store) -> None:
     while await store.prune(decisions_before=0, minutes_before=NOW - 2 * HOUR, limit=100):
         pass
     assert await store.window(query_of(View(window="1h")), NOW)
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         await store.window(query_of(View(window="24h")), NOW)
 
 

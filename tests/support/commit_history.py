@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.metrics import Baseline, render
 from routecast.core.rollup import Cells
@@ -14,7 +14,7 @@ from tests.support.decisions import NOW, cells_of, keep
 from tests.support.oracle import ALL_FIELDS, Fact, Prices, assert_agree, expect, fact
 
 
-def load(position: Position, taken: int, decisions: Iterable[Decision]) -> Snapshot:
+def load(position: Position, taken: int, decisions: Iterable[DecisionRecord]) -> Snapshot:
     """Return the snapshot that a store with these decisions gives at a moment."""
     cells, periods = cells_of(decisions), needed(taken)
 
@@ -36,7 +36,7 @@ class History:
     def __init__(self, now: int = NOW) -> None:
         self.now = now
         self.facts: list[Fact] = []
-        self.decisions: list[Decision] = []
+        self.decisions: list[DecisionRecord] = []
         self.snapshot = Snapshot(Position("e", 0), now)
 
     def commit(self, sent: Sequence[Mapping[str, Any]]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from routecast.core.decision import Decision, Rules
+from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import decode
-from routecast.core.exact import Broken
+from routecast.core.exact import BrokenDecision
 from routecast.core.histogram import EDGES
 from routecast.core.rollup import Cells, Key, Sums
 from tests.support.oracle import tally
@@ -41,7 +41,7 @@ NOW = 1_769_862_896_789_123
 # -- one decision -------------------------------------------------------------------------------
 
 
-def kept(number: int = 0, **given: Any) -> Decision:
+def kept(number: int = 0, **given: Any) -> DecisionRecord:
     """Return a decision as the store gets it: number names it, `given` replaces fields."""
     fields: dict[str, Any] = {
         "id": f"d{number}",
@@ -61,14 +61,16 @@ def kept(number: int = 0, **given: Any) -> Decision:
         "reason": None,
     }
     fields |= given
-    return Decision(**{"owner": fields["project"], **fields})
+    return DecisionRecord(**{"owner": fields["project"], **fields})
 
 
 def keep(sent: Sequence[Mapping[str, Any]], received: int, rules: Rules | None = None) -> Any:
     """Take decisions the whole way in, from JSON to integers; all of them must be good."""
     rules = rules or Rules()
     read = decode(json.dumps(sent).encode(), lines=False)
-    good = [rules.normalise(item, received) for item in read if not isinstance(item, Broken)]
+    good = [
+        rules.normalise(item, received) for item in read if not isinstance(item, BrokenDecision)
+    ]
     assert len(good) == len(sent)
     return good
 
@@ -125,12 +127,12 @@ def sent_decisions(moments: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[st
 
 def kept_decisions(
     ids: st.SearchStrategy[str], moments: st.SearchStrategy[int]
-) -> st.SearchStrategy[Decision]:
+) -> st.SearchStrategy[DecisionRecord]:
     """Return a strategy of decisions in integers."""
     fields = st.fixed_dictionaries(_fields(ids, moments))
     over = st.booleans()  # whether the project is over the limit of names
     return st.builds(
-        lambda given, over: Decision(
+        lambda given, over: DecisionRecord(
             **{**given, "owner": given["project"], "project": "other" if over else given["project"]}
         ),
         fields,
@@ -164,14 +166,14 @@ def _fields(
 # -- sums ---------------------------------------------------------------------------------------
 
 
-def cells_of(decisions: Iterable[Decision]) -> Cells:
+def cells_of(decisions: Iterable[DecisionRecord]) -> Cells:
     """Return the cells of some decisions."""
     cells = Cells()
     cells.add(decisions)
     return cells
 
 
-def assert_sums(bucket: Mapping[Key, Sums], decisions: Iterable[Decision]) -> None:
+def assert_sums(bucket: Mapping[Key, Sums], decisions: Iterable[DecisionRecord]) -> None:
     """Assert that a bucket holds exactly the sums of these decisions, and no other key."""
     expected = tally(decisions)
     assert set(bucket) == set(expected)

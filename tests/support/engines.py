@@ -14,7 +14,7 @@ from routecast.adapters.clock import SystemClock
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.cluster.redis import RedisCluster
 from routecast.adapters.redis_client import RedisLink
-from routecast.circuit_breaker import Breaker
+from routecast.circuit_breaker import CircuitBreaker
 from routecast.instruments import Instruments
 from routecast.ports import CENSUS_SECONDS, Bus, Cache, Cluster
 
@@ -63,7 +63,7 @@ class SharedRedis:
         self._url = url
 
     def link(self) -> RedisLink:
-        return RedisLink(self._url, self.prefix, Breaker("Redis"))
+        return RedisLink(self._url, self.prefix, CircuitBreaker("Redis"))
 
     def cache(self, lifetime: float = 30.0) -> RedisCache:
         return RedisCache(self.link(), lifetime)

@@ -11,16 +11,16 @@ from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.budget import RenderBudget
 from routecast.core.delta import Delta
-from routecast.core.frame import Frame
-from routecast.core.groups import Block, Group, Question
+from routecast.core.frame import EncodedDocument
+from routecast.core.groups import Group, PingState, Shard
 from routecast.core.snapshot import Snapshot
-from routecast.core.view import Subscription, View
+from routecast.core.view import View, ViewSubscription
 from routecast.instruments import Instruments
 from routecast.ports import Reading
 from routecast.protocol import CloseCode, Position, Source
-from routecast.services.metrics_reader import Latest
+from routecast.services.metrics_reader import MetricsReader
 from routecast.services.renders import Renders
-from routecast.services.snapshot_loader import Sources
+from routecast.services.snapshot_loader import SnapshotLoader
 from routecast.streaming.connections import ConnectionManager
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, cells_of, kept
@@ -37,8 +37,8 @@ class Reader:
         self, interval: float = FAST, view: View | None = None, client: str = "192.0.2.1"
     ) -> None:
         self.client = client
-        self.subscription = Subscription(view or View(), interval)
-        self.frames: list[Frame] = []
+        self.subscription = ViewSubscription(view or View(), interval)
+        self.frames: list[EncodedDocument] = []
         self.times: list[float] = []
         self.stopped: CloseCode | None = None
         self.return_ms: int | None = None
@@ -47,35 +47,35 @@ class Reader:
         self.asked = 0.0  # when that was last
         self.silent = False  # gives none
         self.given_up = False
-        self.block: Block | None = None
+        self.shard: Shard | None = None
 
-    def offer(self, frame: Frame) -> bool:
+    def offer(self, frame: EncodedDocument) -> bool:
         self.frames.append(frame)
         self.times.append(asyncio.get_running_loop().time())
         return True
 
     @classmethod
-    def offer_all(cls, frame: Frame, block: Block) -> int:
-        if block.question is Question.DUE:
-            for reader in cast(Iterable[Reader], block.connections):
+    def offer_all(cls, frame: EncodedDocument, shard: Shard) -> int:
+        if shard.ping_state is PingState.DUE:
+            for reader in cast(Iterable[Reader], shard.connections):
                 reader.rides += 1
-            cls.flush_all(block)
-        return sum(not connection.offer(frame) for connection in block.connections)
+            cls.flush_ping(shard)
+        return sum(not connection.offer(frame) for connection in shard.connections)
 
     @property
     def group(self) -> Group | None:
         """Who it shares its ticks with."""
-        return self.block.group if self.block is not None else None
+        return self.shard.group if self.shard is not None else None
 
     @staticmethod
-    def ask_all(block: Block) -> None:
-        """Nothing to do: `flush_all` sees it."""
+    def queue_ping(shard: Shard) -> None:
+        """Nothing to do: `flush_ping` sees it."""
 
     @staticmethod
-    def flush_all(block: Block) -> None:
-        if block.question is not Question.NONE:
-            block.question = Question.NONE
-            for reader in cast(Iterable["Reader"], block.connections):
+    def flush_ping(shard: Shard) -> None:
+        if shard.ping_state is not PingState.NONE:
+            shard.ping_state = PingState.NONE
+            for reader in cast(Iterable["Reader"], shard.connections):
                 reader.question()
 
     def question(self) -> None:
@@ -87,8 +87,8 @@ class Reader:
 
     def answer(self) -> None:
         """Give a sign of life."""
-        if self.block is not None:
-            self.block.heard.add(self)
+        if self.shard is not None:
+            self.shard.responded.add(self)
 
     def give_up(self) -> None:
         self.given_up = True
@@ -109,14 +109,14 @@ class Rider(Reader):
         self.due = False
 
     @staticmethod
-    def ask_all(block: Block) -> None:
-        for reader in cast(Iterable["Rider"], block.connections):
+    def queue_ping(shard: Shard) -> None:
+        for reader in cast(Iterable["Rider"], shard.connections):
             reader.due = True
 
     @staticmethod
-    def flush_all(block: Block) -> None:
-        block.question = Question.NONE
-        for reader in cast(Iterable["Rider"], block.connections):
+    def flush_ping(shard: Shard) -> None:
+        shard.ping_state = PingState.NONE
+        for reader in cast(Iterable["Rider"], shard.connections):
             if reader.due:
                 reader.due = False
                 reader.question()
@@ -138,8 +138,10 @@ class Hall:
         self.instruments = Instruments()
         self.snapshot = Snapshot(Position("e", 0), NOW)
         self.up = True
-        sources = Sources(store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments)
-        self.latest = Latest(self.reading, lambda: None, sources, clock, self.instruments)
+        sources = SnapshotLoader(
+            store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments
+        )
+        self.latest = MetricsReader(self.reading, lambda: None, sources, clock, self.instruments)
         self.budget = RenderBudget()
         self.renders = Renders(self.latest, self.budget, self.instruments)
         self.manager = ConnectionManager(self, self.renders, self.instruments, limit=1000)
@@ -149,14 +151,14 @@ class Hall:
     def reading(self) -> Reading | None:
         return Reading(self.snapshot, Source.LIVE, NOW) if self.up else None
 
-    def frame_now(self, view: View) -> Frame | None:
+    def frame_now(self, view: View) -> EncodedDocument | None:
         return self.latest.frame_now(view)
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         await asyncio.sleep(self.load)
         return await self.latest.frames(views)
 
-    async def broadcast(self, frame: Frame, readers: Iterable[Reader]) -> None:
+    async def broadcast(self, frame: EncodedDocument, readers: Iterable[Reader]) -> None:
         """Send a frame to the groups of readers, as at a tick."""
         for group in {reader.group for reader in readers}:
             assert group is not None

@@ -1,13 +1,13 @@
-"""Frames of `Latest`, for tests that have nothing else to do meanwhile."""
+"""Frames of `MetricsReader`, for tests that have nothing else to do meanwhile."""
 
 import asyncio
 
-from routecast.core.frame import Frame
+from routecast.core.frame import EncodedDocument
 from routecast.core.view import View
-from routecast.services.metrics_reader import Latest
+from routecast.services.metrics_reader import MetricsReader
 
 
-async def frame_of(latest: Latest, view: View) -> Frame:
+async def frame_of(latest: MetricsReader, view: View) -> EncodedDocument:
     """Return a view's newest frame, once it can be made."""
     while True:
         frames = await latest.frames({view: ""})

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast
 
 import uvicorn
 
-from routecast.edge.http.fast_path import LeanHttp
+from routecast.edge.http.fast_path import FastPathHttpProtocol
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.proxies import Proxies
 from routecast.server.app import Engines, Services, create_app
@@ -57,7 +57,7 @@ class InsideServer:
                 keep_alive=settings.keep_alive,
                 files=files,
             )
-            http = partial(LeanHttp, app.decisions, shared)
+            http = partial(FastPathHttpProtocol, app.decisions, shared)
             config.http = cast("type[asyncio.Protocol]", http)
             config.ws = cast("type[asyncio.Protocol]", self.services.websockets.protocol)
         self._server = _Telling(config)

@@ -7,7 +7,7 @@ from routecast.protocol import WINDOWS
 
 
 def cells_in(snapshot: Snapshot, window: str, now: int) -> Bucket:
-    """Return the sums of a window by key. Raises Uncovered where the snapshot lacks some of it."""
+    """Return the sums of a window by key. Raises NotHeld where the snapshot lacks some of it."""
     length = WINDOWS[window]
     if length is None:
         return snapshot.total

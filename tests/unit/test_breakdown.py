@@ -12,7 +12,7 @@ from routecast.core.breakdown import Breakdown, Breakdowns, break_down
 from routecast.core.metrics import Baseline, document
 from routecast.core.snapshot import COVERAGE, HOUR, Snapshot
 from routecast.core.view import Selection, View
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.protocol import FIELDS, WINDOWS, Position
 from tests.support.commit_history import History
 from tests.support.decisions import DAY, MINUTE, NOW, sent_decisions
@@ -159,7 +159,7 @@ def test_a_window_the_snapshot_lacks_is_uncovered() -> None:
     """There is no sum of what is not held; the total needs no window."""
     snapshot, held = Snapshot(Position("e", 0), NOW), Breakdowns()
     late = NOW + COVERAGE
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         held.ready(snapshot, Selection(5), late)
     assert held.ready(snapshot, Selection(None), late) is not None
 

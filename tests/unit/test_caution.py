@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.caution import LARGEST_SKEW, PROBATION, SHARES, Caution, Span
+from routecast.core.caution import LARGEST_SKEW, PROBATION, SHARES, Caution, KeptSpan
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW
 
-MONTH = Span(NOW - 30 * DAY, NOW, NOW - 90 * DAY)
-NOTHING = Span(None, None, None)
+MONTH = KeptSpan(NOW - 30 * DAY, NOW, NOW - 90 * DAY)
+NOTHING = KeptSpan(None, None, None)
 KEPT = 90 * DAY
 
 
@@ -44,7 +44,7 @@ def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
     caution, ahead, first = Caution(), 100 * DAY, NOW - 30 * DAY
     for look in range(6 * 24):
         passed = look * 10 * MINUTE
-        span = Span(first, NOW + ahead + passed, NOW)
+        span = KeptSpan(first, NOW + ahead + passed, NOW)
         caution.look(NOW + ahead + passed, passed, MONTH if not look else span)
         first = caution.limit_decisions(NOW + 70 * DAY, passed, span)
     assert first < NOW - 20 * DAY
@@ -80,6 +80,6 @@ def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
 
 def test_short_history_may_be_dropped_by_the_minute() -> None:
     """One part in SHARES of it would be no progress."""
-    caution, short = Caution(), Span(NOW - MINUTE, NOW, NOW - MINUTE)
+    caution, short = Caution(), KeptSpan(NOW - MINUTE, NOW, NOW - MINUTE)
     caution.look(NOW + 40 * DAY, 0, short)
     assert caution.limit_decisions(NOW + 10 * DAY, 0, short) == NOW

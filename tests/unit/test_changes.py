@@ -3,9 +3,9 @@
 import pytest
 
 from routecast.core import changes as module
-from routecast.core.changes import Changes
+from routecast.core.changes import DirtyMinutes
 from routecast.core.delta import Delta
-from routecast.errors import Gap
+from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 from tests.support.decisions import MINUTE, NOW, cells_of, kept
 
@@ -15,13 +15,13 @@ def delta(seq: int, *minutes: int, epoch: str = "e") -> Delta:
     return Delta(Position(epoch, seq), cells_of(decisions), NOW)
 
 
-def between(changes: Changes, after: int, until: int, epoch: str = "e") -> set[int]:
+def between(changes: DirtyMinutes, after: int, until: int, epoch: str = "e") -> set[int]:
     return set(changes.between(Position(epoch, after), Position(epoch, until)))
 
 
 def test_minutes_are_those_added_to_since() -> None:
     """However often, and whenever before."""
-    changes = Changes()
+    changes = DirtyMinutes()
     for seq, minutes in enumerate([(1, 2), (3,), (1,), (4, 3)], 5):
         changes.note(delta(seq, *minutes))
     assert between(changes, 4, 8) == {1, 2, 3, 4}
@@ -33,7 +33,7 @@ def test_minutes_are_those_added_to_since() -> None:
 
 def test_a_delta_that_comes_again_changes_nothing() -> None:
     """As one does that was fetched and then heard."""
-    changes = Changes()
+    changes = DirtyMinutes()
     for seq in (1, 2, 1, 2, 3):
         changes.note(delta(seq, seq))
     assert between(changes, 0, 3) == {1, 2, 3}
@@ -44,41 +44,41 @@ def test_a_delta_that_comes_again_changes_nothing() -> None:
 )
 def test_what_is_not_known_is_a_gap(after: int, until: int) -> None:
     """From before the first that was heard of, or to after the last."""
-    changes = Changes()
+    changes = DirtyMinutes()
     for seq in (5, 6, 7):
         changes.note(delta(seq, seq))
     assert between(changes, 4, 7) == {5, 6, 7}
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         between(changes, after, until)
 
 
 def test_a_missing_commit_begins_anew() -> None:
     """Nobody knows what it changed."""
-    changes = Changes()
+    changes = DirtyMinutes()
     for seq in (1, 2, 4):
         changes.note(delta(seq, seq))
     assert between(changes, 3, 4) == {4}
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         between(changes, 2, 4)
 
 
 def test_another_epoch_begins_anew() -> None:
     """And nothing lies between two of them."""
-    changes = Changes()
+    changes = DirtyMinutes()
     changes.note(delta(1, 1))
     changes.note(delta(1, 2, epoch="f"))
     assert between(changes, 0, 1, epoch="f") == {2}
     for after, until in (("e", "f"), ("f", "e"), ("e", "e")):
-        with pytest.raises(Gap):
+        with pytest.raises(MissingDeltas):
             changes.between(Position(after, 0), Position(until, 1))
 
 
 def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """All is forgotten then, which is no harm."""
     monkeypatch.setattr(module, "MAX_MINUTES", 3)
-    changes = Changes()
+    changes = DirtyMinutes()
     for seq in range(1, 5):
         changes.note(delta(seq, seq))
     assert between(changes, 3, 4) == {4}
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         between(changes, 2, 4)

@@ -14,17 +14,17 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemTimers
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import breakdown
-from routecast.core.message import JSON, MSGPACK, Encoding, Message, Named
+from routecast.core.message import JSON, MSGPACK, AddressedMessage, Encoding, Message
 from routecast.core.v1 import V1Session
 from routecast.core.versions import FRESH, Stamps
-from routecast.core.view import Subscription, View
+from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.ports import Reading, Timers
 from routecast.protocol import CloseCode, Source
 from routecast.services import renders
 from routecast.streaming import channels as module
 from routecast.streaming.channels import Channel, Channels
-from routecast.streaming.v1_connections import Subscriber, Subscribers
+from routecast.streaming.v1_connections import V1Peer, V1Peers
 from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import NOW
 from tests.support.fanout import FAST, Hall
@@ -35,27 +35,29 @@ NO_HISTORY: Any = None
 
 
 class Line:
-    """A connection that takes what it is sent while it is `open` (`channels.Line`)."""
+    """A connection that takes what it is sent while it is `open` (`channels.V1Transport`)."""
 
     def __init__(
         self, channels: Channels, encoding: Encoding = JSON, client: str = "192.0.2.1"
     ) -> None:
         self.client = client
         self.open = True
-        self.sent: list[tuple[Message, Named]] = []
+        self.sent: list[tuple[Message, AddressedMessage]] = []
         self.replies: list[bytes] = []
         self.failed: CloseCode | None = None
-        self.subscriber: Subscriber = Subscribers(channels, NO_HISTORY).open(
+        self.subscriber: V1Peer = V1Peers(channels, NO_HISTORY).open(
             V1Session(encoding, FAST), self
         )
 
-    def send(self, message: Message, named: Named) -> bool:
+    def send(self, message: Message, named: AddressedMessage) -> bool:
         if self.open:
             self.sent.append((message, named))
         return self.open
 
     @staticmethod
-    def send_all(message: Message, named: Named, cohort: module.Cohort) -> list[module.Line]:
+    def send_all(
+        message: Message, named: AddressedMessage, cohort: module.Cohort
+    ) -> list[module.V1Transport]:
         return [line for line in cohort.members if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
@@ -368,7 +370,7 @@ async def test_late_tick_is_merged_with_the_next(
 def test_tick_on_time_is_merged_with_none(interval: float) -> None:
     """However products and quotients of floating point are rounded; nor does one come twice."""
     start = 1_000_003.3
-    channel = Channel(Subscription(View(), interval), start)
+    channel = Channel(ViewSubscription(View(), interval), start)
     channel.rest(start)
     for count in range(1000):
         channel.whole = tick = channel.tick
@@ -448,7 +450,7 @@ async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -
         line.subscribe(identity, interval=FAST, fields=["total_decisions"])
     taken = line.send
 
-    def narrow(message: Message, named: Named) -> bool:
+    def narrow(message: Message, named: AddressedMessage) -> bool:
         sent = taken(message, named)
         line.open = False
         return sent
@@ -472,7 +474,7 @@ async def test_nobody_is_always_first(
     firsts: dict[Message, Line] = {}
 
     class Noted(Line):
-        def send(self, message: Message, named: Named) -> bool:
+        def send(self, message: Message, named: AddressedMessage) -> bool:
             firsts.setdefault(message, self)
             return super().send(message, named)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.circuit_breaker import FAILURES, FIRST_WAIT, LONGEST_WAIT, Breaker
+from routecast.circuit_breaker import FAILURES, FIRST_WAIT, LONGEST_WAIT, CircuitBreaker
 from routecast.errors import Declined, Unavailable
 
 
@@ -16,7 +16,7 @@ class World:
 
     def __init__(self, jitter: float = 1.0) -> None:
         self.now = 1000.0
-        self.breaker = Breaker("The engine", lambda: self.now, lambda: jitter)
+        self.breaker = CircuitBreaker("The engine", lambda: self.now, lambda: jitter)
         self.tried = 0
 
     def call(self, fails: bool) -> bool:

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from routecast.client import Cost, Performance, Source
-from routecast.client.document import Held, apply, arranged, read
+from routecast.client.document import ReceivedDocument, apply, arranged, read
 from routecast.client.plain import query_of, receive
-from routecast.client.session import View
+from routecast.client.session import SubscribedView
 from routecast.protocol import Filters, Position, Subscribe
 from tests.support.wire import GOLDEN, PATCHES
 
@@ -25,7 +25,7 @@ def test_examples_of_the_rfc(case: dict[str, Any]) -> None:
 def test_a_document_is_read_with_names_and_types() -> None:
     """What is not there is None or empty; what the reader does not know is in `data`."""
     data = {**GOLDEN["snapshot-stale"]["message"]["data"], "future": 1}
-    metrics = read(Held(data, "now", Position("e", 7), "stale", 4210))
+    metrics = read(ReceivedDocument(data, "now", Position("e", 7), "stale", 4210))
     assert metrics.total_decisions == 150
     assert metrics.cost == Cost(1.25, 149, 1)
     assert metrics.avg_confidence is None
@@ -47,8 +47,8 @@ def test_names_come_largest_count_first() -> None:
         b'{"total_decisions":3,"strategy_performance":{"y":{"count":2},"x":{"count":1}},'
         b'"provider_usage":{"c":2,"a":1,"b":1},"future":0}'
     )
-    assert list(read(Held(data, "")).strategy_performance) == ["y", "x"]
-    assert read(Held(data, "")).strategy_performance["x"] == Performance(1)
+    assert list(read(ReceivedDocument(data, "")).strategy_performance) == ["y", "x"]
+    assert read(ReceivedDocument(data, "")).strategy_performance["x"] == Performance(1)
 
 
 # -- the default stream -------------------------------------------------------------------------
@@ -70,12 +70,12 @@ def test_a_subscription_as_a_query() -> None:
 
 def test_a_document_of_the_default_stream_has_the_same_shape() -> None:
     """Nulls are left out; an error is trouble, and the document before it stays."""
-    view = View(Subscribe("x"))
+    view = SubscribedView(Subscribe("x"))
     receive(view, b'{"avg_confidence":null,"latency_ms":{"avg":null,"p50":1},"timestamp":"t"}')
-    assert view.shown == Held({"latency_ms": {"p50": 1}}, "t")
+    assert view.shown == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")
     receive(view, b'{"error":"Failed to fetch metrics","timestamp":"u"}')
     assert view.trouble is not None
     assert view.trouble.retryable
-    assert view.shown == Held({"latency_ms": {"p50": 1}}, "t")
+    assert view.shown == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")
     receive(view, b'{"timestamp":"v"}')
     assert view.trouble is None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.client.history import History, Past, joined
+from routecast.client.history import History, HistoryRequest, joined
 from routecast.client.session import Effect
 from routecast.protocol import GetHistory, HistoryOut, Position, ServerMessage, rfc3339
 from tests.support.wire import GOLDEN
@@ -26,7 +26,7 @@ def history(first: int, series: dict[str, list[int]], step: int = 60) -> History
 
 def test_the_golden_history_is_read() -> None:
     """Times, columns and what is not known."""
-    past = Past(GetHistory("h1", START), 300, lambda: 0.0)
+    past = HistoryRequest(GetHistory("h1", START), 300, lambda: 0.0)
     message = msgspec.convert(GOLDEN["history"]["message"], ServerMessage)
     assert isinstance(message, HistoryOut)
     assert past.receive(message) is Effect.TAKEN
@@ -91,7 +91,7 @@ def test_after_a_loss_it_asks_for_what_it_holds() -> None:
     """From its first bucket, or as far back as it keeps any by now."""
     asked = GetHistory("h1", START, points=5, follow=True)
     now = START.timestamp() + 3 * 60
-    past = Past(asked, 5, lambda: now)
+    past = HistoryRequest(asked, 5, lambda: now)
     assert past.request() == asked
     series = [{"key": "all", "count": [1, 2, 3]}]
     since = rfc3339(round(START.timestamp() * 1e6))

@@ -4,10 +4,10 @@ from bisect import bisect_left
 
 import pytest
 
-from routecast.client.outbox import Pace
+from routecast.client.outbox import TokenBucket
 
 
-def sent(pace: Pace, until: float) -> list[float]:
+def sent(pace: TokenBucket, until: float) -> list[float]:
     """Return when messages went of a client that always has one."""
     now, times = 1_000.0, []
     while now < 1_000 + until:
@@ -21,7 +21,7 @@ def sent(pace: Pace, until: float) -> list[float]:
 @pytest.mark.parametrize("limit", [12, 120, 1_200])
 def test_no_minute_has_more_than_the_server_takes(limit: int) -> None:
     """Some go at once, the others evenly; even if the network hurries, there is room."""
-    times = sent(Pace(limit), 300)
+    times = sent(TokenBucket(limit), 300)
     assert times.count(times[0]) == int(0.4 * limit)
     for hurry in (60, 65):
         within = [bisect_left(times, at + hurry) - bisect_left(times, at) for at in times]
@@ -31,7 +31,7 @@ def test_no_minute_has_more_than_the_server_takes(limit: int) -> None:
 
 def test_what_time_made_good_may_go_at_once_again() -> None:
     """After a quiet minute as after none."""
-    pace = Pace()
+    pace = TokenBucket()
     assert len(sent(pace, 0.1)) == 48
     assert pace.next(1_000.1) > 0
     assert [pace.next(1_050.0) for _ in range(48)] == [0.0] * 48
@@ -40,4 +40,4 @@ def test_what_time_made_good_may_go_at_once_again() -> None:
 
 def test_a_server_that_takes_none_is_not_waited_for_without_end() -> None:
     """Nonsense is read as one a minute."""
-    assert sent(Pace(0), 1) == [1_000.0]
+    assert sent(TokenBucket(0), 1) == [1_000.0]

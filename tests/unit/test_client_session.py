@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.client.document import Held
-from routecast.client.session import Session, Topic, View
+from routecast.client.document import ReceivedDocument
+from routecast.client.session import ClientSession, SubscribedView, Topic
 from routecast.protocol import (
     DeltaOut,
     ErrorOut,
@@ -38,8 +38,8 @@ class Following:
 
     def __init__(self, asked: Subscribe | None = None) -> None:
         self.news: list[Topic] = []
-        self.session = Session(self.news.append)
-        self.view = View(asked or Subscribe("main"))
+        self.session = ClientSession(self.news.append)
+        self.view = SubscribedView(asked or Subscribe("main"))
         self.session.opened()
         self.session.add(self.view)
 
@@ -47,7 +47,7 @@ class Following:
         return self.session.receive(message)
 
     @property
-    def shown(self) -> Held:
+    def shown(self) -> ReceivedDocument:
         assert self.view.shown is not None
         return self.view.shown
 
@@ -72,7 +72,7 @@ def test_golden_delta_leads_to_its_document(name: str, following: Following) -> 
     assert packed == message
     assert following.receive(packed) == []
     about = (message.timestamp, message.position, message.source, message.age_ms)
-    assert following.shown == Held(case["after"], *about)
+    assert following.shown == ReceivedDocument(case["after"], *about)
     assert before.data == case["before"]
 
 

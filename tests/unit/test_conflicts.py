@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.conflicts import Content, content_of, count_conflicts, differs
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from tests.support.decisions import kept
 
 
-def paid(**values: Any) -> Decision:
+def paid(**values: Any) -> DecisionRecord:
     """Return a decision whose cost was sent."""
     given: dict[str, Any] = {"id": "d", "model": "m", "status": "success", "cost": 5, **values}
     return kept(**given)._replace(cost_sent=True)
@@ -58,7 +58,7 @@ sent = st.builds(
 
 @given(st.lists(st.lists(sent, max_size=8), max_size=4), st.lists(sent, max_size=4))
 def test_all_that_is_not_the_first_is_a_duplicate_or_a_conflict(
-    batches: list[list[Decision]], before: list[Decision]
+    batches: list[list[DecisionRecord]], before: list[DecisionRecord]
 ) -> None:
     """By batch, as if the decisions had come one by one."""
     stored: dict[tuple[str, str], Content] = {}

@@ -14,11 +14,11 @@ import pytest
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import groups
-from routecast.core.frame import Frame
-from routecast.core.groups import Group, Question
-from routecast.core.session import Session
-from routecast.core.view import Subscription, View
-from routecast.edge.asgi_connection import Outlet
+from routecast.core.frame import EncodedDocument
+from routecast.core.groups import Group, PingState
+from routecast.core.session import DefaultSession
+from routecast.core.view import View, ViewSubscription
+from routecast.edge.asgi_connection import AsgiConnection
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, Source
@@ -229,7 +229,7 @@ async def test_who_is_asked_late_has_the_time_to_answer(hall: Hall, beats: None)
     for reader in readers:
         hall.manager.connect(reader)
     async with running(hall.manager.beat()):
-        await until(lambda: any(reader.block and reader.block.question for reader in readers))
+        await until(lambda: any(reader.shard and reader.shard.ping_state for reader in readers))
         time.sleep(2 * module.PONG_SECONDS)  # noqa: ASYNC251  # -- nothing is to run
         await until(lambda: readers[0].asks == 2)
     assert not any(reader.given_up for reader in readers)
@@ -239,7 +239,7 @@ async def test_those_of_the_tick_that_asks_come_first(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more than are asked at once: the question of others would have to wait for a frame."""
-    monkeypatch.setattr(groups, "BLOCK", 2)
+    monkeypatch.setattr(groups, "SHARD_SIZE", 2)
     monkeypatch.setattr(module, "TURN_SECONDS", PATIENCE)
     others = [Reader(interval=60) for _ in range(2)]
     readers = [Reader() for _ in range(4)]
@@ -271,19 +271,19 @@ async def test_a_tick_of_few_is_not_waited_for(
 async def test_who_stays_is_asked_though_many_leave(
     kind: type[Reader], hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fewer turns and blocks would do for those who are left, but each is asked in the end."""
-    monkeypatch.setattr(groups, "BLOCK", 4)
+    """Fewer turns and shards would do for those who are left, but each is asked in the end."""
+    monkeypatch.setattr(groups, "SHARD_SIZE", 4)
     readers = [kind() for _ in range(12)]
     group = hold(hall, readers)
     async with running(hall.manager.beat()):
-        await until(lambda: any(block.question is Question.DUE for block in group.blocks))
+        await until(lambda: any(shard.ping_state is PingState.DUE for shard in group.shards))
         stay = readers[::4]
-        questions = {each.block.question for each in stay if each.block}
-        assert questions == {Question.DUE, Question.WAITS}
+        questions = {each.shard.ping_state for each in stay if each.shard}
+        assert questions == {PingState.DUE, PingState.WAITS}
         for reader in {*readers} - {*stay}:
             hall.manager.disconnect(reader, CloseCode.DONE)
         await until(lambda: all(reader.asks >= 3 for reader in stay))
-        assert len(group.blocks) == 1
+        assert len(group.shards) == 1
     assert not any(reader.given_up for reader in stay)
 
 
@@ -291,16 +291,16 @@ async def test_not_all_are_asked_at_once(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their answers would hold up a tick; so there are turns, and nobody is left out."""
-    monkeypatch.setattr(groups, "BLOCK", 2)
+    monkeypatch.setattr(groups, "SHARD_SIZE", 2)
     monkeypatch.setattr(module, "TURN_SECONDS", 0.02)
     readers = [Reader() for _ in range(9)]
     group = hold(hall, readers)
     waiting: set[int] = set()
     async with running(hall.manager.beat()):
         while min(reader.asks for reader in readers) < 2:
-            waiting.add(sum(block.question is Question.WAITS for block in group.blocks))
+            waiting.add(sum(shard.ping_state is PingState.WAITS for shard in group.shards))
             await asyncio.sleep(0)
-    assert {0, 1, 3} <= waiting  # of five blocks, two and two and one at a time
+    assert {0, 1, 3} <= waiting  # of five shards, two and two and one at a time
     assert {reader.asks for reader in readers} == {2}
     assert not any(reader.given_up for reader in readers)
 
@@ -313,15 +313,15 @@ async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> 
         hall.manager.connect(reader)
     async with running(hall.manager.beat()):
         await until(lambda: all(reader.asks == 1 for reader in readers))
-        await until(lambda: not any(each.block and each.block.question for each in readers))
-        before = {reader.block for reader in readers}
+        await until(lambda: not any(each.shard and each.shard.ping_state for each in readers))
+        before = {reader.shard for reader in readers}
         for group in {reader.group for reader in readers}:
             assert group is not None
             group.settle()
-        assert before.isdisjoint(reader.block for reader in readers)
+        assert before.isdisjoint(reader.shard for reader in readers)
         for reader in readers[1:]:
-            assert reader.block is not None
-            reader.block.heard.add(reader)
+            assert reader.shard is not None
+            reader.shard.responded.add(reader)
         await until(lambda: readers[0].given_up)
     assert readers[0].asks == 1
     assert not any(reader.given_up for reader in readers[1:])
@@ -332,13 +332,13 @@ async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
     reader = Reader(interval=60)
     reader.silent = True
     hall.manager.connect(reader)
-    group, before = reader.group, reader.block
+    group, before = reader.group, reader.shard
     assert group is not None
     assert before is not None
     async with running(hall.manager.beat()):
-        await until(lambda: before.question)
+        await until(lambda: before.ping_state)
         group.settle()
-        assert reader.block is not before
+        assert reader.shard is not before
         await until(lambda: reader.given_up)
     assert reader.asks == 1
 
@@ -346,8 +346,8 @@ async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
 async def test_who_moves_is_heard_of_as_before(
     hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blocks that have become sparse are filled up while answers are awaited."""
-    monkeypatch.setattr(groups, "BLOCK", 4)
+    """Shards that have become sparse are filled up while answers are awaited."""
+    monkeypatch.setattr(groups, "SHARD_SIZE", 4)
     readers = [Reader() for _ in range(12)]
     group = hold(hall, readers)
     group.settle()
@@ -355,11 +355,11 @@ async def test_who_moves_is_heard_of_as_before(
     stay[1].silent = True
     async with running(hall.manager.beat()):
         await until(lambda: all(reader.asks for reader in readers))
-        await until(lambda: not any(block.question for block in group.blocks))
+        await until(lambda: not any(shard.ping_state for shard in group.shards))
         for reader in {*readers} - {*stay}:
             hall.manager.disconnect(reader, CloseCode.DONE)
         group.settle()
-        assert [list(block.connections) for block in group.blocks] == [stay]
+        assert [list(shard.connections) for shard in group.shards] == [stay]
         await until(lambda: stay[1].given_up)
     assert [reader.given_up for reader in stay] == [False, True, False]
 
@@ -398,7 +398,7 @@ async def test_long_broadcast_gives_others_a_turn(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of it, whoever waits for the event loop gets it."""
-    monkeypatch.setattr(groups, "BLOCK", 10)
+    monkeypatch.setattr(groups, "SHARD_SIZE", 10)
     readers = [Reader(interval=60) for _ in range(100)]  # all at one tick
     for reader in readers:
         hall.manager.connect(reader)
@@ -462,11 +462,11 @@ async def test_who_comes_during_a_tick_is_shown_nothing_older(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames of a tick are made before those of one group after the other are sent."""
-    monkeypatch.setattr(groups, "BLOCK", 1)
+    monkeypatch.setattr(groups, "SHARD_SIZE", 1)
     late: list[Reader] = []
 
     class Herald(Reader):
-        def offer(self, frame: Frame) -> bool:
+        def offer(self, frame: EncodedDocument) -> bool:
             if self.frames and not late:  # at the first tick, while others wait for their turn
                 hall.commit()
                 late.extend(Herald(view=reader.subscription.view) for reader in readers)
@@ -484,12 +484,12 @@ async def test_who_comes_during_a_tick_is_shown_nothing_older(
 
 
 async def test_nobody_is_always_last(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tick begins with any block of those who share it."""
-    monkeypatch.setattr(groups, "BLOCK", 1)
-    firsts: dict[tuple[Frame, Group | None], Reader] = {}
+    """A tick begins with any shard of those who share it."""
+    monkeypatch.setattr(groups, "SHARD_SIZE", 1)
+    firsts: dict[tuple[EncodedDocument, Group | None], Reader] = {}
 
     class Noted(Reader):
-        def offer(self, frame: Frame) -> bool:
+        def offer(self, frame: EncodedDocument) -> bool:
             firsts.setdefault((frame, self.group), self)
             return super().offer(frame)
 
@@ -510,11 +510,11 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
     sent: list[str] = []
     drained = asyncio.Event()
 
-    async def send(frame: Frame) -> None:
+    async def send(frame: EncodedDocument) -> None:
         sent.append(frame.text)
         await drained.wait()
 
-    slow = Outlet(Session(Subscription(View(), FAST)), "SSE", "192.0.2.1")
+    slow = AsgiConnection(DefaultSession(ViewSubscription(View(), FAST)), "SSE", "192.0.2.1")
     quick = Reader()
     async with running(hall.manager.run()), asyncio.TaskGroup() as tasks:
         pump = tasks.create_task(slow.pump(send))
@@ -542,7 +542,7 @@ async def test_reader_catches_up_when_it_drains(hall: Hall) -> None:
     class Full(Reader):
         full = True
 
-        def offer(self, frame: Frame) -> bool:
+        def offer(self, frame: EncodedDocument) -> bool:
             return not self.full and super().offer(frame)
 
     skipped, quick = Full(), Reader()
@@ -646,7 +646,7 @@ async def test_who_was_skipped_by_a_tick_that_moved_catches_up(
     monkeypatch.setattr(module, "QUANTUM", 0.005)
 
     class Full(Reader):
-        def offer(self, frame: Frame) -> bool:
+        def offer(self, frame: EncodedDocument) -> bool:
             super().offer(frame)
             return False
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from routecast.core.decision import UNKNOWN_BAND, Decision, Rules
+from routecast.core.decision import UNKNOWN_BAND, DecisionRecord, Rules
 from routecast.core.decode import decode
-from routecast.core.exact import Broken, Flaw
+from routecast.core.exact import BrokenDecision, Flaw
 from routecast.core.numbers import scaled
 from routecast.errors import Invalid
 from routecast.protocol import MAX_ID, MAX_MODEL, MAX_NAME, DecisionIn
@@ -20,10 +20,10 @@ from tests.support.decisions import DAY, NOW, SECOND, keep
 LEAST = '{"strategy":"hybrid","provider":"gemini"%s}'
 
 
-def read_one(fields: str = "", *, rules: Rules | None = None) -> Decision:
+def read_one(fields: str = "", *, rules: Rules | None = None) -> DecisionRecord:
     """Take one decision in, as it stands in a body beside its two required fields."""
     (item,) = decode((LEAST % fields).encode(), lines=False)
-    assert not isinstance(item, Broken), item.error
+    assert not isinstance(item, BrokenDecision), item.error
     return (rules or Rules()).normalise(item, NOW)
 
 
@@ -34,7 +34,7 @@ def refusal(fields: str = "") -> str:
 
 def refusal_of(body: bytes) -> str:
     (item,) = decode(body, lines=False)
-    if isinstance(item, Broken):
+    if isinstance(item, BrokenDecision):
         return item.error
     with pytest.raises(Invalid) as refused:
         Rules().normalise(item, NOW)
@@ -48,7 +48,7 @@ def test_least_decision_leaves_unknown_what_was_not_sent() -> None:
     """Two fields are enough; the rest has its default, or is None: never zero."""
     one = read_one()
     assert one.id
-    assert one._replace(id="") == Decision(
+    assert one._replace(id="") == DecisionRecord(
         id="",
         project="default",
         strategy="hybrid",
@@ -87,8 +87,8 @@ def test_every_field_is_kept_in_its_integer_unit() -> None:
         "project": "search",
     }
     (item,) = decode(json.dumps(body).encode(), lines=False)
-    assert not isinstance(item, Broken)
-    assert Rules().normalise(item, NOW) == Decision(
+    assert not isinstance(item, BrokenDecision)
+    assert Rules().normalise(item, NOW) == DecisionRecord(
         id="i" * 128,
         project="search",
         strategy="s" * 64,
@@ -208,10 +208,12 @@ NOT_STATUS = 'must be "success" or "error"; it counts as "success"'
 NOT_CONTAIN = "must not contain"
 
 
-def warned(fields: str, rules: Rules | None = None) -> tuple[Decision, list[tuple[str, str, str]]]:
+def warned(
+    fields: str, rules: Rules | None = None
+) -> tuple[DecisionRecord, list[tuple[str, str, str]]]:
     """Take one decision in; return it and what could not be used of it."""
     (item,) = decode((LEAST % fields).encode(), lines=False)
-    assert not isinstance(item, Broken), item.error
+    assert not isinstance(item, BrokenDecision), item.error
     flaws: list[Flaw] = []
     one = (rules or Rules()).normalise(item, NOW, flaws)
     return one, [(flaw.field, flaw.code.value, flaw.message) for flaw in flaws]
@@ -281,7 +283,7 @@ def test_long_names_are_cut_and_two_stay_two(field: str) -> None:
     for end in ("a", "b", "b"):
         body = {"strategy": "s", "provider": "p", field: "é" * longest + end}
         (item,) = decode(json.dumps(body).encode(), lines=False)
-        assert not isinstance(item, Broken)
+        assert not isinstance(item, BrokenDecision)
         flaws: list[Flaw] = []
         names.append(getattr(Rules().normalise(item, NOW, flaws), field))
         told.update((flaw.field, flaw.code) for flaw in flaws)
@@ -393,8 +395,20 @@ def test_good_and_bad_keep_their_places_and_ids() -> None:
     nameless = LEAST % f',"timestamp":true,"id":"{"i" * 129}"'
     body = f"[{LEAST % ''},{bad},{LEAST % ''},{worse},{nameless},7]"
     items = decode(body.encode(), lines=False)
-    assert [isinstance(item, Broken) for item in items] == [False, True, False, True, True, True]
-    assert [item.id for item in items if isinstance(item, Broken)] == ["mine", None, None, None]
+    assert [isinstance(item, BrokenDecision) for item in items] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert [item.id for item in items if isinstance(item, BrokenDecision)] == [
+        "mine",
+        None,
+        None,
+        None,
+    ]
 
 
 json_values = st.recursive(
@@ -419,8 +433,8 @@ def test_any_values_cost_only_their_fields(fields: dict[str, Any]) -> None:
     (item,) = decode(json.dumps(body).encode(), lines=False)
     flaws: list[Flaw] = []
     try:
-        error = item.error if isinstance(item, Broken) else ""
-        one = None if isinstance(item, Broken) else Rules().normalise(item, NOW, flaws)
+        error = item.error if isinstance(item, BrokenDecision) else ""
+        one = None if isinstance(item, BrokenDecision) else Rules().normalise(item, NOW, flaws)
     except Invalid as invalid:
         one, error = None, str(invalid)
     if one is None:
@@ -434,7 +448,7 @@ def test_any_values_cost_only_their_fields(fields: dict[str, Any]) -> None:
     gone = {flaw.field for flaw in flaws if flaw.code in (*kept, "empty", "bad_character")}
     rest = {name: value for name, value in body.items() if name not in gone}
     (same,) = decode(json.dumps(rest).encode(), lines=False)
-    assert not isinstance(same, Broken)
+    assert not isinstance(same, BrokenDecision)
     other = Rules().normalise(same, NOW)
     assert one._replace(id="") == other._replace(id="")
     for decision in (one, other):

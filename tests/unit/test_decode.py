@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from routecast.core.decision import Decision, Rules
+from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import GROUP, STRANGE_LINES, decode, pieces
-from routecast.core.exact import Broken, ExactDecision, Flaw, needs_care
+from routecast.core.exact import BrokenDecision, ExactDecision, Flaw, needs_care
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import WarningCode
 from tests.support.decisions import NOW
@@ -96,7 +96,7 @@ def test_broken_line_does_not_spoil_the_others() -> None:
     bad = LEAST % ',"cost":nan'
     body = "\n".join([LEAST % "", "", '{"strategy":', deep, bad, LEAST % ',"cost":NaN'])
     items = decode(body.encode(), lines=True)
-    assert [item.error if isinstance(item, Broken) else None for item in items] == [
+    assert [item.error if isinstance(item, BrokenDecision) else None for item in items] == [
         None,
         "not JSON at line 3 column 13: Expecting value",
         "not usable JSON: nested too deeply",
@@ -127,7 +127,7 @@ def test_what_is_no_number_costs_only_its_field(
     else:
         items = decode(f"[{','.join(many)}]".encode(), lines=False)
     for place, item in enumerate(items):
-        assert not isinstance(item, Broken)
+        assert not isinstance(item, BrokenDecision)
         flaws: list[Flaw] = []
         kept = Rules().normalise(item, NOW, flaws)
         assert kept.cost is None
@@ -185,18 +185,18 @@ def test_no_bytes_at_all_break_the_reader(body: bytes, lines: bool) -> None:
         items = decode(body, lines=lines)
     except BadBody:
         return
-    assert all(isinstance(item, Broken) or item.strategy for item in items)
+    assert all(isinstance(item, BrokenDecision) or item.strategy for item in items)
 
 
 # -- with the digits that were sent -------------------------------------------------------------
 
 
-def normal(fields: str) -> Decision:
+def normal(fields: str) -> DecisionRecord:
     """Read one decision with these fields, in an array and as a line; both must agree."""
     found = []
     for body, lines in ((f"[{LEAST % fields}]", False), (LEAST % fields, True)):
         (item,) = decode(body.encode(), lines=lines)
-        assert not isinstance(item, Broken), item.error
+        assert not isinstance(item, BrokenDecision), item.error
         found.append(Rules(ids=iter("x")).normalise(item, NOW))
     assert found[0] == found[1]
     return found[0]
@@ -298,7 +298,7 @@ def test_tokens_may_be_written_as_floats(count: int, form: str) -> None:
 def test_half_a_token_is_unknown(tokens: str) -> None:
     """However small the half."""
     (item,) = decode((LEAST % f',"input_tokens":{tokens}').encode(), lines=False)
-    assert not isinstance(item, Broken)
+    assert not isinstance(item, BrokenDecision)
     flaws: list[Flaw] = []
     assert Rules().normalise(item, NOW, flaws).input_tokens is None
     assert flaws == [Flaw("input_tokens", WarningCode.NOT_WHOLE, "must be a whole number")]
@@ -351,7 +351,7 @@ def test_a_bad_one_costs_no_other(form: str, places: list[int]) -> None:
         assert form == "lines"
         assert not known
         return
-    found = [item.error if isinstance(item, Broken) else None for item in items]
+    found = [item.error if isinstance(item, BrokenDecision) else None for item in items]
     assert found == [errors.get(one) for one in sent]
 
 
@@ -390,7 +390,7 @@ def test_good_lines_are_found_behind_many_broken_ones() -> None:
     """Only where no line to come can be a decision is the body refused early."""
     body = b"x\n" * 3000 + (LEAST % "").encode()
     items = decode(body, lines=True)
-    assert (len(items), isinstance(items[-1], Broken)) == (3001, False)
+    assert (len(items), isinstance(items[-1], BrokenDecision)) == (3001, False)
     read: list[int] = []
     with pytest.raises(BadBody, match="no line is JSON; the first: not JSON at line 1 column 1"):
         read.extend(len(piece) for piece in pieces(b"x\n" * 49_000, lines=True))
@@ -428,4 +428,4 @@ def test_a_number_repeated_in_one_decision_is_skipped_not_read() -> None:
     used = time.thread_time()
     (item,) = decode(body.encode(), lines=False)
     assert time.thread_time() - used < 0.5  # it was 1 s; now it is some milliseconds
-    assert not isinstance(item, Broken)
+    assert not isinstance(item, BrokenDecision)

@@ -8,7 +8,7 @@ from websockets.frames import Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from routecast.core.frame import Frame
+from routecast.core.frame import EncodedDocument
 from routecast.edge.ws.frames import (
     DEFLATE_FROM,
     PING,
@@ -41,7 +41,7 @@ def read(protocol: ClientProtocol, data: bytes) -> list[tuple[Opcode, bytes]]:
 @pytest.mark.parametrize("body", [SMALL, LARGE, "{“名”:1}".encode()])
 def test_every_client_reads_the_same(body: bytes) -> None:
     """Each reads its own stream of shared bytes, again and again."""
-    frame = Frame(body, None, None)
+    frame = EncodedDocument(body, None, None)
     inflating, other = client(inflates=True), client(inflates=False)
     for _ in range(3):
         assert read(inflating, deflated(frame)) == [(Opcode.TEXT, body)]
@@ -50,7 +50,7 @@ def test_every_client_reads_the_same(body: bytes) -> None:
 
 def test_bytes_are_made_once() -> None:
     """The second connection is given the very bytes of the first."""
-    frame = Frame(LARGE, None, None)
+    frame = EncodedDocument(LARGE, None, None)
     assert deflated(frame) is deflated(frame)
     assert plain(frame) is plain(frame)
 
@@ -58,7 +58,7 @@ def test_bytes_are_made_once() -> None:
 def test_only_what_gains_is_deflated() -> None:
     """A small frame is sent as it is to everybody; a large one shrinks."""
     assert len(SMALL) < DEFLATE_FROM < len(LARGE)
-    small, large = Frame(SMALL, None, None), Frame(LARGE, None, None)
+    small, large = EncodedDocument(SMALL, None, None), EncodedDocument(LARGE, None, None)
     assert deflated(small) is plain(small)
     assert len(deflated(large)) < len(plain(large)) / 2
 

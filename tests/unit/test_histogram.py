@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from routecast.core.histogram import (
     EDGES,
-    Lanes,
+    PackedHistogramSum,
     add_bins,
     bin_of,
     middle,
@@ -141,7 +141,7 @@ def test_unpack_counts_refuses_what_pack_counts_did_not_write(garbage: bytes) ->
 def test_many_are_added_as_one_great_integer(added: list[dict[int, int]], at_once: bool) -> None:
     """As bin by bin, and with the same percentiles; whether all there will be is known or not."""
     bins: dict[int, int] = {}
-    lanes, total, whole = Lanes(), 0, sum(sum(one.values()) for one in added)
+    lanes, total, whole = PackedHistogramSum(), 0, sum(sum(one.values()) for one in added)
     for one in added:
         add_bins(bins, one)
         total += sum(one.values())
@@ -154,7 +154,7 @@ def test_many_are_added_as_one_great_integer(added: list[dict[int, int]], at_onc
 def test_wide_counts_are_added_to_narrow_ones() -> None:
     """Four bytes for each are read whatever they count, as they once were always written."""
     wide = struct.pack("<H3I", 200, 1, 0, 65_000)
-    lanes = Lanes()
+    lanes = PackedHistogramSum()
     lanes.add(pack_counts({199: 7, 202: 5}), 12)
     lanes.add(wide, 65_013)
     assert lanes.bins() == {199: 7, 200: 1, 202: 65_005}

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.changes import Changes
+from routecast.core.changes import DirtyMinutes
 from routecast.core.history import HISTORY_FIELDS, HistoryQuery, Plan, history_query
-from routecast.core.past import MANY_VALUES, Answer, Past
+from routecast.core.past import MANY_VALUES, HistoryResponse, TimeSeries
 from routecast.core.snapshot import Snapshot
 from routecast.errors import BadParameter, Unavailable
 from routecast.ports import Reading
 from routecast.protocol import Source
 from routecast.services import history as module
-from routecast.services.history import History
+from routecast.services.history import HistoryService
 from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, kept
 from tests.support.running_services import broken, until
@@ -34,7 +34,7 @@ class GatedStore(SqliteStore):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def history(self, plan: Plan) -> Past:
+    async def history(self, plan: Plan) -> TimeSeries:
         self.reads += 1
         await self.gate.wait()
         return await super().history(plan)
@@ -47,7 +47,7 @@ class Node:
         self.store = GatedStore(path)
         self.clock = clock
         self.snapshot: Snapshot | None = None
-        self.history = History(self.store, self.live, Changes(), clock)
+        self.history = HistoryService(self.store, self.live, DirtyMinutes(), clock)
 
     def live(self) -> Reading | None:
         if self.snapshot is None:
@@ -62,7 +62,7 @@ class Node:
         return counted(await self.history.answer(query))
 
 
-def counted(answer: Answer) -> int:
+def counted(answer: HistoryResponse) -> int:
     (series,) = answer.series
     return sum(series["count"])
 
@@ -147,11 +147,11 @@ async def test_answers_that_a_commit_came_after_are_let_go(node: Node) -> None:
     assert len(answers_alive(node)) == 1
 
 
-def answers_alive(node: Node) -> list[Answer]:
+def answers_alive(node: Node) -> list[HistoryResponse]:
     assert node.snapshot is not None
     epoch = node.snapshot.position.epoch
     gc.collect()
-    answers = [one for one in gc.get_objects() if isinstance(one, Answer)]
+    answers = [one for one in gc.get_objects() if isinstance(one, HistoryResponse)]
     return [answer for answer in answers if answer.position.epoch == epoch]
 
 

@@ -8,12 +8,12 @@ import pytest
 from fastapi import FastAPI
 
 from routecast.core.history import HISTORY_FIELDS, HistoryQuery, history_query
-from routecast.core.past import Answer
+from routecast.core.past import HistoryResponse
 from routecast.edge.http.history import history_router
 from routecast.edge.problem import on_routecast_error
 from routecast.errors import RoutecastError, Unavailable
 from routecast.streaming import history_limits as module
-from routecast.streaming.history_limits import Admission, most_bytes
+from routecast.streaming.history_limits import HistoryLimits, most_bytes
 from tests.support.running_services import PATIENCE
 
 LARGE = history_query(points=2000, group_by="model", fields=HISTORY_FIELDS)
@@ -25,7 +25,7 @@ def small(number: int) -> HistoryQuery:
 
 async def test_one_client_has_few_and_leaves_room_for_others() -> None:
     """Different ones count; equal ones are read once, so a crowd at one address may ask."""
-    admission = Admission()
+    admission = HistoryLimits()
     async with AsyncExitStack() as under_way:
         for number in range(module.MAX_EACH):
             for _ in range(20):
@@ -42,13 +42,13 @@ async def test_addresses_of_one_subnet_are_one_client_over_http() -> None:
     """Whoever has one address of a /64 has all of them."""
     asked, go_on = asyncio.Semaphore(0), asyncio.Event()
 
-    async def answer(query: HistoryQuery) -> Answer:
+    async def answer(query: HistoryQuery) -> HistoryResponse:
         asked.release()
         await go_on.wait()
         raise Unavailable("enough")
 
     app = FastAPI()
-    app.include_router(history_router(answer, Admission()))
+    app.include_router(history_router(answer, HistoryLimits()))
     app.add_exception_handler(RoutecastError, on_routecast_error)
 
     async def ask(number: int, address: str) -> str:
@@ -72,7 +72,7 @@ async def test_addresses_of_one_subnet_are_one_client_over_http() -> None:
 async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """One client's do not take the room of others; when one is sent, the next may come."""
     monkeypatch.setattr(module, "MAX_BYTES_EACH", 2 * most_bytes(LARGE))
-    admission = Admission()
+    admission = HistoryLimits()
     let_go, inside = asyncio.Event(), []
 
     async def ask(client: str) -> None:
@@ -99,7 +99,7 @@ async def test_who_waits_too_long_is_told_when_to_come_back(
     """And who gives up leaves nothing behind."""
     monkeypatch.setattr(module, "MAX_BYTES", most_bytes(LARGE))
     monkeypatch.setattr(module, "MAX_BYTES_EACH", most_bytes(LARGE))
-    admission = Admission()
+    admission = HistoryLimits()
     async with admission.enter("a", LARGE):
         monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
         with pytest.raises(Unavailable) as refused:

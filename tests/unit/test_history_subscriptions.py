@@ -10,17 +10,17 @@ import pytest
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemTimers
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.changes import Changes
+from routecast.core.changes import DirtyMinutes
 from routecast.core.delta import Delta
-from routecast.core.message import JSON, Message, Named
+from routecast.core.message import JSON, AddressedMessage, Message
 from routecast.core.v1 import V1Session
 from routecast.protocol import CloseCode, Position
-from routecast.services.history import History
+from routecast.services.history import HistoryService
 from routecast.streaming import channels
 from routecast.streaming import history_subscriptions as module
 from routecast.streaming.channels import Channels
-from routecast.streaming.history_subscriptions import Lookbacks
-from routecast.streaming.v1_connections import Subscribers
+from routecast.streaming.history_subscriptions import HistorySubscriptions
+from routecast.streaming.v1_connections import V1Peers
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, cells_of, kept
 from tests.support.fanout import FAST, Hall
@@ -28,22 +28,24 @@ from tests.support.running_services import running, until
 
 
 class Line:
-    """A connection that takes what it is sent while it is `open` (`channels.Line`)."""
+    """A connection that takes what it is sent while it is `open` (`channels.V1Transport`)."""
 
     client = "192.0.2.1"
 
-    def __init__(self, subscribers: Subscribers) -> None:
+    def __init__(self, subscribers: V1Peers) -> None:
         self.open = True
         self.sent: list[dict[str, Any]] = []
         self.subscriber = subscribers.open(V1Session(JSON, FAST), self)
 
-    def send(self, _: Message, named: Named) -> bool:
+    def send(self, _: Message, named: AddressedMessage) -> bool:
         if self.open:
             self.sent.append(json.loads(named.body))
         return self.open
 
     @staticmethod
-    def send_all(message: Message, named: Named, cohort: channels.Cohort) -> list[channels.Line]:
+    def send_all(
+        message: Message, named: AddressedMessage, cohort: channels.Cohort
+    ) -> list[channels.V1Transport]:
         return [line for line in cohort.members if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:
@@ -70,11 +72,11 @@ class Past:
     def __init__(self, hall: Hall, store: SqliteStore, clock: HeldClock) -> None:
         self.hall = hall
         self.clock = clock
-        self.changes = Changes()
-        self.history = History(store, hall.reading, self.changes, clock)
-        self.lookbacks = Lookbacks(self.history)
+        self.changes = DirtyMinutes()
+        self.history = HistoryService(store, hall.reading, self.changes, clock)
+        self.lookbacks = HistorySubscriptions(self.history)
         channels = Channels(hall.latest, hall.renders, clock, SystemTimers(), hall.instruments)
-        self.subscribers = Subscribers(channels, self.lookbacks)
+        self.subscribers = V1Peers(channels, self.lookbacks)
 
     def commit(self, decided: int) -> None:
         """Commit a decision to live state alone."""

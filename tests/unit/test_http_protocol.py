@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from routecast.edge.http.http_edge import HttpEdge
-from routecast.edge.http.http_protocol import GuardedHttp
+from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.proxies import Proxies
 from routecast.instruments import Instruments
 from tests.support.hostile_requests import CORPUS, Hostile
@@ -82,7 +82,7 @@ class Talk:
 
     async def __call__(self, *pieces: bytes) -> tuple[list[tuple[str, str, bytes]], int, bool]:
         """Return the requests that came of the pieces, the number of answers, and the end."""
-        protocol = GuardedHttp(
+        protocol = HttpProtocol(
             self._edge, config=self._config, server_state=self._state, app_state={}
         )
         wire = Wire()

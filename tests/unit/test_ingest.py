@@ -13,9 +13,9 @@ from starlette.types import Message
 
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.decision import Decision, Rules
+from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.delta import Delta
-from routecast.core.names import Names
+from routecast.core.names import CardinalityLimiter
 from routecast.core.sites import Sites
 from routecast.core.snapshot import Snapshot
 from routecast.edge.http import request_body
@@ -41,7 +41,7 @@ def ingest(
     instruments: Instruments,
 ) -> Ingest:
     """Ingest that is not running yet: what is submitted waits."""
-    return Ingest(store, bus, clock, Names(500, 5000), instruments)
+    return Ingest(store, bus, clock, CardinalityLimiter(500, 5000), instruments)
 
 
 async def submit_all(ingest: Ingest, *batches: list[int]) -> list[Submitted]:
@@ -157,7 +157,7 @@ async def test_names_over_their_bound_are_folded_and_counted(
 ) -> None:
     """They are kept under `other`, and an instrument says how many."""
     instruments = Instruments()
-    ingest = Ingest(store, bus, clock, Names(1, 10), instruments)
+    ingest = Ingest(store, bus, clock, CardinalityLimiter(1, 10), instruments)
     async with running(ingest.run()):
         await ingest.submit([kept(1), kept(2, strategy="new"), kept(3, strategy="newer")])
     folded = [kept(n, strategy="other") for n in (2, 3)]
@@ -169,7 +169,7 @@ async def test_names_of_what_is_not_stored_take_no_room(
     store: SqliteStore, bus: MemoryBus, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of duplicates, and of a commit that fails; while they wait, the limit holds all the same."""
-    names = Names(2, 10)
+    names = CardinalityLimiter(2, 10)
     ingest = Ingest(store, bus, clock, names, Instruments())
     async with running(ingest.run()):
         await ingest.submit([kept(1)])
@@ -374,7 +374,7 @@ class Held:
         """Hold commits of so many decisions until an event is set."""
         return self.gates.setdefault(size, asyncio.Event())
 
-    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         size = sum(map(len, batches))
         self.sizes.append(size)
         if size in self.gates:
@@ -382,7 +382,7 @@ class Held:
         return await self._commit(batches, received)
 
 
-def many(first: int, count: int) -> list[Decision]:
+def many(first: int, count: int) -> list[DecisionRecord]:
     return [kept(number) for number in range(first, first + count)]
 
 
@@ -454,7 +454,7 @@ async def test_large_batches_leave_room_to_others(
         assert (await ingest.submit(many(100, 25))).inserted == 25
 
 
-def reserves(names: Names) -> list[str]:
+def reserves(names: CardinalityLimiter) -> list[str]:
     """Return what two new strategies count as: with a limit of two, there must be room for both."""
     counted, reserved = names.reserve([kept(strategy="new"), kept(strategy="newer")])
     names.release(reserved)
@@ -475,7 +475,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
     monkeypatch.setattr(module, "LOOP_SECONDS", -1.0)  # others get a turn after each slice
     held = Held(store, monkeypatch)
     gate = held.hold(20)
-    names = Names(2, 10)
+    names = CardinalityLimiter(2, 10)
     ingest = Ingest(store, bus, clock, names, Instruments())
     if end == "while bounded":
         reserve = names.reserve
@@ -600,7 +600,7 @@ async def test_few_large_batches_are_decisions_at_a_time(
     monkeypatch.setattr(request_body, "MAX_WAITING_BATCHES", 1)
     submitted: list[tuple[int, Pending]] = []
 
-    def submit(batch: Sequence[Decision]) -> Pending:
+    def submit(batch: Sequence[DecisionRecord]) -> Pending:
         done: Pending = asyncio.get_running_loop().create_future()
         submitted.append((len(batch), done))
         return done

@@ -16,7 +16,7 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore, folding
 from routecast.core import snapshot as core_snapshot
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.names import FoldedNames
 from routecast.core.periods import CELL_BYTES
@@ -27,8 +27,8 @@ from routecast.ports import Reading
 from routecast.protocol import Position, Source
 from routecast.services import live_state as module
 from routecast.services import snapshot_loader as source_module
-from routecast.services.live_state import Live
-from routecast.services.snapshot_loader import Sources
+from routecast.services.live_state import LiveState
+from routecast.services.snapshot_loader import SnapshotLoader
 from tests.support.clock import HeldClock
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept
 from tests.support.running_services import PATIENCE, broken, running, until
@@ -75,8 +75,8 @@ class Node:
         self.loaded: list[Snapshot] = []
         self.advances: list[Reading | None] = []  # what was current when that was told
         self.cluster = MemoryCluster()
-        sources = Sources(store, cache, self.bus, self.cluster, clock, self.instruments)
-        self.live = Live(
+        sources = SnapshotLoader(store, cache, self.bus, self.cluster, clock, self.instruments)
+        self.live = LiveState(
             sources,
             store,
             self.bus,
@@ -112,7 +112,7 @@ class Node:
         reading = self.live.current()
         assert reading is not None
         assert reading.source is Source.LIVE
-        decisions: list[Decision] = [kept(number) for number in numbers]
+        decisions: list[DecisionRecord] = [kept(number) for number in numbers]
         assert_sums(reading.snapshot.total, decisions)
         assert_sums(cells_in(reading.snapshot, "5m", self.clock.now()), decisions)
 
@@ -590,7 +590,7 @@ async def test_clock_set_back_a_little_changes_nothing(node: Node, clock: HeldCl
 # -- memory -------------------------------------------------------------------------------------
 
 
-def spread(first: int, count: int) -> list[Decision]:
+def spread(first: int, count: int) -> list[DecisionRecord]:
     """Return decisions of as many keys, one in each of the last days, hours and minutes."""
     return [
         kept(first + n, model=f"m{first + n}", decided=NOW - n % 7 * DAY - n % 50 * MINUTE)

@@ -5,7 +5,7 @@ import pytest
 from routecast.adapters.bus import memory
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.core.delta import Delta
-from routecast.errors import Gap
+from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept
 
@@ -23,7 +23,7 @@ async def test_it_remembers_a_number_of_cells(monkeypatch: pytest.MonkeyPatch) -
     for seq in range(1, 6):
         bus.publish(delta(seq, 4))
     assert [one.position.seq for one in await bus.deltas(Position("e", 3))] == [4, 5]
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await bus.deltas(Position("e", 2))
     bus.publish(delta(6, 11))
     assert await bus.deltas(Position("e", 5)) == []

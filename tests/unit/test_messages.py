@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 from routecast.edge.ws.frames import WINDOW_BITS
-from routecast.edge.ws.messages import Inbox
+from routecast.edge.ws.messages import MessageAssembler
 from routecast.protocol import CloseCode
 from tests.support.raw import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, deflate, frame
 
@@ -14,7 +14,7 @@ RESERVED_FOR_DEFLATE = 4
 messages = st.text(st.characters(exclude_categories=["Cs"]), max_size=300) | st.binary(max_size=300)
 
 
-def received(inbox: Inbox, *pieces: bytes) -> list[str | bytes]:
+def received(inbox: MessageAssembler, *pieces: bytes) -> list[str | bytes]:
     return [message for piece in pieces for message in inbox.receive(piece)]
 
 
@@ -28,7 +28,7 @@ def test_messages_survive_any_cut(sent: list[str | bytes], size: int, random: ob
         opcode = TEXT if isinstance(message, str) else BINARY
         data += frame(opcode, body[:cut], fin=False)
         data += frame(PING, b"in between") + frame(CONTINUATION, body[cut:])
-    inbox = Inbox([])
+    inbox = MessageAssembler([])
     assert received(inbox, *(data[at : at + size] for at in range(0, len(data), size))) == sent
     assert inbox.to_send() == frame(PONG, b"in between", masked=False) * len(sent)
     assert inbox.frames == 3 * len(sent)
@@ -37,7 +37,7 @@ def test_messages_survive_any_cut(sent: list[str | bytes], size: int, random: ob
 
 def test_it_is_idle_only_between_messages() -> None:
     """Dropped in the middle of one, it would take the rest for a frame."""
-    inbox = Inbox([])
+    inbox = MessageAssembler([])
     data = frame(TEXT, b"a message in one frame")
     assert inbox.idle
     for at in range(1, len(data)):
@@ -51,7 +51,7 @@ def test_it_is_idle_only_between_messages() -> None:
 
 def test_deflated_messages_are_inflated() -> None:
     """With no context from one to the next."""
-    inbox = Inbox([PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)])
+    inbox = MessageAssembler([PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)])
     packed = frame(TEXT, deflate(b"hello hello hello"), reserved=RESERVED_FOR_DEFLATE)
     assert received(inbox, packed, packed) == ["hello hello hello"] * 2
 
@@ -71,7 +71,7 @@ def test_deflated_messages_are_inflated() -> None:
 )
 def test_what_breaks_a_rule_ends_the_connection(data: bytes, code: int) -> None:
     """At once, not at the message's end, with the code that says why."""
-    inbox = Inbox([], max_message_bytes=100)
+    inbox = MessageAssembler([], max_message_bytes=100)
     assert received(inbox, data) == []
     assert inbox.finished
     assert inbox.close_code == code
@@ -80,7 +80,7 @@ def test_what_breaks_a_rule_ends_the_connection(data: bytes, code: int) -> None:
 
 def test_a_close_is_answered_with_its_code() -> None:
     """And what came before it is answered before it."""
-    inbox = Inbox([])
+    inbox = MessageAssembler([])
     closing = (1000).to_bytes(2)
     assert received(inbox, frame(PING, b"x") + frame(CLOSE, closing)) == []
     pong, close = frame(PONG, b"x", masked=False), frame(CLOSE, closing, masked=False)

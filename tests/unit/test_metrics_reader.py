@@ -21,8 +21,8 @@ from routecast.instruments import Instruments
 from routecast.ports import Reading
 from routecast.protocol import Position, Source
 from routecast.services import metrics_reader as module
-from routecast.services.metrics_reader import Latest
-from routecast.services.snapshot_loader import Sources
+from routecast.services.metrics_reader import MetricsReader
+from routecast.services.snapshot_loader import SnapshotLoader
 from routecast.services.windows import Windows
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, SECOND, cells_of, kept
@@ -64,9 +64,11 @@ class Everything:
         self.bus = MemoryBus()
         self.instruments = Instruments()
         self.live: Snapshot | None = None
-        self.sources = Sources(store, cache, self.bus, MemoryCluster(), clock, self.instruments)
+        self.sources = SnapshotLoader(
+            store, cache, self.bus, MemoryCluster(), clock, self.instruments
+        )
         self.last: Snapshot | None = None
-        self.latest = Latest(self.reading, self.held, self.sources, clock, self.instruments)
+        self.latest = MetricsReader(self.reading, self.held, self.sources, clock, self.instruments)
 
     def reading(self) -> Reading | None:
         return Reading(self.live, Source.LIVE, self.clock.now()) if self.live else None
@@ -361,7 +363,7 @@ WINDOW = View(fields=("total_decisions", "rate", "latency_ms"), window="1h")
 
 
 @pytest.fixture
-async def windowed(sources: Everything) -> AsyncIterator[Latest]:
+async def windowed(sources: Everything) -> AsyncIterator[MetricsReader]:
     """Live state with no room for windows, over a database with three decisions."""
     sources.live = snapshot(0)
     for number in (1, 2, 3):
@@ -372,7 +374,7 @@ async def windowed(sources: Everything) -> AsyncIterator[Latest]:
         sources.live.apply(done.delta)
     sources.live.cover(())
     windows = Windows(sources.store, sources.clock, 1_000_000)
-    yield Latest(
+    yield MetricsReader(
         sources.reading,
         sources.held,
         sources.sources,
@@ -384,7 +386,7 @@ async def windowed(sources: Everything) -> AsyncIterator[Latest]:
 
 
 async def test_window_that_live_state_lacks_comes_from_the_database(
-    windowed: Latest, sources: Everything
+    windowed: MetricsReader, sources: Everything
 ) -> None:
     """With a rate and percentiles; the total is still answered live."""
     frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
@@ -404,7 +406,7 @@ async def test_window_that_live_state_lacks_comes_from_the_database(
     assert sources.store.loads == 0
 
 
-async def test_rate_over_all_time_needs_minutes(windowed: Latest) -> None:
+async def test_rate_over_all_time_needs_minutes(windowed: MetricsReader) -> None:
     """Live state that holds no minutes cannot tell it."""
     rate = View(fields=("total_decisions", "rate"))
     assert windowed.frame_now(rate) is None
@@ -413,7 +415,7 @@ async def test_rate_over_all_time_needs_minutes(windowed: Latest) -> None:
 
 
 async def test_window_never_goes_back_between_live_state_and_database(
-    windowed: Latest, sources: Everything
+    windowed: MetricsReader, sources: Everything
 ) -> None:
     """Whichever of the two was newer when it answered last."""
     assert sources.live is not None
@@ -436,7 +438,7 @@ async def test_window_never_goes_back_between_live_state_and_database(
 
 
 async def test_window_is_an_error_where_the_database_cannot_be_read(
-    windowed: Latest, sources: Everything, path: Path
+    windowed: MetricsReader, sources: Everything, path: Path
 ) -> None:
     """Nothing is made up; what is in memory is still answered."""
     with broken(path):
@@ -447,7 +449,7 @@ async def test_window_is_an_error_where_the_database_cannot_be_read(
 
 @pytest.mark.parametrize("step", [COVERAGE, -2 * MINUTE])
 async def test_windows_are_answered_right_after_a_clock_step(
-    windowed: Latest, sources: Everything, step: int
+    windowed: MetricsReader, sources: Everything, step: int
 ) -> None:
     """By the database, for the window as the clock has it now."""
     assert sources.live is not None

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from routecast.core.decision import Decision, identity_of
-from routecast.core.names import COMBINATION, NAMED, OTHER, Names, Reserved, fold_names
+from routecast.core.decision import DecisionRecord, identity_of
+from routecast.core.names import COMBINATION, NAMED, OTHER, CardinalityLimiter, Reserved, fold_names
 from routecast.core.rollup import Key
 from tests.support.decisions import kept
 
@@ -25,12 +25,12 @@ def named(*names: str) -> dict[str, str]:
     return dict(zip(NAMED, names, strict=True))
 
 
-def counted(names: Names, *sent: dict[str, str]) -> list[Decision]:
+def counted(names: CardinalityLimiter, *sent: dict[str, str]) -> list[DecisionRecord]:
     """Return decisions as they are counted; they are still to be committed."""
     return names.reserve([kept(n, **one) for n, one in enumerate(sent)])[0]
 
 
-def committed(names: Names, *sent: dict[str, str]) -> list[Decision]:
+def committed(names: CardinalityLimiter, *sent: dict[str, str]) -> list[DecisionRecord]:
     """Return decisions as they were counted and committed."""
     decisions, reserved = names.reserve([kept(n, **one) for n, one in enumerate(sent)])
     names.learn(key(one) for one in decisions)
@@ -38,7 +38,7 @@ def committed(names: Names, *sent: dict[str, str]) -> list[Decision]:
     return decisions
 
 
-def key(decision: Decision) -> Key:
+def key(decision: DecisionRecord) -> Key:
     return Key(*decision[1:7])
 
 
@@ -47,8 +47,8 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names = Names(LIMIT, COMBINATIONS)
-        self.waiting: list[tuple[list[Decision], Reserved]] = []
+        self.names = CardinalityLimiter(LIMIT, COMBINATIONS)
+        self.waiting: list[tuple[list[DecisionRecord], Reserved]] = []
         self.stored: set[Key] = set()
         self.folded: dict[str, set[str]] = {}
         self.slack = 0  # combinations that waited, and were given other names by a fold
@@ -101,7 +101,7 @@ class Traffic(RuleBasedStateMachine):
         """Once nothing waits, what is left is what was committed: no room is lost."""
         for _, reserved in self.waiting:
             self.names.release(reserved)
-        fresh = Names(LIMIT, COMBINATIONS)
+        fresh = CardinalityLimiter(LIMIT, COMBINATIONS)
         fresh.learn(self.stored)
         sent = [named(*letters) for letters in zip("abcd", "efgh", "badc", "hgfe", strict=True)]
         self.names.renew(self.stored, {})
@@ -120,7 +120,7 @@ def test_committed_names_are_never_replaced(
     stored: list[dict[str, Any]], sent: list[dict[str, Any]]
 ) -> None:
     """What is stored already stays what it is, however full it gets."""
-    names = Names(3, 5)
+    names = CardinalityLimiter(3, 5)
     names.learn(key(kept(**one)) for one in stored)
     let_in = [one for one in sent if committed(names, one)[0] == kept(0, **one)]
     for one in (*stored, *let_in):
@@ -131,7 +131,7 @@ def test_committed_names_are_never_replaced(
 @given(batches)
 def test_only_names_are_replaced(sent: list[dict[str, str]]) -> None:
     """A decision counts as much under `other`, and keeps its id and its true project."""
-    for number, after in enumerate(counted(Names(2, 4), *sent)):
+    for number, after in enumerate(counted(CardinalityLimiter(2, 4), *sent)):
         before = kept(number, **sent[number])
         assert identity_of(after) == identity_of(before) == (f"d{number}", before.project)
         for name, old, new in zip(before._fields, before, after, strict=True):
@@ -140,35 +140,35 @@ def test_only_names_are_replaced(sent: list[dict[str, str]]) -> None:
 
 def test_name_over_the_limit_is_replaced_alone() -> None:
     """The parts that are within their limits keep their names."""
-    names = Names(1, 100)
+    names = CardinalityLimiter(1, 100)
     sent = named("p", "s", "v", "m"), named("p", "s", "new", "m")
     assert counted(names, *sent)[1][1:5] == ("p", "s", OTHER, "m")
 
 
 def test_combination_over_the_limit_is_replaced_within_its_project() -> None:
     """Whose it is stays known."""
-    names = Names(100, 1)
+    names = CardinalityLimiter(100, 1)
     sent = named("p", "s", "v", "m"), named("p", "s", "v", "n")
     assert counted(names, *sent)[1][1:5] == ("p", OTHER, OTHER, OTHER)
 
 
 def test_no_model_is_never_replaced() -> None:
     """Unknown is not `other`, and takes no room."""
-    names = Names(1, 100)
+    names = CardinalityLimiter(1, 100)
     first, second = counted(names, named("p", "s", "v", ""), named("p", "s", "v", "m"))
     assert (first.model, second.model) == ("", "m")
 
 
 def test_other_takes_no_room() -> None:
     """A name that really is `other` leaves the limit to the others."""
-    names = Names(1, 100)
+    names = CardinalityLimiter(1, 100)
     assert committed(names, named("p", OTHER, "v", ""), named("p", "s", "v", ""))[1].strategy == "s"
     assert names.used("strategy") == 1
 
 
 def test_what_was_never_stored_uses_up_no_room() -> None:
     """A batch of duplicates, or one whose commit failed, leaves no trace."""
-    names = Names(1, 100)
+    names = CardinalityLimiter(1, 100)
     _, reserved = names.reserve([kept(strategy="spent")])
     assert counted(names, {"strategy": "meanwhile"})[0].strategy == OTHER
     names.release(reserved)
@@ -177,7 +177,7 @@ def test_what_was_never_stored_uses_up_no_room() -> None:
 
 def test_folded_names_take_no_room() -> None:
     """They are left to the store, which knows at once when they are forgotten."""
-    names = Names(1, 1)
+    names = CardinalityLimiter(1, 1)
     names.renew([], {"model": {"old"}})
     found = counted(names, {"model": "old"}, {"model": "m"}, {"model": "n"})
     assert [one[1:5] for one in found] == [
@@ -185,7 +185,7 @@ def test_folded_names_take_no_room() -> None:
         ("default", OTHER, OTHER, OTHER),
         ("default", OTHER, OTHER, OTHER),
     ]
-    names = Names(1, 100)
+    names = CardinalityLimiter(1, 100)
     names.renew([], {"model": {"old"}})
     found = counted(names, {"model": "old"}, {"model": "m"}, {"model": "n"})
     assert [one.model for one in found] == ["old", "m", OTHER]
@@ -194,7 +194,7 @@ def test_folded_names_take_no_room() -> None:
 def test_reaching_a_limit_is_told_once() -> None:
     """By the part that is full, once until it has room again; what waits does not count."""
     told: list[str] = []
-    names = Names(2, 3, told.append)
+    names = CardinalityLimiter(2, 3, told.append)
     _, reserved = names.reserve([kept(model="a"), kept(model="b")])
     assert (told, names.full) == ([], {})
     names.learn([key(kept(model="a")), key(kept(model="b"))])

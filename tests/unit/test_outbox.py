@@ -3,21 +3,26 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.adapters.bus.outbox import BATCH_BYTES, MAX_WAITING_BYTES, Message, Outbox
+from routecast.adapters.bus.outbox import (
+    BATCH_BYTES,
+    MAX_WAITING_BYTES,
+    BusMessage,
+    DropOldestBuffer,
+)
 from routecast.protocol import Position
 
 
-def message(seq: int, size: int = 0) -> Message:
-    return Message(Position("e", seq), bytes(size))
+def message(seq: int, size: int = 0) -> BusMessage:
+    return BusMessage(Position("e", seq), bytes(size))
 
 
-def seqs(messages: list[Message]) -> list[int]:
+def seqs(messages: list[BusMessage]) -> list[int]:
     return [one.position.seq for one in messages]
 
 
 def test_messages_come_out_in_order() -> None:
     """All of them, once."""
-    outbox = Outbox()
+    outbox = DropOldestBuffer()
     for seq in range(10):
         outbox.put(message(seq))
     assert seqs(outbox.take()) == list(range(10))
@@ -27,7 +32,7 @@ def test_messages_come_out_in_order() -> None:
 
 def test_a_batch_is_bounded() -> None:
     """By bytes; a message larger than a batch goes alone."""
-    outbox = Outbox()
+    outbox = DropOldestBuffer()
     for seq in range(3):
         outbox.put(message(seq, 2 * BATCH_BYTES))
     assert seqs(outbox.take()) == [0]
@@ -36,7 +41,7 @@ def test_a_batch_is_bounded() -> None:
 
 def test_what_is_put_back_comes_first() -> None:
     """In its old order, before what came meanwhile."""
-    outbox = Outbox()
+    outbox = DropOldestBuffer()
     outbox.put(message(1))
     outbox.put(message(2))
     taken = outbox.take()
@@ -57,7 +62,7 @@ def test_what_is_put_back_comes_first() -> None:
 def test_oldest_are_dropped_and_counted(steps: list[tuple[str, int]]) -> None:
     """Whatever happens: within the bound, none lost unseen, the newest always kept."""
     dropped: list[None] = []
-    outbox = Outbox(lambda: dropped.append(None))
+    outbox = DropOldestBuffer(lambda: dropped.append(None))
     put = sent = 0
     for step, size in steps:
         if step == "put":
@@ -70,7 +75,7 @@ def test_oldest_are_dropped_and_counted(steps: list[tuple[str, int]]) -> None:
             else:
                 outbox.put_back(taken)
         assert put == sent + len(outbox) + len(dropped)
-    left: list[Message] = []
+    left: list[BusMessage] = []
     while outbox:
         left += outbox.take()
     assert sum(one.size for one in left) <= MAX_WAITING_BYTES

@@ -6,10 +6,10 @@ import pytest
 
 from routecast.core.histogram import add_bins, bin_of, pack_counts, percentiles
 from routecast.core.history import Plan, history_query, plan
-from routecast.core.past import MAX_SERIES, Past, Point, past_of, render, summaries
+from routecast.core.past import MAX_SERIES, Point, TimeSeries, past_of, render, summaries
 from routecast.core.periods import Periods
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.protocol import Position
 from tests.support.buckets import FIELDS, assert_history
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, cells_of, kept
@@ -22,8 +22,8 @@ def asked(length: int = HOUR, **more: Any) -> Plan:
     return plan(query, NOW)
 
 
-def past(wanted: Plan, decisions: list[Any]) -> Past:
-    found = Past(POSITION)
+def past(wanted: Plan, decisions: list[Any]) -> TimeSeries:
+    found = TimeSeries(POSITION)
     for minute, cells in cells_of(decisions).minutes.items():
         found.add(wanted, 60 * minute, cells)
     return found
@@ -105,7 +105,7 @@ def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
         assert_history(found.document(), decisions)
         assert found.position == POSITION
     for length, points in ((3 * HOUR, 300), (8 * DAY, 300), (8 * DAY, 5)):
-        with pytest.raises(Uncovered):
+        with pytest.raises(NotHeld):
             past_of(held, asked(length, points=points))
 
 
@@ -117,10 +117,10 @@ def test_periods_given_up_for_memory_are_not_told_as_empty() -> None:
     held.cover(("5m", "1h"))
     recent = asked(HOUR // 2, points=100)
     assert_history(render(past_of(held, recent), recent).document(), decisions)
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         past_of(held, asked(50 * HOUR, points=100))
     held.cover(())
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         past_of(held, recent)
 
 
@@ -130,7 +130,7 @@ def test_large_period_is_not_even_unpacked(monkeypatch: pytest.MonkeyPatch) -> N
     loaded = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     held = Snapshot.unpack(loaded.pack())
     monkeypatch.setattr(Periods, "_open", None)
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         past_of(held, asked(MINUTE))
 
 
@@ -144,7 +144,7 @@ def test_what_a_snapshot_adds_up_at_once_has_a_bound(fields: list[str]) -> None:
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     few = {"count": 3, "p50_latency_ms": 0}[fields[0]]
     assert past_of(held, asked(few * MINUTE, fields=fields) if few else asked(1, fields=["count"]))
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         past_of(held, asked((few + 1) * MINUTE, fields=fields))
 
 

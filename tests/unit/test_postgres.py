@@ -14,11 +14,11 @@ from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
 from routecast.adapters.store.postgres.session import query
 from routecast.adapters.store.postgres.totals import Totals
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
 from routecast.core.rollup import Key
 from routecast.core.room import LARGEST_SUM
-from routecast.errors import BadDatabase, Gap, Unavailable
+from routecast.errors import BadDatabase, MissingDeltas, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from tests.support.command import routecast
@@ -66,7 +66,7 @@ async def differences(store: PostgresStore) -> list[Difference]:
     return [one async for one in store.verify() if isinstance(one, Difference)]
 
 
-async def assert_holds(store: PostgresStore, decisions: list[Decision], seq: int) -> None:
+async def assert_holds(store: PostgresStore, decisions: list[DecisionRecord], seq: int) -> None:
     """Assert that these decisions, and nothing else, are in the store in every form."""
     snapshot = await store.load(NOW)
     assert snapshot.position.seq == seq
@@ -441,7 +441,7 @@ async def test_deltas_that_are_kept_no_more_are_a_gap(
     await store.prune(decisions_before=0, minutes_before=0, limit=1)
     epoch = done[0].position.epoch
     assert await store.deltas(Position(epoch, 3)) == [one.delta for one in done[3:]]
-    with pytest.raises(Gap, match="not kept any more"):
+    with pytest.raises(MissingDeltas, match="not kept any more"):
         await store.deltas(Position(epoch, 2))
 
 

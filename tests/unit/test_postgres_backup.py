@@ -14,7 +14,7 @@ import pytest
 
 from routecast.adapters.store.postgres import PostgresStore, backup, schema
 from routecast.adapters.store.postgres.backup import PostgresBackups
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
 from routecast.ports import Checked, Difference, Restored
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
@@ -51,7 +51,7 @@ async def store(url: str) -> AsyncIterator[PostgresStore]:
     await opened.close()
 
 
-async def fill(store: PostgresStore) -> list[Decision]:
+async def fill(store: PostgresStore) -> list[DecisionRecord]:
     """Commit decisions of which some are pruned, some folded and summed up, and some are not."""
     sent = [
         kept(n, decided=NOW - n * HOUR, model=f"m{n % 3}", reason="a\tb\n\\c") for n in range(9)
@@ -67,11 +67,11 @@ async def fill(store: PostgresStore) -> list[Decision]:
     return [kept_as_other(one) for one in sent]
 
 
-def kept_as_other(one: Decision) -> Decision:
+def kept_as_other(one: DecisionRecord) -> DecisionRecord:
     return one._replace(model="other") if one.model == "m2" else one
 
 
-async def assert_same(restored: str, sent: list[Decision], done: Restored) -> None:
+async def assert_same(restored: str, sent: list[DecisionRecord], done: Restored) -> None:
     """Assert that a database has these decisions, and works."""
     again = PostgresStore(restored)
     await again.open()

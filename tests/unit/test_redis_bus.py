@@ -8,7 +8,7 @@ from redis import Redis
 
 from routecast.adapters.bus import redis as redis_bus
 from routecast.core.delta import Delta
-from routecast.errors import Gap, Unavailable
+from routecast.errors import MissingDeltas, Unavailable
 from routecast.protocol import Position
 from tests.support.decisions import NOW, cells_of, kept
 from tests.support.engines import SharedRedis, carried
@@ -52,7 +52,7 @@ async def test_delta_dropped_by_hand_is_a_gap(world: World) -> None:
     await world.publish(1, 2, 3)
     (_, second, _) = world.client.xrange(world.stream)
     world.client.xdel(world.stream, second[0])
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 1))
     assert await world.bus.deltas(Position("e", 2)) == [delta(3)]
 
@@ -62,7 +62,7 @@ async def test_announced_position_tells_of_deltas_that_never_came(world: World) 
     await world.publish(1, 2)
     world.bus.announce(Position("e", 3))
     await until(lambda: Position("e", 3) in world.heard)
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 1))
 
 
@@ -86,7 +86,7 @@ async def test_history_before_a_new_epoch_is_no_gap(world: World) -> None:
     await until(lambda: len(world.heard) == 4)
     assert await world.bus.deltas(Position("new", 0)) == new
     assert await world.bus.deltas(Position("new", 2)) == []
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 2))
 
 
@@ -99,7 +99,7 @@ async def test_large_delta_travels_as_its_position(
     await world.publish(2)
     await until(lambda: len(world.heard) == 2)
     assert world.heard == [delta(1), Position("e", 2)]
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 1))
 
 
@@ -110,7 +110,7 @@ async def test_stream_keeps_about_a_thousand(world: World) -> None:
     await until(lambda: bool(world.heard) and world.heard[-1] == delta(2000))
     assert 1000 <= world.client.xlen(world.stream) <= 1100
     assert len(await world.bus.deltas(Position("e", 1100))) == 900
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 100))
 
 
@@ -218,7 +218,7 @@ async def test_message_said_twice_is_what_was_said_last(world: World) -> None:
 async def test_message_of_a_stranger_is_left_out(world: World, fields: dict[str, object]) -> None:
     """Whatever it says, those after it are heard; who looks for deltas is sent to the database."""
     world.client.xadd(world.stream, fields)  # type: ignore[arg-type]  # -- what redis-py encodes
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await world.bus.deltas(Position("e", 0))
     world.bus.publish(delta(2))
     await until(lambda: world.heard == [delta(2)])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, cells_of, kept, kept_decisions
 
@@ -14,16 +14,16 @@ moments = st.integers(NOW - 3 * HOUR, NOW) | st.integers(0, 4_000_000_000 * 10**
 decisions = st.lists(kept_decisions(st.just("id"), moments), max_size=12)
 
 
-def bucket_of(some: Sequence[Decision]) -> Bucket:
+def bucket_of(some: Sequence[DecisionRecord]) -> Bucket:
     return cells_of(some).total()
 
 
-def loaded_of(some: Sequence[Decision]) -> Bucket:
+def loaded_of(some: Sequence[DecisionRecord]) -> Bucket:
     """The same, as a store gives it: with histograms that nobody looked into yet."""
     return {key: Sums.from_row(sums.row()) for key, sums in bucket_of(some).items()}
 
 
-Made = Callable[[Sequence[Decision]], Bucket]
+Made = Callable[[Sequence[DecisionRecord]], Bucket]
 
 
 def merged(*buckets: Bucket) -> Bucket:
@@ -34,7 +34,7 @@ def merged(*buckets: Bucket) -> Bucket:
 
 
 @given(decisions)
-def test_cells_are_the_sums_of_their_decisions(some: list[Decision]) -> None:
+def test_cells_are_the_sums_of_their_decisions(some: list[DecisionRecord]) -> None:
     """By minute, by hour and in all."""
     cells = cells_of(some)
     for buckets, length in ((cells.minutes, MINUTE), (cells.hours(), HOUR)):
@@ -46,7 +46,7 @@ def test_cells_are_the_sums_of_their_decisions(some: list[Decision]) -> None:
 
 @given(decisions, decisions)
 def test_counting_in_two_steps_is_counting_in_one(
-    first: list[Decision], rest: list[Decision]
+    first: list[DecisionRecord], rest: list[DecisionRecord]
 ) -> None:
     """Cells may be added to, as by the batches of one commit."""
     cells = Cells()
@@ -57,7 +57,7 @@ def test_counting_in_two_steps_is_counting_in_one(
 
 @given(decisions, decisions, decisions)
 def test_merge_is_commutative_and_associative(
-    a: list[Decision], b: list[Decision], c: list[Decision]
+    a: list[DecisionRecord], b: list[DecisionRecord], c: list[DecisionRecord]
 ) -> None:
     """So it does not matter which node or period adds what first."""
     x, y, z = bucket_of(a), bucket_of(b), bucket_of(c)
@@ -75,7 +75,7 @@ def subtract(bucket: Bucket, cells: Bucket) -> None:
 
 
 @given(decisions, decisions)
-def test_subtract_undoes_merge(a: list[Decision], b: list[Decision]) -> None:
+def test_subtract_undoes_merge(a: list[DecisionRecord], b: list[DecisionRecord]) -> None:
     """No key, no empty bin is left behind."""
     bucket = merged(bucket_of(a), bucket_of(b))
     subtract(bucket, bucket_of(b))
@@ -85,7 +85,9 @@ def test_subtract_undoes_merge(a: list[Decision], b: list[Decision]) -> None:
 
 
 @given(decisions, decisions)
-def test_merging_leaves_what_was_merged_alone(a: list[Decision], b: list[Decision]) -> None:
+def test_merging_leaves_what_was_merged_alone(
+    a: list[DecisionRecord], b: list[DecisionRecord]
+) -> None:
     """A bucket never shares its sums with another one."""
     source = bucket_of(a)
     bucket: Bucket = {}
@@ -96,7 +98,7 @@ def test_merging_leaves_what_was_merged_alone(a: list[Decision], b: list[Decisio
 
 
 @given(decisions)
-def test_row_comes_back(some: list[Decision]) -> None:
+def test_row_comes_back(some: list[DecisionRecord]) -> None:
     """As the store writes and reads them; also when the histogram is never looked into."""
     for sums in bucket_of(some).values():
         row = sums.row()
@@ -110,7 +112,7 @@ def test_row_comes_back(some: list[Decision]) -> None:
 @pytest.mark.parametrize("added", [bucket_of, loaded_of])
 @given(a=decisions, b=decisions)
 def test_sums_from_rows_are_as_those_counted(
-    into: Made, added: Made, a: list[Decision], b: list[Decision]
+    into: Made, added: Made, a: list[DecisionRecord], b: list[DecisionRecord]
 ) -> None:
     """Loaded or counted, they merge, come out again and are equal; and what is added stays."""
     bucket, other = into(a), added(b)
@@ -122,7 +124,7 @@ def test_sums_from_rows_are_as_those_counted(
 
 
 @given(decisions, decisions)
-def test_a_copy_of_loaded_sums_is_its_own(a: list[Decision], b: list[Decision]) -> None:
+def test_a_copy_of_loaded_sums_is_its_own(a: list[DecisionRecord], b: list[DecisionRecord]) -> None:
     """Whether its histogram was looked into before it was copied, after, or never."""
     for look in (False, True):
         loaded = loaded_of(a)
@@ -159,7 +161,7 @@ def test_row_has_the_order_of_its_columns() -> None:
 
 def test_key_is_the_part_of_a_decision_that_is_not_summed() -> None:
     """Cells take the key by place: the names must stand in the same order in both."""
-    assert Decision._fields[1:7] == Key._fields
+    assert DecisionRecord._fields[1:7] == Key._fields
 
 
 def test_sums_differ_by_their_histogram_alone() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells, Key
 from routecast.core.room import LARGEST_SUM, find_full
 from tests.support.decisions import cells_of, kept
@@ -22,7 +22,9 @@ decisions = st.lists(st.tuples(st.sampled_from("ab"), amounts, amounts, amounts)
 
 
 @given(decisions, decisions)
-def test_what_fits_is_kept_and_nothing_else(held: list[Decision], sent: list[Decision]) -> None:
+def test_what_fits_is_kept_and_nothing_else(
+    held: list[DecisionRecord], sent: list[DecisionRecord]
+) -> None:
     """In order; each that is refused would have been too much, in the field that is named."""
     before = [one for one in held if (one.id, one.project) not in find_full(held, {})]
     totals = cells_of(before).total()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from routecast.cli.replay.row_reader import Broken, Record, RowFile, Unreadable
+from routecast.cli.replay.row_reader import BrokenRow, Record, RowFile, Unreadable
 
 
-def read(path: Path, content: bytes) -> list[Record | Broken]:
+def read(path: Path, content: bytes) -> list[Record | BrokenRow]:
     """Read all of some content."""
     path.write_bytes(content)
     rows = RowFile(str(path))
@@ -120,7 +120,7 @@ def test_broken_lines_do_not_stop_the_others(
     """What is wrong with a line is told with its number; the rest is read."""
     good, broken = read(path, content)
     assert isinstance(good, Record)
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, BrokenRow)
     assert broken.line == line
     assert words in broken.error
 
@@ -128,7 +128,7 @@ def test_broken_lines_do_not_stop_the_others(
 def test_after_a_broken_line_the_next_is_read(path: Path) -> None:
     """Also where quoting itself is broken."""
     rows = read(path, b'a,b\n"x"y,1\n2,3\n')
-    assert [type(row) for row in rows] == [Broken, Record]
+    assert [type(row) for row in rows] == [BrokenRow, Record]
 
 
 def test_what_holds_no_rows_is_said_at_once(path: Path) -> None:

@@ -12,7 +12,7 @@ from routecast.core.delta import Delta
 from routecast.core.periods import CELL_BYTES
 from routecast.core.rollup import Cells, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, FORM, HOUR, LIFETIME, Snapshot
-from routecast.errors import Gap, Uncovered
+from routecast.errors import MissingDeltas, NotHeld
 from routecast.protocol import WINDOWS, Position
 from tests.support.commit_history import History, load
 from tests.support.decisions import (
@@ -58,11 +58,11 @@ def test_delta_that_is_in_already_changes_nothing() -> None:
 
 @pytest.mark.parametrize("next_one", [delta(3, kept(3)), delta(2, kept(2), epoch="other")])
 def test_gap_is_never_guessed_over(next_one: Delta) -> None:
-    """A missing seq or another epoch is a Gap, and nothing has changed."""
+    """A missing seq or another epoch is a MissingDeltas, and nothing has changed."""
     snapshot = Snapshot(Position("e", 0), NOW)
     snapshot.apply(delta(1, kept(1)))
     before = snapshot.pack()
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         snapshot.apply(next_one)
     assert snapshot.pack() == before
 
@@ -150,14 +150,14 @@ def test_future_counts_when_its_time_has_come(window: str) -> None:
 
 @pytest.mark.parametrize("window", BOUNDED)
 def test_snapshot_answers_for_its_coverage_and_no_longer(window: str) -> None:
-    """Past it, a window raises Uncovered instead of a number that may be wrong."""
+    """Past it, a window raises NotHeld instead of a number that may be wrong."""
     hour = NOW // HOUR * HOUR
     snapshot = load(Position("e", 1), hour, [kept()])
     assert LIFETIME < COVERAGE
     for now in (hour - MINUTE, hour, hour + COVERAGE - 1):
         assert cells_in(snapshot, window, now) is not None
     for now in (hour + COVERAGE, hour - MINUTE - 1):
-        with pytest.raises(Uncovered):
+        with pytest.raises(NotHeld):
             cells_in(snapshot, window, now)
 
 
@@ -183,7 +183,7 @@ def test_minute_that_is_not_held_is_uncovered() -> None:
     """It is not known to be empty."""
     snapshot = Snapshot(Position("e", 0), NOW)
     assert snapshot.minute(NOW // MINUTE) == {}
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         snapshot.minute(NOW // MINUTE - 12 * 60)
 
 
@@ -290,7 +290,7 @@ def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any])
             if snapshot.covers(window, history.now, rate=True):
                 history.check(window)
             elif window != "all":
-                with pytest.raises(Uncovered):
+                with pytest.raises(NotHeld):
                     cells_in(snapshot, window, history.now)
 
 
@@ -305,7 +305,7 @@ def test_longest_window_goes_first() -> None:
         covered.append(snapshot.covered)
     assert covered[0] == BOUNDED
     assert covered[-1] == ("5m", "1h", "24h")
-    with pytest.raises(Uncovered):
+    with pytest.raises(NotHeld):
         snapshot.hour((NOW - 7 * DAY + HOUR) // HOUR)
     assert len(snapshot.minute(NOW // MINUTE)) == 11
 

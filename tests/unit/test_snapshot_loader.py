@@ -12,7 +12,7 @@ from routecast.core.snapshot import Snapshot
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import Position
-from routecast.services.snapshot_loader import LOAD_SECONDS, Sources
+from routecast.services.snapshot_loader import LOAD_SECONDS, SnapshotLoader
 from tests.support.clock import HeldClock
 from tests.support.decisions import HOUR, NOW, assert_sums, kept
 
@@ -48,13 +48,13 @@ def sources(
     cluster: MemoryCluster,
     clock: HeldClock,
     instruments: Instruments,
-) -> Sources:
+) -> SnapshotLoader:
     """Sources of an empty database."""
-    return Sources(store, cache, bus, cluster, clock, instruments)
+    return SnapshotLoader(store, cache, bus, cluster, clock, instruments)
 
 
 async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
-    sources: Sources, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
+    sources: SnapshotLoader, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
 ) -> None:
     """It holds the minutes of another hour, and so might what another node loads."""
     done = await store.commit([[kept(1)]], NOW)
@@ -67,7 +67,7 @@ async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
 
 
 async def test_node_that_loads_is_waited_for(
-    sources: Sources, cache: BrittleCache, cluster: MemoryCluster
+    sources: SnapshotLoader, cache: BrittleCache, cluster: MemoryCluster
 ) -> None:
     """Another one reads the database; what it caches is taken."""
     await cluster.claim("load", LOAD_SECONDS)
@@ -78,7 +78,9 @@ async def test_node_that_loads_is_waited_for(
         assert (await newest).position == Position("e", 4711)
 
 
-async def test_cache_that_failed_is_tried_again(sources: Sources, cache: BrittleCache) -> None:
+async def test_cache_that_failed_is_tried_again(
+    sources: SnapshotLoader, cache: BrittleCache
+) -> None:
     """Nobody may have asked it since; it is not called failing for ever."""
     cache.failing = True
     assert await sources.cached() is None
@@ -90,7 +92,7 @@ async def test_cache_that_failed_is_tried_again(sources: Sources, cache: Brittle
 
 
 async def test_snapshot_ahead_of_the_database_is_of_another_history(
-    sources: Sources, store: SqliteStore, cache: BrittleCache
+    sources: SnapshotLoader, store: SqliteStore, cache: BrittleCache
 ) -> None:
     """A database that was restored with its epoch gives the same numbers to other commits."""
     done = await store.commit([[kept(1)]], NOW)
@@ -105,7 +107,7 @@ async def test_snapshot_ahead_of_the_database_is_of_another_history(
 
 
 async def test_snapshot_ahead_is_all_there_is_without_a_database(
-    sources: Sources, store: SqliteStore, cache: BrittleCache
+    sources: SnapshotLoader, store: SqliteStore, cache: BrittleCache
 ) -> None:
     """Then nothing says that it is wrong."""
     done = await store.commit([[kept(1)]], NOW)
@@ -115,7 +117,7 @@ async def test_snapshot_ahead_is_all_there_is_without_a_database(
 
 
 async def test_cached_snapshot_of_another_epoch_than_the_database(
-    sources: Sources, cache: BrittleCache
+    sources: SnapshotLoader, cache: BrittleCache
 ) -> None:
     """The database has the last word, whatever others cache."""
     await cache.put(Snapshot(Position("before", 5), NOW))

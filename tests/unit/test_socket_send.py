@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.edge.ws import socket_send as module
-from routecast.edge.ws.io_uring import ENTRIES, Ring
+from routecast.edge.ws.io_uring import ENTRIES, IoUringSender
 from routecast.edge.ws.socket_send import FEW, FLAGS, NOWHERE, descriptor, send, send_all
 from tests.support.needs import skip_without
 
@@ -53,10 +53,10 @@ def test_what_is_sent_arrives() -> None:
 
 
 @pytest.fixture(scope="module")
-def ring() -> Ring:
+def ring() -> IoUringSender:
     """A ring, where the kernel has one."""
     try:
-        return Ring(FLAGS)
+        return IoUringSender(FLAGS)
     except OSError as error:
         skip_without("io_uring", f"run where the kernel allows it ({error.strerror})")
 
@@ -154,7 +154,7 @@ def test_each_tells_of_itself() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 2 * ENTRIES + 50), st.integers(0, 300)), max_size=8))
 def test_a_ring_sends_what_a_loop_would(
-    ring: Ring, pairs: Pairs, calls: list[tuple[int, int]]
+    ring: IoUringSender, pairs: Pairs, calls: list[tuple[int, int]]
 ) -> None:
     """Whatever came before, and however often it has gone round."""
     expected = [b""] * len(pairs.far)
@@ -221,11 +221,11 @@ def test_a_ring_that_is_let_go_of_is_closed() -> None:
 
     before = descriptors()
     try:
-        Ring(FLAGS)
+        IoUringSender(FLAGS)
     except OSError as error:
         skip_without("io_uring", f"run where the kernel allows it ({error.strerror})")
     for _ in range(20):
-        Ring(FLAGS)
+        IoUringSender(FLAGS)
     assert descriptors() == before
 
 
@@ -233,7 +233,7 @@ def test_where_there_is_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     """A platform that is not known is not tried."""
     monkeypatch.setattr(sys, "platform", "plan9")
     with pytest.raises(OSError) as refused:
-        Ring(FLAGS)
+        IoUringSender(FLAGS)
     assert refused.value.errno == errno.ENOSYS
 
 

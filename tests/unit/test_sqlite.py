@@ -17,10 +17,10 @@ from routecast.adapters.store.sqlite import SqliteStore, past, writer
 from routecast.adapters.store.sqlite import folding as steps
 from routecast.adapters.store.sqlite.connection import SQL
 from routecast.adapters.store.sqlite.schema import MIGRATIONS
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
 from routecast.core.room import SUMS
-from routecast.errors import BadDatabase, Gap, Unavailable
+from routecast.errors import BadDatabase, MissingDeltas, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept
@@ -29,7 +29,7 @@ from tests.support.running_services import until
 from tests.support.summaries import sum_up
 
 
-async def assert_holds(store: SqliteStore, decisions: list[Decision], seq: int) -> None:
+async def assert_holds(store: SqliteStore, decisions: list[DecisionRecord], seq: int) -> None:
     """Assert that these decisions, and nothing else, are in the store in every form."""
     snapshot = await store.load(NOW)
     assert snapshot.position.seq == seq
@@ -157,7 +157,7 @@ async def test_database_of_an_older_schema_is_kept(path: Path) -> None:
     await store_again(path, [*decisions, kept(10)])
 
 
-async def store_again(path: Path, decisions: list[Decision]) -> None:
+async def store_again(path: Path, decisions: list[DecisionRecord]) -> None:
     """Open a database: it holds these decisions, and they are summed up."""
     store = SqliteStore(path)
     await store.open()
@@ -254,7 +254,7 @@ async def test_rollups_are_written_for_many_commits_at_once(
     monkeypatch.setattr(steps, "FOLD_COMMITS", 3)
     store = SqliteStore(path)
     await store.open()
-    done: list[Decision] = []
+    done: list[DecisionRecord] = []
     for number in range(1, 9):
         done.append(kept(number))
         await store.commit([done[-1:]], NOW)
@@ -291,7 +291,7 @@ async def test_old_deltas_are_dropped(
     assert counted(path, "deltas") == 5
     last = Position(start.epoch, 15)
     assert [one.position.seq for one in await store.deltas(last)] == [16, 17, 18, 19, 20]
-    with pytest.raises(Gap):
+    with pytest.raises(MissingDeltas):
         await store.deltas(Position(start.epoch, 14))
 
 
@@ -468,7 +468,7 @@ async def test_full_disk_refuses_and_recovers(disk: Path) -> None:
     """With room again, commits go on where they were; totals never see the failed one."""
     store = SqliteStore(disk / "routecast.db")
     await store.open()
-    decisions: list[Decision] = []
+    decisions: list[DecisionRecord] = []
     refused = None
     while refused is None:
         batch = [kept(len(decisions) + n, reason="r" * 400) for n in range(50)]

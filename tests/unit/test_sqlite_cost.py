@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from routecast.adapters.store.sqlite import SqliteStore, folding, readers, rollups
 from routecast.adapters.store.sqlite import store as module
 from routecast.adapters.store.sqlite.writer import Writer
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.history import history_query, plan
 from routecast.core.rollup import Sums
 from routecast.core.room import LARGEST_SUM
@@ -23,7 +23,7 @@ from routecast.ports import MAX_GROUP, Difference
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
 
 
-def series(number: int, **given: Any) -> Decision:
+def series(number: int, **given: Any) -> DecisionRecord:
     """Return a decision of one of many series."""
     return kept(strategy=f"s{number % 500}", model=f"m{number // 500}", **given)
 
@@ -198,7 +198,7 @@ def test_sums_are_exact_at_any_moment(
 
 
 async def live(path: Path, actions: list[Any]) -> None:
-    held: dict[tuple[str, str], Decision] = {}
+    held: dict[tuple[str, str], DecisionRecord] = {}
     store = SqliteStore(path)
     await store.open()
     start = await store.load(NOW)
@@ -223,7 +223,7 @@ async def live(path: Path, actions: list[Any]) -> None:
     await store.close()
 
 
-async def assert_exact(store: SqliteStore, decisions: list[Decision]) -> None:
+async def assert_exact(store: SqliteStore, decisions: list[DecisionRecord]) -> None:
     assert_sums((await store.load(NOW)).total, decisions)
     wanted = plan(history_query(start=NOW - 3 * HOUR, end=NOW + MINUTE), NOW)
     past = await store.history(wanted)

@@ -13,14 +13,14 @@ import pytest
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.adapters.store.sqlite import store as module
 from routecast.adapters.store.sqlite.marks import shm_of, wal_of
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.errors import Unavailable
 from routecast.ports import Difference
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.running_services import until
 
 
-async def with_decisions(path: Path, count: int = 50) -> tuple[SqliteStore, list[Decision]]:
+async def with_decisions(path: Path, count: int = 50) -> tuple[SqliteStore, list[DecisionRecord]]:
     """Return an open store, whose decisions are in the write-ahead log."""
     store = SqliteStore(path)
     await store.open()
@@ -46,7 +46,7 @@ async def assert_ready(store: SqliteStore) -> None:
             await asyncio.sleep(0.01)
 
 
-async def after_a_kill(path: Path, decisions: list[Decision]) -> None:
+async def after_a_kill(path: Path, decisions: list[DecisionRecord]) -> None:
     """Assert that what lies on the disk now is a sound database with these decisions."""
     folder = path.parent / "after"
     folder.mkdir()

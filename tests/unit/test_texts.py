@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decision import Decision, Rules
+from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import decode
-from routecast.core.exact import Broken, Flaw
+from routecast.core.exact import BrokenDecision, Flaw
 from routecast.core.rollup import Key
 from routecast.core.texts import (
     check_text,
@@ -47,10 +47,10 @@ ALLOWED = [
 BLANK = [" ", "\u00a0", "\u3000 ", "\u3164", "\u2800", "\u0301", "\ufe0f"]
 
 
-def read(flaws: list[Flaw] | None = None, /, **fields: str) -> Decision:
+def read(flaws: list[Flaw] | None = None, /, **fields: str) -> DecisionRecord:
     """Return one decision as a server reads it."""
     (item,) = decode(json.dumps({"strategy": "s", "provider": "p", **fields}).encode(), lines=False)
-    assert not isinstance(item, Broken), item
+    assert not isinstance(item, BrokenDecision), item
     return Rules().normalise(item, NOW, flaws)
 
 

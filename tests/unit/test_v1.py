@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
-from routecast.core.v1 import MINUTE, Close, Follow, Leave, Look, V1Session
+from routecast.core.v1 import (
+    MINUTE,
+    CloseConnection,
+    QueryHistory,
+    StartSubscription,
+    StopSubscription,
+    V1Session,
+)
 from routecast.core.view import parse_query
 from routecast.protocol import FIELDS, WINDOWS, CloseCode, ErrorOut, Pong, Position
 from tests.support.wire import GOLDEN
@@ -48,8 +55,8 @@ def test_a_subscription_is_what_a_query_would_ask_for(encoding: Encoding) -> Non
     }
     query = "fields=cost,total_decisions&strategy=a&strategy=b&model=m&window=1h&interval=7"
     outcome = told(asked, session(encoding))
-    assert outcome == Follow("main", parse_query(query), Position("e", 4))
-    assert told({**asked, "id": "x", "interval": 7}, session(encoding)) == Follow(
+    assert outcome == StartSubscription("main", parse_query(query), Position("e", 4))
+    assert told({**asked, "id": "x", "interval": 7}, session(encoding)) == StartSubscription(
         "x", parse_query(query), Position("e", 4)
     )
 
@@ -64,13 +71,13 @@ def test_null_means_absent() -> None:
 def test_ids_come_and_go() -> None:
     """One that is in use is refused, one given up is free, one nobody has is told."""
     one = session()
-    assert isinstance(told({"type": "subscribe", "id": "a"}, one), Follow)
+    assert isinstance(told({"type": "subscribe", "id": "a"}, one), StartSubscription)
     assert told({"type": "subscribe", "id": "a"}, one).code == "id_in_use"
     assert told({"type": "ack", "id": "a", "seq": 4}, one) is None
-    assert told({"type": "unsubscribe", "id": "a"}, one) == Leave("a")
+    assert told({"type": "unsubscribe", "id": "a"}, one) == StopSubscription("a")
     assert told({"type": "unsubscribe", "id": "a"}, one).code == "unknown_id"
     assert told({"type": "ack", "id": "a", "seq": 4}, one).code == "unknown_id"
-    assert isinstance(told({"type": "subscribe", "id": "a"}, one), Follow)
+    assert isinstance(told({"type": "subscribe", "id": "a"}, one), StartSubscription)
     assert told({"type": "ping", "id": "a"}, one) == Pong("a")
 
 
@@ -82,7 +89,7 @@ def test_a_message_a_half_second() -> None:
             assert isinstance(
                 told({"type": "ping", "id": "p"}, one, minute * MINUTE + number / 2), Pong
             )
-    assert told({"type": "ping", "id": "p"}, one, 2 * MINUTE + 59) == Close(
+    assert told({"type": "ping", "id": "p"}, one, 2 * MINUTE + 59) == CloseConnection(
         CloseCode.TOO_MANY_MESSAGES
     )
 
@@ -222,7 +229,7 @@ def test_whatever_comes_has_an_outcome(encoding: Encoding, message: str | bytes)
     if isinstance(message, str):
         message = message.encode("utf-8", "replace").decode()
     outcome = session(encoding).receive(message, 100.0)
-    assert isinstance(outcome, ErrorOut | Close | Follow)
+    assert isinstance(outcome, ErrorOut | CloseConnection | StartSubscription)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +276,11 @@ def test_what_a_connection_asked_for_has_a_bound_in_bytes() -> None:
     size = len(text(asked[0]).encode())
     assert 2 * size <= 65_536 < 3 * size
     assert 3 * len(text(asked[0])) < 65_536
-    assert [isinstance(told(each, one), Follow) for each in asked] == [True, True, False]
+    assert [isinstance(told(each, one), StartSubscription) for each in asked] == [True, True, False]
     assert told(asked[2], one).code == "too_many"
     assert told(
         {**asked[0], "id": "x", "filter": {"model": names * 2, "provider": names}}
-    ) == Close(CloseCode.TOO_BIG)
+    ) == CloseConnection(CloseCode.TOO_BIG)
 
 
 def test_both_encodings_have_the_same_outcomes() -> None:
@@ -301,7 +308,7 @@ def test_times_and_numbers_are_read_as_everywhere(encoding: Encoding) -> None:
         else msgspec.msgpack.encode(asked)
     )
     outcome = session(encoding).receive(raw, 100.0)
-    assert isinstance(outcome, Look)
+    assert isinstance(outcome, QueryHistory)
     assert outcome.query.start == 1_483_228_799_999_999
     assert outcome.query.end == 1_769_862_896_999_999
     assert outcome.query.points == 60

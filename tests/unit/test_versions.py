@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.message import JSON, Message
-from routecast.core.versions import FRESH, OVERHEAD, State, Version, Versions, message
+from routecast.core.versions import FRESH, OVERHEAD, DocumentState, Version, Versions, message
 from routecast.core.view import View
 from routecast.protocol import Position, Source
 from tests.support.decisions import NOW
@@ -20,11 +20,15 @@ VIEW = View()
 LARGE = {f"strategy-{number}": number for number in range(20)}
 
 
-def state(seq: int, *, epoch: str = "e", source: Source = Source.LIVE, moment: int = 0) -> State:
-    return State(Position(epoch, seq), moment, source, NOW)
+def state(
+    seq: int, *, epoch: str = "e", source: Source = Source.LIVE, moment: int = 0
+) -> DocumentState:
+    return DocumentState(Position(epoch, seq), moment, source, NOW)
 
 
-def add(versions: Versions, at: State | None, view: View = VIEW, **document: Any) -> Version:
+def add(
+    versions: Versions, at: DocumentState | None, view: View = VIEW, **document: Any
+) -> Version:
     return versions.add(view, NOW, at, {**LARGE, **document} if at else None)
 
 
@@ -55,7 +59,9 @@ def test_a_delta_that_is_larger_is_a_snapshot() -> None:
 @pytest.mark.parametrize(
     ("base", "to"), [(state(5, epoch="d"), state(6)), (state(7), state(6)), (None, state(6))]
 )
-def test_no_delta_leads_back_or_from_elsewhere(base: State | None, to: State) -> None:
+def test_no_delta_leads_back_or_from_elsewhere(
+    base: DocumentState | None, to: DocumentState
+) -> None:
     """From another epoch, from later, or from nothing."""
     versions = Versions()
     before, after = add(versions, base, total=1), add(versions, to, total=2)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.rollup import Key
-from routecast.core.view import Subscription, View, parse_query
+from routecast.core.view import View, ViewSubscription, parse_query
 from routecast.errors import BadParameter
 from routecast.protocol import DEFAULT_FIELDS, FIELDS, WINDOWS
 
@@ -18,7 +18,7 @@ KEY = Key("search", "hybrid", "gemini", "flash", "high", "success")
 
 def test_nothing_asked_is_the_default_stream() -> None:
     """The whole document over all of history; the interval is the caller's."""
-    assert parse_query("") == Subscription(View(DEFAULT_FIELDS, window="all"), 5.0)
+    assert parse_query("") == ViewSubscription(View(DEFAULT_FIELDS, window="all"), 5.0)
     assert parse_query("", interval=2.5).interval == 2.5
     assert not parse_query("").view.filtered
 
@@ -38,7 +38,7 @@ def test_every_parameter_is_read() -> None:
         b"interval=0.5&fields=cost,total_decisions&window=24h&strategy=a&strategy=b"
         b"&provider=%C3%A4+%E2%98%82&model=m%26m&project=p"
     )
-    assert asked == Subscription(
+    assert asked == ViewSubscription(
         View(
             fields=("total_decisions", "cost"),
             strategy=frozenset({"a", "b"}),

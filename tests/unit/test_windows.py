@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from routecast.adapters.store.null import NoStore
+from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.periods import CELL_BYTES
 from routecast.core.snapshot import Snapshot
@@ -218,7 +218,7 @@ async def test_nobody_waits_for_ever(windows: Windows, store: SlowStore) -> None
 
 async def test_node_without_a_database_says_so(clock: HeldClock) -> None:
     """It has nobody to ask."""
-    windows = Windows(NoStore(), clock, 1)
+    windows = Windows(NullStore(), clock, 1)
     with pytest.raises(Unavailable):
         await windows.read(HOUR_QUERY, None)
     await windows.close()

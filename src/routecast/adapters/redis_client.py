@@ -21,7 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
-from routecast.circuit_breaker import Breaker
+from routecast.circuit_breaker import CircuitBreaker
 from routecast.errors import BadSettings, Declined, Unavailable
 from routecast.urls import masked, split_url
 
@@ -239,7 +239,7 @@ class RedisLink:
     Raises BadSettings where the URL cannot be used, or a file that it names.
     """
 
-    def __init__(self, url: str, prefix: str, breaker: Breaker) -> None:
+    def __init__(self, url: str, prefix: str, breaker: CircuitBreaker) -> None:
         self._prefix = prefix
         self._breaker = breaker
         self.address = parse_address(url)

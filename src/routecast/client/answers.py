@@ -48,7 +48,7 @@ class Headers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """A whole HTTP answer."""
 
     status: int
@@ -101,7 +101,7 @@ def outcome_of_close(code: int) -> Outcome:
         return Outcome.RETRY
 
 
-def followed(answer: Answer, url: str) -> str | None:
+def followed(answer: HttpAnswer, url: str) -> str | None:
     """Return where to send the same request instead; None where a redirect is not followed.
 
     It is the same URL by TLS: same host, path and query. Nothing else is followed, because the
@@ -121,7 +121,7 @@ def followed(answer: Answer, url: str) -> str | None:
     return None if found == url else found
 
 
-def explain(answer: Answer, url: str) -> str:
+def explain(answer: HttpAnswer, url: str) -> str:
     """Say what was answered, and what a person can do about it; without a subject."""
     problem = answer.problem
     if problem is not None:
@@ -156,7 +156,7 @@ def plain(text: str) -> str:
     return "".join(sign if sign.isprintable() else "�" for sign in text[:_LONGEST_TEXT])
 
 
-def _target(answer: Answer, url: str) -> SplitResult | None:
+def _target(answer: HttpAnswer, url: str) -> SplitResult | None:
     """Return where a redirect leads; None where it is none, or leads nowhere."""
     location = answer.headers.get("Location", "")
     if not 300 <= answer.status < 400 or not location:

@@ -15,12 +15,12 @@ from routecast.client.address import DEFAULT_SERVER, Server
 from routecast.client.backoff import Backoff
 from routecast.client.credentials import Token
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
-from routecast.client.history import Past
-from routecast.client.link import Link
-from routecast.client.outbox import Outbox
+from routecast.client.history import HistoryRequest
+from routecast.client.link import ReconnectingConnection
+from routecast.client.outbox import RateLimitedSender
 from routecast.client.plain import query_of, receive
 from routecast.client.reasons import LONGEST_PAUSE
-from routecast.client.session import Session, Topic, View
+from routecast.client.session import ClientSession, SubscribedView, Topic
 from routecast.errors import BadRequest
 from routecast.protocol import (
     V1_JSON,
@@ -75,10 +75,10 @@ class Client:
         self._protocols = protocols
         self._on_change = on_change
         self._link = self._new_link(self._server.stream(), protocols)
-        self._session = Session(self._news)
+        self._session = ClientSession(self._news)
         self._feeds: dict[Topic, Feed[Any]] = {}
         self._numbers = count(1)
-        self._outbox: Outbox | None = None
+        self._outbox: RateLimitedSender | None = None
         self._plain = not protocols
         self._tasks: dict[Feed[Any] | None, asyncio.Task[None]] = {}
         self._asks: dict[Feed[Any], asyncio.Task[None]] = {}
@@ -121,7 +121,7 @@ class Client:
             window=window,
             interval=interval,
         )
-        view = View(asked)
+        view = SubscribedView(asked)
         feed = Subscription(view, self._link, self._end)
         await self._add(feed)
         return feed
@@ -157,7 +157,7 @@ class Client:
             filter=_filters(strategy, provider, model, project),
             follow=follow or None,
         )
-        feed = HistoryFeed(Past(asked, points, time.time), self._link, self._end)
+        feed = HistoryFeed(HistoryRequest(asked, points, time.time), self._link, self._end)
         await self._add(feed)
         return feed
 
@@ -188,7 +188,7 @@ class Client:
         if socket.subprotocol is None:
             raise _OnlyPlain
         decode, encode = _CODECS[socket.subprotocol]
-        self._outbox = Outbox(socket, encode)
+        self._outbox = RateLimitedSender(socket, encode)
         sending = asyncio.create_task(self._outbox.run())
         try:
             self._send(self._session.opened())
@@ -219,7 +219,7 @@ class Client:
         self._link.backoff.reset()
         if feed := self._feeds.get(topic):
             feed.take()
-            if isinstance(topic, Past) and topic.trouble is not None and not topic.over:
+            if isinstance(topic, HistoryRequest) and topic.trouble is not None and not topic.over:
                 self._asks[feed] = asyncio.create_task(self._ask_again(feed))
 
     async def _ask_again(self, feed: Feed[Any]) -> None:
@@ -262,12 +262,12 @@ class Client:
     # -- the default stream ---------------------------------------------------------------------
 
     def _start_plain(self, feed: Feed[Any]) -> None:
-        if isinstance(feed.topic, View):
+        if isinstance(feed.topic, SubscribedView):
             self._tasks[feed] = asyncio.create_task(self._run_plain(feed, feed.topic))
         else:
             feed.fail(BadRequest("unsupported", f"{self._server} speaks the default stream only"))
 
-    async def _run_plain(self, feed: Feed[Any], view: View) -> None:
+    async def _run_plain(self, feed: Feed[Any], view: SubscribedView) -> None:
         self._link = feed.link = self._new_link(self._server.stream(query_of(view.asked)), ())
 
         async def converse(socket: ClientConnection) -> NoReturn:
@@ -283,8 +283,8 @@ class Client:
             feed.link.close()
             feed.fail(error)
 
-    def _new_link(self, url: str, protocols: Sequence[str]) -> Link:
-        return Link(self._server, url, self._tell, protocols, self._token)
+    def _new_link(self, url: str, protocols: Sequence[str]) -> ReconnectingConnection:
+        return ReconnectingConnection(self._server, url, self._tell, protocols, self._token)
 
     def _tell(self) -> None:
         if self._on_change is not None:

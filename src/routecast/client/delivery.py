@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from routecast.client.address import Server
-from routecast.client.answers import Answer, Outcome, explain, followed, outcome, plain
+from routecast.client.answers import HttpAnswer, Outcome, explain, followed, outcome, plain
 from routecast.client.credentials import Token, bearer
 from routecast.client.exchange import Exchange
 from routecast.client.reasons import describe
@@ -33,7 +33,7 @@ class NotOurs(Unavailable):
     """The answer is not one of Routecast's, so something in between gave it. It may pass."""
 
 
-class Delivery:
+class HttpSender:
     """Posts batches to one server. For one thread; `close` when done.
 
     `timeout` is how many seconds one exchange may take as a whole, `proxy` the URL of an HTTP
@@ -107,7 +107,7 @@ class Delivery:
         """Hang up; the next `send` connects again."""
         self._exchange.close()
 
-    def _post(self, body: bytes, headers: dict[str, str]) -> Answer:
+    def _post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
         try:
             return self._exchange.post(body, headers)
         except (OSError, http.client.HTTPException) as error:
@@ -115,7 +115,9 @@ class Delivery:
             why = "the connection broke" if broke else describe(error)
             raise Unreachable(f"{self._server}: {why}", retry_after=0) from None
 
-    def _follow(self, answer: Answer, target: str, body: bytes, headers: dict[str, str]) -> Answer:
+    def _follow(
+        self, answer: HttpAnswer, target: str, body: bytes, headers: dict[str, str]
+    ) -> HttpAnswer:
         """Send it where a redirect leads, and what comes later, too."""
         words = f"{self._server} {explain(answer, self._url)}"
         self._turn_to(target)
@@ -133,7 +135,7 @@ class Delivery:
         self._exchange.close()
         self._exchange = Exchange(url, self._timeout, self._proxy)
 
-    def _read(self, answer: Answer) -> Receipt:
+    def _read(self, answer: HttpAnswer) -> Receipt:
         problem = answer.problem
         if problem is None and answer.status == 200 and (receipt := _read_receipt(answer)):
             return receipt
@@ -153,7 +155,7 @@ class Delivery:
         raise Refused(answer.status, words)
 
 
-def _read_receipt(answer: Answer) -> Receipt | None:
+def _read_receipt(answer: HttpAnswer) -> Receipt | None:
     """Return the receipt of a batch; None where the answer is cut off, or not Routecast's."""
     try:
         receipt = _receipt.decode(answer.body)

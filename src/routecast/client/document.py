@@ -25,7 +25,7 @@ def apply(document: Any, patch: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ReceivedDocument:
     """A document, and what the server said of it; the default stream does not say all of it."""
 
     data: Document
@@ -129,7 +129,7 @@ def arranged(document: Mapping[str, Any]) -> Document:
     return known | {name: value for name, value in document.items() if name not in known}
 
 
-def read(held: Held) -> Metrics:
+def read(held: ReceivedDocument) -> Metrics:
     """Return a document with names and types. Raises msgspec.ValidationError if it is none."""
     about = {name: getattr(held, name) for name in ("timestamp", "position", "source", "age_ms")}
     # Read before it is arranged: what is no document is told as such.

@@ -13,7 +13,7 @@ import time
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from routecast.client.answers import Answer
+from routecast.client.answers import HttpAnswer
 
 MAX_ANSWER: Final = 1024 * 1024  # bytes, its head included; a receipt has some KiB
 
@@ -63,7 +63,7 @@ class Exchange:
                 self._target = f"http://{host}{parts.path}"
                 self._headers |= credentials
 
-    def post(self, body: bytes, headers: dict[str, str]) -> Answer:
+    def post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
         """Send a request and read the whole answer.
 
         Raises OSError (TimeoutError, AnswerTooLong) and http.client.HTTPException; the connection
@@ -88,11 +88,11 @@ class Exchange:
         """Hang up; the next request connects again."""
         self._connection.close()
 
-    def _post(self, body: bytes, headers: dict[str, str]) -> Answer:
+    def _post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
         self._connection.request("POST", self._target, body, {**self._headers, **headers})
         with self._connection.getresponse() as response:
             text = response.read()
-            return Answer(response.status, response.reason, response.headers, text)
+            return HttpAnswer(response.status, response.reason, response.headers, text)
 
 
 class _Timed(http.client.HTTPConnection):

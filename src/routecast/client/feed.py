@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Self, TypeVar
 
-from routecast.client.document import Held, Metrics, read
-from routecast.client.history import History, Past
-from routecast.client.link import Link, State
-from routecast.client.session import Topic, View
+from routecast.client.document import Metrics, ReceivedDocument, read
+from routecast.client.history import History, HistoryRequest
+from routecast.client.link import ReconnectingConnection, State
+from routecast.client.session import SubscribedView, Topic
 from routecast.errors import BadRequest, Unavailable
 from routecast.protocol import ALIVE_SECONDS, DEFAULT_INTERVAL, Position, Source
 
@@ -34,7 +34,7 @@ class Health:
     age: float | None = None
 
     @classmethod
-    def of(cls, link: Link) -> "Health":
+    def of(cls, link: ReconnectingConnection) -> "Health":
         """Return how a connection is, apart from anything asked for on it."""
         retry_in = None if link.retry_at is None else max(0.0, link.retry_at - time.monotonic())
         return cls(link.state, link.trouble, retry_in)
@@ -46,7 +46,12 @@ class Feed(Generic[Value]):
     Leave it by `close` (or `async with`), so that the server sends no more.
     """
 
-    def __init__(self, topic: Topic, link: Link, end: Callable[["Feed[Value]"], Awaitable[None]]):
+    def __init__(
+        self,
+        topic: Topic,
+        link: ReconnectingConnection,
+        end: Callable[["Feed[Value]"], Awaitable[None]],
+    ):
         self.topic = topic
         self.link = link
         self._end = end
@@ -110,7 +115,7 @@ class Feed(Generic[Value]):
 class Subscription(Feed[Metrics]):
     """The metrics of some decisions, as they change."""
 
-    topic: View
+    topic: SubscribedView
 
     @property
     def metrics(self) -> Metrics | None:
@@ -133,7 +138,7 @@ class Subscription(Feed[Metrics]):
             age=silence + (shown.age_ms or 0) / 1000,
         )
 
-    def _stale(self, link: Health, shown: Held, silence: float) -> dict[str, Any]:
+    def _stale(self, link: Health, shown: ReceivedDocument, silence: float) -> dict[str, Any]:
         """Return what is to be said instead where all is well but the numbers."""
         if link.state is not State.CONNECTED:
             return {}
@@ -163,7 +168,7 @@ class Subscription(Feed[Metrics]):
 class HistoryFeed(Feed[History]):
     """The past, and where it follows, the past as it grows."""
 
-    topic: Past
+    topic: HistoryRequest
 
     def _value(self) -> History:
         assert self.topic.held is not None

@@ -36,7 +36,7 @@ class History(msgspec.Struct, frozen=True):
         return [self.start + number * timedelta(seconds=self.step) for number in range(self.points)]
 
 
-class Past:
+class HistoryRequest:
     """A history that was asked for, and that may follow. `now` is seconds since 1970."""
 
     def __init__(self, asked: GetHistory, most: int, now: Callable[[], float]) -> None:

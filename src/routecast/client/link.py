@@ -31,7 +31,7 @@ _MAX_CAUSES: Final = 32
 
 
 class _Connect(connect):
-    """Leaves redirects to `Link`: `websockets` would follow them to other hosts."""
+    """Leaves redirects to `ReconnectingConnection`; `websockets` would follow them elsewhere."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -52,7 +52,7 @@ class State(StrEnum):
 
 
 @dataclass(slots=True)
-class Link:
+class ReconnectingConnection:
     """Keeps one WebSocket open. `changed` is called when `state` has changed.
 
     `trouble` says why the connection is not there, and `retry_at`, of the monotonic clock, when

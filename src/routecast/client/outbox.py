@@ -18,7 +18,7 @@ _A_MINUTE: Final = 0.5
 _ROUNDING: Final = 1e-6  # messages
 
 
-class Pace:
+class TokenBucket:
     """How soon the next message may go: some at once, and then one after another (token bucket).
 
     `limit` is how many messages the server takes in a minute.
@@ -41,7 +41,7 @@ class Pace:
         return 0.0
 
 
-class Outbox:
+class RateLimitedSender:
     """Sends messages in their order, no faster than the server takes them.
 
     What is left before it was asked for is not asked for: at most two messages of an id wait.
@@ -50,7 +50,7 @@ class Outbox:
     def __init__(
         self, socket: ClientConnection, encode: Callable[[ClientMessage], str | bytes]
     ) -> None:
-        self.pace = Pace()
+        self.pace = TokenBucket()
         self._socket = socket
         self._encode = encode
         self._waiting: deque[tuple[ClientMessage, str | bytes]] = deque()

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from routecast.client.document import Held
-from routecast.client.session import View
+from routecast.client.document import ReceivedDocument
+from routecast.client.session import SubscribedView
 from routecast.protocol import ErrorOut, Filters, Subscribe
 
 
@@ -20,14 +20,14 @@ def query_of(asked: Subscribe) -> list[tuple[str, str]]:
     return query + [(name, value) for name, values in filters.items() for value in values or ()]
 
 
-def receive(view: View, text: bytes) -> None:
+def receive(view: SubscribedView, text: bytes) -> None:
     """Take one document; keys without a value are left out, as in routecast.v1."""
     document = msgspec.json.decode(text, type=dict[str, Any])
     timestamp = document.pop("timestamp", "")
     if error := document.get("error"):
         view.trouble = ErrorOut(id=view.id, code="unavailable", message=error, retryable=True)
     else:
-        view.show(Held(_without_nulls(document), timestamp))
+        view.show(ReceivedDocument(_without_nulls(document), timestamp))
 
 
 def _without_nulls(document: dict[str, Any]) -> dict[str, Any]:

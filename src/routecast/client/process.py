@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from routecast.client.native import Lock
-from routecast.client.sender import Sender, Settings, logger
+from routecast.client.sender import RecorderSettings, Sender, logger
 from routecast.client.threads import Threads
 
 
@@ -29,7 +29,7 @@ class Process:
         self._began_to_end: float | None = None
         _call_at_end_of_child(self.end)
 
-    def sender(self, settings: Settings) -> Sender:
+    def sender(self, settings: RecorderSettings) -> Sender:
         """Return the one sender of these settings."""
         key = _key(settings)
         if (sender := self._senders.get(key)) is None:
@@ -73,7 +73,7 @@ def here() -> Process:
     return process
 
 
-def _key(settings: Settings) -> Any:
+def _key(settings: RecorderSettings) -> Any:
     try:
         hash(settings)
     except Exception:  # its token is an object of the caller's; the sender keeps it, and so its id
@@ -81,7 +81,7 @@ def _key(settings: Settings) -> Any:
     return settings
 
 
-def _without_token(settings: Settings) -> tuple[Any, ...]:
+def _without_token(settings: RecorderSettings) -> tuple[Any, ...]:
     names = ("server", "capacity", "batch", "linger", "exit_timeout")
     return tuple(getattr(settings, name) for name in names)
 

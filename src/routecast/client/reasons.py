@@ -9,7 +9,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close
 
 from routecast.client.answers import (
-    Answer,
+    HttpAnswer,
     Outcome,
     explain,
     outcome,
@@ -25,10 +25,10 @@ LONGEST_PAUSE: Final = 300.0
 _TOLD: Final = re.compile(r"reconnect_after_ms=(\d{1,6})")
 
 
-def answer_of(error: InvalidStatus) -> Answer:
+def answer_of(error: InvalidStatus) -> HttpAnswer:
     """Return the answer that was given in place of an upgrade."""
     response = error.response
-    return Answer(
+    return HttpAnswer(
         response.status_code, response.reason_phrase, response.headers, bytes(response.body or b"")
     )
 

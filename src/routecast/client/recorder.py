@@ -13,7 +13,7 @@ from routecast.client.books import Books, Counters
 from routecast.client.credentials import Token
 from routecast.client.decision import Decision, copied
 from routecast.client.process import here
-from routecast.client.sender import Sender, Settings
+from routecast.client.sender import RecorderSettings, Sender
 
 logger: Final = logging.getLogger("routecast.client")
 
@@ -56,7 +56,9 @@ class Recorder:
         _check_range("batch", batch, 1, sys.maxsize)
         _check_range("linger", linger, 0, threading.TIMEOUT_MAX)
         _check_range("exit_timeout", exit_timeout, 0, threading.TIMEOUT_MAX)
-        self._settings = Settings(Server.parse(url), token, capacity, batch, linger, exit_timeout)
+        self._settings = RecorderSettings(
+            Server.parse(url), token, capacity, batch, linger, exit_timeout
+        )
         self._closed = False
         # Of this process, by its id; those of a parent are found here at most once.
         self._mine: dict[int, tuple[Books, Sender]] = {}

@@ -14,7 +14,7 @@ from routecast.client.backoff import Backoff
 from routecast.client.books import Books, LockFreeCount
 from routecast.client.credentials import Token
 from routecast.client.decision import encode
-from routecast.client.delivery import TIMEOUT, Delivery
+from routecast.client.delivery import TIMEOUT, HttpSender
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
 from routecast.client.threads import Threads
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
@@ -40,7 +40,7 @@ _Encoded = tuple[Books, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class RecorderSettings:
     """What a recorder was made with. Those with equal settings share a sender in each process."""
 
     server: Server
@@ -58,7 +58,7 @@ class Sender:
     thread is to be had, as at the exit of the interpreter, `send_here` sends in the caller's.
     """
 
-    def __init__(self, settings: Settings, threads: Threads) -> None:
+    def __init__(self, settings: RecorderSettings, threads: Threads) -> None:
         self.settings: Final = settings
         self._server = settings.server
         # Half of the room, at most: what is in flight cannot be dropped, and it is the oldest.
@@ -440,19 +440,19 @@ class Sender:
 
 
 class _Connection:
-    """A `Delivery` that is made when it is needed, so that what fails there is tried again."""
+    """A `HttpSender` that is made when it is needed, so that what fails there is tried again."""
 
-    def __init__(self, settings: Settings, seconds: float | None) -> None:
+    def __init__(self, settings: RecorderSettings, seconds: float | None) -> None:
         self._settings = settings
         self._timeout = TIMEOUT if seconds is None else min(max(seconds, _SHORTEST_LOOK), TIMEOUT)
-        self._delivery: Delivery | None = None
+        self._delivery: HttpSender | None = None
 
     def send(self, body: bytes, count: int) -> Receipt:
-        """Send a batch; see `Delivery.send`."""
+        """Send a batch; see `HttpSender.send`."""
         if self._delivery is None:
             server, token = self._settings.server, self._settings.token
             try:
-                self._delivery = Delivery(server, token, timeout=self._timeout)
+                self._delivery = HttpSender(server, token, timeout=self._timeout)
             except Exception as error:
                 words = f"{server}: cannot be connected to: {type(error).__name__}: {error}"
                 raise Unavailable(words, retry_after=0) from None

@@ -1,6 +1,6 @@
 """A client's side of routecast.v1, sans I/O: message in, what it holds afterwards, messages out.
 
-One `Session` lives as long as its client, over any number of connections:
+One `ClientSession` lives as long as its client, over any number of connections:
 
 - `opened` returns what to send on a new connection: each topic is asked for, from where it is.
 - `receive` takes a message and returns what to send because of it.
@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from routecast.client.document import Held, apply
+from routecast.client.document import ReceivedDocument, apply
 from routecast.protocol import (
     ClientMessage,
     DeltaOut,
@@ -60,7 +60,7 @@ class Topic(Protocol):
         """Whether nothing more will come."""
 
 
-class View:
+class SubscribedView:
     """A subscription: `held` is what the server patches, `shown` what people see.
 
     The two differ only when another node, which lags behind, took over: what is shown never goes
@@ -73,8 +73,8 @@ class View:
         self.id = asked.id
         self.asked = asked
         self.trouble: Trouble = None
-        self.held: Held | None = None
-        self.shown: Held | None = None
+        self.held: ReceivedDocument | None = None
+        self.shown: ReceivedDocument | None = None
         self._astray = False
 
     def request(self) -> Subscribe:
@@ -97,13 +97,13 @@ class View:
             self._astray = True
             return effect
         about = (message.timestamp, message.position, message.source, message.age_ms)
-        self.held = Held(data, *about)
+        self.held = ReceivedDocument(data, *about)
         if self.shown is not None and _before(message.position, self.shown.position):
             return Effect.IGNORED
         self.show(self.held)
         return Effect.TAKEN
 
-    def show(self, held: Held) -> None:
+    def show(self, held: ReceivedDocument) -> None:
         """Show a document as it is."""
         self.shown, self.trouble = held, None
 
@@ -116,7 +116,7 @@ def _before(position: Position, shown: Position | None) -> bool:
     return shown is not None and position.epoch == shown.epoch and position.seq < shown.seq
 
 
-class Session:
+class ClientSession:
     """All topics of one client. `changed` is told of each that has news, good or bad."""
 
     def __init__(self, changed: Callable[[Topic], None]) -> None:

@@ -44,7 +44,7 @@ def stream_sync(
 
     Closing the generator (or leaving its loop) ends the connection and the thread.
     """
-    reader = _Reader(stream(url, token=token, **asked))
+    reader = _StreamThread(stream(url, token=token, **asked))
     reader.start()
     try:
         while True:
@@ -53,7 +53,7 @@ def stream_sync(
         reader.stop()
 
 
-class _Reader(threading.Thread):
+class _StreamThread(threading.Thread):
     """Reads a stream, and keeps the newest for who asks from another thread."""
 
     def __init__(self, metrics: AsyncGenerator[Metrics]) -> None:

@@ -15,7 +15,7 @@ from routecast.core.decision import MINUTE
 from routecast.core.rollup import MINUTES_PER_HOUR, Bucket, Key, Sums
 from routecast.core.snapshot import Snapshot, Span
 from routecast.core.view import Part, Selection
-from routecast.errors import Gap, Uncovered
+from routecast.errors import MissingDeltas, NotHeld
 
 # Cells handled in one step: less than a millisecond.
 STEP: Final = 256
@@ -91,9 +91,9 @@ class Breakdown:
     def steps(self, snapshot: Snapshot) -> _Work:
         """Come into step with a snapshot at `now`; yield after every STEP cells.
 
-        Between two steps the snapshot may take commits, and `now` may be set. Raises Uncovered
-        when the snapshot does not hold the window, and Gap when it does not remember the commits
-        since the last time: then start with a new breakdown.
+        Between two steps the snapshot may take commits, and `now` may be set. Raises NotHeld
+        when the snapshot does not hold the window, and MissingDeltas when it does not remember
+        the commits since the last time: then start with a new breakdown.
         """
         if self.seq < 0 or self.epoch != snapshot.position.epoch:
             self._reset(_NOTHING)
@@ -243,7 +243,7 @@ def _matches(key: Key, parts: tuple[Part, ...]) -> bool:
 
 
 def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:
-    """Return the breakdown of a selection, made in one go. Raises Uncovered."""
+    """Return the breakdown of a selection, made in one go. Raises NotHeld."""
     breakdown = Breakdown(selection, now)
     for _ in breakdown.steps(snapshot):
         pass
@@ -277,7 +277,7 @@ class Breakdowns:
 
         Then call again, with the same snapshot and after others had a turn: the work goes on from
         where it is. What is returned is right until the snapshot takes the next commit.
-        Raises Uncovered when the snapshot does not hold the window.
+        Raises NotHeld when the snapshot does not hold the window.
         """
         held = self._hold(snapshot, selection, now)
         for _ in range(steps):
@@ -289,9 +289,9 @@ class Breakdowns:
                 held.work = held.snapshot = None
                 self._make_room(held)
                 return held.breakdown
-            except Gap:
+            except MissingDeltas:
                 held.work, held.breakdown = None, Breakdown(selection, now)
-            except Uncovered:
+            except NotHeld:
                 self._forget(selection)
                 raise
         return None

@@ -23,7 +23,7 @@ PROBATION: Final = DAY
 SHARES: Final = 500
 
 
-class Span(NamedTuple):
+class KeptSpan(NamedTuple):
     """What a database keeps, in microseconds; None where nothing is kept."""
 
     first: int | None  # when its first decision was received
@@ -49,7 +49,7 @@ class Caution:
         """Whether the clock was compared once."""
         return self._offset is not None
 
-    def look(self, now: int, elapsed: int, span: Span) -> str | None:
+    def look(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
         """Compare; return what is wrong with the clock, None where nothing is.
 
         After a jump of the clock drop nothing before the next look.
@@ -64,7 +64,7 @@ class Caution:
         self._doubt(elapsed)
         return f"it was set {'forward' if jump > 0 else 'back'} by {abs(jump) / MINUTE:.0f} minutes"
 
-    def _look_first(self, now: int, elapsed: int, span: Span) -> str | None:
+    def _look_first(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
         self._careful_until = elapsed + PROBATION
         if span.first is None or span.last is None:
             self._doubt(elapsed)  # nothing speaks for it
@@ -79,13 +79,13 @@ class Caution:
     def _doubt(self, elapsed: int) -> None:
         self._careful_until = self._doubted_until = elapsed + PROBATION
 
-    def limit_decisions(self, before: int, elapsed: int, span: Span) -> int:
+    def limit_decisions(self, before: int, elapsed: int, span: KeptSpan) -> int:
         """Return before which moment of receipt decisions may be dropped, of those before one."""
         if elapsed >= self._careful_until or span.first is None:
             return before
         return min(before, span.first + self._step)
 
-    def limit_minutes(self, before: int, elapsed: int, span: Span, kept: int) -> int:
+    def limit_minutes(self, before: int, elapsed: int, span: KeptSpan, kept: int) -> int:
         """Return before which moment minutes may be dropped, of those before one.
 
         `kept` is for how long they are to be kept. In doubt, none may be dropped.

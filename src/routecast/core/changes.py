@@ -3,14 +3,14 @@
 from typing import Final
 
 from routecast.core.delta import Delta
-from routecast.errors import Gap
+from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 
 # Minutes remembered: a week of them. Should commits add to more, all is forgotten.
 MAX_MINUTES: Final = 10_080
 
 
-class Changes:
+class DirtyMinutes:
     """For each minute, the last commit that added to it, of an unbroken row of commits."""
 
     def __init__(self) -> None:
@@ -35,7 +35,8 @@ class Changes:
     def between(self, after: Position, until: Position) -> list[int]:
         """Return the minutes since 1970 that the commits after a position added to.
 
-        Up to, at least, another position. Raises Gap when not all of those commits are known.
+        Up to, at least, another position. Raises MissingDeltas when not all of those commits are
+        known.
         """
         if after == until:
             return []
@@ -43,7 +44,9 @@ class Changes:
             after.epoch == until.epoch == self._epoch
             and self._first <= after.seq <= until.seq <= self._last
         ):
-            raise Gap(f"the commits from seq {after.seq} to {until.seq} are not all known")
+            raise MissingDeltas(
+                f"the commits from seq {after.seq} to {until.seq} are not all known"
+            )
         minutes = []
         for minute in reversed(self._seqs):
             if self._seqs[minute] <= after.seq:

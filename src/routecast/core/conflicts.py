@@ -7,7 +7,7 @@ sent then. One that is not is lost, since an id counts once; so it is counted ap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.names import OTHER
 
 
@@ -19,12 +19,12 @@ class Content(NamedTuple):
     cost: int | None
 
 
-def content_of(decision: Decision) -> Content:
+def content_of(decision: DecisionRecord) -> Content:
     """Return what is compared of a decision."""
     return Content(decision.status, decision.model, decision.cost)
 
 
-def differs(sent: Decision, kept: Content) -> bool:
+def differs(sent: DecisionRecord, kept: Content) -> bool:
     """Whether a decision is another one than the kept one that has its id.
 
     A cost that the server found itself is not compared: prices change, and may not be looked up
@@ -37,7 +37,7 @@ def differs(sent: Decision, kept: Content) -> bool:
 
 
 def count_conflicts(
-    batches: Sequence[Iterable[Decision]],
+    batches: Sequence[Iterable[DecisionRecord]],
     stored: Mapping[tuple[str, str], Content],
     full: Collection[tuple[str, str]] = (),
 ) -> list[int]:

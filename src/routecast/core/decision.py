@@ -40,7 +40,7 @@ Price = Callable[[str, str, int, int, int, int], int | None]
 _PRICED_BY: Final = frozenset({"cost", "model", "input_tokens", "output_tokens", "cached_tokens"})
 
 
-class Decision(NamedTuple):
+class DecisionRecord(NamedTuple):
     """A valid decision in integers; None means unknown, never zero.
 
     `project` to `status` are what it is counted under: over the limit of names, a project is
@@ -68,15 +68,17 @@ class Decision(NamedTuple):
 
 
 # What of a decision is kept after the names it is counted under, as it is.
-VALUES: Final = slice(Decision._fields.index("decided"), Decision._fields.index("owner"))
-values_of: Final[Callable[[Decision], tuple[Any, ...]]] = itemgetter(VALUES)
+VALUES: Final = slice(
+    DecisionRecord._fields.index("decided"), DecisionRecord._fields.index("owner")
+)
+values_of: Final[Callable[[DecisionRecord], tuple[Any, ...]]] = itemgetter(VALUES)
 
 # The identity of a decision: its id and the project that sent it. Databases of earlier
 # versions kept the decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such
 # a row stays as it is, since a project named `other` may have sent the same: a producer that sent
 # 42 before an upgrade and sends it again afterwards is counted twice.
-identity_of: Final[Callable[[Decision], tuple[str, str]]] = itemgetter(
-    0, Decision._fields.index("owner")
+identity_of: Final[Callable[[DecisionRecord], tuple[str, str]]] = itemgetter(
+    0, DecisionRecord._fields.index("owner")
 )
 
 
@@ -100,7 +102,7 @@ class Rules:
 
     def normalise(
         self, sent: DecisionIn | ExactDecision, now: int, flaws: list[Flaw] | None = None
-    ) -> Decision:
+    ) -> DecisionRecord:
         """Return the decision in integers.
 
         What could not be used as it was sent is added to `flaws`, which must be empty. Raises
@@ -149,7 +151,7 @@ class Rules:
             cost = self.price(provider, model, tokens_in, cached or 0, tokens_out, moment)
         # Many decisions wait at the same time, and have few names: each is held once.
         project = intern(project)
-        return Decision(
+        return DecisionRecord(
             identity or next(self.ids),
             project,
             intern(strategy),

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from routecast.core.exact import (
-    Broken,
+    BrokenDecision,
     ExactDecision,
     convert_with_care,
     kind_of,
@@ -29,7 +29,7 @@ from routecast.core.numbers import read_number
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import MAX_BATCH, MAX_REJECTIONS_LISTED, DecisionIn
 
-Item = DecisionIn | ExactDecision | Broken
+Item = DecisionIn | ExactDecision | BrokenDecision
 
 # A batch of the largest size, with every field and a comma in each, has half as many: what has
 # more is refused before anything is made of it.
@@ -262,7 +262,7 @@ def _read_walked(body: bytes, at: int, cut: int) -> Item:
     try:
         return _read(_raw.decode(item), careful=True)
     except RecursionError:
-        return Broken(_TOO_DEEP)
+        return BrokenDecision(_TOO_DEEP)
     except UnicodeDecodeError:
         raise _not_utf8(body) from None
     except ValueError:
@@ -270,7 +270,7 @@ def _read_walked(body: bytes, at: int, cut: int) -> Item:
     try:
         return convert_with_care(_parse(item.decode()))
     except RecursionError:
-        return Broken(_TOO_DEEP)
+        return BrokenDecision(_TOO_DEEP)
     except (ValueError, BadBody):
         raise _not_json(body, at) from None
 
@@ -351,10 +351,10 @@ class _Lines:
         self._known = True
         return convert_with_care(value)
 
-    def _broken(self, error: str) -> Broken:
+    def _broken(self, error: str) -> BrokenDecision:
         self._first = self._first or error
         self._strange += 1
-        return Broken(error)
+        return BrokenDecision(error)
 
 
 # -- what is wrong ------------------------------------------------------------------------------

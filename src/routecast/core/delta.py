@@ -7,7 +7,7 @@ from typing import Final, Self
 import msgspec
 
 from routecast.core.rollup import Cells, Key, PackedKey, PackedSums, Sums, shared_key
-from routecast.errors import Gap
+from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 
 
@@ -68,14 +68,14 @@ _decode_row: Final = msgspec.msgpack.Decoder(PackedSums).decode
 def following(deltas: Iterable[Delta], after: Position) -> list[Delta]:
     """Return those of some deltas that come after a position, in order, each once.
 
-    Raises Gap when one of them is missing or is of another epoch.
+    Raises MissingDeltas when one of them is missing or is of another epoch.
     """
     newer: dict[int, Delta] = {}
     for delta in deltas:
         if delta.position.epoch != after.epoch:
-            raise Gap(f"epoch {delta.position.epoch} after {after.epoch}")
+            raise MissingDeltas(f"epoch {delta.position.epoch} after {after.epoch}")
         if delta.position.seq > after.seq:
             newer[delta.position.seq] = delta
     if newer and max(newer) - after.seq != len(newer):
-        raise Gap(f"not all deltas from seq {after.seq} to {max(newer)} are here")
+        raise MissingDeltas(f"not all deltas from seq {after.seq} to {max(newer)} are here")
     return [newer[seq] for seq in sorted(newer)]

@@ -119,14 +119,14 @@ class ExactDecision(msgspec.Struct, gc=False):
     flaws: tuple[Flaw, ...] = ()
 
 
-class Broken(msgspec.Struct, frozen=True, gc=False):
+class BrokenDecision(msgspec.Struct, frozen=True, gc=False):
     """A decision that could not be read: why, and its id where that much is known."""
 
     error: str
     id: str | None = None
 
 
-def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | Broken:
+def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | BrokenDecision:
     """Read one decision of which it is known that it is JSON.
 
     Raises UnicodeDecodeError where a field is not UTF-8.
@@ -140,14 +140,14 @@ def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | 
     try:
         parts = _parts.decode(part)
     except msgspec.ValidationError as error:
-        return Broken(_not_an_object(str(error)))
+        return BrokenDecision(_not_an_object(str(error)))
     if sent is None:
         texts = {name: bytes(getattr(parts, name)) for name in _READERS}
         return _read({name: _value(text) for name, text in texts.items() if text})
     return _with_long_ones(sent, parts, _NUMERIC)
 
 
-def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | Broken]:
+def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | BrokenDecision]:
     """Read an array of decisions.
 
     Raises ValueError or RecursionError where it is better to read them one by one.
@@ -164,7 +164,7 @@ def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | Broken
 
 def _with_long_ones(
     sent: DecisionIn, parts: Any, names: Iterable[str]
-) -> DecisionIn | ExactDecision | Broken:
+) -> DecisionIn | ExactDecision | BrokenDecision:
     """Return a decision with all digits of the numbers and times that have these names.
 
     Floats stay where further digits make no difference, and where they show as the text that was
@@ -192,10 +192,10 @@ def _is_exact(name: str, read: object, text: bytes) -> bool:
     return False
 
 
-def convert_with_care(value: object) -> ExactDecision | Broken:
+def convert_with_care(value: object) -> ExactDecision | BrokenDecision:
     """Read one decision that Python's own parser has read, its numbers as Decimals."""
     if not isinstance(value, dict):
-        return Broken(f"expected an object, got {kind_of(value)}")
+        return BrokenDecision(f"expected an object, got {kind_of(value)}")
     # Fields of other names are ignored, even where their names cannot be written as UTF-8.
     return _read({name: value[name] for name in _READERS if name in value})
 
@@ -213,7 +213,9 @@ def is_id(text: str | None) -> TypeGuard[str]:
     return is_simple((text,)) or is_allowed(text)
 
 
-def _read(values: Mapping[str, Any], known: dict[str, Any] | None = None) -> ExactDecision | Broken:
+def _read(
+    values: Mapping[str, Any], known: dict[str, Any] | None = None
+) -> ExactDecision | BrokenDecision:
     """Return a decision of some values of JSON, in place of those that are known."""
     given: dict[str, Any] = {} if known is None else known
     flaws: list[Flaw] = []
@@ -232,7 +234,7 @@ def _read(values: Mapping[str, Any], known: dict[str, Any] | None = None) -> Exa
     absent = next((name for name in REQUIRED if name not in values and name not in given), None)
     if absent or wrong:
         identity = given.get("id")
-        return Broken(
+        return BrokenDecision(
             f"{absent}: is required" if absent else wrong, identity if is_id(identity) else None
         )
     return ExactDecision(**given, flaws=tuple(flaws))

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from routecast.core.decision import SECOND
 from routecast.core.history import Buckets, HistoryQuery, Plan
-from routecast.core.past import Answer
+from routecast.core.past import HistoryResponse
 from routecast.protocol import Position
 
 
-class Follow:
+class HistoryCursor:
     """What a client holds of a history that goes on, without the values.
 
     When some bucket closed, or a commit added to one that had closed before, the client is told
@@ -17,12 +17,12 @@ class Follow:
     the bucket that runs included. It goes on for ever, with the `points` newest buckets.
     """
 
-    def __init__(self, query: HistoryQuery, answer: Answer, now: int) -> None:
+    def __init__(self, query: HistoryQuery, answer: HistoryResponse, now: int) -> None:
         """Begin with a query's answer, made at `now` (microseconds)."""
         self.query = query
         self.restart(answer, now)
 
-    def restart(self, answer: Answer, now: int) -> None:
+    def restart(self, answer: HistoryResponse, now: int) -> None:
         """Begin again with another answer to the whole query."""
         self.position = answer.position
         self.names = answer.names  # the series there are; to render further answers with
@@ -56,7 +56,7 @@ class Follow:
         held = self._moved_to(now)
         return self._from(held.first, held)
 
-    def told(self, answer: Answer, now: int) -> None:
+    def told(self, answer: HistoryResponse, now: int) -> None:
         """Take note that the client has the answer to what was due at `now`."""
         self.buckets = self._moved_to(now)
         self._running = self._running_at(now)

@@ -10,7 +10,7 @@ from routecast.protocol import FETCH_FAILED, Position, Source, rfc3339
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class Frame:
+class EncodedDocument:
     """One message, ready to be written: UTF-8 JSON bytes, and where they came from.
 
     `source` and `position` are None for the error document.
@@ -38,13 +38,13 @@ def encode_document(document: Document) -> bytes:
     return _encode(document)[:-1]
 
 
-def stamp(opened: bytes, now: int, source: Source, position: Position) -> Frame:
+def stamp(opened: bytes, now: int, source: Source, position: Position) -> EncodedDocument:
     """Close an encoded document with its timestamp: unchanged numbers are not encoded again."""
     comma = b"," if len(opened) > 1 else b""
     body = opened + comma + b'"timestamp":"' + rfc3339(now).encode() + b'"}'
-    return Frame(body, source, position)
+    return EncodedDocument(body, source, position)
 
 
-def error_frame(now: int) -> Frame:
+def error_frame(now: int) -> EncodedDocument:
     """Return the document that says no source could answer."""
-    return Frame(_encode({"error": FETCH_FAILED, "timestamp": rfc3339(now)}), None, None)
+    return EncodedDocument(_encode({"error": FETCH_FAILED, "timestamp": rfc3339(now)}), None, None)

@@ -1,7 +1,7 @@
 """Groups: who is served together, and what need not be done for each of them.
 
-A group is all who share a subscription and a tick. It is served block by block, and others get a
-turn on the event loop between two blocks.
+A group is all who share a subscription and a tick. It is served shard by shard, and others get a
+turn on the event loop between two shards.
 """
 
 from collections.abc import Iterator
@@ -9,30 +9,30 @@ from enum import IntEnum
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 
-from routecast.core.frame import Frame
-from routecast.core.view import Subscription
+from routecast.core.frame import EncodedDocument
+from routecast.core.view import ViewSubscription
 from routecast.protocol import CloseCode
 
 # At most this number of connections gets its frame before others get a turn on the event loop.
-BLOCK: Final = 500
+SHARD_SIZE: Final = 500
 
 # What those of a group have in common: their kind, subscription and quantum.
-Key = tuple[type, Subscription, int]
+Key = tuple[type, ViewSubscription, int]
 
 
-class Question(IntEnum):
+class PingState(IntEnum):
     """Whether connections are to be asked for a sign of life."""
 
     NONE = 0
     DUE = 1  # with the next frame
-    # For its turn. Where only some of a block were asked, all are once more: so this is the most.
+    # For its turn. Where only some of a shard were asked, all are once more: so this is the most.
     WAITS = 2
 
 
 class Connection(Protocol):
     """One subscriber, on whatever edge."""
 
-    block: "Block | None"  # the manager's own: where it holds the connection
+    shard: "Shard | None"  # the manager's own: where it holds the connection
 
     @property
     def kind(self) -> str:
@@ -40,7 +40,7 @@ class Connection(Protocol):
         ...
 
     @property
-    def subscription(self) -> Subscription:
+    def subscription(self) -> ViewSubscription:
         """What it asked for."""
         ...
 
@@ -49,7 +49,7 @@ class Connection(Protocol):
         """The address of its client, by which rendering time is counted."""
         ...
 
-    def offer(self, frame: Frame) -> bool:
+    def offer(self, frame: EncodedDocument) -> bool:
         """Send a frame, or keep it as the newest to send once the last one is read.
 
         Returns False when the socket is full: the frame is conflated with the ones to come, and
@@ -58,24 +58,24 @@ class Connection(Protocol):
         ...
 
     @staticmethod
-    def offer_all(frame: Frame, block: "Block") -> int:
-        """Offer a frame to a block of connections of this kind; return how many sockets were full.
+    def offer_all(frame: EncodedDocument, shard: "Shard") -> int:
+        """Offer a frame to a shard of connections of this kind; return how many sockets were full.
 
         It is `offer` for each of them, with what is the same for all done once.
         """
         ...
 
     @staticmethod
-    def ask_all(block: "Block") -> None:
-        """Note that the question of a block of this kind is due.
+    def queue_ping(shard: "Shard") -> None:
+        """Note that the question of a shard of this kind is due.
 
-        It goes with their next frame, and who gives a sign of life is put into `heard`.
+        It goes with their next frame, and who gives a sign of life is put into `responded`.
         """
         ...
 
     @staticmethod
-    def flush_all(block: "Block") -> None:
-        """Ask those of a block whom no frame has come for, if there is a question still."""
+    def flush_ping(shard: "Shard") -> None:
+        """Ask those of a shard whom no frame has come for, if there is a question still."""
         ...
 
     def give_up(self) -> None:
@@ -90,55 +90,55 @@ class Connection(Protocol):
         ...
 
 
-class Block:
+class Shard:
     """Connections of a group that get a frame without a break. Nobody comes while they do.
 
-    To serve a block, or to ask it for a sign of life, not even to look at its connections is
+    To serve a shard, or to ask it for a sign of life, not even to look at its connections is
     needed, which are far from the processor's caches:
 
     - `known` is what their kind knows of all of them together, until one of them changes. Whoever
       changes in a way that matters to it resets it to None.
-    - `question` says whether they are to be asked for a sign of life.
-    - `heard` has those that need not be given up: they gave one since the last question, or came
+    - `ping_state` says whether they are to be asked for a sign of life.
+    - `responded` has those that need not be given up: they gave one since the last ping, or came
       since then.
 
-    Who moves to another block takes along what is known of it, and the question that waits.
+    Who moves to another shard takes along what is known of it, and the question that waits.
     """
 
-    __slots__ = ("connections", "group", "heard", "known", "question")
+    __slots__ = ("connections", "group", "known", "ping_state", "responded")
 
     def __init__(self, group: "Group") -> None:
         self.group = group
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self.connections: dict[Connection, None] = {}
         self.known: Any = None
-        self.question = Question.NONE
-        self.heard: set[Connection] = set()
+        self.ping_state = PingState.NONE
+        self.responded: set[Connection] = set()
 
     def add(self, connection: Connection) -> None:
-        """Take a connection in, be it out of another block."""
-        before = connection.block
-        if before is None or connection in before.heard:
-            self.heard.add(connection)
+        """Take a connection in, be it out of another shard."""
+        before = connection.shard
+        if before is None or connection in before.responded:
+            self.responded.add(connection)
         if before is not None:
-            self.question = max(self.question, before.question)
+            self.ping_state = max(self.ping_state, before.ping_state)
             before.remove(connection)
         self.connections[connection] = None
-        connection.block = self
+        connection.shard = self
         self.known = None
 
     def remove(self, connection: Connection) -> None:
         """Let a connection go."""
         del self.connections[connection]
-        self.heard.discard(connection)
-        connection.block = None
+        self.responded.discard(connection)
+        connection.shard = None
         self.known = None
 
     def silent(self) -> list[Connection]:
         """Return those of whom nothing was heard."""
-        if len(self.heard) == len(self.connections):
+        if len(self.responded) == len(self.connections):
             return []
-        return [each for each in self.connections if each not in self.heard]
+        return [each for each in self.connections if each not in self.responded]
 
 
 class Group:
@@ -147,17 +147,17 @@ class Group:
     The tick is the quantum of the interval that it falls on.
     """
 
-    __slots__ = ("arrivals", "blocks", "due", "kind", "newest", "quantum", "subscription")
+    __slots__ = ("arrivals", "due", "kind", "newest", "quantum", "shards", "subscription")
 
-    def __init__(self, kind: Any, subscription: Subscription, quantum: int, due: float) -> None:
+    def __init__(self, kind: Any, subscription: ViewSubscription, quantum: int, due: float) -> None:
         self.kind = kind
         self.subscription = subscription
         self.quantum = quantum
         self.due = due
-        self.newest: Frame | None = None
-        self.blocks: list[Block] = []
+        self.newest: EncodedDocument | None = None
+        self.shards: list[Shard] = []
         # Who comes during a tick has a frame that may be newer than the tick's.
-        self.arrivals = Block(self)
+        self.arrivals = Shard(self)
 
     @property
     def key(self) -> "Key":
@@ -165,33 +165,33 @@ class Group:
         return self.kind, self.subscription, self.quantum
 
     def __len__(self) -> int:
-        return sum(len(block.connections) for block in self.blocks) + len(self.arrivals.connections)
+        return sum(len(shard.connections) for shard in self.shards) + len(self.arrivals.connections)
 
     def __iter__(self) -> Iterator[Connection]:
-        return chain.from_iterable(block.connections for block in (*self.blocks, self.arrivals))
+        return chain.from_iterable(shard.connections for shard in (*self.shards, self.arrivals))
 
     def settle(self) -> None:
         """Have those who came since the last tick served by the next."""
-        blocks = [block for block in self.blocks if block.connections]
-        sparse = 2 * len(self) < (len(blocks) - 1) * BLOCK
+        shards = [shard for shard in self.shards if shard.connections]
+        sparse = 2 * len(self) < (len(shards) - 1) * SHARD_SIZE
         moving = list(self if sparse else self.arrivals.connections)
         waiting = iter(moving)
         if sparse:
-            blocks = []
-        for block in blocks:
-            for connection in islice(waiting, BLOCK - len(block.connections)):
-                block.add(connection)
-        while some := list(islice(waiting, BLOCK)):
-            blocks.append(Block(self))
+            shards = []
+        for shard in shards:
+            for connection in islice(waiting, SHARD_SIZE - len(shard.connections)):
+                shard.add(connection)
+        while some := list(islice(waiting, SHARD_SIZE)):
+            shards.append(Shard(self))
             for connection in some:
-                blocks[-1].add(connection)
-        self.blocks = blocks
+                shards[-1].add(connection)
+        self.shards = shards
         if moving:
-            self.arrivals = Block(self)
+            self.arrivals = Shard(self)
 
     def join(self, other: "Group") -> None:
         """Take in all of another group."""
         other.settle()
-        for block in other.blocks:
-            block.group = self
-        self.blocks += other.blocks
+        for shard in other.shards:
+            shard.group = self
+        self.shards += other.shards

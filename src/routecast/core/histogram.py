@@ -142,7 +142,7 @@ def unpack_counts(packed: bytes) -> dict[int, int]:
     return {number: count for number, count in enumerate(counts, header % _HEADER) if count}
 
 
-class Lanes:
+class PackedHistogramSum:
     """Histograms added up as one great integer, a lane for each bin: to add is one addition.
 
     No bin runs into the next, since lanes are as wide as the sum of all counts needs.

@@ -129,7 +129,7 @@ _numbers: Final = itertools.count(1)
 ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
 
 
-class Named:
+class AddressedMessage:
     """A message under one client's id: its bytes, and what edges make of them."""
 
     __slots__ = ("after", "body", "identity", "number", "plain")
@@ -155,16 +155,18 @@ class Message:
         # In every message, its type alone comes before its id.
         before, _, self.tail = encoding.encode(message).partition(encoding.mark + encoding.blank)
         self.head = before + encoding.mark
-        self.named: dict[str, Named] = {}
+        self.named: dict[str, AddressedMessage] = {}
         self.squeezed: bytes | None = None  # the tail, compressed
 
-    def under(self, identity: str) -> Named:
+    def under(self, identity: str) -> AddressedMessage:
         """Return the message for clients that call it by this id."""
         named = self.named.get(identity)
         if named is None:
             if len(self.named) >= MAX_IDS:
                 self.named.clear()
-            named = self.named[identity] = Named(identity, self.opening(identity) + self.tail)
+            named = self.named[identity] = AddressedMessage(
+                identity, self.opening(identity) + self.tail
+            )
         return named
 
     def opening(self, identity: str) -> bytes:

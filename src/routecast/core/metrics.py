@@ -42,7 +42,7 @@ def quotient(dividend: int, divisor: int, digits: int) -> float | None:
 
 
 def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None = None) -> Document:
-    """Return the document of a view, adding up all of its cells in one go. Raises Uncovered."""
+    """Return the document of a view, adding up all of its cells in one go. Raises NotHeld."""
     made = [break_down(snapshot, selection, now) for selection in view.selections]
     return document(view, made, now, baseline)
 

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Set
 from typing import Final, Generic, TypeVar
 
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Key
 
 T = TypeVar("T", bound=Hashable)
 
 OTHER: Final = "other"
-# The parts of a key that producers name, in the order of `Decision` and `Key`.
+# The parts of a key that producers name, in the order of `DecisionRecord` and `Key`.
 NAMED: Final = ("project", "strategy", "provider", "model")
 COMBINATION: Final = "combination"
 
@@ -29,19 +29,19 @@ Reserved = Set[Combination]
 _FREE: Final = frozenset((OTHER, ""))  # they take no room: `other` itself, and no name
 
 
-def fold_names(decisions: Iterable[Decision], folded: FoldedNames) -> list[Decision]:
+def fold_names(decisions: Iterable[DecisionRecord], folded: FoldedNames) -> list[DecisionRecord]:
     """Return decisions with names that an operator folded replaced by `other`."""
     by_place = [folded.get(part, ()) for part in NAMED]
     return [_folded(decision, by_place) for decision in decisions]
 
 
-def _folded(decision: Decision, folded: Iterable[Collection[str]]) -> Decision:
+def _folded(decision: DecisionRecord, folded: Iterable[Collection[str]]) -> DecisionRecord:
     pairs = zip(decision[1:5], folded, strict=True)
     project, strategy, provider, model = (OTHER if name in gone else name for name, gone in pairs)
     return _named(decision, (project, strategy, provider, model))
 
 
-def _named(decision: Decision, names: Combination) -> Decision:
+def _named(decision: DecisionRecord, names: Combination) -> DecisionRecord:
     if decision[1:5] == names:
         return decision
     project, strategy, provider, model = names
@@ -89,7 +89,7 @@ class _Limited(Generic[T]):
         self._new.update(self._reserved)
 
 
-class Names:
+class CardinalityLimiter:
     """The names in use, of each part of a key and of their combinations.
 
     `limit` is the most distinct projects, strategies, providers and models, each, besides `other`;
@@ -156,8 +156,8 @@ class Names:
     # -- names of decisions that a commit adds ---------------------------------------------------
 
     def reserve(
-        self, decisions: Sequence[Decision], held: Reserved = frozenset()
-    ) -> tuple[list[Decision], Reserved]:
+        self, decisions: Sequence[DecisionRecord], held: Reserved = frozenset()
+    ) -> tuple[list[DecisionRecord], Reserved]:
         """Return decisions with names that are over a limit replaced by `other`.
 
         Call `release` with the second value once it is known whether they were committed, after

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any, Final
 
 from routecast.core.decision import SECOND
-from routecast.core.histogram import Lanes, add_bins, percentiles
+from routecast.core.histogram import PackedHistogramSum, add_bins, percentiles
 from routecast.core.history import (
     ALL,
     PARTS,
@@ -17,7 +17,7 @@ from routecast.core.history import (
 from routecast.core.metrics import quotient
 from routecast.core.rollup import Key, Sums
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.protocol import Position, rfc3339
 
 # Series told by name; the others, should there be more, are summed up in one more.
@@ -45,7 +45,9 @@ class Point(Sums):
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
-        self._lanes: Lanes | None = None  # of histograms added as `pack_counts` has them
+        self._lanes: PackedHistogramSum | None = (
+            None  # of histograms added as `pack_counts` has them
+        )
 
     def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
         """Add the sums of a key."""
@@ -66,7 +68,7 @@ class Point(Sums):
     def add_counts(self, packed: bytes) -> None:
         """Add a histogram as `pack_counts` has it, after what it counts was added."""
         if self._lanes is None:
-            self._lanes = Lanes()
+            self._lanes = PackedHistogramSum()
         self._lanes.add(packed, self.latency_count)
 
     def percentiles(self, percents: tuple[int, ...]) -> Sequence[float | None]:
@@ -81,7 +83,7 @@ class Point(Sums):
 
 
 @dataclass(slots=True)
-class Past:
+class TimeSeries:
     """The sums that a plan asked for as of a position, by series and the second it begins at."""
 
     position: Position
@@ -121,12 +123,12 @@ def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
     return found
 
 
-def past_of(snapshot: Snapshot, plan: Plan) -> Past:
+def past_of(snapshot: Snapshot, plan: Plan) -> TimeSeries:
     """Return what a plan asks for out of a snapshot.
 
-    Raises Uncovered when it does not hold all of it, or too much to be added up at once.
+    Raises NotHeld when it does not hold all of it, or too much to be added up at once.
     """
-    past = Past(snapshot.position)
+    past = TimeSeries(snapshot.position)
     minutes = plan.period == "minute"
     unit = 60 if minutes else 3600
     held = snapshot.minute if minutes else snapshot.hour
@@ -134,11 +136,11 @@ def past_of(snapshot: Snapshot, plan: Plan) -> Past:
     room = MAX_SUMS // (HISTOGRAM_SUMS if plan.histograms else 1)
     for number in range(plan.buckets.first // unit, plan.buckets.end // unit):
         if periods.packed_cells(number) > room:  # which takes a while to unpack
-            raise Uncovered(_TOO_MUCH)
+            raise NotHeld(_TOO_MUCH)
         cells = held(number)
         room -= len(cells)
         if room < 0:
-            raise Uncovered(_TOO_MUCH)
+            raise NotHeld(_TOO_MUCH)
         past.add(plan, number * unit, cells)
     return past
 
@@ -147,7 +149,7 @@ def past_of(snapshot: Snapshot, plan: Plan) -> Past:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HistoryResponse:
     """What a query came to: for each of `series` its `key`, and a list of values a field.
 
     `names` are the keys that have a series of their own, in order.
@@ -174,7 +176,7 @@ class Answer:
         }
 
 
-def render(past: Past, plan: Plan, names: Sequence[str] = ()) -> Answer:
+def render(past: TimeSeries, plan: Plan, names: Sequence[str] = ()) -> HistoryResponse:
     """Return the answer to a plan. `names` have a series already; new ones come after them.
 
     Largest first, then by name; when there is no room for more, the rest go to OTHER, which comes
@@ -190,7 +192,7 @@ def render(past: Past, plan: Plan, names: Sequence[str] = ()) -> Answer:
         shown[OTHER] = _united([past.points[name] for name in rest])
     starts = range(plan.buckets.first, plan.buckets.end, plan.buckets.step)
     series = [_columns(name, points, starts, plan.fields) for name, points in shown.items()]
-    return Answer(past.position, plan.buckets, named, series)
+    return HistoryResponse(past.position, plan.buckets, named, series)
 
 
 def _united(parts: Sequence[Mapping[int, Point]]) -> dict[int, Point]:

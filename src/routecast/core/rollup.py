@@ -11,7 +11,7 @@ from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Self
 
-from routecast.core.decision import MINUTE, Decision
+from routecast.core.decision import MINUTE, DecisionRecord
 from routecast.core.histogram import add_bins, bin_of, pack, unpack
 
 MINUTES_PER_HOUR: Final = 60
@@ -34,8 +34,8 @@ def shared_key(names: Iterable[str]) -> Key:
 
 
 # The key a decision is counted under, as a plain tuple: equal to its Key, and quick to make.
-key_of: Final[Callable[[Decision], tuple[str, ...]]] = itemgetter(
-    *map(Decision._fields.index, Key._fields)
+key_of: Final[Callable[[DecisionRecord], tuple[str, ...]]] = itemgetter(
+    *map(DecisionRecord._fields.index, Key._fields)
 )
 
 
@@ -97,7 +97,7 @@ class Sums:
             self._bins = unpack(self._packed)
         return self._bins
 
-    def add(self, decision: Decision) -> None:
+    def add(self, decision: DecisionRecord) -> None:
         """Count one more decision."""
         # One slice is quicker than six attributes, and this runs for every decision there is.
         confidence, cost, latency, tokens_in, tokens_out, fallback = decision[8:14]
@@ -272,7 +272,7 @@ class Cells:
 
     minutes: dict[int, Bucket] = field(default_factory=dict)
 
-    def add(self, decisions: Iterable[Decision]) -> None:
+    def add(self, decisions: Iterable[DecisionRecord]) -> None:
         """Count decisions into the cells they belong to."""
         minutes = self.minutes
         keys: dict[tuple[str, ...], Key] = {}

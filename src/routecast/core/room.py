@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Final
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.rollup import Cells, Key, Sums, key_of
 
 LARGEST_SUM: Final = 2**63 - 1
@@ -29,7 +29,7 @@ _values_of: Final = attrgetter("confidence", "cost", "latency", "input_tokens", 
 Full = dict[tuple[str, str], str]
 
 
-def find_full(decisions: Iterable[Decision], totals: Mapping[Key, Sums]) -> Full:
+def find_full(decisions: Iterable[DecisionRecord], totals: Mapping[Key, Sums]) -> Full:
     """Return the decisions that do not fit into the totals of their series, taken in this order.
 
     A decision that does not fit takes no room: a smaller one after it may fit. `totals` has the

@@ -28,7 +28,7 @@ from routecast.core.rollup import (
     bucket_merge,
     shared_key,
 )
-from routecast.errors import Gap, Uncovered
+from routecast.errors import MissingDeltas, NotHeld
 from routecast.protocol import WINDOWS, Position
 
 HOUR: Final = MINUTES_PER_HOUR * MINUTE
@@ -214,14 +214,15 @@ class Snapshot:
     def apply(self, delta: Delta) -> bool:
         """Add what a commit added; return False when it was in already.
 
-        Raises Gap, changing nothing, when the delta is not the next one: load a new snapshot.
+        Raises MissingDeltas, changing nothing, when the delta is not the next one: load a new
+        snapshot.
         """
         if delta.position.epoch != self.position.epoch:
-            raise Gap(f"epoch {delta.position.epoch} after {self.position.epoch}")
+            raise MissingDeltas(f"epoch {delta.position.epoch} after {self.position.epoch}")
         if delta.position.seq <= self.position.seq:
             return False
         if delta.position.seq != self.position.seq + 1:
-            raise Gap(f"seq {delta.position.seq} after {self.position.seq}")
+            raise MissingDeltas(f"seq {delta.position.seq} after {self.position.seq}")
         for _ in self.applying(delta):
             pass
         return True
@@ -260,10 +261,10 @@ class Snapshot:
             self._recent_cells -= len(self._recent.popleft().cells)
 
     def delta_after(self, seq: int) -> Delta:
-        """Return what the commit after a seq added. Raises Gap when it is not remembered."""
+        """Return what the commit after a seq added. Raises MissingDeltas when it is forgotten."""
         place = len(self._recent) - (self.position.seq - seq)
         if not 0 <= place < len(self._recent):
-            raise Gap(f"the commit after seq {seq} is not remembered")
+            raise MissingDeltas(f"the commit after seq {seq} is not remembered")
         return self._recent[place]
 
     def forget_commits(self) -> None:
@@ -277,21 +278,21 @@ class Snapshot:
             self._recent, self._recent_cells = before._recent.copy(), before._recent_cells
 
     def minute(self, minute: int) -> Bucket:
-        """Return the sums of a minute since 1970. Raises Uncovered when it is not held."""
+        """Return the sums of a minute since 1970. Raises NotHeld when it is not held."""
         if not self.holds(minute):
-            raise Uncovered(f"minute {minute} is not held in memory")
+            raise NotHeld(f"minute {minute} is not held in memory")
         return self.minutes.get(minute, {})
 
     def hour(self, hour: int) -> Bucket:
-        """Return the sums of an hour since 1970. Raises Uncovered when it is not held."""
+        """Return the sums of an hour since 1970. Raises NotHeld when it is not held."""
         if not self._holds_hour(hour):
-            raise Uncovered(f"hour {hour} is not held in memory")
+            raise NotHeld(f"hour {hour} is not held in memory")
         return self.hours.get(hour, {})
 
     def check_covers(self, now: int) -> None:
-        """Raise Uncovered when windows cannot be answered at `now`: load a new snapshot."""
+        """Raise NotHeld when windows cannot be answered at `now`: load a new snapshot."""
         if not self.still and not -MINUTE <= now - self.taken < COVERAGE:
-            raise Uncovered(f"taken {(now - self.taken) / 1e6:.0f} s ago")
+            raise NotHeld(f"taken {(now - self.taken) / 1e6:.0f} s ago")
 
     def keys_of(self, place: int, names: Iterable[str]) -> Iterator[Key]:
         """Yield the total's keys that have one of these names at a place of the key."""

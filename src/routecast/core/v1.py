@@ -13,7 +13,7 @@ import msgspec
 
 from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
 from routecast.core.message import Asked, Encoding, HistoryAsked
-from routecast.core.view import INTERVAL_RULE, Subscription, make_view
+from routecast.core.view import INTERVAL_RULE, ViewSubscription, make_view
 from routecast.core.wording import worded
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import (
@@ -47,16 +47,16 @@ _TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack", "refres
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
+class StartSubscription:
     """Send a subscription's frames from now on; `position` is where the client was."""
 
     id: str
-    subscription: Subscription
+    subscription: ViewSubscription
     position: Position | None
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class QueryHistory:
     """Look back, and tell what was found under this id; call `release` when all is told."""
 
     id: str
@@ -64,20 +64,22 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
+class StopSubscription:
     """Send nothing more under this id."""
 
     id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class CloseConnection:
     """Close the connection."""
 
     code: CloseCode
 
 
-Outcome = ErrorOut | Pong | Follow | Look | Leave | Close | None
+Outcome = (
+    ErrorOut | Pong | StartSubscription | QueryHistory | StopSubscription | CloseConnection | None
+)
 
 
 class V1Session:
@@ -96,12 +98,12 @@ class V1Session:
     def receive(self, message: str | bytes, now: float) -> Outcome:
         """Take a message; return the answer to send, or what else to do. `now` is in seconds."""
         if self._is_one_too_many(now):
-            return Close(CloseCode.TOO_MANY_MESSAGES)
+            return CloseConnection(CloseCode.TOO_MANY_MESSAGES)
         size = len(message if isinstance(message, bytes) else message.encode())
         if size > MAX_MESSAGE_BYTES:
-            return Close(CloseCode.TOO_BIG)
+            return CloseConnection(CloseCode.TOO_BIG)
         if isinstance(message, bytes) != self.encoding.binary:
-            return Close(CloseCode.UNSUPPORTED_DATA)
+            return CloseConnection(CloseCode.UNSUPPORTED_DATA)
         try:
             asked = self.encoding.decode(message)
         except (ValueError, RecursionError) as error:
@@ -126,7 +128,7 @@ class V1Session:
                 if identity not in self.ids:
                     return _unknown(asked)
                 del self.ids[identity]
-                return Leave(identity)
+                return StopSubscription(identity)
             case HistoryAsked():
                 return self._look(asked, size)
             case Ack(id=identity):
@@ -139,7 +141,7 @@ class V1Session:
     def _subscribe(self, asked: Subscribe, size: int) -> Outcome:
         view = make_view(asked.fields, asked.filter, asked.window)
         interval = self._interval if asked.interval is None else asked.interval
-        follow = Follow(asked.id, Subscription(view, interval), asked.position)
+        follow = StartSubscription(asked.id, ViewSubscription(view, interval), asked.position)
         return self._take_id(asked, size) or follow
 
     def _look(self, asked: HistoryAsked, size: int) -> Outcome:
@@ -152,7 +154,7 @@ class V1Session:
             filters=make_view(None, asked.filter, None),
             follow=bool(asked.follow),
         )
-        return self._take_id(asked, size) or Look(asked.id, query)
+        return self._take_id(asked, size) or QueryHistory(asked.id, query)
 
     def _take_id(self, asked: Subscribe | HistoryAsked, size: int) -> ErrorOut | None:
         """Let a message have its id, or say why it cannot."""
@@ -194,7 +196,7 @@ class V1Session:
     def _count_strange(self, problem: str) -> Outcome:
         self._strange += 1
         if self._strange >= MAX_STRANGE:
-            return Close(CloseCode.NOT_PROTOCOL)
+            return CloseConnection(CloseCode.NOT_PROTOCOL)
         return ErrorOut(code=ErrorCode.NOT_PROTOCOL, message=problem, retryable=False)
 
 

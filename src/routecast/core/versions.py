@@ -44,7 +44,7 @@ Stamps = tuple[int, ...]
 _Key = tuple["Version | None", Encoding, float | None]
 
 
-class State:
+class DocumentState:
     """What a document is made of.
 
     `moment` is what of the time is in it (`View.moment`); `as_of` is how new the numbers are known
@@ -74,7 +74,7 @@ class Version:
         view: View,
         number: int,
         made: int,
-        state: State | None,
+        state: DocumentState | None,
         body: bytes | None,
         stamps: Stamps,
     ) -> None:
@@ -88,7 +88,7 @@ class Version:
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_Key, tuple[int, Message]] = {}
 
-    def confirm(self, state: State) -> bool:
+    def confirm(self, state: DocumentState) -> bool:
         """Whether a state gives this very document; then it is known to be as new as that."""
         ours = self.state
         if ours is None or not ours.is_of(state.position, state.source):
@@ -143,7 +143,7 @@ class Versions:
         self,
         view: View,
         now: int,
-        state: State | None,
+        state: DocumentState | None,
         document: Document | None,
         stamps: Stamps = (),
     ) -> Version:
@@ -154,12 +154,12 @@ class Versions:
         body = None if document is None else _encode(without_nulls(document))
         return self._add(view, now, state, body, stamps)
 
-    def carry(self, newest: Version, now: int, state: State) -> Version:
+    def carry(self, newest: Version, now: int, state: DocumentState) -> Version:
         """Take a newer state that has the same document as the newest version."""
         return self._add(newest.view, now, state, newest.body, newest.stamps)
 
     def _add(
-        self, view: View, now: int, state: State | None, body: bytes | None, stamps: Stamps
+        self, view: View, now: int, state: DocumentState | None, body: bytes | None, stamps: Stamps
     ) -> Version:
         before = self._newest.get(view)
         if before is not None:
@@ -253,7 +253,7 @@ def _message(
     )
 
 
-def _leads(base: State | None, to: State) -> bool:
+def _leads(base: DocumentState | None, to: DocumentState) -> bool:
     """Whether a delta may lead from one to the other: forth, in the same history."""
     if base is None:
         return False

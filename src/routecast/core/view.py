@@ -121,14 +121,14 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Subscription:
+class ViewSubscription:
     """A view, and how many seconds lie between two of its frames."""
 
     view: View = View()
     interval: float = DEFAULT_INTERVAL
 
 
-def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Subscription:
+def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> ViewSubscription:
     """Read the query string that `/ws/metrics` and its siblings share.
 
     `interval` is what holds when none is asked for. Unknown parameters are ignored, but for
@@ -140,7 +140,7 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Su
         window=_window(only("window", given)) if "window" in given else "all",
         **read_filters(given),
     )
-    return Subscription(
+    return ViewSubscription(
         view, _interval(only("interval", given)) if "interval" in given else interval
     )
 

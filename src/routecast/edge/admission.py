@@ -4,7 +4,7 @@ from collections import Counter
 
 from starlette.types import Scope
 
-from routecast.core.session import Session, open_session
+from routecast.core.session import DefaultSession, open_session
 from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
 from routecast.edge.proxies import limit_key_of
@@ -12,7 +12,7 @@ from routecast.errors import Unavailable
 from routecast.streaming.connections import ConnectionManager
 
 
-class Door:
+class AdmissionControl:
     """Checks a request before anything is spent on it."""
 
     def __init__(
@@ -29,7 +29,9 @@ class Door:
         self._max_per_address = max_per_address
         self._inside: Counter[str] = Counter()
 
-    def open(self, query: bytes, *, origin: str | None, host: str | None, address: str) -> Session:
+    def open(
+        self, query: bytes, *, origin: str | None, host: str | None, address: str
+    ) -> DefaultSession:
         """Return the session a request asks for.
 
         `address` is what limits count the client by (`limit_key`). Raises Misdirected,
@@ -46,7 +48,7 @@ class Door:
         self._inside[address] += 1
         return session
 
-    def open_scope(self, scope: Scope) -> tuple[Session, str]:
+    def open_scope(self, scope: Scope) -> tuple[DefaultSession, str]:
         """Return the session an ASGI scope asks for, and the address to `leave` with."""
         address = limit_key_of(scope)
         origin, host = origin_of(scope)

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from routecast.core.frame import Frame
-from routecast.core.groups import Block, Question
-from routecast.core.session import Session
+from routecast.core.frame import EncodedDocument
+from routecast.core.groups import PingState, Shard
+from routecast.core.session import DefaultSession
 from routecast.core.turns import in_turn
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, close_reason
@@ -18,38 +18,38 @@ SEND_SECONDS: Final = 10.0
 ABNORMAL: Final = 1006
 
 
-class Outlet:
+class AsgiConnection:
     """A subscriber (`core.groups.Connection`) for whom awaiting `send` is how to feel its pace."""
 
-    __slots__ = ("_newest", "_stop", "_wake", "block", "client", "kind", "reason", "subscription")
+    __slots__ = ("_newest", "_stop", "_wake", "client", "kind", "reason", "shard", "subscription")
 
-    def __init__(self, session: Session, kind: str, client: str) -> None:
+    def __init__(self, session: DefaultSession, kind: str, client: str) -> None:
         self.kind = kind
         self.client = client
-        self.block: Block | None = None
+        self.shard: Shard | None = None
         self.subscription = session.subscription
         self.reason = ""  # why it is stopped, for a close frame
-        self._newest: Frame | None = None
+        self._newest: EncodedDocument | None = None
         self._stop: CloseCode | None = None
         self._wake = asyncio.Event()
 
-    def offer(self, frame: Frame) -> bool:
+    def offer(self, frame: EncodedDocument) -> bool:
         conflated = self._newest is not None
         self._newest = frame
         self._wake.set()
         return not conflated
 
     @staticmethod
-    def offer_all(frame: Frame, block: Block) -> int:
-        return sum(not connection.offer(frame) for connection in in_turn(block.connections))
+    def offer_all(frame: EncodedDocument, shard: Shard) -> int:
+        return sum(not connection.offer(frame) for connection in in_turn(shard.connections))
 
     @staticmethod
-    def ask_all(block: Block) -> None:
+    def queue_ping(shard: Shard) -> None:
         """Nothing to do: pings are the ASGI server's own."""
 
     @staticmethod
-    def flush_all(block: Block) -> None:
-        block.question = Question.NONE
+    def flush_ping(shard: Shard) -> None:
+        shard.ping_state = PingState.NONE
 
     def give_up(self) -> None:
         """Nothing to do: nobody was asked."""
@@ -64,7 +64,7 @@ class Outlet:
 
     async def pump(
         self,
-        send: Callable[[Frame], Awaitable[None]],
+        send: Callable[[EncodedDocument], Awaitable[None]],
         idle: Callable[[], Awaitable[None]] | None = None,
         idle_seconds: float | None = None,
     ) -> CloseCode:

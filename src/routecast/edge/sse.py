@@ -13,9 +13,9 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from routecast.core.frame import Frame
-from routecast.edge.admission import Door
-from routecast.edge.asgi_connection import SEND_SECONDS, Outlet
+from routecast.core.frame import EncodedDocument
+from routecast.edge.admission import AdmissionControl
+from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.edge.head import is_head
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
@@ -39,7 +39,9 @@ _COMMENT: Final = b": alive\n\n"
 class MetricsEvents:
     """The ASGI application behind `GET /sse/metrics`."""
 
-    def __init__(self, manager: ConnectionManager, door: Door, instruments: Instruments) -> None:
+    def __init__(
+        self, manager: ConnectionManager, door: AdmissionControl, instruments: Instruments
+    ) -> None:
         self._manager = manager
         self._door = door
         self._instruments = instruments
@@ -62,10 +64,10 @@ class MetricsEvents:
         async def write(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-        async def send_frame(frame: Frame) -> None:
+        async def send_frame(frame: EncodedDocument) -> None:
             await write(event(frame))
 
-        outlet = Outlet(session, "SSE", address)
+        outlet = AsgiConnection(session, "SSE", address)
         try:
             await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))
@@ -83,7 +85,7 @@ class MetricsEvents:
             self._door.leave(address)
 
 
-def event(frame: Frame) -> bytes:
+def event(frame: EncodedDocument) -> bytes:
     """Return a frame as one event, made once for all who get it."""
     if frame.event is None:
         position = frame.position

@@ -23,14 +23,14 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemClock, SystemTimers
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.prices import GenaiPrices
-from routecast.adapters.store.null import NoStore
+from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
-from routecast.core.names import COMBINATION, Names
+from routecast.core.names import COMBINATION, CardinalityLimiter
 from routecast.core.sites import Sites
-from routecast.edge.admission import Door
+from routecast.edge.admission import AdmissionControl
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
 from routecast.edge.gate import Gate
@@ -45,7 +45,7 @@ from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws.asgi_route import MetricsSocket
-from routecast.edge.ws.upgrade_probe import METHODS, Advice
+from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.edge.ws.v1_protocol import v1_speakers
 from routecast.edge.ws.ws_protocol import WebSocketEdge
 from routecast.errors import BadSettings, RoutecastError, Unavailable
@@ -53,27 +53,27 @@ from routecast.instruments import Instruments
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
 from routecast.protocol import Components, Health
 from routecast.server.config import Settings
-from routecast.services.history import History
+from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
 from routecast.services.live_state import (
     ALONE_LOOK_SECONDS,
     LOOK_SECONDS,
     SHARED_LOOK_SECONDS,
-    Live,
+    LiveState,
 )
-from routecast.services.metrics_reader import Latest
-from routecast.services.presence import Census
+from routecast.services.metrics_reader import MetricsReader
+from routecast.services.presence import ClusterPresence
 from routecast.services.renders import Renders
 from routecast.services.retention import Retention, Summaries, run_retention
-from routecast.services.snapshot_loader import Sources
+from routecast.services.snapshot_loader import SnapshotLoader
 from routecast.services.supervisor import Supervisor
 from routecast.services.windows import Windows
 from routecast.slices import Slices
 from routecast.streaming.channels import Channels
 from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.history_limits import Admission
-from routecast.streaming.history_subscriptions import Lookbacks
-from routecast.streaming.v1_connections import Subscribers
+from routecast.streaming.history_limits import HistoryLimits
+from routecast.streaming.history_subscriptions import HistorySubscriptions
+from routecast.streaming.v1_connections import V1Peers
 from routecast.urls import masked, split_url
 
 # The modules of Redis and PostgreSQL are imported in the functions that use them. A process that
@@ -175,7 +175,7 @@ def open_engines(settings: Settings) -> Engines:
     """Return the engines that the settings name, not yet opened. Raises BadSettings."""
     clock, instruments = SystemClock(), Instruments()
     engines = Engines(
-        store=NoStore()
+        store=NullStore()
         if settings.role == "stream"
         else open_store(settings.database_url, connections=settings.database_connections),
         cache=MemoryCache(clock, settings.cache_seconds),
@@ -198,9 +198,9 @@ def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
     from routecast.adapters.cluster.redis import RedisCluster
     from routecast.adapters.redis_check import RedisCheck
     from routecast.adapters.redis_client import RedisLink
-    from routecast.circuit_breaker import Breaker
+    from routecast.circuit_breaker import CircuitBreaker
 
-    link = partial(RedisLink, url, settings.redis_prefix, Breaker("Redis"))
+    link = partial(RedisLink, url, settings.redis_prefix, CircuitBreaker("Redis"))
     return replace(
         engines,
         cache=RedisCache(link(), settings.cache_seconds),
@@ -231,7 +231,7 @@ class Services:
             is_file = _file_of(settings.database_url) is not None
             look_seconds = ALONE_LOOK_SECONDS if is_file else SHARED_LOOK_SECONDS
         room = settings.live_memory * 2**20
-        names = Names(settings.max_names, settings.max_series, self._tell_full)
+        names = CardinalityLimiter(settings.max_names, settings.max_series, self._tell_full)
         self.names = names
         for part, limit in names.limits.items():
             self.instruments.names.labels(part).set_function(partial(names.used, part))
@@ -241,7 +241,7 @@ class Services:
         self.ingest = Ingest(
             engines.store, engines.bus, engines.clock, names, self.instruments, self.slices
         )
-        self.sources = Sources(
+        self.sources = SnapshotLoader(
             engines.store,
             engines.cache,
             engines.bus,
@@ -252,7 +252,7 @@ class Services:
             room=int(room * SNAPSHOT_SHARE),
         )
         self.windows = Windows(engines.store, engines.clock, int(room * WINDOWS_SHARE))
-        self.live = Live(
+        self.live = LiveState(
             self.sources,
             engines.store,
             engines.bus,
@@ -265,7 +265,7 @@ class Services:
             renew=names.renew,
             advanced=lambda: self.channels.push(),
         )
-        self.latest = Latest(
+        self.latest = MetricsReader(
             self.live.current,
             self.live.held,
             self.sources,
@@ -277,14 +277,16 @@ class Services:
             budget=(budget := RenderBudget()),
         )
         self.renders = Renders(self.latest, budget, self.instruments, self.slices)
-        self.history = History(engines.store, self.live.current, self.live.changes, engines.clock)
+        self.history = HistoryService(
+            engines.store, self.live.current, self.live.changes, engines.clock
+        )
         self.manager = ConnectionManager(
             self.latest, self.renders, self.instruments, settings.max_connections
         )
-        self.census = Census(engines.cluster, lambda: self.manager.active)
+        self.census = ClusterPresence(engines.cluster, lambda: self.manager.active)
         self.sites = Sites(settings.allowed_origins, settings.allowed_hosts)
         self.proxies = Proxies(settings.trusted_proxies)
-        self.door = Door(
+        self.door = AdmissionControl(
             self.manager,
             interval=settings.interval,
             sites=self.sites,
@@ -293,9 +295,9 @@ class Services:
         self.channels = Channels(
             self.latest, self.renders, engines.clock, SystemTimers(), self.instruments
         )
-        self.admission = Admission()
-        self.lookbacks = Lookbacks(self.history, self.admission)
-        self.subscribers = Subscribers(self.channels, self.lookbacks)
+        self.admission = HistoryLimits()
+        self.lookbacks = HistorySubscriptions(self.history, self.admission)
+        self.subscribers = V1Peers(self.channels, self.lookbacks)
         self.websockets = WebSocketEdge(
             self.manager,
             self.door,
@@ -569,7 +571,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
         # For an application that is mounted in another; and to say 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
         WebSocketRoute("/ws/metrics", MetricsSocket(*streams, services.subscribers)),
-        Route("/ws/metrics", Advice(services.door), methods=METHODS),
+        Route("/ws/metrics", UpgradeProbe(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.renders.frame))

@@ -19,14 +19,14 @@ from typing import Final, cast
 
 import uvicorn
 
-from routecast.edge.http.fast_path import LeanHttp
+from routecast.edge.http.fast_path import FastPathHttpProtocol
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.errors import BadSettings, Unavailable
 from routecast.server.app import CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.server.config import Settings
 from routecast.server.inherited_sockets import take_over
 from routecast.server.rlimits import allow_open_files, open_files
-from routecast.server.worker_processes import Workers
+from routecast.server.worker_processes import WorkerProcesses
 
 # Requests under way get this time when the server stops, once its streams were told: more than
 # DRAIN_SECONDS, after which those that wait for the database are answered.
@@ -196,7 +196,7 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
         if settings.fd is None:
             log.info("Listening on %s", url_of(listener))
         if settings.workers > 1:
-            return Workers(settings, listener).run()
+            return WorkerProcesses(settings, listener).run()
         return _serve(settings, listener, on_started)
 
 
@@ -211,7 +211,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
     )
     config = uvicorn.Config(
         app,
-        http=cast("type[asyncio.Protocol]", partial(LeanHttp, app.decisions, edge)),
+        http=cast("type[asyncio.Protocol]", partial(FastPathHttpProtocol, app.decisions, edge)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
         proxy_headers=False,  # `edge/gate.py` reads them, as all edges do
         timeout_graceful_shutdown=GRACE_SECONDS,

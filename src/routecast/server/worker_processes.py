@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 STARTED_SECONDS: Final = 5.0
 
 
-class Workers:
+class WorkerProcesses:
     """Starts as many processes as the settings say; `run` looks after them until told to stop."""
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:

@@ -5,12 +5,19 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from routecast.core.changes import Changes
-from routecast.core.follow import Follow
+from routecast.core.changes import DirtyMinutes
+from routecast.core.follow import HistoryCursor
 from routecast.core.history import HOUR_STEP, HistoryQuery, Plan, plan
-from routecast.core.past import MANY_VALUES, PERCENTILE_VALUES, Answer, Past, past_of, render
+from routecast.core.past import (
+    MANY_VALUES,
+    PERCENTILE_VALUES,
+    HistoryResponse,
+    TimeSeries,
+    past_of,
+    render,
+)
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Gap, Unavailable, Uncovered
+from routecast.errors import MissingDeltas, NotHeld, Unavailable
 from routecast.ports import Clock, Reading, Store
 from routecast.protocol import Position
 
@@ -32,38 +39,38 @@ MAX_KEPT: Final = 64
 MAX_KEPT_VALUES: Final = 200_000
 
 
-class History:
+class HistoryService:
     """Answers queries about the past, and tells how the answers go on.
 
     `live` is the newest state there is, `changes` what led to it.
     """
 
     def __init__(
-        self, store: Store, live: Callable[[], Reading | None], changes: Changes, clock: Clock
+        self, store: Store, live: Callable[[], Reading | None], changes: DirtyMinutes, clock: Clock
     ) -> None:
         self._store = store
         self._live = live
         self._changes = changes
         self._clock = clock
         self._turns = asyncio.Semaphore(READS)
-        self._waiting: dict[_Key, asyncio.Task[Answer]] = {}
-        self._kept: OrderedDict[_Key, Answer] = OrderedDict()
+        self._waiting: dict[_Key, asyncio.Task[HistoryResponse]] = {}
+        self._kept: OrderedDict[_Key, HistoryResponse] = OrderedDict()
         self._kept_values = 0
 
-    async def answer(self, query: HistoryQuery) -> Answer:
+    async def answer(self, query: HistoryQuery) -> HistoryResponse:
         """Return a query's answer, with all that was acknowledged before it was asked.
 
         Raises BadParameter; Unavailable when the database cannot answer, or too many ask.
         """
         return await self._answer(query, self._clock.now())
 
-    async def follow(self, query: HistoryQuery) -> tuple[Answer, Follow]:
+    async def follow(self, query: HistoryQuery) -> tuple[HistoryResponse, HistoryCursor]:
         """Return a query's answer, as `answer` does, and what `advance` needs to go on from it."""
         now = self._clock.now()
         answer = await self._answer(query, now)
-        return answer, Follow(query, answer, now)
+        return answer, HistoryCursor(query, answer, now)
 
-    async def advance(self, follow: Follow) -> Answer | None:
+    async def advance(self, follow: HistoryCursor) -> HistoryResponse | None:
         """Return what is to be told now, None when nothing is; one call at a time for each.
 
         What is told replaces all that the client holds from the answer's first bucket on.
@@ -79,7 +86,7 @@ class History:
             return await self._begin_again(follow, now)
         try:
             answer = await self._go_on(follow, reading.snapshot, now)
-        except Uncovered:  # minutes are not kept for that long
+        except NotHeld:  # minutes are not kept for that long
             return await self._begin_again(follow, now)
         if answer is None:
             follow.kept_up(theirs)
@@ -87,18 +94,20 @@ class History:
             follow.told(answer, now)
         return answer
 
-    async def _begin_again(self, follow: Follow, now: int) -> Answer:
+    async def _begin_again(self, follow: HistoryCursor, now: int) -> HistoryResponse:
         answer = await self._answer(follow.query, now)
         follow.restart(answer, now)
         return answer
 
-    async def _answer(self, query: HistoryQuery, now: int) -> Answer:
+    async def _answer(self, query: HistoryQuery, now: int) -> HistoryResponse:
         try:
             return await self._read(plan(query, now))
-        except Uncovered:  # its minutes are not kept any more
+        except NotHeld:  # its minutes are not kept any more
             return await self._read(plan(query, now, least_step=HOUR_STEP))
 
-    async def _go_on(self, follow: Follow, snapshot: Snapshot, now: int) -> Answer | None:
+    async def _go_on(
+        self, follow: HistoryCursor, snapshot: Snapshot, now: int
+    ) -> HistoryResponse | None:
         heard = snapshot.position  # which moves on while the database is read
         try:
             minutes = self._changes.between(follow.position, heard)
@@ -110,13 +119,13 @@ class History:
             minutes += self._changes.between(heard, answer.position)
             if follow.due(minutes, now) == due:
                 return answer
-        except Gap:
+        except MissingDeltas:
             pass
         return await self._read(follow.whole(now), follow.names)
 
     # -- reading --------------------------------------------------------------------------------
 
-    async def _read(self, wanted: Plan, names: Names = ()) -> Answer:
+    async def _read(self, wanted: Plan, names: Names = ()) -> HistoryResponse:
         key = wanted, names
         if (kept := self._newest(key)) is not None:
             return kept
@@ -128,7 +137,7 @@ class History:
             task.add_done_callback(_look_at)
         return await asyncio.shield(task)
 
-    async def _take_turn(self, key: _Key) -> Answer:
+    async def _take_turn(self, key: _Key) -> HistoryResponse:
         try:
             await self._turns.acquire()
         finally:
@@ -146,20 +155,20 @@ class History:
                 self._turns.release()
         return await self._render(past, key)
 
-    async def _tell(self, due: Plan, names: Names, snapshot: Snapshot) -> Answer:
+    async def _tell(self, due: Plan, names: Names, snapshot: Snapshot) -> HistoryResponse:
         """Return the answer to what is due, made once for all who hold the same."""
         key = due, names
         if (kept := self._newest(key)) is not None:
             return kept
         try:
             past = past_of(snapshot, due)
-        except Uncovered:
+        except NotHeld:
             return await self._read(due, names)
         return await self._render(past, key)
 
     # -- answers --------------------------------------------------------------------------------
 
-    def _newest(self, key: _Key) -> Answer | None:
+    def _newest(self, key: _Key) -> HistoryResponse | None:
         """Return the answer kept, if no commit is known that came after it."""
         kept, reading = self._kept.get(key), self._live()
         if kept is None or reading is None or _is_older(kept.position, reading.snapshot.position):
@@ -167,7 +176,7 @@ class History:
         self._kept.move_to_end(key)
         return kept
 
-    def _keep(self, key: _Key, answer: Answer) -> None:
+    def _keep(self, key: _Key, answer: HistoryResponse) -> None:
         self._forget(key)
         for other, kept in list(self._kept.items()):
             if _is_older(kept.position, answer.position):
@@ -183,7 +192,7 @@ class History:
         if (kept := self._kept.pop(key, None)) is not None:
             self._kept_values -= kept.values
 
-    async def _render(self, past: Past, key: _Key) -> Answer:
+    async def _render(self, past: TimeSeries, key: _Key) -> HistoryResponse:
         wanted, names = key
         weight = PERCENTILE_VALUES if wanted.histograms else 1
         values = wanted.buckets.points * len(wanted.fields) * len(past.points) * weight
@@ -199,6 +208,6 @@ def _is_older(position: Position, than: Position) -> bool:
     return position.epoch != than.epoch or position.seq < than.seq
 
 
-def _look_at(task: asyncio.Task[Answer]) -> None:
+def _look_at(task: asyncio.Task[HistoryResponse]) -> None:
     if not task.cancelled():
         task.exception()  # whoever waits for it is told; nobody may

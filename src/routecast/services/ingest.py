@@ -22,9 +22,9 @@ from operator import is_not
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from routecast.core.decision import Decision, identity_of
+from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.delta import Delta
-from routecast.core.names import Combination, Names
+from routecast.core.names import CardinalityLimiter, Combination
 from routecast.core.room import Full
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
@@ -80,7 +80,7 @@ class Kept(NamedTuple):
 Pending = asyncio.Future[Kept]
 
 
-class Batch:
+class QueuedBatch:
     """Decisions that were sent together, and the promise of an answer to them.
 
     `reserved` are the names reserved for them until their commit.
@@ -88,7 +88,7 @@ class Batch:
 
     __slots__ = ("decisions", "done", "reserved")
 
-    def __init__(self, decisions: Sequence[Decision]) -> None:
+    def __init__(self, decisions: Sequence[DecisionRecord]) -> None:
         self.decisions = decisions
         self.reserved: set[Combination] = set()
         self.done: Pending = asyncio.get_running_loop().create_future()
@@ -112,7 +112,7 @@ class Ingest:
         store: Store,
         bus: Bus,
         clock: Clock,
-        names: Names,
+        names: CardinalityLimiter,
         instruments: Instruments,
         slices: Slices | None = None,
     ) -> None:
@@ -122,9 +122,9 @@ class Ingest:
         self._names = names
         self._instruments = instruments
         self._slices = slices or Slices()
-        self._small: deque[Batch] = deque()
-        self._medium: deque[Batch] = deque()
-        self._large: deque[Batch] = deque()
+        self._small: deque[QueuedBatch] = deque()
+        self._medium: deque[QueuedBatch] = deque()
+        self._large: deque[QueuedBatch] = deque()
         self._waiting = 0  # decisions, in all queues and in commits
         self._large_waiting = 0  # those of them that came in large batches
         self._queued = 0  # decisions in the queues of small and medium batches
@@ -172,7 +172,7 @@ class Ingest:
         self._checked = time.monotonic()
         await self._store.check()
 
-    def submit(self, decisions: Sequence[Decision]) -> Pending:
+    def submit(self, decisions: Sequence[DecisionRecord]) -> Pending:
         """Keep a batch: await what is returned for what was kept of it.
 
         It is done after the commit. Where there is no room, or the database cannot take it, this
@@ -185,7 +185,7 @@ class Ingest:
             raise self._refuse(decisions, CRASHED, retry_after=1)
         if not self._has_room(len(decisions)):
             raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
-        batch = Batch(decisions)
+        batch = QueuedBatch(decisions)
         self._count_waiting(len(decisions))
         if len(decisions) > MAX_GROUP:
             self._large.append(batch)  # its names are bounded later: that takes long
@@ -221,7 +221,9 @@ class Ingest:
         if size > MAX_GROUP:
             self._large_waiting -= size
 
-    def _bounded(self, batch: Batch, decisions: Sequence[Decision]) -> list[Decision]:
+    def _bounded(
+        self, batch: QueuedBatch, decisions: Sequence[DecisionRecord]
+    ) -> list[DecisionRecord]:
         """Return decisions of a batch with names over a limit replaced; reserve the others."""
         bounded, reserved = self._names.reserve(decisions, batch.reserved)
         batch.reserved |= reserved
@@ -230,7 +232,9 @@ class Ingest:
             self._instruments.folded.inc(folded)
         return bounded
 
-    def _refuse(self, decisions: Sequence[Decision], why: str, retry_after: int) -> Unavailable:
+    def _refuse(
+        self, decisions: Sequence[DecisionRecord], why: str, retry_after: int
+    ) -> Unavailable:
         self._instruments.decisions.labels("refused").inc(len(decisions))
         return Unavailable(why, retry_after=retry_after)
 
@@ -288,12 +292,12 @@ class Ingest:
             async with asyncio.timeout(min(seconds, LONGEST_REST)):
                 await self._closing.wait()
 
-    async def _bound_in_slices(self, batch: Batch) -> bool:
+    async def _bound_in_slices(self, batch: QueuedBatch) -> bool:
         """Bound the names of the first large batch; return whether it is still to be committed.
 
         It may be refused meanwhile: then what was reserved for it is released already.
         """
-        bounded: list[Decision] = []
+        bounded: list[DecisionRecord] = []
         due = time.monotonic() + LOOP_SECONDS
         for first in range(0, len(batch.decisions), SMALL):
             bounded += self._bounded(batch, batch.decisions[first : first + SMALL])
@@ -345,13 +349,13 @@ class Ingest:
             queue.clear()
         self._queued = 0
 
-    def _next_group(self) -> list[Batch]:
+    def _next_group(self) -> list[QueuedBatch]:
         """Take the next batches; small and medium ones take turns to come first."""
         queues = [self._small, self._medium]
         if self._medium_first:
             queues.reverse()
         self._medium_first = not self._medium_first
-        group: list[Batch] = []
+        group: list[QueuedBatch] = []
         size, most = 0, self._most_together
         for queue in queues:
             while queue and (not group or size + len(queue[0].decisions) <= most):
@@ -360,7 +364,7 @@ class Ingest:
         self._queued -= size
         return group
 
-    async def _commit(self, group: list[Batch]) -> None:
+    async def _commit(self, group: list[QueuedBatch]) -> None:
         started = time.perf_counter()
         try:
             commit = await self._store.commit(
@@ -387,7 +391,7 @@ class Ingest:
                 full = batch.places_of(commit.full) if commit.full else {}
                 batch.done.set_result(Kept(inserted, commit.position, full, differing))
 
-    def _tell(self, delta: Delta, group: list[Batch]) -> None:
+    def _tell(self, delta: Delta, group: list[QueuedBatch]) -> None:
         """Tell of a commit. It is on disk, and to be acknowledged, whatever becomes of this."""
         try:
             self._bus.publish(delta)
@@ -396,7 +400,7 @@ class Ingest:
         except Exception:
             log.exception("A commit could not be told; it will be read from the database")
 
-    def _fail(self, group: list[Batch], error: Exception) -> None:
+    def _fail(self, group: list[QueuedBatch], error: Exception) -> None:
         if not isinstance(error, Unavailable):
             log.error("A commit failed for a reason not foreseen", exc_info=error)
             error = Unavailable("the commit failed; see the server's log")
@@ -405,7 +409,7 @@ class Ingest:
         self._failed = (time.monotonic(), error)
         self._answer(group, error)
 
-    def _answer(self, group: list[Batch], error: RoutecastError) -> None:
+    def _answer(self, group: list[QueuedBatch], error: RoutecastError) -> None:
         for batch in group:
             self._count_answered(len(batch.decisions))
             self._names.release(batch.reserved)

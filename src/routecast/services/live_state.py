@@ -18,17 +18,17 @@ from itertools import islice
 from math import inf
 from typing import Final
 
-from routecast.core.changes import Changes
+from routecast.core.changes import DirtyMinutes
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
 from routecast.core.names import FoldedNames
 from routecast.core.rollup import Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
-from routecast.errors import Gap, Unavailable
+from routecast.errors import MissingDeltas, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Clock, Cluster, Reading, Store
 from routecast.protocol import Position, Source
-from routecast.services.snapshot_loader import Sources, is_behind
+from routecast.services.snapshot_loader import SnapshotLoader, is_behind
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ REPEAT: Final = 3
 SILENT_LOOKS: Final = 4
 
 
-class Live:
+class LiveState:
     """The newest state. Run `run` as a task; read `current`.
 
     `look_seconds` is how often the nodes, together, read the database's position, and one that is
@@ -80,7 +80,7 @@ class Live:
 
     def __init__(
         self,
-        sources: Sources,
+        sources: SnapshotLoader,
         store: Store,
         bus: Bus,
         cluster: Cluster,
@@ -123,7 +123,7 @@ class Live:
         self._stir = asyncio.Event()
         self._tried = asyncio.Event()
         self.failing: str | None = None  # why the database cannot be read
-        self.changes = Changes()  # what the commits that were applied added to
+        self.changes = DirtyMinutes()  # what the commits that were applied added to
         instruments.live_room.set(sources.room or 0)
         instruments.live_cells.set_function(lambda: self._measure("cells"))
         instruments.live_bytes.set_function(lambda: self._measure("size"))
@@ -217,7 +217,7 @@ class Live:
                 await self._load(self._sources.stored())
             elif self._is_behind():
                 await self._catch_up()
-        except Gap as gap:
+        except MissingDeltas as gap:
             log.warning("Live state lost step (%s); loading it again", gap)
             self._in_step = False
             self._stir.set()
@@ -387,7 +387,7 @@ class Live:
         return there is not None and (there.epoch != ours.epoch or there.seq > ours.seq)
 
     async def _catch_up(self) -> None:
-        """Fetch what was missed. Raises Gap when it cannot be had, Unavailable."""
+        """Fetch what was missed. Raises MissingDeltas when it cannot be had, Unavailable."""
         await asyncio.sleep(GRACE_SECONDS if self._has_others else OWN_GRACE_SECONDS)
         if not self._is_behind():
             return
@@ -395,11 +395,11 @@ class Live:
         for delta in await self._missed(self._snapshot.position):
             self._take(delta)
         if self._is_behind():
-            raise Gap(f"{self._announced} after {self._snapshot.position}")
+            raise MissingDeltas(f"{self._announced} after {self._snapshot.position}")
 
     async def _missed(self, ours: Position) -> list[Delta]:
         known = max([*self._early, self._announced.seq if self._announced else 0])
-        with suppress(Gap, Unavailable):
+        with suppress(MissingDeltas, Unavailable):
             deltas = await self._bus.deltas(ours)
             if deltas and deltas[-1].position.seq >= known:
                 return deltas

@@ -16,17 +16,17 @@ from weakref import WeakKeyDictionary
 from routecast.core.breakdown import Breakdown, Breakdowns
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
-from routecast.core.frame import Frame, encode_document, error_frame, stamp
+from routecast.core.frame import EncodedDocument, encode_document, error_frame, stamp
 from routecast.core.metrics import Baseline, Document, document
 from routecast.core.snapshot import Snapshot
 from routecast.core.versions import Stamps
 from routecast.core.view import View
 from routecast.core.window import query_of
-from routecast.errors import Unavailable, Uncovered
+from routecast.errors import NotHeld, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading
 from routecast.protocol import Position, Source
-from routecast.services.snapshot_loader import Sources
+from routecast.services.snapshot_loader import SnapshotLoader
 from routecast.services.windows import Windows
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ async def _at_once() -> None:
     """Return at once: there is no live state that could be in between two positions."""
 
 
-class Latest:
+class MetricsReader:
     """Answers with frames from the best source there is.
 
     `live` and `held` are None while live state is being changed; `settled` returns when it is not.
@@ -63,7 +63,7 @@ class Latest:
         self,
         live: Callable[[], Reading | None],
         held: Callable[[], Reading | None],
-        sources: Sources,
+        sources: SnapshotLoader,
         clock: Clock,
         instruments: Instruments,
         baseline: Baseline | None = None,
@@ -90,7 +90,7 @@ class Latest:
         self._asked = 0  # when the engines were last asked
         self._one = asyncio.Lock()
         self._encoded: OrderedDict[View, _Encoded] = OrderedDict()
-        self._fresh: dict[View, tuple[Position, int, Frame]] = {}
+        self._fresh: dict[View, tuple[Position, int, EncodedDocument]] = {}
 
     async def read(self) -> Reading:
         """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
@@ -187,7 +187,7 @@ class Latest:
         """
         try:
             return self._made(reading, view, self._clock.now()) is not None
-        except Uncovered:
+        except NotHeld:
             return True  # there is nothing that could be done
 
     def _made(self, reading: Reading, view: View, now: int) -> list[Breakdown] | None:
@@ -210,7 +210,7 @@ class Latest:
         """
         try:
             made = self._made(reading, view, self._clock.now())
-        except Uncovered:
+        except NotHeld:
             return ()
         return () if made is None else tuple(each.stamp for each in made)
 
@@ -224,7 +224,7 @@ class Latest:
             if made is None:
                 return None
             found = document(view, made, reading.snapshot.moment(now), self._baseline)
-        except Uncovered:
+        except NotHeld:
             return None
         except Exception:
             log.exception("A view could not be rendered: %s", view)
@@ -232,7 +232,7 @@ class Latest:
         self._instruments.renders.inc()
         return found
 
-    def frame_now(self, view: View) -> Frame | None:
+    def frame_now(self, view: View) -> EncodedDocument | None:
         """Return a view's newest frame from live state, None when that cannot answer at once.
 
         Those who ask within FRESH of each other get the same: a crowd costs one.
@@ -255,7 +255,7 @@ class Latest:
             held = self._fresh[view] = (reading.snapshot.position, now, frame)
         return held[2]
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         """Return the newest frame of those views that can be made at once, from one source.
 
         By each view is the client that pays for it; "" is nobody. `is_ready` makes the others so.
@@ -265,7 +265,7 @@ class Latest:
         except Unavailable:
             failed = error_frame(self._clock.now())
             return dict.fromkeys(views, failed)
-        frames: dict[View, Frame] = {}
+        frames: dict[View, EncodedDocument] = {}
         for view, payer in views.items():
             if frames:  # others get their turn between two views
                 await asyncio.sleep(0)
@@ -278,13 +278,13 @@ class Latest:
                 self._budget.charge(payer, time.thread_time() - started, time.monotonic())
         return frames
 
-    def _frame(self, reading: Reading, view: View) -> Frame | None:
+    def _frame(self, reading: Reading, view: View) -> EncodedDocument | None:
         covering, now = self.covering(reading, view), self._clock.now()
         if covering is not None:
             return self._encode(covering, view, now)
         return error_frame(now) if self.lacks(view) else None
 
-    def _encode(self, reading: Reading, view: View, now: int) -> Frame | None:
+    def _encode(self, reading: Reading, view: View, now: int) -> EncodedDocument | None:
         """Return a view's frame; None when that cannot be made at once."""
         snapshot = reading.snapshot
         moment = view.moment(snapshot.moment(now))

@@ -11,7 +11,7 @@ from routecast.ports import Cluster
 TELL_SECONDS: Final = 1.0
 
 
-class Census:
+class ClusterPresence:
     """Tells the other nodes of this one's streams, and asks for theirs. Run `run` as a task."""
 
     def __init__(self, cluster: Cluster, ours: Callable[[], int]) -> None:

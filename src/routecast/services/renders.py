@@ -14,7 +14,7 @@ from math import ceil
 from typing import Final, Protocol
 
 from routecast.core.budget import RenderBudget
-from routecast.core.frame import Frame
+from routecast.core.frame import EncodedDocument
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -28,8 +28,8 @@ MAX_WAITING: Final = 256
 MAX_WAITING_PER_CLIENT: Final = 64
 
 
-class Documents(Protocol):
-    """Where documents are made (`latest.Latest`)."""
+class DocumentMaker(Protocol):
+    """Where documents are made (`metrics_reader.MetricsReader`)."""
 
     async def read(self) -> Reading:
         """Return the newest state there is. Raises Unavailable when there is none at all."""
@@ -47,12 +47,12 @@ class Documents(Protocol):
         """Do a piece of a view's work; return whether its document can be made at once now."""
         ...
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         """Return the newest frame of those views that can be made at once."""
         ...
 
 
-class _Request:
+class _RenderRequest:
     """A view that is to be rendered for a client."""
 
     __slots__ = ("client", "done", "reads", "view")
@@ -70,7 +70,7 @@ class Renders:
 
     def __init__(
         self,
-        documents: Documents,
+        documents: DocumentMaker,
         budget: RenderBudget,
         instruments: Instruments,
         slices: Slices | None = None,
@@ -79,7 +79,7 @@ class Renders:
         self._budget = budget
         self._instruments = instruments
         self._slices = slices or Slices()
-        self._waiting: dict[View, _Request] = {}
+        self._waiting: dict[View, _RenderRequest] = {}
         self._changed = asyncio.Event()
         instruments.renders_waiting.set_function(lambda: len(self._waiting))
 
@@ -121,7 +121,7 @@ class Renders:
         if request is None:
             if not view.plain:
                 self._check_room(client)
-            request = self._waiting[view] = _Request(view, client)
+            request = self._waiting[view] = _RenderRequest(view, client)
         request.done.append(done)
         self._changed.set()
 
@@ -131,7 +131,7 @@ class Renders:
             wait = self._budget.wait(client, time.monotonic())
             raise Unavailable("too many views wait to be rendered", retry_after=ceil(wait) + 1)
 
-    async def frame(self, view: View, client: str) -> Frame:
+    async def frame(self, view: View, client: str) -> EncodedDocument:
         """Return a view's newest frame. Raises Unavailable when the client asks for too much."""
         self.admit(view, client)
         payer, _ = self.payer(view, (client,))
@@ -157,12 +157,12 @@ class Renders:
             if request.reads is None:
                 self._end(request)
 
-    def _end(self, request: _Request) -> None:
+    def _end(self, request: _RenderRequest) -> None:
         del self._waiting[request.view]
         for done in request.done:
             done()
 
-    def _next(self) -> tuple[_Request | None, float]:
+    def _next(self) -> tuple[_RenderRequest | None, float]:
         """Return the request whose client may use time soonest, and in how many seconds."""
         now, chosen, least = time.monotonic(), None, 0.0
         for request in self._waiting.values():
@@ -175,7 +175,7 @@ class Renders:
                 chosen, least = request, wait
         return chosen, least
 
-    async def _make_ready(self, request: _Request) -> None:
+    async def _make_ready(self, request: _RenderRequest) -> None:
         payer = "" if request.view.plain else request.client
         try:
             while True:
@@ -193,7 +193,7 @@ class Renders:
         except Exception:
             log.exception("A view could not be rendered: %s", request.view)
 
-    async def _read(self, request: _Request) -> None:
+    async def _read(self, request: _RenderRequest) -> None:
         """Wait for the window of a view; then its turn comes again."""
         try:
             await self._documents.reading_for(request.view)

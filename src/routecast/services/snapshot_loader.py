@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from routecast.core.snapshot import LIFETIME, Snapshot
-from routecast.errors import Gap, Unavailable
+from routecast.errors import MissingDeltas, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Cache, Clock, Cluster, Store
 from routecast.protocol import Position
@@ -28,7 +28,7 @@ class _OtherClock(Exception):
     """The cached snapshot holds the minutes that another clock's windows need."""
 
 
-class Sources:
+class SnapshotLoader:
     """The cache, the database, and the bus between them.
 
     A snapshot may take `room` bytes, None for any number. Without `reads`, the store is none to
@@ -165,7 +165,7 @@ class Sources:
         try:
             for delta in await self._bus.deltas(snapshot.position):
                 snapshot.apply(delta)
-        except Gap:
+        except MissingDeltas:
             return None
         return snapshot
 

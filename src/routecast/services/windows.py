@@ -13,7 +13,7 @@ from typing import Final
 from routecast.core.decision import MINUTE, SECOND
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import Unavailable, Uncovered
+from routecast.errors import NotHeld, Unavailable
 from routecast.ports import Clock, Reading, Store
 from routecast.protocol import Position, Source
 
@@ -149,7 +149,7 @@ class Windows:
     async def _ask(self, asked: WindowQuery, now: int) -> Snapshot:
         try:
             return await self._store.window(asked, now)
-        except Uncovered as error:
+        except NotHeld as error:
             raise Unavailable(str(error)) from error
 
     def _rest(self, window: _Window, started: float, ended: float) -> None:

@@ -16,11 +16,11 @@ from functools import partial
 from math import ceil
 from typing import Any, Final, Protocol
 
-from routecast.core.message import Encoding, Message, Named
+from routecast.core.message import AddressedMessage, Encoding, Message
 from routecast.core.metrics import Document
 from routecast.core.turns import in_turn
-from routecast.core.versions import FRESH, Stamps, State, Version, Versions, message
-from routecast.core.view import Subscription, View
+from routecast.core.versions import FRESH, DocumentState, Stamps, Version, Versions, message
+from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Clock, Reading, Timer, Timers
@@ -48,7 +48,7 @@ PUNCTUAL: Final = 0.01
 LOOKS: Final = 20
 
 
-class Line(Protocol):
+class V1Transport(Protocol):
     """A connection that speaks routecast.v1, on whatever edge."""
 
     @property
@@ -56,16 +56,18 @@ class Line(Protocol):
         """The address of its client, by which rendering time is counted."""
         ...
 
-    def send(self, message: Message, named: Named) -> bool:
+    def send(self, message: Message, named: AddressedMessage) -> bool:
         """Send a message as it is under a client's id; False when the socket is full.
 
-        Then `subscribers.Subscriber.catch_up` is called once it has drained. Never blocks or
+        Then `v1_connections.V1Peer.catch_up` is called once it has drained. Never blocks or
         raises.
         """
         ...
 
     @staticmethod
-    def send_all(message: Message, named: Named, cohort: "Cohort") -> "list[Line]":
+    def send_all(
+        message: Message, named: AddressedMessage, cohort: "Cohort"
+    ) -> "list[V1Transport]":
         """Send a message to those of a cohort of this kind; return those whose socket was full.
 
         It is `send` for each of them, with what is the same for all done once.
@@ -79,7 +81,7 @@ class Line(Protocol):
     def has_room(self) -> bool:
         """Whether all that was sent is out of the server's hands.
 
-        If not, `subscribers.Subscriber.catch_up` is called once it is, or `close` at its end.
+        If not, `v1_connections.V1Peer.catch_up` is called once it is, or `close` at its end.
         """
         ...
 
@@ -88,12 +90,12 @@ class Line(Protocol):
         ...
 
 
-class Member:
+class ChannelSubscription:
     """One subscription of one client."""
 
     __slots__ = ("channel", "cohort", "encoding", "identity", "line")
 
-    def __init__(self, line: Line, encoding: Encoding, identity: str) -> None:
+    def __init__(self, line: V1Transport, encoding: Encoding, identity: str) -> None:
         self.line = line
         self.encoding = encoding
         self.identity = identity
@@ -111,20 +113,20 @@ class Cohort:
     """Members in step: they were sent the same version, and one message is right for all of them.
 
     There are no more than YIELD_EVERY, so nobody comes or leaves while they are served. As in a
-    block (`core/groups.py`), `known` is what their kind knows of their lines, until one of them
+    shard (`core/groups.py`), `known` is what their kind knows of their lines, until one of them
     comes, leaves or changes; then it is None.
     """
 
     __slots__ = ("base", "encoding", "identity", "kind", "known", "members")
 
     def __init__(
-        self, kind: type[Line], base: Version | None, encoding: Encoding, identity: str
+        self, kind: type[V1Transport], base: Version | None, encoding: Encoding, identity: str
     ) -> None:
         self.kind = kind
         self.base = base
         self.encoding = encoding
         self.identity = identity
-        self.members: dict[Line, Member] = {}
+        self.members: dict[V1Transport, ChannelSubscription] = {}
         self.known: Any = None
 
     @property
@@ -138,7 +140,7 @@ class Cohort:
         return len(self.members) >= YIELD_EVERY
 
 
-_Key = tuple[type[Line], Version | None, Encoding, str]
+_Key = tuple[type[V1Transport], Version | None, Encoding, str]
 
 
 class Channel:
@@ -157,7 +159,7 @@ class Channel:
         "whole",
     )
 
-    def __init__(self, subscription: Subscription, now: float) -> None:
+    def __init__(self, subscription: ViewSubscription, now: float) -> None:
         self.subscription = subscription
         self.version: Version | None = None  # that all members were brought to last
         # All of these are on the monotonic clock. When all members had a whole document, until
@@ -174,7 +176,7 @@ class Channel:
         self.cohorts: dict[Cohort, None] = {}
         self._open: dict[_Key, Cohort] = {}  # those with room for one more
 
-    def place(self, member: Member, base: Version | None) -> None:
+    def place(self, member: ChannelSubscription, base: Version | None) -> None:
         """Put a member among those in step with it, now that `base` is what it was sent."""
         self.remove(member)
         key = type(member.line), base, member.encoding, member.identity
@@ -187,7 +189,7 @@ class Channel:
         cohort.known = None
         member.cohort = cohort
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: ChannelSubscription) -> None:
         """Take a member out of its cohort, if it is in one."""
         cohort, member.cohort = member.cohort, None
         if cohort is None:
@@ -278,8 +280,8 @@ class Channel:
         return self.whole + ALIVE_SECONDS - MARGIN
 
 
-class Documents(Protocol):
-    """Where documents come from (`latest.Latest`)."""
+class DocumentSource(Protocol):
+    """Where documents come from (`metrics_reader.MetricsReader`)."""
 
     def reading_now(self) -> Reading | None:
         """Return live state, None when that cannot answer."""
@@ -310,7 +312,7 @@ class Documents(Protocol):
         ...
 
 
-class Turns(Protocol):
+class DocumentTurns(Protocol):
     """Who pays for documents, and the work of those that take a while (`renders.Renders`)."""
 
     def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
@@ -331,8 +333,8 @@ class Channels:
 
     def __init__(
         self,
-        documents: Documents,
-        turns: Turns,
+        documents: DocumentSource,
+        turns: DocumentTurns,
         clock: Clock,
         timers: Timers,
         instruments: Instruments,
@@ -343,11 +345,13 @@ class Channels:
         self._timers = timers
         self._instruments = instruments
         self._versions = Versions()
-        self._channels: dict[Subscription, Channel] = {}
+        self._channels: dict[ViewSubscription, Channel] = {}
         self._idle: dict[Channel, None] = {}  # those that the next commit is looked at for at once
         self._due: dict[Channel, None] = {}
         self._commits = 0  # that were told of
-        self._waiting: list[Member] = []  # for their first message, from other than live state
+        self._waiting: list[
+            ChannelSubscription
+        ] = []  # for their first message, from other than live state
         self._wake = asyncio.Event()
 
     def epoch(self) -> str | None:
@@ -356,7 +360,10 @@ class Channels:
         return reading.snapshot.position.epoch if reading else None
 
     def join(
-        self, member: Member, subscription: Subscription, position: Position | None = None
+        self,
+        member: ChannelSubscription,
+        subscription: ViewSubscription,
+        position: Position | None = None,
     ) -> None:
         """Let a member follow, and send it its first message at once.
 
@@ -382,11 +389,11 @@ class Channels:
         else:
             self._ask_for_first(member)
 
-    def _wait_for_first(self, member: Member) -> None:
+    def _wait_for_first(self, member: ChannelSubscription) -> None:
         self._waiting.append(member)
         self._wake.set()
 
-    def _ask_for_first(self, member: Member) -> None:
+    def _ask_for_first(self, member: ChannelSubscription) -> None:
         """Send a member its first message once its view can be rendered."""
         assert member.channel is not None
         view, client = member.channel.subscription.view, member.line.client
@@ -396,13 +403,13 @@ class Channels:
             # The subscription stays: its ticks bring a snapshot as soon as there is time for it.
             self._refuse(member, f"{busy}; ask for fewer different views, or less often")
 
-    def _refuse(self, member: Member, why: str) -> None:
+    def _refuse(self, member: ChannelSubscription, why: str) -> None:
         error = ErrorOut(
             id=member.identity, code=ErrorCode.UNAVAILABLE, message=why, retryable=True
         )
         member.line.reply(member.encoding.encode(error))
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: ChannelSubscription) -> None:
         """Send a member nothing more."""
         if (channel := member.channel) is not None:
             channel.remove(member)
@@ -410,7 +417,7 @@ class Channels:
             if not channel.cohorts:
                 self._close(channel)
 
-    def send(self, member: Member, version: Version) -> bool:
+    def send(self, member: ChannelSubscription, version: Version) -> bool:
         """Send one member what leads to a version; False when its socket is full."""
         leading = message(version, member.base, member.encoding, self._clock.now())
         sent = leading is not None and member.line.send(leading, leading.under(member.identity))
@@ -421,7 +428,7 @@ class Channels:
         self._count(leading, int(sent), int(not sent))
         return sent
 
-    def catch_up(self, member: Member) -> bool:
+    def catch_up(self, member: ChannelSubscription) -> bool:
         """Send a member whose socket has drained what it missed; False when it is full again."""
         if member.channel is None:
             return True
@@ -430,7 +437,7 @@ class Channels:
             return True
         return self.send(member, newest)
 
-    def bring_up(self, member: Member) -> None:
+    def bring_up(self, member: ChannelSubscription) -> None:
         """Send a member what is live now, before its next tick."""
         reading = self._documents.reading_now()
         if reading is not None and member.channel is not None:
@@ -474,7 +481,7 @@ class Channels:
                 raise
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
-    async def _serve_all(self, due: list[Channel], waiting: list[Member]) -> None:
+    async def _serve_all(self, due: list[Channel], waiting: list[ChannelSubscription]) -> None:
         if waiting:
             await self._welcome(waiting)
         # One moment for all: who rests from now on is served together again.
@@ -493,7 +500,7 @@ class Channels:
         except Unavailable:
             return None
 
-    async def _welcome(self, waiting: Sequence[Member]) -> None:
+    async def _welcome(self, waiting: Sequence[ChannelSubscription]) -> None:
         reading, ran = await self._read(), time.monotonic()
         for member in waiting:
             if member.channel is not None:
@@ -646,7 +653,7 @@ class Channels:
                 return None
         if reading is not None:
             moment = view.moment(reading.snapshot.moment(now))
-            state = State(reading.snapshot.position, moment, reading.source, reading.as_of)
+            state = DocumentState(reading.snapshot.position, moment, reading.source, reading.as_of)
             if newest is not None and newest.confirm(state):
                 return newest
             if not (render and self._documents.is_ready(reading, view)):

@@ -21,10 +21,10 @@ from math import inf
 from typing import Final, Protocol
 
 from routecast.core import groups
-from routecast.core.frame import Frame
-from routecast.core.groups import Block, Connection, Group, Key, Question
+from routecast.core.frame import EncodedDocument
+from routecast.core.groups import Connection, Group, Key, PingState, Shard
 from routecast.core.turns import in_turn
-from routecast.core.view import Subscription, View
+from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
@@ -66,13 +66,13 @@ _COUNTED: Final = frozenset({*CloseCode, 1002, 1005, 1006})
 
 
 class Frames(Protocol):
-    """Where frames come from (`latest.Latest`)."""
+    """Where frames come from (`metrics_reader.MetricsReader`)."""
 
-    def frame_now(self, view: View) -> Frame | None:
+    def frame_now(self, view: View) -> EncodedDocument | None:
         """Return a view's newest frame from live state, None when that cannot answer."""
         ...
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, Frame]:
+    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         """Return the newest frame of those views that can be made at once.
 
         It may be the error document's. By each view is the client that pays for it.
@@ -80,7 +80,7 @@ class Frames(Protocol):
         ...
 
 
-class Turns(Protocol):
+class FrameTurns(Protocol):
     """Who pays for frames, and the work of those that take a while (`renders.Renders`)."""
 
     def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
@@ -99,7 +99,9 @@ class Turns(Protocol):
 class ConnectionManager:
     """Holds every open connection and sends each its frames. Run `run` and `beat` as tasks."""
 
-    def __init__(self, frames: Frames, turns: Turns, instruments: Instruments, limit: int) -> None:
+    def __init__(
+        self, frames: Frames, turns: FrameTurns, instruments: Instruments, limit: int
+    ) -> None:
         self._frames = frames
         self._turns = turns
         self._instruments = instruments
@@ -131,7 +133,7 @@ class ConnectionManager:
 
     def hold(self, connection: Connection) -> None:
         """Take in a connection that gets its frames from elsewhere (`channels.py`)."""
-        group = Group(type(connection), Subscription(), -1, inf)  # it has no tick
+        group = Group(type(connection), ViewSubscription(), -1, inf)  # it has no tick
         self._take(connection, self._groups.setdefault(group.key, group))
 
     def connect(self, connection: Connection) -> None:
@@ -175,9 +177,9 @@ class ConnectionManager:
 
     def disconnect(self, connection: Connection, code: int) -> None:
         """Forget a connection that is closed; does nothing for one not held."""
-        if connection.block is None:
+        if connection.shard is None:
             return
-        connection.block.remove(connection)  # an empty group goes at its next tick
+        connection.shard.remove(connection)  # an empty group goes at its next tick
         self.active -= 1
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
         if code in _NORMAL:
@@ -186,34 +188,34 @@ class ConnectionManager:
         if self._closing and not self.active:
             self._gone.set()
 
-    def send_personal(self, frame: Frame, connection: Connection) -> None:
+    def send_personal(self, frame: EncodedDocument, connection: Connection) -> None:
         """Send a frame to one connection, if it is still there."""
-        if connection.block is not None:
+        if connection.shard is not None:
             self._count(frame, 1, 0 if connection.offer(frame) else 1)
 
     def catch_up(self, connection: Connection) -> None:
         """Send a connection that was skipped, and can be written to again, its newest frame."""
-        newest = connection.block.group.newest if connection.block is not None else None
+        newest = connection.shard.group.newest if connection.shard is not None else None
         if newest is not None:
             self.send_personal(newest, connection)
 
-    async def broadcast(self, frame: Frame, group: Group) -> None:
-        """Send a frame to a group, block by block; others get their turn in between."""
+    async def broadcast(self, frame: EncodedDocument, group: Group) -> None:
+        """Send a frame to a group, shard by shard; others get their turn in between."""
         offered = conflated = 0
-        async for block in self._in_turns(in_turn(group.blocks)):
-            if block.connections:
-                offered += len(block.connections)
-                conflated += group.kind.offer_all(frame, block)
+        async for shard in self._in_turns(in_turn(group.shards)):
+            if shard.connections:
+                offered += len(shard.connections)
+                conflated += group.kind.offer_all(frame, shard)
         self._count(frame, offered, conflated)
 
-    async def _in_turns(self, blocks: Iterable[Block]) -> AsyncIterator[Block]:
-        """Yield blocks, and give others a turn on the event loop before it is too many at once."""
-        for block in blocks:
-            self._served += len(block.connections)
-            if self._served > groups.BLOCK:
+    async def _in_turns(self, shards: Iterable[Shard]) -> AsyncIterator[Shard]:
+        """Yield shards, and give others a turn on the event loop before it is too many at once."""
+        for shard in shards:
+            self._served += len(shard.connections)
+            if self._served > groups.SHARD_SIZE:
                 await asyncio.sleep(0)
-                self._served = len(block.connections)
-            yield block
+                self._served = len(shard.connections)
+            yield shard
 
     async def run(self) -> None:
         """Send frames as their ticks come. Never ends."""
@@ -304,10 +306,10 @@ class ConnectionManager:
                 await asyncio.sleep(TURN_SECONDS)
                 await self._ask_some(turns)
             patience = PONG_SECONDS
-            if any(block.question for block in self._blocks()):
+            if any(shard.ping_state for shard in self._shards()):
                 await asyncio.sleep(RIDE_SECONDS)
-                async for block in self._in_turns(self._blocks()):
-                    block.group.kind.flush_all(block)
+                async for shard in self._in_turns(self._shards()):
+                    shard.group.kind.flush_ping(shard)
                 patience -= RIDE_SECONDS
             await asyncio.sleep(patience)
             await self._end_silent()
@@ -336,36 +338,36 @@ class ConnectionManager:
     async def _ask(self, first: Sequence[Group] = ()) -> None:
         """Note that all are to be asked, and ask one turn's, those of some groups first."""
         self._asked, self._ask_by = time.monotonic(), inf
-        for block in self._blocks():  # all of them at once: who moves takes the question along
-            block.heard, block.question = set(), Question.WAITS
-        self._ask_turns = max(1, min(ASK_TURNS, -(-self.active // groups.BLOCK)))
+        for shard in self._shards():  # all of them at once: who moves takes the question along
+            shard.responded, shard.ping_state = set(), PingState.WAITS
+        self._ask_turns = max(1, min(ASK_TURNS, -(-self.active // groups.SHARD_SIZE)))
         await self._ask_some(self._ask_turns, first)
 
     async def _ask_some(self, turns: int, first: Sequence[Group] = ()) -> None:
         """Ask one turn's of those who wait for the question: all of them, if no turns follow."""
-        blocks = [each for each in self._blocks() if each.question is Question.WAITS]
-        blocks.sort(key=lambda block: block.group not in first)
-        async for block in self._in_turns(blocks[: -(-len(blocks) // turns)]):
-            block.question = Question.DUE
-            block.group.kind.ask_all(block)
+        shards = [each for each in self._shards() if each.ping_state is PingState.WAITS]
+        shards.sort(key=lambda shard: shard.group not in first)
+        async for shard in self._in_turns(shards[: -(-len(shards) // turns)]):
+            shard.ping_state = PingState.DUE
+            shard.group.kind.queue_ping(shard)
 
     async def _end_silent(self) -> None:
         # What has come in while nothing ran here is read before it is judged.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        silent = [each for block in self._blocks() for each in block.silent()]
+        silent = [each for shard in self._shards() for each in shard.silent()]
         for number, connection in enumerate(silent, 1):
-            if connection.block is not None and connection not in connection.block.heard:
+            if connection.shard is not None and connection not in connection.shard.responded:
                 connection.give_up()
             if not number % FAREWELLS:
                 await asyncio.sleep(0)
 
-    def _blocks(self) -> list[Block]:
+    def _shards(self) -> list[Shard]:
         for group in self._groups.values():
             if group.due == inf:  # it has no tick to do so
                 group.settle()
-        everyone = ((*group.blocks, group.arrivals) for group in self._groups.values())
-        return [block for block in chain.from_iterable(everyone) if block.connections]
+        everyone = ((*group.shards, group.arrivals) for group in self._groups.values())
+        return [shard for shard in chain.from_iterable(everyone) if shard.connections]
 
     async def close(self, seconds: float) -> None:
         """Take no more, tell everyone to come back (1012) and when, and wait until they left.
@@ -398,7 +400,7 @@ class ConnectionManager:
         payers = {each.subscription.view: each.client for each in waiting}
         frames = await self._frames.frames(payers)
         for number, connection in enumerate(waiting, 1):
-            if connection.block is not None:
+            if connection.shard is not None:
                 view = connection.subscription.view
                 if view in frames:
                     self.send_personal(frames[view], connection)
@@ -407,7 +409,7 @@ class ConnectionManager:
                     with suppress(Unavailable):
                         done = partial(self._wait_for_frame, connection)
                         self._turns.ask(view, connection.client, done)
-            if not number % groups.BLOCK:
+            if not number % groups.SHARD_SIZE:
                 await asyncio.sleep(0)
 
     # -- ticks ----------------------------------------------------------------------------------
@@ -482,7 +484,7 @@ class ConnectionManager:
                 del self._groups[group.key]
         return due
 
-    def _count(self, frame: Frame, offered: int, conflated: int) -> None:
+    def _count(self, frame: EncodedDocument, offered: int, conflated: int) -> None:
         sent = offered - conflated
         self._instruments.frames_sent.inc(sent)
         self._instruments.bytes_sent.inc(sent * len(frame.body))

@@ -33,7 +33,7 @@ def most_bytes(query: HistoryQuery) -> int:
     return query.points * len(query.fields) * series * VALUE_BYTES
 
 
-class Admission:
+class HistoryLimits:
     """Counts the histories under way. Clients are told apart by their addresses."""
 
     def __init__(self) -> None:

@@ -7,13 +7,13 @@ import asyncio
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from routecast.core.follow import Follow
+from routecast.core.follow import HistoryCursor
 from routecast.core.history import HistoryQuery
 from routecast.core.message import Encoding, Message
-from routecast.core.past import MANY_VALUES, Answer
+from routecast.core.past import MANY_VALUES, HistoryResponse
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import HistoryOut
-from routecast.streaming.history_limits import Admission
+from routecast.streaming.history_limits import HistoryLimits
 
 # Between two looks whether a bucket has closed, in seconds.
 LOOK_SECONDS: Final = 1.0
@@ -26,23 +26,23 @@ MAX_KEPT: Final = 64
 
 
 class Histories(Protocol):
-    """Where the past is told (`history.History`)."""
+    """Where the past is told (`history.HistoryService`)."""
 
-    async def answer(self, query: HistoryQuery) -> Answer:
+    async def answer(self, query: HistoryQuery) -> HistoryResponse:
         """Return a query's answer. Raises BadParameter, Unavailable."""
         ...
 
-    async def follow(self, query: HistoryQuery) -> tuple[Answer, Follow]:
+    async def follow(self, query: HistoryQuery) -> tuple[HistoryResponse, HistoryCursor]:
         """Return a query's answer, and what goes on from it. Raises as `answer` does."""
         ...
 
-    async def advance(self, follow: Follow) -> Answer | None:
+    async def advance(self, follow: HistoryCursor) -> HistoryResponse | None:
         """Return what is to be told now, None when nothing is. Raises Unavailable."""
         ...
 
 
-class Asker(Protocol):
-    """A connection that asks (`subscribers.Subscriber`)."""
+class HistorySubscriber(Protocol):
+    """A connection that asks (`v1_connections.V1Peer`)."""
 
     turn: asyncio.Lock  # for one answer at a time
 
@@ -61,7 +61,7 @@ class Asker(Protocol):
         """Whether something waits to be told."""
         ...
 
-    def tell(self, message: Message, lookback: "Lookback") -> None:
+    def tell(self, message: Message, lookback: "HistorySubscription") -> None:
         """Send a message now, or as soon as there is room."""
         ...
 
@@ -78,33 +78,35 @@ class Asker(Protocol):
         ...
 
 
-class Lookback:
+class HistorySubscription:
     """A history that a client asked for under an id of its own."""
 
     __slots__ = ("asker", "follow", "identity", "query")
 
-    def __init__(self, asker: Asker, identity: str, query: HistoryQuery) -> None:
+    def __init__(self, asker: HistorySubscriber, identity: str, query: HistoryQuery) -> None:
         self.asker = asker
         self.identity = identity
         self.query = query
-        self.follow: Follow | None = None
+        self.follow: HistoryCursor | None = None
 
 
-class Lookbacks:
+class HistorySubscriptions:
     """All of them. Run `run` as a task."""
 
-    def __init__(self, histories: Histories, admission: Admission | None = None) -> None:
+    def __init__(self, histories: Histories, admission: HistoryLimits | None = None) -> None:
         self._histories = histories
-        self._admission = admission or Admission()
+        self._admission = admission or HistoryLimits()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: set[Lookback] = set()  # those that somebody is still to be told of
-        self._followed: dict[Lookback, None] = {}
-        self._kept: dict[tuple[int, Encoding], tuple[Answer, Message]] = {}
+        self._open: set[HistorySubscription] = set()  # those that somebody is still to be told of
+        self._followed: dict[HistorySubscription, None] = {}
+        self._kept: dict[tuple[int, Encoding], tuple[HistoryResponse, Message]] = {}
         self._asked = asyncio.Event()  # while nobody asks, nothing is looked at
 
-    def ask(self, asker: Asker, identity: str, query: HistoryQuery) -> Lookback:
+    def ask(
+        self, asker: HistorySubscriber, identity: str, query: HistoryQuery
+    ) -> HistorySubscription:
         """Begin to look back; `leave` what is returned when nobody is to be told any more."""
-        lookback = Lookback(asker, identity, query)
+        lookback = HistorySubscription(asker, identity, query)
         self._open.add(lookback)
         self._asked.set()
         task = asyncio.create_task(self._answer(lookback))
@@ -112,7 +114,7 @@ class Lookbacks:
         task.add_done_callback(self._tasks.discard)
         return lookback
 
-    def leave(self, lookback: Lookback) -> None:
+    def leave(self, lookback: HistorySubscription) -> None:
         """Tell nothing more."""
         self._open.discard(lookback)
         self._followed.pop(lookback, None)
@@ -131,7 +133,7 @@ class Lookbacks:
                     for _ in range(WORKERS):
                         group.create_task(self._advance(turns))
 
-    async def _answer(self, lookback: Lookback) -> None:
+    async def _answer(self, lookback: HistorySubscription) -> None:
         error: BadParameter | Unavailable | None = None
         async with lookback.asker.turn:
             if lookback not in self._open:
@@ -149,7 +151,7 @@ class Lookbacks:
             self._open.discard(lookback)
             lookback.asker.ended(lookback.identity, error)
 
-    async def _answer_now(self, lookback: Lookback) -> None:
+    async def _answer_now(self, lookback: HistorySubscription) -> None:
         if lookback.query.follow:
             answer, lookback.follow = await self._histories.follow(lookback.query)
         else:
@@ -159,7 +161,7 @@ class Lookbacks:
         if answer.values > MANY_VALUES:
             await lookback.asker.drained()
 
-    async def _advance(self, turns: Iterator[tuple[int, Lookback]]) -> None:
+    async def _advance(self, turns: Iterator[tuple[int, HistorySubscription]]) -> None:
         for number, lookback in turns:
             if not number % YIELD_EVERY:
                 await asyncio.sleep(0)
@@ -173,7 +175,7 @@ class Lookbacks:
             if answer is not None:
                 await self._tell(lookback, answer)
 
-    async def _tell(self, lookback: Lookback, answer: Answer) -> None:
+    async def _tell(self, lookback: HistorySubscription, answer: HistoryResponse) -> None:
         key = id(answer), lookback.asker.encoding
         kept = self._kept.get(key)
         if kept is None:
@@ -189,7 +191,7 @@ class Lookbacks:
             lookback.asker.tell(kept[1], lookback)
 
 
-def _out(answer: Answer) -> HistoryOut:
+def _out(answer: HistoryResponse) -> HistoryOut:
     told = answer.document()
     return HistoryOut(
         id="",

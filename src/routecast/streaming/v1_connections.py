@@ -7,31 +7,38 @@ import time
 from msgspec import UNSET
 
 from routecast.core.message import Encoding, Message
-from routecast.core.v1 import Close, Follow, Leave, Look, V1Session, refusal
+from routecast.core.v1 import (
+    CloseConnection,
+    QueryHistory,
+    StartSubscription,
+    StopSubscription,
+    V1Session,
+    refusal,
+)
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import CloseCode, Goodbye, Hello, ServerMessage
-from routecast.streaming.channels import Channels, Line, Member
-from routecast.streaming.history_subscriptions import Lookback, Lookbacks
+from routecast.streaming.channels import Channels, ChannelSubscription, V1Transport
+from routecast.streaming.history_subscriptions import HistorySubscription, HistorySubscriptions
 
 
-class Subscribers:
+class V1Peers:
     """Greets connections, and gives each what it follows and looks back on."""
 
-    def __init__(self, channels: Channels, lookbacks: Lookbacks) -> None:
+    def __init__(self, channels: Channels, lookbacks: HistorySubscriptions) -> None:
         self.channels = channels
         self.lookbacks = lookbacks
 
-    def open(self, session: V1Session, line: Line) -> "Subscriber":
+    def open(self, session: V1Session, line: V1Transport) -> "V1Peer":
         """Greet a connection, and return who is to be told all that becomes of it."""
         hello = Hello(connection=secrets.token_hex(8), epoch=self.channels.epoch() or UNSET)
         line.reply(session.encoding.encode(hello))
-        return Subscriber(self, session, line)
+        return V1Peer(self, session, line)
 
 
-class Subscriber:
+class V1Peer:
     """One connection: give it what comes of the client, and tell when there is room again.
 
-    It is a `lookbacks.Asker`.
+    It is a `history_subscriptions.HistorySubscriber`.
     """
 
     __slots__ = (
@@ -45,14 +52,16 @@ class Subscriber:
         "turn",
     )
 
-    def __init__(self, everybody: Subscribers, session: V1Session, line: Line) -> None:
+    def __init__(self, everybody: V1Peers, session: V1Session, line: V1Transport) -> None:
         self._everybody = everybody
         self._session = session
         self._line = line
-        self._members: dict[str, Member] = {}  # by id; who was sent something last is last
-        self._lookbacks: dict[str, Lookback] = {}
+        self._members: dict[
+            str, ChannelSubscription
+        ] = {}  # by id; who was sent something last is last
+        self._lookbacks: dict[str, HistorySubscription] = {}
         # What is to be told of the past as soon as there is room: one message of each at most.
-        self._parked: list[tuple[Message, Lookback]] = []
+        self._parked: list[tuple[Message, HistorySubscription]] = []
         self._all_told: asyncio.Event | None = None  # made with the first of them
         self.turn = asyncio.Lock()
 
@@ -60,15 +69,15 @@ class Subscriber:
         """Take a message of the client."""
         outcome = self._session.receive(message, time.monotonic())
         match outcome:
-            case Follow(id=identity):
-                member = Member(self._line, self._session.encoding, identity)
+            case StartSubscription(id=identity):
+                member = ChannelSubscription(self._line, self._session.encoding, identity)
                 self._members[identity] = member
                 self._everybody.channels.join(member, outcome.subscription, outcome.position)
-            case Look(id=identity, query=query):
+            case QueryHistory(id=identity, query=query):
                 self._lookbacks[identity] = self._everybody.lookbacks.ask(self, identity, query)
-            case Leave(id=identity):
+            case StopSubscription(id=identity):
                 self._leave(identity)
-            case Close(code=code):
+            case CloseConnection(code=code):
                 self._line.fail(code)
             case None:
                 pass
@@ -116,7 +125,7 @@ class Subscriber:
             self._all_told.set()
             self._all_told = None
 
-    def _holds(self, lookback: Lookback) -> bool:
+    def _holds(self, lookback: HistorySubscription) -> bool:
         return self._lookbacks.get(lookback.identity) is lookback
 
     def _reply(self, message: ServerMessage) -> None:
@@ -136,7 +145,7 @@ class Subscriber:
     def waits(self) -> bool:
         return bool(self._parked)
 
-    def tell(self, message: Message, lookback: Lookback) -> None:
+    def tell(self, message: Message, lookback: HistorySubscription) -> None:
         if self._parked or not self._send(message, lookback):
             self._parked.append((message, lookback))
             self._all_told = self._all_told or asyncio.Event()
@@ -145,7 +154,7 @@ class Subscriber:
         for member in self._members.values():
             self._everybody.channels.bring_up(member)
 
-    def _send(self, message: Message, lookback: Lookback) -> bool:
+    def _send(self, message: Message, lookback: HistorySubscription) -> bool:
         return self._line.send(message, message.under(lookback.identity))
 
     async def told(self) -> None:

@@ -16,7 +16,7 @@ _OVERHEAD: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class BusMessage:
     """A delta's position and bytes, or where the database stands when `delta` is None."""
 
     position: Position
@@ -28,24 +28,24 @@ class Message:
         return _OVERHEAD + len(self.delta or b"")
 
 
-class Outbox:
+class DropOldestBuffer:
     """A queue whose policy is to drop the oldest; `on_drop` hears of each."""
 
     def __init__(self, on_drop: Callable[[], None] = lambda: None) -> None:
         self._on_drop = on_drop
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[BusMessage] = deque()
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, message: Message) -> None:
+    def put(self, message: BusMessage) -> None:
         """Add a message, at the cost of the oldest ones."""
         self._waiting.append(message)
         self._bytes += message.size
         self._drop()
 
-    def take(self, limit: int = BATCH_BYTES) -> list[Message]:
+    def take(self, limit: int = BATCH_BYTES) -> list[BusMessage]:
         """Return the oldest messages, of about `limit` bytes; at least one if any waits."""
         taken, size = [], 0
         while self._waiting and size < limit:
@@ -55,7 +55,7 @@ class Outbox:
         self._bytes -= size
         return taken
 
-    def put_back(self, taken: Sequence[Message]) -> None:
+    def put_back(self, taken: Sequence[BusMessage]) -> None:
         """Give back what was taken and could not be sent, to its old place."""
         self._waiting.extendleft(reversed(taken))
         self._bytes += sum(message.size for message in taken)

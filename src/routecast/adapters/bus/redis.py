@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
-from routecast.adapters.bus.outbox import BATCH_BYTES, Message, Outbox
+from routecast.adapters.bus.outbox import BATCH_BYTES, BusMessage, DropOldestBuffer
 from routecast.adapters.redis_client import MAX_SHOWN, RedisLink, compress, decompress, refusal
 from routecast.core.delta import Delta, following
-from routecast.errors import Declined, Gap, Unavailable
+from routecast.errors import Declined, MissingDeltas, Unavailable
 from routecast.instruments import Instruments
 from routecast.parts import run_parts
 from routecast.ports import DELTAS_KEPT, Listener
@@ -49,7 +49,7 @@ class RedisBus:
         self._stream = link.key("deltas")
         self._node = secrets.token_hex(8).encode()
         self._listeners: dict[object, Listener] = {}  # each under a token of its own
-        self._outbox = Outbox(instruments.bus_dropped.inc)
+        self._outbox = DropOldestBuffer(instruments.bus_dropped.inc)
         self._filled = asyncio.Event()
         self._mean = 0.0  # bytes of a message, of late
         self._sending = _Direction("sent")
@@ -67,17 +67,17 @@ class RedisBus:
         self._tell(delta)
         packed = compress(delta.pack())
         small = len(packed) <= MAX_DELTA_BYTES
-        self._put(Message(delta.position, packed if small else None))
+        self._put(BusMessage(delta.position, packed if small else None))
 
     def announce(self, position: Position) -> None:
         self._tell(position)
-        self._put(Message(position))
+        self._put(BusMessage(position))
 
     def _tell(self, news: Delta | Position) -> None:
         for listener in tuple(self._listeners.values()):
             listener(news)
 
-    def _put(self, message: Message) -> None:
+    def _put(self, message: BusMessage) -> None:
         self._outbox.put(message)
         self._filled.set()
 
@@ -137,7 +137,7 @@ class RedisBus:
             raise Declined(next(filter(None, refused)))
         self._sending.found()
 
-    async def _add(self, redis: Any, messages: Iterable[Message]) -> Any:
+    async def _add(self, redis: Any, messages: Iterable[BusMessage]) -> Any:
         pipeline = redis.pipeline(transaction=False)
         for message in messages:
             self._mean += (message.size - self._mean) / PAGE
@@ -207,12 +207,12 @@ class RedisBus:
         newer, last = await self._after(after)
         try:
             found = following([_delta(fields) for fields in newer.values()], after)
-        except Gap:
+        except MissingDeltas:
             raise
         except Exception as error:
-            raise Gap(f"a message on the bus cannot be read: {_why(error)}") from None
+            raise MissingDeltas(f"a message on the bus cannot be read: {_why(error)}") from None
         if last > after.seq + len(found):
-            raise Gap(f"the bus tells of seq {last}, and does not have it")
+            raise MissingDeltas(f"the bus tells of seq {last}, and does not have it")
         return found
 
     async def _after(self, after: Position) -> tuple[dict[int, Fields], int]:
@@ -227,10 +227,10 @@ class RedisBus:
                 try:
                     position = _position(fields)
                 except ValueError as error:
-                    raise Gap(f"a message on the bus cannot be read: {error}") from None
+                    raise MissingDeltas(f"a message on the bus cannot be read: {error}") from None
                 if position.epoch != after.epoch:
                     if not known:
-                        raise Gap(f"epoch {position.epoch} after {after.epoch}")
+                        raise MissingDeltas(f"epoch {position.epoch} after {after.epoch}")
                     return newer, last
                 known = True
                 last = max(last, position.seq)

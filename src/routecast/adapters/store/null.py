@@ -3,15 +3,15 @@
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Never
 
-from routecast.core.caution import Span
-from routecast.core.decision import Decision
+from routecast.core.caution import KeptSpan
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.names import FoldedNames
-from routecast.core.past import Past
+from routecast.core.past import TimeSeries
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import Gap, Unavailable
+from routecast.errors import MissingDeltas, Unavailable
 from routecast.ports import Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 
@@ -20,7 +20,7 @@ def _refuse() -> Never:
     raise Unavailable("this node only streams (--role stream); another one takes decisions")
 
 
-class NoStore:
+class NullStore:
     """Can be opened and closed, and nothing else (`ports.Store`)."""
 
     condition = Condition()
@@ -35,7 +35,7 @@ class NoStore:
     async def close(self) -> None:
         """Nothing to do."""
 
-    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         _refuse()
 
     async def check(self) -> None:
@@ -48,15 +48,15 @@ class NoStore:
         raise Unavailable("no other node has cached a snapshot that is new enough")
 
     async def deltas(self, after: Position) -> list[Delta]:
-        raise Gap("this node has no database to fetch deltas from")
+        raise MissingDeltas("this node has no database to fetch deltas from")
 
-    async def span(self) -> Span:
+    async def span(self) -> KeptSpan:
         _refuse()
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         _refuse()
 
-    async def history(self, plan: Plan) -> Past:
+    async def history(self, plan: Plan) -> TimeSeries:
         _refuse()
 
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:

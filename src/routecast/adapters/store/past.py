@@ -8,7 +8,7 @@ from routecast.core import histogram
 from routecast.core.delta import Delta
 from routecast.core.histogram import pack_counts, unpack
 from routecast.core.history import COLUMNS, Plan
-from routecast.core.past import Past, summaries
+from routecast.core.past import TimeSeries, summaries
 from routecast.core.rollup import Key, Sums
 from routecast.core.view import FILTERS
 
@@ -20,7 +20,7 @@ def filters(plan: Plan) -> dict[str, list[str]]:
 
 
 # Adds rows to a past; each begins with a series, and the second that its bucket begins at.
-Add = Callable[[Past, Plan, Iterable[Any]], None]
+Add = Callable[[TimeSeries, Plan, Iterable[Any]], None]
 
 
 class Term(NamedTuple):
@@ -36,7 +36,7 @@ class Term(NamedTuple):
 SumOf = Callable[[str, str], Sequence[Term]]
 
 
-class Selection(NamedTuple):
+class RowSelection(NamedTuple):
     """What to select out of a table with a named query, and how to add it to a past."""
 
     query: str
@@ -47,7 +47,7 @@ class Selection(NamedTuple):
     add: Add
 
 
-def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[Selection]:
+def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[RowSelection]:
     """Yield what to select for a plan, in this order; in SQL, what a rollup's errors are."""
     part, grouping = plan.summary, "GROUP BY 1, 2"
     rollups = "past_rollups" if part is None else "past_unsummed"
@@ -58,17 +58,17 @@ def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[Selection]:
             [Term("errors", f"sum({errors})")] if column == "errors" else sum_of("rollups", column)
         )
     ]
-    yield Selection(rollups, "rollups", None, _values(terms), grouping, partial(add_sums, terms))
+    yield RowSelection(rollups, "rollups", None, _values(terms), grouping, partial(add_sums, terms))
     if part is not None:
         terms = [term for column in plan.columns for term in sum_of("summaries", column)]
         add = partial(add_sums, terms)
-        yield Selection("past_summaries", "summaries", part, _values(terms), grouping, add)
+        yield RowSelection("past_summaries", "summaries", part, _values(terms), grouping, add)
     # No database can add histograms up. The sums say how much room that needs.
     if plan.histograms:
-        yield Selection(rollups, "rollups", None, "latency_bins", "", add_bins)
+        yield RowSelection(rollups, "rollups", None, "latency_bins", "", add_bins)
         if part is not None:
             latencies = "latency_summaries"
-            yield Selection("past_summaries", latencies, part, "counts", "", add_counts)
+            yield RowSelection("past_summaries", latencies, part, "counts", "", add_counts)
 
 
 def _values(terms: Iterable[Term]) -> str:
@@ -78,7 +78,7 @@ def _values(terms: Iterable[Term]) -> str:
 # -- what rows add ------------------------------------------------------------------------------
 
 
-def add_sums(terms: Sequence[Term], past: Past, _: Plan, rows: Iterable[Any]) -> None:
+def add_sums(terms: Sequence[Term], past: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
     """Add rows of the terms of columns."""
     for series, start, *values in rows:
         point = past.point(series, start)
@@ -86,19 +86,19 @@ def add_sums(terms: Sequence[Term], past: Past, _: Plan, rows: Iterable[Any]) ->
             setattr(point, column, getattr(point, column) + (int(value) << shift))
 
 
-def add_bins(past: Past, _: Plan, rows: Iterable[Any]) -> None:
+def add_bins(past: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
     """Add rows of a rollup's histogram."""
     for series, start, packed in rows:
         histogram.add_bins(past.point(series, start).latency_bins, unpack(packed))
 
 
-def add_counts(past: Past, _: Plan, rows: Iterable[Any]) -> None:
+def add_counts(past: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
     """Add rows of a summary's histogram."""
     for series, start, packed in rows:
         past.point(series, start).add_counts(packed)
 
 
-def add_deltas(past: Past, plan: Plan, deltas: Iterable[Delta]) -> None:
+def add_deltas(past: TimeSeries, plan: Plan, deltas: Iterable[Delta]) -> None:
     """Add what is not in the rollups yet."""
     for delta in deltas:
         for minute, cells in delta.cells.minutes.items():

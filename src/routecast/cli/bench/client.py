@@ -16,10 +16,10 @@ _MAX_MESSAGE: Final = 64 * 1024 * 1024
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 # (subscriber, bytes of one message, moment of receipt in seconds since 1970)
-OnMessage = Callable[["Subscriber", bytes, float], None]
+OnMessage = Callable[["BenchClient", bytes, float], None]
 
 
-class Subscriber(asyncio.Protocol):
+class BenchClient(asyncio.Protocol):
     """A stream on websockets' sans-I/O core.
 
     `opened` is done when it is open or cannot be, `gone` when its connection has ended.
@@ -113,7 +113,7 @@ class Subscriber(asyncio.Protocol):
 
 async def subscribe(
     url: str, on_message: OnMessage, on_lost: Callable[[Exception], None], timeout: float
-) -> Subscriber:
+) -> BenchClient:
     """Open one stream. Raises OSError (TimeoutError too) or InvalidHandshake."""
     uri = parse_uri(url)
     loop = asyncio.get_running_loop()
@@ -121,7 +121,7 @@ async def subscribe(
     began = time.time()
     async with asyncio.timeout(timeout):
         _, stream = await loop.create_connection(
-            lambda: Subscriber(uri, began, on_message, on_lost), uri.host, uri.port, ssl=tls
+            lambda: BenchClient(uri, began, on_message, on_lost), uri.host, uri.port, ssl=tls
         )
         try:
             await stream.opened

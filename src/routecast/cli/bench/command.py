@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from websockets.exceptions import WebSocketException
 
-from routecast.cli.bench.client import Subscriber, subscribe
+from routecast.cli.bench.client import BenchClient, subscribe
 from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say, unwind_on_sigterm
 from routecast.client.address import DEFAULT_SERVER, Server
 from routecast.client.reasons import describe
@@ -77,7 +77,7 @@ def bench(
     query = [("interval", f"{interval:g}")] + ([("fields", fields)] if fields else [])
     trial = Trial(target.stream(query), connections, seconds, interval)
     # Progress goes to standard error, so that the result alone can be redirected.
-    with _Progress(Console(stderr=True, highlight=False)) as progress:
+    with _BenchProgress(Console(stderr=True, highlight=False)) as progress:
         interrupted = _run(trial, progress)
     if json:
         typer.echo(msgspec.json.encode(trial.result()).decode())
@@ -100,7 +100,7 @@ def _allow_open_files(needed: int) -> None:
         )
 
 
-def _run(trial: "Trial", progress: "_Progress") -> bool:
+def _run(trial: "Trial", progress: "_BenchProgress") -> bool:
     """Run the trial to its end; return whether Ctrl-C ended it early."""
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
@@ -118,7 +118,7 @@ def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-class _Progress(Progress):
+class _BenchProgress(Progress):
     """One bar that first counts streams and then seconds."""
 
     def __init__(self, console: Console) -> None:
@@ -161,13 +161,13 @@ class Trial:
     error_documents: int = 0
     listened: float = 0.0
     busy: float = 0.0
-    _streams: list[Subscriber] = field(default_factory=list)
+    _streams: list[BenchClient] = field(default_factory=list)
     _lost: int = 0
     _listening: bool = False
     _stamp: bytes = b""
     _stamped: float = 0.0
 
-    async def run(self, progress: _Progress) -> None:
+    async def run(self, progress: _BenchProgress) -> None:
         """Open the streams, listen, and close them again."""
         try:
             await self._open_all(progress.phase("opening streams", self.connections))
@@ -218,7 +218,7 @@ class Trial:
         for stream in self._streams:
             stream.abort()
 
-    def _message(self, stream: Subscriber, data: bytes, now: float) -> None:
+    def _message(self, stream: BenchClient, data: bytes, now: float) -> None:
         last, stream.last = stream.last, now
         if not last:
             self.first_frame.append(1000 * (now - stream.began))

@@ -14,7 +14,7 @@ _MEANINGFUL: Final = (*REQUIRED, "timestamp", "status", "fallback", "project")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class FieldSource:
     """Where one field's value comes from, how that was decided, and how a cell becomes it.
 
     `column` is None where `value` is every row's. `nothing` tells a cell without a value.
@@ -49,7 +49,7 @@ class Columns:
     those of a calendar. `warnings` are what a person should know before anything is sent.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[FieldSource, ...]
     left_out: tuple[tuple[str, str], ...]
     last: int | None
     warnings: tuple[str, ...]

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from routecast.cli.replay.column_mapping import Columns, Row
 from routecast.cli.replay.progress import SendProgress
-from routecast.cli.replay.row_reader import Broken, Record, RowFile, Unreadable
-from routecast.cli.replay.sender import BatchSender, Refused
+from routecast.cli.replay.row_reader import BrokenRow, Record, RowFile, Unreadable
+from routecast.cli.replay.sender import BatchSender, GivenUp
 from routecast.cli.replay.survey import Survey, Uncertain, listed
 from routecast.cli.terminal import (
     BAD_USAGE,
@@ -185,10 +185,10 @@ def _survey(rows: RowFile, survey: Survey) -> tuple[Columns, int]:
     Raises Unreadable when there is no good one.
     """
     good = lines = 0
-    first: Broken | None = None
+    first: BrokenRow | None = None
     for line in rows:
         lines += 1
-        if isinstance(line, Broken):
+        if isinstance(line, BrokenRow):
             first = first or line
             continue
         survey.add(line.cells)
@@ -244,10 +244,10 @@ class _Job:
     retried: bool = False
     troubles: list[str] = field(default_factory=list)
 
-    def rows(self, lines: Iterable[Record | Broken]) -> Iterator[Row]:
+    def rows(self, lines: Iterable[Record | BrokenRow]) -> Iterator[Row]:
         """Yield the good rows; count and remember the others."""
         for line in lines:
-            if isinstance(line, Broken):
+            if isinstance(line, BrokenRow):
                 self._trouble(line.line, line.error)
                 self.broken += 1
                 continue
@@ -291,7 +291,7 @@ class _Job:
                 ending = INTERRUPTED
                 words = "stopped; what is counted above is acknowledged. The same command "
                 words += "counts it once more" if self.ids.run else "goes on"
-            except Refused as error:
+            except GivenUp as error:
                 ending, words = FAILED, str(error)
         if self.sent or not ending:
             self._summary(time.monotonic() - clock)

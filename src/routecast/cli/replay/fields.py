@@ -9,7 +9,7 @@ from typing import Final
 from routecast.cli.replay import parsers
 from routecast.cli.replay.moments import EXCEL, ORDERS, START, UNITS
 from routecast.cli.replay.parsers import Cell, Kind, Quantity
-from routecast.cli.replay.readings import Reading
+from routecast.cli.replay.readings import ColumnReading
 from routecast.errors import BadParameter
 
 REQUIRED: Final = ("strategy", "provider")
@@ -130,23 +130,23 @@ def nothing_for(field: str, wish: Wish) -> Callable[[Cell], bool]:
     return parsers.no_name if named else parsers.no_value
 
 
-def reading_for(field: str, column: str, wish: Wish) -> Reading:
+def reading_for(field: str, column: str, wish: Wish) -> ColumnReading:
     """Return how the cells of a column are read if it is this field."""
     if field == "timestamp":
         if wish.form and wish.form not in (*ORDERS, EXCEL, START):
-            return Reading(parsers.moment_as(wish.form))
+            return ColumnReading(parsers.moment_as(wish.form))
         # A small number is a serial of Excel, if it can be one.
-        return Reading(parsers.moment, lambda cell: parsers.number(cell) is None)
+        return ColumnReading(parsers.moment, lambda cell: parsers.number(cell) is None)
     if field in QUANTITIES:
         quantity = replace(QUANTITIES[field], factor=wish.factor)
         kind = parsers.confidence(quantity) if field == "confidence" else quantity
         # Without a comma a point is a decimal point, unless only whole numbers make sense.
-        return Reading(kind, lambda cell: quantity.whole or "," in str(cell))
+        return ColumnReading(kind, lambda cell: quantity.whole or "," in str(cell))
     if field == "status":
         asked = {parsers.FAILED: parsers.failure, parsers.SUCCESS: parsers.succeeded}
         known = asked.get(wish.form) if wish.form else _STATUS.get(bare(column))
-        return Reading(known or parsers.status)
-    return Reading(parsers.flag if field == "fallback" else parsers.name)
+        return ColumnReading(known or parsers.status)
+    return ColumnReading(parsers.flag if field == "fallback" else parsers.name)
 
 
 def bare(name: str) -> str:

@@ -41,7 +41,7 @@ def _always(_: Cell) -> bool:
     return True
 
 
-class Reading:
+class ColumnReading:
     """What the cells of one column can mean: cells are added one by one, then it is decided.
 
     `sample` holds the first of the cells. `open_cell` tells whether a cell that can be read in two

@@ -34,7 +34,7 @@ class Unreadable(RoutecastError):
     """The file as a whole does not hold rows. The text says what it seems to be."""
 
 
-class Broken(NamedTuple):
+class BrokenRow(NamedTuple):
     """A line without a usable row: its number from 1, and why."""
 
     line: int
@@ -72,30 +72,30 @@ class RowFile:
         """Bytes of the file taken so far (of a compressed one: compressed)."""
         return self._raw.tell()
 
-    def __iter__(self) -> Iterator[Record | Broken]:
+    def __iter__(self) -> Iterator[Record | BrokenRow]:
         try:
             yield from self._json_rows() if self._is_json else self._csv_rows()
         except (OSError, EOFError, zlib.error, UnicodeError) as error:
-            yield Broken(self._line + 1, f"the file cannot be read from here on: {error}")
+            yield BrokenRow(self._line + 1, f"the file cannot be read from here on: {error}")
 
     def _lines(self) -> Iterator[str]:
         while line := self._text.readline(_MAX_LINE):
             self._line += 1
             yield line
 
-    def _json_rows(self) -> Iterator[Record | Broken]:
+    def _json_rows(self) -> Iterator[Record | BrokenRow]:
         for line in self._lines():
             if line.isspace():
                 continue
             try:
                 row = _json.decode(line)
             except (ValueError, RecursionError) as error:
-                yield Broken(self._line, f"not JSON: {error or 'nested too deeply'}")
+                yield BrokenRow(self._line, f"not JSON: {error or 'nested too deeply'}")
                 continue
             if isinstance(row, dict):
                 yield Record(self._line, _unwrapped(row) if '"$' in line else row)
             else:
-                yield Broken(self._line, "not a JSON object")
+                yield BrokenRow(self._line, "not a JSON object")
 
     def _csv(self) -> tuple[Any, list[str]]:
         """Return a reader at the first row, and the names in the header."""
@@ -116,7 +116,7 @@ class RowFile:
         except csv.Error as error:
             raise Unreadable(f"its first line is no header of columns: {error}") from None
 
-    def _csv_rows(self) -> Iterator[Record | Broken]:
+    def _csv_rows(self) -> Iterator[Record | BrokenRow]:
         reader, header = self._csv()
         while True:
             line = self._line + 1
@@ -127,16 +127,18 @@ class RowFile:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Broken(line, _csv_words(str(error)))
+                yield BrokenRow(line, _csv_words(str(error)))
             except UnicodeEncodeError:
-                yield Broken(line, "not UTF-8; convert the file, as with: iconv -f latin1 -t utf-8")
+                yield BrokenRow(
+                    line, "not UTF-8; convert the file, as with: iconv -f latin1 -t utf-8"
+                )
             else:
                 cells = row[: len(header)]
                 # Some programs end each row with a delimiter.
                 if len(cells) == len(header) and not any(map(str.strip, row[len(header) :])):
                     yield Record(line, dict(zip(header, cells, strict=True)))
                 elif row:
-                    yield Broken(line, f"{len(row)} cells under a header of {len(header)}")
+                    yield BrokenRow(line, f"{len(row)} cells under a header of {len(header)}")
 
 
 def _unpacked(raw: BinaryIO) -> tuple[BinaryIO, bytes]:

@@ -12,7 +12,7 @@ import msgspec
 
 from routecast.cli.terminal import command_name
 from routecast.client.address import Server
-from routecast.client.delivery import Delivery, NotOurs, Unreachable
+from routecast.client.delivery import HttpSender, NotOurs, Unreachable
 from routecast.errors import BadParameter, RoutecastError, Unavailable
 from routecast.errors import Refused as RefusedBatch
 from routecast.protocol import FieldWarning, Rejection
@@ -29,7 +29,7 @@ _TIMEOUT: Final = 60.0
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-class Refused(RoutecastError):
+class GivenUp(RoutecastError):
     """The server will not take what it was sent, or cannot be reached. Trying again is no help."""
 
 
@@ -64,7 +64,7 @@ class BatchSender:
 
     def __init__(self, server: Server, waiting: Callable[[str, float], None]) -> None:
         self._server = server
-        self._delivery = Delivery(server, timeout=_TIMEOUT, proxy=_proxy(server))
+        self._delivery = HttpSender(server, timeout=_TIMEOUT, proxy=_proxy(server))
         self._waiting = waiting
         self._answered = False  # by Routecast
 
@@ -93,13 +93,13 @@ class BatchSender:
                 patience = self._patience(error)
                 wait = max(error.retry_after, random.uniform(pause / 2, pause))
                 if time.monotonic() + wait > began + patience:
-                    raise Refused(f"{error}; no batch was taken for {patience:.0f} s") from None
+                    raise GivenUp(f"{error}; no batch was taken for {patience:.0f} s") from None
                 self._waiting(str(error), wait)
                 time.sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             except RefusedBatch as error:
                 if error.code != 413:
-                    raise Refused(str(error)) from None
+                    raise GivenUp(str(error)) from None
                 if len(decisions) > 1:
                     return self._halves(decisions)
                 words = f"the row alone is too large for a request: {error}"
@@ -122,7 +122,7 @@ class BatchSender:
         if self._answered:
             return GIVE_UP_AFTER
         if isinstance(error, Unreachable):
-            raise Refused(
+            raise GivenUp(
                 f"cannot reach {error}. "
                 f"Is the server running ({command_name()} serve), and is --server right?"
             ) from None

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from routecast.cli.replay import parsers
-from routecast.cli.replay.column_mapping import Columns, Source
+from routecast.cli.replay.column_mapping import Columns, FieldSource
 from routecast.cli.replay.fields import (
     FIELD_OF,
     HINTS,
@@ -31,7 +31,7 @@ from routecast.cli.replay.fields import (
 )
 from routecast.cli.replay.moments import ORDERS, START, moments, names_offset, readable
 from routecast.cli.replay.parsers import Cell
-from routecast.cli.replay.readings import Doubt, Reading, form_of, reader
+from routecast.cli.replay.readings import ColumnReading, Doubt, form_of, reader
 from routecast.core.numbers import product
 from routecast.core.times import unix_time
 from routecast.errors import BadParameter, RoutecastError
@@ -70,7 +70,7 @@ class _Candidate:
     column: str
     wish: Wish
     mapped: bool
-    reading: Reading
+    reading: ColumnReading
     nothing: Callable[[Cell], bool]
     empty: int = 0
     largest: Decimal | int = 0
@@ -255,19 +255,19 @@ def _check_fields(mapped: Mapping[str, str], fixed: Mapping[str, str]) -> None:
 # -- one column ---------------------------------------------------------------------------------
 
 
-def _fixed(name: str, value: str) -> Source:
+def _fixed(name: str, value: str) -> FieldSource:
     reading = reading_for(name, name, Wish())
     reading.add(value)
     try:
         way = reading.decide((), asked=None, lenient=False)
         convert, _ = _converter(name, name, reading, way, Wish())
-        return Source(name, None, convert(value), "--set", convert)
+        return FieldSource(name, None, convert(value), "--set", convert)
     except ValueError as error:
         words = str(error) or f"{value!r} can be read in several ways"
         raise BadParameter("--set", f"{name}: {words}") from None
 
 
-def _source(candidate: _Candidate, proven: set[str]) -> Source:
+def _source(candidate: _Candidate, proven: set[str]) -> FieldSource:
     """Decide how a column is read. Raises Doubt."""
     name, column, wish = candidate.field_name, candidate.column, candidate.wish
     reading, mapped = candidate.reading, candidate.mapped
@@ -279,11 +279,13 @@ def _source(candidate: _Candidate, proven: set[str]) -> Source:
         )
     convert, note = _converter(name, column, reading, way, wish)
     how = "--map" if mapped else "same name" if column == name else "by its name"
-    return Source(name, column, None, f"{how}; {note}" if note else how, convert, candidate.nothing)
+    return FieldSource(
+        name, column, None, f"{how}; {note}" if note else how, convert, candidate.nothing
+    )
 
 
 def _converter(
-    name: str, column: str, reading: Reading, way: str, wish: Wish
+    name: str, column: str, reading: ColumnReading, way: str, wish: Wish
 ) -> tuple[Callable[[Cell], Any], str]:
     """Return how a cell becomes the field, and what of that a person should be told."""
     read = reader(reading.kind, way)

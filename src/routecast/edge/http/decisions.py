@@ -19,9 +19,9 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from routecast.core.decision import Decision, Rules
+from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import Item, pieces
-from routecast.core.exact import Broken, Flaw, is_id
+from routecast.core.exact import BrokenDecision, Flaw, is_id
 from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
 from routecast.edge.http.request_body import BodyReader, ClientGone
@@ -54,24 +54,24 @@ _encode: Final = msgspec.json.Encoder().encode
 _JSON: Final = (b"content-type", b"application/json")
 
 
-class Batch(NamedTuple):
+class ParsedBatch(NamedTuple):
     """What a body came to: the decisions to keep, and what is wrong with the others.
 
     `warned` counts, by field and code, what of the decisions to keep could not be used as it was
     sent; the first of that are `warnings`.
     """
 
-    decisions: list[Decision]
+    decisions: list[DecisionRecord]
     rejected: list[Rejection]
     warnings: list[FieldWarning]
     warned: dict[tuple[str, str], int]
 
 
-class Reading:
+class BodyReading:
     """A body that is being made into decisions: call `go_on` until it returns True."""
 
     def __init__(self, body: bytes, rules: Rules, now: int, *, lines: bool) -> None:
-        self.batch = Batch([], [], [], {})
+        self.batch = ParsedBatch([], [], [], {})
         self._flaws: list[Flaw] = []
         self._rules = rules
         self._now = now
@@ -99,7 +99,7 @@ class Reading:
         batch, now, normalise = self.batch, self._now, self._rules.normalise
         index, flaws = self._index, self._flaws
         for item in islice(self._left, LOOK_EVERY):
-            if isinstance(item, Broken):
+            if isinstance(item, BrokenDecision):
                 batch.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
             else:
                 try:
@@ -130,7 +130,7 @@ class Decisions:
 
     def __init__(
         self,
-        submit: Callable[[Sequence[Decision]], Pending],
+        submit: Callable[[Sequence[DecisionRecord]], Pending],
         rules: Rules,
         clock: Clock,
         instruments: Instruments,
@@ -178,7 +178,7 @@ class Decisions:
 
     async def _read(
         self, scope: Scope, receive: Receive, place: AsyncExitStack, *, lines: bool
-    ) -> Batch:
+    ) -> ParsedBatch:
         """Return what a body comes to; a large batch has a place, which `place` gives back."""
         async with self.bodies.received(scope, receive) as body:
             async with self.bodies.unpacked(body) as whole:
@@ -194,11 +194,11 @@ class Decisions:
                 await self._finish(reading)
                 return reading.batch
 
-    def read(self, body: bytes, *, lines: bool) -> Reading:
+    def read(self, body: bytes, *, lines: bool) -> BodyReading:
         """Begin to read a body."""
-        return Reading(body, self._rules, self._clock.now(), lines=lines)
+        return BodyReading(body, self._rules, self._clock.now(), lines=lines)
 
-    async def _finish(self, reading: Reading, most: float = math.inf) -> bool:
+    async def _finish(self, reading: BodyReading, most: float = math.inf) -> bool:
         """Decode a body to the end, with turns for others; not if it has over `most` decisions.
 
         Returns whether that is done.
@@ -209,7 +209,7 @@ class Decisions:
             await self._slices.turn()
         return True
 
-    async def read_slowly(self, reading: Reading, size: int) -> Receipt | Problem:
+    async def read_slowly(self, reading: BodyReading, size: int) -> Receipt | Problem:
         """Finish what a small body of `size` bytes came to; they count as held meanwhile."""
         self.bodies.small_held += size
         try:
@@ -218,7 +218,7 @@ class Decisions:
             self.bodies.small_held -= size
         return await self.kept(reading.batch)
 
-    async def kept(self, batch: Batch) -> Receipt | Problem:
+    async def kept(self, batch: ParsedBatch) -> Receipt | Problem:
         """Return the answer to a batch once what is good of it is committed."""
         pending = self.keep(batch)
         if pending is None:
@@ -228,7 +228,7 @@ class Decisions:
         except asyncio.CancelledError:
             raise Unavailable(UNKNOWN, retry_after=5) from None
 
-    def keep(self, batch: Batch) -> Pending | None:
+    def keep(self, batch: ParsedBatch) -> Pending | None:
         """Have the good ones committed; None where all are bad. Raises Unavailable."""
         if batch.rejected:
             self._rejected.inc(len(batch.rejected))
@@ -236,7 +236,7 @@ class Decisions:
                 return None
         return self._submit(batch.decisions)
 
-    def receipt(self, batch: Batch, kept: Kept) -> Receipt | Problem:
+    def receipt(self, batch: ParsedBatch, kept: Kept) -> Receipt | Problem:
         """Return the answer once the good ones are committed."""
         if kept.full:
             batch = self._without_full(batch, kept)
@@ -261,7 +261,7 @@ class Decisions:
             sum(warned.values()),
         )
 
-    def _without_full(self, batch: Batch, kept: Kept) -> Batch:
+    def _without_full(self, batch: ParsedBatch, kept: Kept) -> ParsedBatch:
         """Return a batch whose decisions that a full sum has no room for are rejected by name."""
         self._rejected.inc(len(kept.full))
         bad = {one.index for one in batch.rejected}
@@ -277,7 +277,7 @@ class Decisions:
         return batch._replace(decisions=decisions, rejected=rejected)
 
     @staticmethod
-    def all_bad(batch: Batch) -> Problem:
+    def all_bad(batch: ParsedBatch) -> Problem:
         """Return the answer where there is nothing to commit."""
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         first = batch.rejected[0]

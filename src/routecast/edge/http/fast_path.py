@@ -13,9 +13,16 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
-from routecast.edge.http.decisions import DECISIONS, Batch, Decisions, Reading, is_lines, refusal
+from routecast.edge.http.decisions import (
+    DECISIONS,
+    BodyReading,
+    Decisions,
+    ParsedBatch,
+    is_lines,
+    refusal,
+)
 from routecast.edge.http.http_edge import HttpEdge
-from routecast.edge.http.http_protocol import GuardedHttp
+from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.http.request_body import SMALL_BODY
 from routecast.edge.problem import respond
 from routecast.errors import Unavailable
@@ -35,7 +42,7 @@ _OK: Final = (
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class _Request:
+class _FastRequest:
     """A request under way (`http_protocol.Request`)."""
 
     __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete", "task")
@@ -50,7 +57,7 @@ class _Request:
         self.task: asyncio.Future[Receipt | Problem] | None = None  # where it takes long to read
 
     @property
-    def message_event(self) -> "_Request":
+    def message_event(self) -> "_FastRequest":
         """Itself: there is nobody to be woken when the client is gone."""
         return self
 
@@ -58,20 +65,20 @@ class _Request:
         """Do nothing."""
 
 
-class LeanHttp(GuardedHttp):
+class FastPathHttpProtocol(HttpProtocol):
     """Uvicorn's `http` class, with a short way for decisions."""
 
     def __init__(self, decisions: Decisions, edge: HttpEdge, **given: Any) -> None:
         super().__init__(edge, **given)
         self._decisions = decisions
-        self._request: _Request | None = None  # while its body comes
+        self._request: _FastRequest | None = None  # while its body comes
         self._keep_alive = b"%s: %s\r\n" % edge.keep_alive_header
 
     def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
         if self.url != _PATH or not self._is_plain(version, fields):
             super().begin_request(version, fields)
             return
-        self._request = _Request(lines=is_lines(fields.get(b"content-type", b"")))
+        self._request = _FastRequest(lines=is_lines(fields.get(b"content-type", b"")))
         self._running = self._request
         self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
 
@@ -134,13 +141,15 @@ class LeanHttp(GuardedHttp):
         self._request = None
         super()._tell_gone()
 
-    def _go_on_later(self, request: _Request, reading: Reading, size: int) -> None:
+    def _go_on_later(self, request: _FastRequest, reading: BodyReading, size: int) -> None:
         """Leave to a task what takes long to read, so that others get their turns."""
         task = asyncio.ensure_future(self._decisions.read_slowly(reading, size))
         request.task = task
         task.add_done_callback(lambda done: self._read_slowly(request, done))
 
-    def _read_slowly(self, request: _Request, done: "asyncio.Future[Receipt | Problem]") -> None:
+    def _read_slowly(
+        self, request: _FastRequest, done: "asyncio.Future[Receipt | Problem]"
+    ) -> None:
         error = Unavailable("shutting down") if done.cancelled() else done.exception()
         if error is not None:
             self._respond(request, refusal(error))
@@ -149,7 +158,7 @@ class LeanHttp(GuardedHttp):
         else:
             self._accept(request, answer)
 
-    def _committed(self, request: _Request, batch: Batch, done: Pending) -> None:
+    def _committed(self, request: _FastRequest, batch: ParsedBatch, done: Pending) -> None:
         error = done.exception()
         if error is not None:
             self._respond(request, refusal(error))
@@ -160,17 +169,17 @@ class LeanHttp(GuardedHttp):
         else:
             self._accept(request, answer)
 
-    def _accept(self, request: _Request, receipt: Receipt) -> None:
+    def _accept(self, request: _FastRequest, receipt: Receipt) -> None:
         body = _encode(receipt)
         self._write(request, _OK % len(body), body)
 
-    def _respond(self, request: _Request, response: Response) -> None:
+    def _respond(self, request: _FastRequest, response: Response) -> None:
         status = HTTPStatus(response.status_code)
         head = [f"HTTP/1.1 {status} {status.phrase}\r\n".encode()]
         head += [b"%s: %s\r\n" % header for header in response.raw_headers]
         self._write(request, b"".join(head), bytes(response.body))
 
-    def _write(self, request: _Request, head: bytes, body: bytes) -> None:
+    def _write(self, request: _FastRequest, head: bytes, body: bytes) -> None:
         request.response_complete = True
         if request.disconnected:
             return

@@ -19,12 +19,12 @@ from routecast.core.history import (
     HistoryQuery,
     parse_history,
 )
-from routecast.core.past import MANY_VALUES, Answer
+from routecast.core.past import MANY_VALUES, HistoryResponse
 from routecast.edge.openapi import PROBLEM, names_parameter
 from routecast.edge.proxies import limit_key_of
 from routecast.edge.schemas import time_in
 from routecast.protocol import MAX_POINTS
-from routecast.streaming.history_limits import Admission
+from routecast.streaming.history_limits import HistoryLimits
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -32,12 +32,12 @@ _encode: Final = msgspec.json.Encoder().encode
 # What is handed to a connection at a time, in bytes: it is asked for more when it has taken that.
 PIECE: Final = 65_536
 
-_Answers = Callable[[HistoryQuery], Awaitable[Answer]]
+_Answers = Callable[[HistoryQuery], Awaitable[HistoryResponse]]
 
 
-def history_router(answer: _Answers, admission: Admission | None = None) -> APIRouter:
+def history_router(answer: _Answers, admission: HistoryLimits | None = None) -> APIRouter:
     """Return the router of `GET /v1/history`."""
-    admission = admission or Admission()
+    admission = admission or HistoryLimits()
     router = APIRouter(tags=["metrics"])
 
     @router.get(
@@ -57,7 +57,7 @@ def history_router(answer: _Answers, admission: Admission | None = None) -> APIR
 class _Told(Response):
     """An answer that counts as under way until its client has taken it."""
 
-    def __init__(self, query: HistoryQuery, answer: _Answers, admission: Admission) -> None:
+    def __init__(self, query: HistoryQuery, answer: _Answers, admission: HistoryLimits) -> None:
         super().__init__(headers={"Cache-Control": "no-store"}, media_type="application/json")
         self._query = query
         self._answer = answer

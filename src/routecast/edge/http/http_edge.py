@@ -44,8 +44,8 @@ _SOMEBODY: Final = ("192.0.2.1",)  # an address for documentation (RFC 5737)
 log = logging.getLogger(__name__)
 
 
-class Connection(Protocol):
-    """What `HttpEdge` does with a connection; `guard.GuardedHttp` is one."""
+class HttpConnection(Protocol):
+    """What `HttpEdge` does with a connection; `http_protocol.HttpProtocol` is one."""
 
     def late(self) -> None:
         """Its client took too long."""
@@ -84,10 +84,10 @@ class HttpEdge:
         late, crowded, idle = methodcaller("late"), methodcaller("crowded"), methodcaller("idle")
         abort = methodcaller("abort")
         of_address = MAX_WAITING_OF_ADDRESS
-        self.heads: Waiting[Connection] = Waiting(
+        self.heads: Waiting[HttpConnection] = Waiting(
             REQUEST_SECONDS, late, crowded, most=MAX_WAITING, most_of_address=of_address
         )
-        self.small_bodies: Bodies[Connection] = Bodies(
+        self.small_bodies: Bodies[HttpConnection] = Bodies(
             READ_SECONDS,
             late,
             crowded,
@@ -96,7 +96,7 @@ class HttpEdge:
             most_bytes=MAX_SMALL_BYTES,
             most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
         )
-        self.large_bodies: Bodies[Connection] = Bodies(
+        self.large_bodies: Bodies[HttpConnection] = Bodies(
             READ_SECONDS,
             late,
             crowded,
@@ -106,7 +106,7 @@ class HttpEdge:
             most_bytes_of_address=MAX_LARGE_BYTES_OF_ADDRESS,
         )
         # Connections with whole requests behind the one that is being answered.
-        self.ahead: Bodies[Connection] = Bodies(
+        self.ahead: Bodies[HttpConnection] = Bodies(
             AHEAD_SECONDS,
             crowded,
             crowded,
@@ -114,8 +114,8 @@ class HttpEdge:
             most_bytes=MAX_SMALL_BYTES,
             most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
         )
-        self.idle: Waiting[Connection] = Waiting(keep_alive, idle, idle, most=MAX_WAITING)
-        self.ends: Waiting[Connection] = Waiting(END_SECONDS, abort, abort, most=MAX_WAITING)
+        self.idle: Waiting[HttpConnection] = Waiting(keep_alive, idle, idle, most=MAX_WAITING)
+        self.ends: Waiting[HttpConnection] = Waiting(END_SECONDS, abort, abort, most=MAX_WAITING)
 
     def admit(self, transport: asyncio.Transport) -> bool:
         """Return whether there is room for a new connection; if not, it is closed."""
@@ -131,7 +131,7 @@ class HttpEdge:
             transport.abort()
         return bool(closed)
 
-    def _oldest(self) -> Iterator[Connection]:
+    def _oldest(self) -> Iterator[HttpConnection]:
         """Take out the connections that can be closed, those first that are the least loss."""
         for clock in (self.ends, self.idle, self.heads, self.small_bodies, self.large_bodies):
             while (oldest := clock.take_oldest()) is not None:

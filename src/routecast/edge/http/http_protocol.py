@@ -45,7 +45,7 @@ MAX_BYTES_AHEAD: Final = 65_536
 # What a client may still send after the request that ends its connection.
 MAX_DISCARDED_BYTES: Final = 2**24
 # A client that reads nothing of an answer for this time, in seconds, is gone. It is longer than
-# `outlet.SEND_SECONDS`, so that a stream closes first and reports it.
+# `asgi_connection.SEND_SECONDS`, so that a stream closes first and reports it.
 STALLED_SECONDS: Final = 15.0
 
 
@@ -76,7 +76,7 @@ BAD_CODING: Final = Reason("Transfer-Encoding may only be chunked, over HTTP/1.1
 BAD_FIELDS: Final = "a header field is missing, malformed or comes more than once"
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """Is raised in a callback of the parser, to refuse the request that it reads."""
 
     def __init__(self, reason: Reason) -> None:
@@ -124,7 +124,7 @@ class Cycle(RequestResponseCycle):
             self._until_close = True
 
 
-class GuardedHttp(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection. Uvicorn's `http` class, once it has the edge that all share."""
 
     _second = 0  # that of the `Date` sent with answers
@@ -372,16 +372,16 @@ class GuardedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         if self._overhead > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
-            raise Refused(HEAD_TOO_LARGE)
+            raise RequestRefused(HEAD_TOO_LARGE)
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise Refused(TOO_MANY_AHEAD)
+            raise RequestRefused(TOO_MANY_AHEAD)
         version = self.parser.get_http_version()
         fields = read_fields(self.headers, version)
         if version not in ("1.1", "1.0"):
-            raise Refused(BAD_VERSION)
+            raise RequestRefused(BAD_VERSION)
         coding = fields.get(b"transfer-encoding")
         if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
-            raise Refused(BAD_CODING)
+            raise RequestRefused(BAD_CODING)
         if self.url[:1] != b"/":
             self._read_target(fields)
         if self.parser.should_upgrade():
@@ -401,15 +401,15 @@ class GuardedHttp(HttpToolsProtocol):
         """Take a target that is no path (RFC 9112, 3.2): a whole URL, or `*` of OPTIONS."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            raise Refused(NO_TUNNELS)
+            raise RequestRefused(NO_TUNNELS)
         if self.url == b"*" and method == b"OPTIONS":
             return
         scheme, found, rest = self.url.partition(b"://")
         authority, slash, path = rest.partition(b"/")
         if not found or scheme.lower() not in (b"http", b"https") or not slash:
-            raise Refused(NOT_HTTP)
+            raise RequestRefused(NOT_HTTP)
         if authority.lower() != fields.get(b"host", authority).lower():
-            raise Refused(BAD_TARGET)
+            raise RequestRefused(BAD_TARGET)
         self.url = slash + path
 
     def _choose_upgrade(self, version: str, fields: dict[bytes, bytes]) -> None:
@@ -421,7 +421,7 @@ class GuardedHttp(HttpToolsProtocol):
             and self._get_upgrade() == b"websocket"
         )
         if accepted and (self._running is not None or self._stalled is not None):
-            raise Refused(UPGRADE_BEHIND)
+            raise RequestRefused(UPGRADE_BEHIND)
         self._offer = not accepted
 
     def _get_upgrade(self) -> bytes | None:
@@ -438,8 +438,8 @@ class GuardedHttp(HttpToolsProtocol):
     def _tell_date(self) -> None:
         # With each second that has a request, not each second: an idle server sleeps.
         now = int(time.time())
-        if now != GuardedHttp._second or not self.server_state.default_headers:
-            GuardedHttp._second = now
+        if now != HttpProtocol._second or not self.server_state.default_headers:
+            HttpProtocol._second = now
             self.server_state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
 
     def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
@@ -495,7 +495,7 @@ class GuardedHttp(HttpToolsProtocol):
             return  # it is answered
         self._payload += size
         if self.cycle is not self._running and self._bytes_ahead() + size > MAX_BYTES_AHEAD:
-            raise Refused(TOO_MANY_AHEAD)
+            raise RequestRefused(TOO_MANY_AHEAD)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -609,7 +609,7 @@ class GuardedHttp(HttpToolsProtocol):
 def _why(error: httptools.HttpParserError) -> Reason:
     """Return the reason behind what the parser raised: its own complaint, or a callback's."""
     cause = error.__context__
-    if isinstance(cause, Refused):
+    if isinstance(cause, RequestRefused):
         return cause.reason
     if isinstance(cause, BadHead):
         return Reason(BAD_FIELDS, detail=str(cause))

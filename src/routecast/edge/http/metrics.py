@@ -6,14 +6,14 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from routecast.core.frame import Frame
+from routecast.core.frame import EncodedDocument
 from routecast.core.session import open_session
 from routecast.core.view import View
 from routecast.edge.openapi import METRICS_QUERY, METRICS_RESPONSES
 from routecast.edge.proxies import limit_key_of
 
 
-def metrics_router(frame: Callable[[View, str], Awaitable[Frame]]) -> APIRouter:
+def metrics_router(frame: Callable[[View, str], Awaitable[EncodedDocument]]) -> APIRouter:
     """Return the router of `GET /routing/metrics`."""
     router = APIRouter(tags=["metrics"])
 

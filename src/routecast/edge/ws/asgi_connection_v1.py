@@ -4,18 +4,18 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from routecast.core.message import Encoding, Message, Named
-from routecast.core.session import Session
+from routecast.core.message import AddressedMessage, Encoding, Message
+from routecast.core.session import DefaultSession
 from routecast.core.v1 import V1Session
-from routecast.edge.asgi_connection import SEND_SECONDS, Outlet
+from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.protocol import CloseCode
-from routecast.streaming.channels import Cohort, Line
+from routecast.streaming.channels import Cohort, V1Transport
 from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.v1_connections import Subscribers
+from routecast.streaming.v1_connections import V1Peers
 
 
-class V1Outlet(Outlet):
-    """A subscriber of routecast.v1 (`channels.Line`).
+class AsgiConnectionV1(AsgiConnection):
+    """A subscriber of routecast.v1 (`channels.V1Transport`).
 
     One stream message at most waits to be sent; beside it answers, as many as the session lets
     a client ask for.
@@ -24,7 +24,7 @@ class V1Outlet(Outlet):
     __slots__ = ("_behind", "_out", "_taken", "subscriber")
 
     def __init__(
-        self, session: Session, encoding: Encoding, subscribers: Subscribers, client: str
+        self, session: DefaultSession, encoding: Encoding, subscribers: V1Peers, client: str
     ) -> None:
         super().__init__(session, "WebSocket", client)
         self._out: deque[bytes] = deque()
@@ -36,7 +36,7 @@ class V1Outlet(Outlet):
     def enter(self, manager: ConnectionManager) -> None:
         manager.hold(self)
 
-    def send(self, message: Message, named: Named) -> bool:
+    def send(self, message: Message, named: AddressedMessage) -> bool:
         if self._taken:
             self._behind = True
             return False
@@ -49,7 +49,7 @@ class V1Outlet(Outlet):
         return not self._taken
 
     @staticmethod
-    def send_all(message: Message, named: Named, cohort: Cohort) -> list[Line]:
+    def send_all(message: Message, named: AddressedMessage, cohort: Cohort) -> list[V1Transport]:
         return [line for line in cohort.members if not line.send(message, named)]
 
     def reply(self, data: bytes) -> None:

@@ -6,18 +6,18 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
-from routecast.core.frame import Frame
+from routecast.core.frame import EncodedDocument
 from routecast.core.message import ENCODINGS, Encoding
-from routecast.core.session import Session
-from routecast.edge.admission import Door
-from routecast.edge.asgi_connection import Outlet
+from routecast.core.session import DefaultSession
+from routecast.edge.admission import AdmissionControl
+from routecast.edge.asgi_connection import AsgiConnection
 from routecast.edge.problem import respond_error
-from routecast.edge.ws.asgi_connection_v1 import V1Outlet
+from routecast.edge.ws.asgi_connection_v1 import AsgiConnectionV1
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.v1_connections import Subscribers
+from routecast.streaming.v1_connections import V1Peers
 
 
 class MetricsSocket:
@@ -26,9 +26,9 @@ class MetricsSocket:
     def __init__(
         self,
         manager: ConnectionManager,
-        door: Door,
+        door: AdmissionControl,
         instruments: Instruments,
-        subscribers: Subscribers,
+        subscribers: V1Peers,
     ) -> None:
         self._manager = manager
         self._door = door
@@ -53,19 +53,21 @@ class MetricsSocket:
         finally:
             self._door.leave(address)
 
-    async def _serve(self, session: Session, client: str, receive: Receive, send: Send) -> None:
-        outlet = Outlet(session, "WebSocket", client)
+    async def _serve(
+        self, session: DefaultSession, client: str, receive: Receive, send: Send
+    ) -> None:
+        outlet = AsgiConnection(session, "WebSocket", client)
 
-        async def send_frame(frame: Frame) -> None:
+        async def send_frame(frame: EncodedDocument) -> None:
             await send({"type": "websocket.send", "text": frame.text})
 
         listen = _listen(session.receive, receive)
         await self._run(outlet, outlet.pump(send_frame), listen, send)
 
     async def _serve_v1(
-        self, encoding: Encoding, session: Session, client: str, receive: Receive, send: Send
+        self, encoding: Encoding, session: DefaultSession, client: str, receive: Receive, send: Send
     ) -> None:
-        outlet = V1Outlet(session, encoding, self._subscribers, client)
+        outlet = AsgiConnectionV1(session, encoding, self._subscribers, client)
 
         async def send_data(data: bytes) -> None:
             content = {"bytes": data} if encoding.binary else {"text": data.decode()}
@@ -79,7 +81,7 @@ class MetricsSocket:
 
     async def _run(
         self,
-        outlet: Outlet,
+        outlet: AsgiConnection,
         pump: Awaitable[CloseCode],
         listen: Awaitable[int],
         send: Send,

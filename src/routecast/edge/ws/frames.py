@@ -10,8 +10,8 @@ from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 from websockets.typing import ExtensionName
 
-from routecast.core.frame import Frame
-from routecast.core.message import Message, Named
+from routecast.core.frame import EncodedDocument
+from routecast.core.message import AddressedMessage, Message
 
 PING: Final = WireFrame(Opcode.PING, b"").serialize(mask=False)
 # What answers it: a pong, masked, with nothing in it, is these two bytes and a mask of four.
@@ -40,14 +40,14 @@ _MARK: Final = _Marked()
 MAX_VARIANTS: Final = 8
 
 
-def plain(frame: Frame) -> bytes:
+def plain(frame: EncodedDocument) -> bytes:
     """Return a frame as one text message."""
     if frame.plain is None:
         frame.plain = text_message(frame.body)
     return frame.plain
 
 
-def deflated(frame: Frame) -> bytes:
+def deflated(frame: EncodedDocument) -> bytes:
     """Return a frame as one compressed text message, or a plain one where that is no gain.
 
     With no context taken over, in either direction, the same bytes serve every connection, and
@@ -59,14 +59,16 @@ def deflated(frame: Frame) -> bytes:
     return frame.deflated
 
 
-def named_plain(message: Message, named: Named) -> bytes:
+def named_plain(message: Message, named: AddressedMessage) -> bytes:
     """Return a message under a client's id, in one frame."""
     if named.plain is None:
         named.plain = WireFrame(_opcode(message), named.body).serialize(mask=False)
     return named.plain
 
 
-def named_deflated(message: Message, named: Named, before: Named | None) -> bytes:
+def named_deflated(
+    message: Message, named: AddressedMessage, before: AddressedMessage | None
+) -> bytes:
     """Return the same compressed, or plain where that is no gain.
 
     `before` is the last compressed message that the client was sent: what is as in that one is not

@@ -37,7 +37,7 @@ _CQE: Final = struct.Struct("=QiI")  # io_uring_cqe
 _WRAP: Final = 2**32  # heads and tails count on, and over
 
 
-class Ring:
+class IoUringSender:
     """A ring of sends with the same flags, MSG_DONTWAIT among them.
 
     For one thread of one process. Raises OSError where the kernel has none, which is before Linux

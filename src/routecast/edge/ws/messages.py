@@ -39,7 +39,7 @@ class _Frames(Protocol):
         super().recv_frame(frame)
 
 
-class Inbox:
+class MessageAssembler:
     """The receiving half of one connection, from the first byte of a message to its last.
 
     Call `receive` with what was read, and take all that it yields; write what `to_send` returns,

@@ -16,7 +16,7 @@ import threading
 from array import array
 from typing import Any, Final
 
-from routecast.edge.ws.io_uring import Ring
+from routecast.edge.ws.io_uring import IoUringSender
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Own(threading.local):
     """The ring of a thread, once it has been tried to open one."""
 
     tried = False
-    ring: Ring | None = None
+    ring: IoUringSender | None = None
 
 
 _own = _Own()
@@ -72,15 +72,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _ring() -> Ring | None:
+def _ring() -> IoUringSender | None:
     if not _own.tried:
         _own.tried, _own.ring = True, _open_ring()
     return _own.ring
 
 
-def _open_ring() -> Ring | None:
+def _open_ring() -> IoUringSender | None:
     try:
-        ring = Ring(FLAGS)
+        ring = IoUringSender(FLAGS)
     except OSError as error:
         log.info("A frame to many clients is a system call for each: %s", error.strerror)
         return None

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from routecast.edge.admission import Door
+from routecast.edge.admission import AdmissionControl
 from routecast.edge.problem import respond, respond_error
 from routecast.errors import RoutecastError
 from routecast.protocol import Problem
@@ -17,13 +17,13 @@ from routecast.protocol import Problem
 METHODS = ("GET", "OPTIONS")
 
 
-class Advice:
+class UpgradeProbe:
     """The ASGI application behind `/ws/metrics` for requests that are no upgrade.
 
     Answers as the door would; 204 (to OPTIONS) or 426 (to GET) where it would let them in.
     """
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: AdmissionControl) -> None:
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,26 +9,26 @@ from typing import NamedTuple, cast
 
 from websockets.frames import Frame, Opcode
 
-from routecast.core.groups import Block, Question
-from routecast.core.message import ENCODINGS, Encoding, Message, Named
+from routecast.core.groups import PingState, Shard
+from routecast.core.message import ENCODINGS, AddressedMessage, Encoding, Message
 from routecast.core.v1 import V1Session
 from routecast.edge.ws.frames import PING, named_deflated, named_plain
 from routecast.edge.ws.socket_send import NOWHERE
 from routecast.edge.ws.ws_protocol import (
     OPEN,
     SEND_SECONDS,
-    Rank,
-    Ranks,
+    SendBatch,
+    SendPlan,
     Speak,
     WebSocketConnection,
     line_up,
 )
 from routecast.protocol import CloseCode
-from routecast.streaming.channels import Cohort, Line
-from routecast.streaming.v1_connections import Subscriber, Subscribers
+from routecast.streaming.channels import Cohort, V1Transport
+from routecast.streaming.v1_connections import V1Peer, V1Peers
 
 
-def v1_speakers(subscribers: Subscribers) -> Mapping[str, Speak]:
+def v1_speakers(subscribers: V1Peers) -> Mapping[str, Speak]:
     """Return the handler of a connection, by the subprotocol its client chose."""
     return {
         name: partial(V1Connection, subscribers, encoding) for name, encoding in ENCODINGS.items()
@@ -40,17 +40,17 @@ class _InStep:
 
     __slots__ = ("_before", "_connections", "_rank")
 
-    def __init__(self, before: Named | None, connections: "list[V1Connection]") -> None:
+    def __init__(self, before: AddressedMessage | None, connections: "list[V1Connection]") -> None:
         self._before = before
         self._connections = connections
-        self._rank = Rank(connections)
+        self._rank = SendBatch(connections)
 
     def holds(self) -> bool:
         """Whether they still are: another subscription's message may have gone to some of them."""
         before = self._before
         return all(each._before is before for each in self._connections)
 
-    def write(self, message: Message, named: Named) -> None:
+    def write(self, message: Message, named: AddressedMessage) -> None:
         """Write a message to all of them, which were not full."""
         data = _deflated(message, named, self._before)
         self._rank.write(data)
@@ -64,37 +64,37 @@ class _InStep:
 class _Plan(NamedTuple):
     """How a cohort's members are written to, until one of them changes."""
 
-    ranks: "Ranks[V1Connection]"
+    ranks: "SendPlan[V1Connection]"
     in_step: list[_InStep]
-    forgetful: "Rank[V1Connection]"  # whose messages are each compressed by itself
+    forgetful: "SendBatch[V1Connection]"  # whose messages are each compressed by itself
 
 
 def _plan(members: "Iterable[V1Connection]") -> _Plan:
     ranks = line_up(members)
-    by_before: dict[Named | None, list[V1Connection]] = {}
+    by_before: dict[AddressedMessage | None, list[V1Connection]] = {}
     forgetful = []
     for each in ranks.deflating.connections:
         if each._remembers:
             by_before.setdefault(each._before, []).append(each)
         else:
             forgetful.append(each)
-    return _Plan(ranks, [_InStep(*each) for each in by_before.items()], Rank(forgetful))
+    return _Plan(ranks, [_InStep(*each) for each in by_before.items()], SendBatch(forgetful))
 
 
-def _deflated(message: Message, named: Named, before: Named | None) -> bytes:
+def _deflated(message: Message, named: AddressedMessage, before: AddressedMessage | None) -> bytes:
     """Return a message compressed after another; whoever needs the same shares the bytes."""
     data = named.after.get(before.number if before is not None else 0)
     return named_deflated(message, named, before) if data is None else data
 
 
 class V1Connection(WebSocketConnection):
-    """One subscriber of routecast.v1 (`channels.Line`)."""
+    """One subscriber of routecast.v1 (`channels.V1Transport`)."""
 
     __slots__ = ("_before", "_opcode", "_remembers", "_subscriber")
 
     def __init__(
         self,
-        subscribers: Subscribers,
+        subscribers: V1Peers,
         encoding: Encoding,
         first: WebSocketConnection,
         remembers: bool,
@@ -112,15 +112,15 @@ class V1Connection(WebSocketConnection):
         first._relax()
         if not self._ready:  # answers of before are still on their way
             self._expect(SEND_SECONDS, CloseCode.TOO_SLOW)
-        self._before: Named | None = None  # the last compressed message it was sent
+        self._before: AddressedMessage | None = None  # the last compressed message it was sent
         self._remembers = remembers  # whether its client has it still
         self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT
         self._transport.set_protocol(self)
         session = V1Session(encoding, self._session.subscription.interval)
-        self._subscriber: Subscriber = subscribers.open(session, self)
+        self._subscriber: V1Peer = subscribers.open(session, self)
         self._edge.manager.hold(self)
 
-    def send(self, message: Message, named: Named) -> bool:
+    def send(self, message: Message, named: AddressedMessage) -> bool:
         if not self._ready:
             self._behind = True
             return False
@@ -140,7 +140,9 @@ class V1Connection(WebSocketConnection):
         return False
 
     @classmethod
-    def send_all(cls, message: Message, named: Named, cohort: Cohort) -> list[Line]:
+    def send_all(
+        cls, message: Message, named: AddressedMessage, cohort: Cohort
+    ) -> list[V1Transport]:
         plan: _Plan | None = cohort.known
         if plan is None or not all(some.holds() for some in plan.in_step):
             plan = cohort.known = _plan(cast(Iterable[V1Connection], cohort.members))
@@ -154,23 +156,23 @@ class V1Connection(WebSocketConnection):
         return [line for line in plan.ranks.others if not line.send(message, named)]
 
     @staticmethod
-    def ask_all(block: Block) -> None:
-        for each in cast(Iterable[V1Connection], block.connections):
+    def queue_ping(shard: Shard) -> None:
+        for each in cast(Iterable[V1Connection], shard.connections):
             if each._ready:
-                # Its messages are its cohorts', whose other members may be of other blocks.
+                # Its messages are its cohorts', whose other members may be of other shards.
                 each._rider = PING
                 each._changed()
 
     @classmethod
-    def flush_all(cls, block: Block) -> None:
-        block.question = Question.NONE
-        for each in cast(Iterable[V1Connection], block.connections):
+    def flush_ping(cls, shard: Shard) -> None:
+        shard.ping_state = PingState.NONE
+        for each in cast(Iterable[V1Connection], shard.connections):
             if each._rider:  # no message has taken it along
                 each.flush()
                 each._changed()
 
     def _changed(self) -> None:
-        if self.block is not None:  # so it has a subscriber, too
+        if self.shard is not None:  # so it has a subscriber, too
             self._subscriber.changed()
 
     def reply(self, data: bytes) -> None:

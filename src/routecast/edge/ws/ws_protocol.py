@@ -17,17 +17,17 @@ from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-from routecast.core.frame import Frame
-from routecast.core.groups import Block, Question
-from routecast.core.session import Session
+from routecast.core.frame import EncodedDocument
+from routecast.core.groups import PingState, Shard
+from routecast.core.session import DefaultSession
 from routecast.core.turns import first_of
-from routecast.core.view import Subscription
-from routecast.edge.admission import Door
+from routecast.core.view import ViewSubscription
+from routecast.edge.admission import AdmissionControl
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.reset import reset
 from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
 from routecast.edge.ws.handshake import Handshakes, UpgradeRequest, refuse
-from routecast.edge.ws.messages import Inbox
+from routecast.edge.ws.messages import MessageAssembler
 from routecast.edge.ws.socket_send import FLAGS, NOWHERE, descriptor, send, send_all
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
@@ -64,7 +64,7 @@ class WebSocketEdge:
     def __init__(
         self,
         manager: ConnectionManager,
-        door: Door,
+        door: AdmissionControl,
         instruments: Instruments,
         *,
         compress: bool,
@@ -83,7 +83,7 @@ class WebSocketEdge:
         return WebSocketConnection(self)
 
 
-class Rank(Generic[One]):
+class SendBatch(Generic[One]):
     """Connections that take the same bytes as they are, and their descriptors."""
 
     __slots__ = ("connections", "descriptors")
@@ -100,14 +100,14 @@ class Rank(Generic[One]):
             self.connections[(start + place) % len(self.connections)]._send_rest(data, part)
 
 
-class Ranks(NamedTuple, Generic[One]):
-    """What a block or a cohort falls into, until one of its connections changes."""
+class SendPlan(NamedTuple, Generic[One]):
+    """What a shard or a cohort falls into, until one of its connections changes."""
 
-    plain: Rank[One]
-    deflating: Rank[One]
+    plain: SendBatch[One]
+    deflating: SendBatch[One]
     # Of routecast.v1 also those that take the same once a ping is before it. The default stream's
-    # are asked by the block.
-    asked: Rank[One]
+    # are asked by the shard.
+    asked: SendBatch[One]
     others: list[One]  # full, closing, or with something of its own that goes first
 
     def write(self, data: bytes) -> None:
@@ -120,7 +120,7 @@ class Ranks(NamedTuple, Generic[One]):
             self.asked.write(PING + data)
 
 
-def line_up(connections: Iterable[One]) -> Ranks[One]:
+def line_up(connections: Iterable[One]) -> SendPlan[One]:
     """Tell those apart that can be written to at once."""
     plain: list[One] = []
     deflating: list[One] = []
@@ -135,7 +135,7 @@ def line_up(connections: Iterable[One]) -> Ranks[One]:
             deflating.append(each)
         else:
             plain.append(each)
-    return Ranks(Rank(plain), Rank(deflating), Rank(asked), others)
+    return SendPlan(SendBatch(plain), SendBatch(deflating), SendBatch(asked), others)
 
 
 class WebSocketConnection(asyncio.Protocol):
@@ -157,7 +157,7 @@ class WebSocketConnection(asyncio.Protocol):
         "_timer",
         "_transport",
         "_until",
-        "block",
+        "shard",
     )
 
     kind = "WebSocket"
@@ -165,15 +165,15 @@ class WebSocketConnection(asyncio.Protocol):
 
     def __init__(self, edge: WebSocketEdge) -> None:
         self._edge = edge
-        self._session: Session | None = None
+        self._session: DefaultSession | None = None
         self._address = ""
-        self.block: Block | None = None
+        self.shard: Shard | None = None
         self._ready = False  # to be written to: open, and the socket not full
         self._behind = False  # was skipped since
-        self._deflates = False  # may be sent frames as `wire.deflated` makes them
+        self._deflates = False  # may be sent frames as `frames.deflated` makes them
         self._descriptor = NOWHERE  # of the socket, once frames may be written to it
         self._inflates = False  # may send deflated messages itself
-        self._inbox: Inbox | None = None
+        self._inbox: MessageAssembler | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._code: int = OPEN
         self._rider = b""  # goes ahead of the next frame, at no write of its own
@@ -181,7 +181,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._until = 0.0
 
     @property
-    def subscription(self) -> Subscription:
+    def subscription(self) -> ViewSubscription:
         assert self._session is not None
         return self._session.subscription
 
@@ -191,7 +191,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     # -- sending --------------------------------------------------------------------------------
 
-    def offer(self, frame: Frame) -> bool:
+    def offer(self, frame: EncodedDocument) -> bool:
         if not self._ready:
             self._behind = True
             return False
@@ -199,11 +199,11 @@ class WebSocketConnection(asyncio.Protocol):
         return True
 
     @classmethod
-    def offer_all(cls, frame: Frame, block: Block) -> int:
-        known = cls._known(block)
+    def offer_all(cls, frame: EncodedDocument, shard: Shard) -> int:
+        known = cls._known(shard)
         rider = b""
-        if block.question is Question.DUE:
-            rider, block.question = PING, Question.NONE
+        if shard.ping_state is PingState.DUE:
+            rider, shard.ping_state = PING, PingState.NONE
         if known.plain.connections:
             known.plain.write(rider + (frame.plain or plain(frame)))
         if known.deflating.connections:
@@ -211,16 +211,16 @@ class WebSocketConnection(asyncio.Protocol):
         return sum(not connection.offer(frame) for connection in known.others)
 
     @classmethod
-    def _known(cls, block: Block) -> Ranks[Self]:
-        if block.known is None:
-            block.known = line_up(cast(Iterable[Self], block.connections))
-        known: Ranks[Self] = block.known
+    def _known(cls, shard: Shard) -> SendPlan[Self]:
+        if shard.known is None:
+            shard.known = line_up(cast(Iterable[Self], shard.connections))
+        known: SendPlan[Self] = shard.known
         return known
 
     def _changed(self) -> None:
         """Tell that what is known of the connections it is served with holds no more."""
-        if self.block is not None:
-            self.block.known = None
+        if self.shard is not None:
+            self.shard.known = None
 
     def _send(self, data: bytes) -> None:
         """Write to a socket that was not full, with what waits to go first."""
@@ -251,8 +251,10 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport.resume_reading()
         self._ready = True
         self._changed()
-        if self.block is not None:
-            self.block.heard.add(self)  # the question may have been behind what it took only now
+        if self.shard is not None:
+            self.shard.responded.add(
+                self
+            )  # the question may have been behind what it took only now
         if self._behind:
             self._behind = False
             self._catch_up()
@@ -281,14 +283,14 @@ class WebSocketConnection(asyncio.Protocol):
     # -- life and death -------------------------------------------------------------------------
 
     @staticmethod
-    def ask_all(block: Block) -> None:
+    def queue_ping(shard: Shard) -> None:
         """Nothing to do: `offer_all` sees it."""
 
     @classmethod
-    def flush_all(cls, block: Block) -> None:
-        if block.question is not Question.NONE:
-            block.question = Question.NONE
-            known = cls._known(block)
+    def flush_ping(cls, shard: Shard) -> None:
+        if shard.ping_state is not PingState.NONE:
+            shard.ping_state = PingState.NONE
+            known = cls._known(shard)
             known.plain.write(PING)
             known.deflating.write(PING)
 
@@ -335,10 +337,10 @@ class WebSocketConnection(asyncio.Protocol):
     # -- receiving ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        block = self.block
-        if block is None:
+        shard = self.shard
+        if shard is None:
             return  # refused or ended, and what it says does not count
-        block.heard.add(self)
+        shard.responded.add(self)
         inbox = self._inbox
         if inbox is None:
             if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
@@ -348,7 +350,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._take(inbox, data)
             self._answer(inbox)
 
-    def _take(self, inbox: Inbox, data: bytes) -> None:
+    def _take(self, inbox: MessageAssembler, data: bytes) -> None:
         now = time.monotonic()
         if now >= self._until:
             self._until, self._frames = now + FRAMES_SECONDS, 0
@@ -362,7 +364,7 @@ class WebSocketConnection(asyncio.Protocol):
             if inbox.finished:
                 return
 
-    def _answer(self, inbox: Inbox) -> None:
+    def _answer(self, inbox: MessageAssembler) -> None:
         """Write what the parser wants written, and let go of it when it is done."""
         out = inbox.to_send()
         if out and (self._ready or inbox.finished):
@@ -392,9 +394,9 @@ class WebSocketConnection(asyncio.Protocol):
         assert self._session is not None
         self._session.receive(message)
 
-    def _new_inbox(self) -> Inbox:
+    def _new_inbox(self) -> MessageAssembler:
         deflate = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
-        return Inbox(deflate if self._inflates else [], self._edge.max_message_bytes)
+        return MessageAssembler(deflate if self._inflates else [], self._edge.max_message_bytes)
 
     # -- the handshake --------------------------------------------------------------------------
 
@@ -431,7 +433,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._edge.manager.connect(self)
         self.flush()
 
-    def _open(self, request: UpgradeRequest, peer: str) -> Session:
+    def _open(self, request: UpgradeRequest, peer: str) -> DefaultSession:
         path, _, query = request.target.partition(b"?")
         if path != PATH:
             shown = path[:200].decode("latin-1")

@@ -145,10 +145,10 @@ def read_address(url: str) -> Address:
             "the URL cannot be read; is it postgresql://user:password@host:port/database, with "
             "signs such as / and @ in a name or password written as %2F and %40?"
         ) from None
-    return _Reader(dict(query)).address(parts)
+    return _ParameterReader(dict(query)).address(parts)
 
 
-class _Reader:
+class _ParameterReader:
     """Takes the parameters of one URL, each once."""
 
     def __init__(self, given: dict[str, str]) -> None:

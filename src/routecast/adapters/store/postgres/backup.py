@@ -25,7 +25,13 @@ from routecast.adapters.store.postgres.schema import (
     run_migrations,
     schema_version,
 )
-from routecast.adapters.store.postgres.session import SQL, Session, query, transaction, value
+from routecast.adapters.store.postgres.session import (
+    SQL,
+    DatabaseSession,
+    query,
+    transaction,
+    value,
+)
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
 from routecast.ports import BackedUp, Checked, Restored
 from routecast.protocol import Position
@@ -161,14 +167,14 @@ def _size(path: Path) -> int:
 # -- writing ------------------------------------------------------------------------------------
 
 
-async def _write(session: Session, target: Path, tell: Tell) -> _Manifest:
+async def _write(session: DatabaseSession, target: Path, tell: Tell) -> _Manifest:
     """Write all tables, within a transaction that sees one moment."""
     state = (await query(session, "state"))[0]
     seq = (await query(session, "position"))[0]["seq"]
     kept_from = state["pruned_commit"], state["pruned_place"]
     names = {row["name"]: row["columns"] for row in await query(session, "all_tables")}
     del names[_MADE]
-    progress = _Progress("copying", await value(session, "size"), tell)
+    progress = _ByteProgress("copying", await value(session, "size"), tell)
     tables = {}
     with _disk(target):
         file = _create(target)
@@ -216,7 +222,7 @@ def _create(target: Path) -> IO[bytes]:
     return os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-class _Progress:
+class _ByteProgress:
     """Tells how many bytes are done, now and then."""
 
     def __init__(self, stage: str, of: int, tell: Tell) -> None:
@@ -232,7 +238,7 @@ class _Progress:
 class _Writer:
     """Takes what COPY sends."""
 
-    def __init__(self, target: Path, entry: IO[bytes], progress: _Progress) -> None:
+    def __init__(self, target: Path, entry: IO[bytes], progress: _ByteProgress) -> None:
         self._target = target
         self._entry = entry
         self._progress = progress
@@ -264,7 +270,7 @@ def _read(source: Path, tell: Tell) -> _Manifest:
                 raise BadDatabase(f"{source} is no backup that routecast made")
             manifest = _Manifest.decode(archive.read(MANIFEST))
             of = sum(table.size for table in manifest.tables.values())
-            progress = _Progress("checking", of, tell)
+            progress = _ByteProgress("checking", of, tell)
             for name, table in manifest.tables.items():
                 if _look(archive, name, progress) != (table.sha256, table.rows, table.size):
                     raise Damaged(f"{source} is damaged: table {name} is not as it was written")
@@ -273,7 +279,7 @@ def _read(source: Path, tell: Tell) -> _Manifest:
     return manifest
 
 
-def _look(archive: zipfile.ZipFile, name: str, progress: _Progress) -> tuple[str, int, int]:
+def _look(archive: zipfile.ZipFile, name: str, progress: _ByteProgress) -> tuple[str, int, int]:
     """Return the hash, the rows and the bytes of a table in a backup."""
     found, rows, size = hashlib.sha256(), 0, 0
     for block in _blocks(archive, name):
@@ -293,7 +299,7 @@ def _blocks(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
 # -- restoring ----------------------------------------------------------------------------------
 
 
-async def _require_alone(session: Session) -> None:
+async def _require_alone(session: DatabaseSession) -> None:
     if others := await query(session, "others_connected"):
         names = ", ".join(f"{row['name']} ({row['count']})" for row in others)
         raise InUse(
@@ -302,7 +308,7 @@ async def _require_alone(session: Session) -> None:
         )
 
 
-async def _set_aside(session: Session) -> str | None:
+async def _set_aside(session: DatabaseSession) -> str | None:
     """Keep what there is under another name, if it has decisions; return that name."""
     if not await value(session, "has_schema"):
         return None
@@ -318,14 +324,14 @@ async def _set_aside(session: Session) -> str | None:
     return f"schema {name}"
 
 
-async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell) -> None:
+async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tell: Tell) -> None:
     """Make the schema anew, as a backup has it, and bring it up to date."""
     await query(session, "create_schema")
     await query(session, "create_version")
     await run_migrations(session, 0, manifest.schema)
     await _make_generations(session, *manifest.generations)
     of = sum(table.size for table in manifest.tables.values())
-    progress = _Progress("restoring", of, tell)
+    progress = _ByteProgress("restoring", of, tell)
     with _disk(source):
         archive = zipfile.ZipFile(source)
     with archive:
@@ -345,7 +351,7 @@ async def _fill(session: Session, source: Path, manifest: _Manifest, tell: Tell)
     await run_migrations(session, manifest.schema, KNOWN)
 
 
-async def _make_generations(session: Session, oldest: int, newest: int) -> None:
+async def _make_generations(session: DatabaseSession, oldest: int, newest: int) -> None:
     """Have the generations of a backup, and no other, where the first one is.
 
     Those before the oldest are passed over. They may be thousands, and the locks of each that is
@@ -360,7 +366,7 @@ async def _make_generations(session: Session, oldest: int, newest: int) -> None:
 
 
 async def _told(
-    source: Path, archive: zipfile.ZipFile, name: str, progress: _Progress
+    source: Path, archive: zipfile.ZipFile, name: str, progress: _ByteProgress
 ) -> AsyncIterator[bytes]:
     blocks = _blocks(archive, name)
     while True:

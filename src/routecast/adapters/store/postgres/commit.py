@@ -15,7 +15,7 @@ from routecast.adapters.store.postgres.failures import LOST
 from routecast.adapters.store.postgres.session import (
     SCHEMA,
     SQL,
-    Session,
+    DatabaseSession,
     keep_numbers,
     learn_folded,
     number_series,
@@ -26,7 +26,7 @@ from routecast.adapters.store.postgres.session import (
 )
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.conflicts import Content, count_conflicts
-from routecast.core.decision import VALUES, Decision, identity_of
+from routecast.core.decision import VALUES, DecisionRecord, identity_of
 from routecast.core.delta import Delta
 from routecast.core.names import fold_names
 from routecast.core.rollup import Bucket, Cells, key_of
@@ -65,7 +65,7 @@ class _New(NamedTuple):
     No sum of a series grows by more than `largest`.
     """
 
-    sent: list[Decision]
+    sent: list[DecisionRecord]
     delta: Delta
     packed: bytes
     largest: int
@@ -105,7 +105,9 @@ class _Way:
     exact: bool = False  # look which decisions fit; else it fails when some might not
 
 
-async def commit(session: Session, batches: Sequence[Sequence[Decision]], received: int) -> Written:
+async def commit(
+    session: DatabaseSession, batches: Sequence[Sequence[DecisionRecord]], received: int
+) -> Written:
     """Do what `ports.Store.commit` says. Raises Unsettled besides what asyncpg does."""
     sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
     if not sent:
@@ -128,11 +130,11 @@ async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
     return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
 
 
-def _keys(sent: Sequence[Decision]) -> set[tuple[str, ...]]:
+def _keys(sent: Sequence[DecisionRecord]) -> set[tuple[str, ...]]:
     return set(map(key_of, sent))
 
 
-def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
+def _first_mentions(batches: Sequence[Sequence[DecisionRecord]]) -> list[DecisionRecord]:
     """Return each id's first mention, in an order in which no two nodes wait for each other."""
     sent = list(chain.from_iterable(batches))
     sent.reverse()  # of equal keys a dict keeps the last
@@ -140,7 +142,7 @@ def _first_mentions(batches: Sequence[Sequence[Decision]]) -> list[Decision]:
     return [first[identity] for identity in sorted(first)]
 
 
-async def _counted(session: Session, sent: list[Decision]) -> list[Decision]:
+async def _counted(session: DatabaseSession, sent: list[DecisionRecord]) -> list[DecisionRecord]:
     """Return decisions with folded names replaced; the session knows the series of all."""
     naming = session.naming
     if not naming.epoch:
@@ -154,9 +156,9 @@ async def _counted(session: Session, sent: list[Decision]) -> list[Decision]:
 
 
 async def _commit(
-    session: Session,
-    batches: Sequence[Sequence[Decision]],
-    sent: list[Decision],
+    session: DatabaseSession,
+    batches: Sequence[Sequence[DecisionRecord]],
+    sent: list[DecisionRecord],
     received: int,
     way: _Way,
 ) -> Written:
@@ -171,7 +173,7 @@ async def _commit(
     return written
 
 
-async def settle(session: Session, written: Written) -> bool | None:
+async def settle(session: DatabaseSession, written: Written) -> bool | None:
     """Return whether a commit was made after all; None while its transaction still runs."""
     with suppress(asyncpg.InvalidParameterValueError):  # after a crash the name is not in use yet,
         if await value(session, "is_running", written.transaction):  # or another's: then wait, too
@@ -181,9 +183,9 @@ async def settle(session: Session, written: Written) -> bool | None:
 
 
 async def _write(
-    session: Session,
-    batches: Sequence[Sequence[Decision]],
-    sent: list[Decision],
+    session: DatabaseSession,
+    batches: Sequence[Sequence[DecisionRecord]],
+    sent: list[DecisionRecord],
     received: int,
     way: _Way,
 ) -> Written:
@@ -229,8 +231,8 @@ async def _write(
 
 
 async def _nothing(
-    session: Session,
-    batches: Sequence[Sequence[Decision]],
+    session: DatabaseSession,
+    batches: Sequence[Sequence[DecisionRecord]],
     full: Full | None = None,
     conflicts: list[int] | None = None,
 ) -> Written:
@@ -240,7 +242,10 @@ async def _nothing(
 
 
 async def _known(
-    session: Session, sent: list[Decision], new: list[Decision], kept_from: Sequence[int]
+    session: DatabaseSession,
+    sent: list[DecisionRecord],
+    new: list[DecisionRecord],
+    kept_from: Sequence[int],
 ) -> dict[tuple[str, str], Content]:
     """Return what is stored of those decisions that are not new."""
     if len(new) == len(sent):
@@ -260,9 +265,9 @@ async def _known(
 
 
 async def _conflicts(
-    session: Session,
-    batches: Sequence[Sequence[Decision]],
-    inserted: Sequence[Decision],
+    session: DatabaseSession,
+    batches: Sequence[Sequence[DecisionRecord]],
+    inserted: Sequence[DecisionRecord],
     known: Mapping[tuple[str, str], Content],
     full: Full | None = None,
 ) -> list[int]:
@@ -279,7 +284,9 @@ async def _conflicts(
     return await _apart(size, count)
 
 
-def _inserted(batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]) -> list[int]:
+def _inserted(
+    batches: Sequence[Sequence[DecisionRecord]], sent: Sequence[DecisionRecord]
+) -> list[int]:
     """Return how many of those inserted each batch brought: it was the first to mention them."""
     if len(sent) == sum(map(len, batches)):
         return [len(batch) for batch in batches]
@@ -293,8 +300,8 @@ def _inserted(batches: Sequence[Sequence[Decision]], sent: Sequence[Decision]) -
 
 
 async def _unknown(
-    session: Session, sent: list[Decision], generation: int, kept_from: Sequence[int]
-) -> list[Decision]:
+    session: DatabaseSession, sent: list[DecisionRecord], generation: int, kept_from: Sequence[int]
+) -> list[DecisionRecord]:
     """Return those that no older generation holds."""
     ids, projects = zip(*map(identity_of, sent), strict=True)
     rows = await query(session, "known_ids", projects, ids, generation, *kept_from)
@@ -303,7 +310,7 @@ async def _unknown(
 
 
 def _columns(
-    session: Session, sent: Sequence[Decision], generation: int, number: int
+    session: DatabaseSession, sent: Sequence[DecisionRecord], generation: int, number: int
 ) -> list[Sequence[Any]]:
     """Return decisions as columns, in the order of COLUMNS."""
     size, columns = len(sent), list(zip(*sent, strict=True))
@@ -318,7 +325,11 @@ def _columns(
 
 
 async def _copy(
-    session: Session, sent: list[Decision], generation: int, number: int, received: int
+    session: DatabaseSession,
+    sent: list[DecisionRecord],
+    generation: int,
+    number: int,
+    received: int,
 ) -> "asyncio.Future[_New]":
     """Insert all of some decisions, while it is counted what they add.
 
@@ -344,15 +355,15 @@ async def _copy(
 
 
 async def _insert_new(
-    session: Session, sent: list[Decision], generation: int, number: int
-) -> list[Decision]:
+    session: DatabaseSession, sent: list[DecisionRecord], generation: int, number: int
+) -> list[DecisionRecord]:
     """Insert those decisions whose ids the current generation does not hold; return them."""
     sql = SQL["insert_new_decisions"].format(generation=generation)
     rows = await session.fetch(sql, *_columns(session, sent, generation, number))
     return [sent[row["place"]] for row in rows]
 
 
-async def _count(sent: list[Decision], received: int) -> _New:
+async def _count(sent: list[DecisionRecord], received: int) -> _New:
     """Count what decisions add."""
 
     def count() -> _New:
@@ -368,7 +379,10 @@ async def _count(sent: list[Decision], received: int) -> _New:
 
 
 async def _leave_out_full(
-    session: Session, batches: Sequence[Sequence[Decision]], new: _New, generation: int
+    session: DatabaseSession,
+    batches: Sequence[Sequence[DecisionRecord]],
+    new: _New,
+    generation: int,
 ) -> tuple[_New, Full]:
     """Take back those decisions that the sums of their series lack room for.
 
@@ -385,8 +399,8 @@ async def _leave_out_full(
 
 
 async def _without_full(
-    session: Session,
-    batches: Sequence[Sequence[Decision]],
+    session: DatabaseSession,
+    batches: Sequence[Sequence[DecisionRecord]],
     new: _New,
     held: Bucket,
     generation: int,

@@ -21,8 +21,8 @@ from routecast.adapters.store.postgres.address import Address, Keepalives, read_
 from routecast.adapters.store.postgres.session import (
     NAME_SETTING,
     SCHEMA,
-    Answer,
-    Session,
+    DatabaseSession,
+    ServerIdentity,
     Setup,
     settle_in,
 )
@@ -89,7 +89,7 @@ class Connector:
         """Whether there is a pooler, as far as is known."""
         return self._pooled is not False
 
-    async def connect(self, *, patient: bool = False) -> Session:
+    async def connect(self, *, patient: bool = False) -> DatabaseSession:
         """Return a session with its settings, of the first host that gives one.
 
         Of ASK_SECONDS each host but the last has an equal share, so that one which says nothing
@@ -127,13 +127,13 @@ class Connector:
         silent = {url for url, at in self._silent.items() if time.monotonic() - at < SILENT_SECONDS}
         return sorted(self.address.urls, key=lambda url: (url in silent, url != self._last))
 
-    async def _connect(self, url: str, read_only: bool | None, *, patient: bool) -> Session:
+    async def _connect(self, url: str, read_only: bool | None, *, patient: bool) -> DatabaseSession:
         address = self.address
         settings = settings_of(address, patient=patient)
         try:
-            session: Session = await asyncpg.connect(
+            session: DatabaseSession = await asyncpg.connect(
                 url,
-                connection_class=Session,
+                connection_class=DatabaseSession,
                 timeout=address.connect_seconds,
                 command_timeout=None if patient else ANSWER_SECONDS,
                 statement_cache_size=0 if self.pooled else PREPARED,
@@ -160,7 +160,7 @@ class Connector:
             raise
         return session
 
-    async def _set_up(self, session: Session, settings: dict[str, str]) -> Answer:
+    async def _set_up(self, session: DatabaseSession, settings: dict[str, str]) -> ServerIdentity:
         async with session.transaction():
             answer = await settle_in(session, settings, local=True)
             pooled = self.address.pooled or answer.process != session.get_server_pid()
@@ -174,7 +174,7 @@ class Connector:
         self._pooled = pooled
         return answer
 
-    def tell(self, session: Session) -> None:
+    def tell(self, session: DatabaseSession) -> None:
         """Log what sessions are like: once in a process, as it does not change."""
         version = session.get_server_version()
         settings = ", ".join(

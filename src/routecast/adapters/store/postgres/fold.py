@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from routecast.adapters.store.postgres.session import (
-    Session,
+    DatabaseSession,
     beside,
     keep_numbers,
     number_series,
@@ -42,7 +42,7 @@ def deltas_of(rows: Iterable[Any], epoch: str) -> Iterator[Delta]:
         yield Delta(Position(epoch, seq), delta.cells, delta.received)
 
 
-async def fold(session: Session, kept: int) -> int:
+async def fold(session: DatabaseSession, kept: int) -> int:
     """Add to the rollups what they lack of the commits until now; return the seq they hold then.
 
     Within a transaction that holds the lock of the rollups. `kept` deltas stay in the log.
@@ -53,19 +53,19 @@ async def fold(session: Session, kept: int) -> int:
     return folded
 
 
-async def lock_rollups(session: Session) -> None:
+async def lock_rollups(session: DatabaseSession) -> None:
     """Take the lock of the rollups; others may hold it for as long as a large commit is folded."""
     await query(session, "wait_for_locks", ROLLUPS_LOCK)
     await query(session, "lock_rollups")
 
 
-async def last_commit(session: Session) -> int:
+async def last_commit(session: DatabaseSession) -> int:
     """Return the seq of the last commit."""
     seq: int = (await query(session, "position"))[0]["seq"]
     return seq
 
 
-async def fold_some(session: Session, kept: int, until: int) -> int:
+async def fold_some(session: DatabaseSession, kept: int, until: int) -> int:
     """Do what `fold` does for the next commits, up to one: as many as have BYTES_AT_ONCE."""
     epoch, folded, largest = (await query(session, "state"))[0][:3]
     keep_numbers(session, epoch)
@@ -79,7 +79,7 @@ async def fold_some(session: Session, kept: int, until: int) -> int:
     return seq
 
 
-async def _add(session: Session, rows: Iterable[Any], epoch: str) -> int:
+async def _add(session: DatabaseSession, rows: Iterable[Any], epoch: str) -> int:
     keys, periods = await beside(_sum, rows, epoch)
     await number_series(session, keys)
     largest = 0
@@ -96,7 +96,7 @@ def _sum(rows: Iterable[Any], epoch: str) -> tuple[set[Key], list[tuple[str, dic
 
 
 async def merge(
-    session: Session, period: str, buckets: Mapping[int, Bucket], *, rests: bool = False
+    session: DatabaseSession, period: str, buckets: Mapping[int, Bucket], *, rests: bool = False
 ) -> int:
     """Add buckets to the rollups of a period; return the largest sum among those touched.
 
@@ -123,7 +123,7 @@ async def merge(
 
 
 async def _merge_some(
-    session: Session, period: str, places: Sequence[Place], added: Mapping[Place, Sums]
+    session: DatabaseSession, period: str, places: Sequence[Place], added: Mapping[Place, Sums]
 ) -> int:
     starts, series = zip(*places, strict=True)
     found = await query(session, "rollups_at", period, starts, series)

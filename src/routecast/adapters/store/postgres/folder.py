@@ -9,7 +9,7 @@ from typing import Final
 from routecast.adapters.store.postgres.commit import Written
 from routecast.adapters.store.postgres.fold import fold_some, last_commit, lock_rollups
 from routecast.adapters.store.postgres.session import (
-    Session,
+    DatabaseSession,
     transaction,
     value,
 )
@@ -27,10 +27,12 @@ FOLD_SECONDS: Final = 5.0
 MOST_UNFOLDED: Final = 1_000
 
 
-class Folder:
+class RollupCompactor:
     """Folds what is committed, in the background. `sessions` gives it one for a while."""
 
-    def __init__(self, sessions: Callable[[], AbstractAsyncContextManager[Session]]) -> None:
+    def __init__(
+        self, sessions: Callable[[], AbstractAsyncContextManager[DatabaseSession]]
+    ) -> None:
         self._sessions = sessions
         self._seq = 0  # of the last commit we know of
         self._folded = 0  # the rollups hold this one at least

@@ -4,14 +4,20 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from routecast.adapters.store.postgres.failures import CORRUPT, described
-from routecast.adapters.store.postgres.session import SQL, Session, query, transaction, value
+from routecast.adapters.store.postgres.session import (
+    SQL,
+    DatabaseSession,
+    query,
+    transaction,
+    value,
+)
 from routecast.ports import Checked, Difference
 
 STAGE: Final = "checking tables and indexes"
 
 
 async def check_files(
-    session: Session, unchecked: list[str]
+    session: DatabaseSession, unchecked: list[str]
 ) -> AsyncIterator[Checked | Difference]:
     """Yield progress, and each table or index that is damaged; add to `unchecked` what was not.
 
@@ -41,7 +47,9 @@ async def check_files(
                 yield found
 
 
-async def _compare_counts(session: Session, table: str, indexes: list[str]) -> Difference | None:
+async def _compare_counts(
+    session: DatabaseSession, table: str, indexes: list[str]
+) -> Difference | None:
     """Return what differs between a table and the index that it is counted by."""
     sql = SQL["count_rows"].format(table=table)
     counts = []
@@ -62,7 +70,7 @@ async def _compare_counts(session: Session, table: str, indexes: list[str]) -> D
     )
 
 
-async def _amcheck(session: Session, sql: str, name: str) -> Difference | None:
+async def _amcheck(session: DatabaseSession, sql: str, name: str) -> Difference | None:
     """Return what amcheck finds first in a table or an index."""
     try:
         async with transaction(session):

@@ -6,7 +6,7 @@ from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buc
 from routecast.adapters.store.names import folded_names as by_part
 from routecast.adapters.store.postgres.fold import PLACES_AT_ONCE, START_OF, deltas_of, fold, merge
 from routecast.adapters.store.postgres.session import (
-    Session,
+    DatabaseSession,
     beside,
     number_series,
     query,
@@ -22,12 +22,12 @@ from routecast.protocol import Position
 IDLE = "30s"
 
 
-async def folded_names(session: Session) -> FoldedNames:
+async def folded_names(session: DatabaseSession) -> FoldedNames:
     """Return the names that were folded, by part."""
     return by_part(await query(session, "folded_names"))
 
 
-async def listed(session: Session) -> list[NameUse]:
+async def listed(session: DatabaseSession) -> list[NameUse]:
     """Return all names, within a transaction that sees one moment."""
     uses = Uses()
     state = (await query(session, "state"))[0]
@@ -45,7 +45,7 @@ async def listed(session: Session) -> list[NameUse]:
 
 
 async def fold_names(
-    session: Session, part: str, names: Collection[str], *, remember: bool
+    session: DatabaseSession, part: str, names: Collection[str], *, remember: bool
 ) -> Position:
     """Count these names of a part as `other`, and begin a new epoch.
 
@@ -73,7 +73,9 @@ async def fold_names(
         return Position(epoch, seq)
 
 
-async def _move_rollups(session: Session, period: str, unit: int, keys: Mapping[int, Key]) -> int:
+async def _move_rollups(
+    session: DatabaseSession, period: str, unit: int, keys: Mapping[int, Key]
+) -> int:
     """Move the rollups of a period to new keys; return the largest sum of a total."""
     largest, old = 0, list(keys)
     for starts in in_steps(await query(session, "starts_of_series", period, old)):
@@ -85,7 +87,7 @@ async def _move_rollups(session: Session, period: str, unit: int, keys: Mapping[
     return largest if period == "total" else 0
 
 
-async def _totals(session: Session, keys: Iterable[Key]) -> Bucket:
+async def _totals(session: DatabaseSession, keys: Iterable[Key]) -> Bucket:
     """Return the sums over all time of some series, which the session must know.
 
     What is not folded is not in them.

@@ -7,30 +7,30 @@ from routecast.adapters.store.past import Add, Term, add_deltas, filters, select
 from routecast.adapters.store.postgres.fold import START_OF, deltas_of
 from routecast.adapters.store.postgres.session import (
     SQL,
-    Session,
+    DatabaseSession,
     beside,
     chunks,
     names_of_series,
     query,
 )
 from routecast.core.history import ORIGIN, PARTS, Plan
-from routecast.core.past import Past
+from routecast.core.past import TimeSeries
 from routecast.core.rollup import Bucket, Sums
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.protocol import Position
 
 HOUR = START_OF["hour"]
 
 
-async def read(session: Session, plan: Plan) -> Past:
+async def read(session: DatabaseSession, plan: Plan) -> TimeSeries:
     """Return the sums that a plan asks for, within a transaction that sees one moment.
 
-    Raises Uncovered when minutes of the plan are not kept any more.
+    Raises NotHeld when minutes of the plan are not kept any more.
     """
     state = (await query(session, "state"))[0]
     if plan.period == "minute" and plan.buckets.first < state["minutes_from"]:
-        raise Uncovered("minutes before that are not kept any more")
-    past = Past(Position(*(await query(session, "position"))[0]))
+        raise NotHeld("minutes before that are not kept any more")
+    past = TimeSeries(Position(*(await query(session, "position"))[0]))
     for add, sql, values in _queries(plan):
         async for rows in chunks(session, sql, *values):
             await beside(add, past, plan, rows)
@@ -69,12 +69,12 @@ def _sum_of(_: str, column: str) -> Sequence[Term]:
     return (Term(column, f"sum({column})"),)  # a numeric, which has no end
 
 
-async def unsummed(session: Session, before: int) -> list[int]:
+async def unsummed(session: DatabaseSession, before: int) -> list[int]:
     """Return the hours over before a second that are not summed up, oldest first."""
     return [row["start"] for row in await query(session, "unsummed_hours", before - HOUR, None)]
 
 
-async def summarise(session: Session, start: int) -> None:
+async def summarise(session: DatabaseSession, start: int) -> None:
     """Sum an hour up. Within a transaction that holds the lock of the rollups."""
     bucket: Bucket = {}
     async for found in chunks(session, SQL["rollups"], "hour", start, start + 1):

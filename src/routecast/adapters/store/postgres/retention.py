@@ -12,14 +12,14 @@ import asyncpg
 
 from routecast.adapters.store.postgres.fold import merge
 from routecast.adapters.store.postgres.session import (
-    Session,
+    DatabaseSession,
     keep_numbers,
     number_series,
     query,
     transaction,
     value,
 )
-from routecast.core.decision import Decision
+from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 
 # Decisions are kept in about this number of partitions. Each is one more to look for an id in. With
@@ -27,7 +27,7 @@ from routecast.core.rollup import Cells
 GENERATIONS: Final = 4
 
 
-async def turn_over(session: Session, before: int) -> None:
+async def turn_over(session: DatabaseSession, before: int) -> None:
     """Begin a new generation when the current one holds a good part of what is kept.
 
     Or when some of it is to be pruned: commits under way have yet to add to it, and what is
@@ -42,7 +42,7 @@ async def turn_over(session: Session, before: int) -> None:
             await query(session, "begin_generation", generation)
 
 
-async def prune_decisions(session: Session, before: int, limit: int) -> int:
+async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> int:
     """Prune at most `limit` decisions received before a moment; return how many.
 
     Within a transaction that holds the lock of the rollups.
@@ -65,7 +65,7 @@ async def prune_decisions(session: Session, before: int, limit: int) -> int:
     commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
     keep_numbers(session, state["epoch"])
     cells = Cells()
-    cells.add(Decision(*row[2:]) for row in rows[:limit])
+    cells.add(DecisionRecord(*row[2:]) for row in rows[:limit])
     if cells.minutes:
         await number_series(session, cells.keys())
         await merge(session, "pruned", cells.hours())
@@ -84,7 +84,7 @@ def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:
     return enough
 
 
-async def prune_minutes(session: Session, before: int, limit: int) -> int:
+async def prune_minutes(session: DatabaseSession, before: int, limit: int) -> int:
     """Drop at most `limit` minute rollups of hours over before a moment; return how many.
 
     Within a transaction that holds the lock of the rollups.
@@ -101,7 +101,7 @@ async def prune_minutes(session: Session, before: int, limit: int) -> int:
     return dropped
 
 
-async def drop_generations(session: Session) -> None:
+async def drop_generations(session: DatabaseSession) -> None:
     """Drop the generations of which nothing is kept; one that is being read, another time."""
     state = (await query(session, "state"))[0]
     for generation in range(state["oldest"], state["generation"]):

@@ -7,7 +7,7 @@ import asyncpg
 
 from routecast.adapters.store.postgres.session import (
     OLDEST_SERVER,
-    Session,
+    DatabaseSession,
     query,
     transaction,
     value,
@@ -22,7 +22,7 @@ KNOWN: Final = MIGRATIONS[-1][0]
 _OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE)
 
 
-async def migrate(session: Session, *, create: bool) -> None:
+async def migrate(session: DatabaseSession, *, create: bool) -> None:
     """Bring the schema up to date. A newer one is left as it is, if this program may use it.
 
     Raises BadDatabase when it may not; or, without `create`, when there is none.
@@ -41,7 +41,7 @@ async def migrate(session: Session, *, create: bool) -> None:
         await run_migrations(session, await schema_version(session), KNOWN)
 
 
-async def check_server(session: Session) -> None:
+async def check_server(session: DatabaseSession) -> None:
     """Raise BadDatabase where the server or the database cannot hold what there is to hold."""
     if session.get_server_version().major < OLDEST_SERVER:
         raise BadDatabase(
@@ -55,7 +55,7 @@ async def check_server(session: Session) -> None:
         )
 
 
-async def run_migrations(session: Session, version: int, last: int) -> None:
+async def run_migrations(session: DatabaseSession, version: int, last: int) -> None:
     """Run the migrations after one up to another, within a transaction."""
     for number, script in MIGRATIONS:
         if version < number <= last:
@@ -63,7 +63,7 @@ async def run_migrations(session: Session, version: int, last: int) -> None:
             await query(session, "set_version", number, oldest_program(script))
 
 
-async def schema_version(session: Session) -> int:
+async def schema_version(session: DatabaseSession) -> int:
     """Return the newest migration that was run, 0 where there is none. Raises BadDatabase."""
     try:
         async with transaction(session):

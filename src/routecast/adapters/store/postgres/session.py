@@ -74,7 +74,7 @@ class Setup:
     epoch: str = ""
 
 
-class Session(_Connection):
+class DatabaseSession(_Connection):
     """A connection, the numbers of those series it has seen, and the names that are folded.
 
     It knows numbers for as long as it lasts, which no failover to another server does; or, where it
@@ -97,7 +97,7 @@ class Session(_Connection):
 
 
 @asynccontextmanager
-async def transaction(session: Session, **kind: Any) -> AsyncIterator[None]:
+async def transaction(session: DatabaseSession, **kind: Any) -> AsyncIterator[None]:
     """Run the body in a transaction, or where there is one already, under a savepoint of it.
 
     `kind` is what asyncpg's `Connection.transaction` takes. All transactions are begun by this.
@@ -109,7 +109,7 @@ async def transaction(session: Session, **kind: Any) -> AsyncIterator[None]:
         yield
 
 
-async def _set_up_here(session: Session) -> None:
+async def _set_up_here(session: DatabaseSession) -> None:
     """Have the session's settings hold in the transaction that has just begun."""
     setup = session.setup
     answer = await settle_in(session, setup.settings, local=True)
@@ -120,7 +120,7 @@ async def _set_up_here(session: Session) -> None:
         setup.server = answer.server
 
 
-class Answer(NamedTuple):
+class ServerIdentity(NamedTuple):
     """Who answers in a transaction: which process, of which server; whether it can only read."""
 
     process: int
@@ -128,7 +128,9 @@ class Answer(NamedTuple):
     read_only: bool
 
 
-async def settle_in(session: Session, settings: Mapping[str, str], *, local: bool) -> Answer:
+async def settle_in(
+    session: DatabaseSession, settings: Mapping[str, str], *, local: bool
+) -> ServerIdentity:
     """Set settings, for this transaction alone if `local`, read them back, and see who answers.
 
     Raises Unsuitable where one of them is not as it should be.
@@ -138,23 +140,23 @@ async def settle_in(session: Session, settings: Mapping[str, str], *, local: boo
     for name, found, *_ in rows:
         if found != settings[name] and name != NAME_SETTING:
             raise Unsuitable(f"{name} is set to {settings[name]} and stays {found!r}")
-    return Answer(*rows[0][2:])
+    return ServerIdentity(*rows[0][2:])
 
 
-def statement(session: Session) -> AbstractAsyncContextManager[None]:
+def statement(session: DatabaseSession) -> AbstractAsyncContextManager[None]:
     """Return what a statement must run in: a transaction, where there is none but must be one."""
     if session.setup.pooled and not session.is_in_transaction():
         return transaction(session)
     return nullcontext()
 
 
-async def query(session: Session, name: str, *values: Any) -> list[asyncpg.Record]:
+async def query(session: DatabaseSession, name: str, *values: Any) -> list[asyncpg.Record]:
     """Return all rows of a named query."""
     async with statement(session):
         return await session.fetch(SQL[name], *values)
 
 
-async def value(session: Session, name: str, *values: Any) -> Any:
+async def value(session: DatabaseSession, name: str, *values: Any) -> Any:
     """Return the one value that a named query gives."""
     async with statement(session):
         return await session.fetchval(SQL[name], *values)
@@ -165,7 +167,9 @@ async def rest_since(began: float) -> None:
     await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST))
 
 
-async def chunks(session: Session, sql: str, *values: Any) -> AsyncIterator[list[asyncpg.Record]]:
+async def chunks(
+    session: DatabaseSession, sql: str, *values: Any
+) -> AsyncIterator[list[asyncpg.Record]]:
     """Yield the rows of a statement, some of them at a time, within a transaction."""
     # Not `session.cursor`, which gives a statement a name that a pooler would leave behind.
     prepared = await session.prepare(sql)
@@ -176,7 +180,7 @@ async def chunks(session: Session, sql: str, *values: Any) -> AsyncIterator[list
             return
 
 
-async def warn(session: Session) -> None:
+async def warn(session: DatabaseSession) -> None:
     """Warn, loudly, of settings of the server with which a crash loses what was acknowledged."""
     for row in await query(session, "dangers"):
         log.critical(
@@ -189,7 +193,7 @@ async def warn(session: Session) -> None:
 # -- names ---------------------------------------------------------------------------------------
 
 
-async def learn_folded(session: Session) -> None:
+async def learn_folded(session: DatabaseSession) -> None:
     """See to it that the session knows the epoch, and the names that are folded in it."""
     epoch, folded = (await query(session, "counting"))[0]
     session.naming.epoch, session.naming.folded = epoch, folded_names(folded)
@@ -198,14 +202,14 @@ async def learn_folded(session: Session) -> None:
 # -- series -------------------------------------------------------------------------------------
 
 
-def keep_numbers(session: Session, epoch: str) -> None:
+def keep_numbers(session: DatabaseSession, epoch: str) -> None:
     """Have the session forget numbers of another epoch: the database may have been restored."""
     if session.setup.epoch != epoch:
         session.series.clear()
         session.setup.epoch = epoch
 
 
-async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> None:
+async def number_series(session: DatabaseSession, keys: Iterable[tuple[str, ...]]) -> None:
     """See to it that the session knows the numbers of these series.
 
     New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
@@ -222,12 +226,12 @@ async def number_series(session: Session, keys: Iterable[tuple[str, ...]]) -> No
             await _look_up(session, new)
 
 
-async def _look_up(session: Session, keys: Sequence[tuple[str, ...]]) -> None:
+async def _look_up(session: DatabaseSession, keys: Sequence[tuple[str, ...]]) -> None:
     for place, number in await query(session, "series_numbers", *zip(*keys, strict=True)):
         session.series[keys[place - 1]] = number
 
 
-async def series_names(session: Session) -> dict[int, Key]:
+async def series_names(session: DatabaseSession) -> dict[int, Key]:
     """Return the key of each series by its number, within a transaction."""
     names: dict[int, Key] = {}
     async for rows in chunks(session, SQL["series"]):
@@ -235,7 +239,7 @@ async def series_names(session: Session) -> dict[int, Key]:
     return names
 
 
-async def names_of_series(session: Session, numbers: Iterable[int]) -> dict[int, Key]:
+async def names_of_series(session: DatabaseSession, numbers: Iterable[int]) -> dict[int, Key]:
     """Return the keys of some series by their numbers."""
     return _names(await query(session, "series_of", list(numbers)))
 

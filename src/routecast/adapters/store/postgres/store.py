@@ -23,11 +23,11 @@ from routecast.adapters.store.postgres.failures import (
     usable_after,
 )
 from routecast.adapters.store.postgres.fold import deltas_of, fold, lock_rollups
-from routecast.adapters.store.postgres.folder import Folder
+from routecast.adapters.store.postgres.folder import RollupCompactor
 from routecast.adapters.store.postgres.schema import migrate
 from routecast.adapters.store.postgres.session import (
     SQL,
-    Session,
+    DatabaseSession,
     beside,
     chunks,
     query,
@@ -36,15 +36,15 @@ from routecast.adapters.store.postgres.session import (
     warn,
 )
 from routecast.adapters.store.postgres.verify import verify
-from routecast.core.caution import Span
-from routecast.core.decision import Decision
+from routecast.core.caution import KeptSpan
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.names import FoldedNames
-from routecast.core.past import Past
+from routecast.core.past import TimeSeries
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
-from routecast.errors import BadDatabase, Gap, RoutecastError, Unavailable
+from routecast.errors import BadDatabase, MissingDeltas, RoutecastError, Unavailable
 from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.urls import masked
@@ -82,8 +82,8 @@ class PostgresStore:
         self._others = asyncio.Semaphore(max(1, connections - SPARE_SESSIONS))
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = self._stopping = False
-        self._opening: Session | None = None
-        self._folder = Folder(self._session)
+        self._opening: DatabaseSession | None = None
+        self._folder = RollupCompactor(self._session)
         self._corrupt: str | None = None
         self._unverifiable: list[str] = []
         self._cause = ""  # why it is not open, or why the server refused the last session
@@ -118,7 +118,7 @@ class PostgresStore:
                 max_size=self._connections,
                 reset=_keep,
                 connect=self._connect,
-                connection_class=Session,
+                connection_class=DatabaseSession,
                 max_inactive_connection_lifetime=(
                     UNUSED_POOLED_SECONDS if self._connector.pooled else UNUSED_SECONDS
                 ),
@@ -152,7 +152,7 @@ class PostgresStore:
             self.stop()
         self._stopping = True
 
-    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         self._refuse_if_corrupt()
         await self._folder.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
         try:
@@ -191,13 +191,13 @@ class PostgresStore:
         async with self._snapshot() as session:
             position = Position(*(await query(session, "position"))[0])
             if position.epoch != after.epoch or position.seq < after.seq:
-                raise Gap(f"{position} after {after}")
+                raise MissingDeltas(f"{position} after {after}")
             rows = await query(session, "deltas", after.seq)
         if len(rows) != position.seq - after.seq:
-            raise Gap(f"the deltas after seq {after.seq} are not kept any more")
+            raise MissingDeltas(f"the deltas after seq {after.seq} are not kept any more")
         return await beside(lambda: list(deltas_of(rows, position.epoch)))
 
-    async def history(self, plan: Plan) -> Past:
+    async def history(self, plan: Plan) -> TimeSeries:
         async with self._snapshot() as session:
             return await past.read(session, plan)
 
@@ -214,9 +214,9 @@ class PostgresStore:
             await lock_rollups(session)
             await past.summarise(session, hour)
 
-    async def span(self) -> Span:
+    async def span(self) -> KeptSpan:
         async with self._session() as session:
-            return Span(*(await query(session, "span"))[0])
+            return KeptSpan(*(await query(session, "span"))[0])
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:
@@ -268,7 +268,7 @@ class PostgresStore:
             raise Unavailable(f"the database is not open yet{self._cause}")
         return self._pool
 
-    async def _connect(self, *_: Any, **__: Any) -> Session:
+    async def _connect(self, *_: Any, **__: Any) -> DatabaseSession:
         """Make a session for the pool; say once why the server refuses one, if it does so for good.
 
         It was let in before, so it is tried again for ever: rights and passwords may be changed.
@@ -288,7 +288,7 @@ class PostgresStore:
             raise Unavailable(f"the database is corrupt ({self._corrupt})", retry_after=30)
 
     @asynccontextmanager
-    async def _session(self, *, spare: bool = False) -> AsyncIterator[Session]:
+    async def _session(self, *, spare: bool = False) -> AsyncIterator[DatabaseSession]:
         """A session from the pool; with `spare`, SPARE_SESSIONS may be used, too.
 
         Raises Unavailable for whatever goes wrong with it.
@@ -307,7 +307,7 @@ class PostgresStore:
             self._others.release()
 
     @asynccontextmanager
-    async def _pooled(self) -> AsyncIterator[Session]:
+    async def _pooled(self) -> AsyncIterator[DatabaseSession]:
         pool = self._opened()
         with unavailable():
             session: Any = await pool.acquire(timeout=ACQUIRE_SECONDS)
@@ -338,14 +338,14 @@ class PostgresStore:
             )
 
     @asynccontextmanager
-    async def _soon(self) -> AsyncIterator[Session]:
+    async def _soon(self) -> AsyncIterator[DatabaseSession]:
         """A session for what must end within LOOK_SECONDS, whatever happens to it."""
         with unavailable():
             async with asyncio.timeout(LOOK_SECONDS), self._session(spare=True) as session:
                 yield session
 
     @asynccontextmanager
-    async def _snapshot(self) -> AsyncIterator[Session]:
+    async def _snapshot(self) -> AsyncIterator[DatabaseSession]:
         """A session that sees the database as of one moment."""
         async with (
             self._session() as session,

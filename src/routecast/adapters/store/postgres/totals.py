@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from routecast.adapters.store.postgres.fold import BYTES_AT_ONCE, last_commit
-from routecast.adapters.store.postgres.session import SQL, Session, chunks, query
+from routecast.adapters.store.postgres.session import SQL, DatabaseSession, chunks, query
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Key, Sums
 
@@ -16,7 +16,7 @@ class Totals:
     Within a transaction that sees what others commit; its session must know the series.
     """
 
-    def __init__(self, session: Session, keys: Iterable[Key]) -> None:
+    def __init__(self, session: DatabaseSession, keys: Iterable[Key]) -> None:
         self._session = session
         self._keys = {session.series[key]: key for key in keys}
         self._seq = -1  # of the last commit in the sums

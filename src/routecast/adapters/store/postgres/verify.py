@@ -8,7 +8,7 @@ from routecast.adapters.store.postgres.failures import CORRUPT, described
 from routecast.adapters.store.postgres.integrity import check_files
 from routecast.adapters.store.postgres.session import (
     SQL,
-    Session,
+    DatabaseSession,
     chunks,
     query,
     transaction,
@@ -31,7 +31,9 @@ PARTS: Final = ("all", *KEY)
 PREFETCH: Final = 1_000
 
 
-async def verify(session: Session, unchecked: list[str]) -> AsyncGenerator[Checked | Difference]:
+async def verify(
+    session: DatabaseSession, unchecked: list[str]
+) -> AsyncGenerator[Checked | Difference]:
     """Yield progress, and every place where stored sums differ, as of one position.
 
     What cannot be checked is added to `unchecked`, a sentence each.
@@ -47,7 +49,7 @@ async def verify(session: Session, unchecked: list[str]) -> AsyncGenerator[Check
         yield Difference("the database", "readable", described(error))
 
 
-async def _recount(session: Session) -> AsyncGenerator[Checked | Difference]:
+async def _recount(session: DatabaseSession) -> AsyncGenerator[Checked | Difference]:
     async with transaction(session, isolation="repeatable_read", readonly=True):
         state = (await query(session, "state"))[0]
         kept_from = state["pruned_commit"], state["pruned_place"]
@@ -79,7 +81,7 @@ async def _recount(session: Session) -> AsyncGenerator[Checked | Difference]:
 
 
 async def _strays(
-    session: Session, kept_from: tuple[int, int], seq: int
+    session: DatabaseSession, kept_from: tuple[int, int], seq: int
 ) -> AsyncIterator[Difference]:
     """Yield what does not belong together, though no sum shows it."""
     last = await value(session, "latest_commit")
@@ -96,7 +98,7 @@ async def _strays(
 
 
 async def _read_deltas(
-    session: Session, folded: int, seq: int, deltas: list[Delta]
+    session: DatabaseSession, folded: int, seq: int, deltas: list[Delta]
 ) -> AsyncIterator[Difference]:
     """Append the deltas that are not folded, and yield what is wrong with any of the log."""
     if folded > seq:
@@ -116,7 +118,7 @@ async def _read_deltas(
                 deltas += [delta] if delta else []
 
 
-async def _by_hour(session: Session, *values: Any) -> AsyncIterator[tuple[int, Rows]]:
+async def _by_hour(session: DatabaseSession, *values: Any) -> AsyncIterator[tuple[int, Rows]]:
     """Yield each hour, in order, with the minutes in it as the decisions give them."""
     current: int | None = None
     minutes: Rows = {}
@@ -134,7 +136,7 @@ async def _by_hour(session: Session, *values: Any) -> AsyncIterator[tuple[int, R
         yield current, minutes
 
 
-async def _summaries(session: Session, hour: int) -> list[Any]:
+async def _summaries(session: DatabaseSession, hour: int) -> list[Any]:
     """Return the summaries of an hour, their sums as integers."""
     rows = await query(session, "summaries", hour)
     return [(part, name, *map(int, sums), counts) for part, name, *sums, counts in rows]

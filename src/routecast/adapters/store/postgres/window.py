@@ -6,7 +6,7 @@ from typing import Final
 from routecast.adapters.store.postgres.fold import deltas_of
 from routecast.adapters.store.postgres.session import (
     SQL,
-    Session,
+    DatabaseSession,
     beside,
     chunks,
     query,
@@ -14,17 +14,17 @@ from routecast.adapters.store.postgres.session import (
 )
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery, WindowSums
-from routecast.errors import Unavailable, Uncovered
+from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
 # One window must not hold a session for longer, in seconds.
 READ_SECONDS: Final = 5.0
 
 
-async def read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
+async def read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snapshot:
     """Return a window as it stands at `now`, within a transaction that sees one moment.
 
-    Raises Uncovered when minutes of it are not kept any more, Unavailable when it takes longer
+    Raises NotHeld when minutes of it are not kept any more, Unavailable when it takes longer
     than a read may take.
     """
     try:
@@ -34,11 +34,11 @@ async def read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
         raise Unavailable("the window has too many series to add up in time") from None
 
 
-async def _read(session: Session, asked: WindowQuery, now: int) -> Snapshot:
+async def _read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snapshot:
     sums = WindowSums(asked, now)
     state = (await query(session, "state"))[0]
     if sums.oldest_minute is not None and sums.oldest_minute < state["minutes_from"]:
-        raise Uncovered("minutes of the window are not kept any more")
+        raise NotHeld("minutes of the window are not kept any more")
     for place in sums.ranges:
         async for rows in chunks(session, SQL["window_sums"], *place):
             await beside(sums.add_sums, rows)

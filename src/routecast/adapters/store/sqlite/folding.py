@@ -49,7 +49,7 @@ class PackedPart(NamedTuple):
     packed: bytes
 
 
-class _Part(NamedTuple):
+class _StoredPart(NamedTuple):
     """A part that is stored and not folded yet."""
 
     seq: int
@@ -84,7 +84,7 @@ class Folding:
 
     def forget(self) -> None:
         """Forget everything; `read` must come before anything else."""
-        self._parts: deque[_Part] = deque()
+        self._parts: deque[_StoredPart] = deque()
         self._folded = 0  # as in the history
         self._folded_parts = 0
         self._near: set[Key] = set()  # series that are near the limit of 64 bits
@@ -99,7 +99,7 @@ class Folding:
         self._folded, self._folded_parts = folded, parts
         self._near = {Key(*row) for row in query(self._db, "near_series")}
         for row in _unfolded(query(self._db, "unfolded", folded, parts)[0][0]):
-            self._append(_Part(*row, None))
+            self._append(_StoredPart(*row, None))
 
     def add(self, seq: int, parts: Sequence[PackedPart]) -> None:
         """Store the delta of a commit."""
@@ -112,9 +112,9 @@ class Folding:
             self._remembered += part.number if keep else 0
             cells = part.cells if keep else None
             _add_known(self._unfolded, part.cells)
-            self._append(_Part(seq, place, part.number, part.largest, cells))
+            self._append(_StoredPart(seq, place, part.number, part.largest, cells))
 
-    def _append(self, part: _Part) -> None:
+    def _append(self, part: _StoredPart) -> None:
         self._parts.append(part)
         self.cells += part.number
         self._added += part.largest
@@ -211,14 +211,14 @@ class Folding:
             self._folded, self._folded_parts = part.seq, 0
         return cells, number, not self._folded_parts and part.part > 0
 
-    def _next(self) -> tuple[_Part, Cells]:
+    def _next(self) -> tuple[_StoredPart, Cells]:
         part = self._parts.popleft()
         self._added -= part.largest
         if part.cells is not None:
             self._remembered -= part.number
         return part, self._cells_of(part)
 
-    def _cells_of(self, part: _Part) -> Cells:
+    def _cells_of(self, part: _StoredPart) -> Cells:
         if part.cells is not None:
             return part.cells
         packed = query(self._db, "delta_part", part.seq, part.part)[0][0]

@@ -12,9 +12,9 @@ from routecast.adapters.store.past import Add, Term, add_deltas, filters, select
 from routecast.adapters.store.sqlite.connection import SQL, parts_after, query, transaction
 from routecast.adapters.store.sqlite.summaries import HIGH
 from routecast.core.history import ORIGIN, Plan
-from routecast.core.past import Past
+from routecast.core.past import TimeSeries
 from routecast.core.room import SUMS
-from routecast.errors import Unavailable, Uncovered
+from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
 # One range may keep the others waiting for at most this time, in seconds. It is checked every STEPS
@@ -40,8 +40,8 @@ def sum_of(table: str, column: str) -> Sequence[Term]:
     return (*halves, Term(column, f"sum({column}_high)", HIGH))
 
 
-def read(db: apsw.Connection, plan: Plan) -> Past:
-    """Return the sums that a plan asks for. Raises Uncovered when its minutes are gone."""
+def read(db: apsw.Connection, plan: Plan) -> TimeSeries:
+    """Return the sums that a plan asks for. Raises NotHeld when its minutes are gone."""
     with in_time(db, "the range is too long to add up; ask for a shorter one"):
         return _read(db, plan)
 
@@ -59,12 +59,12 @@ def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
         db.set_progress_handler(None)
 
 
-def _read(db: apsw.Connection, plan: Plan) -> Past:
+def _read(db: apsw.Connection, plan: Plan) -> TimeSeries:
     with transaction(db, "BEGIN"):
         epoch, seq, minutes_from, folded, parts = query(db, "history")[0]
         if plan.period == "minute" and plan.buckets.first < minutes_from:
-            raise Uncovered("minutes before that are not kept any more")
-        past = Past(Position(epoch, seq))
+            raise NotHeld("minutes before that are not kept any more")
+        past = TimeSeries(Position(epoch, seq))
         for add, rows in _rows(db, plan):
             add(past, plan, rows)
         add_deltas(past, plan, parts_after(db, Position(epoch, folded), parts))

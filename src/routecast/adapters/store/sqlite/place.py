@@ -27,7 +27,7 @@ class LogCut(Unavailable):
     """The write-ahead log has lost commits that cannot be saved."""
 
 
-class Place:
+class FileIdentity:
     """Where the files of a database were when it was opened, and how long the main one has been."""
 
     def __init__(self, path: Path) -> None:

@@ -17,11 +17,11 @@ from routecast.adapters.store.sqlite.connection import (
     series_names,
     transaction,
 )
-from routecast.core.caution import Span
+from routecast.core.caution import KeptSpan
 from routecast.core.delta import Delta, following
 from routecast.core.rollup import Bucket, Sums
 from routecast.core.snapshot import Snapshot
-from routecast.errors import Gap
+from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 
 # A load looks at each page and each row once. To keep more of them than these for a while only
@@ -70,20 +70,20 @@ def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
 
 
 def deltas(db: apsw.Connection, after: Position) -> list[Delta]:
-    """Return the deltas after a position. Raises Gap when they are not kept any more."""
+    """Return the deltas after a position. Raises MissingDeltas when they are not kept any more."""
     with transaction(db, "BEGIN"):
         last = position(db)
         if last.epoch != after.epoch or last.seq < after.seq:
-            raise Gap(f"{last} after {after}")
+            raise MissingDeltas(f"{last} after {after}")
         found = following(deltas_after(db, after), after)
     if len(found) != last.seq - after.seq:
-        raise Gap(f"the deltas after seq {after.seq} are not kept any more")
+        raise MissingDeltas(f"the deltas after seq {after.seq} are not kept any more")
     return found
 
 
-def span(db: apsw.Connection) -> Span:
+def span(db: apsw.Connection) -> KeptSpan:
     """Return from when to when what is kept was received (`ports.Store.span`)."""
-    return Span(*query(db, "span")[0])
+    return KeptSpan(*query(db, "span")[0])
 
 
 def unsummed(db: apsw.Connection, before: int) -> list[int]:

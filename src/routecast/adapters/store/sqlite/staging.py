@@ -20,7 +20,7 @@ from routecast.adapters.store.sqlite.folding import PackedPart, pack_parts
 from routecast.adapters.store.sqlite.known import stored_contents
 from routecast.adapters.store.sqlite.series import SeriesKey
 from routecast.core.conflicts import Content, count_conflicts
-from routecast.core.decision import Decision, identity_of, values_of
+from routecast.core.decision import DecisionRecord, identity_of, values_of
 from routecast.core.names import FoldedNames, fold_names
 from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import Full, find_full
@@ -50,20 +50,20 @@ class Staged:
 
 
 def counted_as(
-    batches: Sequence[Sequence[Decision]], folded: FoldedNames
-) -> Sequence[Sequence[Decision]]:
+    batches: Sequence[Sequence[DecisionRecord]], folded: FoldedNames
+) -> Sequence[Sequence[DecisionRecord]]:
     """Return batches with the names that were folded replaced."""
     return [fold_names(batch, folded) for batch in batches] if folded else batches
 
 
-def keys_of(batches: Sequence[Sequence[Decision]]) -> list[SeriesKey]:
+def keys_of(batches: Sequence[Sequence[DecisionRecord]]) -> list[SeriesKey]:
     """Return the key of each series that decisions belong to, once."""
     return list(set(map(key_of, chain.from_iterable(batches))))
 
 
 def stage(
     path: Path,
-    batches: Sequence[Sequence[Decision]],
+    batches: Sequence[Sequence[DecisionRecord]],
     numbers: Mapping[SeriesKey, int],
     totals: Bucket,
     received: int,
@@ -92,7 +92,7 @@ def stage(
 
 
 def _stage_new(
-    db: apsw.Connection, path: Path, decisions: Sequence[Decision], numbers: Mapping[Any, int]
+    db: apsw.Connection, path: Path, decisions: Sequence[DecisionRecord], numbers: Mapping[Any, int]
 ) -> tuple[list[int], dict[tuple[str, str], Content]]:
     """Stage decisions whose ids are new, the first of each.
 
@@ -119,7 +119,7 @@ def _stage_new(
 
 
 def _leave_out_full(
-    db: apsw.Connection, places: Sequence[int], decisions: Sequence[Decision], totals: Bucket
+    db: apsw.Connection, places: Sequence[int], decisions: Sequence[DecisionRecord], totals: Bucket
 ) -> Full:
     """Take back those staged decisions that the sums of their series have no room for."""
     full = find_full((d for d in map(decisions.__getitem__, places) if key_of(d) in totals), totals)

@@ -22,12 +22,12 @@ from routecast.adapters.store.sqlite.staging import Staged, counted_as, keys_of,
 from routecast.adapters.store.sqlite.verify import UNVERIFIABLE, recount
 from routecast.adapters.store.sqlite.window import WindowReader
 from routecast.adapters.store.sqlite.writer import Writer
-from routecast.core.caution import Span
-from routecast.core.decision import Decision
+from routecast.core.caution import KeptSpan
+from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
 from routecast.core.names import FoldedNames
-from routecast.core.past import Past
+from routecast.core.past import TimeSeries
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery
@@ -121,7 +121,7 @@ class SqliteStore:
         self._readers.close()
         self._writer.close(sound=self._integrity.condition.error is None)
 
-    async def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         if any(len(batch) > MAX_GROUP for batch in batches):
             committed = await self._commit_large(batches, received)
         else:
@@ -152,7 +152,7 @@ class SqliteStore:
     async def deltas(self, after: Position) -> list[Delta]:
         return await self._read(readers.deltas, after)
 
-    async def history(self, plan: Plan) -> Past:
+    async def history(self, plan: Plan) -> TimeSeries:
         return await self._run(self._history, self._read_here, past.read, (plan,))
 
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:
@@ -166,7 +166,7 @@ class SqliteStore:
         changes, rows = await self._read(readers.summarise, hour)
         await self._write(self._writer.put_summaries, hour, changes, rows)
 
-    async def span(self) -> Span:
+    async def span(self) -> KeptSpan:
         return await self._read(readers.span)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
@@ -194,7 +194,9 @@ class SqliteStore:
 
     # -- writing in steps -----------------------------------------------------------------------
 
-    async def _commit_large(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    async def _commit_large(
+        self, batches: Sequence[Sequence[DecisionRecord]], received: int
+    ) -> Commit:
         """Commit what would hold the writer for long: one such at a time, prepared beside it.
 
         When names are folded meanwhile, an epoch begins, and the writer refuses what was prepared.

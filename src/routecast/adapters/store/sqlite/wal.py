@@ -18,7 +18,7 @@ import apsw
 
 from routecast.adapters.store.sqlite.connection import query, transaction
 from routecast.adapters.store.sqlite.marks import HEADER, Mark, read_log, wal_of
-from routecast.adapters.store.sqlite.place import Lost, Place
+from routecast.adapters.store.sqlite.place import FileIdentity, Lost
 from routecast.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class WriteAheadLog:
     """Looks after the log of one connection, on its thread and between its transactions."""
 
     def __init__(
-        self, db: apsw.Connection, path: Path, place: Place, wait: Callable[[int], bool]
+        self, db: apsw.Connection, path: Path, place: FileIdentity, wait: Callable[[int], bool]
     ) -> None:
         """`wait` is the connection's handler for locks of others."""
         self._db = db

@@ -13,7 +13,7 @@ from routecast.adapters.store.sqlite.past import in_time
 from routecast.core.rollup import Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery, WindowSums
-from routecast.errors import Uncovered
+from routecast.errors import NotHeld
 from routecast.protocol import Position
 
 
@@ -27,7 +27,7 @@ class WindowReader:
     def read(self, db: apsw.Connection, asked: WindowQuery, now: int) -> Snapshot:
         """Return a window as it stands at `now`.
 
-        Raises Uncovered when minutes of it are not kept any more, Unavailable when it takes longer
+        Raises NotHeld when minutes of it are not kept any more, Unavailable when it takes longer
         than a read may take.
         """
         with in_time(db, "the window has too many series to add up in time"):
@@ -38,7 +38,7 @@ class WindowReader:
         with transaction(db, "BEGIN"):
             epoch, _, minutes_from, folded, parts = query(db, "history")[0]
             if sums.oldest_minute is not None and sums.oldest_minute < minutes_from:
-                raise Uncovered("minutes of the window are not kept any more")
+                raise NotHeld("minutes of the window are not kept any more")
             for place in sums.ranges:
                 sums.add_sums(select(db, "window_sums", *place))
                 if asked.histograms:

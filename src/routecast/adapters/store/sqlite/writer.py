@@ -32,14 +32,14 @@ from routecast.adapters.store.sqlite.connection import (
 from routecast.adapters.store.sqlite.folding import Folding, PackedPart, pack_parts
 from routecast.adapters.store.sqlite.known import stored_contents
 from routecast.adapters.store.sqlite.marks import holds_pages, require_own_log, wal_of
-from routecast.adapters.store.sqlite.place import Lost, Place
+from routecast.adapters.store.sqlite.place import FileIdentity, Lost
 from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.adapters.store.sqlite.staging import Staged, counted_as
 from routecast.adapters.store.sqlite.summaries import split
 from routecast.adapters.store.sqlite.wal import WriteAheadLog
 from routecast.core.conflicts import count_conflicts
-from routecast.core.decision import Decision, identity_of, values_of
+from routecast.core.decision import DecisionRecord, identity_of, values_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
 from routecast.core.names import FoldedNames
@@ -58,13 +58,13 @@ LOCK_PAUSE: Final = 0.02
 _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
-def _all_of(batches: Iterable[Iterable[Decision]]) -> list[Decision]:
+def _all_of(batches: Iterable[Iterable[DecisionRecord]]) -> list[DecisionRecord]:
     return list(itertools.chain.from_iterable(batches))
 
 
 def _fresh(
-    batches: Sequence[Sequence[Decision]], stored: Collection[tuple[str, str]]
-) -> list[list[Decision]]:
+    batches: Sequence[Sequence[DecisionRecord]], stored: Collection[tuple[str, str]]
+) -> list[list[DecisionRecord]]:
     """Return the decisions whose ids are not stored, the first of each."""
     known = set(stored)
     fresh = []
@@ -79,7 +79,7 @@ def _fresh(
     return fresh
 
 
-def _count(batches: Iterable[Iterable[Decision]]) -> Cells:
+def _count(batches: Iterable[Iterable[DecisionRecord]]) -> Cells:
     cells = Cells()
     cells.add(itertools.chain.from_iterable(batches))
     return cells
@@ -125,7 +125,7 @@ class Writer:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -32768")
             schema.migrate(db)
-            self.place = Place(self._path)
+            self.place = FileIdentity(self._path)
             self.wal = WriteAheadLog(db, self._path, self.place, self._wait_for_lock)
             if self._create:
                 self.wal.claim(had_log=had_log)
@@ -223,7 +223,7 @@ class Writer:
         else:
             self._series.undo()
 
-    def commit(self, batches: Sequence[Sequence[Decision]], received: int) -> Commit:
+    def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         """Write batches in one transaction (`ports.Store.commit`)."""
         with self._transaction() as db:
             position = self._begin(db)
@@ -271,7 +271,11 @@ class Writer:
         self._seq = seq
 
     def _insert(
-        self, db: apsw.Connection, decisions: Sequence[Decision], position: Position, received: int
+        self,
+        db: apsw.Connection,
+        decisions: Sequence[DecisionRecord],
+        position: Position,
+        received: int,
     ) -> bool:
         """Insert decisions; return False when an id is known: then undo the transaction."""
         self._series.learn(map(key_of, decisions))
@@ -284,7 +288,7 @@ class Writer:
     def _finish(
         self,
         db: apsw.Connection,
-        inserted: Sequence[Sequence[Decision]],
+        inserted: Sequence[Sequence[DecisionRecord]],
         position: Position,
         received: int,
     ) -> Commit:
@@ -302,7 +306,7 @@ class Writer:
         parts = pack_parts(cells, received)
         return self._end(db, Delta(position, cells, received), counts, parts, full)
 
-    def _find_full(self, inserted: Sequence[Sequence[Decision]], cells: Cells) -> Full:
+    def _find_full(self, inserted: Sequence[Sequence[DecisionRecord]], cells: Cells) -> Full:
         """Return the decisions that the sums of their series have no room for."""
         keys = self._folding.keys_to_check(cells, most_added(cells))
         if not keys:
@@ -474,7 +478,7 @@ class Writer:
         rows = list(itertools.takewhile(lambda row: row[1] < before, oldest))
         if rows:
             cells = Cells()
-            cells.add(Decision(*row[2:]) for row in rows)
+            cells.add(DecisionRecord(*row[2:]) for row in rows)
             self._series.learn(cells.keys())
             self._rollups.add("pruned", cells.hours())
             query(db, "delete_decisions", rows[-1][0])
