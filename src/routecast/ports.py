@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from routecast.core.cardinality import FoldedNames
 from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
-from routecast.core.names import FoldedNames
-from routecast.core.past import TimeSeries
 from routecast.core.room import Full
 from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.protocol import Position, Source
 

@@ -39,10 +39,10 @@ from routecast.client import (
     connect,
     stream,
 )
-from routecast.client.address import Server as Address
 from routecast.client.answers import outcome, outcome_of_close
 from routecast.client.backoff import Backoff
-from routecast.client.delivery import HttpSender, NotOurs, Unreachable
+from routecast.client.http_sender import HttpSender, NotOurs, Unreachable
+from routecast.client.url import Server as Address
 from tests.support.command import routecast
 from tests.support.scripted import Actor, scripted, snapshot, until
 

@@ -18,7 +18,7 @@ from routecast.client import (
     stream,
     stream_sync,
 )
-from routecast.client.connection import PROTOCOLS
+from routecast.client.client import PROTOCOLS
 from routecast.protocol import V1_JSON, V1_MSGPACK
 from tests.support.scripted import until
 from tests.support.server import EDGES, Edge, Server

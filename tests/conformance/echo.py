@@ -14,7 +14,7 @@ from starlette.responses import Response
 from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.sites import Sites
 from routecast.core.view import View
 from routecast.edge.admission import AdmissionControl

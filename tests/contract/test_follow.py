@@ -14,9 +14,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from routecast.core.changes import DirtyMinutes
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
+from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.core.history import GROUPS, history_query
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.history import GROUPS, history_query, plan
-from routecast.core.past import render
+from routecast.core.time_series import render
 from routecast.core.view import View
 from routecast.errors import NotHeld
 from routecast.ports import Store

@@ -15,8 +15,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from routecast.core.cardinality import NAMED
 from routecast.core.decision import DecisionRecord, identity_of
-from routecast.core.names import NAMED
 from routecast.core.snapshot import needed
 from routecast.ports import Difference, Store
 from routecast.protocol import Position

@@ -8,8 +8,8 @@ import pytest
 from routecast.adapters.store.postgres import commit
 from routecast.adapters.store.sqlite.folding import Folding
 from routecast.core.history import GROUPS, history_query, plan
-from routecast.core.past import render
 from routecast.core.room import LARGEST_SUM
+from routecast.core.time_series import render
 from routecast.ports import MAX_GROUP, Commit, Difference, Store
 from tests.contract.conftest import Connect
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept

@@ -11,7 +11,7 @@ from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.budget import RenderBudget
 from routecast.core.delta import Delta
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.groups import Group, PingState, Shard
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View, ViewSubscription

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.view import View
 from routecast.services.metrics_reader import MetricsReader
 

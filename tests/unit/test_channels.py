@@ -15,7 +15,7 @@ from routecast.adapters.clock import SystemTimers
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import breakdown
 from routecast.core.message import JSON, MSGPACK, AddressedMessage, Encoding, Message
-from routecast.core.v1 import V1Session
+from routecast.core.v1_session import V1Session
 from routecast.core.versions import FRESH, Stamps
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable

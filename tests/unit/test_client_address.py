@@ -2,7 +2,7 @@
 
 import pytest
 
-from routecast.client.address import Server
+from routecast.client.url import Server
 from routecast.errors import BadParameter
 
 

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from routecast.client import Cost, Performance, Source
+from routecast.client.default_stream import query_of, receive
 from routecast.client.document import ReceivedDocument, apply, arranged, read
-from routecast.client.plain import query_of, receive
 from routecast.client.session import SubscribedView
 from routecast.protocol import Filters, Position, Subscribe
 from tests.support.wire import GOLDEN, PATCHES

@@ -14,9 +14,9 @@ import pytest
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import groups
-from routecast.core.frame import EncodedDocument
+from routecast.core.default_session import DefaultSession
+from routecast.core.document import EncodedDocument
 from routecast.core.groups import Group, PingState
-from routecast.core.session import DefaultSession
 from routecast.core.view import View, ViewSubscription
 from routecast.edge.asgi_connection import AsgiConnection
 from routecast.errors import Unavailable

@@ -8,7 +8,7 @@ from websockets.frames import Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.edge.ws.frames import (
     DEFLATE_FROM,
     PING,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.changes import DirtyMinutes
+from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.core.history import HISTORY_FIELDS, HistoryQuery, Plan, history_query
-from routecast.core.past import MANY_VALUES, HistoryResponse, TimeSeries
 from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import MANY_VALUES, HistoryResponse, TimeSeries
 from routecast.errors import BadParameter, Unavailable
 from routecast.ports import Reading
 from routecast.protocol import Source

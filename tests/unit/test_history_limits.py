@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 
 from routecast.core.history import HISTORY_FIELDS, HistoryQuery, history_query
-from routecast.core.past import HistoryResponse
+from routecast.core.time_series import HistoryResponse
 from routecast.edge.http.history import history_router
 from routecast.edge.problem import on_routecast_error
 from routecast.errors import RoutecastError, Unavailable

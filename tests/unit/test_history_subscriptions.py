@@ -10,10 +10,10 @@ import pytest
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemTimers
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.changes import DirtyMinutes
 from routecast.core.delta import Delta
+from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.core.message import JSON, AddressedMessage, Message
-from routecast.core.v1 import V1Session
+from routecast.core.v1_session import V1Session
 from routecast.protocol import CloseCode, Position
 from routecast.services.history import HistoryService
 from routecast.streaming import channels

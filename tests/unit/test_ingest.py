@@ -13,9 +13,9 @@ from starlette.types import Message
 
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.cardinality import CardinalityLimiter
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.delta import Delta
-from routecast.core.names import CardinalityLimiter
 from routecast.core.sites import Sites
 from routecast.core.snapshot import Snapshot
 from routecast.edge.http import request_body

@@ -16,9 +16,9 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore, folding
 from routecast.core import snapshot as core_snapshot
+from routecast.core.cardinality import FoldedNames
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
-from routecast.core.names import FoldedNames
 from routecast.core.periods import CELL_BYTES
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot

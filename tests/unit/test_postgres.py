@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from routecast.adapters.store.postgres import PostgresStore, connector, fold, folder, session
+from routecast.adapters.store.postgres import PostgresStore, compactor, connector, fold, session
 from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
 from routecast.adapters.store.postgres.session import query
@@ -85,7 +85,7 @@ async def test_folding_that_fails_half_way_keeps_what_it_has_done(
     sent = [kept(n) for n in range(5)]
     for one in sent:
         await store.commit([[one]], NOW)
-    some = folder.fold_some
+    some = compactor.fold_some
     done: list[int] = []
 
     async def fail_later(*given: Any) -> int:
@@ -94,12 +94,12 @@ async def test_folding_that_fails_half_way_keeps_what_it_has_done(
         done.append(await some(*given))
         return done[-1]
 
-    monkeypatch.setattr(folder, "fold_some", fail_later)
+    monkeypatch.setattr(compactor, "fold_some", fail_later)
     with pytest.raises(Unavailable):
         await store._folder._fold(wait=True)
     assert done == [1, 2] == [1, await other.fetchval("SELECT seq FROM folded")]
     await assert_holds(store, sent, 5)
-    monkeypatch.setattr(folder, "fold_some", some)
+    monkeypatch.setattr(compactor, "fold_some", some)
     await store._folder._fold(wait=True)
     assert await other.fetchval("SELECT seq FROM folded") == 5
     await assert_holds(store, sent, 5)
@@ -121,7 +121,7 @@ async def test_exact_totals_while_it_is_folded(
     store: PostgresStore, monkeypatch: pytest.MonkeyPatch, folds: int
 ) -> None:
     """Even where folded commits leave the log at once: then it is read again."""
-    monkeypatch.setattr(folder, "DELTAS_KEPT", 0)
+    monkeypatch.setattr(compactor, "DELTAS_KEPT", 0)
     monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
     sent = [kept(n, cost=n + 1) for n in range(8)]
     for one in sent[:6]:
@@ -602,7 +602,7 @@ async def test_commits_do_not_wait_for_folding_until_far_too_much_is_not_folded(
     store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then they are refused, which bounds what a snapshot must add."""
-    monkeypatch.setattr(folder, "MOST_UNFOLDED", 5)
+    monkeypatch.setattr(compactor, "MOST_UNFOLDED", 5)
     holding = other.transaction()
     await holding.start()
     await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")
@@ -619,7 +619,7 @@ async def test_nodes_know_what_others_folded(
     store: PostgresStore, url: str, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many nodes there are, they fold as often as one would."""
-    monkeypatch.setattr(folder, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(compactor, "FOLD_COMMITS", 3)
     for n in range(3):
         await store.commit([[kept(n)]], NOW)
     async with asyncio.timeout(30):

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from routecast.cli.terminal import BAD_USAGE, FAILED, fail
-from routecast.core.names import NAMED, OTHER
+from routecast.core.cardinality import NAMED, OTHER
 from routecast.core.texts import shown, spelling
 from routecast.ports import NameUse, Store
 from routecast.server.config import Settings, load_settings

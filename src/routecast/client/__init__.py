@@ -9,9 +9,8 @@
 `stream_sync` is `stream` without asyncio; `connect` has several subscriptions on one connection.
 """
 
-from routecast.client.address import DEFAULT_SERVER
 from routecast.client.books import Counters
-from routecast.client.connection import Client, connect
+from routecast.client.client import Client, connect
 from routecast.client.decision import Decision
 from routecast.client.document import (
     Cost,
@@ -24,9 +23,10 @@ from routecast.client.document import (
 )
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import History
-from routecast.client.link import State
+from routecast.client.reconnect import State
 from routecast.client.recorder import Recorder
 from routecast.client.streams import stream, stream_sync
+from routecast.client.url import DEFAULT_SERVER
 from routecast.errors import (
     BadParameter,
     BadRequest,

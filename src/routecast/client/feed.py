@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from routecast.client.document import Metrics, ReceivedDocument, read
 from routecast.client.history import History, HistoryRequest
-from routecast.client.link import ReconnectingConnection, State
+from routecast.client.reconnect import ReconnectingConnection, State
 from routecast.client.session import SubscribedView, Topic
 from routecast.errors import BadRequest, Unavailable
 from routecast.protocol import ALIVE_SECONDS, DEFAULT_INTERVAL, Position, Source

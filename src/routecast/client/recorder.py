@@ -8,12 +8,12 @@ from functools import partial
 from os import getpid
 from typing import Any, Final, Self, Unpack
 
-from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.client.auth import Token
 from routecast.client.books import Books, Counters
-from routecast.client.credentials import Token
 from routecast.client.decision import Decision, copied
 from routecast.client.process import here
 from routecast.client.sender import RecorderSettings, Sender
+from routecast.client.url import DEFAULT_SERVER, Server
 
 logger: Final = logging.getLogger("routecast.client")
 

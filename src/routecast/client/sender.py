@@ -9,14 +9,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from routecast.client.address import Server
+from routecast.client.auth import Token
 from routecast.client.backoff import Backoff
 from routecast.client.books import Books, LockFreeCount
-from routecast.client.credentials import Token
 from routecast.client.decision import encode
-from routecast.client.delivery import TIMEOUT, HttpSender
+from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
 from routecast.client.threads import Threads
+from routecast.client.url import Server
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
 from routecast.protocol import MAX_BATCH, Receipt
 

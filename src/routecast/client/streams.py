@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, suppress
 from typing import TypedDict, Unpack
 
-from routecast.client.address import DEFAULT_SERVER
-from routecast.client.connection import Client, Names
-from routecast.client.credentials import Token
+from routecast.client.auth import Token
+from routecast.client.client import Client, Names
 from routecast.client.document import Metrics
+from routecast.client.url import DEFAULT_SERVER
 
 
 class Asked(TypedDict, total=False):

@@ -7,8 +7,8 @@ sent then. One that is not is lost, since an id counts once; so it is counted ap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from routecast.core.cardinality import OTHER
 from routecast.core.decision import DecisionRecord, identity_of
-from routecast.core.names import OTHER
 
 
 class Content(NamedTuple):

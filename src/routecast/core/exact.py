@@ -17,7 +17,7 @@ import msgspec
 from routecast.core.numbers import has_digits_enough, read_number, whole_number
 from routecast.core.texts import is_allowed, is_simple
 from routecast.core.times import RULE, read_time
-from routecast.core.wording import kind
+from routecast.core.validation_messages import kind
 from routecast.protocol import (
     BANDS,
     MAX_COST,

@@ -9,7 +9,7 @@ from enum import IntEnum
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.view import ViewSubscription
 from routecast.protocol import CloseCode
 

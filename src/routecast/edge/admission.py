@@ -4,7 +4,7 @@ from collections import Counter
 
 from starlette.types import Scope
 
-from routecast.core.session import DefaultSession, open_session
+from routecast.core.default_session import DefaultSession, open_session
 from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
 from routecast.edge.proxies import limit_key_of

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.default_session import DefaultSession
+from routecast.core.document import EncodedDocument
 from routecast.core.groups import PingState, Shard
-from routecast.core.session import DefaultSession
-from routecast.core.turns import in_turn
+from routecast.core.rotation import in_turn
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, close_reason
 from routecast.streaming.connections import ConnectionManager

@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.edge.head import is_head

@@ -26,9 +26,9 @@ from routecast.adapters.prices import GenaiPrices
 from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
 from routecast.core.budget import RenderBudget
+from routecast.core.cardinality import COMBINATION, CardinalityLimiter
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
-from routecast.core.names import COMBINATION, CardinalityLimiter
 from routecast.core.sites import Sites
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asyncapi import asyncapi_router

@@ -5,10 +5,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from routecast.core.changes import DirtyMinutes
-from routecast.core.follow import HistoryCursor
+from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.core.history import HOUR_STEP, HistoryQuery, Plan, plan
-from routecast.core.past import (
+from routecast.core.history_cursor import HistoryCursor
+from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import (
     MANY_VALUES,
     PERCENTILE_VALUES,
     HistoryResponse,
@@ -16,7 +17,6 @@ from routecast.core.past import (
     past_of,
     render,
 )
-from routecast.core.snapshot import Snapshot
 from routecast.errors import MissingDeltas, NotHeld, Unavailable
 from routecast.ports import Clock, Reading, Store
 from routecast.protocol import Position

@@ -22,9 +22,9 @@ from operator import is_not
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from routecast.core.cardinality import CardinalityLimiter, Combination
 from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.delta import Delta
-from routecast.core.names import CardinalityLimiter, Combination
 from routecast.core.room import Full
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments

@@ -18,10 +18,10 @@ from itertools import islice
 from math import inf
 from typing import Final
 
-from routecast.core.changes import DirtyMinutes
+from routecast.core.cardinality import FoldedNames
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
-from routecast.core.names import FoldedNames
+from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.core.rollup import Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
 from routecast.errors import MissingDeltas, Unavailable

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from routecast.core.breakdown import Breakdown, Breakdowns
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
-from routecast.core.frame import EncodedDocument, encode_document, error_frame, stamp
+from routecast.core.document import EncodedDocument, encode_document, error_frame, stamp
 from routecast.core.metrics import Baseline, Document, document
 from routecast.core.snapshot import Snapshot
 from routecast.core.versions import Stamps

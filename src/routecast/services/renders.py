@@ -14,7 +14,7 @@ from math import ceil
 from typing import Final, Protocol
 
 from routecast.core.budget import RenderBudget
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from routecast.core.message import AddressedMessage, Encoding, Message
 from routecast.core.metrics import Document
-from routecast.core.turns import in_turn
+from routecast.core.rotation import in_turn
 from routecast.core.versions import FRESH, DocumentState, Stamps, Version, Versions, message
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable

@@ -21,9 +21,9 @@ from math import inf
 from typing import Final, Protocol
 
 from routecast.core import groups
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.groups import Connection, Group, Key, PingState, Shard
-from routecast.core.turns import in_turn
+from routecast.core.rotation import in_turn
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from routecast.core.history import HistoryQuery
-from routecast.core.past import MAX_SERIES
+from routecast.core.time_series import MAX_SERIES
 from routecast.errors import Unavailable
 
 T = TypeVar("T")

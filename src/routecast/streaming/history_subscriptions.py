@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from routecast.core.follow import HistoryCursor
 from routecast.core.history import HistoryQuery
+from routecast.core.history_cursor import HistoryCursor
 from routecast.core.message import Encoding, Message
-from routecast.core.past import MANY_VALUES, HistoryResponse
+from routecast.core.time_series import MANY_VALUES, HistoryResponse
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import HistoryOut
 from routecast.streaming.history_limits import HistoryLimits

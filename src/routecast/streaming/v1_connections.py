@@ -7,7 +7,7 @@ import time
 from msgspec import UNSET
 
 from routecast.core.message import Encoding, Message
-from routecast.core.v1 import (
+from routecast.core.v1_session import (
     CloseConnection,
     QueryHistory,
     StartSubscription,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
-from routecast.adapters.bus.outbox import BATCH_BYTES, BusMessage, DropOldestBuffer
+from routecast.adapters.bus.send_buffer import BATCH_BYTES, BusMessage, DropOldestBuffer
 from routecast.adapters.redis_client import MAX_SHOWN, RedisLink, compress, decompress, refusal
 from routecast.core.delta import Delta, following
 from routecast.errors import Declined, MissingDeltas, Unavailable

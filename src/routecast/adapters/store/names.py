@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from routecast.core.cardinality import NAMED, OTHER, FoldedNames
 from routecast.core.delta import Delta
-from routecast.core.names import NAMED, OTHER, FoldedNames
 from routecast.core.rollup import Bucket, Key, Sums
 from routecast.core.room import field_without_room
 from routecast.errors import SumFull

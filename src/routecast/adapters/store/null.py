@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Never
 
+from routecast.core.cardinality import FoldedNames
 from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
-from routecast.core.names import FoldedNames
-from routecast.core.past import TimeSeries
 from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.errors import MissingDeltas, Unavailable
 from routecast.ports import Checked, Commit, Condition, Difference, NameUse

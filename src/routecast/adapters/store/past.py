@@ -8,8 +8,8 @@ from routecast.core import histogram
 from routecast.core.delta import Delta
 from routecast.core.histogram import pack_counts, unpack
 from routecast.core.history import COLUMNS, Plan
-from routecast.core.past import TimeSeries, summaries
 from routecast.core.rollup import Key, Sums
+from routecast.core.time_series import TimeSeries, summaries
 from routecast.core.view import FILTERS
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from routecast.cli.demo.simulator import Arrival, arrivals
 from routecast.cli.terminal import command_name, say
-from routecast.client.address import DEFAULT_SERVER
+from routecast.client.url import DEFAULT_SERVER
 from routecast.errors import BadSettings
 from routecast.protocol import rfc3339
 from routecast.server.config import load_settings

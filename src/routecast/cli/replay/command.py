@@ -33,7 +33,7 @@ from routecast.cli.terminal import (
     say,
     unwind_on_sigterm,
 )
-from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.core.decision import DAY
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339

@@ -11,8 +11,8 @@ from urllib.request import getproxies, proxy_bypass
 import msgspec
 
 from routecast.cli.terminal import command_name
-from routecast.client.address import Server
-from routecast.client.delivery import HttpSender, NotOurs, Unreachable
+from routecast.client.http_sender import HttpSender, NotOurs, Unreachable
+from routecast.client.url import Server
 from routecast.errors import BadParameter, RoutecastError, Unavailable
 from routecast.errors import Refused as RefusedBatch
 from routecast.protocol import FieldWarning, Rejection

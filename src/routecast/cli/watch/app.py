@@ -18,7 +18,7 @@ from routecast.cli.watch.options import Choice
 from routecast.cli.watch.rate_history import Movement
 from routecast.cli.watch.screen import Screen, Status
 from routecast.client import Client, Health, Metrics, Source, State, Subscription, connect
-from routecast.client.address import Server
+from routecast.client.url import Server
 
 FIELDS: Final = (
     "total_decisions",

@@ -17,7 +17,7 @@ from routecast.cli.watch.app import FIELDS, show_live, status
 from routecast.cli.watch.options import Choice
 from routecast.cli.watch.screen import Screen
 from routecast.client import BadRequest, Health, Metrics, Refused, State, connect
-from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.core.texts import shown
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL

@@ -19,7 +19,7 @@ from routecast.core.history import (
     HistoryQuery,
     parse_history,
 )
-from routecast.core.past import MANY_VALUES, HistoryResponse
+from routecast.core.time_series import MANY_VALUES, HistoryResponse
 from routecast.edge.openapi import PROBLEM, names_parameter
 from routecast.edge.proxies import limit_key_of
 from routecast.edge.schemas import time_in

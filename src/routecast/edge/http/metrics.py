@@ -6,8 +6,8 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from routecast.core.frame import EncodedDocument
-from routecast.core.session import open_session
+from routecast.core.default_session import open_session
+from routecast.core.document import EncodedDocument
 from routecast.core.view import View
 from routecast.edge.openapi import METRICS_QUERY, METRICS_RESPONSES
 from routecast.edge.proxies import limit_key_of

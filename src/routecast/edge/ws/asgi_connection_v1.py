@@ -4,9 +4,9 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from routecast.core.default_session import DefaultSession
 from routecast.core.message import AddressedMessage, Encoding, Message
-from routecast.core.session import DefaultSession
-from routecast.core.v1 import V1Session
+from routecast.core.v1_session import V1Session
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.protocol import CloseCode
 from routecast.streaming.channels import Cohort, V1Transport

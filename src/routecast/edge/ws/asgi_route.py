@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.default_session import DefaultSession
+from routecast.core.document import EncodedDocument
 from routecast.core.message import ENCODINGS, Encoding
-from routecast.core.session import DefaultSession
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import AsgiConnection
 from routecast.edge.problem import respond_error

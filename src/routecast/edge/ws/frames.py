@@ -10,7 +10,7 @@ from websockets.frames import Frame as WireFrame
 from websockets.frames import Opcode
 from websockets.typing import ExtensionName
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.document import EncodedDocument
 from routecast.core.message import AddressedMessage, Message
 
 PING: Final = WireFrame(Opcode.PING, b"").serialize(mask=False)

@@ -17,10 +17,10 @@ from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, cast
 
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-from routecast.core.frame import EncodedDocument
+from routecast.core.default_session import DefaultSession
+from routecast.core.document import EncodedDocument
 from routecast.core.groups import PingState, Shard
-from routecast.core.session import DefaultSession
-from routecast.core.turns import first_of
+from routecast.core.rotation import first_of
 from routecast.core.view import ViewSubscription
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.proxies import Proxies, limit_key

@@ -25,10 +25,10 @@ from routecast.adapters.store.postgres.session import (
     value,
 )
 from routecast.adapters.store.postgres.totals import Totals
+from routecast.core.cardinality import fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import VALUES, DecisionRecord, identity_of
 from routecast.core.delta import Delta
-from routecast.core.names import fold_names
 from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit

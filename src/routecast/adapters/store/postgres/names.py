@@ -13,7 +13,7 @@ from routecast.adapters.store.postgres.session import (
     series_names,
     transaction,
 )
-from routecast.core.names import NAMED, FoldedNames
+from routecast.core.cardinality import NAMED, FoldedNames
 from routecast.core.rollup import Bucket, Key, Sums
 from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position

@@ -14,8 +14,8 @@ from routecast.adapters.store.postgres.session import (
     query,
 )
 from routecast.core.history import ORIGIN, PARTS, Plan
-from routecast.core.past import TimeSeries
 from routecast.core.rollup import Bucket, Sums
+from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld
 from routecast.protocol import Position
 

@@ -15,7 +15,7 @@ import asyncpg
 from routecast.adapters.store.names import folded_names
 from routecast.adapters.store.postgres.failures import Unsuitable
 from routecast.adapters.store.queries import load_queries
-from routecast.core.names import FoldedNames
+from routecast.core.cardinality import FoldedNames
 from routecast.core.rollup import Key, shared_key
 
 if TYPE_CHECKING:

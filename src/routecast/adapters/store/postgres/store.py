@@ -12,6 +12,7 @@ from routecast.adapters.store.loading import Loader
 from routecast.adapters.store.postgres import names as names_of
 from routecast.adapters.store.postgres import past, retention, window
 from routecast.adapters.store.postgres.commit import Unsettled, Written, commit, settle
+from routecast.adapters.store.postgres.compactor import RollupCompactor
 from routecast.adapters.store.postgres.connector import ASK_SECONDS, Connector
 from routecast.adapters.store.postgres.failures import (
     CORRUPT,
@@ -23,7 +24,6 @@ from routecast.adapters.store.postgres.failures import (
     usable_after,
 )
 from routecast.adapters.store.postgres.fold import deltas_of, fold, lock_rollups
-from routecast.adapters.store.postgres.folder import RollupCompactor
 from routecast.adapters.store.postgres.schema import migrate
 from routecast.adapters.store.postgres.session import (
     SQL,
@@ -36,13 +36,13 @@ from routecast.adapters.store.postgres.session import (
     warn,
 )
 from routecast.adapters.store.postgres.verify import verify
+from routecast.core.cardinality import FoldedNames
 from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
-from routecast.core.names import FoldedNames
-from routecast.core.past import TimeSeries
 from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.errors import BadDatabase, MissingDeltas, RoutecastError, Unavailable
 from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse

@@ -19,7 +19,7 @@ from routecast.adapters.store.sqlite.connection import (
 )
 from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesNumbers
-from routecast.core.names import NAMED, FoldedNames
+from routecast.core.cardinality import NAMED, FoldedNames
 from routecast.core.rollup import Key
 from routecast.ports import NameUse
 from routecast.protocol import Position

@@ -12,8 +12,8 @@ from routecast.adapters.store.past import Add, Term, add_deltas, filters, select
 from routecast.adapters.store.sqlite.connection import SQL, parts_after, query, transaction
 from routecast.adapters.store.sqlite.summaries import HIGH
 from routecast.core.history import ORIGIN, Plan
-from routecast.core.past import TimeSeries
 from routecast.core.room import SUMS
+from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 

@@ -19,9 +19,9 @@ from routecast.adapters.store.sqlite.connection import BUSY_MS, insert_rows, que
 from routecast.adapters.store.sqlite.folding import PackedPart, pack_parts
 from routecast.adapters.store.sqlite.known import stored_contents
 from routecast.adapters.store.sqlite.series import SeriesKey
+from routecast.core.cardinality import FoldedNames, fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
-from routecast.core.names import FoldedNames, fold_names
 from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import Full, find_full
 

@@ -22,14 +22,14 @@ from routecast.adapters.store.sqlite.staging import Staged, counted_as, keys_of,
 from routecast.adapters.store.sqlite.verify import UNVERIFIABLE, recount
 from routecast.adapters.store.sqlite.window import WindowReader
 from routecast.adapters.store.sqlite.writer import Writer
+from routecast.core.cardinality import FoldedNames
 from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
-from routecast.core.names import FoldedNames
-from routecast.core.past import TimeSeries
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.errors import RoutecastError, Unavailable
 from routecast.ports import MAX_GROUP, Checked, Commit, Condition, Difference, NameUse

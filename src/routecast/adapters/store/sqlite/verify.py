@@ -8,9 +8,9 @@ import apsw
 
 from routecast.adapters.store.sqlite.summaries import joined
 from routecast.adapters.store.verification import HOUR, Comparison, Rows, moment, readable, unpacked
+from routecast.core.cardinality import OTHER
 from routecast.core.decision import DAY
 from routecast.core.histogram import bin_of, pack
-from routecast.core.names import OTHER
 from routecast.ports import COMPARING, COUNTING, MIN_MINUTE_DAYS, Checked, Difference
 
 _END: Final = 2**62

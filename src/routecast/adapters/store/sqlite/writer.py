@@ -38,11 +38,11 @@ from routecast.adapters.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.adapters.store.sqlite.staging import Staged, counted_as
 from routecast.adapters.store.sqlite.summaries import split
 from routecast.adapters.store.sqlite.wal import WriteAheadLog
+from routecast.core.cardinality import FoldedNames
 from routecast.core.conflicts import count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
-from routecast.core.names import FoldedNames
 from routecast.core.rollup import Bucket, Cells, Key, key_of
 from routecast.core.room import Full, field_without_room, find_full, most_added
 from routecast.errors import BadDatabase, Unavailable

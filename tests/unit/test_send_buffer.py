@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.adapters.bus.outbox import (
+from routecast.adapters.bus.send_buffer import (
     BATCH_BYTES,
     MAX_WAITING_BYTES,
     BusMessage,

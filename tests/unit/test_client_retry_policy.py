@@ -4,7 +4,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close
 
-from routecast.client.reasons import describe, least_pause, refusal, told_pause
+from routecast.client.retry_policy import describe, least_pause, refusal, told_pause
 from routecast.errors import Refused, Unauthenticated
 
 

@@ -7,8 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from routecast.core.cardinality import (
+    COMBINATION,
+    NAMED,
+    OTHER,
+    CardinalityLimiter,
+    Reserved,
+    fold_names,
+)
 from routecast.core.decision import DecisionRecord, identity_of
-from routecast.core.names import COMBINATION, NAMED, OTHER, CardinalityLimiter, Reserved, fold_names
 from routecast.core.rollup import Key
 from tests.support.decisions import kept
 

@@ -4,7 +4,7 @@ from bisect import bisect_left
 
 import pytest
 
-from routecast.client.outbox import TokenBucket
+from routecast.client.rate_limit import TokenBucket
 
 
 def sent(pace: TokenBucket, until: float) -> list[float]:

@@ -13,8 +13,8 @@ import msgspec
 
 from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
 from routecast.core.message import Asked, Encoding, HistoryAsked
+from routecast.core.validation_messages import worded
 from routecast.core.view import INTERVAL_RULE, ViewSubscription, make_view
-from routecast.core.wording import worded
 from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import (
     MAX_MESSAGE_BYTES,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from routecast.core import changes as module
-from routecast.core.changes import DirtyMinutes
+from routecast.core import dirty_minutes as module
 from routecast.core.delta import Delta
+from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 from tests.support.decisions import MINUTE, NOW, cells_of, kept

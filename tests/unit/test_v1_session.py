@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
-from routecast.core.v1 import (
+from routecast.core.v1_session import (
     MINUTE,
     CloseConnection,
     QueryHistory,

@@ -11,16 +11,16 @@ from typing import Any, Final, NoReturn, Self
 import msgspec
 from websockets.asyncio.client import ClientConnection
 
-from routecast.client.address import DEFAULT_SERVER, Server
+from routecast.client.auth import Token
 from routecast.client.backoff import Backoff
-from routecast.client.credentials import Token
+from routecast.client.default_stream import query_of, receive
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import HistoryRequest
-from routecast.client.link import ReconnectingConnection
-from routecast.client.outbox import RateLimitedSender
-from routecast.client.plain import query_of, receive
-from routecast.client.reasons import LONGEST_PAUSE
+from routecast.client.rate_limit import RateLimitedSender
+from routecast.client.reconnect import ReconnectingConnection
+from routecast.client.retry_policy import LONGEST_PAUSE
 from routecast.client.session import ClientSession, SubscribedView, Topic
+from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.errors import BadRequest
 from routecast.protocol import (
     V1_JSON,

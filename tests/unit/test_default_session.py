@@ -2,7 +2,7 @@
 
 import pytest
 
-from routecast.core.session import open_session
+from routecast.core.default_session import open_session
 from routecast.core.view import parse_query
 from routecast.errors import BadParameter
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.frame import encode_document, error_frame, stamp
+from routecast.core.document import encode_document, error_frame, stamp
 from routecast.protocol import Position, Source
 from tests.support.decisions import NOW
 from tests.support.oracle import stamped

@@ -13,11 +13,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from routecast.client.address import Server
 from routecast.client.answers import followed
+from routecast.client.auth import Token, bearer
 from routecast.client.backoff import Backoff
-from routecast.client.credentials import Token, bearer
-from routecast.client.reasons import answer_of, describe, least_pause, refusal, told_pause
+from routecast.client.retry_policy import answer_of, describe, least_pause, refusal, told_pause
+from routecast.client.url import Server
 from routecast.errors import Unauthenticated
 
 logger: Final = logging.getLogger("routecast.client")

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from routecast.client.address import Server
 from routecast.client.answers import HttpAnswer, Outcome, explain, followed, outcome, plain
-from routecast.client.credentials import Token, bearer
+from routecast.client.auth import Token, bearer
 from routecast.client.exchange import Exchange
-from routecast.client.reasons import describe
+from routecast.client.retry_policy import describe
+from routecast.client.url import Server
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
 from routecast.protocol import Position, Problem, Receipt, Rejection
 

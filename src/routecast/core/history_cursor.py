@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from routecast.core.decision import SECOND
 from routecast.core.history import Buckets, HistoryQuery, Plan
-from routecast.core.past import HistoryResponse
+from routecast.core.time_series import HistoryResponse
 from routecast.protocol import Position
 
 

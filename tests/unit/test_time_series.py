@@ -6,9 +6,9 @@ import pytest
 
 from routecast.core.histogram import add_bins, bin_of, pack_counts, percentiles
 from routecast.core.history import Plan, history_query, plan
-from routecast.core.past import MAX_SERIES, Point, TimeSeries, past_of, render, summaries
 from routecast.core.periods import Periods
 from routecast.core.snapshot import Snapshot
+from routecast.core.time_series import MAX_SERIES, Point, TimeSeries, past_of, render, summaries
 from routecast.errors import NotHeld
 from routecast.protocol import Position
 from tests.support.buckets import FIELDS, assert_history

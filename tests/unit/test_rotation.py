@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.turns import in_turn
+from routecast.core.rotation import in_turn
 
 
 @given(st.integers(0, 1000))
