@@ -16,7 +16,7 @@ from benchmarks.report import Figure, Report, ratios
 from benchmarks.totals import SMALL, large, reading
 from benchmarks.traffic import Ids, decisions
 from routecast.adapters.store.postgres import PostgresStore
-from routecast.adapters.store.postgres.commit import COLUMNS
+from routecast.adapters.store.postgres.commit import DECISION_COLUMNS
 from routecast.adapters.store.postgres.session import SCHEMA
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.protocol import DecisionIn
@@ -150,7 +150,9 @@ async def _copy(task: Copy) -> Ran:
     began = time.monotonic()
     for batch in batches:
         async with session.transaction():
-            await session.copy_records_to_table("decisions_1", records=batch, columns=COLUMNS)
+            await session.copy_records_to_table(
+                "decisions_1", records=batch, columns=DECISION_COLUMNS
+            )
     ended = time.monotonic()
     await session.close()
     return Ran(began, ended)

@@ -135,6 +135,9 @@ class Checked:
     of: int
 
 
+Tell = Callable[[Checked], None]
+
+
 class Store(Protocol):
     """Where decisions, rollups and position live, durably and together."""
 
@@ -305,7 +308,7 @@ class Backups(Protocol):
         """Return whether a file is one of the database's own."""
         ...
 
-    async def backup(self, target: Path, tell: Callable[[Checked], None]) -> BackedUp:
+    async def backup(self, target: Path, tell: Tell) -> BackedUp:
         """Write all there is, as of one position, to a new file; servers may run meanwhile.
 
         The file was read back, checked and synced. On failure, remove what is there of it; give it
@@ -314,7 +317,7 @@ class Backups(Protocol):
         """
         ...
 
-    async def restore(self, source: Path, tell: Callable[[Checked], None]) -> Restored:
+    async def restore(self, source: Path, tell: Tell) -> Restored:
         """Replace the database by what `backup` wrote, with a new epoch.
 
         All of `source` is checked before anything is changed. What is replaced is kept.

@@ -6,8 +6,8 @@ from urllib.parse import SplitResult, urlsplit
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*", re.ASCII)
 # What is certainly a host with an optional port, and no part of a password.
-_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::([0-9]{1,5}))?", re.ASCII)
-_PATH: Final = re.compile(r"[\w./\\ -]+")
+_URL_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::([0-9]{1,5}))?", re.ASCII)
+_FILE_PATH: Final = re.compile(r"[\w./\\ -]+")
 _HIDDEN: Final = "***"
 
 
@@ -38,7 +38,7 @@ def masked(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return url if _PATH.fullmatch(url) else _HIDDEN
+        return url if _FILE_PATH.fullmatch(url) else _HIDDEN
     if not _SCHEME.fullmatch(scheme):
         return _HIDDEN
     shown, *options = re.split(r"[?#]", rest)
@@ -51,5 +51,5 @@ def masked(url: str) -> str:
 
 
 def _is_host(text: str) -> bool:
-    found = _HOST.fullmatch(text)
+    found = _URL_HOST.fullmatch(text)
     return found is not None and int(found[1] or 0) <= 65_535

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from routecast.core.view import PARAMETERS
+from routecast.core.view import VIEW_PARAMETERS
 from tests.support.server import Server
 from tests.support.stream import receive
 from tests.support.v1 import v1_client
@@ -81,7 +81,7 @@ def test_every_reference_leads_somewhere(described: Described) -> None:
     for reference in references:
         assert described.at(reference)
     query = described.document["channels"]["default"]["bindings"]["ws"]["query"]
-    assert set(query["properties"]) == set(PARAMETERS)
+    assert set(query["properties"]) == set(VIEW_PARAMETERS)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

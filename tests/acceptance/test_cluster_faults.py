@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from routecast.adapters.redis_client import FORMAT
+from routecast.adapters.redis_client import REDIS_FORMAT
 from tests.acceptance.faults import (
     FAKETIME,
     FREEZE,
@@ -83,7 +83,7 @@ async def test_redis_connections_killed(ledger: Ledger, own_redis: RedisServer) 
 
 async def test_deltas_dropped(ledger: Ledger, cluster: Nodes, own_redis: RedisServer) -> None:
     """Taken out of the stream by hand before a node had read them: the node finds out."""
-    stream = f"{{routecast}}:{FORMAT}:deltas"
+    stream = f"{{routecast}}:{REDIS_FORMAT}:deltas"
     with ledger.fault():
         for number in range(round(2.5 * OUTAGE)):
             deaf = cluster[number % len(cluster)]
@@ -102,7 +102,7 @@ async def test_deltas_dropped(ledger: Ledger, cluster: Nodes, own_redis: RedisSe
 def test_last_delta_dropped(cluster: Nodes, own_redis: RedisServer) -> None:
     """With nothing after it that would show the gap, it is missed all the same."""
     deaf, here = cluster[0], cluster[1]
-    stream = f"{{routecast}}:{FORMAT}:deltas"
+    stream = f"{{routecast}}:{REDIS_FORMAT}:deltas"
     deaf.freeze()
     before = here.metrics()["total_decisions"]
     # The first is in the socket of the frozen node, which was waiting for it.
@@ -157,7 +157,7 @@ async def test_node_without_database(
     await asyncio.to_thread(cluster.start)
     with Server(tmp_path, redis_url=own_redis.url, role="stream") as streamer:
         async with Ledger(list(cluster), cluster.database_url, streams=[streamer]) as ledger:
-            stream = f"{{routecast}}:{FORMAT}:deltas"
+            stream = f"{{routecast}}:{REDIS_FORMAT}:deltas"
             with ledger.fault():
                 own_redis.kill()
                 try:

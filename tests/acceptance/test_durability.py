@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from routecast.adapters.store.sqlite.folding import FOLD_COMMITS
+from routecast.adapters.store.sqlite.folding import SQLITE_FOLD_COMMITS
 from tests.support.needs import skip_without
 from tests.support.server import Server
 from tests.support.waiting import until
@@ -211,7 +211,7 @@ def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
 
 def test_verify_tells_what_differs(server: Server) -> None:
     """A sum that somebody changed is named, with what it should be; exit code 1."""
-    for number in range(FOLD_COMMITS):
+    for number in range(SQLITE_FOLD_COMMITS):
         server.post(decisions(f"v{number}"))
     more = "UPDATE rollups SET cost_sum = cost_sum + 1 WHERE period = 'total'"
     until(lambda: change(server, more))  # rollups are written a moment after these commits

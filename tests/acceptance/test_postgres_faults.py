@@ -99,8 +99,8 @@ async def test_server_that_stops_answering_refuses_in_time(
     own: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may live and say nothing: callers get an answer all the same, and later all is well."""
-    monkeypatch.setattr(connector, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(address, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(connector, "DATABASE_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(address, "HOST_CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
     async with opened(own.url) as store:
         await store.commit([[kept(1)]], NOW)

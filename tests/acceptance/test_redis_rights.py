@@ -89,7 +89,7 @@ async def test_granted_command_is_noticed(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a restart."""
-    monkeypatch.setattr(redis_check, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(redis_check, "RIGHTS_CHECK_SECONDS", 0.02)
     server.ask("ACL", "SETUSER", "later", *documented()[1:], "-xadd")
     check = RedisCheck(SharedRedis(url_of(server, "later"), "routecast").link())
     async with running(check.run()):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from routecast.edge.ws.ws_protocol import SEND_SECONDS
+from routecast.edge.asgi_connection import SEND_SECONDS
 from tests.support.decisions import PROVIDERS, STRATEGIES, sent_decisions
 from tests.support.facts import Committed, committed
 from tests.support.oracle import assert_agree, expect

@@ -59,10 +59,10 @@ def databases(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Databases:
     """An engine for databases, each one in its turn; it folds often and in pieces."""
-    monkeypatch.setattr(folding, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 3)
     monkeypatch.setattr(folding, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
-    monkeypatch.setattr(compactor, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(compactor, "POSTGRES_FOLD_COMMITS", 3)
     monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
     monkeypatch.setattr(names, "ROLLUPS_AT_ONCE", 2)
     if request.param == "sqlite":

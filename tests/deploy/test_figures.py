@@ -10,9 +10,9 @@ import yaml
 
 from routecast.edge.http.http_protocol import MAX_HEAD_BYTES
 from routecast.protocol import MAX_BODY_BYTES, MAX_INTERVAL
-from routecast.server.app import CLOSE_SECONDS, DRAIN_SECONDS
+from routecast.server.app import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from routecast.server.config import Settings
-from routecast.server.run import GRACE_SECONDS
+from routecast.server.run import STOP_GRACE_SECONDS
 from routecast.streaming.connections import PING_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_old_workers_of_nginx_outlive_requests() -> None:
 
 def test_times_to_stop_are_documented() -> None:
     """A node's own, and when it is killed."""
-    at_most = CLOSE_SECONDS + GRACE_SECONDS + DRAIN_SECONDS
+    at_most = STREAMS_CLOSE_SECONDS + STOP_GRACE_SECONDS + DRAIN_SECONDS
     assert at_most <= 15
     (unit,) = re.findall(r"^TimeoutStopSec=(\d+)$", UNIT, re.MULTILINE)
     node = seconds(COMPOSE["services"]["node-1"]["stop_grace_period"])

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from routecast.server.app import CLOSE_SECONDS, DRAIN_SECONDS
+from routecast.server.app import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from routecast.server.config import Settings
-from routecast.server.run import GRACE_SECONDS
+from routecast.server.run import STOP_GRACE_SECONDS
 from tests.support.needs import skip_without
 from tests.support.nginx import Nginx
 
@@ -22,7 +22,7 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 PASSWORD = {"POSTGRES_PASSWORD": "of-a-test"}
 # All that a node may take to stop, in seconds, with something to spare for its engines.
-STOP_SECONDS = CLOSE_SECONDS + GRACE_SECONDS + DRAIN_SECONDS + 4
+STOP_SECONDS = STREAMS_CLOSE_SECONDS + STOP_GRACE_SECONDS + DRAIN_SECONDS + 4
 
 # `make deploy-tools` brings the others.
 HOW_TO_GET = {

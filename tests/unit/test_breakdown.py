@@ -46,7 +46,7 @@ script = st.lists(
 
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breakdown, "STEP", 1)
+    monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
 
 
 def finished(held: Breakdowns, snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.caution import LARGEST_SKEW, PROBATION, SHARES, Caution, KeptSpan
+from routecast.core.caution import DROP_SHARES, LARGEST_SKEW, PROBATION, Caution, KeptSpan
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW
 
 MONTH = KeptSpan(NOW - 30 * DAY, NOW, NOW - 90 * DAY)
@@ -20,8 +20,8 @@ def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_da
         decisions = caution.limit_decisions(NOW, passed, MONTH)
         minutes = caution.limit_minutes(NOW, passed, MONTH, KEPT)
         if passed < PROBATION:
-            assert decisions == MONTH[0] + 30 * DAY // SHARES
-            assert minutes == MONTH[2] + KEPT // SHARES
+            assert decisions == MONTH[0] + 30 * DAY // DROP_SHARES
+            assert minutes == MONTH[2] + KEPT // DROP_SHARES
         else:
             assert decisions == minutes == NOW
 
@@ -32,7 +32,7 @@ def test_clock_far_ahead_of_the_last_receipt_is_in_doubt_for_a_day() -> None:
     doubt = caution.look(NOW + ahead, 0, MONTH)
     assert doubt == "it is 100.0 days after the last decision was received"
     later, before = MONTH._replace(last=NOW + ahead), NOW + 70 * DAY
-    assert caution.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // SHARES
+    assert caution.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // DROP_SHARES
     assert caution.limit_minutes(before, 0, later, KEPT) == 0
     assert caution.look(NOW + ahead + PROBATION, PROBATION, later) is None
     assert caution.limit_decisions(before, PROBATION, later) == before
@@ -79,7 +79,7 @@ def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
 
 
 def test_short_history_may_be_dropped_by_the_minute() -> None:
-    """One part in SHARES of it would be no progress."""
+    """One part in DROP_SHARES of it would be no progress."""
     caution, short = Caution(), KeptSpan(NOW - MINUTE, NOW, NOW - MINUTE)
     caution.look(NOW + 40 * DAY, 0, short)
     assert caution.limit_decisions(NOW + 10 * DAY, 0, short) == NOW

@@ -16,7 +16,7 @@ from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import breakdown
 from routecast.core.message import JSON, MSGPACK, AddressedMessage, Encoding, Message
 from routecast.core.v1_session import V1Session
-from routecast.core.versions import FRESH, Stamps
+from routecast.core.versions import FRESH_MESSAGE, Stamps
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.ports import Reading, Timers
@@ -409,7 +409,7 @@ async def test_those_who_fell_behind_come_into_step_again(
     hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was full, left or came: all hold the newest, and nobody who left is kept."""
-    monkeypatch.setattr(module, "YIELD_EVERY", 4)
+    monkeypatch.setattr(module, "MEMBERS_PER_TURN", 4)
     rng = random.Random(1)
     lines = [Line(channels) for _ in range(20)]
     for line in lines:
@@ -470,7 +470,7 @@ async def test_nobody_is_always_first(
     hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tick begins with any of those who are in step."""
-    monkeypatch.setattr(module, "YIELD_EVERY", 1)
+    monkeypatch.setattr(module, "MEMBERS_PER_TURN", 1)
     firsts: dict[Message, Line] = {}
 
     class Noted(Line):
@@ -569,7 +569,7 @@ async def test_a_quiet_channel_shows_life(
         for interval, line in lines.items():
             line.subscribe(interval=interval)
         for number in range(1, 3):
-            clock.moment = NOW + number * 10 * FRESH
+            clock.moment = NOW + number * 10 * FRESH_MESSAGE
             await until(lambda: all(len(line.sent) > number for line in lines.values()))  # noqa: B023  # -- awaited in its own turn
             assert time.monotonic() - started < 2.0 * number
     for line in lines.values():
@@ -628,7 +628,7 @@ async def test_newcomer_shares_a_document_that_is_still_true(
     async with running(channels.run()), running(hall.renders.run()):
         first.subscribe(fields=FEW, interval=60)
         await settled(hall, channels, first)
-    clock.moment += 1_000 * module.FRESH
+    clock.moment += 1_000 * module.FRESH_MESSAGE
     second.subscribe(fields=FEW, interval=60)
     assert counts(second) == ["snapshot"]
 
@@ -729,7 +729,7 @@ async def test_a_view_that_was_made_ready_keeps_its_interval(
     hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tick whose document takes long is late; those after it come at the interval again."""
-    monkeypatch.setattr(breakdown, "STEP", 1)
+    monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
     line = Line(channels, client=MODEST)
     line.subscribe(fields=FEW, interval=FAST)
     async with running(channels.run()), running(hall.renders.run()):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from routecast.edge.http.complaints import SECONDS, Complaints
+from routecast.edge.http.complaints import COMPLAINT_SECONDS, Complaints
 
 
 class Timers:
@@ -16,7 +16,7 @@ class Timers:
         self.due: list[tuple[Callable[[str], None], str]] = []
 
     def call_later(self, seconds: float, action: Callable[[str], None], cause: str) -> None:
-        assert seconds == SECONDS
+        assert seconds == COMPLAINT_SECONDS
         self.due.append((action, cause))
 
     def run(self) -> None:

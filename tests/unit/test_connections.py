@@ -40,7 +40,7 @@ def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> Hall:
 def beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs of life asked for in quick succession."""
     monkeypatch.setattr(module, "PING_SECONDS", 0.17)
-    monkeypatch.setattr(module, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PING_TURN_SECONDS", 0.01)
     monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
     monkeypatch.setattr(module, "PONG_SECONDS", 0.1)
 
@@ -240,7 +240,7 @@ async def test_those_of_the_tick_that_asks_come_first(
 ) -> None:
     """Of more than are asked at once: the question of others would have to wait for a frame."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 2)
-    monkeypatch.setattr(module, "TURN_SECONDS", PATIENCE)
+    monkeypatch.setattr(module, "PING_TURN_SECONDS", PATIENCE)
     others = [Reader(interval=60) for _ in range(2)]
     readers = [Reader() for _ in range(4)]
     for reader in (*others, *readers):
@@ -292,7 +292,7 @@ async def test_not_all_are_asked_at_once(
 ) -> None:
     """Their answers would hold up a tick; so there are turns, and nobody is left out."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 2)
-    monkeypatch.setattr(module, "TURN_SECONDS", 0.02)
+    monkeypatch.setattr(module, "PING_TURN_SECONDS", 0.02)
     readers = [Reader() for _ in range(9)]
     group = hold(hall, readers)
     waiting: set[int] = set()

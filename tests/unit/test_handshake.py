@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
-from routecast.edge.ws.handshake import REMEMBERED, Agreement, Handshakes, UpgradeRequest
+from routecast.edge.ws.handshake import REMEMBERED_TERMS, Agreement, Handshakes, UpgradeRequest
 
 SPOKEN = ("routecast.v1.json", "routecast.v1.msgpack")
 KEY = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
@@ -86,10 +86,10 @@ def test_each_key_has_its_own_answer(nonces: list[bytes]) -> None:
 def test_what_is_remembered_has_a_bound() -> None:
     """However many things are asked for; what was forgotten is agreed on as before."""
     handshakes = Handshakes(SPOKEN, compress=True)
-    for number in range(2 * REMEMBERED):
+    for number in range(2 * REMEMBERED_TERMS):
         wanted = [*UPGRADE, KEY, ("Sec-WebSocket-Extensions", f"x-{number}")]
         assert answer(handshakes, wanted).accepted
-    assert handshakes.remembered == REMEMBERED
+    assert handshakes.remembered == REMEMBERED_TERMS
 
 
 def test_what_is_agreed_on() -> None:

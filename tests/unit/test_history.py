@@ -164,7 +164,7 @@ async def test_without_live_state_the_database_is_asked(node: Node) -> None:
 
 async def test_few_read_at_a_time(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others wait for their turn, up to a number; one more is refused, and can come again."""
-    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    monkeypatch.setattr(module, "MAX_WAITING_READS", 3)
     node.store.gate.clear()
     queries = [history_query(start=NOW - n * DAY, end=NOW) for n in range(1, 7)]
     under_way = []

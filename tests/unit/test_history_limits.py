@@ -97,16 +97,16 @@ async def test_who_waits_too_long_is_told_when_to_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And who gives up leaves nothing behind."""
-    monkeypatch.setattr(module, "MAX_BYTES", most_bytes(LARGE))
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", most_bytes(LARGE))
     monkeypatch.setattr(module, "MAX_BYTES_EACH", most_bytes(LARGE))
     admission = HistoryLimits()
     async with admission.enter("a", LARGE):
-        monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+        monkeypatch.setattr(module, "ROOM_WAIT_SECONDS", 0.01)
         with pytest.raises(Unavailable) as refused:
             async with admission.enter("b", LARGE):
                 raise AssertionError("there is no room")
         assert refused.value.retry_after == 5
-        monkeypatch.setattr(module, "WAIT_SECONDS", 30)
+        monkeypatch.setattr(module, "ROOM_WAIT_SECONDS", 30)
         waiting = asyncio.create_task(admission.enter("c", LARGE).__aenter__())
         await asyncio.sleep(0)
         waiting.cancel()

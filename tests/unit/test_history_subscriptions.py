@@ -92,7 +92,7 @@ async def past(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> Past:
     """Nobody has asked yet; the live state is the store's."""
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "BUCKET_POLL_SECONDS", 0.01)
     hall = Hall(store, cache, clock)
     hall.snapshot = await store.load(NOW)
     return Past(hall, store, clock)

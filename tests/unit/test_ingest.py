@@ -99,7 +99,7 @@ async def test_groups_are_larger_while_no_small_batch_comes(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a small batch waits for no more than the commit that it finds."""
-    monkeypatch.setattr(module, "SMALL", 1)
+    monkeypatch.setattr(module, "SMALL_BATCH", 1)
     monkeypatch.setattr(module, "MAX_GROUP", 4)
     monkeypatch.setattr(module, "MAX_BULK_GROUP", 6)
     monkeypatch.setattr(module, "SMALL_SECONDS", 1_000.0)
@@ -202,7 +202,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is refused is not half-kept; with room again, it can be sent again."""
-    monkeypatch.setattr(module, "MAX_WAITING", 5)
+    monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 5)
     waiting = await submit_all(ingest, [1, 2, 3])
     with pytest.raises(Unavailable, match="too many decisions are waiting") as refused:
         await ingest.submit([kept(4), kept(5), kept(6)])
@@ -224,7 +224,7 @@ async def test_batch_over_the_bound_is_taken_when_nothing_waits(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it could never be sent."""
-    monkeypatch.setattr(module, "MAX_WAITING", 5)
+    monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 5)
     async with running(ingest.run()):
         assert (await ingest.submit([kept(n) for n in range(20)]))[0] == 20
 
@@ -307,7 +307,7 @@ async def test_check_is_shared_by_all_who_ask_within_a_second(
         number: int = other.execute("SELECT number FROM checks").fetchall()[0][0]
         return number
 
-    monkeypatch.setattr(module, "CHECK_SECONDS", 1_000.0)
+    monkeypatch.setattr(module, "STORE_CHECK_SECONDS", 1_000.0)
     await asyncio.gather(*(ingest.check() for _ in range(100)))
     early = [asyncio.create_task(ingest.check()) for _ in range(100)]
     await asyncio.wait(early, timeout=0.01)
@@ -322,7 +322,7 @@ async def test_check_says_what_is_so_now(
     ingest: Ingest, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not what it was within the last second."""
-    monkeypatch.setattr(module, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "STORE_CHECK_SECONDS", 0.05)
     await ingest.check()
     with broken(path, "checks"), pytest.raises(Unavailable):
         await ingest.check()
@@ -441,7 +441,7 @@ async def test_large_batches_leave_room_to_others(
 ) -> None:
     """However many of them wait; one may always wait, at any size."""
     monkeypatch.setattr(module, "MAX_GROUP", 10)
-    monkeypatch.setattr(module, "MAX_WAITING", 40)
+    monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 40)
     monkeypatch.setattr(module, "MAX_LARGE_WAITING", 30)
     waiting = [ingest.submit(many(0, 35))]
     with pytest.raises(Unavailable):
@@ -471,7 +471,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
 ) -> None:
     """Whatever its end is: only what was committed takes room afterwards."""
     monkeypatch.setattr(module, "MAX_GROUP", 4)
-    monkeypatch.setattr(module, "SMALL", 2)
+    monkeypatch.setattr(module, "SMALL_BATCH", 2)
     monkeypatch.setattr(module, "LOOP_SECONDS", -1.0)  # others get a turn after each slice
     held = Held(store, monkeypatch)
     gate = held.hold(20)
@@ -516,7 +516,7 @@ async def test_small_and_medium_batches_take_turns(
 ) -> None:
     """Many medium batches do not keep a small one waiting, nor many small ones a medium one."""
     monkeypatch.setattr(module, "MAX_GROUP", 8)
-    monkeypatch.setattr(module, "SMALL", 2)
+    monkeypatch.setattr(module, "SMALL_BATCH", 2)
     held = Held(store, monkeypatch)
     batches = [many(100 * n, 8) for n in range(4)] + [many(1_000 + n, 1) for n in range(12)]
     waiting = [ingest.submit(batch) for batch in batches]

@@ -126,7 +126,7 @@ async def test_file_that_is_cut_off_while_it_is_checked(
         return found
 
     monkeypatch.setattr(Integrity, "_look", looked_before)
-    monkeypatch.setattr(integrity, "OPEN_SECONDS", 0.0)
+    monkeypatch.setattr(integrity, "OPEN_CHECK_SECONDS", 0.0)
     store = SqliteStore(path)
     await store.open()
     await asyncio.to_thread(began.wait)
@@ -190,17 +190,17 @@ async def test_long_check_is_finished_in_the_background(
     """The store is open meanwhile; closing ends the check at once."""
     await filled(path)
     overwrite(path, "decisions")
-    monkeypatch.setattr(integrity, "OPEN_SECONDS", 0.0)
+    monkeypatch.setattr(integrity, "OPEN_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(integrity, "WORK_SECONDS", 0.0)
-    monkeypatch.setattr(integrity, "REST_SECONDS", 0.001)
-    monkeypatch.setattr(integrity, "STEPS", 100)
+    monkeypatch.setattr(integrity, "CHECK_REST_SECONDS", 0.001)
+    monkeypatch.setattr(integrity, "CHECK_STEPS", 100)
     store = SqliteStore(path)
     await store.open()
     assert store.condition.check == "running"
     await store.position()
     await until(lambda: store.condition.check == "failed")
     await store.close()
-    monkeypatch.setattr(integrity, "REST_SECONDS", 3600.0)
+    monkeypatch.setattr(integrity, "CHECK_REST_SECONDS", 3600.0)
     again = SqliteStore(path)
     await again.open()
     async with asyncio.timeout(20):

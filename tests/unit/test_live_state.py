@@ -134,7 +134,7 @@ async def node(
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the database as often as a test can wait for."""
     monkeypatch.setattr(module, "STEP_SECONDS", 0.01)
-    monkeypatch.setattr(module, "GRACE_SECONDS", 0.005)
+    monkeypatch.setattr(module, "DELTA_GRACE_SECONDS", 0.005)
     monkeypatch.setattr(module, "OWN_GRACE_SECONDS", 0.005)
 
 
@@ -276,7 +276,7 @@ async def test_gap_too_wide_to_fill_is_loaded_over(
 ) -> None:
     """Neither the bus nor the database has the deltas any more."""
     monkeypatch.setattr(folding, "DELTAS_KEPT", 1)
-    monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     async with running(node.live.run()):
         await node.live.loaded()
         for number in range(1, 6):
@@ -636,7 +636,7 @@ async def test_windows_that_were_given_up_are_loaded_again(
     monkeypatch.setattr(node.live._sources, "room", 130 * CELL_BYTES)
     monkeypatch.setattr(module, "RELOAD_SECONDS", 0.0)
     monkeypatch.setattr(module, "RELOAD_REST", 0)
-    monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     async with running(node.live.run()):
         await node.live.loaded()
         done = await node.store.commit([spread(0, 60)], NOW)

@@ -265,7 +265,7 @@ async def test_crowd_gets_one_frame(sources: Everything) -> None:
     first = sources.latest.frame_now(COUNT)
     assert first is not None
     assert json.loads(first.body) == stamped({"total_decisions": 1}, NOW)
-    sources.clock.moment += module.FRESH - 1
+    sources.clock.moment += module.FRESH_FRAME - 1
     assert sources.latest.frame_now(COUNT) is first
     assert sources.latest.frame_now(WHOLE) is not first
     sources.clock.moment += 1

@@ -11,7 +11,7 @@ import pytest
 
 from routecast.adapters.store.postgres import PostgresStore, compactor, connector, fold, session
 from routecast.adapters.store.postgres import store as store_module
-from routecast.adapters.store.postgres.schema import KNOWN, MIGRATIONS, oldest_program
+from routecast.adapters.store.postgres.schema import KNOWN, POSTGRES_MIGRATIONS, oldest_program
 from routecast.adapters.store.postgres.session import query
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.decision import DecisionRecord
@@ -268,8 +268,8 @@ async def test_database_with_a_full_series_is_brought_up_to_date(
 
 def test_migrations_are_numbered_without_a_gap() -> None:
     """They run in this order, each once; each says which programs may go on working."""
-    assert [number for number, _ in MIGRATIONS] == list(range(1, KNOWN + 1))
-    assert all(1 <= oldest_program(script) <= number for number, script in MIGRATIONS)
+    assert [number for number, _ in POSTGRES_MIGRATIONS] == list(range(1, KNOWN + 1))
+    assert all(1 <= oldest_program(script) <= number for number, script in POSTGRES_MIGRATIONS)
 
 
 async def test_database_without_decisions_is_not_made_where_one_must_be(url: str) -> None:
@@ -602,7 +602,7 @@ async def test_commits_do_not_wait_for_folding_until_far_too_much_is_not_folded(
     store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then they are refused, which bounds what a snapshot must add."""
-    monkeypatch.setattr(compactor, "MOST_UNFOLDED", 5)
+    monkeypatch.setattr(compactor, "MOST_UNFOLDED_COMMITS", 5)
     holding = other.transaction()
     await holding.start()
     await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")
@@ -619,7 +619,7 @@ async def test_nodes_know_what_others_folded(
     store: PostgresStore, url: str, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many nodes there are, they fold as often as one would."""
-    monkeypatch.setattr(compactor, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(compactor, "POSTGRES_FOLD_COMMITS", 3)
     for n in range(3):
         await store.commit([[kept(n)]], NOW)
     async with asyncio.timeout(30):

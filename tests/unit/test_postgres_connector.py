@@ -17,7 +17,7 @@ import pytest
 from routecast.adapters.store.postgres import PostgresStore, connector
 from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.address import read_address
-from routecast.adapters.store.postgres.session import SQL, transaction
+from routecast.adapters.store.postgres.session import POSTGRES_SQL, transaction
 from routecast.adapters.store.queries import load_migrations
 from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Difference
@@ -104,8 +104,12 @@ async def test_setting_that_does_not_hold_is_refused(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pooler may swallow it; then an acknowledged decision might be lost."""
-    swallowed = "SELECT name, current_setting(name), " + SQL["set_up"].partition("$3), ")[2]
-    monkeypatch.setitem(SQL, "set_up", swallowed.rstrip(";") + " WHERE $3::boolean IS NOT NULL")
+    swallowed = (
+        "SELECT name, current_setting(name), " + POSTGRES_SQL["set_up"].partition("$3), ")[2]
+    )
+    monkeypatch.setitem(
+        POSTGRES_SQL, "set_up", swallowed.rstrip(";") + " WHERE $3::boolean IS NOT NULL"
+    )
     store = PostgresStore(url)
     with pytest.raises(BadDatabase, match="search_path is set to routecast and stays"):
         await store.open()
@@ -207,7 +211,7 @@ def test_sql_names_the_schema_of_each_table() -> None:
     """So no search path decides what is read or written."""
     places = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|DELETE FROM|EXISTS) ([a-z]\w+)(?![\w.(])")
     known = {"unnest", "gone", "by_bin"}
-    for name, sql in SQL.items():
+    for name, sql in POSTGRES_SQL.items():
         code = re.sub(r"--.*", "", sql)
         found = {place for place in places.findall(code) if not place.startswith("pg_")}
         assert not found - known, name
@@ -290,7 +294,7 @@ async def test_dead_host_does_not_keep_us_from_the_next(
         ports = (1, closing.sockets[0].getsockname()[1], silent.getsockname()[1])
         dead = ",".join(f"127.0.0.1:{port}" for port in ports)
         url = tcp(careless, made).replace("@", f"@{dead},")
-        monkeypatch.setattr("routecast.adapters.store.postgres.address.CONNECT_SECONDS", 1.0)
+        monkeypatch.setattr("routecast.adapters.store.postgres.address.HOST_CONNECT_SECONDS", 1.0)
         store = PostgresStore(f"{url}?sslmode=disable")
         await store.open()
         await store.check()
@@ -383,7 +387,7 @@ async def test_look_at_a_server_that_is_silent_ends_in_time(
     careless: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a NAT that has forgotten the connection: nothing comes, and no error either."""
-    monkeypatch.setattr(store_module, "LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(store_module, "POSITION_SECONDS", 0.3)
     made = careless.create()
     async with Proxy(careless.port) as proxy:
         place = tcp(careless, made).replace(f":{careless.port}", f":{proxy.port}")

@@ -27,7 +27,7 @@ async def hall(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Hall]:
     """So many series, of which one piece of work handles eight."""
-    monkeypatch.setattr(breakdown, "STEP", 1)
+    monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
     made = Hall(store, cache, clock)
     decisions = [kept(number, strategy=f"s{number}") for number in range(SERIES)]
     made.snapshot.apply(Delta(Position("e", 1), cells_of(decisions), NOW))
@@ -99,7 +99,7 @@ async def test_no_client_takes_all_places(hall: Hall, monkeypatch: pytest.Monkey
 
 async def test_places_have_an_end(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all clients together, too."""
-    monkeypatch.setattr(module, "MAX_WAITING", 3)
+    monkeypatch.setattr(module, "MAX_WAITING_VIEWS", 3)
     for number in range(3):
         hall.renders.ask(view(number), f"192.0.2.{number}", lambda: None)
     with pytest.raises(Unavailable, match="too many views"):

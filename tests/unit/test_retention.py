@@ -31,7 +31,7 @@ async def test_retention_never_changes_totals(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Day after day, in small steps: total and hours stay, and verify is clean after each."""
-    monkeypatch.setattr(retention, "STEP", 3)
+    monkeypatch.setattr(retention, "PRUNE_BATCH", 3)
     decisions = [kept(n, decided=NOW + n * 3 * HOUR) for n in range(8 * 5)]
     for decision in decisions:
         await store.commit([[decision]], decision.decided)
@@ -85,7 +85,7 @@ async def test_retention_is_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A database that cannot be reached does not end it."""
-    monkeypatch.setattr(retention, "EVERY", 0.01)
+    monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     caplog.set_level(logging.INFO, "routecast.services.retention")
     await store.commit([[kept(1)]], NOW)
     async with running(
@@ -102,7 +102,7 @@ async def test_minutes_are_pruned_though_decisions_cannot_be(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fails is told and tried again; the rest of retention is done."""
-    monkeypatch.setattr(retention, "EVERY", 0.01)
+    monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     monkeypatch.setattr(caution, "LONGEST_SILENCE", 1_000 * DAY)
     supervisor = Supervisor(Instruments())
     await store.commit([[kept(1)]], NOW)
@@ -131,7 +131,7 @@ async def test_clock_that_is_ahead_at_the_start_drops_little(
 ) -> None:
     """Decisions that are kept count once when they are sent again, and no minute goes."""
     caplog.set_level(logging.INFO, "routecast.services.retention")
-    monkeypatch.setattr(retention, "EVERY", 0.01)
+    monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     sent = [kept(n, decided=NOW - (400 - n) * HOUR) for n in range(400)]
     for one in sent:
         await store.commit([[one]], one.decided)
@@ -171,7 +171,7 @@ async def test_clock_that_jumps_drops_nothing_at_once(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And little for a day; once that is over, it is believed."""
-    monkeypatch.setattr(retention, "EVERY", 0.01)
+    monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     passed = [0.0]
     for n in range(400):
         await store.commit([[kept(n)]], NOW - (400 - n) * HOUR)
@@ -198,12 +198,12 @@ async def test_hour_that_fails_does_not_hold_up_the_others(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it fails with, it is put aside, told of, and tried again."""
-    monkeypatch.setattr(retention, "SUMMARISE_EVERY", 0.01)
+    monkeypatch.setattr(retention, "SUMMARISE_INTERVAL", 0.01)
     monkeypatch.setattr(retention, "ASIDE_SECONDS", 0.05)
     supervisor = Supervisor(Instruments())
     await store.commit([[kept(n, decided=NOW - n * HOUR) for n in range(6)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all
-    oldest, *_ = hours = await store.unsummed(before=NOW - retention.LATE)
+    oldest, *_ = hours = await store.unsummed(before=NOW - retention.GRACE_PERIOD)
     assert len(hours) == 5
     other = apsw.Connection(str(store.path))
     other.set_busy_timeout(10_000)
@@ -235,7 +235,7 @@ async def test_hours_are_summed_up_in_the_background(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Those that are over for a while; a database that is away is tried again."""
-    monkeypatch.setattr(retention, "SUMMARISE_EVERY", 0.01)
+    monkeypatch.setattr(retention, "SUMMARISE_INTERVAL", 0.01)
     store = SqliteStore(path)
     async with running(Summaries(store, MemoryCluster(), clock, Supervisor(Instruments())).run()):
         await until(lambda: "Summaries will be tried again" in caplog.text)

@@ -14,10 +14,10 @@ import pytest
 
 from routecast.adapters.prices import GenaiPrices
 from routecast.cli.demo.simulator import (
+    ARRIVAL_SHARES,
     CHAT,
     CODE,
     NATURAL_RATE,
-    SHARES,
     Quantiles,
     Service,
     arrivals,
@@ -53,7 +53,9 @@ def test_draws_have_the_quantiles_they_are_drawn_from(service: Service, figure: 
     assert max(drawn) <= quantiles[-1]
     for index, figure_at in enumerate(quantiles[:-1]):
         # Equal neighbours are one step of the distribution: its upper end is what counts.
-        share = max(s for s, value in zip(SHARES, quantiles, strict=True) if value == figure_at)
+        share = max(
+            s for s, value in zip(ARRIVAL_SHARES, quantiles, strict=True) if value == figure_at
+        )
         assert share_below(drawn, figure_at) == pytest.approx(share, abs=SHARE_TOLERANCE), index
 
 
@@ -68,7 +70,7 @@ def test_figures_are_those_of_the_traces(name: str, service: Service) -> None:
     measured = {"gaps": gaps, "prompts": prompts, "answers": answers}
     for figure, values in measured.items():
         ranked = sorted(values)
-        for share, value in zip(SHARES, getattr(service, figure), strict=True):
+        for share, value in zip(ARRIVAL_SHARES, getattr(service, figure), strict=True):
             assert value == pytest.approx(ranked[round(share * (len(ranked) - 1))], rel=0.01), (
                 figure
             )

@@ -15,8 +15,8 @@ import pytest
 
 from routecast.adapters.store.sqlite import SqliteStore, past, writer
 from routecast.adapters.store.sqlite import folding as steps
-from routecast.adapters.store.sqlite.connection import SQL
-from routecast.adapters.store.sqlite.schema import MIGRATIONS
+from routecast.adapters.store.sqlite.connection import SQLITE_SQL
+from routecast.adapters.store.sqlite.schema import SQLITE_MIGRATIONS
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
 from routecast.core.room import SUMS
@@ -88,7 +88,7 @@ def test_database_of_another_program_is_left_alone(path: Path) -> None:
 def test_newer_schema_is_refused(path: Path) -> None:
     """An older program must not write what it does not understand; the fix is said."""
     asyncio.run(position(path))
-    newest = MIGRATIONS[-1][0]
+    newest = SQLITE_MIGRATIONS[-1][0]
     other = apsw.Connection(str(path))
     other.execute(f"PRAGMA user_version = {newest + 1}")
     other.close()
@@ -118,7 +118,7 @@ async def test_file_says_whose_it_is(store: SqliteStore, path: Path) -> None:
     """In its header; and it keeps a write-ahead log, so that readers never wait."""
     other = apsw.Connection(str(path))
     assert other.pragma("application_id") == int.from_bytes(b"RTCA")
-    assert other.pragma("user_version") == MIGRATIONS[-1][0]
+    assert other.pragma("user_version") == SQLITE_MIGRATIONS[-1][0]
     assert other.pragma("journal_mode") == "wal"
     other.close()
 
@@ -171,7 +171,7 @@ async def store_again(path: Path, decisions: list[DecisionRecord]) -> None:
 
 def test_migrations_are_numbered_without_a_gap() -> None:
     """They run in this order, each once."""
-    assert [number for number, _ in MIGRATIONS] == list(range(1, len(MIGRATIONS) + 1))
+    assert [number for number, _ in SQLITE_MIGRATIONS] == list(range(1, len(SQLITE_MIGRATIONS) + 1))
 
 
 # -- failures -----------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ async def test_locked_database_refuses_and_recovers(path: Path) -> None:
 @pytest.fixture
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold with every commit."""
-    monkeypatch.setattr(steps, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(steps, "SQLITE_FOLD_COMMITS", 1)
 
 
 @pytest.mark.usefixtures("folding")
@@ -251,7 +251,7 @@ async def test_rollups_are_written_for_many_commits_at_once(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then the deltas stand beside them: what is read is the same, opened anew too."""
-    monkeypatch.setattr(steps, "FOLD_COMMITS", 3)
+    monkeypatch.setattr(steps, "SQLITE_FOLD_COMMITS", 3)
     store = SqliteStore(path)
     await store.open()
     done: list[DecisionRecord] = []
@@ -272,7 +272,7 @@ async def test_many_cells_are_folded_while_nothing_else_is_written(
     store: SqliteStore, path: Path
 ) -> None:
     """What is left to add when reading is bounded by cells, too; no commit folds them all."""
-    decisions = [kept(n, decided=NOW - n * MINUTE) for n in range(steps.FOLD_CELLS)]
+    decisions = [kept(n, decided=NOW - n * MINUTE) for n in range(steps.SQLITE_FOLD_CELLS)]
     await store.commit([decisions], NOW)
     await assert_holds(store, decisions, seq=1)
     await until(lambda: counted(path, "rollups", f"count = {len(decisions)}") > 0)
@@ -284,7 +284,7 @@ async def test_old_deltas_are_dropped(
 ) -> None:
     """So many as the contract asks for are kept; who is further behind must load."""
     monkeypatch.setattr(steps, "DELTAS_KEPT", 5)
-    monkeypatch.setattr(steps, "FOLD_COMMITS", 4)
+    monkeypatch.setattr(steps, "SQLITE_FOLD_COMMITS", 4)
     start = await store.position()
     for number in range(20):
         await store.commit([[kept(number)]], NOW)
@@ -320,9 +320,9 @@ async def test_history_that_takes_too_long_is_given_up(
     await store.commit([[kept(n, decided=NOW - n * MINUTE) for n in range(100)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
     wanted = plan(history_query(start=NOW - 100 * MINUTE, end=NOW, group_by="model"), NOW)
-    monkeypatch.setattr(past, "STEPS", 100)
+    monkeypatch.setattr(past, "RANGE_STEPS", 100)
     with monkeypatch.context() as patch:
-        patch.setattr(past, "READ_SECONDS", 0.0)
+        patch.setattr(past, "RANGE_READ_SECONDS", 0.0)
         with pytest.raises(Unavailable, match="ask for a shorter one"):
             await store.history(wanted)
     found = await store.history(wanted)
@@ -522,9 +522,9 @@ async def test_two_processes_write_one_file(store: SqliteStore, path: Path) -> N
 async def test_fold_looks_each_decision_up_in_a_table_with_a_key(store: SqliteStore) -> None:
     """Its cost is that of reading decisions once, however many series are moved."""
     connection = store._writer._db
-    connection.execute(SQL["make_moved"])
-    plan = connection.execute(f"EXPLAIN QUERY PLAN {SQL['move_decisions']}").fetchall()
-    connection.execute(SQL["drop_moved"])
+    connection.execute(SQLITE_SQL["make_moved"])
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {SQLITE_SQL['move_decisions']}").fetchall()
+    connection.execute(SQLITE_SQL["drop_moved"])
     steps = [row[-1] for row in plan]
     assert [step for step in steps if "SCAN" in step] == ["SCAN decisions"]
     assert any(step.startswith("SEARCH moved USING INTEGER PRIMARY KEY") for step in steps)

@@ -145,7 +145,7 @@ def test_what_the_writer_remembers_has_a_bound(
 
 def test_backlog_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond it, a commit folds as many cells as it adds."""
-    monkeypatch.setattr(folding, "MOST_UNFOLDED", 3_000)
+    monkeypatch.setattr(folding, "MOST_UNFOLDED_CELLS", 3_000)
     writer = Writer(tmp_path / "backlog.db", create=True)
     writer.open()
     for number in range(12):
@@ -162,8 +162,8 @@ def test_backlog_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folding, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
-    monkeypatch.setattr(folding, "FOLD_CELLS", 10**9)
-    monkeypatch.setattr(folding, "FOLD_COMMITS", 10**9)
+    monkeypatch.setattr(folding, "SQLITE_FOLD_CELLS", 10**9)
+    monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 10**9)
     monkeypatch.setattr(folding, "REMEMBERED_CELLS", 5)
     monkeypatch.setattr(rollups, "REMEMBERED_BYTES", 4 * rollups.ROLLUP_BYTES)
 
@@ -331,7 +331,7 @@ async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours are read beside commits; one that was added to is summed up later."""
-    monkeypatch.setattr(folding, "FOLD_COMMITS", 1)
+    monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     await store.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
     (hour,) = await store.unsummed(before=NOW)
     put = store._writer.put_summaries

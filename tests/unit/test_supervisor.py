@@ -163,7 +163,7 @@ async def test_service_that_does_not_end_is_left_behind(
     instruments: Instruments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process is to end nevertheless."""
-    monkeypatch.setattr(module, "END_SECONDS", 0.05)
+    monkeypatch.setattr(module, "SERVICE_END_SECONDS", 0.05)
     supervisor, free = Supervisor(instruments), asyncio.Event()
 
     async def run() -> None:

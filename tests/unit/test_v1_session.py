@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from routecast.core.message import ENCODINGS, JSON, MSGPACK, Encoding
 from routecast.core.v1_session import (
-    MINUTE,
+    MINUTE_SECONDS,
     CloseConnection,
     QueryHistory,
     StartSubscription,
@@ -87,9 +87,9 @@ def test_a_message_a_half_second() -> None:
     for minute in range(3):
         for number in range(120):
             assert isinstance(
-                told({"type": "ping", "id": "p"}, one, minute * MINUTE + number / 2), Pong
+                told({"type": "ping", "id": "p"}, one, minute * MINUTE_SECONDS + number / 2), Pong
             )
-    assert told({"type": "ping", "id": "p"}, one, 2 * MINUTE + 59) == CloseConnection(
+    assert told({"type": "ping", "id": "p"}, one, 2 * MINUTE_SECONDS + 59) == CloseConnection(
         CloseCode.TOO_MANY_MESSAGES
     )
 

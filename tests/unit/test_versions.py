@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.message import JSON, Message
-from routecast.core.versions import FRESH, OVERHEAD, DocumentState, Version, Versions, message
+from routecast.core.versions import (
+    FRESH_MESSAGE,
+    OVERHEAD,
+    DocumentState,
+    Version,
+    Versions,
+    message,
+)
 from routecast.core.view import View
 from routecast.protocol import Position, Source
 from tests.support.decisions import NOW
@@ -164,9 +171,11 @@ def test_messages_are_made_once_while_they_are_fresh() -> None:
     versions = Versions()
     one, two = add(versions, state(1), total=1), add(versions, state(2), total=2)
     first = message(two, one, JSON, NOW)
-    assert message(two, one, JSON, NOW + FRESH - 1) is first
+    assert message(two, one, JSON, NOW + FRESH_MESSAGE - 1) is first
     assert message(two, None, JSON, NOW) is not first
-    assert said(message(two, one, JSON, NOW + FRESH))["timestamp"] != said(first)["timestamp"]
+    assert (
+        said(message(two, one, JSON, NOW + FRESH_MESSAGE))["timestamp"] != said(first)["timestamp"]
+    )
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)), min_size=2))

@@ -81,7 +81,7 @@ async def test_old_answer_is_given_while_the_next_is_read(
 ) -> None:
     """Nobody waits who can be told something; the age says how new it is."""
     monkeypatch.setattr(module, "REUSE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "REST", 0)
+    monkeypatch.setattr(module, "WINDOW_REST", 0)
     first = await windows.read(HOUR_QUERY, None)
     await store.commit([[kept(2)]], NOW)
     store.gate.clear()
@@ -108,7 +108,7 @@ async def test_reads_take_a_tenth_of_the_time(windows: Windows, store: SlowStore
     cost = sum(each.seconds for each in held.values())
     assert cost >= 0.1
     now = asyncio.get_running_loop().time()
-    assert held[DAY_QUERY].due - now > module.REST * cost - 1
+    assert held[DAY_QUERY].due - now > module.WINDOW_REST * cost - 1
     for _ in range(50):
         windows.held(DAY_QUERY, None)
         await asyncio.sleep(0)
@@ -134,7 +134,7 @@ async def test_position_never_goes_back(
 ) -> None:
     """A server that was behind, a replica say, gives no answer rather than an older one."""
     monkeypatch.setattr(module, "REUSE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "REST", 0)
+    monkeypatch.setattr(module, "WINDOW_REST", 0)
     old = await store.window(HOUR_QUERY, NOW)
     await store.commit([[kept(2)]], NOW)
     newest = await windows.read(HOUR_QUERY, None)

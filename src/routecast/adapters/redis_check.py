@@ -21,7 +21,7 @@ from routecast.errors import Declined, Unavailable
 log = logging.getLogger(__name__)
 
 # Between two checks, in seconds: what was granted meanwhile is used without them, too.
-CHECK_SECONDS: Final = 60.0
+RIGHTS_CHECK_SECONDS: Final = 60.0
 # Between two tries to find out why Redis cannot be reached.
 EXPLAIN_SECONDS: Final = 30.0
 # To connect and hear a word, of one address.
@@ -39,7 +39,7 @@ NEEDS: Final[dict[str, frozenset[str]]] = {
 COMMANDS: Final = frozenset().union(*NEEDS.values())
 
 # What Redis says, one way or another, to who does not speak TLS.
-_PLAIN: Final = (b"+PONG", b"-NOAUTH", b"-ERR", b"-NOPERM", b"-DENIED", b"-LOADING")
+_PLAIN_ANSWERS: Final = (b"+PONG", b"-NOAUTH", b"-ERR", b"-NOPERM", b"-DENIED", b"-LOADING")
 # What to do about errors that name no remedy.
 _REMEDIES: Final = {
     "certificate verify failed": "check ssl_ca_certs, and the host's name in the URL",
@@ -80,7 +80,7 @@ class RedisCheck:
                 self.missing = frozenset(missing)
                 self._tell(self._text(missing) if missing else declined)
                 self.done = True
-                await asyncio.sleep(CHECK_SECONDS)
+                await asyncio.sleep(RIGHTS_CHECK_SECONDS)
 
     async def close(self) -> None:
         """Hang up."""
@@ -214,7 +214,7 @@ async def _speaks_plainly(host: str, port: int) -> bool:
             reader, writer = await asyncio.open_connection(host, port)
             try:
                 writer.write(b"PING\r\n")
-                return (await reader.read(64)).startswith(_PLAIN)
+                return (await reader.read(64)).startswith(_PLAIN_ANSWERS)
             finally:
                 writer.close()
     except Exception:

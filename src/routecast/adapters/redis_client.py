@@ -33,13 +33,13 @@ else:
 log = logging.getLogger(__name__)
 
 # To connect; to get one answer; for a call with all it takes, asking sentinels included.
-CONNECT_SECONDS: Final = 1.0
-ANSWER_SECONDS: Final = 1.0
+REDIS_CONNECT_SECONDS: Final = 1.0
+REDIS_ANSWER_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 2.0
 # After a failure that did not open the breaker.
 PAUSE_SECONDS: Final = 0.1
 # Part of every key: nodes of different versions share what they write only when this is equal.
-FORMAT: Final = 1
+REDIS_FORMAT: Final = 1
 
 _PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
@@ -56,7 +56,7 @@ _FORESEEN: Final = (
     OSError,  # TimeoutError is one, too
 )
 # Characters shown of what a library says; it may quote what came over the line.
-MAX_SHOWN: Final = 300
+MAX_WORDS_SHOWN: Final = 300
 
 Client: TypeAlias = "Redis | RedisCluster"
 T = TypeVar("T")
@@ -172,8 +172,8 @@ def _host(place: str, port: int) -> tuple[str, int]:
 def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:
     """Return a client, and those it asks for the way; nothing is connected yet."""
     limits: dict[str, Any] = {
-        "socket_connect_timeout": CONNECT_SECONDS,
-        "socket_timeout": ANSWER_SECONDS,
+        "socket_connect_timeout": REDIS_CONNECT_SECONDS,
+        "socket_timeout": REDIS_ANSWER_SECONDS,
         "protocol": 2,  # answers in the same shape from every server
         "retry": Retry(NoBackoff(), 0),  # the breaker's business
     }
@@ -194,8 +194,8 @@ def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:
             "username": address.options.get("sentinel_username"),
             "password": address.options.get("sentinel_password"),
             **limits,
-            "socket_connect_timeout": CONNECT_SECONDS / 2,  # there are others to ask
-            "socket_timeout": ANSWER_SECONDS / 2,
+            "socket_connect_timeout": REDIS_CONNECT_SECONDS / 2,  # there are others to ask
+            "socket_timeout": REDIS_ANSWER_SECONDS / 2,
         }
         sentinel = _Sentinels(  # type: ignore[no-untyped-call]  # -- the library left it untyped
             list(address.hosts), sentinel_kwargs=of_sentinels, **one
@@ -250,7 +250,7 @@ class RedisLink:
 
     def key(self, name: str) -> str:
         """Return the key for a name; all keys of one prefix are in one slot of a Cluster."""
-        return f"{{{self._prefix}}}:{FORMAT}:{name}"
+        return f"{{{self._prefix}}}:{REDIS_FORMAT}:{name}"
 
     async def call(
         self,
@@ -292,7 +292,7 @@ class RedisLink:
         for client in (self._client, *self._guides):
             # A connection that broke may break once more; there is nothing left to do about it.
             with suppress(Exception):
-                async with asyncio.timeout(CONNECT_SECONDS):
+                async with asyncio.timeout(REDIS_CONNECT_SECONDS):
                     await client.aclose()
 
 
@@ -315,7 +315,7 @@ def refusal(reply: Any) -> str | None:
 
 def told_of(error: BaseException) -> str:
     """Return in a line why Redis could not be asked, for logs and `/health`."""
-    text = " ".join(str(error).split())[:MAX_SHOWN]
+    text = " ".join(str(error).split())[:MAX_WORDS_SHOWN]
     if isinstance(error, exceptions.InvalidResponse):
         return f"what answers at its address does not speak Redis's protocol: {text}"
     if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException | OSError):

@@ -20,7 +20,7 @@ from routecast.server.config import Settings, load_settings
 
 T = TypeVar("T")
 
-Part = Literal["strategy", "provider", "model", "project"]
+NamePart = Literal["strategy", "provider", "model", "project"]
 _Database = Annotated[
     str | None,
     typer.Option(
@@ -28,7 +28,7 @@ _Database = Annotated[
         show_default="sqlite:///routecast.db",
     ),
 ]
-_Part = Annotated[Part, typer.Argument(metavar="PART", help="What the names are of.")]
+_Part = Annotated[NamePart, typer.Argument(metavar="PART", help="What the names are of.")]
 _Given = Annotated[list[str], typer.Argument(metavar="NAME...", help="As `names list` shows them.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
@@ -36,7 +36,7 @@ _SHOWN_AT_MOST = 5  # in an error
 
 
 def list_names(
-    part: Annotated[Part | None, typer.Option(help="Only names of this part.")] = None,
+    part: Annotated[NamePart | None, typer.Option(help="Only names of this part.")] = None,
     database: _Database = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -10,7 +10,7 @@ from rich.progress import Progress
 from routecast.ports import COMPARING, COUNTING, Checked, Difference, Store
 from routecast.server.config import load_settings
 
-MAX_SHOWN = 50
+MAX_FINDINGS_SHOWN = 50
 
 
 def verify(
@@ -56,12 +56,12 @@ async def _verify(store: Store) -> int:
                     )
                     continue
                 differences += 1
-                if differences <= MAX_SHOWN:
+                if differences <= MAX_FINDINGS_SHOWN:
                     _show(out, found)
     finally:
         await store.close()
-    if differences > MAX_SHOWN:
-        out.print(f"… and {differences - MAX_SHOWN} more")
+    if differences > MAX_FINDINGS_SHOWN:
+        out.print(f"… and {differences - MAX_FINDINGS_SHOWN} more")
     counted = None if decisions is None else f"{decisions:,} decisions"
     if differences:
         over = f" over {counted}" if counted else ""

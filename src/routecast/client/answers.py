@@ -18,7 +18,7 @@ from routecast.protocol import CloseCode, Problem
 
 # Statuses below 500 of Routecast's own problems that pass by themselves.
 _PASSING: Final = frozenset({408, 425, 429})
-_TOO_LARGE: Final = 413
+TOO_LARGE: Final = 413
 _NO_TOKEN: Final = 401
 _SERVER_ERRORS: Final = 500
 # Not 303: it is an answer elsewhere, and never the same request sent there.
@@ -84,7 +84,7 @@ class HttpAnswer:
 
 def outcome(status: int, *, own: bool) -> Outcome:
     """Return what to do after an answer; `own` tells whether it is Routecast's problem document."""
-    if status == _TOO_LARGE:  # whoever said so
+    if status == TOO_LARGE:  # whoever said so
         return Outcome.SMALLER
     if not own or status >= _SERVER_ERRORS or status in _PASSING:
         return Outcome.RETRY
@@ -138,7 +138,7 @@ def explain(answer: HttpAnswer, url: str) -> str:
         advice = "use that address" if target.path.endswith(path) else _SIGN_IN_ADVICE
         return f"answered {answer.status} to {plain(place.geturl())}: {advice}"
     said = plain(f"{answer.status} {answer.phrase}".strip())
-    if answer.status == _TOO_LARGE:
+    if answer.status == TOO_LARGE:
         return f"answered {said}: too large for a proxy in between"
     if 200 <= answer.status < 300:
         kind = plain(answer.media_type) or "no media type"

@@ -8,7 +8,7 @@ from routecast.errors import Unauthenticated
 
 # A function is asked for a token each time one is needed, so that it can bring a new one.
 Token = str | Callable[[], str]
-_TOKEN: Final = re.compile(r"[!-~]+")
+_TOKEN_TEXT: Final = re.compile(r"[!-~]+")
 
 
 def bearer(token: Token) -> str:
@@ -18,6 +18,6 @@ def bearer(token: Token) -> str:
     which does not show it, where it is no token; and what a function raises.
     """
     text = token if isinstance(token, str) else token()
-    if not isinstance(text, str) or not _TOKEN.fullmatch(text.strip()):
+    if not isinstance(text, str) or not _TOKEN_TEXT.fullmatch(text.strip()):
         raise Unauthenticated(401, "the token must be a text of visible ASCII characters")
     return f"Bearer {text.strip()}"

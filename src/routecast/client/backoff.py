@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-FIRST_PAUSE: Final = 1.0
-LONGEST_PAUSE: Final = 30.0
+FIRST_BACKOFF: Final = 1.0
+LONGEST_BACKOFF: Final = 30.0
 _GROWTH: Final = 2.0
 
 
@@ -18,8 +18,8 @@ class Backoff:
     the first come at once. `reset` after a success.
     """
 
-    first: float = FIRST_PAUSE
-    longest: float = LONGEST_PAUSE
+    first: float = FIRST_BACKOFF
+    longest: float = LONGEST_BACKOFF
     failures: int = 0
     draw: Callable[[float, float], float] = field(default=random.uniform, repr=False)
 

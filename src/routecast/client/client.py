@@ -18,7 +18,7 @@ from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import HistoryRequest
 from routecast.client.rate_limit import RateLimitedSender
 from routecast.client.reconnect import ReconnectingConnection
-from routecast.client.retry_policy import LONGEST_PAUSE
+from routecast.client.retry_policy import LONGEST_SERVER_DELAY
 from routecast.client.session import ClientSession, SubscribedView, Topic
 from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.errors import BadRequest
@@ -213,7 +213,7 @@ class Client:
         goodbye, self._session.goodbye = self._session.goodbye, None
         if goodbye is None:
             return None
-        return min(max(goodbye.reconnect_after_ms / 1000, 0.0), LONGEST_PAUSE)
+        return min(max(goodbye.reconnect_after_ms / 1000, 0.0), LONGEST_SERVER_DELAY)
 
     def _news(self, topic: Topic) -> None:
         self._link.backoff.reset()

@@ -61,7 +61,7 @@ _OWN_WAY: Final[dict[str, Callable[[Any], Any]]] = {
     "reason": to_reason,
 }
 # The fields that there are; a server ignores all others, so they are not sent.
-_FIELDS: Final = {name: _OWN_WAY.get(name, to_text) for name in DecisionIn.__struct_fields__}
+_SENT_FIELDS: Final = {name: _OWN_WAY.get(name, to_text) for name in DecisionIn.__struct_fields__}
 
 
 def copied(decision: Any, more: Mapping[str, Any]) -> Any:
@@ -71,8 +71,8 @@ def copied(decision: Any, more: Mapping[str, Any]) -> Any:
     as it is.
     """
     given = more if decision is None else _fields(decision, more)
-    if isinstance(given, dict) and not given.keys() <= _FIELDS.keys():
-        return {name: value for name, value in given.items() if name in _FIELDS}
+    if isinstance(given, dict) and not given.keys() <= _SENT_FIELDS.keys():
+        return {name: value for name, value in given.items() if name in _SENT_FIELDS}
     return given
 
 
@@ -106,7 +106,7 @@ def encode(decision: Any, identity: str, at: float) -> tuple[bytes, list[str]]:
         raise TypeError(f"a {type(decision).__name__} is no decision")
     known: dict[str, Any] = {}
     left_out: list[str] = []
-    for name, convert in _FIELDS.items():
+    for name, convert in _SENT_FIELDS.items():
         value = decision.get(name)
         if is_missing(value):
             continue

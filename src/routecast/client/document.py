@@ -8,7 +8,7 @@ import msgspec
 
 from routecast.protocol import FIELDS, Position, Source
 
-Document = dict[str, Any]
+DocumentData = dict[str, Any]
 
 
 def apply(document: Any, patch: Any) -> Any:
@@ -28,7 +28,7 @@ def apply(document: Any, patch: Any) -> Any:
 class ReceivedDocument:
     """A document, and what the server said of it; the default stream does not say all of it."""
 
-    data: Document
+    data: DocumentData
     timestamp: str
     position: Position | None = None
     source: str | None = None
@@ -110,7 +110,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     position: Position | None = None
     source: Source | None = None
     age_ms: int | None = None
-    data: Document = {}
+    data: DocumentData = {}
 
 
 _BY_COUNT: Final[dict[str, Any]] = {
@@ -120,7 +120,7 @@ _BY_COUNT: Final[dict[str, Any]] = {
 }
 
 
-def arranged(document: Mapping[str, Any]) -> Document:
+def arranged(document: Mapping[str, Any]) -> DocumentData:
     """Return a document in the order of the contract, which a patch does not keep."""
     known = {name: document[name] for name in FIELDS if name in document}
     for name, rank in _BY_COUNT.items():

@@ -16,7 +16,14 @@ from websockets.typing import Subprotocol
 from routecast.client.answers import followed
 from routecast.client.auth import Token, bearer
 from routecast.client.backoff import Backoff
-from routecast.client.retry_policy import answer_of, describe, least_pause, refusal, told_pause
+from routecast.client.retry_policy import (
+    MAX_CAUSES_TOLD,
+    answer_of,
+    describe,
+    least_pause,
+    refusal,
+    told_pause,
+)
 from routecast.client.url import Server
 from routecast.errors import Unauthenticated
 
@@ -26,8 +33,7 @@ OPEN_TIMEOUT: Final = 10.0
 # Who leaves need not wait long for a server that does not answer any more.
 CLOSE_TIMEOUT: Final = 2.0
 # A snapshot of all names that a server keeps apart, with room to spare.
-_MAX_MESSAGE: Final = 64 * 1024 * 1024
-_MAX_CAUSES: Final = 32
+MAX_MESSAGE: Final = 64 * 1024 * 1024
 
 
 class _Connect(connect):
@@ -94,7 +100,7 @@ class ReconnectingConnection:
                     additional_headers=self._headers(),
                     open_timeout=OPEN_TIMEOUT,
                     close_timeout=CLOSE_TIMEOUT,
-                    max_size=_MAX_MESSAGE,
+                    max_size=MAX_MESSAGE,
                     proxy=None if self.server.loopback else True,
                 ) as socket:
                     await converse(socket)
@@ -126,7 +132,7 @@ class ReconnectingConnection:
 
     def _is_new(self, why: str) -> bool:
         """Whether this is the first time of late; what may need a person is warned of once."""
-        if why in self._warned or len(self._warned) >= _MAX_CAUSES:
+        if why in self._warned or len(self._warned) >= MAX_CAUSES_TOLD:
             return False
         self._warned.add(why)
         return True

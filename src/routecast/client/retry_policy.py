@@ -20,8 +20,10 @@ from routecast.errors import BadRequest, Refused, RoutecastError, Unauthenticate
 from routecast.protocol import V1, CloseCode
 
 AFTER_TOO_MANY: Final = 60.0
+# Causes of one outage that are told.
+MAX_CAUSES_TOLD: Final = 32
 # Whatever a server asks for, a client looks again after so long.
-LONGEST_PAUSE: Final = 300.0
+LONGEST_SERVER_DELAY: Final = 300.0
 _TOLD: Final = re.compile(r"reconnect_after_ms=(\d{1,6})")
 
 
@@ -52,7 +54,7 @@ def told_pause(error: Exception) -> float | None:
     """Return after how many seconds a closing server said to come back, if it did."""
     if isinstance(error, ConnectionClosed) and error.rcvd:
         told = _TOLD.fullmatch(error.rcvd.reason)
-        return min(int(told[1]) / 1000, LONGEST_PAUSE) if told else None
+        return min(int(told[1]) / 1000, LONGEST_SERVER_DELAY) if told else None
     return None
 
 

@@ -9,12 +9,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from routecast.client.answers import TOO_LARGE
 from routecast.client.auth import Token
 from routecast.client.backoff import Backoff
 from routecast.client.books import Books, LockFreeCount
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
+from routecast.client.retry_policy import MAX_CAUSES_TOLD
 from routecast.client.threads import Threads
 from routecast.client.url import Server
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
@@ -22,20 +24,18 @@ from routecast.protocol import MAX_BATCH, Receipt
 
 logger: Final = logging.getLogger("routecast.client")
 
-IDLE: Final = 5.0  # seconds without a decision, after which thread and connection end
+LONGEST_IDLE: Final = 5.0  # seconds without a decision, after which thread and connection end
 _MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
 _MAX_WARNINGS: Final = 100
-_TOO_LARGE: Final = 413  # the batch; its halves may not be
-_UNREADABLE: Final = 400  # what one decision may bring upon the others of its batch
+_BAD_BATCH: Final = 400  # what one decision may bring upon the others of its batch
 _MAX_PARTINGS: Final = 64  # of one batch: a server that refuses all of it is not asked for each
-_MAX_CAUSES: Final = 32  # of one outage, that are told
 _TELL_DROPPED: Final = 60.0  # seconds between two log lines about decisions that were dropped
 _SHORTEST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.02
 
 # Whose it is, its number, when it was recorded, and what was given. A plain tuple: it is made in a
 # fraction of the time that a named one takes, and Python's garbage collector soon looks away.
-Entry = tuple[Books, int, float, Any]
+RecordedEntry = tuple[Books, int, float, Any]
 _Encoded = tuple[Books, bytes]
 
 
@@ -64,7 +64,7 @@ class Sender:
         # Half of the room, at most: what is in flight cannot be dropped, and it is the oldest.
         self._batch = min(settings.batch, MAX_BATCH, max(settings.capacity // 2, 1))
         self._threads = threads
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[RecordedEntry] = deque()
         self._bell = Bell()
         self._asleep = True
         self._hurried = False
@@ -85,7 +85,7 @@ class Sender:
 
     # -- for callers ----------------------------------------------------------------------------
 
-    def put(self, entry: Entry) -> None:
+    def put(self, entry: RecordedEntry) -> None:
         """Take an entry in; drop the oldest where there is no room."""
         waiting = self._waiting
         waiting.append(entry)
@@ -248,7 +248,7 @@ class Sender:
         if self._left() is not None:
             return bool(self._waiting) and not self._late()
         self._asleep = True
-        until = time.monotonic() + IDLE
+        until = time.monotonic() + LONGEST_IDLE
         with self._threads.resting(self):
             while not self._waiting and self._deadline is None:
                 left = until - time.monotonic()
@@ -329,8 +329,8 @@ class Sender:
                         books.retried += not books.over
                     continue
                 refused = error.code if isinstance(error, Refused) else None
-                unreadable = refused == _UNREADABLE and partings < _MAX_PARTINGS
-                if len(part) > 1 and (refused == _TOO_LARGE or unreadable):
+                unreadable = refused == _BAD_BATCH and partings < _MAX_PARTINGS
+                if len(part) > 1 and (refused == TOO_LARGE or unreadable):
                     partings += unreadable
                     half = len(part) // 2
                     parts += part[half:], part[:half]
@@ -417,7 +417,7 @@ class Sender:
             logger.warning("%s", words)
 
     def _tell_failing(self, why: str) -> None:
-        if why not in self._causes and len(self._causes) < _MAX_CAUSES:
+        if why not in self._causes and len(self._causes) < MAX_CAUSES_TOLD:
             self._causes.add(why)
             logger.warning("%s; decisions wait", why)
 

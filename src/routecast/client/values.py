@@ -13,7 +13,7 @@ from math import isfinite, isnan
 from typing import Any, Final
 from uuid import UUID
 
-_PLAIN: Final = frozenset({str, int, bool})
+_PLAIN_TYPES: Final = frozenset({str, int, bool})
 _MAX_REASON: Final = 4_000  # characters; a server keeps 500, and says so
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
@@ -67,7 +67,7 @@ def to_number(value: Any) -> Any:
     A Decimal keeps its digits. Raises ValueError for what JSON has no number for: NaN, infinities.
     """
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in _PLAIN_TYPES:
         return value
     if isinstance(value, Enum):
         return to_number(value.value)

@@ -13,19 +13,18 @@ from typing import Final
 
 from routecast.core.decision import MINUTE
 from routecast.core.rollup import MINUTES_PER_HOUR, Bucket, Key, Sums
-from routecast.core.snapshot import Snapshot, Span
-from routecast.core.view import Part, Selection
+from routecast.core.snapshot import EMPTY_SPAN, Snapshot, Span
+from routecast.core.view import FilterPart, Selection
 from routecast.errors import MissingDeltas, NotHeld
 
 # Cells handled in one step: less than a millisecond.
-STEP: Final = 256
+CELLS_PER_STEP: Final = 256
 # Steps that `Breakdowns.ready` makes at most: some 1 ms, for which everybody else waits.
 STEPS_AT_ONCE: Final = 2
 # Sums held by all breakdowns together, about 0.5 KB each. The one used longest ago goes first.
 MAX_GROUPS: Final = 25_000
 
-_EVERYTHING: Final = Span(-(2**62), 2**62)
-_NOTHING: Final = Span(0, 0)
+_ALL_TIME: Final = Span(-(2**62), 2**62)
 _stamps: Final = count(1)
 
 # Runs as long as there is something to do; each turn is one step.
@@ -64,7 +63,7 @@ class Breakdown:
         self._spent = 0  # cells handled in this step
         self.now = now
         self.epoch = ""
-        self._reset(_NOTHING)
+        self._reset(EMPTY_SPAN)
 
     def _reset(self, span: Span) -> None:
         self.stamp = next(_stamps)
@@ -89,14 +88,14 @@ class Breakdown:
         return 1 + len(self.strategies) + len(self.models) + counts
 
     def steps(self, snapshot: Snapshot) -> _Work:
-        """Come into step with a snapshot at `now`; yield after every STEP cells.
+        """Come into step with a snapshot at `now`; yield after every CELLS_PER_STEP cells.
 
         Between two steps the snapshot may take commits, and `now` may be set. Raises NotHeld
         when the snapshot does not hold the window, and MissingDeltas when it does not remember
         the commits since the last time: then start with a new breakdown.
         """
         if self.seq < 0 or self.epoch != snapshot.position.epoch:
-            self._reset(_NOTHING)
+            self._reset(EMPTY_SPAN)
             self.epoch, self.seq = snapshot.position.epoch, snapshot.position.seq
         while True:
             yield from self._follow(snapshot)
@@ -131,7 +130,7 @@ class Breakdown:
 
     def _is_step(self) -> bool:
         self._spent += 1
-        if self._spent < STEP:
+        if self._spent < CELLS_PER_STEP:
             return False
         self._spent = 0
         return True
@@ -142,7 +141,7 @@ class Breakdown:
         """Return what is to enter the span (True) or to leave it (False) next, if anything is."""
         length = self._selection.length
         if length is None or snapshot.is_sum_of(length):
-            return None if self.span == _EVERYTHING else (_EVERYTHING, snapshot.total, True)
+            return None if self.span == _ALL_TIME else (_ALL_TIME, snapshot.total, True)
         snapshot.check_covers(self.now)
         goal = span_of(length, self.now)
         if not self._can_slide_to(goal, snapshot):
@@ -187,7 +186,7 @@ class Breakdown:
                 move(key, bucket[key])
         self._moving = None
         self._waiting = {}  # a dict that was emptied keeps the memory of all its keys
-        if unit is _EVERYTHING:
+        if unit is _ALL_TIME:
             self.span = unit
         elif entering:
             self.span = Span(self.span.first, unit.end)
@@ -238,7 +237,7 @@ def span_of(length: int, now: int) -> Span:
     return Span(minute - length, minute + 1)
 
 
-def _matches(key: Key, parts: tuple[Part, ...]) -> bool:
+def _matches(key: Key, parts: tuple[FilterPart, ...]) -> bool:
     return all(key[place] in names for place, names in parts)
 
 

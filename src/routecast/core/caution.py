@@ -18,9 +18,9 @@ LARGEST_SKEW: Final = MINUTE
 LONGEST_SILENCE: Final = DAY
 # A clock in doubt is believed after this time, if it goes on as it should.
 PROBATION: Final = DAY
-# Until then, each time one part in SHARES may be dropped. In a day of looks every ten minutes, that
-# is a quarter of all decisions.
-SHARES: Final = 500
+# Until then, each time one part in DROP_SHARES may be dropped. In a day of looks every ten minutes,
+# that is a quarter of all decisions.
+DROP_SHARES: Final = 500
 
 
 class KeptSpan(NamedTuple):
@@ -69,7 +69,7 @@ class Caution:
         if span.first is None or span.last is None:
             self._doubt(elapsed)  # nothing speaks for it
             return None
-        self._step = max(MINUTE, (span.last - span.first) // SHARES)
+        self._step = max(MINUTE, (span.last - span.first) // DROP_SHARES)
         silence = now - span.last
         if silence <= LONGEST_SILENCE:
             return None
@@ -94,4 +94,4 @@ class Caution:
             return 0
         if elapsed >= self._careful_until or span.minute is None:
             return before
-        return min(before, span.minute + max(60 * MINUTE, kept // SHARES))
+        return min(before, span.minute + max(60 * MINUTE, kept // DROP_SHARES))

@@ -29,13 +29,13 @@ from routecast.core.numbers import read_number
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import MAX_BATCH, MAX_REJECTIONS_LISTED, DecisionIn
 
-Item = DecisionIn | ExactDecision | BrokenDecision
+DecodedItem = DecisionIn | ExactDecision | BrokenDecision
 
 # A batch of the largest size, with every field and a comma in each, has half as many: what has
 # more is refused before anything is made of it.
 MAX_COMMAS: Final = 40 * MAX_BATCH
 # Bytes that are decoded in one go: 0.5 ms of a usual body. A longer decision is read on its own.
-PIECE: Final = 65_536
+DECODE_PIECE: Final = 65_536
 # Decisions that are read one by one between two turns of others: 1 ms where all are bad.
 GROUP: Final = 32
 # Bytes after a mistake that are parsed again, to say what it is.
@@ -49,13 +49,13 @@ MAX_DEPTH: Final = 100_000
 # Python's parser, which is slow, parses only texts with at most this number of commas.
 MAX_EXPLAINED: Final = 20_000
 
-_BLANK: Final = b" \t\r\n"
+_JSON_BLANK: Final = b" \t\r\n"
 _BOM: Final = b"\xef\xbb\xbf"
 _OBJECT_LINE: Final = re.compile(rb"^[ \t\r]*\{", re.MULTILINE)
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
 # Half a character, or no number: msgspec refuses both, and Python's parser reads them.
 _ODD: Final = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity")
-_MARK: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]++|[\]}]++|[,"]', re.DOTALL)
+_JSON_MARK: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]++|[\]}]++|[,"]', re.DOTALL)
 _TOO_DEEP: Final = "not usable JSON: nested too deeply"
 
 _one: Final = msgspec.json.Decoder(DecisionIn)
@@ -64,12 +64,12 @@ _raw: Final = msgspec.json.Decoder(msgspec.Raw)
 _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def decode(body: bytes, *, lines: bool) -> list[Item]:
+def decode(body: bytes, *, lines: bool) -> list[DecodedItem]:
     """Read a body in one go: for a small one. Raises as `pieces` does."""
     return [item for piece in pieces(body, lines=lines) for item in piece]
 
 
-def pieces(body: bytes, *, lines: bool) -> Iterator[Sequence[Item]]:
+def pieces(body: bytes, *, lines: bool) -> Iterator[Sequence[DecodedItem]]:
     """Read one object, an array of them, or (with `lines`) NDJSON, in the order sent.
 
     Each step takes about a millisecond, whatever the body holds; 0.1 s at most, where a single
@@ -92,8 +92,8 @@ def pieces(body: bytes, *, lines: bool) -> Iterator[Sequence[Item]]:
 # -- an object or an array ----------------------------------------------------------------------
 
 
-def _values(body: bytes) -> Iterator[Sequence[Item]]:
-    start = len(body) - len(body.lstrip(_BLANK))
+def _values(body: bytes) -> Iterator[Sequence[DecodedItem]]:
+    start = len(body) - len(body.lstrip(_JSON_BLANK))
     first = body[start : start + 1]
     if first == b"[":
         yield from _array(body, start + 1)
@@ -104,8 +104,8 @@ def _values(body: bytes) -> Iterator[Sequence[Item]]:
         raise BadBody(f"expected an object or an array, got {kind_of(value)}")
 
 
-def _object(body: bytes) -> Iterator[Sequence[Item]]:
-    if len(body) <= PIECE and not needs_care(body):
+def _object(body: bytes) -> Iterator[Sequence[DecodedItem]]:
+    if len(body) <= DECODE_PIECE and not needs_care(body):
         try:
             yield [_one.decode(body)]
             return
@@ -114,7 +114,7 @@ def _object(body: bytes) -> Iterator[Sequence[Item]]:
     try:
         part = _raw.decode(body)
         yield []
-        item: Item = read_with_care(part)
+        item: DecodedItem = read_with_care(part)
     except RecursionError:
         raise BadBody(_TOO_DEEP) from None
     except UnicodeDecodeError:
@@ -128,32 +128,32 @@ def _parse_object(body: bytes) -> Any:
     try:
         return _parse_all(body)
     except BadBody as error:
-        first, _, rest = body[:PIECE].strip().partition(b"\n")
+        first, _, rest = body[:DECODE_PIECE].strip().partition(b"\n")
         if rest and first.startswith(b"{") and first.rstrip().endswith(b"}"):
             hint = "for one decision a line send Content-Type: application/x-ndjson"
             raise BadBody(f"{error}; {hint}") from None
         raise
 
 
-def _array(body: bytes, at: int) -> Iterator[Sequence[Item]]:
+def _array(body: bytes, at: int) -> Iterator[Sequence[DecodedItem]]:
     """Read the items of an array, the first of which begins at `at`."""
-    if len(body) <= PIECE and not needs_care(body):
+    if len(body) <= DECODE_PIECE and not needs_care(body):
         try:
             yield _many.decode(body)
             return
         except (ValueError, RecursionError):
             pass
-    trimmed = body.rstrip(_BLANK)
+    trimmed = body.rstrip(_JSON_BLANK)
     end = len(trimmed) - trimmed.endswith(b"]")
-    if body[at:end].strip(_BLANK) or end == len(trimmed):
+    if body[at:end].strip(_JSON_BLANK) or end == len(trimmed):
         yield from _items(body, at, end)
         if end == len(trimmed):
             raise _not_json(body, at)
 
 
-def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[Item]]:
+def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[DecodedItem]]:
     """Read items that stand between two places, with commas between them."""
-    size = PIECE
+    size = DECODE_PIECE
     while True:
         cut = _comma(body, at + size, end)
         piece = b"[%b]" % body[at:cut]
@@ -174,15 +174,17 @@ def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[Item]]:
                 raise _not_json(body, at, error) from None
         if cut == end:
             return
-        at, size = cut + 1, PIECE
+        at, size = cut + 1, DECODE_PIECE
 
 
-def _piece(piece: bytes, size: int) -> Iterator[Sequence[Item]]:
+def _piece(piece: bytes, size: int) -> Iterator[Sequence[DecodedItem]]:
     """Read an array that is a piece of another. Raises ValueError before anything was given."""
     careful = needs_care(piece)
-    if size == PIECE:
+    if size == DECODE_PIECE:
         try:
-            items: Sequence[Item] = read_all_with_care(piece) if careful else _many.decode(piece)
+            items: Sequence[DecodedItem] = (
+                read_all_with_care(piece) if careful else _many.decode(piece)
+            )
             if items:
                 yield items
                 return
@@ -191,7 +193,7 @@ def _piece(piece: bytes, size: int) -> Iterator[Sequence[Item]]:
     parts = _raws.decode(piece)
     if not parts:
         raise ValueError("nothing between two commas (byte 1)")
-    careful = careful or size > PIECE
+    careful = careful or size > DECODE_PIECE
     for first in range(0, len(parts), GROUP):
         yield [_read(part, careful=careful) for part in parts[first : first + GROUP]]
 
@@ -200,7 +202,7 @@ def _comma(body: bytes, at: int, end: int) -> int:
     """Return where to cut from `at` on: at a comma, between two objects if one is near."""
     if at >= end:
         return end
-    between = body.find(b"},", at, min(at + PIECE, end))
+    between = body.find(b"},", at, min(at + DECODE_PIECE, end))
     if between >= 0:
         return between + 1
     comma = body.find(b",", at, end)
@@ -213,7 +215,7 @@ def _at_end(error: ValueError, piece: bytes) -> bool:
     return found is None or int(found[1]) >= len(piece) - 1
 
 
-def _read(part: "bytes | msgspec.Raw", *, careful: bool) -> Item:
+def _read(part: "bytes | msgspec.Raw", *, careful: bool) -> DecodedItem:
     """Read one decision that is JSON."""
     if not careful:
         try:
@@ -223,7 +225,9 @@ def _read(part: "bytes | msgspec.Raw", *, careful: bool) -> Item:
     return read_with_care(part)
 
 
-def _walk(body: bytes, at: int, least: int, end: int) -> Generator[Sequence[Item], None, int]:
+def _walk(
+    body: bytes, at: int, least: int, end: int
+) -> Generator[Sequence[DecodedItem], None, int]:
     """Read items which msgspec cannot skip, up to a comma at `least` or behind it.
 
     Returns where that comma is, or the end. The items' ends are found by counting brackets.
@@ -236,9 +240,9 @@ def _walk(body: bytes, at: int, least: int, end: int) -> Generator[Sequence[Item
         at = cut + 1
 
 
-def _end_of_item(body: bytes, at: int, end: int) -> Generator[Sequence[Item], None, int]:
+def _end_of_item(body: bytes, at: int, end: int) -> Generator[Sequence[DecodedItem], None, int]:
     depth = 0
-    for number, mark in enumerate(_MARK.finditer(body, at, end)):
+    for number, mark in enumerate(_JSON_MARK.finditer(body, at, end)):
         sign = mark[0]
         if sign[0] in b"[{":
             depth += len(sign)
@@ -257,7 +261,7 @@ def _end_of_item(body: bytes, at: int, end: int) -> Generator[Sequence[Item], No
     return end
 
 
-def _read_walked(body: bytes, at: int, cut: int) -> Item:
+def _read_walked(body: bytes, at: int, cut: int) -> DecodedItem:
     item = body[at:cut]
     try:
         return _read(_raw.decode(item), careful=True)
@@ -288,10 +292,10 @@ class _Lines:
         self._known = False  # whether any is
         self._promising = False  # whether one that begins as an object was found, to come or passed
 
-    def read(self) -> Iterator[Sequence[Item]]:
+    def read(self) -> Iterator[Sequence[DecodedItem]]:
         body, at, number = self._body, 0, 1
         while at < len(body):
-            cut = body.find(b"\n", at + PIECE)
+            cut = body.find(b"\n", at + DECODE_PIECE)
             cut = len(body) if cut < 0 else cut
             piece = body[at:cut]
             items = self._decode(piece)
@@ -310,15 +314,15 @@ class _Lines:
         return BadBody(f"no line is JSON; the first: {self._first}")
 
     @staticmethod
-    def _decode(piece: bytes) -> Sequence[Item] | None:
-        if len(piece) > 2 * PIECE or needs_care(piece):
+    def _decode(piece: bytes) -> Sequence[DecodedItem] | None:
+        if len(piece) > 2 * DECODE_PIECE or needs_care(piece):
             return None
         try:
             return _one.decode_lines(piece)
         except (ValueError, RecursionError):
             return None
 
-    def _one_by_one(self, piece: bytes, at: int, number: int) -> Iterator[Sequence[Item]]:
+    def _one_by_one(self, piece: bytes, at: int, number: int) -> Iterator[Sequence[DecodedItem]]:
         try:
             piece.decode()
         except UnicodeDecodeError as error:
@@ -332,7 +336,7 @@ class _Lines:
                 if not self._promising:
                     raise self._no_line_is_json()
 
-    def _line(self, line: bytes, number: int) -> Item:
+    def _line(self, line: bytes, number: int) -> DecodedItem:
         try:
             part = _raw.decode(line)
         except RecursionError:

@@ -108,14 +108,14 @@ def unpack(packed: bytes) -> dict[int, int]:
 
 # Counts have as many bytes each as the sum of all of them needs. The header, of two bytes, is the
 # first bin's number and _HEADER times the place of their width in _WIDTHS.
-_FORMATS: Final[dict[int, Literal["H", "I", "Q"]]] = {4: "I", 2: "H", 8: "Q"}
-_WIDTHS: Final = tuple(_FORMATS)
+_COUNT_FORMATS: Final[dict[int, Literal["H", "I", "Q"]]] = {4: "I", 2: "H", 8: "Q"}
+_WIDTHS: Final = tuple(_COUNT_FORMATS)
 _HEADER: Final = 1024
 # What reads lanes as numbers from the last to the first, whatever the machine's byte order.
 _DOWN: Final = slice(None, None, -1 if sys.byteorder == "little" else 1)
 # Histograms whose percentiles are remembered, some 1 KB each: what is over is asked for again and
 # again, and does not change.
-REMEMBERED: Final = 8_192
+REMEMBERED_HISTOGRAMS: Final = 8_192
 
 
 def _width(total: int) -> int:
@@ -128,7 +128,7 @@ def pack_counts(bins: Mapping[int, int]) -> bytes:
     counts = [bins.get(number, 0) for number in range(first, last + 1)]
     width = _width(sum(counts))
     header = first + _HEADER * _WIDTHS.index(width)
-    return struct.pack(f"<H{len(counts)}{_FORMATS[width]}", header, *counts)
+    return struct.pack(f"<H{len(counts)}{_COUNT_FORMATS[width]}", header, *counts)
 
 
 def unpack_counts(packed: bytes) -> dict[int, int]:
@@ -136,7 +136,7 @@ def unpack_counts(packed: bytes) -> dict[int, int]:
     try:
         (header,) = struct.unpack_from("<H", packed)
         width = _WIDTHS[header // _HEADER]
-        counts = struct.unpack(f"<{(len(packed) - 2) // width}{_FORMATS[width]}", packed[2:])
+        counts = struct.unpack(f"<{(len(packed) - 2) // width}{_COUNT_FORMATS[width]}", packed[2:])
     except (struct.error, IndexError):
         raise ValueError("not a packed histogram") from None
     return {number: count for number, count in enumerate(counts, header % _HEADER) if count}
@@ -205,7 +205,7 @@ def _recast(counts: bytes, width: int, to: int) -> bytes:
     return bytes(cast)
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(REMEMBERED_HISTOGRAMS)
 def _percentiles(
     first: int, counts: int, width: int, percents: tuple[int, ...]
 ) -> tuple[float | None, ...]:
@@ -218,7 +218,9 @@ def _percentiles(
     while shift < lane * size:
         at_least += at_least >> shift
         shift *= 2
-    ranks = memoryview(at_least.to_bytes(width * size, sys.byteorder)).cast(_FORMATS[width])[_DOWN]
+    ranks = memoryview(at_least.to_bytes(width * size, sys.byteorder)).cast(_COUNT_FORMATS[width])[
+        _DOWN
+    ]
     last, count = first + size - 1, ranks[-1]
     # The value at rank r from below is at rank count + 1 - r from above.
     return tuple(

@@ -35,7 +35,7 @@ PARTS: Final = (ALL, *Key._fields)
 
 # In seconds. Beyond the last of them steps double, so weeks stay whole.
 HOUR_STEP: Final = 3_600
-STEPS: Final = (
+BUCKET_STEPS: Final = (
     *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
     *(HOUR_STEP * hours for hours in (1, 2, 3, 4, 6, 12, 24, 48)),
     *(7 * 24 * HOUR_STEP * weeks for weeks in (1, 2, 4)),
@@ -45,13 +45,13 @@ ORIGIN: Final = -3 * 24 * HOUR_STEP
 
 POINTS_RULE: Final = f"must be an integer from 1 to {MAX_POINTS:,}"
 GROUP_RULE: Final = f"must be one of {', '.join(GROUPS)}"
-PARAMETERS: Final = ("from", "to", "points", "group_by", "fields", *FILTERS)
+HISTORY_PARAMETERS: Final = ("from", "to", "points", "group_by", "fields", *FILTERS)
 _INTEGER: Final = re.compile(r"\d{1,9}", re.ASCII)
 _SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d+)?", re.ASCII)
 _BLANK_OFFSET: Final = re.compile(r" (?=\d\d:?\d\d\Z)")
 
 # What a point holds, but for its histogram.
-COLUMNS: Final = (
+POINT_COLUMNS: Final = (
     "errors",
     "count",
     "fallbacks",
@@ -80,8 +80,8 @@ HISTORY_FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "p95_latency_ms": ("latency_count",),
     "p99_latency_ms": ("latency_count",),
 }
-PERCENTILES: Final = {"p50_latency_ms": 50, "p95_latency_ms": 95, "p99_latency_ms": 99}
-DEFAULT_FIELDS: Final = ("count", "cost")
+PERCENTILE_FIELDS: Final = {"p50_latency_ms": 50, "p95_latency_ms": 95, "p99_latency_ms": 99}
+DEFAULT_HISTORY_FIELDS: Final = ("count", "cost")
 
 
 # -- what is asked ------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class HistoryQuery:
     end: int | None = None
     points: int = DEFAULT_POINTS
     group_by: str | None = None
-    fields: tuple[str, ...] = DEFAULT_FIELDS
+    fields: tuple[str, ...] = DEFAULT_HISTORY_FIELDS
     filters: View = EVERYTHING
     follow: bool = False
 
@@ -125,7 +125,7 @@ def history_query(
         raise BadParameter("points", POINTS_RULE)
     if group_by is not None and group_by not in GROUPS:
         raise BadParameter("group_by", GROUP_RULE)
-    asked = frozenset(DEFAULT_FIELDS if fields is None else fields)
+    asked = frozenset(DEFAULT_HISTORY_FIELDS if fields is None else fields)
     if unknown := sorted(asked - HISTORY_FIELDS.keys()):
         raise BadParameter(
             "fields", f"{unknown[0][:64]!r} is not one of {', '.join(HISTORY_FIELDS)}"
@@ -140,7 +140,7 @@ def history_query(
 
 def parse_history(query: bytes | str) -> HistoryQuery:
     """Read the query string of `GET /v1/history`. Raises BadParameter, naming the parameter."""
-    given = read_parameters(query, PARAMETERS)
+    given = read_parameters(query, HISTORY_PARAMETERS)
     if "step" in given:  # which the answer has, but no question
         raise BadParameter("step", "no such parameter; `points` chooses the step")
 
@@ -213,14 +213,14 @@ class Plan:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Which of COLUMNS are needed; `count` always."""
+        """Which of POINT_COLUMNS are needed; `count` always."""
         needed = {"count"}.union(*(HISTORY_FIELDS[name] for name in self.fields))
-        return tuple(name for name in COLUMNS if name in needed)
+        return tuple(name for name in POINT_COLUMNS if name in needed)
 
     @property
     def histograms(self) -> bool:
         """Whether histograms of latency are needed."""
-        return not PERCENTILES.keys().isdisjoint(self.fields)
+        return not PERCENTILE_FIELDS.keys().isdisjoint(self.fields)
 
     @property
     def summary(self) -> str | None:
@@ -264,8 +264,8 @@ def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
 
 
 def _steps() -> Iterator[int]:
-    yield from STEPS
-    step = STEPS[-1]
+    yield from BUCKET_STEPS
+    step = BUCKET_STEPS[-1]
     while True:
         step *= 2
         yield step

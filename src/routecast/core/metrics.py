@@ -7,12 +7,11 @@ from typing import Any, Final
 from routecast.core.breakdown import Breakdown, break_down
 from routecast.core.decision import MINUTE
 from routecast.core.histogram import percentiles
+from routecast.core.patch import Document
 from routecast.core.rollup import Sums
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View
 from routecast.protocol import BANDS
-
-Document = dict[str, Any]
 
 PERCENTILES: Final = (50, 95, 99)
 
@@ -63,7 +62,7 @@ def document(
         elif name == "savings":
             found[name] = _savings(shown.total, baseline)
         else:
-            found[name] = _FIELDS[name](shown)
+            found[name] = _FIELD_VALUES[name](shown)
     return found
 
 
@@ -101,7 +100,7 @@ def _errors(shown: Breakdown) -> Document:
     return {"count": count, "rate": quotient(count * 10**6, shown.total.count, 6)}
 
 
-_FIELDS: Final[dict[str, Callable[[Breakdown], Any]]] = {
+_FIELD_VALUES: Final[dict[str, Callable[[Breakdown], Any]]] = {
     "total_decisions": lambda shown: shown.total.count,
     "avg_confidence": lambda shown: quotient(
         shown.total.confidence_sum, shown.total.confidence_count, 6

@@ -8,9 +8,9 @@ import re
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final
 
-_JSON: Final = re.compile(r"(-?)(0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([-+]?\d+))?", re.ASCII)
+_JSON_NUMBER: Final = re.compile(r"(-?)(0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([-+]?\d+))?", re.ASCII)
 # What people and programs write into files: a leading plus or zeros, a bare point.
-_LENIENT: Final = re.compile(
+_LENIENT_NUMBER: Final = re.compile(
     r"([-+]?)(\d+(?=\.)|\d+|(?=\.\d))\.?(\d*)(?:[eE]([-+]?\d+))?", re.ASCII
 )
 
@@ -33,7 +33,7 @@ def read_number(text: str, *, lenient: bool = False) -> Decimal:
     sign; of more than 800 digits the rest is read as one digit. Neither is on another side of any
     limit. `lenient` also takes a leading plus or zeros, `.5` and `5.`. Raises ValueError.
     """
-    found = (_LENIENT if lenient else _JSON).fullmatch(text)
+    found = (_LENIENT_NUMBER if lenient else _JSON_NUMBER).fullmatch(text)
     if found is None:
         raise ValueError("is not a number")
     if len(text) <= 300 and found[4] is None:

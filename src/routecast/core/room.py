@@ -16,12 +16,12 @@ LARGEST_SUM: Final = 2**63 - 1
 NEAR: Final = 2**62
 # While commits that are not folded yet add no more than this to any sum, every series that is not
 # near its limit has room.
-MOST_UNFOLDED: Final = LARGEST_SUM - NEAR
+MOST_UNFOLDED_SUM: Final = LARGEST_SUM - NEAR
 
 # The sums that can become large, what of a decision they add up, and its name on the wire. Counts
 # are at most the number of decisions; the metered sums are at most the ones here.
 SUMS: Final = ("confidence_sum", "cost_sum", "latency_sum", "input_tokens", "output_tokens")
-_FIELDS: Final = ("confidence", "cost", "latency_ms", "input_tokens", "output_tokens")
+_SUMMED_FIELDS: Final = ("confidence", "cost", "latency_ms", "input_tokens", "output_tokens")
 _sums_of: Final = attrgetter(*SUMS)
 _values_of: Final = attrgetter("confidence", "cost", "latency", "input_tokens", "output_tokens")
 
@@ -46,14 +46,16 @@ def find_full(decisions: Iterable[DecisionRecord], totals: Mapping[Key, Sums]) -
         if max(after) <= LARGEST_SUM:
             held[key] = after
         else:
-            field = next(f for f, value in zip(_FIELDS, after, strict=True) if value > LARGEST_SUM)
+            field = next(
+                f for f, value in zip(_SUMMED_FIELDS, after, strict=True) if value > LARGEST_SUM
+            )
             full[identity_of(decision)] = field
     return full
 
 
 def field_without_room(sums: Sums, added: Sums) -> str | None:
     """Return the field whose sum has no room for what is added; None where all of it fits."""
-    pairs = zip(_FIELDS, _sums_of(sums), _sums_of(added), strict=True)
+    pairs = zip(_SUMMED_FIELDS, _sums_of(sums), _sums_of(added), strict=True)
     return next((field for field, a, b in pairs if a + b > LARGEST_SUM), None)
 
 

@@ -18,12 +18,12 @@ ANY: Final = "*"
 # Headers that are longer than a name, its port and a scheme can be are not looked at.
 MAX_HEADER: Final = 400
 # Judgements that are remembered: clients of one server use few names for it.
-REMEMBERED: Final = 256
+REMEMBERED_SITES: Final = 256
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _MAX_NAME: Final = 253
-_NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII)
+_HOST_NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII)
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([0-9]{0,5}))?", re.ASCII)
 _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\\]+)", re.ASCII | re.IGNORECASE)
 
@@ -75,7 +75,7 @@ def _normal_host(text: str) -> str:
         return str(IPv4Address(name))
     except ValueError:
         pass
-    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+    if len(name) > _MAX_NAME or not _HOST_NAME.fullmatch(name):
         raise ValueError("is no name or address of a host")
     return name
 
@@ -177,8 +177,8 @@ class Sites:
         self._any_origin, self._any_host = ANY in entries, ANY in names
         self._origins = {_read_entry(entry) for entry in entries - {ANY}}
         self._hosts = names | {origin.host for origin in self._origins}
-        self._serves = lru_cache(REMEMBERED)(self._judge_host)
-        self._site = lru_cache(REMEMBERED)(self._judge_origin)
+        self._serves = lru_cache(REMEMBERED_SITES)(self._judge_host)
+        self._site = lru_cache(REMEMBERED_SITES)(self._judge_origin)
 
     def serves(self, host: str) -> bool:
         """Whether requests with this `Host` are answered here.

@@ -68,7 +68,7 @@ class Needed(NamedTuple):
     minutes: tuple[Span, ...]
 
 
-_NOTHING: Final = Span(0, 0)
+EMPTY_SPAN: Final = Span(0, 0)
 
 
 def needed(taken: int, windows: Iterable[str] = BOUNDED) -> Needed:
@@ -80,7 +80,7 @@ def needed(taken: int, windows: Iterable[str] = BOUNDED) -> Needed:
     """
     hour, minute = taken // HOUR, taken // MINUTE
     end = hour + COVERAGE // HOUR + 1
-    hours, minutes, recent = _NOTHING, [], None
+    hours, minutes, recent = EMPTY_SPAN, [], None
     for length in sorted(WINDOWS[name] or 0 for name in windows):
         if length < MINUTES_PER_HOUR:
             recent = Span(minute - length - 1, end * MINUTES_PER_HOUR)
@@ -108,7 +108,7 @@ def parts_of(length: int, now: int) -> Parts:
     """
     first, end = now // MINUTE - length, now // MINUTE + 1
     if length <= MINUTES_PER_HOUR:
-        return Parts(_NOTHING, (Span(first, end),))
+        return Parts(EMPTY_SPAN, (Span(first, end),))
     hours = Span(-(-first // MINUTES_PER_HOUR), end // MINUTES_PER_HOUR)
     return Parts(
         hours,

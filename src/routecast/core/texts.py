@@ -18,16 +18,16 @@ from routecast.errors import Invalid
 _JOINERS: Final = ("\u200c", "\u200d")
 # Format characters that are part of something visible: signs that stand before Arabic and other
 # numbers, and the tags of flags such as Scotland's.
-_FORMATS: Final = frozenset(
+_FORMAT_CHARACTERS: Final = frozenset(
     [
         *_JOINERS,
         *"\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd",
         *map(chr, range(0xE0020, 0xE0080)),
     ]
 )
-_REFUSED: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))
+_REFUSED_CATEGORIES: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))
 # Letters and symbols that show nothing.
-_BLANK: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+_BLANK_CHARACTERS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _NOT_ALONE: Final = frozenset(("Cf", "Mn", "Mc", "Me", "Zs"))
 # Hexadecimal digits of the hash that ends a name which was cut: 48 bits.
 _HASH_DIGITS: Final = 12
@@ -121,7 +121,7 @@ def _escaped(character: str) -> str:
 
 def _is_refused(character: str) -> bool:
     kind = category(character)
-    return kind in _REFUSED or (kind == "Cf" and character not in _FORMATS)
+    return kind in _REFUSED_CATEGORIES or (kind == "Cf" and character not in _FORMAT_CHARACTERS)
 
 
 def _what(character: str) -> str:
@@ -132,4 +132,4 @@ def _what(character: str) -> str:
 
 
 def _is_visible(character: str) -> bool:
-    return category(character) not in _NOT_ALONE and character not in _BLANK
+    return category(character) not in _NOT_ALONE and character not in _BLANK_CHARACTERS

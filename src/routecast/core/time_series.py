@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
 
+from routecast.core.cardinality import OTHER
 from routecast.core.decision import SECOND
 from routecast.core.histogram import PackedHistogramSum, add_bins, percentiles
 from routecast.core.history import (
     ALL,
     PARTS,
-    PERCENTILES,
+    PERCENTILE_FIELDS,
     Buckets,
     Plan,
 )
@@ -22,7 +23,6 @@ from routecast.protocol import Position, rfc3339
 
 # Series told by name; the others, should there be more, are summed up in one more.
 MAX_SERIES: Final = 30
-OTHER: Final = "other"
 # More of a snapshot's sums are not added up while others wait: it takes some 5 ms. One with its
 # histogram counts as several.
 MAX_SUMS: Final = 4_000
@@ -214,7 +214,9 @@ def _columns(
 ) -> dict[str, Any]:
     held = [points.get(start, _EMPTY) for start in starts]
     columns = {field: list(map(_VALUES[field], held)) for field in fields if field in _VALUES}
-    if percents := {field: PERCENTILES[field] for field in fields if field in PERCENTILES}:
+    if percents := {
+        field: PERCENTILE_FIELDS[field] for field in fields if field in PERCENTILE_FIELDS
+    }:
         asked = tuple(percents.values())
         found = zip(*(point.percentiles(asked) for point in held), strict=True)
         for field, latencies in zip(percents, found, strict=True):

@@ -22,7 +22,7 @@ _RFC3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?([Zz]|[-+]\d\d:?\d\d)?", re.ASCII
 )
 # What databases and data frames write into files.
-_LENIENT: Final = re.compile(
+_LENIENT_TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"
     r" ?(Z|UTC|[-+]\d\d(?::?\d\d)?)?",
     re.ASCII | re.IGNORECASE,
@@ -38,7 +38,7 @@ def read_time(text: str, *, lenient: bool = False) -> int:
     without a time, a time without seconds, a decimal comma, an offset of hours alone, and reads
     times without an offset as UTC. Raises ValueError with the rule that is broken.
     """
-    found = (_LENIENT if lenient else _RFC3339).fullmatch(text)
+    found = (_LENIENT_TIME if lenient else _RFC3339).fullmatch(text)
     if found is None:
         raise ValueError(RULE)
     day, hour, minute, second, fraction, offset = found.groups(default="")
@@ -71,13 +71,13 @@ def _east(offset: str) -> timedelta:
 
 def has_offset(text: str) -> bool:
     """Whether a time, read leniently, says its offset itself."""
-    found = _LENIENT.fullmatch(text)
+    found = _LENIENT_TIME.fullmatch(text)
     return found is None or found[6] is not None
 
 
 def looks_like_time(text: str) -> bool:
     """Whether a text has the form of a time, read leniently."""
-    return _LENIENT.fullmatch(text) is not None
+    return _LENIENT_TIME.fullmatch(text) is not None
 
 
 def unix_time(value: float | Decimal, per_second: int = 1) -> int:

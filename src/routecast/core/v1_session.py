@@ -34,7 +34,7 @@ from routecast.protocol import (
 
 # Messages in a row that are none of this protocol, and end the connection.
 MAX_STRANGE: Final = 3
-MINUTE: Final = 60.0
+MINUTE_SECONDS: Final = 60.0
 _MOMENT_RULE: Final = "must be RFC 3339 with an offset, such as 2026-01-31T12:34:56Z"
 _RULES: Final = {
     "interval": INTERVAL_RULE,
@@ -43,7 +43,7 @@ _RULES: Final = {
     "points": POINTS_RULE,
     "group_by": GROUP_RULE,
 }
-_TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack", "refresh", "ping"})
+_MESSAGE_TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack", "refresh", "ping"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class V1Session:
             return _error(asked, ErrorCode.BAD_REQUEST, str(error))
 
     def _is_one_too_many(self, now: float) -> bool:
-        if now - self._since >= MINUTE:
+        if now - self._since >= MINUTE_SECONDS:
             self._since, self._count = now, 0
         self._count += 1
         return self._count > MAX_MESSAGES_A_MINUTE
@@ -183,7 +183,7 @@ class V1Session:
             seen = self.encoding.look_into(message)
         except (ValueError, RecursionError):
             return self._count_strange("type: a message is an object with a type")
-        if seen.type not in _TYPES:
+        if seen.type not in _MESSAGE_TYPES:
             return self._count_strange(f"type: {seen.type[:64]!r} is not a type of message")
         self._strange = 0
         identity: str | msgspec.UnsetType = msgspec.UNSET

@@ -12,8 +12,7 @@ from msgspec import UNSET
 
 from routecast.core.decision import SECOND
 from routecast.core.message import Encoding, Message
-from routecast.core.metrics import Document
-from routecast.core.patch import diff, without_nulls
+from routecast.core.patch import Document, diff, without_nulls
 from routecast.core.view import View
 from routecast.protocol import (
     FETCH_FAILED,
@@ -27,12 +26,12 @@ from routecast.protocol import (
 )
 
 # Versions kept, of all views together; the least lately used is forgotten first.
-MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_VERSION_BYTES: Final = 32 * 1024 * 1024
 # What a version takes beside its document and its view's filters, about. So there are fewer than
 # 32,768 of them, and of views.
 OVERHEAD: Final = 1_024
 # A message that is at most this old serves one more member that needs the same: a crowd costs one.
-FRESH: Final = SECOND // 20
+FRESH_MESSAGE: Final = SECOND // 20
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
@@ -41,7 +40,7 @@ _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 # Of the sums that a document was made of; () where they are not known.
 Stamps = tuple[int, ...]
 # What a message was made from, its encoding, and the interval it tells of.
-_Key = tuple["Version | None", Encoding, float | None]
+_MessageKey = tuple["Version | None", Encoding, float | None]
 
 
 class DocumentState:
@@ -86,7 +85,7 @@ class Version:
         self.stamps = stamps
         # In bytes. Each version counts the filters: who comes back brings its view anew.
         self.size = len(body or b"") + view.size + OVERHEAD
-        self.messages: dict[_Key, tuple[int, Message]] = {}
+        self.messages: dict[_MessageKey, tuple[int, Message]] = {}
 
     def confirm(self, state: DocumentState) -> bool:
         """Whether a state gives this very document; then it is known to be as new as that."""
@@ -115,7 +114,7 @@ class Version:
 class Versions:
     """Recent versions of all views."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_VERSION_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._number = 0
@@ -209,7 +208,7 @@ def message(
     """
     key = base, encoding, stretched
     made, held = version.messages.get(key, (0, None))
-    if held is None or not 0 <= now - made < FRESH:
+    if held is None or not 0 <= now - made < FRESH_MESSAGE:
         out = _message(version, base, now, stretched)
         if out is None:
             return None

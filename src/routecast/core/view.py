@@ -26,22 +26,22 @@ from routecast.protocol import (
     Filters,
 )
 
-_NUMBER: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
+_DECIMAL: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 FILTERS: Final = ("strategy", "provider", "model", "project")
 INTERVAL_RULE: Final = f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"
-PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")
+VIEW_PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")
 # Proxies and pages add parameters of their own, such as `_` and `nocache`. A name this much like
 # one of ours (`difflib`'s ratio) is ours, misspelt: ignored, it would give other numbers.
 LIKE_OURS: Final = 0.75
 MAX_LOOKED_AT: Final = 20  # unknown names; each takes a few microseconds
-MAX_NAME: Final = 128
+MAX_FILTER_NAME: Final = 128
 # So that the request line stays under the 8 KiB that servers and proxies commonly take.
 MAX_QUERY: Final = 7_000
 
 Filter = frozenset[str] | None
 # A place of a key, and the names that are let through there.
-Part = tuple[int, frozenset[str]]
-_PLACES: Final = {name: Key._fields.index(name) for name in FILTERS}
+FilterPart = tuple[int, frozenset[str]]
+_FILTER_PLACES: Final = {name: Key._fields.index(name) for name in FILTERS}
 
 
 class Selection(NamedTuple):
@@ -51,7 +51,7 @@ class Selection(NamedTuple):
     """
 
     length: int | None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FilterPart, ...] = ()
     histogram: bool = False
 
 
@@ -76,10 +76,10 @@ class View:
         )
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[FilterPart, ...]:
         """What the filters that are set look at."""
         filters = ((name, getattr(self, name)) for name in FILTERS)
-        return tuple((_PLACES[name], names) for name, names in filters if names is not None)
+        return tuple((_FILTER_PLACES[name], names) for name, names in filters if names is not None)
 
     @property
     def selections(self) -> tuple[Selection, ...]:
@@ -134,7 +134,7 @@ def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> Vi
     `interval` is what holds when none is asked for. Unknown parameters are ignored, but for
     those that look like a known one misspelt. Raises BadParameter, naming the parameter.
     """
-    given = read_parameters(query, PARAMETERS)
+    given = read_parameters(query, VIEW_PARAMETERS)
     view = View(
         fields=_fields(given["fields"]) if "fields" in given else DEFAULT_FIELDS,
         window=_window(only("window", given)) if "window" in given else "all",
@@ -171,8 +171,10 @@ def read_parameters(query: bytes | str, known: Sequence[str]) -> dict[str, list[
     for name, value in pairs:
         given.setdefault(name, []).append(value)
     for name in islice((name for name in given if name not in known), MAX_LOOKED_AT):
-        if meant := get_close_matches(name[:MAX_NAME].lower(), known, 1, LIKE_OURS):
-            raise BadParameter(name[:MAX_NAME], f"no such parameter; did you mean {meant[0]}?")
+        if meant := get_close_matches(name[:MAX_FILTER_NAME].lower(), known, 1, LIKE_OURS):
+            raise BadParameter(
+                name[:MAX_FILTER_NAME], f"no such parameter; did you mean {meant[0]}?"
+            )
     return given
 
 
@@ -193,7 +195,7 @@ def _fields(values: Sequence[str]) -> tuple[str, ...]:
     asked = {name.strip() for value in values for name in value.split(",")}
     unknown = sorted(asked - set(FIELDS))
     if unknown:
-        wrong = unknown[0][:MAX_NAME]
+        wrong = unknown[0][:MAX_FILTER_NAME]
         raise BadParameter("fields", f"{wrong!r} is not one of {', '.join(FIELDS)}")
     # In the order of the contract, so that equal wishes are equal views.
     return tuple(name for name in FIELDS if name in asked)
@@ -204,8 +206,8 @@ def _filter(name: str, values: Sequence[str]) -> Filter:
     if len(chosen) > MAX_FILTER_VALUES:
         raise BadParameter(name, f"at most {MAX_FILTER_VALUES} values")
     for value in chosen:
-        if not 0 < len(value) <= MAX_NAME:
-            raise BadParameter(name, f"must be 1 to {MAX_NAME} characters")
+        if not 0 < len(value) <= MAX_FILTER_NAME:
+            raise BadParameter(name, f"must be 1 to {MAX_FILTER_NAME} characters")
     return spellings(chosen)
 
 
@@ -216,7 +218,7 @@ def _window(value: str) -> str:
 
 
 def _interval(value: str) -> float:
-    seconds = float(value) if _NUMBER.fullmatch(value) else -1.0
+    seconds = float(value) if _DECIMAL.fullmatch(value) else -1.0
     if not MIN_INTERVAL <= seconds <= MAX_INTERVAL:
         raise BadParameter("interval", INTERVAL_RULE)
     return seconds

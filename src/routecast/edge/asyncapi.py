@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from routecast.core.history import DEFAULT_POINTS, GROUPS, HISTORY_FIELDS
-from routecast.core.view import PARAMETERS
+from routecast.core.view import VIEW_PARAMETERS
 from routecast.edge.schemas import DOCUMENT, FAILURE, METRICS
 from routecast.protocol import (
     FIELDS,
@@ -80,7 +80,7 @@ def _name_what_may_be_asked(schemas: dict[str, Any]) -> None:
 
 
 def _channel(address: str, messages: list[str], description: str) -> dict[str, Any]:
-    query = {"type": "object", "properties": {name: {"type": "string"} for name in PARAMETERS}}
+    query = {"type": "object", "properties": {name: {"type": "string"} for name in VIEW_PARAMETERS}}
     binding = {"ws": {"method": "GET", "query": query}} if address.startswith("/ws") else {}
     return {
         "address": address,

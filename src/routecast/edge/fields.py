@@ -10,7 +10,7 @@ from routecast.errors import BadHead
 # Fields whose second value would leave open which of the two counts (RFC 9110, 5.3).
 ONCE: Final = frozenset({b"host", b"origin", b"content-type", b"authorization"})
 # A host and a port (RFC 3986, 3.2.2): a name, an IPv4 address, or an IPv6 address in brackets.
-_HOST: Final = re.compile(
+_HOST_FIELD: Final = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[\w.~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?"
 )
 MAX_HOST_BYTES: Final = 300
@@ -45,4 +45,4 @@ def _check_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
 
 @lru_cache(256)
 def _is_host(host: bytes) -> bool:
-    return _HOST.fullmatch(host) is not None
+    return _HOST_FIELD.fullmatch(host) is not None

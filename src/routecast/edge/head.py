@@ -4,7 +4,7 @@ from typing import Final
 
 from starlette.types import Scope
 
-_MARK: Final = "routecast.head"
+_HEAD_MARK: Final = "routecast.head"
 
 
 def as_get(scope: Scope) -> Scope:
@@ -13,9 +13,9 @@ def as_get(scope: Scope) -> Scope:
     The server leaves the body out. A route that streams must ask `is_head` and end its answer after
     the headers.
     """
-    return {**scope, "method": "GET", _MARK: True} if scope.get("method") == "HEAD" else scope
+    return {**scope, "method": "GET", _HEAD_MARK: True} if scope.get("method") == "HEAD" else scope
 
 
 def is_head(scope: Scope) -> bool:
     """Whether only the headers of the answer are sent."""
-    return scope["method"] == "HEAD" or _MARK in scope
+    return scope["method"] == "HEAD" or _HEAD_MARK in scope

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from routecast.core.view import MAX_NAME
+from routecast.core.view import MAX_FILTER_NAME
 from routecast.edge.http.decisions import DECISIONS
 from routecast.edge.schemas import FAILURE, METRICS, time_in
 from routecast.protocol import (
@@ -32,7 +32,7 @@ def names_parameter(name: str) -> dict[str, Any]:
         "in": "query",
         "schema": {
             "type": "array",
-            "items": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_FILTER_NAME},
             "minItems": 1,
             "maxItems": MAX_FILTER_VALUES,
         },

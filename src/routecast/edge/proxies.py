@@ -15,7 +15,7 @@ from starlette.types import Scope
 MAX_HOPS: Final = 32
 MAX_HOP: Final = 100
 # Addresses that are remembered as read.
-REMEMBERED: Final = 4_096
+REMEMBERED_ADDRESSES: Final = 4_096
 
 # With brackets, or IPv4 with a port: `_hidden` is a port that a proxy does not tell (RFC 7239, 6.3)
 _PORT: Final = r"(?::(?:[0-9]{0,5}|_[\w.-]+))?"
@@ -38,7 +38,7 @@ def read_address(text: str) -> str | None:
     return _read_address(text) if len(text) <= MAX_HOP else None
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(REMEMBERED_ADDRESSES)
 def _read_address(text: str) -> str | None:
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].strip(" \t")
@@ -67,7 +67,7 @@ def limit_key_of(scope: Scope) -> str:
     return limit_key(str(client[0])) if client else ""
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(REMEMBERED_ADDRESSES)
 def _subnet(address: str) -> str:
     try:
         return str(IPv6Network((address, 64), strict=False))
@@ -109,7 +109,7 @@ class Proxies:
         names = {name.strip() for name in trusted.split(",")} - {""}
         self._everybody = "*" in names
         self._networks = [read_network(name) for name in names - {"*"}]
-        self._known = lru_cache(REMEMBERED)(self._look_up)
+        self._known = lru_cache(REMEMBERED_ADDRESSES)(self._look_up)
 
     def client_of(self, peer: str, forwarded: Iterable[str]) -> str:
         """Return a client's address, from its peer's and the `X-Forwarded-For` headers.

@@ -30,7 +30,7 @@ _PERFORMANCE: Final = {
     "additionalProperties": _object(count=_COUNT, avg_cost=_MAYBE, avg_confidence=_MAYBE),
 }
 # By field; routecast.v1 leaves out what is null.
-_FIELDS: Final[dict[str, Any]] = {
+_FIELD_SCHEMAS: Final[dict[str, Any]] = {
     "total_decisions": _COUNT,
     "avg_confidence": _MAYBE,
     "strategy_performance": _PERFORMANCE,
@@ -47,8 +47,8 @@ _FIELDS: Final[dict[str, Any]] = {
         "anyOf": [_object(baseline={"type": "string"}, total=_NUMBER), {"type": "null"}],
     },
 }
-assert set(_FIELDS) == set(FIELDS)
+assert set(_FIELD_SCHEMAS) == set(FIELDS)
 
-DOCUMENT: Final = _object(**_FIELDS)
-METRICS: Final = _object(**_FIELDS, timestamp=_STAMP)
+DOCUMENT: Final = _object(**_FIELD_SCHEMAS)
+METRICS: Final = _object(**_FIELD_SCHEMAS, timestamp=_STAMP)
 FAILURE: Final = _object(error={"type": "string"}, timestamp=_STAMP)

@@ -30,7 +30,7 @@ _HEADERS: Final = [
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
 # So that no proxy sends another request after a stream, which may have ended without a word.
-_CLOSE: Final = (b"connection", b"close")
+_CLOSE_HEADER: Final = (b"connection", b"close")
 # How long a browser waits before it comes back, in ms: not all of a crowd for the same time.
 _RETRY: Final = range(3_000, 7_000)
 _COMMENT: Final = b": alive\n\n"
@@ -53,7 +53,7 @@ class MetricsEvents:
             await respond_error(error)(scope, receive, send)
             return
 
-        headers = [*_HEADERS, _CLOSE] if scope["http_version"].startswith("1") else _HEADERS
+        headers = [*_HEADERS, _CLOSE_HEADER] if scope["http_version"].startswith("1") else _HEADERS
         start = {"type": "http.response.start", "status": 200, "headers": headers}
         if is_head(scope):
             self._door.leave(address)

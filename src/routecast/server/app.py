@@ -57,7 +57,7 @@ from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
 from routecast.services.live_state import (
     ALONE_LOOK_SECONDS,
-    LOOK_SECONDS,
+    POLL_SECONDS,
     SHARED_LOOK_SECONDS,
     LiveState,
 )
@@ -90,7 +90,7 @@ DRAIN_SECONDS = 4.0
 # After that, a commit under way has this time, in seconds, to report its outcome.
 ABORT_SECONDS = 2.0
 # Streams are given this time to leave, in seconds.
-CLOSE_SECONDS = 3.0
+STREAMS_CLOSE_SECONDS = 3.0
 # Where there are other nodes, one of them caches a snapshot this often: for those that start, and
 # for those that have no database to ask for what they missed, and must not be 5 s behind.
 SHARE_SECONDS = 3.0
@@ -102,7 +102,7 @@ WINDOWS_SHARE = 1 / 4
 # time, in seconds, since decisions can be taken without it.
 LOADED_SECONDS = 30.0
 # Between two tries to open a database that could not be reached at the start.
-OPEN_SECONDS = 1.0
+REOPEN_SECONDS = 1.0
 # The setting that limits a part of names, where it is not that of most.
 _LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
 
@@ -226,7 +226,7 @@ class Services:
         self._has_others = settings.redis_url is not None
         self._needs_prices = settings.prices and not self._only_streams
         self._stopping: asyncio.Task[None] | None = None
-        look_seconds = LOOK_SECONDS
+        look_seconds = POLL_SECONDS
         if not self._has_others:
             is_file = _file_of(settings.database_url) is not None
             look_seconds = ALONE_LOOK_SECONDS if is_file else SHARED_LOOK_SECONDS
@@ -335,7 +335,7 @@ class Services:
             await stack.enter_async_context(start("channels", self.channels.run))
             await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
             await stack.enter_async_context(start("beats", self.manager.beat))
-            stack.push_async_callback(self.manager.close, CLOSE_SECONDS)
+            stack.push_async_callback(self.manager.close, STREAMS_CLOSE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOADED_SECONDS):
                     await self.live.loaded()
@@ -383,7 +383,7 @@ class Services:
     async def _open_again(self, cause: str) -> None:
         """Open the store as soon as it can be reached. Raises BadSettings where that is no use."""
         while True:
-            await asyncio.sleep(OPEN_SECONDS)
+            await asyncio.sleep(REOPEN_SECONDS)
             try:
                 await self.engines.store.open()
             except Unavailable as error:

@@ -22,7 +22,7 @@ import uvicorn
 from routecast.edge.http.fast_path import FastPathHttpProtocol
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.errors import BadSettings, Unavailable
-from routecast.server.app import CLOSE_SECONDS, Services, create_app, open_engines
+from routecast.server.app import STREAMS_CLOSE_SECONDS, Services, create_app, open_engines
 from routecast.server.config import Settings
 from routecast.server.inherited_sockets import take_over
 from routecast.server.rlimits import allow_open_files, open_files
@@ -30,7 +30,7 @@ from routecast.server.worker_processes import WorkerProcesses
 
 # Requests under way get this time when the server stops, once its streams were told: more than
 # DRAIN_SECONDS, after which those that wait for the database are answered.
-GRACE_SECONDS: Final = 6
+STOP_GRACE_SECONDS: Final = 6
 # The process ends at the latest this time after the signal, in seconds, even if a disk hangs. All
 # acknowledged decisions are on disk.
 EXIT_SECONDS: Final = 14.0
@@ -38,7 +38,7 @@ EXIT_SECONDS: Final = 14.0
 # What the kernel may hold for one client, in bytes (it doubles this for its own needs).
 SEND_BUFFER: Final = 65_536
 # A peer that acknowledges nothing for this time has vanished, whatever is still unsent.
-UNACKED_MS: Final = 20_000
+CLIENT_UNACKED_MS: Final = 20_000
 
 # A thread that computes gives the interpreter's lock to one that waits after this time, in seconds.
 # Python's own default is 5 ms. The event loop waits for the lock at each of its turns, and a commit
@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
         # Nobody new; then those who are here are told when to come back, before all else ends.
         for listening in self.servers:
             listening.close()
-        await self._services.manager.close(CLOSE_SECONDS)
+        await self._services.manager.close(STREAMS_CLOSE_SECONDS)
         await super().shutdown(sockets)
 
 
@@ -154,7 +154,7 @@ def bind(host: str, port: int) -> socket.socket:
         # Accepted sockets inherit these.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_UNACKED_MS)
         listener.bind((host, port))
     except OSError as error:
         listener.close()
@@ -214,7 +214,7 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         http=cast("type[asyncio.Protocol]", partial(FastPathHttpProtocol, app.decisions, edge)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
         proxy_headers=False,  # `edge/gate.py` reads them, as all edges do
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=STOP_GRACE_SECONDS,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -21,21 +21,21 @@ from routecast.errors import MissingDeltas, NotHeld, Unavailable
 from routecast.ports import Clock, Reading, Store
 from routecast.protocol import Position
 
-Names = tuple[str, ...]
-_Key = tuple[Plan, Names]
+KeptNames = tuple[str, ...]
+_AnswerKey = tuple[Plan, KeptNames]
 
 # Reads at the same time; they leave the store to others.
 READS: Final = 2
-# After a read of over LONG_SECONDS, its turn rests REST times as long as the read took, and at most
-# LONGEST_REST seconds. So long reads leave most of the database's time to commits.
+# After a read of over LONG_SECONDS, its turn rests READ_REST times as long as the read took, and at
+# most LONGEST_READ_REST seconds. So long reads leave most of the database's time to commits.
 LONG_SECONDS: Final = 0.2
-REST: Final = 3.0
-LONGEST_REST: Final = 10.0
+READ_REST: Final = 3.0
+LONGEST_READ_REST: Final = 10.0
 # Different reads that may wait for their turn; one more is refused.
-MAX_WAITING: Final = 64
+MAX_WAITING_READS: Final = 64
 # Answers kept, for as long as no commit comes, and values in all of them together; the least lately
 # used goes first. None is kept that has MANY_VALUES: a value takes some 32 bytes.
-MAX_KEPT: Final = 64
+MAX_KEPT_ANSWERS: Final = 64
 MAX_KEPT_VALUES: Final = 200_000
 
 
@@ -53,8 +53,8 @@ class HistoryService:
         self._changes = changes
         self._clock = clock
         self._turns = asyncio.Semaphore(READS)
-        self._waiting: dict[_Key, asyncio.Task[HistoryResponse]] = {}
-        self._kept: OrderedDict[_Key, HistoryResponse] = OrderedDict()
+        self._waiting: dict[_AnswerKey, asyncio.Task[HistoryResponse]] = {}
+        self._kept: OrderedDict[_AnswerKey, HistoryResponse] = OrderedDict()
         self._kept_values = 0
 
     async def answer(self, query: HistoryQuery) -> HistoryResponse:
@@ -125,19 +125,19 @@ class HistoryService:
 
     # -- reading --------------------------------------------------------------------------------
 
-    async def _read(self, wanted: Plan, names: Names = ()) -> HistoryResponse:
+    async def _read(self, wanted: Plan, names: KeptNames = ()) -> HistoryResponse:
         key = wanted, names
         if (kept := self._newest(key)) is not None:
             return kept
         task = self._waiting.get(key)
         if task is None:
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) >= MAX_WAITING_READS:
                 raise Unavailable("too many different histories are asked for at once")
             task = self._waiting[key] = asyncio.create_task(self._take_turn(key))
             task.add_done_callback(_look_at)
         return await asyncio.shield(task)
 
-    async def _take_turn(self, key: _Key) -> HistoryResponse:
+    async def _take_turn(self, key: _AnswerKey) -> HistoryResponse:
         try:
             await self._turns.acquire()
         finally:
@@ -150,12 +150,12 @@ class HistoryService:
         finally:
             took = loop.time() - began
             if took > LONG_SECONDS:
-                loop.call_later(min(REST * took, LONGEST_REST), self._turns.release)
+                loop.call_later(min(READ_REST * took, LONGEST_READ_REST), self._turns.release)
             else:
                 self._turns.release()
         return await self._render(past, key)
 
-    async def _tell(self, due: Plan, names: Names, snapshot: Snapshot) -> HistoryResponse:
+    async def _tell(self, due: Plan, names: KeptNames, snapshot: Snapshot) -> HistoryResponse:
         """Return the answer to what is due, made once for all who hold the same."""
         key = due, names
         if (kept := self._newest(key)) is not None:
@@ -168,7 +168,7 @@ class HistoryService:
 
     # -- answers --------------------------------------------------------------------------------
 
-    def _newest(self, key: _Key) -> HistoryResponse | None:
+    def _newest(self, key: _AnswerKey) -> HistoryResponse | None:
         """Return the answer kept, if no commit is known that came after it."""
         kept, reading = self._kept.get(key), self._live()
         if kept is None or reading is None or _is_older(kept.position, reading.snapshot.position):
@@ -176,7 +176,7 @@ class HistoryService:
         self._kept.move_to_end(key)
         return kept
 
-    def _keep(self, key: _Key, answer: HistoryResponse) -> None:
+    def _keep(self, key: _AnswerKey, answer: HistoryResponse) -> None:
         self._forget(key)
         for other, kept in list(self._kept.items()):
             if _is_older(kept.position, answer.position):
@@ -185,14 +185,14 @@ class HistoryService:
             return
         self._kept[key] = answer
         self._kept_values += answer.values
-        while len(self._kept) > MAX_KEPT or self._kept_values > MAX_KEPT_VALUES:
+        while len(self._kept) > MAX_KEPT_ANSWERS or self._kept_values > MAX_KEPT_VALUES:
             self._forget(next(iter(self._kept)))
 
-    def _forget(self, key: _Key) -> None:
+    def _forget(self, key: _AnswerKey) -> None:
         if (kept := self._kept.pop(key, None)) is not None:
             self._kept_values -= kept.values
 
-    async def _render(self, past: TimeSeries, key: _Key) -> HistoryResponse:
+    async def _render(self, past: TimeSeries, key: _AnswerKey) -> HistoryResponse:
         wanted, names = key
         weight = PERCENTILE_VALUES if wanted.histograms else 1
         values = wanted.buckets.points * len(wanted.fields) * len(past.points) * weight

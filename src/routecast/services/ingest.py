@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 # As many decisions may wait as one of the largest requests brings, three times over. Large batches
 # leave a third of the room to others.
-MAX_WAITING: Final = 150_000
+MAX_WAITING_DECISIONS: Final = 150_000
 MAX_LARGE_WAITING: Final = 100_000
 # A batch of at most this number of decisions is small.
-SMALL: Final = 100
+SMALL_BATCH: Final = 100
 # For this time after a small batch, in seconds, groups stay under MAX_GROUP: another one may come,
 # and waits for the commit of the group before it.
 SMALL_SECONDS: Final = 1.0
@@ -49,9 +49,11 @@ LOOP_SECONDS: Final = 0.001
 # After a large batch, the next one waits this many times as long as the first one took.
 LARGE_REST: Final = 3.0
 # It waits for at most this time, in seconds, and not at all after a commit that failed.
-LONGEST_REST: Final = 30.0
+LONGEST_LARGE_REST: Final = 30.0
 # What is said when the database does not answer until the process ends.
-UNKNOWN: Final = "shutting down; the database did not answer in time, so it may have been kept"
+UNKNOWN_OUTCOME: Final = (
+    "shutting down; the database did not answer in time, so it may have been kept"
+)
 # What is said between a crash and the next start.
 CRASHED: Final = "taking decisions in crashed, and is being started again"
 # A request needs this number of turns of the event loop to come from its socket into the queue.
@@ -59,7 +61,7 @@ TURNS: Final = 3
 # Requests are gathered for at most this time, in seconds.
 GATHER_SECONDS: Final = 0.01
 # The result of a check of the database is that of all who ask within this time, in seconds.
-CHECK_SECONDS: Final = 1.0
+STORE_CHECK_SECONDS: Final = 1.0
 # A failed commit makes the node unready for this time, in seconds; then it gets another try.
 FAILING_SECONDS: Final = 5.0
 
@@ -137,7 +139,7 @@ class Ingest:
         self._crashed = False  # and was not started again yet
         self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
         self._checking: asyncio.Task[None] | None = None  # the last check of the database
-        self._checked = -CHECK_SECONDS  # when it began
+        self._checked = -STORE_CHECK_SECONDS  # when it began
         instruments.queue_depth.set_function(lambda: self._waiting)
 
     @property
@@ -153,12 +155,12 @@ class Ingest:
             raise Unavailable("shutting down")
         if self.failing is not None:
             raise self.failing
-        if self._waiting >= MAX_WAITING:
+        if self._waiting >= MAX_WAITING_DECISIONS:
             raise Unavailable("too many decisions are waiting")
         await self._check_store()
 
     async def _check_store(self) -> None:
-        """Let the database write and sync, at most every CHECK_SECONDS, for all who ask.
+        """Let the database write and sync, at most every STORE_CHECK_SECONDS, for all who ask.
 
         Nobody is told what was found before the question: who asks early waits for the next check.
         """
@@ -168,7 +170,7 @@ class Ingest:
         await asyncio.shield(self._checking)
 
     async def _check_next(self) -> None:
-        await asyncio.sleep(self._checked + CHECK_SECONDS - time.monotonic())
+        await asyncio.sleep(self._checked + STORE_CHECK_SECONDS - time.monotonic())
         self._checked = time.monotonic()
         await self._store.check()
 
@@ -192,7 +194,7 @@ class Ingest:
             self._large_arrived.set()
         else:
             batch.decisions = self._bounded(batch, decisions)
-            if len(decisions) <= SMALL:
+            if len(decisions) <= SMALL_BATCH:
                 self._small.append(batch)
                 self._small_came = time.monotonic()
                 self._slices.leave_room()
@@ -204,7 +206,7 @@ class Ingest:
 
     def _has_room(self, size: int) -> bool:
         """Whether a batch of this number of decisions may wait. The first one may, at any size."""
-        if self._waiting and self._waiting + size > MAX_WAITING:
+        if self._waiting and self._waiting + size > MAX_WAITING_DECISIONS:
             return False
         large = self._large_waiting
         return size <= MAX_GROUP or not large or large + size <= MAX_LARGE_WAITING
@@ -289,7 +291,7 @@ class Ingest:
     async def _rest(self, seconds: float) -> None:
         """Wait, unless it is time to close."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(seconds, LONGEST_REST)):
+            async with asyncio.timeout(min(seconds, LONGEST_LARGE_REST)):
                 await self._closing.wait()
 
     async def _bound_in_slices(self, batch: QueuedBatch) -> bool:
@@ -299,8 +301,8 @@ class Ingest:
         """
         bounded: list[DecisionRecord] = []
         due = time.monotonic() + LOOP_SECONDS
-        for first in range(0, len(batch.decisions), SMALL):
-            bounded += self._bounded(batch, batch.decisions[first : first + SMALL])
+        for first in range(0, len(batch.decisions), SMALL_BATCH):
+            bounded += self._bounded(batch, batch.decisions[first : first + SMALL_BATCH])
             if time.monotonic() > due:
                 await self._slices.turn()
                 if not self._large or self._large[0] is not batch:
@@ -374,7 +376,7 @@ class Ingest:
             self._fail(group, error)
             return
         except asyncio.CancelledError:
-            self._answer(group, Unavailable(UNKNOWN, retry_after=5))
+            self._answer(group, Unavailable(UNKNOWN_OUTCOME, retry_after=5))
             raise
         self._instruments.commit_seconds.observe(time.perf_counter() - started)
         if self._failed is not None:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # How often the nodes, together, read the database's position: what a lost last delta, of a node
 # that was killed before it could tell, costs at most. In seconds.
-LOOK_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 5.0
 # A node that is alone makes all commits itself, or should: it looks to notice that the database is
 # lost, or that somebody else has written to it.
 ALONE_LOOK_SECONDS: Final = 10.0
@@ -45,7 +45,7 @@ SLACK_SECONDS: Final = 0.05
 # Where there are other nodes, how often each tells where it stands, in seconds.
 STEP_SECONDS: Final = 1.0
 # A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
-GRACE_SECONDS: Final = 0.5
+DELTA_GRACE_SECONDS: Final = 0.5
 # Without a bus only a commit of this node itself can be on its way.
 OWN_GRACE_SECONDS: Final = 0.1
 # A snapshot that had to give windows up is loaded again after this time, in seconds, and this many
@@ -87,7 +87,7 @@ class LiveState:
         clock: Clock,
         instruments: Instruments,
         *,
-        look_seconds: float | None = LOOK_SECONDS,
+        look_seconds: float | None = POLL_SECONDS,
         cache_seconds: float | None = None,
         learn: Callable[[Iterable[Key]], None] = lambda _: None,
         renew: Callable[[Iterable[Key], FoldedNames], None] = lambda *_: None,
@@ -318,7 +318,7 @@ class LiveState:
 
     def _hears(self) -> bool:
         """Whether what the others commit can be heard."""
-        patience = SILENT_LOOKS * (self._look_seconds or LOOK_SECONDS)
+        patience = SILENT_LOOKS * (self._look_seconds or POLL_SECONDS)
         return self._bus.failing is None and time.monotonic() - self._heard < patience
 
     def _announce(self) -> None:
@@ -388,7 +388,7 @@ class LiveState:
 
     async def _catch_up(self) -> None:
         """Fetch what was missed. Raises MissingDeltas when it cannot be had, Unavailable."""
-        await asyncio.sleep(GRACE_SECONDS if self._has_others else OWN_GRACE_SECONDS)
+        await asyncio.sleep(DELTA_GRACE_SECONDS if self._has_others else OWN_GRACE_SECONDS)
         if not self._is_behind():
             return
         assert self._snapshot is not None

@@ -17,7 +17,8 @@ from routecast.core.breakdown import Breakdown, Breakdowns
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
 from routecast.core.document import EncodedDocument, encode_document, error_frame, stamp
-from routecast.core.metrics import Baseline, Document, document
+from routecast.core.metrics import Baseline, document
+from routecast.core.patch import Document
 from routecast.core.snapshot import Snapshot
 from routecast.core.versions import Stamps
 from routecast.core.view import View
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 # Without live state, the engines are asked at most this often, whoever many ask us.
 REUSE: Final = SECOND
 # A frame of live state that is at most this old serves one more client, if nothing changed.
-FRESH: Final = SECOND // 20
-_NOTHING: Final = "neither live state, cache nor database can answer"
+FRESH_FRAME: Final = SECOND // 20
+_NO_SOURCE: Final = "neither live state, cache nor database can answer"
 # Views whose encoded document is kept; the least lately used goes first.
 MAX_VIEWS: Final = 512
 
@@ -118,7 +119,7 @@ class MetricsReader:
             if reading is not None and not _is_older(reading, known):
                 return reading
         if known is None:
-            raise Unavailable(_NOTHING)
+            raise Unavailable(_NO_SOURCE)
         if asked_lately and known.source in (Source.CACHE, Source.DATABASE):
             return known
         return Reading(known.snapshot, Source.STALE, known.as_of)
@@ -175,7 +176,7 @@ class MetricsReader:
         if reading is not None:
             return reading
         if self._windows is None:
-            raise Unavailable(_NOTHING)
+            raise Unavailable(_NO_SOURCE)
         return await self._windows.read(query_of(view), self._floor)
 
     # -- documents ------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class MetricsReader:
     def frame_now(self, view: View) -> EncodedDocument | None:
         """Return a view's newest frame from live state, None when that cannot answer at once.
 
-        Those who ask within FRESH of each other get the same: a crowd costs one.
+        Those who ask within FRESH_FRAME of each other get the same: a crowd costs one.
         """
         reading = self._in_front()
         if reading is None:
@@ -245,7 +246,11 @@ class MetricsReader:
         if reading is None:
             return None
         held = self._fresh.get(view)
-        if held is None or held[0] != reading.snapshot.position or not 0 <= now - held[1] < FRESH:
+        if (
+            held is None
+            or held[0] != reading.snapshot.position
+            or not 0 <= now - held[1] < FRESH_FRAME
+        ):
             frame = self._encode(reading, view, now)
             if frame is None:
                 return None

@@ -24,7 +24,7 @@ from routecast.slices import Slices
 log = logging.getLogger(__name__)
 
 # Views that may wait for their first render, in all and for one client. The policy is to refuse.
-MAX_WAITING: Final = 256
+MAX_WAITING_VIEWS: Final = 256
 MAX_WAITING_PER_CLIENT: Final = 64
 
 
@@ -127,7 +127,7 @@ class Renders:
 
     def _check_room(self, client: str) -> None:
         theirs = sum(each.client == client for each in self._waiting.values())
-        if len(self._waiting) >= MAX_WAITING or theirs >= MAX_WAITING_PER_CLIENT:
+        if len(self._waiting) >= MAX_WAITING_VIEWS or theirs >= MAX_WAITING_PER_CLIENT:
             wait = self._budget.wait(client, time.monotonic())
             raise Unavailable("too many views wait to be rendered", retry_after=ceil(wait) + 1)
 

@@ -22,20 +22,20 @@ from routecast.services.supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 # Rows dropped in one transaction: few enough that a commit waits for no more than milliseconds.
-STEP: Final = 2_000
+PRUNE_BATCH: Final = 2_000
 # Between two looks for what is too old, in seconds.
-EVERY: Final = 600.0
+PRUNE_INTERVAL: Final = 600.0
 # A first look that fails is tried again after this time, in seconds: what was received before this
 # process began is a witness of the clock, and what is received now is none.
 AGAIN_SECONDS: Final = 0.2
 # Between two looks for hours that are over, in seconds.
-SUMMARISE_EVERY: Final = 60.0
+SUMMARISE_INTERVAL: Final = 60.0
 # An hour is left alone for this time after its end: most decisions that come late have come then.
-LATE: Final = 5 * MINUTE
+GRACE_PERIOD: Final = 5 * MINUTE
 # An hour that could not be summed up is put aside for this time, in seconds.
 ASIDE_SECONDS: Final = 600.0
 # After each piece of work, in seconds: the writer is left to those who wait for an answer.
-REST_SECONDS: Final = 0.01
+RETENTION_REST_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ async def prune(store: Store, drop: Due) -> int:
 async def _prune(store: Store, decisions_before: int, minutes_before: int) -> int:
     total = 0
     while dropped := await store.prune(
-        decisions_before=decisions_before, minutes_before=minutes_before, limit=STEP
+        decisions_before=decisions_before, minutes_before=minutes_before, limit=PRUNE_BATCH
     ):
         total += dropped
-        await asyncio.sleep(REST_SECONDS)
+        await asyncio.sleep(RETENTION_REST_SECONDS)
     return total
 
 
@@ -96,13 +96,13 @@ async def run_retention(
     while True:
         try:
             drop = await _trusted(store, clock.now(), int(elapsed() * 10**6), keep, caution)
-            if drop is not None and await _is_ours(cluster, "retention", EVERY - 1):
+            if drop is not None and await _is_ours(cluster, "retention", PRUNE_INTERVAL - 1):
                 await _retain(store, drop, supervisor)
         except Unavailable as error:
             log.warning("Retention will be tried again: %s", error)
         except Exception as error:
             supervisor.failed("retention", error)
-        await asyncio.sleep(EVERY if caution.has_looked else AGAIN_SECONDS)
+        await asyncio.sleep(PRUNE_INTERVAL if caution.has_looked else AGAIN_SECONDS)
 
 
 async def _trusted(
@@ -160,25 +160,25 @@ class Summaries:
         """Sum hours up now and then, one of the nodes. Never ends; what fails is tried again."""
         while True:
             try:
-                if await _is_ours(self._cluster, "summaries", SUMMARISE_EVERY - 1):
+                if await _is_ours(self._cluster, "summaries", SUMMARISE_INTERVAL - 1):
                     await self.summarise()
             except Unavailable as error:
                 log.warning("Summaries will be tried again: %s", error)
             except Exception as error:
                 self._supervisor.failed("summaries", error)
-            await asyncio.sleep(SUMMARISE_EVERY)
+            await asyncio.sleep(SUMMARISE_INTERVAL)
 
     async def summarise(self) -> int:
         """Sum up the hours that are over; return how many. Raises Unavailable."""
         done = 0
-        hours = await self._store.unsummed(before=self._clock.now() - LATE)
+        hours = await self._store.unsummed(before=self._clock.now() - GRACE_PERIOD)
         aside = self._aside
         self._aside = {hour: aside[hour] for hour in hours if hour in aside}
         for hour in hours:
             if self._aside.get(hour, 0.0) > time.monotonic():
                 continue
             done += await self._sum_up(hour)
-            await asyncio.sleep(REST_SECONDS)
+            await asyncio.sleep(RETENTION_REST_SECONDS)
         if not self._aside:
             self._supervisor.works("summaries")
         return done

@@ -31,7 +31,7 @@ MAX_CRASHES: Final = 8
 # Causes remembered as logged, of one service; when there are more, all are logged again.
 MAX_CAUSES: Final = 32
 # A service that was told to end, and does not, is left behind after this time, in seconds.
-END_SECONDS: Final = 5.0
+SERVICE_END_SECONDS: Final = 5.0
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 
@@ -211,6 +211,6 @@ class Supervisor:
             yield
         finally:
             task.cancel()
-            _, left = await asyncio.wait([task], timeout=END_SECONDS)
+            _, left = await asyncio.wait([task], timeout=SERVICE_END_SECONDS)
             if left:
                 log.error("The service %s does not end, and is left behind", service)

@@ -20,9 +20,9 @@ from routecast.protocol import Position, Source
 # A window is read again after this time at the earliest, in seconds.
 REUSE_SECONDS: Final = 1.0
 # After a read, this many times the duration of all windows' last reads pass before the next one.
-REST: Final = 10
+WINDOW_REST: Final = 10
 # A client waits for an answer for at most this time, in seconds.
-WAIT_SECONDS: Final = 10.0
+WINDOW_WAIT_SECONDS: Final = 10.0
 # An answer is of no use once the clock was set back by more than the first time, or is this much
 # later than the second, in microseconds.
 SET_BACK: Final = SECOND
@@ -96,7 +96,7 @@ class Windows:
         return window.reading if ours.epoch == than.epoch and ours.seq > than.seq else None
 
     async def read(
-        self, asked: WindowQuery, after: Position | None, *, patience: float = WAIT_SECONDS
+        self, asked: WindowQuery, after: Position | None, *, patience: float = WINDOW_WAIT_SECONDS
     ) -> Reading:
         """Return the last answer, or the next one where there is none. Raises Unavailable.
 
@@ -159,7 +159,7 @@ class Windows:
             if other.task is None and ended - other.asked > FORGET_SECONDS:
                 del self._windows[asked]
         cost = sum(each.seconds for each in self._windows.values())
-        window.due = ended + max(REUSE_SECONDS, REST * cost)
+        window.due = ended + max(REUSE_SECONDS, WINDOW_REST * cost)
 
     def _make_room(self, newest: _Window) -> None:
         """Drop the answers that were not asked for longest, but for the newest."""

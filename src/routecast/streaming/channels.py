@@ -17,9 +17,9 @@ from math import ceil
 from typing import Any, Final, Protocol
 
 from routecast.core.message import AddressedMessage, Encoding, Message
-from routecast.core.metrics import Document
+from routecast.core.patch import Document
 from routecast.core.rotation import in_turn
-from routecast.core.versions import FRESH, DocumentState, Stamps, Version, Versions, message
+from routecast.core.versions import FRESH_MESSAGE, DocumentState, Stamps, Version, Versions, message
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -34,9 +34,9 @@ from routecast.protocol import (
 )
 
 # At least this number of members gets its message before others get a turn on the event loop.
-YIELD_EVERY: Final = 250
+MEMBERS_PER_TURN: Final = 250
 # Others get a turn after this time, too, in seconds.
-TURN_SECONDS: Final = 0.002
+CHANNEL_TURN_SECONDS: Final = 0.002
 # A tick may be this much late, in seconds, and the stream still shows in time that it lives.
 MARGIN: Final = 1.0
 # Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
@@ -112,8 +112,8 @@ class ChannelSubscription:
 class Cohort:
     """Members in step: they were sent the same version, and one message is right for all of them.
 
-    There are no more than YIELD_EVERY, so nobody comes or leaves while they are served. As in a
-    shard (`core/groups.py`), `known` is what their kind knows of their lines, until one of them
+    There are no more than MEMBERS_PER_TURN, so nobody comes or leaves while they are served. As in
+    a shard (`core/groups.py`), `known` is what their kind knows of their lines, until one of them
     comes, leaves or changes; then it is None.
     """
 
@@ -130,17 +130,17 @@ class Cohort:
         self.known: Any = None
 
     @property
-    def key(self) -> "_Key":
+    def key(self) -> "_WireKey":
         """What they have in common."""
         return self.kind, self.base, self.encoding, self.identity
 
     @property
     def full(self) -> bool:
         """Whether one more is to go elsewhere."""
-        return len(self.members) >= YIELD_EVERY
+        return len(self.members) >= MEMBERS_PER_TURN
 
 
-_Key = tuple[type[V1Transport], Version | None, Encoding, str]
+_WireKey = tuple[type[V1Transport], Version | None, Encoding, str]
 
 
 class Channel:
@@ -174,7 +174,7 @@ class Channel:
         self.timer: Timer | None = None
         # A dict keeps their order, and forgets one of them in no time.
         self.cohorts: dict[Cohort, None] = {}
-        self._open: dict[_Key, Cohort] = {}  # those with room for one more
+        self._open: dict[_WireKey, Cohort] = {}  # those with room for one more
 
     def place(self, member: ChannelSubscription, base: Version | None) -> None:
         """Put a member among those in step with it, now that `base` is what it was sent."""
@@ -490,7 +490,7 @@ class Channels:
             if channel.cohorts:
                 # Anew for each: others had turns, and may be applying a large commit.
                 await self._take_turn(channel, await self._read(), now)
-            if time.monotonic() - ran > TURN_SECONDS:
+            if time.monotonic() - ran > CHANNEL_TURN_SECONDS:
                 await asyncio.sleep(0)
                 ran = time.monotonic()
 
@@ -512,7 +512,7 @@ class Channels:
                     self.send(member, version)
                 else:
                     self._ask_for_first(member)
-            if time.monotonic() - ran > TURN_SECONDS:
+            if time.monotonic() - ran > CHANNEL_TURN_SECONDS:
                 await asyncio.sleep(0)
                 reading, ran = await self._read(), time.monotonic()
 
@@ -587,9 +587,9 @@ class Channels:
         if whole:
             channel.whole = now
         told = False
-        served = YIELD_EVERY  # others get a turn between two channels, too
+        served = MEMBERS_PER_TURN  # others get a turn between two channels, too
         for cohort in in_turn(channel.cohorts):
-            if served >= YIELD_EVERY:
+            if served >= MEMBERS_PER_TURN:
                 await asyncio.sleep(0)
                 served = 0
             served += len(cohort.members)
@@ -633,7 +633,7 @@ class Channels:
         newest, covering = self._versions.newest(view), self._documents.covering(reading, view)
         if covering is not None and newest is not None and newest.state is not None:
             age, position = self._clock.now() - newest.made, covering.snapshot.position
-            if 0 <= age < FRESH and newest.state.is_of(position, covering.source):
+            if 0 <= age < FRESH_MESSAGE and newest.state.is_of(position, covering.source):
                 return newest
         return self._version(view, reading, render=view.plain)
 

@@ -43,9 +43,9 @@ PING_SECONDS: Final = 20.0
 # spares a write to each connection, except to those whose turn is later.
 EARLY_SECONDS: Final = 5.0
 # Many connections are not sent a ping at once, or their answers would delay the frames of that
-# moment: they are sent it in ASK_TURNS turns, with TURN_SECONDS in between.
+# moment: they are sent it in ASK_TURNS turns, with PING_TURN_SECONDS in between.
 ASK_TURNS: Final = 3
-TURN_SECONDS: Final = 1.0
+PING_TURN_SECONDS: Final = 1.0
 # The ping waits at most this time, in seconds, for a frame to go with, at no write of its own.
 RIDE_SECONDS: Final = 2.0
 # A connection that has not answered this time after its ping, in seconds, is gone. The ping may
@@ -303,7 +303,7 @@ class ConnectionManager:
             self._ask_by = self._asked + PING_SECONDS + QUANTUM
             await self._wait_to_ask()
             for turns in range(self._ask_turns - 1, 0, -1):
-                await asyncio.sleep(TURN_SECONDS)
+                await asyncio.sleep(PING_TURN_SECONDS)
                 await self._ask_some(turns)
             patience = PONG_SECONDS
             if any(shard.ping_state for shard in self._shards()):

@@ -16,13 +16,13 @@ T = TypeVar("T")
 # browser has connections to one server, and two more. Equal ones are read once and count as one.
 MAX_EACH: Final = 8
 # Answers that may be larger than this are large, in bytes.
-SMALL: Final = 65_536
+SMALL_ANSWER: Final = 65_536
 # Bytes of large answers being made or sent, over all clients, and of one client's.
-MAX_BYTES: Final = 64 * 2**20
-MAX_BYTES_EACH: Final = MAX_BYTES // 4
+MAX_ANSWER_BYTES: Final = 64 * 2**20
+MAX_BYTES_EACH: Final = MAX_ANSWER_BYTES // 4
 # Large answers that may wait for room, and for how many seconds.
-MAX_WAITING: Final = 256
-WAIT_SECONDS: Final = 10.0
+MAX_WAITING_ANSWERS: Final = 256
+ROOM_WAIT_SECONDS: Final = 10.0
 # Bytes that a value of an answer takes, at most but for very odd numbers.
 VALUE_BYTES: Final = 16
 
@@ -55,7 +55,7 @@ class HistoryLimits:
         self._asked[client] = asked
         asked[query] += 1
         try:
-            if size > SMALL:
+            if size > SMALL_ANSWER:
                 async with self._held(client, min(size, MAX_BYTES_EACH)):
                     yield
             else:
@@ -67,11 +67,11 @@ class HistoryLimits:
 
     @asynccontextmanager
     async def _held(self, client: str, size: int) -> AsyncIterator[None]:
-        if self._waiting >= MAX_WAITING:
+        if self._waiting >= MAX_WAITING_ANSWERS:
             raise Unavailable("too many large histories are asked for at once", retry_after=5)
         self._waiting += 1
         try:
-            async with asyncio.timeout(WAIT_SECONDS), self._room:
+            async with asyncio.timeout(ROOM_WAIT_SECONDS), self._room:
                 await self._room.wait_for(lambda: self._fits(client, size))
                 self._bytes[client] += size
         except TimeoutError:
@@ -86,7 +86,7 @@ class HistoryLimits:
                 self._room.notify_all()
 
     def _fits(self, client: str, size: int) -> bool:
-        over_all = self._bytes.total() + size <= MAX_BYTES
+        over_all = self._bytes.total() + size <= MAX_ANSWER_BYTES
         return over_all and self._bytes[client] + size <= MAX_BYTES_EACH
 
 

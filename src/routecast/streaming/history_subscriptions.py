@@ -16,13 +16,13 @@ from routecast.protocol import HistoryOut
 from routecast.streaming.history_limits import HistoryLimits
 
 # Between two looks whether a bucket has closed, in seconds.
-LOOK_SECONDS: Final = 1.0
+BUCKET_POLL_SECONDS: Final = 1.0
 # Histories that are brought forward at the same time, should that take the database.
 WORKERS: Final = 8
 # At most this number is looked at before others get a turn on the event loop.
-YIELD_EVERY: Final = 50
+HISTORIES_PER_TURN: Final = 50
 # Answers kept encoded until the next look: those who ask the same share one.
-MAX_KEPT: Final = 64
+MAX_KEPT_ENCODED: Final = 64
 
 
 class Histories(Protocol):
@@ -125,7 +125,7 @@ class HistorySubscriptions:
             if not self._open and not self._kept:
                 self._asked.clear()
             await self._asked.wait()
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(BUCKET_POLL_SECONDS)
             self._kept.clear()
             if self._followed:
                 turns = enumerate(list(self._followed), 1)
@@ -163,7 +163,7 @@ class HistorySubscriptions:
 
     async def _advance(self, turns: Iterator[tuple[int, HistorySubscription]]) -> None:
         for number, lookback in turns:
-            if not number % YIELD_EVERY:
+            if not number % HISTORIES_PER_TURN:
                 await asyncio.sleep(0)
             if lookback not in self._followed or lookback.asker.waits:
                 continue
@@ -184,7 +184,7 @@ class HistorySubscriptions:
                 message = await asyncio.to_thread(Message, key[1], out)
             else:
                 message = Message(key[1], out)
-            if len(self._kept) >= MAX_KEPT:
+            if len(self._kept) >= MAX_KEPT_ENCODED:
                 self._kept.clear()
             kept = self._kept[key] = answer, message
         if lookback in self._open:

@@ -9,7 +9,13 @@ from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 from routecast.adapters.bus.send_buffer import BATCH_BYTES, BusMessage, DropOldestBuffer
-from routecast.adapters.redis_client import MAX_SHOWN, RedisLink, compress, decompress, refusal
+from routecast.adapters.redis_client import (
+    MAX_WORDS_SHOWN,
+    RedisLink,
+    compress,
+    decompress,
+    refusal,
+)
 from routecast.core.delta import Delta, following
 from routecast.errors import Declined, MissingDeltas, Unavailable
 from routecast.instruments import Instruments
@@ -28,17 +34,17 @@ STREAM_SECONDS: Final = 24 * 3600
 # A read waits for at most this time; it must end before the client takes silence for failure.
 BLOCK_MILLISECONDS: Final = 500
 # To send what is left at the end.
-CLOSE_SECONDS: Final = 1.0
+BUS_CLOSE_SECONDS: Final = 1.0
 # After it said that Redis refuses, in seconds.
 QUIET_SECONDS: Final = 60.0
 # Messages read at a time.
 PAGE: Final = 100
 
 # An id in a stream: milliseconds, and a number within them.
-Id: TypeAlias = tuple[int, int]
+StreamId: TypeAlias = tuple[int, int]
 Fields: TypeAlias = Mapping[bytes, bytes]
-Entry: TypeAlias = tuple[Id, Fields]
-_START: Final[Id] = (0, 0)
+StreamEntry: TypeAlias = tuple[StreamId, Fields]
+_START: Final[StreamId] = (0, 0)
 
 
 class RedisBus:
@@ -100,7 +106,7 @@ class RedisBus:
     async def close(self) -> None:
         self._listeners.clear()
         with suppress(Unavailable, TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(BUS_CLOSE_SECONDS):
                 while self._outbox and not self.failing:
                     await self._send_some()
         await self._link.close()
@@ -153,7 +159,7 @@ class RedisBus:
     # -- hearing --------------------------------------------------------------------------------
 
     async def _hear(self) -> None:
-        heard: Id | None = None  # the last; None until there is a connection
+        heard: StreamId | None = None  # the last; None until there is a connection
         page = PAGE
         while True:
             try:
@@ -177,17 +183,17 @@ class RedisBus:
                 self._receive(fields)
                 await asyncio.sleep(0)  # a page of large ones must not hold up the loop
 
-    async def _read(self, after: Id, count: int) -> list[Entry]:
+    async def _read(self, after: StreamId, count: int) -> list[StreamEntry]:
         return await self._link.call(
             lambda redis: redis.xread({self._stream: _text(after)}, count, BLOCK_MILLISECONDS),
             lambda found: _entries(found[0][1]) if found else [],
         )
 
-    async def _newest(self) -> Id:
+    async def _newest(self) -> StreamId:
         newest = await self._page("+", 1)
         return newest[0][0] if newest else _START
 
-    async def _page(self, before: str, count: int) -> list[Entry]:
+    async def _page(self, before: str, count: int) -> list[StreamEntry]:
         """Return messages up to an id, the newest first."""
         return await self._link.call(
             lambda redis: redis.xrevrange(self._stream, before, count=count), _entries
@@ -282,7 +288,7 @@ def _read_added(replies: Any) -> list[str | None]:
     return [refusal(reply) for reply in added]
 
 
-def _entries(found: Iterable[tuple[bytes, Fields]]) -> list[Entry]:
+def _entries(found: Iterable[tuple[bytes, Fields]]) -> list[StreamEntry]:
     return [(_id(text), _fields(fields)) for text, fields in found]
 
 
@@ -292,18 +298,18 @@ def _fields(found: Fields) -> Fields:
     return found
 
 
-def _id(text: bytes) -> Id:
+def _id(text: bytes) -> StreamId:
     """Return an id. Raises what it will on anything else."""
     milliseconds, _, number = text.partition(b"-")
     return int(milliseconds), int(number)
 
 
-def _text(of: Id) -> str:
+def _text(of: StreamId) -> str:
     return f"{of[0]}-{of[1]}"
 
 
 def _why(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_SHOWN]
+    return f"{type(error).__name__}: {error}"[:MAX_WORDS_SHOWN]
 
 
 def _position(fields: Fields) -> Position:

@@ -4,7 +4,13 @@ import asyncio
 import logging
 from typing import Any, Final
 
-from routecast.adapters.redis_client import MAX_SHOWN, RedisLink, compress, decompress, is_done
+from routecast.adapters.redis_client import (
+    MAX_WORDS_SHOWN,
+    RedisLink,
+    compress,
+    decompress,
+    is_done,
+)
 from routecast.core.snapshot import FORM, Snapshot
 from routecast.errors import Unavailable
 from routecast.protocol import Position
@@ -46,7 +52,7 @@ class RedisCache:
         try:  # a large one takes a while; streams go on meanwhile
             return await asyncio.to_thread(lambda: Snapshot.unpack(decompress(packed)))
         except Exception as error:  # anybody may have written it
-            log.warning("The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_SHOWN])
+            log.warning("The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_WORDS_SHOWN])
             return None
 
     async def put(self, snapshot: Snapshot) -> None:

@@ -12,7 +12,9 @@ from routecast.protocol import Position
 LOADED_SHARE: Final = 0.75
 # A period with more cells is not held. To read it takes 4 microseconds a cell, on the event loop.
 MAX_PERIOD_CELLS: Final = 20_000
-SECONDS: Final = {"hour": 3600, "minute": 60}
+PERIOD_SECONDS: Final = {"hour": 3600, "minute": 60}
+# What the start of a period is a multiple of, in seconds; that of the total is 0.
+START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
 
 class Loader:
@@ -45,7 +47,7 @@ class Loader:
             for minutes in wanted.minutes:
                 pieces += [("minute", span) for span in _without(minutes, held.minutes)]
             for period, span in pieces:
-                yield period, span.first * SECONDS[period], span.end * SECONDS[period]
+                yield period, span.first * PERIOD_SECONDS[period], span.end * PERIOD_SECONDS[period]
                 if self._full:
                     snapshot.cover(snapshot.covered)  # without what was read in vain
                     return
@@ -57,7 +59,7 @@ class Loader:
         periods = self._snapshot.hours if period == "hour" else self._snapshot.minutes
         found: dict[int, list[PackedSums]] = {}
         for row in rows:
-            cells = found.setdefault(row[0] // SECONDS[period], [])
+            cells = found.setdefault(row[0] // PERIOD_SECONDS[period], [])
             cells.append((self._keys.number(self._names[row[1]]), row[2:]))
         for number, cells in found.items():
             periods.add_rows(number, cells)

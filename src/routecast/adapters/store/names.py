@@ -10,7 +10,7 @@ from routecast.core.room import field_without_room
 from routecast.errors import SumFull
 from routecast.ports import NameUse
 
-HOUR = 3600
+HOUR_SECONDS = 3600
 # About this number of rollups is moved at a time, which bounds the memory.
 ROLLUPS_AT_ONCE = 20_000
 
@@ -93,7 +93,7 @@ class Uses:
         """Count what is not in the rollups yet."""
         for delta in deltas:
             for minute, bucket in delta.cells.minutes.items():
-                hour = minute * 60 // HOUR * HOUR
+                hour = minute * 60 // HOUR_SECONDS * HOUR_SECONDS
                 for key, sums in bucket.items():
                     self.count(key, sums.count)
                     for part, name in _places(key):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from routecast.core import histogram
 from routecast.core.delta import Delta
 from routecast.core.histogram import pack_counts, unpack
-from routecast.core.history import COLUMNS, Plan
+from routecast.core.history import POINT_COLUMNS, Plan
 from routecast.core.rollup import Key, Sums
 from routecast.core.time_series import TimeSeries, summaries
 from routecast.core.view import FILTERS
@@ -117,7 +117,7 @@ def summary_rows(hours: Mapping[int, Mapping[Key, Sums]]) -> SummaryRows:
     rows = SummaryRows([], [])
     for start, bucket in hours.items():
         for (part, name), point in summaries(bucket).items():
-            sums = (getattr(point, column) for column in COLUMNS)
+            sums = (getattr(point, column) for column in POINT_COLUMNS)
             rows.sums.append((part, start, name, *sums))
             rows.latencies.append((part, start, name, pack_counts(point.latency_bins)))
     return rows

@@ -4,13 +4,13 @@ import re
 from importlib import resources
 from typing import Final
 
-_NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+_QUERY_NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def load_queries(dialect: str) -> dict[str, str]:
     """Return the named queries of a dialect's `queries.sql`."""
     text = (resources.files(__package__) / "sql" / dialect / "queries.sql").read_text("utf-8")
-    parts = _NAME.split(text)[1:]
+    parts = _QUERY_NAME.split(text)[1:]
     return {name: sql.strip() for name, sql in zip(parts[::2], parts[1::2], strict=True)}
 
 

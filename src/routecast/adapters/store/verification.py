@@ -10,12 +10,11 @@ from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Final
 
+from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.core.delta import Delta
 from routecast.core.histogram import unpack, unpack_counts
 from routecast.core.rollup import Sums
 from routecast.ports import Difference
-
-HOUR: Final = 3600
 
 # The parts of a key, and how many of a rollup's sums a summary has: all but the metered ones.
 KEY: Final = ("project", "strategy", "provider", "model", "band", "status")
@@ -67,7 +66,7 @@ class Comparison:
         if summaries is not None:
             yield from self._summaries(hour, rollups["hour"], summaries)
         held = self._stored("hour", hour, hour + 1, rollups["hour"])
-        kept = self._stored("minute", hour, hour + HOUR, rollups["minute"])
+        kept = self._stored("minute", hour, hour + HOUR_SECONDS, rollups["minute"])
         pruned = self._stored("pruned", hour, hour + 1, rollups["pruned"])
         if hour >= self._minutes_from:
             if pruned:
@@ -190,7 +189,7 @@ def _unfolded(deltas: Iterable[Delta], series: Mapping[tuple[str, ...], int]) ->
     for delta in deltas:
         for minute, bucket in delta.cells.minutes.items():
             second = minute * 60
-            starts = {"minute": second, "hour": second // HOUR * HOUR, "total": 0}
+            starts = {"minute": second, "hour": second // HOUR_SECONDS * HOUR_SECONDS, "total": 0}
             for key, sums in bucket.items():
                 row = unpacked(sums.row())
                 for period, start in starts.items():

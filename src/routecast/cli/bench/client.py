@@ -12,7 +12,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
-_MAX_MESSAGE: Final = 64 * 1024 * 1024
+from routecast.client.reconnect import MAX_MESSAGE
+
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 # (subscriber, bytes of one message, moment of receipt in seconds since 1970)
@@ -35,7 +36,7 @@ class BenchClient(asyncio.Protocol):
         on_message: OnMessage,
         on_lost: Callable[[Exception], None],
     ) -> None:
-        self._protocol = ClientProtocol(uri, max_size=_MAX_MESSAGE)
+        self._protocol = ClientProtocol(uri, max_size=MAX_MESSAGE)
         self._on_message = on_message
         self._on_lost = on_lost
         self._partial: list[bytes] = []

@@ -32,7 +32,7 @@ _GOODBYE: Final = 2.0
 # Files this process has open beside its streams: the terminal, modules, the event loop.
 _SPARE_FILES: Final = 64
 _BUSY: Final = 0.8
-_STAMP: Final = b'"timestamp":"'
+_STAMP_KEY: Final = b'"timestamp":"'
 _STAMP_LENGTH: Final = len("2026-01-31T12:34:56.789123+00:00")
 _PERCENTILES: Final = (50, 95, 99)
 
@@ -229,7 +229,7 @@ class Trial:
         self.received += len(data)
         if data.startswith(b'{"error"'):
             self.error_documents += 1
-        start = data.rfind(_STAMP) + len(_STAMP)
+        start = data.rfind(_STAMP_KEY) + len(_STAMP_KEY)
         stamp = data[start : start + _STAMP_LENGTH]
         # Streams with one view get one document, so most stamps were read already.
         if stamp != self._stamp:

@@ -21,7 +21,7 @@ from routecast.server.config import load_settings
 
 _PORTS_TRIED: Final = 100
 # Arrivals this close together share a request.
-_TICK: Final = 0.05
+_DEMO_TICK: Final = 0.05
 # After a longer stop (a laptop asleep) the traffic goes on from now and does not catch up.
 _FORGIVEN: Final = 5.0
 
@@ -130,7 +130,7 @@ async def send(address: str, traffic: Iterator[Arrival]) -> None:
                 batch = []
             if ahead > 0:
                 # Waiting a whole tick at least lets what comes in it go together.
-                await asyncio.sleep(max(ahead, _TICK))
+                await asyncio.sleep(max(ahead, _DEMO_TICK))
             now = rfc3339(time.time_ns() // 1000)
             batch.append(decision | {"id": f"demo-{prefix}-{number}", "timestamp": now})
 

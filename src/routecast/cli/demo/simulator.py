@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 # Fitted to the Azure LLM inference traces 2023 (Azure/AzurePublicDataset, CC-BY 4.0): an hour of
 # a chat service and of a code completion service. Each row of figures is the value at these
 # shares of all arrivals; the last five make the long tail, where the bursts are.
-SHARES: Final = (
+ARRIVAL_SHARES: Final = (
     *(0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     *(0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0),
 )
@@ -62,9 +62,9 @@ NATURAL_RATE: Final = 1 / 0.18083 + 1 / 0.38965
 def draw(quantiles: Quantiles, rng: random.Random) -> float:
     """Draw a value; between two known quantiles values are spread evenly in their logarithm."""
     place = rng.random()
-    index = bisect.bisect_right(SHARES, place) - 1
+    index = bisect.bisect_right(ARRIVAL_SHARES, place) - 1
     low, high = quantiles[index], quantiles[index + 1]
-    within = (place - SHARES[index]) / (SHARES[index + 1] - SHARES[index])
+    within = (place - ARRIVAL_SHARES[index]) / (ARRIVAL_SHARES[index + 1] - ARRIVAL_SHARES[index])
     return float(low * (high / low) ** within)
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from routecast.cli.replay import parsers
-from routecast.cli.replay.fields import REQUIRED
 from routecast.cli.replay.parsers import Cell
+from routecast.core.exact import REQUIRED
 
 # Without a value these mean something: now, success, no fallback, the project `default`. A row
 # whose cell cannot be read must not be counted as that.

@@ -39,11 +39,11 @@ from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339
 
 # After this number of rows, a column that is missing is told of; the rest is read all the same.
-_PEEK: Final = 1000
+_PEEK_ROWS: Final = 1000
 _SHOWN: Final = 5
 _REHEARSED: Final = 10
 # Arrivals this close together share a request; a dashboard's shortest interval is longer.
-_TICK: Final = 0.05
+_REPLAY_TICK: Final = 0.05
 
 Timestamps = Literal["keep", "now"]
 
@@ -193,7 +193,7 @@ def _survey(rows: RowFile, survey: Survey) -> tuple[Columns, int]:
             continue
         survey.add(line.cells)
         good += 1
-        if good == _PEEK:
+        if good == _PEEK_ROWS:
             survey.check_names()
     if good:
         return survey.choose(), lines
@@ -403,7 +403,7 @@ def paced(
             first = row.at if first is None else first
             due = max(due, began + (row.at - first) / 1e6 / speed)
         now = time.monotonic()
-        if batch and (len(batch) >= size or max(due, now) - opened > _TICK):
+        if batch and (len(batch) >= size or max(due, now) - opened > _REPLAY_TICK):
             yield batch
             batch = []
         if (wait := due - time.monotonic()) > 0:

@@ -10,9 +10,8 @@ from routecast.cli.replay import parsers
 from routecast.cli.replay.moments import EXCEL, ORDERS, START, UNITS
 from routecast.cli.replay.parsers import Cell, Kind, Quantity
 from routecast.cli.replay.readings import ColumnReading
+from routecast.core.exact import REQUIRED
 from routecast.errors import BadParameter
-
-REQUIRED: Final = ("strategy", "provider")
 
 # Names by field, best first, without case and punctuation: `Context_Tokens` is `contexttokens`.
 NAMES: Final[dict[str, tuple[str, ...]]] = {
@@ -58,7 +57,7 @@ QUANTITIES: Final[dict[str, Quantity]] = {
     "output_tokens": parsers.TOKENS,
     "cached_tokens": parsers.TOKENS,
 }
-_STATUS: Final[dict[str, Kind]] = {
+_STATUS_COLUMNS: Final[dict[str, Kind]] = {
     **dict.fromkeys(("success", "succeeded", "ok"), parsers.succeeded),
     **dict.fromkeys(("error", "failed"), parsers.failure),
 }
@@ -144,7 +143,7 @@ def reading_for(field: str, column: str, wish: Wish) -> ColumnReading:
         return ColumnReading(kind, lambda cell: quantity.whole or "," in str(cell))
     if field == "status":
         asked = {parsers.FAILED: parsers.failure, parsers.SUCCESS: parsers.succeeded}
-        known = asked.get(wish.form) if wish.form else _STATUS.get(bare(column))
+        known = asked.get(wish.form) if wish.form else _STATUS_COLUMNS.get(bare(column))
         return ColumnReading(known or parsers.status)
     return ColumnReading(parsers.flag if field == "fallback" else parsers.name)
 

@@ -37,7 +37,7 @@ _TRUE: Final = frozenset(
 _FALSE: Final = frozenset(
     ("false", "f", "no", "n", "off", "0", "0.0", "falsch", "nein", "faux", "non", "falso")
 )
-_STATUS: Final = {
+_STATUS_WORDS: Final = {
     **dict.fromkeys(("success", "succeeded", "successful", "ok", "completed"), SUCCESS),
     **dict.fromkeys(("error", "failure", "failed", "fail", "exception", "timeout"), "error"),
 }
@@ -103,8 +103,8 @@ def status(cell: Cell) -> Values:
     Whether 0 is an error (`success`) or none (`failed`, as exit codes have it), both read.
     """
     word = text(cell).lower()
-    if word in _STATUS:
-        return dict.fromkeys((SUCCESS, FAILED), _STATUS[word])
+    if word in _STATUS_WORDS:
+        return dict.fromkeys((SUCCESS, FAILED), _STATUS_WORDS[word])
     if found := _HTTP_STATUS.fullmatch(word):
         return dict.fromkeys((SUCCESS, FAILED), SUCCESS if found[1] < "4" else "error")
     with suppress(ValueError):

@@ -8,9 +8,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
 from routecast.cli.terminal import plain, say
+from routecast.client.retry_policy import MAX_CAUSES_TOLD
 
 _LINE_EVERY: Final = 5.0
-_MAX_CAUSES: Final = 32
 
 
 class SendProgress:
@@ -61,7 +61,7 @@ class SendProgress:
 
         Each cause is told once in full.
         """
-        if why not in self._told_of and len(self._told_of) < _MAX_CAUSES:
+        if why not in self._told_of and len(self._told_of) < MAX_CAUSES_TOLD:
             self._told_of.add(why)
             say(self._console, f"{why}; trying again", "yellow")
         self._bar.update(

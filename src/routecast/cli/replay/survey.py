@@ -22,7 +22,6 @@ from routecast.cli.replay.fields import (
     NAMES,
     NOTES,
     QUANTITIES,
-    REQUIRED,
     Wish,
     bare,
     nothing_for,
@@ -32,6 +31,7 @@ from routecast.cli.replay.fields import (
 from routecast.cli.replay.moments import ORDERS, START, moments, names_offset, readable
 from routecast.cli.replay.parsers import Cell
 from routecast.cli.replay.readings import ColumnReading, Doubt, form_of, reader
+from routecast.core.exact import REQUIRED
 from routecast.core.numbers import product
 from routecast.core.times import unix_time
 from routecast.errors import BadParameter, RoutecastError
@@ -46,7 +46,7 @@ MAX_COLUMNS: Final = 1_000
 # Names that are listed at most.
 _LISTED: Final = 20
 # Cells that tell whether a column without a known name holds times.
-_PEEK: Final = 20
+_PEEK_CELLS: Final = 20
 _YEAR_2000: Final = 946_684_800_000_000
 _DEEPEST: Final = 8
 # Seconds from the start begin within the first day.
@@ -120,7 +120,7 @@ class Survey:
                 candidate.add(cell, row)
             if not candidates and not parsers.no_value(cell):
                 peek = self._peeks.setdefault(column, [])
-                if len(peek) < _PEEK:
+                if len(peek) < _PEEK_CELLS:
                     peek.append(cell)
 
     def check_names(self) -> None:

@@ -20,7 +20,7 @@ from routecast.cli.watch.screen import Screen, Status
 from routecast.client import Client, Health, Metrics, Source, State, Subscription, connect
 from routecast.client.url import Server
 
-FIELDS: Final = (
+WATCHED_FIELDS: Final = (
     "total_decisions",
     "avg_confidence",
     "strategy_performance",
@@ -101,7 +101,7 @@ class Watcher:
         if self._choice != self._followed:
             self._movement = Movement(self._choice.window, self._choice.interval)
         self._followed = self._choice
-        feed = await self._client.subscribe(fields=FIELDS, **self._choice.asked)
+        feed = await self._client.subscribe(fields=WATCHED_FIELDS, **self._choice.asked)
         return feed, asyncio.create_task(self._read(feed))
 
     async def _read(self, feed: Subscription) -> None:

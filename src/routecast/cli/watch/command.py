@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from routecast.cli.terminal import BAD_USAGE, FAILED, TERMINATED, command_name, fail, say
-from routecast.cli.watch.app import FIELDS, show_live, status
+from routecast.cli.watch.app import WATCHED_FIELDS, show_live, status
 from routecast.cli.watch.options import Choice
 from routecast.cli.watch.screen import Screen
 from routecast.client import BadRequest, Health, Metrics, Refused, State, connect
@@ -27,7 +27,9 @@ _LOOK: Final = 0.05
 _TRIES: Final = 200
 
 Window = Literal["all", "5m", "1h", "24h", "7d"]
-Names = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only these; repeatable.")]
+NamesOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Only these; repeatable.")
+]
 
 
 def watch(
@@ -41,10 +43,10 @@ def watch(
         ),
     ] = 1.0,
     window: Annotated[Window, typer.Option(help="How far back the numbers reach.")] = "all",
-    strategy: Names = None,
-    provider: Names = None,
-    model: Names = None,
-    project: Names = None,
+    strategy: NamesOption = None,
+    provider: NamesOption = None,
+    model: NamesOption = None,
+    project: NamesOption = None,
     once: Annotated[bool, typer.Option("--once", help="Print one update and end.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print each change as one line of JSON.")
@@ -84,7 +86,7 @@ async def _print_json(target: Server, choice: Choice, *, once: bool) -> None:
         typer.echo(_line(metrics))
         return
     async with connect(target.url, on_change=_tell) as client:
-        async for metrics in await client.subscribe(fields=FIELDS, **choice.asked):
+        async for metrics in await client.subscribe(fields=WATCHED_FIELDS, **choice.asked):
             typer.echo(_line(metrics))
 
 
@@ -102,7 +104,7 @@ def _tell(health: Health) -> None:
 async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
     """Return the first metrics; where the first try brings none, end."""
     async with connect(target.url) as client:
-        feed = await client.subscribe(fields=FIELDS, **choice.asked)
+        feed = await client.subscribe(fields=WATCHED_FIELDS, **choice.asked)
         first = asyncio.ensure_future(anext(feed))
         try:
             for _ in range(_TRIES):

@@ -3,25 +3,25 @@
 from collections.abc import Iterable
 from typing import Final
 
-UNKNOWN: Final = "–"
+DASH: Final = "–"
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _PARTS: Final = " ▏▎▍▌▋▊▉"
 
 
 def count(value: int | None) -> str:
     """Format a whole number."""
-    return UNKNOWN if value is None else f"{value:,}"
+    return DASH if value is None else f"{value:,}"
 
 
 def confidence(value: float | None) -> str:
     """Format an average of 0..1."""
-    return UNKNOWN if value is None else f"{value:.3f}"
+    return DASH if value is None else f"{value:.3f}"
 
 
 def share(part: float | None, whole: float | None) -> str:
     """Format a part of a whole; what is not quite nothing or all is not rounded to it."""
     if part is None or not whole:
-        return UNKNOWN
+        return DASH
     value = part / whole
     if 0 < value < 0.0005:
         return "<0.1%"
@@ -33,7 +33,7 @@ def share(part: float | None, whole: float | None) -> str:
 def rate(value: float | None) -> str:
     """Format events per second."""
     if value is None:
-        return UNKNOWN
+        return DASH
     if 0 < value < 0.005:
         return "<0.01"
     if value < 1:
@@ -55,21 +55,21 @@ def money_digits(amounts: Iterable[float | None]) -> int:
 def money(amount: float | None, digits: int | None = None) -> str:
     """Format dollars, with the decimals of a column or of the amount itself."""
     if amount is None:
-        return UNKNOWN
+        return DASH
     return f"${amount:,.{money_digits([amount]) if digits is None else digits}f}"
 
 
 def money_rate(amount: float | None) -> str:
     """Format dollars per time to three significant digits."""
     if amount is None:
-        return UNKNOWN
+        return DASH
     return money(float(f"{amount:.2e}")) if amount < 100 else f"${amount:,.0f}"
 
 
 def latency(ms: float | None) -> str:
     """Format milliseconds to three significant digits, as ms or s."""
     if ms is None:
-        return UNKNOWN
+        return DASH
     value, unit = (ms, "ms") if ms < 999.5 else (ms / 1000, "s")
     written = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
     return f"{written} {unit}"

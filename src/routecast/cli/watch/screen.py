@@ -17,8 +17,8 @@ from routecast.cli.watch.tables import ONE_LINE, WIDE, tables
 from routecast.client import Cost, Errors, Latency, Metrics
 
 _FIRST_DECISION: Final = """  --json '{"strategy":"hybrid","provider":"gemini"}'"""
-_EVERYTHING: Final = "all decisions, over all time"
-_GAP: Final = 4  # columns between two charts
+_ALL_DECISIONS: Final = "all decisions, over all time"
+_CHART_GAP: Final = 4  # columns between two charts
 _HEAD_GAP: Final = 2
 # Lines around the tables: head, tiles and foot, with a blank line after each of the first two
 # and before the last; then, between the tables, a blank line and two headings.
@@ -59,7 +59,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         yield _head(self.title, self.status, width)
-        asked = self.asked or (_EVERYTHING if self.movement else "")
+        asked = self.asked or (_ALL_DECISIONS if self.movement else "")
         if asked:
             yield Text(plain(asked), style="dim", **ONE_LINE)
         if self.help:
@@ -165,8 +165,8 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
 
 def _movements(movement: Movement, width: int, height: int) -> RenderableType:
     """Two charts side by side: how many decisions, and what they cost."""
-    left, right = (width - _GAP + 1) // 2, (width - _GAP) // 2
-    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    left, right = (width - _CHART_GAP + 1) // 2, (width - _CHART_GAP) // 2
+    grid = Table.grid(padding=(0, _CHART_GAP, 0, 0))
     grid.add_column(width=left, **ONE_LINE)
     grid.add_column(width=right, **ONE_LINE)
     rates = movement.rates, fmt.rate, movement.period

@@ -18,7 +18,7 @@ WIDE: Final = 120
 # No line is ever wrapped or taller than one: the layout counts lines.
 ONE_LINE: Final[dict[str, Any]] = {"no_wrap": True, "overflow": "ellipsis"}
 
-_GAP: Final = 4
+_COLUMN_GAP: Final = 4
 _NARROW_BAR: Final = 8
 _MIDDLE_BAR: Final = 12
 _WIDE_BAR: Final = 24
@@ -58,12 +58,12 @@ def tables(metrics: Metrics, width: int, height: int, style: str) -> RenderableT
         providers = _bars("providers", provider_bars, max(room, _LEAST_ROWS), bar, half)
         bar = _bar_width(width * 3 // 5 - 66, _WIDE_BAR)
         rows = max(height + 2, _LEAST_ROWS)
-        table = _strategies(strategies, total, rows, bar, width - _GAP - half)
+        table = _strategies(strategies, total, rows, bar, width - _COLUMN_GAP - half)
         content = _side_by_side(table, Group(confidence, Text(), providers), (3, 2))
     else:
         needed = max(len(bands) + bool(note), len(provider_bars))
         above, below = _shared(height, len(strategies), needed)
-        half = width // 2 - _GAP  # of the left one
+        half = width // 2 - _COLUMN_GAP  # of the left one
         bar = _bar_width(width // 2 - 30, _NARROW_BAR)
         confidence = _bars("confidence", band_bars, len(bands), bar, half, note)
         providers = _bars("providers", provider_bars, below, bar, half)
@@ -93,7 +93,7 @@ def _shared(height: int, first: int, second: int) -> tuple[int, int]:
 
 
 def _side_by_side(left: RenderableType, right: RenderableType, ratios: tuple[int, int]) -> Table:
-    grid = Table.grid(expand=True, padding=(0, _GAP, 0, 0))
+    grid = Table.grid(expand=True, padding=(0, _COLUMN_GAP, 0, 0))
     for ratio in ratios:
         grid.add_column(ratio=ratio)
     grid.add_row(left, right)

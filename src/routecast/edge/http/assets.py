@@ -17,7 +17,7 @@ from starlette.responses import Response
 PREFIX: Final = "dashboard"
 
 # Only files of these kinds are served.
-_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_ASSET_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HASH_CHARACTERS: Final = 16
 _YEAR_SECONDS: Final = 365 * 24 * 60 * 60
 
@@ -70,7 +70,7 @@ class Assets:
         }
         if self._is_known(request.headers.get("if-none-match", "")):
             return Response(status_code=304, headers=headers)
-        kind = _TYPES[PurePosixPath(name).suffix]
+        kind = _ASSET_TYPES[PurePosixPath(name).suffix]
         return Response(self._files[name], headers=headers, media_type=kind)
 
     def _is_known(self, tags: str) -> bool:
@@ -84,7 +84,7 @@ def _read(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
         name = prefix + entry.name
         if entry.is_dir():
             yield from _read(entry, f"{name}/")
-        elif PurePosixPath(name).suffix in _TYPES:
+        elif PurePosixPath(name).suffix in _ASSET_TYPES:
             yield name, entry.read_bytes()
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client import Counter
 
-SECONDS: Final = 10.0
+COMPLAINT_SECONDS: Final = 10.0
 
 
 def _call_later(seconds: float, action: Callable[[str], None], cause: str) -> object:
@@ -43,13 +43,13 @@ class Complaints:
 
     def _wait(self, cause: str) -> None:
         self._counts[cause] = 0
-        self._call_later(SECONDS, self._flush, cause)
+        self._call_later(COMPLAINT_SECONDS, self._flush, cause)
 
     def _flush(self, cause: str) -> None:
         count = self._counts.pop(cause)
         if count:
             plural = "s" if count > 1 else ""
             self._log.warning(
-                "Refused %s request%s in %.0f s: %s", f"{count:,}", plural, SECONDS, cause
+                "Refused %s request%s in %.0f s: %s", f"{count:,}", plural, COMPLAINT_SECONDS, cause
             )
             self._wait(cause)

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from routecast.core.decision import DecisionRecord, Rules
-from routecast.core.decode import Item, pieces
+from routecast.core.decode import DecodedItem, pieces
 from routecast.core.exact import BrokenDecision, Flaw, is_id
 from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
@@ -37,7 +37,7 @@ from routecast.protocol import (
     Receipt,
     Rejection,
 )
-from routecast.services.ingest import UNKNOWN, Kept, Pending
+from routecast.services.ingest import UNKNOWN_OUTCOME, Kept, Pending
 from routecast.slices import Slices
 
 # A body is decoded for at most this time, in seconds; then others get a turn on the event loop.
@@ -51,7 +51,7 @@ DECISIONS: Final = "/v1/decisions"
 log = logging.getLogger(__name__)
 
 _encode: Final = msgspec.json.Encoder().encode
-_JSON: Final = (b"content-type", b"application/json")
+_JSON_TYPE: Final = (b"content-type", b"application/json")
 
 
 class ParsedBatch(NamedTuple):
@@ -76,7 +76,7 @@ class BodyReading:
         self._rules = rules
         self._now = now
         self._pieces = pieces(body, lines=lines)
-        self._left: Iterator[Item] = iter(())
+        self._left: Iterator[DecodedItem] = iter(())
         self._index = 0
 
     def go_on(self, seconds: float = SLICE_SECONDS) -> bool:
@@ -166,7 +166,7 @@ class Decisions:
             return
         body = _encode(answer)
         length = (b"content-length", b"%d" % len(body))
-        await send({"type": "http.response.start", "status": 200, "headers": [_JSON, length]})
+        await send({"type": "http.response.start", "status": 200, "headers": [_JSON_TYPE, length]})
         await send({"type": "http.response.body", "body": body})
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt | Problem:
@@ -226,7 +226,7 @@ class Decisions:
         try:
             return self.receipt(batch, await pending)
         except asyncio.CancelledError:
-            raise Unavailable(UNKNOWN, retry_after=5) from None
+            raise Unavailable(UNKNOWN_OUTCOME, retry_after=5) from None
 
     def keep(self, batch: ParsedBatch) -> Pending | None:
         """Have the good ones committed; None where all are bad. Raises Unavailable."""

@@ -29,7 +29,7 @@ from routecast.errors import Unavailable
 from routecast.protocol import Problem, Receipt
 from routecast.services.ingest import Pending
 
-_PATH: Final = DECISIONS.encode()
+_DECISIONS_PATH: Final = DECISIONS.encode()
 # A request with one of these headers asks for more.
 _MORE: Final = frozenset(
     {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"origin"}
@@ -75,7 +75,7 @@ class FastPathHttpProtocol(HttpProtocol):
         self._keep_alive = b"%s: %s\r\n" % edge.keep_alive_header
 
     def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
-        if self.url != _PATH or not self._is_plain(version, fields):
+        if self.url != _DECISIONS_PATH or not self._is_plain(version, fields):
             super().begin_request(version, fields)
             return
         self._request = _FastRequest(lines=is_lines(fields.get(b"content-type", b"")))

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from routecast.core.decision import SECOND
 from routecast.core.history import (
-    DEFAULT_FIELDS,
+    DEFAULT_HISTORY_FIELDS,
     DEFAULT_POINTS,
     GROUPS,
     HISTORY_FIELDS,
@@ -30,7 +30,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 # What is handed to a connection at a time, in bytes: it is asked for more when it has taken that.
-PIECE: Final = 65_536
+ANSWER_PIECE: Final = 65_536
 
 _Answers = Callable[[HistoryQuery], Awaitable[HistoryResponse]]
 
@@ -46,7 +46,7 @@ def history_router(answer: _Answers, admission: HistoryLimits | None = None) -> 
         description="Buckets begin at whole minutes, hours or days in UTC. A bucket without "
         "decisions is there all the same. The last one may still be running.",
         response_class=Response,
-        openapi_extra={"parameters": PARAMETERS, "responses": _RESPONSES},
+        openapi_extra={"parameters": HISTORY_QUERY, "responses": _RESPONSES},
     )
     async def history(request: Request) -> Response:
         return _Told(parse_history(request.scope["query_string"]), answer, admission)
@@ -72,8 +72,8 @@ class _Told(Response):
             del found, document
             self.headers["Content-Length"] = str(len(body))
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            for first in range(0, max(1, len(body)), PIECE):
-                piece, more = body[first : first + PIECE], first + PIECE < len(body)
+            for first in range(0, max(1, len(body)), ANSWER_PIECE):
+                piece, more = body[first : first + ANSWER_PIECE], first + ANSWER_PIECE < len(body)
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
@@ -89,7 +89,7 @@ def _moment(name: str, description: str) -> dict[str, Any]:
     }
 
 
-PARAMETERS: Final[list[dict[str, Any]]] = [
+HISTORY_QUERY: Final[list[dict[str, Any]]] = [
     _moment(
         "from",
         "Where the range begins, before `to`; about an hour before its end where it is absent.",
@@ -119,7 +119,7 @@ PARAMETERS: Final[list[dict[str, Any]]] = [
             "type": "array",
             "items": {"enum": list(HISTORY_FIELDS)},
             "minItems": 1,
-            "default": list(DEFAULT_FIELDS),
+            "default": list(DEFAULT_HISTORY_FIELDS),
         },
         "explode": False,
         "description": "A comma list: what to tell of each bucket.",

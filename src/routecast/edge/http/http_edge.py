@@ -10,7 +10,7 @@ from operator import methodcaller
 from typing import Final, Protocol
 
 from routecast.edge.http.complaints import Complaints
-from routecast.edge.http.request_body import READ_SECONDS
+from routecast.edge.http.request_body import BODY_READ_SECONDS
 from routecast.edge.http.waiting import Bodies, Waiting
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.instruments import Instruments
@@ -20,11 +20,11 @@ REQUEST_SECONDS: Final = 10.0
 # A client gets this time, in seconds, to read the last answer and to end a connection that was
 # ended from this side. After a reset, a client that still sends could not read why it was refused
 # (RFC 9112, 9.6).
-END_SECONDS: Final = 5.0
+LINGER_SECONDS: Final = 5.0
 # A request waits at most this time, in seconds, behind the one that is being answered.
 AHEAD_SECONDS: Final = 60.0
 # Connections in each state: a crowd that returns at once, and more; in all, and of an address.
-MAX_WAITING: Final = 20_000
+MAX_WAITING_CONNECTIONS: Final = 20_000
 MAX_WAITING_OF_ADDRESS: Final = 1_000
 # Bytes of bodies that are not whole yet. Small ones have room that large ones cannot take.
 MAX_SMALL_BYTES: Final = 32 * 2**20
@@ -85,22 +85,22 @@ class HttpEdge:
         abort = methodcaller("abort")
         of_address = MAX_WAITING_OF_ADDRESS
         self.heads: Waiting[HttpConnection] = Waiting(
-            REQUEST_SECONDS, late, crowded, most=MAX_WAITING, most_of_address=of_address
+            REQUEST_SECONDS, late, crowded, most=MAX_WAITING_CONNECTIONS, most_of_address=of_address
         )
         self.small_bodies: Bodies[HttpConnection] = Bodies(
-            READ_SECONDS,
+            BODY_READ_SECONDS,
             late,
             crowded,
-            most=MAX_WAITING,
+            most=MAX_WAITING_CONNECTIONS,
             most_of_address=of_address,
             most_bytes=MAX_SMALL_BYTES,
             most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
         )
         self.large_bodies: Bodies[HttpConnection] = Bodies(
-            READ_SECONDS,
+            BODY_READ_SECONDS,
             late,
             crowded,
-            most=MAX_WAITING,
+            most=MAX_WAITING_CONNECTIONS,
             most_of_address=of_address,
             most_bytes=MAX_LARGE_BYTES,
             most_bytes_of_address=MAX_LARGE_BYTES_OF_ADDRESS,
@@ -110,12 +110,16 @@ class HttpEdge:
             AHEAD_SECONDS,
             crowded,
             crowded,
-            most=MAX_WAITING,
+            most=MAX_WAITING_CONNECTIONS,
             most_bytes=MAX_SMALL_BYTES,
             most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
         )
-        self.idle: Waiting[HttpConnection] = Waiting(keep_alive, idle, idle, most=MAX_WAITING)
-        self.ends: Waiting[HttpConnection] = Waiting(END_SECONDS, abort, abort, most=MAX_WAITING)
+        self.idle: Waiting[HttpConnection] = Waiting(
+            keep_alive, idle, idle, most=MAX_WAITING_CONNECTIONS
+        )
+        self.ends: Waiting[HttpConnection] = Waiting(
+            LINGER_SECONDS, abort, abort, most=MAX_WAITING_CONNECTIONS
+        )
 
     def admit(self, transport: asyncio.Transport) -> bool:
         """Return whether there is room for a new connection; if not, it is closed."""

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from routecast.edge.fields import read_fields
 from routecast.edge.http.http_edge import HttpEdge
-from routecast.edge.http.request_body import READ_SECONDS, SMALL_BODY
+from routecast.edge.http.request_body import BODY_READ_SECONDS, SMALL_BODY
 from routecast.edge.http.waiting import Bodies, Waiting
 from routecast.edge.problem import respond
 from routecast.edge.reset import reset
@@ -37,7 +37,7 @@ MAX_HEAD_BYTES: Final = 32_768  # four times what most servers take
 # chunks, and trailers. Honest clients send a few for each chunk, and chunks of some kB.
 MAX_FRAMING_BYTES: Final = 65_536
 # Received bytes are parsed in pieces of at most this size; the limits are checked in between.
-PIECE: Final = 65_536
+HTTP_PIECE: Final = 65_536
 # Requests that may wait behind the one that is being answered, and the bytes of their bodies;
 # hardly a client sends any ahead. One read can hold thousands.
 MAX_PIPELINED: Final = 16
@@ -62,7 +62,7 @@ HEAD_TOO_LARGE: Final = Reason("the request's headers are too large")
 FRAMING_TOO_LARGE: Final = Reason("chunk sizes, chunk extensions and trailers are too large")
 TOO_MANY_AHEAD: Final = Reason("too many requests ahead of their answers")
 SLOW_HEAD: Final = Reason("the request did not come in time", HTTPStatus.REQUEST_TIMEOUT)
-SLOW_BODY: Final = Reason(f"the body took longer than {READ_SECONDS:.0f} s")
+SLOW_BODY: Final = Reason(f"the body took longer than {BODY_READ_SECONDS:.0f} s")
 CROWDED: Final = Reason(
     "too many requests or bytes are being received", HTTPStatus.SERVICE_UNAVAILABLE
 )
@@ -293,11 +293,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._whole = False
-        if len(data) <= PIECE:
+        if len(data) <= HTTP_PIECE:
             self._take(data)
         else:
-            for start in range(0, len(data), PIECE):
-                self._take(data[start : start + PIECE])
+            for start in range(0, len(data), HTTP_PIECE):
+                self._take(data[start : start + HTTP_PIECE])
         if not self._ending:
             self._await_client()
 

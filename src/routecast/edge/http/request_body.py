@@ -19,7 +19,7 @@ else:
     from backports import zstd
 
 # A producer on a bad line sends 16 MiB in this time; one that sends nothing must not stay.
-READ_SECONDS: Final = 30.0
+BODY_READ_SECONDS: Final = 30.0
 # Bytes of bodies held at a time, over all requests: eight of the largest, and room of their own
 # for those that are small so far.
 MAX_HELD: Final = 8 * MAX_BODY_BYTES
@@ -129,12 +129,12 @@ class BodyReader:
     async def _receive(self, receive: Receive) -> bytes:
         chunks: list[bytes] = []
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(BODY_READ_SECONDS):
                 await self._receive_all(receive, chunks)
         except BaseException as error:
             self._hold(sum(map(len, chunks)), 0)
             if isinstance(error, TimeoutError):
-                raise BadBody(f"the body took longer than {READ_SECONDS:.0f} s") from None
+                raise BadBody(f"the body took longer than {BODY_READ_SECONDS:.0f} s") from None
             if isinstance(error, asyncio.CancelledError):
                 # The server stops, and the rest of the body did not come in time.
                 raise Unavailable("shutting down", retry_after=5) from None

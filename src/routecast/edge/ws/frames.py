@@ -34,7 +34,7 @@ class _Marked(Extension):
         return replace(frame, rsv1=True)
 
 
-_MARK: Final = _Marked()
+_DEFLATE_MARK: Final = _Marked()
 # One message is compressed for at most this number of ids and of messages before it. Beyond that,
 # it is compressed once for all, without what clients were sent before.
 MAX_VARIANTS: Final = 8
@@ -86,7 +86,7 @@ def named_deflated(
             payload = _independent(message, named.identity)
         if len(payload) < len(named.body):
             frame = WireFrame(_opcode(message), payload)
-            data = frame.serialize(mask=False, extensions=[_MARK])
+            data = frame.serialize(mask=False, extensions=[_DEFLATE_MARK])
         else:
             data = named_plain(message, named)
         named.after[number] = data

@@ -26,13 +26,13 @@ from routecast.errors import RoutecastError
 _silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
 _silent.setLevel(logging.ERROR)
 
-_DEFLATE: Final = ServerPerMessageDeflateFactory(
+_DEFLATE_TERMS: Final = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True, client_no_context_takeover=True
 )
 _DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
 
 # At most this number of sets of terms is remembered. Clients of one make ask for the same.
-REMEMBERED: Final = 64
+REMEMBERED_TERMS: Final = 64
 _NONCE_BYTES: Final = 16
 _KEY: Final = b"sec-websocket-key"
 _PROTOCOL: Final = b"sec-websocket-protocol"
@@ -112,7 +112,7 @@ class Handshakes:
             return next((name for name in offered if name in subprotocols), None)
 
         self._protocol = ServerProtocol(select_subprotocol=choose, logger=_silent)
-        self._agree_on = lru_cache(REMEMBERED)(self._try)
+        self._agree_on = lru_cache(REMEMBERED_TERMS)(self._try)
 
     def answer(self, request: UpgradeRequest) -> Agreement:
         """Return the answer to a request, 101 or an HTTP error's."""
@@ -160,7 +160,9 @@ class Handshakes:
 
     def _offer(self, fields: _Fields) -> Sequence[ServerPerMessageDeflateFactory]:
         offered = b"".join(value for name, value in fields if name == _PROTOCOL).decode("latin-1")
-        return [_DEFLATE_ON if any(name in offered for name in self._subprotocols) else _DEFLATE]
+        return [
+            _DEFLATE_ON if any(name in offered for name in self._subprotocols) else _DEFLATE_TERMS
+        ]
 
 
 _ACCEPTED: Final = accept_key(_SOME_KEY.decode()).encode()

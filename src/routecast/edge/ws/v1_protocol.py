@@ -12,11 +12,11 @@ from websockets.frames import Frame, Opcode
 from routecast.core.groups import PingState, Shard
 from routecast.core.message import ENCODINGS, AddressedMessage, Encoding, Message
 from routecast.core.v1_session import V1Session
+from routecast.edge.asgi_connection import SEND_SECONDS
 from routecast.edge.ws.frames import PING, named_deflated, named_plain
 from routecast.edge.ws.socket_send import NOWHERE
 from routecast.edge.ws.ws_protocol import (
     OPEN,
-    SEND_SECONDS,
     SendBatch,
     SendPlan,
     Speak,

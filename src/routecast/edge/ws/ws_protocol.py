@@ -23,6 +23,7 @@ from routecast.core.groups import PingState, Shard
 from routecast.core.rotation import first_of
 from routecast.core.view import ViewSubscription
 from routecast.edge.admission import AdmissionControl
+from routecast.edge.asgi_connection import SEND_SECONDS
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.reset import reset
 from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
@@ -35,16 +36,14 @@ from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
 from routecast.streaming.connections import ConnectionManager
 
 PATH: Final = b"/ws/metrics"
-# A client that takes nothing for this time, in seconds, will not catch up.
-SEND_SECONDS: Final = 10.0
 # A client may take this time, in seconds, to answer a close frame.
-CLOSE_SECONDS: Final = 2.0
+CLOSE_FRAME_SECONDS: Final = 2.0
 # A client may send MAX_FRAMES in FRAMES_SECONDS: a stream's client has next to nothing to say.
 MAX_FRAMES: Final = 1_200
 FRAMES_SECONDS: Final = 20.0
 # Received bytes are parsed in pieces of at most this size; the number of frames is checked in
 # between. One read can hold 40,000 frames, and half a second's work.
-PIECE: Final = 4_096
+WS_PIECE: Final = 4_096
 # The code of a connection that nobody has begun to close.
 OPEN: Final = 1006
 
@@ -317,7 +316,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._ready = False
         self._changed()
         self._transport.resume_reading()  # for the answer
-        self._expect(CLOSE_SECONDS, code)
+        self._expect(CLOSE_FRAME_SECONDS, code)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Uvloop's transports have the methods, though not the base class.
@@ -354,9 +353,9 @@ class WebSocketConnection(asyncio.Protocol):
         now = time.monotonic()
         if now >= self._until:
             self._until, self._frames = now + FRAMES_SECONDS, 0
-        for start in range(0, len(data), PIECE):
+        for start in range(0, len(data), WS_PIECE):
             seen = inbox.frames
-            for message in inbox.receive(data[start : start + PIECE]):
+            for message in inbox.receive(data[start : start + WS_PIECE]):
                 self.received(message)
             self._frames += inbox.frames - seen
             if self._frames > self._edge.max_frames:
@@ -384,7 +383,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._code = code
         self._ready, self._rider = False, b""  # after a close frame nothing may come
         self._changed()
-        self._expect(CLOSE_SECONDS, CloseCode.DONE)
+        self._expect(CLOSE_FRAME_SECONDS, CloseCode.DONE)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
             self._transport.pause_reading()  # but for a flood the time is not taken
         self._transport.write_eof()
@@ -418,7 +417,7 @@ class WebSocketConnection(asyncio.Protocol):
                 answer = refuse(error)
         if self._session is None:
             self._transport.write(answer)
-            self._expect(CLOSE_SECONDS, CloseCode.POLICY)
+            self._expect(CLOSE_FRAME_SECONDS, CloseCode.POLICY)
             self._transport.close()
             return
         self._ready = True

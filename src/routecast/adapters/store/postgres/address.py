@@ -16,7 +16,7 @@ from routecast.errors import BadDatabase
 from routecast.urls import split_url
 
 # For one host to accept a connection, in seconds; less where others are to be asked in time.
-CONNECT_SECONDS: Final = 5.0
+HOST_CONNECT_SECONDS: Final = 5.0
 # Longer than this no connection is waited for, whatever the URL says.
 MAX_CONNECT_SECONDS: Final = 60
 
@@ -25,7 +25,7 @@ MAX_CONNECT_SECONDS: Final = 60
 KEEPALIVE_IDLE: Final = 30
 KEEPALIVE_INTERVAL: Final = 5
 KEEPALIVE_COUNT: Final = 3
-UNACKED_MS: Final = 15_000
+DATABASE_UNACKED_MS: Final = 15_000
 
 APPLICATION: Final = "routecast"
 
@@ -83,7 +83,7 @@ _ONLY: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "sslcertmode": (frozenset({"allow"}), "leave it out; sslcert and sslkey name a certificate"),
 }
 # Parameters that ask for what cannot be done, and what to write instead.
-_REFUSED: Final[Mapping[str, str]] = {
+_REFUSED_PARAMETERS: Final[Mapping[str, str]] = {
     "hostaddr": "write the address as the host",
     "servicefile": "name the file in the environment, as PGSERVICEFILE",
     "require_auth": "leave it out; sslmode=verify-full makes sure of the server",
@@ -109,7 +109,7 @@ class Keepalives:
     idle: int = KEEPALIVE_IDLE
     interval: int = KEEPALIVE_INTERVAL
     count: int = KEEPALIVE_COUNT
-    unacked_ms: int = UNACKED_MS
+    unacked_ms: int = DATABASE_UNACKED_MS
     on: bool = True
 
 
@@ -127,7 +127,7 @@ class Address:
     roles: tuple[bool | None, ...] = (None,)
     application: str = APPLICATION
     options: str | None = None
-    connect_seconds: float = CONNECT_SECONDS
+    connect_seconds: float = HOST_CONNECT_SECONDS
     keepalives: Keepalives = Keepalives()
     tls: ssl.SSLContext | None = None
     pooled: bool = False
@@ -163,9 +163,9 @@ class _ParameterReader:
             idle=self._number("keepalives_idle", KEEPALIVE_IDLE),
             interval=self._number("keepalives_interval", KEEPALIVE_INTERVAL),
             count=self._number("keepalives_count", KEEPALIVE_COUNT),
-            unacked_ms=self._number("tcp_user_timeout", UNACKED_MS),
+            unacked_ms=self._number("tcp_user_timeout", DATABASE_UNACKED_MS),
         )
-        connect = self._number("connect_timeout", 0) or CONNECT_SECONDS
+        connect = self._number("connect_timeout", 0) or HOST_CONNECT_SECONDS
         fallback = self._left.pop("fallback_application_name", "")
         urls = tuple(_each_host(parts, passed))
         # Of several hosts only one takes writes; a node needs that one.
@@ -230,8 +230,8 @@ class _ParameterReader:
                     raise _bad(name, f"{value!r} cannot be done: {fix}")
             elif name in _IGNORED:
                 self._notes.append(f"{name} is ignored: {_IGNORED[name]}")
-            elif name in _REFUSED:
-                raise _bad(name, f"cannot be done: {_REFUSED[name]}")
+            elif name in _REFUSED_PARAMETERS:
+                raise _bad(name, f"cannot be done: {_REFUSED_PARAMETERS[name]}")
             else:
                 raise _bad(name, f"is not known{_guess(name)}")
 
@@ -261,7 +261,7 @@ def _bad(name: str, rule: str) -> BadDatabase:
 
 
 def _guess(name: str) -> str:
-    known = {*_PASSED, *_IGNORED, *_ONLY, *_REFUSED}
+    known = {*_PASSED, *_IGNORED, *_ONLY, *_REFUSED_PARAMETERS}
     known |= {"application_name", "connect_timeout", "options", "target_session_attrs", "pgbouncer"}
     known |= {"channel_binding", "keepalives", "keepalives_idle", "tcp_user_timeout"}
     if close := difflib.get_close_matches(name.lower(), known, 1, 0.8):

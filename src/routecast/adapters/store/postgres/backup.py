@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,20 +26,18 @@ from routecast.adapters.store.postgres.schema import (
     schema_version,
 )
 from routecast.adapters.store.postgres.session import (
-    SQL,
+    POSTGRES_SQL,
     DatabaseSession,
     query,
     transaction,
     value,
 )
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
-from routecast.ports import BackedUp, Checked, Restored
+from routecast.ports import BackedUp, Checked, Restored, Tell
 from routecast.protocol import Position
 
-Tell = Callable[[Checked], None]
-
-FORMAT: Final = "routecast-postgresql"
-VERSION: Final = 1
+BACKUP_FORMAT: Final = "routecast-postgresql"
+BACKUP_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 BLOCK: Final = 1 << 20
 # Progress is told at each of so many bytes.
@@ -74,8 +72,8 @@ class _Manifest:
 
     def encode(self) -> bytes:
         fields = {
-            "format": FORMAT,
-            "version": VERSION,
+            "format": BACKUP_FORMAT,
+            "version": BACKUP_VERSION,
             "schema": self.schema,
             "position": {"epoch": self.position.epoch, "seq": self.position.seq},
             "decisions": self.decisions,
@@ -88,7 +86,7 @@ class _Manifest:
     @classmethod
     def decode(cls, data: bytes) -> "_Manifest":
         fields: Any = json.loads(data)
-        if fields["format"] != FORMAT or fields["version"] != VERSION:
+        if fields["format"] != BACKUP_FORMAT or fields["version"] != BACKUP_VERSION:
             raise BadDatabase("it was made by a newer Routecast: upgrade this program")
         oldest, newest = fields["generations"]
         return cls(
@@ -184,7 +182,7 @@ async def _write(session: DatabaseSession, target: Path, tell: Tell) -> _Manifes
             with _disk(target):
                 entry = archive.open(_member(name), "w", force_zip64=True)
             writer = _Writer(target, entry, progress)
-            rows = SQL["all_rows"].format(columns=_listed(columns), name=_quoted(name))
+            rows = POSTGRES_SQL["all_rows"].format(columns=_listed(columns), name=_quoted(name))
             status = await session.copy_from_query(rows, output=writer)
             with _disk(target):
                 entry.close()
@@ -317,10 +315,10 @@ async def _set_aside(session: DatabaseSession) -> str | None:
     except BadDatabase:  # of a newer program, to which this is the way back
         known = 0
     if known and not (await query(session, "position"))[0]["seq"]:
-        await session.execute(SQL["drop_schema"])
+        await session.execute(POSTGRES_SQL["drop_schema"])
         return None
     name = f"routecast_replaced_{datetime.now(UTC):%Y%m%dt%H%M%Sz}"
-    await session.execute(SQL["rename_schema"].format(name=name))
+    await session.execute(POSTGRES_SQL["rename_schema"].format(name=name))
     return f"schema {name}"
 
 
@@ -336,7 +334,7 @@ async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tel
         archive = zipfile.ZipFile(source)
     with archive:
         for name in sorted(manifest.tables, key=lambda name: (name not in _FIRST, name)):
-            await session.execute(SQL["empty_table"].format(name=_quoted(name)))
+            await session.execute(POSTGRES_SQL["empty_table"].format(name=_quoted(name)))
             table = manifest.tables[name]
             status = await session.copy_to_table(
                 name,

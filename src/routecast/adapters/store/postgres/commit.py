@@ -13,8 +13,8 @@ import asyncpg
 
 from routecast.adapters.store.postgres.failures import LOST
 from routecast.adapters.store.postgres.session import (
+    POSTGRES_SQL,
     SCHEMA,
-    SQL,
     DatabaseSession,
     keep_numbers,
     learn_folded,
@@ -34,7 +34,7 @@ from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
 
-COLUMNS: Final = (
+DECISION_COLUMNS: Final = (
     "generation",
     "commit",
     "place",
@@ -53,7 +53,7 @@ COLUMNS: Final = (
 # At most this number of rows is sent at a time: the event loop encodes them.
 ROWS_AT_ONCE: Final = 1_000
 # At most this number of decisions is counted on the event loop: that takes less than a thread does.
-SMALL: Final = 50
+SMALL_COMMIT: Final = 50
 T = TypeVar("T")
 
 _NOT_YET: Final = Position("", 0)
@@ -312,7 +312,7 @@ async def _unknown(
 def _columns(
     session: DatabaseSession, sent: Sequence[DecisionRecord], generation: int, number: int
 ) -> list[Sequence[Any]]:
-    """Return decisions as columns, in the order of COLUMNS."""
+    """Return decisions as columns, in the order of DECISION_COLUMNS."""
     size, columns = len(sent), list(zip(*sent, strict=True))
     series = map(session.series.__getitem__, map(key_of, sent))
     return [
@@ -347,7 +347,7 @@ async def _copy(
     for first in range(0, len(sent), ROWS_AT_ONCE):
         began, records = time.monotonic(), rows(first, first + ROWS_AT_ONCE)
         await session.copy_records_to_table(
-            f"decisions_{generation}", records=records, columns=COLUMNS, schema_name=SCHEMA
+            f"decisions_{generation}", records=records, columns=DECISION_COLUMNS, schema_name=SCHEMA
         )
         if len(sent) > MAX_BULK_GROUP:
             await rest_since(began)
@@ -358,7 +358,7 @@ async def _insert_new(
     session: DatabaseSession, sent: list[DecisionRecord], generation: int, number: int
 ) -> list[DecisionRecord]:
     """Insert those decisions whose ids the current generation does not hold; return them."""
-    sql = SQL["insert_new_decisions"].format(generation=generation)
+    sql = POSTGRES_SQL["insert_new_decisions"].format(generation=generation)
     rows = await session.fetch(sql, *_columns(session, sent, generation, number))
     return [sent[row["place"]] for row in rows]
 
@@ -375,7 +375,7 @@ async def _count(sent: list[DecisionRecord], received: int) -> _New:
             return _New(sent, delta, delta.pack() if fits else b"", LARGEST_SUM)
         return _New(sent, delta, delta.pack(), largest)
 
-    return await asyncio.to_thread(count) if len(sent) > SMALL else count()
+    return await asyncio.to_thread(count) if len(sent) > SMALL_COMMIT else count()
 
 
 async def _leave_out_full(
@@ -419,6 +419,6 @@ async def _without_full(
     if not full:
         return new, full
     ids, projects = zip(*full, strict=True)
-    await session.execute(SQL["take_back"].format(generation=generation), projects, ids)
+    await session.execute(POSTGRES_SQL["take_back"].format(generation=generation), projects, ids)
     fitting = [one for one in new.sent if identity_of(one) not in full]
     return await _count(fitting, new.delta.received), full

@@ -19,12 +19,12 @@ from routecast.ports import DELTAS_KEPT
 log = logging.getLogger(__name__)
 
 # Deltas are folded at this number of commits, or of cells, or after this time, in seconds.
-FOLD_COMMITS: Final = 128
-FOLD_CELLS: Final = 8_000
+POSTGRES_FOLD_COMMITS: Final = 128
+POSTGRES_FOLD_CELLS: Final = 8_000
 FOLD_SECONDS: Final = 5.0
 # While more of them are not folded, a commit folds first: what a snapshot must add has a bound. Of
 # cells, too, before a large commit.
-MOST_UNFOLDED: Final = 1_000
+MOST_UNFOLDED_COMMITS: Final = 1_000
 
 
 class RollupCompactor:
@@ -44,8 +44,8 @@ class RollupCompactor:
         """Fold, and wait for it, when too much is not folded for a commit. Raises Unavailable."""
         if large and self._task is not None:
             await asyncio.wait([self._task])
-        too_many = large and self._cells >= FOLD_CELLS
-        if too_many or self._seq - self._folded >= MOST_UNFOLDED:
+        too_many = large and self._cells >= POSTGRES_FOLD_CELLS
+        if too_many or self._seq - self._folded >= MOST_UNFOLDED_COMMITS:
             await self._fold(wait=True)
 
     def added(self, written: Written) -> None:
@@ -57,7 +57,7 @@ class RollupCompactor:
         if written.folded > self._folded:
             self._folded, self._cells = written.folded, 0
         self._cells += sum(map(len, delta.cells.minutes.values()))
-        if self._seq - self._folded >= FOLD_COMMITS or self._cells >= FOLD_CELLS:
+        if self._seq - self._folded >= POSTGRES_FOLD_COMMITS or self._cells >= POSTGRES_FOLD_CELLS:
             self._begin()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FOLD_SECONDS, self._begin)

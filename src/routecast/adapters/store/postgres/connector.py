@@ -39,7 +39,7 @@ LOCK_SECONDS: Final = 5
 IDLE_SECONDS: Final = 3
 STATEMENT_SECONDS: Final = 20
 # When the server itself says nothing any more.
-ANSWER_SECONDS: Final = 25.0
+DATABASE_ANSWER_SECONDS: Final = 25.0
 # Statements that a session keeps prepared.
 PREPARED: Final = 100
 
@@ -135,7 +135,7 @@ class Connector:
                 url,
                 connection_class=DatabaseSession,
                 timeout=address.connect_seconds,
-                command_timeout=None if patient else ANSWER_SECONDS,
+                command_timeout=None if patient else DATABASE_ANSWER_SECONDS,
                 statement_cache_size=0 if self.pooled else PREPARED,
                 server_settings={} if address.options is None else {"options": address.options},
                 ssl=address.tls,
@@ -150,7 +150,7 @@ class Connector:
             ) from None
         try:
             keep_alive(session.transport, address.keepalives)
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(DATABASE_ANSWER_SECONDS):
                 answer = await self._set_up(session, settings)
             if read_only not in (None, answer.read_only):
                 wanted = "only reads" if read_only else "takes writes"

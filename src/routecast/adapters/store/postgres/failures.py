@@ -36,7 +36,7 @@ _HOPELESS: Final[dict[str, str]] = {
 }
 # Said to a request to connect, these mean that it is always refused: a wrong parameter, or a syntax
 # or feature that the server does not know.
-_REFUSED: Final = ("22", "42", "0A")
+_REFUSED_CODES: Final = ("22", "42", "0A")
 _ASKED: Final = "the server does not take what this program, or `options` in the URL, asks for"
 # PgBouncer says everything with the code of a broken protocol; or asyncpg, with that of a lost
 # connection.
@@ -75,7 +75,7 @@ def refusing() -> Iterator[None]:
         yield
     except (*LOST, Unsuitable) as error:
         fix = fix_of(error)
-        if fix is None and _code(error).startswith(_REFUSED):
+        if fix is None and _code(error).startswith(_REFUSED_CODES):
             fix = _ASKED
         if fix is None:
             raise

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from routecast.adapters.store.loading import START_OF
 from routecast.adapters.store.postgres.session import (
     DatabaseSession,
     beside,
@@ -30,9 +31,7 @@ BYTES_KEPT: Final = 16_000_000
 # How long work in the background waits for the lock of the rollups.
 ROLLUPS_LOCK: Final = "15s"
 
-Place = tuple[int, int]  # the start of a period, and the number of a series
-
-START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
+RollupPlace = tuple[int, int]  # the start of a period, and the number of a series
 
 
 def deltas_of(rows: Iterable[Any], epoch: str) -> Iterator[Delta]:
@@ -104,7 +103,7 @@ async def merge(
     """
     unit, series = START_OF[period], session.series
 
-    def by_place() -> tuple[dict[Place, Sums], list[Place]]:
+    def by_place() -> tuple[dict[RollupPlace, Sums], list[RollupPlace]]:
         added = {
             (number * unit, series[key]): sums
             for number, cells in buckets.items()
@@ -123,7 +122,10 @@ async def merge(
 
 
 async def _merge_some(
-    session: DatabaseSession, period: str, places: Sequence[Place], added: Mapping[Place, Sums]
+    session: DatabaseSession,
+    period: str,
+    places: Sequence[RollupPlace],
+    added: Mapping[RollupPlace, Sums],
 ) -> int:
     starts, series = zip(*places, strict=True)
     found = await query(session, "rollups_at", period, starts, series)

@@ -5,7 +5,7 @@ from typing import Final
 
 from routecast.adapters.store.postgres.failures import CORRUPT, described
 from routecast.adapters.store.postgres.session import (
-    SQL,
+    POSTGRES_SQL,
     DatabaseSession,
     query,
     transaction,
@@ -43,7 +43,7 @@ async def check_files(
         if amcheck is None:
             continue
         for sql, name in (("check_table", table), *(("check_index", one) for one in indexes)):
-            if found := await _amcheck(session, SQL[sql].format(schema=amcheck), name):
+            if found := await _amcheck(session, POSTGRES_SQL[sql].format(schema=amcheck), name):
                 yield found
 
 
@@ -51,7 +51,7 @@ async def _compare_counts(
     session: DatabaseSession, table: str, indexes: list[str]
 ) -> Difference | None:
     """Return what differs between a table and the index that it is counted by."""
-    sql = SQL["count_rows"].format(table=table)
+    sql = POSTGRES_SQL["count_rows"].format(table=table)
     counts = []
     try:
         async with transaction(session, isolation="repeatable_read", readonly=True):

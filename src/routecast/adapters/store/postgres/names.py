@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
+from routecast.adapters.store.loading import START_OF
 from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buckets, moves
 from routecast.adapters.store.names import folded_names as by_part
-from routecast.adapters.store.postgres.fold import PLACES_AT_ONCE, START_OF, deltas_of, fold, merge
+from routecast.adapters.store.postgres.fold import PLACES_AT_ONCE, deltas_of, fold, merge
 from routecast.adapters.store.postgres.session import (
     DatabaseSession,
     beside,
@@ -19,7 +20,7 @@ from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position
 
 # A command that is suspended within the transaction must not keep commits out for longer.
-IDLE = "30s"
+IDLE_IN_TRANSACTION = "30s"
 
 
 async def folded_names(session: DatabaseSession) -> FoldedNames:
@@ -54,7 +55,7 @@ async def fold_names(
     async with transaction(session):
         # Commits under way end first, and later ones wait. Then the lock that folding and
         # retention take.
-        await query(session, "limit_idle", IDLE)
+        await query(session, "limit_idle", IDLE_IN_TRANSACTION)
         await query(session, "lock_commits")
         await query(session, "lock_rollups")
         seq = await fold(session, DELTAS_KEPT)

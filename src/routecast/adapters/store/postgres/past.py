@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.adapters.store.past import Add, Term, add_deltas, filters, selections, summary_rows
-from routecast.adapters.store.postgres.fold import START_OF, deltas_of
+from routecast.adapters.store.postgres.fold import deltas_of
 from routecast.adapters.store.postgres.session import (
-    SQL,
+    POSTGRES_SQL,
     DatabaseSession,
     beside,
     chunks,
@@ -18,8 +19,6 @@ from routecast.core.rollup import Bucket, Sums
 from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld
 from routecast.protocol import Position
-
-HOUR = START_OF["hour"]
 
 
 async def read(session: DatabaseSession, plan: Plan) -> TimeSeries:
@@ -44,18 +43,18 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
     place = (first, plan.buckets.end, step, ORIGIN)
     chosen = filters(plan)
     tests = [
-        SQL["past_filter"].format(part=part, number=number)
+        POSTGRES_SQL["past_filter"].format(part=part, number=number)
         for number, part in enumerate(chosen, len(place) + 2)
     ]
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
     errors = "CASE series.status WHEN 'error' THEN count ELSE 0 END"
     for one in selections(plan, errors, _sum_of):
         series = f"series.{plan.group_by}" if one.part is None else "name"
-        sql = SQL[one.query].format(
+        sql = POSTGRES_SQL[one.query].format(
             series="'all'" if plan.group_by is None else series,
             values=one.values,
             table=one.table,
-            join=SQL["past_series"] if needs_series else "",
+            join=POSTGRES_SQL["past_series"] if needs_series else "",
             filters=" ".join(tests),
             grouping=one.grouping,
         )
@@ -71,13 +70,15 @@ def _sum_of(_: str, column: str) -> Sequence[Term]:
 
 async def unsummed(session: DatabaseSession, before: int) -> list[int]:
     """Return the hours over before a second that are not summed up, oldest first."""
-    return [row["start"] for row in await query(session, "unsummed_hours", before - HOUR, None)]
+    return [
+        row["start"] for row in await query(session, "unsummed_hours", before - HOUR_SECONDS, None)
+    ]
 
 
 async def summarise(session: DatabaseSession, start: int) -> None:
     """Sum an hour up. Within a transaction that holds the lock of the rollups."""
     bucket: Bucket = {}
-    async for found in chunks(session, SQL["rollups"], "hour", start, start + 1):
+    async for found in chunks(session, POSTGRES_SQL["rollups"], "hour", start, start + 1):
         names = await names_of_series(session, (row["series"] for row in found))
         bucket |= {names[row["series"]]: Sums.from_row(row[2:]) for row in found}
     rows = await beside(summary_rows, {start: bucket})

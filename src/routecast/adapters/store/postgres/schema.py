@@ -15,8 +15,8 @@ from routecast.adapters.store.postgres.session import (
 from routecast.adapters.store.queries import load_migrations
 from routecast.errors import BadDatabase
 
-MIGRATIONS: Final = load_migrations("postgres")
-KNOWN: Final = MIGRATIONS[-1][0]
+POSTGRES_MIGRATIONS: Final = load_migrations("postgres")
+KNOWN: Final = POSTGRES_MIGRATIONS[-1][0]
 
 # Each migration says which programs, by the newest schema they know, may go on working on it.
 _OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE)
@@ -57,7 +57,7 @@ async def check_server(session: DatabaseSession) -> None:
 
 async def run_migrations(session: DatabaseSession, version: int, last: int) -> None:
     """Run the migrations after one up to another, within a transaction."""
-    for number, script in MIGRATIONS:
+    for number, script in POSTGRES_MIGRATIONS:
         if version < number <= last:
             await session.execute(script)
             await query(session, "set_version", number, oldest_program(script))

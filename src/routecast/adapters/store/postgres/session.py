@@ -25,7 +25,7 @@ else:  # where the class takes no parameter
 
 log = logging.getLogger(__name__)
 
-SQL: Final = load_queries("postgres")
+POSTGRES_SQL: Final = load_queries("postgres")
 
 SCHEMA: Final = "routecast"
 OLDEST_SERVER: Final = 14
@@ -36,7 +36,7 @@ NAME_SETTING: Final = "application_name"
 # Series that are looked up in one statement: a few ms of the event loop.
 KEYS_AT_ONCE: Final = 1_000
 # Between two steps of long work, in seconds at most.
-LONGEST_REST: Final = 0.05
+LONGEST_STEP_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
 
@@ -136,7 +136,7 @@ async def settle_in(
     Raises Unsuitable where one of them is not as it should be.
     """
     names, values = list(settings), list(settings.values())
-    rows = await session.fetch(SQL["set_up"], names, values, local)
+    rows = await session.fetch(POSTGRES_SQL["set_up"], names, values, local)
     for name, found, *_ in rows:
         if found != settings[name] and name != NAME_SETTING:
             raise Unsuitable(f"{name} is set to {settings[name]} and stays {found!r}")
@@ -153,18 +153,18 @@ def statement(session: DatabaseSession) -> AbstractAsyncContextManager[None]:
 async def query(session: DatabaseSession, name: str, *values: Any) -> list[asyncpg.Record]:
     """Return all rows of a named query."""
     async with statement(session):
-        return await session.fetch(SQL[name], *values)
+        return await session.fetch(POSTGRES_SQL[name], *values)
 
 
 async def value(session: DatabaseSession, name: str, *values: Any) -> Any:
     """Return the one value that a named query gives."""
     async with statement(session):
-        return await session.fetchval(SQL[name], *values)
+        return await session.fetchval(POSTGRES_SQL[name], *values)
 
 
 async def rest_since(began: float) -> None:
     """Leave the server to others for as long as a step took that `began` then (monotonic)."""
-    await asyncio.sleep(min(time.monotonic() - began, LONGEST_REST))
+    await asyncio.sleep(min(time.monotonic() - began, LONGEST_STEP_REST))
 
 
 async def chunks(
@@ -234,7 +234,7 @@ async def _look_up(session: DatabaseSession, keys: Sequence[tuple[str, ...]]) ->
 async def series_names(session: DatabaseSession) -> dict[int, Key]:
     """Return the key of each series by its number, within a transaction."""
     names: dict[int, Key] = {}
-    async for rows in chunks(session, SQL["series"]):
+    async for rows in chunks(session, POSTGRES_SQL["series"]):
         names |= await beside(_names, rows)
     return names
 

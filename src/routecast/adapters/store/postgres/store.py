@@ -26,7 +26,7 @@ from routecast.adapters.store.postgres.failures import (
 from routecast.adapters.store.postgres.fold import deltas_of, fold, lock_rollups
 from routecast.adapters.store.postgres.schema import migrate
 from routecast.adapters.store.postgres.session import (
-    SQL,
+    POSTGRES_SQL,
     DatabaseSession,
     beside,
     chunks,
@@ -56,12 +56,12 @@ ACQUIRE_SECONDS: Final = 5.0
 # Sessions that nothing uses but commits, checks and looks at the position.
 SPARE_SESSIONS: Final = 2
 # For all of a check, or of a look at the position: who waits for it wants to know soon.
-LOOK_SECONDS: Final = ASK_SECONDS
+POSITION_SECONDS: Final = ASK_SECONDS
 # A session that nobody uses is closed after this time, in seconds; and so that a pooler can give
 # its own to others, through one.
 UNUSED_SECONDS: Final = 300.0
 UNUSED_POOLED_SECONDS: Final = 1.0
-CLOSE_SECONDS: Final = 3.0
+STORE_CLOSE_SECONDS: Final = 3.0
 # A store tries for this time, in seconds, to find out the outcome of a commit whose session was
 # lost.
 SETTLE_SECONDS: Final = 10.0
@@ -110,7 +110,7 @@ class PostgresStore:
             await warn(session)
         finally:
             self._opening = None
-            await session.close(timeout=CLOSE_SECONDS)
+            await session.close(timeout=STORE_CLOSE_SECONDS)
         self._connector.tell(session)
         if self._pool is None and not self._stopping:
             self._pool = await asyncpg.create_pool(
@@ -144,7 +144,7 @@ class PostgresStore:
             return
         self._closed = True
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout(STORE_CLOSE_SECONDS):
                 await self._folder.close()
                 if self._pool is not None and not self._stopping:
                     await self._pool.close()
@@ -178,10 +178,10 @@ class PostgresStore:
             names = await series_names(session)
             position = Position(state["epoch"], state["folded"])
             loader = Loader(position, now, names, room)
-            async for rows in chunks(session, SQL["rollups"], "total", 0, 1):
+            async for rows in chunks(session, POSTGRES_SQL["rollups"], "total", 0, 1):
                 await beside(loader.add_total, rows)
             for period, first, end in loader.spans():
-                async for rows in chunks(session, SQL["rollups"], period, first, end):
+                async for rows in chunks(session, POSTGRES_SQL["rollups"], period, first, end):
                     if not await beside(loader.add, period, rows):
                         break
             deltas = await query(session, "deltas", state["folded"])
@@ -246,7 +246,7 @@ class PostgresStore:
             try:
                 return await names_of.fold_names(session, part, names, remember=remember)
             finally:
-                await session.close(timeout=CLOSE_SECONDS)
+                await session.close(timeout=STORE_CLOSE_SECONDS)
 
     async def verify(self) -> AsyncGenerator[Checked | Difference]:
         self._opened()
@@ -257,7 +257,7 @@ class PostgresStore:
                     async for found in findings:
                         yield found
             finally:
-                await session.close(timeout=CLOSE_SECONDS)
+                await session.close(timeout=STORE_CLOSE_SECONDS)
 
     # -- sessions -------------------------------------------------------------------------------
 
@@ -339,9 +339,9 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _soon(self) -> AsyncIterator[DatabaseSession]:
-        """A session for what must end within LOOK_SECONDS, whatever happens to it."""
+        """A session for what must end within POSITION_SECONDS, whatever happens to it."""
         with unavailable():
-            async with asyncio.timeout(LOOK_SECONDS), self._session(spare=True) as session:
+            async with asyncio.timeout(POSITION_SECONDS), self._session(spare=True) as session:
                 yield session
 
     @asynccontextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from routecast.adapters.store.postgres.fold import BYTES_AT_ONCE, last_commit
-from routecast.adapters.store.postgres.session import SQL, DatabaseSession, chunks, query
+from routecast.adapters.store.postgres.session import POSTGRES_SQL, DatabaseSession, chunks, query
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Key, Sums
 
@@ -32,7 +32,7 @@ class Totals:
         """Read what is folded; return the last commit there was at that moment."""
         self.sums = {key: Sums() for key in self._keys.values()}
         until = 0
-        async for rows in chunks(self._session, SQL["folded_totals"], list(self._keys)):
+        async for rows in chunks(self._session, POSTGRES_SQL["folded_totals"], list(self._keys)):
             for folded, seq, series, *values in rows:
                 self._seq, until = folded, seq
                 if series is not None:

@@ -4,28 +4,29 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
+from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.adapters.store.postgres.failures import CORRUPT, described
 from routecast.adapters.store.postgres.integrity import check_files
 from routecast.adapters.store.postgres.session import (
-    SQL,
+    POSTGRES_SQL,
     DatabaseSession,
     chunks,
     query,
     transaction,
     value,
 )
-from routecast.adapters.store.verification import HOUR, KEY, Comparison, Row, Rows
+from routecast.adapters.store.verification import Comparison, Row, Rows
 from routecast.core.delta import Delta
 from routecast.core.histogram import EDGES
+from routecast.core.history import PARTS
 from routecast.ports import COMPARING, COUNTING, Checked, Difference
 
 # What no recount can know.
-UNVERIFIABLE: Final = (
+POSTGRES_UNVERIFIABLE: Final = (
     "a decision that was changed, added or removed together with every sum that holds it",
     "a reason, or a receipt time, that was changed: nothing is summed up by them",
     "a delta that was folded into the rollups and changed later, as long as it can be read",
 )
-PARTS: Final = ("all", *KEY)
 
 # At most this number of rows of the recount is fetched at a time.
 PREFETCH: Final = 1_000
@@ -38,7 +39,7 @@ async def verify(
 
     What cannot be checked is added to `unchecked`, a sentence each.
     """
-    unchecked[:] = UNVERIFIABLE
+    unchecked[:] = POSTGRES_UNVERIFIABLE
     async for found in check_files(session, unchecked):
         yield found
     try:
@@ -104,7 +105,7 @@ async def _read_deltas(
     if folded > seq:
         yield Difference("deltas", f"those up to seq {folded}", f"those up to seq {seq}")
     expected = folded + 1
-    async for rows in chunks(session, SQL["deltas"], 0):
+    async for rows in chunks(session, POSTGRES_SQL["deltas"], 0):
         for number, packed in rows:
             delta = None
             try:
@@ -122,10 +123,10 @@ async def _by_hour(session: DatabaseSession, *values: Any) -> AsyncIterator[tupl
     """Yield each hour, in order, with the minutes in it as the decisions give them."""
     current: int | None = None
     minutes: Rows = {}
-    recount = await session.prepare(SQL["recount"])
+    recount = await session.prepare(POSTGRES_SQL["recount"])
     async for row in recount.cursor(*values, prefetch=PREFETCH):
         start, series, *sums = row
-        hour = start // HOUR * HOUR
+        hour = start // HOUR_SECONDS * HOUR_SECONDS
         if hour != current:
             if current is not None:
                 yield current, minutes

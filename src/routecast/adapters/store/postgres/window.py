@@ -5,7 +5,7 @@ from typing import Final
 
 from routecast.adapters.store.postgres.fold import deltas_of
 from routecast.adapters.store.postgres.session import (
-    SQL,
+    POSTGRES_SQL,
     DatabaseSession,
     beside,
     chunks,
@@ -18,7 +18,7 @@ from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
 # One window must not hold a session for longer, in seconds.
-READ_SECONDS: Final = 5.0
+WINDOW_READ_SECONDS: Final = 5.0
 
 
 async def read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snapshot:
@@ -28,7 +28,7 @@ async def read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snapsh
     than a read may take.
     """
     try:
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(WINDOW_READ_SECONDS):
             return await _read(session, asked, now)
     except TimeoutError:
         raise Unavailable("the window has too many series to add up in time") from None
@@ -40,13 +40,13 @@ async def _read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snaps
     if sums.oldest_minute is not None and sums.oldest_minute < state["minutes_from"]:
         raise NotHeld("minutes of the window are not kept any more")
     for place in sums.ranges:
-        async for rows in chunks(session, SQL["window_sums"], *place):
+        async for rows in chunks(session, POSTGRES_SQL["window_sums"], *place):
             await beside(sums.add_sums, rows)
         if asked.histograms:
-            async for rows in chunks(session, SQL["window_bins"], *place):
+            async for rows in chunks(session, POSTGRES_SQL["window_bins"], *place):
                 await beside(sums.add_bins, rows)
     if sums.last_minutes is not None:
-        async for rows in chunks(session, SQL["window_counts"], *sums.last_minutes):
+        async for rows in chunks(session, POSTGRES_SQL["window_counts"], *sums.last_minutes):
             sums.add_counts(rows)
     names = await series_names(session)
     position = Position(state["epoch"], state["folded"])

@@ -29,15 +29,14 @@ from routecast.adapters.store.sqlite.marks import (
     wal_of,
 )
 from routecast.errors import BadDatabase, Damaged, InUse, RoutecastError, Unavailable
-from routecast.ports import BackedUp, Checked, Restored
+from routecast.ports import BackedUp, Checked, Restored, Tell
 from routecast.protocol import Position
 
 T = TypeVar("T")
-Tell = Callable[[Checked], None]
 
 # Pages that are copied at a time: 4 MiB, between which Ctrl-C is heard and progress told.
 PAGES_PER_STEP: Final = 1_024
-_MAGIC: Final = b"SQLite format 3\0"
+_FILE_MAGIC: Final = b"SQLite format 3\0"
 _ARCHIVE: Final = b"PK\x03\x04"  # what backups of PostgreSQL begin with
 # Steps of the engine between two looks whether to stop.
 _STEPS: Final = 100_000
@@ -216,7 +215,7 @@ def _check(made: apsw.Connection, name: Path, tell: Tell) -> tuple[Position, int
 def _require_backup(source: Path) -> None:
     try:
         with source.open("rb") as file:
-            begin = file.read(len(_MAGIC))
+            begin = file.read(len(_FILE_MAGIC))
     except OSError as error:
         raise BadDatabase(f"cannot read {source}: {error.strerror}") from None
     if begin.startswith(_ARCHIVE):
@@ -224,7 +223,7 @@ def _require_backup(source: Path) -> None:
             f"{source} is a backup of PostgreSQL: name a PostgreSQL database (--database "
             "postgresql://...) to restore it to"
         )
-    if begin != _MAGIC:
+    if begin != _FILE_MAGIC:
         raise BadDatabase(f"{source} is no backup of a SQLite database")
     require_own_log(source)
 

@@ -15,7 +15,7 @@ from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, Key, shared_key
 from routecast.protocol import Position
 
-SQL: Final = load_queries("sqlite")
+SQLITE_SQL: Final = load_queries("sqlite")
 BUSY_MS: Final = 5_000
 
 # Rows that one statement inserts: several, for fewer hand-overs of the interpreter's lock. SQLite
@@ -23,12 +23,10 @@ BUSY_MS: Final = 5_000
 ROWS_PER_STEP: Final = (400, 100)
 STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each number of rows that is left over
 
-START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
-
 
 def select(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
     """Return the rows of a named query, read as they are asked for."""
-    return db.execute(SQL[name], values)
+    return db.execute(SQLITE_SQL[name], values)
 
 
 def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
@@ -60,7 +58,7 @@ def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]])
 @cache
 def _statement(name: str, rows: int, columns: int) -> str:
     row = f"({','.join('?' * columns)})"
-    return SQL[name].format(rows=",".join([row] * rows))
+    return SQLITE_SQL[name].format(rows=",".join([row] * rows))
 
 
 def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:

@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 import apsw
 import msgspec
 
-from routecast.adapters.store.sqlite.connection import START_OF, insert_rows, query
+from routecast.adapters.store.loading import START_OF
+from routecast.adapters.store.sqlite.connection import insert_rows, query
 from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesNumbers
 from routecast.core import room
@@ -24,16 +25,16 @@ from routecast.protocol import Position
 # The cells of one part: packing or unpacking it holds the interpreter's lock for a few ms.
 PART_CELLS: Final = 100
 # Folding begins when this number of cells, or of parts, is not folded.
-FOLD_CELLS: Final = 2_000
-FOLD_COMMITS: Final = 64
+SQLITE_FOLD_CELLS: Final = 2_000
+SQLITE_FOLD_COMMITS: Final = 64
 # One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all: 5 to
 # 25 ms, for which a commit may have to wait.
 STEP_CELLS: Final = 100
 STEP_CELLS_READ: Final = 1_000
 # While more cells than this are not folded, a commit leaves them to the steps between commits.
-IN_COMMIT_CELLS: Final = 2 * FOLD_CELLS
+IN_COMMIT_CELLS: Final = 2 * SQLITE_FOLD_CELLS
 # When more cells than this are not folded, a commit folds as many as it adds.
-MOST_UNFOLDED: Final = 80_000
+MOST_UNFOLDED_CELLS: Final = 80_000
 # The cells of unfolded parts that are kept in memory; those of other parts are read when needed.
 REMEMBERED_CELLS: Final = 5_000
 
@@ -118,7 +119,7 @@ class Folding:
         self._parts.append(part)
         self.cells += part.number
         self._added += part.largest
-        if self.cells >= FOLD_CELLS or len(self._parts) >= FOLD_COMMITS:
+        if self.cells >= SQLITE_FOLD_CELLS or len(self._parts) >= SQLITE_FOLD_COMMITS:
             self.due = True
 
     def keys_to_check(self, cells: Cells, most: int) -> Set[Key]:
@@ -126,7 +127,7 @@ class Folding:
 
         No sum grows by more than `most`. `exact_totals` tells what the sums are.
         """
-        if self._added + most > room.MOST_UNFOLDED:
+        if self._added + most > room.MOST_UNFOLDED_SUM:
             return frozenset(cells.keys())
         return self._near.intersection(cells.keys()) if self._near else frozenset()
 
@@ -161,8 +162,8 @@ class Folding:
 
     def after_commit(self, added: int) -> None:
         """Fold what a commit that added `added` cells should fold, before it ends."""
-        if self.cells > MOST_UNFOLDED:
-            least = max(MOST_UNFOLDED, self.cells - added)
+        if self.cells > MOST_UNFOLDED_CELLS:
+            least = max(MOST_UNFOLDED_CELLS, self.cells - added)
             while self.cells > least:
                 self.step()
         elif self.due and self.cells <= IN_COMMIT_CELLS:

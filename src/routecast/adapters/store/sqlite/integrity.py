@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 # A store that opens waits at most this time, in seconds, for its check; the rest is done beside
 # all else.
-OPEN_SECONDS: Final = 1.0
+OPEN_CHECK_SECONDS: Final = 1.0
 # Then the check works and rests by turns, in seconds, so that others need not wait for it.
 WORK_SECONDS: Final = 0.01
-REST_SECONDS: Final = 0.03
-# The above is checked every STEPS steps of the engine: about a millisecond.
-STEPS: Final = 10_000
+CHECK_REST_SECONDS: Final = 0.03
+# The above is checked every CHECK_STEPS steps of the engine: about a millisecond.
+CHECK_STEPS: Final = 10_000
 
 # Errors that say that the file cannot be used any more.
 _CORRUPT: Final = (apsw.CorruptError, apsw.NotADBError)
 # Failures to read that may pass: the check says whether they did.
-_UNREADABLE: Final = frozenset(
+_READ_FAILURES: Final = frozenset(
     {
         apsw.SQLITE_IOERR_READ,
         apsw.SQLITE_IOERR_SHORT_READ,
@@ -74,11 +74,11 @@ class Integrity:
             raise Unavailable(f"the database file is corrupt ({self._error})", retry_after=30)
 
     async def open(self) -> None:
-        """Check a file that was just opened; return after OPEN_SECONDS at the latest."""
+        """Check a file that was just opened; return after OPEN_CHECK_SECONDS at the latest."""
         self._error, self._final = None, False
         self._begin()
         assert self._task is not None
-        await asyncio.wait({self._task}, timeout=OPEN_SECONDS)
+        await asyncio.wait({self._task}, timeout=OPEN_CHECK_SECONDS)
         self._resting.set()
 
     async def close(self) -> None:
@@ -92,7 +92,7 @@ class Integrity:
         """Take note of an error that a user of the file met."""
         if isinstance(error, (*_CORRUPT, LogCut)):
             self._damaged(str(error), final=True)
-        elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _UNREADABLE:
+        elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _READ_FAILURES:
             shrunk = isinstance(error, Shrunk)
             self._damaged("it is shorter than it was" if shrunk else str(error), final=False)
             if self._check is not None:  # it was opened
@@ -146,7 +146,7 @@ class Integrity:
     def _look(self) -> str | None:
         """Return the first thing that is wrong with the file, None where nothing is."""
         with self._connect() as db:
-            db.set_progress_handler(self._pace(), STEPS)
+            db.set_progress_handler(self._pace(), CHECK_STEPS)
             tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rootpage"
             for (table,) in list(db.execute(tables)):
                 found = str(next(db.execute(f"PRAGMA quick_check({table})"))[0])
@@ -160,7 +160,7 @@ class Integrity:
         def pace() -> bool:
             nonlocal since
             if self._resting.is_set() and time.monotonic() - since > WORK_SECONDS:
-                self._stopping.wait(REST_SECONDS)
+                self._stopping.wait(CHECK_REST_SECONDS)
                 since = time.monotonic()
             return self._stopping.is_set()
 

@@ -31,13 +31,13 @@ from routecast.errors import BadDatabase
 HEADER: Final = 100  # bytes at the start of every SQLite file (its file format, 1.3)
 # In place of the schema version that a file had when it was opened: it is a backup.
 COPY: Final = -1
-_TOKEN: Final = 8
+_TOKEN_BYTES: Final = 8
 # No text has these bytes, since they are no UTF-8.
-_MAGIC: Final = b"\xff\xfeRoutecast mark"
-_NONE: Final = bytes(_TOKEN)
+_MARK_MAGIC: Final = b"\xff\xfeRoutecast mark"
+_NONE: Final = bytes(_TOKEN_BYTES)
 # A write-ahead log (SQLite's file format, 4): its header, and that of each page in it.
 _LOG: Final = struct.Struct(">8I")
-_FRAME: Final = struct.Struct(">6I")
+_FRAME_HEADER: Final = struct.Struct(">6I")
 _LOG_MAGIC: Final = (0x377F0682, 0x377F0683)  # checksums of little-endian words, of big-endian ones
 _READ: Final = 1 << 20  # bytes at a time
 # A table's only page, with one row; where its row is.
@@ -60,19 +60,23 @@ class Mark:
     def after(cls, packed: bytes | None, header: bytes) -> Self:
         """Return a new mark; `packed` is the one before."""
         before = cls.unpack(packed)
-        return cls(secrets.token_bytes(_TOKEN), before.token, header)
+        return cls(secrets.token_bytes(_TOKEN_BYTES), before.token, header)
 
     def pack(self) -> bytes:
         """Return the mark as it is stored."""
-        return _MAGIC + self.token + self.previous + self.header
+        return _MARK_MAGIC + self.token + self.previous + self.header
 
     @classmethod
     def unpack(cls, packed: bytes | None) -> Self:
         """Return a stored mark; an empty one, where there is none."""
-        if packed is None or not packed.startswith(_MAGIC) or len(packed) < len(cls().pack()):
+        if packed is None or not packed.startswith(_MARK_MAGIC) or len(packed) < len(cls().pack()):
             return cls()
-        rest = packed[len(_MAGIC) :]
-        return cls(rest[:_TOKEN], rest[_TOKEN : 2 * _TOKEN], rest[2 * _TOKEN :][:HEADER])
+        rest = packed[len(_MARK_MAGIC) :]
+        return cls(
+            rest[:_TOKEN_BYTES],
+            rest[_TOKEN_BYTES : 2 * _TOKEN_BYTES],
+            rest[2 * _TOKEN_BYTES :][:HEADER],
+        )
 
 
 @dataclass(slots=True)
@@ -183,10 +187,10 @@ def read_log(wal: Path) -> Log | None:
 
 def _frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes, bytes]]:
     """Yield each page of a log: number, pages of the file if it ends a commit, salts, content."""
-    length = _FRAME.size + size
+    length = _FRAME_HEADER.size + size
     while block := file.read(max(1, _READ // length) * length):
         for start in range(0, len(block) - length + 1, length):
-            page, pages, *_ = _FRAME.unpack_from(block, start)
+            page, pages, *_ = _FRAME_HEADER.unpack_from(block, start)
             yield page, pages, block[start + 8 : start + 16], block[start + 24 : start + length]
 
 
@@ -196,7 +200,9 @@ def _mark_on(page: bytes) -> Mark | None:
     if kind != _LEAF or rows != 1:
         return None
     row = int.from_bytes(page[8:10])
-    start = page.find(_MAGIC, row, row + 16 + len(_MAGIC))  # behind the row's own few bytes
+    start = page.find(
+        _MARK_MAGIC, row, row + 16 + len(_MARK_MAGIC)
+    )  # behind the row's own few bytes
     return Mark.unpack(page[start : start + len(Mark().pack())]) if start >= 0 else None
 
 
@@ -210,11 +216,11 @@ def _is_whole(wal: Path, last: int) -> bool:
         if sums != (first, second):
             return False
         for _ in range(last + 1):
-            frame = file.read(_FRAME.size + size)
-            if len(frame) < _FRAME.size + size:
+            frame = file.read(_FRAME_HEADER.size + size)
+            if len(frame) < _FRAME_HEADER.size + size:
                 return False
             sums = _checksum(frame[:8] + frame[24:], order, sums)
-            if sums != _FRAME.unpack_from(frame)[4:]:
+            if sums != _FRAME_HEADER.unpack_from(frame)[4:]:
                 return False
     return True
 

@@ -7,10 +7,10 @@ from typing import Any
 import apsw
 import msgspec
 
+from routecast.adapters.store.loading import START_OF
 from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buckets, moves
 from routecast.adapters.store.names import folded_names as by_part
 from routecast.adapters.store.sqlite.connection import (
-    START_OF,
     parts_after,
     query,
     select,

@@ -9,7 +9,7 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.past import Add, Term, add_deltas, filters, selections
-from routecast.adapters.store.sqlite.connection import SQL, parts_after, query, transaction
+from routecast.adapters.store.sqlite.connection import SQLITE_SQL, parts_after, query, transaction
 from routecast.adapters.store.sqlite.summaries import HIGH
 from routecast.core.history import ORIGIN, Plan
 from routecast.core.room import SUMS
@@ -17,10 +17,10 @@ from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
-# One range may keep the others waiting for at most this time, in seconds. It is checked every STEPS
-# steps of the engine: some milliseconds.
-READ_SECONDS: Final = 5.0
-STEPS: Final = 500_000
+# One range may keep the others waiting for at most this time, in seconds. It is checked every
+# RANGE_STEPS steps of the engine: some milliseconds.
+RANGE_READ_SECONDS: Final = 5.0
+RANGE_STEPS: Final = 500_000
 
 # SQLite's integers end at 64 bits, and its `sum` fails there: the halves of a value are summed up
 # apart. A summary's value has a part above these bits in a column of its own.
@@ -48,9 +48,9 @@ def read(db: apsw.Connection, plan: Plan) -> TimeSeries:
 
 @contextmanager
 def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
-    """End what the body reads after READ_SECONDS. Raises Unavailable with this error."""
-    deadline = time.monotonic() + READ_SECONDS
-    db.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+    """End what the body reads after RANGE_READ_SECONDS. Raises Unavailable with this error."""
+    deadline = time.monotonic() + RANGE_READ_SECONDS
+    db.set_progress_handler(lambda: time.monotonic() > deadline, RANGE_STEPS)
     try:
         yield
     except apsw.InterruptError:
@@ -77,12 +77,12 @@ def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]
     place = (first, plan.buckets.end, step, ORIGIN)
     chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}
     tests = [
-        SQL["past_filter"].format(part=part, number=number)
+        SQLITE_SQL["past_filter"].format(part=part, number=number)
         for number, part in enumerate(chosen, len(place) + 2)
     ]
     for one in selections(plan, "iif(series.status = 'error', count, 0)", sum_of):
         series = f"series.{plan.group_by}" if one.part is None else "name"
-        sql = SQL[one.query].format(
+        sql = SQLITE_SQL[one.query].format(
             series="'all'" if plan.group_by is None else series,
             values=one.values,
             table=one.table,

@@ -6,10 +6,9 @@ from typing import Any, Final
 
 import apsw
 
-from routecast.adapters.store.loading import Loader
+from routecast.adapters.store.loading import START_OF, Loader
 from routecast.adapters.store.past import SummaryRows, summary_rows
 from routecast.adapters.store.sqlite.connection import (
-    START_OF,
     deltas_after,
     names_of_series,
     query,

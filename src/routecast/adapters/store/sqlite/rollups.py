@@ -8,7 +8,8 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.adapters.store.sqlite.connection import START_OF, insert_rows, query
+from routecast.adapters.store.loading import START_OF
+from routecast.adapters.store.sqlite.connection import insert_rows, query
 from routecast.adapters.store.sqlite.series import SeriesNumbers
 from routecast.core.rollup import Bucket, Key, Sums
 
@@ -21,7 +22,7 @@ ROLLUP_BYTES: Final = 800
 HISTOGRAM_BYTES: Final = 40
 
 # A period, where it starts, and the number of a series.
-Place = tuple[str, int, int]
+RollupKey = tuple[str, int, int]
 
 _encode: Final = msgspec.json.Encoder().encode
 _Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, str]
@@ -39,7 +40,7 @@ class Rollups:
         self._db = db
         self._series = series
         # With the bytes they take; those touched last come last.
-        self._held: OrderedDict[Place, tuple[Sums, int]] = OrderedDict()
+        self._held: OrderedDict[RollupKey, tuple[Sums, int]] = OrderedDict()
         self.size = 0  # of all those held, in bytes
 
     def forget(self) -> None:
@@ -78,7 +79,7 @@ class Rollups:
             insert_rows(self._db, "put_rollups", rows)
             self._shrink()
 
-    def _steps(self, period: str, buckets: Mapping[int, Bucket]) -> Iterator[dict[Place, Sums]]:
+    def _steps(self, period: str, buckets: Mapping[int, Bucket]) -> Iterator[dict[RollupKey, Sums]]:
         unit = START_OF[period]
         every = (
             ((period, number * unit, self._series[key]), sums)
@@ -88,7 +89,7 @@ class Rollups:
         while step := dict(islice(every, READ_PER_STEP)):
             yield step
 
-    def _read(self, period: str, places: Sequence[Place]) -> None:
+    def _read(self, period: str, places: Sequence[RollupKey]) -> None:
         if not places:
             return
         wanted = _encode([place[1:] for place in places]).decode()
@@ -98,12 +99,12 @@ class Rollups:
             sums = Sums.from_row((*scalars, bytes.fromhex(bins)))
             self._remember((period, start, series), sums, len(bins) // 2)
 
-    def _remember(self, place: Place, sums: Sums, packed: int) -> None:
+    def _remember(self, place: RollupKey, sums: Sums, packed: int) -> None:
         size = ROLLUP_BYTES + HISTOGRAM_BYTES * packed
         self.size += size
         self._held[place] = sums, size
 
-    def _remembered(self, place: Place) -> Sums | None:
+    def _remembered(self, place: RollupKey) -> Sums | None:
         """Take out what is remembered of a rollup."""
         found = self._held.pop(place, None)
         if found is None:

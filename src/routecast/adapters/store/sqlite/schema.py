@@ -11,8 +11,8 @@ from routecast.adapters.store.sqlite.connection import query, transaction
 from routecast.errors import BadDatabase
 
 APPLICATION_ID: Final = 0x52544341  # "RTCA", in the file's header
-MIGRATIONS: Final = load_migrations("sqlite")
-NEWEST: Final = MIGRATIONS[-1][0]
+SQLITE_MIGRATIONS: Final = load_migrations("sqlite")
+NEWEST: Final = SQLITE_MIGRATIONS[-1][0]
 FIRST_WITH_MARKS: Final = 8
 
 
@@ -36,7 +36,7 @@ def migrate(db: apsw.Connection) -> None:
         done = db.pragma("user_version")
         version = db.pragma("schema_version")
         is_marked = done >= FIRST_WITH_MARKS
-        for number, script in MIGRATIONS:
+        for number, script in SQLITE_MIGRATIONS:
             if number > done:
                 db.execute(script)
                 db.execute(f"PRAGMA user_version = {number}")

@@ -19,7 +19,7 @@ from routecast.adapters.store.sqlite.place import LogCut, Lost, Shrunk
 from routecast.adapters.store.sqlite.reading import INTERRUPT_PAUSE, Readers
 from routecast.adapters.store.sqlite.series import KEYS_PER_STEP, SeriesKey
 from routecast.adapters.store.sqlite.staging import Staged, counted_as, keys_of, stage
-from routecast.adapters.store.sqlite.verify import UNVERIFIABLE, recount
+from routecast.adapters.store.sqlite.verify import SQLITE_UNVERIFIABLE, recount
 from routecast.adapters.store.sqlite.window import WindowReader
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.cardinality import FoldedNames
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 READERS: Final = 2
 # Between two steps of folding, in seconds at most.
-LONGEST_REST: Final = 0.1
+LONGEST_FOLD_REST: Final = 0.1
 # A large batch begins when at most this number of cells is not folded: so the work of a load has a
 # bound.
 LARGE_UNFOLDED: Final = 2_000
@@ -190,7 +190,7 @@ class SqliteStore:
 
     @property
     def unverifiable(self) -> Sequence[str]:
-        return UNVERIFIABLE
+        return SQLITE_UNVERIFIABLE
 
     # -- writing in steps -----------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class SqliteStore:
         async with self._one_step:
             started = time.monotonic()
             more = await self._write(self._writer.fold)
-            await asyncio.sleep(min(time.monotonic() - started, LONGEST_REST))
+            await asyncio.sleep(min(time.monotonic() - started, LONGEST_FOLD_REST))
         return more
 
     def _stage(self, *args: Any) -> Staged:

@@ -6,24 +6,24 @@ The part above the lowest 63 bits is in the column's `_high`; these columns come
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from routecast.core.history import COLUMNS
+from routecast.core.history import POINT_COLUMNS
 from routecast.core.room import SUMS
 
 HIGH: Final = 63
 _LOW: Final = (1 << HIGH) - 1
-_PLACES: Final = tuple(COLUMNS.index(name) for name in SUMS)
+_SUM_PLACES: Final = tuple(POINT_COLUMNS.index(name) for name in SUMS)
 
 
 def split(sums: Sequence[int]) -> tuple[int, ...]:
-    """Return sums, in the order of `history.COLUMNS`, as columns."""
-    high = (sums[place] >> HIGH for place in _PLACES)
+    """Return sums, in the order of `history.POINT_COLUMNS`, as columns."""
+    high = (sums[place] >> HIGH for place in _SUM_PLACES)
     return (*(value & _LOW for value in sums), *high)
 
 
 def join(columns: Sequence[Any]) -> list[Any]:
     """Return the sums that `split` gave."""
-    sums = list(columns[: len(COLUMNS)])
-    for place, high in zip(_PLACES, columns[len(COLUMNS) :], strict=True):
+    sums = list(columns[: len(POINT_COLUMNS)])
+    for place, high in zip(_SUM_PLACES, columns[len(POINT_COLUMNS) :], strict=True):
         sums[place] += high << HIGH
     return sums
 

@@ -6,8 +6,15 @@ from typing import Any, Final
 
 import apsw
 
+from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.adapters.store.sqlite.summaries import joined
-from routecast.adapters.store.verification import HOUR, Comparison, Rows, moment, readable, unpacked
+from routecast.adapters.store.verification import (
+    Comparison,
+    Rows,
+    moment,
+    readable,
+    unpacked,
+)
 from routecast.core.cardinality import OTHER
 from routecast.core.decision import DAY
 from routecast.core.histogram import bin_of, pack
@@ -18,7 +25,7 @@ _END: Final = 2**62
 MAX_FAULTS: Final = 20
 
 # What no recount can detect, each to complete "It cannot detect".
-UNVERIFIABLE: Final = (
+SQLITE_UNVERIFIABLE: Final = (
     "a decision that was changed, added or removed together with every sum that it is part of",
     "a changed reason or time of receipt, or another id that is as new: no sum depends on them",
     "in an hour whose decisions were dropped in part, in which minute a dropped one was counted",
@@ -85,14 +92,16 @@ def _recount(query: Query, now: int) -> Iterator[Checked | Difference]:
     comparison = Comparison(series, minutes_from, deltas)
     yield from found
     yield Checked(COUNTING, 0, of)
-    counted = itertools.groupby(query("recount"), key=lambda row: row[0] // HOUR * HOUR)
+    counted = itertools.groupby(
+        query("recount"), key=lambda row: row[0] // HOUR_SECONDS * HOUR_SECONDS
+    )
     hours = {row[0] for row in query("hours")} | comparison.hours
     unsummed = {row[0] for row in query("unsummed_hours", _END, -1)}
     done = 0
     for hour, minutes in _by_hour(counted, iter(sorted(hours))):
         rollups = {
             "hour": list(query("rollups", "hour", hour, hour + 1)),
-            "minute": list(query("rollups", "minute", hour, hour + HOUR)),
+            "minute": list(query("rollups", "minute", hour, hour + HOUR_SECONDS)),
             "pruned": list(query("rollups", "pruned", hour, hour + 1)),
         }
         summaries = None if hour in unsummed else joined(query("summaries", hour))

@@ -35,7 +35,7 @@ WARN_BYTES: Final = 64 << 20
 _DATABASE, _LOG = 0, 1  # which file `Connection.read` reads
 _LOG_HEADER: Final = 32
 _SALTS: Final = slice(16, 24)
-_FRAME: Final = 24
+_FRAME_BYTES: Final = 24
 
 
 class WriteAheadLog:
@@ -245,7 +245,7 @@ class WriteAheadLog:
     # -- what others did --------------------------------------------------------------------------
 
     def _length(self, pages: int) -> int:
-        return _LOG_HEADER + pages * (_FRAME + self._page) if pages else 0
+        return _LOG_HEADER + pages * (_FRAME_BYTES + self._page) if pages else 0
 
     def _find_cut(self) -> None:
         """Raise Lost when pages of the log are missing that the file lacks.
