@@ -61,7 +61,7 @@ def test_who_leaves_before_a_ping_is_sent_stops_no_others(
     """A client may close while a ping waits for a frame; others are asked, and let go, as ever."""
     monkeypatch.setattr(connections, "PING_SECONDS", 3.0)
     monkeypatch.setattr(connections, "PING_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(connections, "RIDE_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "PIGGYBACK_SECONDS", 1.0)
     monkeypatch.setattr(connections, "PONG_SECONDS", 2.0)
     clock = SystemClock()
     store = SqliteStore(tmp_path / "routecast.db")

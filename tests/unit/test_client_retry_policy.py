@@ -4,7 +4,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import Close
 
-from routecast.client.retry_policy import describe, least_pause, refusal, told_pause
+from routecast.client.retry_policy import describe, min_retry_delay, refusal, server_retry_delay
 from routecast.errors import Refused, Unauthenticated
 
 
@@ -16,18 +16,18 @@ def closed(code: int, reason: str = "") -> ConnectionClosedError:
 @pytest.mark.parametrize("code", [1003, 1007, 1008, 1009, 4400, 4401, 4403])
 def test_codes_that_say_stay_away(code: int) -> None:
     """Coming back cannot help without a change on this side."""
-    assert least_pause(closed(code)) is None
+    assert min_retry_delay(closed(code)) is None
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013, 4408, 4409, 4999])
 def test_codes_that_say_come_back(code: int) -> None:
     """After the usual pause."""
-    assert least_pause(closed(code)) == 0
+    assert min_retry_delay(closed(code)) == 0
 
 
 def test_too_many_messages_is_a_minute() -> None:
     """4429 asks for a minute's pause."""
-    assert least_pause(closed(4429)) == 60
+    assert min_retry_delay(closed(4429)) == 60
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_too_many_messages_is_a_minute() -> None:
 def test_reasons_in_words(error: Exception, words: str) -> None:
     """A person reads what happened, not a class name."""
     assert describe(error) == words
-    assert least_pause(error) == 0
+    assert min_retry_delay(error) == 0
 
 
 @pytest.mark.parametrize("code", [1003, 1007, 1008, 1009, 4400, 4403])
@@ -75,4 +75,4 @@ def test_a_missing_token_is_a_refusal_of_its_own() -> None:
 )
 def test_a_close_may_say_when_to_come_back(error: Exception, seconds: float | None) -> None:
     """As the default stream does, which has no other way to."""
-    assert told_pause(error) == seconds
+    assert server_retry_delay(error) == seconds

@@ -41,7 +41,7 @@ def beats(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs of life asked for in quick succession."""
     monkeypatch.setattr(module, "PING_SECONDS", 0.17)
     monkeypatch.setattr(module, "PING_TURN_SECONDS", 0.01)
-    monkeypatch.setattr(module, "RIDE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "PIGGYBACK_SECONDS", 0.05)
     monkeypatch.setattr(module, "PONG_SECONDS", 0.1)
 
 
@@ -166,7 +166,7 @@ async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
     readers = [Reader(interval=1 + n % 3) for n in range(10)]
     readers[4].silent = True
     held = Reader()
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         await asyncio.sleep(0)  # nobody is there
         for reader in readers:
             hall.manager.connect(reader)
@@ -185,7 +185,7 @@ async def test_a_tick_takes_the_question_along(
     monkeypatch.setattr(module, "EARLY_SECONDS", 100.0)
     reader, silent = Reader(), Reader()
     silent.silent = True
-    async with running(hall.manager.run()), running(hall.manager.beat()):
+    async with running(hall.manager.run()), running(hall.manager.run_heartbeat()):
         hall.manager.connect(reader)
         hall.manager.connect(silent)
         asked: list[float] = []
@@ -214,7 +214,7 @@ async def test_ticks_that_hang_cost_nobody_the_time_to_answer(
         for reader in readers:
             hall.manager.connect(reader)
         hall.load = load
-        async with running(hall.manager.run()), running(hall.manager.beat()):
+        async with running(hall.manager.run()), running(hall.manager.run_heartbeat()):
             await until(lambda: readers[0].asks == 8)
         assert not any(reader.given_up for reader in readers), load
 
@@ -228,7 +228,7 @@ async def test_who_is_asked_late_has_the_time_to_answer(hall: Hall, beats: None)
     readers = [Slow(interval=60), Slow(interval=60)]
     for reader in readers:
         hall.manager.connect(reader)
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         await until(lambda: any(reader.shard and reader.shard.ping_state for reader in readers))
         time.sleep(2 * module.PONG_SECONDS)  # noqa: ASYNC251  # -- nothing is to run
         await until(lambda: readers[0].asks == 2)
@@ -245,7 +245,7 @@ async def test_those_of_the_tick_that_asks_come_first(
     readers = [Reader() for _ in range(4)]
     for reader in (*others, *readers):
         hall.manager.connect(reader)
-    async with running(hall.manager.run()), running(hall.manager.beat()):
+    async with running(hall.manager.run()), running(hall.manager.run_heartbeat()):
         await until(lambda: any(reader.asks for reader in (*others, *readers)))
     assert any(reader.asks for reader in readers)
     assert not any(reader.asks for reader in others)
@@ -262,7 +262,7 @@ async def test_a_tick_of_few_is_not_waited_for(
     for reader in (*most, one):
         hall.manager.connect(reader)
     started = time.monotonic()
-    async with running(hall.manager.run()), running(hall.manager.beat()):
+    async with running(hall.manager.run()), running(hall.manager.run_heartbeat()):
         await until(lambda: one.asks)
     assert time.monotonic() - started >= module.PING_SECONDS + module.QUANTUM
 
@@ -275,7 +275,7 @@ async def test_who_stays_is_asked_though_many_leave(
     monkeypatch.setattr(groups, "SHARD_SIZE", 4)
     readers = [kind() for _ in range(12)]
     group = hold(hall, readers)
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         await until(lambda: any(shard.ping_state is PingState.DUE for shard in group.shards))
         stay = readers[::4]
         questions = {each.shard.ping_state for each in stay if each.shard}
@@ -296,7 +296,7 @@ async def test_not_all_are_asked_at_once(
     readers = [Reader() for _ in range(9)]
     group = hold(hall, readers)
     waiting: set[int] = set()
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         while min(reader.asks for reader in readers) < 2:
             waiting.add(sum(shard.ping_state is PingState.WAITS for shard in group.shards))
             await asyncio.sleep(0)
@@ -311,7 +311,7 @@ async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> 
     for reader in readers:
         reader.silent = True  # at first
         hall.manager.connect(reader)
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         await until(lambda: all(reader.asks == 1 for reader in readers))
         await until(lambda: not any(each.shard and each.shard.ping_state for each in readers))
         before = {reader.shard for reader in readers}
@@ -335,7 +335,7 @@ async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
     group, before = reader.group, reader.shard
     assert group is not None
     assert before is not None
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         await until(lambda: before.ping_state)
         group.settle()
         assert reader.shard is not before
@@ -353,7 +353,7 @@ async def test_who_moves_is_heard_of_as_before(
     group.settle()
     stay = readers[::4]
     stay[1].silent = True
-    async with running(hall.manager.beat()):
+    async with running(hall.manager.run_heartbeat()):
         await until(lambda: all(reader.asks for reader in readers))
         await until(lambda: not any(shard.ping_state for shard in group.shards))
         for reader in {*readers} - {*stay}:
@@ -613,7 +613,7 @@ async def test_late_tick_is_merged_with_the_next(hall: Hall) -> None:
 async def test_ticks_draw_together(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a quantum an interval, as long as they are no crowd; nobody misses a frame by it."""
     monkeypatch.setattr(module, "QUANTUM", 0.005)
-    monkeypatch.setattr(module, "CROWD", 3)
+    monkeypatch.setattr(module, "MAX_COALESCED", 3)
     readers = [Reader() for _ in range(5)]
 
     def share(number: int) -> int:

@@ -367,7 +367,7 @@ async def test_live_state_that_crashed_shows_no_numbers(
     await until(lambda: node.live.current() is not None)
     with monkeypatch.context() as broken:
         broken.setattr(node.live, "_step", crash)
-        node.live._stir.set()
+        node.live._wakeup.set()
         with pytest.raises(RuntimeError):
             await run
     assert node.live.current() is None
@@ -619,10 +619,10 @@ async def test_windows_that_memory_has_no_room_for_are_told_once(
         node.bus.publish(done.delta)
         assert gauge("live_windows_uncovered") == 4
         assert gauge("live_cells") == 100
-        node.live._stir.set()
+        node.live._wakeup.set()
         await until(lambda: told() != [])
         for _ in range(3):
-            node.live._stir.set()
+            node.live._wakeup.set()
             await asyncio.sleep(0)
     (line,) = told()
     assert "5m, 1h, 24h, 7d" in line
@@ -646,7 +646,7 @@ async def test_windows_that_were_given_up_are_loaded_again(
         assert reading is not None
         lost = reading.snapshot.uncovered
         assert lost > 0
-        node.live._stir.set()
+        node.live._wakeup.set()
         await until(lambda: len(node.loaded) == 2)
         reading = node.live.current()
         assert reading is not None
@@ -692,7 +692,7 @@ async def test_epoch_that_has_ended_does_not_come_back(
             await node.cache.put(old)
             node.bus.announce(ended)
             node.live._in_step = False  # as after a gap
-            node.live._stir.set()
+            node.live._wakeup.set()
             await until(lambda before=before: reloads(node) != before)
             assert node.live.position == begun
 

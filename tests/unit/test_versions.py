@@ -103,8 +103,8 @@ def test_time_alone_makes_no_version() -> None:
     view = View(window="5m")
     first = add(versions, state(1, moment=7), view)
     assert add(versions, state(1, moment=8), view) is first
-    assert first.confirm(state(1, moment=8))
-    assert not first.confirm(state(1, moment=9))
+    assert first.still_valid_for(state(1, moment=8))
+    assert not first.still_valid_for(state(1, moment=9))
 
 
 def test_a_position_says_all_about_a_timeless_view() -> None:

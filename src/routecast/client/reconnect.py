@@ -20,9 +20,9 @@ from routecast.client.retry_policy import (
     MAX_CAUSES_TOLD,
     answer_of,
     describe,
-    least_pause,
+    min_retry_delay,
     refusal,
-    told_pause,
+    server_retry_delay,
 )
 from routecast.client.url import Server
 from routecast.errors import Unauthenticated
@@ -107,7 +107,7 @@ class ReconnectingConnection:
             except _ENDS as error:
                 if self._follow(error):
                     continue
-                pause = self._pause(error, pause_asked() or told_pause(error))
+                pause = self._pause(error, pause_asked() or server_retry_delay(error))
                 why = describe(error, self.url)
                 strange = isinstance(error, InvalidStatus)
                 if self._redirected is not None and self.state is not State.CONNECTED:
@@ -163,7 +163,7 @@ class ReconnectingConnection:
 
     def _pause(self, error: Exception, asked: float | None) -> float:
         """Return how long to stay away. Raises Refused."""
-        least = least_pause(error)
+        least = min_retry_delay(error)
         if least is None:
             refused = refusal(error)
             if not (isinstance(refused, Unauthenticated) and self._has_new_token()):

@@ -35,7 +35,7 @@ def answer_of(error: InvalidStatus) -> HttpAnswer:
     )
 
 
-def least_pause(error: Exception) -> float | None:
+def min_retry_delay(error: Exception) -> float | None:
     """Return how many seconds to stay away after an error; None: coming back cannot help."""
     if isinstance(error, InvalidStatus):
         answer = answer_of(error)
@@ -50,7 +50,7 @@ def least_pause(error: Exception) -> float | None:
     return 0.0
 
 
-def told_pause(error: Exception) -> float | None:
+def server_retry_delay(error: Exception) -> float | None:
     """Return after how many seconds a closing server said to come back, if it did."""
     if isinstance(error, ConnectionClosed) and error.rcvd:
         told = _TOLD.fullmatch(error.rcvd.reason)

@@ -147,7 +147,7 @@ class AddressedMessage:
 class Message:
     """One message for many clients: what stands before each one's id, and what comes after."""
 
-    __slots__ = ("encoding", "head", "named", "squeezed", "tail")
+    __slots__ = ("compressed_tail", "encoding", "head", "named", "tail")
 
     def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
         """Take a message whose id is blank (empty)."""
@@ -156,7 +156,7 @@ class Message:
         before, _, self.tail = encoding.encode(message).partition(encoding.mark + encoding.blank)
         self.head = before + encoding.mark
         self.named: dict[str, AddressedMessage] = {}
-        self.squeezed: bytes | None = None  # the tail, compressed
+        self.compressed_tail: bytes | None = None  # the tail, compressed
 
     def under(self, identity: str) -> AddressedMessage:
         """Return the message for clients that call it by this id."""

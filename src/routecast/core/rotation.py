@@ -7,13 +7,13 @@ from typing import TypeVar
 Served = TypeVar("Served")
 
 
-def first_of(count: int) -> int:
+def random_start(count: int) -> int:
     """Return a random place to begin with, of `count`; 0 when there is none."""
     return random.randrange(count) if count > 1 else 0
 
 
-def in_turn(everyone: Iterable[Served]) -> list[Served]:
+def rotated(everyone: Iterable[Served]) -> list[Served]:
     """Return all in their order, begun at any of them."""
     served = list(everyone)
-    start = first_of(len(served))
+    start = random_start(len(served))
     return served[start:] + served[:start]

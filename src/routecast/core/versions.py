@@ -87,7 +87,7 @@ class Version:
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_MessageKey, tuple[int, Message]] = {}
 
-    def confirm(self, state: DocumentState) -> bool:
+    def still_valid_for(self, state: DocumentState) -> bool:
         """Whether a state gives this very document; then it is known to be as new as that."""
         ours = self.state
         if ours is None or not ours.is_of(state.position, state.source):
@@ -227,7 +227,7 @@ def _message(
         return None
     document = _decode(version.body)
     age = max(0, now - state.as_of) // 1000
-    if base is not None and base.body is not None and _leads(base.state, state):
+    if base is not None and base.body is not None and _can_patch(base.state, state):
         patch = diff(_decode(base.body), document)
         if len(_encode(patch)) < len(version.body):
             assert base.state is not None
@@ -252,7 +252,7 @@ def _message(
     )
 
 
-def _leads(base: DocumentState | None, to: DocumentState) -> bool:
+def _can_patch(base: DocumentState | None, to: DocumentState) -> bool:
     """Whether a delta may lead from one to the other: forth, in the same history."""
     if base is None:
         return False

@@ -7,7 +7,7 @@ from typing import Final
 from routecast.core.default_session import DefaultSession
 from routecast.core.document import EncodedDocument
 from routecast.core.groups import PingState, Shard
-from routecast.core.rotation import in_turn
+from routecast.core.rotation import rotated
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode, close_reason
 from routecast.streaming.connections import ConnectionManager
@@ -41,7 +41,7 @@ class AsgiConnection:
 
     @staticmethod
     def offer_all(frame: EncodedDocument, shard: Shard) -> int:
-        return sum(not connection.offer(frame) for connection in in_turn(shard.connections))
+        return sum(not connection.offer(frame) for connection in rotated(shard.connections))
 
     @staticmethod
     def queue_ping(shard: Shard) -> None:

@@ -334,7 +334,7 @@ class Services:
             await stack.enter_async_context(start("ticks", self.manager.run))
             await stack.enter_async_context(start("channels", self.channels.run))
             await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
-            await stack.enter_async_context(start("beats", self.manager.beat))
+            await stack.enter_async_context(start("beats", self.manager.run_heartbeat))
             stack.push_async_callback(self.manager.close, STREAMS_CLOSE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOADED_SECONDS):

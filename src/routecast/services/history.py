@@ -85,7 +85,7 @@ class HistoryService:
         if follow.is_ahead(now):
             return await self._begin_again(follow, now)
         try:
-            answer = await self._go_on(follow, reading.snapshot, now)
+            answer = await self._next_answer(follow, reading.snapshot, now)
         except NotHeld:  # minutes are not kept for that long
             return await self._begin_again(follow, now)
         if answer is None:
@@ -105,7 +105,7 @@ class HistoryService:
         except NotHeld:  # its minutes are not kept any more
             return await self._read(plan(query, now, least_step=HOUR_STEP))
 
-    async def _go_on(
+    async def _next_answer(
         self, follow: HistoryCursor, snapshot: Snapshot, now: int
     ) -> HistoryResponse | None:
         heard = snapshot.position  # which moves on while the database is read
@@ -114,7 +114,7 @@ class HistoryService:
             due = follow.due(minutes, now)
             if due is None:
                 return None
-            answer = await self._tell(due, follow.names, snapshot)
+            answer = await self._answer_due(due, follow.names, snapshot)
             # The database may have known of more commits; of what they changed all must be told.
             minutes += self._changes.between(heard, answer.position)
             if follow.due(minutes, now) == due:
@@ -133,11 +133,11 @@ class HistoryService:
         if task is None:
             if len(self._waiting) >= MAX_WAITING_READS:
                 raise Unavailable("too many different histories are asked for at once")
-            task = self._waiting[key] = asyncio.create_task(self._take_turn(key))
-            task.add_done_callback(_look_at)
+            task = self._waiting[key] = asyncio.create_task(self._read_bounded(key))
+            task.add_done_callback(_consume_exception)
         return await asyncio.shield(task)
 
-    async def _take_turn(self, key: _AnswerKey) -> HistoryResponse:
+    async def _read_bounded(self, key: _AnswerKey) -> HistoryResponse:
         try:
             await self._turns.acquire()
         finally:
@@ -155,7 +155,7 @@ class HistoryService:
                 self._turns.release()
         return await self._render(past, key)
 
-    async def _tell(self, due: Plan, names: KeptNames, snapshot: Snapshot) -> HistoryResponse:
+    async def _answer_due(self, due: Plan, names: KeptNames, snapshot: Snapshot) -> HistoryResponse:
         """Return the answer to what is due, made once for all who hold the same."""
         key = due, names
         if (kept := self._newest(key)) is not None:
@@ -208,6 +208,6 @@ def _is_older(position: Position, than: Position) -> bool:
     return position.epoch != than.epoch or position.seq < than.seq
 
 
-def _look_at(task: asyncio.Task[HistoryResponse]) -> None:
+def _consume_exception(task: asyncio.Task[HistoryResponse]) -> None:
     if not task.cancelled():
         task.exception()  # whoever waits for it is told; nobody may

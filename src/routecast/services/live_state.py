@@ -120,7 +120,7 @@ class LiveState:
         self._loaded: tuple[str, ...] = ()  # the windows that were covered once it was loaded
         self._next_reload = -inf  # when it may be loaded to cover them again, monotonic
         self._told = BOUNDED  # the windows that the log said to be in memory
-        self._stir = asyncio.Event()
+        self._wakeup = asyncio.Event()
         self._tried = asyncio.Event()
         self.failing: str | None = None  # why the database cannot be read
         self.changes = DirtyMinutes()  # what the commits that were applied added to
@@ -145,8 +145,8 @@ class LiveState:
         if self._applying is not None:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
-            self._stir.set()  # the clock was set: the minutes held are those of other windows
-        if self._hears():
+            self._wakeup.set()  # the clock was set: the minutes held are those of other windows
+        if self._bus_is_healthy():
             return Reading(snapshot, Source.LIVE, now)
         return Reading(snapshot, Source.DATABASE, self._read)
 
@@ -182,10 +182,10 @@ class LiveState:
                     self._tried.set()
                 pause = self._pause()
                 due = time.monotonic() + pause
-                next_step = asyncio.get_running_loop().call_later(pause, self._stir.set)
-                await self._stir.wait()
+                next_step = asyncio.get_running_loop().call_later(pause, self._wakeup.set)
+                await self._wakeup.wait()
                 next_step.cancel()
-                self._stir.clear()
+                self._wakeup.clear()
                 self._stopped = time.monotonic() > due + STOPPED_SECONDS
         finally:
             stop()
@@ -220,9 +220,9 @@ class LiveState:
         except MissingDeltas as gap:
             log.warning("Live state lost step (%s); loading it again", gap)
             self._in_step = False
-            self._stir.set()
+            self._wakeup.set()
         except Unavailable as error:
-            self._lost(error)
+            self._mark_failing(error)
         else:
             self._tell_windows()
             self._announce()
@@ -236,11 +236,11 @@ class LiveState:
             if isinstance(news, Delta):
                 self._take(news)
             else:
-                self._note(news)
+                self._on_position(news)
         except Exception:  # not to become a failure of whoever told it
             log.exception("News of a commit cannot be used; live state is loaded again")
             self._snapshot, self._in_step = None, False  # it may hold some of the commit
-            self._stir.set()
+            self._wakeup.set()
 
     def _take(self, delta: Delta) -> None:
         """Apply a delta, or keep it until those before it are here."""
@@ -248,7 +248,7 @@ class LiveState:
         if snapshot is not None and self._in_step:
             if position.epoch != snapshot.position.epoch:
                 self._in_step = False
-                self._note(position)
+                self._on_position(position)
                 return
             if self._applying is not None:
                 if position.seq > snapshot.position.seq + 1:
@@ -257,7 +257,7 @@ class LiveState:
                 self._apply(snapshot, delta)
             elif position.seq > snapshot.position.seq:
                 self._keep(delta)
-                self._stir.set()
+                self._wakeup.set()
         if self._loading or snapshot is None:
             self._keep(delta)
 
@@ -283,7 +283,7 @@ class LiveState:
         except Exception:
             log.exception("A commit could not be applied; live state is loaded again")
             self._snapshot, self._in_step = None, False  # it holds some of the commit
-            self._stir.set()
+            self._wakeup.set()
             return
         finally:
             self._applying = None
@@ -302,7 +302,7 @@ class LiveState:
             self._early.clear()
         self._early[delta.position.seq] = delta
 
-    def _note(self, position: Position) -> None:
+    def _on_position(self, position: Position) -> None:
         """Take note of where the database stands, as somebody has seen it.
 
         In an epoch it never goes back: a node that is behind tells where it stands, too.
@@ -312,11 +312,11 @@ class LiveState:
             self._announced = position
         self._heard = time.monotonic()
         if self._is_behind():
-            self._stir.set()
+            self._wakeup.set()
         elif self._in_step:
             self._read = self._clock.now()
 
-    def _hears(self) -> bool:
+    def _bus_is_healthy(self) -> bool:
         """Whether what the others commit can be heard."""
         patience = SILENT_LOOKS * (self._look_seconds or POLL_SECONDS)
         return self._bus.failing is None and time.monotonic() - self._heard < patience
@@ -337,16 +337,16 @@ class LiveState:
         Returns whether it did.
         """
         if self._look_seconds is None:
-            if not self._hears():
+            if not self._bus_is_healthy():
                 raise Unavailable("nothing is heard of the database")
-            self._found()
+            self._mark_healthy()
         elif await self._is_our_turn(self._look_seconds):
             heard, ours = self._announced, self.position
             position = await self._ask_position()
             if ours is not None and is_behind(position, ours):
                 position = await self._sources.begin_epoch(ours, position)
                 self._in_step = False
-            self._found()
+            self._mark_healthy()
             if self._announced is heard:  # else it may be newer than what was read
                 self._announced = position
             self._bus.announce(position)
@@ -364,7 +364,7 @@ class LiveState:
         heals = missed and self._bus.failing is None
         if heals:
             self._outages = self._bus.outages
-        if self._hears() and self.failing is None and not heals:
+        if self._bus_is_healthy() and self.failing is None and not heals:
             with suppress(Unavailable):
                 # Alone, a look that was late is not to cost the next one, which is on time.
                 span = seconds if self._has_others else seconds / 2
@@ -406,7 +406,7 @@ class LiveState:
         deltas = await self._store.deltas(ours)
         if not deltas:  # whoever announced something else was wrong
             self._announced = ours
-            self._note(ours)
+            self._on_position(ours)
             self._early.clear()
         return deltas
 
@@ -457,7 +457,7 @@ class LiveState:
             self._renew(snapshot.keys(), folded)
             self._named = position.epoch
         if self._is_behind():
-            self._stir.set()
+            self._wakeup.set()
 
     async def _newest(self, *, looked: bool) -> Snapshot:
         """Return the newest snapshot, of the epoch that the database is in now.
@@ -510,12 +510,12 @@ class LiveState:
 
     # -- the database ---------------------------------------------------------------------------
 
-    def _lost(self, error: Unavailable) -> None:
+    def _mark_failing(self, error: Unavailable) -> None:
         if self.failing is None:  # said once, not at each look
             log.error("The database cannot be read: %s", error)
         self.failing = str(error)
 
-    def _found(self) -> None:
+    def _mark_healthy(self) -> None:
         if self.failing is not None:
             log.warning("The database can be read again")
         self.failing = None

@@ -96,20 +96,20 @@ class MetricsReader:
     async def read(self) -> Reading:
         """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
         await self._settled()
-        reading = self._in_front()
+        reading = self._live_if_newest()
         if reading is None:
             async with self._one:  # however many ask, the engines are asked once
-                reading = self._in_front() or await self._ask()
+                reading = self._live_if_newest() or await self._fall_back()
         self._known = reading
         self._served[reading.source].inc()
         return reading
 
-    def _in_front(self) -> Reading | None:
+    def _live_if_newest(self) -> Reading | None:
         """Return live state; None while something newer was seen: it will catch up."""
         reading = self._live()
         return None if reading is None or _is_older(reading, self._known) else reading
 
-    async def _ask(self) -> Reading:
+    async def _fall_back(self) -> Reading:
         now, known = self._clock.now(), self._last()
         asked_lately = 0 <= now - self._asked < REUSE
         if not asked_lately:
@@ -140,7 +140,7 @@ class MetricsReader:
 
     def reading_now(self) -> Reading | None:
         """Return live state, None when that cannot answer."""
-        reading = self._in_front()
+        reading = self._live_if_newest()
         if reading is not None:
             self._known = reading
             self._served[reading.source].inc()
@@ -238,7 +238,7 @@ class MetricsReader:
 
         Those who ask within FRESH_FRAME of each other get the same: a crowd costs one.
         """
-        reading = self._in_front()
+        reading = self._live_if_newest()
         if reading is None:
             return None
         self._known = reading

@@ -80,7 +80,7 @@ class SnapshotLoader:
                 self._tell("hit")
                 return snapshot
             late = asyncio.get_running_loop().time() > deadline
-            if late or self.cache_failing or await self._is_ours_to_load(known):
+            if late or self.cache_failing or await self._acquire_load_lock(known):
                 break
             await asyncio.sleep(LOAD_POLL)
         self._tell("error" if self.cache_failing else "miss")
@@ -141,7 +141,7 @@ class SnapshotLoader:
         """Return what the cache can give. Raises _OtherClock when what it holds is of no use."""
         try:
             held = await self._cache.get()
-            found = None if held is None else await self._brought_up(held)
+            found = None if held is None else await self._catch_up(held)
         except (Unavailable, ValueError) as error:
             if not self.cache_failing:  # said once, not at each look
                 log.warning("Metrics cache cannot be used: %s", error)
@@ -157,7 +157,7 @@ class SnapshotLoader:
     def _is_of_our_time(self, snapshot: Snapshot) -> bool:
         return 0 <= self._clock.now() - snapshot.taken < LIFETIME
 
-    async def _brought_up(self, snapshot: Snapshot) -> Snapshot | None:
+    async def _catch_up(self, snapshot: Snapshot) -> Snapshot | None:
         if not self._is_of_our_time(snapshot):
             return None
         snapshot.room = self.room  # another node may have more
@@ -169,7 +169,7 @@ class SnapshotLoader:
             return None
         return snapshot
 
-    async def _is_ours_to_load(self, known: Position | None) -> bool:
+    async def _acquire_load_lock(self, known: Position | None) -> bool:
         if not self._reads:
             return False
         work = f"load {known.epoch}:{known.seq}" if known else "load"

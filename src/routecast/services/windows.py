@@ -79,7 +79,7 @@ class Windows:
             window.due = min(window.due, window.ended + REUSE_SECONDS)
         if window.task is None and now >= window.due:
             window.task = asyncio.create_task(self._read(asked, window))
-            window.task.add_done_callback(_look_at)
+            window.task.add_done_callback(_consume_exception)
         return reading
 
     def failed(self, asked: WindowQuery) -> bool:
@@ -181,6 +181,6 @@ class Windows:
                 await task
 
 
-def _look_at(task: asyncio.Task[Reading]) -> None:
+def _consume_exception(task: asyncio.Task[Reading]) -> None:
     if not task.cancelled():
         task.exception()  # those who wait for it are told; there may be nobody

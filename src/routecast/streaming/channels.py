@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from routecast.core.message import AddressedMessage, Encoding, Message
 from routecast.core.patch import Document
-from routecast.core.rotation import in_turn
+from routecast.core.rotation import rotated
 from routecast.core.versions import FRESH_MESSAGE, DocumentState, Stamps, Version, Versions, message
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
@@ -201,7 +201,7 @@ class Channel:
             if self._open.get(cohort.key) is cohort:
                 del self._open[cohort.key]
 
-    def rally(self) -> None:
+    def reindex(self) -> None:
         """Note who has room, after cohorts have gone on to another base."""
         self._open = {cohort.key: cohort for cohort in self.cohorts if not cohort.full}
 
@@ -267,7 +267,7 @@ class Channel:
         self.served, self.is_put_off = now, False
         return stretched
 
-    def must_show_life(self, now: float) -> bool:
+    def snapshot_due(self, now: float) -> bool:
         """Whether members would wait too long for a whole document if not sent one now."""
         return now + self.subscription.interval > self._patience
 
@@ -437,7 +437,7 @@ class Channels:
             return True
         return self.send(member, newest)
 
-    def bring_up(self, member: ChannelSubscription) -> None:
+    def flush_now(self, member: ChannelSubscription) -> None:
         """Send a member what is live now, before its next tick."""
         reading = self._documents.reading_now()
         if reading is not None and member.channel is not None:
@@ -564,13 +564,13 @@ class Channels:
     async def _show_life(self, channel: Channel, now: float) -> None:
         """Send the last version once more, if a whole document is due: there is no newer one."""
         newest = self._versions.newest(channel.subscription.view)
-        if newest is not None and channel.must_show_life(now):
+        if newest is not None and channel.snapshot_due(now):
             await self._send_all(channel, newest, "", now, None)
 
     async def _bring_to(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
         """Bring all members to a version; return whether there was anything to tell them."""
         stretched = channel.serve(now)
-        if version is channel.version and not channel.must_show_life(now):
+        if version is channel.version and not channel.snapshot_due(now):
             return False  # whoever was not sent it then asks for it when it can
         return await self._send_all(channel, version, payer, now, stretched)
 
@@ -582,13 +582,13 @@ class Channels:
         `stretched` is the interval that they really get, where that is longer than they asked for.
         Returns whether there was anything to tell them.
         """
-        whole = channel.must_show_life(now)
+        whole = channel.snapshot_due(now)
         channel.version = version
         if whole:
             channel.whole = now
         told = False
         served = MEMBERS_PER_TURN  # others get a turn between two channels, too
-        for cohort in in_turn(channel.cohorts):
+        for cohort in rotated(channel.cohorts):
             if served >= MEMBERS_PER_TURN:
                 await asyncio.sleep(0)
                 served = 0
@@ -598,7 +598,7 @@ class Channels:
             if leading is not None:
                 told = True
                 self._serve(channel, cohort, version, leading)
-        channel.rally()
+        channel.reindex()
         return told
 
     def _serve(self, channel: Channel, cohort: Cohort, version: Version, leading: Message) -> None:
@@ -654,7 +654,7 @@ class Channels:
         if reading is not None:
             moment = view.moment(reading.snapshot.moment(now))
             state = DocumentState(reading.snapshot.position, moment, reading.source, reading.as_of)
-            if newest is not None and newest.confirm(state):
+            if newest is not None and newest.still_valid_for(state):
                 return newest
             if not (render and self._documents.is_ready(reading, view)):
                 return None
@@ -677,14 +677,14 @@ class Channels:
             self._idle[channel] = None
         if channel.timer is not None:
             channel.timer.cancel()
-        channel.timer = self._timers.call_at(channel.due(now), self._ring, channel)
+        channel.timer = self._timers.call_at(channel.due(now), self._on_timer, channel)
 
     def _made_ready(self, channel: Channel) -> None:
         """Serve a channel whose view was made ready; its next tick is counted from now."""
         channel.wake(self._timers.now())
-        self._ring(channel)
+        self._on_timer(channel)
 
-    def _ring(self, channel: Channel) -> None:
+    def _on_timer(self, channel: Channel) -> None:
         self._idle.pop(channel, None)
         self._due[channel] = None
         self._wake.set()

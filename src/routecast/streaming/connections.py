@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from routecast.core import groups
 from routecast.core.document import EncodedDocument
 from routecast.core.groups import Connection, Group, Key, PingState, Shard
-from routecast.core.rotation import in_turn
+from routecast.core.rotation import rotated
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 QUANTA: Final = 20
 QUANTUM: Final = 0.05
 # Ticks that have fewer connections than this draw together: a tick has its price, too.
-CROWD: Final = 10_000
+MAX_COALESCED: Final = 10_000
 # Each connection is sent a ping every PING_SECONDS.
 PING_SECONDS: Final = 20.0
 # The ping comes up to this time earlier, in seconds, where it can go with a tick's frame: that
@@ -47,12 +47,12 @@ EARLY_SECONDS: Final = 5.0
 ASK_TURNS: Final = 3
 PING_TURN_SECONDS: Final = 1.0
 # The ping waits at most this time, in seconds, for a frame to go with, at no write of its own.
-RIDE_SECONDS: Final = 2.0
+PIGGYBACK_SECONDS: Final = 2.0
 # A connection that has not answered this time after its ping, in seconds, is gone. The ping may
 # have gone with a frame, or without one a little later.
 PONG_SECONDS: Final = 7.0
 # At most this number is closed before others get a turn: closing costs more than sending a frame.
-FAREWELLS: Final = 50
+CLOSE_BATCH: Final = 50
 # Clients that are told to come back are spread so that not more than this many come in a second,
 # over at least the first and at most the second of these times, in seconds.
 RETURNS_PER_SECOND: Final = 1_000
@@ -97,7 +97,10 @@ class FrameTurns(Protocol):
 
 
 class ConnectionManager:
-    """Holds every open connection and sends each its frames. Run `run` and `beat` as tasks."""
+    """Holds every open connection and sends each its frames.
+
+    Run `run` and `run_heartbeat` as tasks.
+    """
 
     def __init__(
         self, frames: Frames, turns: FrameTurns, instruments: Instruments, limit: int
@@ -202,7 +205,7 @@ class ConnectionManager:
     async def broadcast(self, frame: EncodedDocument, group: Group) -> None:
         """Send a frame to a group, shard by shard; others get their turn in between."""
         offered = conflated = 0
-        async for shard in self._in_turns(in_turn(group.shards)):
+        async for shard in self._in_turns(rotated(group.shards)):
             if shard.connections:
                 offered += len(shard.connections)
                 conflated += group.kind.offer_all(frame, shard)
@@ -222,7 +225,7 @@ class ConnectionManager:
         while True:
             await self._wait()
             if self._waiting:
-                await self._welcome()
+                await self._send_first_frames()
             now = time.monotonic()
             due = self._take_due(now)
             if not due:
@@ -291,7 +294,7 @@ class ConnectionManager:
         group.due = max(until, time.monotonic())
         self._schedule(group)
 
-    async def beat(self) -> None:
+    async def run_heartbeat(self) -> None:
         """Ask each connection for a sign of life now and then, and end the silent. Never ends."""
         self._asked = time.monotonic()
         while True:
@@ -307,10 +310,10 @@ class ConnectionManager:
                 await self._ask_some(turns)
             patience = PONG_SECONDS
             if any(shard.ping_state for shard in self._shards()):
-                await asyncio.sleep(RIDE_SECONDS)
+                await asyncio.sleep(PIGGYBACK_SECONDS)
                 async for shard in self._in_turns(self._shards()):
                     shard.group.kind.flush_ping(shard)
-                patience -= RIDE_SECONDS
+                patience -= PIGGYBACK_SECONDS
             await asyncio.sleep(patience)
             await self._end_silent()
 
@@ -359,7 +362,7 @@ class ConnectionManager:
         for number, connection in enumerate(silent, 1):
             if connection.shard is not None and connection not in connection.shard.responded:
                 connection.give_up()
-            if not number % FAREWELLS:
+            if not number % CLOSE_BATCH:
                 await asyncio.sleep(0)
 
     def _shards(self) -> list[Shard]:
@@ -377,7 +380,7 @@ class ConnectionManager:
         self._closing = True
         for number, connection in enumerate(self._all(), 1):
             connection.stop(CloseCode.RESTART, self._return_ms())
-            if not number % FAREWELLS:
+            if not number % CLOSE_BATCH:
                 await asyncio.sleep(0)
         if self.active:
             with suppress(TimeoutError):
@@ -395,7 +398,7 @@ class ConnectionManager:
     def _return_ms(self) -> int:
         return round(self._spread() * 1000)
 
-    async def _welcome(self) -> None:
+    async def _send_first_frames(self) -> None:
         waiting, self._waiting = self._waiting, []
         payers = {each.subscription.view: each.client for each in waiting}
         frames = await self._frames.frames(payers)
@@ -426,10 +429,10 @@ class ConnectionManager:
             missed = (now - group.due) // interval + 1
             group.due += missed * interval
             self._instruments.ticks_merged.inc(missed)
-        if self._close_ranks(group):
+        if self._coalesce_ticks(group):
             self._schedule(group)
 
-    def _close_ranks(self, group: Group) -> bool:
+    def _coalesce_ticks(self, group: Group) -> bool:
         """Move a tick forward by a quantum, to where one is that has room for its connections.
 
         So it goes on, a twentieth of an interval at a time, until all are at the front of the
@@ -440,7 +443,7 @@ class ConnectionManager:
         if not quantum or length < QUANTUM:
             return True
         before = self._groups.get((group.kind, subscription, quantum - 1))
-        if before is not None and len(before) + len(group) > CROWD:
+        if before is not None and len(before) + len(group) > MAX_COALESCED:
             return True
         del self._groups[group.key]
         if before is None:

@@ -152,7 +152,7 @@ class V1Peer:
         # What is live now goes with it: at one position, both add up to the same. Where there is no
         # room, it is rendered now, and sent after it.
         for member in self._members.values():
-            self._everybody.channels.bring_up(member)
+            self._everybody.channels.flush_now(member)
 
     def _send(self, message: Message, lookback: HistorySubscription) -> bool:
         return self._line.send(message, message.under(lookback.identity))

@@ -99,12 +99,12 @@ def _independent(message: Message, identity: str) -> bytes:
     Only what comes after the id is, once for all clients: a deflated message is made of blocks,
     and the first one, with the id in it, is stored as it is (RFC 1951, 3.2.4).
     """
-    if message.squeezed is None:
-        message.squeezed = _squeeze(message.tail)
+    if message.compressed_tail is None:
+        message.compressed_tail = _squeeze(message.tail)
     opening = message.opening(identity)
     size = len(opening)
     head = b"\0" + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
-    return head + opening + message.squeezed
+    return head + opening + message.compressed_tail
 
 
 def _opcode(message: Message) -> Opcode:

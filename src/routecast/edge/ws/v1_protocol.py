@@ -21,7 +21,7 @@ from routecast.edge.ws.ws_protocol import (
     SendPlan,
     Speak,
     WebSocketConnection,
-    line_up,
+    plan_sends,
 )
 from routecast.protocol import CloseCode
 from routecast.streaming.channels import Cohort, V1Transport
@@ -70,7 +70,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(members: "Iterable[V1Connection]") -> _Plan:
-    ranks = line_up(members)
+    ranks = plan_sends(members)
     by_before: dict[AddressedMessage | None, list[V1Connection]] = {}
     forgetful = []
     for each in ranks.deflating.connections:
@@ -109,9 +109,9 @@ class V1Connection(WebSocketConnection):
         self._session, first._session = first._session, None
         self._rider, first._rider = first._rider, b""
         self._ready = first._ready
-        first._relax()
+        first._cancel_timer()
         if not self._ready:  # answers of before are still on their way
-            self._expect(SEND_SECONDS, CloseCode.TOO_SLOW)
+            self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
         self._before: AddressedMessage | None = None  # the last compressed message it was sent
         self._remembers = remembers  # whether its client has it still
         self._opcode = Opcode.BINARY if encoding.binary else Opcode.TEXT

@@ -20,7 +20,7 @@ from websockets.extensions.permessage_deflate import PerMessageDeflate
 from routecast.core.default_session import DefaultSession
 from routecast.core.document import EncodedDocument
 from routecast.core.groups import PingState, Shard
-from routecast.core.rotation import first_of
+from routecast.core.rotation import random_start
 from routecast.core.view import ViewSubscription
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
@@ -93,7 +93,7 @@ class SendBatch(Generic[One]):
 
     def write(self, data: bytes) -> None:
         """Write to sockets that were not full."""
-        start = first_of(len(self.connections))
+        start = random_start(len(self.connections))
         descriptors = self.descriptors[start:] + self.descriptors[:start]
         for place, part in send_all(descriptors, data).items():
             self.connections[(start + place) % len(self.connections)]._send_rest(data, part)
@@ -119,7 +119,7 @@ class SendPlan(NamedTuple, Generic[One]):
             self.asked.write(PING + data)
 
 
-def line_up(connections: Iterable[One]) -> SendPlan[One]:
+def plan_sends(connections: Iterable[One]) -> SendPlan[One]:
     """Tell those apart that can be written to at once."""
     plain: list[One] = []
     deflating: list[One] = []
@@ -212,7 +212,7 @@ class WebSocketConnection(asyncio.Protocol):
     @classmethod
     def _known(cls, shard: Shard) -> SendPlan[Self]:
         if shard.known is None:
-            shard.known = line_up(cast(Iterable[Self], shard.connections))
+            shard.known = plan_sends(cast(Iterable[Self], shard.connections))
         known: SendPlan[Self] = shard.known
         return known
 
@@ -241,12 +241,12 @@ class WebSocketConnection(asyncio.Protocol):
             return
         # Who does not read need not be heard: no pongs pile up for a flood of pings.
         self._transport.pause_reading()
-        self._expect(SEND_SECONDS, CloseCode.TOO_SLOW)
+        self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
 
     def resume_writing(self) -> None:
         if self._session is None or self._code != OPEN:
             return
-        self._relax()
+        self._cancel_timer()
         self._transport.resume_reading()
         self._ready = True
         self._changed()
@@ -261,13 +261,13 @@ class WebSocketConnection(asyncio.Protocol):
     def _catch_up(self) -> None:
         self._edge.manager.catch_up(self)
 
-    def _expect(self, seconds: float, code: CloseCode) -> None:
+    def _arm_timer(self, seconds: float, code: CloseCode) -> None:
         """Abort with a code unless something happens in time."""
-        self._relax()
+        self._cancel_timer()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._time_out, code)
 
-    def _relax(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -316,7 +316,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._ready = False
         self._changed()
         self._transport.resume_reading()  # for the answer
-        self._expect(CLOSE_FRAME_SECONDS, code)
+        self._arm_timer(CLOSE_FRAME_SECONDS, code)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Uvloop's transports have the methods, though not the base class.
@@ -326,7 +326,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._ready = False
         self._descriptor = NOWHERE  # soon it is another's
         self._rider = b""
-        self._relax()
+        self._cancel_timer()
         self._inbox = None
         if self._session is not None:
             self._edge.door.leave(self._address)
@@ -383,7 +383,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._code = code
         self._ready, self._rider = False, b""  # after a close frame nothing may come
         self._changed()
-        self._expect(CLOSE_FRAME_SECONDS, CloseCode.DONE)
+        self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.DONE)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
             self._transport.pause_reading()  # but for a flood the time is not taken
         self._transport.write_eof()
@@ -417,7 +417,7 @@ class WebSocketConnection(asyncio.Protocol):
                 answer = refuse(error)
         if self._session is None:
             self._transport.write(answer)
-            self._expect(CLOSE_FRAME_SECONDS, CloseCode.POLICY)
+            self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.POLICY)
             self._transport.close()
             return
         self._ready = True
