@@ -25,7 +25,7 @@ from typing import Any, Final, Self
 import asyncpg
 import httpx2
 
-from tests.support.books import Batch, Outcome, check_batches, check_frames
+from tests.support.bookkeeping import Batch, Outcome, check_batches, check_frames
 from tests.support.fold import Decided, Document, documents
 from tests.support.server import Server
 from tests.support.watch import Watch, text

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.around import plain_proxy
 from tests.support.needs import skip_without
 from tests.support.node import NODE
+from tests.support.proxies_and_sites import plain_proxy
 from tests.support.server import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -20,7 +20,7 @@ import pytest
 
 from routecast.client import Counters, Recorder
 from routecast.protocol import DecisionIn
-from tests.support.around import plain_proxy
+from tests.support.proxies_and_sites import plain_proxy
 from tests.support.server import Server, free_port
 from tests.support.waiting import until
 

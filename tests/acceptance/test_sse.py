@@ -19,7 +19,7 @@ from routecast.adapters.store.sqlite import SqliteStore
 from routecast.edge import sse
 from routecast.server.app import Engines
 from routecast.server.config import Settings
-from tests.support.inside import InsideServer
+from tests.support.in_process_server import InsideServer
 from tests.support.raw import Line
 from tests.support.server import Server
 from tests.support.stream import Document

@@ -20,7 +20,7 @@ from routecast.adapters.store.sqlite import SqliteStore
 from routecast.server.app import Engines
 from routecast.server.config import Settings
 from routecast.streaming import connections
-from tests.support.inside import InsideServer
+from tests.support.in_process_server import InsideServer
 from tests.support.raw import CLOSE, PING, Line, frame, open_stream
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive, receive_until

@@ -21,11 +21,11 @@ from websockets.exceptions import ConnectionClosed
 
 from routecast.edge.asgi_connection import SEND_SECONDS
 from tests.support.decisions import PROVIDERS, STRATEGIES, sent_decisions
-from tests.support.facts import Committed, committed
 from tests.support.oracle import assert_agree, expect
 from tests.support.postgres import Postgres
 from tests.support.raw import Line
 from tests.support.server import Edge, Server
+from tests.support.stored_decisions import Committed, committed
 from tests.support.v1 import JSON, MSGPACK, Document, V1Client, without_nulls
 
 EXAMPLES = int(os.environ.get("ROUTECAST_TEST_EXAMPLES", "3"))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Error, Page
 
-from tests.support.plain import plain_server
+from tests.support.default_stream_server import plain_server
 from tests.support.server import Server
 from tests.support.tab import Tab
 

@@ -2,8 +2,8 @@
 
 from playwright.sync_api import expect
 
-from tests.support.around import folder
 from tests.support.node import ROOT
+from tests.support.proxies_and_sites import folder
 from tests.support.server import Server
 from tests.support.tab import Tab
 

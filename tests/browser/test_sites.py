@@ -4,7 +4,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from tests.support.around import plain_proxy, site
+from tests.support.proxies_and_sites import plain_proxy, site
 from tests.support.server import Server
 from tests.support.tab import Tab, wait_seconds
 

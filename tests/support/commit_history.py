@@ -30,7 +30,7 @@ def load(position: Position, taken: int, decisions: Iterable[DecisionRecord]) ->
     )
 
 
-class History:
+class CommitHistory:
     """Commits, one after the other; `snapshot` follows them by deltas."""
 
     def __init__(self, now: int = NOW) -> None:

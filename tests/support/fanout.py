@@ -1,4 +1,4 @@
-"""Readers to connect, and a hall where a manager serves them from a live snapshot."""
+"""Connections of a test, and a harness in which a manager serves them from a live snapshot."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ from tests.support.decisions import NOW, cells_of, kept
 FAST = 0.1
 
 
-class Reader:
+class FakeConnection:
     """A subscriber that reads every frame at once (`core.groups.Connection`)."""
 
     kind = "WebSocket"
@@ -57,7 +57,7 @@ class Reader:
     @classmethod
     def offer_all(cls, frame: EncodedDocument, shard: Shard) -> int:
         if shard.ping_state is PingState.DUE:
-            for reader in cast(Iterable[Reader], shard.connections):
+            for reader in cast(Iterable[FakeConnection], shard.connections):
                 reader.rides += 1
             cls.flush_ping(shard)
         return sum(not connection.offer(frame) for connection in shard.connections)
@@ -75,7 +75,7 @@ class Reader:
     def flush_ping(shard: Shard) -> None:
         if shard.ping_state is not PingState.NONE:
             shard.ping_state = PingState.NONE
-            for reader in cast(Iterable["Reader"], shard.connections):
+            for reader in cast(Iterable["FakeConnection"], shard.connections):
                 reader.question()
 
     def question(self) -> None:
@@ -101,7 +101,7 @@ class Reader:
         return [json.loads(frame.body).get("total_decisions") for frame in self.frames]
 
 
-class Rider(Reader):
+class RidingConnection(FakeConnection):
     """A reader for whom alone it is noted that its question is due."""
 
     def __init__(self) -> None:
@@ -110,19 +110,19 @@ class Rider(Reader):
 
     @staticmethod
     def queue_ping(shard: Shard) -> None:
-        for reader in cast(Iterable["Rider"], shard.connections):
+        for reader in cast(Iterable["RidingConnection"], shard.connections):
             reader.due = True
 
     @staticmethod
     def flush_ping(shard: Shard) -> None:
         shard.ping_state = PingState.NONE
-        for reader in cast(Iterable["Rider"], shard.connections):
+        for reader in cast(Iterable["RidingConnection"], shard.connections):
             if reader.due:
                 reader.due = False
                 reader.question()
 
 
-class Slow(Reader):
+class SlowConnection(FakeConnection):
     """A reader whose sign of life takes a moment."""
 
     def question(self) -> None:
@@ -131,7 +131,7 @@ class Slow(Reader):
         asyncio.get_running_loop().call_later(0.02, self.answer)
 
 
-class Hall:
+class FanoutHarness:
     """A manager over a live snapshot, to which commits are made by hand."""
 
     def __init__(self, store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> None:
@@ -158,7 +158,7 @@ class Hall:
         await asyncio.sleep(self.load)
         return await self.latest.frames(views)
 
-    async def broadcast(self, frame: EncodedDocument, readers: Iterable[Reader]) -> None:
+    async def broadcast(self, frame: EncodedDocument, readers: Iterable[FakeConnection]) -> None:
         """Send a frame to the groups of readers, as at a tick."""
         for group in {reader.group for reader in readers}:
             assert group is not None

@@ -14,7 +14,7 @@ from routecast.core.snapshot import COVERAGE, HOUR, Snapshot
 from routecast.core.view import Selection, View
 from routecast.errors import NotHeld
 from routecast.protocol import FIELDS, WINDOWS, Position
-from tests.support.commit_history import History
+from tests.support.commit_history import CommitHistory
 from tests.support.decisions import DAY, MINUTE, NOW, sent_decisions
 from tests.support.oracle import ALL_FIELDS, Prices, assert_agree, expect
 
@@ -56,7 +56,7 @@ def finished(held: Breakdowns, snapshot: Snapshot, selection: Selection, now: in
             return made
 
 
-def check(history: History, held: Breakdowns, view: View) -> None:
+def check(history: CommitHistory, held: Breakdowns, view: View) -> None:
     """Assert that a view's document is what the oracle counts."""
     made = [finished(held, history.snapshot, each, history.now) for each in view.selections]
     filters = {name: getattr(view, name) for name in ("strategy", "provider", "model")}
@@ -79,7 +79,7 @@ def test_every_view_equals_a_count_whatever_happens_between_two_steps(
     start: int, actions: list[tuple[str, Any]]
 ) -> None:
     """Commits, the clock, and new snapshots come in between, with or without a memory."""
-    history, held = History(NOW + start), Breakdowns()
+    history, held = CommitHistory(NOW + start), Breakdowns()
     for action, given_ in actions:
         if action == "commit":
             history.commit(given_)
@@ -102,7 +102,7 @@ def test_every_view_equals_a_count_whatever_happens_between_two_steps(
 
 def test_a_commit_costs_what_it_added() -> None:
     """Once in step, a breakdown looks at the cells of new commits and at no others."""
-    history = History()
+    history = CommitHistory()
     history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(50)])
     held, selection = Breakdowns(), Selection(None)
     assert held.ready(history.snapshot, selection, NOW, steps=40) is None
@@ -124,7 +124,7 @@ def test_a_commit_costs_what_it_added() -> None:
 )
 def test_a_large_commit_is_looked_at_in_steps(others: list[dict[str, Any]]) -> None:
     """Also where nothing of it is counted: to look at its cells and minutes takes time, too."""
-    history, held = History(), Breakdowns()
+    history, held = CommitHistory(), Breakdowns()
     history.commit([{"strategy": "s", "provider": "p", "timestamp": 0}])
     (selection,) = View(("total_decisions",), window="5m", strategy=frozenset({"s"})).selections
     assert finished(held, history.snapshot, selection, NOW).total.count == 1
@@ -135,7 +135,7 @@ def test_a_large_commit_is_looked_at_in_steps(others: list[dict[str, Any]]) -> N
 
 def test_a_minute_costs_what_entered_and_left() -> None:
     """A window that moves on by a minute does not add up its other minutes again."""
-    history = History()
+    history = CommitHistory()
     for minute in range(-60, 1):
         history.commit([{"strategy": "s", "provider": "p", "timestamp": minute * MINUTE}])
     held, selection = Breakdowns(), Selection(60)
@@ -147,7 +147,7 @@ def test_a_minute_costs_what_entered_and_left() -> None:
 
 def test_a_breakdown_takes_no_memory_for_the_keys_it_has_gone_through() -> None:
     """What it takes is bounded by its sums, which are few here; room for the keys is not kept."""
-    history = History()
+    history = CommitHistory()
     same = {"strategy": "s", "provider": "p", "timestamp": 0}
     history.commit([{**same, "project": f"p{n}"} for n in range(1_000)])
     made = finished(Breakdowns(), history.snapshot, Selection(None), NOW)
@@ -166,7 +166,7 @@ def test_a_window_the_snapshot_lacks_is_uncovered() -> None:
 
 def test_the_breakdown_used_longest_ago_makes_room() -> None:
     """All of them together hold at most so many sums."""
-    history = History()
+    history = CommitHistory()
     history.commit([{"strategy": f"s{n}", "provider": "p", "timestamp": 0} for n in range(10)])
     held = Breakdowns(max_groups=30)
     for length in (None, 5, 60):
@@ -177,7 +177,7 @@ def test_the_breakdown_used_longest_ago_makes_room() -> None:
 
 def test_empty_names_leave_a_window() -> None:
     """What counts nothing any more is not shown with a zero."""
-    history, selection = History(), Selection(5)
+    history, selection = CommitHistory(), Selection(5)
     history.commit([{"strategy": "s", "provider": "p", "model": "m", "timestamp": -5 * MINUTE}])
     held = Breakdowns()
     assert finished(held, history.snapshot, selection, NOW).strategies

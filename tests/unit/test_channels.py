@@ -27,7 +27,7 @@ from routecast.streaming.channels import Channel, Channels
 from routecast.streaming.v1_connections import V1Peer, V1Peers
 from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import NOW
-from tests.support.fanout import FAST, Hall
+from tests.support.fanout import FAST, FanoutHarness
 from tests.support.running_services import running, until
 from tests.support.v1 import merged
 
@@ -101,7 +101,7 @@ class Line:
 class Sources:
     """A hall's live state, which can fail, be stale, or be gone altogether."""
 
-    def __init__(self, hall: Hall) -> None:
+    def __init__(self, hall: FanoutHarness) -> None:
         self.hall = hall
         self.source: Source | None = Source.LIVE
 
@@ -135,24 +135,26 @@ class Sources:
 
 
 @pytest.fixture
-def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> Hall:
+def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
     """A live snapshot, to which commits are made by hand."""
-    return Hall(store, cache, clock)
+    return FanoutHarness(store, cache, clock)
 
 
 @pytest.fixture
-def sources(hall: Hall) -> Sources:
+def sources(hall: FanoutHarness) -> Sources:
     """The hall's state, live."""
     return Sources(hall)
 
 
 @pytest.fixture
-def channels(hall: Hall, sources: Sources, clock: HeldClock) -> Channels:
+def channels(hall: FanoutHarness, sources: Sources, clock: HeldClock) -> Channels:
     """Nobody follows anything yet."""
     return channels_of(hall, sources, clock, SystemTimers())
 
 
-def channels_of(hall: Hall, sources: Sources, clock: HeldClock, timers: Timers) -> Channels:
+def channels_of(
+    hall: FanoutHarness, sources: Sources, clock: HeldClock, timers: Timers
+) -> Channels:
     """Return channels that are told of the hall's commits."""
     channels = Channels(sources, hall.renders, clock, timers, hall.instruments)
     hall.advanced = channels.push
@@ -163,7 +165,7 @@ def counts(line: Line, identity: str = "main") -> list[str]:
     return [message["type"] for message in line.messages(identity)]
 
 
-async def test_members_of_a_view_share_all_work(hall: Hall, channels: Channels) -> None:
+async def test_members_of_a_view_share_all_work(hall: FanoutHarness, channels: Channels) -> None:
     """One rendering, and one message of the very same bytes; of each encoding."""
     lines = [Line(channels) for _ in range(600)]
     for line in lines:
@@ -199,7 +201,7 @@ def channels_every(interval: float) -> list[Channel]:
     return [channel for channel in found if channel.subscription.interval == interval]
 
 
-async def test_messages_go_with_the_last_member(hall: Hall, channels: Channels) -> None:
+async def test_messages_go_with_the_last_member(hall: FanoutHarness, channels: Channels) -> None:
     """Versions stay: who comes back gets what changed from where it was."""
     one, other, again = (Line(channels) for _ in range(3))
     for line in (one, other):
@@ -234,7 +236,7 @@ def timers() -> HeldTimers:
 
 
 @pytest.fixture
-def held(hall: Hall, sources: Sources, clock: HeldClock, timers: HeldTimers) -> Channels:
+def held(hall: FanoutHarness, sources: Sources, clock: HeldClock, timers: HeldTimers) -> Channels:
     """Channels whose timers go by a clock that the test moves."""
     return channels_of(hall, sources, clock, timers)
 
@@ -247,7 +249,7 @@ async def all_served(channels: Channels) -> None:
 
 
 async def test_a_change_is_sent_as_soon_as_it_is_committed(
-    hall: Hall, held: Channels, timers: HeldTimers
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
 ) -> None:
     """Unless a message was sent within the last interval; then when that is over."""
     line = Line(held)
@@ -265,7 +267,7 @@ async def test_a_change_is_sent_as_soon_as_it_is_committed(
 
 
 async def test_commits_of_one_turn_are_one_message(
-    hall: Hall, held: Channels, timers: HeldTimers
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
 ) -> None:
     """They are merged, and so are those that come while a channel rests."""
     line = Line(held)
@@ -289,7 +291,7 @@ async def test_commits_of_one_turn_are_one_message(
 
 
 async def test_views_that_are_pushed_together_rest_together(
-    hall: Hall, held: Channels, timers: HeldTimers
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
 ) -> None:
     """So that many channels go on to cost one turn, not one each."""
     lines = [Line(held) for _ in range(4)]
@@ -307,7 +309,7 @@ async def test_views_that_are_pushed_together_rest_together(
 
 
 async def test_what_moves_with_the_clock_is_sent_at_multiples_of_the_interval(
-    hall: Hall, held: Channels, timers: HeldTimers, clock: HeldClock
+    hall: FanoutHarness, held: Channels, timers: HeldTimers, clock: HeldClock
 ) -> None:
     """Not after each commit anew, nor sooner than an interval after a change was pushed."""
     line = Line(held)
@@ -332,7 +334,7 @@ async def test_what_moves_with_the_clock_is_sent_at_multiples_of_the_interval(
 
 
 async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
-    hall: Hall, held: Channels, timers: HeldTimers
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
 ) -> None:
     """A look in vain is no message: the view rests for a small part of its interval only."""
     line = Line(held)
@@ -350,7 +352,7 @@ async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
 
 
 async def test_late_tick_is_merged_with_the_next(
-    hall: Hall, held: Channels, timers: HeldTimers
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
 ) -> None:
     """After a hold-up there is one message, and the ticks that were missed are counted."""
     line = Line(held)
@@ -386,7 +388,9 @@ def test_tick_on_time_is_merged_with_none(interval: float) -> None:
     assert channel.pass_tick(channel.tick + 3.5 * interval) == 3
 
 
-async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels: Channels) -> None:
+async def test_who_was_full_gets_one_delta_from_what_it_has(
+    hall: FanoutHarness, channels: Channels
+) -> None:
     """However many ticks it missed; the others miss nothing."""
     slow, quick = Line(channels), Line(channels)
     for line in (slow, quick):
@@ -406,7 +410,7 @@ async def test_who_was_full_gets_one_delta_from_what_it_has(hall: Hall, channels
 
 
 async def test_those_who_fell_behind_come_into_step_again(
-    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever was full, left or came: all hold the newest, and nobody who left is kept."""
     monkeypatch.setattr(module, "MEMBERS_PER_TURN", 4)
@@ -443,7 +447,7 @@ async def test_those_who_fell_behind_come_into_step_again(
     assert not channel._open
 
 
-async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -> None:
+async def test_nobody_starves_on_a_narrow_line(hall: FanoutHarness, channels: Channels) -> None:
     """Where there is room for one message at a time, each subscription has its turn."""
     line = Line(channels)
     for identity in "abc":
@@ -467,7 +471,7 @@ async def test_nobody_starves_on_a_narrow_line(hall: Hall, channels: Channels) -
 
 
 async def test_nobody_is_always_first(
-    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tick begins with any of those who are in step."""
     monkeypatch.setattr(module, "MEMBERS_PER_TURN", 1)
@@ -489,7 +493,7 @@ async def test_nobody_is_always_first(
     assert set(firsts.values()) == set(lines)
 
 
-async def test_nothing_is_sent_twice(hall: Hall, channels: Channels) -> None:
+async def test_nothing_is_sent_twice(hall: FanoutHarness, channels: Channels) -> None:
     """To those who came between two ticks, or drained when nothing was new."""
     one, other = Line(channels), Line(channels)
     async with running(channels.run()):
@@ -506,7 +510,7 @@ async def test_nothing_is_sent_twice(hall: Hall, channels: Channels) -> None:
 
 
 async def test_a_change_of_source_is_told(
-    hall: Hall, sources: Sources, channels: Channels, clock: HeldClock
+    hall: FanoutHarness, sources: Sources, channels: Channels, clock: HeldClock
 ) -> None:
     """With how old the numbers are, though they are the same; and so is its end."""
     line = Line(channels)
@@ -523,7 +527,9 @@ async def test_a_change_of_source_is_told(
         assert line.messages()[2]["source"] == "live"
 
 
-async def test_when_nothing_can_answer(hall: Hall, sources: Sources, channels: Channels) -> None:
+async def test_when_nothing_can_answer(
+    hall: FanoutHarness, sources: Sources, channels: Channels
+) -> None:
     """An error once, that may pass; and a snapshot as soon as it has."""
     line, late = Line(channels), Line(channels)
     line.subscribe(interval=FAST)
@@ -542,7 +548,7 @@ async def test_when_nothing_can_answer(hall: Hall, sources: Sources, channels: C
 
 
 async def test_a_crowd_asks_the_engines_once(
-    hall: Hall, sources: Sources, channels: Channels
+    hall: FanoutHarness, sources: Sources, channels: Channels
 ) -> None:
     """When live state cannot answer, for all who came meanwhile."""
     sources.source = Source.CACHE
@@ -558,7 +564,7 @@ async def test_a_crowd_asks_the_engines_once(
 
 
 async def test_a_quiet_channel_shows_life(
-    hall: Hall, channels: Channels, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole snapshot with a new timestamp to all in time, whatever the interval."""
     monkeypatch.setattr(module, "ALIVE_SECONDS", 2.0)
@@ -579,7 +585,7 @@ async def test_a_quiet_channel_shows_life(
         assert len(stamps) <= 4
 
 
-async def test_who_leaves_is_forgotten(hall: Hall, channels: Channels) -> None:
+async def test_who_leaves_is_forgotten(hall: FanoutHarness, channels: Channels) -> None:
     """Nothing more is sent, and nothing holds it; its channel goes with the last."""
     gone, stays = Line(channels), Line(channels)
     for line in (gone, stays):
@@ -611,7 +617,7 @@ GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
 FEW = ["total_decisions", "cost"]
 
 
-async def settled(hall: Hall, channels: Channels, *lines: Line) -> None:
+async def settled(hall: FanoutHarness, channels: Channels, *lines: Line) -> None:
     """Return when all lines have their first message, and nothing waits to be rendered."""
     await until(
         lambda: (
@@ -621,7 +627,7 @@ async def settled(hall: Hall, channels: Channels, *lines: Line) -> None:
 
 
 async def test_newcomer_shares_a_document_that_is_still_true(
-    hall: Hall, channels: Channels, clock: HeldClock
+    hall: FanoutHarness, channels: Channels, clock: HeldClock
 ) -> None:
     """However old it is: nothing is rendered for it, so nothing has to be waited for."""
     first, second = Line(channels, client=MODEST), Line(channels, client=GREEDY)
@@ -634,7 +640,7 @@ async def test_newcomer_shares_a_document_that_is_still_true(
 
 
 async def test_first_documents_of_many_views_are_made_one_at_a_time(
-    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many are asked for in one turn of the event loop, others have turns between them."""
     turns = [0]
@@ -661,7 +667,9 @@ async def test_first_documents_of_many_views_are_made_one_at_a_time(
     assert len(set(begun.values())) >= len(lines) - 1  # turns are counted from after the first one
 
 
-async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Channels) -> None:
+async def test_a_greedy_client_gets_a_longer_interval(
+    hall: FanoutHarness, channels: Channels
+) -> None:
     """And is told which; what others follow keeps its interval."""
     greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
     greedy.subscribe(fields=FEW, interval=FAST)
@@ -683,7 +691,7 @@ async def test_a_greedy_client_gets_a_longer_interval(hall: Hall, channels: Chan
 
 
 async def test_who_shares_a_view_is_served_as_long_as_one_may(
-    hall: Hall, channels: Channels
+    hall: FanoutHarness, channels: Channels
 ) -> None:
     """A client that used up its time does not slow down what others follow, too."""
     greedy, modest = Line(channels, client=GREEDY), Line(channels, client=MODEST)
@@ -696,7 +704,7 @@ async def test_who_shares_a_view_is_served_as_long_as_one_may(
 
 
 async def test_a_stretched_stream_shows_life(
-    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing may be rendered, the last document comes once more before it is too late."""
     monkeypatch.setattr(module, "ALIVE_SECONDS", module.MARGIN + 2 * FAST)
@@ -712,7 +720,7 @@ async def test_a_stretched_stream_shows_life(
 
 
 async def test_a_first_message_that_cannot_be_made_is_told(
-    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The subscription stays, and its snapshot comes when there is time for it."""
     monkeypatch.setattr(renders, "MAX_WAITING_PER_CLIENT", 0)
@@ -726,7 +734,7 @@ async def test_a_first_message_that_cannot_be_made_is_told(
 
 
 async def test_a_view_that_was_made_ready_keeps_its_interval(
-    hall: Hall, channels: Channels, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tick whose document takes long is late; those after it come at the interval again."""
     monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)

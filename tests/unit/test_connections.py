@@ -25,15 +25,21 @@ from routecast.protocol import CloseCode, Source
 from routecast.streaming import connections as module
 from routecast.streaming.connections import ConnectionManager
 from tests.support.clock import HeldClock
-from tests.support.fanout import FAST, Hall, Reader, Rider, Slow
+from tests.support.fanout import (
+    FAST,
+    FakeConnection,
+    FanoutHarness,
+    RidingConnection,
+    SlowConnection,
+)
 from tests.support.frames import frame_of
 from tests.support.running_services import PATIENCE, running, until
 
 
 @pytest.fixture
-def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> Hall:
+def hall(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
     """Nobody connected, nothing running."""
-    return Hall(store, cache, clock)
+    return FanoutHarness(store, cache, clock)
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PONG_SECONDS", 0.1)
 
 
-def hold(hall: Hall, readers: Sequence[Reader]) -> Group:
+def hold(hall: FanoutHarness, readers: Sequence[FakeConnection]) -> Group:
     """Have readers held that get their frames from elsewhere; return their group."""
     for reader in readers:
         hall.manager.hold(reader)
@@ -57,10 +63,12 @@ def hold(hall: Hall, readers: Sequence[Reader]) -> Group:
 # -- coming and going ---------------------------------------------------------------------------
 
 
-async def test_first_frame_comes_at_once(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
+async def test_first_frame_comes_at_once(
+    hall: FanoutHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     """With no tick; the connection is counted and logged."""
     caplog.set_level(logging.INFO, "routecast.streaming.connections")
-    reader = Reader(interval=60)
+    reader = FakeConnection(interval=60)
     hall.manager.connect(reader)
     assert reader.counts() == [0]
     assert hall.manager.active == 1
@@ -68,11 +76,17 @@ async def test_first_frame_comes_at_once(hall: Hall, caplog: pytest.LogCaptureFi
     assert caplog.messages == ["WebSocket connected. Total connections: 1"]
 
 
-async def test_disconnect_is_complete(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
+async def test_disconnect_is_complete(
+    hall: FanoutHarness, caplog: pytest.LogCaptureFixture
+) -> None:
     """No frame, no count, no memory of it; the others go on. Twice does nothing more."""
     caplog.set_level(logging.INFO, "routecast.streaming.connections")
     async with running(hall.manager.run()):
-        gone, stays, other = Reader(), Reader(), Reader(view=View(window="1h"))
+        gone, stays, other = (
+            FakeConnection(),
+            FakeConnection(),
+            FakeConnection(view=View(window="1h")),
+        )
         for reader in (gone, stays, other):
             hall.manager.connect(reader)
         hall.manager.disconnect(gone, CloseCode.DONE)
@@ -97,13 +111,13 @@ async def test_disconnect_is_complete(hall: Hall, caplog: pytest.LogCaptureFixtu
     ]
 
 
-async def test_who_comes_after_all_have_gone_is_served(hall: Hall) -> None:
+async def test_who_comes_after_all_have_gone_is_served(hall: FanoutHarness) -> None:
     """A group that was left is not joined again, whatever the phase of its ticks was."""
-    pace = Reader(interval=0.15)
+    pace = FakeConnection(interval=0.15)
     async with running(hall.manager.run()):
         hall.manager.connect(pace)
         for _ in range(4):  # more often than there are phases
-            reader = Reader()
+            reader = FakeConnection()
             hall.manager.connect(reader)
             await until(lambda: len(reader.frames) >= 2)  # noqa: B023  # -- awaited in its own turn
             hall.manager.disconnect(reader, CloseCode.DONE)
@@ -112,10 +126,10 @@ async def test_who_comes_after_all_have_gone_is_served(hall: Hall) -> None:
     assert hall.manager.active == 1
 
 
-async def test_limit_refuses(hall: Hall) -> None:
+async def test_limit_refuses(hall: FanoutHarness) -> None:
     """Over it nobody is admitted, until somebody leaves."""
     manager = ConnectionManager(hall, hall.renders, Instruments(), limit=2)
-    readers = [Reader(), Reader()]
+    readers = [FakeConnection(), FakeConnection()]
     for reader in readers:
         manager.admit(View(), "192.0.2.1")
         manager.connect(reader)
@@ -126,9 +140,9 @@ async def test_limit_refuses(hall: Hall) -> None:
     manager.admit(View(), "192.0.2.1")  # there is room again
 
 
-async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
+async def test_close_tells_everyone_and_takes_no_more(hall: FanoutHarness) -> None:
     """1012 and when to come back, also to one who comes in between; it waits till they left."""
-    readers = [Reader() for _ in range(600)]
+    readers = [FakeConnection() for _ in range(600)]
     for reader in readers:
         hall.manager.connect(reader)
     async with running(hall.manager.close(PATIENCE)) as closing:
@@ -139,7 +153,7 @@ async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
         assert len(delays) > 100
         with pytest.raises(Unavailable, match="restarting"):
             hall.manager.admit(View(), "192.0.2.1")
-        late = Reader()
+        late = FakeConnection()
         hall.manager.connect(late)
         assert late.stopped is CloseCode.RESTART
         for reader in readers:
@@ -151,9 +165,9 @@ async def test_close_tells_everyone_and_takes_no_more(hall: Hall) -> None:
     assert hall.manager.active == 0
 
 
-async def test_close_waits_no_longer_than_it_may(hall: Hall) -> None:
+async def test_close_waits_no_longer_than_it_may(hall: FanoutHarness) -> None:
     """For those who do not read."""
-    reader = Reader()
+    reader = FakeConnection()
     hall.manager.connect(reader)
     async with asyncio.timeout(PATIENCE):
         await hall.manager.close(0.01)
@@ -161,11 +175,11 @@ async def test_close_waits_no_longer_than_it_may(hall: Hall) -> None:
     assert hall.manager.active == 1
 
 
-async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
+async def test_every_connection_is_asked(hall: FanoutHarness, beats: None) -> None:
     """Each for its sign of life, again and again; who gives none is given up, and nobody else."""
-    readers = [Reader(interval=1 + n % 3) for n in range(10)]
+    readers = [FakeConnection(interval=1 + n % 3) for n in range(10)]
     readers[4].silent = True
-    held = Reader()
+    held = FakeConnection()
     async with running(hall.manager.run_heartbeat()):
         await asyncio.sleep(0)  # nobody is there
         for reader in readers:
@@ -178,12 +192,12 @@ async def test_every_connection_is_asked(hall: Hall, beats: None) -> None:
 
 
 async def test_a_tick_takes_the_question_along(
-    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its frames, so it need not be written by itself: the last tick that is in time does."""
     monkeypatch.setattr(module, "PING_SECONDS", 1.0)
     monkeypatch.setattr(module, "EARLY_SECONDS", 100.0)
-    reader, silent = Reader(), Reader()
+    reader, silent = FakeConnection(), FakeConnection()
     silent.silent = True
     async with running(hall.manager.run()), running(hall.manager.run_heartbeat()):
         hall.manager.connect(reader)
@@ -210,7 +224,7 @@ async def test_ticks_that_hang_cost_nobody_the_time_to_answer(
     monkeypatch.setattr(module, "EARLY_SECONDS", 0.2)
 
     async def answer_late(load: float) -> None:
-        hall, readers = Hall(store, cache, clock), [Slow(), Slow()]
+        hall, readers = FanoutHarness(store, cache, clock), [SlowConnection(), SlowConnection()]
         for reader in readers:
             hall.manager.connect(reader)
         hall.load = load
@@ -223,9 +237,9 @@ async def test_ticks_that_hang_cost_nobody_the_time_to_answer(
             halls.create_task(answer_late(load))
 
 
-async def test_who_is_asked_late_has_the_time_to_answer(hall: Hall, beats: None) -> None:
+async def test_who_is_asked_late_has_the_time_to_answer(hall: FanoutHarness, beats: None) -> None:
     """Where the process was stopped before the question was out, that is nobody's silence."""
-    readers = [Slow(interval=60), Slow(interval=60)]
+    readers = [SlowConnection(interval=60), SlowConnection(interval=60)]
     for reader in readers:
         hall.manager.connect(reader)
     async with running(hall.manager.run_heartbeat()):
@@ -236,13 +250,13 @@ async def test_who_is_asked_late_has_the_time_to_answer(hall: Hall, beats: None)
 
 
 async def test_those_of_the_tick_that_asks_come_first(
-    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of more than are asked at once: the question of others would have to wait for a frame."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 2)
     monkeypatch.setattr(module, "PING_TURN_SECONDS", PATIENCE)
-    others = [Reader(interval=60) for _ in range(2)]
-    readers = [Reader() for _ in range(4)]
+    others = [FakeConnection(interval=60) for _ in range(2)]
+    readers = [FakeConnection() for _ in range(4)]
     for reader in (*others, *readers):
         hall.manager.connect(reader)
     async with running(hall.manager.run()), running(hall.manager.run_heartbeat()):
@@ -252,13 +266,13 @@ async def test_those_of_the_tick_that_asks_come_first(
 
 
 async def test_a_tick_of_few_is_not_waited_for(
-    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would spare little, so most decide; and where they have none in time, time does."""
     monkeypatch.setattr(module, "PING_SECONDS", 0.4)
     monkeypatch.setattr(module, "EARLY_SECONDS", 0.2)
-    most = [Reader(interval=60) for _ in range(3)]
-    one = Reader(interval=0.1)
+    most = [FakeConnection(interval=60) for _ in range(3)]
+    one = FakeConnection(interval=0.1)
     for reader in (*most, one):
         hall.manager.connect(reader)
     started = time.monotonic()
@@ -267,9 +281,9 @@ async def test_a_tick_of_few_is_not_waited_for(
     assert time.monotonic() - started >= module.PING_SECONDS + module.QUANTUM
 
 
-@pytest.mark.parametrize("kind", [Reader, Rider])
+@pytest.mark.parametrize("kind", [FakeConnection, RidingConnection])
 async def test_who_stays_is_asked_though_many_leave(
-    kind: type[Reader], hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+    kind: type[FakeConnection], hall: FanoutHarness, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer turns and shards would do for those who are left, but each is asked in the end."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 4)
@@ -288,12 +302,12 @@ async def test_who_stays_is_asked_though_many_leave(
 
 
 async def test_not_all_are_asked_at_once(
-    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their answers would hold up a tick; so there are turns, and nobody is left out."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 2)
     monkeypatch.setattr(module, "PING_TURN_SECONDS", 0.02)
-    readers = [Reader() for _ in range(9)]
+    readers = [FakeConnection() for _ in range(9)]
     group = hold(hall, readers)
     waiting: set[int] = set()
     async with running(hall.manager.run_heartbeat()):
@@ -305,9 +319,9 @@ async def test_not_all_are_asked_at_once(
     assert not any(reader.given_up for reader in readers)
 
 
-async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> None:
+async def test_who_moves_while_an_answer_is_awaited(hall: FanoutHarness, beats: None) -> None:
     """Who came since the last tick is served with the others from the next one on."""
-    readers = [Reader(interval=60) for _ in range(3)]
+    readers = [FakeConnection(interval=60) for _ in range(3)]
     for reader in readers:
         reader.silent = True  # at first
         hall.manager.connect(reader)
@@ -327,9 +341,9 @@ async def test_who_moves_while_an_answer_is_awaited(hall: Hall, beats: None) -> 
     assert not any(reader.given_up for reader in readers[1:])
 
 
-async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
+async def test_who_moves_before_it_is_asked(hall: FanoutHarness, beats: None) -> None:
     """The question goes with it, so nobody is passed over because others come."""
-    reader = Reader(interval=60)
+    reader = FakeConnection(interval=60)
     reader.silent = True
     hall.manager.connect(reader)
     group, before = reader.group, reader.shard
@@ -344,11 +358,11 @@ async def test_who_moves_before_it_is_asked(hall: Hall, beats: None) -> None:
 
 
 async def test_who_moves_is_heard_of_as_before(
-    hall: Hall, beats: None, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, beats: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards that have become sparse are filled up while answers are awaited."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 4)
-    readers = [Reader() for _ in range(12)]
+    readers = [FakeConnection() for _ in range(12)]
     group = hold(hall, readers)
     group.settle()
     stay = readers[::4]
@@ -367,10 +381,10 @@ async def test_who_moves_is_heard_of_as_before(
 # -- frames -------------------------------------------------------------------------------------
 
 
-async def test_equal_views_are_rendered_once(hall: Hall) -> None:
+async def test_equal_views_are_rendered_once(hall: FanoutHarness) -> None:
     """However many connections share one, at the start and at each tick; and encoded once."""
-    equal = [Reader(), Reader(view=View()), *(Reader() for _ in range(28))]
-    others = [Reader(view=View(window="5m")) for _ in range(10)]
+    equal = [FakeConnection(), FakeConnection(view=View()), *(FakeConnection() for _ in range(28))]
+    others = [FakeConnection(view=View(window="5m")) for _ in range(10)]
     for reader in (*equal, *others):
         hall.manager.connect(reader)
     assert hall.count("renders") == 2
@@ -382,9 +396,9 @@ async def test_equal_views_are_rendered_once(hall: Hall) -> None:
     assert {reader.frames[-1].source for reader in (*equal, *others)} == {Source.LIVE}
 
 
-async def test_frame_of_a_tick_is_one_object(hall: Hall) -> None:
+async def test_frame_of_a_tick_is_one_object(hall: FanoutHarness) -> None:
     """Connections that came together get the very same frame."""
-    readers = [Reader(interval=60) for _ in range(700)]
+    readers = [FakeConnection(interval=60) for _ in range(700)]
     for reader in readers:
         hall.manager.connect(reader)
     frame = await frame_of(hall.latest, View())
@@ -395,11 +409,11 @@ async def test_frame_of_a_tick_is_one_object(hall: Hall) -> None:
 
 
 async def test_long_broadcast_gives_others_a_turn(
-    hall: Hall, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the middle of it, whoever waits for the event loop gets it."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 10)
-    readers = [Reader(interval=60) for _ in range(100)]  # all at one tick
+    readers = [FakeConnection(interval=60) for _ in range(100)]  # all at one tick
     for reader in readers:
         hall.manager.connect(reader)
     served_when_others_ran: list[int] = []
@@ -414,9 +428,9 @@ async def test_long_broadcast_gives_others_a_turn(
     assert {10, 20, 90} <= set(served_when_others_ran)
 
 
-async def test_frames_come_changed_or_not(hall: Hall) -> None:
+async def test_frames_come_changed_or_not(hall: FanoutHarness) -> None:
     """The default stream sends each interval, with a new timestamp or without news."""
-    reader = Reader()
+    reader = FakeConnection()
     async with running(hall.manager.run()):
         hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 4)
@@ -424,11 +438,11 @@ async def test_frames_come_changed_or_not(hall: Hall) -> None:
     assert hall.count("renders") == 1
 
 
-async def test_error_document_keeps_the_connection(hall: Hall, store: SqliteStore) -> None:
+async def test_error_document_keeps_the_connection(hall: FanoutHarness, store: SqliteStore) -> None:
     """When no source can answer, it says so at each tick; then numbers come again."""
     await store.close()
     hall.up = False
-    reader = Reader()
+    reader = FakeConnection()
     async with running(hall.manager.run()):
         hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 3)
@@ -441,10 +455,10 @@ async def test_error_document_keeps_the_connection(hall: Hall, store: SqliteStor
     assert hall.manager.active == 1
 
 
-async def test_crowd_without_live_state_asks_the_engines_once(hall: Hall) -> None:
+async def test_crowd_without_live_state_asks_the_engines_once(hall: FanoutHarness) -> None:
     """Who comes while nothing is live gets the first frame as soon as there is one."""
-    hall.manager.connect(Reader(interval=60))
-    readers = [Reader(interval=60) for _ in range(300)]
+    hall.manager.connect(FakeConnection(interval=60))
+    readers = [FakeConnection(interval=60) for _ in range(300)]
     async with running(hall.manager.run()):
         await asyncio.sleep(0)  # now it waits for a tick that is a minute away
         hall.up = False
@@ -459,13 +473,13 @@ async def test_crowd_without_live_state_asks_the_engines_once(hall: Hall) -> Non
 
 
 async def test_who_comes_during_a_tick_is_shown_nothing_older(
-    hall: Hall, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frames of a tick are made before those of one group after the other are sent."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 1)
-    late: list[Reader] = []
+    late: list[FakeConnection] = []
 
-    class Herald(Reader):
+    class Herald(FakeConnection):
         def offer(self, frame: EncodedDocument) -> bool:
             if self.frames and not late:  # at the first tick, while others wait for their turn
                 hall.commit()
@@ -483,12 +497,12 @@ async def test_who_comes_during_a_tick_is_shown_nothing_older(
         assert reader.counts() == sorted(reader.counts())
 
 
-async def test_nobody_is_always_last(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nobody_is_always_last(hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tick begins with any shard of those who share it."""
     monkeypatch.setattr(groups, "SHARD_SIZE", 1)
-    firsts: dict[tuple[EncodedDocument, Group | None], Reader] = {}
+    firsts: dict[tuple[EncodedDocument, Group | None], FakeConnection] = {}
 
-    class Noted(Reader):
+    class Noted(FakeConnection):
         def offer(self, frame: EncodedDocument) -> bool:
             firsts.setdefault((frame, self.group), self)
             return super().offer(frame)
@@ -505,7 +519,7 @@ async def test_nobody_is_always_last(hall: Hall, monkeypatch: pytest.MonkeyPatch
 # -- slow readers -------------------------------------------------------------------------------
 
 
-async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None:
+async def test_reader_that_never_reads_has_one_frame_waiting(hall: FanoutHarness) -> None:
     """Newer frames take the place of the one that waits, and are counted as conflated."""
     sent: list[str] = []
     drained = asyncio.Event()
@@ -515,7 +529,7 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
         await drained.wait()
 
     slow = AsgiConnection(DefaultSession(ViewSubscription(View(), FAST)), "SSE", "192.0.2.1")
-    quick = Reader()
+    quick = FakeConnection()
     async with running(hall.manager.run()), asyncio.TaskGroup() as tasks:
         pump = tasks.create_task(slow.pump(send))
         hall.manager.connect(slow)
@@ -536,16 +550,16 @@ async def test_reader_that_never_reads_has_one_frame_waiting(hall: Hall) -> None
     assert len(quick.frames) > 4
 
 
-async def test_reader_catches_up_when_it_drains(hall: Hall) -> None:
+async def test_reader_catches_up_when_it_drains(hall: FanoutHarness) -> None:
     """Skipped while its socket is full, it then gets the newest frame there is, at once."""
 
-    class Full(Reader):
+    class Full(FakeConnection):
         full = True
 
         def offer(self, frame: EncodedDocument) -> bool:
             return not self.full and super().offer(frame)
 
-    skipped, quick = Full(), Reader()
+    skipped, quick = Full(), FakeConnection()
     hall.manager.connect(skipped)
     hall.manager.connect(quick)
     assert hall.count("frames_conflated") == 1
@@ -563,10 +577,10 @@ async def test_reader_catches_up_when_it_drains(hall: Hall) -> None:
 # -- ticks --------------------------------------------------------------------------------------
 
 
-async def test_ticks_keep_their_rhythm(hall: Hall) -> None:
+async def test_ticks_keep_their_rhythm(hall: FanoutHarness) -> None:
     """What a tick takes does not put off the next one."""
     hall.load = 0.08
-    reader = Reader()
+    reader = FakeConnection()
     async with running(hall.manager.run()):
         hall.manager.connect(reader)
         await until(lambda: len(reader.frames) >= 14)
@@ -576,9 +590,9 @@ async def test_ticks_keep_their_rhythm(hall: Hall) -> None:
     assert abs(reader.times[13] - reader.times[1] - ticks * FAST) < 0.5
 
 
-async def test_first_tick_is_an_interval_after_the_first_frame(hall: Hall) -> None:
+async def test_first_tick_is_an_interval_after_the_first_frame(hall: FanoutHarness) -> None:
     """Give or take what lets those who come together share a tick."""
-    reader = Reader(interval=0.5)
+    reader = FakeConnection(interval=0.5)
     async with running(hall.manager.run()):
         came = asyncio.get_running_loop().time()
         hall.manager.connect(reader)
@@ -586,20 +600,20 @@ async def test_first_tick_is_an_interval_after_the_first_frame(hall: Hall) -> No
     assert reader.times[1] - came >= 0.5 - module.QUANTUM - 0.01
 
 
-async def test_sooner_tick_is_not_kept_waiting(hall: Hall) -> None:
+async def test_sooner_tick_is_not_kept_waiting(hall: FanoutHarness) -> None:
     """Somebody with a short interval comes while the next tick is far away."""
     async with running(hall.manager.run()):
-        hall.manager.connect(Reader(interval=60))
+        hall.manager.connect(FakeConnection(interval=60))
         await asyncio.sleep(0)
-        quick = Reader()
+        quick = FakeConnection()
         hall.manager.connect(quick)
         await until(lambda: len(quick.frames) >= 3)
         assert quick.times[2] - quick.times[0] < 30
 
 
-async def test_late_tick_is_merged_with_the_next(hall: Hall) -> None:
+async def test_late_tick_is_merged_with_the_next(hall: FanoutHarness) -> None:
     """After a hold-up there is one frame, not all those that were missed."""
-    reader = Reader()
+    reader = FakeConnection()
     async with running(hall.manager.run()):
         hall.manager.connect(reader)
         hall.load = 0.35
@@ -610,11 +624,11 @@ async def test_late_tick_is_merged_with_the_next(hall: Hall) -> None:
     assert reader.counts() == [0] * len(reader.frames)
 
 
-async def test_ticks_draw_together(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ticks_draw_together(hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a quantum an interval, as long as they are no crowd; nobody misses a frame by it."""
     monkeypatch.setattr(module, "QUANTUM", 0.005)
     monkeypatch.setattr(module, "MAX_COALESCED", 3)
-    readers = [Reader() for _ in range(5)]
+    readers = [FakeConnection() for _ in range(5)]
 
     def share(number: int) -> int:
         return len({id(each.group) for each in readers[:number]})
@@ -640,12 +654,12 @@ async def test_ticks_draw_together(hall: Hall, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_who_was_skipped_by_a_tick_that_moved_catches_up(
-    hall: Hall, monkeypatch: pytest.MonkeyPatch
+    hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the frame that it refused, though the tick it is part of now had its own before."""
     monkeypatch.setattr(module, "QUANTUM", 0.005)
 
-    class Full(Reader):
+    class Full(FakeConnection):
         def offer(self, frame: EncodedDocument) -> bool:
             super().offer(frame)
             return False
@@ -665,11 +679,15 @@ async def test_who_was_skipped_by_a_tick_that_moved_catches_up(
     assert there.counts()[-1] == comes.counts()[-1] == max(refused)
 
 
-async def test_groups_of_a_greedy_client_are_put_off(hall: Hall) -> None:
+async def test_groups_of_a_greedy_client_are_put_off(hall: FanoutHarness) -> None:
     """Until it may have documents rendered again; the plain stream goes on at its interval."""
     few = View(fields=("total_decisions",))
-    greedy, shared, plain = Reader(view=few), Reader(view=View(window="5m")), Reader()
-    other = Reader(view=View(window="5m"), client="192.0.2.2")
+    greedy, shared, plain = (
+        FakeConnection(view=few),
+        FakeConnection(view=View(window="5m")),
+        FakeConnection(),
+    )
+    other = FakeConnection(view=View(window="5m"), client="192.0.2.2")
     async with running(hall.manager.run()), running(hall.renders.run()):
         for reader in (greedy, shared, plain, other):
             hall.manager.connect(reader)
@@ -679,7 +697,7 @@ async def test_groups_of_a_greedy_client_are_put_off(hall: Hall) -> None:
         await until(lambda: len(plain.frames) > 5 and len(shared.frames) > 5)
         assert len(greedy.frames) <= seen + 1  # a tick may have been under way
         assert hall.count("ticks_stretched") > 0
-        late = Reader(view=few)
+        late = FakeConnection(view=few)
         hall.manager.connect(late)
         assert not late.frames
         with pytest.raises(Unavailable, match="rendering time"):

@@ -23,7 +23,7 @@ from routecast.streaming.history_subscriptions import HistorySubscriptions
 from routecast.streaming.v1_connections import V1Peers
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, cells_of, kept
-from tests.support.fanout import FAST, Hall
+from tests.support.fanout import FAST, FanoutHarness
 from tests.support.running_services import running, until
 
 
@@ -69,7 +69,7 @@ class Line:
 class Past:
     """A hall's live state, the store's history, and commits to both."""
 
-    def __init__(self, hall: Hall, store: SqliteStore, clock: HeldClock) -> None:
+    def __init__(self, hall: FanoutHarness, store: SqliteStore, clock: HeldClock) -> None:
         self.hall = hall
         self.clock = clock
         self.changes = DirtyMinutes()
@@ -93,7 +93,7 @@ async def past(
 ) -> Past:
     """Nobody has asked yet; the live state is the store's."""
     monkeypatch.setattr(module, "BUCKET_POLL_SECONDS", 0.01)
-    hall = Hall(store, cache, clock)
+    hall = FanoutHarness(store, cache, clock)
     hall.snapshot = await store.load(NOW)
     return Past(hall, store, clock)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from routecast.core.metrics import Baseline, quotient, render
 from routecast.core.view import View
 from routecast.protocol import DEFAULT_FIELDS, EXTRA_FIELDS, FIELDS, Position
-from tests.support.commit_history import History, load
+from tests.support.commit_history import CommitHistory, load
 from tests.support.decisions import MINUTE, NOW, SECOND, kept, sent_decisions
 
 moments = st.integers(-3 * MINUTE, 0)
@@ -93,7 +93,7 @@ def test_costs_come_to_exact_dollars() -> None:
 @given(sent=st.lists(sent_decisions(moments), max_size=25), window=st.sampled_from(["all", "5m"]))
 def test_document_equals_the_oracles(sent: list[dict[str, Any]], window: str) -> None:
     """Every field of whatever was sent, against a count in decimals and fractions."""
-    history = History()
+    history = CommitHistory()
     history.commit(sent)
     history.check(window)
 
@@ -107,7 +107,7 @@ def test_filters_let_through_what_they_name(
     sent: list[dict[str, Any]], part: str, chosen: frozenset[str]
 ) -> None:
     """Any of the values of a filter, and each filter there is."""
-    history = History()
+    history = CommitHistory()
     history.commit(sent)
     history.check("all", {part: chosen})
     history.check("5m", {part: chosen, "project": frozenset({"default"})})

@@ -15,7 +15,7 @@ from routecast.protocol import Position
 from routecast.services import renders as module
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, cells_of, kept
-from tests.support.fanout import Hall
+from tests.support.fanout import FanoutHarness
 from tests.support.running_services import PATIENCE, running
 
 SERIES = 40
@@ -25,10 +25,10 @@ GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
 @pytest.fixture
 async def hall(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Hall]:
+) -> AsyncIterator[FanoutHarness]:
     """So many series, of which one piece of work handles eight."""
     monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
-    made = Hall(store, cache, clock)
+    made = FanoutHarness(store, cache, clock)
     decisions = [kept(number, strategy=f"s{number}") for number in range(SERIES)]
     made.snapshot.apply(Delta(Position("e", 1), cells_of(decisions), NOW))
     async with running(made.renders.run()):
@@ -40,7 +40,7 @@ def view(number: int = 0) -> View:
     return View(provider=frozenset({"gemini", f"p{number}"}))
 
 
-async def ready(hall: Hall, asked: View, client: str = MODEST) -> None:
+async def ready(hall: FanoutHarness, asked: View, client: str = MODEST) -> None:
     """Return when a view is ready."""
     done = asyncio.Event()
     hall.renders.ask(asked, client, done.set)
@@ -48,7 +48,7 @@ async def ready(hall: Hall, asked: View, client: str = MODEST) -> None:
         await done.wait()
 
 
-async def test_others_have_turns_while_a_view_is_made(hall: Hall) -> None:
+async def test_others_have_turns_while_a_view_is_made(hall: FanoutHarness) -> None:
     """A view with many series is made in pieces; then its frame can be had at once."""
     turns = 0
 
@@ -65,13 +65,13 @@ async def test_others_have_turns_while_a_view_is_made(hall: Hall) -> None:
     assert hall.latest.frame_now(view()) is not None
 
 
-async def test_equal_views_are_made_once(hall: Hall) -> None:
+async def test_equal_views_are_made_once(hall: FanoutHarness) -> None:
     """All who asked for one are told when it is ready."""
     await asyncio.gather(*(ready(hall, view(), client) for client in (MODEST, GREEDY) * 20))
     assert hall.count("renders") == 0  # it is ready; the document is made with the frame
 
 
-async def test_a_client_that_used_its_time_comes_last(hall: Hall) -> None:
+async def test_a_client_that_used_its_time_comes_last(hall: FanoutHarness) -> None:
     """Whoever asked first; and the plain view waits for nobody."""
     hall.budget.charge(GREEDY, 0.27, asyncio.get_running_loop().time())
     order: list[str] = []
@@ -84,7 +84,9 @@ async def test_a_client_that_used_its_time_comes_last(hall: Hall) -> None:
     assert order == ["plain", "modest", "greedy"]
 
 
-async def test_no_client_takes_all_places(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_client_takes_all_places(
+    hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that asks for too many views is refused and told when to come back."""
     monkeypatch.setattr(module, "MAX_WAITING_PER_CLIENT", 3)
     for number in range(3):
@@ -97,7 +99,7 @@ async def test_no_client_takes_all_places(hall: Hall, monkeypatch: pytest.Monkey
     await ready(hall, view(3), MODEST)
 
 
-async def test_places_have_an_end(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_places_have_an_end(hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all clients together, too."""
     monkeypatch.setattr(module, "MAX_WAITING_VIEWS", 3)
     for number in range(3):
@@ -106,7 +108,7 @@ async def test_places_have_an_end(hall: Hall, monkeypatch: pytest.MonkeyPatch) -
         hall.renders.ask(view(3), MODEST, lambda: None)
 
 
-async def test_a_request_costs_its_client(hall: Hall) -> None:
+async def test_a_request_costs_its_client(hall: FanoutHarness) -> None:
     """The frame of a client that has no time left is refused; the plain one is not."""
     assert (await hall.renders.frame(view(), GREEDY)).position == Position("e", 1)
     assert GREEDY in hall.budget._paid
@@ -118,7 +120,7 @@ async def test_a_request_costs_its_client(hall: Hall) -> None:
     assert (await hall.renders.frame(view(), MODEST)).position == Position("e", 1)
 
 
-async def test_a_view_that_nothing_can_answer_is_done_with(hall: Hall) -> None:
+async def test_a_view_that_nothing_can_answer_is_done_with(hall: FanoutHarness) -> None:
     """It keeps no place, and whoever asked goes on to what the document says."""
     hall.up = False
     await ready(hall, view())

@@ -14,7 +14,7 @@ from routecast.core.rollup import Cells, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, FORM, HOUR, LIFETIME, Snapshot
 from routecast.errors import MissingDeltas, NotHeld
 from routecast.protocol import WINDOWS, Position
-from tests.support.commit_history import History, load
+from tests.support.commit_history import CommitHistory, load
 from tests.support.decisions import (
     DAY,
     MINUTE,
@@ -119,7 +119,7 @@ def test_every_window_equals_a_count_of_the_decisions(
     start: int, script: list[tuple[str, Any]]
 ) -> None:
     """Whatever is committed when, for which moment, and however the clock moves on."""
-    history = History(NOW + start)
+    history = CommitHistory(NOW + start)
     for step, given_ in script:
         if step == "commit":
             history.commit(given_)
@@ -140,7 +140,7 @@ def test_every_window_equals_a_count_of_the_decisions(
 @pytest.mark.parametrize("window", BOUNDED)
 def test_future_counts_when_its_time_has_come(window: str) -> None:
     """A decision stamped ahead is in the total at once, in a window only when it is due."""
-    history = History()
+    history = CommitHistory()
     history.check(window)
     history.commit([{"strategy": "s", "provider": "p", "timestamp": 90 * SECOND}])
     assert history.snapshot.total
@@ -169,7 +169,7 @@ def test_all_of_history_is_always_answered_for() -> None:
 
 def test_clock_set_back_starts_the_window_again() -> None:
     """Within the coverage, a clock that was set back gets its older window."""
-    history = History(NOW)
+    history = CommitHistory(NOW)
     history.commit(
         [{"strategy": "s", "provider": "p", "timestamp": n * MINUTE} for n in range(-70, 40)]
     )
@@ -274,7 +274,7 @@ rooms = st.sampled_from([0, 5, 20, 60, 150, 400]).map(lambda cells: cells * CELL
 @given(room=rooms, script=st.lists(st.one_of(commits, ticks, st.none()), min_size=3, max_size=10))
 def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any]) -> None:
     """Whichever those are: none is answered wrongly, and what is held is within the room."""
-    history = History(NOW)
+    history = CommitHistory(NOW)
     history.snapshot = Snapshot(Position("e", 0), NOW, room=room)
     for step in script:
         if isinstance(step, list):

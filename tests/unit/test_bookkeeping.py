@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.books import Batch, Outcome, check_batches, check_frames
+from tests.support.bookkeeping import Batch, Outcome, check_batches, check_frames
 from tests.support.fold import Decided, documents
 from tests.support.server import Server
 from tests.support.watch import Watch, text
