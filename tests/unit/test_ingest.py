@@ -354,7 +354,7 @@ async def test_failure_nobody_foresaw_refuses_too(
         with pytest.raises(Unavailable, match=r"^the commit failed; see the server's log$"):
             await ingest.submit([kept(1, cost=object())])
         assert (await ingest.submit([kept(2)]))[0] == 1
-    assert "for a reason not foreseen" in caplog.text
+    assert "Unexpected error in a commit" in caplog.text
     assert_sums((await held(store)).total, [kept(2)])
 
 
@@ -679,7 +679,7 @@ async def test_commit_that_cannot_be_told_is_acknowledged(
         assert (await ingest.submit([kept(1)])).inserted == 1
         assert (await ingest.submit([kept(2)])).inserted == 1
     assert_sums((await held(store)).total, [kept(1), kept(2)])
-    assert "could not be told" in caplog.text
+    assert "could not be published" in caplog.text
 
 
 async def test_large_batch_that_cannot_be_prepared_is_not_the_first_for_ever(

@@ -180,7 +180,7 @@ class RedisCheck:
         if problem is not None:
             log.error("%s", problem)
         else:
-            log.warning("Redis takes all that this node asks of it")
+            log.warning("Redis accepts all commands that this node needs")
         self._said = problem
 
 

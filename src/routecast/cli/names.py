@@ -28,7 +28,7 @@ _Database = Annotated[
         show_default="sqlite:///routecast.db",
     ),
 ]
-_Part = Annotated[NamePart, typer.Argument(metavar="PART", help="What the names are of.")]
+_Part = Annotated[NamePart, typer.Argument(metavar="PART", help="The kind of the names.")]
 _Given = Annotated[list[str], typer.Argument(metavar="NAME...", help="As `names list` shows them.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 

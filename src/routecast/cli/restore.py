@@ -12,7 +12,7 @@ from routecast.server.config import load_settings
 
 def restore(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="What `routecast backup` wrote.")
+        Path, typer.Argument(metavar="SOURCE", help="The file that `routecast backup` wrote.")
     ],
     database: Annotated[
         str | None,

@@ -26,11 +26,17 @@ def serve(
     ] = None,
     role: Annotated[
         str | None,
-        typer.Option(help="all, or stream: no decisions in, no database.", show_default="all"),
+        typer.Option(
+            help="all; or stream, which takes no decisions and needs no database.",
+            show_default="all",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes on the port; needs PostgreSQL and Redis.", show_default="1"),
+        typer.Option(
+            help="Worker processes that share the port; more than 1 requires PostgreSQL and Redis.",
+            show_default="1",
+        ),
     ] = None,
     fd: Annotated[
         int | None, typer.Option(help="Listen on this file descriptor, not on a port.")
@@ -43,7 +49,9 @@ def serve(
     ] = None,
     insecure: Annotated[
         bool | None,
-        typer.Option("--insecure", help="Allow other machines in, without authentication."),
+        typer.Option(
+            "--insecure", help="Accept connections from other machines, without authentication."
+        ),
     ] = None,
 ) -> None:
     """Take decisions in and stream metrics out.

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=256,
-        description="Processes that share the port; more than one need PostgreSQL and Redis.",
+        description="Worker processes that share the port; more than 1 requires PostgreSQL "
+        "and Redis.",
     )
     fd: int | None = Field(
         None,
@@ -67,20 +68,20 @@ class Settings(BaseSettings):
         description="Seconds between two frames of a stream that asks for no interval.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="How much is logged: debug, info, warning or error."
+        "info", description="Log level: debug, info, warning or error."
     )
     insecure: bool = Field(
-        False, description="Allow listening beyond this machine without authentication."
+        False, description="Accept connections from other machines, without authentication."
     )
     allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
-        description="Comma list of sites whose pages may listen, read and send, such as "
+        description="Comma-separated sites whose pages may listen, read and send, such as "
         "https://grafana.example or https://*.example.com; * allows all. Pages opened by localhost "
         "or an IP address always may; one opened by a name, behind a proxy say, must be listed.",
     )
     allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
-        description="Comma list of names that this server is asked by, such as routecast.example "
+        description="Comma-separated names that this server is asked by, such as routecast.example "
         "or *.svc.cluster.local; * allows all. Requests with another `Host` are refused. IP "
         "addresses, names without a dot, names that end in .localhost, and the hosts of allowed "
         "origins need not be listed.",
@@ -94,10 +95,10 @@ class Settings(BaseSettings):
         description="Days minute rollups are kept. Hours and totals are kept for ever.",
     )
     band_high: float = Field(
-        0.8, ge=0, le=1, description="Least confidence of the band `high`, for new decisions."
+        0.8, ge=0, le=1, description="Minimum confidence of the band `high`, for new decisions."
     )
     band_medium: float = Field(
-        0.5, ge=0, le=1, description="Least confidence of the band `medium`, for new decisions."
+        0.5, ge=0, le=1, description="Minimum confidence of the band `medium`, for new decisions."
     )
     prices: bool = Field(
         True, description="Price decisions that come without a cost, from model and tokens."
@@ -120,11 +121,11 @@ class Settings(BaseSettings):
     )
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
-        description="Comma list of addresses and networks of proxies whose `X-Forwarded-For` and "
+        description="Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and "
         "`X-Forwarded-Proto` are believed, such as 10.0.0.0/8; * believes everybody.",
     )
     compress: bool = Field(
-        True, description="Deflate large frames for clients that can inflate them."
+        True, description="Compress large frames for clients that support permessage-deflate."
     )
     max_names: int = Field(
         500,

@@ -400,11 +400,11 @@ class Ingest:
             if any(batch.reserved for batch in group):
                 self._names.learn(delta.cells.keys())
         except Exception:
-            log.exception("A commit could not be told; it will be read from the database")
+            log.exception("A delta could not be published; it will be read from the database")
 
     def _fail(self, group: list[QueuedBatch], error: Exception) -> None:
         if not isinstance(error, Unavailable):
-            log.error("A commit failed for a reason not foreseen", exc_info=error)
+            log.error("Unexpected error in a commit", exc_info=error)
             error = Unavailable("the commit failed; see the server's log")
         if self._failed is None:  # said once, not for each batch
             log.error("Commits fail, decisions are refused: %s", error)

@@ -218,7 +218,7 @@ class LiveState:
             elif self._is_behind():
                 await self._catch_up()
         except MissingDeltas as gap:
-            log.warning("Live state lost step (%s); loading it again", gap)
+            log.warning("Live state is out of step (%s); it is loaded again", gap)
             self._in_step = False
             self._wakeup.set()
         except Unavailable as error:
@@ -238,7 +238,7 @@ class LiveState:
             else:
                 self._on_position(news)
         except Exception:  # not to become a failure of whoever told it
-            log.exception("News of a commit cannot be used; live state is loaded again")
+            log.exception("A delta cannot be applied; live state is loaded again")
             self._snapshot, self._in_step = None, False  # it may hold some of the commit
             self._wakeup.set()
 

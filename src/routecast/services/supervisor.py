@@ -105,9 +105,11 @@ class Supervisor:
         one.logged.add(cause)
         at = f" at {work}" if work else ""
         if shown:
-            log.error("The service %s failed%s, and will try again: %s", service, at, error)
+            log.error("The service %s failed%s and will be tried again: %s", service, at, error)
         else:
-            log.error("The service %s failed%s, and will try again", service, at, exc_info=error)
+            log.error(
+                "The service %s failed%s and will be tried again", service, at, exc_info=error
+            )
 
     def works(self, service: str) -> None:
         """Take note that a service works."""
@@ -213,4 +215,4 @@ class Supervisor:
             task.cancel()
             _, left = await asyncio.wait([task], timeout=SERVICE_END_SECONDS)
             if left:
-                log.error("The service %s does not end, and is left behind", service)
+                log.error("The service %s does not stop; it is abandoned", service)

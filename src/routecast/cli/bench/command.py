@@ -52,11 +52,11 @@ def bench(
             metavar="SECONDS",
             min=MIN_INTERVAL,
             max=MAX_INTERVAL,
-            help="Between documents of a stream.",
+            help="Seconds between two documents of a stream.",
         ),
     ] = 1.0,
     fields: Annotated[
-        str, typer.Option(metavar="LIST", help="Fields to ask for, with commas between.")
+        str, typer.Option(metavar="LIST", help="Fields to ask for, separated by commas.")
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:

@@ -34,16 +34,17 @@ def demo(
         int | None, typer.Option(help="Port.", show_default="8000, or the next free one")
     ] = None,
     rate: Annotated[
-        float, typer.Option(metavar="X", min=0.1, max=2000, help="Decisions a second, on average.")
+        float,
+        typer.Option(metavar="X", min=0.1, max=2000, help="Decisions per second, on average."),
     ] = 20.0,
     seed: Annotated[
-        int | None, typer.Option(metavar="N", help="The same number gives the same traffic.")
+        int | None, typer.Option(metavar="N", help="Seed: the same number gives the same traffic.")
     ] = None,
     database: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Where to keep it all.",
+            help="Where decisions are kept.",
             show_default="a temporary one, removed at the end",
         ),
     ] = None,

@@ -87,7 +87,7 @@ def replay(
         ),
     ] = None,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, max=MAX_BATCH, help="Decisions a request.")
+        int, typer.Option(metavar="N", min=1, max=MAX_BATCH, help="Decisions in each request.")
     ] = 1000,
     limit: Annotated[
         int | None,
@@ -95,7 +95,9 @@ def replay(
     ] = None,
     again: Annotated[
         bool,
-        typer.Option("--again", help="Count rows without ids again that an earlier run sent."),
+        typer.Option(
+            "--again", help="Count rows without ids once more, although an earlier run sent them."
+        ),
     ] = False,
     dry_run: Annotated[
         bool,

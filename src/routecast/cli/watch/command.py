@@ -28,7 +28,7 @@ _TRIES: Final = 200
 
 Window = Literal["all", "5m", "1h", "24h", "7d"]
 NamesOption = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Only these; repeatable.")
+    list[str] | None, typer.Option(metavar="NAME", help="Show only these; repeatable.")
 ]
 
 
@@ -39,7 +39,10 @@ def watch(
     interval: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=MIN_INTERVAL, max=MAX_INTERVAL, help="Between updates."
+            metavar="SECONDS",
+            min=MIN_INTERVAL,
+            max=MAX_INTERVAL,
+            help="Seconds between two updates.",
         ),
     ] = 1.0,
     window: Annotated[Window, typer.Option(help="How far back the numbers reach.")] = "all",
@@ -47,7 +50,7 @@ def watch(
     provider: NamesOption = None,
     model: NamesOption = None,
     project: NamesOption = None,
-    once: Annotated[bool, typer.Option("--once", help="Print one update and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one update and exit.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print each change as one line of JSON.")
     ] = False,

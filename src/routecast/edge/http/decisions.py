@@ -302,5 +302,5 @@ def refusal(error: BaseException) -> Response:
     """Return the response to a request that failed, whosever fault it is."""
     if isinstance(error, RoutecastError):
         return respond_error(error)
-    log.error("A request failed for a reason not foreseen", exc_info=error)
+    log.error("Unexpected error while handling a request", exc_info=error)
     return respond_crash()

@@ -49,8 +49,8 @@ def _good_or_bad(schema: dict[str, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": schema}}
     return {
         "responses": {
-            "200": {"description": "It is so.", "content": content},
-            "503": {"description": "It is not.", "content": content},
+            "200": {"description": "Healthy, or ready.", "content": content},
+            "503": {"description": "Not ready; the body says why.", "content": content},
         }
     }
 

@@ -82,9 +82,12 @@ def _open_ring() -> IoUringSender | None:
     try:
         ring = IoUringSender(FLAGS)
     except OSError as error:
-        log.info("A frame to many clients is a system call for each: %s", error.strerror)
+        log.info(
+            "io_uring is not available (%s): each client is written to by a system call of its own",
+            error.strerror,
+        )
         return None
-    log.info("A frame to many clients is one system call, by io_uring")
+    log.info("io_uring is available: many clients are written to by one system call")
     return ring
 
 

@@ -116,7 +116,7 @@ class SqliteStore:
             self._interrupt()  # which may fall between two statements
             _, running = await asyncio.wait(running, timeout=INTERRUPT_PAUSE)
         if running:
-            log.error("SQLite does not end what it is doing; the file is not closed")
+            log.error("SQLite does not finish its work; the file is not closed")
             return
         self._readers.close()
         self._writer.close(sound=self._integrity.condition.error is None)
