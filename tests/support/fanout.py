@@ -165,9 +165,9 @@ class FanoutHarness:
             group.settle()
             await self.manager.broadcast(frame, group)
 
-    def commit(self) -> None:
+    def commit(self, **given: Any) -> None:
         seq = self.snapshot.position.seq + 1
-        self.snapshot.apply(Delta(Position("e", seq), cells_of([kept(seq)]), NOW))
+        self.snapshot.apply(Delta(Position("e", seq), cells_of([kept(seq, **given)]), NOW))
         self.advanced()
 
     def count(self, name: str, **labels: str) -> float:

@@ -6,6 +6,7 @@ import json
 import random
 import time
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.clock import SystemTimers
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core import breakdown
+from routecast.core.decision import MINUTE
 from routecast.core.message import JSON, MSGPACK, AddressedMessage, Encoding, Message
 from routecast.core.v1_session import V1Session
 from routecast.core.versions import FRESH_MESSAGE, Stamps
@@ -348,7 +350,219 @@ async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
             hall.commit()
             await all_served(held)
         assert hall.count("renders") == renders
-        assert timers.pending()[0] == pytest.approx(START + 11 + 10 / module.LOOKS)
+        assert timers.pending()[0] == pytest.approx(START + 11 + module.LONGEST_BRIEF_REST)
+        hall.commit(strategy="other")
+        timers.go_to(timers.pending()[0])
+        await all_served(held)
+        assert line.total() == 1
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["sent something", "looked in vain"])
+async def test_a_commit_while_its_channel_is_served_is_not_missed(
+    hall: FanoutHarness,
+    held: Channels,
+    timers: HeldTimers,
+    monkeypatch: pytest.MonkeyPatch,
+    told: bool,
+) -> None:
+    """However long that takes: it is looked at once that is over, or the rest after it."""
+    line = Line(held)
+    lead = held._leading
+
+    def take_long(*given: Any) -> Message | None:
+        monkeypatch.setattr(held, "_leading", lead)
+        timers.moment += 0.12
+        hall.commit(strategy="other")
+        return lead(*given)
+
+    async with running(held.run()), running(hall.renders.run()):
+        line.subscribe(interval=0.1, filter={"strategy": ["other"]})
+        await until(lambda: line.sent)
+        timers.go_to(START + 0.15)
+        await all_served(held)
+        monkeypatch.setattr(held, "_leading", take_long)
+        hall.commit(strategy="other" if told else "hybrid")
+        await all_served(held)
+        while timers.pending()[0] <= START + 0.4:
+            timers.go_to(timers.pending()[0])
+            await all_served(held)
+        assert line.total() == 1 + told
+
+
+async def test_an_interval_is_told_only_where_it_is_longer(
+    hall: FanoutHarness, held: Channels, timers: HeldTimers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where a view that took some steps to render came late, yet within its interval."""
+    line = Line(held)
+    async with running(held.run()), running(hall.renders.run()):
+        line.subscribe(interval=1, fields=["total_decisions", "cost"])
+        await until(lambda: line.sent)
+        timers.go_to(START + 2)
+        await all_served(held)
+        monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
+        timers.go_to(START + 2.02)
+        for _ in range(6):
+            hall.commit()
+        await until(lambda: line.total() == 6)
+    assert not any("interval" in message for message in line.messages())
+
+
+async def test_two_messages_are_an_interval_apart_however_late_the_first_is(
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
+) -> None:
+    """But for a tenth of the interval, so that a server that is a little late keeps its pace."""
+    line = Line(held)
+    async with running(held.run()):
+        line.subscribe(interval=1)
+        timers.go_to(START + 1)
+        await all_served(held)
+        for late, next_ in [(2.9, 3.9), (3.95, 4.9)]:
+            hall.commit()
+            timers.go_to(START + late)
+            await all_served(held)
+            assert line.total() == hall.snapshot.position.seq
+            hall.commit()
+            timers.go_to(START + next_ - 0.01)
+            await all_served(held)
+            assert line.total() == hall.snapshot.position.seq - 1
+
+
+async def test_a_first_message_that_is_waited_for_begins_the_interval(
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
+) -> None:
+    """Not the subscription, which may have come long before."""
+    line = Line(held)
+    async with running(held.run()):
+        line.subscribe(interval=1, fields=["total_decisions", "cost"])
+        timers.go_to(START + 5)
+        await all_served(held)
+        async with running(hall.renders.run()):
+            await until(lambda: line.sent)
+            hall.commit()
+            await all_served(held)
+            assert len(line.sent) == 1
+            timers.go_to(START + 6)
+            await all_served(held)
+            assert line.total() == 1
+
+
+async def test_a_channel_that_ends_while_its_numbers_are_read_is_forgotten(
+    held: Channels, sources: Sources, timers: HeldTimers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing holds it, and it is not served again."""
+    reading = asyncio.Event()
+    read = sources.read
+
+    async def read_long() -> Reading:
+        await reading.wait()
+        return await read()
+
+    monkeypatch.setattr(sources, "read", read_long)
+    line = Line(held)
+    async with running(held.run()):
+        line.subscribe(interval=5)
+        timers.go_to(START + 6)
+        await all_served(held)
+        sources.source = Source.CACHE
+        held.push()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        line.subscriber.close()
+        reading.set()
+        await all_served(held)
+    assert not held._idle
+    assert not held._due
+    assert not timers.pending()
+
+
+async def test_engines_are_asked_once_for_all_channels(
+    hall: FanoutHarness, held: Channels, sources: Sources, timers: HeldTimers
+) -> None:
+    """Where live state cannot answer: they may take a second each time."""
+    lines = [Line(held) for _ in range(10)]
+    asked = 0
+    read = sources.read
+
+    async def count() -> Reading:
+        nonlocal asked
+        asked += 1
+        return await read()
+
+    sources.read = count  # type: ignore[method-assign]  # -- it counts
+    async with running(held.run()):
+        for number, line in enumerate(lines):
+            line.subscribe(interval=1 + number / 20)
+        sources.source = Source.CACHE
+        timers.go_to(START + 3.3)
+        await all_served(held)
+    assert asked == 1
+
+
+async def test_those_that_a_crash_left_out_are_served_after_it(
+    hall: FanoutHarness, held: Channels, timers: HeldTimers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that were served before it are not served again within their interval."""
+    monkeypatch.setattr(module, "MEMBERS_PER_TURN", 1)
+    lines = [Line(held) for _ in range(3)]
+    lead, tries = held._leading, 0
+
+    def crash_second(*given: Any) -> Message | None:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            raise ZeroDivisionError
+        return lead(*given)
+
+    async def run() -> None:
+        with suppress(ZeroDivisionError):
+            await held.run()
+        await held.run()
+
+    async with running(run()):
+        for line in lines:
+            line.subscribe(interval=1)
+        timers.go_to(START + 1.5)
+        await all_served(held)
+        monkeypatch.setattr(held, "_leading", crash_second)
+        hall.commit()
+        await all_served(held)
+        assert [line.total() for line in lines] == [1, 1, 1]
+        assert {len(line.sent) for line in lines} == {2}
+
+
+async def test_a_minute_that_ends_meanwhile_makes_no_error(
+    hall: FanoutHarness,
+    held: Channels,
+    timers: HeldTimers,
+    clock: HeldClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A document is made of the moment that it was made ready for."""
+    monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
+    line = Line(held)
+    end = (NOW // MINUTE + 1) * MINUTE
+    ready = hall.latest.is_ready
+
+    def end_the_minute(*asked: Any) -> bool:
+        done = ready(*asked)
+        clock.moment = end + 1
+        return done
+
+    async with running(held.run()), running(hall.renders.run()):
+        for number in range(8):
+            hall.commit(strategy=f"s{number}")
+        clock.moment = end - 1
+        line.subscribe(interval=1, fields=["total_decisions", "cost"], window="1h")
+        await until(lambda: line.sent)
+        timers.go_to(START + 1.5)
+        await all_served(held)
+        monkeypatch.setattr(hall.latest, "is_ready", end_the_minute)
+        hall.commit()
+        for moment in (2, 3, 4, 5):
+            timers.go_to(START + moment)
+            await all_served(held)
+    assert "error" not in counts(line)
+    assert line.total() == 9
 
 
 async def test_late_tick_is_merged_with_the_next(
@@ -647,9 +861,9 @@ async def test_first_documents_of_many_views_are_made_one_at_a_time(
     begun: dict[View, int] = {}
     is_ready = hall.latest.is_ready
 
-    def note(reading: Reading, view: View) -> bool:
+    def note(reading: Reading, view: View, now: int | None = None) -> bool:
         begun.setdefault(view, turns[0])
-        return is_ready(reading, view)
+        return is_ready(reading, view, now)
 
     async def count_turns() -> None:
         while True:

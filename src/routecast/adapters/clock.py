@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from math import ceil
 
 
 class SystemClock:
@@ -24,4 +25,6 @@ class SystemTimers:
     def call_at(
         self, moment: float, call: Callable[..., object], *args: object
     ) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(moment - self.now(), call, *args)
+        # Loops count in milliseconds from one that has begun; none of these is to be early.
+        seconds = ceil(1000 * (moment - self.now()) + 1) / 1000
+        return asyncio.get_running_loop().call_later(seconds, call, *args)

@@ -181,13 +181,16 @@ class MetricsReader:
 
     # -- documents ------------------------------------------------------------------------------
 
-    def is_ready(self, reading: Reading, view: View) -> bool:
+    def is_ready(self, reading: Reading, view: View, now: int | None = None) -> bool:
         """Do a piece of the work that a view's document takes; return whether that was the last.
 
-        Then `document` makes it at once. If not, call again after others had a turn.
+        Then `document` makes it at once, of the same moment. If not, call again after others had a
+        turn. `now` is the clock's time where it is left out.
         """
+        if now is None:
+            now = self._clock.now()
         try:
-            return self._made(reading, view, self._clock.now()) is not None
+            return self._made(reading, view, now) is not None
         except NotHeld:
             return True  # there is nothing that could be done
 
@@ -203,14 +206,14 @@ class MetricsReader:
             made.append(one)
         return made
 
-    def stamps(self, reading: Reading, view: View) -> Stamps:
+    def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
         """Return the stamps of the sums that a view's document is made of, once `is_ready`.
 
         As long as they and `View.moment` are the same, so is the document. () where they cannot
         be told.
         """
         try:
-            made = self._made(reading, view, self._clock.now())
+            made = self._made(reading, view, now)
         except NotHeld:
             return ()
         return () if made is None else tuple(each.stamp for each in made)
@@ -295,7 +298,7 @@ class MetricsReader:
         moment = view.moment(snapshot.moment(now))
         held = self._encoded.get(view)
         if held is None or held.position != snapshot.position or held.moment != moment:
-            if not self.is_ready(reading, view):
+            if not self.is_ready(reading, view, now):
                 return None
             found = self.document(reading, view, now)
             if found is None:

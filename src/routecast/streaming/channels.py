@@ -41,11 +41,12 @@ CHANNEL_TURN_SECONDS: Final = 0.002
 MARGIN: Final = 1.0
 # Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
 ROUNDED: Final = 1e-6
-# A channel that is served at most this late after its rest, in seconds, is on time.
-PUNCTUAL: Final = 0.01
+# A channel that is served at most this part of its interval late is on time.
+PUNCTUAL: Final = 0.1
 # A commit that changes nothing of a view costs a look at the view. After that the channel rests for
-# this part of its interval.
+# this part of its interval, and for at most this time, in seconds.
 LOOKS: Final = 20
+LONGEST_BRIEF_REST: Final = 0.05
 
 
 class V1Transport(Protocol):
@@ -93,7 +94,7 @@ class V1Transport(Protocol):
 class ChannelSubscription:
     """One subscription of one client."""
 
-    __slots__ = ("channel", "cohort", "encoding", "identity", "line")
+    __slots__ = ("channel", "cohort", "encoding", "identity", "line", "resumed")
 
     def __init__(self, line: V1Transport, encoding: Encoding, identity: str) -> None:
         self.line = line
@@ -102,6 +103,7 @@ class ChannelSubscription:
         # None before it has joined, and once it has left.
         self.channel: Channel | None = None
         self.cohort: Cohort | None = None
+        self.resumed: Version | None = None  # what its client had when it joined
 
     @property
     def base(self) -> Version | None:
@@ -219,10 +221,8 @@ class Channel:
         Its next rest is counted from then: timers are a little late, and that must not add up.
         """
         interval = self.subscription.interval
-        if self.is_tick(now):
-            multiple = self._ticks(max(now, self.tick)) * interval
-            return multiple if multiple >= self.tick - ROUNDED * interval else now
-        return self.rested if 0 <= now - self.rested < PUNCTUAL else now
+        due = self._ticks(now) * interval if self.is_tick(now) else self.rested
+        return due if 0 <= now - due < PUNCTUAL * interval else now
 
     def rest(self, moment: float) -> None:
         """Send nothing for an interval, after a message to all members."""
@@ -231,7 +231,7 @@ class Channel:
 
     def rest_briefly(self, now: float) -> None:
         """Look at no commit for a moment, after one that changed nothing."""
-        self.rested = now + self.subscription.interval / LOOKS
+        self.rested = now + min(self.subscription.interval / LOOKS, LONGEST_BRIEF_REST)
 
     def pass_tick(self, now: float) -> int:
         """Go on to the next tick; return how many are over that there was no time for."""
@@ -240,10 +240,10 @@ class Channel:
         return ticks - last
 
     def put_off(self, now: float, wait: float) -> None:
-        """Send nothing for `wait` seconds at least, and then by a tick."""
+        """Send nothing for `wait` seconds, unless life is to be shown before."""
         self.is_put_off = True
-        self._tick_from(max((self._ticks(now) + 1) * self.subscription.interval, now + wait), now)
-        self.rested = max(self.tick, now + wait)
+        self.rested = now + wait
+        self._tick_from(self.rested, now)
 
     def wake(self, now: float) -> None:
         """Have it served now, as at a tick."""
@@ -263,9 +263,10 @@ class Channel:
 
     def serve(self, now: float) -> float | None:
         """Note that a tick is served; return the seconds since the last one if it was put off."""
-        stretched = round(now - self.served, 1) if self.is_put_off else None
+        interval = round(now - self.served, 1)
+        is_stretched = self.is_put_off and interval > self.subscription.interval
         self.served, self.is_put_off = now, False
-        return stretched
+        return interval if is_stretched else None
 
     def snapshot_due(self, now: float) -> bool:
         """Whether members would wait too long for a whole document if not sent one now."""
@@ -299,11 +300,11 @@ class DocumentSource(Protocol):
         """Whether there is nothing to wait for."""
         ...
 
-    def is_ready(self, reading: Reading, view: View) -> bool:
+    def is_ready(self, reading: Reading, view: View, now: int) -> bool:
         """Do a piece of a view's work; return whether its document can be made at once now."""
         ...
 
-    def stamps(self, reading: Reading, view: View) -> Stamps:
+    def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
         """Return stamps that differ where the document does; () where that is not known."""
         ...
 
@@ -377,7 +378,9 @@ class Channels:
             self._schedule(channel)
         member.channel = channel
         find = self._versions.find
-        channel.place(member, None if position is None else find(subscription.view, position))
+        if position is not None:
+            member.resumed = find(subscription.view, position)
+        channel.place(member, member.resumed)
         reading = self._documents.reading_now()
         if reading is None:
             # However many come at once, the engines are asked once for all of them.
@@ -425,6 +428,8 @@ class Channels:
             member.channel.place(member, version)
             if member.channel.version is None:  # it is the first one
                 member.channel.version = version
+                member.channel.rest(self._timers.now())
+                self._schedule(member.channel)
         self._count(leading, int(sent), int(not sent))
         return sent
 
@@ -486,10 +491,17 @@ class Channels:
             await self._welcome(waiting)
         # One moment for all: who rests from now on is served together again.
         now, ran = self._timers.now(), time.monotonic()
+        reading, is_live = None, True
         for channel in due:
+            # Live state anew for each channel: others had turns, and may be applying a large
+            # commit. What the engines answered stays as it is, and is not asked for again.
+            if is_live:
+                reading = self._documents.reading_now()
+            if is_live and reading is None:
+                reading = await self._read()
+                is_live = self._documents.reading_now() is not None
             if channel.cohorts:
-                # Anew for each: others had turns, and may be applying a large commit.
-                await self._take_turn(channel, await self._read(), now)
+                await self._take_turn(channel, reading, now)
             if time.monotonic() - ran > CHANNEL_TURN_SECONDS:
                 await asyncio.sleep(0)
                 ran = time.monotonic()
@@ -503,7 +515,8 @@ class Channels:
     async def _welcome(self, waiting: Sequence[ChannelSubscription]) -> None:
         reading, ran = await self._read(), time.monotonic()
         for member in waiting:
-            if member.channel is not None:
+            # One whose channel was served meanwhile has its first message.
+            if member.channel is not None and member.base is member.resumed:
                 view = member.channel.subscription.view
                 payer, _ = self._turns.payer(view, (member.line.client,))
                 with self._turns.charged(payer):
@@ -519,7 +532,8 @@ class Channels:
     async def _take_turn(self, channel: Channel, reading: Reading | None, now: float) -> None:
         """Serve a channel, or put it off while none of its clients may use rendering time."""
         is_tick, moment, commits = channel.is_tick(now), channel.moment(now), self._commits
-        if not is_tick and not self._may_have_changed(channel, reading):
+        is_resting = now < channel.rested  # then it was served before a crash
+        if not is_tick and (is_resting or not self._may_have_changed(channel, reading)):
             self._schedule(channel)
             return
         view = channel.subscription.view
@@ -542,6 +556,8 @@ class Channels:
             channel.rest_briefly(now)
         if channel.cohorts:
             self._schedule(channel)
+            if commits != self._commits and channel in self._idle:
+                self._on_timer(channel)  # it was not idle when the commit was told of
 
     def _may_have_changed(self, channel: Channel, reading: Reading | None) -> bool:
         """Whether a channel's view may be another than what its members were brought to."""
@@ -583,7 +599,6 @@ class Channels:
         Returns whether there was anything to tell them.
         """
         whole = channel.snapshot_due(now)
-        channel.version = version
         if whole:
             channel.whole = now
         told = False
@@ -598,6 +613,7 @@ class Channels:
             if leading is not None:
                 told = True
                 self._serve(channel, cohort, version, leading)
+        channel.version = version  # only now: after a crash, those that are left are served again
         channel.reindex()
         return told
 
@@ -656,9 +672,9 @@ class Channels:
             state = DocumentState(reading.snapshot.position, moment, reading.source, reading.as_of)
             if newest is not None and newest.still_valid_for(state):
                 return newest
-            if not (render and self._documents.is_ready(reading, view)):
+            if not (render and self._documents.is_ready(reading, view, now)):
                 return None
-            stamps = self._documents.stamps(reading, view)
+            stamps = self._documents.stamps(reading, view, now)
             if newest is not None and newest.still_holds(stamps, moment):
                 return self._versions.carry(newest, now, state)
             document = self._documents.document(reading, view, now)
@@ -675,6 +691,8 @@ class Channels:
         now = self._timers.now()
         if now >= channel.rested:
             self._idle[channel] = None
+        else:
+            self._idle.pop(channel, None)
         if channel.timer is not None:
             channel.timer.cancel()
         channel.timer = self._timers.call_at(channel.due(now), self._on_timer, channel)

@@ -151,9 +151,13 @@ class V1Connection(WebSocketConnection):
             some.write(message, named)
         if plan.forgetful.connections:
             plan.forgetful.write(_deflated(message, named, None))
-        if len(plan.in_step) > 1:
-            cohort.known = None  # from this message on they are in step with one another
-        return [line for line in plan.ranks.others if not line.send(message, named)]
+        behind: list[V1Transport] = [
+            line for line in plan.ranks.others if not line.send(message, named)
+        ]
+        # Those that are in step from this message on, or had their ping with it, go together.
+        if len(plan.in_step) > 1 or len(behind) < len(plan.ranks.others):
+            cohort.known = None
+        return behind
 
     @staticmethod
     def queue_ping(shard: Shard) -> None:
