@@ -357,6 +357,27 @@ async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
         assert line.total() == 1
 
 
+async def test_commits_that_change_nothing_of_a_view_leave_bases_where_they_are(
+    hall: FanoutHarness, held: Channels, timers: HeldTimers
+) -> None:
+    """However many there are: no version is forgotten for them, and no document sent again."""
+    held._versions._max_bytes = 20_000
+    line = Line(held)
+    async with running(held.run()), running(hall.renders.run()):
+        line.subscribe(interval=1, filter={"strategy": ["other"]})
+        await until(lambda: line.sent)
+        for number in range(60):
+            timers.go_to(START + 1.5 + number * 0.051)
+            hall.commit()
+            await all_served(held)
+        assert len(line.sent) == 1
+        hall.commit(strategy="other")
+        timers.go_to(START + 6)
+        await all_served(held)
+    assert [message.get("base") for message in line.messages()] == [None, 0]
+    assert line.total() == 1
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["sent something", "looked in vain"])
 async def test_a_commit_while_its_channel_is_served_is_not_missed(
     hall: FanoutHarness,

@@ -36,7 +36,7 @@ class Breakdown:
 
     `strategies` and `models` have no histograms; `total` has one if the selection asks for it.
     `providers`, `bands` and `statuses` are counts. Read it only when `steps` has run to its end.
-    `stamp` is another number after any of them has changed; no two breakdowns have the same.
+    `stamp` is a new number whenever one of them changes; no number is used twice.
     """
 
     __slots__ = (

@@ -66,7 +66,7 @@ class DocumentState:
 class Version:
     """A view's document in one state. Without a state, nothing could answer."""
 
-    __slots__ = ("body", "made", "messages", "number", "size", "stamps", "state", "view")
+    __slots__ = ("body", "made", "messages", "number", "size", "stamps", "state", "told", "view")
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Version:
         self.state = state
         self.body = body  # as JSON; none once it is forgotten
         self.stamps = stamps
+        self.told = False  # whether any client may have been sent it
         # In bytes. Each version counts the filters: who comes back brings its view anew.
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_MessageKey, tuple[int, Message]] = {}
@@ -154,8 +155,20 @@ class Versions:
         return self._add(view, now, state, body, stamps)
 
     def carry(self, newest: Version, now: int, state: DocumentState) -> Version:
-        """Take a newer state that has the same document as the newest version."""
-        return self._add(newest.view, now, state, newest.body, newest.stamps)
+        """Take a newer state that has the same document as the newest version.
+
+        A version that no client was sent goes on to that state. So commits that change nothing of
+        a view do not push the bases of others out.
+        """
+        if newest.told:
+            return self._add(newest.view, now, state, newest.body, newest.stamps)
+        before = newest.state
+        if before is not None and self._places.get((newest.view, before.position)) is newest:
+            del self._places[newest.view, before.position]
+        newest.state = state
+        if newest.view.timeless:
+            self._places[newest.view, state.position] = newest
+        return newest
 
     def _add(
         self, view: View, now: int, state: DocumentState | None, body: bytes | None, stamps: Stamps
@@ -206,6 +219,7 @@ def message(
     It is a delta where the base is at hand and that is smaller, else a snapshot; an error where
     nothing could answer. None when the version itself was forgotten.
     """
+    version.told = True
     key = base, encoding, stretched
     made, held = version.messages.get(key, (0, None))
     if held is None or not 0 <= now - made < FRESH_MESSAGE:

@@ -1,7 +1,8 @@
 """Channels: who follows what over routecast.v1, and when they are sent what changed.
 
 Members that follow the same view at the same interval are one channel. A channel is served as soon
-as a commit changes its view, or when its rest is over: for one interval after each message. What
+as a commit changes its view. After each message it rests for one interval; what is committed
+meanwhile is sent when the rest is over. What
 moves with the clock is sent at ticks, which fall on multiples of the interval. To serve a channel,
 its view is rendered, compared and encoded once for all who were sent the same before. A member
 whose socket is full is skipped; when it has read, it gets one message from what it was really sent
@@ -10,6 +11,7 @@ to what is newest. So nothing queues (the policy is to merge).
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -41,7 +43,7 @@ CHANNEL_TURN_SECONDS: Final = 0.002
 MARGIN: Final = 1.0
 # Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
 ROUNDED: Final = 1e-6
-# A channel that is served at most this part of its interval late is on time.
+# A channel that is served late by less than this part of its interval counts as served on time.
 PUNCTUAL: Final = 0.1
 # A commit that changes nothing of a view costs a look at the view. After that the channel rests for
 # this part of its interval, and for at most this time, in seconds.
@@ -262,7 +264,7 @@ class Channel:
                 yield line.client
 
     def serve(self, now: float) -> float | None:
-        """Note that a tick is served; return the seconds since the last one if it was put off."""
+        """Note that it is served; return the seconds since the last time if they are too many."""
         interval = round(now - self.served, 1)
         is_stretched = self.is_put_off and interval > self.subscription.interval
         self.served, self.is_put_off = now, False
@@ -305,7 +307,10 @@ class DocumentSource(Protocol):
         ...
 
     def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
-        """Return stamps that differ where the document does; () where that is not known."""
+        """Return the stamps of a document's sums; () where they are not known.
+
+        As long as they and `View.moment` are the same, so is the document.
+        """
         ...
 
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
@@ -472,27 +477,30 @@ class Channels:
             self._wake.clear()
             rung, self._due = self._due, {}
             waiting, self._waiting = self._waiting, []
-            due = [channel for channel in rung if channel.cohorts]
+            due = deque(channel for channel in rung if channel.cohorts)
             if not due and not waiting:
                 continue
-            due.sort(key=lambda channel: not channel.subscription.view.plain)
+            due = deque(sorted(due, key=lambda channel: not channel.subscription.view.plain))
             started = time.monotonic()
             try:
                 await self._serve_all(due, waiting)
-            except Exception:  # to be served when this is run again
+            except Exception:
+                # Those that are left are served when this is run again; the one that failed last.
+                due.rotate(-1)
                 self._due = dict.fromkeys([*due, *self._due])
                 self._waiting = waiting + self._waiting
                 self._wake.set()
                 raise
             self._instruments.broadcast_seconds.observe(time.monotonic() - started)
 
-    async def _serve_all(self, due: list[Channel], waiting: list[ChannelSubscription]) -> None:
+    async def _serve_all(self, due: deque[Channel], waiting: list[ChannelSubscription]) -> None:
+        """Serve channels, and take each out of `due` once it is served."""
         if waiting:
             await self._welcome(waiting)
-        # One moment for all: who rests from now on is served together again.
-        now, ran = self._timers.now(), time.monotonic()
+        began, ran = self._timers.now(), time.monotonic()
         reading, is_live = None, True
-        for channel in due:
+        while due:
+            channel = due[0]
             # Live state anew for each channel: others had turns, and may be applying a large
             # commit. What the engines answered stays as it is, and is not asked for again.
             if is_live:
@@ -501,7 +509,12 @@ class Channels:
                 reading = await self._read()
                 is_live = self._documents.reading_now() is not None
             if channel.cohorts:
-                await self._take_turn(channel, reading, now)
+                # One moment for all, so that those that rest now are served together again; but
+                # not for one that others kept waiting for long.
+                late = self._timers.now() - began
+                is_late = late >= PUNCTUAL * channel.subscription.interval
+                await self._take_turn(channel, reading, began + late if is_late else began)
+            due.popleft()
             if time.monotonic() - ran > CHANNEL_TURN_SECONDS:
                 await asyncio.sleep(0)
                 ran = time.monotonic()
@@ -599,8 +612,6 @@ class Channels:
         Returns whether there was anything to tell them.
         """
         whole = channel.snapshot_due(now)
-        if whole:
-            channel.whole = now
         told = False
         served = MEMBERS_PER_TURN  # others get a turn between two channels, too
         for cohort in rotated(channel.cohorts):
@@ -613,7 +624,10 @@ class Channels:
             if leading is not None:
                 told = True
                 self._serve(channel, cohort, version, leading)
-        channel.version = version  # only now: after a crash, those that are left are served again
+        # Only now: after a crash, those that are left are served again.
+        channel.version = version
+        if whole:
+            channel.whole = now
         channel.reindex()
         return told
 
@@ -687,7 +701,7 @@ class Channels:
     # -- ticks ----------------------------------------------------------------------------------
 
     def _schedule(self, channel: Channel) -> None:
-        """Have a channel looked at when it is due, and before by a commit unless it rests."""
+        """Have a channel served when it is due; if it does not rest, by the next commit already."""
         now = self._timers.now()
         if now >= channel.rested:
             self._idle[channel] = None
@@ -698,9 +712,10 @@ class Channels:
         channel.timer = self._timers.call_at(channel.due(now), self._on_timer, channel)
 
     def _made_ready(self, channel: Channel) -> None:
-        """Serve a channel whose view was made ready; its next tick is counted from now."""
-        channel.wake(self._timers.now())
-        self._on_timer(channel)
+        """Serve a channel whose view was made ready, and that waits for that."""
+        if channel.is_put_off:  # else it was served meanwhile
+            channel.wake(self._timers.now())
+            self._on_timer(channel)
 
     def _on_timer(self, channel: Channel) -> None:
         self._idle.pop(channel, None)

@@ -46,8 +46,11 @@ class _InStep:
         self._rank = SendBatch(connections)
 
     def holds(self) -> bool:
-        """Whether they still are: another subscription's message may have gone to some of them."""
-        before = self._before
+        """Take over what they were sent last; return whether that is still one for all of them.
+
+        The messages of other subscriptions may have gone to some of them in between.
+        """
+        before = self._before = self._connections[0]._before
         return all(each._before is before for each in self._connections)
 
     def write(self, message: Message, named: AddressedMessage) -> None:
