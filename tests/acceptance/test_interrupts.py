@@ -12,8 +12,14 @@ from tests.support.command import Terminal
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240.0
-# Says when it can be interrupted, and waits for that.
-CHILD = "print('ready', flush=True); input()"
+# Says when it can be interrupted, and waits for that: in short steps, since a signal that comes
+# just before a call blocks is seen when the call returns.
+CHILD = """
+import time
+print("ready", flush=True)
+for _ in range(6_000):
+    time.sleep(0.05)
+"""
 
 
 def ignore_ctrl_c() -> None:

@@ -164,17 +164,29 @@ REQUIRED = {"id", "seq", "token"}
 INTEGERS = {"seq", "position"}
 
 
-def is_good(name: str, value: Any, encoding: Encoding) -> bool:
+def is_good(name: str, value: Any) -> bool:
     """Whether a field may have a value."""
     number = value.get("seq") if isinstance(value, dict) else value
-    if encoding.binary and name in INTEGERS and isinstance(number, float):
-        return False  # MessagePack tells a float from an integer
+    if name in INTEGERS and isinstance(number, float):
+        return False  # 1.0 is a float in both encodings
     if value is None:
         return name not in REQUIRED
     try:
         return bool(GOOD[name](value))
     except TypeError:  # what cannot be hashed is no name
         return False
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
+@pytest.mark.parametrize("seq", [1.0, 0.5, -1, "1", True])
+def test_a_seq_is_an_integer(encoding: Encoding, seq: Any) -> None:
+    """A float is not taken for one, be it whole."""
+    one = session(encoding)
+    one.ids["main"] = 1
+    sent = encoding.encode({"type": "ack", "id": "main", "seq": seq})
+    outcome = one.receive(sent if encoding.binary else sent.decode(), 100.0)
+    assert isinstance(outcome, ErrorOut)
+    assert outcome.message.startswith("seq: ")
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
@@ -200,7 +212,7 @@ def test_whatever_is_wrong_in_a_field_it_is_named(encoding: Encoding, data: st.D
     if message["type"] == "subscribe":
         one.ids.clear()
     outcome = one.receive(encoded, 100.0)
-    if is_good(name, value, encoding):
+    if is_good(name, value):
         assert not (isinstance(outcome, ErrorOut) and outcome.code == "bad_request"), outcome
     else:
         assert isinstance(outcome, ErrorOut)
