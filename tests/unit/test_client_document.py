@@ -8,8 +8,9 @@ import pytest
 
 from routecast.client import Cost, Performance, Source
 from routecast.client.default_stream import query_of, receive
-from routecast.client.document import ReceivedDocument, apply, arranged, read
+from routecast.client.document import ReceivedDocument, arranged, read
 from routecast.client.session import SubscribedView
+from routecast.patch import apply
 from routecast.protocol import Filters, Position, Subscribe
 from tests.support.wire import GOLDEN, PATCHES
 

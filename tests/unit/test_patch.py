@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.client.document import apply
-from routecast.core.patch import diff, without_nulls
+from routecast.patch import apply, diff, without_nulls
 from tests.support.wire import PATCHES
 
 names = st.sampled_from(["a", "b", "c", ""])

@@ -6,8 +6,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from routecast.client.document import apply
-from routecast.core.patch import diff
+from routecast.patch import apply, diff
 from routecast.protocol import ClientMessage, ServerMessage
 from tests.support.wire import GOLDEN
 

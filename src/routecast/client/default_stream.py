@@ -6,6 +6,7 @@ import msgspec
 
 from routecast.client.document import ReceivedDocument
 from routecast.client.session import SubscribedView
+from routecast.patch import without_nulls
 from routecast.protocol import ErrorOut, Filters, Subscribe
 
 
@@ -27,12 +28,4 @@ def receive(view: SubscribedView, text: bytes) -> None:
     if error := document.get("error"):
         view.trouble = ErrorOut(id=view.id, code="unavailable", message=error, retryable=True)
     else:
-        view.show(ReceivedDocument(_without_nulls(document), timestamp))
-
-
-def _without_nulls(document: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_nulls(value) if isinstance(value, dict) else value
-        for name, value in document.items()
-        if value is not None
-    }
+        view.show(ReceivedDocument(without_nulls(document), timestamp))

@@ -1,4 +1,4 @@
-"""A document as a client holds it: patched as it changes, and read with names and types."""
+"""A document as a client holds it, read with names and types."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,29 +6,15 @@ from typing import Any, Final
 
 import msgspec
 
+from routecast.patch import Document
 from routecast.protocol import FIELDS, Position, Source
-
-DocumentData = dict[str, Any]
-
-
-def apply(document: Any, patch: Any) -> Any:
-    """Return what a merge patch makes of a document, which stays as it is (RFC 7396)."""
-    if not isinstance(patch, dict):
-        return patch
-    patched = dict(document) if isinstance(document, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            patched.pop(name, None)
-        else:
-            patched[name] = apply(patched.get(name), value)
-    return patched
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedDocument:
     """A document, and what the server said of it; the default stream does not say all of it."""
 
-    data: DocumentData
+    data: Document
     timestamp: str
     position: Position | None = None
     source: str | None = None
@@ -110,7 +96,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     position: Position | None = None
     source: Source | None = None
     age_ms: int | None = None
-    data: DocumentData = {}
+    data: Document = {}
 
 
 _BY_COUNT: Final[dict[str, Any]] = {
@@ -120,7 +106,7 @@ _BY_COUNT: Final[dict[str, Any]] = {
 }
 
 
-def arranged(document: Mapping[str, Any]) -> DocumentData:
+def arranged(document: Mapping[str, Any]) -> Document:
     """Return a document in the order of the contract, which a patch does not keep."""
     known = {name: document[name] for name in FIELDS if name in document}
     for name, rank in _BY_COUNT.items():

@@ -16,7 +16,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from routecast.client.document import ReceivedDocument, apply
+from routecast.client.document import ReceivedDocument
+from routecast.patch import apply
 from routecast.protocol import (
     ClientMessage,
     DeltaOut,

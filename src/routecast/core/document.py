@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from routecast.core.patch import Document
+from routecast.patch import Document
 from routecast.protocol import FETCH_FAILED, Position, Source, rfc3339
 
 _encode: Final = msgspec.json.Encoder().encode

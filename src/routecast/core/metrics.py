@@ -7,10 +7,10 @@ from typing import Any, Final
 from routecast.core.breakdown import Breakdown, break_down
 from routecast.core.decision import MINUTE
 from routecast.core.histogram import percentiles
-from routecast.core.patch import Document
 from routecast.core.rollup import Sums
 from routecast.core.snapshot import Snapshot
 from routecast.core.view import View
+from routecast.patch import Document
 from routecast.protocol import BANDS
 
 PERCENTILES: Final = (50, 95, 99)

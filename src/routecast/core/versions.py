@@ -12,8 +12,8 @@ from msgspec import UNSET
 
 from routecast.core.decision import SECOND
 from routecast.core.message import Encoding, Message
-from routecast.core.patch import Document, diff, without_nulls
 from routecast.core.view import View
+from routecast.patch import Document, diff, without_nulls
 from routecast.protocol import (
     FETCH_FAILED,
     DeltaOut,

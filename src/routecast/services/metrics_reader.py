@@ -18,13 +18,13 @@ from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
 from routecast.core.document import EncodedDocument, encode_document, error_frame, stamp
 from routecast.core.metrics import Baseline, document
-from routecast.core.patch import Document
 from routecast.core.snapshot import Snapshot
 from routecast.core.versions import Stamps
 from routecast.core.view import View
 from routecast.core.window import query_of
 from routecast.errors import NotHeld, Unavailable
 from routecast.instruments import Instruments
+from routecast.patch import Document
 from routecast.ports import Clock, Reading
 from routecast.protocol import Position, Source
 from routecast.services.snapshot_loader import SnapshotLoader

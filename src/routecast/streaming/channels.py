@@ -19,12 +19,12 @@ from math import ceil
 from typing import Any, Final, Protocol
 
 from routecast.core.message import AddressedMessage, Encoding, Message
-from routecast.core.patch import Document
 from routecast.core.rotation import rotated
 from routecast.core.versions import FRESH_MESSAGE, DocumentState, Stamps, Version, Versions, message
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
+from routecast.patch import Document
 from routecast.ports import Clock, Reading, Timer, Timers
 from routecast.protocol import (
     ALIVE_SECONDS,

@@ -1,4 +1,4 @@
-"""JSON Merge Patch (RFC 7396): what changed between two documents; clients apply it.
+"""JSON Merge Patch (RFC 7396): the server makes patches, clients apply them.
 
 In a patch null deletes, so documents that are patched hold none: a key without a value is left out
 (`without_nulls`).
@@ -31,3 +31,20 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
         else:
             patch[name] = value
     return patch
+
+
+def apply(document: Any, patch: Any) -> Any:
+    """Return what a patch makes of a document; neither is changed.
+
+    Both may be any JSON value: a patch that is no object replaces the document, and a document that
+    is no object counts as an empty one.
+    """
+    if not isinstance(patch, dict):
+        return patch
+    patched = dict(document) if isinstance(document, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            patched.pop(name, None)
+        else:
+            patched[name] = apply(patched.get(name), value)
+    return patched
