@@ -12,13 +12,16 @@ const UNAUTHENTICATED = 4401;
 const TOO_MANY_MESSAGES = 4429;
 const AFTER_TOO_MANY_MS = 60_000;
 
+/** The reason of a close that says when to come back, where there was no `goodbye` message. */
+const RECONNECT_AFTER = /^reconnect_after_ms=(\d+)$/;
+
 /** Close codes after which a new attempt would end the same way; with 4401, another token may help. */
 const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 4400, UNAUTHENTICATED, 4403]);
 
 /** Routecast's own refusals have this media type; those with these statuses pass by themselves. */
 const PROBLEM = "application/problem+json";
 const MAX_PROBLEM_BYTES = 1_048_576;
-const PASSING_STATUSES = new Set([408, 425, 429]);
+const PASSING_STATUSES = new Set([408, 425, 426, 429]);
 
 /** Web servers answer OPTIONS with these statuses where they have nothing but a WebSocket. */
 const PLAIN_STATUSES = new Set([400, 404, 405, 426, 501]);
@@ -113,15 +116,16 @@ export function bearer(token) {
  * @returns {Verdict}
  */
 export function closed(code, reason, goodbye) {
-  const told = goodbye ?? Number(/^reconnect_after_ms=(\d+)$/.exec(reason)?.[1] ?? 0);
-  const asked = code === RESTART ? told : code === TOO_MANY_MESSAGES ? AFTER_TOO_MANY_MS : 0;
   const outcome = outcomeOfClose(code);
+  const told = goodbye ?? Number(RECONNECT_AFTER.exec(reason)?.[1] ?? 0);
+  const asked = outcome !== "retry" ? 0 : code === TOO_MANY_MESSAGES ? AFTER_TOO_MANY_MS : told;
+  const least = Math.min(Math.max(asked, 0), LONGEST_ASKED_MS);
   return {
     reason: describe(code, reason),
     final: outcome !== "retry",
     token: outcome === "token",
-    least: Math.min(asked, LONGEST_ASKED_MS),
-    exact: code === RESTART && asked > 0,
+    least,
+    exact: least > 0 && code !== TOO_MANY_MESSAGES,
     code,
     status: null,
   };
@@ -134,7 +138,7 @@ export function closed(code, reason, goodbye) {
 function describe(code, reason) {
   if (code === CLOSED_ABNORMALLY) return UNREACHABLE;
   if (code === RESTART) return "the server restarts";
-  return `the server closed the connection (${reason || `close code ${code}`})`;
+  return `the server closed the connection (${reason.replace(RECONNECT_AFTER, "") || `close code ${code}`})`;
 }
 
 /**
@@ -257,6 +261,6 @@ function redirectTarget({ status, headers }, url) {
  *
  * @param {string} text
  */
-function retryAfter(text) {
+export function retryAfter(text) {
   return /^\d{1,9}$/.test(text) ? Math.min(1_000 * Number(text), LONGEST_ASKED_MS) : 0;
 }

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 # Close codes after which a new try would end the same way.
 FINAL = {1002, 1003, 1007, 1008, 1009, 4400, 4401, 4403}
-PASSING = {408, 425, 429}  # of Routecast's own refusals, those that pass by themselves
+PASSING = {408, 425, 426, 429}  # of Routecast's own refusals, those that pass by themselves
 TOO_MANY_MESSAGES = 4429
 LONGEST_DELAY = 60.0
 PATH = "/ws/metrics"

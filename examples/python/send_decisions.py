@@ -34,7 +34,7 @@ SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 TIMEOUT = 60.0  # seconds without a byte
 MOST = 1024 * 1024  # bytes of an answer; Routecast's have some KiB
 TOO_LARGE = 413
-PASSING = {408, 425, 429}  # of Routecast's own refusals, those that pass by themselves
+PASSING = {408, 425, 426, 429}  # of Routecast's own refusals, those that pass by themselves
 
 
 def decisions_url(address: str) -> str:

@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from typing import Final
 
 from routecast.errors import Declined, Unavailable
+from routecast.retry import Backoff
 
 log = logging.getLogger(__name__)
 
 # One failure may be a lost connection; this number in a row is a fault of the engine.
 FAILURES: Final = 3
-# Waits between tries, in seconds: they double, and are jittered down to a half, so that nodes do
-# not come all at once. The longest and a probe's own time stay under the 5 s a node may need to
-# find a healed engine.
-FIRST_WAIT: Final = 0.25
+# The least and the most seconds between two probes. The random part between them, so that nodes do
+# not come all at once, grows from the least. The most and a probe's own time stay under the 5 s a
+# node may need to find a healed engine.
+SHORTEST_WAIT: Final = 0.125
 LONGEST_WAIT: Final = 3.0
 
 
@@ -31,15 +32,14 @@ class CircuitBreaker:
         self,
         engine: str,
         monotonic: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = random.random,
+        draw: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._engine = engine
         self._monotonic = monotonic
-        self._jitter = jitter
+        self._backoff = Backoff(SHORTEST_WAIT, LONGEST_WAIT - SHORTEST_WAIT, draw=draw)
         self._failures = 0
         self._opened: float | None = None
         self._until = 0.0  # when the next probe may go, while open
-        self._waits = 0
         self._probing = False
         self.failing: str | None = None
 
@@ -86,13 +86,12 @@ class CircuitBreaker:
             self._hold()
 
     def _hold(self) -> None:
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self._waits)
-        self._waits += 1
-        self._until = self._monotonic() + wait * (1 + self._jitter()) / 2
+        self._until = self._monotonic() + self._backoff.next(SHORTEST_WAIT)
 
     def _succeeded(self) -> None:
         if self._opened is not None:
             seconds = self._monotonic() - self._opened
             log.warning("%s is available again, after %.1f s", self._engine, seconds)
-        self._failures = self._waits = 0
+        self._failures = 0
+        self._backoff.reset()
         self._opened = self.failing = None

@@ -206,7 +206,7 @@ class Source(StrEnum):
 
 
 class CloseCode(IntEnum):
-    """WebSocket close codes; `retry` tells whether a client should come back (RFC 6455, 7.4)."""
+    """WebSocket close codes (RFC 6455, 7.4); `retry.py` tells what a client does after each."""
 
     DONE = 1000
     GOING_AWAY = 1001
@@ -225,29 +225,10 @@ class CloseCode(IntEnum):
     TOO_SLOW = 4409
     TOO_MANY_MESSAGES = 4429
 
-    @property
-    def retry(self) -> bool:
-        """Whether coming back can help without a change on the client's side."""
-        return self not in _FINAL
-
 
 def close_reason(return_ms: int | None) -> str:
     """Return the reason that goes with a close code: when to come back, in milliseconds."""
     return "" if return_ms is None else f"reconnect_after_ms={return_ms}"
-
-
-_FINAL: Final = frozenset(
-    {
-        CloseCode.PROTOCOL_ERROR,
-        CloseCode.UNSUPPORTED_DATA,
-        CloseCode.NOT_UTF8,
-        CloseCode.POLICY,
-        CloseCode.TOO_BIG,
-        CloseCode.NOT_PROTOCOL,
-        CloseCode.UNAUTHENTICATED,
-        CloseCode.FORBIDDEN,
-    }
-)
 
 
 # -- routecast.v1: subscriptions over a WebSocket -----------------------------------------------

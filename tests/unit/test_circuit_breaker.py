@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.circuit_breaker import FAILURES, FIRST_WAIT, LONGEST_WAIT, CircuitBreaker
+from routecast.circuit_breaker import FAILURES, LONGEST_WAIT, SHORTEST_WAIT, CircuitBreaker
 from routecast.errors import Declined, Unavailable
+
+# With jitter at its longest.
+FIRST_WAIT = 2 * SHORTEST_WAIT
 
 
 class World:
@@ -16,7 +19,7 @@ class World:
 
     def __init__(self, jitter: float = 1.0) -> None:
         self.now = 1000.0
-        self.breaker = CircuitBreaker("The engine", lambda: self.now, lambda: jitter)
+        self.breaker = CircuitBreaker("The engine", lambda: self.now, lambda _, most: jitter * most)
         self.tried = 0
 
     def call(self, fails: bool) -> bool:
@@ -71,14 +74,14 @@ def test_probe_closes_it(world: World) -> None:
 
 
 def test_waits_grow_to_the_longest(world: World) -> None:
-    """Each failed probe doubles the wait, up to a bound."""
+    """Each failed probe doubles the random part of the wait, up to a bound."""
     world.break_it()
     waits = []
     for _ in range(8):
         waits.append(world.breaker.wait)
         world.now += world.breaker.wait
         assert world.call(fails=True)
-    assert waits[:4] == pytest.approx([FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT, 8 * FIRST_WAIT])
+    assert waits[:4] == pytest.approx([SHORTEST_WAIT * (1 + 2**tries) for tries in range(4)])
     assert waits[-1] == pytest.approx(LONGEST_WAIT)
 
 
@@ -160,7 +163,7 @@ def test_says_once_that_it_opened_and_once_that_it_closed(
 def test_open_engine_is_asked_neither_too_often_nor_too_seldom(
     steps: list[tuple[float, bool]], jitter: float
 ) -> None:
-    """Whatever happens: no probe before half the first wait, none later than the longest."""
+    """Whatever happens: no probe before the shortest wait, none later than the longest."""
     world = World(jitter)
     row, last = 0, world.now  # failures in a row, and when the engine was last asked
     for seconds, fails in steps:
@@ -169,7 +172,7 @@ def test_open_engine_is_asked_neither_too_often_nor_too_seldom(
         if row < FAILURES:
             assert through
         elif through:
-            assert world.now - last >= FIRST_WAIT / 2
+            assert world.now - last >= SHORTEST_WAIT
         else:
             assert world.now - last < LONGEST_WAIT
         if through:

@@ -7,11 +7,12 @@ import { once } from "node:events";
 import test from "node:test";
 
 import { connect } from "../routecast.js";
-import { outcomeOfAnswer, outcomeOfClose } from "../server.js";
+import { closed, outcomeOfAnswer, outcomeOfClose, retryAfter } from "../server.js";
 import { Queue, Script, WebSocket } from "./script.js";
 
 const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));
 const ANSWERS = TABLE.http.filter(({ stream }) => stream !== null);
+const UNKNOWN = { code: 4999, outcome: "retry" };
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 
 /** Connect for the length of a test, and subscribe; states come into a queue. */
@@ -34,7 +35,16 @@ function refusal({ status, by }) {
 
 test("the client's table is that of tests/wire", () => {
   for (const { status, by, stream } of ANSWERS) assert.equal(outcomeOfAnswer(status, by === "routecast"), stream, `${by} ${status}`);
-  for (const { code, outcome } of TABLE.close_codes) assert.equal(outcomeOfClose(code), outcome, `${code}`);
+  const listed = new Map(TABLE.close_codes.map(({ code, outcome }) => [code, outcome]));
+  for (let code = 1000; code < 5000; code++) assert.equal(outcomeOfClose(code), listed.get(code) ?? "retry", `${code}`);
+});
+
+test("how long it stays away is what tests/wire says", () => {
+  for (const row of TABLE.delays) {
+    const { least, exact } = closed(row.code, row.reason, row.goodbye_ms);
+    assert.deepEqual([least, exact], [1_000 * row.seconds, row.exact], JSON.stringify(row));
+  }
+  for (const { text, seconds } of TABLE.retry_after) assert.equal(retryAfter(text), 1_000 * seconds, text);
 });
 
 for (const row of ANSWERS) {
@@ -56,7 +66,8 @@ for (const row of ANSWERS) {
   });
 }
 
-for (const { code, outcome, after = 0 } of TABLE.close_codes) {
+for (const { code, outcome } of [...TABLE.close_codes, UNKNOWN]) {
+  const after = TABLE.delays.find((row) => row.code === code && !row.reason && row.goodbye_ms === null)?.seconds ?? 0;
   test(`after close code ${code}: ${outcome}`, async (t) => {
     const script = await Script.serve(t);
     const { client, state, errors } = follow(t, script.url);

@@ -5,7 +5,6 @@ Valkey is spoken to alike. What is used here has been there since Redis 6.2.
 
 import asyncio
 import logging
-import random
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 REDIS_CONNECT_SECONDS: Final = 1.0
 REDIS_ANSWER_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 2.0
-# After a failure that did not open the breaker.
+# After a failure that did not open the breaker, or while another call probes.
 PAUSE_SECONDS: Final = 0.1
 # Part of every key: nodes of different versions share what they write only when this is equal.
 REDIS_FORMAT: Final = 1
@@ -285,7 +284,7 @@ class RedisLink:
 
     async def pause(self) -> None:
         """Wait, after a call that failed, until there is a point in the next."""
-        await asyncio.sleep(max(self._breaker.wait, PAUSE_SECONDS * (1 + random.random()) / 2))
+        await asyncio.sleep(max(self._breaker.wait, PAUSE_SECONDS))
 
     async def close(self) -> None:
         """Hang up. May be called twice."""

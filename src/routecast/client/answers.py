@@ -1,43 +1,23 @@
-"""What an HTTP answer means for who asked: the one table of statuses, for producers and streams.
-
-Only Routecast's own problem document can say that trying again is no help. Every other answer
-comes from something in between (a proxy, a sign-in page, a server that is being replaced), and
-may be another one soon. `tests/wire/answers.json` is the same table, for clients in any language.
-"""
+"""HTTP answers as a client reads them: who gave them, where they lead, and in words."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import msgspec
 
-from routecast.protocol import CloseCode, Problem
+from routecast.protocol import Problem
+from routecast.retry import TOO_LARGE, retry_after
 
-# Statuses below 500 of Routecast's own problems that pass by themselves.
-_PASSING: Final = frozenset({408, 425, 429})
-TOO_LARGE: Final = 413
-_NO_TOKEN: Final = 401
-_SERVER_ERRORS: Final = 500
 # Not 303: it is an answer elsewhere, and never the same request sent there.
 _REDIRECTS: Final = frozenset({301, 302, 307, 308})
 _SIGN_IN: Final = frozenset({401, 403, 407})
-_LONGEST_ASKED: Final = 300
 _LONGEST_TEXT: Final = 500
 _MEDIA_TYPE: Final = "application/problem+json"
 
 _problem: Final = msgspec.json.Decoder(Problem)
-
-
-class Outcome(StrEnum):
-    """What to do after an answer or a close code that is not what was asked for."""
-
-    RETRY = "retry"
-    FINAL = "final"
-    NEW_TOKEN = "token"  # noqa: S105  # -- final, unless another token can be had
-    SMALLER = "halve"  # the batch; one decision alone is rejected
 
 
 class Headers(Protocol):
@@ -73,32 +53,9 @@ class HttpAnswer:
         return problem if problem.status == self.status else None
 
     @property
-    def asked(self) -> int:
-        """The seconds of its `Retry-After`; a date, as some proxies send, counts as nothing."""
-        text = self.headers.get("Retry-After", "")
-        # More digits are no number of seconds, and Python refuses to read thousands of them.
-        if not (text.isascii() and text.isdecimal() and len(text) < 10):
-            return 0
-        return min(int(text), _LONGEST_ASKED)
-
-
-def outcome(status: int, *, own: bool) -> Outcome:
-    """Return what to do after an answer; `own` tells whether it is Routecast's problem document."""
-    if status == TOO_LARGE:  # whoever said so
-        return Outcome.SMALLER
-    if not own or status >= _SERVER_ERRORS or status in _PASSING:
-        return Outcome.RETRY
-    return Outcome.NEW_TOKEN if status == _NO_TOKEN else Outcome.FINAL
-
-
-def outcome_of_close(code: int) -> Outcome:
-    """Return what to do after a close code; one that is not known may pass."""
-    if code == CloseCode.UNAUTHENTICATED:
-        return Outcome.NEW_TOKEN
-    try:
-        return Outcome.RETRY if CloseCode(code).retry else Outcome.FINAL
-    except ValueError:
-        return Outcome.RETRY
+    def retry_after(self) -> int:
+        """The seconds of its `Retry-After`; 0 without one."""
+        return retry_after(self.headers.get("Retry-After", ""))
 
 
 def followed(answer: HttpAnswer, url: str) -> str | None:

@@ -12,13 +12,11 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 
 from routecast.client.auth import Token
-from routecast.client.backoff import Backoff
 from routecast.client.default_stream import query_of, receive
 from routecast.client.feed import Feed, Health, HistoryFeed, Subscription
 from routecast.client.history import HistoryRequest
 from routecast.client.rate_limit import RateLimitedSender
 from routecast.client.reconnect import ReconnectingConnection
-from routecast.client.retry_policy import LONGEST_SERVER_DELAY
 from routecast.client.session import ClientSession, SubscribedView, Topic
 from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.errors import BadRequest
@@ -33,6 +31,7 @@ from routecast.protocol import (
     ServerMessage,
     Subscribe,
 )
+from routecast.retry import Backoff
 
 PROTOCOLS: Final = (V1_MSGPACK, V1_JSON)
 
@@ -176,7 +175,7 @@ class Client:
 
     async def _run(self) -> None:
         try:
-            await self._link.run(self._converse, self._pause_asked)
+            await self._link.run(self._converse, self._goodbye_ms)
         except _OnlyPlain:
             self._plain = True
             for feed in self._feeds.values():
@@ -209,11 +208,9 @@ class Client:
             for feed in [*self._asks]:
                 self._asks.pop(feed).cancel()
 
-    def _pause_asked(self) -> float | None:
+    def _goodbye_ms(self) -> int | None:
         goodbye, self._session.goodbye = self._session.goodbye, None
-        if goodbye is None:
-            return None
-        return min(max(goodbye.reconnect_after_ms / 1000, 0.0), LONGEST_SERVER_DELAY)
+        return None if goodbye is None else goodbye.reconnect_after_ms
 
     def _news(self, topic: Topic) -> None:
         self._link.backoff.reset()

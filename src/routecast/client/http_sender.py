@@ -8,13 +8,14 @@ from typing import Final
 
 import msgspec
 
-from routecast.client.answers import HttpAnswer, Outcome, explain, followed, outcome, plain
+from routecast.client.answers import HttpAnswer, explain, followed, plain
 from routecast.client.auth import Token, bearer
 from routecast.client.exchange import Exchange
-from routecast.client.retry_policy import describe
+from routecast.client.stream_errors import describe
 from routecast.client.url import Server
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
 from routecast.protocol import Position, Problem, Receipt, Rejection
+from routecast.retry import Outcome, after_batch
 
 logger: Final = logging.getLogger("routecast.client")
 
@@ -142,12 +143,12 @@ class HttpSender:
         if problem is not None and answer.status == 422 and (receipt := _all_rejected(problem)):
             return receipt
         words = f"{self._server} {explain(answer, self._exchange.url)}"
-        match outcome(answer.status, own=problem is not None):
+        match after_batch(answer.status, own=problem is not None):
             case Outcome.RETRY:
                 # Whoever answers a request that he did not read may leave its body unread, too.
                 self.close()
                 kind = NotOurs if problem is None else Unavailable
-                raise kind(words, retry_after=answer.asked)
+                raise kind(words, retry_after=answer.retry_after)
             case Outcome.NEW_TOKEN:
                 raise Unauthenticated(answer.status, words)
             case Outcome.SMALLER if problem is None:

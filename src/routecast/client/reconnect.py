@@ -15,17 +15,16 @@ from websockets.typing import Subprotocol
 
 from routecast.client.answers import followed
 from routecast.client.auth import Token, bearer
-from routecast.client.backoff import Backoff
-from routecast.client.retry_policy import (
+from routecast.client.stream_errors import (
     MAX_CAUSES_TOLD,
     answer_of,
     describe,
-    min_retry_delay,
     refusal,
-    server_retry_delay,
+    verdict_on,
 )
 from routecast.client.url import Server
 from routecast.errors import Unauthenticated
+from routecast.retry import Backoff, Outcome, Verdict
 
 logger: Final = logging.getLogger("routecast.client")
 
@@ -85,11 +84,11 @@ class ReconnectingConnection:
     async def run(
         self,
         converse: Callable[[ClientConnection], Awaitable[NoReturn]],
-        pause_asked: Callable[[], float | None] = lambda: None,
+        goodbye_ms: Callable[[], int | None] = lambda: None,
     ) -> NoReturn:
         """Have `converse` talk on each connection until it raises what ended that.
 
-        `pause_asked` returns the seconds after which the server told to come back, if it did.
+        `goodbye_ms` returns the milliseconds of the `goodbye` of that connection, if there was one.
         Raises Refused when coming back cannot help.
         """
         while True:
@@ -107,7 +106,7 @@ class ReconnectingConnection:
             except _ENDS as error:
                 if self._follow(error):
                     continue
-                pause = self._pause(error, pause_asked() or server_retry_delay(error))
+                pause = self._pause(error, verdict_on(error, goodbye_ms()))
                 why = describe(error, self.url)
                 strange = isinstance(error, InvalidStatus)
                 if self._redirected is not None and self.state is not State.CONNECTED:
@@ -161,16 +160,13 @@ class ReconnectingConnection:
         self._shown = bearer(self.token)
         return {"Authorization": self._shown}
 
-    def _pause(self, error: Exception, asked: float | None) -> float:
-        """Return how long to stay away. Raises Refused."""
-        least = min_retry_delay(error)
-        if least is None:
+    def _pause(self, error: Exception, verdict: Verdict) -> float:
+        """Return how many seconds to stay away. Raises Refused."""
+        if verdict.outcome is not Outcome.RETRY:
             refused = refusal(error)
             if not (isinstance(refused, Unauthenticated) and self._has_new_token()):
                 raise refused from None
-            least = 0.0
-        # Who was told when to come back was told so apart from others: chance was had already.
-        return self.backoff.next(least) if asked is None else asked
+        return self.backoff.after(verdict)
 
     def _has_new_token(self) -> bool:
         return callable(self.token) and bearer(self.token) != self._shown

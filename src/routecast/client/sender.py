@@ -9,18 +9,17 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from routecast.client.answers import TOO_LARGE
 from routecast.client.auth import Token
-from routecast.client.backoff import Backoff
 from routecast.client.books import Books, LockFreeCount
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
-from routecast.client.retry_policy import MAX_CAUSES_TOLD
+from routecast.client.stream_errors import MAX_CAUSES_TOLD
 from routecast.client.threads import Threads
 from routecast.client.url import Server
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
 from routecast.protocol import MAX_BATCH, Receipt
+from routecast.retry import TOO_LARGE, Backoff
 
 logger: Final = logging.getLogger("routecast.client")
 

@@ -29,7 +29,7 @@ class Unsupported(RoutecastError):
     """The body is in a coding this server does not read."""
 
 
-_STATUS: dict[type[RoutecastError], HTTPStatus] = {
+STATUS_OF: dict[type[RoutecastError], HTTPStatus] = {
     BadParameter: HTTPStatus.BAD_REQUEST,
     BadHead: HTTPStatus.BAD_REQUEST,
     BadBody: HTTPStatus.BAD_REQUEST,
@@ -52,7 +52,7 @@ def respond(problem: Problem, headers: dict[str, str] | None = None) -> Response
 
 def respond_error(error: RoutecastError) -> Response:
     """Return the response to an error that is meant for the client."""
-    status = next(code for kind, code in _STATUS.items() if isinstance(error, kind))
+    status = next(code for kind, code in STATUS_OF.items() if isinstance(error, kind))
     problem = Problem(title=status.phrase, status=status, detail=str(error))
     if isinstance(error, BadParameter):
         problem = msgspec.structs.replace(problem, parameter=error.parameter)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from routecast.errors import BadSettings, RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import ServiceState
+from routecast.retry import Backoff, no_jitter
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         one = self._service(service, vital=vital)
-        pause, crashes = FIRST_PAUSE, 0
+        backoff, crashes = Backoff(FIRST_PAUSE, LONGEST_PAUSE, draw=no_jitter), 0
         steady: asyncio.TimerHandle | None = None
         while True:
             one.runs, started = True, loop.time()
@@ -151,12 +152,12 @@ class Supervisor:
                 if steady is not None:
                     steady.cancel()
             if loop.time() - started >= STEADY_SECONDS:
-                pause, crashes = FIRST_PAUSE, 0
+                backoff.reset()
+                crashes = 0
             crashes += 1
             if vital and crashes >= MAX_CRASHES:
                 self._give_up(service, f"it crashed {crashes} times in a row: {one.last_error}")
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await asyncio.sleep(backoff.next())
             one.restarts += 1
             self._instruments.service_restarts.labels(service).inc()
             steady = loop.call_later(STEADY_SECONDS, self._is_steady, service, one.failures)

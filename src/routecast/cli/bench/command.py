@@ -19,7 +19,7 @@ from websockets.exceptions import WebSocketException
 
 from routecast.cli.bench.client import BenchClient, subscribe
 from routecast.cli.terminal import BAD_USAGE, FAILED, INTERRUPTED, fail, say, unwind_on_sigterm
-from routecast.client.retry_policy import describe
+from routecast.client.stream_errors import describe
 from routecast.client.url import DEFAULT_SERVER, Server
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
 from routecast.cli.terminal import plain, say
-from routecast.client.retry_policy import MAX_CAUSES_TOLD
+from routecast.client.stream_errors import MAX_CAUSES_TOLD
 
 _LINE_EVERY: Final = 5.0
 

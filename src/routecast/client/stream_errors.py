@@ -1,6 +1,5 @@
-"""Why a stream was not to be had, or ended: in words, and whether to come back."""
+"""Why a stream could not be opened, or ended: what follows from it, and in words."""
 
-import re
 from http import HTTPStatus
 from typing import Final
 
@@ -8,23 +7,20 @@ import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close
 
-from routecast.client.answers import (
-    HttpAnswer,
-    Outcome,
-    explain,
-    outcome,
-    outcome_of_close,
-    plain,
-)
+from routecast.client.answers import HttpAnswer, explain, plain
 from routecast.errors import BadRequest, Refused, RoutecastError, Unauthenticated
-from routecast.protocol import V1, CloseCode
+from routecast.protocol import V1
+from routecast.retry import (
+    Outcome,
+    Verdict,
+    after_upgrade,
+    close_verdict,
+    without_reconnect_after,
+)
 
-AFTER_TOO_MANY: Final = 60.0
-# Causes of one outage that are told.
+# At most this many causes of one outage are logged.
 MAX_CAUSES_TOLD: Final = 32
-# Whatever a server asks for, a client looks again after so long.
-LONGEST_SERVER_DELAY: Final = 300.0
-_TOLD: Final = re.compile(r"reconnect_after_ms=(\d{1,6})")
+_NO_CLOSE_FRAME: Final = 1006  # RFC 6455, 7.1.5
 
 
 def answer_of(error: InvalidStatus) -> HttpAnswer:
@@ -35,53 +31,39 @@ def answer_of(error: InvalidStatus) -> HttpAnswer:
     )
 
 
-def min_retry_delay(error: Exception) -> float | None:
-    """Return how many seconds to stay away after an error; None: coming back cannot help."""
+def verdict_on(error: Exception, goodbye_ms: int | None = None) -> Verdict:
+    """Return what to do after an error; `goodbye_ms` as in `close_verdict`."""
     if isinstance(error, InvalidStatus):
         answer = answer_of(error)
-        own = answer.problem is not None
-        # A stream has no batch to make smaller: of Routecast's own, that is a refusal.
-        again = outcome(answer.status, own=own) is Outcome.RETRY or not own
-        return float(answer.asked) if again else None
+        found = after_upgrade(answer.status, own=answer.problem is not None)
+        return Verdict(found, answer.retry_after)
     if isinstance(error, ConnectionClosed) and error.rcvd:
-        if outcome_of_close(error.rcvd.code) is not Outcome.RETRY:
-            return None
-        return AFTER_TOO_MANY if error.rcvd.code == CloseCode.TOO_MANY_MESSAGES else 0.0
-    return 0.0
-
-
-def server_retry_delay(error: Exception) -> float | None:
-    """Return after how many seconds a closing server said to come back, if it did."""
-    if isinstance(error, ConnectionClosed) and error.rcvd:
-        told = _TOLD.fullmatch(error.rcvd.reason)
-        return min(int(told[1]) / 1000, LONGEST_SERVER_DELAY) if told else None
-    return None
+        return close_verdict(error.rcvd.code, error.rcvd.reason, goodbye_ms)
+    return close_verdict(_NO_CLOSE_FRAME, goodbye_ms=goodbye_ms)
 
 
 def refusal(error: Exception) -> RoutecastError:
-    """Return what to raise where coming back cannot help."""
+    """Return what to raise where a verdict says not to come back."""
     if isinstance(error, InvalidStatus):
         answer = answer_of(error)
         if answer.problem is not None and answer.status == HTTPStatus.BAD_REQUEST:
             return BadRequest("bad_request", plain(answer.problem.detail))
         code = answer.status
-        found = outcome(code, own=True)
     else:
         assert isinstance(error, ConnectionClosed)
         assert error.rcvd
         code = error.rcvd.code
-        found = outcome_of_close(code)
-    kind = Unauthenticated if found is Outcome.NEW_TOKEN else Refused
-    return kind(code, describe(error))
+    new_token = verdict_on(error).outcome is Outcome.NEW_TOKEN
+    return (Unauthenticated if new_token else Refused)(code, describe(error))
 
 
 def describe(error: Exception, url: str = "") -> str:
-    """Say in a few words why a stream at `url` was not to be had, or ended."""
+    """Say in a few words why a stream at `url` could not be opened, or ended."""
     match error:
         case InvalidStatus():
             return f"it {explain(answer_of(error), url)}"
         case ConnectionClosed(rcvd=Close(code=code, reason=reason)):
-            reason = plain(_TOLD.sub("", reason))
+            reason = plain(without_reconnect_after(reason))
             return f"closed with {code}" + (f": {reason}" if reason else "")
         case ConnectionClosed():
             return "the connection broke"
