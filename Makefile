@@ -64,11 +64,11 @@ packages:
 	@if command -v npm >/dev/null; then $(MAKE) --silent $(JS)/node_modules/.package-lock.json || \
 	  echo "npm could not install the packages of $(JS) from its registry: their tests are skipped."; fi
 
-check: install  ## Lint, format, types, layers, links of documents; the scripts' types too, where there is Node.js
+check: install  ## Lint, format, types, layers, documents; the scripts' types too, where there is Node.js
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q tests/unit/test_docs.py -k links
+	@$(BIN)/pytest -q tests/unit/test_docs.py
 	@$(BIN)/lint-imports --no-logo >.venv/layers.log 2>&1 || { cat .venv/layers.log; exit 1; }
 	@if $(MAKE) --silent $(JS)/node_modules/.package-lock.json >/dev/null 2>&1; \
 	  then $(JS)/node_modules/.bin/tsc --project jsconfig.json; \

@@ -1,7 +1,10 @@
 """The documents say what the code does."""
 
+import ast
 import inspect
 import re
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Final, get_args
 
@@ -22,6 +25,7 @@ from routecast.protocol import (
 from routecast.server.config import Settings
 
 ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src"
 # Of authentication, which is not there yet; and those that are an HTTP answer before any upgrade.
 LATER: Final = {
     CloseCode.UNAUTHENTICATED,
@@ -29,6 +33,9 @@ LATER: Final = {
     CloseCode.POLICY,
     CloseCode.FULL,
 }
+
+# Documents, beside those in `docs/topics/`, that name files of the source.
+ABOUT_THE_CODE: Final = ("ARCHITECTURE.md",)
 
 
 def rows(document: str) -> list[list[str]]:
@@ -115,6 +122,75 @@ def test_links_lead_somewhere() -> None:
             assert target.exists(), f"{document.name}: {link}"
             if anchor and target.suffix == ".md":
                 assert anchor in slugs(target), f"{document.name}: {link}"
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+def constants() -> dict[str, list[str]]:
+    """Return the modules of Routecast that define each constant, by its name."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.glob("routecast/**/*.py")):
+        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        for node in ast.parse(path.read_text("utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+            for target in targets:
+                if isinstance(target, ast.Name) and re.fullmatch(r"_?[A-Z][A-Z0-9_]+", target.id):
+                    found.setdefault(target.id, []).append(module)
+    return found
+
+
+def written(value: float) -> Iterator[str]:
+    """Yield the ways in which documents write a number of things, bytes, seconds or shares."""
+    yield f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    for unit, size in {"MiB": 2**20, "KiB": 2**10, "%": 0.01, "ms": 0.001, "s": 1000}.items():
+        yield f"{value / size:g} {unit}"
+
+
+def test_limits_are_those_of_the_code() -> None:
+    """Each row of the tables of limits has the value of every constant that it names."""
+    text = (ROOT / "docs/topics/limits-and-queues.md").read_text("utf-8")
+    modules = constants()
+    checked = 0
+    for line in text.splitlines():
+        *cells, named = line.strip("|").split("|") if line.startswith("| ") else [""]
+        for name in re.findall(r"`(_?[A-Z][A-Z0-9_]+)`", named):
+            if name.startswith("ROUTECAST_"):
+                assert name.removeprefix("ROUTECAST_").lower() in Settings.model_fields, name
+                continue
+            assert name in modules, name
+            values = [getattr(import_module(module), name) for module in modules[name]]
+            forms = {form for value in values for form in written(value)}
+            found = [rf"(?<![\d.,]){re.escape(form)}(?![\d%]|[.,]\d)" for form in forms]
+            assert re.search("|".join(found), " ".join(cells)), f"{name} = {values}: {line}"
+            checked += 1
+    assert checked > 100
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def test_files_that_documents_name_exist() -> None:
+    """Each path to a file or folder in the documents about the code leads to one.
+
+    It is relative to the repository or to `src/routecast`; a name alone is that of any file.
+    """
+    tracked = [
+        path
+        for folder in ("src", "tests", "clients/js", "docs", "deploy", "examples", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if "node_modules" not in path.parts
+    ]
+    names = {path.name for path in (*tracked, *ROOT.iterdir())}
+    documents = (*ROOT.glob("docs/topics/*.md"), *map(ROOT.joinpath, ABOUT_THE_CODE))
+    for document in documents:
+        text = without_code(document.read_text("utf-8"))
+        for path in re.findall(r"`([\w./-]+(?:\.(?:py|js|ts|sql|md|json|toml|yml)|/))`", text):
+            if path.startswith("/") or path.rstrip("/") in names:
+                continue
+            places = (ROOT / path, SOURCE / "routecast" / path)
+            assert any(place.exists() for place in places), f"{document.name}: {path}"
 
 
 def test_navigation_has_every_page() -> None:
