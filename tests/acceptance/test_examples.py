@@ -175,6 +175,24 @@ def test_what_the_page_of_the_client_shows_works(server: Server, code: str) -> N
             assert server.metrics()["total_decisions"] == 3
 
 
+def test_the_reader_on_the_page_of_the_protocol_follows_a_server(server: Server) -> None:
+    """The minimal client shows what is there, what comes, and what came while it was away."""
+    page = (EXAMPLES.parent / "docs" / "protocol.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    server.post(DECISION)
+    program = code.replace("ws://127.0.0.1:8000/ws/metrics", server.ws_url)
+    with Running(sys.executable, "-c", program) as it:
+        it.wait_for("'total_decisions': 1")
+        server.post({**DECISION, "strategy": "complexity"})
+        shown = it.wait_for("'total_decisions': 2")
+        assert "'hybrid'" in shown
+        assert "'complexity'" in shown
+        server.kill()
+        server.start()
+        server.post(DECISION)
+        it.wait_for("'total_decisions': 3")
+
+
 def test_an_example_comes_back_by_itself(
     server: Server, stream_url: str, example: list[str]
 ) -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from routecast.cli.serve import serve
 from routecast.core.history import GROUPS, HISTORY_FIELDS
+from routecast.instruments import Instruments
 from routecast.protocol import (
     FIELDS,
     SUBPROTOCOLS,
@@ -122,6 +123,15 @@ def test_links_lead_somewhere() -> None:
             assert target.exists(), f"{document.name}: {link}"
             if anchor and target.suffix == ".md":
                 assert anchor in slugs(target), f"{document.name}: {link}"
+
+
+def test_every_metric_is_in_the_glossary() -> None:
+    """By the name that Prometheus reads; no other is there."""
+    text = (ROOT / "docs/glossary.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(routecast_\w+)` \|", text, flags=re.MULTILINE)
+    families = Instruments().registry.collect()
+    told = [f"{each.name}_total" if each.type == "counter" else each.name for each in families]
+    assert sorted(listed) == sorted(told)
 
 
 # -- limits -------------------------------------------------------------------------------------
