@@ -1,4 +1,7 @@
-"""Settings: the only reader of the environment. `docs/settings.md` lists them all."""
+"""The settings, read from options and the environment. `docs/settings.md` lists them all.
+
+No other module reads variables that begin with `ROUTECAST_`.
+"""
 
 import os
 from collections.abc import Callable
@@ -21,8 +24,58 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ROUTECAST_", extra="ignore", frozen=True)
 
+    # -- listening --------------------------------------------------------------------------------
+
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    fd: int | None = Field(
+        None,
+        ge=0,
+        description="Listen on this file descriptor, a TCP socket that is bound to an address, "
+        "instead of a port.",
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="Worker processes that share the port; more than 1 requires PostgreSQL "
+        "and Redis.",
+    )
+    insecure: bool = Field(
+        False, description="Accept connections from other machines, without authentication."
+    )
+    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Comma-separated sites whose pages may listen, read and send, such as "
+        "https://grafana.example or https://*.example.com; * allows all. Pages opened by localhost "
+        "or an IP address are always allowed. A page opened by a name, for example behind a proxy, "
+        "must be listed.",
+    )
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="Comma-separated names of this server, such as routecast.example or "
+        "*.svc.cluster.local; * allows all. Requests with another `Host` are refused. IP "
+        "addresses, names without a dot, names that end in .localhost, and the hosts of allowed "
+        "origins need not be listed.",
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1",
+        description="Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and "
+        "`X-Forwarded-Proto` are used, such as 10.0.0.0/8; * trusts every peer.",
+    )
+    keep_alive: float = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="Seconds an idle HTTP connection is kept. Use more than your proxies do, or a "
+        "proxy may send a request on a connection that is just being closed.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Log level: debug, info, warning or error."
+    )
+
+    # -- storage ----------------------------------------------------------------------------------
+
     database_url: str = Field(
         "sqlite:///routecast.db",
         description="Where decisions are kept: sqlite:///relative.db, sqlite:////absolute.db or "
@@ -32,6 +85,9 @@ class Settings(BaseSettings):
     database_connections: int = Field(
         5, ge=2, le=100, description="Connections a node opens to PostgreSQL, at most."
     )
+
+    # -- cluster ----------------------------------------------------------------------------------
+
     redis_url: str | None = Field(
         None,
         description="Cache and bus for many nodes: redis://host:6379/0, rediss:// (TLS), "
@@ -41,91 +97,37 @@ class Settings(BaseSettings):
     redis_prefix: str = Field(
         "routecast",
         pattern=r"^[\w.:-]+$",
-        description="What all keys in Redis begin with; clusters that share a Redis need one each.",
+        description="Beginning of all keys in Redis; clusters that share a Redis need one each.",
     )
     role: Literal["all", "stream"] = Field(
         "all",
         description="What the node does: `all`, or only `stream`, which needs Redis and no "
         "database.",
     )
-    workers: int = Field(
-        1,
-        ge=1,
-        le=256,
-        description="Worker processes that share the port; more than 1 requires PostgreSQL "
-        "and Redis.",
+    cache_seconds: float = Field(
+        30, ge=1, le=3600, description="Seconds a cached snapshot may be used."
     )
-    fd: int | None = Field(
-        None,
-        ge=0,
-        description="Listen on this file descriptor, a TCP socket that is bound to an address, "
-        "instead of a port.",
-    )
+
+    # -- streams and the page ---------------------------------------------------------------------
+
     interval: float = Field(
         DEFAULT_INTERVAL,
         ge=MIN_INTERVAL,
         le=MAX_INTERVAL,
         description="Seconds between two frames of a stream that asks for no interval.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Log level: debug, info, warning or error."
+    compress: bool = Field(
+        True, description="Compress large frames for clients that support permessage-deflate."
     )
-    insecure: bool = Field(
-        False, description="Accept connections from other machines, without authentication."
-    )
-    allowed_origins: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset(),
-        description="Comma-separated sites whose pages may listen, read and send, such as "
-        "https://grafana.example or https://*.example.com; * allows all. Pages opened by localhost "
-        "or an IP address always may; one opened by a name, behind a proxy say, must be listed.",
-    )
-    allowed_hosts: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset(),
-        description="Comma-separated names that this server is asked by, such as routecast.example "
-        "or *.svc.cluster.local; * allows all. Requests with another `Host` are refused. IP "
-        "addresses, names without a dot, names that end in .localhost, and the hosts of allowed "
-        "origins need not be listed.",
-    )
-    decision_days: float = Field(
-        30, ge=1, description="Days a decision, and so its id, is kept after its receipt."
-    )
-    minute_days: float = Field(
-        90,
-        ge=MIN_MINUTE_DAYS,
-        description="Days minute rollups are kept. Hours and totals are kept for ever.",
-    )
-    band_high: float = Field(
-        0.8, ge=0, le=1, description="Minimum confidence of the band `high`, for new decisions."
-    )
-    band_medium: float = Field(
-        0.5, ge=0, le=1, description="Minimum confidence of the band `medium`, for new decisions."
-    )
-    prices: bool = Field(
-        True, description="Price decisions that come without a cost, from model and tokens."
-    )
-    baseline_model: str | None = Field(
-        None, description="The model that the field `savings` compares with, such as gpt-4o."
-    )
+    notice: str = Field("", description="A line shown on the page, such as the name of a trial.")
+
+    # -- limits -----------------------------------------------------------------------------------
+
     max_connections: int = Field(
         10_000, ge=1, description="Streams open at a time; over it, new ones are refused with 503."
     )
     max_per_address: int = Field(
         0, ge=0, description="Streams open at a time from one address; 0 is no limit."
-    )
-    keep_alive: float = Field(
-        75,
-        ge=1,
-        le=3600,
-        description="Seconds an idle HTTP connection is kept; longer than proxies keep theirs, who "
-        "else send a request on one that is just being closed.",
-    )
-    trusted_proxies: str = Field(
-        "127.0.0.1,::1",
-        description="Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and "
-        "`X-Forwarded-Proto` are believed, such as 10.0.0.0/8; * believes everybody.",
-    )
-    compress: bool = Field(
-        True, description="Compress large frames for clients that support permessage-deflate."
     )
     max_names: int = Field(
         500,
@@ -145,10 +147,32 @@ class Settings(BaseSettings):
         description="MiB of memory for live state. Windows that it has no room for are answered "
         "from the database, the longest ones first.",
     )
-    cache_seconds: float = Field(
-        30, ge=1, le=3600, description="How long a cached snapshot may answer."
+
+    # -- retention --------------------------------------------------------------------------------
+
+    decision_days: float = Field(
+        30, ge=1, description="Days a decision, and so its id, is kept after its receipt."
     )
-    notice: str = Field("", description="A line shown on the page, such as the name of a trial.")
+    minute_days: float = Field(
+        90,
+        ge=MIN_MINUTE_DAYS,
+        description="Days minute rollups are kept. Hours and totals are kept for ever.",
+    )
+
+    # -- confidence and prices --------------------------------------------------------------------
+
+    band_high: float = Field(
+        0.8, ge=0, le=1, description="Minimum confidence of the band `high`, for new decisions."
+    )
+    band_medium: float = Field(
+        0.5, ge=0, le=1, description="Minimum confidence of the band `medium`, for new decisions."
+    )
+    prices: bool = Field(
+        True, description="Price decisions that come without a cost, from model and tokens."
+    )
+    baseline_model: str | None = Field(
+        None, description="The model that the field `savings` compares with, such as gpt-4o."
+    )
 
     @field_validator("allowed_origins", "allowed_hosts", mode="before")
     @classmethod
