@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from routecast.edge.ws.ws_protocol import PATH
+from routecast.edge.ws.connection import PATH
 
 ROOT: Final = Path(__file__).parents[2]
 BUILD: Final = ROOT / ".venv" / "autobahn"
@@ -177,7 +177,7 @@ def report(results: Results) -> str:
         "",
         "What the fuzzing client of the [Autobahn test suite]"
         "(https://github.com/crossbario/autobahn-testsuite) finds of the WebSocket protocol class "
-        "(`edge/ws/ws_protocol.py`), built as an echo (`tests/conformance`), which the server "
+        "(`edge/ws/connection.py`), built as an echo (`tests/conformance`), which the server "
         "itself has not. "
         f"`websockets` {version('websockets')}, uvicorn {version('uvicorn')}. "
         "`make conformance` runs it again and writes this page.",

@@ -21,8 +21,8 @@ from routecast.edge.admission import AdmissionControl
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.proxies import Proxies
+from routecast.edge.ws.connection import WebSocketConnection, WebSocketEdge
 from routecast.edge.ws.frames import deflated_message
-from routecast.edge.ws.ws_protocol import WebSocketConnection, WebSocketEdge
 from routecast.instruments import Instruments
 from routecast.server.run import bind
 from routecast.streaming.connections import ConnectionManager

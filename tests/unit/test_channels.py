@@ -26,7 +26,7 @@ from routecast.protocol import CloseCode, Source
 from routecast.services import renders
 from routecast.streaming import channels as module
 from routecast.streaming.channels import Channel, Channels
-from routecast.streaming.v1_connections import V1Peer, V1Peers
+from routecast.streaming.peers import V1Peer, V1Peers
 from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import NOW
 from tests.support.fanout import FAST, FanoutHarness

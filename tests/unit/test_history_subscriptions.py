@@ -20,7 +20,7 @@ from routecast.streaming import channels
 from routecast.streaming import history_subscriptions as module
 from routecast.streaming.channels import Channels
 from routecast.streaming.history_subscriptions import HistorySubscriptions
-from routecast.streaming.v1_connections import V1Peers
+from routecast.streaming.peers import V1Peers
 from tests.support.clock import HeldClock
 from tests.support.decisions import MINUTE, NOW, cells_of, kept
 from tests.support.fanout import FAST, FanoutHarness

@@ -45,9 +45,9 @@ from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws.asgi_route import MetricsSocket
+from routecast.edge.ws.batch import v1_speakers
+from routecast.edge.ws.connection import WebSocketEdge
 from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
-from routecast.edge.ws.v1_protocol import v1_speakers
-from routecast.edge.ws.ws_protocol import WebSocketEdge
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
@@ -73,7 +73,7 @@ from routecast.streaming.channels import Channels
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.history_limits import HistoryLimits
 from routecast.streaming.history_subscriptions import HistorySubscriptions
-from routecast.streaming.v1_connections import V1Peers
+from routecast.streaming.peers import V1Peers
 from routecast.urls import masked, split_url
 
 # The modules of Redis and PostgreSQL are imported in the functions that use them. A process that

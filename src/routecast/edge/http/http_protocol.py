@@ -28,7 +28,7 @@ from routecast.edge.http.request_body import BODY_READ_SECONDS, SMALL_BODY
 from routecast.edge.http.waiting import Bodies, Waiting
 from routecast.edge.problem import respond
 from routecast.edge.reset import reset
-from routecast.edge.ws.ws_protocol import PATH as STREAM_PATH
+from routecast.edge.ws.connection import PATH as STREAM_PATH
 from routecast.errors import BadHead
 from routecast.protocol import Problem
 

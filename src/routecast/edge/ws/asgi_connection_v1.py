@@ -11,7 +11,7 @@ from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.protocol import CloseCode
 from routecast.streaming.channels import Cohort, V1Transport
 from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.v1_connections import V1Peers
+from routecast.streaming.peers import V1Peers
 
 
 class AsgiConnectionV1(AsgiConnection):

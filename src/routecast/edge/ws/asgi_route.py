@@ -17,7 +17,7 @@ from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.v1_connections import V1Peers
+from routecast.streaming.peers import V1Peers
 
 
 class MetricsSocket:

@@ -13,9 +13,7 @@ from routecast.core.groups import PingState, Shard
 from routecast.core.message import ENCODINGS, AddressedMessage, Encoding, Message
 from routecast.core.v1_session import V1Session
 from routecast.edge.asgi_connection import SEND_SECONDS
-from routecast.edge.ws.frames import PING, named_deflated, named_plain
-from routecast.edge.ws.socket_send import NOWHERE
-from routecast.edge.ws.ws_protocol import (
+from routecast.edge.ws.connection import (
     OPEN,
     SendBatch,
     SendPlan,
@@ -23,9 +21,11 @@ from routecast.edge.ws.ws_protocol import (
     WebSocketConnection,
     plan_sends,
 )
+from routecast.edge.ws.frames import PING, named_deflated, named_plain
+from routecast.edge.ws.socket_send import NOWHERE
 from routecast.protocol import CloseCode
 from routecast.streaming.channels import Cohort, V1Transport
-from routecast.streaming.v1_connections import V1Peer, V1Peers
+from routecast.streaming.peers import V1Peer, V1Peers
 
 
 def v1_speakers(subscribers: V1Peers) -> Mapping[str, Speak]:

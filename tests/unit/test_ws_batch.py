@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from routecast.core.message import JSON, Message
-from routecast.edge.ws import v1_protocol as module
-from routecast.edge.ws.v1_protocol import V1Connection
-from routecast.edge.ws.ws_protocol import OPEN
+from routecast.edge.ws import batch as module
+from routecast.edge.ws.batch import V1Connection
+from routecast.edge.ws.connection import OPEN
 from routecast.protocol import Position, SnapshotOut, Source
 from routecast.streaming.channels import Cohort
 
