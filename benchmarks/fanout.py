@@ -14,7 +14,7 @@ from benchmarks.report import Figure, Report, ratios
 from benchmarks.stage import Stage, set_stage
 from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, Server, floor, floor_by_views, routecast
 from benchmarks.subscribers import Subscribers
-from routecast.streaming.connections import PING_SECONDS
+from routecast.streaming.heartbeat import PING_SECONDS
 
 CLIENTS: Final = 10_000
 INTERVAL: Final = 1.0

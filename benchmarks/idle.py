@@ -11,7 +11,7 @@ from benchmarks.report import Figure, Report
 from benchmarks.stage import set_stage
 from benchmarks.streams import INTERVALS_TO_SETTLE, PATH, routecast
 from benchmarks.subscribers import Subscribers
-from routecast.streaming.connections import PING_SECONDS
+from routecast.streaming.heartbeat import PING_SECONDS
 
 FEW: Final = 100
 INTERVAL: Final = 5.0

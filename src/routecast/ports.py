@@ -14,11 +14,12 @@ from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.payload import Payload
 from routecast.core.room import Full
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
-from routecast.protocol import Position, Source
+from routecast.protocol import CloseCode, Position, Source
 
 # The deltas of at least this number of commits are kept: minutes of a busy node, which is more than
 # a node that lost step needs to find it again.
@@ -42,6 +43,75 @@ class Clock(Protocol):
     def now(self) -> int:
         """Return microseconds since 1970, UTC."""
         ...
+
+
+class Connection(Protocol):
+    """One client's connection, on whatever edge."""
+
+    @property
+    def kind(self) -> str:
+        """What it speaks, as the log names it."""
+        ...
+
+    @property
+    def client(self) -> str:
+        """The address of its client, by which rendering time is counted."""
+        ...
+
+    def new_batch(self) -> "Batch":
+        """Return an empty batch for connections of this type."""
+        ...
+
+    def send(self, payload: Payload) -> bool:
+        """Send a payload, or skip it where the socket is full; return whether it was sent.
+
+        After one that was skipped, `peers.Peer.catch_up` is called once the socket has drained.
+        Never blocks or raises.
+        """
+        ...
+
+    def reply(self, data: bytes) -> None:
+        """Send a short answer, whatever the socket holds. There are as many as messages came."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether all that was sent is out of the server's hands.
+
+        If not, `peers.Peer.catch_up` is called once it is, or `close` at its end.
+        """
+        ...
+
+    def fail(self, code: CloseCode) -> None:
+        """Close because of the message that is being received; no further one counts."""
+        ...
+
+    def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
+        """Close with a code; with `return_ms`, tell the client in how many ms to come back.
+
+        `peers.Peer.close` follows when it is done.
+        """
+        ...
+
+
+class Batch(Protocol):
+    """Connections of one type that are sent the same payloads."""
+
+    def add(self, connection: Connection) -> None:
+        """Take a connection in, not in between of a `send`."""
+        ...
+
+    def remove(self, connection: Connection) -> None:
+        """Let a connection go."""
+        ...
+
+    def send(self, payload: Payload) -> Sequence[Connection]:
+        """Send a payload to all; return the connections whose socket was full.
+
+        It is `Connection.send` for each, with what is the same for all of them done once.
+        """
+        ...
+
+    def __len__(self) -> int: ...
 
 
 class Timer(Protocol):

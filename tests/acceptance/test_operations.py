@@ -42,8 +42,8 @@ def test_health_and_readiness(server: Server) -> None:
     assert found.pop("database_wal_bytes") > 0
     services = found.pop("services")
     assert set(services) == {
-        *("retention", "summaries", "bus", "live", "ingest", "renders", "ticks", "channels"),
-        *("lookbacks", "beats"),
+        *("retention", "summaries", "bus", "live", "ingest", "renders", "channels"),
+        "lookbacks",
     }
     for state in services.values():
         assert state == {"status": "ok", "failures": 0, "restarts": 0, "last_error": ""}

@@ -27,8 +27,8 @@ from tests.support.server import Server, free_port
 Run = Callable[[], Coroutine[Any, Any, None]]
 
 SERVICES = (
-    *("redis", "retention", "summaries", "bus", "live", "ingest", "census", "renders", "ticks"),
-    *("channels", "lookbacks", "beats"),
+    *("redis", "retention", "summaries", "bus", "live", "ingest", "census", "renders"),
+    *("channels", "lookbacks"),
 )
 # Parts that run in tasks of their own: who has them, and under which name.
 PARTS = {
@@ -248,8 +248,8 @@ def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("service", "method", "protocol"),
     [
-        ("ticks", ("streaming.connections", "ConnectionManager._tick"), None),
-        ("channels", ("streaming.channels", "Channels._take_turn"), V1_JSON),
+        ("channels", ("streaming.channels", "Channels._serve"), None),
+        ("channels", ("streaming.channels", "Channels._serve"), V1_JSON),
         ("channels", ("streaming.channels", "Channels._welcome"), V1_JSON),
     ],
 )

@@ -4,24 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from routecast.adapters.bus.memory import MemoryBus
-from routecast.adapters.cache.memory import MemoryCache
-from routecast.adapters.clock import SystemClock
-from routecast.adapters.cluster.memory import MemoryCluster
-from routecast.adapters.prices import GenaiPrices
-from routecast.adapters.store.sqlite import SqliteStore
-from routecast.server.app import Engines
-from routecast.server.config import Settings
-from routecast.streaming import connections
-from tests.support.in_process_server import InsideServer
-from tests.support.raw import CLOSE, PING, Line, frame, open_stream
+from tests.support.raw import Line, open_stream
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive, receive_until
 
@@ -43,42 +32,13 @@ def test_a_reset_connection_is_gone_at_once(server: Server) -> None:
 
 
 def test_a_silent_client_is_gone_within_thirty_seconds(server: Server) -> None:
-    """A client that answers no ping is forgotten in time, though its line looks open.
-
-    Be it that the ping goes with a frame, or by itself.
-    """
+    """A client that answers no ping is forgotten in time, though its line looks open."""
     with open_stream(server.port) as slow, open_stream(server.port, "?interval=1") as quick:
         server.wait_for_active(2, 5)
         assert server.wait_for_active(0, 30) > 1
         # Uvicorn's own pings know no other code.
         expected = {"lean": 4408, "portable": 1011}[server.edge]
         assert [slow.close_code(), quick.close_code()] == [expected, expected]
-
-
-def test_who_leaves_before_a_ping_is_sent_stops_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client may close while a ping waits for a frame; others are asked, and let go, as ever."""
-    monkeypatch.setattr(connections, "PING_SECONDS", 3.0)
-    monkeypatch.setattr(connections, "PING_TURN_SECONDS", 0.0)
-    monkeypatch.setattr(connections, "PIGGYBACK_SECONDS", 1.0)
-    monkeypatch.setattr(connections, "PONG_SECONDS", 2.0)
-    clock = SystemClock()
-    store = SqliteStore(tmp_path / "routecast.db")
-    cache = MemoryCache(clock, 4)
-    engines = Engines(store, cache, MemoryBus(), MemoryCluster(), clock, GenaiPrices())
-    with (
-        InsideServer(Settings(), engines, "lean") as server,
-        # It follows nothing: no frame comes that a ping could go with.
-        open_stream(server.port, subprotocol="routecast.v1.json") as leaving,
-        open_stream(server.port, "?interval=0.1") as staying,
-    ):
-        while (asked := staying.frame()) is not None and asked[0] != PING:
-            pass
-        leaving.send(frame(CLOSE))  # and the line stays open from this side
-        assert leaving.close_code() is None
-        staying.wait_for_end(10)
-        assert staying.close_code() == 4408
 
 
 async def test_a_client_that_does_not_read_is_skipped(server: Server) -> None:

@@ -5,50 +5,93 @@ and runs until it is told to stop.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
 import uvicorn
 from starlette.responses import Response
-from websockets.frames import Frame as WireFrame
-from websockets.frames import Opcode
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame, Opcode
 
-from routecast.core.document import EncodedDocument
+from routecast.adapters.clock import SystemTimers
+from routecast.core.default_session import DefaultSession
+from routecast.core.message import Encoding
 from routecast.core.sites import Sites
 from routecast.core.view import View
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.proxies import Proxies
+from routecast.edge.ws.batch import PLAIN
 from routecast.edge.ws.connection import WebSocketConnection, WebSocketEdge
-from routecast.edge.ws.frames import deflated_message
+from routecast.edge.ws.frames import WINDOW_BITS
 from routecast.instruments import Instruments
+from routecast.ports import Connection
+from routecast.protocol import CloseCode
 from routecast.server.run import bind
 from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.heartbeat import Heartbeat
+from routecast.streaming.peers import Peer, Peers
+
+# It begins anew with each message.
+_DEFLATE = PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
 
 
 class EchoConnection(WebSocketConnection):
-    """Sends each message back as it came: text as text, deflated where that was agreed on."""
+    """A connection that can send a message back as it came: text as text."""
 
     __slots__ = ()
 
-    def received(self, message: str | bytes) -> None:
+    def echo(self, message: str | bytes) -> None:
+        """Send a message, deflated where that was agreed on."""
         assert self._inbox is not None
         if isinstance(message, str):
-            opcode, body = Opcode.TEXT, message.encode()
+            frame = Frame(Opcode.TEXT, message.encode())
         else:
-            opcode, body = Opcode.BINARY, message
-        if self._deflates:
-            echo = deflated_message(opcode, body)
-        else:
-            echo = WireFrame(opcode, body).serialize(mask=False)
+            frame = Frame(Opcode.BINARY, message)
+        extensions = [] if self.compression is PLAIN else [_DEFLATE]
         # What came before is answered before.
-        self._transport.write(self._inbox.to_send() + echo)
+        data = self._inbox.to_send() + frame.serialize(mask=False, extensions=extensions)
+        self._transport.write(data)
+
+
+class EchoPeer:
+    """Sends each message back (`peers.Peer`)."""
+
+    def __init__(self, connection: EchoConnection, manager: ConnectionManager) -> None:
+        self._connection = connection
+        self._manager = manager
+
+    def start(self) -> None:
+        self._manager.connect(self._connection)
+
+    def receive(self, message: str | bytes) -> None:
+        self._connection.echo(message)
+
+    def catch_up(self) -> None:
+        """Nothing was skipped."""
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        """Nothing is said."""
+
+    def close(self, code: int) -> None:
+        self._manager.disconnect(self._connection, code)
+
+
+class EchoPeers(Peers):
+    """Makes echoes."""
+
+    def __init__(self, manager: ConnectionManager) -> None:
+        self.manager = manager
+
+    def peer(
+        self, connection: Connection, session: DefaultSession, encoding: Encoding | None
+    ) -> Peer:
+        return EchoPeer(cast(EchoConnection, connection), self.manager)
 
 
 class EchoEdge(WebSocketEdge):
-    """Makes echoes, with room for the messages of sixteen MiB that the suite sends."""
+    """Makes connections with room for the messages of sixteen MiB that the suite sends."""
 
     max_message_bytes = 2**24
     max_frames = sys.maxsize
@@ -57,34 +100,20 @@ class EchoEdge(WebSocketEdge):
         return EchoConnection(self)
 
 
-class NoTurns:
-    """Nothing is rendered, so anybody may ask for it."""
-
-    def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
-        return "", 0.0
+class NoRenders:
+    """Nothing is rendered, so any client may ask for it."""
 
     def admit(self, view: View, client: str) -> None:
-        """Let everybody in."""
-
-    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
-        done()
-
-
-class NoFrames:
-    """Nothing to stream: an echo speaks when it is spoken to."""
-
-    def frame_now(self, view: View) -> EncodedDocument | None:
-        return None
-
-    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
-        return {}
+        """Let every client in."""
 
 
 def main() -> None:
     instruments = Instruments()
-    manager = ConnectionManager(NoFrames(), NoTurns(), instruments, limit=1_000)
-    door = AdmissionControl(manager, interval=5, sites=Sites(), max_per_address=0)
-    edge = EchoEdge(manager, door, instruments, compress=True)
+    manager = ConnectionManager(instruments, limit=1_000)
+    renders = cast(Any, NoRenders())
+    door = AdmissionControl(manager, renders, interval=5, sites=Sites(), max_per_address=0)
+    heartbeat = Heartbeat(SystemTimers())
+    edge = EchoEdge(EchoPeers(manager), door, heartbeat, instruments, compress=True)
     config = uvicorn.Config(
         Response(status_code=404),
         http=cast(

@@ -13,7 +13,7 @@ from routecast.protocol import MAX_BODY_BYTES, MAX_INTERVAL
 from routecast.server.app import DRAIN_SECONDS, STREAMS_CLOSE_SECONDS
 from routecast.server.config import Settings
 from routecast.server.run import STOP_GRACE_SECONDS
-from routecast.streaming.connections import PING_SECONDS
+from routecast.streaming.heartbeat import PING_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

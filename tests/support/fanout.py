@@ -1,8 +1,9 @@
-"""Connections of a test, and a harness in which a manager serves them from a live snapshot."""
+"""A harness of the fan-out: connections over a live snapshot, on a clock that is held."""
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from routecast.adapters.bus.memory import MemoryBus
@@ -10,166 +11,287 @@ from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.budget import RenderBudget
+from routecast.core.default_session import DefaultSession
 from routecast.core.delta import Delta
-from routecast.core.document import EncodedDocument
-from routecast.core.groups import Group, PingState, Shard
+from routecast.core.message import JSON, AddressedMessage, Encoding
+from routecast.core.payload import Payload
 from routecast.core.snapshot import Snapshot
+from routecast.core.versions import Stamps
 from routecast.core.view import View, ViewSubscription
+from routecast.edge.asgi_connection import AsgiBatch
+from routecast.errors import Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Reading
+from routecast.ports import Batch, Reading
 from routecast.protocol import CloseCode, Position, Source
 from routecast.services.metrics_reader import MetricsReader
 from routecast.services.renders import Renders
 from routecast.services.snapshot_loader import SnapshotLoader
+from routecast.streaming.channels import BATCH_SIZE, Channels
 from routecast.streaming.connections import ConnectionManager
-from tests.support.clock import HeldClock
+from routecast.streaming.history_subscriptions import HistorySubscriptions
+from routecast.streaming.peers import Peer, Peers
+from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import NOW, cells_of, kept
+from tests.support.running_services import running
+from tests.support.v1 import merged
 
 FAST = 0.1
+# When a harness begins: at a multiple of all intervals that tests use.
+START = 1_000.0
+CLIENT = "192.0.2.1"
 
 
 class FakeConnection:
-    """A subscriber that reads every frame at once (`core.groups.Connection`)."""
+    """A connection that takes what it is sent while it `is_open` (`ports.Connection`)."""
 
     kind = "WebSocket"
 
-    def __init__(
-        self, interval: float = FAST, view: View | None = None, client: str = "192.0.2.1"
-    ) -> None:
+    def __init__(self, client: str = CLIENT) -> None:
         self.client = client
-        self.subscription = ViewSubscription(view or View(), interval)
-        self.frames: list[EncodedDocument] = []
-        self.times: list[float] = []
+        self.is_open = True
+        self.sent: list[Payload] = []
+        self.replies: list[dict[str, Any]] = []
+        self.skipped = 0
+        self.failed: CloseCode | None = None
         self.stopped: CloseCode | None = None
         self.return_ms: int | None = None
-        self.asks = 0  # for a sign of life
-        self.rides = 0  # of these, with a frame
-        self.asked = 0.0  # when that was last
-        self.silent = False  # gives none
-        self.given_up = False
-        self.shard: Shard | None = None
-
-    def offer(self, frame: EncodedDocument) -> bool:
-        self.frames.append(frame)
-        self.times.append(asyncio.get_running_loop().time())
-        return True
-
-    @classmethod
-    def offer_all(cls, frame: EncodedDocument, shard: Shard) -> int:
-        if shard.ping_state is PingState.DUE:
-            for reader in cast(Iterable[FakeConnection], shard.connections):
-                reader.rides += 1
-            cls.flush_ping(shard)
-        return sum(not connection.offer(frame) for connection in shard.connections)
+        self._peer: Peer | None = None
 
     @property
-    def group(self) -> Group | None:
-        """Who it shares its ticks with."""
-        return self.shard.group if self.shard is not None else None
+    def peer(self) -> Peer:
+        assert self._peer is not None
+        return self._peer
 
-    @staticmethod
-    def queue_ping(shard: Shard) -> None:
-        """Nothing to do: `flush_ping` sees it."""
+    @peer.setter
+    def peer(self, peer: Peer) -> None:
+        self._peer = peer
 
-    @staticmethod
-    def flush_ping(shard: Shard) -> None:
-        if shard.ping_state is not PingState.NONE:
-            shard.ping_state = PingState.NONE
-            for reader in cast(Iterable["FakeConnection"], shard.connections):
-                reader.question()
+    def new_batch(self) -> Batch:
+        return AsgiBatch()
 
-    def question(self) -> None:
-        """Take a question, and answer it."""
-        self.asks += 1
-        self.asked = asyncio.get_running_loop().time()
-        if not self.silent:
-            self.answer()
+    def send(self, payload: Payload) -> bool:
+        if self.is_open:
+            self.sent.append(payload)
+        else:
+            self.skipped += 1
+        return self.is_open
 
-    def answer(self) -> None:
-        """Give a sign of life."""
-        if self.shard is not None:
-            self.shard.responded.add(self)
+    def reply(self, data: bytes) -> None:
+        self.replies.append(json.loads(data))
 
-    def give_up(self) -> None:
-        self.given_up = True
+    def has_room(self) -> bool:
+        return self.is_open
+
+    def fail(self, code: CloseCode) -> None:
+        self.failed = code
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         self.stopped, self.return_ms = code, return_ms
 
+    def drain(self) -> None:
+        """Take what it is sent from now on, and what was skipped."""
+        self.is_open = True
+        self.peer.catch_up()
+
+    def close(self, code: int = CloseCode.DONE) -> None:
+        """End the connection."""
+        self.peer.close(code)
+
     def counts(self) -> list[Any]:
-        """Return the count of decisions in each frame."""
-        return [json.loads(frame.body).get("total_decisions") for frame in self.frames]
+        """Return the count of decisions in each document of the default stream."""
+        return [json.loads(payload.body).get("total_decisions") for payload in self.sent]
 
+    # -- routecast.v1 ---------------------------------------------------------------------------
 
-class RidingConnection(FakeConnection):
-    """A reader for whom alone it is noted that its question is due."""
+    def ask(self, **message: Any) -> None:
+        """Send a message of routecast.v1."""
+        self.peer.receive(json.dumps(message))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.due = False
+    def subscribe(self, identity: str = "main", **asked: Any) -> None:
+        """Subscribe over routecast.v1."""
+        self.ask(type="subscribe", id=identity, **asked)
 
-    @staticmethod
-    def queue_ping(shard: Shard) -> None:
-        for reader in cast(Iterable["RidingConnection"], shard.connections):
-            reader.due = True
+    def messages(self, identity: str = "main") -> list[dict[str, Any]]:
+        """Return what was sent under an id; each delta must lead on from what was sent before."""
+        sent = [
+            json.loads(payload.body)
+            for payload in self.sent
+            if isinstance(payload, AddressedMessage) and payload.identity == identity
+        ]
+        seq = None
+        for message in sent:
+            if message["type"] == "delta":
+                assert message["base"] == seq
+            if message["type"] != "error":
+                seq = message["position"]["seq"]
+        return sent
 
-    @staticmethod
-    def flush_ping(shard: Shard) -> None:
-        shard.ping_state = PingState.NONE
-        for reader in cast(Iterable["RidingConnection"], shard.connections):
-            if reader.due:
-                reader.due = False
-                reader.question()
+    def types(self, identity: str = "main") -> list[str]:
+        """Return the types of what was sent under an id."""
+        return [message["type"] for message in self.messages(identity)]
 
-
-class SlowConnection(FakeConnection):
-    """A reader whose sign of life takes a moment."""
-
-    def question(self) -> None:
-        self.silent = True
-        super().question()
-        asyncio.get_running_loop().call_later(0.02, self.answer)
+    def total(self, identity: str = "main") -> int:
+        """Return the count of decisions that a client of routecast.v1 knows of."""
+        document: dict[str, Any] = {}
+        for message in self.messages(identity):
+            before = document if message["type"] == "delta" else {}
+            document = merged(before, message.get("data", {}))
+        return int(document.get("total_decisions", -1))
 
 
 class FanoutHarness:
-    """A manager over a live snapshot, to which commits are made by hand."""
+    """Connections, channels and renders over a live snapshot, to which commits are made by hand.
 
-    def __init__(self, store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> None:
+    `source` is where numbers come from: LIVE, another source, or None where nothing can answer.
+    """
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        cache: MemoryCache,
+        clock: HeldClock,
+        *,
+        batch_size: int = BATCH_SIZE,
+        limit: int = 1_000,
+    ) -> None:
+        self.clock = clock
+        self.timers = HeldTimers(START)
         self.instruments = Instruments()
         self.snapshot = Snapshot(Position("e", 0), NOW)
-        self.up = True
-        sources = SnapshotLoader(
-            store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments
-        )
-        self.latest = MetricsReader(self.reading, lambda: None, sources, clock, self.instruments)
+        self.source: Source | None = Source.LIVE
+        self.reads = 0  # of what other sources than live state answer
+        loader = SnapshotLoader(store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments)
+        self.reader = MetricsReader(self.reading, lambda: None, loader, clock, self.instruments)
         self.budget = RenderBudget()
-        self.renders = Renders(self.latest, self.budget, self.instruments)
-        self.manager = ConnectionManager(self, self.renders, self.instruments, limit=1000)
-        self.load = 0.0  # how long the frames of a tick take, in seconds
-        self.advanced: Callable[[], None] = lambda: None  # called after each commit
+        self.renders = Renders(self.reader, self.budget, self.instruments, self.timers)
+        self.manager = ConnectionManager(self.instruments, limit)
+        self.channels = Channels(
+            self.manager,
+            self,
+            self.renders,
+            clock,
+            self.timers,
+            self.instruments,
+            batch_size=batch_size,
+        )
+        self.serve_history(None)
+
+    def serve_history(self, histories: HistorySubscriptions | None) -> None:
+        """Have connections from now on ask for histories there."""
+        self.peers = Peers(self.manager, self.channels, cast(Any, histories), self.timers)
+
+    # -- state (`channels.DocumentSource`) ------------------------------------------------------
 
     def reading(self) -> Reading | None:
-        return Reading(self.snapshot, Source.LIVE, NOW) if self.up else None
+        return None if self.source is None else Reading(self.snapshot, self.source, NOW)
 
-    def frame_now(self, view: View) -> EncodedDocument | None:
-        return self.latest.frame_now(view)
+    def reading_now(self) -> Reading | None:
+        return self.reading() if self.source is Source.LIVE else None
 
-    async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
-        await asyncio.sleep(self.load)
-        return await self.latest.frames(views)
+    async def read(self) -> Reading:
+        self.reads += self.source is not Source.LIVE
+        await asyncio.sleep(0)
+        reading = self.reading()
+        if reading is None:
+            raise Unavailable("nothing")
+        return reading
 
-    async def broadcast(self, frame: EncodedDocument, readers: Iterable[FakeConnection]) -> None:
-        """Send a frame to the groups of readers, as at a tick."""
-        for group in {reader.group for reader in readers}:
-            assert group is not None
-            group.settle()
-            await self.manager.broadcast(frame, group)
+    def covering(self, reading: Reading, view: View) -> Reading | None:
+        return reading
 
-    def commit(self, **given: Any) -> None:
+    def lacks(self, view: View) -> bool:
+        return False
+
+    def is_ready(self, reading: Reading, view: View, now: int | None = None) -> bool:
+        return self.reader.is_ready(reading, view, now)
+
+    def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
+        return self.reader.stamps(reading, view, now)
+
+    def document(self, reading: Reading, view: View, now: int) -> dict[str, Any] | None:
+        return self.reader.document(reading, view, now)
+
+    def commit(self, *given: Mapping[str, Any], **one: Any) -> None:
+        """Commit decisions, one if none is `given`; channels are told."""
         seq = self.snapshot.position.seq + 1
-        self.snapshot.apply(Delta(Position("e", seq), cells_of([kept(seq, **given)]), NOW))
-        self.advanced()
+        decisions = [kept(seq * 10_000 + place, **each) for place, each in enumerate(given)]
+        cells = cells_of(decisions or [kept(seq * 10_000, **one)])
+        self.snapshot.apply(Delta(Position("e", seq), cells, NOW))
+        self.channels.push()
+
+    # -- connections ----------------------------------------------------------------------------
+
+    def connect(
+        self,
+        interval: float = FAST,
+        view: View | None = None,
+        client: str = CLIENT,
+        connection: FakeConnection | None = None,
+    ) -> FakeConnection:
+        """Return a new connection of the default stream."""
+        session = DefaultSession(ViewSubscription(view or View(), interval))
+        return self._start(connection or FakeConnection(client), session, None)
+
+    def connect_v1(
+        self,
+        encoding: Encoding = JSON,
+        client: str = CLIENT,
+        connection: FakeConnection | None = None,
+    ) -> FakeConnection:
+        """Return a new connection of routecast.v1."""
+        session = DefaultSession(ViewSubscription(View(), FAST))
+        return self._start(connection or FakeConnection(client), session, encoding)
+
+    def _start(
+        self, connection: FakeConnection, session: DefaultSession, encoding: Encoding | None
+    ) -> FakeConnection:
+        connection.peer = self.peers.peer(connection, session, encoding)
+        connection.peer.start()
+        return connection
+
+    # -- time -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve channels, and render views, beside the body."""
+        async with running(self.channels.run()), running(self.renders.run()):
+            yield
+
+    async def settle(self) -> None:
+        """Return when all that is due was served, and all that was asked for is rendered."""
+        quiet = 0
+        while quiet < 10:
+            await asyncio.sleep(0)
+            quiet = 0 if self.is_busy() else quiet + 1
+
+    def is_busy(self) -> bool:
+        """Whether the services have something to do now."""
+        return bool(self.channels.is_due or self.renders.is_due)
+
+    async def go_to(self, seconds: float) -> None:
+        """Move the clock to so many seconds after the start; all timers on the way ring."""
+        moment = START + seconds
+        await self.settle()
+        while (pending := self.timers.pending()) and pending[0] <= moment:
+            self._set(max(pending[0], self.timers.moment))
+            await self.settle()
+        self._set(moment)
+        await self.settle()
+
+    def _set(self, moment: float) -> None:
+        self.clock.moment += round((moment - self.timers.moment) * 1_000_000)
+        self.timers.go_to(moment)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds since the start."""
+        return self.timers.moment - START
+
+    async def go(self, seconds: float) -> None:
+        """Move the clock on."""
+        await self.go_to(self.seconds + seconds)
 
     def count(self, name: str, **labels: str) -> float:
+        """Return the value of a counter."""
         sample = self.instruments.registry.get_sample_value
         return sample(f"routecast_{name}_total", labels) or 0

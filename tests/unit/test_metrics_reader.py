@@ -146,7 +146,7 @@ async def test_no_number_goes_back(sources: Everything) -> None:
     sources.clock.moment += SECOND
     assert await sources.ask() == (Source.CACHE, 6)
     sources.live = snapshot(5)
-    assert sources.latest.frame_now(COUNT) is None
+    assert sources.latest.reading_now() is None
     assert await sources.ask() == (Source.CACHE, 6)
     sources.live = snapshot(6)
     assert await sources.ask() == (Source.LIVE, 6)
@@ -256,37 +256,6 @@ async def test_unchanged_view_is_not_rendered_again(sources: Everything) -> None
     before, after = json.loads(first.body), json.loads(second.body)
     assert before.pop("timestamp") < after.pop("timestamp")
     assert before == after
-
-
-async def test_crowd_gets_one_frame(sources: Everything) -> None:
-    """Those who come within a moment share it, unless something was committed in between."""
-    assert sources.latest.frame_now(COUNT) is None
-    sources.live = snapshot(1)
-    first = sources.latest.frame_now(COUNT)
-    assert first is not None
-    assert json.loads(first.body) == stamped({"total_decisions": 1}, NOW)
-    sources.clock.moment += module.FRESH_FRAME - 1
-    assert sources.latest.frame_now(COUNT) is first
-    assert sources.latest.frame_now(WHOLE) is not first
-    sources.clock.moment += 1
-    later = sources.latest.frame_now(COUNT)
-    assert later is not None
-    assert json.loads(later.body) == stamped({"total_decisions": 1}, sources.clock.moment)
-    sources.live.apply(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
-    newest = sources.latest.frame_now(COUNT)
-    assert newest is not None
-    assert json.loads(newest.body)["total_decisions"] == 2
-    sources.live = None
-    assert await sources.ask() == (Source.DATABASE, 0)
-
-
-async def test_what_a_crowd_was_given_is_last_known(sources: Everything) -> None:
-    """When live state is lost and no engine answers, it is the newest there was."""
-    sources.live = snapshot(2)
-    sources.latest.frame_now(COUNT)
-    sources.live = None
-    with broken(sources.store.path):
-        assert await sources.ask() == (Source.STALE, 2)
 
 
 async def test_commit_is_rendered(sources: Everything) -> None:
@@ -400,7 +369,7 @@ async def test_window_that_live_state_lacks_comes_from_the_database(
         Source.LIVE,
     )
     # From now on it is at hand, for those who come as well.
-    at_hand = windowed.frame_now(WINDOW)
+    at_hand = windowed.covering(await windowed.read(), WINDOW)
     assert at_hand is not None
     assert at_hand.source is Source.DATABASE
     assert sources.store.loads == 0
@@ -409,7 +378,7 @@ async def test_window_that_live_state_lacks_comes_from_the_database(
 async def test_rate_over_all_time_needs_minutes(windowed: MetricsReader) -> None:
     """Live state that holds no minutes cannot tell it."""
     rate = View(fields=("total_decisions", "rate"))
-    assert windowed.frame_now(rate) is None
+    assert windowed.covering(await windowed.read(), rate) is None
     frame = await frame_of(windowed, rate)
     assert (json.loads(frame.body)["total_decisions"], frame.source) == (3, Source.DATABASE)
 

@@ -58,11 +58,11 @@ async def test_others_have_turns_while_a_view_is_made(hall: FanoutHarness) -> No
             turns += 1
             await asyncio.sleep(0)
 
-    assert hall.latest.frame_now(view()) is None
+    assert not (await hall.reader.frames({view(): MODEST}))
     async with running(count()):
         await ready(hall, view())
     assert turns >= SERIES // breakdown.STEPS_AT_ONCE
-    assert hall.latest.frame_now(view()) is not None
+    assert view() in (await hall.reader.frames({view(): MODEST}))
 
 
 async def test_equal_views_are_made_once(hall: FanoutHarness) -> None:
@@ -73,14 +73,16 @@ async def test_equal_views_are_made_once(hall: FanoutHarness) -> None:
 
 async def test_a_client_that_used_its_time_comes_last(hall: FanoutHarness) -> None:
     """Whoever asked first; and the plain view waits for nobody."""
-    hall.budget.charge(GREEDY, 0.27, asyncio.get_running_loop().time())
+    hall.budget.charge(GREEDY, 0.27, hall.timers.now())
     order: list[str] = []
     done = asyncio.Event()
     hall.renders.ask(view(1), GREEDY, lambda: (order.append("greedy"), done.set()))
     hall.renders.ask(view(2), MODEST, lambda: order.append("modest"))
     hall.renders.ask(View(), GREEDY, lambda: order.append("plain"))
-    async with asyncio.timeout(PATIENCE):
-        await done.wait()
+    await hall.settle()
+    assert order == ["plain", "modest"]
+    await hall.go(hall.budget.wait(GREEDY, hall.timers.now()))
+    assert done.is_set()
     assert order == ["plain", "modest", "greedy"]
 
 
@@ -112,7 +114,7 @@ async def test_a_request_costs_its_client(hall: FanoutHarness) -> None:
     """The frame of a client that has no time left is refused; the plain one is not."""
     assert (await hall.renders.frame(view(), GREEDY)).position == Position("e", 1)
     assert GREEDY in hall.budget._paid
-    hall.budget.charge(GREEDY, 100, asyncio.get_running_loop().time())
+    hall.budget.charge(GREEDY, 100, hall.timers.now())
     with pytest.raises(Unavailable, match="rendering time") as refused:
         await hall.renders.frame(view(), GREEDY)
     assert refused.value.retry_after > 60
@@ -122,6 +124,6 @@ async def test_a_request_costs_its_client(hall: FanoutHarness) -> None:
 
 async def test_a_view_that_nothing_can_answer_is_done_with(hall: FanoutHarness) -> None:
     """It keeps no place, and whoever asked goes on to what the document says."""
-    hall.up = False
+    hall.source = None
     await ready(hall, view())
     assert not hall.renders._waiting

@@ -16,11 +16,13 @@ from routecast.core.versions import (
     DocumentState,
     Version,
     Versions,
+    full_document,
     message,
 )
 from routecast.core.view import View
 from routecast.protocol import Position, Source
 from tests.support.decisions import NOW
+from tests.support.oracle import stamped
 from tests.support.v1 import merged
 
 VIEW = View()
@@ -36,7 +38,13 @@ def state(
 def add(
     versions: Versions, at: DocumentState | None, view: View = VIEW, **document: Any
 ) -> Version:
-    return versions.add(view, NOW, at, {**LARGE, **document} if at else None)
+    return told(versions.add(view, NOW, at, {**LARGE, **document} if at else None))
+
+
+def told(version: Version) -> Version:
+    """Return a version that a client may have been sent: so it is kept as a base."""
+    version.told = True
+    return version
 
 
 def said(message: Message | None) -> Any:
@@ -58,7 +66,7 @@ def test_a_delta_leads_from_the_base_to_the_version() -> None:
 def test_a_delta_that_is_larger_is_a_snapshot() -> None:
     """Where nearly all changed."""
     versions = Versions()
-    one = versions.add(VIEW, NOW, state(1), dict.fromkeys("abcdef", 1))
+    one = told(versions.add(VIEW, NOW, state(1), dict.fromkeys("abcdef", 1)))
     two = versions.add(VIEW, NOW, state(2), {"g": 1})
     assert said(message(two, one, JSON, NOW))["type"] == "snapshot"
 
@@ -111,12 +119,12 @@ def test_a_position_says_all_about_a_timeless_view() -> None:
     """So its versions are found by it; those of windows, rates and prices are not."""
     versions = Versions()
     found = add(versions, state(4))
-    assert versions.find(VIEW, Position("e", 4)) is found
-    assert versions.find(VIEW, Position("d", 4)) is None
-    assert versions.find(View(window="1h"), Position("e", 4)) is None
+    assert versions.at_position(VIEW, Position("e", 4)) is found
+    assert versions.at_position(VIEW, Position("d", 4)) is None
+    assert versions.at_position(View(window="1h"), Position("e", 4)) is None
     for view in (View(window="1h"), View(fields=("rate",)), View(fields=("savings",))):
         add(versions, state(4), view)
-        assert versions.find(view, Position("e", 4)) is None
+        assert versions.at_position(view, Position("e", 4)) is None
 
 
 def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
@@ -125,12 +133,12 @@ def test_memory_has_a_bound_and_what_was_used_lately_stays() -> None:
     size = len(json.dumps(LARGE, separators=(",", ":"))) + views[0].size + OVERHEAD
     versions = Versions(max_bytes=10 * size)
     held = [add(versions, state(seq), view) for seq, view in enumerate(views)]
-    assert versions.find(held[0].view, Position("e", 0)) is held[0]
+    assert versions.at_position(held[0].view, Position("e", 0)) is held[0]
     more = add(versions, state(11))
     assert held[0].body is not None
     assert held[1].body is None
     assert versions.newest(held[1].view) is None
-    assert versions.find(held[1].view, Position("e", 1)) is None
+    assert versions.at_position(held[1].view, Position("e", 1)) is None
     assert message(held[1], None, JSON, NOW) is None
     assert said(message(more, held[1], JSON, NOW))["type"] == "snapshot"
 
@@ -152,15 +160,46 @@ def test_filters_count_in_the_bound() -> None:
     assert most / 4 < held < most
 
 
-def test_who_rests_keeps_versions_and_no_messages() -> None:
+def test_what_no_client_was_sent_is_forgotten() -> None:
+    """By the next version, or once nobody follows the view: it is no base."""
+    versions = Versions()
+    one = versions.add(VIEW, NOW, state(1), {"total": 1})
+    two = versions.add(VIEW, NOW, state(2), {"total": 2})
+    assert (one.body, versions.at_position(VIEW, Position("e", 1))) == (None, None)
+    assert two.differs(one)
+    versions.drop_messages(VIEW)
+    assert (versions.newest(VIEW), versions._bytes) == (None, 0)
+
+
+def test_the_default_stream_has_the_same_document() -> None:
+    """With its timestamp, and with nulls; made once for a crowd, and anew when it has moved on."""
+    versions = Versions()
+    document = {"total": 1, "cost": None}
+    one = versions.add(VIEW, NOW, state(1), document)
+    full = full_document(one, NOW)
+    assert full is not None
+    assert json.loads(full.body) == stamped(document, NOW)
+    assert (full.position, full.source) == (Position("e", 1), Source.LIVE)
+    assert full_document(one, NOW + FRESH_MESSAGE - 1) is full
+    assert full_document(one, NOW + FRESH_MESSAGE) is not full
+    carried = full_document(versions.carry(one, NOW, state(2)), NOW)
+    assert carried is not None
+    assert carried.position == Position("e", 2)
+    assert said(message(told(one), None, JSON, NOW))["data"] == {"total": 1}
+    failed = full_document(versions.add(VIEW, NOW, None, None), NOW)
+    assert failed is not None
+    assert "error" in json.loads(failed.body)
+
+
+def test_a_view_that_nobody_follows_keeps_versions_and_no_messages() -> None:
     """They are bases for those who come back."""
     versions = Versions()
     one = add(versions, state(1), total=1)
     first = message(one, None, JSON, NOW)
-    versions.rest(VIEW)
-    versions.rest(View(window="1h"))  # nobody ever followed it
+    versions.drop_messages(VIEW)
+    versions.drop_messages(View(window="1h"))  # nobody ever followed it
     assert not one.messages
-    assert versions.find(VIEW, Position("e", 1)) is versions.newest(VIEW) is one
+    assert versions.at_position(VIEW, Position("e", 1)) is versions.newest(VIEW) is one
     again = message(one, None, JSON, NOW)
     assert again is not first
     assert said(again) == said(first)
@@ -182,7 +221,7 @@ def test_messages_are_made_once_while_they_are_fresh() -> None:
 def test_any_base_leads_to_the_newest(documents: list[dict[str, int]]) -> None:
     """Whatever lies between them."""
     versions = Versions()
-    made = [versions.add(VIEW, NOW, state(seq), doc) for seq, doc in enumerate(documents)]
+    made = [told(versions.add(VIEW, NOW, state(seq), doc)) for seq, doc in enumerate(documents)]
     for base, document in zip(made, documents, strict=True):
         leading = said(message(made[-1], base, JSON, NOW))
         before = document if leading["type"] == "delta" else {}

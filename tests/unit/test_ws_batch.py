@@ -1,106 +1,270 @@
-"""Clients of routecast.v1 that are written to together: when, and when they are told apart."""
+"""Batches of WebSocket connections: each client reads what it was sent, however compressed."""
 
-import asyncio
+import json
+import random
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from types import SimpleNamespace
-from typing import Any, cast
+from contextlib import ExitStack
 
 import pytest
+from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame
+from websockets.protocol import Protocol, Side, State
 
-from routecast.core.message import JSON, Message
-from routecast.edge.ws import batch as module
-from routecast.edge.ws.batch import V1Connection
-from routecast.edge.ws.connection import OPEN
+from routecast.core.document import EncodedDocument
+from routecast.core.message import JSON, AddressedMessage, Message
+from routecast.core.payload import Payload
+from routecast.edge.ws.batch import (
+    INDEPENDENT,
+    MAX_PARTS,
+    PLAIN,
+    Compression,
+    WebSocketBatch,
+    keep_context,
+    share,
+)
 from routecast.protocol import Position, SnapshotOut, Source
-from routecast.streaming.channels import Cohort
 
 CLIENTS = 20
 
 
-def message(number: int) -> Message:
-    """Return a message that is worth compressing."""
-    data = {"total_decisions": number, "models": "abc" * 400}
-    return Message(
-        JSON,
-        SnapshotOut(
-            id="",
-            position=Position("e", number),
-            source=Source.LIVE,
-            age_ms=0,
-            data=data,
-            timestamp="",
-        ),
-    )
+class Connection:
+    """One end of a socket, and a client that reads the other (`batch.BatchedConnection`)."""
 
+    kind, client = "WebSocket", "192.0.2.1"
 
-@contextmanager
-def connections(count: int) -> Iterator[list[V1Connection]]:
-    """Return connections after their handshake, that agreed on compression with memory."""
-    with ExitStack() as stack:
-        made = []
-        for _ in range(count):
-            ours, theirs = (stack.enter_context(each) for each in socket.socketpair())
-            theirs.setblocking(False)
-            each = object.__new__(V1Connection)
-            each._ready, each._behind, each._deflates, each._remembers = True, False, True, True
-            each._rider, each._before, each._code = b"", None, OPEN
-            each._descriptor = ours.fileno()
-            each.shard = None
-            each._subscriber = cast(Any, SimpleNamespace(changed=lambda: None))
-            made.append(each)
-        yield made
+    def __init__(self, stack: ExitStack, compression: Compression) -> None:
+        self.ours, self._theirs = (stack.enter_context(each) for each in socket.socketpair())
+        self.batches: tuple[WebSocketBatch, ...] = ()
+        self.compression = PLAIN
+        share([self], compression)
+        self.descriptor = self.ours.fileno()
+        self._is_open = True
+        self._reader = Protocol(Side.CLIENT, state=State.OPEN)
+        if compression is not PLAIN:
+            self._reader.extensions = [PerMessageDeflate(not compression.in_context, True, 15, 15)]
+        self.bytes = 0
+
+    @property
+    def can_send(self) -> bool:
+        return self._is_open
+
+    def set_open(self, is_open: bool) -> None:
+        """Take messages, or none as if the socket was full."""
+        self._is_open = is_open
+        for batch in self.batches:
+            batch.invalidate()
+
+    def new_batch(self) -> WebSocketBatch:
+        return WebSocketBatch()
+
+    def send(self, payload: Payload) -> bool:
+        if not self._is_open:
+            return False
+        data = self.compression.form(payload)
+        if self.compression.is_context(payload, data):
+            keep_context([self], self.compression, payload)
+        self.ours.sendall(data)
+        return True
+
+    def send_rest(self, data: bytes, sent: int) -> None:
+        raise AssertionError("the socket is large enough")
+
+    def reply(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def has_room(self) -> bool:
+        raise NotImplementedError
+
+    def fail(self, code: int) -> None:
+        raise NotImplementedError
+
+    def stop(self, code: int, return_ms: int | None = None) -> None:
+        raise NotImplementedError
+
+    def read(self) -> list[bytes]:
+        """Return the messages that the client has received since the last time."""
+        try:
+            data = self._theirs.recv(2**20, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        self.bytes += len(data)
+        self._reader.receive_data(data)
+        return [bytes(each.data) for each in self._reader.events_received() if type(each) is Frame]
 
 
 @pytest.fixture
-def plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The size of each batch of compressed clients that was planned."""
-    sizes: list[int] = []
-    plan = module._plan
-
-    def note(members: Any) -> Any:
-        made = plan(members)
-        sizes.extend(len(some._connections) for some in made.in_step)
-        return made
-
-    monkeypatch.setattr(module, "_plan", note)
-    return sizes
+def stack() -> Iterator[ExitStack]:
+    """What closes all sockets at the end."""
+    with ExitStack() as stack:
+        yield stack
 
 
-def cohort_of(members: list[V1Connection], identity: str) -> Cohort:
-    cohort = Cohort(V1Connection, None, JSON, identity)
-    cohort.members = cast(Any, dict.fromkeys(members))
-    return cohort
+def in_context(stack: ExitStack, count: int = CLIENTS) -> list[Connection]:
+    """Return connections whose messages are each compressed after the one before."""
+    return [Connection(stack, Compression(in_context=True)) for _ in range(count)]
 
 
-def send(number: int, cohort: Cohort) -> None:
-    made = message(number)
-    assert V1Connection.send_all(made, made.under(cohort.identity), cohort) == []
+def message(number: int, identity: str = "main") -> AddressedMessage:
+    """Return a message that is worth compressing."""
+    data = {"total_decisions": number, "models": "abc" * 400, "more": [number] * 20}
+    position = Position("e", number)
+    out = SnapshotOut(
+        id="", position=position, source=Source.LIVE, age_ms=0, data=data, timestamp=""
+    )
+    return Message(JSON, out).under(identity)
 
 
-async def test_after_a_ping_they_are_a_batch_again(plans: list[int]) -> None:
-    """The message that takes the ping along goes to each of them; the next ones do not."""
-    with connections(CLIENTS) as members:
-        cohort = cohort_of(members, "main")
-        for each in members:
-            each._subscriber = cast(
-                Any, SimpleNamespace(changed=lambda: setattr(cohort, "known", None))
-            )
-            each.shard = cast(Any, SimpleNamespace(known=None))
-        send(1, cohort)
-        V1Connection.queue_ping(cast(Any, SimpleNamespace(connections=members)))
-        for number in (2, 3, 4):
-            send(number, cohort)
-    assert plans == [CLIENTS, CLIENTS]
+def batch_of(connections: list[Connection]) -> WebSocketBatch:
+    batch = WebSocketBatch()
+    for connection in connections:
+        batch.add(connection)
+    return batch
 
 
-async def test_two_subscriptions_of_a_connection_are_planned_once(plans: list[int]) -> None:
-    """Each takes over what was sent last, if that is one message for all."""
-    with connections(CLIENTS) as members:
-        one, other = cohort_of(members, "one"), cohort_of(members, "other")
-        for number in range(10):
-            send(number, one)
-            send(number, other)
-            await asyncio.sleep(0)
-    assert plans == [CLIENTS, CLIENTS]
+def parts_of(batch: WebSocketBatch) -> int | None:
+    """Return the number of parts in a send plan, None where there is none."""
+    return None if batch._plan is None else len(batch._plan[0])
+
+
+def test_each_kind_of_compression_is_served(stack: ExitStack) -> None:
+    """In one batch: the same document, and each client reads it as it agreed to."""
+    kinds = [PLAIN, INDEPENDENT, Compression(in_context=True), Compression(in_context=True)]
+    connections = [Connection(stack, kind) for kind in kinds * 5]
+    batch = batch_of(connections)
+    for number in range(3):
+        payload = message(number)
+        assert batch.send(payload) == []
+        assert [connection.read() for connection in connections] == [[payload.body]] * 20
+    document = EncodedDocument(json.dumps({"x": "y" * 2_000}).encode(), None, None)
+    for connection in connections[:2]:
+        connection.send(document)
+        assert connection.read() == [document.body]
+    plain, deflated = connections[0].bytes, connections[2].bytes
+    assert deflated < plain / 5
+
+
+def test_connections_in_step_are_one_part(stack: ExitStack) -> None:
+    """Also where each was sent its first message alone, if that was the same for all."""
+    connections, first = in_context(stack), message(0)
+    for connection in connections:
+        connection.send(first)
+    batch = batch_of(connections)
+    for number in range(1, 4):
+        batch.send(message(number))
+        assert parts_of(batch) == 1
+    assert len({id(connection.compression) for connection in connections}) == 1
+
+
+def test_two_subscriptions_of_the_same_connections_are_planned_once(stack: ExitStack) -> None:
+    """Each message is compressed after the last of either."""
+    connections = in_context(stack)
+    one, other = batch_of(connections), batch_of(connections)
+    plans = []
+    for number in range(10):
+        one.send(message(number, "one"))
+        other.send(message(number, "other"))
+        plans.append((one._plan, other._plan))
+    assert {parts_of(one), parts_of(other)} == {1}
+    assert all(plan is plans[2][0] for plan, _ in plans[3:])
+    assert all(plan is plans[2][1] for _, plan in plans[3:])
+
+
+def test_subscriptions_of_some_connections_settle(stack: ExitStack) -> None:
+    """A batch of some of the connections splits the context once, not at each message."""
+    connections = in_context(stack)
+    one, other = batch_of(connections), batch_of(connections[: CLIENTS // 2])
+    plans = []
+    for number in range(10):
+        one.send(message(number, "one"))
+        other.send(message(number, "other"))
+        plans.append((one._plan, other._plan))
+    assert (parts_of(one), parts_of(other)) == (2, 1)
+    assert len({id(plan) for plan, _ in plans[3:]}) == 1
+
+
+def test_many_parts_come_together_again(stack: ExitStack) -> None:
+    """Those that were sent different messages are one part after they were sent the same one."""
+    connections = in_context(stack)
+    for number, connection in enumerate(connections):
+        connection.send(message(number, f"alone {number}"))
+    batch = batch_of(connections)
+    batch.send(message(100))
+    assert parts_of(batch) is None  # there were more than MAX_PARTS
+    batch.send(message(101))
+    assert parts_of(batch) == 1
+    assert MAX_PARTS < CLIENTS
+
+
+def test_full_and_closed_connections_are_told_apart(stack: ExitStack) -> None:
+    """They are returned, or gone; the others go on in one part."""
+    connections = in_context(stack)
+    batch = batch_of(connections)
+    batch.send(message(0))
+    connections[3].set_open(False)
+    assert batch.send(message(1)) == [connections[3]]
+    batch.remove(connections[4])
+    assert connections[4].batches == ()
+    assert batch.send(message(2)) == [connections[3]]
+    connections[3].set_open(True)
+    assert batch.send(message(3)) == []
+    assert len(batch) == CLIENTS - 1
+    read = [[json.loads(each)["data"]["total_decisions"] for each in c.read()] for c in connections]
+    assert read[3] == [0, 3]
+    assert read[4] == [0, 1]
+    assert read[5] == [0, 1, 2, 3]
+
+
+class Model:
+    """Batches with connections in them, and what each client was sent since it read last."""
+
+    def __init__(self, connections: list[Connection], rng: random.Random) -> None:
+        self._rng = rng
+        self.connections = connections
+        self.batches: list[tuple[WebSocketBatch, list[Connection]]] = [
+            (WebSocketBatch(), []) for _ in range(3)
+        ]
+        self.sent: dict[Connection, list[bytes]] = {each: [] for each in connections}
+
+    def step(self, number: int) -> None:
+        """Do something at random."""
+        place, connection = self._rng.randrange(3), self._rng.choice(self.connections)
+        batch, members = self.batches[place]
+        payload = message(number, f"{place}")
+        match self._rng.choice(["send"] * 5 + ["come or go", "fill or drain", "send alone"]):
+            case "send":
+                assert batch.send(payload) == [each for each in members if not each.can_send]
+                self._note(members, payload)
+            case "come or go" if connection in members:
+                batch.remove(connection)
+                members.remove(connection)
+            case "come or go":
+                batch.add(connection)
+                members.append(connection)
+            case "fill or drain":
+                connection.set_open(not connection.can_send)
+            case "send alone":
+                assert connection.send(payload) == connection.can_send
+                self._note([connection], payload)
+
+    def _note(self, connections: list[Connection], payload: Payload) -> None:
+        for each in connections:
+            if each.can_send:
+                self.sent[each].append(payload.body)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_client_reads_what_it_was_sent(stack: ExitStack, seed: int) -> None:
+    """Whatever batches it is in, comes to and leaves, is skipped by, or is sent alone."""
+    rng = random.Random(seed)
+    kinds = [PLAIN, INDEPENDENT]
+    connections = [Connection(stack, rng.choice(kinds)) for _ in range(4)] + in_context(stack, 12)
+    model = Model(connections, rng)
+    for number in range(300):
+        model.step(number)
+        if number % 20 == 0:
+            for each in connections:
+                assert each.read() == model.sent[each]
+                model.sent[each].clear()
+    contexts = [c.compression for c in connections if c.compression.in_context]
+    assert all(each.users == contexts.count(each) for each in contexts)

@@ -1,36 +1,28 @@
-"""Frames: a view's bytes, encoded once and handed to every socket."""
+"""Documents of the default stream as bytes: encoded once, and sent to every client as they are."""
 
 from typing import Final
 
 import msgspec
 
+from routecast.core.payload import Payload
 from routecast.patch import Document
 from routecast.protocol import FETCH_FAILED, Position, Source, rfc3339
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class EncodedDocument:
-    """One message, ready to be written: UTF-8 JSON bytes, and where they came from.
+class EncodedDocument(Payload):
+    """A view's whole document: JSON, and where its numbers came from.
 
     `source` and `position` are None for the error document.
     """
 
-    __slots__ = ("body", "deflated", "event", "plain", "position", "source")
+    __slots__ = ("position", "source")
 
     def __init__(self, body: bytes, source: Source | None, position: Position | None) -> None:
-        self.body = body
+        super().__init__(body)
         self.source = source
         self.position = position
-        # As the wire has it: made by the first connection that needs it, found by the others.
-        self.plain: bytes | None = None
-        self.deflated: bytes | None = None
-        self.event: bytes | None = None
-
-    @property
-    def text(self) -> str:
-        """The same as text."""
-        return self.body.decode()
 
 
 def encode_document(document: Document) -> bytes:

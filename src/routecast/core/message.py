@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from routecast.core.numbers import whole_number
+from routecast.core.payload import Payload
 from routecast.core.times import read_time
 from routecast.protocol import (
     EPOCH,
@@ -129,19 +130,17 @@ _numbers: Final = itertools.count(1)
 ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
 
 
-class AddressedMessage:
-    """A message under one client's id: its bytes, and what edges make of them."""
+class AddressedMessage(Payload):
+    """A message under the id of a client's subscription."""
 
-    __slots__ = ("after", "body", "identity", "number", "plain")
+    __slots__ = ("identity", "message", "number")
 
-    def __init__(self, identity: str, body: bytes) -> None:
+    def __init__(self, message: "Message", identity: str) -> None:
+        super().__init__(message.opening(identity) + message.tail, binary=message.encoding.binary)
+        self.message = message
         self.identity = identity
-        self.body = body
-        self.number = next(_numbers)  # from 1
-        # As the wire has it: made by the first connection that needs it, found by the others.
-        self.plain: bytes | None = None
-        # Deflated, by the number of the message before it; 0 where that does not count.
-        self.after: dict[int, bytes] = {}
+        # From 1: a form compressed after this message is kept by this number.
+        self.number = next(_numbers)
 
 
 class Message:
@@ -164,9 +163,7 @@ class Message:
         if named is None:
             if len(self.named) >= MAX_IDS:
                 self.named.clear()
-            named = self.named[identity] = AddressedMessage(
-                identity, self.opening(identity) + self.tail
-            )
+            named = self.named[identity] = AddressedMessage(self, identity)
         return named
 
     def opening(self, identity: str) -> bytes:

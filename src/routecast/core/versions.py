@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from routecast.core.decision import SECOND
+from routecast.core.document import EncodedDocument, error_frame, stamp
 from routecast.core.message import Encoding, Message
 from routecast.core.view import View
 from routecast.patch import Document, diff, without_nulls
@@ -66,7 +67,18 @@ class DocumentState:
 class Version:
     """A view's document in one state. Without a state, nothing could answer."""
 
-    __slots__ = ("body", "made", "messages", "number", "size", "stamps", "state", "told", "view")
+    __slots__ = (
+        "body",
+        "full",
+        "made",
+        "messages",
+        "number",
+        "size",
+        "stamps",
+        "state",
+        "told",
+        "view",
+    )
 
     def __init__(
         self,
@@ -87,6 +99,8 @@ class Version:
         # In bytes. Each version counts the filters: who comes back brings its view anew.
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_MessageKey, tuple[int, Message]] = {}
+        # The document of the default stream, and when it was made.
+        self.full: tuple[int, EncodedDocument] | None = None
 
     def still_valid_for(self, state: DocumentState) -> bool:
         """Whether a state gives this very document; then it is known to be as new as that."""
@@ -127,12 +141,16 @@ class Versions:
         """Return the version made last, if it is held."""
         return self._newest.get(view)
 
-    def rest(self, view: View) -> None:
-        """Let go of the messages of a view that nobody follows; its versions stay as bases."""
-        if (newest := self._newest.get(view)) is not None:
+    def drop_messages(self, view: View) -> None:
+        """Forget what was made for a view that nobody follows; its versions stay as bases."""
+        newest = self._newest.get(view)
+        if newest is not None and not newest.told:
+            self._forget(newest)
+        elif newest is not None:
             newest.messages.clear()
+            newest.full = None
 
-    def find(self, view: View, position: Position) -> Version | None:
+    def at_position(self, view: View, position: Position) -> Version | None:
         """Return the version a client was sent at a position; None where that is not certain."""
         version = self._places.get((view, position))
         if version is not None:
@@ -151,7 +169,7 @@ class Versions:
 
         `stamps` are those of the sums that it was made of (`Breakdown.stamp`).
         """
-        body = None if document is None else _encode(without_nulls(document))
+        body = None if document is None else _encode(document)
         return self._add(view, now, state, body, stamps)
 
     def carry(self, newest: Version, now: int, state: DocumentState) -> Version:
@@ -165,7 +183,7 @@ class Versions:
         before = newest.state
         if before is not None and self._places.get((newest.view, before.position)) is newest:
             del self._places[newest.view, before.position]
-        newest.state = state
+        newest.state, newest.full = state, None
         if newest.view.timeless:
             self._places[newest.view, state.position] = newest
         return newest
@@ -181,6 +199,9 @@ class Versions:
                     return before
                 body = before.body  # the very same, so that it shows that nothing changed
             before.messages.clear()
+            before.full = None
+            if not before.told:  # no client has it, so it is no base
+                self._forget(before)
         self._number += 1
         version = Version(view, self._number, now, state, body, stamps)
         self._newest[view] = version
@@ -239,11 +260,11 @@ def _message(
         return ErrorOut(id="", code=ErrorCode.UNAVAILABLE, message=FETCH_FAILED, retryable=True)
     if version.body is None:
         return None
-    document = _decode(version.body)
+    document = without_nulls(_decode(version.body))
     age = max(0, now - state.as_of) // 1000
     if base is not None and base.body is not None and _can_patch(base.state, state):
-        patch = diff(_decode(base.body), document)
-        if len(_encode(patch)) < len(version.body):
+        patch = diff(without_nulls(_decode(base.body)), document)
+        if len(_encode(patch)) < len(_encode(document)):
             assert base.state is not None
             return DeltaOut(
                 id="",
@@ -264,6 +285,20 @@ def _message(
         timestamp=rfc3339(now),
         interval=UNSET if stretched is None else stretched,
     )
+
+
+def full_document(version: Version, now: int) -> EncodedDocument | None:
+    """Return a version as the default stream has it; None when the version was forgotten."""
+    if version.full is None or not 0 <= now - version.full[0] < FRESH_MESSAGE:
+        state = version.state
+        if state is None:
+            document = error_frame(now)
+        elif version.body is None:
+            return None
+        else:
+            document = stamp(version.body[:-1], now, state.source, state.position)
+        version.full = now, document
+    return version.full[1]
 
 
 def _can_patch(base: DocumentState | None, to: DocumentState) -> bool:

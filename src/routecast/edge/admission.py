@@ -9,6 +9,7 @@ from routecast.core.sites import Sites
 from routecast.edge.cors import origin_of
 from routecast.edge.proxies import limit_key_of
 from routecast.errors import Unavailable
+from routecast.services.renders import Renders
 from routecast.streaming.connections import ConnectionManager
 
 
@@ -18,12 +19,14 @@ class AdmissionControl:
     def __init__(
         self,
         manager: ConnectionManager,
+        renders: Renders,
         *,
         interval: float,
         sites: Sites,
         max_per_address: int,
     ) -> None:
         self._manager = manager
+        self._renders = renders
         self._interval = interval
         self._sites = sites
         self._max_per_address = max_per_address
@@ -42,7 +45,8 @@ class AdmissionControl:
             self._sites.check_host(host)
         self._sites.check_origin(origin, host)
         session = open_session(query, interval=self._interval)
-        self._manager.admit(session.subscription.view, address)
+        self._manager.admit()
+        self._renders.admit(session.subscription.view, address)
         if self._max_per_address and self._inside[address] >= self._max_per_address:
             raise Unavailable("too many connections from this address", retry_after=10)
         self._inside[address] += 1

@@ -1,123 +1,176 @@
-"""An outlet: frames to one subscriber of a plain ASGI server, one being sent and one waiting."""
+"""A connection on a plain ASGI server: WebSocket or server-sent events, by awaiting `send`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
-from routecast.core.default_session import DefaultSession
-from routecast.core.document import EncodedDocument
-from routecast.core.groups import PingState, Shard
+from routecast.core.payload import Payload
 from routecast.core.rotation import rotated
 from routecast.instruments import Instruments
+from routecast.ports import Batch, Connection
 from routecast.protocol import CloseCode, close_reason
-from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.connections import ABNORMAL_CLOSURE
+from routecast.streaming.peers import Peer
 
-# A client that has not taken a frame for this time, in seconds, will not catch up.
+# A client that has not taken a message for this time, in seconds, will not catch up.
 SEND_SECONDS: Final = 10.0
-# How a connection ended that nobody closed.
-ABNORMAL: Final = 1006
 
 
 class AsgiConnection:
-    """A subscriber (`core.groups.Connection`) for whom awaiting `send` is how to feel its pace."""
+    """One client's connection (`ports.Connection`), whose pace is felt by awaiting `send`.
 
-    __slots__ = ("_newest", "_stop", "_wake", "client", "kind", "reason", "shard", "subscription")
+    At most one payload waits to be sent; beside it replies, as many as the session lets a client
+    ask for. The server of the ASGI application sends pings, if anything does.
+    """
 
-    def __init__(self, session: DefaultSession, kind: str, client: str) -> None:
+    __slots__ = (
+        "_behind",
+        "_binary",
+        "_is_taken",
+        "_out",
+        "_stop",
+        "_wake",
+        "client",
+        "kind",
+        "peer",
+        "reason",
+    )
+
+    def __init__(self, kind: str, client: str, *, binary: bool = False) -> None:
         self.kind = kind
         self.client = client
-        self.shard: Shard | None = None
-        self.subscription = session.subscription
+        self.peer: Peer | None = None
         self.reason = ""  # why it is stopped, for a close frame
-        self._newest: EncodedDocument | None = None
+        self._binary = binary
+        self._out: deque[Payload] = deque()
+        self._is_taken = False  # the place of the one payload
+        self._behind = False  # was skipped since
         self._stop: CloseCode | None = None
         self._wake = asyncio.Event()
 
-    def offer(self, frame: EncodedDocument) -> bool:
-        conflated = self._newest is not None
-        self._newest = frame
+    def new_batch(self) -> Batch:
+        return AsgiBatch()
+
+    def send(self, payload: Payload) -> bool:
+        if self._is_taken:
+            self._behind = True
+            return False
+        self._is_taken = True
+        self._put(payload)
+        return True
+
+    def reply(self, data: bytes) -> None:
+        self._put(Payload(data, binary=self._binary))
+
+    def _put(self, payload: Payload) -> None:
+        self._out.append(payload)
         self._wake.set()
-        return not conflated
 
-    @staticmethod
-    def offer_all(frame: EncodedDocument, shard: Shard) -> int:
-        return sum(not connection.offer(frame) for connection in rotated(shard.connections))
+    def has_room(self) -> bool:
+        self._behind = self._behind or self._is_taken
+        return not self._is_taken
 
-    @staticmethod
-    def queue_ping(shard: Shard) -> None:
-        """Nothing to do: pings are the ASGI server's own."""
+    def receive(self, message: str | bytes) -> None:
+        """Take a message of the client."""
+        if self._stop is None and self.peer is not None:
+            self.peer.receive(message)
 
-    @staticmethod
-    def flush_ping(shard: Shard) -> None:
-        shard.ping_state = PingState.NONE
-
-    def give_up(self) -> None:
-        """Nothing to do: nobody was asked."""
+    def fail(self, code: CloseCode) -> None:
+        self.stop(code)
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
+        if self._stop is not None:
+            return
+        if return_ms is not None and self.peer is not None:
+            self.peer.say_goodbye(code, return_ms)
         self._stop, self.reason = code, close_reason(return_ms)
         self._wake.set()
 
-    def enter(self, manager: ConnectionManager) -> None:
-        """Ask to be sent frames."""
-        manager.connect(self)
-
-    async def pump(
-        self,
-        send: Callable[[EncodedDocument], Awaitable[None]],
-        idle: Callable[[], Awaitable[None]] | None = None,
-        idle_seconds: float | None = None,
-    ) -> CloseCode:
-        """Send what is offered until told to stop; return the code to end with.
-
-        `idle` is called after each `idle_seconds` in which nothing was sent. Raises OSError when
-        the client is gone (as ASGI 2.4 has it).
-        """
-        try:
-            while self._stop is None:
-                try:
-                    async with asyncio.timeout(idle_seconds):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
-                self._wake.clear()
-                frame, self._newest = self._newest, None
-                async with asyncio.timeout(SEND_SECONDS):
-                    if frame is not None:
-                        await send(frame)
-                    elif idle is not None and self._stop is None:
-                        await idle()
-        except TimeoutError:
-            return CloseCode.TOO_SLOW
-        return self._stop
-
     async def run(
         self,
-        manager: ConnectionManager,
+        peer: Peer,
         instruments: Instruments,
-        pump: Awaitable[CloseCode],
+        *,
+        send: Callable[[Payload], Awaitable[None]],
         listen: Awaitable[int],
+        idle: Callable[[], Awaitable[None]] | None = None,
+        idle_seconds: float | None = None,
     ) -> tuple[int, bool]:
         """Stay connected until the client leaves or is to be left.
 
-        Returns the close code, and whether it is ours to close.
+        `listen` returns the close code once the client has left. `idle` is called after each
+        `idle_seconds` in which nothing was sent. Returns the close code, and whether this side has
+        to close the connection.
         """
-        pumping, listening = asyncio.ensure_future(pump), asyncio.ensure_future(listen)
-        code, ours = ABNORMAL, False
+        self.peer = peer
+        sending = asyncio.ensure_future(self._send_all(send, idle, idle_seconds))
+        listening = asyncio.ensure_future(listen)
+        code, ours = ABNORMAL_CLOSURE, False
         try:
-            self.enter(manager)
-            done, _ = await asyncio.wait({pumping, listening}, return_when=asyncio.FIRST_COMPLETED)
+            peer.start()
+            done, _ = await asyncio.wait({sending, listening}, return_when=asyncio.FIRST_COMPLETED)
             if listening in done:
                 code = listening.result()
             else:
-                code, ours = pumping.result(), True
-        except OSError:
+                code, ours = sending.result(), True
+        except OSError:  # the client is gone, as ASGI 2.4 has it
             instruments.send_failures.inc()
         finally:
             if code == CloseCode.TOO_SLOW:
                 instruments.send_failures.inc()
-            manager.disconnect(self, code)
-            pumping.cancel()
+            peer.close(code)
+            sending.cancel()
             listening.cancel()
-            await asyncio.gather(pumping, listening, return_exceptions=True)
+            await asyncio.gather(sending, listening, return_exceptions=True)
         return code, ours
+
+    async def _send_all(
+        self,
+        send: Callable[[Payload], Awaitable[None]],
+        idle: Callable[[], Awaitable[None]] | None,
+        idle_seconds: float | None,
+    ) -> CloseCode:
+        """Send what comes until the connection is stopped; return the code to end with."""
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(idle_seconds):
+                        await self._wake.wait()
+                is_idle = not self._wake.is_set()
+                self._wake.clear()
+                async with asyncio.timeout(SEND_SECONDS):
+                    if is_idle and idle is not None:
+                        await idle()
+                    while self._out:
+                        await send(self._out.popleft())
+                if self._stop is not None:
+                    return self._stop
+                self._is_taken = False
+                if self._behind and self.peer is not None:
+                    self._behind = False
+                    self.peer.catch_up()
+        except TimeoutError:
+            return CloseCode.TOO_SLOW
+
+
+class AsgiBatch:
+    """Connections that are sent the same payloads (`ports.Batch`)."""
+
+    __slots__ = ("_connections",)
+
+    def __init__(self) -> None:
+        self._connections: dict[Connection, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: Connection) -> None:
+        self._connections[connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        del self._connections[connection]
+
+    def send(self, payload: Payload) -> Sequence[Connection]:
+        return [each for each in rotated(self._connections) if not each.send(payload)]

@@ -14,13 +14,14 @@ from typing import Final
 from starlette.types import Receive, Scope, Send
 
 from routecast.core.document import EncodedDocument
+from routecast.core.payload import Payload
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.edge.head import is_head
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
-from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.peers import Peers
 
 # Between two comments while no event is due, in seconds: proxies give a line up after 30 to 60.
 COMMENT_SECONDS: Final = 15.0
@@ -34,15 +35,14 @@ _CLOSE_HEADER: Final = (b"connection", b"close")
 # How long a browser waits before it comes back, in ms: not all of a crowd for the same time.
 _RETRY: Final = range(3_000, 7_000)
 _COMMENT: Final = b": alive\n\n"
+_EVENT: Final = "event"
 
 
 class MetricsEvents:
     """The ASGI application behind `GET /sse/metrics`."""
 
-    def __init__(
-        self, manager: ConnectionManager, door: AdmissionControl, instruments: Instruments
-    ) -> None:
-        self._manager = manager
+    def __init__(self, peers: Peers, door: AdmissionControl, instruments: Instruments) -> None:
+        self._peers = peers
         self._door = door
         self._instruments = instruments
 
@@ -64,18 +64,20 @@ class MetricsEvents:
         async def write(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-        async def send_frame(frame: EncodedDocument) -> None:
-            await write(event(frame))
+        async def send_event(payload: Payload) -> None:
+            await write(event(payload))
 
-        outlet = AsgiConnection(session, "SSE", address)
+        connection = AsgiConnection("SSE", address)
         try:
             await send(start)
             await write(b"retry: %d\n\n" % random.choice(_RETRY))
-            _, ours = await outlet.run(
-                self._manager,
+            _, ours = await connection.run(
+                self._peers.peer(connection, session, None),
                 self._instruments,
-                outlet.pump(send_frame, lambda: write(_COMMENT), COMMENT_SECONDS),
-                _gone(receive),
+                send=send_event,
+                listen=_gone(receive),
+                idle=lambda: write(_COMMENT),
+                idle_seconds=COMMENT_SECONDS,
             )
             if ours:
                 with suppress(OSError, TimeoutError):
@@ -85,13 +87,14 @@ class MetricsEvents:
             self._door.leave(address)
 
 
-def event(frame: EncodedDocument) -> bytes:
-    """Return a frame as one event, made once for all who get it."""
-    if frame.event is None:
-        position = frame.position
+def event(payload: Payload) -> bytes:
+    """Return a document as one event, made once for all who get it."""
+    data = payload.forms.get(_EVENT)
+    if data is None:
+        position = payload.position if isinstance(payload, EncodedDocument) else None
         identity = b"id: %s:%d\n" % (position.epoch.encode(), position.seq) if position else b""
-        frame.event = identity + b"data: " + frame.body + b"\n\n"
-    return frame.event
+        data = payload.forms[_EVENT] = identity + b"data: " + payload.body + b"\n\n"
+    return data
 
 
 async def _gone(receive: Receive) -> int:

@@ -45,7 +45,6 @@ from routecast.edge.problem import on_crash, on_http_error, on_routecast_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.sse import MetricsEvents
 from routecast.edge.ws.asgi_route import MetricsSocket
-from routecast.edge.ws.batch import v1_speakers
 from routecast.edge.ws.connection import WebSocketEdge
 from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.errors import BadSettings, RoutecastError, Unavailable
@@ -71,9 +70,10 @@ from routecast.services.windows import Windows
 from routecast.slices import Slices
 from routecast.streaming.channels import Channels
 from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.history_limits import HistoryLimits
 from routecast.streaming.history_subscriptions import HistorySubscriptions
-from routecast.streaming.peers import V1Peers
+from routecast.streaming.peers import Peers
 from routecast.urls import masked, split_url
 
 # The modules of Redis and PostgreSQL are imported in the functions that use them. A process that
@@ -276,35 +276,35 @@ class Services:
             settled=self.live.settled,
             budget=(budget := RenderBudget()),
         )
-        self.renders = Renders(self.latest, budget, self.instruments, self.slices)
+        timers = SystemTimers()
+        self.renders = Renders(self.latest, budget, self.instruments, timers, self.slices)
         self.history = HistoryService(
             engines.store, self.live.current, self.live.changes, engines.clock
         )
-        self.manager = ConnectionManager(
-            self.latest, self.renders, self.instruments, settings.max_connections
-        )
+        self.manager = ConnectionManager(self.instruments, settings.max_connections)
         self.census = ClusterPresence(engines.cluster, lambda: self.manager.active)
         self.sites = Sites(settings.allowed_origins, settings.allowed_hosts)
         self.proxies = Proxies(settings.trusted_proxies)
         self.door = AdmissionControl(
             self.manager,
+            self.renders,
             interval=settings.interval,
             sites=self.sites,
             max_per_address=settings.max_per_address,
         )
         self.channels = Channels(
-            self.latest, self.renders, engines.clock, SystemTimers(), self.instruments
+            self.manager, self.latest, self.renders, engines.clock, timers, self.instruments
         )
         self.admission = HistoryLimits()
         self.lookbacks = HistorySubscriptions(self.history, self.admission)
-        self.subscribers = V1Peers(self.channels, self.lookbacks)
+        self.peers = Peers(self.manager, self.channels, self.lookbacks, timers)
         self.websockets = WebSocketEdge(
-            self.manager,
+            self.peers,
             self.door,
+            Heartbeat(timers),
             self.instruments,
             compress=settings.compress,
             proxies=self.proxies,
-            subprotocols=v1_speakers(self.subscribers),
         )
 
     @asynccontextmanager
@@ -331,10 +331,8 @@ class Services:
             if self._has_others:
                 await stack.enter_async_context(start("census", self.census.run))
             await stack.enter_async_context(start("renders", self.renders.run))
-            await stack.enter_async_context(start("ticks", self.manager.run))
             await stack.enter_async_context(start("channels", self.channels.run))
             await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
-            await stack.enter_async_context(start("beats", self.manager.run_heartbeat))
             stack.push_async_callback(self.manager.close, STREAMS_CLOSE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOADED_SECONDS):
@@ -566,11 +564,11 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.decisions, app.take = decisions, Cors(decisions, sites)
     app.gate = Gate(app.route, sites, services.proxies)
     app.add_middleware(Cors, sites=sites)
-    streams = (services.manager, services.door, services.instruments)
+    streams = (services.peers, services.door, services.instruments)
     app.router.routes[:0] = [
         # For an application that is mounted in another; and to say 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
-        WebSocketRoute("/ws/metrics", MetricsSocket(*streams, services.subscribers)),
+        WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
         Route("/ws/metrics", UpgradeProbe(services.door), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]

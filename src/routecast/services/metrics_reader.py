@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 # Without live state, the engines are asked at most this often, whoever many ask us.
 REUSE: Final = SECOND
-# A frame of live state that is at most this old serves one more client, if nothing changed.
-FRESH_FRAME: Final = SECOND // 20
 _NO_SOURCE: Final = "neither live state, cache nor database can answer"
 # Views whose encoded document is kept; the least lately used goes first.
 MAX_VIEWS: Final = 512
@@ -91,7 +89,6 @@ class MetricsReader:
         self._asked = 0  # when the engines were last asked
         self._one = asyncio.Lock()
         self._encoded: OrderedDict[View, _Encoded] = OrderedDict()
-        self._fresh: dict[View, tuple[Position, int, EncodedDocument]] = {}
 
     async def read(self) -> Reading:
         """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
@@ -235,33 +232,6 @@ class MetricsReader:
             return None
         self._instruments.renders.inc()
         return found
-
-    def frame_now(self, view: View) -> EncodedDocument | None:
-        """Return a view's newest frame from live state, None when that cannot answer at once.
-
-        Those who ask within FRESH_FRAME of each other get the same: a crowd costs one.
-        """
-        reading = self._live_if_newest()
-        if reading is None:
-            return None
-        self._known = reading
-        now, reading = self._clock.now(), self.covering(reading, view)
-        if reading is None:
-            return None
-        held = self._fresh.get(view)
-        if (
-            held is None
-            or held[0] != reading.snapshot.position
-            or not 0 <= now - held[1] < FRESH_FRAME
-        ):
-            frame = self._encode(reading, view, now)
-            if frame is None:
-                return None
-            if len(self._fresh) >= MAX_VIEWS:
-                self._fresh.clear()
-            self._served[reading.source].inc()
-            held = self._fresh[view] = (reading.snapshot.position, now, frame)
-        return held[2]
 
     async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
         """Return the newest frame of those views that can be made at once, from one source.

@@ -18,7 +18,7 @@ from routecast.core.document import EncodedDocument
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Reading
+from routecast.ports import Reading, Timers
 from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
@@ -73,15 +73,23 @@ class Renders:
         documents: DocumentMaker,
         budget: RenderBudget,
         instruments: Instruments,
+        timers: Timers,
         slices: Slices | None = None,
     ) -> None:
         self._documents = documents
         self._budget = budget
         self._instruments = instruments
+        self._timers = timers
         self._slices = slices or Slices()
         self._waiting: dict[View, _RenderRequest] = {}
         self._changed = asyncio.Event()
+        self._is_resting = True  # until there is something to do
         instruments.renders_waiting.set_function(lambda: len(self._waiting))
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a view is being made ready."""
+        return not self._is_resting
 
     def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
         """Return which of the clients of a view pays for its next render, and when it may.
@@ -90,7 +98,7 @@ class Renders:
         """
         if view.plain:
             return "", 0.0
-        return self._budget.first(clients, time.monotonic())
+        return self._budget.first(clients, self._timers.now())
 
     def admit(self, view: View, client: str) -> None:
         """Raise Unavailable when a client has used up its rendering time."""
@@ -110,7 +118,7 @@ class Renders:
             yield
         finally:
             if payer:
-                self._budget.charge(payer, time.thread_time() - started, time.monotonic())
+                self._budget.charge(payer, time.thread_time() - started, self._timers.now())
 
     def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
         """Have a view made ready; then, or when nothing can answer, `done` is called.
@@ -128,7 +136,7 @@ class Renders:
     def _check_room(self, client: str) -> None:
         theirs = sum(each.client == client for each in self._waiting.values())
         if len(self._waiting) >= MAX_WAITING_VIEWS or theirs >= MAX_WAITING_PER_CLIENT:
-            wait = self._budget.wait(client, time.monotonic())
+            wait = self._budget.wait(client, self._timers.now())
             raise Unavailable("too many views wait to be rendered", retry_after=ceil(wait) + 1)
 
     async def frame(self, view: View, client: str) -> EncodedDocument:
@@ -143,19 +151,27 @@ class Renders:
 
     async def run(self) -> None:
         """Make views ready. Never ends."""
+        self._is_resting = False
         while True:
             self._changed.clear()
             request, wait = self._next()
             if request is None or wait:
-                try:
-                    async with asyncio.timeout(wait or None):
-                        await self._changed.wait()
-                except TimeoutError:
-                    pass
+                await self._rest(wait)
                 continue
             await self._make_ready(request)
             if request.reads is None:
                 self._end(request)
+
+    async def _rest(self, wait: float) -> None:
+        """Return when a view is asked for, or after `wait` seconds; 0.0 is no limit."""
+        timer = None
+        if wait:
+            timer = self._timers.call_at(self._timers.now() + wait, self._changed.set)
+        self._is_resting = True
+        await self._changed.wait()
+        self._is_resting = False
+        if timer is not None:
+            timer.cancel()
 
     def _end(self, request: _RenderRequest) -> None:
         del self._waiting[request.view]
@@ -164,7 +180,7 @@ class Renders:
 
     def _next(self) -> tuple[_RenderRequest | None, float]:
         """Return the request whose client may use time soonest, and in how many seconds."""
-        now, chosen, least = time.monotonic(), None, 0.0
+        now, chosen, least = self._timers.now(), None, 0.0
         for request in self._waiting.values():
             if request.reads is not None:
                 continue

@@ -1,111 +1,66 @@
-"""Channels: who follows what over routecast.v1, and when they are sent what changed.
+"""Channels: which members follow which view, and the path from a commit to their sockets.
 
-Members that follow the same view at the same interval are one channel. A channel is served as soon
-as a commit changes its view. After each message it rests for one interval; what is committed
-meanwhile is sent when the rest is over. What
-moves with the clock is sent at ticks, which fall on multiples of the interval. To serve a channel,
-its view is rendered, compared and encoded once for all who were sent the same before. A member
-whose socket is full is skipped; when it has read, it gets one message from what it was really sent
-to what is newest. So nothing queues (the policy is to merge).
+Members that follow the same view at the same interval by the same policy (`delivery.py`) are one
+channel. A commit or a timer makes a channel due. To serve a channel, its view is rendered, compared
+and encoded once for all that were sent the same before, and handed to them by batches. A member
+whose socket is full is skipped; when it has read, it gets one message to what is newest. So nothing
+queues (the policy is to conflate).
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from math import ceil
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from routecast.core.message import AddressedMessage, Encoding, Message
+from routecast.core.message import Encoding
+from routecast.core.payload import Payload
 from routecast.core.rotation import rotated
-from routecast.core.versions import FRESH_MESSAGE, DocumentState, Stamps, Version, Versions, message
+from routecast.core.versions import FRESH_MESSAGE, DocumentState, Stamps, Version, Versions
 from routecast.core.view import View, ViewSubscription
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.patch import Document
-from routecast.ports import Clock, Reading, Timer, Timers
-from routecast.protocol import (
-    ALIVE_SECONDS,
-    MIN_INTERVAL,
-    CloseCode,
-    ErrorCode,
-    ErrorOut,
-    Position,
+from routecast.ports import Batch, Clock, Connection, Reading, Timer, Timers
+from routecast.protocol import ALIVE_SECONDS, ErrorCode, ErrorOut, Position
+from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.delivery import (
+    PUNCTUAL,
+    QUANTA,
+    Changes,
+    Delivery,
+    FullDocuments,
+    phase_of,
+    quantum_of,
 )
 
-# At least this number of members gets its message before others get a turn on the event loop.
-MEMBERS_PER_TURN: Final = 250
+# At most this number of members is served together, before others get a turn on the event loop.
+BATCH_SIZE: Final = 500
 # Others get a turn after this time, too, in seconds.
 CHANNEL_TURN_SECONDS: Final = 0.002
-# A tick may be this much late, in seconds, and the stream still shows in time that it lives.
-MARGIN: Final = 1.0
-# Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
-ROUNDED: Final = 1e-6
-# A channel that is served late by less than this part of its interval counts as served on time.
-PUNCTUAL: Final = 0.1
-# A commit that changes nothing of a view costs a look at the view. After that the channel rests for
-# this part of its interval, and for at most this time, in seconds.
-LOOKS: Final = 20
-LONGEST_BRIEF_REST: Final = 0.05
-
-
-class V1Transport(Protocol):
-    """A connection that speaks routecast.v1, on whatever edge."""
-
-    @property
-    def client(self) -> str:
-        """The address of its client, by which rendering time is counted."""
-        ...
-
-    def send(self, message: Message, named: AddressedMessage) -> bool:
-        """Send a message as it is under a client's id; False when the socket is full.
-
-        Then `v1_connections.V1Peer.catch_up` is called once it has drained. Never blocks or
-        raises.
-        """
-        ...
-
-    @staticmethod
-    def send_all(
-        message: Message, named: AddressedMessage, cohort: "Cohort"
-    ) -> "list[V1Transport]":
-        """Send a message to those of a cohort of this kind; return those whose socket was full.
-
-        It is `send` for each of them, with what is the same for all done once.
-        """
-        ...
-
-    def reply(self, data: bytes) -> None:
-        """Send a short answer, whatever the socket holds. There are as many as messages came."""
-        ...
-
-    def has_room(self) -> bool:
-        """Whether all that was sent is out of the server's hands.
-
-        If not, `v1_connections.V1Peer.catch_up` is called once it is, or `close` at its end.
-        """
-        ...
-
-    def fail(self, code: CloseCode) -> None:
-        """Close because of the message that is being received; no further one counts."""
-        ...
+# Channels of the default stream that have fewer members than this draw together: a tick costs, too.
+MAX_COALESCED: Final = 10_000
 
 
 class ChannelSubscription:
-    """One subscription of one client."""
+    """One subscription of one connection: a member of a channel (`delivery.Receiver`)."""
 
-    __slots__ = ("channel", "cohort", "encoding", "identity", "line", "resumed")
+    __slots__ = ("cohort", "connection", "encoding", "identity", "resumed")
 
-    def __init__(self, line: V1Transport, encoding: Encoding, identity: str) -> None:
-        self.line = line
+    def __init__(
+        self, connection: Connection, encoding: Encoding | None = None, identity: str = ""
+    ) -> None:
+        self.connection = connection
         self.encoding = encoding
         self.identity = identity
-        # None before it has joined, and once it has left.
-        self.channel: Channel | None = None
-        self.cohort: Cohort | None = None
+        self.cohort: Cohort | None = None  # while it is a member
         self.resumed: Version | None = None  # what its client had when it joined
+
+    @property
+    def channel(self) -> "Channel | None":
+        """The channel that it is a member of."""
+        return self.cohort.channel if self.cohort is not None else None
 
     @property
     def base(self) -> Version | None:
@@ -113,174 +68,137 @@ class ChannelSubscription:
         return self.cohort.base if self.cohort is not None else None
 
 
+_CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]
+
+
 class Cohort:
-    """Members in step: they were sent the same version, and one message is right for all of them.
+    """A batch of members in step: one payload is right for all (`delivery.Receiver`)."""
 
-    There are no more than MEMBERS_PER_TURN, so nobody comes or leaves while they are served. As in
-    a shard (`core/groups.py`), `known` is what their kind knows of their lines, until one of them
-    comes, leaves or changes; then it is None.
-    """
+    __slots__ = ("base", "batch", "channel", "encoding", "identity", "kind", "members")
 
-    __slots__ = ("base", "encoding", "identity", "kind", "known", "members")
-
-    def __init__(
-        self, kind: type[V1Transport], base: Version | None, encoding: Encoding, identity: str
-    ) -> None:
-        self.kind = kind
-        self.base = base
-        self.encoding = encoding
-        self.identity = identity
-        self.members: dict[V1Transport, ChannelSubscription] = {}
-        self.known: Any = None
+    def __init__(self, channel: "Channel", key: _CohortKey, batch: Batch) -> None:
+        self.channel = channel
+        self.kind, self.base, self.encoding, self.identity = key
+        self.batch = batch
+        self.members: dict[Connection, ChannelSubscription] = {}
 
     @property
-    def key(self) -> "_WireKey":
-        """What they have in common."""
+    def key(self) -> _CohortKey:
+        """What the members have in common."""
         return self.kind, self.base, self.encoding, self.identity
 
-    @property
-    def full(self) -> bool:
-        """Whether one more is to go elsewhere."""
-        return len(self.members) >= MEMBERS_PER_TURN
+    def add(self, member: ChannelSubscription) -> None:
+        self.members[member.connection] = member
+        self.batch.add(member.connection)
+        member.cohort = self
 
+    def remove(self, member: ChannelSubscription) -> None:
+        del self.members[member.connection]
+        self.batch.remove(member.connection)
+        member.cohort = None
 
-_WireKey = tuple[type[V1Transport], Version | None, Encoding, str]
+    def has_room_for(self, count: int) -> bool:
+        return len(self.members) + count <= self.channel.batch_size
 
 
 class Channel:
-    """Members that follow one view at one interval."""
+    """Members that follow one view at one interval by one policy."""
 
     __slots__ = (
         "_open",
+        "batch_size",
         "cohorts",
-        "is_put_off",
-        "rested",
-        "served",
+        "delivery",
         "subscription",
-        "tick",
         "timer",
         "version",
-        "whole",
     )
 
-    def __init__(self, subscription: ViewSubscription, now: float) -> None:
+    def __init__(
+        self, subscription: ViewSubscription, delivery: Delivery, batch_size: int = BATCH_SIZE
+    ) -> None:
         self.subscription = subscription
+        self.delivery = delivery
+        self.batch_size = batch_size
         self.version: Version | None = None  # that all members were brought to last
-        # All of these are on the monotonic clock. When all members had a whole document, until
-        # when nothing is sent, and when what moves with the clock is sent next.
-        self.whole = now
-        self.rested = now
-        self.tick = now
-        # When it was served last, and whether it was put off since: its clients had used up their
-        # rendering time.
-        self.served = now
-        self.is_put_off = False
         self.timer: Timer | None = None
         # A dict keeps their order, and forgets one of them in no time.
         self.cohorts: dict[Cohort, None] = {}
-        self._open: dict[_WireKey, Cohort] = {}  # those with room for one more
+        self._open: dict[_CohortKey, Cohort] = {}  # cohorts that newcomers may be put into
+
+    @property
+    def key(self) -> "_ChannelKey":
+        """What makes it another channel."""
+        return _key(self.subscription, self.delivery)
+
+    def __len__(self) -> int:
+        return sum(len(cohort.members) for cohort in self.cohorts)
 
     def place(self, member: ChannelSubscription, base: Version | None) -> None:
         """Put a member among those in step with it, now that `base` is what it was sent."""
-        self.remove(member)
-        key = type(member.line), base, member.encoding, member.identity
+        key = type(member.connection), base, member.encoding, member.identity
+        if member.cohort is not None:
+            self.remove(member)
         cohort = self._open.get(key)
         # It may have gone on to another base since.
-        if cohort is None or cohort.full or cohort.base is not base:
-            cohort = self._open[key] = Cohort(*key)
+        if cohort is None or cohort.base is not base or not cohort.has_room_for(1):
+            cohort = self._open[key] = Cohort(self, key, member.connection.new_batch())
             self.cohorts[cohort] = None
-        cohort.members[member.line] = member
-        cohort.known = None
-        member.cohort = cohort
+        cohort.add(member)
 
     def remove(self, member: ChannelSubscription) -> None:
-        """Take a member out of its cohort, if it is in one."""
-        cohort, member.cohort = member.cohort, None
-        if cohort is None:
-            return
-        del cohort.members[member.line]
-        cohort.known = None
+        """Take a member out."""
+        cohort = member.cohort
+        assert cohort is not None
+        cohort.remove(member)
         if not cohort.members:
-            del self.cohorts[cohort]
-            if self._open.get(cohort.key) is cohort:
-                del self._open[cohort.key]
+            self._drop(cohort)
 
-    def reindex(self) -> None:
-        """Note who has room, after cohorts have gone on to another base."""
-        self._open = {cohort.key: cohort for cohort in self.cohorts if not cohort.full}
+    def _drop(self, cohort: Cohort) -> None:
+        del self.cohorts[cohort]
+        if self._open.get(cohort.key) is cohort:
+            del self._open[cohort.key]
 
-    def due(self, now: float) -> float:
-        """Return when it is to be looked at next, if no commit comes before."""
-        return self.tick if now >= self.rested else min(self.rested, self.tick)
+    def begin_round(self) -> list[Cohort]:
+        """Return the cohorts to serve; who comes from now on is not put into one of them."""
+        self._open = {}
+        return rotated(self.cohorts)
 
-    def is_tick(self, now: float) -> bool:
-        """Whether it is time to send what moves with the clock, too."""
-        return now >= self.tick - ROUNDED * self.subscription.interval  # timers may be early
+    def end_round(self) -> None:
+        """Bring cohorts together that are in step now, where there is room."""
+        self._open = {}
+        for cohort in list(self.cohorts):
+            other = self._open.setdefault(cohort.key, cohort)
+            if other is cohort:
+                continue
+            if other.has_room_for(len(cohort.members)):
+                for member in list(cohort.members.values()):
+                    cohort.remove(member)
+                    other.add(member)
+                self._drop(cohort)
+            elif len(cohort.members) < len(other.members):
+                self._open[cohort.key] = cohort
 
-    def moment(self, now: float) -> float:
-        """Return when it was to be served, of one that is served now.
-
-        Its next rest is counted from then: timers are a little late, and that must not add up.
-        """
-        interval = self.subscription.interval
-        due = self._ticks(now) * interval if self.is_tick(now) else self.rested
-        return due if 0 <= now - due < PUNCTUAL * interval else now
-
-    def rest(self, moment: float) -> None:
-        """Send nothing for an interval, after a message to all members."""
-        self.rested = moment + self.subscription.interval
-        self._tick_from(self.rested, moment)
-
-    def rest_briefly(self, now: float) -> None:
-        """Look at no commit for a moment, after one that changed nothing."""
-        self.rested = now + min(self.subscription.interval / LOOKS, LONGEST_BRIEF_REST)
-
-    def pass_tick(self, now: float) -> int:
-        """Go on to the next tick; return how many are over that there was no time for."""
-        last, ticks = self._ticks(self.tick), self._ticks(max(now, self.tick))
-        self._tick_from((ticks + 1) * self.subscription.interval, now)
-        return ticks - last
-
-    def put_off(self, now: float, wait: float) -> None:
-        """Send nothing for `wait` seconds, unless life is to be shown before."""
-        self.is_put_off = True
-        self.rested = now + wait
-        self._tick_from(self.rested, now)
-
-    def wake(self, now: float) -> None:
-        """Have it served now, as at a tick."""
-        self.tick = min(self.tick, now)
-
-    def _tick_from(self, least: float, now: float) -> None:
-        """Set the next tick: at a multiple of the interval, or sooner to show life."""
-        interval = self.subscription.interval
-        tick = ceil(least / interval - ROUNDED) * interval
-        self.tick = min(tick, max(self._patience, now + MIN_INTERVAL))
+    def take_over(self, other: "Channel") -> None:
+        """Take in all members of another channel."""
+        for cohort in other.cohorts:
+            cohort.channel = self
+            self.cohorts[cohort] = None
+        self.end_round()
 
     def clients(self) -> Iterator[str]:
         """Yield the client of each member."""
         for cohort in self.cohorts:
-            for line in cohort.members:
-                yield line.client
+            for connection in cohort.members:
+                yield connection.client
 
-    def serve(self, now: float) -> float | None:
-        """Note that it is served; return the seconds since the last time if they are too many."""
-        interval = round(now - self.served, 1)
-        is_stretched = self.is_put_off and interval > self.subscription.interval
-        self.served, self.is_put_off = now, False
-        return interval if is_stretched else None
 
-    def snapshot_due(self, now: float) -> bool:
-        """Whether members would wait too long for a whole document if not sent one now."""
-        return now + self.subscription.interval > self._patience
+_ChannelKey = tuple[ViewSubscription, type[Delivery], int]
 
-    def _ticks(self, now: float) -> int:
-        """Return how many intervals the monotonic clock has had by then."""
-        return int(now / self.subscription.interval + ROUNDED)
 
-    @property
-    def _patience(self) -> float:
-        return self.whole + ALIVE_SECONDS - MARGIN
+def _key(subscription: ViewSubscription, delivery: Delivery) -> _ChannelKey:
+    phase = delivery.phase if isinstance(delivery, FullDocuments) else 0
+    return subscription, type(delivery), phase
 
 
 class DocumentSource(Protocol):
@@ -339,31 +257,43 @@ class Channels:
 
     def __init__(
         self,
+        manager: ConnectionManager,
         documents: DocumentSource,
         turns: DocumentTurns,
         clock: Clock,
         timers: Timers,
         instruments: Instruments,
+        *,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
+        self._manager = manager
         self._documents = documents
         self._turns = turns
         self._clock = clock
         self._timers = timers
         self._instruments = instruments
+        self._batch_size = batch_size
         self._versions = Versions()
-        self._channels: dict[ViewSubscription, Channel] = {}
-        self._idle: dict[Channel, None] = {}  # those that the next commit is looked at for at once
+        self._channels: dict[_ChannelKey, Channel] = {}
+        self._idle: dict[Channel, None] = {}  # those that the next commit makes due
         self._due: dict[Channel, None] = {}
         self._commits = 0  # that were told of
-        self._waiting: list[
-            ChannelSubscription
-        ] = []  # for their first message, from other than live state
+        # Members whose first message comes from other than live state.
+        self._waiting: list[ChannelSubscription] = []
         self._wake = asyncio.Event()
+        self._is_serving = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether any channel is being served, or is due."""
+        return self._is_serving or self._wake.is_set()
 
     def epoch(self) -> str | None:
         """Return the name of the database's history, None while it is not known."""
         reading = self._documents.reading_now()
         return reading.snapshot.position.epoch if reading else None
+
+    # -- members --------------------------------------------------------------------------------
 
     def join(
         self,
@@ -371,20 +301,13 @@ class Channels:
         subscription: ViewSubscription,
         position: Position | None = None,
     ) -> None:
-        """Let a member follow, and send it its first message at once.
+        """Make a member of a subscription, and send it its first message at once.
 
         `position` is where its client was before.
         """
-        channel = self._channels.get(subscription)
-        if channel is None:
-            now = self._timers.now()
-            channel = self._channels[subscription] = Channel(subscription, now)
-            channel.rest(now)  # from its first message
-            self._schedule(channel)
-        member.channel = channel
-        find = self._versions.find
+        channel = self._channel_for(member, subscription)
         if position is not None:
-            member.resumed = find(subscription.view, position)
+            member.resumed = self._versions.at_position(subscription.view, position)
         channel.place(member, member.resumed)
         reading = self._documents.reading_now()
         if reading is None:
@@ -393,9 +316,23 @@ class Channels:
             return
         version = self._version_now(subscription.view, reading)
         if version is not None:
-            self.send(member, version)
+            self._send_first(member, version)
         else:
             self._ask_for_first(member)
+
+    def _channel_for(self, member: ChannelSubscription, subscription: ViewSubscription) -> Channel:
+        now, interval = self._timers.now(), subscription.interval
+        delivery: Delivery
+        if member.encoding is None:
+            delivery = FullDocuments(interval, phase_of(interval, now), now)
+        else:
+            delivery = Changes(interval, now)
+        key = _key(subscription, delivery)
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(subscription, delivery, self._batch_size)
+            self._schedule(channel)
+        return channel
 
     def _wait_for_first(self, member: ChannelSubscription) -> None:
         self._waiting.append(member)
@@ -403,61 +340,93 @@ class Channels:
 
     def _ask_for_first(self, member: ChannelSubscription) -> None:
         """Send a member its first message once its view can be rendered."""
-        assert member.channel is not None
-        view, client = member.channel.subscription.view, member.line.client
+        channel = member.channel
+        assert channel is not None
+        view, client = channel.subscription.view, member.connection.client
         try:
             self._turns.ask(view, client, partial(self._wait_for_first, member))
         except Unavailable as busy:
-            # The subscription stays: its ticks bring a snapshot as soon as there is time for it.
+            # It stays a member: its channel's ticks bring a document as soon as there is time.
             self._refuse(member, f"{busy}; ask for fewer different views, or less often")
 
     def _refuse(self, member: ChannelSubscription, why: str) -> None:
-        error = ErrorOut(
-            id=member.identity, code=ErrorCode.UNAVAILABLE, message=why, retryable=True
-        )
-        member.line.reply(member.encoding.encode(error))
+        if member.encoding is not None:
+            error = ErrorOut(
+                id=member.identity, code=ErrorCode.UNAVAILABLE, message=why, retryable=True
+            )
+            member.connection.reply(member.encoding.encode(error))
 
     def leave(self, member: ChannelSubscription) -> None:
         """Send a member nothing more."""
         if (channel := member.channel) is not None:
             channel.remove(member)
-            member.channel = None
             if not channel.cohorts:
                 self._close(channel)
 
-    def send(self, member: ChannelSubscription, version: Version) -> bool:
-        """Send one member what leads to a version; False when its socket is full."""
-        leading = message(version, member.base, member.encoding, self._clock.now())
-        sent = leading is not None and member.line.send(leading, leading.under(member.identity))
-        if sent and member.channel is not None:
-            member.channel.place(member, version)
-            if member.channel.version is None:  # it is the first one
-                member.channel.version = version
-                member.channel.rest(self._timers.now())
-                self._schedule(member.channel)
-        self._count(leading, int(sent), int(not sent))
-        return sent
+    def _close(self, channel: Channel) -> None:
+        """Forget a channel without members; its versions stay, for those who come back."""
+        self._forget(channel)
+        view = channel.subscription.view
+        if not any(each.subscription.view == view for each in self._channels.values()):
+            self._versions.drop_messages(view)
+
+    def _forget(self, channel: Channel) -> None:
+        del self._channels[channel.key]
+        self._idle.pop(channel, None)
+        if channel.timer is not None:
+            channel.timer.cancel()  # it may have a minute to go, and holds the view
+
+    # -- messages to one member -----------------------------------------------------------------
 
     def catch_up(self, member: ChannelSubscription) -> bool:
         """Send a member whose socket has drained what it missed; False when it is full again."""
-        if member.channel is None:
+        channel = member.channel
+        if channel is None:
             return True
-        newest = self._versions.newest(member.channel.subscription.view)
-        if newest is None or not _is_news(newest, member.base):
-            return True
-        return self.send(member, newest)
+        newest = self._versions.newest(channel.subscription.view)
+        payload = channel.delivery.missed(newest, member, self._clock.now())
+        return payload is None or self._send(member, payload, newest)
 
     def flush_now(self, member: ChannelSubscription) -> None:
-        """Send a member what is live now, before its next tick."""
-        reading = self._documents.reading_now()
-        if reading is not None and member.channel is not None:
-            view = member.channel.subscription.view
+        """Send a member what is live now, before its channel is served next."""
+        reading, channel = self._documents.reading_now(), member.channel
+        if reading is not None and channel is not None:
             # It goes with a history at the same position, so it does not wait for rendering time.
-            payer, _ = self._turns.payer(view, (member.line.client,))
-            with self._turns.charged(payer):
-                version = self._version(view, reading)
-            if version is not None and _is_news(version, member.base):
-                self.send(member, version)
+            version = self._charged_version(member, reading)
+            payload = channel.delivery.missed(version, member, self._clock.now())
+            if payload is not None:
+                self._send(member, payload, version)
+
+    def _send_first(self, member: ChannelSubscription, version: Version) -> None:
+        channel = member.channel
+        assert channel is not None
+        payload = channel.delivery.first(version, member, self._clock.now())
+        if payload is not None:
+            self._send(member, payload, version)
+
+    def _send(self, member: ChannelSubscription, payload: Payload, version: Version | None) -> bool:
+        """Send one member what leads to a version; return False where its socket is full."""
+        is_sent = self._manager.send_personal(payload, member.connection)
+        channel = member.channel
+        if is_sent and channel is not None and channel.delivery.has_bases:
+            channel.place(member, version)
+            if channel.version is None:  # it is the first one
+                channel.version = version
+                channel.delivery.rest(self._timers.now())
+                self._schedule(channel)
+        return is_sent
+
+    def _charged_version(
+        self, member: ChannelSubscription, reading: Reading | None
+    ) -> Version | None:
+        """Return the newest version for one member, which pays for it."""
+        assert member.channel is not None
+        view = member.channel.subscription.view
+        payer, _ = self._turns.payer(view, (member.connection.client,))
+        with self._turns.charged(payer):
+            return self._version(view, reading)
+
+    # -- rounds ---------------------------------------------------------------------------------
 
     def push(self) -> None:
         """Tell that a commit was applied: serve all channels that are not resting.
@@ -471,17 +440,19 @@ class Channels:
             self._wake.set()
 
     async def run(self) -> None:
-        """Send what changed as commits and ticks come. Never ends."""
+        """Serve channels as commits and ticks come. Never ends."""
         while True:
+            self._is_serving = False
             await self._wake.wait()
+            self._is_serving = True
             self._wake.clear()
-            rung, self._due = self._due, {}
+            is_due, self._due = self._due, {}
             waiting, self._waiting = self._waiting, []
-            due = deque(channel for channel in rung if channel.cohorts)
+            due = deque(channel for channel in is_due if channel.cohorts)
             if not due and not waiting:
                 continue
             due = deque(sorted(due, key=lambda channel: not channel.subscription.view.plain))
-            started = time.monotonic()
+            started = self._timers.now()
             try:
                 await self._serve_all(due, waiting)
             except Exception:
@@ -491,14 +462,15 @@ class Channels:
                 self._waiting = waiting + self._waiting
                 self._wake.set()
                 raise
-            self._instruments.broadcast_seconds.observe(time.monotonic() - started)
+            self._instruments.broadcast_seconds.observe(self._timers.now() - started)
 
     async def _serve_all(self, due: deque[Channel], waiting: list[ChannelSubscription]) -> None:
         """Serve channels, and take each out of `due` once it is served."""
         if waiting:
             await self._welcome(waiting)
-        began, ran = self._timers.now(), time.monotonic()
+        began, ran = self._timers.now(), self._timers.now()
         reading, is_live = None, True
+        served = list(due)
         while due:
             channel = due[0]
             # Live state anew for each channel: others had turns, and may be applying a large
@@ -513,11 +485,13 @@ class Channels:
                 # not for one that others kept waiting for long.
                 late = self._timers.now() - began
                 is_late = late >= PUNCTUAL * channel.subscription.interval
-                await self._take_turn(channel, reading, began + late if is_late else began)
+                await self._serve(channel, reading, began + late if is_late else began)
             due.popleft()
-            if time.monotonic() - ran > CHANNEL_TURN_SECONDS:
+            if self._timers.now() - ran > CHANNEL_TURN_SECONDS:
                 await asyncio.sleep(0)
-                ran = time.monotonic()
+                ran = self._timers.now()
+        for channel in served:
+            self._coalesce(channel)
 
     async def _read(self) -> Reading | None:
         try:
@@ -526,26 +500,24 @@ class Channels:
             return None
 
     async def _welcome(self, waiting: Sequence[ChannelSubscription]) -> None:
-        reading, ran = await self._read(), time.monotonic()
+        reading, ran = await self._read(), self._timers.now()
         for member in waiting:
             # One whose channel was served meanwhile has its first message.
             if member.channel is not None and member.base is member.resumed:
-                view = member.channel.subscription.view
-                payer, _ = self._turns.payer(view, (member.line.client,))
-                with self._turns.charged(payer):
-                    version = self._version(view, reading)
+                version = self._charged_version(member, reading)
                 if version is not None:
-                    self.send(member, version)
+                    self._send_first(member, version)
                 else:
                     self._ask_for_first(member)
-            if time.monotonic() - ran > CHANNEL_TURN_SECONDS:
+            if self._timers.now() - ran > CHANNEL_TURN_SECONDS:
                 await asyncio.sleep(0)
-                reading, ran = await self._read(), time.monotonic()
+                reading, ran = await self._read(), self._timers.now()
 
-    async def _take_turn(self, channel: Channel, reading: Reading | None, now: float) -> None:
+    async def _serve(self, channel: Channel, reading: Reading | None, now: float) -> None:
         """Serve a channel, or put it off while none of its clients may use rendering time."""
-        is_tick, moment, commits = channel.is_tick(now), channel.moment(now), self._commits
-        is_resting = now < channel.rested  # then it was served before a crash
+        delivery, commits = channel.delivery, self._commits
+        is_tick, moment = delivery.is_tick(now), delivery.moment(now)
+        is_resting = delivery.is_resting(now)  # then it was served before a crash
         if not is_tick and (is_resting or not self._may_have_changed(channel, reading)):
             self._schedule(channel)
             return
@@ -558,15 +530,15 @@ class Channels:
             if version is None:
                 wait = self._ask_for(channel, payer)
         if is_tick:
-            self._instruments.ticks_merged.inc(channel.pass_tick(now))
+            self._instruments.ticks_merged.inc(delivery.pass_tick(now))
         if version is None:
             self._instruments.ticks_stretched.inc()
             await self._show_life(channel, now)
-            channel.put_off(now, wait)
+            delivery.put_off(now, wait)
         elif await self._bring_to(channel, version, payer, now):
-            channel.rest(moment)
+            delivery.rest(moment)
         elif not is_tick or commits != self._commits:
-            channel.rest_briefly(now)
+            delivery.rest_briefly(now)
         if channel.cohorts:
             self._schedule(channel)
             if commits != self._commits and channel in self._idle:
@@ -575,7 +547,9 @@ class Channels:
     def _may_have_changed(self, channel: Channel, reading: Reading | None) -> bool:
         """Whether a channel's view may be another than what its members were brought to."""
         version = channel.version
-        if channel.is_put_off or version is None or version.state is None or reading is None:
+        if channel.delivery.is_put_off or version is None or version.state is None:
+            return True
+        if reading is None:
             return True
         covering = self._documents.covering(reading, channel.subscription.view)
         return covering is None or not version.state.is_of(
@@ -588,70 +562,68 @@ class Channels:
             self._turns.ask(channel.subscription.view, payer, partial(self._made_ready, channel))
         except Unavailable as busy:
             return busy.retry_after
-        return ALIVE_SECONDS  # it is rung before, as soon as the view is ready
+        return ALIVE_SECONDS  # `_made_ready` is called before, as soon as the view is ready
 
     async def _show_life(self, channel: Channel, now: float) -> None:
-        """Send the last version once more, if a whole document is due: there is no newer one."""
+        """Send the last version once more, where only that shows that the stream lives."""
         newest = self._versions.newest(channel.subscription.view)
-        if newest is not None and channel.snapshot_due(now):
-            await self._send_all(channel, newest, "", now, None)
+        if newest is not None and channel.delivery.must_repeat(now):
+            await self._send_round(channel, newest, "", now)
 
     async def _bring_to(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
-        """Bring all members to a version; return whether there was anything to tell them."""
-        stretched = channel.serve(now)
-        if version is channel.version and not channel.snapshot_due(now):
-            return False  # whoever was not sent it then asks for it when it can
-        return await self._send_all(channel, version, payer, now, stretched)
+        """Bring all members to a version; return whether any needed a message."""
+        if not channel.delivery.begin(version, channel.version, now, self._clock.now()):
+            return False
+        return await self._send_round(channel, version, payer, now)
 
-    async def _send_all(
-        self, channel: Channel, version: Version, payer: str, now: float, stretched: float | None
-    ) -> bool:
-        """Send all members what leads to a version, those with the same base the same message.
-
-        `stretched` is the interval that they really get, where that is longer than they asked for.
-        Returns whether there was anything to tell them.
-        """
-        whole = channel.snapshot_due(now)
-        told = False
-        served = MEMBERS_PER_TURN  # others get a turn between two channels, too
-        for cohort in rotated(channel.cohorts):
-            if served >= MEMBERS_PER_TURN:
+    async def _send_round(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
+        """Send all members what leads to a version; return whether any needed a message."""
+        delivery, needed = channel.delivery, False
+        served = self._batch_size  # others get a turn between two channels, too
+        for cohort in channel.begin_round():
+            if served >= self._batch_size:
                 await asyncio.sleep(0)
                 served = 0
+            if not cohort.members:
+                continue  # they left while others were served
             served += len(cohort.members)
             with self._turns.charged(payer):
-                leading = self._leading(version, cohort, whole, stretched)
-            if leading is not None:
-                told = True
-                self._serve(channel, cohort, version, leading)
+                payload = delivery.payload(version, cohort, self._clock.now())
+            if payload is None:
+                continue
+            needed = True
+            base, skipped = cohort.base, self._manager.broadcast(payload, cohort.batch)
+            if delivery.has_bases:
+                cohort.base = version
+                for connection in skipped:
+                    channel.place(cohort.members[connection], base)
         # Only now: after a crash, those that are left are served again.
         channel.version = version
-        if whole:
-            channel.whole = now
-        channel.reindex()
-        return told
+        delivery.end(now)
+        channel.end_round()
+        return needed
 
-    def _serve(self, channel: Channel, cohort: Cohort, version: Version, leading: Message) -> None:
-        base = cohort.base
-        named = leading.under(cohort.identity)
-        behind = cohort.kind.send_all(leading, named, cohort)
-        self._count(leading, len(cohort.members) - len(behind), len(behind))
-        cohort.base = version
-        for line in behind:
-            channel.place(cohort.members[line], base)
+    def _coalesce(self, channel: Channel) -> None:
+        """Move a channel of the default stream to the phase before, if there is room for it there.
 
-    def _leading(
-        self, version: Version, cohort: Cohort, whole: bool, stretched: float | None
-    ) -> Message | None:
-        """Return what leads a cohort to a version; None where there is nothing to tell it."""
-        base, now = cohort.base, self._clock.now()
-        if not cohort.members:
-            return None  # they left while others were served
-        if whole and (base is None or base.number <= version.number):
-            return message(version, None, cohort.encoding, now, stretched)
-        if _is_news(version, base):
-            return message(version, base, cohort.encoding, now, stretched)
-        return None
+        So it goes on, one quantum at each tick, until all are at the front of the interval.
+        """
+        delivery, subscription = channel.delivery, channel.subscription
+        if not isinstance(delivery, FullDocuments) or not delivery.phase or not channel.cohorts:
+            return
+        if quantum_of(subscription.interval) * QUANTA > subscription.interval:
+            return  # a few phases, and soon all of them at once
+        before = self._channels.get((subscription, FullDocuments, delivery.phase - 1))
+        if before is None:
+            del self._channels[channel.key]
+            delivery.move_forward()
+            self._channels[channel.key] = channel
+            self._schedule(channel)
+        elif len(before) + len(channel) <= MAX_COALESCED:
+            self._forget(channel)
+            before.take_over(channel)
+            assert isinstance(before.delivery, FullDocuments)
+            before.delivery.take_over(delivery)
 
     # -- versions -------------------------------------------------------------------------------
 
@@ -698,46 +670,26 @@ class Channels:
             state = None
         return self._versions.add(view, now, state, document, stamps)
 
-    # -- ticks ----------------------------------------------------------------------------------
+    # -- timers ---------------------------------------------------------------------------------
 
     def _schedule(self, channel: Channel) -> None:
         """Have a channel served when it is due; if it does not rest, by the next commit already."""
         now = self._timers.now()
-        if now >= channel.rested:
-            self._idle[channel] = None
-        else:
+        if channel.delivery.is_resting(now):
             self._idle.pop(channel, None)
+        else:
+            self._idle[channel] = None
         if channel.timer is not None:
             channel.timer.cancel()
-        channel.timer = self._timers.call_at(channel.due(now), self._on_timer, channel)
+        channel.timer = self._timers.call_at(channel.delivery.due(now), self._on_timer, channel)
 
     def _made_ready(self, channel: Channel) -> None:
         """Serve a channel whose view was made ready, and that waits for that."""
-        if channel.is_put_off:  # else it was served meanwhile
-            channel.wake(self._timers.now())
+        if channel.delivery.is_put_off:  # else it was served meanwhile
+            channel.delivery.wake(self._timers.now())
             self._on_timer(channel)
 
     def _on_timer(self, channel: Channel) -> None:
         self._idle.pop(channel, None)
         self._due[channel] = None
         self._wake.set()
-
-    def _close(self, channel: Channel) -> None:
-        """Forget a channel that nobody follows; its versions stay, for those who come back."""
-        del self._channels[channel.subscription]
-        self._idle.pop(channel, None)
-        if channel.timer is not None:
-            channel.timer.cancel()  # it may have a minute to go, and holds the view
-        self._versions.rest(channel.subscription.view)
-
-    def _count(self, sent: Message | None, times: int, conflated: int) -> None:
-        if sent is not None:
-            self._instruments.frames_sent.inc(times)
-            self._instruments.bytes_sent.inc(times * len(sent))
-        if conflated:
-            self._instruments.conflated.inc(conflated)
-
-
-def _is_news(version: Version, base: Version | None) -> bool:
-    """Whether a version is newer than what one was sent, and another."""
-    return base is None or (version.number > base.number and version.differs(base))

@@ -42,7 +42,7 @@ class Histories(Protocol):
 
 
 class HistorySubscriber(Protocol):
-    """A connection that asks (`v1_connections.V1Peer`)."""
+    """A connection that asks (`peers.V1Peer`)."""
 
     turn: asyncio.Lock  # for one answer at a time
 

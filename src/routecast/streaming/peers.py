@@ -1,11 +1,16 @@
-"""Subscribers: the connections that speak routecast.v1, whatever edge they came in by."""
+"""Peers: what speaks to a client over its connection, on whatever edge.
+
+A connection carries bytes; its peer knows what they mean. There is one for the default stream, and
+one for routecast.v1.
+"""
 
 import asyncio
 import secrets
-import time
+from typing import Protocol
 
 from msgspec import UNSET
 
+from routecast.core.default_session import DefaultSession
 from routecast.core.message import Encoding, Message
 from routecast.core.v1_session import (
     CloseConnection,
@@ -15,83 +20,147 @@ from routecast.core.v1_session import (
     V1Session,
     refusal,
 )
+from routecast.core.view import ViewSubscription
 from routecast.errors import BadParameter, Unavailable
+from routecast.ports import Connection, Timers
 from routecast.protocol import CloseCode, Goodbye, Hello, ServerMessage
-from routecast.streaming.channels import Channels, ChannelSubscription, V1Transport
+from routecast.streaming.channels import Channels, ChannelSubscription
+from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.history_subscriptions import HistorySubscription, HistorySubscriptions
 
 
-class V1Peers:
-    """Greets connections, and gives each what it follows and looks back on."""
+class Peer(Protocol):
+    """What an edge tells of a connection. Call `start` first, and `close` at the end."""
 
-    def __init__(self, channels: Channels, lookbacks: HistorySubscriptions) -> None:
+    def start(self) -> None:
+        """Register the connection and send what comes first."""
+        ...
+
+    def receive(self, message: str | bytes) -> None:
+        """Take a message of the client."""
+        ...
+
+    def catch_up(self) -> None:
+        """Send what was skipped while the socket was full, until it is full again."""
+        ...
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        """Tell the client when to come back; the edge closes the connection next."""
+        ...
+
+    def close(self, code: int) -> None:
+        """Forget the connection, which ended with a close code."""
+        ...
+
+
+class Peers:
+    """Makes the peer of each connection."""
+
+    def __init__(
+        self,
+        manager: ConnectionManager,
+        channels: Channels,
+        lookbacks: HistorySubscriptions,
+        timers: Timers,
+    ) -> None:
+        self.manager = manager
         self.channels = channels
         self.lookbacks = lookbacks
+        self.timers = timers
 
-    def open(self, session: V1Session, line: V1Transport) -> "V1Peer":
-        """Greet a connection, and return who is to be told all that becomes of it."""
-        hello = Hello(connection=secrets.token_hex(8), epoch=self.channels.epoch() or UNSET)
-        line.reply(session.encoding.encode(hello))
-        return V1Peer(self, session, line)
+    def peer(
+        self, connection: Connection, session: DefaultSession, encoding: Encoding | None
+    ) -> Peer:
+        """Return the peer of a connection: of routecast.v1 where there is an encoding."""
+        if encoding is None:
+            return DefaultPeer(self, session.subscription, connection)
+        v1 = V1Session(encoding, session.subscription.interval)
+        return V1Peer(self, v1, connection)
+
+
+class DefaultPeer(ChannelSubscription):
+    """The peer of a client of the default stream, and its only subscription."""
+
+    __slots__ = ("_peers", "_subscription")
+
+    def __init__(
+        self, peers: Peers, subscription: ViewSubscription, connection: Connection
+    ) -> None:
+        super().__init__(connection)
+        self._peers = peers
+        self._subscription = subscription
+
+    def start(self) -> None:
+        if self._peers.manager.connect(self.connection):
+            self._peers.channels.join(self, self._subscription)
+
+    def receive(self, message: str | bytes) -> None:
+        """Ignore what the client sends."""
+
+    def catch_up(self) -> None:
+        self._peers.channels.catch_up(self)
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        """Send nothing: the close frame says when to come back."""
+
+    def close(self, code: int) -> None:
+        self._peers.channels.leave(self)
+        self._peers.manager.disconnect(self.connection, code)
 
 
 class V1Peer:
-    """One connection: give it what comes of the client, and tell when there is room again.
+    """The peer of a client that speaks routecast.v1: its subscriptions, and what it looks back on.
 
     It is a `history_subscriptions.HistorySubscriber`.
     """
 
     __slots__ = (
         "_all_told",
-        "_everybody",
-        "_line",
+        "_connection",
         "_lookbacks",
         "_members",
         "_parked",
+        "_peers",
         "_session",
         "turn",
     )
 
-    def __init__(self, everybody: V1Peers, session: V1Session, line: V1Transport) -> None:
-        self._everybody = everybody
+    def __init__(self, peers: "Peers", session: V1Session, connection: Connection) -> None:
+        self._peers = peers
         self._session = session
-        self._line = line
-        self._members: dict[
-            str, ChannelSubscription
-        ] = {}  # by id; who was sent something last is last
+        self._connection = connection
+        # By id; the one that was sent something last is last.
+        self._members: dict[str, ChannelSubscription] = {}
         self._lookbacks: dict[str, HistorySubscription] = {}
         # What is to be told of the past as soon as there is room: one message of each at most.
         self._parked: list[tuple[Message, HistorySubscription]] = []
         self._all_told: asyncio.Event | None = None  # made with the first of them
         self.turn = asyncio.Lock()
 
+    def start(self) -> None:
+        hello = Hello(connection=secrets.token_hex(8), epoch=self._peers.channels.epoch() or UNSET)
+        self._reply(hello)
+        self._peers.manager.connect(self._connection)
+
     def receive(self, message: str | bytes) -> None:
-        """Take a message of the client."""
-        outcome = self._session.receive(message, time.monotonic())
+        outcome = self._session.receive(message, self._peers.timers.now())
         match outcome:
             case StartSubscription(id=identity):
-                member = ChannelSubscription(self._line, self._session.encoding, identity)
+                member = ChannelSubscription(self._connection, self._session.encoding, identity)
                 self._members[identity] = member
-                self._everybody.channels.join(member, outcome.subscription, outcome.position)
+                self._peers.channels.join(member, outcome.subscription, outcome.position)
             case QueryHistory(id=identity, query=query):
-                self._lookbacks[identity] = self._everybody.lookbacks.ask(self, identity, query)
+                self._lookbacks[identity] = self._peers.lookbacks.ask(self, identity, query)
             case StopSubscription(id=identity):
                 self._leave(identity)
             case CloseConnection(code=code):
-                self._line.fail(code)
+                self._connection.fail(code)
             case None:
                 pass
             case _:
                 self._reply(outcome)
 
-    def changed(self) -> None:
-        """Tell that the line is not as it was: what cohorts know of theirs holds no more."""
-        for member in self._members.values():
-            if member.cohort is not None:
-                member.cohort.known = None
-
     def catch_up(self) -> None:
-        """Send what was missed while the socket was full, until it is full again."""
         while self._parked:
             message, lookback = self._parked[0]
             if self._holds(lookback) and not self._send(message, lookback):
@@ -99,26 +168,25 @@ class V1Peer:
             del self._parked[0]
         self._end_waiting()
         for identity, member in list(self._members.items()):
-            if not self._everybody.channels.catch_up(member):
+            if not self._peers.channels.catch_up(member):
                 return
             self._members[identity] = self._members.pop(identity)
 
     def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
-        """Tell the client when to come back; the connection is to be closed next."""
         self._reply(Goodbye(code=code, reconnect_after_ms=reconnect_after_ms))
 
-    def close(self) -> None:
-        """Forget the connection."""
+    def close(self, code: int) -> None:
         for identity in [*self._members, *self._lookbacks]:
             self._leave(identity)
         self._parked.clear()
         self._end_waiting()
+        self._peers.manager.disconnect(self._connection, code)
 
     def _leave(self, identity: str) -> None:
         if identity in self._members:
-            self._everybody.channels.leave(self._members.pop(identity))
+            self._peers.channels.leave(self._members.pop(identity))
         else:
-            self._everybody.lookbacks.leave(self._lookbacks.pop(identity))
+            self._peers.lookbacks.leave(self._lookbacks.pop(identity))
 
     def _end_waiting(self) -> None:
         if self._all_told is not None:
@@ -129,13 +197,13 @@ class V1Peer:
         return self._lookbacks.get(lookback.identity) is lookback
 
     def _reply(self, message: ServerMessage) -> None:
-        self._line.reply(self._session.encoding.encode(message))
+        self._connection.reply(self._session.encoding.encode(message))
 
     # -- looking back ---------------------------------------------------------------------------
 
     @property
     def client(self) -> str:
-        return self._line.client
+        return self._connection.client
 
     @property
     def encoding(self) -> Encoding:
@@ -152,10 +220,10 @@ class V1Peer:
         # What is live now goes with it: at one position, both add up to the same. Where there is no
         # room, it is rendered now, and sent after it.
         for member in self._members.values():
-            self._everybody.channels.flush_now(member)
+            self._peers.channels.flush_now(member)
 
     def _send(self, message: Message, lookback: HistorySubscription) -> bool:
-        return self._line.send(message, message.under(lookback.identity))
+        return self._peers.manager.send_personal(message.under(lookback.identity), self._connection)
 
     async def told(self) -> None:
         if self._all_told is not None:
@@ -163,7 +231,7 @@ class V1Peer:
 
     async def drained(self) -> None:
         await asyncio.sleep(0)  # a transport may tell a little later that its socket is full
-        if not self._line.has_room():
+        if not self._connection.has_room():
             self._all_told = self._all_told or asyncio.Event()
             await self._all_told.wait()
 

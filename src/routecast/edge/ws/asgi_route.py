@@ -1,23 +1,21 @@
 """WebSocket: `/ws/metrics` as a plain ASGI route, for any server and for mounting elsewhere."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.types import Message, Receive, Scope, Send
 
 from routecast.core.default_session import DefaultSession
-from routecast.core.document import EncodedDocument
 from routecast.core.message import ENCODINGS, Encoding
+from routecast.core.payload import Payload
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import AsgiConnection
 from routecast.edge.problem import respond_error
-from routecast.edge.ws.asgi_connection_v1 import AsgiConnectionV1
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
-from routecast.streaming.connections import ConnectionManager
-from routecast.streaming.peers import V1Peers
+from routecast.streaming.peers import Peers
 
 
 class MetricsSocket:
@@ -25,15 +23,13 @@ class MetricsSocket:
 
     def __init__(
         self,
-        manager: ConnectionManager,
+        peers: Peers,
         door: AdmissionControl,
         instruments: Instruments,
-        subscribers: V1Peers,
     ) -> None:
-        self._manager = manager
+        self._peers = peers
         self._door = door
         self._instruments = instruments
-        self._subscribers = subscribers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
@@ -46,51 +42,41 @@ class MetricsSocket:
             # None is the default stream, for whoever asks for nothing that is spoken here.
             spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
             await send({"type": "websocket.accept", "subprotocol": spoken})
-            if spoken is None:
-                await self._serve(session, address, receive, send)
-            else:
-                await self._serve_v1(ENCODINGS[spoken], session, address, receive, send)
+            encoding = ENCODINGS.get(spoken or "")
+            await self._serve(session, address, encoding, receive, send)
         finally:
             self._door.leave(address)
 
     async def _serve(
-        self, session: DefaultSession, client: str, receive: Receive, send: Send
-    ) -> None:
-        outlet = AsgiConnection(session, "WebSocket", client)
-
-        async def send_frame(frame: EncodedDocument) -> None:
-            await send({"type": "websocket.send", "text": frame.text})
-
-        listen = _listen(session.receive, receive)
-        await self._run(outlet, outlet.pump(send_frame), listen, send)
-
-    async def _serve_v1(
-        self, encoding: Encoding, session: DefaultSession, client: str, receive: Receive, send: Send
-    ) -> None:
-        outlet = AsgiConnectionV1(session, encoding, self._subscribers, client)
-
-        async def send_data(data: bytes) -> None:
-            content = {"bytes": data} if encoding.binary else {"text": data.decode()}
-            await send({"type": "websocket.send", **content})
-
-        try:
-            listen = _listen(outlet.receive, receive)
-            await self._run(outlet, outlet.pump_out(send_data), listen, send)
-        finally:
-            outlet.subscriber.close()
-
-    async def _run(
         self,
-        outlet: AsgiConnection,
-        pump: Awaitable[CloseCode],
-        listen: Awaitable[int],
+        session: DefaultSession,
+        client: str,
+        encoding: Encoding | None,
+        receive: Receive,
         send: Send,
     ) -> None:
-        code, ours = await outlet.run(self._manager, self._instruments, pump, listen)
+        binary = encoding is not None and encoding.binary
+        connection = AsgiConnection("WebSocket", client, binary=binary)
+
+        async def send_payload(payload: Payload) -> None:
+            await send({"type": "websocket.send", **_content_of(payload)})
+
+        code, ours = await connection.run(
+            self._peers.peer(connection, session, encoding),
+            self._instruments,
+            send=send_payload,
+            listen=_listen(connection.receive, receive),
+        )
         if ours:
+            closing = {"type": "websocket.close", "code": code, "reason": connection.reason}
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(1):
-                    await send({"type": "websocket.close", "code": code, "reason": outlet.reason})
+                    await send(closing)
+
+
+def _content_of(payload: Payload) -> dict[str, str | bytes]:
+    """Return a payload as ASGI has it."""
+    return {"bytes": payload.body} if payload.binary else {"text": payload.body.decode()}
 
 
 async def _listen(take: Callable[[str | bytes], None], receive: Receive) -> int:

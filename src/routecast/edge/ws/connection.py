@@ -1,39 +1,50 @@
 """WebSocket on the transport itself: a protocol class for uvicorn, lean in time and in memory.
 
-Uvicorn hands over a connection with its upgrade request. The handshake is that of `websockets`
-(`handshake.py`), of which nothing stays with a connection, which is one slotted object. Frames that
-were encoded once are written straight to the socket: no task, queue or coroutine for each.
+Uvicorn hands over a connection with its upgrade request. `handshake.py` answers it and keeps
+nothing: a connection is one slotted object. Its `peer` (`streaming/peers.py`) speaks the default
+stream or routecast.v1 over it. Payloads are written straight to the socket, mostly by batches
+(`batch.py`): no task, queue or coroutine for each connection.
 
 The transport is told to hold nothing (`high=0`): it writes at once, and calls `pause_writing` as
-soon as a socket is full. From then on the connection is skipped; when it drains, `resume_writing`
-sends the newest frame.
+soon as a socket is full. From then on the connection is skipped; when the socket has drained, the
+peer sends what is newest.
 """
 
 import asyncio
 import time
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, Final, cast
 
 from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.frames import Frame, Opcode
 
 from routecast.core.default_session import DefaultSession
-from routecast.core.document import EncodedDocument
-from routecast.core.groups import PingState, Shard
-from routecast.core.rotation import random_start
-from routecast.core.view import ViewSubscription
+from routecast.core.message import ENCODINGS
+from routecast.core.payload import Payload
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.edge.reset import reset
-from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS, deflated, plain
-from routecast.edge.ws.handshake import Handshakes, UpgradeRequest, refuse
+from routecast.edge.ws.batch import (
+    INDEPENDENT,
+    PLAIN,
+    Compression,
+    WebSocketBatch,
+    keep_context,
+    share,
+)
+from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS
+from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, refuse
 from routecast.edge.ws.messages import MessageAssembler
-from routecast.edge.ws.socket_send import FLAGS, NOWHERE, descriptor, send, send_all
+from routecast.edge.ws.socket_send import FLAGS, NOWHERE, descriptor, send
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
+from routecast.ports import Batch
 from routecast.protocol import MAX_MESSAGE_BYTES, CloseCode, close_reason
-from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.connections import ABNORMAL_CLOSURE
+from routecast.streaming.heartbeat import Heartbeat
+from routecast.streaming.peers import Peer, Peers
 
 PATH: Final = b"/ws/metrics"
 # A client may take this time, in seconds, to answer a close frame.
@@ -44,13 +55,28 @@ FRAMES_SECONDS: Final = 20.0
 # Received bytes are parsed in pieces of at most this size; the number of frames is checked in
 # between. One read can hold 40,000 frames, and half a second's work.
 WS_PIECE: Final = 4_096
-# The code of a connection that nobody has begun to close.
-OPEN: Final = 1006
 
 _BODY: Final = (b"content-length", b"transfer-encoding")
-# Takes over a connection that chose a subprotocol; True if what it was sent may be referred to.
-Speak = Callable[["WebSocketConnection", bool], object]
-One = TypeVar("One", bound="WebSocketConnection")
+
+
+class State(Enum):
+    """Where a connection is in its life."""
+
+    CONNECTING = auto()  # its upgrade request is not answered yet
+    OPEN = auto()  # the socket takes what is sent
+    FULL = auto()  # the socket does not; payloads are skipped until it has drained
+    CLOSING = auto()  # the close frame, or the refusal, is sent, and the client may answer it
+    CLOSED = auto()
+
+
+# The states that may follow each state. An event whose state may not follow changes nothing.
+NEXT: Final[Mapping[State, frozenset[State]]] = {
+    State.CONNECTING: frozenset({State.OPEN, State.CLOSING, State.CLOSED}),
+    State.OPEN: frozenset({State.FULL, State.CLOSING, State.CLOSED}),
+    State.FULL: frozenset({State.OPEN, State.CLOSING, State.CLOSED}),
+    State.CLOSING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
 
 
 class WebSocketEdge:
@@ -62,101 +88,48 @@ class WebSocketEdge:
 
     def __init__(
         self,
-        manager: ConnectionManager,
+        peers: Peers,
         door: AdmissionControl,
+        heartbeat: Heartbeat,
         instruments: Instruments,
         *,
         compress: bool,
         proxies: Proxies | None = None,
-        subprotocols: Mapping[str, "Speak"] | None = None,
     ) -> None:
-        self.manager = manager
+        self.peers = peers
         self.door = door
+        self.heartbeat = heartbeat
         self.instruments = instruments
         self.proxies = proxies or Proxies("")
-        self.subprotocols = subprotocols or {}
-        self.handshakes = Handshakes(self.subprotocols, compress=compress)
+        self.handshakes = Handshakes(ENCODINGS, compress=compress)
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
         """Return the protocol of a new connection; uvicorn calls this, with its own state."""
         return WebSocketConnection(self)
 
 
-class SendBatch(Generic[One]):
-    """Connections that take the same bytes as they are, and their descriptors."""
-
-    __slots__ = ("connections", "descriptors")
-
-    def __init__(self, connections: "Sequence[One]") -> None:
-        self.connections = connections
-        self.descriptors = array("i", [each._descriptor for each in connections])
-
-    def write(self, data: bytes) -> None:
-        """Write to sockets that were not full."""
-        start = random_start(len(self.connections))
-        descriptors = self.descriptors[start:] + self.descriptors[:start]
-        for place, part in send_all(descriptors, data).items():
-            self.connections[(start + place) % len(self.connections)]._send_rest(data, part)
-
-
-class SendPlan(NamedTuple, Generic[One]):
-    """What a shard or a cohort falls into, until one of its connections changes."""
-
-    plain: SendBatch[One]
-    deflating: SendBatch[One]
-    # Of routecast.v1 also those that take the same once a ping is before it. The default stream's
-    # are asked by the shard.
-    asked: SendBatch[One]
-    others: list[One]  # full, closing, or with something of its own that goes first
-
-    def write(self, data: bytes) -> None:
-        """Write to those that take it plain."""
-        self.plain.write(data)
-        if self.asked.connections:
-            for each in self.asked.connections:
-                each._rider = b""
-                each._changed()
-            self.asked.write(PING + data)
-
-
-def plan_sends(connections: Iterable[One]) -> SendPlan[One]:
-    """Tell those apart that can be written to at once."""
-    plain: list[One] = []
-    deflating: list[One] = []
-    asked: list[One] = []
-    others: list[One] = []
-    for each in connections:
-        if not each._ready or (each._rider and (each._deflates or each._rider != PING)):
-            others.append(each)
-        elif each._rider:
-            asked.append(each)
-        elif each._deflates:
-            deflating.append(each)
-        else:
-            plain.append(each)
-    return SendPlan(SendBatch(plain), SendBatch(deflating), SendBatch(asked), others)
-
-
 class WebSocketConnection(asyncio.Protocol):
-    """One subscriber (`core.groups.Connection`)."""
+    """One client's connection (`ports.Connection`)."""
 
     __slots__ = (
-        "_address",
         "_behind",
+        "_binary",
         "_code",
-        "_deflates",
-        "_descriptor",
         "_edge",
         "_frames",
         "_inbox",
         "_inflates",
-        "_ready",
-        "_rider",
-        "_session",
+        "_prefix",
+        "_state",
         "_timer",
         "_transport",
         "_until",
-        "shard",
+        "awaits_pong",
+        "batches",
+        "client",
+        "compression",
+        "descriptor",
+        "peer",
     )
 
     kind = "WebSocket"
@@ -164,106 +137,61 @@ class WebSocketConnection(asyncio.Protocol):
 
     def __init__(self, edge: WebSocketEdge) -> None:
         self._edge = edge
-        self._session: DefaultSession | None = None
-        self._address = ""
-        self.shard: Shard | None = None
-        self._ready = False  # to be written to: open, and the socket not full
-        self._behind = False  # was skipped since
-        self._deflates = False  # may be sent frames as `frames.deflated` makes them
-        self._descriptor = NOWHERE  # of the socket, once frames may be written to it
+        self._state = State.CONNECTING
+        self._code: int | None = None  # why it closes; None as long as nobody has said
+        self.peer: Peer | None = None  # from the handshake to the end
+        self.client = ""
+        self.batches: tuple[WebSocketBatch, ...] = ()
+        self.compression: Compression = PLAIN
+        self.descriptor = NOWHERE  # of the socket, from the handshake to the end
+        self.awaits_pong = False
+        self._behind = False  # was skipped since its socket is full
+        self._prefix = b""  # the handshake's answer, until something is written with it
+        self._binary = False  # what it is sent
         self._inflates = False  # may send deflated messages itself
         self._inbox: MessageAssembler | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._code: int = OPEN
-        self._rider = b""  # goes ahead of the next frame, at no write of its own
         self._frames = 0  # received until a time on the monotonic clock
         self._until = 0.0
 
-    @property
-    def subscription(self) -> ViewSubscription:
-        assert self._session is not None
-        return self._session.subscription
+    # -- states ---------------------------------------------------------------------------------
 
-    @property
-    def client(self) -> str:
-        return self._address
+    def _enter(self, state: State, code: int | None = None) -> bool:
+        """Go on to a state, if it may follow; return whether it did.
 
-    # -- sending --------------------------------------------------------------------------------
-
-    def offer(self, frame: EncodedDocument) -> bool:
-        if not self._ready:
-            self._behind = True
+        `code` is why the connection closes, where that is not known already.
+        """
+        if state not in NEXT[self._state]:
             return False
-        self._send(deflated(frame) if self._deflates else frame.plain or plain(frame))
+        self._state = state
+        if self._code is None:
+            self._code = code
+        for batch in self.batches:
+            batch.invalidate()
+        self._cancel_timer()
+        match state:
+            case State.OPEN:
+                self._transport.resume_reading()
+                self.awaits_pong = False  # the ping may have been behind what it took only now
+            case State.FULL:
+                # While a client does not read, its pings are not answered: no pongs pile up.
+                self._transport.pause_reading()
+                self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
+            case State.CLOSING:
+                self._prefix = b""
+                self._transport.resume_reading()  # for the answer
+                self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.DONE)
+            case State.CLOSED:
+                self.descriptor = NOWHERE  # soon it is another's
+                self._inbox = None
         return True
 
-    @classmethod
-    def offer_all(cls, frame: EncodedDocument, shard: Shard) -> int:
-        known = cls._known(shard)
-        rider = b""
-        if shard.ping_state is PingState.DUE:
-            rider, shard.ping_state = PING, PingState.NONE
-        if known.plain.connections:
-            known.plain.write(rider + (frame.plain or plain(frame)))
-        if known.deflating.connections:
-            known.deflating.write(rider + deflated(frame))
-        return sum(not connection.offer(frame) for connection in known.others)
-
-    @classmethod
-    def _known(cls, shard: Shard) -> SendPlan[Self]:
-        if shard.known is None:
-            shard.known = plan_sends(cast(Iterable[Self], shard.connections))
-        known: SendPlan[Self] = shard.known
-        return known
-
-    def _changed(self) -> None:
-        """Tell that what is known of the connections it is served with holds no more."""
-        if self.shard is not None:
-            self.shard.known = None
-
-    def _send(self, data: bytes) -> None:
-        """Write to a socket that was not full, with what waits to go first."""
-        if self._rider:
-            data, self._rider = self._rider + data, b""
-        sent = send(self._descriptor, data, len(data), FLAGS)
-        if sent != len(data):
-            self._send_rest(data, sent)
-
-    def _send_rest(self, data: bytes, sent: int) -> None:
-        """Leave the rest to the transport: it meets the same obstacle, and deals with it."""
-        # A view, so that all who are sent the same share its bytes.
-        self._transport.write(memoryview(data)[max(sent, 0) :])
-
-    def pause_writing(self) -> None:
-        self._ready = False
-        self._changed()
-        if self._session is None or self._code != OPEN:
-            return
-        # Who does not read need not be heard: no pongs pile up for a flood of pings.
-        self._transport.pause_reading()
-        self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
-
-    def resume_writing(self) -> None:
-        if self._session is None or self._code != OPEN:
-            return
-        self._cancel_timer()
-        self._transport.resume_reading()
-        self._ready = True
-        self._changed()
-        if self.shard is not None:
-            self.shard.responded.add(
-                self
-            )  # the question may have been behind what it took only now
-        if self._behind:
-            self._behind = False
-            self._catch_up()
-
-    def _catch_up(self) -> None:
-        self._edge.manager.catch_up(self)
+    @property
+    def can_send(self) -> bool:
+        return self._state is State.OPEN
 
     def _arm_timer(self, seconds: float, code: CloseCode) -> None:
-        """Abort with a code unless something happens in time."""
-        self._cancel_timer()
+        """Abort with a code unless the state changes in time."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._time_out, code)
 
@@ -273,73 +201,117 @@ class WebSocketConnection(asyncio.Protocol):
             self._timer = None
 
     def _time_out(self, code: CloseCode) -> None:
-        if self._code == OPEN:
+        if self._code is None:
             self._code = code
         if code is CloseCode.TOO_SLOW:
             self._edge.instruments.send_failures.inc()
         reset(self._transport)
 
-    # -- life and death -------------------------------------------------------------------------
+    # -- sending --------------------------------------------------------------------------------
 
-    @staticmethod
-    def queue_ping(shard: Shard) -> None:
-        """Nothing to do: `offer_all` sees it."""
+    def new_batch(self) -> Batch:
+        return WebSocketBatch()
 
-    @classmethod
-    def flush_ping(cls, shard: Shard) -> None:
-        if shard.ping_state is not PingState.NONE:
-            shard.ping_state = PingState.NONE
-            known = cls._known(shard)
-            known.plain.write(PING)
-            known.deflating.write(PING)
+    def send(self, payload: Payload) -> bool:
+        if self._state is not State.OPEN:
+            self._behind = True
+            return False
+        data = self.compression.form(payload)
+        if self.compression.is_context(payload, data):
+            keep_context([self], self.compression, payload)
+        self._write(data)
+        return True
 
-    def flush(self) -> None:
-        """Send what waits for a frame to go with."""
-        if self._rider:
-            data, self._rider = self._rider, b""
+    def _write(self, data: bytes) -> None:
+        """Write to a socket that is not full, with what waits to go first."""
+        if self._prefix:
+            data, self._prefix = self._prefix + data, b""
+        sent = send(self.descriptor, data, len(data), FLAGS)
+        if sent != len(data):
+            self.send_rest(data, sent)
+
+    def send_rest(self, data: bytes, sent: int) -> None:
+        # The transport meets the same obstacle, and deals with it. A view, so that all who are sent
+        # the same share its bytes.
+        self._transport.write(memoryview(data)[max(sent, 0) :])
+
+    def reply(self, data: bytes) -> None:
+        if self._is_active:  # after a close frame nothing may come
+            opcode = Opcode.BINARY if self._binary else Opcode.TEXT
+            self._write_through(Frame(opcode, data).serialize(mask=False))
+
+    def _write_through(self, data: bytes) -> None:
+        """Write by the transport, which keeps what the socket does not take."""
+        data, self._prefix = self._prefix + data, b""
+        if data:
             self._transport.write(data)
 
-    def give_up(self) -> None:
-        if self._ready:  # or it is full, and on its own clock, or closing
-            self.stop(CloseCode.SILENT)
-            self._transport.abort()  # the word is out; an answer is not to be expected
+    def has_room(self) -> bool:
+        if self._state is not State.FULL:
+            return True
+        self._behind = True  # so that the peer is called
+        return False
+
+    def pause_writing(self) -> None:
+        self._enter(State.FULL)
+
+    def resume_writing(self) -> None:
+        if self._enter(State.OPEN) and self._behind:
+            self._behind = False
+            if self.peer is not None:
+                self.peer.catch_up()
+
+    def ping(self) -> None:
+        if self.can_send:  # else its socket is full, or it is closing, each with its own timer
+            self.awaits_pong = True
+            self._write(PING)
+
+    # -- closing --------------------------------------------------------------------------------
+
+    def abort(self, code: CloseCode) -> None:
+        if self.can_send:
+            self.stop(code)
+            self._transport.abort()  # the close frame is out; no answer is expected
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
-        if self._code != OPEN:
-            return  # it is closing, and on its own clock
-        self._code = code
+        if not self._is_active:
+            return  # it is closing, with its own timer
+        if return_ms is not None and self.peer is not None:
+            self.peer.say_goodbye(code, return_ms)
         if self._inbox is None:
             self._inbox = self._new_inbox()
         self._inbox.close(code, close_reason(return_ms))
-        self.flush()
-        self._transport.write(self._inbox.to_send())
-        self._ready = False
-        self._changed()
-        self._transport.resume_reading()  # for the answer
-        self._arm_timer(CLOSE_FRAME_SECONDS, code)
+        self._write_through(self._inbox.to_send())
+        self._enter(State.CLOSING, code)
+
+    def fail(self, code: CloseCode) -> None:
+        assert self._inbox is not None
+        self._inbox.fail(code)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Uvloop's transports have the methods, though not the base class.
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ready = False
-        self._descriptor = NOWHERE  # soon it is another's
-        self._rider = b""
-        self._cancel_timer()
-        self._inbox = None
-        if self._session is not None:
-            self._edge.door.leave(self._address)
-            self._session = None
-            self._edge.manager.disconnect(self, self._code)
+        self._enter(State.CLOSED)
+        peer, self.peer = self.peer, None
+        if peer is not None:
+            share([self], PLAIN)  # those it shared its context with are one less
+            self._edge.heartbeat.remove(self)
+            self._edge.door.leave(self.client)
+            peer.close(ABNORMAL_CLOSURE if self._code is None else self._code)
+
+    @property
+    def _is_active(self) -> bool:
+        """Whether it is neither closing nor was refused."""
+        return self._state is State.OPEN or self._state is State.FULL
 
     # -- receiving ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        shard = self.shard
-        if shard is None:
+        if self.peer is None:
             return  # refused or ended, and what it says does not count
-        shard.responded.add(self)
+        self.awaits_pong = False
         inbox = self._inbox
         if inbox is None:
             if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
@@ -356,7 +328,8 @@ class WebSocketConnection(asyncio.Protocol):
         for start in range(0, len(data), WS_PIECE):
             seen = inbox.frames
             for message in inbox.receive(data[start : start + WS_PIECE]):
-                self.received(message)
+                if self.peer is not None and self._is_active and not inbox.finished:
+                    self.peer.receive(message)
             self._frames += inbox.frames - seen
             if self._frames > self._edge.max_frames:
                 inbox.fail(CloseCode.TOO_MANY_MESSAGES)
@@ -366,7 +339,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _answer(self, inbox: MessageAssembler) -> None:
         """Write what the parser wants written, and let go of it when it is done."""
         out = inbox.to_send()
-        if out and (self._ready or inbox.finished):
+        if out and (self.can_send or inbox.finished):
             self._transport.write(out)
         if inbox.finished:
             self._finish(inbox.close_code)
@@ -379,19 +352,10 @@ class WebSocketConnection(asyncio.Protocol):
         What it still sends is read until then: closed with that unread, the kernel would answer
         with a reset, and the client might lose the close frame (RFC 6455, 7.1.1).
         """
-        if self._code == OPEN:
-            self._code = code
-        self._ready, self._rider = False, b""  # after a close frame nothing may come
-        self._changed()
-        self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.DONE)
+        self._enter(State.CLOSING, code)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
             self._transport.pause_reading()  # but for a flood the time is not taken
         self._transport.write_eof()
-
-    def received(self, message: str | bytes) -> None:
-        """Take a whole message of the client."""
-        assert self._session is not None
-        self._session.receive(message)
 
     def _new_inbox(self) -> MessageAssembler:
         deflate = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
@@ -402,46 +366,53 @@ class WebSocketConnection(asyncio.Protocol):
     def upgrade(
         self, method: str, target: bytes, fields: Sequence[tuple[bytes, bytes]], peer: str
     ) -> None:
-        """Answer the request of a peer that asks for this connection, be it with a refusal."""
+        """Answer the request of a peer that asks for this connection; it may be refused."""
         request = UpgradeRequest(method, target, fields)
         agreed = self._edge.handshakes.answer(request)
         answer = agreed.answer
         if agreed.accepted:
             try:
-                if method != "GET" or any(name in request for name in _BODY):
-                    raise BadBody("an upgrade is a plain GET without a body")
-                if len(request.get_all(b"host")) != 1:
-                    raise BadBody("a request has one Host")
-                self._session = self._open(request, peer)
+                session = self._admit(request, peer)
             except RoutecastError as error:
                 answer = refuse(error)
-        if self._session is None:
-            self._transport.write(answer)
-            self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.POLICY)
-            self._transport.close()
-            return
-        self._ready = True
-        self._descriptor = descriptor(self._transport)
-        # It may have an answer in it still, of what was asked before: then this pauses.
-        self._transport.set_write_buffer_limits(high=0)
-        self._rider = answer  # one write, and one packet, with the first frame
-        self._inflates, self._deflates = agreed.inflates, agreed.deflates
-        if agreed.subprotocol is not None:
-            self._edge.subprotocols[agreed.subprotocol](self, agreed.remembers)
-            return
-        self._edge.manager.connect(self)
-        self.flush()
+            else:
+                self._open(session, agreed)
+                return
+        self._transport.write(answer)
+        self._enter(State.CLOSING, CloseCode.POLICY)
+        self._transport.close()
 
-    def _open(self, request: UpgradeRequest, peer: str) -> DefaultSession:
+    def _admit(self, request: UpgradeRequest, peer: str) -> DefaultSession:
+        if request.method != "GET" or any(name in request for name in _BODY):
+            raise BadBody("an upgrade is a plain GET without a body")
+        if len(request.get_all(b"host")) != 1:
+            raise BadBody("a request has one Host")
         path, _, query = request.target.partition(b"?")
         if path != PATH:
             shown = path[:200].decode("latin-1")
             raise NotFound(f"there is no WebSocket at {shown!r}; it is at {PATH.decode()}")
         forwarded = request.get_all(b"x-forwarded-for")
-        self._address = limit_key(self._edge.proxies.client_of(peer, forwarded))
+        self.client = limit_key(self._edge.proxies.client_of(peer, forwarded))
         return self._edge.door.open(
             query,
             origin=request.get(b"origin"),
             host=request.get(b"host"),
-            address=self._address,
+            address=self.client,
         )
+
+    def _open(self, session: DefaultSession, agreed: Agreement) -> None:
+        encoding = ENCODINGS.get(agreed.subprotocol or "")
+        self._binary = encoding is not None and encoding.binary
+        self._inflates = agreed.inflates
+        if agreed.deflates:
+            in_context = encoding is not None and agreed.remembers
+            share([self], Compression(in_context=True) if in_context else INDEPENDENT)
+        self._prefix = agreed.answer  # one write, and one packet, with the first message
+        self.descriptor = descriptor(self._transport)
+        self._enter(State.OPEN)
+        # It may hold answers still, to requests of before: then this pauses.
+        self._transport.set_write_buffer_limits(high=0)
+        self.peer = self._edge.peers.peer(self, session, encoding)
+        self._edge.heartbeat.add(self)
+        self.peer.start()
+        self._write_through(b"")

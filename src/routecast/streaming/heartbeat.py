@@ -1,0 +1,122 @@
+"""Heartbeat: a ping to each connection every PING_SECONDS; a connection that is silent is aborted.
+
+It knows nothing of what else connections are sent. They are pinged in slots of at most SLOT_SIZE,
+whose pings are spread over PING_SECONDS: all of them at once, and their pongs, would delay what is
+sent at that moment.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from routecast.ports import Timer, Timers
+from routecast.protocol import CloseCode
+
+# Between two pings to a connection; the first one comes earlier. In seconds.
+PING_SECONDS: Final = 20.0
+# A connection from which nothing came within this time after a ping, in seconds, is aborted.
+PONG_SECONDS: Final = 7.0
+# At most this number of connections is pinged at once.
+SLOT_SIZE: Final = 500
+# At most this number is aborted before others get a turn on the event loop.
+ABORT_BATCH: Final = 50
+# The golden ratio: its multiples, without their whole part, are spread evenly, however many.
+_RATIO: Final = 0.618_034
+
+
+class PingedConnection(Protocol):
+    """A connection whose client answers pings."""
+
+    # Whether nothing came since the last ping. The connection resets it when anything comes.
+    awaits_pong: bool
+
+    def ping(self) -> None:
+        """Send a ping and set `awaits_pong`, unless the socket is full or it is closing."""
+        ...
+
+    def abort(self, code: CloseCode) -> None:
+        """End the connection at once, unless the socket is full or it is closing."""
+        ...
+
+
+class _Slot:
+    """Connections that are pinged together."""
+
+    __slots__ = ("connections", "due", "timer")
+
+    def __init__(self, due: float) -> None:
+        # A dict keeps the order in which they came, and forgets one of them in no time.
+        self.connections: dict[PingedConnection, None] = {}
+        self.due = due  # its next ping, on the clock of the timers
+        self.timer: Timer | None = None
+
+
+class Heartbeat:
+    """Pings connections from `add` to `remove`. While there are none, nothing runs."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._slots: list[_Slot] = []
+        self._made = 0  # slots, ever
+
+    def add(self, connection: PingedConnection) -> None:
+        """Ping a connection from now on, the first time within PING_SECONDS."""
+        for slot in self._slots:
+            if len(slot.connections) < SLOT_SIZE:
+                break
+        else:
+            slot = self._new_slot()
+        slot.connections[connection] = None
+
+    def _new_slot(self) -> _Slot:
+        now = self._timers.now()
+        self._made += 1
+        slot = _Slot(now + PING_SECONDS * (1 - self._made * _RATIO % 1))
+        self._slots.append(slot)
+        slot.timer = self._timers.call_at(slot.due, self._ping, slot)
+        return slot
+
+    def remove(self, connection: PingedConnection) -> None:
+        """Ping a connection no more; does nothing where it is not pinged."""
+        for slot in self._slots:
+            if connection in slot.connections:
+                del slot.connections[connection]
+                if not slot.connections:
+                    self._drop(slot)
+                return
+
+    def _drop(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        if slot.timer is not None:
+            slot.timer.cancel()
+
+    def _ping(self, slot: _Slot) -> None:
+        now = self._timers.now()
+        slot.due = now + PING_SECONDS
+        # What has come in by the check is read before it is judged: hence two timers.
+        slot.timer = self._timers.call_at(now + PONG_SECONDS, self._check, slot)
+        for connection in slot.connections:
+            connection.ping()
+
+    def _check(self, slot: _Slot) -> None:
+        slot.timer = self._timers.call_at(self._timers.now(), self._judge, slot)
+
+    def _judge(self, slot: _Slot) -> None:
+        slot.timer = self._timers.call_at(slot.due, self._ping, slot)
+        self._abort([each for each in slot.connections if each.awaits_pong])
+        self._merge(slot)
+
+    def _abort(self, silent: Sequence[PingedConnection]) -> None:
+        for connection in silent[:ABORT_BATCH]:
+            if connection.awaits_pong:
+                connection.abort(CloseCode.SILENT)
+        if rest := silent[ABORT_BATCH:]:
+            self._timers.call_at(self._timers.now(), self._abort, rest)
+
+    def _merge(self, slot: _Slot) -> None:
+        """Have connections of a slot pinged with those of another, where there is room for all."""
+        for other in self._slots:
+            size = len(slot.connections) + len(other.connections)
+            if other is not slot and size <= SLOT_SIZE and other.due <= slot.due:
+                other.connections.update(slot.connections)
+                self._drop(slot)
+                return

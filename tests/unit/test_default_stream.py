@@ -1,0 +1,374 @@
+"""The default stream: the whole document at once, and then every interval, changed or not."""
+
+import asyncio
+import json
+from itertools import pairwise
+
+import pytest
+
+from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.document import EncodedDocument
+from routecast.core.payload import Payload
+from routecast.core.view import View
+from routecast.protocol import Source
+from routecast.streaming.channels import MAX_COALESCED
+from routecast.streaming.delivery import QUANTA
+from tests.support.clock import HeldClock
+from tests.support.fanout import CLIENT, FAST, FakeConnection, FanoutHarness
+
+OTHER_CLIENT = "192.0.2.2"
+FEW = View(fields=("total_decisions", "cost"))
+
+
+@pytest.fixture
+def fanout(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
+    """No client is connected."""
+    return FanoutHarness(store, cache, clock)
+
+
+class TimedConnection(FakeConnection):
+    """A connection that notes when it was sent what."""
+
+    def __init__(self, fanout: FanoutHarness, client: str = CLIENT) -> None:
+        super().__init__(client)
+        self.times: list[float] = []
+        self._fanout = fanout
+
+    def send(self, payload: Payload) -> bool:
+        if self.is_open:
+            self.times.append(round(self._fanout.seconds, 6))
+        return super().send(payload)
+
+    def gaps(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.times)]
+
+
+# -- the first document -------------------------------------------------------------------------
+
+
+async def test_the_first_document_comes_at_once(fanout: FanoutHarness) -> None:
+    """With no tick, and with no service running."""
+    connection = fanout.connect(interval=60)
+    assert connection.counts() == [0]
+
+
+async def test_the_first_tick_is_an_interval_after_the_first_document(
+    fanout: FanoutHarness,
+) -> None:
+    """Or up to a twentieth of it sooner, which lets those who come together share a tick."""
+    async with fanout.running():
+        for interval in (0.1, 0.3, 1.0, 5.0, 7.3, 60.0):
+            for moment in (0.0, 0.01, 0.13, 0.77):
+                await fanout.go(moment)
+                connection = TimedConnection(fanout)
+                fanout.connect(interval, connection=connection)
+                await fanout.go(interval)
+                first, second = connection.times
+                quantum = max(0.05, interval / QUANTA)
+                assert interval - quantum - 1e-6 <= second - first <= interval + 1e-6
+                connection.close()
+
+
+async def test_a_crowd_without_live_state_asks_the_engines_once(fanout: FanoutHarness) -> None:
+    """All that come while nothing is live get the first document as soon as there is one."""
+    fanout.source = Source.CACHE
+    connections = [fanout.connect(60) for _ in range(300)]
+    assert not any(connection.sent for connection in connections)
+    async with fanout.running():
+        await fanout.settle()
+    assert all(connection.counts() == [0] for connection in connections)
+    assert fanout.reads == 1
+    assert fanout.count("renders") == 1
+
+
+async def test_a_client_that_left_while_it_waited_gets_nothing(fanout: FanoutHarness) -> None:
+    """And the others do."""
+    fanout.source = Source.CACHE
+    gone, stays = fanout.connect(60), fanout.connect(60)
+    gone.close()
+    async with fanout.running():
+        await fanout.settle()
+    assert (gone.sent, stays.counts()) == ([], [0])
+
+
+# -- ticks --------------------------------------------------------------------------------------
+
+
+async def test_documents_come_changed_or_not(fanout: FanoutHarness) -> None:
+    """Every interval, with a new timestamp; a commit is shown by the next tick, not at once."""
+    connection = TimedConnection(fanout)
+    fanout.connect(5, connection=connection)
+    async with fanout.running():
+        await fanout.go(12)
+        fanout.commit()
+        await fanout.go(1)
+        assert connection.counts() == [0, 0, 0]
+        await fanout.go(7)
+    assert connection.counts() == [0, 0, 0, 1, 1]
+    assert connection.times == [0, 5, 10, 15, 20]
+    timestamps = [json.loads(payload.body)["timestamp"] for payload in connection.sent]
+    assert len(set(timestamps)) == 5
+
+
+async def test_equal_views_are_rendered_once(fanout: FanoutHarness) -> None:
+    """However many connections share one; and those that share a tick get the very same bytes."""
+    connections = [fanout.connect() for _ in range(1_200)]
+    others = [fanout.connect(view=FEW) for _ in range(3)]
+    async with fanout.running():
+        await fanout.settle()
+        assert fanout.count("renders") == 2
+        for number in range(1, 4):
+            fanout.commit()
+            await fanout.go(FAST)
+            assert {connection.counts()[-1] for connection in connections} == {number}
+            assert len({id(connection.sent[-1]) for connection in connections}) == 1
+            assert len({id(connection.sent[-1]) for connection in others}) == 1
+    assert fanout.count("renders") == 2 * 4
+
+
+async def test_a_long_round_gives_others_turns(
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock
+) -> None:
+    """Between two batches, all that waits for the event loop gets it."""
+    fanout = FanoutHarness(store, cache, clock, batch_size=10)
+    turns: set[int] = set()
+    turn = 0
+
+    class Noting(FakeConnection):
+        def send(self, payload: Payload) -> bool:
+            turns.add(turn)
+            return super().send(payload)
+
+    for _ in range(100):
+        fanout.connect(connection=Noting())
+    turns.clear()
+    async with fanout.running():
+        fanout.timers.go_to(fanout.timers.moment + FAST)
+        while fanout.is_busy():
+            await asyncio.sleep(0)
+            turn += 1
+    assert len(turns) == 10
+
+
+async def test_a_sooner_tick_is_not_kept_waiting(fanout: FanoutHarness) -> None:
+    """A client with a short interval comes while the next tick is far away."""
+    async with fanout.running():
+        fanout.connect(60)
+        await fanout.settle()
+        soon = fanout.connect(FAST)
+        await fanout.go(3.5 * FAST)
+        assert len(soon.sent) == 4
+
+
+async def test_a_late_tick_is_merged_with_the_next(fanout: FanoutHarness) -> None:
+    """After a hold-up there is one document, not all that were missed; and then the interval."""
+    connection = TimedConnection(fanout)
+    fanout.connect(1, connection=connection)
+    async with fanout.running():
+        await fanout.go(1)
+        fanout.timers.go_to(fanout.timers.moment + 5.3)
+        await fanout.settle()
+        assert connection.times == [0, 1, 6.3]
+        await fanout.go(2)
+    assert connection.times == [0, 1, 6.3, 7, 8]
+    assert fanout.count("ticks_merged") == 4
+
+
+async def test_who_comes_during_a_round_is_not_served_by_it(
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock
+) -> None:
+    """It has its first document, which may be newer than the round's."""
+    fanout = FanoutHarness(store, cache, clock, batch_size=2)
+    late: list[FakeConnection] = []
+
+    class Welcoming(FakeConnection):
+        def send(self, payload: Payload) -> bool:
+            if self.sent and not late:
+                fanout.commit()
+                late.append(fanout.connect())
+            return super().send(payload)
+
+    connections = [fanout.connect(connection=Welcoming()) for _ in range(6)]
+    async with fanout.running():
+        await fanout.go(FAST)
+        assert late[0].counts() == [1]
+        assert all(connection.counts() == [0, 0] for connection in connections)
+        await fanout.go(FAST)
+        assert late[0].counts() == [1, 1]
+
+
+async def test_no_client_is_always_last(
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock
+) -> None:
+    """A round begins with any of the batches, and a batch with any of its connections."""
+    fanout = FanoutHarness(store, cache, clock, batch_size=2)
+    firsts: dict[Payload, FakeConnection] = {}
+
+    class Noted(FakeConnection):
+        def send(self, payload: Payload) -> bool:
+            firsts.setdefault(payload, self)
+            return super().send(payload)
+
+    connections = [fanout.connect(connection=Noted()) for _ in range(6)]
+    firsts.clear()
+    async with fanout.running():
+        for _ in range(200):
+            await fanout.go(FAST)
+    assert set(firsts.values()) == set(connections)
+
+
+async def test_the_error_document_keeps_the_connection(fanout: FanoutHarness) -> None:
+    """When no source can answer, each tick says so; then numbers come again."""
+    connection = fanout.connect(1)
+    async with fanout.running():
+        fanout.source = None
+        await fanout.go(2)
+        late = fanout.connect(1)
+        await fanout.settle()
+        fanout.source = Source.DATABASE
+        await fanout.go(1)
+    bodies = [json.loads(payload.body) for payload in connection.sent]
+    assert ["error" in body for body in bodies] == [False, True, True, False]
+    assert bodies[1]["error"] == "Failed to fetch metrics"
+    assert ["error" in json.loads(payload.body) for payload in late.sent] == [True, False]
+    assert isinstance(connection.sent[1], EncodedDocument)
+    assert connection.sent[1].position is None
+
+
+# -- slow clients -------------------------------------------------------------------------------
+
+
+async def test_a_full_socket_is_skipped_and_catches_up(fanout: FanoutHarness) -> None:
+    """However many documents it missed, it gets the last one, once, as soon as it has drained."""
+    slow, quick = fanout.connect(), fanout.connect()
+    slow.is_open = False
+    async with fanout.running():
+        for _ in range(3):
+            fanout.commit()
+            await fanout.go(FAST)
+        assert (slow.counts(), quick.counts()) == ([0], [0, 1, 2, 3])
+        slow.drain()
+        assert slow.counts() == [0, 3]
+        assert slow.sent[-1] is quick.sent[-1]
+        await fanout.go(FAST)
+        assert slow.counts() == [0, 3, 3]
+    assert fanout.count("frames_conflated") == 3
+
+
+async def test_a_client_whose_first_document_was_skipped_gets_it(fanout: FanoutHarness) -> None:
+    """Where the socket was full from the start, with answers of before."""
+    connection = FakeConnection()
+    connection.is_open = False
+    fanout.connect(60, connection=connection)
+    assert not connection.sent
+    connection.drain()
+    assert connection.counts() == [0]
+
+
+# -- phases -------------------------------------------------------------------------------------
+
+
+async def test_phases_draw_together(fanout: FanoutHarness) -> None:
+    """By a quantum an interval, until all are served at once; no client misses a document by it."""
+    connections = []
+    async with fanout.running():
+        for number in range(7):
+            await fanout.go_to(number * 0.7)
+            connections.append(TimedConnection(fanout))
+            fanout.connect(5, connection=connections[-1])
+        await fanout.go_to(130)
+        times = [connection.times for connection in connections]
+        assert {each[-1] for each in times} == {130.0}
+        assert fanout.timers.pending() == [fanout.timers.moment + 5]
+    for connection in connections:
+        assert min(connection.gaps()) >= 5 - 2 * 5 / QUANTA - 1e-6
+        assert max(connection.gaps()) <= 5 + 1e-6
+        assert len(connection.sent) >= (130 - connection.times[0]) // 5
+
+
+async def test_crowds_stay_apart(fanout: FanoutHarness) -> None:
+    """Phases that are too many together keep their own ticks."""
+    fanout.manager._limit = 10**6
+    async with fanout.running():
+        for _ in range(MAX_COALESCED // 2 + 1):
+            fanout.connect(5)
+        await fanout.go_to(0.3)
+        for _ in range(MAX_COALESCED // 2):
+            fanout.connect(5)
+        await fanout.go_to(20)
+        assert len(fanout.timers.pending()) == 2
+
+
+async def test_a_client_that_was_skipped_catches_up_though_its_phase_moved(
+    fanout: FanoutHarness,
+) -> None:
+    """With the document that it was skipped by, though its channel is one with another now."""
+    async with fanout.running():
+        first = fanout.connect(5)
+        await fanout.go_to(0.3)
+        slow = fanout.connect(5)
+        await fanout.go_to(5.01)
+        fanout.commit()
+        slow.is_open = False
+        await fanout.go_to(9)
+        assert first.counts() == [0, 0]
+        slow.drain()
+        assert slow.counts() == [0, 1]
+
+
+async def test_who_comes_after_all_have_gone_is_served(fanout: FanoutHarness) -> None:
+    """A channel that was left is not joined again, whatever its phase was."""
+    async with fanout.running():
+        for _ in range(4):
+            connection = fanout.connect()
+            await fanout.go(2 * FAST)
+            assert len(connection.sent) >= 2
+            connection.close()
+            await fanout.go(0.07)
+        assert not fanout.timers.pending()
+
+
+# -- rendering time -----------------------------------------------------------------------------
+
+
+async def test_a_greedy_client_gets_a_longer_interval(fanout: FanoutHarness) -> None:
+    """Until it may have documents rendered again; the plain stream goes on at its interval."""
+    greedy, plain = TimedConnection(fanout), TimedConnection(fanout)
+    async with fanout.running():
+        fanout.connect(1, FEW, connection=greedy)
+        fanout.connect(1, connection=plain)
+        await fanout.settle()
+        fanout.budget.charge(CLIENT, 0.8, fanout.timers.now())
+        wait = fanout.budget.wait(CLIENT, fanout.timers.now())
+        assert wait > 2
+        fanout.commit()
+        await fanout.go(6)
+    assert plain.times == [0, 1, 2, 3, 4, 5, 6]
+    assert wait <= greedy.times[1] < wait + 1
+    assert greedy.counts()[1] == 1
+    assert fanout.count("ticks_stretched") > 0
+
+
+async def test_a_view_is_paid_for_by_any_of_its_clients(fanout: FanoutHarness) -> None:
+    """A client that used up its time does not slow down what another one asks for, too."""
+    async with fanout.running():
+        greedy = fanout.connect(1, FEW)
+        fanout.connect(1, FEW, client=OTHER_CLIENT)
+        await fanout.settle()
+        fanout.budget.charge(CLIENT, 1_000, fanout.timers.now())
+        for number in range(1, 3):
+            fanout.commit()
+            await fanout.go(1)
+            assert greedy.counts()[-1] == number
+
+
+async def test_a_view_that_takes_long_to_render_is_waited_for(fanout: FanoutHarness) -> None:
+    """Its tick is late by that; the ticks after it come at the interval again."""
+    connection = TimedConnection(fanout)
+    async with fanout.running():
+        fanout.connect(1, FEW, connection=connection)
+        await fanout.settle()
+        fanout.commit(*({"strategy": f"s{number}"} for number in range(2_000)))
+        await fanout.go(3)
+    assert connection.counts() == [0, 2_000, 2_000, 2_000]

@@ -1,0 +1,245 @@
+"""A WebSocket connection on its transport: its states, and what each event does in each of them."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+
+import pytest
+from websockets.client import ClientProtocol
+from websockets.frames import Close, Frame, Opcode
+from websockets.frames import CloseCode as WireCode
+from websockets.uri import parse_uri
+
+from routecast.adapters.clock import SystemTimers
+from routecast.core.default_session import DefaultSession
+from routecast.core.message import Encoding
+from routecast.core.payload import Payload
+from routecast.core.sites import Sites
+from routecast.edge.admission import AdmissionControl
+from routecast.edge.ws.connection import NEXT, State, WebSocketConnection, WebSocketEdge
+from routecast.instruments import Instruments
+from routecast.ports import Connection
+from routecast.protocol import CloseCode
+from routecast.services.renders import Renders
+from routecast.streaming.connections import ConnectionManager
+from routecast.streaming.heartbeat import Heartbeat
+from routecast.streaming.peers import Peer, Peers
+from tests.support.running_services import PATIENCE, until
+
+LARGE = Payload(b"x" * 4_000_000)
+
+
+class NotingPeer:
+    """Notes what the connection tells it (`peers.Peer`)."""
+
+    def __init__(self, manager: ConnectionManager, connection: Connection) -> None:
+        self._manager = manager
+        self._connection = connection
+        self.received: list[str | bytes] = []
+        self.caught_up = 0
+        self.closed: int | None = None
+
+    def start(self) -> None:
+        self._manager.connect(self._connection)
+
+    def receive(self, message: str | bytes) -> None:
+        self.received.append(message)
+
+    def catch_up(self) -> None:
+        self.caught_up += 1
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        """Say nothing."""
+
+    def close(self, code: int) -> None:
+        self.closed = code
+        self._manager.disconnect(self._connection, code)
+
+
+class NotingPeers(Peers):
+    """Makes peers that note what they are told."""
+
+    def __init__(self, manager: ConnectionManager) -> None:
+        self.manager = manager
+
+    def peer(
+        self, connection: Connection, session: DefaultSession, encoding: Encoding | None
+    ) -> Peer:
+        return NotingPeer(self.manager, connection)
+
+
+class Client:
+    """A client, and the server's connection to it."""
+
+    def __init__(self, connection: WebSocketConnection, reader: socket.socket) -> None:
+        self.connection = connection
+        self._socket = reader
+        self._protocol = ClientProtocol(parse_uri("ws://localhost/ws/metrics"), max_size=None)
+
+    @property
+    def peer(self) -> NotingPeer:
+        return cast(NotingPeer, self.connection.peer)
+
+    async def upgrade(self) -> None:
+        """Shake hands."""
+        request = self._protocol.connect()
+        fields = [
+            (name.lower().encode(), value.encode()) for name, value in request.headers.raw_items()
+        ]
+        self._protocol.send_request(request)
+        self._protocol.data_to_send()
+        self.connection.upgrade("GET", b"/ws/metrics", fields, "192.0.2.1")
+        await self.read(1)
+
+    async def read(self, count: int) -> list[Any]:
+        """Return the next events, at least so many."""
+        loop, events = asyncio.get_running_loop(), []
+        async with asyncio.timeout(PATIENCE):
+            while len(events) < count:
+                data = await loop.sock_recv(self._socket, 2**16)
+                if not data:
+                    break
+                self._protocol.receive_data(data)
+                events += self._protocol.events_received()
+        return events
+
+    async def send(self, act: Callable[[ClientProtocol], None]) -> None:
+        """Send what comes of acting on the protocol."""
+        act(self._protocol)
+        data = b"".join(self._protocol.data_to_send())
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    async def fill(self) -> None:
+        """Have the server send more than the socket holds."""
+        self.connection.send(LARGE)
+        await until(lambda: state_of(self.connection) is State.FULL)
+
+
+def state_of(connection: WebSocketConnection) -> State:
+    return connection._state
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    """A client that is not connected yet."""
+    instruments = Instruments()
+    manager = ConnectionManager(instruments, limit=10)
+    admits_all = cast(Renders, type("", (), {"admit": lambda *_: None})())
+    door = AdmissionControl(manager, admits_all, interval=5, sites=Sites(), max_per_address=0)
+    edge = WebSocketEdge(
+        NotingPeers(manager), door, Heartbeat(SystemTimers()), instruments, compress=False
+    )
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    transport, connection = await asyncio.get_running_loop().connect_accepted_socket(
+        edge.protocol, ours
+    )
+    yield Client(connection, theirs)
+    transport.abort()
+    theirs.close()
+    await until(lambda: state_of(connection) is State.CLOSED)
+
+
+def test_the_table_of_states() -> None:
+    """Each state leads to the end, which leads nowhere; and no state leads back to the start."""
+    assert set(NEXT) == set(State)
+    for state in State:
+        assert (State.CLOSED in NEXT[state]) is (state is not State.CLOSED)
+        assert State.CONNECTING not in NEXT[state]
+    assert NEXT[State.CLOSING] == {State.CLOSED}
+
+
+async def test_a_full_socket_is_skipped_until_it_has_drained(client: Client) -> None:
+    """Then the peer is called, once, if anything was skipped."""
+    await client.upgrade()
+    connection, peer = client.connection, client.peer
+    await client.fill()
+    assert not connection.can_send
+    assert not connection.has_room()
+    await client.read(1)
+    await until(lambda: connection.can_send)
+    assert peer.caught_up == 1
+    await client.fill()
+    await client.read(1)
+    await until(lambda: connection.can_send)
+    assert peer.caught_up == 1
+    await client.fill()
+    assert not connection.send(Payload(b"skipped"))
+    await client.read(1)
+    await until(lambda: peer.caught_up == 2)
+
+
+async def test_nothing_is_sent_after_a_close_frame(client: Client) -> None:
+    """No payload, reply or ping; and what the client says meanwhile does not count."""
+    await client.upgrade()
+    connection, peer = client.connection, client.peer
+    connection.stop(CloseCode.RESTART)
+    connection.stop(CloseCode.SILENT)
+    assert not connection.send(Payload(b"late"))
+    connection.reply(b"late")
+    connection.ping()
+    connection.abort(CloseCode.SILENT)
+    assert state_of(connection) is State.CLOSING
+    (closing,) = await client.read(1)
+    assert Close.parse(closing.data).code == CloseCode.RESTART
+    await until(lambda: peer.closed is not None)
+    assert peer.closed == CloseCode.RESTART
+    assert await client.read(1) == []
+
+
+async def test_a_client_that_closes_is_answered(client: Client) -> None:
+    """With its own code, which is the one that is counted."""
+    await client.upgrade()
+    peer = client.peer
+    await client.send(lambda protocol: protocol.send_close(WireCode.GOING_AWAY))
+    (closing,) = await client.read(1)
+    assert (closing.opcode, Close.parse(closing.data).code) == (Opcode.CLOSE, 1001)
+    await client.send(lambda protocol: protocol.send_eof())
+    client._socket.shutdown(socket.SHUT_WR)
+    await until(lambda: peer.closed is not None)
+    assert peer.closed == CloseCode.GOING_AWAY
+
+
+async def test_pings_are_answered_or_the_connection_is_aborted(client: Client) -> None:
+    """Anything that comes is an answer; one whose socket is full is not judged."""
+    await client.upgrade()
+    connection, peer = client.connection, client.peer
+    connection.ping()
+    assert connection.awaits_pong
+    (ping,) = await client.read(1)
+    assert ping.opcode is Opcode.PING
+    await client.send(lambda protocol: None)  # the pong
+    await until(lambda: not connection.awaits_pong)
+    await client.fill()
+    connection.ping()
+    connection.abort(CloseCode.SILENT)
+    assert not connection.awaits_pong
+    assert state_of(connection) is State.FULL
+    await client.read(1)
+    await until(lambda: connection.can_send)
+    connection.abort(CloseCode.SILENT)
+    (closing,) = await client.read(1)
+    assert Close.parse(closing.data).code == CloseCode.SILENT
+    await until(lambda: peer.closed == CloseCode.SILENT)
+
+
+async def test_a_refused_client_has_no_peer(client: Client) -> None:
+    """It is answered by HTTP, and what it sends then is not looked at."""
+    connection = client.connection
+    connection.upgrade("GET", b"/elsewhere", [(b"host", b"localhost")], "192.0.2.1")
+    assert state_of(connection) is State.CLOSING
+    assert connection.peer is None
+    connection.data_received(Frame(Opcode.TEXT, b"{}").serialize(mask=True))
+    await until(lambda: state_of(connection) is State.CLOSED)
+
+
+async def test_a_reset_ends_every_state(client: Client) -> None:
+    """Also a connection whose socket is full; the peer is told once."""
+    await client.upgrade()
+    peer = client.peer
+    await client.fill()
+    client._socket.close()
+    await until(lambda: peer.closed is not None)
+    assert peer.closed == 1006
+    assert client.connection.peer is None
