@@ -36,7 +36,7 @@ LATER: Final = {
 }
 
 # Documents, beside those in `docs/topics/`, that name files of the source.
-ABOUT_THE_CODE: Final = ("ARCHITECTURE.md",)
+ABOUT_THE_CODE: Final = ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/conformance.md")
 
 
 def rows(document: str) -> list[list[str]]:
