@@ -22,6 +22,7 @@ from benchmarks.soak import soak
 from benchmarks.stalled import stalled
 from benchmarks.subscriptions import browsers, deltas, views
 from benchmarks.totals import totals
+from benchmarks.warm import warm
 
 BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "batches": batches,
@@ -31,6 +32,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "freshness": freshness,
     "fanout": fanout,
     "twins": twins,
+    "warm": warm,
     "views": views,
     "browsers": browsers,
     "deltas": deltas,

@@ -1,5 +1,6 @@
 """Processes: what they cost in time and memory, as Linux tells it (proc(5))."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -9,6 +10,16 @@ def cpu_seconds(pid: int) -> float:
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     own = sum(int(thread.read_text().split()[0]) for thread in threads)
     return own / 1e9 + sum(map(cpu_seconds, _children(pid)))
+
+
+def busy_seconds(core: int) -> float:
+    """Return how long a core was not idle since the start, in hundredths of a second."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *times = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _waiting, interrupts, soft = map(int, times[:7])
+            return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+    raise ValueError(f"there is no core {core}")
 
 
 def unique_bytes(pid: int) -> int:

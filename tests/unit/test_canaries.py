@@ -1,0 +1,98 @@
+"""Canaries: what the server uses of libraries beyond their documentation is as it was.
+
+`pyproject.toml` has an upper bound for each of these libraries. Where a new version fails here,
+look at each place that is named, mend it, and raise the bound.
+"""
+
+import inspect
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol, Side, State
+from websockets.streams import StreamReader
+
+PYPROJECT: Final = Path(__file__).parents[2] / "pyproject.toml"
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "websockets"])
+def test_each_library_has_an_upper_bound(library: str) -> None:
+    """In what the server needs; and the version that is installed keeps to it."""
+    project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
+    (needed,) = (
+        each for each in project["optional-dependencies"]["server"] if each.startswith(library)
+    )
+    bound = tuple(map(int, needed.partition("<")[2].split(".")))
+    installed = tuple(map(int, version(library).split(".")[: len(bound)]))
+    assert installed < bound
+
+
+def test_the_parser_of_websockets_rests_where_a_frame_begins() -> None:
+    """`edge/ws/messages.py`, `MessageAssembler.idle`: else each connection kept its parser."""
+    protocol = Protocol(Side.SERVER, state=State.OPEN)
+    data = Frame(Opcode.TEXT, b"{}").serialize(mask=True)
+    parser: Any = protocol.parser
+    for size in range(len(data)):
+        protocol.receive_data(data[size : size + 1])
+        is_whole = size == len(data) - 1
+        protocol.events_received()
+        waits_for = parser.gi_yieldfrom.gi_code
+        assert (waits_for is StreamReader.at_eof.__code__) is is_whole
+    assert protocol.current_size is None
+    assert protocol.eof_sent is False
+    assert protocol.close_rcvd is protocol.close_sent is None
+
+
+def test_what_the_http_protocol_of_uvicorn_has() -> None:
+    """`edge/http/http_protocol.py`: methods it overrides or calls, and attributes it sets."""
+    methods = {
+        "connection_made": ["transport"],
+        "connection_lost": ["exc"],
+        "data_received": ["data"],
+        "on_message_begin": [],
+        "on_header": ["name", "value"],
+        "on_headers_complete": [],
+        "on_body": ["body"],
+        "on_message_complete": [],
+        "on_response_complete": [],
+        "shutdown": [],
+        "pause_writing": [],
+        "resume_writing": [],
+        "_start_asgi_task": ["cycle", "app"],
+    }
+    for name, parameters in methods.items():
+        found = inspect.signature(getattr(HttpToolsProtocol, name))
+        assert list(found.parameters) == ["self", *parameters], name
+    source = inspect.getsource(HttpToolsProtocol.__init__)
+    for attribute in (
+        *("access_log", "access_logger", "app", "app_state", "asgi_version", "config"),
+        *("connections", "cycle", "expect_100_continue", "flow", "headers", "logger", "loop"),
+        *("parser", "pipeline", "root_path", "scheme", "scope", "server", "server_state"),
+        *("transport", "ws_protocol_class"),
+    ):
+        assert f"self.{attribute}" in source, attribute
+
+
+def test_what_a_request_of_uvicorn_has() -> None:
+    """`edge/http/http_protocol.py`, `Cycle`: how it is made, and what is read and set of it."""
+    parameters = list(inspect.signature(RequestResponseCycle.__init__).parameters)
+    assert parameters == [
+        "self",
+        *("scope", "transport", "flow", "logger", "access_logger", "access_log"),
+        *("default_headers", "message_event", "expect_100_continue", "keep_alive", "on_response"),
+    ]
+    source = inspect.getsource(RequestResponseCycle)
+    for attribute in (
+        *("body", "chunked_encoding", "disconnected", "expected_content_length", "keep_alive"),
+        *("message_event", "response_complete", "response_started"),
+    ):
+        assert f"self.{attribute}" in source, attribute
+    assert {"pause_reading", "resume_reading", "write_paused"} <= {
+        *vars(FlowControl),
+        *inspect.getsource(FlowControl.__init__).replace("self.", " ").split(),
+    }
