@@ -1,4 +1,4 @@
-"""Lookbacks: the past is told when there is room, in turn, and goes on while it is wanted."""
+"""History subscriptions: answers come in turn, when there is room, and go on while followed."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ class AskingConnection(FakeConnection):
     def waits(self) -> bool:
         """Whether a history waits for room."""
         assert isinstance(self.peer, V1Peer)
-        return self.peer.waits
+        return self.peer.has_pending
 
 
 class Past:
@@ -48,8 +48,8 @@ class Past:
         self.clock = clock
         self.changes = DirtyMinutes()
         self.history = HistoryService(store, hall.reading, self.changes, clock)
-        self.lookbacks = HistorySubscriptions(self.history)
-        hall.serve_history(self.lookbacks)
+        self.subscriptions = HistorySubscriptions(self.history)
+        hall.serve_history(self.subscriptions)
 
     def connect(self) -> AskingConnection:
         """Return a new connection."""
@@ -130,9 +130,9 @@ async def test_a_connection_that_ends_lets_go(line: AskingConnection, past: Past
         line.ask(id=identity, type="history", follow=True)
     await until(lambda: line.waits)
     line.close()
-    await until(lambda: not past.lookbacks._tasks)
-    assert not past.lookbacks._followed
-    assert not past.lookbacks._open
+    await until(lambda: not past.subscriptions._tasks)
+    assert not past.subscriptions._followed
+    assert not past.subscriptions._open
 
 
 async def test_what_follows_comes_with_the_live_numbers(line: AskingConnection, past: Past) -> None:
@@ -140,7 +140,7 @@ async def test_what_follows_comes_with_the_live_numbers(line: AskingConnection, 
     line.ask(id="main", type="subscribe", interval=60)
     line.ask(id="h1", type="history", follow=True, points=100)
     await until(lambda: line.told() == ["h1"])
-    async with running(past.lookbacks.run()):
+    async with running(past.subscriptions.run()):
         past.commit(NOW)  # in the bucket that runs: it is told with the next one
         await settled(lambda: line.told() == ["h1"])
         past.commit(NOW - 3 * MINUTE)
@@ -168,7 +168,7 @@ async def test_the_live_numbers_of_what_waited_for_room_come_with_it(
     line.ask(id="main", type="subscribe", interval=60)
     line.ask(id="h1", type="history", follow=True, points=100)
     await until(lambda: line.told() == ["h1"])
-    async with running(past.lookbacks.run()):
+    async with running(past.subscriptions.run()):
         line.is_open = False
         past.commit(NOW - 3 * MINUTE)
         await until(lambda: line.waits)
@@ -187,7 +187,7 @@ async def test_a_bucket_that_closes_is_told_at_a_position_that_was_told_before(
     line.ask(id="main", type="subscribe", interval=60)
     line.ask(id="h1", type="history", follow=True, points=100)
     await until(lambda: line.told() == ["h1"])
-    async with running(past.lookbacks.run()):
+    async with running(past.subscriptions.run()):
         past.commit(NOW - 3 * MINUTE)
         await until(lambda: line.told() == ["h1"] * 2)
         past.clock.moment += MINUTE
@@ -204,7 +204,7 @@ async def test_who_asks_the_same_shares_the_answer(past: Past) -> None:
     for number, line in enumerate(lines):
         line.ask(id=f"h{number}", type="history", follow=True)
     await until(lambda: all(line.told() for line in lines))
-    assert len(past.lookbacks._kept) == 1
+    assert len(past.subscriptions._encoded) == 1
 
 
 async def test_an_error_is_told_and_frees_the_id(

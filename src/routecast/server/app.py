@@ -296,8 +296,8 @@ class Services:
             self.manager, self.latest, self.renders, engines.clock, timers, self.instruments
         )
         self.admission = HistoryLimits()
-        self.lookbacks = HistorySubscriptions(self.history, self.admission)
-        self.peers = Peers(self.manager, self.channels, self.lookbacks, timers)
+        self.history_subscriptions = HistorySubscriptions(self.history, self.admission)
+        self.peers = Peers(self.manager, self.channels, self.history_subscriptions, timers)
         self.websockets = WebSocketEdge(
             self.peers,
             self.door,
@@ -332,7 +332,7 @@ class Services:
                 await stack.enter_async_context(start("census", self.census.run))
             await stack.enter_async_context(start("renders", self.renders.run))
             await stack.enter_async_context(start("channels", self.channels.run))
-            await stack.enter_async_context(start("lookbacks", self.lookbacks.run))
+            await stack.enter_async_context(start("histories", self.history_subscriptions.run))
             stack.push_async_callback(self.manager.close, STREAMS_CLOSE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOADED_SECONDS):

@@ -1,6 +1,6 @@
-"""Lookbacks: the past, for those who ask for it over routecast.v1, and how it goes on.
+"""History subscriptions: histories that clients of routecast.v1 ask for or follow.
 
-One is answered after the other on each connection, and none while the last answer waits for room.
+A connection gets one answer after the other, and none while the last answer waits for room.
 """
 
 import asyncio
@@ -26,178 +26,180 @@ MAX_KEPT_ENCODED: Final = 64
 
 
 class Histories(Protocol):
-    """Where the past is told (`history.HistoryService`)."""
+    """Where histories are read (`history.HistoryService`)."""
 
     async def answer(self, query: HistoryQuery) -> HistoryResponse:
         """Return a query's answer. Raises BadParameter, Unavailable."""
         ...
 
     async def follow(self, query: HistoryQuery) -> tuple[HistoryResponse, HistoryCursor]:
-        """Return a query's answer, and what goes on from it. Raises as `answer` does."""
+        """Return a query's answer, and a cursor to go on from it. Raises as `answer` does."""
         ...
 
-    async def advance(self, follow: HistoryCursor) -> HistoryResponse | None:
-        """Return what is to be told now, None when nothing is. Raises Unavailable."""
+    async def advance(self, cursor: HistoryCursor) -> HistoryResponse | None:
+        """Return what has changed since the last answer; None if nothing. Raises Unavailable."""
         ...
 
 
 class HistorySubscriber(Protocol):
     """A connection that asks (`peers.V1Peer`)."""
 
-    turn: asyncio.Lock  # for one answer at a time
+    answering: asyncio.Lock  # for one answer at a time
 
     @property
     def client(self) -> str:
-        """The address it came from."""
+        """The address of the client."""
         ...
 
     @property
     def encoding(self) -> Encoding:
-        """How it wants to be told."""
+        """How its messages are written."""
         ...
 
     @property
-    def waits(self) -> bool:
-        """Whether something waits to be told."""
+    def has_pending(self) -> bool:
+        """Whether an answer waits for room."""
         ...
 
-    def tell(self, message: Message, lookback: "HistorySubscription") -> None:
+    def send_history(self, message: Message, subscription: "HistorySubscription") -> None:
         """Send a message now, or as soon as there is room."""
         ...
 
-    async def told(self) -> None:
-        """Return when what was to be told is on its way."""
+    async def flushed(self) -> None:
+        """Return when no answer waits for room."""
         ...
 
     async def drained(self) -> None:
         """Return when the connection has taken what it was sent, or has ended."""
         ...
 
-    def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
-        """Take note that no more will be told, and why."""
+    def history_ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
+        """Note that no more answers come under an id, and why."""
         ...
 
 
 class HistorySubscription:
     """A history that a client asked for under an id of its own."""
 
-    __slots__ = ("asker", "follow", "identity", "query")
+    __slots__ = ("cursor", "identity", "query", "subscriber")
 
-    def __init__(self, asker: HistorySubscriber, identity: str, query: HistoryQuery) -> None:
-        self.asker = asker
+    def __init__(self, subscriber: HistorySubscriber, identity: str, query: HistoryQuery) -> None:
+        self.subscriber = subscriber
         self.identity = identity
         self.query = query
-        self.follow: HistoryCursor | None = None
+        self.cursor: HistoryCursor | None = None  # where it is followed
 
 
 class HistorySubscriptions:
-    """All of them. Run `run` as a task."""
+    """Answers all history subscriptions. Run `run` as a task."""
 
     def __init__(self, histories: Histories, admission: HistoryLimits | None = None) -> None:
         self._histories = histories
         self._admission = admission or HistoryLimits()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: set[HistorySubscription] = set()  # those that somebody is still to be told of
+        self._open: set[HistorySubscription] = set()  # those that may get another answer
         self._followed: dict[HistorySubscription, None] = {}
-        self._kept: dict[tuple[int, Encoding], tuple[HistoryResponse, Message]] = {}
-        self._asked = asyncio.Event()  # while nobody asks, nothing is looked at
+        self._encoded: dict[tuple[int, Encoding], tuple[HistoryResponse, Message]] = {}
+        self._wanted = asyncio.Event()  # while there is no subscription, nothing is looked at
 
-    def ask(
-        self, asker: HistorySubscriber, identity: str, query: HistoryQuery
+    def subscribe(
+        self, subscriber: HistorySubscriber, identity: str, query: HistoryQuery
     ) -> HistorySubscription:
-        """Begin to look back; `leave` what is returned when nobody is to be told any more."""
-        lookback = HistorySubscription(asker, identity, query)
-        self._open.add(lookback)
-        self._asked.set()
-        task = asyncio.create_task(self._answer(lookback))
+        """Begin to answer a query; `unsubscribe` what is returned to end that."""
+        subscription = HistorySubscription(subscriber, identity, query)
+        self._open.add(subscription)
+        self._wanted.set()
+        task = asyncio.create_task(self._answer(subscription))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return lookback
+        return subscription
 
-    def leave(self, lookback: HistorySubscription) -> None:
-        """Tell nothing more."""
-        self._open.discard(lookback)
-        self._followed.pop(lookback, None)
+    def unsubscribe(self, subscription: HistorySubscription) -> None:
+        """Send no more answers."""
+        self._open.discard(subscription)
+        self._followed.pop(subscription, None)
 
     async def run(self) -> None:
-        """Tell how histories go on. Never ends."""
+        """Send what has changed of the histories that are followed. Never ends."""
         while True:
-            if not self._open and not self._kept:
-                self._asked.clear()
-            await self._asked.wait()
+            if not self._open and not self._encoded:
+                self._wanted.clear()
+            await self._wanted.wait()
             await asyncio.sleep(BUCKET_POLL_SECONDS)
-            self._kept.clear()
+            self._encoded.clear()
             if self._followed:
                 turns = enumerate(list(self._followed), 1)
                 async with asyncio.TaskGroup() as group:
                     for _ in range(WORKERS):
                         group.create_task(self._advance(turns))
 
-    async def _answer(self, lookback: HistorySubscription) -> None:
+    async def _answer(self, subscription: HistorySubscription) -> None:
         error: BadParameter | Unavailable | None = None
-        async with lookback.asker.turn:
-            if lookback not in self._open:
+        async with subscription.subscriber.answering:
+            if subscription not in self._open:
                 return
             try:
-                async with self._admission.enter(lookback.asker.client, lookback.query):
-                    await self._answer_now(lookback)
+                async with self._admission.enter(
+                    subscription.subscriber.client, subscription.query
+                ):
+                    await self._answer_now(subscription)
             except (BadParameter, Unavailable) as problem:
                 error = problem
-        if lookback not in self._open:
+        if subscription not in self._open:
             return
-        if lookback.follow is not None:
-            self._followed[lookback] = None
+        if subscription.cursor is not None:
+            self._followed[subscription] = None
         else:
-            self._open.discard(lookback)
-            lookback.asker.ended(lookback.identity, error)
+            self._open.discard(subscription)
+            subscription.subscriber.history_ended(subscription.identity, error)
 
-    async def _answer_now(self, lookback: HistorySubscription) -> None:
-        if lookback.query.follow:
-            answer, lookback.follow = await self._histories.follow(lookback.query)
+    async def _answer_now(self, subscription: HistorySubscription) -> None:
+        if subscription.query.follow:
+            answer, subscription.cursor = await self._histories.follow(subscription.query)
         else:
-            answer = await self._histories.answer(lookback.query)
-        await self._tell(lookback, answer)
-        await lookback.asker.told()
+            answer = await self._histories.answer(subscription.query)
+        await self._send(subscription, answer)
+        await subscription.subscriber.flushed()
         if answer.values > MANY_VALUES:
-            await lookback.asker.drained()
+            await subscription.subscriber.drained()
 
     async def _advance(self, turns: Iterator[tuple[int, HistorySubscription]]) -> None:
-        for number, lookback in turns:
+        for number, subscription in turns:
             if not number % HISTORIES_PER_TURN:
                 await asyncio.sleep(0)
-            if lookback not in self._followed or lookback.asker.waits:
+            if subscription not in self._followed or subscription.subscriber.has_pending:
                 continue
-            assert lookback.follow is not None
+            assert subscription.cursor is not None
             try:
-                answer = await self._histories.advance(lookback.follow)
+                answer = await self._histories.advance(subscription.cursor)
             except Unavailable:
                 continue  # it is not forgotten
             if answer is not None:
-                await self._tell(lookback, answer)
+                await self._send(subscription, answer)
 
-    async def _tell(self, lookback: HistorySubscription, answer: HistoryResponse) -> None:
-        key = id(answer), lookback.asker.encoding
-        kept = self._kept.get(key)
-        if kept is None:
+    async def _send(self, subscription: HistorySubscription, answer: HistoryResponse) -> None:
+        key = id(answer), subscription.subscriber.encoding
+        held = self._encoded.get(key)
+        if held is None:
             out = _out(answer)
             if answer.values > MANY_VALUES:
                 message = await asyncio.to_thread(Message, key[1], out)
             else:
                 message = Message(key[1], out)
-            if len(self._kept) >= MAX_KEPT_ENCODED:
-                self._kept.clear()
-            kept = self._kept[key] = answer, message
-        if lookback in self._open:
-            lookback.asker.tell(kept[1], lookback)
+            if len(self._encoded) >= MAX_KEPT_ENCODED:
+                self._encoded.clear()
+            held = self._encoded[key] = answer, message
+        if subscription in self._open:
+            subscription.subscriber.send_history(held[1], subscription)
 
 
 def _out(answer: HistoryResponse) -> HistoryOut:
-    told = answer.document()
+    document = answer.document()
     return HistoryOut(
         id="",
         position=answer.position,
-        step=told["step"],
-        from_=told["from"],
-        points=told["points"],
+        step=document["step"],
+        from_=document["from"],
+        points=document["points"],
         series=answer.series,
     )

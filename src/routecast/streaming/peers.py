@@ -60,12 +60,12 @@ class Peers:
         self,
         manager: ConnectionManager,
         channels: Channels,
-        lookbacks: HistorySubscriptions,
+        histories: HistorySubscriptions,
         timers: Timers,
     ) -> None:
         self.manager = manager
         self.channels = channels
-        self.lookbacks = lookbacks
+        self.histories = histories
         self.timers = timers
 
     def peer(
@@ -109,20 +109,20 @@ class DefaultPeer(ChannelSubscription):
 
 
 class V1Peer:
-    """The peer of a client that speaks routecast.v1: its subscriptions, and what it looks back on.
+    """The peer of a client that speaks routecast.v1: its subscriptions and histories.
 
     It is a `history_subscriptions.HistorySubscriber`.
     """
 
     __slots__ = (
-        "_all_told",
         "_connection",
-        "_lookbacks",
+        "_flushed",
+        "_histories",
         "_members",
-        "_parked",
         "_peers",
+        "_pending",
         "_session",
-        "turn",
+        "answering",
     )
 
     def __init__(self, peers: "Peers", session: V1Session, connection: Connection) -> None:
@@ -131,11 +131,11 @@ class V1Peer:
         self._connection = connection
         # By id; the one that was sent something last is last.
         self._members: dict[str, ChannelSubscription] = {}
-        self._lookbacks: dict[str, HistorySubscription] = {}
-        # What is to be told of the past as soon as there is room: one message of each at most.
-        self._parked: list[tuple[Message, HistorySubscription]] = []
-        self._all_told: asyncio.Event | None = None  # made with the first of them
-        self.turn = asyncio.Lock()
+        self._histories: dict[str, HistorySubscription] = {}
+        # Answers that wait for room, at most one of each history.
+        self._pending: list[tuple[Message, HistorySubscription]] = []
+        self._flushed: asyncio.Event | None = None  # made with the first of them
+        self.answering = asyncio.Lock()
 
     def start(self) -> None:
         hello = Hello(connection=secrets.token_hex(8), epoch=self._peers.channels.epoch() or UNSET)
@@ -150,7 +150,7 @@ class V1Peer:
                 self._members[identity] = member
                 self._peers.channels.join(member, outcome.subscription, outcome.position)
             case QueryHistory(id=identity, query=query):
-                self._lookbacks[identity] = self._peers.lookbacks.ask(self, identity, query)
+                self._histories[identity] = self._peers.histories.subscribe(self, identity, query)
             case StopSubscription(id=identity):
                 self._leave(identity)
             case CloseConnection(code=code):
@@ -161,12 +161,12 @@ class V1Peer:
                 self._reply(outcome)
 
     def catch_up(self) -> None:
-        while self._parked:
-            message, lookback = self._parked[0]
-            if self._holds(lookback) and not self._send(message, lookback):
+        while self._pending:
+            message, history = self._pending[0]
+            if self._holds(history) and not self._send(message, history):
                 return
-            del self._parked[0]
-        self._end_waiting()
+            del self._pending[0]
+        self._set_flushed()
         for identity, member in list(self._members.items()):
             if not self._peers.channels.catch_up(member):
                 return
@@ -176,30 +176,30 @@ class V1Peer:
         self._reply(Goodbye(code=code, reconnect_after_ms=reconnect_after_ms))
 
     def close(self, code: int) -> None:
-        for identity in [*self._members, *self._lookbacks]:
+        for identity in [*self._members, *self._histories]:
             self._leave(identity)
-        self._parked.clear()
-        self._end_waiting()
+        self._pending.clear()
+        self._set_flushed()
         self._peers.manager.disconnect(self._connection, code)
 
     def _leave(self, identity: str) -> None:
         if identity in self._members:
             self._peers.channels.leave(self._members.pop(identity))
         else:
-            self._peers.lookbacks.leave(self._lookbacks.pop(identity))
+            self._peers.histories.unsubscribe(self._histories.pop(identity))
 
-    def _end_waiting(self) -> None:
-        if self._all_told is not None:
-            self._all_told.set()
-            self._all_told = None
+    def _set_flushed(self) -> None:
+        if self._flushed is not None:
+            self._flushed.set()
+            self._flushed = None
 
-    def _holds(self, lookback: HistorySubscription) -> bool:
-        return self._lookbacks.get(lookback.identity) is lookback
+    def _holds(self, history: HistorySubscription) -> bool:
+        return self._histories.get(history.identity) is history
 
     def _reply(self, message: ServerMessage) -> None:
         self._connection.reply(self._session.encoding.encode(message))
 
-    # -- looking back ---------------------------------------------------------------------------
+    # -- histories ------------------------------------------------------------------------------
 
     @property
     def client(self) -> str:
@@ -210,33 +210,33 @@ class V1Peer:
         return self._session.encoding
 
     @property
-    def waits(self) -> bool:
-        return bool(self._parked)
+    def has_pending(self) -> bool:
+        return bool(self._pending)
 
-    def tell(self, message: Message, lookback: HistorySubscription) -> None:
-        if self._parked or not self._send(message, lookback):
-            self._parked.append((message, lookback))
-            self._all_told = self._all_told or asyncio.Event()
+    def send_history(self, message: Message, history: HistorySubscription) -> None:
+        if self._pending or not self._send(message, history):
+            self._pending.append((message, history))
+            self._flushed = self._flushed or asyncio.Event()
         # What is live now goes with it: at one position, both add up to the same. Where there is no
         # room, it is rendered now, and sent after it.
         for member in self._members.values():
             self._peers.channels.flush_now(member)
 
-    def _send(self, message: Message, lookback: HistorySubscription) -> bool:
-        return self._peers.manager.send_personal(message.under(lookback.identity), self._connection)
+    def _send(self, message: Message, history: HistorySubscription) -> bool:
+        return self._peers.manager.send_personal(message.under(history.identity), self._connection)
 
-    async def told(self) -> None:
-        if self._all_told is not None:
-            await self._all_told.wait()
+    async def flushed(self) -> None:
+        if self._flushed is not None:
+            await self._flushed.wait()
 
     async def drained(self) -> None:
-        await asyncio.sleep(0)  # a transport may tell a little later that its socket is full
+        await asyncio.sleep(0)  # a transport may notice a little later that its socket is full
         if not self._connection.has_room():
-            self._all_told = self._all_told or asyncio.Event()
-            await self._all_told.wait()
+            self._flushed = self._flushed or asyncio.Event()
+            await self._flushed.wait()
 
-    def ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
-        del self._lookbacks[identity]
+    def history_ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
+        del self._histories[identity]
         self._session.release(identity)
         if error is not None:
             self._reply(refusal(identity, error))
