@@ -727,7 +727,7 @@ def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index:
 
 def test_replay_names_where_it_was_sent_to(tmp_path: Path, monkeypatch: Any) -> None:
     """Once, while it tries again, and at the end."""
-    monkeypatch.setattr(replay_sender, "GIVE_UP_AT_FIRST", 0.5)
+    monkeypatch.setattr(replay_sender, "GIVE_UP_AT_FIRST", 0.2)
     moved = told(301, b"", "Location: https://other.example/v1/decisions")
     words: list[str] = []
     with site(*[moved] * 20) as there:

@@ -45,7 +45,7 @@ def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
 def in_flight(recorder: Recorder) -> int:
     """Return how many decisions were sent and not answered yet; no counter tells them apart."""
     ((_, sender),) = recorder._mine.values()
-    return len(sender._in_flight)
+    return len(sender._in_flight.left)
 
 
 # -- a server that plays a part -----------------------------------------------------------------

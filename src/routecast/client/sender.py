@@ -13,21 +13,21 @@ from routecast.client.auth import Token
 from routecast.client.books import Books, LockFreeCount
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
+from routecast.client.in_flight import InFlightBatch
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
 from routecast.client.stream_errors import MAX_CAUSES_TOLD
 from routecast.client.threads import Threads
 from routecast.client.url import Server
-from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable
+from routecast.errors import RoutecastError, Unavailable
 from routecast.protocol import MAX_BATCH, Receipt
-from routecast.retry import TOO_LARGE, Backoff
+from routecast.retry import Backoff
 
 logger: Final = logging.getLogger("routecast.client")
 
 LONGEST_IDLE: Final = 5.0  # seconds without a decision, after which thread and connection end
 _MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
 _MAX_WARNINGS: Final = 100
-_BAD_BATCH: Final = 400  # what one decision may bring upon the others of its batch
-_MAX_PARTINGS: Final = 64  # of one batch: a server that refuses all of it is not asked for each
+_MOST_SPLIT: Final = 64  # a server that calls all of a batch unreadable is not asked for each
 _TELL_DROPPED: Final = 60.0  # seconds between two log lines about decisions that were dropped
 _SHORTEST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.02
@@ -74,7 +74,7 @@ class Sender:
         self._ended = False  # its exit handler is through: who records now sends by himself
         # What follows is written by the one who sends; others only read it.
         self._until: float | None = None  # for how long a caller sends by himself
-        self._in_flight: list[_Encoded] = []
+        self._in_flight: InFlightBatch[_Encoded] = InFlightBatch(())
         self._taking = False  # something that waits no more, and is not in flight yet
         self._room = settings.capacity  # for those that wait, apart from those in flight
         self._causes: set[str] = set()  # of the present outage
@@ -164,7 +164,7 @@ class Sender:
     def _owners(self) -> list[Books]:
         """Return whose decisions wait or are in flight, one by one."""
         waiting = [entry[0] for entry in tuple(self._waiting)]  # a copy: it changes meanwhile
-        return waiting + [books for books, _ in self._in_flight]
+        return waiting + [books for books, _ in self._in_flight.left]
 
     def _drop_oldest(self) -> None:
         with suppress(IndexError):  # the thread took it
@@ -220,7 +220,7 @@ class Sender:
 
     def _work(self, until: float | None) -> None:
         # Looks again after it let go: who came in between went away, as somebody was at work.
-        while (self._waiting or self._in_flight) and self._at_work.acquire():
+        while (self._waiting or self._in_flight.left) and self._at_work.acquire():
             try:
                 self._until = until
                 self._send_all()
@@ -235,11 +235,12 @@ class Sender:
     def _send_all(self) -> None:
         self._warn_of_uwsgi()
         with closing(_Connection(self.settings, self._left())) as connection:
-            if self._in_flight:  # of somebody whose time was up
-                self._deliver(connection, self._in_flight)
+            if self._in_flight.left:  # of somebody whose time was up
+                self._deliver(connection)
             while self._rest():
                 while self._waiting and not self._late():
-                    self._deliver(connection, self._take())
+                    self._take()
+                    self._deliver(connection)
                     self._tell_dropped(every=_TELL_DROPPED)
 
     def _rest(self) -> bool:
@@ -274,10 +275,12 @@ class Sender:
         left = self._left()
         return left is not None and left <= 0
 
-    def _take(self) -> list[_Encoded]:
+    def _take(self) -> None:
         """Take the oldest decisions, as many as go into one body."""
         self._taking = True
-        taken = self._in_flight = []
+        taken: list[_Encoded] = []  # others see what is in it so far
+        new_token = callable(self.settings.token)
+        self._in_flight = InFlightBatch(taken, new_token=new_token, most_split=_MOST_SPLIT)
         size = 0
         while self._waiting and len(taken) < self._batch and size < _MAX_BODY:
             self._room -= 1  # before it is free, so that nothing goes there meanwhile
@@ -300,52 +303,35 @@ class Sender:
                 for why in left_out:
                     self._tell_once("a field is left out, for the first time", why)
         self._taking = False
-        return taken
 
-    def _deliver(self, connection: "_Connection", batch: list[_Encoded]) -> None:
-        """Send one batch until the server has answered for all of it, or time is up.
+    def _deliver(self, connection: "_Connection") -> None:
+        """Send what is in flight until the server has answered for all of it, or time is up.
 
         What is left then stays in flight.
         """
-        parts, partings, backoff = [batch], 0, Backoff()
-        while parts:
-            self._in_flight = [entry for part in reversed(parts) for entry in part]
-            whole = parts.pop()
-            part = [entry for entry in whole if not entry[0].over]
-            self._room += len(whole) - len(part)
-            if not part:
-                continue
-            try:
-                body = b"[" + b",".join(text for _, text in part) + b"]"
-                receipt = connection.send(body, len(part))
-            except (Exception, SystemExit) as error:  # a token may be none: the thread must go on
-                if self._may_send_again(error):
-                    self._tell_failing(str(error))
-                    parts.append(part)
-                    if not self._pause(backoff.next(), getattr(error, "retry_after", 0)):
-                        return
-                    for books, _ in part:
-                        books.retried += not books.over
-                    continue
-                refused = error.code if isinstance(error, Refused) else None
-                unreadable = refused == _BAD_BATCH and partings < _MAX_PARTINGS
-                if len(part) > 1 and (refused == TOO_LARGE or unreadable):
-                    partings += unreadable
-                    half = len(part) // 2
-                    parts += part[half:], part[:half]
-                    continue
-                # The text of an error of another kind may show what was sent: the token, say.
-                shown = isinstance(error, RoutecastError)
-                why = str(error) if shown else type(error).__name__
-                self._reject([books for books, _ in part], why)
+        answers = self._in_flight.run(connection.send, self._wait, Backoff(), self._drop_given_up)
+        for part, answer in answers:
+            owners = [books for books, _ in part]
+            if isinstance(answer, Receipt):
+                self._settle(answer, owners)
             else:
-                self._settle(receipt, [books for books, _ in part])
+                self._reject(owners, str(answer))
             self._room += len(part)
-        self._in_flight = []
 
-    def _may_send_again(self, error: BaseException) -> bool:
-        new_token = isinstance(error, Unauthenticated) and callable(self.settings.token)
-        return new_token or isinstance(error, Unavailable)
+    def _drop_given_up(self, part: Sequence[_Encoded]) -> Sequence[_Encoded]:
+        """Return the decisions of a part whose recorders still want them sent."""
+        wanted = [entry for entry in part if not entry[0].over]
+        self._room += len(part) - len(wanted)
+        return wanted
+
+    def _wait(self, error: RoutecastError, least: float, delay: float) -> bool:
+        """Wait before a part is sent again; False when time is up."""
+        self._tell_failing(str(error))
+        if not self._pause(delay, least):
+            return False
+        for books, _ in self._in_flight.next_part:
+            books.retried += not books.over
+        return True
 
     def _pause(self, seconds: float, least: float) -> bool:
         """Wait `least + seconds`, or only `least` once somebody hurries; False when time is up."""
@@ -357,7 +343,7 @@ class Sender:
             if self._hurried:
                 self._hurried = False
                 until = began + least
-            if all(books.over for books, _ in self._in_flight):
+            if all(books.over for books, _ in self._in_flight.left):
                 return not self._late()
             self._tell_dropped(every=_TELL_DROPPED)
         return not self._late()
@@ -444,20 +430,28 @@ class _Connection:
     def __init__(self, settings: RecorderSettings, seconds: float | None) -> None:
         self._settings = settings
         self._timeout = TIMEOUT if seconds is None else min(max(seconds, _SHORTEST_LOOK), TIMEOUT)
-        self._delivery: HttpSender | None = None
+        self._http: HttpSender | None = None
 
-    def send(self, body: bytes, count: int) -> Receipt:
-        """Send a batch; see `HttpSender.send`."""
-        if self._delivery is None:
-            server, token = self._settings.server, self._settings.token
-            try:
-                self._delivery = HttpSender(server, token, timeout=self._timeout)
-            except Exception as error:
-                words = f"{server}: cannot be connected to: {type(error).__name__}: {error}"
-                raise Unavailable(words, retry_after=0) from None
-        return self._delivery.send(body, count)
+    def send(self, part: Sequence[_Encoded]) -> Receipt:
+        """Send a part of a batch. Raises as `HttpSender.send` does, and nothing else."""
+        try:
+            if self._http is None:
+                self._http = self._connect()
+            return self._http.send(b"[" + b",".join(text for _, text in part) + b"]", len(part))
+        except RoutecastError:
+            raise
+        except Exception as error:  # its text may show what was sent: the token, say
+            raise RoutecastError(type(error).__name__) from error
+
+    def _connect(self) -> HttpSender:
+        server, token = self._settings.server, self._settings.token
+        try:
+            return HttpSender(server, token, timeout=self._timeout)
+        except Exception as error:
+            words = f"{server}: cannot be connected to: {type(error).__name__}: {error}"
+            raise Unavailable(words, retry_after=0) from None
 
     def close(self) -> None:
         """Hang up."""
-        if self._delivery is not None:
-            self._delivery.close()
+        if self._http is not None:
+            self._http.close()

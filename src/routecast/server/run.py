@@ -188,7 +188,6 @@ def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
     settings.require_safe()
     _allow_open_files(settings.max_connections)
     asyncio.run(_check_database(settings))

@@ -1,27 +1,28 @@
 """`routecast demo`: a server with simulated traffic, to look around in."""
 
 import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from secrets import token_hex
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-import httpx2
 import typer
 from rich.console import Console
 
 from routecast.cli.demo.simulator import Arrival, arrivals
 from routecast.cli.terminal import command_name, say
+from routecast.client.recorder import Recorder
 from routecast.client.url import DEFAULT_SERVER
 from routecast.errors import BadSettings
-from routecast.protocol import rfc3339
 from routecast.server.config import load_settings
 
 _PORTS_TRIED: Final = 100
-# Arrivals this close together share a request.
+# Arrivals this close together are recorded together, and share a request: the last of them comes
+# within the second of these times, in seconds.
 _DEMO_TICK: Final = 0.05
+_LINGER: Final = 0.01
 # After a longer stop (a laptop asleep) the traffic goes on from now and does not catch up.
 _FORGIVEN: Final = 5.0
 
@@ -117,33 +118,19 @@ def _welcome(console: Console, address: str, rate: float, *, temporary: bool) ->
 
 
 async def send(address: str, traffic: Iterator[Arrival]) -> None:
-    """Send arrivals to a server as they fall due, until cancelled. Each gets an id and a time."""
-    prefix = token_hex(6)
+    """Record arrivals at a server as they fall due, until cancelled."""
+    # Decisions that are lost when the server stops are simulated ones: no reason for a warning.
+    logging.getLogger("routecast.client").setLevel(logging.ERROR)
+    recorder = Recorder(address, linger=_LINGER)
     began = time.monotonic()
-    async with httpx2.AsyncClient(base_url=address, trust_env=False, timeout=30) as http:
-        batch: list[dict[str, Any]] = []
-        for number, (at, decision) in enumerate(traffic):
+    try:
+        for at, decision in traffic:
             ahead = began + at - time.monotonic()
             if ahead < -_FORGIVEN:
                 began -= ahead
-            if batch and ahead > 0:
-                await _deliver(http, batch)
-                batch = []
-            if ahead > 0:
+            elif ahead > 0:
                 # Waiting a whole tick at least lets what comes in it go together.
                 await asyncio.sleep(max(ahead, _DEMO_TICK))
-            now = rfc3339(time.time_ns() // 1000)
-            batch.append(decision | {"id": f"demo-{prefix}-{number}", "timestamp": now})
-
-
-async def _deliver(http: httpx2.AsyncClient, batch: list[dict[str, Any]]) -> None:
-    while True:
-        try:
-            answer = await http.post("/v1/decisions", json=batch)
-        except httpx2.TransportError:
-            pass
-        else:
-            if answer.status_code < 500:
-                return
-        # Full or failing for the moment; with their ids the decisions still count once.
-        await asyncio.sleep(1)
+            recorder.record(decision)
+    finally:
+        recorder.close(timeout=0)

@@ -1,6 +1,5 @@
 """Sending decisions to a server over HTTP until they are acknowledged, each counted once."""
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +8,22 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import msgspec
+from msgspec.structs import replace
 
 from routecast.cli.terminal import command_name
 from routecast.client.http_sender import HttpSender, NotOurs, Unreachable
+from routecast.client.in_flight import InFlightBatch
 from routecast.client.url import Server
-from routecast.errors import BadParameter, RoutecastError, Unavailable
-from routecast.errors import Refused as RefusedBatch
-from routecast.protocol import FieldWarning, Rejection
+from routecast.errors import BadParameter, Refused, RoutecastError
+from routecast.protocol import FieldWarning, Receipt, Rejection
+from routecast.retry import TOO_LARGE, Backoff
 
 # Longer than a restart with a full queue to commit; a server away for longer needs a person.
 GIVE_UP_AFTER: Final = 120.0
 # Where Routecast itself has not answered yet, the address may be wrong: a person wants to know.
 GIVE_UP_AT_FIRST: Final = 30.0
-_FIRST_PAUSE: Final = 0.25
-_LONGEST_PAUSE: Final = 5.0
+_FIRST_DELAY: Final = 0.25
+_LONGEST_DELAY: Final = 5.0
 # An answer comes after a commit to disk; a minute without one is a server that hangs.
 _TIMEOUT: Final = 60.0
 
@@ -54,6 +55,22 @@ class SendResult:
         """How many decisions the server has answered for."""
         return self.accepted + self.duplicates + self.conflicts + self.rejected
 
+    def add(self, receipt: Receipt) -> None:
+        """Count what became of the next decisions; indexes become those of the whole batch."""
+        first = self.acknowledged
+        self.rejections += [replace(one, index=one.index + first) for one in receipt.rejected]
+        self.warnings += [replace(one, index=one.index + first) for one in receipt.warnings]
+        self.accepted += receipt.accepted
+        self.duplicates += receipt.duplicates
+        self.rejected += receipt.rejected_count
+        self.conflicts += receipt.conflicts
+        self.warnings_count += receipt.warnings_count
+
+    def reject(self, why: str) -> None:
+        """Count the next decision as rejected."""
+        self.rejections.append(Rejection(self.acknowledged, why))
+        self.rejected += 1
+
 
 class BatchSender:
     """One producer's connection to a server, as a context manager.
@@ -63,60 +80,54 @@ class BatchSender:
     """
 
     def __init__(self, server: Server, waiting: Callable[[str, float], None]) -> None:
-        self._server = server
-        self._delivery = HttpSender(server, timeout=_TIMEOUT, proxy=_proxy(server))
+        self._http = HttpSender(server, timeout=_TIMEOUT, proxy=_proxy(server))
         self._waiting = waiting
         self._answered = False  # by Routecast
+        self._refused_since = 0.0  # of the monotonic clock: when the last batch was taken
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._delivery.close()
+        self._http.close()
 
     def send(self, decisions: Sequence[dict[str, Any]]) -> SendResult:
         """Send one batch, trying again as long as that can help; return what became of it.
 
         Decisions carry ids, so a batch whose answer was lost is counted once. `rejections` index
-        into the batch. Raises Refused when the server was never there, stays away for
+        into the batch. Raises GivenUp when the server was never there, stays away for
         GIVE_UP_AFTER seconds (GIVE_UP_AT_FIRST, if Routecast never answered) or does not want the
         batch at all.
         """
-        body = _encode(decisions)
-        began = time.monotonic()
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                receipt = self._delivery.send(body, len(decisions))
-                self._answered = True
-            except Unavailable as error:
-                patience = self._patience(error)
-                wait = max(error.retry_after, random.uniform(pause / 2, pause))
-                if time.monotonic() + wait > began + patience:
-                    raise GivenUp(f"{error}; no batch was taken for {patience:.0f} s") from None
-                self._waiting(str(error), wait)
-                time.sleep(wait)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            except RefusedBatch as error:
-                if error.code != 413:
-                    raise GivenUp(str(error)) from None
-                if len(decisions) > 1:
-                    return self._halves(decisions)
-                words = f"the row alone is too large for a request: {error}"
-                return SendResult(rejected=1, rejections=[Rejection(0, words)])
+        result = SendResult()
+        backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY)
+        self._refused_since = time.monotonic()
+        for _, answer in InFlightBatch(decisions).run(self._post, self._wait, backoff):
+            if isinstance(answer, Receipt):
+                result.add(answer)
+            elif isinstance(answer, Refused) and answer.code == TOO_LARGE:
+                result.reject(f"the row alone is too large for a request: {answer}")
             else:
-                return SendResult(
-                    receipt.accepted,
-                    receipt.duplicates,
-                    receipt.rejected_count,
-                    receipt.rejected,
-                    receipt.conflicts,
-                    receipt.warnings,
-                    receipt.warnings_count,
-                )
+                raise GivenUp(str(answer))
+        return result
 
-    def _patience(self, error: Unavailable) -> float:
-        """Return for how many seconds to go on trying. Raises Refused where nobody is there."""
+    def _post(self, decisions: Sequence[dict[str, Any]]) -> Receipt:
+        receipt = self._http.send(_encode(decisions), len(decisions))
+        self._answered = True
+        self._refused_since = time.monotonic()
+        return receipt
+
+    def _wait(self, error: RoutecastError, least: float, delay: float) -> bool:
+        """Wait before the next try. Raises GivenUp where that took too long already."""
+        patience = self._patience(error)
+        if time.monotonic() + least + delay > self._refused_since + patience:
+            raise GivenUp(f"{error}; no batch was taken for {patience:.0f} s") from None
+        self._waiting(str(error), least + delay)
+        time.sleep(least + delay)
+        return True
+
+    def _patience(self, error: RoutecastError) -> float:
+        """Return for how many seconds to go on trying. Raises GivenUp where nobody is there."""
         if not isinstance(error, Unreachable | NotOurs):
             self._answered = True
         if self._answered:
@@ -127,25 +138,6 @@ class BatchSender:
                 f"Is the server running ({command_name()} serve), and is --server right?"
             ) from None
         return GIVE_UP_AT_FIRST
-
-    def _halves(self, decisions: Sequence[dict[str, Any]]) -> SendResult:
-        middle = len(decisions) // 2
-        first, second = self.send(decisions[:middle]), self.send(decisions[middle:])
-        rejections = [
-            msgspec.structs.replace(one, index=one.index + middle) for one in second.rejections
-        ]
-        warnings = [
-            msgspec.structs.replace(one, index=one.index + middle) for one in second.warnings
-        ]
-        return SendResult(
-            first.accepted + second.accepted,
-            first.duplicates + second.duplicates,
-            first.rejected + second.rejected,
-            first.rejections + rejections,
-            first.conflicts + second.conflicts,
-            first.warnings + warnings,
-            first.warnings_count + second.warnings_count,
-        )
 
 
 def _proxy(server: Server) -> str | None:
