@@ -142,7 +142,10 @@ class Versions:
         return self._newest.get(view)
 
     def drop_messages(self, view: View) -> None:
-        """Forget what was made for a view that nobody follows; its versions stay as bases."""
+        """Forget what was made of a view that fewer follow now; its versions stay as bases.
+
+        Where others follow it still, it is made again.
+        """
         newest = self._newest.get(view)
         if newest is not None and not newest.told:
             self._forget(newest)

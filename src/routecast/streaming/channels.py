@@ -366,9 +366,7 @@ class Channels:
     def _close(self, channel: Channel) -> None:
         """Forget a channel without members; its versions stay, for those who come back."""
         self._forget(channel)
-        view = channel.subscription.view
-        if not any(each.subscription.view == view for each in self._channels.values()):
-            self._versions.drop_messages(view)
+        self._versions.drop_messages(channel.subscription.view)
 
     def _forget(self, channel: Channel) -> None:
         del self._channels[channel.key]

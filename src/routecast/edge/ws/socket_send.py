@@ -1,9 +1,8 @@
-"""send(2) as it is: how a frame goes to a socket, past the transport that holds it.
+"""send(2) by ctypes: payloads go to sockets past the transports that hold them.
 
-A transport has its own buffer to see to, and touches more memory for each write than the frame
-takes; that is a twentieth of the time of a broadcast. `socket.send` and `os.write` are no way round
-it: they let go of Python's lock each time, and beside a thread that computes each call would then
-wait for a switch interval to have it back.
+A write by the transport costs a twentieth of the time of a broadcast more, since it touches more
+memory. `socket.send` and `os.write` are no alternative: they release Python's lock each time, and
+beside a thread that computes, each call then waits for up to a switch interval to have it back.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # A descriptor that nothing can be sent to.
 NOWHERE: Final = -1
-# Fewer than these are sent to one by one: then a ring costs as much.
+# Fewer sockets than this are sent to one by one: then io_uring costs as much.
 FEW: Final = 16
 FLAGS: Final = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
@@ -41,8 +40,9 @@ send: Final[Any] = _nothing if sys.platform == "win32" else ctypes.PyDLL(None).s
 def send_all(descriptors: "array[int]", data: bytes) -> dict[int, int]:
     """Send the same to many descriptors, in their order.
 
-    Returns how many bytes one took that did not take all, by its place, and less than 0 for none.
-    It is `send` for each of them, in one system call where the kernel allows that.
+    Return how many bytes were sent, for each socket that did not take all, by its place; a negative
+    value means that nothing was sent. It is `send` for each, in one system call where the kernel
+    allows io_uring.
     """
     ring = _ring() if len(descriptors) >= FEW else None
     if ring is not None:
