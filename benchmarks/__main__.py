@@ -14,6 +14,7 @@ from benchmarks.history import history
 from benchmarks.idle import idle
 from benchmarks.ingest import batches, singles
 from benchmarks.options import Options
+from benchmarks.pages import pages
 from benchmarks.peers import peers
 from benchmarks.postgres import postgres
 from benchmarks.recorder import recorder
@@ -41,6 +42,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], Report]]] = {
     "handshakes": handshakes,
     "stalled": stalled,
     "idle": idle,
+    "pages": pages,
     "soak": soak,
     "postgres": postgres,
     "cluster": cluster,

@@ -29,6 +29,28 @@ def unique_bytes(pid: int) -> int:
     return own * 1024 + sum(map(unique_bytes, _children(pid)))
 
 
+def clear_references(pid: int) -> None:
+    """Forget which pages of a process and its children were touched."""
+    Path(f"/proc/{pid}/clear_refs").write_text("1")
+    for child in _children(pid):
+        clear_references(child)
+
+
+def referenced_bytes(pid: int) -> int:
+    """Return the memory that a process and its children touched since `clear_references`.
+
+    Only what can be written to counts: others touch the pages of programs and libraries, too.
+    """
+    own, is_writable = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *rest = line.split()
+        if not name.endswith(":"):
+            is_writable = rest[0].startswith("rw")
+        elif name == "Referenced:" and is_writable:
+            own += int(rest[0]) * 1024
+    return own + sum(map(referenced_bytes, _children(pid)))
+
+
 def _children(pid: int) -> list[int]:
     return [
         int(child)
