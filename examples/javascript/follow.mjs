@@ -26,5 +26,5 @@ for await (const { series } of client.history({ group_by: "strategy", fields: ["
 }
 
 for await (const { timestamp, total_decisions, cost } of client.subscribe({ fields: ["total_decisions", "cost"], interval: 1 })) {
-  console.log(`${timestamp}  ${total_decisions} decisions, ${cost?.total === undefined ? "none priced" : `$${cost.total}`}`);
+  console.log(`${timestamp}  ${total_decisions} decisions, ${cost.priced > 0 ? `$${cost.total}` : "none priced"}`);
 }

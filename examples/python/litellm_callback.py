@@ -29,14 +29,29 @@ def decision_of(call: dict[str, Any]) -> Decision:
         "model": call["model"],
         "latency_ms": call["response_time"] * 1000,
         "status": "success" if call["status"] == "success" else "error",
+        "cost": cost_of(call),
     }
-    # LiteLLM writes 0 for what it does not know; to Routecast that would be a fact.
+    # LiteLLM writes 0 for tokens that it does not know; to Routecast that would be a fact.
     if call["total_tokens"]:
         decision["input_tokens"] = call["prompt_tokens"]
         decision["output_tokens"] = call["completion_tokens"]
-    if call["response_cost"]:
-        decision["cost"] = call["response_cost"]
     return decision
+
+
+def cost_of(call: dict[str, Any]) -> float | None:
+    """Return what a call cost, in dollars; None where LiteLLM does not know it and writes 0.
+
+    Without a cost, Routecast looks for a list price. A call answered from a cache, by a local model
+    or under a contract of your own costs 0, and that is what must be sent.
+    """
+    cost: float | None = call["response_cost"]
+    if cost == 0 and (
+        call["status"] != "success"  # it may have cost something until it failed
+        or call.get("response_cost_failure_debug_info")  # LiteLLM has no price
+        or call.get("zero_cost_diagnostic")  # LiteLLM has only a part of the price
+    ):
+        return None
+    return cost
 
 
 class Callback(CustomLogger):

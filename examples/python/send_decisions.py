@@ -74,7 +74,8 @@ class Producer:
         """Take a decision in. With `wait`, wait for room instead of dropping it."""
         # The id is made once, here: a batch whose answer was lost is sent again, and counts once.
         named = {"timestamp": time.time(), **decision}
-        named["id"] = decision.get("id") or str(uuid.uuid4())
+        if named.get("id") in (None, ""):  # 0 is an id
+            named["id"] = str(uuid.uuid4())
         try:
             self._waiting.put(named, block=wait)
         except queue.Full:

@@ -17,7 +17,7 @@ export function RoutecastTotals({ url, strategies }) {
     <section aria-label="The last hour">
       <p role="status">{live ? "Live" : `Not live: ${error?.message ?? state.reason ?? state.name}`}</p>
       <p>
-        <strong>{metrics.total_decisions.toLocaleString("en")}</strong> decisions, {metrics.cost.total === undefined ? "none priced" : `$${metrics.cost.total}`}
+        <strong>{metrics.total_decisions.toLocaleString("en")}</strong> decisions, {metrics.cost.priced > 0 ? `$${metrics.cost.total}` : "none priced"}
       </p>
     </section>
   );

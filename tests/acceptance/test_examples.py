@@ -211,15 +211,17 @@ def test_an_example_comes_back_by_itself(
 
 def test_the_example_with_the_client_looks_back_and_follows(server: Server) -> None:
     """The last hour first, then what changes, over the loss of the server."""
-    server.post({**DECISION, "cost": 0.5})
+    server.post(DECISION)
     with Running(*javascript("follow.mjs"), server.url) as running:
         running.wait_for('in the last hour: 1 by "hybrid"')
-        running.wait_for(r"1 decisions, \$0\.5$")
+        running.wait_for("1 decisions, none priced$")
+        server.post({**DECISION, "cost": 0})
+        running.wait_for(r"2 decisions, \$0$")
         server.kill()
         running.wait_for("the server cannot be reached; trying again at")
         server.start()
-        server.post(DECISION)
-        running.wait_for(r"2 decisions, \$0\.5$")
+        server.post({**DECISION, "cost": 0.5})
+        running.wait_for(r"3 decisions, \$0\.5$")
 
 
 @pytest.mark.parametrize("script", ["watch.mjs", "follow.mjs"])
@@ -319,6 +321,15 @@ def test_what_is_wrong_with_a_decision_that_counts_is_said(server: Server) -> No
     assert total(server) == 1
 
 
+def test_an_id_of_0_is_kept(server: Server) -> None:
+    """Sent twice, it counts once; an empty id is none."""
+    with producer(server.url) as running:
+        running.write(*(json.dumps({**DECISION, "id": given}) for given in (0, 0, "", "", None)))
+        assert running.end() == 0
+        running.wait_for("accepted 4, duplicates 1")
+    assert total(server) == 4
+
+
 def test_a_producer_outlives_its_server(server: Server) -> None:
     """What comes while the server is dead is sent when it is back."""
     with producer(server.url) as running:
@@ -381,6 +392,24 @@ FAILED = {
     "completion_tokens": 0,
     "model_group": "bad",
 }
+# Known costs of 0: from LiteLLM's cache, and by a price of 0 of one's own.
+CACHED = {**CALL, "litellm_call_id": "c1", "response_cost": 0.0, "cache_hit": True}
+OWN_PRICE = {**CACHED, "litellm_call_id": "c2", "cache_hit": None, "model_group": "contract"}
+# It writes 0 for a cost that it does not know as well, and elsewhere, why.
+UNKNOWN = {
+    **OWN_PRICE,
+    "litellm_call_id": "c3",
+    "model_group": "unknown",
+    "model": "gpt-next",
+    "response_cost_failure_debug_info": {"error_str": "This model isn't mapped yet."},
+}
+HALF = {
+    **OWN_PRICE,
+    "litellm_call_id": "c4",
+    "model_group": "half",
+    "model": "gpt-next",
+    "zero_cost_diagnostic": {"reason": "missing_pricing_key"},
+}
 CALLS = """
 import asyncio, json, sys
 from litellm_callback import Callback
@@ -395,23 +424,27 @@ callback.recorder.close()
 
 
 def test_calls_of_litellm_become_decisions(server: Server, tmp_path: Path) -> None:
-    """Each counts once, though told twice; what LiteLLM does not know is not 0."""
+    """Each counts once, though told twice; what LiteLLM does not know is not 0, and 0 is kept."""
     # LiteLLM is large: of it, only the class that its callbacks derive from stands in here.
     package = tmp_path / "litellm" / "integrations"
     package.mkdir(parents=True)
     (package / "custom_logger.py").write_text("class CustomLogger: pass")
     path = os.pathsep.join([str(tmp_path), str(EXAMPLES / "python")])
-    words = [sys.executable, "-c", CALLS, server.url, json.dumps([CALL, FAILED])]
+    calls = [CALL, FAILED, CACHED, OWN_PRICE, UNKNOWN, HALF]
+    words = [sys.executable, "-c", CALLS, server.url, json.dumps(calls)]
     subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=WAIT_SECONDS)
     found = server.metrics(fields="strategy_performance,provider_usage,cost,tokens,errors")
     del found["timestamp"]
     assert found == {
         "strategy_performance": {
             "bad": {"count": 1, "avg_cost": None, "avg_confidence": None},
-            "fast": {"count": 1, "avg_cost": 1.35e-05, "avg_confidence": None},
+            "contract": {"count": 1, "avg_cost": 0, "avg_confidence": None},
+            "fast": {"count": 2, "avg_cost": 6.75e-06, "avg_confidence": None},
+            "half": {"count": 1, "avg_cost": None, "avg_confidence": None},
+            "unknown": {"count": 1, "avg_cost": None, "avg_confidence": None},
         },
-        "provider_usage": {"anthropic": 1, "openai": 1},
-        "cost": {"total": 1.35e-05, "priced": 1, "unpriced": 1},
-        "tokens": {"input": 10, "output": 20},
-        "errors": {"count": 1, "rate": 0.5},
+        "provider_usage": {"anthropic": 1, "openai": 5},
+        "cost": {"total": 1.35e-05, "priced": 3, "unpriced": 3},
+        "tokens": {"input": 50, "output": 100},
+        "errors": {"count": 1, "rate": round(1 / 6, 6)},
     }

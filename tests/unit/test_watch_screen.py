@@ -3,6 +3,7 @@
 import io
 import re
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -29,12 +30,16 @@ METRICS = Metrics(
 
 
 def shown(
-    width: int, status: Status = LIVE, asked: str = "", movement: Movement | None = None
+    width: int,
+    status: Status = LIVE,
+    asked: str = "",
+    movement: Movement | None = None,
+    metrics: Metrics = METRICS,
 ) -> str:
     """Return the screen as text."""
     out = io.StringIO()
     console = Console(file=out, width=width, height=30, highlight=False)
-    console.print(Screen("http://127.0.0.1:8000", asked, status, METRICS, movement))
+    console.print(Screen("http://127.0.0.1:8000", asked, status, metrics, movement))
     return out.getvalue()
 
 
@@ -44,6 +49,15 @@ def moved(window: str) -> Movement:
     movement.arrived(METRICS)
     movement.arrived(METRICS)
     return movement
+
+
+def test_nothing_known_is_left_out_for_being_0() -> None:
+    """Half of all answers come from a cache, in no time and for nothing."""
+    free = msgspec.structs.replace(METRICS, cost=Cost(0, 1234, 0), latency_ms=Latency(10, 0, 40))
+    text = shown(100, metrics=free)
+    assert "$0.00" in text
+    assert "0 ms" in text
+    assert "p95 40 ms" in text
 
 
 @pytest.mark.parametrize("width", [44, 60, 71, 72, 80, 90, 100, 119, 120, 150, 200])

@@ -150,7 +150,7 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
         (
             "latency p50" if narrow else "median latency",
             fmt.latency(latency.p50),
-            late if latency.p50 else "",
+            late if latency.p50 is not None else "",
         ),
     )
     if width < TINY:
