@@ -55,6 +55,11 @@ class CommitHistory:
         """Take a new snapshot of what is stored, as live state does now and then."""
         self.snapshot = load(self.snapshot.position, self.now, self.decisions)
 
+    def count(self, window: str) -> int:
+        """Return how many decisions a window has, by the oracle."""
+        found = expect(self.facts, now=self.now, fields=("total_decisions",), window=window)
+        return int(found["total_decisions"])
+
     def check(self, window: str, filters: Mapping[str, frozenset[str]] | None = None) -> None:
         """Assert that every field of a window is what the oracle says."""
         view = View(fields=FIELDS, window=window, **(filters or {}))

@@ -10,7 +10,7 @@ from websockets.client import ClientProtocol
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
 from routecast.core.message import ENCODINGS, JSON, MAX_IDS, MSGPACK, Encoding, Message
-from routecast.edge.ws.frames import MAX_VARIANTS, WINDOW_BITS, named_deflated, named_plain
+from routecast.edge.ws.frames import MAX_VARIANTS, WINDOW_BITS, deflated, plain
 from routecast.protocol import DeltaOut, ErrorOut, Position, ServerMessage, SnapshotOut
 from tests.unit.test_frames import client, read
 
@@ -48,9 +48,9 @@ def test_the_id_is_spliced_in(encoding: Encoding, kind: str, identity: str) -> N
     message = Message(encoding, whole)
     named = message.under(identity)
     assert named.body == expected
-    ((opcode, data),) = read(client(inflates=False), named_plain(message, named))
+    ((opcode, data),) = read(client(inflates=False), plain(named))
     assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
-    packed = named_deflated(message, named, None)
+    packed = deflated(named)
     for protocol in (client(inflates=True), reading(inflates=True)):
         ((opcode, data),) = read(protocol, packed)
         assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
@@ -67,10 +67,10 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
                 continue
             message = shared[kind]
             named = message.under(identity)
-            data = named_deflated(message, named, before)
+            data = deflated(named, before)
             ((_, body),) = read(protocol, data)
             assert body == named.body
-            if data is not named.plain:
+            if data is not plain(named):
                 before = named
 
 
@@ -78,8 +78,8 @@ def test_what_was_said_before_is_not_said_again() -> None:
     """A message like the one before it shrinks to next to nothing."""
     one, two = (Message(JSON, messages()["delta"]) for _ in range(2))
     before = one.under("main")
-    first = named_deflated(one, before, None)
-    second = named_deflated(two, two.under("main"), before)
+    first = deflated(before)
+    second = deflated(two.under("main"), before)
     assert len(second) < len(first) / 5
 
 
@@ -87,15 +87,15 @@ def test_clients_of_one_id_share_their_bytes() -> None:
     """The second is given the very bytes of the first; of strange ids few are kept."""
     message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
     named, before = message.under("main"), other.under("main")
-    assert named_plain(message, named) is named_plain(message, named)
+    assert plain(named) is plain(named)
     for last in (None, before):
-        first = named_deflated(message, named, last)
-        assert named_deflated(message, named, last) is first
+        first = deflated(named, last)
+        assert deflated(named, last) is first
     for number in range(10 * MAX_IDS):
         message.under(f"{number}")
-        named_deflated(message, named, other.under(f"{number}"))
+        deflated(named, other.under(f"{number}"))
     assert len(message.named) <= MAX_IDS + 1
-    assert len(named.after) <= MAX_VARIANTS + 2
+    assert len(named.forms) <= MAX_VARIANTS + 2
 
 
 def test_only_what_gains_is_deflated() -> None:
@@ -105,9 +105,9 @@ def test_only_what_gains_is_deflated() -> None:
         large = Message(encoding, messages()["snapshot"])
         for message, gains in ((small, False), (large, True)):
             named = message.under("main")
-            packed = named_deflated(message, named, None)
-            assert (packed is named.plain) is not gains
-            assert (len(packed) < len(named_plain(message, named)) / 2) is gains
+            packed = deflated(named)
+            assert (packed is plain(named)) is not gains
+            assert (len(packed) < len(plain(named)) / 2) is gains
 
 
 def test_integers_beyond_64_bits() -> None:

@@ -1,10 +1,11 @@
 """Snapshots: deltas in, windows out, by a clock that moves."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import msgpack
 
@@ -271,6 +272,17 @@ def test_unpack_raises_nothing_but_value_error(packed: bytes) -> None:
 rooms = st.sampled_from([0, 5, 20, 60, 150, 400]).map(lambda cells: cells * CELL_BYTES)
 
 
+@example(
+    room=3_500,
+    script=[
+        [{"strategy": "hybrid", "provider": "gemini", "timestamp": -300_000_000}],
+        [
+            {"strategy": "hybrid", "provider": "gemini", "timestamp": 0},
+            {"strategy": "hybrid", "provider": "gemini", "timestamp": -3_540_000_000},
+        ],
+        3_540_000_000,
+    ],
+)
 @given(room=rooms, script=st.lists(st.one_of(commits, ticks, st.none()), min_size=3, max_size=10))
 def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any]) -> None:
     """Whichever those are: none is answered wrongly, and what is held is within the room."""
@@ -290,8 +302,10 @@ def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any])
             if snapshot.covers(window, history.now, rate=True):
                 history.check(window)
             elif window != "all":
-                with pytest.raises(NotHeld):
-                    cells_in(snapshot, window, history.now)
+                # The minutes of a shorter window may be all that there are, once time has gone on.
+                with suppress(NotHeld):
+                    counted = cells_in(snapshot, window, history.now)
+                    assert sum(each.count for each in counted.values()) == history.count(window)
 
 
 def test_longest_window_goes_first() -> None:
