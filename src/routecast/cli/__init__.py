@@ -1,4 +1,4 @@
-"""The command `routecast`."""
+"""`main`: the command `routecast`, with its subcommands by name."""
 
 import sys
 from importlib import import_module, metadata
@@ -9,8 +9,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from routecast.errors import BadSettings, RoutecastError
 
-# Where each command is: its module and its function there, or its functions by name. A module is
-# imported once its command is asked for: to import all of them takes a third of a server's start.
+# The module and function of each command. A module is imported when its command runs: importing all
+# of them would take a third of a server's start.
 _COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("serve", "serve"),
     "demo": ("demo.command", "demo"),
@@ -29,14 +29,14 @@ _NAMES: Final[dict[str, tuple[str, str]]] = {
 
 
 class _Command(TyperCommand):
-    """A command whose help shows a flag as its name alone; typer would add `<bool>`."""
+    """A command whose help shows only the names of flags; typer would add `<bool>`."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _plain_flags(super().get_params(ctx))
 
 
 class _Group(TyperGroup):
-    """Commands that are imported when they are asked for; flags are shown as in `_Command`."""
+    """Commands that are imported when they run; flags are shown as in `_Command`."""
 
     commands_in: dict[str, tuple[str, str]]
 
@@ -116,7 +116,7 @@ app.add_typer(_names, name="names")
 
 
 def main() -> None:
-    """Run the command; a foreseen error is one line and an exit code, never a traceback."""
+    """Run the command; an expected error is one line and an exit code, never a traceback."""
     try:
         app()
     except BadSettings as error:

@@ -34,8 +34,8 @@ def backup(
 ) -> None:
     """Copy a database to a file, as of one moment, while servers use it.
 
-    The copy is read back and checked. TARGET appears when all of it is on disk;
-    if anything fails, there is no such file, or the old one is still there.
+    The copy is read back and checked. TARGET appears when all of it is on disk.
+    If anything fails, there is no such file, or the old one is still there.
     `routecast restore` puts it back; `routecast verify` checks its sums.
 
     Example: routecast backup /backup/routecast.db
@@ -61,7 +61,7 @@ def backup(
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """A name for a file that gets its own when the body has written all of it."""
+    """Give a temporary name; the file gets its own name when the body has written all of it."""
     unnamed = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         yield unnamed
@@ -99,7 +99,7 @@ def _literal(name: str) -> str:
 def run_with_progress(
     work: Callable[[Callable[[Checked], None]], Coroutine[Any, Any, T]],
 ) -> T:
-    """Run work that tells how far it is, and show that on standard error."""
+    """Run work that reports its progress, and show that on standard error."""
     unwind_on_sigterm()
     out = Console(stderr=True)
     with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:

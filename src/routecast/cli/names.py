@@ -42,8 +42,8 @@ def list_names(
 ) -> None:
     """List names: how many decisions each has, and when it was first and last seen.
 
-    Each part (strategy, provider, model, project) has room for as many names
-    as ROUTECAST_MAX_NAMES says; over that, new names count as `other`.
+    Each part (strategy, provider, model, project) has room for
+    ROUTECAST_MAX_NAMES names; further names count as `other`.
     """
     settings = load_settings(database_url=database)
     uses = _run(settings, lambda store: store.names())
@@ -59,12 +59,12 @@ def list_names(
 
 
 def fold(part: _Part, names: _Given, database: _Database = None, yes: _Yes = False) -> None:
-    """Count names as `other` from now on, with all that was counted under them.
+    """Count names as `other`: their decisions so far, and all later ones.
 
-    Makes room for new names. Totals stay the same, but afterwards the numbers
-    of these names cannot be told apart from `other`. It is one transaction:
-    decisions sent meanwhile wait, or are answered with 503, to be sent again.
-    Running servers show the change after at most 10 seconds.
+    This makes room for new names. Totals stay the same, but the numbers of
+    these names cannot be separated from `other` afterwards. It is one
+    transaction: decisions sent meanwhile wait, or are answered with 503, to be
+    sent again. Running servers show the change after at most 10 seconds.
 
     Example: routecast names fold model test-1 test-2
     """
@@ -72,11 +72,11 @@ def fold(part: _Part, names: _Given, database: _Database = None, yes: _Yes = Fal
 
 
 def forget(part: _Part, names: _Given, database: _Database = None, yes: _Yes = False) -> None:
-    """Count as `other` what was counted under names, and let them come back.
+    """Count the decisions of names so far as `other`, but not later ones.
 
-    As `names fold`, but later decisions with one of these names are counted
-    under it again, if there is room. A name that was folded may come back so,
-    too; what was counted as `other` stays there.
+    As `names fold`, but later decisions with one of these names count under it
+    again, if there is room. This also allows a folded name again. Decisions that
+    were counted as `other` stay there.
 
     Example: routecast names forget project trial
     """
@@ -107,11 +107,11 @@ def _confirmed(question: str) -> bool:
     try:
         return typer.confirm(f"{question} This cannot be undone.")
     except typer.Abort:
-        fail("nobody answered, so nothing was changed; --yes does it without asking", BAD_USAGE)
+        fail("no answer, so nothing was changed; --yes does it without asking", BAD_USAGE)
 
 
 def _chosen(part: str, given: Iterable[str], held: Iterable[NameUse]) -> list[NameUse]:
-    """Return the names that are meant, or end with what is wrong."""
+    """Return the names in the database that the arguments name; exit if one is unknown."""
     known = {one.name: one for one in held if one.part == part}
     by_look = {shown(name): name for name in known}
     chosen: dict[str, NameUse] = {}

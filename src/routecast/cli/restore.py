@@ -17,15 +17,15 @@ def restore(
     database: Annotated[
         str | None,
         typer.Option(
-            help="The database to replace (ROUTECAST_DATABASE_URL); nobody may use it.",
+            help="The database to replace (ROUTECAST_DATABASE_URL); no program may use it.",
             show_default="sqlite:///routecast.db",
         ),
     ] = None,
 ) -> None:
     """Put a backup in the place of a database. Stop all servers first.
 
-    The backup is checked before anything changes. What it replaces is kept under
-    another name, which is printed. The restored database begins a new epoch, so
+    The backup is checked before anything changes. The replaced database is kept
+    under another name, which is printed. The restored database begins a new epoch, so
     nodes and clients drop the numbers they had; Redis need not be emptied.
 
     Example: routecast restore /backup/routecast.db

@@ -1,4 +1,4 @@
-"""What every client-side command says to a person, and how it ends."""
+"""Output to a terminal and exit codes, for the commands that are clients."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ TERMINATED = 143
 def plain(text: object) -> str:
     """Return text from a file or a server without control characters or direction marks.
 
-    A terminal obeys escape sequences in whatever it is shown, so none may pass through.
+    A terminal obeys escape sequences in any text, so none may pass through.
     """
     return "".join(
         character if unicodedata.category(character)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
@@ -30,7 +30,7 @@ def plain(text: object) -> str:
 
 
 def command_name() -> str:
-    """Return how this command is called from here: by name, or by path where that is not known."""
+    """Return how to call this command: by name, or by path if the name would not be found."""
     path = Path(sys.argv[0])
     if path.name != "routecast":
         return "python -m routecast"
@@ -44,11 +44,11 @@ def say(console: Console, message: object, style: str = "") -> None:
 
 
 def fail(message: object, code: int = FAILED) -> NoReturn:
-    """Say on standard error what is wrong and end with `code`."""
+    """Print an error on standard error and exit with `code`."""
     say(Console(stderr=True), f"routecast: {message}", "red")
     raise typer.Exit(code)
 
 
 def unwind_on_sigterm() -> None:
-    """End on SIGTERM by way of every context manager, so that a hidden cursor is shown again."""
+    """On SIGTERM, leave all context managers, so that a hidden cursor is shown again."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

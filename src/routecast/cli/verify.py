@@ -1,4 +1,4 @@
-"""`routecast verify`: count again, and say what differs."""
+"""`routecast verify`: recount a database, and print what differs."""
 
 import asyncio
 from typing import Annotated
@@ -22,13 +22,13 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Check the database, recount the rollups from the decisions, say what differs.
+    """Check the database, recount the rollups from the decisions, print differences.
 
-    First the engine checks its own files, where it can. What all this cannot
-    detect is said, too.
+    First the engine checks its own files, where it can. Faults that none of this
+    can detect are listed at the end.
 
-    Ends with 0 when all is equal, 1 when anything differs or cannot be read now,
-    and 2 when there is no database of Routecast there.
+    Exits with 0 if all is equal, 1 if anything differs or cannot be read now,
+    and 2 if there is no database of Routecast.
     """
     from routecast.server.app import open_store  # slow to import
 

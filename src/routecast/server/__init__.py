@@ -1,1 +1,1 @@
-"""The server: settings, the application and its parts, and the processes that serve it."""
+"""The server: settings, the application, and the processes that serve it."""

@@ -1,4 +1,4 @@
-"""The application: builds every part and connects them. A URL picks an adapter."""
+"""`create_app`: builds all parts of the application from the settings, and connects them."""
 
 import asyncio
 import logging
@@ -84,34 +84,34 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSION = version("routecast")
-# At shutdown, waiting decisions are committed within this time, in seconds; then they are refused,
+# At shutdown, waiting decisions may be committed for this time, in seconds. Then they are refused,
 # and the database is interrupted.
 DRAIN_SECONDS = 4.0
 # After that, a commit under way has this time, in seconds, to report its outcome.
 ABORT_SECONDS = 2.0
-# Streams are given this time to leave, in seconds.
+# At shutdown, streams get this time to close, in seconds.
 STREAMS_CLOSE_SECONDS = 3.0
-# Where there are other nodes, one of them caches a snapshot this often: for those that start, and
-# for those that have no database to ask for what they missed, and must not be 5 s behind.
+# If there are other nodes, one of them caches a snapshot this often, in seconds. It is for nodes
+# that start, and for nodes without a database that missed deltas and must not be 5 s behind.
 SHARE_SECONDS = 3.0
-# What a snapshot may take of the memory for live state: the one in use, and another one while it is
-# loaded. The rest is for the windows that the database answers.
+# Shares of the memory for live state: of a snapshot (the one in use, and another one while it is
+# loaded), and of the answers to windows from the database.
 SNAPSHOT_SHARE = 3 / 8
 WINDOWS_SHARE = 1 / 4
-# The first try to load live state is waited for before a node takes anything; for at most this
-# time, in seconds, since decisions can be taken without it.
+# A node waits for its first load of live state before it takes requests; for at most this time, in
+# seconds, because decisions can be taken without it.
 LOADED_SECONDS = 30.0
 # Between two tries to open a database that could not be reached at the start.
 REOPEN_SECONDS = 1.0
-# The setting that limits a part of names, where it is not that of most.
+# The setting that limits a part of names, if it is not ROUTECAST_MAX_NAMES.
 _LIMITS = {COMBINATION: "ROUTECAST_MAX_SERIES"}
 
 
 def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
-    """Return the store a database URL names, not yet opened. Raises BadSettings.
+    """Return the store that a database URL names, not yet opened. Raises BadSettings.
 
-    Without `create`, opening it fails where there is no such database. `connections` are the most
-    that it opens to a server.
+    Without `create`, opening it fails if there is no such database. `connections` is the maximum
+    number of connections to a database server.
     """
     path = _file_of(url)
     if path is not None:
@@ -122,10 +122,7 @@ def open_store(url: str, *, create: bool = True, connections: int = 5) -> Store:
 
 
 def open_backups(url: str) -> Backups:
-    """Return what makes and restores backups of the database that a URL names.
-
-    Raises BadSettings.
-    """
+    """Return the backups of the database that a URL names. Raises BadSettings."""
     path = _file_of(url)
     if path is not None:
         return SqliteBackups(path)
@@ -139,8 +136,8 @@ def _file_of(url: str) -> Path | None:
     shown = f"database (ROUTECAST_DATABASE_URL) {masked(url)!r}"
     scheme, separator, rest = url.partition("://")
     if separator and scheme.lower() == "sqlite":
-        # All that follows is the path, as it is: files may have signs in their names that mean
-        # something in other URLs.
+        # Everything after it is the path: file names may contain characters that have a meaning in
+        # other URLs.
         path = rest.removeprefix("/")
         if not rest.startswith("/") or not path or path == ":memory:" or "\0" in path:
             raise BadSettings(
@@ -159,7 +156,7 @@ def _file_of(url: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """The adapters an application runs on."""
+    """The adapters that an application uses."""
 
     store: Store
     cache: Cache
@@ -168,7 +165,7 @@ class Engines:
     clock: Clock
     prices: Prices
     instruments: Instruments = field(default_factory=Instruments)
-    redis: "RedisCheck | None" = None  # where a Redis is shared with other nodes
+    redis: "RedisCheck | None" = None  # None without a Redis
 
 
 def open_engines(settings: Settings) -> Engines:
@@ -192,7 +189,7 @@ def open_engines(settings: Settings) -> Engines:
 
 
 def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
-    """Return engines of which other nodes share the cache, the bus and the cluster."""
+    """Return engines whose cache, bus and cluster are those of a Redis."""
     from routecast.adapters.bus.redis import RedisBus
     from routecast.adapters.cache.redis import RedisCache
     from routecast.adapters.cluster.redis import RedisCluster
@@ -213,7 +210,7 @@ def _on_redis(engines: Engines, settings: Settings, url: str) -> Engines:
 class Services:
     """Every service of one application, connected; `running` starts and ends them.
 
-    `supervisor.give_up` is called when that cannot go on; whoever runs the application sets it.
+    `supervisor.give_up` is called when the application cannot go on; its runner may replace it.
     """
 
     def __init__(self, settings: Settings, engines: Engines) -> None:
@@ -340,7 +337,7 @@ class Services:
             yield
 
     def begin_stop(self) -> asyncio.Task[None]:
-        """See to it that producers are answered within DRAIN_SECONDS from the first call on."""
+        """Have all producers answered within DRAIN_SECONDS of the first call."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop_later(), name="stop")
         return self._stopping
@@ -352,7 +349,7 @@ class Services:
 
     @asynccontextmanager
     async def _ingesting(self) -> AsyncIterator[None]:
-        """Take decisions in beside the body; at its end commit what waits, or refuse it."""
+        """Run ingest beside the body; at its end commit the waiting batches, or refuse them."""
         task = self.supervisor.start("ingest", self.ingest.run, vital=True, ends=True)
         try:
             yield
@@ -367,7 +364,7 @@ class Services:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
-        """Open the store; where it cannot be reached now, go on and try again beside the body."""
+        """Open the store; if it cannot be reached now, try again beside the body."""
         try:
             await self.engines.store.open()
         except Unavailable as error:
@@ -379,7 +376,7 @@ class Services:
             yield
 
     async def _open_again(self, cause: str) -> None:
-        """Open the store as soon as it can be reached. Raises BadSettings where that is no use."""
+        """Open the store as soon as it can be reached. Raises BadSettings if it never can be."""
         while True:
             await asyncio.sleep(REOPEN_SECONDS)
             try:
@@ -399,7 +396,7 @@ class Services:
         )
 
     async def check(self) -> list[str]:
-        """Return why the node does less than it should; [] when all is well.
+        """Return what fails without keeping decisions from being acknowledged; [] for nothing.
 
         Raises Unavailable when decisions could not be acknowledged now.
         """
@@ -409,7 +406,7 @@ class Services:
         return self._degraded()
 
     async def health(self) -> Health:
-        """Return how the engines are, and where numbers would come from now."""
+        """Return the state of the engines and services, and the source of numbers now."""
         try:
             source = (await self.latest.read()).source.value
         except Unavailable:
@@ -472,7 +469,7 @@ class Services:
 
 
 def _end_process(_: str) -> None:
-    """End as any ASGI server does on SIGTERM, and then with a code that tells of it."""
+    """Have any ASGI server stop properly, with an exit code that shows the signal."""
     signal.raise_signal(signal.SIGTERM)
 
 
@@ -500,17 +497,17 @@ def _baseline(settings: Settings, prices: Prices) -> Baseline | None:
 
 
 class App(FastAPI):
-    """FastAPI, with the hot route in front of its middleware, which costs more than the route."""
+    """FastAPI, with `POST /v1/decisions` in front of its middleware, which costs more than that."""
 
     decisions: Decisions
-    take: ASGIApp  # them, for pages of allowed origins too
-    gate: ASGIApp  # in front of `route`
+    take: ASGIApp  # `decisions`, with CORS
+    gate: ASGIApp  # `route`, behind the checks of `edge/gate.py`
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.gate(scope, receive, send)
 
     async def route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take a request that the gate let in."""
+        """Handle a request that the gate let through."""
         if scope["type"] == "http":
             if scope["path"] == DECISIONS and scope["method"] == "POST":
                 await self.take(scope, receive, send)
@@ -537,7 +534,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
         version=VERSION,
         summary="Live, exact metrics of LLM routing decisions.",
         lifespan=lifespan,
-        docs_url=None,  # their pages load scripts of other hosts; ours is in `edge/http/docs.py`
+        docs_url=None,  # FastAPI's pages load scripts of other hosts; see `edge/http/docs.py`
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the host and path that the client sent
     )
@@ -566,7 +563,7 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.add_middleware(Cors, sites=sites)
     streams = (services.peers, services.door, services.instruments)
     app.router.routes[:0] = [
-        # For an application that is mounted in another; and to say 405 to other methods.
+        # For an application mounted in another one, and to answer 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
         WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
         Route("/ws/metrics", UpgradeProbe(services.door), methods=METHODS),

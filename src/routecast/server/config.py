@@ -20,7 +20,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, each by `ROUTECAST_` and its name in capitals."""
+    """All settings. Each variable is `ROUTECAST_` and the field's name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="ROUTECAST_", extra="ignore", frozen=True)
 
@@ -224,9 +224,9 @@ class Settings(BaseSettings):
         return self
 
     def require_safe(self) -> None:
-        """Raise BadSettings when every machine on the network could read and write.
+        """Raise BadSettings if other machines could read and write without authentication.
 
-        A socket that is handed over (`fd`) has an address of its own; `take_over` looks at it.
+        An inherited socket (`fd`) has an address of its own, which `take_over` checks.
         """
         if self.fd is None and self.host not in LOOPBACK and not self.insecure:
             raise BadSettings(
@@ -248,16 +248,16 @@ def _read_entries(entries: frozenset[str], read: Callable[[str], str]) -> frozen
     return frozenset(good)
 
 
-# Settings that `routecast serve` has options for, but those that are a process's own.
+# Settings with options of `routecast serve` that worker processes need as well.
 _OPTIONS = frozenset(
     {"host", "port", "database_url", "redis_url", "role", "interval", "log_level", "insecure"}
 )
 
 
 def environment(settings: Settings, **changed: str) -> dict[str, str]:
-    """Return this process's environment for a child, so that it has the same settings.
+    """Return the environment for a child process with the same settings.
 
-    What options have set is in it; on a command line a password could be read by others.
+    It contains what options have set, because other users can read a password in a command line.
     """
     options = settings.model_dump(include=set(_OPTIONS), exclude_none=True)
     given = {name: str(value) for name, value in options.items()} | changed
@@ -265,9 +265,9 @@ def environment(settings: Settings, **changed: str) -> dict[str, str]:
 
 
 def load_settings(**given: Any) -> Settings:
-    """Return settings from what is given (None counts as not given), then the environment.
+    """Return settings from arguments (None is not given), then from the environment.
 
-    Raises BadSettings with one line a wrong setting.
+    Raises BadSettings with one line for each wrong setting.
     """
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})

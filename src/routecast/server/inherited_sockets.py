@@ -1,4 +1,4 @@
-"""A listening socket that is handed over as a file descriptor (`--fd`), by systemd say."""
+"""`take_over`: a listening socket inherited as a file descriptor (`--fd`), e.g. from systemd."""
 
 import os
 import socket
@@ -15,8 +15,8 @@ _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 def take_over(settings: Settings) -> socket.socket:
     """Return the socket that `settings.fd` names, to accept connections from.
 
-    Raises BadSettings where it is no TCP socket that is bound and not connected, and where it can
-    be reached from other machines without `--insecure`.
+    Raises BadSettings unless it is a TCP socket that is bound and not connected, and if other
+    machines can reach it and `insecure` is not set.
     """
     assert settings.fd is not None
     listener = _open(settings.fd)
@@ -34,7 +34,7 @@ def take_over(settings: Settings) -> socket.socket:
                 "the network is trusted"
             )
     except BaseException:
-        listener.detach()  # it stays open for whoever handed it over
+        listener.detach()  # it stays open for the process that passed it on
         raise
     return listener
 
@@ -48,7 +48,7 @@ def _open(descriptor: int) -> socket.socket:
 
 
 def _problem(found: socket.socket) -> str | None:
-    """Return what keeps a socket from being listened on, None where nothing does."""
+    """Return why a socket cannot be listened on; None if it can."""
     if found.family == socket.AF_UNIX:
         return "is a Unix socket"
     if found.family not in _FAMILIES or found.type != socket.SOCK_STREAM:

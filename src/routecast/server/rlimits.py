@@ -1,11 +1,11 @@
-"""Open files: each connection is one, and the system limits how many a process may have."""
+"""This process's limit of open files; each connection is one."""
 
 import resource
 import sys
 
 
 def allow_open_files(needed: int) -> int:
-    """Raise this process's limit of open files to `needed`, or as far as it may go; return it."""
+    """Raise the limit to `needed`, or as far as the system allows; return the new limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return needed

@@ -1,4 +1,4 @@
-"""The server: the application under uvicorn, on the lean edge, with a clean start and end."""
+"""`run`: serve the application with uvicorn, from the socket to a clean exit."""
 
 import asyncio
 import ctypes
@@ -28,25 +28,25 @@ from routecast.server.inherited_sockets import take_over
 from routecast.server.rlimits import allow_open_files, open_files
 from routecast.server.worker_processes import WorkerProcesses
 
-# Requests under way get this time when the server stops, once its streams were told: more than
-# DRAIN_SECONDS, after which those that wait for the database are answered.
+# When the server stops, open requests get this time, in seconds, after its streams were closed. It
+# is more than DRAIN_SECONDS, after which requests that wait for the database are answered.
 STOP_GRACE_SECONDS: Final = 6
-# The process ends at the latest this time after the signal, in seconds, even if a disk hangs. All
-# acknowledged decisions are on disk.
+# The process ends at the latest this time after the signal, in seconds, even if a disk hangs. No
+# acknowledged decision is lost by that: all are on disk.
 EXIT_SECONDS: Final = 14.0
 
-# What the kernel may hold for one client, in bytes (it doubles this for its own needs).
+# Bytes that the kernel may buffer for one client. It doubles this for its own needs.
 SEND_BUFFER: Final = 65_536
-# A peer that acknowledges nothing for this time has vanished, whatever is still unsent.
+# A peer that acknowledges nothing for this time, in ms, has vanished, even if data is unsent.
 CLIENT_UNACKED_MS: Final = 20_000
 
-# A thread that computes gives the interpreter's lock to one that waits after this time, in seconds.
-# Python's own default is 5 ms. The event loop waits for the lock at each of its turns, and a commit
-# some twenty times.
+# After this time, in seconds, a thread that computes passes the interpreter's lock to a thread that
+# waits for it. Python's default is 5 ms. The event loop waits for the lock in each of its turns,
+# and a commit about twenty times.
 SWITCH_SECONDS: Final = 0.0002
 # How the C library (glibc) keeps memory, by the numbers of mallopt(3): blocks of at least 1 MiB are
-# given back at once, free memory at the end when it is over 4 MiB, and threads share two arenas.
-# Left to itself, after large batches it keeps 100 MB and more that nothing uses.
+# returned to the system at once, free memory at the end when it is over 4 MiB, and threads share
+# two arenas. With its defaults it keeps 100 MB and more of unused memory after large batches.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
@@ -56,14 +56,13 @@ MEMORY_OPTIONS: Final = (
     (_M_ARENA_MAX, 2),
 )
 
-# When the garbage collector looks at new objects, at those left over, and at all: after this number
-# of new objects, and every this many times of the look before. A look at 3,000 objects takes up to
-# 1 ms, for which all threads wait. Python's own default is 700, 10, 10.
+# Thresholds of the garbage collector (`gc.set_threshold`). A collection of 3,000 objects takes up
+# to 1 ms, for which all threads wait. Python's default is 700, 10, 10.
 COLLECT_AFTER: Final = (3_000, 2, 400)
 
-# Files that are no streams: engines, and the requests under way.
+# Open files that are not streams: engines, and open requests.
 SPARE_FILES: Final = 256
-# Files for HTTP connections beside streams, as far as the system allows.
+# Open files for HTTP connections beside streams, if the system allows as many.
 HTTP_FILES: Final = 4_096
 
 log = logging.getLogger("routecast")
@@ -72,7 +71,7 @@ OnStarted = Callable[[str], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, with something to do once it listens."""
+    """Uvicorn's server, with a callback once it listens, and a bounded shutdown."""
 
     def __init__(
         self,
@@ -92,7 +91,7 @@ class _Server(uvicorn.Server):
         services.supervisor.give_up = self._give_up
 
     def _give_up(self, _: str) -> None:
-        """Stop in good order, for a reason that the log has, and end with a code other than 0."""
+        """Stop properly and exit with a code other than 0; the log has the reason."""
         self.failed = True
         self.handle_exit(signal.SIGTERM, None)
 
@@ -100,13 +99,13 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if not self.started:
-            _exit_later(lambda: 1)  # whatever still hangs: nobody could connect to it
+            _exit_later(lambda: 1)  # even if something hangs: no client can connect
         if self.started and self._on_started is not None:
             self._task = asyncio.ensure_future(self._on_started(self._url))
 
     async def main_loop(self) -> None:
-        # Uvicorn's own looks ten times a second whether it is to stop, which is most of what an
-        # idle server would do. Here the signal says so.
+        # Uvicorn's own loop checks ten times a second whether to stop, which is most of what an
+        # idle server does. Here the signal wakes it.
         loop = asyncio.get_running_loop()
         stopping = asyncio.Event()
         self._wake = lambda: loop.call_soon_threadsafe(stopping.set)
@@ -118,7 +117,7 @@ class _Server(uvicorn.Server):
             _exit_later(lambda: int(self.failed))
         super().handle_exit(sig, frame)
         if self._loop is not None:
-            # It may still be starting, and wait for a database.
+            # The server may still be starting, and wait for a database.
             self._loop.call_soon_threadsafe(self._services.begin_stop)
         self._wake()
 
@@ -126,7 +125,7 @@ class _Server(uvicorn.Server):
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        # Nobody new; then those who are here are told when to come back, before all else ends.
+        # First stop accepting, then close streams with a time to reconnect, then everything else.
         for listening in self.servers:
             listening.close()
         await self._services.manager.close(STREAMS_CLOSE_SECONDS)
@@ -134,10 +133,10 @@ class _Server(uvicorn.Server):
 
 
 def _exit_later(code: Callable[[], int]) -> None:
-    """End the process in EXIT_SECONDS, whatever hangs; `code` returns the exit code."""
+    """Exit in EXIT_SECONDS, even if something hangs; `code` returns the exit code."""
 
     def exit_now() -> None:
-        log.critical("Something does not end; the process ends without it")
+        log.critical("Shutdown takes too long; the process exits now")
         os._exit(code())
 
     timer = threading.Timer(EXIT_SECONDS, exit_now)
@@ -146,7 +145,7 @@ def _exit_later(code: Callable[[], int]) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address. Raises BadSettings when it cannot be had."""
+    """Return a socket bound to an address. Raises BadSettings if that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -165,7 +164,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the address a person can open."""
+    """Return the URL by which this machine reaches the server."""
     host, port = listener.getsockname()[:2]
     if not int(ipaddress.ip_address(host)):  # all of this machine's addresses
         host = "127.0.0.1"
@@ -173,17 +172,17 @@ def url_of(listener: socket.socket) -> str:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Return the socket to accept from: the one handed over, or a new one. Raises BadSettings."""
+    """Return the listening socket: the inherited one (`fd`), or a new one. Raises BadSettings."""
     if settings.fd is None:
         return bind(settings.host, settings.port)
     return take_over(settings)
 
 
 def run(settings: Settings, *, on_started: OnStarted | None = None) -> int:
-    """Serve until a signal says to stop; return the exit code.
+    """Serve until a signal; return the exit code.
 
-    `on_started` is awaited beside the server once it listens, with its URL, and cancelled when
-    the server stops. Raises BadSettings when it cannot start.
+    `on_started` is awaited with the URL once the server listens, and cancelled when the server
+    stops. Raises BadSettings when the server cannot start.
     """
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -212,19 +211,19 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         app,
         http=cast("type[asyncio.Protocol]", partial(FastPathHttpProtocol, app.decisions, edge)),
         ws=cast("type[asyncio.Protocol]", services.websockets.protocol),
-        proxy_headers=False,  # `edge/gate.py` reads them, as all edges do
+        proxy_headers=False,  # `edge/proxies.py` reads them, for all edges
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
-        date_header=False,  # `GuardedHttp` has it
+        date_header=False,  # `HttpProtocol` sends it
     )
     server = _Server(config, services, url_of(listener), on_started)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # For signals that come before uvicorn listens to them. In the end it raises the one that
-        # stopped it again; to stop when told to is no failure.
+        # For signals that arrive before uvicorn handles them. At its end uvicorn raises the signal
+        # that stopped it again; stopping on request is not a failure.
         if not server.should_exit:
             server.handle_exit(number, frame)
 
@@ -232,7 +231,6 @@ def _serve(settings: Settings, listener: socket.socket, on_started: OnStarted | 
         signal.signal(number, stop)
     spare_collector()
     spare_memory()
-    # A thread that computes lets the event loop have Python's lock after this time.
     sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[listener])
     return 0 if server.started and not server.failed else 1
@@ -251,7 +249,7 @@ def _allow_open_files(streams: int) -> None:
 
 
 def spare_memory() -> None:
-    """Have the C library give back what is not used, where it is glibc."""
+    """Have the C library return unused memory to the system, if it is glibc."""
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         for option, value in MEMORY_OPTIONS:
@@ -259,17 +257,17 @@ def spare_memory() -> None:
 
 
 def spare_collector() -> None:
-    """Let the garbage collector look at what comes from now on, and rarely."""
-    # What there is now stays; and a decision is no cycle. Without this the collector goes through
-    # all modules and all waiting decisions again and again: a tenth of the time of ingest.
+    """Have the garbage collector skip all present objects, and run rarely on new ones."""
+    # Present objects stay, and a decision is never part of a cycle. Without this, the collector
+    # visits all modules and all waiting decisions repeatedly: a tenth of the time of ingest.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
 
 
 async def _check_database(settings: Settings) -> None:
-    # Before anything else, so that what is wrong with it is told in one line. One that cannot be
-    # reached now may be in a moment: that is the server's to wait for.
+    # Before anything else, so that a bad database is one line of output. A database that cannot be
+    # reached now may be soon: the server waits for it.
     store = open_engines(settings).store
     try:
         with suppress(Unavailable):

@@ -1,7 +1,7 @@
-"""Workers: several processes that serve one port, and the parent that looks after them.
+"""`WorkerProcesses`: the parent of several processes that serve one port.
 
-All accept from one listening socket, so what waits there is not lost with a process. Each is a
-node like any other: they share nothing but the database and Redis.
+All accept from one listening socket, so connections that wait there are not lost with a process.
+Each worker is a node like any other: workers share only the database and Redis.
 """
 
 import logging
@@ -18,12 +18,12 @@ from routecast.server.config import Settings, environment
 
 log = logging.getLogger(__name__)
 
-# One that ends sooner, in seconds, did not start: another would not, either.
+# A worker that fails sooner than this, in seconds, could not start; another one could not either.
 STARTED_SECONDS: Final = 5.0
 
 
 class WorkerProcesses:
-    """Starts as many processes as the settings say; `run` looks after them until told to stop."""
+    """Starts `settings.workers` processes; `run` replaces those that die, until a signal."""
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._count = settings.workers
@@ -33,7 +33,7 @@ class WorkerProcesses:
         self._stopping = False
 
     def run(self) -> int:
-        """Serve until a signal says to stop; return the exit code. One that dies is replaced."""
+        """Serve until a signal; return the exit code. A worker that dies is replaced."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop())
         for _ in range(self._count):
@@ -47,7 +47,7 @@ class WorkerProcesses:
             worker.returncode = os.waitstatus_to_exitcode(status)
             if self._stopping:
                 continue
-            # One that was killed had nothing to say against starting.
+            # A worker that was killed did not fail to start, so it is replaced.
             if worker.returncode >= 0 and time.monotonic() - started < STARTED_SECONDS:
                 code = worker.returncode or 1
                 self._stop()
@@ -63,12 +63,12 @@ class WorkerProcesses:
             pass_fds=[self._descriptor],
         )
         self._running[worker.pid] = (worker, time.monotonic())
-        if self._stopping:  # since a moment ago, when this one was not there yet
+        if self._stopping:  # the signal came before this worker was registered
             self._stop()
 
     def _stop(self) -> None:
         self._stopping = True
         for process in list(self._running):
-            # Popen's own way might reap one that `run` is waiting for.
+            # Not Popen's method, which could reap a process that `run` is waiting for.
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""`routecast bench`."""
+"""`routecast bench`: measure how a server serves many streams."""

@@ -1,4 +1,4 @@
-"""One of many streams: a WebSocket client without a task or a queue of its own."""
+"""A WebSocket client without a task or queue of its own, for thousands of streams."""
 
 import asyncio
 import ssl
@@ -23,10 +23,11 @@ OnMessage = Callable[["BenchClient", bytes, float], None]
 class BenchClient(asyncio.Protocol):
     """A stream on websockets' sans-I/O core.
 
-    `opened` is done when it is open or cannot be, `gone` when its connection has ended.
+    `opened` is done when it is open or has failed, `gone` when its connection has ended.
     `on_message` is called for each whole message, `on_lost` once if an open stream ends by itself.
-    `began`, `opened_at` and `last` (kept by `on_message`) are seconds since 1970, 0 before. What it
-    costs per message is small, so that thousands in one process measure the server, not themselves.
+    `began`, `opened_at` and `last` (set by `on_message`) are seconds since 1970, 0 before. A
+    message costs little, so that thousands of clients in one process measure the server, not
+    themselves.
     """
 
     def __init__(
@@ -99,14 +100,14 @@ class BenchClient(asyncio.Protocol):
                 self._transport.write_eof()
 
     def close(self) -> None:
-        """Say goodbye; the server ends the connection."""
+        """Send a close frame; the server ends the connection."""
         self._closing = True
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(1000)
             self._flush()
 
     def abort(self) -> None:
-        """End the connection at once, whatever the server does."""
+        """End the connection at once, without waiting for the server."""
         self._closing = True
         if self._transport is not None:
             self._transport.abort()

@@ -1,4 +1,4 @@
-"""`routecast bench`: many streams to one server at once, and how well it serves them."""
+"""`routecast bench`: open many streams to a server, and measure how it serves them."""
 
 import asyncio
 import math
@@ -62,9 +62,9 @@ def bench(
 ) -> None:
     """Open many streams to a server and measure how it serves them.
 
-    Latency is this machine's clock on receipt less the document's timestamp:
-    between two machines, the difference of their clocks is in it.
-    Ends with 1 if any stream failed.
+    Latency is this machine's clock on receipt minus the document's timestamp:
+    between two machines it includes the difference of their clocks.
+    Exits with 1 if any stream failed.
 
     Example: routecast bench --connections 1000 --seconds 30 --interval 0.5
     """
@@ -89,7 +89,7 @@ def bench(
 
 
 def _allow_open_files(needed: int) -> None:
-    """Raise this process's limit of open files as far as it may go; end if that is too few."""
+    """Raise this process's limit of open files as far as allowed; exit if that is too few."""
     allowed = allow_open_files(needed)
     if allowed < needed:
         fail(
@@ -101,7 +101,7 @@ def _allow_open_files(needed: int) -> None:
 
 
 def _run(trial: "Trial", progress: "_BenchProgress") -> bool:
-    """Run the trial to its end; return whether Ctrl-C ended it early."""
+    """Run the measurement; return whether Ctrl-C ended it early."""
     try:
         with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
             runner.run(trial.run(progress))
@@ -132,7 +132,7 @@ class _BenchProgress(Progress):
         )
 
     def phase(self, words: str, total: float) -> Callable[[float], None]:
-        """Start a new phase; return what tells how far it is."""
+        """Start a new phase; return the function that sets its progress."""
         for task in self.task_ids:
             self.remove_task(task)
         task = self.add_task(words, total=total)
@@ -145,7 +145,7 @@ def _samples() -> "array[float]":
 
 @dataclass
 class Trial:
-    """Many streams to one URL, and what was measured on them; times are in milliseconds."""
+    """Many streams to one URL, and their measurements; times are in milliseconds."""
 
     url: str
     connections: int
@@ -249,7 +249,7 @@ class Trial:
         self.failures[describe(error)] += 1
 
     def result(self) -> dict[str, Any]:
-        """Return everything measured, ready for JSON; what was not measured is null."""
+        """Return all measurements for JSON; a value that was not measured is null."""
         return {
             "connections": self.connections,
             "opened": len(self._streams),

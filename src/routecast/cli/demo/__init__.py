@@ -1,1 +1,1 @@
-"""`routecast demo`."""
+"""`routecast demo`: a server with simulated traffic."""

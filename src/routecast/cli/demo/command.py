@@ -1,4 +1,4 @@
-"""`routecast demo`: a server with simulated traffic, to look around in."""
+"""`routecast demo`: run a server with simulated traffic."""
 
 import asyncio
 import logging
@@ -19,11 +19,12 @@ from routecast.errors import BadSettings
 from routecast.server.config import load_settings
 
 _PORTS_TRIED: Final = 100
-# Arrivals this close together are recorded together, and share a request: the last of them comes
-# within the second of these times, in seconds.
+# Arrivals this close together, in seconds, are recorded together and share a request; the last of
+# them at most the second of these times after the first.
 _DEMO_TICK: Final = 0.05
 _LINGER: Final = 0.01
-# After a longer stop (a laptop asleep) the traffic goes on from now and does not catch up.
+# After a longer stop, in seconds (a laptop asleep), the traffic continues from now and does not
+# catch up.
 _FORGIVEN: Final = 5.0
 
 
@@ -88,7 +89,7 @@ def _database(url: str | None) -> Iterator[str]:
 
 
 def _free_port(host: str, first: int) -> int:
-    """Return the first port from `first` on that nobody listens on, or `first` if all are taken."""
+    """Return the first free port from `first` on, or `first` if all are taken."""
     from routecast.server.run import bind
 
     for port in range(first, min(first + _PORTS_TRIED, 65536)):
@@ -118,7 +119,7 @@ def _welcome(console: Console, address: str, rate: float, *, temporary: bool) ->
 
 
 async def send(address: str, traffic: Iterator[Arrival]) -> None:
-    """Record arrivals at a server as they fall due, until cancelled."""
+    """Record arrivals at a server when they are due, until cancelled."""
     # Decisions that are lost when the server stops are simulated ones: no reason for a warning.
     logging.getLogger("routecast.client").setLevel(logging.ERROR)
     recorder = Recorder(address, linger=_LINGER)

@@ -20,7 +20,7 @@ Quantiles = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How requests of one service come (seconds between two) and how large they are (tokens)."""
+    """Requests of one service: seconds between two, and their size in tokens."""
 
     gaps: Quantiles
     prompts: Quantiles
@@ -68,14 +68,14 @@ def draw(quantiles: Quantiles, rng: random.Random) -> float:
     return float(low * (high / low) ** within)
 
 
-# -- what is routed where ---------------------------------------------------------------------
+# -- models and strategies --------------------------------------------------------------------
 
 
 class Model(NamedTuple):
-    """A model: milliseconds before its first token and per token, and who knows its price.
+    """A model: milliseconds before its first token and per token, and its price.
 
-    `dollars` per million tokens in and out are sent as the cost; without them the server prices
-    what it knows, and a model of one's own stays without a price.
+    `dollars` per million tokens in and out are sent as the cost. Without them the server prices the
+    models that it knows, and a self-hosted model has no price.
     """
 
     provider: str
@@ -96,7 +96,7 @@ OWN: Final = Model("self-hosted", "llama-3.1-8b-tuned", 60, 9)
 
 
 class Strategy(NamedTuple):
-    """A way to choose: how often it is used, what it picks for small and large requests.
+    """A strategy: how often it is used, and its choices for small and large requests.
 
     Confidence follows a beta distribution with these two parameters; None knows only bands.
     """
@@ -153,7 +153,7 @@ def arrivals(seed: int | None, rate: float = NATURAL_RATE) -> Iterator[Arrival]:
 
 
 def decide(prompt: int, answer: int, rng: random.Random) -> dict[str, Any]:
-    """Return what a router might decide for a request of `prompt` tokens, and how it went."""
+    """Return a decision for a request of `prompt` tokens, and its outcome."""
     strategy = rng.choices(STRATEGIES, [strategy.weight for strategy in STRATEGIES])[0]
     mix = strategy.large if prompt >= _LARGE else strategy.small
     model = rng.choices(list(mix), list(mix.values()))[0]
@@ -170,7 +170,7 @@ def decide(prompt: int, answer: int, rng: random.Random) -> dict[str, Any]:
         decision["fallback"] = True
     spread = rng.lognormvariate(0, 0.25)
     if rng.random() < _ERRORS:
-        # What failed before its first token has no answer and costs nothing that is known.
+        # A request that failed before its first token has no answer and no known cost.
         return decision | {"status": "error", "latency_ms": round(model.first_ms * spread, 3)}
     decision["output_tokens"] = answer
     waited = model.first_ms + 0.02 * prompt + model.token_ms * answer

@@ -1,1 +1,1 @@
-"""`routecast replay`."""
+"""`routecast replay`: send the decisions of a file to a server."""

@@ -1,4 +1,4 @@
-"""The mapping of a file: which column becomes which field, and a row of it a decision."""
+"""`Columns`: which column of a file becomes which field, and how a row becomes a decision."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from routecast.cli.replay import parsers
 from routecast.cli.replay.parsers import Cell
 from routecast.core.exact import REQUIRED
 
-# Without a value these mean something: now, success, no fallback, the project `default`. A row
-# whose cell cannot be read must not be counted as that.
+# Fields whose absence has a meaning: now, success, no fallback, the project `default`. A row whose
+# cell cannot be read must not count as that.
 _MEANINGFUL: Final = (*REQUIRED, "timestamp", "status", "fallback", "project")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldSource:
-    """Where one field's value comes from, how that was decided, and how a cell becomes it.
+    """The source of one field: its column and reader, and how they were chosen.
 
-    `column` is None where `value` is every row's. `nothing` tells a cell without a value.
+    `column` is None if `value` is every row's. `nothing` tells whether a cell has no value.
     """
 
     field: str
@@ -30,9 +30,9 @@ class FieldSource:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One decision ready for the wire, but for its time: microseconds, or None where unknown.
+    """One decision ready to send, except for its time: microseconds, or None if unknown.
 
-    `unread` says of each value that could not be used why not; the decision is without it.
+    `unread` has the reason for each value that could not be used; the decision is without it.
     """
 
     line: int
@@ -45,8 +45,8 @@ class Row:
 class Columns:
     """The whole mapping of one file.
 
-    `last` is the latest of times that count from the start, in microseconds; None where times are
-    those of a calendar. `warnings` are what a person should know before anything is sent.
+    `last` is the latest of times that count from the start, in microseconds; None if times are
+    calendar times. `warnings` are for a person, before anything is sent.
     """
 
     sources: tuple[FieldSource, ...]
@@ -57,8 +57,8 @@ class Columns:
     def row(self, line: int, cells_by_column: Mapping[str, Cell]) -> Row:
         """Turn one row of the file into a decision.
 
-        Raises ValueError naming field and rule where it cannot be one: it has no strategy or
-        provider, or a cell cannot be read without which it would count as something else.
+        Raises ValueError naming field and rule if it has no strategy or provider, or if a cell
+        cannot be read without which it would count as something else.
         """
         decision: dict[str, Any] = {}
         unread: list[str] = []

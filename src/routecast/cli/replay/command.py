@@ -1,4 +1,4 @@
-"""`routecast replay`: decisions from a file to a server, at full speed or as they once arrived."""
+"""`routecast replay`: send decisions of a file to a server, at full speed or in their own time."""
 
 import hashlib
 import secrets
@@ -38,7 +38,7 @@ from routecast.core.decision import DAY
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339
 
-# After this number of rows, a column that is missing is told of; the rest is read all the same.
+# After this number of rows, a missing column is reported; the rest is read all the same.
 _PEEK_ROWS: Final = 1000
 _SHOWN: Final = 5
 _REHEARSED: Final = 10
@@ -106,12 +106,12 @@ def replay(
 ) -> None:
     """Send the routing decisions of a file to a server.
 
-    Columns are matched to fields by name, and all rows tell how their values are
-    written. If that is not certain, nothing is sent, and it ends with 1 and says
-    which --map or --set settles it. A row counts once: the same command again
-    goes on where an interrupted one ended. A value that cannot be used is left
-    out and a row without a readable time is not sent; both are told, and it ends
-    with 1, as for rows that the server rejects.
+    Columns are matched to fields by name, and all rows show how their values are
+    written. If that is not certain, nothing is sent; it exits with 1 and names the
+    --map or --set that settles it. A row counts once: the same command continues
+    where an interrupted one ended. A value that cannot be used is left out, and a
+    row without a readable time is not sent; both are listed, and it exits with 1,
+    as for rows that the server rejects.
 
     Example: routecast replay calls.csv --set provider=openai --speed 60
     """
@@ -137,7 +137,7 @@ def replay(
             with closing(RowFile(path)) as rows:
                 ids = _Ids(Path(name).name, plan[1], secrets.token_hex(8) if again else "")
                 job = _Job(console, rows, columns, stamps, speed, batch, ids)
-                # Rows that were added meanwhile have not been looked at: the next run has them.
+                # Rows added meanwhile were not surveyed: the next run sends them.
                 source = islice(job.rows(islice(rows, lines)), limit)
                 code = job.rehearse(source) if dry_run else job.run(source, target, limit)
     except BadParameter as error:
@@ -167,7 +167,7 @@ def _pairs(flag: str, wishes: list[str] | None) -> dict[str, str]:
 
 @contextmanager
 def _twice_readable(file: str) -> Iterator[str]:
-    """Yield the path of a file that can be read twice: of a pipe, a copy on disk."""
+    """Give the path of a file that can be read twice: for a pipe, a copy on disk."""
     if file != "-" and not Path(file).is_fifo():
         yield file
         return
@@ -182,9 +182,9 @@ def _twice_readable(file: str) -> Iterator[str]:
 
 
 def _survey(rows: RowFile, survey: Survey) -> tuple[Columns, int]:
-    """Look at all rows; return what the columns are, and how many rows there are, broken or not.
+    """Survey all rows; return the columns, and the number of rows, broken ones included.
 
-    Raises Unreadable when there is no good one.
+    Raises Unreadable if no row is good.
     """
     good = lines = 0
     first: BrokenRow | None = None
@@ -206,11 +206,11 @@ def _survey(rows: RowFile, survey: Survey) -> tuple[Columns, int]:
 
 @dataclass(frozen=True)
 class _Ids:
-    """Makes ids for rows that have none: of the file's name, the line, what it holds, and --set.
+    """Makes ids for rows without one, of the file's name, the line's number and content, and --set.
 
-    So a second run gives each row the id it had, also when the file has grown or a line of it was
-    corrected. The size of the file is no part of them for that reason. `run` is empty, or what
-    makes the ids other than those of any other run.
+    So a second run gives each row the same id, also if the file has grown or a line was corrected.
+    For that reason the size of the file is not a part. `run` is empty, or a text that makes the ids
+    differ from those of every other run.
     """
 
     file: str
@@ -225,7 +225,7 @@ class _Ids:
 
 @dataclass
 class _Job:
-    """One run over a file, and what became of its rows."""
+    """One run over a file, and the outcome of its rows."""
 
     console: Console
     file: RowFile
@@ -319,7 +319,7 @@ class _Job:
     def _send(self, sender: BatchSender, batch: list[Row]) -> None:
         self.retried = False
         result = sender.send([self._decision(row) for row in batch])
-        # After a try whose answer was lost, ids that were made here are known from that try.
+        # After an attempt whose answer was lost, ids that were made here are known from it.
         lost = self.retried and not self.columns.has("id") and not self.duplicates
         ours = result.duplicates if lost else 0
         self.sent += len(batch)
@@ -334,7 +334,7 @@ class _Job:
             self._trouble(batch[warning.index].line, f"{warning.field}: {warning.message}")
 
     def _keep_time(self, row: Row) -> None:
-        """Give a row the time that it has in the file. Raises ValueError where that cannot be."""
+        """Give a row its time from the file. Raises ValueError if it has none."""
         if self.stamps == "now" or not self.columns.has("timestamp"):
             return
         if row.at is None:
@@ -392,7 +392,7 @@ class _Job:
 def paced(
     rows: Iterable[Row], speed: float, size: int, progress: SendProgress
 ) -> Iterator[list[Row]]:
-    """Yield batches of at most `size` when their rows fall due, `speed` times as fast as they came.
+    """Yield batches of at most `size` when their rows are due, at `speed` times their own pace.
 
     A row without a time, or one earlier than the row before it, is due with that row. After a
     delay it catches up at full speed.

@@ -1,4 +1,4 @@
-"""The fields of a decision as files have them: the names of columns, and how cells are read."""
+"""Fields of a decision in files: the names of their columns, and how their cells are read."""
 
 import re
 from collections.abc import Callable
@@ -61,7 +61,7 @@ _STATUS_COLUMNS: Final[dict[str, Kind]] = {
     **dict.fromkeys(("success", "succeeded", "ok"), parsers.succeeded),
     **dict.fromkeys(("error", "failed"), parsers.failure),
 }
-# What --map may say after the name of a column, by field; a pattern of strptime holds a %.
+# The forms that --map accepts after the name of a column, by field; a strptime pattern has a %.
 _FORMS: Final[dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(NAMES, ("text",)),
     "timestamp": (*ORDERS, EXCEL, START, *UNITS),
@@ -69,7 +69,7 @@ _FORMS: Final[dict[str, tuple[str, ...]]] = {
     "status": (parsers.SUCCESS, parsers.FAILED),
     "fallback": (),
 }
-# What may help where a column of the field cannot be read.
+# Hints for a column of the field that cannot be read.
 HINTS: Final[dict[str, tuple[str, ...]]] = {
     "timestamp": (":%d.%m.%Y %H:%M:%S",),
     "cost": ("*FACTOR",),
@@ -91,17 +91,17 @@ NOTES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What --map says of a column besides its name: how to read it, and a factor."""
+    """The part of --map after a column's name: how to read it, and a factor."""
 
     form: str | None = None
     factor: Decimal | None = None
 
 
 def wish_for(field: str, column: str, written: str) -> Wish | None:
-    """Return what `COLUMN:FORM*FACTOR` asks for, or None where it is about another column.
+    """Return the form and factor of `COLUMN:FORM*FACTOR`; None if it is about another column.
 
-    Times take no factor, and their form may be a pattern of `strptime`. Raises BadParameter where
-    the field does not take such a form or factor.
+    Times have no factor, and their form may be a pattern of `strptime`. Raises BadParameter if the
+    field does not take such a form or factor.
     """
     rest = written.removeprefix(column)
     if not written.startswith(column) or (rest and rest[0] not in ":*"):
@@ -122,7 +122,7 @@ def wish_for(field: str, column: str, written: str) -> Wish | None:
 
 
 def nothing_for(field: str, wish: Wish) -> Callable[[Cell], bool]:
-    """Return what tells a cell of a field that holds no value."""
+    """Return the function that tells whether a cell of a field holds no value."""
     if wish.form == "text":
         return parsers.blank
     named = field in (*REQUIRED, "model", "reason", "project")
@@ -130,7 +130,7 @@ def nothing_for(field: str, wish: Wish) -> Callable[[Cell], bool]:
 
 
 def reading_for(field: str, column: str, wish: Wish) -> ColumnReading:
-    """Return how the cells of a column are read if it is this field."""
+    """Return the reader of a column's cells if it is this field."""
     if field == "timestamp":
         if wish.form and wish.form not in (*ORDERS, EXCEL, START):
             return ColumnReading(parsers.moment_as(wish.form))

@@ -1,7 +1,7 @@
-"""Times as databases, programs and spreadsheets write them, made into those that core reads.
+"""Reading times as databases, programs and spreadsheets write them.
 
-Of each form there is one rule here, which makes it RFC 3339; `core/times.py` reads that. A form
-that leaves something open, such as the order of day and month, gives one result per reading.
+Each form has one rule, which turns it into RFC 3339; `core/times.py` reads that. A form that leaves
+something open, such as the order of day and month, gives one result per reading.
 """
 
 import re
@@ -61,7 +61,7 @@ _FORM: Final = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-# Days since 1899-12-30: 2000 to 2049. Numbers below 10**8 are no Unix time that any router saw.
+# Days since 1899-12-30: 2000 to 2049. No router existed at Unix times below 10**8.
 _SERIALS: Final = (36_526, 54_789)
 _SERIAL_1970: Final = 25_569
 _DAY: Final = Decimal(86_400)
@@ -72,8 +72,8 @@ _LONGEST_OFFSET: Final = 10**7
 def moments(text: str, number: Decimal | int | None) -> dict[str, int]:
     """Return microseconds since 1970 by reading: the orders of a date, `excel` or `start`.
 
-    `number` is what `text` is as a number, if it is one. For `start` it is microseconds since the
-    start. What no reading takes has none.
+    `number` is `text` as a number, if it is one. For `start` the result is microseconds since the
+    start. A text that fits no reading has no result.
     """
     found: dict[str, int] = {}
     known: dict[str, int] = {}
@@ -89,7 +89,7 @@ def moments(text: str, number: Decimal | int | None) -> dict[str, int]:
         unit = next((u for u in (1, 10**3, 10**6) if number < u * 10**11), 10**9)
         return dict.fromkeys(ORDERS, unix_time(number, unit))
     if _SERIALS[0] <= number <= _SERIALS[1]:
-        # The digits of a serial end near a millisecond: what was 12:01:00 must not be 12:00:59.
+        # The digits of a serial end near a millisecond: 12:01:00 must not become 12:00:59.
         found[EXCEL] = round(product(number - _SERIAL_1970, _DAY) * 1000) * 1000
     if 0 <= number < _LONGEST_OFFSET:
         found[START] = unix_time(number)
@@ -97,23 +97,23 @@ def moments(text: str, number: Decimal | int | None) -> dict[str, int]:
 
 
 def by_pattern(text: str, pattern: str) -> int:
-    """Return the microseconds since 1970 of a time written as `strptime` knows it, UTC if naive."""
+    """Return microseconds since 1970 of a time in a `strptime` pattern; UTC if it has no offset."""
     written = datetime.strptime(text, pattern)  # noqa: DTZ007  # -- its offset is seen to below
     return read_time(written.isoformat(), lenient=True)
 
 
 def written_as_time(text: str) -> bool:
-    """Whether a text has the form of a date, or of a date and time, that need not exist."""
+    """Whether a text has the form of a date or time, which need not exist."""
     return bool(_forms(text))
 
 
 def names_offset(text: str) -> bool:
-    """Whether a time says its offset from UTC itself (a bare number does: it counts from 1970)."""
+    """Whether a time names its offset from UTC (a bare number does: it counts from 1970)."""
     return all(map(has_offset, _forms(text).values()))
 
 
 def readable(at: int) -> str:
-    """Return a moment as a person is shown it, to tell two readings apart."""
+    """Return a moment for people, to tell two readings apart."""
     return f"{datetime.fromtimestamp(at // SECOND, UTC):%-d %B %Y}"
 
 
@@ -147,7 +147,7 @@ def _dates(found: re.Match[str]) -> dict[str, str]:
     if group[7]:
         first, separator, second, third = group[7:11]
         dates = {"dmy": _date(third, second, first)}
-        if separator != ".":  # with dots, everybody writes the day first
+        if separator != ".":  # with dots, the day always comes first
             dates["mdy"] = _date(third, first, second)
             if len(third) == 2 and len(first) == 2:
                 dates["ymd"] = _date(first, second, third)

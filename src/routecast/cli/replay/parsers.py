@@ -1,10 +1,10 @@
-"""Cells of a file, read: what values of the wire a cell may mean, by reading.
+"""Parsers of cells: each returns the values that a cell can mean, one per reading.
 
 A cell is text (CSV) or a JSON value with its numbers exact: `int`, or `Decimal` from the digits
-as written. A kind of cell returns one value per reading that can take the cell: `1,234` is 1234
-where commas group digits (reading `point`) and 1.234 where they are decimal (reading `comma`). Only
-the column as a whole tells which is meant (`readings.py`). Where no reading can take the cell, a
-kind raises ValueError with the rule that the cell breaks; NoSuchValue where the form was right.
+as written. A parser returns one value per reading that fits the cell: `1,234` is 1234 if commas
+group digits (reading `point`) and 1.234 if they are decimal (reading `comma`). Only the column as a
+whole shows which is right (`readings.py`). If no reading fits, a parser raises ValueError with the
+rule that the cell breaks; NoSuchValue if the form was right.
 """
 
 import re
@@ -26,8 +26,8 @@ Kind = Callable[[Cell], Values]
 POINT, COMMA = "point", "comma"
 SUCCESS, FAILED = "success", "failed"
 
-# How databases, languages and data frames write that there is no value. A name may well be `none`,
-# or `na`: in columns of names only the spellings count that a program writes and no person chooses.
+# How databases, languages and data frames write a missing value. A name may be `none` or `na`: in
+# columns of names only spellings count that programs write and people do not choose.
 _NO_NAME: Final = frozenset({"", r"\N", "NULL", "null", "None", "NaN", "nan", "<NA>", "undefined"})
 _NO_VALUE: Final = frozenset({*map(str.lower, _NO_NAME), "n/a", "na", "#n/a", "-", "--"})
 
@@ -50,7 +50,7 @@ _AMOUNT: Final = re.compile(
 _GROUPED: Final = re.compile(
     r"[-+]?[1-9][0-9]{0,2}(?:([,'’\s])[0-9]{3})(?:\1[0-9]{3})*(?:\.[0-9]*)?"
 )
-# Days or seconds with a decimal comma: before a group of digits there are at most three.
+# Days or seconds with a decimal comma: a group of digits has at most three digits before it.
 _COMMA_SERIAL: Final = re.compile(r"[0-9]{4,},[0-9]+")
 _ONE: Final = Decimal(1)
 _SWAPPED: Final = str.maketrans(",.", ".,")
@@ -61,17 +61,17 @@ class NoSuchValue(ValueError):
 
 
 def no_name(cell: Cell) -> bool:
-    """Whether a cell holds no name: it is empty, or holds what programs write for that."""
+    """Whether a cell holds no name: it is empty, or a program's spelling of a missing value."""
     return cell is None or (isinstance(cell, str) and cell.strip() in _NO_NAME)
 
 
 def no_value(cell: Cell) -> bool:
-    """Whether a cell of any other column is empty or holds a usual word for that, like n/a."""
+    """Whether a cell of any other column is empty or a usual word for that, such as n/a."""
     return cell is None or (isinstance(cell, str) and cell.strip().lower() in _NO_VALUE)
 
 
 def blank(cell: Cell) -> bool:
-    """Whether there is nothing in a cell at all."""
+    """Whether a cell is completely empty."""
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
@@ -100,7 +100,7 @@ def flag(cell: Cell) -> Values:
 def status(cell: Cell) -> Values:
     """Read a status: a word, an HTTP status, or a yes or no to success.
 
-    Whether 0 is an error (`success`) or none (`failed`, as exit codes have it), both read.
+    0 is an error in the reading `success`, and none in `failed`, as with exit codes.
     """
     word = text(cell).lower()
     if word in _STATUS_WORDS:
@@ -137,7 +137,7 @@ def _outcome(good: bool) -> str:
 
 
 def number(cell: Cell) -> Decimal | int | None:
-    """Return what a cell without units or grouped digits is as a number, with its own digits."""
+    """Return a cell without units or grouped digits as a number, with all its digits."""
     if isinstance(cell, Decimal) or (isinstance(cell, int) and not isinstance(cell, bool)):
         return cell
     if isinstance(cell, str):
@@ -148,10 +148,10 @@ def number(cell: Cell) -> Decimal | int | None:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A numeric field: what its units are times, its limit, and whether only whole numbers fit.
+    """A numeric field: the factor of each unit, its limit, and whether only whole numbers fit.
 
-    A column has units in all its cells or in none, unless `bare` says that they make no difference.
-    `factor` is what --map has all its values multiplied with; then no unit counts.
+    A column has units in all its cells or in none, unless they make no difference (`bare`).
+    `factor` is the factor of --map for all its values; units are then ignored.
     """
 
     units: Mapping[str, Decimal]
@@ -161,7 +161,7 @@ class Quantity:
     factor: Decimal | None = None
 
     def __call__(self, cell: Cell) -> Values:
-        """Read a number however it is grouped, with or without a unit."""
+        """Read a number with or without grouped digits and a unit."""
         plain = number(cell)
         if plain is not None and not _may_be_grouped(cell):
             value = self._value(plain, _ONE, cell)
@@ -205,12 +205,12 @@ class Quantity:
 
 
 def _may_be_grouped(cell: Cell) -> bool:
-    """Whether a point in a number may stand where groups of digits do: before three of them."""
+    """Whether a point in a number may separate groups of digits: three digits follow it."""
     return isinstance(cell, str) and cell.rstrip()[-4:-3] == "."
 
 
 def _digits(written: str, style: str) -> Decimal:
-    """Return the number that digits are in a style. Raises ValueError, without words."""
+    """Return digits as a number in a style. Raises ValueError without a message."""
     written = written.strip()
     if style == COMMA:
         written = written.translate(_SWAPPED)
@@ -235,7 +235,7 @@ LATENCY: Final = Quantity(
 )
 TOKENS: Final = Quantity({"tokens": _ONE}, MAX_TOKENS, bare=True, whole=True)
 SHARE: Final = Quantity({"%": Decimal("0.01")}, 1)
-# What is a little above 1 is the noise of floats in one cell; what is more is another unit.
+# A value slightly above 1 is a rounding error of floats; a larger one has another unit.
 _NOISE: Final = Decimal("1.001")
 
 

@@ -1,4 +1,4 @@
-"""How far a long send has come: a bar in a terminal, a line now and then elsewhere."""
+"""The progress of a long send: a bar in a terminal, a line now and then elsewhere."""
 
 import time
 from typing import Final, Self
@@ -14,9 +14,9 @@ _LINE_EVERY: Final = 5.0
 
 
 class SendProgress:
-    """Shows how many decisions are acknowledged, how fast, and how long it may still take.
+    """Shows the acknowledged decisions, their rate, and the remaining time.
 
-    Use it as a context manager. `advance` may be called as often as one likes.
+    Use it as a context manager. `advance` may be called at any rate.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,7 +37,7 @@ class SendProgress:
             self._bar.stop()
 
     def advance(self, acknowledged: int, share: float | None) -> None:
-        """Tell how many decisions are acknowledged and what share of the work, 0..1, that is."""
+        """Set the number of acknowledged decisions, and their share of the work, 0..1."""
         now = time.monotonic()
         seconds = max(now - self._began, 1e-6)
         words = [f"{acknowledged:,} acknowledged", f"{acknowledged / seconds:,.0f}/s"]
@@ -51,7 +51,7 @@ class SendProgress:
             say(self._console, self._words)
 
     def wait(self, why: str, seconds: float) -> None:
-        """Tell that nothing happens for `seconds`, and why."""
+        """Show that nothing happens for `seconds`, and why."""
         self._bar.update(self._task, words=f"{why}; going on in {_clock(seconds)}")
         if not self._console.is_terminal:
             say(self._console, f"{why}; going on in {seconds:.1f} s")

@@ -1,8 +1,8 @@
-"""In which of several ways a whole column is to be read.
+"""`ColumnReading`: the one way in which a whole column is read, or a `Doubt`.
 
-A cell alone is often open: 01/02/2026 is a day of January or of February. The column is not, as
-soon as one of its cells can be read in one way only. Where all cells leave it open, or where they
-contradict one another, there is a `Doubt`, and nothing is to be sent.
+One cell is often ambiguous: 01/02/2026 is a day of January or of February. The column is not, as
+soon as one of its cells can be read in one way only. If all cells are ambiguous, or contradict one
+another, there is a `Doubt`, and nothing may be sent.
 """
 
 from collections import Counter
@@ -13,14 +13,15 @@ from typing import Any, Final
 from routecast.cli.replay.parsers import Cell, Kind, NoSuchValue, shown
 
 _SAMPLE: Final = 1000
-# A few cells that cannot be read cost their rows a value; a column with more is something else.
+# Up to this share of cells that cannot be read cost their rows a value; a column with more is not
+# this field.
 _MOST_BAD: Final = 0.25
 
 
 class Doubt(ValueError):
-    """A column that cannot be read, or in more than one way: those are `ways`, of `example`.
+    """A column that cannot be read, or in several ways: `ways` are those of `example`.
 
-    `forms` are what --map may say after the column to settle it.
+    `forms` are the forms that settle it, in --map after the column.
     """
 
     def __init__(
@@ -42,10 +43,10 @@ def _always(_: Cell) -> bool:
 
 
 class ColumnReading:
-    """What the cells of one column can mean: cells are added one by one, then it is decided.
+    """The possible readings of one column: add its cells, then choose.
 
-    `sample` holds the first of the cells. `open_cell` tells whether a cell that can be read in two
-    ways is a reason for doubt; others are read in the way that `kind` gives first.
+    `sample` holds the first cells. `open_cell` tells whether a cell that can be read in two ways is
+    a reason for doubt; other cells are read in the way that `kind` gives first.
     """
 
     def __init__(self, kind: Kind, open_cell: Callable[[Cell], bool] = _always) -> None:
@@ -60,7 +61,7 @@ class ColumnReading:
         self._bad: tuple[Cell, str] | None = None
 
     def add(self, cell: Cell) -> None:
-        """Take a cell that holds a value into account."""
+        """Add a cell that holds a value."""
         self._total += 1
         if self._total <= _SAMPLE:
             self.sample.append(cell)
@@ -79,7 +80,7 @@ class ColumnReading:
 
     @property
     def proven(self) -> set[str]:
-        """The forms that at least one cell can only have."""
+        """The forms that are the only ones for at least one cell."""
         return {form_of(names[0]) for names in self._accepted if len(names) == 1}
 
     @property
@@ -88,7 +89,7 @@ class ColumnReading:
         return bool(self._accepted)
 
     def matters(self, name: str) -> bool:
-        """Whether some cell would not mean the same, or nothing, in another reading."""
+        """Whether some cell would have another value, or none, in another reading."""
         return form_of(name) in self.proven or any(name in pair for pair in self._differ)
 
     def decide(self, proven: Collection[str], *, asked: str | None, lenient: bool) -> str:
@@ -114,7 +115,7 @@ class ColumnReading:
             example = self._example(self._doubtful, best, doubtful[0])
             raise Doubt(example=example, ways=(best, *doubtful))
         bad = self._total - fits[best]
-        # Values that do not exist show what the column is, unless they are most of it.
+        # Values that do not exist show the column's form, unless they are most of it.
         strange = bad if self._no_such_value > fits[best] else bad - self._no_such_value
         if strange > _MOST_BAD * self._total and not lenient:
             raise self._misfit(bad)
@@ -137,12 +138,12 @@ class ColumnReading:
 
 
 def form_of(name: str) -> str:
-    """Return what --map calls a reading: the first word of its name."""
+    """Return the name of a reading for --map: the first word of its name."""
     return name.partition(" ")[0]
 
 
 def reader(kind: Kind, name: str) -> Callable[[Cell], Any]:
-    """Return what reads a cell in the way of that name. Raises ValueError with the rule broken."""
+    """Return the reader of that name. It raises ValueError with the broken rule."""
 
     def read(cell: Cell) -> Any:
         values = kind(cell)

@@ -1,4 +1,4 @@
-"""Reading rows from a file as a stream: CSV or JSON lines, plain or gzip, told by content."""
+"""Reading rows of CSV or JSON lines, plain or gzip, recognised by content, as a stream."""
 
 import csv
 import gzip
@@ -16,11 +16,11 @@ import msgspec
 
 from routecast.errors import RoutecastError
 
-# Bounds memory where a line or a quote never ends; far above any row of decisions.
+# These limit memory if a line or a quote never ends; no row of decisions comes near them.
 _MAX_LINE: Final = 16 * 1024 * 1024
 _MAX_CELL: Final = 1024 * 1024
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
-# What Excel takes as the delimiter, and writes, on a line before the header.
+# The line before the header by which Excel names the delimiter.
 _SEPARATOR_LINE: Final = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 # MongoDB's extended JSON: an object with one of these keys is the value under it.
 _WRAPPERS: Final = frozenset(
@@ -31,7 +31,7 @@ _json = msgspec.json.Decoder(float_hook=Decimal)
 
 
 class Unreadable(RoutecastError):
-    """The file as a whole does not hold rows. The text says what it seems to be."""
+    """The file does not hold rows. The text says what kind of file it seems to be."""
 
 
 class BrokenRow(NamedTuple):
@@ -63,7 +63,7 @@ class RowFile:
             content, head = _unpacked(self._raw)
             coding = "utf-16" if head.startswith(_UTF16) else "utf-8-sig"
             self._is_json = _is_json(head.decode(coding, "replace"))
-            # Bytes that are no text pass as lone surrogates, so that only their row is broken.
+            # Bytes that are not text become lone surrogates, so that only their row is broken.
             self._text = io.TextIOWrapper(content, coding, "surrogateescape", newline="")
             self.close = opened.pop_all().close
 

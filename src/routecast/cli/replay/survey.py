@@ -1,8 +1,8 @@
-"""Finding out which column of a file is which field, and what its cells mean.
+"""`Survey`: finds out which column of a file is which field, and how its cells are read.
 
-Names decide which column it is: those that people really use, or what --map says. All rows of the
-file decide how it is read. What is not certain is a doubt that a person has to settle; a score is
-no confidence, and text of prompts never leaves the machine.
+Names decide which column is a field: usual names, or those in --map. All rows decide how it is
+read. A person has to settle every doubt; a score is not a confidence, and the text of prompts never
+leaves the machine.
 """
 
 import re
@@ -36,12 +36,13 @@ from routecast.core.numbers import product
 from routecast.core.times import unix_time
 from routecast.errors import BadParameter, RoutecastError
 
-# How good an answer was is not how sure the router was; whose column means that must say so.
+# The quality of an answer is not the confidence of the router: such a column needs --map.
 _SCORES: Final = frozenset({"score", "probability"})
 _PRIVATE: Final = frozenset({"prompt", "prompts", "messages", "systemprompt", "userprompt"})
-# Ids that are looked at for repetition; each takes some 150 bytes.
+# Ids that are checked for repetition; each takes about 150 bytes.
 _MOST_IDS: Final = 1_000_000
-# Columns that are looked at; the rest are left out. Keys of a map in JSON lines are columns, too.
+# Columns that are surveyed; further ones are left out. Keys of objects in JSON lines are columns
+# too.
 MAX_COLUMNS: Final = 1_000
 # Names that are listed at most.
 _LISTED: Final = 20
@@ -56,7 +57,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class Uncertain(RoutecastError):
-    """What some columns mean is not certain; the text names them and the options that settle it."""
+    """Some columns are uncertain; the text names them and the options that settle it."""
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ class _Candidate:
 
 
 class Survey:
-    """What the columns of a file can mean: `add` every row, then `choose`.
+    """The possible meanings of a file's columns: `add` every row, then `choose`.
 
     `mapped` is field to `COLUMN:FORM*FACTOR` (empty: leave the field out), `fixed` is field to
     value. Raises BadParameter naming the flag.
@@ -109,7 +110,7 @@ class Survey:
         self._peeks: dict[str, list[Cell]] = {}
 
     def add(self, row: Mapping[str, Cell]) -> None:
-        """Take one row into account."""
+        """Add one row."""
         for column, cell in _flat(row):
             candidates = self._columns.get(column)
             if candidates is None:
@@ -124,7 +125,7 @@ class Survey:
                     peek.append(cell)
 
     def check_names(self) -> None:
-        """Raise BadParameter where a column that is needed is not there."""
+        """Raise BadParameter if a required column is missing."""
         there = f"The columns are: {listed(self._columns)}"
         for name, written in self._mapped.items():
             if not self._of(name):
@@ -142,7 +143,7 @@ class Survey:
     def choose(self) -> Columns:
         """Decide where every field comes from, and how its cells are read.
 
-        Raises BadParameter where a column is not there, Uncertain where its meaning is not certain.
+        Raises BadParameter if a column is missing, Uncertain if its meaning is uncertain.
         """
         self.check_names()
         chosen = {name: best for name in NAMES if (best := self._best(name))}
@@ -170,7 +171,7 @@ class Survey:
         )
 
     def _candidates(self, column: str) -> Iterator[_Candidate]:
-        """Yield what a column may be."""
+        """Yield the fields that a column may be."""
         for name, written in self._mapped.items():
             if wish := wish_for(name, column, written):
                 if bare(column) in _PRIVATE:
@@ -207,7 +208,7 @@ class Survey:
         return "empty" if any(not c.reading.sample for c in self._columns[column]) else ""
 
     def _unclaimed_times(self) -> Iterator[str]:
-        """Yield what to say of columns that hold times under names that are not known."""
+        """Yield warnings about columns of times with unknown names."""
         for column, peek in self._peeks.items():
             if all(_is_time(column, cell) for cell in peek):
                 yield (
@@ -287,7 +288,7 @@ def _source(candidate: _Candidate, proven: set[str]) -> FieldSource:
 def _converter(
     name: str, column: str, reading: ColumnReading, way: str, wish: Wish
 ) -> tuple[Callable[[Cell], Any], str]:
-    """Return how a cell becomes the field, and what of that a person should be told."""
+    """Return the reader of a field's cells, and warnings about it for a person."""
     read = reader(reading.kind, way)
     note = NOTES.get(form_of(way), "") if reading.matters(way) else ""
     if name == "timestamp":
@@ -322,7 +323,7 @@ def _tried(read: Callable[[Cell], Any], cell: Cell) -> Any:
 
 
 def _time_note(sample: Sequence[Cell], way: str, note: str, *, asked: bool) -> str:
-    """Return what to tell of a column of times. Raises Doubt where numbers cannot be any."""
+    """Return the warning about a column of times. Raises Doubt if its numbers cannot be times."""
     texts = [str(cell).strip() for cell in sample]
     numbers = [number for cell in sample if (number := parsers.number(cell)) is not None]
     if way == START and not asked:
@@ -337,9 +338,9 @@ def _time_note(sample: Sequence[Cell], way: str, note: str, *, asked: bool) -> s
 
 
 def _latency_unit(column: str, values: Sequence[Decimal | int]) -> tuple[Decimal, str]:
-    """Return what bare numbers are times to be milliseconds, and words on it. Raises Doubt.
+    """Return the factor from bare numbers to milliseconds, and a warning. Raises Doubt.
 
-    Where the name has no unit, the values decide if only one unit makes sense for the answers of
+    If the name has no unit, the values decide, if only one unit makes sense for the answers of
     models: fractions below ten are seconds, 100 to 60,000 are milliseconds.
     """
     if re.search(r"(ms|millis|milliseconds)$", bare(column)):
@@ -355,11 +356,11 @@ def _latency_unit(column: str, values: Sequence[Decimal | int]) -> tuple[Decimal
     raise Doubt(words, forms=("*1", "*1000"))
 
 
-# -- what is told -------------------------------------------------------------------------------
+# -- messages -----------------------------------------------------------------------------------
 
 
 def _advice(candidate: _Candidate, doubt: Doubt) -> str:
-    """Return what is not certain about a column, and the options that settle it."""
+    """Return the message about an uncertain column, with the options that settle it."""
     name, column, words = candidate.field_name, candidate.column, str(doubt)
     taken, without = "as far as it can be read", "without it"
     if name == "id":

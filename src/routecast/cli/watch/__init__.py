@@ -1,1 +1,1 @@
-"""`routecast watch`."""
+"""`routecast watch`: live metrics in a terminal."""

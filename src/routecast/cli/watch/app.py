@@ -1,4 +1,4 @@
-"""`routecast watch` on a terminal of its own: numbers as they move, and keys that change them."""
+"""The interactive screen of `routecast watch`: it shows live numbers and obeys keys."""
 
 import asyncio
 import math
@@ -32,18 +32,19 @@ WATCHED_FIELDS: Final = (
     "rate",
 )
 _REDRAW: Final = 0.5
-# Who presses a key often means to press it more often: only the last choice is asked for.
+# A person often presses a key several times: only the last choice is requested, after this time, in
+# seconds.
 _SETTLED: Final = 0.3
 
 
 async def show_live(target: Server, choice: Choice, console: Console) -> None:
-    """Show it until somebody leaves. Raises what `Subscription` does, with the screen left."""
+    """Show the screen until the person leaves. Raises as `Subscription`, with the screen left."""
     async with connect(target.url) as client:
         await Watcher(target, client, choice, console).run()
 
 
 def status(health: Health, *, known: bool) -> Status:
-    """Say how the connection is and, where the numbers are not fresh, how old they are."""
+    """Return the state of the connection and, if the numbers are not fresh, their age."""
     old = "" if health.age is None or not known else f", numbers {fmt.age(health.age)} old"
     match health.state:
         case State.CONNECTED if health.source in (Source.CACHE, Source.DATABASE):
@@ -76,7 +77,7 @@ class Watcher:
         self._keys = self._help = self._left = self._suspended = False
 
     async def run(self) -> None:
-        """Show numbers, and heed keys, until somebody leaves."""
+        """Show numbers and obey keys until the person leaves."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, self._suspend)
         feed, reader = await self._follow()
         try:
@@ -91,7 +92,7 @@ class Watcher:
                         self._draw(live, feed.health)
                         await self._news(reader)
                 if self._suspended:
-                    # The terminal is the shell's meanwhile; it goes on here once it may.
+                    # The terminal belongs to the shell until this process is continued.
                     os.kill(os.getpid(), signal.SIGSTOP)
                     self._suspended = False
         finally:
@@ -117,7 +118,7 @@ class Watcher:
             self._changed.set()
 
     async def _news(self, reader: asyncio.Task[None]) -> None:
-        """Wait for numbers or a key; even when nothing comes, ages and countdowns move on."""
+        """Wait for numbers or a key, at most until ages and countdowns must be redrawn."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), _REDRAW)
         self._changed.clear()
@@ -142,7 +143,7 @@ class Watcher:
 
     @property
     def _settled(self) -> bool:
-        """Whether another choice was made, and stands."""
+        """Whether another choice was made and not changed since."""
         rest = time.monotonic() - self._chosen_at
         return self._choice != self._followed and rest >= _SETTLED
 

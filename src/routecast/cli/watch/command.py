@@ -1,4 +1,4 @@
-"""`routecast watch`: the dashboard's numbers in a terminal, as they move."""
+"""`routecast watch`: show the dashboard's numbers in a terminal, live."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ from routecast.core.texts import shown
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_INTERVAL, MIN_INTERVAL
 
-# How long it waits for the first numbers, and how often it looks whether they will come.
+# The time to wait for the first numbers, and between two checks whether they can come, in seconds.
 _LOOK: Final = 0.05
 _TRIES: Final = 200
 
@@ -58,7 +58,7 @@ def watch(
     """Show a server's metrics in the terminal, live.
 
     Keys change window, filter and interval: ? lists them, q leaves.
-    Where output is not a terminal, it prints one update and ends, as with --once.
+    If the output is not a terminal, it prints one update and exits, as with --once.
 
     Example: routecast watch --window 5m --provider gemini --provider claude
     """
@@ -66,7 +66,7 @@ def watch(
         target = Server.parse(server, "--server")
     except BadParameter as error:
         fail(error, BAD_USAGE)
-    # What the client warns of is shown here in a place of its own.
+    # The client's warnings are shown on the screen.
     logging.getLogger("routecast.client").addHandler(logging.NullHandler())
     names = [tuple(given or ()) for given in (strategy, provider, model, project)]
     choice = Choice(window, interval, *names)
@@ -94,7 +94,7 @@ async def _print_json(target: Server, choice: Choice, *, once: bool) -> None:
 
 
 def _line(metrics: Metrics) -> str:
-    # Names that were kept before there was a rule for them could write to the terminal.
+    # Names stored by an old server may contain control characters.
     return shown(msgspec.json.encode({**metrics.data, "timestamp": metrics.timestamp}).decode())
 
 
@@ -105,7 +105,7 @@ def _tell(health: Health) -> None:
 
 
 async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
-    """Return the first metrics; where the first try brings none, end."""
+    """Return the first metrics; exit if the first attempt brings none."""
     async with connect(target.url) as client:
         feed = await client.subscribe(fields=WATCHED_FIELDS, **choice.asked)
         first = asyncio.ensure_future(anext(feed))
@@ -122,11 +122,11 @@ async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
                     fail(f"the server answers “{health.trouble}”")
             fail(f"{target} is connected, but nothing comes")
         finally:
-            first.cancel()  # else it would end with an error that nobody hears
+            first.cancel()  # or asyncio would report an exception that was never retrieved
 
 
 def _run(showing: Coroutine[Any, Any, None]) -> int:
-    """Run until the end, Ctrl-C, a closed pipe or SIGTERM; the terminal is left as it was."""
+    """Run until the end, Ctrl-C, a closed pipe or SIGTERM; then restore the terminal."""
 
     async def main() -> None:
         task = asyncio.current_task()
@@ -147,6 +147,6 @@ def _run(showing: Coroutine[Any, Any, None]) -> int:
         # ArithmeticError by numbers that no server of ours counts to.
         fail(f"what the server sends is not what Routecast sends: {error}")
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not try to flush the rest.
+        # The reader of our output is gone; Python must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -1,4 +1,4 @@
-"""Numbers as people read them in a terminal. What is unknown is a dash, never a zero."""
+"""Formatting of numbers for a terminal. An unknown value is a dash, never a zero."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -19,7 +19,7 @@ def confidence(value: float | None) -> str:
 
 
 def share(part: float | None, whole: float | None) -> str:
-    """Format a part of a whole; what is not quite nothing or all is not rounded to it."""
+    """Format a share; a share that is not exactly 0 or 1 is not rounded to 0 % or 100 %."""
     if part is None or not whole:
         return DASH
     value = part / whole
@@ -85,7 +85,7 @@ def age(seconds: float) -> str:
 def bar(part: float, whole: float, width: int) -> str:
     """Draw a part of a whole as a bar of at most `width` characters, to an eighth of one.
 
-    More than the whole, as a server that is wrong may say, is all of it.
+    A part over the whole, as a faulty server may send, is drawn as the whole.
     """
     part = min(max(part, 0), whole)
     eighths = round(8 * width * part / whole) if whole > 0 else 0
@@ -94,7 +94,7 @@ def bar(part: float, whole: float, width: int) -> str:
 
 
 def chart(values: Iterable[float | None], height: int) -> list[str]:
-    """Draw values as columns over zero, `height` lines; what is None is a gap."""
+    """Draw values as columns over zero, in `height` lines; None is a gap."""
     points = list(values)
     peak = max((value for value in points if value is not None), default=0)
     lines = []
@@ -102,7 +102,7 @@ def chart(values: Iterable[float | None], height: int) -> list[str]:
         line = ""
         for value in points:
             filled = round(8 * height * value / peak) if value and peak else 0
-            # Zero is drawn as a hair, so that it does not look like a gap.
+            # Zero is drawn as a thin line, so that it does not look like a gap.
             if value is not None and row == 0:
                 filled = max(filled, 1)
             line += _BLOCKS[min(max(filled - 8 * row, 0), 8)]

@@ -1,4 +1,4 @@
-"""Keys, one by one as they are pressed, and a terminal that is left as it was."""
+"""Reading single key presses from a terminal, whose settings are restored at the end."""
 
 import asyncio
 import os
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-# What arrows and function keys send: nobody pressed the letters in it.
+# Escape sequences of arrows and function keys: their letters are not key presses.
 _SEQUENCE: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
 END: Final = "\x04"  # as Ctrl-D: no more keys will come
 
 
 @contextmanager
 def keyboard(press: Callable[[str], None]) -> Iterator[bool]:
-    """Tell of each key until the end; yields whether there is a keyboard at all.
+    """Report each key press within the context; gives whether there is a keyboard.
 
-    Needs a running event loop. Ctrl-C stays a signal. However it ends, the terminal gets back the
-    settings that it had.
+    Needs a running event loop. Ctrl-C stays a signal. At the end, also by an exception, the
+    terminal gets its settings back.
     """
     if not sys.stdin.isatty():
         yield False
@@ -41,5 +41,5 @@ def keyboard(press: Callable[[str], None]) -> Iterator[bool]:
         yield True
     finally:
         loop.remove_reader(terminal)
-        # What was typed and not read is not for the shell.
+        # Discard unread keys, so that the shell does not get them.
         termios.tcsetattr(terminal, termios.TCSAFLUSH, before)

@@ -1,4 +1,4 @@
-"""What `routecast watch` asks for, and how each key changes that."""
+"""The choice of decisions in `routecast watch`, and how each key changes it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 INTERVALS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _WINDOWS: Final = tuple(WINDOWS)
 
-# Keys and what they do, as the help shows them; a capital goes the other way.
+# The keys and their effects, as the help shows them; a capital letter goes in the other direction.
 HELP: Final = (
     ("w W", "next or last window: how far back the numbers reach"),
     ("s S", "one strategy after the other, and all again"),
@@ -25,7 +25,7 @@ HELP: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which decisions, over which window, and how often there are new numbers, in seconds."""
+    """The decisions to show, their window, and the interval of updates in seconds."""
 
     window: str = "all"
     interval: float = 1.0
@@ -36,7 +36,7 @@ class Choice:
 
     @property
     def filters(self) -> dict[str, tuple[str, ...]]:
-        """The names asked for, by what they are names of."""
+        """The chosen names, by part (`strategy`, `provider` …)."""
         parts = ("strategy", "provider", "model", "project")
         return {part: names for part in parts if (names := getattr(self, part))}
 
@@ -47,14 +47,14 @@ class Choice:
 
     @property
     def words(self) -> str:
-        """What part of all decisions it is; nothing where it is all."""
+        """A description of the chosen decisions; empty for all."""
         words = [] if self.window == "all" else [f"the last {self.window}"]
         for part, names in self.filters.items():
             words += [f"{part} {name}" for name in names]
         return ", ".join(words)
 
     def pressed(self, key: str, known: Mapping[str, Sequence[str]]) -> "Choice":
-        """Return the choice after a key; `known` are the strategies and providers there are."""
+        """Return the choice after a key; `known` are the existing strategies and providers."""
         match key:
             case "w" | "W":
                 return replace(self, window=_next(_WINDOWS, self.window, key.isupper()))
@@ -74,7 +74,7 @@ class Choice:
 
 
 def footer(choice: Choice, width: int) -> str:
-    """Return one line that tells the keys, as long as there is room for."""
+    """Return one line that lists the keys, as many as fit."""
     every = f"every {choice.interval:g} s"
     for line in (
         f"q leave   w window: {choice.window}   s strategy   p provider   + - {every}   "

@@ -1,4 +1,4 @@
-"""How numbers move: decisions a second and dollars a minute, one sample each period."""
+"""`RateHistory`: decisions per second and dollars per minute over time, for charts."""
 
 import time
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Final
 from routecast.client import Metrics
 from routecast.protocol import WINDOWS
 
-# Closer than this, a difference of totals is mostly noise.
+# Samples closer than this, in seconds, are mostly noise.
 SHORTEST: Final = 0.5
 _KEPT: Final = 1000  # more columns than a terminal has
 _PATIENCE: Final = 1.6
@@ -17,10 +17,11 @@ Samples = deque[float | None]
 
 
 class Movement:
-    """Samples of one view; None is a gap, where it is not known what happened.
+    """Samples of one view, one for each period; None is a gap without data.
 
-    Of all time, a sample is what was added since the last one. Of a window, whose totals fall as
-    decisions leave it, it is what the server says of the last minute, and the window's average.
+    With the window `all`, a sample is the growth since the sample before. Totals of other windows
+    also fall as decisions leave, so a sample is the server's rate of the last minute, and the
+    window's average cost.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Movement:
         self._sampled = now
 
     def passed(self, *, fresh: bool) -> None:
-        """Take the samples that are due though nothing came: nothing happened, or nobody knows."""
+        """Take the due samples without new numbers: a gap, unless the connection is `fresh`."""
         now = self._clock()
         while now - self._sampled >= _PATIENCE * self.period:
             self._sampled += self.period

@@ -1,4 +1,4 @@
-"""Metrics as a terminal shows it, fitted to the terminal's width and height."""
+"""The screen of `routecast watch`: metrics fitted to a terminal's width and height."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,8 +24,7 @@ _HEAD_GAP: Final = 2
 # and before the last; then, between the tables, a blank line and two headings.
 _AROUND: Final = 1 + 1 + 3 + 1 + 2
 _BETWEEN: Final = 3
-# In fewer columns than TINY, figures are left out; in fewer than NARROW, words are short; from
-# ROOMY on, long.
+# Below TINY columns, figures are left out; below NARROW, words are short; from ROOMY on, long.
 TINY: Final = 56
 NARROW: Final = 72
 ROOMY: Final = 150
@@ -33,7 +32,7 @@ ROOMY: Final = 150
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How the connection is, in words, and how that looks."""
+    """The state of the connection in words, and its style."""
 
     words: str
     style: str
@@ -42,10 +41,11 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """All that is shown at one moment.
+    """Everything that is shown at one moment.
 
-    Without a `movement` it shows every row and no more, for output that scrolls. With it, the last
-    line tells the keys, where they may change the choice; `help` has them in place of the numbers.
+    Without a `movement` it shows all rows and nothing else, for output that scrolls. With it, the
+    last line lists the keys, if they may change the choice; `help` shows them instead of the
+    numbers.
     """
 
     title: str
@@ -81,7 +81,7 @@ class Screen:
         yield _tiles(metrics, width, style)
         yield Text()
         if self.movement:
-            # Empty at first, too: what stands below must not jump when they begin.
+            # Charts take their place also while empty, so that nothing below them jumps.
             chart_height = 1 if height < 29 else 3
             yield _movements(self.movement, width, chart_height)
             yield Text()
@@ -92,7 +92,7 @@ class Screen:
 def _head(title: str, status: Status, width: int) -> Table:
     name, state = f"Routecast  {plain(title)}", f"● {plain(status.words)}"
     if cell_len(name) + _HEAD_GAP + cell_len(state) > width:
-        name = "Routecast"  # what is wrong is worth more than where
+        name = "Routecast"  # the error needs the room of the address
     head = Table.grid(expand=True, padding=(0, _HEAD_GAP, 0, 0))
     head.add_column(no_wrap=True)
     head.add_column(justify="right", ratio=1, **ONE_LINE)
@@ -164,7 +164,7 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
 
 
 def _movements(movement: Movement, width: int, height: int) -> RenderableType:
-    """Two charts side by side: how many decisions, and what they cost."""
+    """Two charts side by side: decisions and cost."""
     left, right = (width - _CHART_GAP + 1) // 2, (width - _CHART_GAP) // 2
     grid = Table.grid(padding=(0, _CHART_GAP, 0, 0))
     grid.add_column(width=left, **ONE_LINE)

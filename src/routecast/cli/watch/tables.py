@@ -13,9 +13,9 @@ from routecast.cli.terminal import plain
 from routecast.cli.watch import format as fmt
 from routecast.client import Metrics, Performance
 
-# From this many columns on, everything stands in two columns.
+# From this width on, the tables are in two columns.
 WIDE: Final = 120
-# No line is ever wrapped or taller than one: the layout counts lines.
+# No cell is wrapped: the layout counts lines.
 ONE_LINE: Final[dict[str, Any]] = {"no_wrap": True, "overflow": "ellipsis"}
 
 _COLUMN_GAP: Final = 4
@@ -41,7 +41,7 @@ class _Bar:
 def tables(metrics: Metrics, width: int, height: int, style: str) -> RenderableType:
     """Lay out the three tables: over each other with two side by side, or all in two columns.
 
-    `height` is how many rows of all tables there is room for; what is over it is summed up.
+    `height` is the room for rows of all tables; further rows are summed up in one.
     """
     total, bands = metrics.total_decisions or 0, metrics.confidence_distribution
     known = sum(bands.values())
@@ -76,12 +76,12 @@ def tables(metrics: Metrics, width: int, height: int, style: str) -> RenderableT
 
 
 def _bar_width(room: int, most: int) -> int:
-    """Return the width of a table's bars, 0 where names would have to give way to them."""
+    """Return the width of a table's bars, 0 if they would take room from names."""
     return max(0, min(room, most))
 
 
 def _shared(height: int, first: int, second: int) -> tuple[int, int]:
-    """Divide lines between two stacked tables: each gets what it needs, or its fair part."""
+    """Divide lines between two stacked tables: each gets its need, or its fair share."""
     if first + second <= height:
         return first, second
     half = max(height // 2, _LEAST_ROWS)
