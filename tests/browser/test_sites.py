@@ -59,7 +59,7 @@ def test_a_page_opened_by_a_name_says_what_to_set(tmp_path: Path, tab: Tab) -> N
     with Server(tmp_path, env=KNOWN) as server:
         page.goto(by_name(server))
         expect(page.get_by_role("status")).to_have_text("Refused")
-        expect(page.get_by_role("heading", name="does not let this page in")).to_be_visible()
+        expect(page.get_by_role("heading", name="The server refuses this page")).to_be_visible()
         setting = f"ROUTECAST_ALLOWED_ORIGINS={by_name(server)}"
         expect(page.get_by_label("Setting that lets this page in")).to_have_text(setting)
         expect(page.locator("#numbers")).to_be_hidden()

@@ -1,6 +1,6 @@
 /**
- * Numbers as people read them. What is unknown is a dash, never a zero, and a share that is not
- * quite nothing or not quite all is not rounded to it.
+ * Formatting of numbers for people. An unknown value is a dash, never a zero, and a share that is not
+ * exactly 0 or 1 is not rounded to 0 % or 100 %.
  */
 
 /** The page is in English, and so are its numbers. */
@@ -43,7 +43,7 @@ export function formatCount(value) {
 }
 
 /**
- * A count of something, as in "1 decision" or "2,000 decisions".
+ * A count with its noun, as in "1 decision" or "2,000 decisions".
  *
  * @param {number} count
  * @param {string} noun
@@ -78,8 +78,8 @@ export function formatRate(value) {
 }
 
 /**
- * The decimals that show three significant digits of each of these amounts, trailing zeros left
- * off: a column formatted with them is aligned and loses none of its small amounts.
+ * The number of decimals that shows three significant digits of each amount, without trailing zeros:
+ * a column formatted with it is aligned and shows its small amounts.
  *
  * @param {(number | null | undefined)[]} amounts in dollars
  */
@@ -117,8 +117,8 @@ export function formatAge(ms) {
 }
 
 /**
- * A name that may come from anyone. Characters that draw nothing, or turn the text after them
- * around, could make one name look like another; they are shown for what they are.
+ * A name from an unknown sender. Characters that are invisible, or reverse the text after them, could
+ * make one name look like another; they are shown as codes.
  *
  * @param {string} name
  */

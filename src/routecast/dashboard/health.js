@@ -1,4 +1,4 @@
-/** Asks the server now and then how it is, and where its numbers come from. */
+/** Polls the server's health every ten seconds. */
 
 /** @typedef {import("./protocol.js").Health} Health */
 
@@ -46,7 +46,7 @@ export class HealthPoll {
   }
 
   /**
-   * A server that can serve nothing answers 503, and still says how it is.
+   * A server that cannot serve anything answers 503, with its health in the body.
    *
    * @returns {Promise<Health | null>}
    */

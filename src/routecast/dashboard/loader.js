@@ -1,7 +1,7 @@
 /*
- * Loads the page again when one of its files cannot be loaded, as may happen while servers are
- * upgraded: a server has the files of its own version only. The page contains this script's text,
- * so that it is always there and always of the page's version. It has no imports for that reason.
+ * Loads the page again if one of its files cannot be loaded. This happens while servers are upgraded:
+ * a server has only the files of its own version. The page contains this script's text, so that it is
+ * always there, in the page's version. For that reason it has no imports.
  */
 (() => {
   const MAX_RELOADS = 3;
@@ -23,7 +23,7 @@
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
   /**
-   * Whether there is an answer with 200. The browser then has the file, if it may be cached.
+   * Whether the server answers 200. The browser then has the file in its cache, if it may be cached.
    *
    * @param {string} address
    */
@@ -38,10 +38,10 @@
   }
 
   /**
-   * Ask for each file until a server has it. An address stands for one content, so the browser keeps
-   * the file, and the page finds it after the reload whichever server is asked. One file at a time:
-   * where two servers are asked in turn, that takes two tries at most. Where no server has one of
-   * the files, the others are of no use.
+   * Request each file until a server has it. An address stands for one content, so the browser keeps
+   * the file, and the page finds it after the reload, whichever server answers. One file at a time:
+   * if two servers answer in turn, that takes at most two attempts. If no server has one of the
+   * files, the others are of no use.
    */
   async function fetchFiles() {
     for (const address of files) {
@@ -66,7 +66,7 @@
       reloads += 1;
       history.replaceState({ reloads }, "");
       await Promise.all([pause(wait), fetchFiles()]);
-      // The page stays while there is no server, instead of giving way to the browser's error.
+      // While there is no server, the page stays, instead of the browser's error page.
       if (await found(location.href)) return location.reload();
     }
     giveUp();
@@ -89,7 +89,7 @@
     return target instanceof HTMLScriptElement || (target instanceof HTMLLinkElement && target.rel === "stylesheet");
   }
 
-  // Such events are told to the element alone and do not bubble; but they can be captured.
+  // Such events do not bubble, but they can be captured.
   addEventListener(
     "error",
     (event) => {

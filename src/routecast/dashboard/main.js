@@ -87,7 +87,7 @@ client.onState((state) => {
 });
 
 /**
- * The time at the server, in ms since 1970, so long after the newest document came.
+ * The server's time, in ms since 1970: the newest document's, plus the time since it came.
  *
  * @param {number} silence in ms
  */

@@ -1,4 +1,4 @@
-/** What the page asks for, and the shapes of the answers. What is unknown is left out, and is not 0. */
+/** The view that the page asks for, and the types of the answers. An unknown value is missing, never 0. */
 
 /**
  * @typedef {Object} Metrics the document of `VIEW`

@@ -21,21 +21,21 @@ export class RateHistory {
   #sureAt = 0;
 
   /**
-   * Take the next document's total. A long silence, or a total that fell since the database was
-   * replaced, is a gap.
+   * Add the next document's total. A long silence is a gap, and so is a total that fell because the
+   * database was replaced.
    *
    * @param {number} total decisions ever
    * @param {number} at ms since 1970, by the server's clock
    */
   add(total, at) {
-    // It was on its way while its absence was assumed.
+    // It was on its way when its absence was assumed.
     if (at >= this.#sureAt) this.#forgetAssumed(at - SHORTEST_STEP_MS);
     this.#sureAt = at;
     this.#put(total, at);
   }
 
   /**
-   * Nothing more has come: the total is what it was, as far as is known.
+   * Note that nothing has come: as far as is known, the total is unchanged.
    *
    * @param {number} total
    * @param {number} at

@@ -16,7 +16,7 @@ export function setText(element, text) {
 }
 
 /**
- * The part of an element or template that a selector names.
+ * The first element within an element or template that matches a selector.
  *
  * @param {ParentNode} parent
  * @param {string} selector
@@ -63,7 +63,7 @@ export class KeyedRows {
   }
 
   /**
-   * Show the first of these items, in their order.
+   * Show the first items, in their order.
    *
    * @param {T[]} items
    * @returns {T[]} those there was no room for

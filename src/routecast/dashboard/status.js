@@ -1,4 +1,4 @@
-/** What to say about the connection and the age of the numbers, in words. */
+/** Texts about the connection, the age of the numbers, and the server's health. */
 
 import { formatAge, formatCount, formatCounted } from "./format.js";
 
@@ -8,7 +8,7 @@ import { formatAge, formatCount, formatCounted } from "./format.js";
 /** @typedef {import("./client/routecast.js").State} State */
 
 /**
- * All that the page knows.
+ * Everything that the page knows.
  *
  * @typedef {Object} PageState
  * @property {State} stream
@@ -54,7 +54,7 @@ export function describe(page, now) {
       return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
     }
     case "closed":
-      return stale(isBarred(stream) ? "the server does not let this page in" : stream.reason, "Refused");
+      return stale(isBarred(stream) ? "the server refuses this page" : stream.reason, "Refused");
     case "stale":
       return stale(stream.reason);
     case "connected":
@@ -75,7 +75,7 @@ function connecting(again) {
 }
 
 /**
- * Whether it is this page's own address that the server does not let in.
+ * Whether the server refuses this page because of its address.
  *
  * @param {State} stream
  */
@@ -84,7 +84,7 @@ export function isBarred(stream) {
 }
 
 /**
- * Whether the server sends what changes, so that nothing did where nothing came.
+ * Whether the server sends changes only, so that silence means that nothing changed.
  *
  * @param {State} stream
  */
@@ -108,7 +108,7 @@ function stale(reason, word = "Stale", canRetry = true) {
 }
 
 /**
- * How old the numbers are, and where they are from or why there are no newer ones.
+ * The age of the numbers, and their source, or the reason why there are no newer ones.
  *
  * @param {PageState} page
  * @param {Status} status
@@ -140,7 +140,7 @@ const PLURALS = {
 };
 
 /**
- * Which limits of names are reached; empty where none is.
+ * A text about the limits of names that are reached; empty if none is.
  *
  * @param {Health | null} health
  */

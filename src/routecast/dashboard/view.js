@@ -1,4 +1,4 @@
-/** The page itself: puts what is known into the elements of index.html. */
+/** Puts all that the page knows into the elements of index.html. */
 
 import { UNKNOWN, formatConfidence, formatCount, formatLatency, formatMoney, formatRate, formatShare } from "./format.js";
 import { Panels } from "./panels.js";
@@ -20,7 +20,7 @@ const byId = (id) => part(document, `#${id}`);
 const show = (id, text) => setText(byId(id), text);
 
 /**
- * Show a number that is set as large as there is room for it.
+ * Show a number as large as its place allows.
  *
  * @param {string} id
  * @param {string} text
@@ -31,7 +31,7 @@ function showFigure(id, text) {
 }
 
 /**
- * Keep the tab's title true; unlike the page, it is seen while the tab is hidden.
+ * Update the tab's title, which is visible while the tab is hidden.
  *
  * @param {PageState} page
  */

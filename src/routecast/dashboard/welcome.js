@@ -1,4 +1,4 @@
-/** Lines to paste: one that sends a first decision, one that lets this page in. */
+/** Command lines to copy: one sends a first decision, one is the setting that allows this page. */
 
 import { part } from "./rows.js";
 
@@ -12,7 +12,7 @@ export function firstDecision(page) {
 }
 
 /**
- * The setting with which the server lets this page in.
+ * The setting with which the server allows this page.
  *
  * @param {string} page the page's own address
  */
@@ -21,7 +21,7 @@ export function allowPage(page) {
 }
 
 /**
- * Fill in the lines and make their buttons copy them.
+ * Fill in the command lines, and let their buttons copy them.
  *
  * @param {string} page the page's own address
  */
@@ -45,8 +45,8 @@ function prepareCommand(command, text) {
 }
 
 /**
- * Browsers give the clipboard to secure pages alone. Elsewhere the line is left selected, so that
- * the keyboard's copy takes it.
+ * Browsers allow the clipboard only to secure pages. On others the line stays selected, so that the
+ * keyboard's copy command takes it.
  *
  * @param {HTMLElement} line
  * @returns {Promise<boolean>} whether it is in the clipboard
