@@ -1,1 +1,1 @@
-"""What tests share: a real server as a process, and an oracle that counts on its own."""
+"""Helpers shared by tests: real servers as processes, test clients, and an independent oracle."""

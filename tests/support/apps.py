@@ -1,4 +1,4 @@
-"""Servers of applications that record decisions: gunicorn, uWSGI."""
+"""Servers of WSGI applications that record decisions: gunicorn and uWSGI."""
 
 import contextlib
 import importlib.util
@@ -32,7 +32,7 @@ UWSGI = "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])"
 
 
 def needs(*packages: str) -> None:
-    """Skip a test where a package is missing, by its name."""
+    """Skip a test if a package of this name is missing."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             skip_without(f"the Python package {package}", "make install")
@@ -53,7 +53,7 @@ def uwsgi(*options: str) -> list[str]:
 
 @contextmanager
 def application(command: list[str], folder: Path, **environment: str) -> Iterator[str]:
-    """Serve the application; yield its address. It is stopped as operators do: by SIGTERM."""
+    """Serve the application; yield its address. At the end it is stopped with SIGTERM."""
     (folder / "app.py").write_text(APPLICATION)
     address = f"127.0.0.1:{free_port()}"
     with (folder / "log").open("w") as log:

@@ -1,4 +1,4 @@
-"""The books of a ledger, compared with the database: whether all that was told is true."""
+"""Comparisons of a ledger with the database: every answer and every frame must be true."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ Outcome = Literal["ok", "failed", "unknown"]
 
 @dataclass
 class Batch:
-    """What was sent together, and what is known of it."""
+    """Decisions that were sent together, and their known outcome."""
 
     decisions: list[dict[str, Any]]
     outcome: Outcome = "unknown"
 
 
 def check_batches(batches: Iterable[Batch], rows: Sequence[Decided], run: str) -> None:
-    """Assert that ok is there, failed is not, unknown as a whole or not at all; each id once.
+    """Assert that accepted batches are stored, failed ones not, unknown ones as a whole or not.
 
-    `rows` are all that the database holds; ids that begin with `run` are those of these batches.
+    Each id is stored once. `rows` are all rows of the database; ids that begin with `run` belong to
+    these batches.
     """
     stored = {(row.project, row.id): row for row in rows}
     assert len(stored) == len(rows), "some id counts twice"
@@ -44,9 +45,9 @@ def check_batches(batches: Iterable[Batch], rows: Sequence[Decided], run: str) -
 
 
 def check_frames(watches: Iterable[Watch], rows: Sequence[Decided], epoch: str, seq: int) -> None:
-    """Assert that every frame anybody got is the fold of the database up to its seq.
+    """Assert that every frame equals the sums of the database up to its seq.
 
-    The database is at `epoch` and `seq`; `rows` are all it holds, in the order of their seq.
+    The database is at `epoch` and `seq`; `rows` are all its rows, in the order of their seq.
     """
     seen: set[tuple[str, int, str]] = set()
     for watch in watches:

@@ -1,4 +1,4 @@
-"""An oracle for history: each bucket counted from the decisions, with exact fractions.
+"""An oracle for history: it counts each bucket from the decisions, with exact fractions.
 
 It shares no code with the product; decisions are its integers (`tests/support/decisions.py`).
 """
@@ -35,9 +35,9 @@ def assert_history(
     fields: Sequence[str] = FIELDS,
     filters: Mapping[str, Collection[str]] | None = None,
 ) -> None:
-    """Assert that a history tells of these decisions exactly what there is to tell.
+    """Assert that a history is exactly that of these decisions.
 
-    Percentiles may be off by TOLERANCE. Every series there is a decision of must be there.
+    Percentiles may be off by TOLERANCE. Every series with a decision must be present.
     """
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     first = (datetime.fromisoformat(document["from"]) - epoch) // timedelta(microseconds=1)

@@ -1,18 +1,18 @@
-"""A client's chart: what it holds of a history, put together from what it was told.
+"""A client's chart: a history put together from the messages of the server.
 
-Written from docs/protocol.md alone.
+It is written from docs/protocol.md alone.
 """
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-# What a bucket without decisions has.
+# The values of a bucket without decisions.
 EMPTY = {"count": 0, "errors": 0, "fallbacks": 0, "input_tokens": 0, "output_tokens": 0}
 
 
 class Chart:
-    """Takes the answer to a history that follows, and all that comes after it."""
+    """Takes the answer to a history that follows, and all messages after it."""
 
     def __init__(self, points: int, fields: tuple[str, ...]) -> None:
         self._most = points
@@ -24,7 +24,7 @@ class Chart:
         self.series: dict[str, dict[str, list[Any]]] = {}
 
     def take(self, message: Mapping[str, Any]) -> None:
-        """Put what is told in place of what is held from its first bucket on."""
+        """Replace what is held, from the message's first bucket on."""
         start = datetime.fromisoformat(message["from"])
         step = timedelta(seconds=message["step"])
         if self.first is None or step != self.step:
@@ -53,7 +53,7 @@ class Chart:
         return [EMPTY.get(name)] * count
 
     def document(self, points: int | None = None) -> dict[str, Any]:
-        """Return the chart as an answer would have it, or the first so many points of it."""
+        """Return the chart in the form of an answer, or only its first points."""
         assert self.first is not None
         count = self.points if points is None else points
         return {

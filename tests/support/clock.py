@@ -6,7 +6,7 @@ from tests.support.decisions import NOW
 
 
 class HeldClock:
-    """Tells the time it was set to (`ports.Clock`), in microseconds."""
+    """A clock that returns the time it was set to, in microseconds (`ports.Clock`)."""
 
     def __init__(self, moment: int = NOW) -> None:
         self.moment = moment
@@ -16,7 +16,7 @@ class HeldClock:
 
 
 class HeldTimer:
-    """A call that is made once its moment is reached (`ports.Timer`)."""
+    """A call that is made when its moment is reached (`ports.Timer`)."""
 
     def __init__(
         self, moment: float, call: Callable[..., object], args: tuple[object, ...]
@@ -46,7 +46,7 @@ class HeldTimers:
         return timer
 
     def go_to(self, moment: float) -> None:
-        """Move the clock, and make the calls that are due by then, in one turn of the loop."""
+        """Move the clock, and make the calls that are then due, in one turn of the loop."""
         self.moment = moment
         due = [timer for timer in self.timers if timer.moment <= moment]
         self.timers = [timer for timer in self.timers if timer.moment > moment]
@@ -55,5 +55,5 @@ class HeldTimers:
                 timer.call(*timer.args)
 
     def pending(self) -> list[float]:
-        """Return the moments that calls are to be made at."""
+        """Return the moments of all pending calls."""
         return sorted(timer.moment for timer in self.timers if not timer.cancelled)

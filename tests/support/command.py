@@ -1,4 +1,4 @@
-"""The command `routecast` as a person runs it: a process with output, a terminal, and signals."""
+"""The command `routecast` as a process: with output, on a terminal, with keys and signals."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ def routecast(*words: object, **given: Any) -> subprocess.CompletedProcess[str]:
 
 
 class Terminal:
-    """A process on a terminal of its own: what it writes, and the keys it gets."""
+    """A process on a terminal of its own: its output, and the keys it gets."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Terminal:
         self._unread = ""
 
     def wait_for(self, pattern: str, seconds: float = WAIT_SECONDS) -> re.Match[str]:
-        """Read until new output matches; what came before the match's end is used up."""
+        """Read until new output matches; output up to the match's end is not searched again."""
         deadline = time.monotonic() + seconds
         while True:
             if found := re.search(pattern, self._unread):
@@ -76,7 +76,7 @@ class Terminal:
 
     @property
     def settings(self) -> list[Any]:
-        """How the terminal treats what is typed: what a program must leave as it was."""
+        """The terminal's settings, which a program must restore."""
         return termios.tcgetattr(self._ours)
 
     def end(self) -> int:
@@ -92,7 +92,7 @@ class Terminal:
             return ""
         try:
             piece = os.read(self._ours, 65536).decode(errors="replace")
-        except OSError:  # Linux says so when the last process on the terminal has gone.
+        except OSError:  # Linux reports the end of the last process on a terminal in this way.
             return ""
         self.output += piece
         return piece

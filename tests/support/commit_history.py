@@ -1,4 +1,4 @@
-"""A history of commits with its own clock, told to a snapshot and to the oracle alike."""
+"""A history of commits with its own clock, applied to a snapshot and to the oracle."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.oracle import ALL_FIELDS, Fact, Prices, assert_agree, expect,
 
 
 def load(position: Position, taken: int, decisions: Iterable[DecisionRecord]) -> Snapshot:
-    """Return the snapshot that a store with these decisions gives at a moment."""
+    """Return the snapshot of a store with these decisions at a moment."""
     cells, periods = cells_of(decisions), needed(taken)
 
     def within(number: int, spans: Sequence[Span]) -> bool:
@@ -31,7 +31,7 @@ def load(position: Position, taken: int, decisions: Iterable[DecisionRecord]) ->
 
 
 class CommitHistory:
-    """Commits, one after the other; `snapshot` follows them by deltas."""
+    """A sequence of commits; their deltas are applied to `snapshot`."""
 
     def __init__(self, now: int = NOW) -> None:
         self.now = now
@@ -52,16 +52,16 @@ class CommitHistory:
         return Delta(Position(held.epoch, held.seq + 1), cells, self.now)
 
     def reload(self) -> None:
-        """Take a new snapshot of what is stored, as live state does now and then."""
+        """Take a new snapshot of the store, as live state does each hour."""
         self.snapshot = load(self.snapshot.position, self.now, self.decisions)
 
     def count(self, window: str) -> int:
-        """Return how many decisions a window has, by the oracle."""
+        """Return the number of decisions in a window, by the oracle."""
         found = expect(self.facts, now=self.now, fields=("total_decisions",), window=window)
         return int(found["total_decisions"])
 
     def check(self, window: str, filters: Mapping[str, frozenset[str]] | None = None) -> None:
-        """Assert that every field of a window is what the oracle says."""
+        """Assert that every field of a window equals the oracle's."""
         view = View(fields=FIELDS, window=window, **(filters or {}))
         found = render(self.snapshot, view, self.now, Baseline("big", 3 * 10**9, 15 * 10**9))
         assert_agree(

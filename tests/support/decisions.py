@@ -1,7 +1,7 @@
-"""Decisions to test with: builders for one of them, and hypothesis strategies for many.
+"""Builders of decisions for tests, and Hypothesis strategies.
 
-"Sent" decisions are JSON objects as a producer writes them, for the oracle and the wire alike.
-"Kept" ones are the product's own, in integers. Importing this module sets hypothesis up.
+"Sent" decisions are JSON objects as a producer writes them, for the oracle and the server. "Kept"
+ones are the server's records, in integers. Importing this module configures Hypothesis.
 """
 
 import json
@@ -42,7 +42,7 @@ NOW = 1_769_862_896_789_123
 
 
 def kept(number: int = 0, **given: Any) -> DecisionRecord:
-    """Return a decision as the store gets it: number names it, `given` replaces fields."""
+    """Return a decision as the store gets it: `number` makes its id, `given` replaces fields."""
     fields: dict[str, Any] = {
         "id": f"d{number}",
         "project": "default",
@@ -65,7 +65,7 @@ def kept(number: int = 0, **given: Any) -> DecisionRecord:
 
 
 def keep(sent: Sequence[Mapping[str, Any]], received: int, rules: Rules | None = None) -> Any:
-    """Take decisions the whole way in, from JSON to integers; all of them must be good."""
+    """Decode and normalise decisions, from JSON to integers; all must be good."""
     rules = rules or Rules()
     read = decode(json.dumps(sent).encode(), lines=False)
     good = [
@@ -77,7 +77,7 @@ def keep(sent: Sequence[Mapping[str, Any]], received: int, rules: Rules | None =
 
 # -- many: as sent ------------------------------------------------------------------------------
 
-# Few names, so that sums have something to add up; some that sort or print in odd ways.
+# Few names, so that series have several decisions; some sort or print in unusual ways.
 STRATEGIES = ("hybrid", "complexity", "cost", "Ärger ☂", "a")
 PROVIDERS = ("gemini", "claude", "cerebras", "openrouter")
 MODELS = ("", "flash", "sonnet", "flash-8b")

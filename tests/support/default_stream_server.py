@@ -1,4 +1,4 @@
-"""A server of the default stream alone, as the first ones were; the client is on its site."""
+"""A server without `routecast.v1`, which also serves the JavaScript client's files."""
 
 import asyncio
 import threading
@@ -37,7 +37,7 @@ async def _page(_: Request) -> Response:
 
 @contextmanager
 def plain_server() -> Iterator[str]:
-    """Run it; yields its address. The client is at `/client/routecast.js`."""
+    """Run it; yield its address. The client is at `/client/routecast.js`."""
     app = Starlette(
         routes=[
             WebSocketRoute("/ws/metrics", _stream),

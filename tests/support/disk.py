@@ -1,4 +1,4 @@
-"""A small disk, to be filled."""
+"""A small file system that tests can fill."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from tests.support.needs import skip_without
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Have a file system of so many bytes at a folder; skip the test where it cannot be mounted."""
+    """Mount a file system of this size at a folder; skip the test if that is not possible."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.getuid() != 0 or shutil.which("mount") is None:
@@ -26,7 +26,7 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
 
 
 def fill(ballast: Path) -> None:
-    """Write zeros to a file until there is no room left."""
+    """Write zeros to a file until the disk is full."""
     with ballast.open("wb", buffering=0) as file:
         try:
             while file.write(b"\0" * 65_536):

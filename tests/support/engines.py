@@ -1,4 +1,4 @@
-"""What nodes share, on each engine there is for it: caches, buses and clusters."""
+"""Caches, buses and clusters for tests, in memory and on a real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,28 +18,28 @@ from routecast.circuit_breaker import CircuitBreaker
 from routecast.instruments import Instruments
 from routecast.ports import CENSUS_SECONDS, Bus, Cache, Cluster
 
-# Nobody waits longer for an engine that works.
+# An engine that works answers within this time, in seconds.
 PATIENCE = 30.0
 
 
 class Shared(Protocol):
-    """Makes adapters of one and the same engine: each as another node would."""
+    """Makes adapters of one engine, each as for another node."""
 
     def cache(self, lifetime: float) -> Cache:
-        """Make a cache that keeps a snapshot for so many seconds."""
+        """Make a cache that keeps a snapshot for this number of seconds."""
         ...
 
     def bus(self) -> Bus:
-        """Make a node's end of the bus."""
+        """Make a bus of one node."""
         ...
 
     def cluster(self, census: float = CENSUS_SECONDS) -> Cluster:
-        """Make a node whose word counts for so many seconds."""
+        """Make a cluster of one node, whose report is valid for this number of seconds."""
         ...
 
 
 class SharedMemory:
-    """What services share within one process."""
+    """The engines of a single process, in memory."""
 
     def __init__(self) -> None:
         self._bus = MemoryBus()
@@ -55,7 +55,7 @@ class SharedMemory:
 
 
 class SharedRedis:
-    """What nodes share in a Redis, under a prefix: without one given, one that nobody else has."""
+    """The engines of nodes on a Redis, under a prefix; by default one that no other test uses."""
 
     def __init__(self, url: str, prefix: str | None = None) -> None:
         self.prefix = prefix or uuid4().hex
@@ -77,7 +77,7 @@ class SharedRedis:
 
 @asynccontextmanager
 async def carried(bus: Bus) -> AsyncIterator[Bus]:
-    """Run a bus, from when it is connected, and close it."""
+    """Run a bus and wait until it is connected; close it at the end."""
     task = asyncio.create_task(bus.run())
     try:
         async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""A harness of the fan-out: connections over a live snapshot, on a clock that is held."""
+"""A harness of the fan-out: connections over a live snapshot, on a clock that tests move."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ CLIENT = "192.0.2.1"
 
 
 class FakeConnection:
-    """A connection that takes what it is sent while it `is_open` (`ports.Connection`)."""
+    """A connection that accepts payloads while it `is_open` (`ports.Connection`)."""
 
     kind = "WebSocket"
 
@@ -89,7 +89,7 @@ class FakeConnection:
         self.stopped, self.return_ms = code, return_ms
 
     def drain(self) -> None:
-        """Take what it is sent from now on, and what was skipped."""
+        """Accept payloads from now on, and catch up."""
         self.is_open = True
         self.peer.catch_up()
 
@@ -112,7 +112,7 @@ class FakeConnection:
         self.ask(type="subscribe", id=identity, **asked)
 
     def messages(self, identity: str = "main") -> list[dict[str, Any]]:
-        """Return what was sent under an id; each delta must lead on from what was sent before."""
+        """Return the messages under an id; each delta must follow the message before it."""
         sent = [
             json.loads(payload.body)
             for payload in self.sent
@@ -127,7 +127,7 @@ class FakeConnection:
         return sent
 
     def types(self, identity: str = "main") -> list[str]:
-        """Return the types of what was sent under an id."""
+        """Return the types of the messages under an id."""
         return [message["type"] for message in self.messages(identity)]
 
     def total(self, identity: str = "main") -> int:
@@ -140,9 +140,9 @@ class FakeConnection:
 
 
 class FanoutHarness:
-    """Connections, channels and renders over a live snapshot, to which commits are made by hand.
+    """Connections, channels and renders over a live snapshot; the test makes commits.
 
-    `source` is where numbers come from: LIVE, another source, or None where nothing can answer.
+    `source` is where numbers come from: LIVE, another source, or None if nothing can answer.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class FanoutHarness:
         self.serve_history(None)
 
     def serve_history(self, histories: HistorySubscriptions | None) -> None:
-        """Have connections from now on ask for histories there."""
+        """Have new connections ask for histories there."""
         self.peers = Peers(self.manager, self.channels, cast(Any, histories), self.timers)
 
     # -- state (`channels.DocumentSource`) ------------------------------------------------------
@@ -212,7 +212,7 @@ class FanoutHarness:
         return self.reader.document(reading, view, now)
 
     def commit(self, *given: Mapping[str, Any], **one: Any) -> None:
-        """Commit decisions, one if none is `given`; channels are told."""
+        """Commit decisions, one if none is `given`, and notify the channels."""
         seq = self.snapshot.position.seq + 1
         decisions = [kept(seq * 10_000 + place, **each) for place, each in enumerate(given)]
         cells = cells_of(decisions or [kept(seq * 10_000, **one)])
@@ -258,7 +258,7 @@ class FanoutHarness:
             yield
 
     async def settle(self) -> None:
-        """Return when all that is due was served, and all that was asked for is rendered."""
+        """Return when all due channels are served, and all requested views are rendered."""
         quiet = 0
         while quiet < 10:
             await asyncio.sleep(0)
@@ -269,7 +269,7 @@ class FanoutHarness:
         return bool(self.channels.is_due or self.renders.is_due)
 
     async def go_to(self, seconds: float) -> None:
-        """Move the clock to so many seconds after the start; all timers on the way ring."""
+        """Move the clock to this number of seconds after the start, through all timers."""
         moment = START + seconds
         await self.settle()
         while (pending := self.timers.pending()) and pending[0] <= moment:

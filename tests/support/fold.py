@@ -1,6 +1,6 @@
-"""The metrics as of each commit, folded from decisions in the order of their commits.
+"""The metrics after each commit, counted from decisions in the order of their commits.
 
-As the oracle does for one moment, this counts on its own, in exact decimals and fractions.
+Like the oracle, it shares no code with the server, and counts in exact decimals and fractions.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 
 class Decided(NamedTuple):
-    """A decision as the database has it; None where nothing is known."""
+    """A decision as the database has it; None is unknown."""
 
     seq: int
     project: str
@@ -56,7 +56,7 @@ class _Strategy:
 
 
 class Fold:
-    """Adds decisions up one by one."""
+    """Sums of decisions, added one by one."""
 
     def __init__(self) -> None:
         self._total = 0
@@ -77,7 +77,7 @@ class Fold:
         self._providers[one.provider] = self._providers.get(one.provider, 0) + 1
 
     def document(self) -> Document:
-        """Return the document of what was added, without its timestamp."""
+        """Return the document of the decisions so far, without a timestamp."""
         strategies = sorted(self._strategies.items(), key=lambda item: (-item[1].count, item[0]))
         providers = sorted(self._providers.items(), key=lambda item: (-item[1], item[0]))
         return {
@@ -90,7 +90,7 @@ class Fold:
 
 
 def documents(rows: Iterable[Decided], wanted: Collection[int]) -> Iterator[tuple[int, Document]]:
-    """Return the document as of each wanted seq, in their order; the rows are in theirs."""
+    """Return the document after each wanted seq; both `wanted` and rows are in order."""
     fold, waiting = Fold(), iter(sorted(wanted))
     seq = next(waiting, None)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Frames of `MetricsReader`, for tests that have nothing else to do meanwhile."""
+"""Frames of `MetricsReader`, for tests that can wait for them."""
 
 import asyncio
 

@@ -1,11 +1,11 @@
 """Requests that try to break HTTP/1.1 parsing, each with its one right outcome.
 
-The corpus is data: `CORPUS` has a `Hostile` for each attack, and `attack` sends one over a socket
-and returns the outcome. Two ways through the server take the same request: the short one for
-small decisions and the one through ASGI. A request with the placeholder `WAY` is tried on both.
+`CORPUS` has a `Hostile` for each attack, and `attack` sends one over a socket and returns the
+outcome. The server has two paths for requests: the fast path for small batches, and ASGI. A request
+with the placeholder `WAY` is tried on both.
 
-Many bodies have a whole request for `HIDDEN_PATH` inside, which no server has: an answer with
-status 404 says that body bytes were parsed as a request.
+Many bodies contain a complete request for `HIDDEN_PATH`, which no server has: an answer with status
+404 shows that bytes of a body were parsed as a request.
 """
 
 import socket
@@ -34,8 +34,8 @@ class Hostile:
     """One attack.
 
     `sent` are the pieces, each one write. `statuses` has a set for each answer that must come, in
-    order, and no other may come. `after` says whether the connection can be used again. `kept` is
-    how many decisions are counted. `bodiless` marks answers to HEAD.
+    order; no other may come. `after` tells whether the connection can be used again. `kept` is the
+    number of decisions that count. `bodiless` marks answers to HEAD.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Hostile:
 
     @property
     def ways(self) -> tuple[Way, ...]:
-        """The ways to try it on."""
+        """The paths to try it on."""
         return WAYS if any(WAY in piece for piece in self.sent) else ("lean",)
 
     def pieces(self, host: str, way: Way = "lean") -> list[bytes]:
@@ -58,7 +58,7 @@ class Hostile:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of an attack: the answers' statuses and bodies, and the state of the connection."""
+    """The outcome of an attack: statuses and bodies of the answers, and the connection's state."""
 
     statuses: tuple[int, ...]
     bodies: tuple[bytes, ...]
@@ -104,7 +104,7 @@ def chunked(data: bytes, trailers: bytes = b"") -> bytes:
 
 LINES: Final = b"Content-Type: application/x-ndjson"
 TE: Final = b"Transfer-Encoding: chunked"
-# A good decision, and a request that must stay a line of the body: it is rejected as a decision.
+# A good decision, and a request as a line of the body, which must be rejected as a decision.
 SMUGGLING: Final = GOOD + b"\r\n" + HIDDEN
 OK: Final = (frozenset({200}),)
 BAD: Final = (frozenset({400}),)
@@ -112,7 +112,7 @@ REFUSED: Final = (frozenset({400, 405, 413, 431, 501, 505}),)
 
 
 def good(name: str, *sent: bytes, kept: int = 1, answers: int = 1) -> Hostile:
-    """Return a case that is unusual and right: it is answered, and the connection stays."""
+    """Return an unusual but valid case: it is answered, and the connection stays."""
     return Hostile(name, sent, OK * answers, "open", kept)
 
 
@@ -437,8 +437,8 @@ def attack(
 ) -> Outcome:
     """Send a case to a server and return the outcome.
 
-    `size` cuts the pieces into writes of so many bytes. Raises AssertionError if the server says
-    something that is not HTTP, or nothing within WAIT_SECONDS.
+    `size` cuts the pieces into writes of this number of bytes. Raises AssertionError if the server
+    sends something that is not HTTP, or nothing within WAIT_SECONDS.
     """
     line = _Line(host, port)
     try:
@@ -481,7 +481,7 @@ class _Line:
             bodies.append(answer[1])
         if case.after == "either":
             return Outcome(tuple(statuses), tuple(bodies), open=not self._ended)
-        # What comes now is the answer to this, or to something hidden in the case.
+        # The next answer is to this request, or to one hidden in the case.
         if case.after == "open":
             self.send(b"GET /health HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % self._host)
         probed = False

@@ -1,4 +1,4 @@
-"""A real server in this process, so that a test can reach the engines behind it."""
+"""A real server in a thread of this process, so that a test can reach its engines."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ START_SECONDS = 30.0
 
 
 class _Telling(uvicorn.Server):
-    """A server that says when it listens."""
+    """A server with an event for its start."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""Ctrl-C reaches what tests start, also where the run itself does not heed it."""
+"""Restoring SIGINT for processes that tests start, if the test run ignores it."""
 
 import signal
 from collections.abc import Iterator
@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def children_heed_ctrl_c() -> Iterator[None]:
-    """Have processes started within heed SIGINT, where this one was told to ignore it.
+    """Let processes that are started within react to SIGINT, even if this one ignores it.
 
-    A shell tells that to what it runs in the background, and programs inherit it. A handler is not
-    inherited: one that does nothing leaves this process as it was, and what it starts as is usual.
+    A shell starts background commands with SIGINT ignored, and programs inherit that. A handler is
+    not inherited: with one that does nothing, this process still ignores SIGINT, and its children
+    react as usual.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         yield

@@ -1,4 +1,4 @@
-"""Why a test is skipped: it lacks something, and how to get it; or it does not apply.
+"""Reasons to skip a test: something is missing, with how to get it; or it does not apply.
 
 A run ends with a list of both (`tests/conftest.py`).
 """
@@ -9,22 +9,22 @@ import pytest
 
 _NEEDS: Final = "needs "
 _NOT_MEANT: Final = "does not apply: "
-# Where the list of a run is kept for the next one.
+# The file that keeps a run's list for the next run.
 _KEPT: Final = "routecast/skipped"
 
 
 def lacks(what: str, how: str) -> str:
-    """Return the reason to skip what cannot run here; `how` says what to install, run or set."""
+    """Return the reason to skip a test that cannot run; `how` is what to install, run or set."""
     return f"{_NEEDS}{what}: {how}"
 
 
 def skip_without(what: str, how: str) -> NoReturn:
-    """Skip a test that cannot run here; `how` says what to install, run or set."""
+    """Skip a test that cannot run here; `how` is what to install, run or set."""
     pytest.skip(lacks(what, how))
 
 
 def skip_as_meant(why: str) -> NoReturn:
-    """Skip a case that does not apply: nothing is to be done about it."""
+    """Skip a case that does not apply; nothing needs to be installed."""
     pytest.skip(f"{_NOT_MEANT}{why}")
 
 
@@ -34,9 +34,9 @@ def package(name: str) -> Any:
 
 
 def list_skipped(reporter: pytest.TerminalReporter, config: pytest.Config, *, go_on: bool) -> None:
-    """Write what was skipped: a line for each reason, with how to enable it.
+    """Write the skipped tests: a line for each reason, with how to enable it.
 
-    Where it is to `go_on`, what the run before skipped is in it, too.
+    With `go_on`, the list includes the tests that the run before skipped.
     """
     cache = getattr(config, "cache", None)
     counts: dict[str, int] = dict(cache.get(_KEPT, {})) if cache is not None and go_on else {}

@@ -1,4 +1,4 @@
-"""A real nginx on a free port, run from the file that is deployed."""
+"""A real nginx on a free port, with the configuration of `deploy/`."""
 
 import os
 import shutil
@@ -18,14 +18,14 @@ SHIPPED = Path(__file__).parents[2] / "deploy/nginx"
 START_SECONDS = 10.0
 STOP_SECONDS = 10.0
 
-# Where nginx was built to write to may be root's alone, and another nginx's.
+# nginx's default folders may be writable by root only, or in use by another nginx.
 _OWN_FOLDERS = "".join(
     f"{kind}_temp_path {kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 )
 
 
 def executable() -> str:
-    """Return the path of nginx; skips the test where there is none."""
+    """Return the path of nginx; skip the test if it is not installed."""
     found = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if found is None:
         skip_without("nginx", "apt install nginx")
@@ -33,9 +33,9 @@ def executable() -> str:
 
 
 class Answering:
-    """Nginx with servers of a test's own, given as what is within `http { }`; waits for `port`.
+    """nginx with a test's own servers, given as the content of `http { }`; waits for `port`.
 
-    Use as a context manager. `say` gives it other servers, and returns once they answer.
+    Use as a context manager. `say` gives it other servers, and returns when they answer.
     """
 
     def __init__(self, folder: Path, port: int, servers: str) -> None:
@@ -81,11 +81,11 @@ class Answering:
 
 
 class Nginx:
-    """Nginx in front of nodes, given by their ports. Use as a context manager.
+    """nginx in front of nodes, given by their ports. Use as a context manager.
 
-    `nginx.conf` is the deployed one. The files beside it, which operators change, name the test's
-    nodes, its port and the `names` that nginx answers to. `replaced` are texts of nginx.conf that
-    a test needs otherwise, such as a shorter time; each must be there.
+    `nginx.conf` is the one of `deploy/`. The files beside it, which operators change, have the
+    test's nodes, its port and the `names` that nginx answers to. `replaced` are replacements of
+    texts in nginx.conf, such as a shorter time; each text must be there.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Nginx:
         return {int(pid) for pid in listed.split()}
 
     def command(self, *words: str) -> list[str]:
-        # Root's workers stay root: another user could not enter the test's folder.
+        # As root, workers stay root: another user cannot enter the test's folder.
         main = "daemon off; pid nginx.pid;" + " user root;" * (os.geteuid() == 0)
         place = ["-p", str(self._folder), "-c", str(self._folder / "nginx.conf")]
         return [executable(), *place, "-e", str(self.log), "-g", main, *words]

@@ -1,4 +1,4 @@
-"""Node.js, and the JavaScript client in it."""
+"""Node.js, and a process in it with the JavaScript client."""
 
 import json
 import os
@@ -22,7 +22,7 @@ Line = dict[str, Any]
 
 
 def node() -> str:
-    """Return the program, or skip where there is none that is new enough."""
+    """Return the path of Node.js; skip the test if it is missing or too old."""
     program = shutil.which("node")
     if program is None:
         skip_without(*NODE)
@@ -33,7 +33,7 @@ def node() -> str:
 
 
 def modules() -> Path:
-    """Return where the client's packages for tests are, or skip where they are not."""
+    """Return the folder of the client's packages; skip the test if they are not installed."""
     folder = CLIENT / "node_modules"
     if not (folder / "ws").exists():
         skip_without("the packages of clients/js", "npm ci --prefix clients/js")
@@ -41,10 +41,10 @@ def modules() -> Path:
 
 
 class Teller:
-    """A process with the JavaScript client in it that prints what it hears."""
+    """A process with the JavaScript client that prints what it receives."""
 
     def __init__(self, folder: Path, url: str, view: Line, *options: str) -> None:
-        # Outside of its own package, as for whoever uses it.
+        # Outside of its own package, as for its users.
         script = folder / "tell.mjs"
         script.write_bytes((CLIENT / "test" / "tell.js").read_bytes())
         self.process = subprocess.Popen(
@@ -79,7 +79,7 @@ class Teller:
         return state
 
     def total(self, count: int) -> Line:
-        """Return the next line with so many decisions in it."""
+        """Return the next line with this number of decisions."""
         return self.until(lambda line: line.get("metrics", {}).get("total_decisions") == count)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from tests.support.server import Server
 class Nodes:
     """Nodes that share their engines. Use as a context manager, or `start` and `stop`.
 
-    `last` is what the last of them finds in its environment.
+    `last` is added to the environment of the last one.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Nodes:
         return len(self._servers)
 
     def start(self) -> Self:
-        """Start all that do not run, at the same moment; returns when they are ready."""
+        """Start all that do not run, at the same moment; return when they are ready."""
         started = [server for server in self._servers if not server.runs]
         for server in started:
             server.launch()
@@ -67,7 +67,7 @@ class Nodes:
             server.http.close()
 
     def log(self) -> str:
-        """Return what all have logged."""
+        """Return the logs of all."""
         return "\n".join(f"{server.log}:\n{server.log.read_text()}" for server in self._servers)
 
     def __enter__(self) -> Self:

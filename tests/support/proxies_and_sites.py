@@ -1,6 +1,6 @@
-"""What stands around a server: a proxy that knows nothing of upgrades, and other sites.
+"""Surroundings of a server: a proxy that does not know upgrades, and other sites.
 
-The proxy can be told to break, as lines do: a request reaches the server, its answer nobody.
+The proxy can lose answers: a request reaches the server, and its answer does not reach the client.
 """
 
 import threading
@@ -19,7 +19,7 @@ HOP_BY_HOP = {"connection", "upgrade", "keep-alive", "transfer-encoding", "conte
 
 @contextmanager
 def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
-    """Run a proxy before a server that loses the first `lose` answers; yields its address."""
+    """Run a proxy in front of a server that loses the first `lose` answers; yield its address."""
     lost = iter(range(lose))
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,7 +51,7 @@ def plain_proxy(server: Server, *, lose: int = 0) -> Iterator[str]:
 
 @contextmanager
 def site() -> Iterator[str]:
-    """Run a site with a page that has nothing on it; yields its address, by a name."""
+    """Run a site with an empty page; yield its address, by a name."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -69,7 +69,7 @@ def site() -> Iterator[str]:
 
 @contextmanager
 def folder(path: Path) -> Iterator[str]:
-    """Serve the files of a folder; yields its address."""
+    """Serve the files of a folder; yield the address."""
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *given: Any) -> None:

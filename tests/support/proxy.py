@@ -26,7 +26,7 @@ class Proxy:
         self.resets = 0  # connections that were
         self._reset = Reset.NEVER
         self._open: set[asyncio.StreamWriter] = set()
-        self.silent = False  # drop all that comes, and say nothing of it
+        self.silent = False  # drop all data silently
         self._target = target
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,7 +58,7 @@ class Proxy:
             task.add_done_callback(self._tasks.discard)
 
     def reset(self, when: Reset) -> None:
-        """Reset connections from now on, and at once those that are open; NEVER ends that."""
+        """Reset open connections now and later ones as given; NEVER ends that."""
         self._reset = when
         if when is not Reset.NEVER:
             for writer in list(self._open):

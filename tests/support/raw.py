@@ -1,4 +1,4 @@
-"""A WebSocket client by hand: it does just what a test wants, be it right or wrong."""
+"""A WebSocket client that sends exactly the bytes that a test wants, right or wrong."""
 
 import base64
 import os
@@ -61,7 +61,7 @@ def upgrade_request(target: str = "/ws/metrics", **replaced: str | None) -> byte
 
 
 class Line:
-    """A TCP connection to a server, with what was read of it and not yet taken."""
+    """A TCP connection to a server, with a buffer of what was read."""
 
     def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
         self.socket = socket.socket()
@@ -91,7 +91,7 @@ class Line:
         return Answer(int(first.split(" ")[1]), headers, b"")
 
     def frame(self) -> tuple[int, bytes] | None:
-        """Read one frame: its opcode and payload; None when the line has ended."""
+        """Read one frame: its opcode and payload; None at the end of the connection."""
         if not self._read and not self._more():
             return None
         first, length = self._take(2)
@@ -102,11 +102,11 @@ class Line:
         return first & 15, self._take(length)
 
     def close_code(self) -> int | None:
-        """Read to the end of the line; return the code the server closed with, if any."""
+        """Read to the end of the connection; return the server's close code, if any."""
         return self.closing()[0]
 
     def closing(self, *, answered: bool = False) -> tuple[int | None, str]:
-        """Read to the end of the line; return the code and reason the server closed with.
+        """Read to the end of the connection; return the server's close code and reason.
 
         With `answered`, the close frame is answered, as it should be.
         """
@@ -119,12 +119,12 @@ class Line:
         return code, reason
 
     def peek(self) -> bytes:
-        """Read once more; return all that was read and not taken."""
+        """Read once more; return the buffer."""
         assert self._more(), f"the line ended in {self._read!r}"
         return self._read
 
     def rest(self) -> bytes:
-        """Read to the end of the line, be it a reset."""
+        """Read to the end of the connection, which may be a reset."""
         while self._more():
             pass
         rest, self._read = self._read, b""
@@ -132,19 +132,19 @@ class Line:
 
     @property
     def ended(self) -> bool:
-        """Whether the server has ended the line, as far as this side can know by now."""
+        """Whether the server is known to have ended the connection."""
         poll = select.poll()
         poll.register(self.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
     def wait_for_end(self, seconds: float) -> None:
-        """Wait until the server ends the line, with nothing read that it sent."""
+        """Wait until the server ends the connection, without reading."""
         poll = select.poll()
         poll.register(self.socket, select.POLLRDHUP)
         assert poll.poll(seconds * 1000), f"the line is still open after {seconds} s"
 
     def reset(self) -> None:
-        """End the line without a word, as a machine does that goes down and up again."""
+        """End the connection silently, like a machine that restarts."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -177,7 +177,7 @@ def open_stream(
     extensions: str | None = None,
     subprotocol: str | None = None,
 ) -> Line:
-    """Return a line that is a stream: upgraded, with nothing read beyond that."""
+    """Return a connection that is upgraded to a stream, with nothing read after that."""
     line = Line(port, receive_buffer=receive_buffer)
     line.send(
         upgrade_request(

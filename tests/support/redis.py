@@ -36,7 +36,7 @@ def executable() -> str:
 
 
 class RedisServer:
-    """A redis-server that keeps nothing on disk. Use as a context manager."""
+    """A redis-server without persistence. Use as a context manager."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = _redis_port()
@@ -61,7 +61,7 @@ class RedisServer:
         return [executable(), *keep_nothing, "--unixsocket", str(self.socket), *self._options]
 
     def start(self) -> Self:
-        """Start, or start again on the same port with nothing in it; returns when it answers."""
+        """Start, empty and on the same port as before; return when it answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
         place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
         with self.log.open("ab") as log:
@@ -85,17 +85,17 @@ class RedisServer:
             return client.execute_command(*command)
 
     def kill(self) -> None:
-        """SIGKILL: what it held is gone."""
+        """Send SIGKILL: its data is lost."""
         self._signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait(STOP_SECONDS)
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
+        """Send SIGSTOP: connections stay open, and nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on where it stood."""
+        """Send SIGCONT: it continues."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
@@ -174,16 +174,16 @@ class RedisWithSentinels:
 
 
 def start_cluster(server: RedisServer) -> None:
-    """Give a server started with `--cluster-enabled yes` all slots, and wait until it serves."""
+    """Assign all slots to a server started with `--cluster-enabled yes`; wait until it serves."""
     with suppress(ResponseError):  # started again, it still has them
         server.ask("CLUSTER", "ADDSLOTS", *range(SLOTS))
     until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
 
 
 def _redis_port() -> int:
-    """Return a free port below those that clients are given, so that nobody takes it meanwhile.
+    """Return a free port below the range for clients, so that no client gets it meanwhile.
 
-    So is that of a cluster's bus, 10,000 above.
+    The port of a cluster's bus, 10,000 above, is free as well.
     """
     while True:
         port = random.randrange(11_000, 21_000)
@@ -200,5 +200,5 @@ def _info(server: RedisServer) -> bytes:
 
 
 def given_url() -> str | None:
-    """Return the URL of a person's own Redis to test with."""
+    """Return the URL of the Redis that the environment names for tests."""
     return os.environ.get("ROUTECAST_TEST_REDIS_URL")

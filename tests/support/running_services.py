@@ -1,4 +1,4 @@
-"""Running a service beside a test, breaking its database, and waiting for what it does."""
+"""Running a service beside a test, breaking its database, and waiting for conditions."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -13,7 +13,7 @@ PATIENCE = 30.0
 
 @asynccontextmanager
 async def running(service: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    """Run a service beside the body; at its end cancel it. What it raises is raised."""
+    """Run a service beside the body, and cancel it at the end. Its exceptions are raised."""
     task = asyncio.create_task(service)
     try:
         yield task
@@ -24,7 +24,7 @@ async def running(service: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.T
 
 
 async def until(reached: Callable[[], object]) -> None:
-    """Return when something is so; fail when it has not become so for a long time."""
+    """Return when a condition is true; fail after a long time."""
     async with asyncio.timeout(PATIENCE):
         while not reached():  # noqa: ASYNC110  # -- what is looked at has no event of its own
             await asyncio.sleep(0.002)
@@ -32,7 +32,7 @@ async def until(reached: Callable[[], object]) -> None:
 
 @contextmanager
 def broken(path: Path, table: str = "history") -> Iterator[None]:
-    """Break a database while the body runs: every query that needs a table fails."""
+    """Break a database during the body: every query on a table fails."""
     other = apsw.Connection(str(path))
     other.set_busy_timeout(10_000)
     other.execute(f"ALTER TABLE {table} RENAME TO taken_away")

@@ -1,4 +1,4 @@
-"""A WebSocket server that plays a part: for what a true server cannot be made to do."""
+"""A scripted WebSocket server, for behaviour that a real server cannot be made to show."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +23,7 @@ class Actor:
         self.socket = socket
 
     async def hello(self) -> None:
-        """Greet as a server does."""
+        """Send the `hello` of a server."""
         await self.send(msgspec.to_builtins(Hello(connection="c")))
 
     async def hear(self) -> Any:
@@ -41,7 +41,7 @@ class Actor:
         await self.socket.close(code, reason)
 
     async def stay(self) -> None:
-        """Stay until the client goes."""
+        """Stay until the client leaves."""
         await self.socket.wait_closed()
 
 
@@ -49,7 +49,7 @@ Part = Callable[[Actor], Awaitable[None]]
 
 
 class Stage:
-    """The address of a scripted server, and how many connections it saw."""
+    """The address of a scripted server, and its number of connections so far."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -58,7 +58,7 @@ class Stage:
 
 @asynccontextmanager
 async def scripted(*parts: Part, protocols: tuple[str, ...] = (V1_JSON,)) -> AsyncIterator[Stage]:
-    """Play the parts, one each connection; the last one is for all further connections."""
+    """Run the scripts, one for each connection; the last one also for all further ones."""
 
     async def play(socket: ServerConnection) -> None:
         part = parts[min(stage.connections, len(parts) - 1)]

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, on a free port, with a database in a temporary folder."""
+"""A real server as a process, on a free port, with a database in a temporary folder."""
 
 import json
 import os
@@ -19,19 +19,19 @@ STOP_SECONDS = 15.0
 
 
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-# How WebSockets are served: by the protocol class that `routecast serve` brings, or by the ASGI
-# route, on stock uvicorn.
+# How WebSockets are served: by the protocol class of `routecast serve`, or by the ASGI route under
+# plain uvicorn.
 Edge = Literal["lean", "portable"]
 EDGES: tuple[Edge, ...] = ("lean", "portable")
 
-# What `routecast serve` logs; of itself, uvicorn shows its own lines only.
+# The logging of `routecast serve`; uvicorn by itself shows only its own lines.
 _LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -43,8 +43,8 @@ _LOGGING = {
 class Server:
     """The server as a process. Use as a context manager, or `start` and `stop`.
 
-    `options` are those of `routecast serve`; they need the lean edge. Without a `database_url`,
-    decisions are kept in a file in the folder; a node of role `stream` keeps none.
+    `options` are those of `routecast serve`, and need its edge. Without a `database_url`, decisions
+    are stored in a file in the folder; a node of role `stream` stores none.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Server:
             self.env["ROUTECAST_DATABASE_URL"] = self.database_url
         if redis_url:
             self.env["ROUTECAST_REDIS_URL"] = redis_url
-        # Only who keeps decisions is ever ready for them.
+        # Only a node that stores decisions is ever ready for them.
         self._started = "/ready" if role == "all" else "/health"
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx2.Client(base_url=self.url, timeout=30)
@@ -96,17 +96,17 @@ class Server:
         return [*uvicorn, *port, "--ws", "websockets-sansio", *pings, *log]
 
     def start(self) -> Self:
-        """Start, or start again on the same port and database; returns when it is ready."""
+        """Start, on the same port and database as before; return when it is ready."""
         self.launch()
         self.wait_until_started()
         return self
 
     def wait_until_started(self) -> None:
-        """Wait until it does what it is there for."""
+        """Wait until it is ready, or serves streams."""
         self.wait_for(self._started, 200)
 
     def launch(self) -> None:
-        """Start the process, and no more."""
+        """Start the process without waiting."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, env=self.env, start_new_session=True
@@ -137,19 +137,19 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> int:
-        """Stop with SIGTERM; return the exit code, 0 when it ended as told."""
+        """Stop with SIGTERM; return the exit code, 0 after a normal stop."""
         self.terminate()
         return self.wait()
 
     def terminate(self) -> None:
-        """Tell the process to stop, and no more."""
+        """Send SIGTERM without waiting."""
         self._signal(signal.SIGTERM)
 
     def wait(self) -> int:
-        """Wait until the process has ended; return the exit code, 0 when it ended as told."""
+        """Wait until the process has ended; return the exit code, 0 after a normal stop."""
         assert self.process is not None
         code = self.process.wait(STOP_SECONDS)
-        # Uvicorn ends in good order, and then as the signal would have it.
+        # uvicorn stops normally, and then raises the signal again.
         return 0 if self.edge == "portable" and code == -signal.SIGTERM else code
 
     def kill(self) -> int:
@@ -158,16 +158,16 @@ class Server:
         return self.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, and nothing answers."""
+        """Send SIGSTOP: connections stay open, and nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT: it goes on where it stood."""
+        """Send SIGCONT: it continues."""
         self._signal(signal.SIGCONT)
 
     @property
     def runs(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
     def _signal(self, number: int) -> None:
@@ -183,12 +183,12 @@ class Server:
         return receipt
 
     def active(self) -> int:
-        """Return how many streams are open."""
+        """Return the number of open streams."""
         count: int = self.http.get("/health").json()["active_connections"]
         return count
 
     def wait_for_active(self, count: int, seconds: float) -> float:
-        """Wait until so many streams are open; return how long that took."""
+        """Wait until this number of streams is open; return the seconds that took."""
         started = time.monotonic()
         while (active := self.active()) != count:
             assert time.monotonic() - started < seconds, f"{active} are still open"
@@ -202,7 +202,7 @@ class Server:
         return float(found[1]) if found else 0.0
 
     def closed(self, code: int) -> int:
-        """Return how many streams were closed with a code."""
+        """Return the number of streams closed with a code."""
         return round(self.instrument(f'routecast_connections_closed_total{{code="{code}"}}'))
 
     def memory(self) -> int:

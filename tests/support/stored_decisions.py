@@ -1,4 +1,4 @@
-"""The decisions a database holds, each with the seq of its commit: what every number is made of."""
+"""Reading all decisions of a database, each with the seq of its commit."""
 
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Committed(NamedTuple):
 
 
 async def committed(database_url: str) -> list[Committed]:
-    """Return all decisions that a database holds, in the order of their commits."""
+    """Return all decisions of a database, in the order of their commits."""
     if database_url.startswith("sqlite:///"):
         connection = apsw.Connection(
             database_url.removeprefix("sqlite:///"), flags=apsw.SQLITE_OPEN_READONLY

@@ -1,4 +1,4 @@
-"""Streams as a client sees them."""
+"""Reading documents of the default stream."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ async def receive(stream: ClientConnection) -> Document:
 async def receive_until(
     stream: ClientConnection, good: Callable[[Document], bool], seconds: float = WAIT_SECONDS
 ) -> Document:
-    """Return the first document that is good; the last one seen is named when none is."""
+    """Return the first document that satisfies a condition; on failure, show the last one."""
     seen: Document = {}
     try:
         async with asyncio.timeout(seconds):

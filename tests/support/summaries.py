@@ -1,4 +1,4 @@
-"""Summing hours up, as maintenance does."""
+"""Summing up hours, as the service `summaries` does."""
 
 from routecast.ports import Store
 

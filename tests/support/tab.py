@@ -10,14 +10,14 @@ from tests.support.server import Server
 
 @dataclass
 class Tab:
-    """A page, and what the browser had to say about it."""
+    """A page, the errors that the browser reported, and the hosts it asked."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
     hosts: set[str] = field(default_factory=set)
 
     def wait_longest(self) -> None:
-        """Have the page draw the longest waits: by chance, it draws anything up to them."""
+        """Have the page use the longest delays; normally it draws random ones up to them."""
         self.page.add_init_script("Math.random = () => 1 - Number.EPSILON")
 
     def open(self, server: Server) -> Page:

@@ -20,7 +20,7 @@ class Received:
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 CLOSE = b""
-# The head of an answer, and no end.
+# The head of an answer that never ends.
 UNENDING = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
@@ -30,7 +30,8 @@ UNENDING = (
 class Upstream:
     """The server's port, and all requests so far.
 
-    `answer` returns what to send. After UNENDING the connection is read no more; CLOSE ends it.
+    `answer` returns the bytes to send. After UNENDING the connection is not read any more; CLOSE
+    ends it.
     """
 
     port: int

@@ -1,6 +1,6 @@
-"""A client of routecast.v1, for tests: it merges what it is sent, and trusts nothing.
+"""A client of routecast.v1 for tests: it merges documents and checks every message.
 
-It shares no code with the product: patches are applied by the words of RFC 7396.
+It shares no code with Routecast: patches are applied as RFC 7396 says.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ WAIT_SECONDS = 30.0
 
 @dataclass
 class Followed:
-    """What a client holds under one id."""
+    """The state of one id: its document and position."""
 
     document: Document
     epoch: str
@@ -33,12 +33,12 @@ class Followed:
 
     @property
     def position(self) -> Document:
-        """Where it is, to come back with."""
+        """The position, to resume with."""
         return {"epoch": self.epoch, "seq": self.seq}
 
 
 class V1Client:
-    """One connection. Each message it takes is checked against those before."""
+    """One connection. Each message is checked against those before it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class V1Client:
         held: dict[str, Followed] | None = None,
         seen: list[tuple[str, int, Document]] | None = None,
     ) -> None:
-        """Go on from what is `held`; `seen` gets the id, seq and document of all that comes."""
+        """Continue with the state `held`; `seen` gets the id, seq and document of each message."""
         self.stream = stream
         self._packs = stream.subprotocol == MSGPACK
         self.held: dict[str, Followed] = {} if held is None else held
@@ -54,19 +54,19 @@ class V1Client:
         self.messages: list[Document] = []
 
     async def send(self, message: Any) -> None:
-        """Send a message, or bytes or text as they are."""
+        """Send a message, or raw bytes or text."""
         if not isinstance(message, str | bytes):
             encode: Callable[[Any], Any] = msgspec.msgpack.encode if self._packs else json.dumps
             message = encode(message)
         await self.stream.send(message)
 
     async def subscribe(self, identity: str, **asked: Any) -> Document:
-        """Subscribe; return the first message that comes under the id."""
+        """Subscribe; return the first message under the id."""
         await self.send({"type": "subscribe", "id": identity, **asked})
         return await self.receive_until(lambda message: message.get("id") == identity)
 
     async def receive(self, seconds: float = WAIT_SECONDS) -> Document:
-        """Return the next message, taken in."""
+        """Return the next message, after checking and merging it."""
         async with asyncio.timeout(seconds):
             data = await self.stream.recv()
         assert isinstance(data, bytes) is self._packs
@@ -78,14 +78,14 @@ class V1Client:
     async def receive_until(
         self, good: Callable[[Document], bool], seconds: float = WAIT_SECONDS
     ) -> Document:
-        """Return the first message that is good."""
+        """Return the first message that satisfies a condition."""
         async with asyncio.timeout(seconds):
             while not good(message := await self.receive()):
                 pass
         return message
 
     async def follow_to(self, identity: str, seq: int) -> Followed:
-        """Receive until what is held under an id has reached a seq."""
+        """Receive until the document under an id has reached a seq."""
         while identity not in self.held or self.held[identity].seq < seq:
             await self.receive()
         return self.held[identity]
@@ -116,7 +116,7 @@ class V1Client:
 async def v1_client(
     server: Server, subprotocol: str = JSON, query: str = "", **options: Any
 ) -> AsyncIterator[V1Client]:
-    """Connect, and take the greeting."""
+    """Connect, and receive the `hello`."""
     async with connect(
         f"{server.ws_url}{query}",
         subprotocols=[subprotocol],  # type: ignore[list-item]  # -- a NewType of str
@@ -143,12 +143,12 @@ def merged(document: Any, patch: Any) -> Any:
 
 
 def has_nulls(value: Any) -> bool:
-    """Whether an object holds a null, however deep."""
+    """Whether an object contains a null at any depth."""
     return isinstance(value, dict) and any(v is None or has_nulls(v) for v in value.values())
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a document as routecast.v1 has it: no key without a value."""
+    """Return a document in the form of routecast.v1: without keys of unknown values."""
     if not isinstance(value, dict):
         return value
     return {name: without_nulls(v) for name, v in value.items() if v is not None}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 def until(met: Callable[[], object], seconds: float = 60.0) -> None:
-    """Return when a condition is met; fail when it is not met within some seconds."""
+    """Return when a condition is true; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < deadline

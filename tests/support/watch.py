@@ -1,4 +1,4 @@
-"""A watcher: reads the stream of a node for as long as it may, and keeps all it was shown."""
+"""A watcher: reads the stream of a node until the end, and keeps every frame."""
 
 import asyncio
 import json
@@ -14,14 +14,14 @@ Document = dict[str, Any]
 Position = tuple[str, int]  # epoch, seq
 
 INTERVAL: Final = 0.1
-# A line that says nothing for so long is dead; comments come more often.
+# A connection that is silent for this time, in seconds, is dead; comments come more often.
 SILENCE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 0.05
 
 
 @dataclass
 class Watch:
-    """What the stream of one node has shown, over however many connections."""
+    """All frames of one node's stream, over any number of connections."""
 
     node: Server
     frames: int = 0
@@ -61,12 +61,12 @@ class Watch:
 
 
 def text(document: Document) -> str:
-    """Return a document in writing: equal where keys, their order and values are."""
+    """Return a document as text, which is equal if keys, their order and values are equal."""
     return json.dumps(document, ensure_ascii=False)
 
 
 async def _events(answer: httpx2.Response) -> AsyncIterator[tuple[str, Document]]:
-    """Read events that have one line of data each; "" where one has no id."""
+    """Read events with one line of data each; an id may be ""."""
     identity = ""
     async for line in answer.aiter_lines():
         name, _, value = line.partition(": ")

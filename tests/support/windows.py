@@ -1,4 +1,4 @@
-"""What a snapshot holds of a window, added up from its minutes and hours alone."""
+"""The sums of a window, added up from a snapshot's minutes and hours."""
 
 from routecast.core.decision import MINUTE
 from routecast.core.rollup import MINUTES_PER_HOUR, Bucket, bucket_merge
@@ -7,7 +7,7 @@ from routecast.protocol import WINDOWS
 
 
 def cells_in(snapshot: Snapshot, window: str, now: int) -> Bucket:
-    """Return the sums of a window by key. Raises NotHeld where the snapshot lacks some of it."""
+    """Return the sums of a window by key. Raises NotHeld if the snapshot lacks a part of it."""
     length = WINDOWS[window]
     if length is None:
         return snapshot.total

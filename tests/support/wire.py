@@ -1,4 +1,4 @@
-"""The golden messages of `tests/wire`, which every client's tests read too."""
+"""The golden messages of `tests/wire`, which the tests of every client read."""
 
 import json
 from pathlib import Path
@@ -9,5 +9,5 @@ GOLDEN: dict[str, dict[str, Any]] = {
     path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))
 }
 PATCHES: list[dict[str, Any]] = GOLDEN.pop("patches")["patches"]
-# What a client does after each HTTP answer and close code.
+# The actions of a client after each HTTP answer and close code.
 ANSWERS: dict[str, Any] = GOLDEN.pop("answers")
