@@ -197,6 +197,52 @@ class Crippled(Server):
         return [sys.executable, "-c", script]
 
 
+HOLD = """
+import asyncio, pathlib, types
+from routecast.services import supervisor
+
+async def pause(_):
+    while not pathlib.Path("{allowed}").exists():
+        await asyncio.sleep(0.01)
+
+supervisor.asyncio = types.SimpleNamespace(**{{**vars(asyncio), "sleep": pause}})
+"""
+
+
+class Held(Crippled):
+    """A server whose services stay down after a crash until the file `allowed` is there."""
+
+    @property
+    def allowed(self) -> Path:
+        return self.database.with_name("allowed")
+
+    def command(self) -> list[str]:
+        *python, script = super().command()
+        return [*python, HOLD.format(allowed=self.allowed) + script]
+
+
+def test_node_is_not_ready_while_ingest_is_down(tmp_path: Path) -> None:
+    """Producers are sent elsewhere, with the cause, until it was started again."""
+    server = Held(tmp_path)
+    server.method, server.crashes = ("services.ingest", "Ingest.run"), 1
+    server.launch()
+    server.wait_for("/health", 200)
+    answer = server.http.get("/ready")
+    assert answer.status_code == 503
+    assert answer.json()["ready"] is False
+    assert answer.json()["reason"].startswith(
+        "the service ingest crashed and will be started again"
+    )
+    state = server.http.get("/health").json()["services"]["ingest"]
+    assert (state["status"], state["failures"]) == ("down", 1)
+    assert server.instrument('routecast_service_up{service="ingest"}') == 0
+    server.allowed.touch()
+    server.wait_for("/ready", 200)
+    assert server.post({"strategy": "s", "provider": "p"})["accepted"] == 1
+    assert server.stop() == 0
+    server.http.close()
+
+
 def test_process_ends_when_ingest_cannot_be_started_again(tmp_path: Path) -> None:
     """With a code that has it started anew by what looks after it, and a line that says why."""
     server = Crippled(tmp_path)
