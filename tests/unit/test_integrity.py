@@ -19,6 +19,7 @@ from routecast.core.history import history_query, plan
 from routecast.errors import Unavailable
 from tests.support.decisions import HOUR, NOW, kept
 from tests.support.running_services import until
+from tests.support.sqlite_pages import exchange_leaves
 
 PAGE = 4096
 
@@ -82,6 +83,17 @@ async def test_page_that_was_overwritten_is_found_at_the_start(
     await assert_refuses(store)
     assert len((await store.load(NOW)).total) == 2000
     assert caplog.text.count("The database file is corrupt") == 1
+    await store.close()
+
+
+async def test_leaf_pages_that_were_exchanged_are_found_at_the_start(path: Path) -> None:
+    """Each page is sound by itself, and its rows are not where they are looked for."""
+    await filled(path)
+    exchange_leaves(path, "decisions")
+    store = SqliteStore(path)
+    await store.open()
+    assert store.condition.check == "failed"
+    await assert_refuses(store)
     await store.close()
 
 

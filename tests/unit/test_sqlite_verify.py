@@ -9,6 +9,7 @@ import pytest
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.ports import Difference
 from tests.support.decisions import DAY, HOUR, NOW, kept
+from tests.support.sqlite_pages import exchange_leaves
 from tests.support.summaries import sum_up
 
 
@@ -295,6 +296,21 @@ async def test_index_that_lacks_an_entry_is_found(store: SqliteStore) -> None:
     await again.close()
     assert any(one.what == "the database file" for one in differences)
     assert any(one.what == "the index of ids" for one in differences)
+
+
+@pytest.mark.parametrize("name", ["decisions", "decisions_id", "rollups"])
+async def test_leaf_pages_that_were_exchanged_are_found(store: SqliteStore, name: str) -> None:
+    """No row is lost, and each page is sound by itself: only its place is wrong."""
+    numbers = range(500)
+    await store.commit([[kept(n, reason="r" * 200, strategy=f"s{n}") for n in numbers]], NOW)
+    await fold(store)
+    await store.close()
+    exchange_leaves(store.path, name)
+    again = SqliteStore(store.path, create=False)
+    await again.open()
+    differences = await found(again)
+    await again.close()
+    assert any(one.what == "the database file" for one in differences)
 
 
 async def test_page_that_is_no_page_is_a_difference(store: SqliteStore) -> None:
