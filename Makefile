@@ -45,7 +45,7 @@ test: install packages  ## Run all tests
 	@$(BIN)/pytest -n 4 --dist loadscope $(if $(ARGS),$(ARGS),$(ALONE:%=--ignore=%))
 	@$(if $(ARGS),:,$(BIN)/pytest --go-on-skipped $(ALONE))
 
-faults: install  ## Break Redis, PostgreSQL, disks, clocks and nodes for long, with 1,000 kills; takes an hour
+faults: install  ## Break Redis, PostgreSQL, disks, clocks and nodes for long, with 1,000 kills; takes 35 minutes
 	@ROUTECAST_TEST_LONG_FAULTS=1 $(BIN)/pytest -v -s --timeout 3600 $(ARGS) $(FAULTS)
 
 hostile: install  ## Attack a full node for ten minutes, on SQLite and on PostgreSQL; fails where a target is missed

@@ -1,0 +1,1 @@
+"""Tests of adapters: SQLite, PostgreSQL and Redis as they are, the clock, prices."""

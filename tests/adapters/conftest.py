@@ -1,0 +1,5 @@
+"""The fixtures of `tests/unit`, for adapters."""
+
+from tests.unit.conftest import bus, cache, clock, instruments, path, store
+
+__all__ = ["bus", "cache", "clock", "instruments", "path", "store"]
