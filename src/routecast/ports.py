@@ -439,9 +439,9 @@ class Bus(Protocol):
         ...
 
     def announce(self, position: Position) -> None:
-        """Tell all listeners, as `publish` does, where the database stands.
+        """Tell the other nodes where the database stands; not this process's listeners.
 
-        Whoever is behind knows by it that a delta was lost; silence, that the bus is.
+        A node that is behind learns that it missed a delta. Never blocks and never raises.
         """
         ...
 

@@ -1,5 +1,6 @@
 """Clocks that stand still until a test sets them."""
 
+import asyncio
 from collections.abc import Callable
 
 from tests.support.decisions import NOW
@@ -36,6 +37,7 @@ class HeldTimers:
     def __init__(self, moment: float = 1_000.0) -> None:
         self.moment = moment
         self.timers: list[HeldTimer] = []
+        self._armed = asyncio.Event()
 
     def now(self) -> float:
         return self.moment
@@ -43,6 +45,7 @@ class HeldTimers:
     def call_at(self, moment: float, call: Callable[..., object], *args: object) -> HeldTimer:
         timer = HeldTimer(moment, call, args)
         self.timers.append(timer)
+        self._armed.set()
         return timer
 
     def go_to(self, moment: float) -> None:
@@ -57,3 +60,18 @@ class HeldTimers:
     def pending(self) -> list[float]:
         """Return the moments of all pending calls."""
         return sorted(timer.moment for timer in self.timers if not timer.cancelled)
+
+    async def armed(self) -> None:
+        """Return once a call is to be made: what these timers drive has done what was due."""
+        while not self.pending():
+            self._armed.clear()
+            await self._armed.wait()
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the clock, and stop at each moment at which something is due until it is done."""
+        end = self.moment + seconds
+        await self.armed()
+        while (due := self.pending()[0]) <= end:
+            self.go_to(due)
+            await self.armed()
+        self.go_to(end)

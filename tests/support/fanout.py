@@ -16,6 +16,7 @@ from routecast.core.delta import Delta
 from routecast.core.message import JSON, AddressedMessage, Encoding
 from routecast.core.payload import Payload
 from routecast.core.snapshot import Snapshot
+from routecast.core.topology import Topology
 from routecast.core.versions import Stamps
 from routecast.core.view import View, ViewSubscription
 from routecast.edge.asgi_connection import AsgiBatch
@@ -160,7 +161,16 @@ class FanoutHarness:
         self.snapshot = Snapshot(Position("e", 0), NOW)
         self.source: Source | None = Source.LIVE
         self.reads = 0  # of what other sources than live state answer
-        loader = SnapshotLoader(store, cache, MemoryBus(), MemoryCluster(), clock, self.instruments)
+        loader = SnapshotLoader(
+            store,
+            cache,
+            MemoryBus(),
+            MemoryCluster(),
+            clock,
+            self.timers,
+            self.instruments,
+            Topology(),
+        )
         self.reader = MetricsReader(self.reading, lambda: None, loader, clock, self.instruments)
         self.budget = RenderBudget()
         self.renders = Renders(self.reader, self.budget, self.instruments, self.timers)

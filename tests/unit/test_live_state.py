@@ -1,12 +1,12 @@
-"""Live: in step with the bus, and loaded again whenever it may not be."""
+"""Live state: up to date with the bus, and loaded again whenever it may not be.
+
+The store is real, and so are its threads. Time passes when a test says so (`HeldTimers`).
+"""
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Iterable
-from math import inf
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from statistics import median
 
 import apsw
 import pytest
@@ -14,45 +14,62 @@ import pytest
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.cluster.memory import MemoryCluster
+from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteStore, folding
-from routecast.core import snapshot as core_snapshot
 from routecast.core.cardinality import FoldedNames
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.periods import CELL_BYTES
+from routecast.core.poll_schedule import SILENT_POLLS, STEP_SECONDS
 from routecast.core.rollup import Bucket, Key
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
+from routecast.core.topology import ALONE_POLL_SECONDS, POLL_SECONDS, Topology
+from routecast.errors import MissingDeltas
 from routecast.instruments import Instruments
-from routecast.ports import Reading
+from routecast.ports import Listener, Reading, Store
 from routecast.protocol import Position, Source
-from routecast.services import live_state as module
-from routecast.services import snapshot_loader as source_module
-from routecast.services.live_state import LiveState
-from routecast.services.snapshot_loader import SnapshotLoader
-from tests.support.clock import HeldClock
+from routecast.services.live_state import (
+    DELTA_GRACE_SECONDS,
+    LARGE_CELLS,
+    OWN_GRACE_SECONDS,
+    RELOAD_SECONDS,
+    STOPPED_SECONDS,
+    LiveState,
+)
+from routecast.services.position_poller import PositionPoller
+from routecast.services.snapshot_loader import (
+    LOAD_SECONDS,
+    SHARE_REPEAT,
+    SHARE_SECONDS,
+    SnapshotLoader,
+)
+from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, cells_of, kept
-from tests.support.running_services import PATIENCE, broken, running, until
+from tests.support.running_services import broken, running, until
 from tests.support.windows import cells_in
+
+ALONE = Topology()
+PEERS = Topology(has_peers=True)
 
 
 class GatedStore(SqliteStore):
-    """A SQLite store that counts its readers; loads can be held back, after they were read."""
+    """A SQLite store that counts what is asked of it.
+
+    Loads can be held back after they were read, and it can have forgotten its deltas.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.gate = asyncio.Event()
         self.gate.set()
         self.loads = 0
-        self.looked: list[float] = []  # when, on the monotonic clock
-
-    @property
-    def looks(self) -> int:
-        return len(self.looked)
+        self.polls = 0
+        self.fetches = 0
+        self.forgets = False
 
     async def position(self) -> Position:
-        position = await super().position()
-        self.looked.append(time.monotonic())
-        return position
+        self.polls += 1
+        return await super().position()
 
     async def load(self, now: int, room: int | None = None) -> Snapshot:
         snapshot = await super().load(now, room)
@@ -60,39 +77,81 @@ class GatedStore(SqliteStore):
         await self.gate.wait()
         return snapshot
 
+    async def deltas(self, after: Position) -> list[Delta]:
+        self.fetches += 1
+        if self.forgets:
+            raise MissingDeltas("they are forgotten")
+        return await super().deltas(after)
+
+
+class PeerBus(MemoryBus):
+    """A bus on which a test speaks as another node, and which it may let fail."""
+
+    failing: str | None = None
+    outages = 0
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        self.hear = listener
+        return super().listen(listener)
+
 
 class Node:
     """A store, and live state that follows it."""
 
     def __init__(
-        self, store: GatedStore, cache: MemoryCache, clock: HeldClock, look_seconds: float
+        self,
+        store: GatedStore,
+        cache: MemoryCache,
+        clock: HeldClock,
+        topology: Topology = ALONE,
+        room: int | None = None,
     ) -> None:
         self.store = store
         self.cache = cache
         self.clock = clock
-        self.bus = MemoryBus()
+        self.timers = HeldTimers()
+        self.bus = PeerBus()
         self.instruments = Instruments()
         self.loaded: list[Snapshot] = []
         self.advances: list[Reading | None] = []  # what was current when that was told
-        self.cluster = MemoryCluster()
-        sources = SnapshotLoader(store, cache, self.bus, self.cluster, clock, self.instruments)
-        self.live = LiveState(
-            sources,
-            store,
+        self.renewed: list[tuple[set[str], FoldedNames]] = []  # models
+        self.cluster = MemoryCluster(self.timers.now)
+        asked: Store = store if topology.has_store else NullStore()
+        loader = SnapshotLoader(
+            asked,
+            cache,
             self.bus,
             self.cluster,
             clock,
+            self.timers,
             self.instruments,
-            look_seconds=look_seconds,
-            learn=self._learn,
-            renew=lambda keys, _: self._learn(keys),
-            advanced=lambda: self.advances.append(self.live.current()),
+            topology,
+            room=room,
         )
+        self.live = LiveState(
+            loader,
+            asked,
+            self.bus,
+            PositionPoller(loader, asked, self.bus, self.cluster, self.timers, topology),
+            clock,
+            self.timers,
+            self,
+            self.instruments,
+            topology,
+        )
+        self.live.followers.append(self)
 
-    def _learn(self, _: Iterable[Key]) -> None:
+    def learn(self, _: Iterable[Key]) -> None:
         held = self.live.held()
         if held is not None and held.snapshot not in self.loaded:
             self.loaded.append(held.snapshot)
+
+    def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
+        self.renewed.append(({key.model for key in keys}, folded))
+        self.learn(keys)
+
+    def push(self) -> None:
+        self.advances.append(self.live.current())
 
     async def commit(self, *numbers: int, tell: bool = True) -> Position:
         """Commit decisions; with `tell`, send the delta on the bus."""
@@ -101,6 +160,14 @@ class Node:
         if tell:
             self.bus.publish(done.delta)
         return done.position
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let time pass, and live state do what is due; a little more, as timers do."""
+        await self.timers.pass_time(seconds + 0.01)
+
+    async def leave_polls_to_others(self) -> None:
+        """Have it be another node's turn to poll, for a long time."""
+        await self.cluster.claim("look", 10**6)
 
     def seq(self) -> int | None:
         """Return the seq of the current snapshot, None when there is none."""
@@ -116,26 +183,34 @@ class Node:
         assert_sums(reading.snapshot.total, decisions)
         assert_sums(cells_in(reading.snapshot, "5m", self.clock.now()), decisions)
 
+    def sample(self, name: str) -> float | None:
+        """Return what an instrument tells."""
+        return self.instruments.registry.get_sample_value(f"routecast_{name}")
+
+
+MakeNode = Callable[..., Node]
+
 
 @pytest.fixture
-async def node(
-    request: pytest.FixtureRequest, path: Path, cache: MemoryCache, clock: HeldClock
-) -> AsyncIterator[Node]:
-    """A node on an empty database, whose live state is not running yet."""
+async def make_node(path: Path, cache: MemoryCache, clock: HeldClock) -> AsyncIterator[MakeNode]:
+    """Makes a node on an empty database, whose live state is not running yet."""
     store = GatedStore(path)
     await store.open()
-    quick = "quick" in request.fixturenames
-    yield Node(store, cache, clock, look_seconds=0.2 if quick else 2.0)
+    yield lambda *topology, **options: Node(store, cache, clock, *topology, **options)
     store.gate.set()
     await store.close()
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at the database as often as a test can wait for."""
-    monkeypatch.setattr(module, "STEP_SECONDS", 0.01)
-    monkeypatch.setattr(module, "DELTA_GRACE_SECONDS", 0.005)
-    monkeypatch.setattr(module, "OWN_GRACE_SECONDS", 0.005)
+def node(make_node: MakeNode) -> Node:
+    """A node that has no peers."""
+    return make_node()
+
+
+@pytest.fixture
+def peer(make_node: MakeNode) -> Node:
+    """A node among others."""
+    return make_node(PEERS)
 
 
 # -- in step ------------------------------------------------------------------------------------
@@ -165,10 +240,10 @@ async def test_commit_is_current_at_once(node: Node) -> None:
             assert node.live.position == position
             node.assert_current(*range(1, number + 1))
     assert node.store.loads == 1
-    assert node.instruments.registry.get_sample_value("routecast_position_seq") == 5
+    assert node.sample("position_seq") == 5
 
 
-async def test_whoever_pushes_is_told_of_each_new_position(node: Node) -> None:
+async def test_followers_are_told_of_each_new_position(node: Node) -> None:
     """Once it can be read: after a load, and after each commit."""
     async with running(node.live.run()):
         await node.live.loaded()
@@ -180,19 +255,11 @@ async def test_whoever_pushes_is_told_of_each_new_position(node: Node) -> None:
     assert len(node.advances) == 4
 
 
-@pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Apply what has more than two cells in pieces of one."""
-    monkeypatch.setattr(module, "LARGE_CELLS", 2)
-    monkeypatch.setattr(core_snapshot, "APPLY_STEP", 1)
-
-
-@pytest.mark.usefixtures("pieces")
 async def test_a_large_commit_is_applied_between_others_turns(node: Node) -> None:
     """Half of it is never seen; what is committed meanwhile is applied after it."""
     async with running(node.live.run()):
         await node.live.loaded()
-        large = [kept(number, strategy=f"s{number}") for number in range(50)]
+        large = [kept(number, strategy=f"s{number}") for number in range(LARGE_CELLS + 1)]
         done = await node.store.commit([large], NOW)
         assert done.delta is not None
         node.bus.publish(done.delta)
@@ -201,22 +268,21 @@ async def test_a_large_commit_is_applied_between_others_turns(node: Node) -> Non
         assert node.live.held() is None
         await asyncio.sleep(0)  # one piece
         assert node.live.current() is None
-        await node.commit(50)
+        await node.commit(LARGE_CELLS + 1)
         await node.live.settled()
         reading = node.live.current()
         assert reading is not None
-        assert_sums(reading.snapshot.total, [*large, kept(50)])
-        assert node.instruments.reloads._value.get() == 1
+        assert_sums(reading.snapshot.total, [*large, kept(LARGE_CELLS + 1)])
+        assert node.sample("live_reloads_total") == 1
 
 
-@pytest.mark.usefixtures("quick", "pieces")
 async def test_a_large_commit_that_fails_halfway_is_loaded_over(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A snapshot that holds some of a commit is given up."""
     async with running(node.live.run()):
         await node.live.loaded()
-        large = [kept(number, strategy=f"s{number}") for number in range(50)]
+        large = [kept(number, strategy=f"s{number}") for number in range(LARGE_CELLS + 1)]
         done = await node.store.commit([large], NOW)
         assert done.delta is not None
         reading = node.live.current()
@@ -226,13 +292,15 @@ async def test_a_large_commit_that_fails_halfway_is_loaded_over(
         def add(minute: int, cells: Bucket) -> None:
             nonlocal added
             added += 1
-            if added > 25:
+            if added > 1:
                 raise MemoryError
             Snapshot._add(reading.snapshot, minute, cells)
 
         monkeypatch.setattr(reading.snapshot, "_add", add)
         node.bus.publish(done.delta)
         await node.live.settled()
+        assert added == 2
+        assert node.live.position is None
         await until(lambda: node.live.current() is not None)
         reading = node.live.current()
         assert reading is not None
@@ -247,7 +315,7 @@ async def test_missing_delta_is_fetched(node: Node) -> None:
         await node.commit(2, tell=False)
         await node.commit(3)
         node.assert_current(1)
-        await until(lambda: node.seq() == 3)
+        await node.pass_time(OWN_GRACE_SECONDS)
         node.assert_current(1, 2, 3)
         await node.commit(4)
         node.assert_current(1, 2, 3, 4)
@@ -270,26 +338,19 @@ async def test_deltas_are_applied_in_order(node: Node) -> None:
     assert node.store.loads == 1
 
 
-@pytest.mark.usefixtures("quick")
-async def test_gap_too_wide_to_fill_is_loaded_over(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_gap_too_wide_to_fill_is_loaded_over(node: Node) -> None:
     """Neither the bus nor the database has the deltas any more."""
-    monkeypatch.setattr(folding, "DELTAS_KEPT", 1)
-    monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
+    node.store.forgets = True
     async with running(node.live.run()):
         await node.live.loaded()
         for number in range(1, 6):
             await node.commit(number, tell=False)
+        await node.pass_time(ALONE_POLL_SECONDS + OWN_GRACE_SECONDS)
         await until(lambda: node.seq() == 5)
         node.assert_current(1, 2, 3, 4, 5)
-    # Once at the start, and for each look that fell among the commits.
-    assert 2 <= node.store.loads <= 6
-    reloads = node.instruments.registry.get_sample_value("routecast_live_reloads_total")
-    assert reloads == node.store.loads
+    assert node.store.loads == node.sample("live_reloads_total") == 2
 
 
-@pytest.mark.usefixtures("quick")
 async def test_commits_of_another_process_are_noticed(node: Node) -> None:
     """No delta comes at all; the database's position tells."""
     async with running(node.live.run()):
@@ -299,61 +360,52 @@ async def test_commits_of_another_process_are_noticed(node: Node) -> None:
         await other.commit([[kept(1)]], NOW)
         await other.commit([[kept(2)]], NOW)
         await other.close()
-        await until(lambda: node.seq() == 2)
+        await node.pass_time(ALONE_POLL_SECONDS + OWN_GRACE_SECONDS)
         node.assert_current(1, 2)
+    assert node.store.loads == 1
 
 
-async def test_node_that_is_alone_looks_with_the_clock(node: Node) -> None:
+async def test_node_that_is_alone_polls_with_the_clock(node: Node) -> None:
     """At each multiple of the interval, where ticks meet, too; one that is late costs no other."""
-    node = Node(node.store, node.cache, node.clock, look_seconds=1.0)
-    await asyncio.sleep((0.5 - time.monotonic()) % 1)
+    node.timers.go_to(1_004.5)
     async with running(node.live.run()):
-        await until(lambda: node.store.looks == 2)
-        loop = asyncio.get_running_loop()
-        loop.call_later(1 - time.monotonic() % 1 - 0.1, time.sleep, 0.4)  # over the next one
-        await until(lambda: node.store.looks == 6)
-    looked = node.store.looked[1:]  # the first is at the start
-    seconds = [int(moment) for moment in looked]
-    assert seconds == list(range(seconds[0], seconds[0] + 5))
-    assert median(moment % 1 for moment in looked) < 0.1
+        await node.live.loaded()
+        for moment in (1_010.0, 1_020.0, 1_033.0, 1_040.0):  # one is 3 s late
+            await node.timers.armed()
+            polls = node.store.polls
+            (due,) = node.timers.pending()
+            assert due == moment // 10 * 10
+            node.timers.go_to(moment)
+            await node.timers.armed()
+            assert node.store.polls == polls + 1
 
 
-@pytest.mark.usefixtures("quick")
-async def test_snapshot_stays_in_the_cache(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_snapshot_stays_in_the_cache(peer: Node) -> None:
     """Though nothing is added to it: it expires there, and a node may start at any time."""
-    monkeypatch.setattr(node.live, "_cache_seconds", 0.02)
-    async with running(node.live.run()):
-        await node.live.loaded()
+    async with running(peer.live.run()):
+        await peer.live.loaded()
         for _ in range(3):
-            await node.cache.invalidate(Position("another", 0))
-            assert await node.cache.get() is None
-            async with asyncio.timeout(PATIENCE):
-                while await node.cache.get() is None:  # noqa: ASYNC110  # -- has no event
-                    await asyncio.sleep(0.002)
+            await peer.cache.invalidate(Position("another", 0))
+            assert await peer.cache.get() is None
+            await peer.pass_time(SHARE_REPEAT * SHARE_SECONDS + STEP_SECONDS)
+            assert await peer.cache.get() is not None
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("long", [True, False], ids=["long", "between two looks"])
-async def test_bus_that_heals_is_mistrusted(
-    node: Node, monkeypatch: pytest.MonkeyPatch, long: bool
-) -> None:
-    """What was committed while it failed may never be told: each node looks for itself, at once."""
-    async with running(node.live.run()):
-        await node.live.loaded()
+@pytest.mark.parametrize("long", [True, False], ids=["long", "between two polls"])
+async def test_bus_that_heals_is_mistrusted(peer: Node, long: bool) -> None:
+    """What was committed while it failed may never be told: each node polls for itself, at once."""
+    async with running(peer.live.run()):
+        await peer.live.loaded()
+        await peer.leave_polls_to_others()
         if long:
-            monkeypatch.setattr(node.bus, "failing", "gone")
-            looks = node.store.looks
-            await until(lambda: node.store.looks > looks)
-        monkeypatch.setattr(node.live, "_next_look", inf)
-        await node.cluster.claim("look", 600)
-        await node.commit(1, tell=False)
-        monkeypatch.setattr(node.bus, "outages", 1)
-        monkeypatch.setattr(node.bus, "failing", None)
-        await until(lambda: node.seq() == 1)
-        node.assert_current(1)
+            peer.bus.failing = "gone"
+            await peer.pass_time(POLL_SECONDS)
+        await peer.commit(1, tell=False)
+        peer.bus.outages, peer.bus.failing = 1, None
+        await peer.pass_time(STEP_SECONDS + DELTA_GRACE_SECONDS)
+        peer.assert_current(1)
 
 
-@pytest.mark.usefixtures("quick")
 async def test_live_state_that_crashed_shows_no_numbers(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,10 +416,10 @@ async def test_live_state_that_crashed_shows_no_numbers(
 
     run = asyncio.create_task(node.live.run())
     await node.live.loaded()
-    await until(lambda: node.live.current() is not None)
+    assert node.live.current() is not None
     with monkeypatch.context() as broken:
         broken.setattr(node.live, "_step", crash)
-        node.live._wakeup.set()
+        node.timers.go_to(node.timers.moment + ALONE_POLL_SECONDS)
         with pytest.raises(RuntimeError):
             await run
     assert node.live.current() is None
@@ -377,36 +429,37 @@ async def test_live_state_that_crashed_shows_no_numbers(
         node.assert_current(1)
 
 
-@pytest.mark.usefixtures("quick")
-async def test_process_that_was_stopped_looks_at_once(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It cannot know what it missed, and others need not look for a long time."""
-    monkeypatch.setattr(module, "STOPPED_SECONDS", 0.1)
-    async with running(node.live.run()):
-        await node.live.loaded()
-        monkeypatch.setattr(node.live, "_next_look", inf)
-        await node.cluster.claim("look", 600)
-        await node.commit(1, tell=False)
-        time.sleep(0.5)  # noqa: ASYNC251  # -- the loop does not run, as in a process that is stopped
-        await until(lambda: node.seq() == 1)
-        node.assert_current(1)
+async def test_process_that_was_stopped_polls_at_once(peer: Node) -> None:
+    """It cannot know what it missed, and others need not poll for a long time."""
+    async with running(peer.live.run()):
+        await peer.live.loaded()
+        await peer.leave_polls_to_others()
+        await peer.commit(1, tell=False)
+        await peer.timers.armed()
+        polls = peer.store.polls
+        await peer.pass_time(STEP_SECONDS)
+        assert peer.store.polls == polls
+        peer.timers.go_to(peer.timers.moment + STEP_SECONDS + STOPPED_SECONDS + 0.01)
+        await peer.pass_time(DELTA_GRACE_SECONDS)
+        assert peer.store.polls == polls + 1
+        peer.assert_current(1)
 
 
-@pytest.mark.usefixtures("quick")
-async def test_delta_on_its_way_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_delta_on_its_way_is_waited_for(node: Node) -> None:
     """A position ahead of ours is no loss yet: the delta may come a moment later."""
-    monkeypatch.setattr(module, "OWN_GRACE_SECONDS", 1.0)
     async with running(node.live.run()):
         await node.live.loaded()
         done = await node.store.commit([[kept(1)]], NOW)
-        noticed = node.store.looks + 1
-        await until(lambda: node.store.looks >= noticed)
+        await node.timers.armed()
+        node.timers.go_to(node.timers.pending()[0])
+        await node.timers.armed()
+        assert node.timers.pending() == [pytest.approx(node.timers.moment + OWN_GRACE_SECONDS)]
         assert done.delta is not None
         node.bus.publish(done.delta)
-        await until(lambda: node.store.looks > noticed)
         node.assert_current(1)
-    assert node.store.loads == 1
+        await node.pass_time(OWN_GRACE_SECONDS)
+        node.assert_current(1)
+    assert (node.store.loads, node.store.fetches) == (1, 0)
 
 
 async def test_delta_while_loading_is_not_lost(node: Node) -> None:
@@ -446,32 +499,14 @@ async def test_gap_while_loading_is_filled(node: Node) -> None:
         await node.commit(1, tell=False)
         await node.commit(2)
         node.store.gate.set()
-        await until(lambda: node.seq() == 2)
+        await node.pass_time(OWN_GRACE_SECONDS)
         node.assert_current(1, 2)
-    assert node.store.loads == 1
-
-
-@pytest.mark.parametrize("bound", ["MAX_EARLY", "MAX_EARLY_CELLS"])
-async def test_more_deltas_than_are_kept_while_loading(
-    node: Node, monkeypatch: pytest.MonkeyPatch, bound: str
-) -> None:
-    """Some are dropped, and fetched later."""
-    monkeypatch.setattr(module, bound, 3)
-    node.store.gate.clear()
-    async with running(node.live.run()):
-        await until(lambda: node.store.loads == 1)
-        for number in range(1, 9):
-            await node.commit(number)
-        node.store.gate.set()
-        await until(lambda: node.seq() == 8)
-        node.assert_current(*range(1, 9))
     assert node.store.loads == 1
 
 
 # -- another history ----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 async def test_new_epoch_is_loaded(node: Node) -> None:
     """The database was replaced by one with as many commits: its seq says nothing."""
     async with running(node.live.run()):
@@ -480,7 +515,8 @@ async def test_new_epoch_is_loaded(node: Node) -> None:
         other = apsw.Connection(str(node.store.path))
         other.execute("UPDATE history SET epoch = 'new'")
         other.close()
-        await until(lambda: node.live.position == Position("new", 1))
+        await node.pass_time(ALONE_POLL_SECONDS)
+        assert node.live.position == Position("new", 1)
         node.assert_current(1)
 
 
@@ -500,40 +536,73 @@ async def test_delta_of_another_epoch_is_not_applied(node: Node) -> None:
 # -- failures -----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 async def test_lost_database_is_not_live(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     """While it cannot be read nobody knows what is newest; found again, all goes on."""
-    caplog.set_level(logging.WARNING, "routecast.services.live_state")
+    caplog.set_level(logging.WARNING, "routecast.services.position_poller")
     async with running(node.live.run()):
         await node.live.loaded()
         position = await node.commit(1)
         with broken(node.store.path):
-            await until(lambda: node.live.failing is not None)
+            await node.pass_time(ALONE_POLL_SECONDS)
+            assert node.live.failing is not None
             assert node.live.current() is None
             assert node.live.position == position
-        await until(lambda: node.live.failing is None)
+        await node.pass_time(STEP_SECONDS)
         node.assert_current(1)
     assert node.store.loads == 1
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-@pytest.mark.usefixtures("quick")
 async def test_database_that_is_down_at_the_start(node: Node) -> None:
     """The first try ends without success, and is not the last."""
     await node.commit(1)
     async with running(node.live.run()):
         with broken(node.store.path):
             await node.live.loaded()
-            await until(lambda: node.live.failing is not None)
+            assert node.live.failing is not None
             assert node.live.current() is None
-        await until(lambda: node.live.current() is not None)
+        await node.pass_time(STEP_SECONDS)
         node.assert_current(1)
+
+
+async def test_database_that_fails_is_not_asked_for_each_delta(node: Node) -> None:
+    """Deltas that come early, one after the other, do not have it asked more often."""
+    async with running(node.live.run()):
+        await node.live.loaded()
+        await node.commit(1, tell=False)
+        asked = node.store.polls
+        with broken(node.store.path):
+            for number in range(2, 7):
+                node.bus.publish(delta_of(node, number))
+                await node.pass_time(OWN_GRACE_SECONDS)
+            assert node.live.failing is not None
+            assert (node.store.polls, node.store.fetches) == (asked + 1, 0)
+            await node.pass_time(3 * STEP_SECONDS)
+            assert (node.store.polls, node.store.fetches) == (asked + 4, 0)
+        await node.pass_time(STEP_SECONDS)
+        assert node.seq() == 6
+
+
+async def test_node_without_a_database_serves_what_its_peers_tell(make_node: MakeNode) -> None:
+    """Until it hears nothing for a long time."""
+    node = make_node(Topology(has_peers=True, has_store=False))
+    await node.cache.put(Snapshot(Position("e", 1), NOW))
+    async with running(node.live.run()):
+        await node.timers.armed()
+        assert node.live.current() is None  # nothing was heard yet
+        node.bus.hear(Position("e", 1))
+        await node.pass_time(STEP_SECONDS)
+        assert node.seq() == 1
+        node.bus.publish(Delta(Position("e", 2), cells_of([kept(2)]), NOW))
+        assert node.seq() == 2
+        await node.pass_time(SILENT_POLLS * POLL_SECONDS)
+        assert node.live.failing is not None
+        assert node.live.current() is None
 
 
 # -- time ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> None:
     """After its lifetime, or when the clock was set back; the old one serves meanwhile."""
     async with running(node.live.run()):
@@ -541,6 +610,8 @@ async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> 
         await node.commit(1)
         node.store.gate.clear()
         clock.moment = NOW + LIFETIME
+        await node.timers.armed()
+        node.timers.go_to(node.timers.pending()[0])
         await until(lambda: node.store.loads == 2)
         assert node.live.current() is not None
         await node.commit(2)
@@ -550,16 +621,16 @@ async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> 
         assert node.loaded[-1].taken == clock.moment
         assert node.seq() == 2
         clock.moment = NOW - LIFETIME
-        await until(lambda: len(node.loaded) == 3)
+        await node.pass_time(ALONE_POLL_SECONDS)
+        assert len(node.loaded) == 3
         assert node.loaded[-1].taken == clock.moment
 
 
 @pytest.mark.parametrize("step", [COVERAGE, 40 * DAY, -MINUTE - 1, -3 * HOUR])
 async def test_clock_that_steps_costs_the_windows_only(
-    node: Node, clock: HeldClock, step: int, monkeypatch: pytest.MonkeyPatch
+    node: Node, clock: HeldClock, step: int
 ) -> None:
-    """The total is still live; the snapshot is loaded again at once, not at the next look."""
-    monkeypatch.setattr(node.live, "_look_seconds", 600.0)
+    """The total is still live; the snapshot is loaded again at once, not at the next poll."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
@@ -599,13 +670,10 @@ def spread(first: int, count: int) -> list[DecisionRecord]:
 
 
 async def test_windows_that_memory_has_no_room_for_are_told_once(
-    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the log when it changes, not at each step; and in the gauges at any time."""
-    monkeypatch.setattr(node.live._sources, "room", 100 * CELL_BYTES)
-
-    def gauge(name: str) -> float | None:
-        return node.instruments.registry.get_sample_value(f"routecast_{name}")
+    node = make_node(room=100 * CELL_BYTES)
 
     def told() -> list[str]:
         return [each.getMessage() for each in caplog.records if "windows" in each.getMessage()]
@@ -613,29 +681,23 @@ async def test_windows_that_memory_has_no_room_for_are_told_once(
     caplog.set_level(logging.INFO)
     async with running(node.live.run()):
         await node.live.loaded()
-        assert (gauge("live_windows_uncovered"), told()) == (0, [])
+        assert (node.sample("live_windows_uncovered"), told()) == (0, [])
         done = await node.store.commit([spread(0, 100)], NOW)
         assert done.delta is not None
         node.bus.publish(done.delta)
-        assert gauge("live_windows_uncovered") == 4
-        assert gauge("live_cells") == 100
-        node.live._wakeup.set()
-        await until(lambda: told() != [])
-        for _ in range(3):
-            node.live._wakeup.set()
-            await asyncio.sleep(0)
+        assert node.sample("live_windows_uncovered") == 4
+        assert node.sample("live_cells") == 100
+        await node.pass_time(4 * ALONE_POLL_SECONDS)
     (line,) = told()
     assert "5m, 1h, 24h, 7d" in line
     assert "ROUTECAST_LIVE_MEMORY" in line
 
 
 async def test_windows_that_were_given_up_are_loaded_again(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packed, what live state took as objects fits in."""
-    monkeypatch.setattr(node.live._sources, "room", 130 * CELL_BYTES)
-    monkeypatch.setattr(module, "RELOAD_SECONDS", 0.0)
-    monkeypatch.setattr(module, "RELOAD_REST", 0)
+    node = make_node(room=130 * CELL_BYTES)
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     async with running(node.live.run()):
         await node.live.loaded()
@@ -646,8 +708,10 @@ async def test_windows_that_were_given_up_are_loaded_again(
         assert reading is not None
         lost = reading.snapshot.uncovered
         assert lost > 0
-        node.live._wakeup.set()
-        await until(lambda: len(node.loaded) == 2)
+        await node.pass_time(RELOAD_SECONDS - 2 * ALONE_POLL_SECONDS)
+        assert len(node.loaded) == 1
+        await node.pass_time(3 * ALONE_POLL_SECONDS)
+        assert len(node.loaded) == 2
         reading = node.live.current()
         assert reading is not None
         assert reading.snapshot.uncovered < lost
@@ -657,62 +721,54 @@ async def test_windows_that_were_given_up_are_loaded_again(
 # -- names --------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 async def test_new_epoch_is_noticed_and_its_names_are_learnt(node: Node) -> None:
     """Names were folded by another process: all keys are told again, and what is folded."""
-    told: list[tuple[set[str], FoldedNames]] = []
-    node.live._renew = lambda keys, folded: told.append(({key.model for key in keys}, folded))
     await node.store.commit([[kept(1, model="a"), kept(2, model="b")]], NOW)
     async with running(node.live.run()):
         await node.live.loaded()
         await fold_elsewhere(node, "a")
-        await until(lambda: len(told) == 2)
-        assert told == [({"a", "b"}, {}), ({"other", "b"}, {"model": {"a"}})]
+        await node.pass_time(ALONE_POLL_SECONDS)
+        assert node.renewed == [({"a", "b"}, {}), ({"other", "b"}, {"model": {"a"}})]
         assert node.live.position == await node.store.position()
 
 
-@pytest.mark.usefixtures("quick")
-async def test_epoch_that_has_ended_does_not_come_back(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_epoch_that_has_ended_does_not_come_back(peer: Node) -> None:
     """A node that does not know yet announces the old one, and caches a snapshot of it."""
-    monkeypatch.setattr(source_module, "LOAD_SECONDS", 0.5)
-    await node.commit(1)
-    async with running(node.live.run()):
-        await node.live.loaded()
-        old, ended = await node.store.load(NOW), node.live.position
+    await peer.commit(1)
+    async with running(peer.live.run()):
+        await peer.live.loaded()
+        old, ended = await peer.store.load(NOW), peer.live.position
         assert ended is not None
-        await fold_elsewhere(node, "flash")
-        begun = await node.store.position()
-        await until(lambda: node.live.position == begun)
-        monkeypatch.setattr(node.live, "_next_look", inf)
-        await node.cluster.claim("look", 600)
+        await fold_elsewhere(peer, "flash")
+        begun = await peer.store.position()
+        await peer.pass_time(POLL_SECONDS + STEP_SECONDS)
+        assert peer.live.position == begun
+        await peer.leave_polls_to_others()
         for _ in range(3):
-            before = reloads(node)
-            await node.cache.put(old)
-            node.bus.announce(ended)
-            node.live._in_step = False  # as after a gap
-            node.live._wakeup.set()
-            await until(lambda before=before: reloads(node) != before)
-            assert node.live.position == begun
+            reloads = peer.sample("live_reloads_total")
+            await peer.cache.put(old)
+            peer.bus.hear(ended)
+            peer.bus.hear(Delta(ended, cells_of([kept(1)]), NOW))
+            assert peer.live.current() is None
+            await peer.pass_time(LOAD_SECONDS + STEP_SECONDS)
+            assert peer.sample("live_reloads_total") != reloads
+            assert peer.live.position == begun
 
 
-async def test_position_of_a_node_that_is_behind_hides_no_newer_one(
-    node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_position_of_a_node_that_is_behind_hides_no_newer_one(peer: Node) -> None:
     """A delta that was lost is fetched, though another node tells where it still stands."""
-    async with running(node.live.run()):
-        await node.commit(1)
-        await until(lambda: node.seq() == 1)
-        monkeypatch.setattr(node.live, "_next_look", inf)
-        await node.cluster.claim("look", 600)
-        behind = node.live.position
-        await node.commit(2, tell=False)
-        node.bus.announce(await node.store.position())
+    async with running(peer.live.run()):
+        await peer.live.loaded()
+        await peer.commit(1)
+        assert peer.seq() == 1
+        await peer.leave_polls_to_others()
+        behind = peer.live.position
+        await peer.commit(2, tell=False)
+        peer.bus.hear(await peer.store.position())
         assert behind is not None
-        node.bus.announce(behind)
-        await until(lambda: node.seq() == 2)
-        node.assert_current(1, 2)
+        peer.bus.hear(behind)
+        await peer.pass_time(DELTA_GRACE_SECONDS)
+        peer.assert_current(1, 2)
 
 
 async def fold_elsewhere(node: Node, model: str) -> None:
@@ -723,9 +779,10 @@ async def fold_elsewhere(node: Node, model: str) -> None:
     await other.close()
 
 
-def reloads(node: Node) -> float | None:
-    """How often live state was loaded."""
-    return node.instruments.registry.get_sample_value("routecast_live_reloads_total")
+def delta_of(node: Node, seq: int) -> Delta:
+    """Return the delta of a commit that only others know of."""
+    assert node.live.position is not None
+    return Delta(Position(node.live.position.epoch, seq), cells_of([kept(seq)]), NOW)
 
 
 async def test_database_that_went_back_begins_an_epoch(
@@ -743,7 +800,7 @@ async def test_database_that_went_back_begins_an_epoch(
             assert node.seq() == 3
             with database.backup("main", copy, "main") as backup:
                 backup.step()
-        await until(lambda: node.seq() == 1)
+        await node.pass_time(ALONE_POLL_SECONDS)
         node.assert_current(1)
         position = node.live.position
     assert position is not None

@@ -11,10 +11,12 @@ import pytest
 
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemTimers
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.delta import Delta
 from routecast.core.snapshot import BOUNDED, COVERAGE, Snapshot
+from routecast.core.topology import Topology
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
@@ -65,7 +67,14 @@ class Everything:
         self.instruments = Instruments()
         self.live: Snapshot | None = None
         self.sources = SnapshotLoader(
-            store, cache, self.bus, MemoryCluster(), clock, self.instruments
+            store,
+            cache,
+            self.bus,
+            MemoryCluster(),
+            clock,
+            SystemTimers(),
+            self.instruments,
+            Topology(),
         )
         self.last: Snapshot | None = None
         self.latest = MetricsReader(self.reading, self.held, self.sources, clock, self.instruments)

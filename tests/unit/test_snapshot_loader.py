@@ -6,9 +6,11 @@ import pytest
 
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.cache.memory import MemoryCache
+from routecast.adapters.clock import SystemTimers
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.snapshot import Snapshot
+from routecast.core.topology import Topology
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import Position
@@ -50,7 +52,9 @@ def sources(
     instruments: Instruments,
 ) -> SnapshotLoader:
     """Sources of an empty database."""
-    return SnapshotLoader(store, cache, bus, cluster, clock, instruments)
+    return SnapshotLoader(
+        store, cache, bus, cluster, clock, SystemTimers(), instruments, Topology()
+    )
 
 
 async def test_snapshot_of_a_clock_ahead_is_not_waited_for(

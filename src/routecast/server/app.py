@@ -30,6 +30,7 @@ from routecast.core.cardinality import COMBINATION, CardinalityLimiter
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
 from routecast.core.sites import Sites
+from routecast.core.topology import Topology
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
@@ -54,13 +55,9 @@ from routecast.protocol import Components, Health
 from routecast.server.config import Settings
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
-from routecast.services.live_state import (
-    ALONE_LOOK_SECONDS,
-    POLL_SECONDS,
-    SHARED_LOOK_SECONDS,
-    LiveState,
-)
+from routecast.services.live_state import LiveState
 from routecast.services.metrics_reader import MetricsReader
+from routecast.services.position_poller import PositionPoller
 from routecast.services.presence import ClusterPresence
 from routecast.services.renders import Renders
 from routecast.services.retention import Retention, Summaries, run_retention
@@ -91,9 +88,6 @@ DRAIN_SECONDS = 4.0
 ABORT_SECONDS = 2.0
 # At shutdown, streams get this time to close, in seconds.
 STREAMS_CLOSE_SECONDS = 3.0
-# If there are other nodes, one of them caches a snapshot this often, in seconds. It is for nodes
-# that start, and for nodes without a database that missed deltas and must not be 5 s behind.
-SHARE_SECONDS = 3.0
 # Shares of the memory for live state: of a snapshot (the one in use, and another one while it is
 # loaded), and of the answers to windows from the database.
 SNAPSHOT_SHARE = 3 / 8
@@ -219,14 +213,15 @@ class Services:
         self.supervisor = Supervisor(self.instruments, _end_process)
         self._summaries = Summaries(engines.store, engines.cluster, engines.clock, self.supervisor)
         self._retention = Retention(settings.decision_days, settings.minute_days)
-        self._only_streams = settings.role == "stream"
-        self._has_others = settings.redis_url is not None
-        self._needs_prices = settings.prices and not self._only_streams
+        has_store = settings.role != "stream"
+        self._topology = topology = Topology(
+            has_peers=settings.redis_url is not None,
+            has_store=has_store,
+            shares_store=has_store and _file_of(settings.database_url) is None,
+        )
+        self._needs_prices = settings.prices and topology.has_store
         self._stopping: asyncio.Task[None] | None = None
-        look_seconds = POLL_SECONDS
-        if not self._has_others:
-            is_file = _file_of(settings.database_url) is not None
-            look_seconds = ALONE_LOOK_SECONDS if is_file else SHARED_LOOK_SECONDS
+        timers = SystemTimers()
         room = settings.live_memory * 2**20
         names = CardinalityLimiter(settings.max_names, settings.max_series, self._tell_full)
         self.names = names
@@ -244,23 +239,25 @@ class Services:
             engines.bus,
             engines.cluster,
             engines.clock,
+            timers,
             self.instruments,
-            reads=not self._only_streams,
+            topology,
             room=int(room * SNAPSHOT_SHARE),
         )
         self.windows = Windows(engines.store, engines.clock, int(room * WINDOWS_SHARE))
+        poller = PositionPoller(
+            self.sources, engines.store, engines.bus, engines.cluster, timers, topology
+        )
         self.live = LiveState(
             self.sources,
             engines.store,
             engines.bus,
-            engines.cluster,
+            poller,
             engines.clock,
+            timers,
+            names,
             self.instruments,
-            look_seconds=None if self._only_streams else look_seconds,
-            cache_seconds=SHARE_SECONDS if self._has_others else None,
-            learn=names.learn,
-            renew=names.renew,
-            advanced=lambda: self.channels.push(),
+            topology,
         )
         self.latest = MetricsReader(
             self.live.current,
@@ -273,7 +270,6 @@ class Services:
             settled=self.live.settled,
             budget=(budget := RenderBudget()),
         )
-        timers = SystemTimers()
         self.renders = Renders(self.latest, budget, self.instruments, timers, self.slices)
         self.history = HistoryService(
             engines.store, self.live.current, self.live.changes, engines.clock
@@ -292,6 +288,7 @@ class Services:
         self.channels = Channels(
             self.manager, self.latest, self.renders, engines.clock, timers, self.instruments
         )
+        self.live.followers.append(self.channels)
         self.admission = HistoryLimits()
         self.history_subscriptions = HistorySubscriptions(self.history, self.admission)
         self.peers = Peers(self.manager, self.channels, self.history_subscriptions, timers)
@@ -319,13 +316,13 @@ class Services:
             if engines.redis is not None:
                 stack.push_async_callback(engines.redis.close)
                 await stack.enter_async_context(start("redis", engines.redis.run))
-            if not self._only_streams:
+            if self._topology.has_store:
                 await stack.enter_async_context(start("retention", self._run_retention))
                 await stack.enter_async_context(start("summaries", self._summaries.run))
             await stack.enter_async_context(start("bus", engines.bus.run))
             await stack.enter_async_context(start("live", self.live.run))
             await stack.enter_async_context(self._ingesting())
-            if self._has_others:
+            if self._topology.has_peers:
                 await stack.enter_async_context(start("census", self.census.run))
             await stack.enter_async_context(start("renders", self.renders.run))
             await stack.enter_async_context(start("channels", self.channels.run))

@@ -1,136 +1,119 @@
-"""Live: a snapshot in memory, kept in step by the deltas on the bus.
+"""Live state: a snapshot in memory that the deltas on the bus keep up to date.
 
-Deltas are applied strictly in order. One that comes early waits for those before it; one that does
-not come is fetched, from the bus's own memory or from the database; and where that does not reach,
-or the epoch is another, the snapshot is had anew. It is never guessed at.
-
-A lost delta is noticed by the next one, or by the position that nodes announce: each its own
-commits', and one of them, by turns, the database's. While the bus cannot be heard, each node reads
-from the database what it missed.
+`core/sequencer.py` decides which delta is applied, and when one must be fetched or the snapshot
+loaded again. What it asks for is done here. `position_poller.py` reads the database's position now
+and then, so that a lost delta is noticed even if no other follows it.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from itertools import islice
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
+from routecast.alarm import Alarm
 from routecast.core.cardinality import FoldedNames
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
 from routecast.core.dirty_minutes import DirtyMinutes
 from routecast.core.rollup import Key
+from routecast.core.sequencer import Action, DeltaSequencer, Gap
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
+from routecast.core.topology import Topology
 from routecast.errors import MissingDeltas, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Bus, Clock, Cluster, Reading, Store
+from routecast.ports import Bus, Clock, Reading, Store, Timers
 from routecast.protocol import Position, Source
-from routecast.services.snapshot_loader import SnapshotLoader, is_behind
+from routecast.services.position_poller import PositionPoller
+from routecast.services.snapshot_loader import SnapshotLoader
 
 log = logging.getLogger(__name__)
 
-# How often the nodes, together, read the database's position: what a lost last delta, of a node
-# that was killed before it could tell, costs at most. In seconds.
-POLL_SECONDS: Final = 5.0
-# A node that is alone makes all commits itself, or should: it looks to notice that the database is
-# lost, or that somebody else has written to it.
-ALONE_LOOK_SECONDS: Final = 10.0
-# Where other nodes may share the database and there is no bus, a look is all that tells of them.
-SHARED_LOOK_SECONDS: Final = 0.5
-# A step that comes at most this early, in seconds, is the one that was due: timers are not exact.
-SLACK_SECONDS: Final = 0.05
-# Where there are other nodes, how often each tells where it stands, in seconds.
-STEP_SECONDS: Final = 1.0
-# A position ahead of ours is a lost delta only if it stays so: it may still be on its way.
+# A commit that is known of may still be on its way over the bus for this time, in seconds.
 DELTA_GRACE_SECONDS: Final = 0.5
 # Without a bus only a commit of this node itself can be on its way.
 OWN_GRACE_SECONDS: Final = 0.1
+# A commit of more cells is applied in pieces, between which others get a turn on the event loop.
+LARGE_CELLS: Final = 1_000
+# A step that begins this much later than it should, in seconds, shows that the process did not run.
+STOPPED_SECONDS: Final = 1.0
 # A snapshot that had to give windows up is loaded again after this time, in seconds, and this many
 # times the duration of the last load.
 RELOAD_SECONDS: Final = 60.0
 RELOAD_REST: Final = 20
-# Deltas that wait for those before them, and their cells; should more come, they are dropped, and
-# fetched later.
-MAX_EARLY: Final = 1_000
-MAX_EARLY_CELLS: Final = 100_000
-# A commit of more cells is applied in pieces, between which others get a turn on the event loop.
-LARGE_CELLS: Final = 1_000
-# A loop that goes on this much later than it should, in seconds, was stopped: it may have missed
-# anything.
-STOPPED_SECONDS: Final = 1.0
-# A snapshot that nothing was added to is cached again, too, this many times less often: it expires,
-# and nodes that have no database can start from nothing else.
-REPEAT: Final = 3
-# The database's position may fail to be heard of this many times; then the bus is as good as gone.
-SILENT_LOOKS: Final = 4
+
+
+class Names(Protocol):
+    """Learns which names are in use (`core.cardinality.CardinalityLimiter`)."""
+
+    def learn(self, keys: Iterable[Key]) -> None:
+        """Count the names of keys as committed."""
+        ...
+
+    def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
+        """Forget all names but those of these keys, and count these names as `other`."""
+        ...
+
+
+class Follower(Protocol):
+    """Is told when live state has moved on (`streaming.channels.Channels`)."""
+
+    def push(self) -> None:
+        """Hear that `LiveState.current` has another position. Must not block or raise."""
+        ...
 
 
 class LiveState:
     """The newest state. Run `run` as a task; read `current`.
 
-    `look_seconds` is how often the nodes, together, read the database's position, and one that is
-    alone at its multiples; None for a node that has no database. Each `cache_seconds`, one of them
-    caches a snapshot for nodes to start from; None where there are no others. `learn` is told the
-    keys of each delta, and `renew` all keys, and the names that are folded, when an epoch begins.
-    `advanced` is called, at once, when `current` has another position; it must not block or raise.
+    Each of `followers` is told, at once, of each commit that was applied.
     """
 
     def __init__(
         self,
-        sources: SnapshotLoader,
+        loader: SnapshotLoader,
         store: Store,
         bus: Bus,
-        cluster: Cluster,
+        poller: PositionPoller,
         clock: Clock,
+        timers: Timers,
+        names: Names,
         instruments: Instruments,
-        *,
-        look_seconds: float | None = POLL_SECONDS,
-        cache_seconds: float | None = None,
-        learn: Callable[[Iterable[Key]], None] = lambda _: None,
-        renew: Callable[[Iterable[Key], FoldedNames], None] = lambda *_: None,
-        advanced: Callable[[], None] = lambda: None,
+        topology: Topology,
     ) -> None:
-        self._sources = sources
+        self._loader = loader
         self._store = store
         self._bus = bus
-        self._cluster = cluster
+        self._poller = poller
         self._clock = clock
+        self._timers = timers
+        self._names = names
         self._instruments = instruments
-        self._look_seconds = look_seconds
-        self._cache_seconds = cache_seconds
-        self._learn = learn
-        self._renew = renew
-        self._advanced = advanced
+        self._topology = topology
+        grace = DELTA_GRACE_SECONDS if topology.has_peers else OWN_GRACE_SECONDS
+        self._sequencer = DeltaSequencer(grace)
+        self._coverage = _Coverage(loader.room)
+        self._alarm = Alarm(timers)
+        self._snapshot: Snapshot | None = None  # at the sequencer's position
+        self._applying: asyncio.Task[None] | None = None  # of a large delta, while it is applied
+        self._as_of = clock.now()  # when the snapshot was last known to be the newest
         self._named: str | None = None  # the epoch whose names were learnt
-        self._snapshot: Snapshot | None = None
-        self._in_step = False
-        self._loading = False
-        self._early: dict[int, Delta] = {}  # by seq
-        self._applying: asyncio.Task[None] | None = None  # a large delta, while it is applied
-        self._announced: Position | None = None  # the last that was heard of
-        self._heard = -inf  # when that was, on the monotonic clock
-        self._next_look = -inf  # when this node may look by itself, on the same
-        self._outages = 0  # of the bus, after which the database was looked at
-        self._stopped = False  # this process did not run a moment ago
-        self._read = clock.now()  # when the database was last known to be as our snapshot is
-        self._cached: Position | None = None
-        self._loaded: tuple[str, ...] = ()  # the windows that were covered once it was loaded
-        self._next_reload = -inf  # when it may be loaded to cover them again, monotonic
-        self._told = BOUNDED  # the windows that the log said to be in memory
-        self._wakeup = asyncio.Event()
         self._tried = asyncio.Event()
-        self.failing: str | None = None  # why the database cannot be read
         self.changes = DirtyMinutes()  # what the commits that were applied added to
-        instruments.live_room.set(sources.room or 0)
-        instruments.live_cells.set_function(lambda: self._measure("cells"))
-        instruments.live_bytes.set_function(lambda: self._measure("size"))
-        instruments.live_windows.set_function(lambda: self._measure("uncovered"))
+        self.followers: list[Follower] = []
+        instruments.live_room.set(loader.room or 0)
+        instruments.live_cells.set_function(lambda: self._snapshot.cells if self._snapshot else 0)
+        instruments.live_bytes.set_function(lambda: self._snapshot.size if self._snapshot else 0)
+        instruments.live_windows.set_function(
+            lambda: self._snapshot.uncovered if self._snapshot else 0
+        )
 
-    def _measure(self, what: str) -> int:
-        return 0 if self._snapshot is None else getattr(self._snapshot, what)
+    @property
+    def failing(self) -> str | None:
+        """Why the database cannot be read; None while it can."""
+        return self._poller.failing
 
     def current(self) -> Reading | None:
         """Return the live snapshot, or None while it may not be the newest.
@@ -140,26 +123,29 @@ class LiveState:
         heard.
         """
         snapshot, now = self._snapshot, self._clock.now()
-        if snapshot is None or not self._in_step or self.failing is not None:
+        if snapshot is None or not self._sequencer.in_step or self.failing is not None:
             return None
         if self._applying is not None:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
-            self._wakeup.set()  # the clock was set: the minutes held are those of other windows
-        if self._bus_is_healthy():
+            self._alarm.ring()  # the clock was set: load the minutes that windows need now
+        if self._poller.hears_peers:
             return Reading(snapshot, Source.LIVE, now)
-        return Reading(snapshot, Source.DATABASE, self._read)
+        return Reading(snapshot, Source.DATABASE, self._as_of)
 
     def held(self) -> Reading | None:
-        """Return the snapshot there is, be it the newest or not; None as `current` does."""
+        """Return the snapshot, whether it is the newest or not; None where there is none.
+
+        None, too, while a large commit is being applied.
+        """
         if self._snapshot is None or self._applying is not None:
             return None
-        return Reading(self._snapshot, Source.STALE, self._read)
+        return Reading(self._snapshot, Source.STALE, self._as_of)
 
     @property
     def position(self) -> Position | None:
-        """The position of the snapshot held, be it the newest or not."""
-        return self._snapshot.position if self._snapshot else None
+        """The position of the snapshot, whether it is the newest or not."""
+        return self._sequencer.position
 
     async def settled(self) -> None:
         """Return when no large commit is being applied."""
@@ -171,8 +157,8 @@ class LiveState:
         await self._tried.wait()
 
     async def run(self) -> None:
-        """Load, follow the bus, and see to it that nothing is missed. Never ends."""
-        self._in_step = False  # after a crash, what is held may be anything
+        """Load a snapshot, follow the bus, and fetch what is missing. Never ends."""
+        self._sequencer.lose_step()  # after a crash, the snapshot may lack anything
         stop = self._bus.listen(self._receive)
         try:
             while True:
@@ -180,297 +166,223 @@ class LiveState:
                     await self._step()
                 finally:  # a crash is no success, and no reason to wait for ever
                     self._tried.set()
-                pause = self._pause()
-                due = time.monotonic() + pause
-                next_step = asyncio.get_running_loop().call_later(pause, self._wakeup.set)
-                await self._wakeup.wait()
-                next_step.cancel()
-                self._wakeup.clear()
-                self._stopped = time.monotonic() > due + STOPPED_SECONDS
+                late = await self._alarm.wait_until(self._next_step())
+                if late > STOPPED_SECONDS:
+                    self._poller.suspect()
         finally:
             stop()
-            self._in_step = False  # nothing is heard from now on
-            if self._applying is not None:
-                self._applying.cancel()
-                self._snapshot = None  # it holds some of the commit
+            self._sequencer.lose_step()  # nothing is heard from now on
+            if self._sequencer.is_applying:
+                self._forget()
 
-    @property
-    def _has_others(self) -> bool:
-        return self._cache_seconds is not None
-
-    def _pause(self) -> float:
-        if self._has_others or not self._look_seconds or self.failing is not None:
-            return STEP_SECONDS
-        # Nobody is there to tell anything. Ticks draw together at multiples of their interval
-        # (`connections.py`): a process that has little to do wakes once for them and for the look.
-        now = time.monotonic() + SLACK_SECONDS
-        return self._look_seconds - now % self._look_seconds + SLACK_SECONDS
+    def _next_step(self) -> float:
+        due, poll = self._sequencer.due, self._poller.next_poll()
+        return poll if due is None or self.failing is not None else min(poll, due)
 
     async def _step(self) -> None:
+        """Do what is due now, and tell other nodes of it."""
         try:
-            looked = await self._look()
-            looked = looked and self._applying is None  # else it becomes old in the next line
+            polled = await self._poll()
+            polled = polled and self._applying is None  # else it becomes old in the next line
             await self.settled()
-            if self._must_load():
-                await self._load(self._newest(looked=looked))
-            elif self._has_lost_windows():
-                await self._load(self._sources.stored())
-            elif self._is_behind():
-                await self._catch_up()
-        except MissingDeltas as gap:
-            log.warning("Live state is out of step (%s); it is loaded again", gap)
-            self._in_step = False
-            self._wakeup.set()
+            now = self._timers.now()
+            action = self._sequencer.next_action(now)
+            if action is Action.RELOAD or self._is_outdated():
+                await self._load(self._newest(polled=polled))
+            elif self._topology.has_store and self._coverage.may_grow(self._snapshot, now):
+                await self._load(self._loader.stored())
+            elif action is Action.FETCH:
+                await self._fetch()
+        except MissingDeltas as error:
+            log.warning("Live state is out of step (%s); it is loaded again", error)
+            self._sequencer.lose_step()
+            self._alarm.ring()
         except Unavailable as error:
-            self._mark_failing(error)
+            self._poller.mark_failing(error)
         else:
-            self._tell_windows()
+            self._coverage.tell(self._snapshot)
             self._announce()
             await self._share()
-            await self._sources.recheck()
+            await self._loader.recheck()
 
-    # -- hearing --------------------------------------------------------------------------------
+    # -- deltas and positions -------------------------------------------------------------------
 
     def _receive(self, news: Delta | Position) -> None:
         try:
             if isinstance(news, Delta):
-                self._take(news)
+                self._on_delta(news)
             else:
                 self._on_position(news)
-        except Exception:  # not to become a failure of whoever told it
+        except Exception:  # must not become a failure of the commit
             log.exception("A delta cannot be applied; live state is loaded again")
-            self._snapshot, self._in_step = None, False  # it may hold some of the commit
-            self._wakeup.set()
+            self._forget()
 
-    def _take(self, delta: Delta) -> None:
-        """Apply a delta, or keep it until those before it are here."""
-        snapshot, position = self._snapshot, delta.position
-        if snapshot is not None and self._in_step:
-            if position.epoch != snapshot.position.epoch:
-                self._in_step = False
-                self._on_position(position)
-                return
-            if self._applying is not None:
-                if position.seq > snapshot.position.seq + 1:
-                    self._keep(delta)
-            elif position.seq == snapshot.position.seq + 1:
-                self._apply(snapshot, delta)
-            elif position.seq > snapshot.position.seq:
-                self._keep(delta)
-                self._wakeup.set()
-        if self._loading or snapshot is None:
-            self._keep(delta)
+    def _on_delta(self, delta: Delta) -> None:
+        action = self._sequencer.receive(delta, self._timers.now())
+        if action is Action.APPLY:
+            self._apply(delta)
+        else:
+            self._plan(action)
 
-    def _apply(self, snapshot: Snapshot, delta: Delta | None) -> None:
-        """Apply a delta and those kept that follow it; a large one beside everything else."""
+    def _on_position(self, position: Position) -> None:
+        self._poller.heard()
+        self._plan(self._sequencer.announce(position, self._timers.now()))
+        self._note_time()
+
+    def _plan(self, action: Action) -> None:
+        """See to it that the next step comes when it is due."""
+        if action is Action.RELOAD:
+            self._alarm.ring()
+        elif self.failing is None and (due := self._sequencer.due) is not None:
+            self._alarm.ring_by(due)
+
+    def _note_time(self) -> None:
+        """Note that the snapshot is the newest now, where no commit is known that it lacks."""
+        if self._sequencer.in_step and self._sequencer.gap is None:
+            self._as_of = self._clock.now()
+
+    def _apply(self, delta: Delta | None) -> None:
+        """Apply a delta and those that waited for it; a large one in a task of its own."""
+        snapshot = self._snapshot
+        assert snapshot is not None
         while delta is not None:
             if len(delta.cells) > LARGE_CELLS:
                 self._applying = asyncio.create_task(self._apply_large(snapshot, delta))
                 return
             snapshot.apply(delta)
-            self._learn(delta.cells.keys())
-            delta = self._applied(snapshot, delta)
+            self._names.learn(delta.cells.keys())
+            delta = self._applied(delta)
         self._instruments.position_seq.set(snapshot.position.seq)
 
     async def _apply_large(self, snapshot: Snapshot, delta: Delta) -> None:
         try:
             keys = delta.cells.keys()
             while some := list(islice(keys, LARGE_CELLS)):
-                self._learn(some)
+                self._names.learn(some)
                 await asyncio.sleep(0)
             for _ in snapshot.applying(delta):
                 await asyncio.sleep(0)
+            self._applying = None
+            self._apply(self._applied(delta))
+            self._plan(self._sequencer.next_action(self._timers.now()))
         except Exception:
             log.exception("A commit could not be applied; live state is loaded again")
-            self._snapshot, self._in_step = None, False  # it holds some of the commit
-            self._wakeup.set()
-            return
-        finally:
-            self._applying = None
-        self._apply(snapshot, self._applied(snapshot, delta))
+            self._forget()
 
-    def _applied(self, snapshot: Snapshot, delta: Delta) -> Delta | None:
+    def _applied(self, delta: Delta) -> Delta | None:
         """Tell of a delta that was applied; return the one that follows it, if that is here."""
+        following = self._sequencer.applied()
         self.changes.note(delta)
-        self._advanced()
+        self._push()
         self._instruments.bus_lag_seconds.set((self._clock.now() - delta.received) / 1e6)
-        return self._early.pop(snapshot.position.seq + 1, None)
+        return following
 
-    def _keep(self, delta: Delta) -> None:
-        cells = sum(len(each.cells) for each in self._early.values())
-        if len(self._early) >= MAX_EARLY or cells >= MAX_EARLY_CELLS:
-            self._early.clear()
-        self._early[delta.position.seq] = delta
+    def _push(self) -> None:
+        for follower in self.followers:
+            follower.push()
 
-    def _on_position(self, position: Position) -> None:
-        """Take note of where the database stands, as somebody has seen it.
+    def _forget(self) -> None:
+        """Give the snapshot up: it may hold a part of a commit."""
+        task, self._applying = self._applying, None
+        if task is not None:
+            task.cancel()
+        self._snapshot = None
+        self._sequencer.forget()
+        self._alarm.ring()
 
-        In an epoch it never goes back: a node that is behind tells where it stands, too.
-        """
-        known = self._announced
-        if known is None or known.epoch != position.epoch or known.seq < position.seq:
-            self._announced = position
-        self._heard = time.monotonic()
-        if self._is_behind():
-            self._wakeup.set()
-        elif self._in_step:
-            self._read = self._clock.now()
+    # -- positions ------------------------------------------------------------------------------
 
-    def _bus_is_healthy(self) -> bool:
-        """Whether what the others commit can be heard."""
-        patience = SILENT_LOOKS * (self._look_seconds or POLL_SECONDS)
-        return self._bus.failing is None and time.monotonic() - self._heard < patience
-
-    def _announce(self) -> None:
-        """Tell where we are, unless it is known: whoever missed the last delta learns by it."""
+    async def _poll(self) -> bool:
+        """Read the database's position if it is this node's turn; return whether it did."""
         ours = self.position
-        if ours is not None and self._in_step and ours != self._announced:
-            heard = self._heard
-            self._bus.announce(ours)
-            self._heard = heard  # of the database itself nothing was heard by this
-
-    # -- looking --------------------------------------------------------------------------------
-
-    async def _look(self) -> bool:
-        """Read the database's position if it is this node's turn, and tell everybody.
-
-        Returns whether it did.
-        """
-        if self._look_seconds is None:
-            if not self._bus_is_healthy():
-                raise Unavailable("nothing is heard of the database")
-            self._mark_healthy()
-        elif await self._is_our_turn(self._look_seconds):
-            heard, ours = self._announced, self.position
-            position = await self._ask_position()
-            if ours is not None and is_behind(position, ours):
-                position = await self._sources.begin_epoch(ours, position)
-                self._in_step = False
-            self._mark_healthy()
-            if self._announced is heard:  # else it may be newer than what was read
-                self._announced = position
-            self._bus.announce(position)
-            return True
-        return False
-
-    async def _ask_position(self) -> Position:
-        """Return where the database stands, which has the last word about that."""
-        position = await self._store.position()
-        self._sources.epoch = position.epoch
-        return position
-
-    async def _is_our_turn(self, seconds: float) -> bool:
-        missed = self._stopped or self._bus.outages != self._outages
-        heals = missed and self._bus.failing is None
-        if heals:
-            self._outages = self._bus.outages
-        if self._bus_is_healthy() and self.failing is None and not heals:
-            with suppress(Unavailable):
-                # Alone, a look that was late is not to cost the next one, which is on time.
-                span = seconds if self._has_others else seconds / 2
-                return await self._cluster.claim("look", span)
-        now = time.monotonic()
-        # Who committed while we were deaf may be gone, and what it had to tell with it.
-        if now < self._next_look and not heals:
+        position = await self._poller.poll(ours)
+        if position is None:
             return False
-        # The database's return is not to go unnoticed for as long as its position may.
-        self._next_look = now + (seconds if self.failing is None else STEP_SECONDS)
+        if ours is not None and position.epoch != ours.epoch:
+            self._sequencer.lose_step()  # the database has the last word
+        self._on_position(position)
         return True
 
-    def _is_behind(self) -> bool:
-        snapshot, there = self._snapshot, self._announced
-        if snapshot is None or not self._in_step or self._applying is not None:
-            return False
-        if self._early:
-            return True
-        ours = snapshot.position
-        return there is not None and (there.epoch != ours.epoch or there.seq > ours.seq)
+    def _announce(self) -> None:
+        """Tell the other nodes the snapshot's position, unless they know it.
 
-    async def _catch_up(self) -> None:
-        """Fetch what was missed. Raises MissingDeltas when it cannot be had, Unavailable."""
-        await asyncio.sleep(DELTA_GRACE_SECONDS if self._has_others else OWN_GRACE_SECONDS)
-        if not self._is_behind():
+        A node that missed the last delta learns of it by this.
+        """
+        position = self._sequencer.unannounced
+        if position is not None:
+            self._sequencer.announce(position, self._timers.now())
+            self._bus.announce(position)
+
+    # -- fetching -------------------------------------------------------------------------------
+
+    async def _fetch(self) -> None:
+        """Fetch the deltas that are missing. Raises MissingDeltas where none has them."""
+        gap = self._sequencer.gap
+        if gap is None:
             return
-        assert self._snapshot is not None
-        for delta in await self._missed(self._snapshot.position):
-            self._take(delta)
-        if self._is_behind():
-            raise MissingDeltas(f"{self._announced} after {self._snapshot.position}")
+        deltas = await self._missing(gap)
+        for delta in deltas:
+            self._on_delta(delta)
+        await self.settled()
+        now = self._timers.now()
+        if not deltas:
+            self._sequencer.nothing_after(gap, now)
+            self._note_time()
+        elif self._sequencer.fetched(gap, now) is Action.RELOAD:
+            raise MissingDeltas(f"seq {gap.until} after {gap.after.seq}")
 
-    async def _missed(self, ours: Position) -> list[Delta]:
-        known = max([*self._early, self._announced.seq if self._announced else 0])
+    async def _missing(self, gap: Gap) -> list[Delta]:
+        """Return the deltas of a gap; [] where the database has no commit there."""
         with suppress(MissingDeltas, Unavailable):
-            deltas = await self._bus.deltas(ours)
-            if deltas and deltas[-1].position.seq >= known:
+            deltas = await self._bus.deltas(gap.after)
+            if deltas and deltas[-1].position.seq >= gap.until:
                 return deltas
-        deltas = await self._store.deltas(ours)
-        if not deltas:  # whoever announced something else was wrong
-            self._announced = ours
-            self._on_position(ours)
-            self._early.clear()
-        return deltas
+        return await self._store.deltas(gap.after)
 
     # -- loading --------------------------------------------------------------------------------
 
-    def _must_load(self) -> bool:
+    def _is_outdated(self) -> bool:
+        """Whether the clock moved on, or was set, so far that windows need other minutes."""
         snapshot = self._snapshot
-        if snapshot is None or not self._in_step:
-            return True
-        # The minutes a snapshot holds move on with the clock, whichever way it is set.
-        return not 0 <= self._clock.now() - snapshot.taken < LIFETIME
-
-    def _has_lost_windows(self) -> bool:
-        """Whether windows were given up since the last load, and it may be tried again."""
-        snapshot = self._snapshot
-        if snapshot is None or self._look_seconds is None or snapshot.covered == self._loaded:
-            return False
-        return time.monotonic() >= self._next_reload
+        return snapshot is not None and not 0 <= self._clock.now() - snapshot.taken < LIFETIME
 
     async def _load(self, source: Awaitable[Snapshot]) -> None:
-        self._loading, began = True, time.monotonic()
+        self._sequencer.begin_load()
+        began, failed = self._timers.now(), True
         try:
             snapshot = await source
             folded = await self._folded_in(snapshot.position.epoch)
             await self.settled()
+            failed = False
         finally:
-            self._loading = False
-            now = time.monotonic()
-            self._next_reload = now + max(RELOAD_SECONDS, RELOAD_REST * (now - began))
-        self._loaded = snapshot.covered
+            self._coverage.tried(began, self._timers.now())
+            if failed:
+                self._sequencer.load_failed()
         position = snapshot.position
-        self._early = {
-            seq: delta
-            for seq, delta in self._early.items()
-            if delta.position.epoch == position.epoch and seq > position.seq
-        }
-        before, self._snapshot, self._in_step = self._snapshot, snapshot, True
-        self._apply(snapshot, self._early.pop(position.seq + 1, None))
+        before, self._snapshot = self._snapshot, snapshot
+        self._coverage.loaded(snapshot)
+        self._apply(self._sequencer.loaded(position, self._timers.now()))
         if before is not None:
             snapshot.continues(before)
-        if self._announced is None or self._announced.epoch != position.epoch:
-            self._announced = position
         self._instruments.reloads.inc()
-        self._advanced()
+        self._push()
         if folded is None:
-            self._learn(snapshot.keys())
+            self._names.learn(snapshot.keys())
         else:
-            self._renew(snapshot.keys(), folded)
+            self._names.renew(snapshot.keys(), folded)
             self._named = position.epoch
-        if self._is_behind():
-            self._wakeup.set()
 
-    async def _newest(self, *, looked: bool) -> Snapshot:
+    async def _newest(self, *, polled: bool) -> Snapshot:
         """Return the newest snapshot, of the epoch that the database is in now.
 
         Announcements and caches may be of an epoch that has just ended: another node that does not
-        know so yet goes on telling it. `looked`: the database told its position a moment ago.
+        know so yet goes on telling it. `polled`: the database told its position a moment ago.
         """
-        if self._look_seconds is not None and not looked:
+        if self._topology.has_store and not polled:
             with suppress(Unavailable):  # then what others know is the best there is
-                position = await self._ask_position()
-                if self._announced is None or self._announced.epoch != position.epoch:
-                    self._announced = position
-        return await self._sources.newest(self._announced)
+                position = await self._poller.ask()
+                self._sequencer.announce(position, self._timers.now())
+        return await self._loader.newest(self._sequencer.announced)
 
     async def _folded_in(self, epoch: str) -> FoldedNames | None:
         """Return the names that are folded in an epoch; None where names are of it already."""
@@ -481,21 +393,41 @@ class LiveState:
 
     async def _share(self) -> None:
         """Cache a snapshot now and then, so that a node that starts need not read the database."""
-        if self._cache_seconds is None or self._snapshot is None or not self._in_step:
+        position = self.position
+        if not self._topology.has_peers or position is None or not self._sequencer.in_step:
             return
-        work, seconds = "cache", self._cache_seconds
-        if self._snapshot.position == self._cached:
-            work, seconds = "cache again", REPEAT * seconds
         with suppress(Unavailable):
-            if await self._cluster.claim(work, seconds):
+            if await self._loader.is_ours_to_share(position):
                 await self.settled()
                 if (held := self.held()) is not None:
-                    self._cached = held.snapshot.position
-                    await self._sources.cache(held.snapshot)
+                    await self._loader.share(held.snapshot)
 
-    def _tell_windows(self) -> None:
+
+class _Coverage:
+    """The windows that a snapshot has memory for: the log tells them, and loading may add some."""
+
+    def __init__(self, room: int | None) -> None:
+        self._room = room
+        self._loaded: tuple[str, ...] = ()  # those that were covered once it was loaded
+        self._next_load = -inf
+        self._told = BOUNDED  # those that the log said to be in memory
+
+    def tried(self, began: float, now: float) -> None:
+        """Record when loading was tried: the next time to cover more windows comes later."""
+        self._next_load = now + max(RELOAD_SECONDS, RELOAD_REST * (now - began))
+
+    def loaded(self, snapshot: Snapshot) -> None:
+        """Record what a snapshot covers that was just loaded."""
+        self._loaded = snapshot.covered
+
+    def may_grow(self, snapshot: Snapshot | None, now: float) -> bool:
+        """Whether windows were given up since the last load, and it is time to load again."""
+        if snapshot is None or snapshot.covered == self._loaded:
+            return False
+        return now >= self._next_load
+
+    def tell(self, snapshot: Snapshot | None) -> None:
         """Log which windows memory has no room for, whenever that has changed."""
-        snapshot = self._snapshot
         if snapshot is None or snapshot.covered == self._told:
             return
         self._told = snapshot.covered
@@ -503,19 +435,7 @@ class LiveState:
             log.warning(
                 "There is no memory for these windows, and the database answers them: %s. Live "
                 "state has %d cells in %d of %d bytes; raise ROUTECAST_LIVE_MEMORY for more",
-                *(", ".join(lost), snapshot.cells, snapshot.size, self._sources.room or 0),
+                *(", ".join(lost), snapshot.cells, snapshot.size, self._room or 0),
             )
         else:
             log.info("All windows are answered from memory again")
-
-    # -- the database ---------------------------------------------------------------------------
-
-    def _mark_failing(self, error: Unavailable) -> None:
-        if self.failing is None:  # said once, not at each look
-            log.error("The database cannot be read: %s", error)
-        self.failing = str(error)
-
-    def _mark_healthy(self) -> None:
-        if self.failing is not None:
-            log.warning("The database can be read again")
-        self.failing = None

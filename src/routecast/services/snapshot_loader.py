@@ -1,18 +1,19 @@
-"""Sources: where a snapshot can be had, the cache first and then the database.
+"""Loading snapshots: from the cache, else from the database.
 
-A cached snapshot is some seconds old; the deltas on the bus since then make it the newest. Where
-they do not reach, it is as good as none: numbers are never guessed at.
+A cached snapshot is some seconds old; the deltas that the bus has carried since then make it the
+newest. Where some of these are missing, the cached snapshot is not used.
 """
 
-import asyncio
 import logging
 from contextlib import suppress
 from typing import Final
 
+from routecast.alarm import Alarm
 from routecast.core.snapshot import LIFETIME, Snapshot
+from routecast.core.topology import Topology
 from routecast.errors import MissingDeltas, Unavailable
 from routecast.instruments import Instruments
-from routecast.ports import Bus, Cache, Clock, Cluster, Store
+from routecast.ports import Bus, Cache, Clock, Cluster, Store, Timers
 from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
@@ -20,8 +21,14 @@ log = logging.getLogger(__name__)
 # A node that reads the database for all has this time, in seconds, to put the result into the
 # cache.
 LOAD_SECONDS: Final = 5.0
-# Between two looks whether it did.
+# Between two looks whether it did, in seconds.
 LOAD_POLL: Final = 0.05
+# If there are other nodes, one of them caches a snapshot this often, in seconds. It is for nodes
+# that start, and for nodes without a database that missed deltas and must not be 5 s behind.
+SHARE_SECONDS: Final = 3.0
+# A snapshot that nothing was added to is cached again, too, this many times less often: it expires,
+# and nodes that have no database can start from nothing else.
+SHARE_REPEAT: Final = 3
 
 
 class _OtherClock(Exception):
@@ -29,10 +36,10 @@ class _OtherClock(Exception):
 
 
 class SnapshotLoader:
-    """The cache, the database, and the bus between them.
+    """Loads snapshots from the cache and the database, and caches them.
 
-    A snapshot may take `room` bytes, None for any number. Without `reads`, the store is none to
-    load from: others do, and this node waits for them.
+    A snapshot may take `room` bytes, None for any number. A node without a database
+    (`Topology.has_store`) waits until another node has cached a snapshot.
     """
 
     def __init__(
@@ -42,9 +49,10 @@ class SnapshotLoader:
         bus: Bus,
         cluster: Cluster,
         clock: Clock,
+        timers: Timers,
         instruments: Instruments,
+        topology: Topology,
         *,
-        reads: bool = True,
         room: int | None = None,
     ) -> None:
         self._store = store
@@ -52,8 +60,10 @@ class SnapshotLoader:
         self._bus = bus
         self._cluster = cluster
         self._clock = clock
+        self._timers = timers
         self._instruments = instruments
-        self._reads = reads
+        self._topology = topology
+        self._shared: Position | None = None  # of the snapshot that was shared last
         self.room = room
         self.cache_failing = False
         self.epoch: str | None = None  # that the database said it is in, last
@@ -67,7 +77,7 @@ class SnapshotLoader:
         if known is not None:
             with suppress(Unavailable):
                 await self._cache.invalidate(Position(known.epoch, 0))  # of whatever seq
-        deadline = asyncio.get_running_loop().time() + LOAD_SECONDS
+        deadline = self._timers.now() + LOAD_SECONDS
         while True:
             try:
                 snapshot = await self._look_up()
@@ -79,10 +89,10 @@ class SnapshotLoader:
             if snapshot is not None and _reaches(snapshot.position, known):
                 self._tell("hit")
                 return snapshot
-            late = asyncio.get_running_loop().time() > deadline
+            late = self._timers.now() > deadline
             if late or self.cache_failing or await self._acquire_load_lock(known):
                 break
-            await asyncio.sleep(LOAD_POLL)
+            await Alarm(self._timers).wait_until(self._timers.now() + LOAD_POLL)
         self._tell("error" if self.cache_failing else "miss")
         return await self.stored()
 
@@ -91,7 +101,7 @@ class SnapshotLoader:
 
         Commits are cached once they are made: so the database went back after that.
         """
-        if not self._reads:
+        if not self._topology.has_store:
             return None
         try:
             there = await self._store.position()
@@ -170,7 +180,7 @@ class SnapshotLoader:
         return snapshot
 
     async def _acquire_load_lock(self, known: Position | None) -> bool:
-        if not self._reads:
+        if not self._topology.has_store:
             return False
         work = f"load {known.epoch}:{known.seq}" if known else "load"
         try:
@@ -183,6 +193,20 @@ class SnapshotLoader:
         snapshot = await self._store.load(self._clock.now(), self.room)
         await self.cache(snapshot)
         return snapshot
+
+    async def is_ours_to_share(self, position: Position) -> bool:
+        """Return whether this node is to cache a snapshot of a position now (`share`).
+
+        Raises Unavailable.
+        """
+        if position == self._shared:
+            return await self._cluster.claim("cache again", SHARE_REPEAT * SHARE_SECONDS)
+        return await self._cluster.claim("cache", SHARE_SECONDS)
+
+    async def share(self, snapshot: Snapshot) -> None:
+        """Cache a snapshot, for nodes that start or missed something."""
+        self._shared = snapshot.position
+        await self.cache(snapshot)
 
     async def cache(self, snapshot: Snapshot) -> None:
         """Put a snapshot into the cache, for others and for later."""

@@ -33,14 +33,11 @@ class MemoryBus:
         self._cells += len(delta.cells)
         while self._cells > CELLS_HELD:
             self._cells -= len(self._sent.popleft().cells)
-        self._tell(delta)
+        for listener in tuple(self._listeners.values()):
+            listener(delta)
 
     def announce(self, position: Position) -> None:
-        self._tell(position)
-
-    def _tell(self, news: Delta | Position) -> None:
-        for listener in tuple(self._listeners.values()):
-            listener(news)
+        """Nothing to do: there is no other node."""
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         token = object()

@@ -76,7 +76,6 @@ class RedisBus:
         self._put(BusMessage(delta.position, packed if small else None))
 
     def announce(self, position: Position) -> None:
-        self._tell(position)
         self._put(BusMessage(position))
 
     def _tell(self, news: Delta | Position) -> None:

@@ -1,0 +1,107 @@
+"""When a node reads the database's position: in turn with its peers, or by itself.
+
+There is no I/O here, and no clock: `now` is a number of seconds on a clock that is never set.
+"""
+
+from enum import Enum
+from math import inf
+from typing import Final, Protocol
+
+from routecast.core.topology import Topology
+
+# A node takes a step this often, in seconds, where other nodes are heard or the database fails.
+STEP_SECONDS: Final = 1.0
+# A step that comes at most this early, in seconds, is the one that was due: timers are not exact.
+SLACK_SECONDS: Final = 0.05
+# After this number of polls of which no position was heard, the bus counts as down.
+SILENT_POLLS: Final = 4
+
+
+class BusHealth(Protocol):
+    """How a bus is (`ports.Bus`)."""
+
+    @property
+    def failing(self) -> str | None:
+        """Why nodes cannot hear each other now; None while they can."""
+        ...
+
+    @property
+    def outages(self) -> int:
+        """How often it has failed so far."""
+        ...
+
+
+class Poll(Enum):
+    """Whether to read the database's position now."""
+
+    NO = "no"
+    IN_TURN = "in turn"  # where no peer has it as its turn
+    NOW = "now"  # whatever peers do
+
+
+class PollSchedule:
+    """Decides when to poll, from what was heard and how the bus is.
+
+    While the bus is heard, the nodes take turns. While it is not, and while the database fails,
+    each node polls for itself. After an outage of the bus, and after this process did not run for
+    a while, it polls at once: a node that committed meanwhile may be gone, and will not announce
+    its position again.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._heard = -inf  # when a position was last heard or read
+        self._next = -inf  # when this node polls next, by itself
+        self._outages = 0  # of the bus, after which a poll was begun
+        self._suspect = False  # something may have been missed
+
+    def heard(self, now: float) -> None:
+        """Record that a position was heard from another node, or read from the database."""
+        self._heard = now
+
+    def suspect(self) -> None:
+        """Record that the process did not run for a while, and may have missed anything."""
+        self._suspect = True
+
+    def hears(self, bus: BusHealth, now: float) -> bool:
+        """Whether commits of other nodes can be heard."""
+        patience = SILENT_POLLS * self._topology.poll_seconds
+        return bus.failing is None and now - self._heard < patience
+
+    def decide(self, bus: BusHealth, now: float, *, failing: bool) -> Poll:
+        """Return whether to poll now. `failing`: the database could not be read the last time."""
+        if bus.failing is None and (self._suspect or bus.outages != self._outages):
+            return Poll.NOW
+        if self.hears(bus, now) and not failing:
+            return Poll.IN_TURN
+        return self.by_itself(now)
+
+    def by_itself(self, now: float) -> Poll:
+        """Return whether to poll now where turns cannot be agreed on."""
+        return Poll.NO if now < self._next else Poll.NOW
+
+    def begin(self, bus: BusHealth, now: float) -> None:
+        """Record that a poll begins that is not in turn."""
+        if bus.failing is None:
+            self._suspect, self._outages = False, bus.outages
+        self._next = now + self._topology.poll_seconds
+
+    def failed(self, now: float) -> None:
+        """Record that the database could not be read: that it works again must show soon."""
+        self._next = now + STEP_SECONDS
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long a turn lasts, in which one node polls; in seconds."""
+        seconds = self._topology.poll_seconds
+        # A node without peers has every turn. A poll that was late must not cost the next one.
+        return seconds if self._topology.has_peers else seconds / 2
+
+    def next_step(self, now: float, *, failing: bool) -> float:
+        """Return the moment at which to ask `decide` again."""
+        if self._topology.has_peers or failing:
+            return now + STEP_SECONDS
+        # Ticks draw together at multiples of their interval (`streaming/connections.py`), so a
+        # process that has little to do wakes once for them and for the poll.
+        seconds = self._topology.poll_seconds
+        return ((now + SLACK_SECONDS) // seconds + 1) * seconds

@@ -1,0 +1,33 @@
+"""What a node shares with others: a bus with other nodes, a database with other processes."""
+
+from dataclasses import dataclass
+from typing import Final
+
+# How often the nodes, together, read the database's position, in seconds. A delta that was lost
+# after the last commit, because its node was killed, delays numbers by at most this time.
+POLL_SECONDS: Final = 5.0
+# A node without peers makes all commits itself, or should. It polls to notice that the database is
+# lost, or that another program has written to it.
+ALONE_POLL_SECONDS: Final = 10.0
+# Where other nodes may use the database and there is no bus, polls alone show their commits.
+UNHEARD_POLL_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where a node stands among others.
+
+    `has_peers`: other nodes are heard over a bus. `has_store`: it can read the database; otherwise
+    its peers tell it all. `shares_store`: other processes may commit to the database.
+    """
+
+    has_peers: bool = False
+    has_store: bool = True
+    shares_store: bool = False
+
+    @property
+    def poll_seconds(self) -> float:
+        """How often the nodes, together, read the database's position, in seconds."""
+        if self.has_peers:
+            return POLL_SECONDS
+        return UNHEARD_POLL_SECONDS if self.shares_store else ALONE_POLL_SECONDS

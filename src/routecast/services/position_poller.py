@@ -1,0 +1,106 @@
+"""Polling: reads the database's position now and then, and tells whether the database works.
+
+`core/poll_schedule.py` decides when.
+"""
+
+import logging
+
+from routecast.core.poll_schedule import Poll, PollSchedule
+from routecast.core.topology import Topology
+from routecast.errors import Unavailable
+from routecast.ports import Bus, Cluster, Store, Timers
+from routecast.protocol import Position
+from routecast.services.snapshot_loader import SnapshotLoader, is_behind
+
+log = logging.getLogger(__name__)
+
+
+class PositionPoller:
+    """Reads the database's position in turn with the other nodes, and tells them."""
+
+    def __init__(
+        self,
+        loader: SnapshotLoader,
+        store: Store,
+        bus: Bus,
+        cluster: Cluster,
+        timers: Timers,
+        topology: Topology,
+    ) -> None:
+        self._loader = loader
+        self._store = store
+        self._bus = bus
+        self._cluster = cluster
+        self._timers = timers
+        self._has_store = topology.has_store
+        self._schedule = PollSchedule(topology)
+        self.failing: str | None = None  # why the database cannot be read
+
+    @property
+    def hears_peers(self) -> bool:
+        """Whether commits of other nodes can be heard; True, too, where there are none."""
+        return self._schedule.hears(self._bus, self._timers.now())
+
+    def heard(self) -> None:
+        """Record that another node announced a position."""
+        self._schedule.heard(self._timers.now())
+
+    def suspect(self) -> None:
+        """Have the next `poll` ask at once: this process did not run for a while."""
+        self._schedule.suspect()
+
+    def next_poll(self) -> float:
+        """Return the moment of the timers at which to call `poll` again."""
+        return self._schedule.next_step(self._timers.now(), failing=self.failing is not None)
+
+    async def poll(self, ours: Position | None) -> Position | None:
+        """Return the database's position if it is this node's turn to read it, else None.
+
+        The other nodes are told. `ours` is the position of this node's snapshot: where the database
+        is behind it, a new epoch begins. Raises Unavailable, also where a node without a database
+        does not hear the others.
+        """
+        if not self._has_store:
+            if not self.hears_peers:
+                raise Unavailable("nothing is heard of the database")
+            self._mark_healthy()
+            return None
+        if not await self._is_our_turn():
+            return None
+        position = await self.ask()
+        if ours is not None and is_behind(position, ours):
+            position = await self._loader.begin_epoch(ours, position)
+        self._mark_healthy()
+        self.heard()
+        self._bus.announce(position)
+        return position
+
+    async def ask(self) -> Position:
+        """Return where the database stands, which has the last word. Raises Unavailable."""
+        position = await self._store.position()
+        self._loader.epoch = position.epoch
+        return position
+
+    async def _is_our_turn(self) -> bool:
+        now, failing = self._timers.now(), self.failing is not None
+        poll = self._schedule.decide(self._bus, now, failing=failing)
+        if poll is Poll.IN_TURN:
+            try:
+                return await self._cluster.claim("look", self._schedule.turn_seconds)
+            except Unavailable:
+                poll = self._schedule.by_itself(now)
+        if poll is Poll.NOW:
+            self._schedule.begin(self._bus, now)
+        return poll is Poll.NOW
+
+    def mark_failing(self, error: Unavailable) -> None:
+        """Record, and log once, that the database cannot be read."""
+        if self.failing is None:
+            log.error("The database cannot be read: %s", error)
+        self.failing = str(error)
+        self._schedule.failed(self._timers.now())
+
+    def _mark_healthy(self) -> None:
+        if self.failing is not None:
+            log.warning("The database can be read again")
+        self.failing = None

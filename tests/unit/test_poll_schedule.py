@@ -1,0 +1,132 @@
+"""When a node polls: in turn while the bus is heard, by itself while it is not."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from routecast.core.poll_schedule import SILENT_POLLS, STEP_SECONDS, Poll, PollSchedule
+from routecast.core.topology import (
+    ALONE_POLL_SECONDS,
+    POLL_SECONDS,
+    UNHEARD_POLL_SECONDS,
+    Topology,
+)
+
+PEERS = Topology(has_peers=True)
+ALONE = Topology()
+START = 1_000.0
+
+
+@dataclass
+class Health:
+    """A bus, as far as its health is concerned."""
+
+    failing: str | None = None
+    outages: int = 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "seconds"),
+    [
+        (Topology(has_peers=True), POLL_SECONDS),
+        (Topology(has_peers=True, shares_store=True), POLL_SECONDS),
+        (Topology(has_peers=True, has_store=False), POLL_SECONDS),
+        (Topology(), ALONE_POLL_SECONDS),
+        (Topology(shares_store=True), UNHEARD_POLL_SECONDS),
+    ],
+)
+def test_how_often_nodes_poll_depends_on_what_they_share(
+    topology: Topology, seconds: float
+) -> None:
+    """Where the bus tells of commits, a poll finds only what the bus lost."""
+    assert topology.poll_seconds == seconds
+
+
+def test_nodes_that_hear_each_other_take_turns() -> None:
+    """A turn lasts as long as the time between two polls."""
+    schedule, bus = PollSchedule(PEERS), Health()
+    schedule.heard(START)
+    assert schedule.decide(bus, START, failing=False) is Poll.IN_TURN
+    assert schedule.turn_seconds == POLL_SECONDS
+
+
+def test_turn_of_a_node_alone_ends_before_its_next_poll() -> None:
+    """Or a poll that was late would cost the one after it."""
+    assert PollSchedule(ALONE).turn_seconds < ALONE_POLL_SECONDS
+
+
+def test_node_that_hears_nothing_polls_by_itself() -> None:
+    """No sooner than it would in turn."""
+    schedule, bus = PollSchedule(PEERS), Health()
+    assert not schedule.hears(bus, START)
+    assert schedule.decide(bus, START, failing=False) is Poll.NOW
+    schedule.begin(bus, START)
+    assert schedule.decide(bus, START + POLL_SECONDS - 1, failing=False) is Poll.NO
+    assert schedule.decide(bus, START + POLL_SECONDS, failing=False) is Poll.NOW
+
+
+def test_silence_counts_as_an_outage_after_some_polls() -> None:
+    """One poll may fail, and so may the node whose turn it was."""
+    schedule, bus = PollSchedule(PEERS), Health()
+    schedule.heard(START)
+    assert schedule.hears(bus, START + SILENT_POLLS * POLL_SECONDS - 1)
+    assert not schedule.hears(bus, START + SILENT_POLLS * POLL_SECONDS)
+    assert not schedule.hears(Health("gone"), START)
+
+
+def test_database_that_fails_is_tried_at_each_step() -> None:
+    """So that its return is noticed soon."""
+    schedule, bus = PollSchedule(ALONE), Health()
+    schedule.heard(START)
+    schedule.begin(bus, START)
+    schedule.failed(START)
+    assert schedule.decide(bus, START + STEP_SECONDS / 2, failing=True) is Poll.NO
+    assert schedule.decide(bus, START + STEP_SECONDS, failing=True) is Poll.NOW
+    assert schedule.next_step(START, failing=True) == START + STEP_SECONDS
+
+
+def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
+    """At once, and once, also where it was over before anything was noticed."""
+    schedule, bus = PollSchedule(PEERS), Health()
+    schedule.heard(START)
+    bus.failing, bus.outages = "gone", 1
+    assert schedule.decide(bus, START, failing=False) is Poll.NOW  # by itself
+    schedule.begin(bus, START)
+    assert schedule.decide(bus, START + 1, failing=False) is Poll.NO
+    bus.failing = None
+    assert schedule.decide(bus, START + 1, failing=False) is Poll.NOW
+    schedule.begin(bus, START + 1)
+    assert schedule.decide(bus, START + 1, failing=False) is Poll.IN_TURN
+
+
+def test_process_that_did_not_run_polls_at_once() -> None:
+    """It may have missed anything."""
+    schedule, bus = PollSchedule(PEERS), Health()
+    schedule.heard(START)
+    schedule.suspect()
+    assert schedule.decide(bus, START, failing=False) is Poll.NOW
+    schedule.begin(bus, START)
+    assert schedule.decide(bus, START, failing=False) is Poll.IN_TURN
+
+
+def test_suspicion_outlives_an_outage_of_the_bus() -> None:
+    """What a poll finds while the bus fails is not all that was missed."""
+    schedule, bus = PollSchedule(PEERS), Health("gone")
+    schedule.heard(START)
+    schedule.suspect()
+    schedule.begin(bus, START)
+    bus.failing = None
+    assert schedule.decide(bus, START + 1, failing=False) is Poll.NOW
+
+
+@pytest.mark.parametrize(
+    ("now", "due"), [(1_000.0, 1_010.0), (1_009.9, 1_010.0), (1_009.96, 1_020.0)]
+)
+def test_node_alone_polls_at_multiples_of_the_interval(now: float, due: float) -> None:
+    """A step that is a little early is the one that was due."""
+    assert PollSchedule(ALONE).next_step(now, failing=False) == pytest.approx(due)
+
+
+def test_node_with_peers_steps_more_often_than_it_polls() -> None:
+    """It announces its position at each step."""
+    assert PollSchedule(PEERS).next_step(START, failing=False) == START + STEP_SECONDS
