@@ -6,7 +6,6 @@ import pytest
 
 from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.cache.memory import MemoryCache
-from routecast.adapters.clock import SystemTimers
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.snapshot import Snapshot
@@ -14,8 +13,8 @@ from routecast.core.topology import Topology
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.protocol import Position
-from routecast.services.snapshot_loader import LOAD_SECONDS, SnapshotLoader
-from tests.support.clock import HeldClock
+from routecast.services.snapshot_loader import LOAD_POLL, LOAD_SECONDS, SnapshotLoader
+from tests.support.clock import HeldClock, HeldTimers
 from tests.support.decisions import HOUR, NOW, assert_sums, kept
 
 
@@ -37,9 +36,15 @@ def cache(clock: HeldClock) -> BrittleCache:
 
 
 @pytest.fixture
-def cluster() -> MemoryCluster:
-    """A cluster in which nothing is claimed."""
-    return MemoryCluster()
+def timers() -> HeldTimers:
+    """Timers that ring when a test says so."""
+    return HeldTimers()
+
+
+@pytest.fixture
+def cluster(timers: HeldTimers) -> MemoryCluster:
+    """A cluster in which nothing is claimed, on the held clock."""
+    return MemoryCluster(timers.now)
 
 
 @pytest.fixture
@@ -49,12 +54,11 @@ def sources(
     bus: MemoryBus,
     cluster: MemoryCluster,
     clock: HeldClock,
+    timers: HeldTimers,
     instruments: Instruments,
 ) -> SnapshotLoader:
     """Sources of an empty database."""
-    return SnapshotLoader(
-        store, cache, bus, cluster, clock, SystemTimers(), instruments, Topology()
-    )
+    return SnapshotLoader(store, cache, bus, cluster, clock, timers, instruments, Topology())
 
 
 async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
@@ -64,22 +68,34 @@ async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
     done = await store.commit([[kept(1)]], NOW)
     await cache.put(Snapshot(done.position, NOW + HOUR))
     await cluster.claim("load", LOAD_SECONDS)  # as another node
-    async with asyncio.timeout(LOAD_SECONDS / 2):
-        snapshot = await sources.newest(None)
+    snapshot = await sources.newest(None)
     assert snapshot.taken == NOW
     assert_sums(snapshot.total, [kept(1)])
 
 
 async def test_node_that_loads_is_waited_for(
-    sources: SnapshotLoader, cache: BrittleCache, cluster: MemoryCluster
+    sources: SnapshotLoader, cache: BrittleCache, cluster: MemoryCluster, timers: HeldTimers
 ) -> None:
     """Another one reads the database; what it caches is taken."""
     await cluster.claim("load", LOAD_SECONDS)
     newest = asyncio.create_task(sources.newest(None))
-    await asyncio.sleep(0)
+    await timers.pass_time(LOAD_SECONDS / 2)
     await cache.put(Snapshot(Position("e", 4711), NOW))
-    async with asyncio.timeout(LOAD_SECONDS / 2):
-        assert (await newest).position == Position("e", 4711)
+    timers.go_to(timers.moment + LOAD_POLL)
+    assert (await newest).position == Position("e", 4711)
+
+
+async def test_node_that_loads_is_not_waited_for_longer_than_its_claim(
+    sources: SnapshotLoader, store: SqliteStore, cluster: MemoryCluster, timers: HeldTimers
+) -> None:
+    """It may have been killed: then another node reads the database."""
+    done = await store.commit([[kept(1)]], NOW)
+    await cluster.claim("load", LOAD_SECONDS)
+    newest = asyncio.create_task(sources.newest(None))
+    await timers.pass_time(LOAD_SECONDS - LOAD_POLL)
+    assert not newest.done()
+    timers.go_to(timers.moment + 2 * LOAD_POLL)
+    assert (await newest).position == done.position
 
 
 async def test_cache_that_failed_is_tried_again(
