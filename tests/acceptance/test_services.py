@@ -20,7 +20,7 @@ from routecast.protocol import V1_JSON
 from routecast.server.app import Services, open_engines
 from routecast.server.config import Settings
 from routecast.services import supervisor
-from tests.support.decisions import kept
+from tests.support.decisions import batch_of, kept
 from tests.support.running_services import until
 from tests.support.server import Server, free_port
 
@@ -137,7 +137,8 @@ async def test_node_recovers_from_a_failure_at_each_await(
             starts = broken.starts
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(REACH_SECONDS):
-                    accepted += (await services.ingest.submit([kept(next(numbers))])).inserted
+                    sent = batch_of([kept(next(numbers))])
+                    accepted += (await services.ingest.accept(sent)).accepted
             with suppress(TimeoutError):
                 async with asyncio.timeout(REACH_SECONDS):
                     while broken.starts == starts:  # noqa: ASYNC110  -- it has no event
@@ -145,7 +146,8 @@ async def test_node_recovers_from_a_failure_at_each_await(
         # Whatever it was, decisions are taken again, and shown.
         while True:
             try:
-                accepted += (await services.ingest.submit([kept(next(numbers))])).inserted
+                sent = batch_of([kept(next(numbers))])
+                accepted += (await services.ingest.accept(sent)).accepted
                 break
             except Unavailable:
                 await asyncio.sleep(0.01)

@@ -17,6 +17,7 @@ from routecast.core.decode import decode
 from routecast.core.exact import BrokenDecision
 from routecast.core.histogram import EDGES
 from routecast.core.rollup import Cells, Key, Sums
+from routecast.services.decision_batch import DecisionBatch
 from tests.support.oracle import tally
 
 # A busy machine is slow, not wrong: no deadlines. In CI each run tries the same examples.
@@ -62,6 +63,13 @@ def kept(number: int = 0, **given: Any) -> DecisionRecord:
     }
     fields |= given
     return DecisionRecord(**{"owner": fields["project"], **fields})
+
+
+def batch_of(decisions: Sequence[DecisionRecord]) -> DecisionBatch:
+    """Return decisions as `Ingest` gets them, in a batch whose decisions are all good."""
+    batch = DecisionBatch((), Rules(), NOW)
+    batch.decisions = list(decisions)
+    return batch
 
 
 def keep(sent: Sequence[Mapping[str, Any]], received: int, rules: Rules | None = None) -> Any:

@@ -23,14 +23,15 @@ from routecast.edge.http.decisions import Decisions
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Commit
-from routecast.protocol import Position
+from routecast.protocol import Position, Receipt, Rejection
 from routecast.services import ingest as module
-from routecast.services.ingest import Ingest, Kept, Pending
+from routecast.services.decision_batch import AllRejected, DecisionBatch
+from routecast.services.ingest import Ingest
 from tests.support.clock import HeldClock
-from tests.support.decisions import NOW, assert_sums, cells_of, kept
+from tests.support.decisions import NOW, assert_sums, batch_of, cells_of, kept
 from tests.support.running_services import PATIENCE, broken, running, until
 
-Submitted = asyncio.Task[tuple[int, Position]]
+Submitted = asyncio.Future[Receipt]
 
 
 @pytest.fixture
@@ -41,14 +42,24 @@ def ingest(
     instruments: Instruments,
 ) -> Ingest:
     """Ingest that is not running yet: what is submitted waits."""
-    return Ingest(store, bus, clock, CardinalityLimiter(500, 5000), instruments)
+    return Ingest(store, bus, clock, CardinalityLimiter(500, 5000), Rules(), instruments)
+
+
+def submit(ingest: Ingest, decisions: Sequence[DecisionRecord]) -> Submitted:
+    """Submit a batch of good decisions."""
+    return ingest.accept(batch_of(decisions))
+
+
+def receipt(accepted: int, position: Position, duplicates: int = 0) -> Receipt:
+    """Return the receipt for a batch of good decisions."""
+    return Receipt(accepted, duplicates, [], 0, position)
 
 
 async def submit_all(ingest: Ingest, *batches: list[int]) -> list[Submitted]:
     """Submit batches of decisions by number; return when all of them wait."""
-    tasks = [ingest.submit([kept(number) for number in batch]) for batch in batches]
+    waiting = [submit(ingest, [kept(number) for number in batch]) for batch in batches]
     await asyncio.sleep(0)
-    return tasks
+    return waiting
 
 
 async def held(store: SqliteStore) -> Snapshot:
@@ -65,7 +76,7 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
         answers = await asyncio.gather(*waiting)
     position = await store.position()
     assert position.seq == 1
-    assert answers == [Kept(2, position), Kept(1, position), Kept(3, position)]
+    assert answers == [receipt(2, position), receipt(1, position), receipt(3, position)]
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:
@@ -74,7 +85,7 @@ async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> No
     await other.open()
     async with running(ingest.run()):
         for number in range(5):
-            position = (await ingest.submit([kept(number)])).position
+            position = (await submit(ingest, [kept(number)])).position
             assert (await held(other)).position == position
             assert_sums((await held(other)).total, [kept(n) for n in range(number + 1)])
     await other.close()
@@ -91,7 +102,7 @@ async def test_group_has_a_bound(
     seqs = [one.position.seq for one in answers]
     assert seqs[0] == seqs[1] != seqs[2] == seqs[4]
     assert seqs.count(seqs[3]) == 1
-    assert [one.inserted for one in answers] == [2, 2, 1, 10, 1]
+    assert [one.accepted for one in answers] == [2, 2, 1, 10, 1]
     assert (await store.position()).seq == 3
 
 
@@ -108,7 +119,7 @@ async def test_groups_are_larger_while_no_small_batch_comes(
     async with running(ingest.run()):
         await asyncio.gather(*waiting)
         assert (await store.position()).seq == 2
-        await ingest.submit([kept(100)])
+        await submit(ingest, [kept(100)])
         waiting = await submit_all(ingest, *([n + 200, n + 201] for n, _ in medium))
         await asyncio.gather(*waiting)
     assert (await store.position()).seq == 6
@@ -118,8 +129,8 @@ async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None
     """In a batch, across batches that share a commit, and across commits."""
     waiting = await submit_all(ingest, [1, 1, 2], [2, 3])
     async with running(ingest.run()):
-        assert [one.inserted for one in await asyncio.gather(*waiting)] == [2, 1]
-        assert await ingest.submit([kept(3), kept(1)]) == Kept(0, await store.position())
+        assert [one.accepted for one in await asyncio.gather(*waiting)] == [2, 1]
+        assert await submit(ingest, [kept(3), kept(1)]) == receipt(0, await store.position(), 2)
     assert_sums((await held(store)).total, [kept(1), kept(2), kept(3)])
 
 
@@ -127,7 +138,7 @@ async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -
     """It is answered in its turn, with the position there is."""
     before = await store.position()
     async with running(ingest.run()):
-        assert await ingest.submit([]) == Kept(0, before)
+        assert await submit(ingest, []) == receipt(0, before)
     assert await store.position() == before
 
 
@@ -136,9 +147,9 @@ async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) 
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     async with running(ingest.run()):
-        position = (await ingest.submit([kept(1)])).position
+        position = (await submit(ingest, [kept(1)])).position
         assert heard == [Delta(position, cells_of([kept(1)]), NOW)]
-        await ingest.submit([kept(1)])
+        await submit(ingest, [kept(1)])
         assert len(heard) == 1
 
 
@@ -147,7 +158,7 @@ async def test_client_that_hangs_up_takes_nothing_back(ingest: Ingest, store: Sq
     gone, stays = await submit_all(ingest, [1], [2])
     gone.cancel()
     async with running(ingest.run()):
-        assert (await stays)[0] == 1
+        assert (await stays).accepted == 1
     assert gone.cancelled()
     assert_sums((await held(store)).total, [kept(1), kept(2)])
 
@@ -157,9 +168,9 @@ async def test_names_over_their_bound_are_folded_and_counted(
 ) -> None:
     """They are kept under `other`, and an instrument says how many."""
     instruments = Instruments()
-    ingest = Ingest(store, bus, clock, CardinalityLimiter(1, 10), instruments)
+    ingest = Ingest(store, bus, clock, CardinalityLimiter(1, 10), Rules(), instruments)
     async with running(ingest.run()):
-        await ingest.submit([kept(1), kept(2, strategy="new"), kept(3, strategy="newer")])
+        await submit(ingest, [kept(1), kept(2, strategy="new"), kept(3, strategy="newer")])
     folded = [kept(n, strategy="other") for n in (2, 3)]
     assert_sums((await held(store)).total, [kept(1), *folded])
     assert instruments.registry.get_sample_value("routecast_names_folded_total") == 2
@@ -170,19 +181,19 @@ async def test_names_of_what_is_not_stored_take_no_room(
 ) -> None:
     """Of duplicates, and of a commit that fails; while they wait, the limit holds all the same."""
     names = CardinalityLimiter(2, 10)
-    ingest = Ingest(store, bus, clock, names, Instruments())
+    ingest = Ingest(store, bus, clock, names, Rules(), Instruments())
     async with running(ingest.run()):
-        await ingest.submit([kept(1)])
-        duplicate = ingest.submit([kept(1, strategy="spent")])
-        over = ingest.submit([kept(2, strategy="new")])  # there may be two, and one is reserved
+        await submit(ingest, [kept(1)])
+        duplicate = submit(ingest, [kept(1, strategy="spent")])
+        over = submit(ingest, [kept(2, strategy="new")])  # there may be two, and one is reserved
         await asyncio.gather(duplicate, over)
         assert names.used("strategy") == 1
         with monkeypatch.context() as broken:
             broken.setattr(store, "commit", _fail)
             with pytest.raises(Unavailable):
-                await ingest.submit([kept(3, strategy="lost")])
-        await ingest.submit([kept(4, strategy="true")])
-        await ingest.submit([kept(5, strategy="late")])
+                await submit(ingest, [kept(3, strategy="lost")])
+        await submit(ingest, [kept(4, strategy="true")])
+        await submit(ingest, [kept(5, strategy="late")])
     strategies = {2: "other", 4: "true", 5: "other"}
     stored = [kept(1), *(kept(n, strategy=name) for n, name in strategies.items())]
     assert_sums((await held(store)).total, stored)
@@ -205,7 +216,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
     monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 5)
     waiting = await submit_all(ingest, [1, 2, 3])
     with pytest.raises(Unavailable, match="too many decisions are waiting") as refused:
-        await ingest.submit([kept(4), kept(5), kept(6)])
+        await submit(ingest, [kept(4), kept(5), kept(6)])
     assert refused.value.retry_after > 0
     samples = instruments.registry.get_sample_value
     assert samples("routecast_ingest_queue_decisions") == 3
@@ -217,7 +228,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
         await asyncio.gather(*waiting)
         assert samples("routecast_ingest_queue_decisions") == 0
         assert_sums((await held(store)).total, [kept(n) for n in (1, 2, 3, 7, 8)])
-        assert (await ingest.submit([kept(4)]))[0] == 1
+        assert (await submit(ingest, [kept(4)])).accepted == 1
 
 
 async def test_batch_over_the_bound_is_taken_when_nothing_waits(
@@ -226,7 +237,7 @@ async def test_batch_over_the_bound_is_taken_when_nothing_waits(
     """Otherwise it could never be sent."""
     monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 5)
     async with running(ingest.run()):
-        assert (await ingest.submit([kept(n) for n in range(20)]))[0] == 20
+        assert (await submit(ingest, [kept(n) for n in range(20)])).accepted == 20
 
 
 async def test_close_commits_what_waits_and_takes_no_more(
@@ -236,12 +247,12 @@ async def test_close_commits_what_waits_and_takes_no_more(
     waiting = await submit_all(ingest, [1], [2])
     ingest.close()
     with pytest.raises(Unavailable, match="shutting down"):
-        await ingest.submit([kept(3)])
+        await submit(ingest, [kept(3)])
     with pytest.raises(Unavailable, match="shutting down"):
         await ingest.check()
     async with asyncio.timeout(PATIENCE):
         await ingest.run()
-        assert [(await one)[0] for one in waiting] == [1, 1]
+        assert [(await one).accepted for one in waiting] == [1, 1]
     assert_sums((await held(store)).total, [kept(1), kept(2)])
 
 
@@ -277,7 +288,7 @@ async def test_failing_store_refuses_and_recovers(
             assert fails(ingest)
             with pytest.raises(Unavailable):
                 await ingest.check()
-        assert (await ingest.submit([kept(1), kept(2)]))[0] == 2
+        assert (await submit(ingest, [kept(1), kept(2)])).accepted == 2
         assert not fails(ingest)
         await ingest.check()
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
@@ -290,7 +301,7 @@ async def test_failure_long_past_says_nothing_about_now(
     """After a while the database itself is asked again."""
     async with running(ingest.run()):
         with broken(store.path), pytest.raises(Unavailable):
-            await ingest.submit([kept(1)])
+            await submit(ingest, [kept(1)])
         assert fails(ingest)
         monkeypatch.setattr(module, "FAILING_SECONDS", 0.0)
         assert not fails(ingest)
@@ -334,13 +345,15 @@ async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteSt
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
     sent = [kept(3), kept(4, cost=2**62), kept(5, strategy="other", cost=2**62), kept(6)]
-    third = ingest.submit(sent)
+    third = submit(ingest, sent)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        assert [(await one).inserted for one in (first, second, third)] == [1, 1, 3]
-        assert (await first).full == {}
-        assert (await third).full == {1: "cost"}
-        again = await ingest.submit(sent)
-        assert (again.inserted, again.full) == (0, {1: "cost"})
+        assert [(await one).accepted for one in (first, second, third)] == [1, 1, 3]
+        bad = Rejection(1, "cost: the sum of its series is at its limit", "d4")
+        assert ((await first).rejected, (await third).rejected) == ([], [bad])
+        again = await submit(ingest, sent)
+        assert (again.accepted, again.duplicates, again.rejected) == (0, 3, [bad])
+        with pytest.raises(AllRejected, match=r"index 0\): cost: the sum"):
+            await submit(ingest, [sent[1]])
     assert not fails(ingest)
     counted = [kept(0, cost=2**62), kept(1), kept(2), *(sent[n] for n in (0, 2, 3))]
     assert_sums((await held(store)).total, counted)
@@ -352,8 +365,8 @@ async def test_failure_nobody_foresaw_refuses_too(
     """Its cause goes to the log, not to the client; ingest goes on."""
     async with running(ingest.run()):
         with pytest.raises(Unavailable, match=r"^the commit failed; see the server's log$"):
-            await ingest.submit([kept(1, cost=object())])
-        assert (await ingest.submit([kept(2)]))[0] == 1
+            await submit(ingest, [kept(1, cost=object())])
+        assert (await submit(ingest, [kept(2)])).accepted == 1
     assert "Unexpected error in a commit" in caplog.text
     assert_sums((await held(store)).total, [kept(2)])
 
@@ -394,12 +407,12 @@ async def test_large_batch_does_not_hold_up_others(
     held = Held(store, monkeypatch)
     gate = held.hold(30)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        large = ingest.submit(many(0, 30))
+        large = submit(ingest, many(0, 30))
         for number in range(100, 105):
-            assert (await ingest.submit([kept(number)])).inserted == 1
+            assert (await submit(ingest, [kept(number)])).accepted == 1
         assert not large.done()
         gate.set()
-        assert (await large)[0] == 30
+        assert (await large).accepted == 30
     assert (await store.position()).seq == 6
 
 
@@ -411,18 +424,18 @@ async def test_large_batches_leave_time_to_others_that_send(
     held = Held(store, monkeypatch)
     gate = held.hold(30)
     async with asyncio.timeout(PATIENCE):
-        first, second, third = (ingest.submit(many(100 * n, 30 + n)) for n in range(3))
+        first, second, third = (submit(ingest, many(100 * n, 30 + n)) for n in range(3))
         async with running(ingest.run()):
-            await ingest.submit([kept(1_000)])
+            await submit(ingest, [kept(1_000)])
             monkeypatch.setattr(module, "LARGE_REST", 1e9)
             gate.set()
             await first
             for number in range(1_001, 1_020):
-                await ingest.submit([kept(number)])
+                await submit(ingest, [kept(number)])
             assert not second.done()
             ingest.close()
-            assert (await second).inserted == 31
-            assert (await third).inserted == 32
+            assert (await second).accepted == 31
+            assert (await third).accepted == 32
 
 
 async def test_large_batches_do_not_wait_for_nobody(
@@ -433,7 +446,7 @@ async def test_large_batches_do_not_wait_for_nobody(
     monkeypatch.setattr(module, "LARGE_REST", 1e9)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
         for number in range(3):
-            assert (await ingest.submit(many(100 * number, 30))).inserted == 30
+            assert (await submit(ingest, many(100 * number, 30))).accepted == 30
 
 
 async def test_large_batches_leave_room_to_others(
@@ -443,15 +456,15 @@ async def test_large_batches_leave_room_to_others(
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 40)
     monkeypatch.setattr(module, "MAX_LARGE_WAITING", 30)
-    waiting = [ingest.submit(many(0, 35))]
+    waiting = [submit(ingest, many(0, 35))]
     with pytest.raises(Unavailable):
-        ingest.submit(many(100, 11))
-    waiting.append(ingest.submit(many(200, 5)))
+        submit(ingest, many(100, 11))
+    waiting.append(submit(ingest, many(200, 5)))
     with pytest.raises(Unavailable):
-        ingest.submit(many(300, 1))
+        submit(ingest, many(300, 1))
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
-        assert [(await one).inserted for one in waiting] == [35, 5]
-        assert (await ingest.submit(many(100, 25))).inserted == 25
+        assert [(await one).accepted for one in waiting] == [35, 5]
+        assert (await submit(ingest, many(100, 25))).accepted == 25
 
 
 def reserves(names: CardinalityLimiter) -> list[str]:
@@ -476,7 +489,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
     held = Held(store, monkeypatch)
     gate = held.hold(20)
     names = CardinalityLimiter(2, 10)
-    ingest = Ingest(store, bus, clock, names, Instruments())
+    ingest = Ingest(store, bus, clock, names, Rules(), Instruments())
     if end == "while bounded":
         reserve = names.reserve
 
@@ -486,7 +499,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
 
         monkeypatch.setattr(names, "reserve", reserve_once)
     sent = [kept(n, strategy=f"s{n % 3}") for n in range(20)]
-    large = ingest.submit(sent)
+    large = submit(ingest, sent)
     async with running(ingest.run()):
         if end == "while bounded":
             await asyncio.wait([large])
@@ -500,7 +513,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
         if end != "cancelled":
             gate.set()
         if end in ("committed", "given up"):
-            assert (await large).inserted == 20
+            assert (await large).accepted == 20
     if end in ("committed", "given up"):
         assert (names.used("strategy"), reserves(names)) == (2, ["other", "other"])
         counted = [one._replace(strategy="other") if one.strategy == "s2" else one for one in sent]
@@ -519,7 +532,7 @@ async def test_small_and_medium_batches_take_turns(
     monkeypatch.setattr(module, "SMALL_BATCH", 2)
     held = Held(store, monkeypatch)
     batches = [many(100 * n, 8) for n in range(4)] + [many(1_000 + n, 1) for n in range(12)]
-    waiting = [ingest.submit(batch) for batch in batches]
+    waiting = [submit(ingest, batch) for batch in batches]
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
         seqs = [one.position.seq for one in await asyncio.gather(*waiting)]
     assert seqs == [2, 4, 5, 6, *[1] * 8, *[3] * 4]
@@ -536,19 +549,19 @@ async def test_giving_up_refuses_what_waits(
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     held = Held(store, monkeypatch)
     gate = held.hold(3)
-    under_way = ingest.submit(many(0, 3))
+    under_way = submit(ingest, many(0, 3))
     async with running(ingest.run()) as run, asyncio.timeout(PATIENCE):
         await until(lambda: held.sizes == [3])
-        waiting = [ingest.submit(many(10, 1)), ingest.submit(many(20, 11))]
+        waiting = [submit(ingest, many(10, 1)), submit(ingest, many(20, 11))]
         ingest.give_up()
         for refused in waiting:
             with pytest.raises(Unavailable, match="shutting down") as error:
                 await refused
             assert error.value.retry_after > 0
         with pytest.raises(Unavailable, match="shutting down"):
-            ingest.submit([kept(99)])
+            submit(ingest, [kept(99)])
         gate.set()
-        assert (await under_way)[0] == 3
+        assert (await under_way).accepted == 3
         await run
     assert_sums((await store.load(NOW)).total, many(0, 3))
 
@@ -559,17 +572,20 @@ async def test_commit_that_is_given_up_may_have_been_kept(
     """It is not said that nothing was kept where nobody knows."""
     held = Held(store, monkeypatch)
     held.hold(3)
-    under_way = ingest.submit(many(0, 3))
+    under_way = submit(ingest, many(0, 3))
     async with running(ingest.run()):
         await until(lambda: held.sizes == [3])
     with pytest.raises(Unavailable, match="may have been kept"):
         await under_way
 
 
-async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -> None:
+async def test_request_that_is_cancelled_is_answered(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A server that stops and does not wait any longer says 503, and when to come back."""
-    never: Pending = asyncio.get_running_loop().create_future()
-    decisions = Decisions(lambda _: never, Rules(), HeldClock(), instruments, Sites())
+    never: Submitted = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(ingest, "accept", lambda _: never)
+    decisions = Decisions(ingest, Sites())
     sent: list[Message] = []
     asked = asyncio.Event()
 
@@ -593,16 +609,16 @@ async def test_request_that_is_cancelled_is_answered(instruments: Instruments) -
 
 
 async def test_few_large_batches_are_decisions_at_a_time(
-    instruments: Instruments, monkeypatch: pytest.MonkeyPatch
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others wait as they came, or are refused; bodies of fewer decisions pass them by."""
     monkeypatch.setattr(request_body, "SMALL_BODY", 100)
     monkeypatch.setattr(request_body, "MAX_WAITING_BATCHES", 1)
-    submitted: list[tuple[int, Pending]] = []
+    submitted: list[tuple[int, Submitted]] = []
 
-    def submit(batch: Sequence[DecisionRecord]) -> Pending:
-        done: Pending = asyncio.get_running_loop().create_future()
-        submitted.append((len(batch), done))
+    def accept(batch: DecisionBatch) -> Submitted:
+        done: Submitted = asyncio.get_running_loop().create_future()
+        submitted.append((len(batch.decisions), done))
         return done
 
     async def submits(count: int) -> None:
@@ -610,9 +626,10 @@ async def test_few_large_batches_are_decisions_at_a_time(
 
     def commit(at: int) -> None:
         size, done = submitted[at]
-        done.set_result(Kept(size, Position("e", 1)))
+        done.set_result(receipt(size, Position("e", 1)))
 
-    decisions = Decisions(submit, Rules(), HeldClock(), instruments, Sites())
+    monkeypatch.setattr(ingest, "accept", accept)
+    decisions = Decisions(ingest, Sites())
 
     async def post(count: int) -> int:
         lines = gzip.compress(b'{"strategy":"s","provider":"p"}\n' * count)
@@ -659,11 +676,11 @@ async def test_crash_refuses_what_waits_and_is_over_when_run_again(
     with pytest.raises(Unavailable, match="being started again"):
         await waiting
     with pytest.raises(Unavailable, match="being started again"):
-        ingest.submit([kept(2)])
+        submit(ingest, [kept(2)])
     monkeypatch.undo()
     async with running(ingest.run()):
         await asyncio.sleep(0)
-        assert (await ingest.submit([kept(1)])).inserted == 1
+        assert (await submit(ingest, [kept(1)])).accepted == 1
 
 
 async def test_commit_that_cannot_be_told_is_acknowledged(
@@ -676,8 +693,8 @@ async def test_commit_that_cannot_be_told_is_acknowledged(
 
     bus.listen(fail)
     async with running(ingest.run()):
-        assert (await ingest.submit([kept(1)])).inserted == 1
-        assert (await ingest.submit([kept(2)])).inserted == 1
+        assert (await submit(ingest, [kept(1)])).accepted == 1
+        assert (await submit(ingest, [kept(2)])).accepted == 1
     assert_sums((await held(store)).total, [kept(1), kept(2)])
     assert "could not be published" in caplog.text
 
@@ -699,4 +716,4 @@ async def test_large_batch_that_cannot_be_prepared_is_not_the_first_for_ever(
     async with running(ingest.run()):
         with pytest.raises(Unavailable):
             await first
-        assert (await second).inserted == 3
+        assert (await second).accepted == 3

@@ -230,8 +230,14 @@ class Services:
             self.instruments.names_limit.labels(part).set(limit)
         self.instruments.wal_bytes.set_function(partial(_wal_bytes, engines.store))
         self.slices = Slices()
+        rules = Rules(
+            high=settings.band_high,
+            medium=settings.band_medium,
+            price=engines.prices.cost if settings.prices else lambda *_: None,
+        )
         self.ingest = Ingest(
-            engines.store, engines.bus, engines.clock, names, self.instruments, self.slices
+            *(engines.store, engines.bus, engines.clock, names, rules, self.instruments),
+            self.slices,
         )
         self.sources = SnapshotLoader(
             engines.store,
@@ -544,17 +550,8 @@ def create_app(settings: Settings, engines: Engines | None = None) -> App:
 
 
 def _add_routes(app: App, settings: Settings, services: Services) -> None:
-    engines = services.engines
-    rules = Rules(
-        high=settings.band_high,
-        medium=settings.band_medium,
-        price=engines.prices.cost if settings.prices else lambda *_: None,
-    )
     sites = services.sites
-    decisions = Decisions(
-        *(services.ingest.submit, rules, engines.clock, services.instruments, sites),
-        services.slices,
-    )
+    decisions = Decisions(services.ingest, sites, services.slices)
     app.decisions, app.take = decisions, Cors(decisions, sites)
     app.gate = Gate(app.route, sites, services.proxies)
     app.add_middleware(Cors, sites=sites)

@@ -1,7 +1,8 @@
 """Ingest: batches wait in bounded queues; what waits together is committed together.
 
-Acknowledged means on disk: a batch's answer comes after the commit that holds it (group commit).
-The policy of the queues is to refuse: over the bound, `submit` raises `Unavailable` and keeps
+Acknowledged means on disk: a batch's receipt comes after the commit that holds it (group commit).
+Here it is decided, and counted, what became of each decision, whichever way it came.
+The policy of the queues is to refuse: over the bound, `accept` raises `Unavailable` and keeps
 nothing.
 
 There are three queues, by the size of a batch. In groups, small and medium batches take turns to
@@ -16,21 +17,21 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from operator import is_not
-from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
-from routecast.core.cardinality import CardinalityLimiter, Combination
-from routecast.core.decision import DecisionRecord, identity_of
+from routecast.core.cardinality import CardinalityLimiter
+from routecast.core.decision import DecisionRecord, Rules
+from routecast.core.decode import DecodedItem
 from routecast.core.delta import Delta
-from routecast.core.room import Full
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.parts import run_part, run_parts
-from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Bus, Clock, Store
-from routecast.protocol import Position
+from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Bus, Clock, Commit, Store
+from routecast.protocol import Receipt
+from routecast.services.decision_batch import AllRejected, DecisionBatch
 from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
@@ -66,48 +67,13 @@ STORE_CHECK_SECONDS: Final = 1.0
 FAILING_SECONDS: Final = 5.0
 
 
-class Kept(NamedTuple):
-    """What a commit kept of a batch: how many were new, and the position that holds them.
-
-    `full` are the places of the decisions that were not kept, with the field whose sum, of their
-    series, is at its limit. Of the others that were not new, `conflicts` differ from what is known.
-    """
-
-    inserted: int
-    position: Position
-    full: Mapping[int, str] = MappingProxyType({})
-    conflicts: int = 0
-
-
-Pending = asyncio.Future[Kept]
-
-
-class QueuedBatch:
-    """Decisions that were sent together, and the promise of an answer to them.
-
-    `reserved` are the names reserved for them until their commit.
-    """
-
-    __slots__ = ("decisions", "done", "reserved")
-
-    def __init__(self, decisions: Sequence[DecisionRecord]) -> None:
-        self.decisions = decisions
-        self.reserved: set[Combination] = set()
-        self.done: Pending = asyncio.get_running_loop().create_future()
-
-    def places_of(self, full: Full) -> dict[int, str]:
-        """Return the places of those decisions that a commit names."""
-        named = ((place, full.get(identity_of(one))) for place, one in enumerate(self.decisions))
-        return {place: field for place, field in named if field is not None}
-
-
 def _forget_outcome(check: asyncio.Task[None]) -> None:
     if not check.cancelled():
         check.exception()  # whoever asked may be gone
 
 
 class Ingest:
-    """The only writer of decisions. Run `run` as a task; `submit` from any other."""
+    """The only writer of decisions. Run `run` as a task; `accept` from any other."""
 
     def __init__(
         self,
@@ -115,6 +81,7 @@ class Ingest:
         bus: Bus,
         clock: Clock,
         names: CardinalityLimiter,
+        rules: Rules,
         instruments: Instruments,
         slices: Slices | None = None,
     ) -> None:
@@ -122,11 +89,18 @@ class Ingest:
         self._bus = bus
         self._clock = clock
         self._names = names
+        self._rules = rules
         self._instruments = instruments
+        outcome = instruments.decisions.labels
+        self._accepted = outcome("accepted")
+        self._duplicate = outcome("duplicate")
+        self._conflict = outcome("conflict")
+        self._rejected = outcome("rejected")
+        self._refused = outcome("refused")
         self._slices = slices or Slices()
-        self._small: deque[QueuedBatch] = deque()
-        self._medium: deque[QueuedBatch] = deque()
-        self._large: deque[QueuedBatch] = deque()
+        self._small: deque[DecisionBatch] = deque()
+        self._medium: deque[DecisionBatch] = deque()
+        self._large: deque[DecisionBatch] = deque()
         self._waiting = 0  # decisions, in all queues and in commits
         self._large_waiting = 0  # those of them that came in large batches
         self._queued = 0  # decisions in the queues of small and medium batches
@@ -174,33 +148,42 @@ class Ingest:
         self._checked = time.monotonic()
         await self._store.check()
 
-    def submit(self, decisions: Sequence[DecisionRecord]) -> Pending:
-        """Keep a batch: await what is returned for what was kept of it.
+    def batch(self, pieces: Iterable[Sequence[DecodedItem]]) -> DecisionBatch:
+        """Return a batch of decisions as they were decoded: `sort` it, and then `accept` it."""
+        return DecisionBatch(pieces, self._rules, self._clock.now())
 
-        It is done after the commit. Where there is no room, or the database cannot take it, this
-        or the awaiting raises Unavailable: then nothing of the batch is kept, and it may be sent
-        again. Who awaits no longer does not take back what was sent.
+    def accept(self, batch: DecisionBatch) -> asyncio.Future[Receipt]:
+        """Commit the good decisions of a sorted batch; await what is returned for the receipt.
+
+        It is done after the commit. This, or the awaiting, raises AllRejected where none of them
+        is good, and Unavailable where there is no room or the database cannot take them: then
+        nothing of the batch is kept, and it may be sent again. Cancelling the future does not
+        withdraw the batch.
         """
+        size = len(batch.decisions)
+        if not size and batch.rejected:
+            self._rejected.inc(len(batch.rejected))
+            raise AllRejected(batch.rejected)
         if self._closing.is_set():
-            raise self._refuse(decisions, "shutting down", retry_after=5)
+            raise self._refuse(size, "shutting down", retry_after=5)
         if self._crashed:
-            raise self._refuse(decisions, CRASHED, retry_after=1)
-        if not self._has_room(len(decisions)):
-            raise self._refuse(decisions, "too many decisions are waiting", retry_after=1)
-        batch = QueuedBatch(decisions)
-        self._count_waiting(len(decisions))
-        if len(decisions) > MAX_GROUP:
+            raise self._refuse(size, CRASHED, retry_after=1)
+        if not self._has_room(size):
+            raise self._refuse(size, "too many decisions are waiting", retry_after=1)
+        batch.done = asyncio.get_running_loop().create_future()
+        self._count_waiting(size)
+        if size > MAX_GROUP:
             self._large.append(batch)  # its names are bounded later: that takes long
             self._large_arrived.set()
         else:
-            batch.decisions = self._bounded(batch, decisions)
-            if len(decisions) <= SMALL_BATCH:
+            batch.decisions = self._bounded(batch, batch.decisions)
+            if size <= SMALL_BATCH:
                 self._small.append(batch)
                 self._small_came = time.monotonic()
                 self._slices.leave_room()
             else:
                 self._medium.append(batch)
-            self._queued += len(decisions)
+            self._queued += size
             self._arrived.set()
         return batch.done
 
@@ -224,7 +207,7 @@ class Ingest:
             self._large_waiting -= size
 
     def _bounded(
-        self, batch: QueuedBatch, decisions: Sequence[DecisionRecord]
+        self, batch: DecisionBatch, decisions: Sequence[DecisionRecord]
     ) -> list[DecisionRecord]:
         """Return decisions of a batch with names over a limit replaced; reserve the others."""
         bounded, reserved = self._names.reserve(decisions, batch.reserved)
@@ -234,10 +217,8 @@ class Ingest:
             self._instruments.folded.inc(folded)
         return bounded
 
-    def _refuse(
-        self, decisions: Sequence[DecisionRecord], why: str, retry_after: int
-    ) -> Unavailable:
-        self._instruments.decisions.labels("refused").inc(len(decisions))
+    def _refuse(self, size: int, why: str, retry_after: int) -> Unavailable:
+        self._refused.inc(size)
         return Unavailable(why, retry_after=retry_after)
 
     async def run(self) -> None:
@@ -294,7 +275,7 @@ class Ingest:
             async with asyncio.timeout(min(seconds, LONGEST_LARGE_REST)):
                 await self._closing.wait()
 
-    async def _bound_in_slices(self, batch: QueuedBatch) -> bool:
+    async def _bound_in_slices(self, batch: DecisionBatch) -> bool:
         """Bound the names of the first large batch; return whether it is still to be committed.
 
         It may be refused meanwhile: then what was reserved for it is released already.
@@ -351,13 +332,13 @@ class Ingest:
             queue.clear()
         self._queued = 0
 
-    def _next_group(self) -> list[QueuedBatch]:
+    def _next_group(self) -> list[DecisionBatch]:
         """Take the next batches; small and medium ones take turns to come first."""
         queues = [self._small, self._medium]
         if self._medium_first:
             queues.reverse()
         self._medium_first = not self._medium_first
-        group: list[QueuedBatch] = []
+        group: list[DecisionBatch] = []
         size, most = 0, self._most_together
         for queue in queues:
             while queue and (not group or size + len(queue[0].decisions) <= most):
@@ -366,7 +347,7 @@ class Ingest:
         self._queued -= size
         return group
 
-    async def _commit(self, group: list[QueuedBatch]) -> None:
+    async def _commit(self, group: list[DecisionBatch]) -> None:
         started = time.perf_counter()
         try:
             commit = await self._store.commit(
@@ -389,11 +370,30 @@ class Ingest:
         for batch, inserted, differing in zip(group, commit.inserted, conflicts, strict=False):
             self._count_answered(len(batch.decisions))
             self._names.release(batch.reserved)
-            if not batch.done.done():
-                full = batch.places_of(commit.full) if commit.full else {}
-                batch.done.set_result(Kept(inserted, commit.position, full, differing))
+            self._acknowledge(batch, commit, inserted, differing)
 
-    def _tell(self, delta: Delta, group: list[QueuedBatch]) -> None:
+    def _acknowledge(
+        self, batch: DecisionBatch, commit: Commit, inserted: int, conflicts: int
+    ) -> None:
+        """Answer for a batch, and count what became of its decisions."""
+        try:
+            receipt = batch.receipt(inserted, conflicts, commit.position, commit.full)
+        except AllRejected as error:
+            self._rejected.inc(len(error.rejected))
+            self._fail_one(batch, error)
+            return
+        self._accepted.inc(inserted)
+        if receipt.duplicates or conflicts:
+            self._duplicate.inc(receipt.duplicates)
+            self._conflict.inc(conflicts)
+        if receipt.rejected_count:
+            self._rejected.inc(receipt.rejected_count)
+        for cause, count in batch.warned.items():
+            self._instruments.field_warnings.labels(*cause).inc(count)
+        if not batch.done.done():
+            batch.done.set_result(receipt)
+
+    def _tell(self, delta: Delta, group: list[DecisionBatch]) -> None:
         """Tell of a commit. It is on disk, and to be acknowledged, whatever becomes of this."""
         try:
             self._bus.publish(delta)
@@ -402,7 +402,7 @@ class Ingest:
         except Exception:
             log.exception("A delta could not be published; it will be read from the database")
 
-    def _fail(self, group: list[QueuedBatch], error: Exception) -> None:
+    def _fail(self, group: list[DecisionBatch], error: Exception) -> None:
         if not isinstance(error, Unavailable):
             log.error("Unexpected error in a commit", exc_info=error)
             error = Unavailable("the commit failed; see the server's log")
@@ -411,12 +411,16 @@ class Ingest:
         self._failed = (time.monotonic(), error)
         self._answer(group, error)
 
-    def _answer(self, group: list[QueuedBatch], error: RoutecastError) -> None:
+    def _answer(self, group: list[DecisionBatch], error: RoutecastError) -> None:
         for batch in group:
             self._count_answered(len(batch.decisions))
             self._names.release(batch.reserved)
-            self._instruments.decisions.labels("refused").inc(len(batch.decisions))
-            if not batch.done.done():
-                batch.done.set_exception(error)
-                # Nobody may be waiting any more; the failure is logged and counted all the same.
-                batch.done.exception()
+            self._refused.inc(len(batch.decisions))
+            self._fail_one(batch, error)
+
+    @staticmethod
+    def _fail_one(batch: DecisionBatch, error: RoutecastError) -> None:
+        if not batch.done.done():
+            batch.done.set_exception(error)
+            # Nobody may be waiting any more; the failure is logged and counted all the same.
+            batch.done.exception()

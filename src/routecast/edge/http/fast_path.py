@@ -13,21 +13,12 @@ from typing import Any, Final
 import msgspec
 from starlette.responses import Response
 
-from routecast.edge.http.decisions import (
-    DECISIONS,
-    BodyReading,
-    Decisions,
-    ParsedBatch,
-    is_lines,
-    refusal,
-)
+from routecast.edge.http.decisions import DECISIONS, Decisions, is_lines, refusal
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.http_protocol import HttpProtocol
 from routecast.edge.http.request_body import SMALL_BODY
-from routecast.edge.problem import respond
 from routecast.errors import Unavailable
-from routecast.protocol import Problem, Receipt
-from routecast.services.ingest import Pending
+from routecast.protocol import Receipt
 
 _DECISIONS_PATH: Final = DECISIONS.encode()
 # A request with one of these headers asks for more.
@@ -54,7 +45,7 @@ class _FastRequest:
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
         self.keep_alive = True
-        self.task: asyncio.Future[Receipt | Problem] | None = None  # where it takes long to read
+        self.task: asyncio.Future[Receipt] | None = None  # where it takes long to read
 
     @property
     def message_event(self) -> "_FastRequest":
@@ -123,54 +114,27 @@ class FastPathHttpProtocol(HttpProtocol):
         self.end_request()
         try:
             body = b"".join(request.body)
-            reading = self._decisions.read(body, lines=request.lines)
-            if not reading.go_on():
-                self._go_on_later(request, reading, len(body))
-                return
-            batch = reading.batch
-            pending = self._decisions.keep(batch)
+            batch = self._decisions.read(body, lines=request.lines)
+            if batch.sort():
+                answer = self._decisions.accept(batch)
+            else:  # what takes long is left to a task, so that others get their turns
+                answer = asyncio.ensure_future(self._decisions.accept_slowly(batch, len(body)))
+                request.task = answer
         except Exception as error:
             self._respond(request, refusal(error))
-            return
-        if pending is None:
-            self._respond(request, respond(self._decisions.all_bad(batch)))
         else:
-            pending.add_done_callback(lambda done: self._committed(request, batch, done))
+            answer.add_done_callback(lambda done: self._answer(request, done))
 
     def _tell_gone(self) -> None:
         self._request = None
         super()._tell_gone()
 
-    def _go_on_later(self, request: _FastRequest, reading: BodyReading, size: int) -> None:
-        """Leave to a task what takes long to read, so that others get their turns."""
-        task = asyncio.ensure_future(self._decisions.read_slowly(reading, size))
-        request.task = task
-        task.add_done_callback(lambda done: self._read_slowly(request, done))
-
-    def _read_slowly(
-        self, request: _FastRequest, done: "asyncio.Future[Receipt | Problem]"
-    ) -> None:
+    def _answer(self, request: _FastRequest, done: asyncio.Future[Receipt]) -> None:
         error = Unavailable("shutting down") if done.cancelled() else done.exception()
         if error is not None:
             self._respond(request, refusal(error))
-        elif isinstance(answer := done.result(), Problem):
-            self._respond(request, respond(answer))
-        else:
-            self._accept(request, answer)
-
-    def _committed(self, request: _FastRequest, batch: ParsedBatch, done: Pending) -> None:
-        error = done.exception()
-        if error is not None:
-            self._respond(request, refusal(error))
             return
-        answer = self._decisions.receipt(batch, done.result())
-        if isinstance(answer, Problem):
-            self._respond(request, respond(answer))
-        else:
-            self._accept(request, answer)
-
-    def _accept(self, request: _FastRequest, receipt: Receipt) -> None:
-        body = _encode(receipt)
+        body = _encode(done.result())
         self._write(request, _OK % len(body), body)
 
     def _respond(self, request: _FastRequest, response: Response) -> None:

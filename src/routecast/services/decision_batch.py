@@ -1,0 +1,165 @@
+"""Decisions that were sent together: which of them are good, and the receipt for them all."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from routecast.core.cardinality import Combination
+from routecast.core.decision import DecisionRecord, Rules, identity_of
+from routecast.core.decode import DecodedItem
+from routecast.core.exact import BrokenDecision, Flaw, is_id
+from routecast.core.room import Full
+from routecast.errors import Invalid, RoutecastError
+from routecast.protocol import (
+    MAX_REJECTIONS_LISTED,
+    MAX_WARNINGS_LISTED,
+    FieldWarning,
+    Position,
+    Receipt,
+    Rejection,
+)
+
+# Decisions are sorted for at most this time, in seconds; then others get a turn on the event loop.
+SLICE_SECONDS: Final = 0.001
+# Decisions that are normalised between two looks at the clock. To look up the price of a new model
+# may take 0.3 ms for each of them, for as long as there is a budget for that.
+LOOK_EVERY: Final = 4
+
+
+class AllRejected(RoutecastError):
+    """No decision of a batch is good: nothing was kept, and sent again all are rejected again."""
+
+    def __init__(self, rejected: list[Rejection]) -> None:
+        first = rejected[0]
+        super().__init__(
+            f"no decision was accepted; the first (index {first.index}): {first.error}"
+        )
+        self.rejected = rejected
+
+
+class DecisionBatch:
+    """Decisions that were sent together, and the promise of an answer to them.
+
+    Call `sort` until it returns True, and then `Ingest.accept`. `decisions` are those to commit,
+    `rejected` says why the others are not; `warned` counts, by field and code, what of the
+    decisions to commit could not be used as it was sent, and `warnings` are the first of that.
+    `reserved` are the names that are reserved for it until its commit.
+    """
+
+    __slots__ = (
+        "_flaws",
+        "_index",
+        "_left",
+        "_now",
+        "_pieces",
+        "_rules",
+        "decisions",
+        "done",
+        "rejected",
+        "reserved",
+        "warned",
+        "warnings",
+    )
+
+    done: asyncio.Future[Receipt]  # from `accept` on
+
+    def __init__(self, pieces: Iterable[Sequence[DecodedItem]], rules: Rules, now: int) -> None:
+        self.decisions: list[DecisionRecord] = []
+        self.rejected: list[Rejection] = []
+        self.warnings: list[FieldWarning] = []
+        self.warned: dict[tuple[str, str], int] = {}
+        self.reserved: set[Combination] = set()
+        self._flaws: list[Flaw] = []
+        self._rules = rules
+        self._now = now
+        self._pieces = iter(pieces)
+        self._left: Iterator[DecodedItem] = iter(())
+        self._index = 0
+
+    # -- before the commit ----------------------------------------------------------------------
+
+    def sort(self, seconds: float = SLICE_SECONDS) -> bool:
+        """Sort for about `seconds`; return whether that is done.
+
+        Raises what decoding raises (BadBody, TooLarge): then nothing of it is to be kept.
+        """
+        until = time.perf_counter() + seconds
+        while True:
+            while self._sort_some():
+                if time.perf_counter() > until:
+                    return False
+            piece = next(self._pieces, None)
+            if piece is None:
+                return True
+            self._left = iter(piece)
+
+    def _sort_some(self) -> bool:
+        """Tell some good ones from bad ones; return whether any were left."""
+        now, normalise = self._now, self._rules.normalise
+        index, flaws = self._index, self._flaws
+        for item in islice(self._left, LOOK_EVERY):
+            if isinstance(item, BrokenDecision):
+                self.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
+            else:
+                try:
+                    self.decisions.append(normalise(item, now, flaws))
+                except Invalid as error:
+                    named = item.id if is_id(item.id) else msgspec.UNSET
+                    self.rejected.append(Rejection(index, str(error), named))
+                    flaws.clear()
+                if flaws:
+                    self._warn(index, flaws)
+                    flaws.clear()
+            index += 1
+        some = index > self._index
+        self._index = index
+        return some
+
+    def _warn(self, index: int, flaws: Iterable[Flaw]) -> None:
+        for flaw in flaws:
+            cause = flaw.field, flaw.code
+            self.warned[cause] = self.warned.get(cause, 0) + 1
+            if len(self.warnings) < MAX_WARNINGS_LISTED:
+                self.warnings.append(FieldWarning(index, *flaw))
+
+    # -- after it -------------------------------------------------------------------------------
+
+    def receipt(self, inserted: int, conflicts: int, position: Position, full: Full) -> Receipt:
+        """Return the receipt for what a commit kept.
+
+        `inserted` decisions were new, `conflicts` have the id of another one, and `full` names
+        those that a sum has no room for. Raises AllRejected where these were all.
+        """
+        if full:
+            self._reject_full(full)
+            if self.rejected and not self.decisions:
+                raise AllRejected(self.rejected)
+        return Receipt(
+            inserted,
+            len(self.decisions) - inserted - conflicts,
+            self.rejected[:MAX_REJECTIONS_LISTED],
+            len(self.rejected),
+            position,
+            conflicts,
+            self.warnings,
+            sum(self.warned.values()),
+        )
+
+    def _reject_full(self, full: Full) -> None:
+        """Reject the decisions that a full sum has no room for."""
+        bad = {one.index for one in self.rejected}
+        indexes = (index for index in itertools.count() if index not in bad)
+        decisions = []
+        for index, decision in zip(indexes, self.decisions, strict=False):
+            if field := full.get(identity_of(decision)):
+                why = f"{field}: the sum of its series is at its limit"
+                self.rejected.append(Rejection(index, why, decision.id))
+            else:
+                decisions.append(decision)
+        self.decisions = decisions
+        self.rejected.sort(key=lambda one: one.index)
