@@ -61,7 +61,7 @@ def test_a_page_opened_by_a_name_says_what_to_set(tmp_path: Path, tab: Tab) -> N
         expect(page.get_by_role("status")).to_have_text("Refused")
         expect(page.get_by_role("heading", name="The server refuses this page")).to_be_visible()
         setting = f"ROUTECAST_ALLOWED_ORIGINS={by_name(server)}"
-        expect(page.get_by_label("Setting that lets this page in")).to_have_text(setting)
+        expect(page.get_by_label("Setting that allows this page")).to_have_text(setting)
         expect(page.locator("#numbers")).to_be_hidden()
 
 
@@ -69,14 +69,14 @@ def test_a_page_opened_by_a_name_that_is_allowed_is_live(tmp_path: Path, tab: Ta
     """The setting that the refused page shows is the one that helps."""
     with Server(tmp_path, env=KNOWN) as server:
         tab.page.goto(by_name(server))
-        setting = tab.page.get_by_label("Setting that lets this page in").inner_text()
+        setting = tab.page.get_by_label("Setting that allows this page").inner_text()
         server.stop()
         name, _, value = setting.partition("=")
         server.env[name] = value
         server.start()
         tab.page.get_by_role("button", name="Retry now").click()
         expect(tab.page.get_by_role("status")).to_have_text("Live")
-        expect(tab.page.get_by_role("heading", name="does not let")).to_be_hidden()
+        expect(tab.page.get_by_role("heading", name="refuses this page")).to_be_hidden()
 
 
 READ_ALL = """async (server) => {
