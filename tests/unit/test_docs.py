@@ -203,6 +203,17 @@ def test_files_that_documents_name_exist() -> None:
             assert any(place.exists() for place in places), f"{document.name}: {path}"
 
 
+def test_the_tour_names_every_part_of_the_package() -> None:
+    """Its table of layers has each package and each module that is in none."""
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    layers = text.partition("## Layers")[2].partition("\n## ")[0]
+    for path in (SOURCE / "routecast").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            assert f"`{path.name}`" in layers, path.name
+        elif (path / "__init__.py").exists():
+            assert f"`{path.name}/`" in layers, path.name
+
+
 def test_navigation_has_every_page() -> None:
     """The site's navigation lists each page of `docs/` once."""
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
