@@ -17,7 +17,7 @@ from benchmarks.totals import SMALL, large, reading
 from benchmarks.traffic import Ids, decisions
 from routecast.adapters.store.postgres import PostgresStore
 from routecast.adapters.store.postgres.commit import DECISION_COLUMNS
-from routecast.adapters.store.postgres.session import SCHEMA
+from routecast.adapters.store.postgres.connection import SCHEMA
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.protocol import DecisionIn
 from routecast.server.run import spare_collector

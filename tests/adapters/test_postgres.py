@@ -9,10 +9,15 @@ from typing import Any
 import asyncpg
 import pytest
 
-from routecast.adapters.store.postgres import PostgresStore, compactor, connector, fold, session
+from routecast.adapters.store.postgres import (
+    PostgresStore,
+    compactor,
+    connector,
+    folding,
+)
 from routecast.adapters.store.postgres import store as store_module
+from routecast.adapters.store.postgres.connection import number_series, query
 from routecast.adapters.store.postgres.schema import KNOWN, POSTGRES_MIGRATIONS, oldest_program
-from routecast.adapters.store.postgres.session import query
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
@@ -58,7 +63,7 @@ async def other(url: str) -> AsyncIterator[Any]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no longer than a test should."""
     monkeypatch.setattr(connector, "LOCK_SECONDS", 1)
-    monkeypatch.setattr(fold, "ROLLUPS_LOCK", "1s")
+    monkeypatch.setattr(folding, "ROLLUPS_LOCK", "1s")
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
 
 
@@ -81,7 +86,7 @@ async def test_folding_that_fails_half_way_keeps_what_it_has_done(
     store: PostgresStore, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is done in several transactions; the sums are exact between any two of them."""
-    monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)  # one commit in each
+    monkeypatch.setattr(folding, "BYTES_AT_ONCE", 1)  # one commit in each
     sent = [kept(n) for n in range(5)]
     for one in sent:
         await store.commit([[one]], NOW)
@@ -122,13 +127,13 @@ async def test_exact_totals_while_it_is_folded(
 ) -> None:
     """Even where folded commits leave the log at once: then it is read again."""
     monkeypatch.setattr(compactor, "DELTAS_KEPT", 0)
-    monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(folding, "BYTES_AT_ONCE", 1)
     sent = [kept(n, cost=n + 1) for n in range(8)]
     for one in sent[:6]:
         await store.commit([[one]], NOW)
     key = Key(*sent[0][1:7])
     async with store._session() as reader:
-        await session.number_series(reader, [key])
+        await number_series(reader, [key])
         totals = Totals(reader, [key])
         async with reader.transaction():
             read, left = totals._read, [folds]
@@ -139,7 +144,7 @@ async def test_exact_totals_while_it_is_folded(
                     left[0] -= 1
                     async with store._session() as another, another.transaction():
                         await query(another, "lock_rollups")
-                        await fold.fold_some(another, 0, 6)
+                        await folding.fold_some(another, 0, 6)
                 return until
 
             monkeypatch.setattr(totals, "_read", fold_after)

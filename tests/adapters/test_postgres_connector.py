@@ -17,7 +17,7 @@ import pytest
 from routecast.adapters.store.postgres import PostgresStore, connector
 from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.address import read_address
-from routecast.adapters.store.postgres.session import POSTGRES_SQL, transaction
+from routecast.adapters.store.postgres.connection import POSTGRES_SQL, transaction
 from routecast.adapters.store.queries import load_migrations
 from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Difference

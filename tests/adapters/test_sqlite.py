@@ -13,7 +13,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from routecast.adapters.store.sqlite import SqliteStore, past, writer
+from routecast.adapters.store.sqlite import SqliteStore, history, writer
 from routecast.adapters.store.sqlite import folding as steps
 from routecast.adapters.store.sqlite.connection import SQLITE_SQL
 from routecast.adapters.store.sqlite.schema import SQLITE_MIGRATIONS
@@ -320,9 +320,9 @@ async def test_history_that_takes_too_long_is_given_up(
     await store.commit([[kept(n, decided=NOW - n * MINUTE) for n in range(100)]], NOW)
     await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
     wanted = plan(history_query(start=NOW - 100 * MINUTE, end=NOW, group_by="model"), NOW)
-    monkeypatch.setattr(past, "RANGE_STEPS", 100)
+    monkeypatch.setattr(history, "RANGE_STEPS", 100)
     with monkeypatch.context() as patch:
-        patch.setattr(past, "RANGE_READ_SECONDS", 0.0)
+        patch.setattr(history, "RANGE_READ_SECONDS", 0.0)
         with pytest.raises(Unavailable, match="ask for a shorter one"):
             await store.history(wanted)
     found = await store.history(wanted)
@@ -334,7 +334,7 @@ async def test_history_keeps_nobody_waiting(
 ) -> None:
     """While ranges are read that take long, everything else goes on."""
     gate = threading.Event()
-    monkeypatch.setattr(past, "read", lambda *_: gate.wait(30))
+    monkeypatch.setattr(history, "read", lambda *_: gate.wait(30))
     wanted = plan(history_query(), NOW)
     reading = [asyncio.create_task(store.history(wanted)) for _ in range(5)]
     await asyncio.sleep(0)

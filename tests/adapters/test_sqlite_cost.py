@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.adapters.store.sqlite import SqliteStore, folding, readers, rollups
+from routecast.adapters.store.sqlite import SqliteStore, folding, loading, rollups
 from routecast.adapters.store.sqlite import store as module
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.decision import DecisionRecord, identity_of
@@ -358,7 +358,7 @@ def cost_of_a_summary(path: Path, count: int) -> int:
     with counted_steps(writer) as steps:
         db = writer._db
         assert db is not None
-        changes, rows = readers.summarise(db, (NOW - 5 * HOUR) // HOUR * 3600)
+        changes, rows = loading.summarise(db, (NOW - 5 * HOUR) // HOUR * 3600)
         assert changes == 1
         assert rows.sums
         total = steps()

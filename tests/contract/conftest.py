@@ -8,7 +8,8 @@ from typing import Protocol
 import pytest
 
 from routecast.adapters.store import names
-from routecast.adapters.store.postgres import PostgresStore, compactor, fold
+from routecast.adapters.store.postgres import PostgresStore, compactor
+from routecast.adapters.store.postgres import folding as postgres_folding
 from routecast.adapters.store.sqlite import SqliteStore, folding
 from routecast.ports import Bus, Cache, Cluster, Store
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
@@ -63,7 +64,7 @@ def databases(
     monkeypatch.setattr(folding, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
     monkeypatch.setattr(compactor, "POSTGRES_FOLD_COMMITS", 3)
-    monkeypatch.setattr(fold, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(postgres_folding, "BYTES_AT_ONCE", 1)
     monkeypatch.setattr(names, "ROLLUPS_AT_ONCE", 2)
     if request.param == "sqlite":
         return SqliteDatabases(tmp_path)

@@ -17,6 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
+from routecast.adapters.store.postgres.connection import (
+    POSTGRES_SQL,
+    DatabaseSession,
+    query,
+    transaction,
+    value,
+)
 from routecast.adapters.store.postgres.connector import Connector
 from routecast.adapters.store.postgres.failures import refusing, unavailable
 from routecast.adapters.store.postgres.schema import (
@@ -24,13 +31,6 @@ from routecast.adapters.store.postgres.schema import (
     check_server,
     run_migrations,
     schema_version,
-)
-from routecast.adapters.store.postgres.session import (
-    POSTGRES_SQL,
-    DatabaseSession,
-    query,
-    transaction,
-    value,
 )
 from routecast.errors import BadDatabase, Damaged, InUse, Unavailable
 from routecast.ports import BackedUp, Checked, Restored, Tell

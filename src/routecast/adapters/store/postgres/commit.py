@@ -11,8 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
-from routecast.adapters.store.postgres.failures import LOST
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     SCHEMA,
     DatabaseSession,
@@ -24,6 +23,7 @@ from routecast.adapters.store.postgres.session import (
     transaction,
     value,
 )
+from routecast.adapters.store.postgres.failures import LOST
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.cardinality import fold_names
 from routecast.core.conflicts import Content, count_conflicts

@@ -18,7 +18,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from routecast.adapters.store.postgres.address import Address, Keepalives, read_address
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     NAME_SETTING,
     SCHEMA,
     DatabaseSession,

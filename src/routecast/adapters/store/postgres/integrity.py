@@ -3,14 +3,14 @@
 from collections.abc import AsyncIterator
 from typing import Final
 
-from routecast.adapters.store.postgres.failures import CORRUPT, described
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
     query,
     transaction,
     value,
 )
+from routecast.adapters.store.postgres.failures import CORRUPT, described
 from routecast.ports import Checked, Difference
 
 STAGE: Final = "checking tables and indexes"

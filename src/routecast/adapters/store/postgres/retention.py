@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from routecast.adapters.store.postgres.fold import merge
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     DatabaseSession,
     keep_numbers,
     number_series,
@@ -19,6 +18,7 @@ from routecast.adapters.store.postgres.session import (
     transaction,
     value,
 )
+from routecast.adapters.store.postgres.folding import merge
 from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 

@@ -5,7 +5,7 @@ from typing import Final
 
 import asyncpg
 
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     OLDEST_SERVER,
     DatabaseSession,
     query,

@@ -9,10 +9,20 @@ from typing import Any, Final
 import asyncpg
 
 from routecast.adapters.store.loading import Loader
+from routecast.adapters.store.postgres import history, retention, window
 from routecast.adapters.store.postgres import names as names_of
-from routecast.adapters.store.postgres import past, retention, window
 from routecast.adapters.store.postgres.commit import Unsettled, Written, commit, settle
 from routecast.adapters.store.postgres.compactor import RollupCompactor
+from routecast.adapters.store.postgres.connection import (
+    POSTGRES_SQL,
+    DatabaseSession,
+    beside,
+    chunks,
+    query,
+    series_names,
+    transaction,
+    warn,
+)
 from routecast.adapters.store.postgres.connector import ASK_SECONDS, Connector
 from routecast.adapters.store.postgres.failures import (
     CORRUPT,
@@ -23,18 +33,8 @@ from routecast.adapters.store.postgres.failures import (
     unavailable,
     usable_after,
 )
-from routecast.adapters.store.postgres.fold import deltas_of, fold, lock_rollups
+from routecast.adapters.store.postgres.folding import deltas_of, fold, lock_rollups
 from routecast.adapters.store.postgres.schema import migrate
-from routecast.adapters.store.postgres.session import (
-    POSTGRES_SQL,
-    DatabaseSession,
-    beside,
-    chunks,
-    query,
-    series_names,
-    transaction,
-    warn,
-)
 from routecast.adapters.store.postgres.verify import verify
 from routecast.core.cardinality import FoldedNames
 from routecast.core.caution import KeptSpan
@@ -199,7 +199,7 @@ class PostgresStore:
 
     async def history(self, plan: Plan) -> TimeSeries:
         async with self._snapshot() as session:
-            return await past.read(session, plan)
+            return await history.read(session, plan)
 
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:
         async with self._snapshot() as session:
@@ -207,12 +207,12 @@ class PostgresStore:
 
     async def unsummed(self, *, before: int) -> list[int]:
         async with self._session() as session:
-            return await past.unsummed(session, before // 10**6)
+            return await history.unsummed(session, before // 10**6)
 
     async def summarise(self, hour: int) -> None:
         async with self._session() as session, transaction(session):
             await lock_rollups(session)
-            await past.summarise(session, hour)
+            await history.summarise(session, hour)
 
     async def span(self) -> KeptSpan:
         async with self._session() as session:

@@ -4,8 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from routecast.adapters.store.postgres.fold import BYTES_AT_ONCE, last_commit
-from routecast.adapters.store.postgres.session import POSTGRES_SQL, DatabaseSession, chunks, query
+from routecast.adapters.store.postgres.connection import (
+    POSTGRES_SQL,
+    DatabaseSession,
+    chunks,
+    query,
+)
+from routecast.adapters.store.postgres.folding import BYTES_AT_ONCE, last_commit
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Key, Sums
 

@@ -5,9 +5,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from routecast.adapters.store.names import HOUR_SECONDS
-from routecast.adapters.store.postgres.failures import CORRUPT, described
-from routecast.adapters.store.postgres.integrity import check_files
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
     chunks,
@@ -15,6 +13,8 @@ from routecast.adapters.store.postgres.session import (
     transaction,
     value,
 )
+from routecast.adapters.store.postgres.failures import CORRUPT, described
+from routecast.adapters.store.postgres.integrity import check_files
 from routecast.adapters.store.verification import Comparison, Row, Rows
 from routecast.core.delta import Delta
 from routecast.core.histogram import EDGES

@@ -3,8 +3,7 @@
 import asyncio
 from typing import Final
 
-from routecast.adapters.store.postgres.fold import deltas_of
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
     beside,
@@ -12,6 +11,7 @@ from routecast.adapters.store.postgres.session import (
     query,
     series_names,
 )
+from routecast.adapters.store.postgres.folding import deltas_of
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery, WindowSums
 from routecast.errors import NotHeld, Unavailable

@@ -15,7 +15,7 @@ from typing import Final
 
 import apsw
 
-from routecast.adapters.store.sqlite.place import LogCut, Shrunk
+from routecast.adapters.store.sqlite.file_identity import LogCut, Shrunk
 from routecast.errors import Unavailable
 from routecast.ports import Condition
 

@@ -14,8 +14,8 @@ import apsw
 
 from routecast.adapters.store.sqlite.backup import Stop, copy, give_owner, opened, sync
 from routecast.adapters.store.sqlite.connection import query, select
+from routecast.adapters.store.sqlite.file_identity import LogCut
 from routecast.adapters.store.sqlite.marks import shm_of, wal_of
-from routecast.adapters.store.sqlite.place import LogCut
 from routecast.adapters.store.sqlite.verify import recount
 from routecast.ports import Difference
 

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from routecast.adapters.store.sqlite import names, past, readers
+from routecast.adapters.store.sqlite import history, loading, names
 from routecast.adapters.store.sqlite.connection import select
+from routecast.adapters.store.sqlite.file_identity import LogCut, Lost, Shrunk
 from routecast.adapters.store.sqlite.integrity import Integrity
-from routecast.adapters.store.sqlite.place import LogCut, Lost, Shrunk
 from routecast.adapters.store.sqlite.reading import INTERRUPT_PAUSE, Readers
 from routecast.adapters.store.sqlite.series import KEYS_PER_STEP, SeriesKey
 from routecast.adapters.store.sqlite.staging import Staged, counted_as, keys_of, stage
@@ -144,30 +144,30 @@ class SqliteStore:
         return found._replace(wal_bytes=wal.size, warning=wal.warning)
 
     async def position(self) -> Position:
-        return await self._read(readers.position)
+        return await self._read(loading.position)
 
     async def load(self, now: int, room: int | None = None) -> Snapshot:
-        return await self._read(readers.load, now, room)
+        return await self._read(loading.load, now, room)
 
     async def deltas(self, after: Position) -> list[Delta]:
-        return await self._read(readers.deltas, after)
+        return await self._read(loading.deltas, after)
 
     async def history(self, plan: Plan) -> TimeSeries:
-        return await self._run(self._history, self._read_here, past.read, (plan,))
+        return await self._run(self._history, self._read_here, history.read, (plan,))
 
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:
         read = self._window_reader.read
         return await self._run(self._windows, self._read_here, read, (asked, now))
 
     async def unsummed(self, *, before: int) -> list[int]:
-        return await self._read(readers.unsummed, before)
+        return await self._read(loading.unsummed, before)
 
     async def summarise(self, hour: int) -> None:
-        changes, rows = await self._read(readers.summarise, hour)
+        changes, rows = await self._read(loading.summarise, hour)
         await self._write(self._writer.put_summaries, hour, changes, rows)
 
     async def span(self) -> KeptSpan:
-        return await self._read(readers.span)
+        return await self._read(loading.span)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         return await self._write(self._writer.prune, decisions_before, minutes_before, limit)

@@ -17,8 +17,8 @@ from typing import Final
 import apsw
 
 from routecast.adapters.store.sqlite.connection import query, transaction
+from routecast.adapters.store.sqlite.file_identity import FileIdentity, Lost
 from routecast.adapters.store.sqlite.marks import HEADER, Mark, read_log, wal_of
-from routecast.adapters.store.sqlite.place import FileIdentity, Lost
 from routecast.errors import Unavailable
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from routecast.adapters.store.sqlite.connection import (
     series_names,
     transaction,
 )
-from routecast.adapters.store.sqlite.past import in_time
+from routecast.adapters.store.sqlite.history import in_time
 from routecast.core.rollup import Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery, WindowSums

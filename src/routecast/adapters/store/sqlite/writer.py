@@ -19,7 +19,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.adapters.store.past import SummaryRows
+from routecast.adapters.store.history import SummaryRows
 from routecast.adapters.store.sqlite import names, rescue, schema
 from routecast.adapters.store.sqlite.connection import (
     BUSY_MS,
@@ -29,10 +29,10 @@ from routecast.adapters.store.sqlite.connection import (
     query,
     transaction,
 )
+from routecast.adapters.store.sqlite.file_identity import FileIdentity, Lost
 from routecast.adapters.store.sqlite.folding import Folding, PackedPart, pack_parts
 from routecast.adapters.store.sqlite.known import stored_contents
 from routecast.adapters.store.sqlite.marks import holds_pages, require_own_log, wal_of
-from routecast.adapters.store.sqlite.place import FileIdentity, Lost
 from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesKey, SeriesNumbers
 from routecast.adapters.store.sqlite.staging import Staged, counted_as

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import apsw
 
+from routecast.adapters.store.history import SummaryRows, summary_rows
 from routecast.adapters.store.loading import START_OF, Loader
-from routecast.adapters.store.past import SummaryRows, summary_rows
 from routecast.adapters.store.sqlite.connection import (
     deltas_after,
     names_of_series,

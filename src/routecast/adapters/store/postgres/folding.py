@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from routecast.adapters.store.loading import START_OF
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     DatabaseSession,
     beside,
     keep_numbers,

@@ -8,7 +8,7 @@ from typing import Any, Final
 import apsw
 import msgspec
 
-from routecast.adapters.store.past import Add, Term, add_deltas, filters, selections
+from routecast.adapters.store.history import Add, Term, add_deltas, filters, selections
 from routecast.adapters.store.sqlite.connection import SQLITE_SQL, parts_after, query, transaction
 from routecast.adapters.store.sqlite.summaries import HIGH
 from routecast.core.history import ORIGIN, Plan

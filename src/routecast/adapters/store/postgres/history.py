@@ -3,10 +3,16 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from routecast.adapters.store.history import (
+    Add,
+    Term,
+    add_deltas,
+    filters,
+    selections,
+    summary_rows,
+)
 from routecast.adapters.store.names import HOUR_SECONDS
-from routecast.adapters.store.past import Add, Term, add_deltas, filters, selections, summary_rows
-from routecast.adapters.store.postgres.fold import deltas_of
-from routecast.adapters.store.postgres.session import (
+from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
     beside,
@@ -14,6 +20,7 @@ from routecast.adapters.store.postgres.session import (
     names_of_series,
     query,
 )
+from routecast.adapters.store.postgres.folding import deltas_of
 from routecast.core.history import ORIGIN, PARTS, Plan
 from routecast.core.rollup import Bucket, Sums
 from routecast.core.time_series import TimeSeries
