@@ -16,7 +16,7 @@ from routecast.adapters.store.sqlite import history, loading, names
 from routecast.adapters.store.sqlite.connection import select
 from routecast.adapters.store.sqlite.file_identity import LogCut, Lost, Shrunk
 from routecast.adapters.store.sqlite.integrity import Integrity
-from routecast.adapters.store.sqlite.reading import INTERRUPT_PAUSE, Readers
+from routecast.adapters.store.sqlite.readers import INTERRUPT_PAUSE, Readers
 from routecast.adapters.store.sqlite.series import KEYS_PER_STEP, SeriesKey
 from routecast.adapters.store.sqlite.staging import Staged, counted_as, keys_of, stage
 from routecast.adapters.store.sqlite.verify import SQLITE_UNVERIFIABLE, recount
