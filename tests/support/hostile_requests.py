@@ -35,7 +35,8 @@ class Hostile:
 
     `sent` are the pieces, each one write. `statuses` has a set for each answer that must come, in
     order; no other may come. `after` tells whether the connection can be used again. `kept` is the
-    number of decisions that count. `bodiless` marks answers to HEAD.
+    number of decisions that count. `bodiless` marks answers to HEAD. `at_once` marks an attack that
+    has to arrive before its first request is answered.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Hostile:
     after: After
     kept: int = 0
     bodiless: bool = False
+    at_once: bool = False
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -403,7 +405,8 @@ def _pipelines() -> Iterator[Hostile]:
         b"Sec-WebSocket-Version: 13",
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     )
-    yield Hostile("an upgrade before the last answer", (whole + upgrade,), OK + BAD, "closed", 1)
+    sent = (whole + upgrade,)
+    yield Hostile("an upgrade before the last answer", sent, OK + BAD, "closed", 1, at_once=True)
 
 
 def _heads() -> Iterator[Hostile]:
