@@ -149,6 +149,13 @@ class Commit:
     full: Full = field(default_factory=dict)
     conflicts: list[int] = field(default_factory=list)
 
+    @property
+    def before(self) -> Position:
+        """The position that it was made at."""
+        if self.delta is None:
+            return self.position
+        return Position(self.position.epoch, self.position.seq - 1)
+
 
 class Condition(NamedTuple):
     """What a store knows of the files it keeps: how far a check is, and what is wrong.

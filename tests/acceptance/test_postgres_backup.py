@@ -6,7 +6,7 @@ from pathlib import Path
 from routecast.adapters.store.postgres.backup import PostgresBackups
 from routecast.ports import Checked
 from tests.support.command import routecast
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, dump, put_back
 from tests.support.redis import RedisServer
 from tests.support.server import Server
 from tests.support.waiting import until
@@ -51,6 +51,34 @@ def test_restored_totals_are_shown_whatever_redis_has(postgres: Postgres, tmp_pa
         until(lambda: [total(node) for node in nodes] == [40, 40])
         for node in nodes:
             assert node.stop() == 0
+
+
+def test_nodes_notice_that_other_tools_put_back_an_older_state(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    """At the next commit: those after it get the numbers of commits that are lost."""
+    url = postgres.create()
+    with RedisServer(tmp_path / "redis") as redis:
+        nodes = [
+            Server(tmp_path / name, database_url=url, redis_url=redis.url) for name in ("a", "b")
+        ]
+        for node in nodes:
+            node.start()
+        send(nodes[0], 0, 30)
+        before = dump(url)
+        for first in range(30, 50, 5):
+            send(nodes[first % 2], first, 5)
+        until(lambda: [total(node) for node in nodes] == [50, 50])
+        put_back(url, before)
+        for first in range(100, 170):  # more commits than were lost
+            send(nodes[first % 2], first, 1)
+        until(lambda: [total(node) for node in nodes] == [100, 100])
+        for node in nodes:
+            assert node.stop() == 0
+        logs = [node.log.read_text() for node in nodes]
+    assert any("The database went back from seq 5 to " in log for log in logs)
+    done = routecast("verify", "--database", url)
+    assert done.returncode == 0, done
 
 
 def test_commands_back_up_and_restore(postgres: Postgres, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from routecast.protocol import Position
 from tests.support.command import routecast
 from tests.support.decisions import DAY, HOUR, NOW, assert_sums, kept
 from tests.support.needs import skip_as_meant, skip_without
-from tests.support.postgres import OwnPostgres, Postgres, programs
+from tests.support.postgres import OwnPostgres, Postgres, dump, programs, put_back
 from tests.support.running_services import until
 from tests.support.summaries import sum_up
 
@@ -77,6 +77,24 @@ async def assert_holds(store: PostgresStore, decisions: list[DecisionRecord], se
     assert snapshot.position.seq == seq
     assert_sums(snapshot.total, decisions)
     assert await differences(store) == []
+
+
+# -- tables that other tools put back -----------------------------------------------------------
+
+
+async def test_series_that_were_lost_get_no_decisions(store: PostgresStore, url: str) -> None:
+    """A session that knows their numbers does not use them: other series have them by then."""
+    first, lost, another = (kept(n, strategy=f"s{n}") for n in range(3))
+    await store.commit([[first]], NOW)
+    before = await asyncio.to_thread(dump, url)
+    await store.commit([[lost]], NOW)
+    await asyncio.to_thread(put_back, url, before)
+    beside = PostgresStore(url)
+    await beside.open()
+    await beside.commit([[another]], NOW)  # of a series with the number of the lost one
+    await beside.close()
+    await store.commit([[lost]], NOW)
+    await assert_holds(store, [first, another, lost], 3)
 
 
 # -- folding ------------------------------------------------------------------------------------

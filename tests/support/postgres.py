@@ -24,6 +24,8 @@ from uuid import uuid4
 
 import asyncpg
 
+from tests.support.needs import skip_without
+
 GIVEN: Final = "ROUTECAST_TEST_POSTGRES_URL"
 START_SECONDS: Final = 60.0
 # PostgreSQL does not run as root.
@@ -68,6 +70,26 @@ class Postgres:
             await connection.execute(statement)
         finally:
             await connection.close()
+
+
+def dump(url: str) -> bytes:
+    """Return what pg_dump writes of Routecast's tables; skip the test where there is none."""
+    return _run_client("pg_dump", "--clean", "--if-exists", "--schema=routecast", url)
+
+
+def put_back(url: str, dumped: bytes) -> None:
+    """Put Routecast's tables back as they were dumped, by psql, whoever uses them."""
+    words = ["--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+    _run_client("psql", *words, url, given=dumped)
+
+
+def _run_client(program: str, *words: str, given: bytes = b"") -> bytes:
+    folder = programs()
+    if folder is None:
+        skip_without("pg_dump and psql", "make install")
+    done = subprocess.run([folder / program, *words], input=given, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
 
 
 class OwnPostgres(Postgres):

@@ -79,6 +79,36 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
     assert answers == [receipt(2, position), receipt(1, position), receipt(3, position)]
 
 
+class Witness:
+    """Has seen the database at a position."""
+
+    def __init__(self, position: Position | None) -> None:
+        self.position = position
+        self.told: list[tuple[Position, Position]] = []
+
+    def went_back(self, seen: Position, there: Position) -> None:
+        self.told.append((seen, there))
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["known", "new"])
+@pytest.mark.parametrize(("ahead", "goes_back"), [(0, False), (1, True)])
+async def test_commit_on_a_database_that_went_back_is_told(
+    store: SqliteStore, bus: MemoryBus, clock: HeldClock, number: int, ahead: int, goes_back: bool
+) -> None:
+    """The database is at an earlier seq than was seen of it, in the same epoch."""
+    at = (await store.commit([[kept(1)]], NOW)).position
+    witness = Witness(seen := Position(at.epoch, at.seq + ahead))
+    limits = CardinalityLimiter(500, 5000)
+    ingest = Ingest(store, bus, clock, limits, Rules(), Instruments(), witness=witness)
+    async with running(ingest.run()):
+        await submit(ingest, [kept(number)])
+        assert witness.told == [(seen, at)] * goes_back
+        for other in (None, Position("of another epoch", 9)):
+            witness.position = other
+            await submit(ingest, [kept(3)])
+    assert len(witness.told) == goes_back
+
+
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:
     """Another reader of the file sees it, as soon as there is an answer."""
     other = SqliteStore(store.path)

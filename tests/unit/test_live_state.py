@@ -809,6 +809,35 @@ async def test_database_that_went_back_begins_an_epoch(
     assert "went back from seq 3 to 1" in caplog.text
 
 
+async def test_database_that_went_back_and_caught_up_begins_an_epoch(
+    peer: Node, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who committed has noticed; by the time it is looked at, the seq is as before, or later."""
+    async with running(peer.live.run()):
+        await peer.live.loaded()
+        await peer.leave_polls_to_others()
+        there = await peer.commit(1)
+        with apsw.Connection(":memory:") as copy, apsw.Connection(str(path)) as database:
+            with copy.backup("main", database, "main") as backup:
+                backup.step()
+            seen = await peer.commit(2)
+            with database.backup("main", copy, "main") as backup:
+                backup.step()
+        again = await peer.commit(3, tell=False)
+        assert again == seen
+        await peer.commit(4, tell=False)
+        peer.live.went_back(seen, there)
+        assert peer.live.current() is None
+        await until(lambda: peer.live.current() is not None)
+        peer.assert_current(1, 3, 4)
+        position = peer.live.position
+        assert position == await peer.store.position()
+        assert position.epoch != seen.epoch
+        peer.live.went_back(seen, there)  # of an epoch that is over
+        peer.assert_current(1, 3, 4)
+    assert caplog.text.count("went back from seq 2 to 1") == 1
+
+
 async def test_listener_that_fails_is_no_failure_of_the_commit(node: Node) -> None:
     """What cannot be applied is read from the database instead."""
     async with running(node.live.run()):

@@ -235,10 +235,6 @@ class Services:
             medium=settings.band_medium,
             price=engines.prices.cost if settings.prices else lambda *_: None,
         )
-        self.ingest = Ingest(
-            *(engines.store, engines.bus, engines.clock, names, rules, self.instruments),
-            self.slices,
-        )
         self.sources = SnapshotLoader(
             engines.store,
             engines.cache,
@@ -264,6 +260,10 @@ class Services:
             names,
             self.instruments,
             topology,
+        )
+        self.ingest = Ingest(
+            *(engines.store, engines.bus, engines.clock, names, rules, self.instruments),
+            *(self.slices, self.live),
         )
         self.latest = MetricsReader(
             self.live.current,

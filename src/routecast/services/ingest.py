@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from operator import is_not
-from typing import Final
+from typing import Final, Protocol
 
 from routecast.core.cardinality import CardinalityLimiter
 from routecast.core.decision import DecisionRecord, Rules
@@ -30,8 +30,9 @@ from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.parts import run_part, run_parts
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Bus, Clock, Commit, Store
-from routecast.protocol import Receipt
+from routecast.protocol import Position, Receipt
 from routecast.services.decision_batch import AllRejected, DecisionBatch
+from routecast.services.snapshot_loader import is_behind
 from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,19 @@ def _forget_outcome(check: asyncio.Task[None]) -> None:
         check.exception()  # whoever asked may be gone
 
 
+class Witness(Protocol):
+    """Knows how far the database has come (`LiveState`)."""
+
+    @property
+    def position(self) -> Position | None:
+        """The newest position of the database that was seen."""
+        ...
+
+    def went_back(self, seen: Position, there: Position) -> None:
+        """Hear that the database was at `seen`, and was at `there` after that: it lost commits."""
+        ...
+
+
 class Ingest:
     """The only writer of decisions. Run `run` as a task; `accept` from any other."""
 
@@ -84,6 +98,7 @@ class Ingest:
         rules: Rules,
         instruments: Instruments,
         slices: Slices | None = None,
+        witness: Witness | None = None,
     ) -> None:
         self._store = store
         self._bus = bus
@@ -98,6 +113,7 @@ class Ingest:
         self._rejected = outcome("rejected")
         self._refused = outcome("refused")
         self._slices = slices or Slices()
+        self._witness = witness
         self._small: deque[DecisionBatch] = deque()
         self._medium: deque[DecisionBatch] = deque()
         self._large: deque[DecisionBatch] = deque()
@@ -348,7 +364,7 @@ class Ingest:
         return group
 
     async def _commit(self, group: list[DecisionBatch]) -> None:
-        started = time.perf_counter()
+        started, seen = time.perf_counter(), self._witness.position if self._witness else None
         try:
             commit = await self._store.commit(
                 [batch.decisions for batch in group], self._clock.now()
@@ -364,6 +380,8 @@ class Ingest:
             log.warning("Commits succeed again")
             self._failed = None
         # Before the answers, so that whoever has one reads what it wrote.
+        if self._witness and seen and is_behind(commit.before, seen):
+            self._witness.went_back(seen, commit.before)
         if commit.delta is not None:
             self._tell(commit.delta, group)
         conflicts = commit.conflicts or itertools.repeat(0)

@@ -147,6 +147,16 @@ class LiveState:
         """The position of the snapshot, whether it is the newest or not."""
         return self._sequencer.position
 
+    def went_back(self, seen: Position, there: Position) -> None:
+        """Load again in a new epoch: the database was at `seen`, and then only at `there`.
+
+        New commits have the numbers of those that it lost, so they cannot be told apart.
+        """
+        if self.position is not None and self.position.epoch == seen.epoch:
+            self._poller.went_back(seen, there)
+            self._sequencer.lose_step()
+            self._alarm.ring()
+
     async def settled(self) -> None:
         """Return when no large commit is being applied."""
         while self._applying is not None:

@@ -34,6 +34,8 @@ class PositionPoller:
         self._timers = timers
         self._has_store = topology.has_store
         self._schedule = PollSchedule(topology)
+        # Where the database was before it lost commits, and where it was after that.
+        self._lost: tuple[Position, Position] | None = None
         self.failing: str | None = None  # why the database cannot be read
 
     @property
@@ -48,6 +50,10 @@ class PositionPoller:
     def suspect(self) -> None:
         """Have the next `poll` ask at once: this process did not run for a while."""
         self._schedule.suspect()
+
+    def went_back(self, seen: Position, there: Position) -> None:
+        """Have the next `poll` begin a new epoch, whatever the database has committed by then."""
+        self._lost = seen, there
 
     def next_poll(self) -> float:
         """Return the moment of the timers at which to call `poll` again."""
@@ -65,11 +71,14 @@ class PositionPoller:
                 raise Unavailable("nothing is heard of the database")
             self._mark_healthy()
             return None
-        if not await self._is_our_turn():
+        if self._lost is None and not await self._is_our_turn():
             return None
         position = await self.ask()
-        if ours is not None and is_behind(position, ours):
+        if self._lost is not None and position.epoch == self._lost[0].epoch:
+            position = await self._loader.begin_epoch(*self._lost)
+        elif ours is not None and is_behind(position, ours):
             position = await self._loader.begin_epoch(ours, position)
+        self._lost = None
         self._mark_healthy()
         self.heard()
         self._bus.announce(position)

@@ -93,8 +93,8 @@ class Unsettled(Exception):
         self.written = written
 
 
-class _OtherEpoch(Exception):
-    """A new epoch has begun: names may have been folded that the session does not know of."""
+class _OtherHistory(Exception):
+    """The session may not know which names are folded, nor the numbers of series, as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ async def commit(
         try:
             counted = await _counted(session, sent)
             return await _commit(session, batches, counted, received, way)
-        except _OtherEpoch:
-            session.naming.epoch = ""
+        except _OtherHistory:
+            session.naming.history = ""
         except asyncpg.UniqueViolationError:
             way = _Way(copy=False, exact=way.exact)
         except asyncpg.NumericValueOutOfRangeError:
@@ -145,9 +145,9 @@ def _first_mentions(batches: Sequence[Sequence[DecisionRecord]]) -> list[Decisio
 async def _counted(session: DatabaseSession, sent: list[DecisionRecord]) -> list[DecisionRecord]:
     """Return decisions with folded names replaced; the session knows the series of all."""
     naming = session.naming
-    if not naming.epoch:
+    if not naming.history:
         await learn_folded(session)
-    keep_numbers(session, naming.epoch)
+    keep_numbers(session, naming.history)
     counted = sent
     if naming.folded:
         counted = await _apart(len(sent), fold_names, sent, naming.folded)
@@ -190,9 +190,9 @@ async def _write(
     way: _Way,
 ) -> Written:
     """Write all but the end of the transaction."""
-    generation, oldest, *kept_from, number, epoch = (await query(session, "begin_commit"))[0]
-    if epoch != session.naming.epoch:
-        raise _OtherEpoch
+    generation, oldest, *kept_from, number, history = (await query(session, "begin_commit"))[0]
+    if history != session.naming.history:
+        raise _OtherHistory
     first_mentions = sent
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)

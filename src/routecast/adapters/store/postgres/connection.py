@@ -53,9 +53,12 @@ async def beside(work: Callable[..., T], *args: Any) -> T:
 
 @dataclass(slots=True)
 class Naming:
-    """The names that are folded in an epoch; the epoch is "" while that is not known."""
+    """The names that are folded in a history; that is "" while they are not known.
 
-    epoch: str = ""
+    A history ends when an epoch begins, and when tables are put back as they were.
+    """
+
+    history: str = ""
     folded: FoldedNames = field(default_factory=dict)
 
 
@@ -65,13 +68,13 @@ class Setup:
 
     A pooled session may have another server session in each transaction. Its settings hold in a
     transaction alone, and it does nothing outside of one. `server` is when that server started, and
-    `epoch` the one in which it learned the numbers of series.
+    `history` the one in which it learned the numbers of series.
     """
 
     pooled: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     server: datetime | None = None
-    epoch: str = ""
+    history: str = ""
 
 
 class DatabaseSession(_Connection):
@@ -116,7 +119,7 @@ async def _set_up_here(session: DatabaseSession) -> None:
     if setup.server != answer.server:
         # After a failover of which the pooler tells nobody, names and numbers may be others.
         session.series.clear()
-        session.naming.epoch = ""
+        session.naming.history = ""
         setup.server = answer.server
 
 
@@ -194,19 +197,19 @@ async def warn(session: DatabaseSession) -> None:
 
 
 async def learn_folded(session: DatabaseSession) -> None:
-    """See to it that the session knows the epoch, and the names that are folded in it."""
-    epoch, folded = (await query(session, "counting"))[0]
-    session.naming.epoch, session.naming.folded = epoch, folded_names(folded)
+    """See to it that the session knows the history, and the names that are folded in it."""
+    history, folded = (await query(session, "counting"))[0]
+    session.naming.history, session.naming.folded = history, folded_names(folded)
 
 
 # -- series -------------------------------------------------------------------------------------
 
 
-def keep_numbers(session: DatabaseSession, epoch: str) -> None:
-    """Have the session forget numbers of another epoch: the database may have been restored."""
-    if session.setup.epoch != epoch:
+def keep_numbers(session: DatabaseSession, history: str) -> None:
+    """Have the session forget numbers of another history: the database may have been restored."""
+    if session.setup.history != history:
         session.series.clear()
-        session.setup.epoch = epoch
+        session.setup.history = history
 
 
 async def number_series(session: DatabaseSession, keys: Iterable[tuple[str, ...]]) -> None:

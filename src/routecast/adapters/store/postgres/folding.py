@@ -66,8 +66,9 @@ async def last_commit(session: DatabaseSession) -> int:
 
 async def fold_some(session: DatabaseSession, kept: int, until: int) -> int:
     """Do what `fold` does for the next commits, up to one: as many as have BYTES_AT_ONCE."""
-    epoch, folded, largest = (await query(session, "state"))[0][:3]
-    keep_numbers(session, epoch)
+    state = (await query(session, "state"))[0]
+    epoch, folded, largest = state[:3]
+    keep_numbers(session, state["history"])
     if folded < until:
         rows = await query(session, "some_deltas", folded, until, BYTES_AT_ONCE)
         largest = max(largest, await _add(session, rows, epoch))

@@ -63,7 +63,7 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
     )
     # Where to go on: at the first that is left, or else past the last commit there was.
     commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
-    keep_numbers(session, state["epoch"])
+    keep_numbers(session, state["history"])
     cells = Cells()
     cells.add(DecisionRecord(*row[2:]) for row in rows[:limit])
     if cells.minutes:

@@ -30,8 +30,11 @@ SELECT name, set_config(name, value, $3), pg_backend_pid(), pg_postmaster_start_
 FROM unnest($1::text[], $2::text[]) AS wanted (name, value);
 
 -- name: begin_commit
--- `current_epoch` is called after it, and so tells the epoch that this commit will be of.
-SELECT generation, oldest, pruned_commit, pruned_place, number, routecast.current_epoch()
+-- `current_epoch` is called after it, and so tells the epoch that this commit will be of. `history`
+-- is as in `state`.
+SELECT generation, oldest, pruned_commit, pruned_place, number,
+       routecast.current_epoch() || (SELECT ' ' || tableoid || ' ' || xmin FROM routecast.history)
+       AS history
 FROM routecast.begin_commit();
 
 -- name: known_ids
@@ -109,9 +112,11 @@ FROM routecast.series WHERE id = ANY($1);
 SELECT id, project, strategy, provider, model, band, status FROM routecast.series;
 
 -- name: state
--- As of when what is stored is: the history, the last commit in the rollups, what is kept.
+-- As of when what is stored is: the epoch, the last commit in the rollups, what is kept. `history`
+-- is the epoch and what the system calls its row: that is another one after an epoch began, and
+-- after a program other than `routecast restore` put the tables back as they were.
 SELECT epoch, folded.seq AS folded, largest, generation, oldest, pruned_commit, pruned_place,
-       minutes_from
+       minutes_from, epoch || ' ' || history.tableoid || ' ' || history.xmin AS history
 FROM routecast.history, routecast.folded, routecast.retention;
 
 -- name: deltas
@@ -481,8 +486,8 @@ FROM routecast.rollups WHERE period = 'minute' AND start >= $1 AND start < $2;
 SELECT part, name FROM routecast.folded_names;
 
 -- name: counting
--- The epoch, and the names that are folded in it.
-SELECT epoch, coalesce(
+-- `history` is as in `state`; and the names that are folded in it.
+SELECT epoch || ' ' || tableoid || ' ' || xmin AS history, coalesce(
     (SELECT array_agg(ARRAY[part, name]) FROM routecast.folded_names), ARRAY[]::text[]
 ) AS folded FROM routecast.history;
 
