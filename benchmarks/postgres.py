@@ -16,7 +16,7 @@ from benchmarks.report import Figure, Report, ratios
 from benchmarks.totals import SMALL, large, reading
 from benchmarks.traffic import Ids, decisions
 from routecast.adapters.store.postgres import PostgresStore
-from routecast.adapters.store.postgres.commit import DECISION_COLUMNS
+from routecast.adapters.store.postgres.columns import DECISION_COLUMNS
 from routecast.adapters.store.postgres.connection import SCHEMA
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.protocol import DecisionIn

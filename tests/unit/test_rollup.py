@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.decision import DecisionRecord
-from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
+from routecast.core.decision import VALUE_FIELDS, DecisionRecord, identity_of, values_of
+from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge, key_of
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, cells_of, kept, kept_decisions
 
 moments = st.integers(NOW - 3 * HOUR, NOW) | st.integers(0, 4_000_000_000 * 10**6)
@@ -31,6 +31,29 @@ def merged(*buckets: Bucket) -> Bucket:
     for bucket in buckets:
         bucket_merge(whole, bucket)
     return whole
+
+
+def test_fields_are_read_by_their_names() -> None:
+    """Several at once, as a slice: a field that is added between them must not shift the others."""
+    decision = kept(1, model="opus", reason="cheap", project="counted", owner="sender")
+    assert key_of(decision) == Key(*(getattr(decision, name) for name in Key._fields))
+    assert values_of(decision) == tuple(getattr(decision, name) for name in VALUE_FIELDS)
+    assert identity_of(decision) == (decision.id, decision.owner)
+    assert set(DecisionRecord._fields) == {"id", "owner", "cost_sent", *Key._fields, *VALUE_FIELDS}
+
+
+def test_methods_of_sums_leave_out_no_column() -> None:
+    """Each names all of them, for speed: one that is added must be added to each."""
+    values = range(1, len(Sums.SCALARS) + 1)
+    sums, zero = Sums(), Sums()
+    for name, value in zip(Sums.SCALARS, values, strict=True):
+        setattr(sums, name, value)
+    assert sums.row() == (*values, b"")
+    assert Sums.from_row(sums.row()) == sums.copy() == sums
+    zero.merge_scalars(sums)
+    assert zero == sums
+    zero.subtract_scalars(sums)
+    assert zero.row() == Sums().row() == (*[0] * len(values), b"")
 
 
 @given(decisions)

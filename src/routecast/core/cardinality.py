@@ -7,9 +7,10 @@ the limits hold, whatever waits, and a commit that fails or stores nothing new u
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, Set
+from operator import itemgetter
 from typing import Final, Generic, TypeVar
 
-from routecast.core.decision import DecisionRecord
+from routecast.core.decision import DecisionRecord, fields_between
 from routecast.core.rollup import Key
 
 T = TypeVar("T", bound=Hashable)
@@ -26,6 +27,12 @@ FoldedNames = Mapping[str, Collection[str]]
 # New combinations of names in decisions that wait for a commit.
 Reserved = Set[Combination]
 
+# The names of a decision, and of a key.
+_names_of: Final[Callable[[DecisionRecord], Combination]] = itemgetter(
+    fields_between(NAMED[0], NAMED[-1])
+)
+_names_of_key: Final[Callable[[Key], Combination]] = itemgetter(slice(len(NAMED)))
+
 _FREE: Final = frozenset((OTHER, ""))  # they take no room: `other` itself, and no name
 
 
@@ -36,13 +43,13 @@ def fold_names(decisions: Iterable[DecisionRecord], folded: FoldedNames) -> list
 
 
 def _folded(decision: DecisionRecord, folded: Iterable[Collection[str]]) -> DecisionRecord:
-    pairs = zip(decision[1:5], folded, strict=True)
+    pairs = zip(_names_of(decision), folded, strict=True)
     project, strategy, provider, model = (OTHER if name in gone else name for name, gone in pairs)
     return _named(decision, (project, strategy, provider, model))
 
 
 def _named(decision: DecisionRecord, names: Combination) -> DecisionRecord:
-    if decision[1:5] == names:
+    if _names_of(decision) == names:
         return decision
     project, strategy, provider, model = names
     return decision._replace(project=project, strategy=strategy, provider=provider, model=model)
@@ -132,7 +139,7 @@ class CardinalityLimiter:
         """Take note of committed names; they are never replaced."""
         known = self._combinations.committed
         for key in keys:
-            names = key[:4]
+            names = _names_of_key(key)
             if names not in known:
                 self._combinations.commit(names)
                 for name, part in zip(names, self._parts, strict=True):
@@ -168,7 +175,7 @@ class CardinalityLimiter:
         reserved: set[Combination] = set()
         counted = []
         for decision in decisions:
-            names = decision[1:5]
+            names = _names_of(decision)
             if names not in known:
                 found = bounded.get(names)
                 if found is None:

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple, TypeVar
 
 from routecast.core.decision import DAY, SECOND
 from routecast.core.numbers import read_number
-from routecast.core.rollup import Key
+from routecast.core.rollup import Key, Sums
 from routecast.core.snapshot import HOUR
 from routecast.core.times import read_time, unix_time
 from routecast.core.view import FILTERS, View, only, read_filters, read_parameters
@@ -53,16 +53,7 @@ _BLANK_OFFSET: Final = re.compile(r" (?=\d\d:?\d\d\Z)")
 # What a point holds, but for its histogram.
 POINT_COLUMNS: Final = (
     "errors",
-    "count",
-    "fallbacks",
-    "confidence_count",
-    "confidence_sum",
-    "cost_count",
-    "cost_sum",
-    "latency_count",
-    "latency_sum",
-    "input_tokens",
-    "output_tokens",
+    *(name for name in Sums.SCALARS if not name.startswith("metered_")),
 )
 
 # What may be told of a bucket, and the sums it takes.

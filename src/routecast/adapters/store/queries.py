@@ -1,15 +1,22 @@
 """SQL lives in `.sql` files; this reads them."""
 
 import re
+from collections.abc import Mapping
 from importlib import resources
 from typing import Final
 
 _QUERY_NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
-def load_queries(dialect: str) -> dict[str, str]:
-    """Return the named queries of a dialect's `queries.sql`."""
+def load_queries(dialect: str, lists: Mapping[str, str]) -> dict[str, str]:
+    """Return the named queries of a dialect's `queries.sql`.
+
+    `lists` are those of columns, by the name that stands for them there in braces. Other names in
+    braces stay: they are filled in where a query is run.
+    """
     text = (resources.files(__package__) / "sql" / dialect / "queries.sql").read_text("utf-8")
+    for name, columns in lists.items():
+        text = text.replace(f"{{{name}}}", columns)
     parts = _QUERY_NAME.split(text)[1:]
     return {name: sql.strip() for name, sql in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -13,14 +13,17 @@ from typing import Any, Final
 from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.core.delta import Delta
 from routecast.core.histogram import unpack, unpack_counts
-from routecast.core.rollup import Sums
+from routecast.core.history import POINT_COLUMNS
+from routecast.core.rollup import Key, Sums
 from routecast.ports import Difference
 
-# The parts of a key, and how many of a rollup's sums a summary has: all but the metered ones.
-KEY: Final = ("project", "strategy", "provider", "model", "band", "status")
-SUMMARISED: Final = 10
+# How many of a rollup's sums a summary has: the first ones. Its errors come before them.
+SUMMARISED: Final = len(POINT_COLUMNS) - 1
 
-# Sums as plain tuples: thirteen integers and a histogram.
+# The key of a series that is not there.
+_UNKNOWN: Final = Key(*["?"] * len(Key._fields))
+
+# Sums as plain tuples: the integers and a histogram.
 Row = tuple[Any, ...]
 Rows = dict[tuple[int, int], Row]  # by (start, series)
 
@@ -41,7 +44,7 @@ class Comparison:
         self._names = {
             number: " / ".join(part or "-" for part in key) for key, number in series.items()
         }
-        self._keys = {number: key for key, number in series.items()}
+        self._keys = {number: Key(*key) for key, number in series.items()}
         self._minutes_from = minutes_from
         self._unfolded = _unfolded(deltas, series)
         self._total: Rows = {}
@@ -82,11 +85,11 @@ class Comparison:
     ) -> Iterator[Difference]:
         expected: dict[tuple[str, str], list[Any]] = {}
         for _, series, *values, packed in rollups:
-            key = self._keys.get(series, ("?",) * len(KEY))
-            errors = values[0] if key[5] == "error" else 0
+            key = self._keys.get(series, _UNKNOWN)
+            errors = values[0] if key.status == "error" else 0
             sums = [errors, *values[:SUMMARISED]]
             bins = unpacked((packed,))[0]
-            for place in (("all", "all"), *zip(KEY, key, strict=True)):
+            for place in (("all", "all"), *zip(Key._fields, key, strict=True)):
                 held = expected.setdefault(place, [*[0] * len(sums), {}])
                 held[:-1] = [a + b for a, b in zip(held[:-1], sums, strict=True)]
                 for number, count in bins.items():

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 
+from routecast.adapters.store.postgres.columns import DECISION_COLUMNS
 from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     SCHEMA,
@@ -27,29 +28,13 @@ from routecast.adapters.store.postgres.failures import LOST
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.cardinality import fold_names
 from routecast.core.conflicts import Content, count_conflicts
-from routecast.core.decision import VALUES, DecisionRecord, identity_of
+from routecast.core.decision import VALUE_FIELDS, DecisionRecord, identity_of
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Cells, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
 
-DECISION_COLUMNS: Final = (
-    "generation",
-    "commit",
-    "place",
-    "id",
-    "project",
-    "series",
-    "decided",
-    "confidence",
-    "cost",
-    "latency",
-    "input_tokens",
-    "output_tokens",
-    "fallback",
-    "reason",
-)
 # At most this number of rows is sent at a time: the event loop encodes them.
 ROWS_AT_ONCE: Final = 1_000
 # At most this number of decisions is counted on the event loop: that takes less than a thread does.
@@ -313,15 +298,12 @@ def _columns(
     session: DatabaseSession, sent: Sequence[DecisionRecord], generation: int, number: int
 ) -> list[Sequence[Any]]:
     """Return decisions as columns, in the order of DECISION_COLUMNS."""
-    size, columns = len(sent), list(zip(*sent, strict=True))
-    series = map(session.series.__getitem__, map(key_of, sent))
-    return [
-        *([generation] * size, [number] * size, range(size)),
-        columns[0],
-        columns[VALUES.stop],
-        list(series),
-        *columns[VALUES],
-    ]
+    size = len(sent)
+    fields = dict(zip(DecisionRecord._fields, zip(*sent, strict=True), strict=True))
+    series = list(map(session.series.__getitem__, map(key_of, sent)))
+    commit = [generation] * size, [number] * size, range(size)
+    values = (fields[name] for name in VALUE_FIELDS)
+    return [*commit, fields["id"], fields["owner"], series, *values]
 
 
 async def _copy(

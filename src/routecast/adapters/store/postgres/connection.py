@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import asyncpg
 
 from routecast.adapters.store.names import folded_names
+from routecast.adapters.store.postgres.columns import POSTGRES_LISTS
 from routecast.adapters.store.postgres.failures import Unsuitable
 from routecast.adapters.store.queries import load_queries
 from routecast.core.cardinality import FoldedNames
@@ -25,7 +26,7 @@ else:  # where the class takes no parameter
 
 log = logging.getLogger(__name__)
 
-POSTGRES_SQL: Final = load_queries("postgres")
+POSTGRES_SQL: Final = load_queries("postgres", POSTGRES_LISTS)
 
 SCHEMA: Final = "routecast"
 OLDEST_SERVER: Final = 14

@@ -65,7 +65,7 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
     commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
     keep_numbers(session, state["history"])
     cells = Cells()
-    cells.add(DecisionRecord(*row[2:]) for row in rows[:limit])
+    cells.add(DecisionRecord(*record) for _commit, _place, *record in rows[:limit])
     if cells.minutes:
         await number_series(session, cells.keys())
         await merge(session, "pruned", cells.hours())

@@ -11,11 +11,12 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.queries import load_queries
+from routecast.adapters.store.sqlite.columns import SQLITE_LISTS
 from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, Key, shared_key
 from routecast.protocol import Position
 
-SQLITE_SQL: Final = load_queries("sqlite")
+SQLITE_SQL: Final = load_queries("sqlite", SQLITE_LISTS)
 BUSY_MS: Final = 5_000
 
 # Rows that one statement inserts: several, for fewer hand-overs of the interpreter's lock. SQLite

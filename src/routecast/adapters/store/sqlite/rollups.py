@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 import msgspec
@@ -25,7 +25,10 @@ HISTOGRAM_BYTES: Final = 40
 RollupKey = tuple[str, int, int]
 
 _encode: Final = msgspec.json.Encoder().encode
-_Row = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, int, int, str]
+if TYPE_CHECKING:
+    _Row = tuple[Any, ...]
+else:  # a start, a series, the sums, and the histogram in hexadecimal
+    _Row = tuple[(int, int, *[int] * len(Sums.SCALARS), str)]
 _decode: Final = msgspec.json.Decoder(list[_Row]).decode
 
 

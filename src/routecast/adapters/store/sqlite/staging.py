@@ -103,7 +103,8 @@ def _stage_new(
     query(db, "create_staged")
     db.execute("BEGIN")
     rows = [
-        (place, d.id, d.owner, numbers[d[1:7]], *values_of(d)) for place, d in enumerate(decisions)
+        (place, d.id, d.owner, numbers[key_of(d)], *values_of(d))
+        for place, d in enumerate(decisions)
     ]
     insert_rows(db, "stage_decisions", rows)
     query(db, "drop_known")

@@ -280,7 +280,9 @@ class Writer:
         """Insert decisions; return False when an id is known: then undo the transaction."""
         self._series.learn(map(key_of, decisions))
         numbers, seq = self._series, position.seq
-        rows = [(d.id, d.owner, numbers[d[1:7]], seq, received, *values_of(d)) for d in decisions]
+        rows = [
+            (d.id, d.owner, numbers[key_of(d)], seq, received, *values_of(d)) for d in decisions
+        ]
         before = db.total_changes()
         insert_rows(db, "insert_decisions", rows)
         return db.total_changes() - before == len(rows)
@@ -478,7 +480,7 @@ class Writer:
         rows = list(itertools.takewhile(lambda row: row[1] < before, oldest))
         if rows:
             cells = Cells()
-            cells.add(DecisionRecord(*row[2:]) for row in rows)
+            cells.add(DecisionRecord(*record) for _n, _received, *record in rows)
             self._series.learn(cells.keys())
             self._rollups.add("pruned", cells.hours())
             query(db, "delete_decisions", rows[-1][0])

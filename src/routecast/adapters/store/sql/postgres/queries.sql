@@ -1,3 +1,6 @@
+-- Lists of columns stand in braces, as in {key}: `columns.py` has them. What else is in braces is filled
+-- in where the query is run.
+
 -- name: version
 -- Of the schema, and the least schema a program must know to work on it.
 SELECT version, oldest_program FROM routecast.schema_version;
@@ -54,15 +57,8 @@ WHERE (commit, place) >= ($3, $4);
 
 -- name: insert_new_decisions
 -- Insert those whose ids the current generation does not hold, and tell their places.
-INSERT INTO routecast.decisions_{generation} (
-    generation, commit, place, id, project, series, decided, confidence, cost, latency,
-    input_tokens, output_tokens, fallback, reason
-)
-SELECT * FROM unnest(
-    $1::integer[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::integer[],
-    $7::bigint[], $8::integer[], $9::bigint[], $10::bigint[],
-    $11::integer[], $12::integer[], $13::boolean[], $14::text[]
-)
+INSERT INTO routecast.decisions_{generation} ({decision})
+SELECT * FROM unnest({decision_arrays})
 ON CONFLICT DO NOTHING RETURNING place;
 
 -- name: write_delta
@@ -91,25 +87,22 @@ SELECT epoch, (SELECT coalesce(max(seq), 0) FROM routecast.deltas) AS seq FROM r
 
 -- name: add_series
 -- In the order of their names, so that nodes that add the same ones cannot lock each other out.
-INSERT INTO routecast.series (project, strategy, provider, model, band, status)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-    AS sent (project, strategy, provider, model, band, status)
+INSERT INTO routecast.series ({key})
+SELECT * FROM unnest({key_arrays}) AS sent ({key})
 ORDER BY 1, 2, 3, 4, 5, 6
 ON CONFLICT DO NOTHING;
 
 -- name: series_numbers
 -- The numbers of those sent series that there are, with their places, counted from 1.
 SELECT sent.place, series.id
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-    WITH ORDINALITY AS sent (project, strategy, provider, model, band, status, place)
-JOIN routecast.series USING (project, strategy, provider, model, band, status);
+FROM unnest({key_arrays}) WITH ORDINALITY AS sent ({key}, place)
+JOIN routecast.series USING ({key});
 
 -- name: series_of
-SELECT id, project, strategy, provider, model, band, status
-FROM routecast.series WHERE id = ANY($1);
+SELECT id, {key} FROM routecast.series WHERE id = ANY($1);
 
 -- name: series
-SELECT id, project, strategy, provider, model, band, status FROM routecast.series;
+SELECT id, {key} FROM routecast.series;
 
 -- name: state
 -- As of when what is stored is: the epoch, the last commit in the rollups, what is kept. `history`
@@ -132,16 +125,12 @@ WHERE before < $3 ORDER BY seq;
 
 -- name: rollups
 -- The sums of one period whose start lies from the first to before the second moment.
-SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
-       latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output, latency_bins
+SELECT start, series, {sums}
 FROM routecast.rollups WHERE period = $1 AND start >= $2 AND start < $3;
 
 -- name: rollups_at
 -- The sums of certain series at certain starts of one period.
-SELECT rollups.start, rollups.series, count, fallbacks, confidence_count, confidence_sum,
-       cost_count, cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output, latency_bins
+SELECT rollups.start, rollups.series, {sums}
 FROM unnest($2::bigint[], $3::integer[]) AS wanted (start, series)
 JOIN routecast.rollups
     ON period = $1 AND rollups.start = wanted.start AND rollups.series = wanted.series;
@@ -151,34 +140,15 @@ JOIN routecast.rollups
 -- folded, and the last one there is. One row without a series where there is none.
 SELECT folded.seq AS folded,
        (SELECT coalesce(max(deltas.seq), folded.seq) FROM routecast.deltas) AS seq,
-       rollups.series, count, fallbacks, confidence_count, confidence_sum,
-       cost_count, cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output
+       rollups.series, {scalars}
 FROM routecast.folded
 LEFT JOIN routecast.rollups ON period = 'total' AND start = 0 AND series = ANY($1);
 
 -- name: put_rollups
 -- Whole new values: who holds the lock of the rollups has merged them.
-INSERT INTO routecast.rollups (
-    period, start, series, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-    metered_cost, metered_input, metered_output, latency_bins
-)
-SELECT $1, * FROM unnest(
-    $2::bigint[], $3::integer[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
-    $14::bigint[], $15::bigint[], $16::bigint[], $17::bytea[]
-)
-ON CONFLICT (period, start, series) DO UPDATE SET (
-    count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-    metered_cost, metered_input, metered_output, latency_bins
-) = ROW (
-    excluded.count, excluded.fallbacks, excluded.confidence_count, excluded.confidence_sum,
-    excluded.cost_count, excluded.cost_sum, excluded.latency_count, excluded.latency_sum,
-    excluded.input_tokens, excluded.output_tokens, excluded.metered_cost, excluded.metered_input,
-    excluded.metered_output, excluded.latency_bins
-);
+INSERT INTO routecast.rollups (period, start, series, {sums})
+SELECT $1, * FROM unnest($2::bigint[], $3::integer[], {sums_arrays_from_4})
+ON CONFLICT (period, start, series) DO UPDATE SET ({sums}) = ROW ({sums_excluded});
 
 -- name: lock_rollups
 -- Only who holds it writes rollups and what is kept. It ends with the transaction.
@@ -236,9 +206,7 @@ WHERE number >= $1 AND generation < $2 ORDER BY number LIMIT $3;
 
 -- name: oldest_decisions
 -- Of certain commits, from a place in the first of them on.
-SELECT commit, place, decisions.id, series.project, strategy, provider, model, band, status,
-       decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason,
-       decisions.project
+SELECT commit, place, {record_of_both}
 FROM routecast.decisions JOIN routecast.series ON series.id = decisions.series
 WHERE commit BETWEEN $1 AND $3 AND (commit, place) >= ($1, $2) AND generation BETWEEN $4 AND $5
 ORDER BY commit, place LIMIT $6;
@@ -384,9 +352,7 @@ UNION SELECT start FROM routecast.latency_summaries;
 
 -- name: hour
 -- All rollups within an hour.
-SELECT period, start, series, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output, latency_bins
+SELECT period, start, series, {sums}
 FROM routecast.rollups
 WHERE period IN ('hour', 'pruned') AND start = $1
    OR period = 'minute' AND start >= $1 AND start < $1 + 3600;
@@ -443,15 +409,8 @@ DELETE FROM routecast.summaries WHERE part = ANY($1::text[]) AND start = ANY($2:
 DELETE FROM routecast.latency_summaries WHERE part = ANY($1::text[]) AND start = ANY($2::bigint[]);
 
 -- name: put_summaries
-INSERT INTO routecast.summaries (
-    part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens
-)
-SELECT * FROM unnest(
-    $1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::numeric[], $9::bigint[], $10::numeric[], $11::bigint[], $12::numeric[], $13::numeric[],
-    $14::numeric[]
-);
+INSERT INTO routecast.summaries (part, start, name, {points})
+SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], {points_arrays_from_4});
 
 -- name: put_latency_summaries
 INSERT INTO routecast.latency_summaries (part, start, name, counts)
@@ -462,17 +421,14 @@ DELETE FROM routecast.unsummed_hours WHERE start = ANY($1::bigint[]);
 
 -- name: summaries
 -- Of one hour, along all parts.
-SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens, counts
+SELECT part, name, {points}, counts
 FROM routecast.summaries LEFT JOIN routecast.latency_summaries USING (part, start, name)
-WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
+WHERE part IN ({parts})
   AND start = $1;
 
 -- name: window_sums
 -- The sums by series of one period's rollups that start from the first to before the second moment.
-SELECT series, sum(count), sum(fallbacks), sum(confidence_count), sum(confidence_sum), sum(cost_count),
-       sum(cost_sum), sum(latency_count), sum(latency_sum), sum(input_tokens), sum(output_tokens),
-       sum(metered_cost), sum(metered_input), sum(metered_output)
+SELECT series, {scalars_added}
 FROM routecast.rollups WHERE period = $1 AND start >= $2 AND start < $3 GROUP BY series;
 
 -- name: window_bins
@@ -539,9 +495,7 @@ GROUP BY start ORDER BY start;
 -- Delete a period's rollups of certain series at certain starts, and return them.
 DELETE FROM routecast.rollups
 WHERE period = $1 AND start = ANY($2::bigint[]) AND series = ANY($3::integer[])
-RETURNING start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
-          latency_count, latency_sum, input_tokens, output_tokens,
-          metered_cost, metered_input, metered_output, latency_bins;
+RETURNING start, series, {sums};
 
 -- name: move_decisions
 -- Decisions of old series become those of new ones.

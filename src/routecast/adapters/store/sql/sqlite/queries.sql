@@ -1,3 +1,6 @@
+-- Lists of columns stand in braces, as in {key}: `columns.py` has them. What else is in braces is filled
+-- in where the query is run.
+
 -- name: begin_history
 -- A new database is a new history.
 INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
@@ -59,7 +62,7 @@ UPDATE history SET folded = ?, folded_parts = ?;
 
 -- name: near_series
 -- Series with a sum over all time of 2^62 or more; an index has them.
-SELECT project, strategy, provider, model, band, status
+SELECT {key}
 FROM rollups INDEXED BY near_series JOIN series ON series.id = rollups.series
 WHERE period = 'total'
   AND max(confidence_sum, cost_sum, latency_sum, input_tokens, output_tokens)
@@ -97,8 +100,7 @@ JOIN stored.series AS series ON series.id = kept.series;
 -- name: insert_decisions
 -- As many rows of placeholders as there are rows: one step of the engine for many of them.
 INSERT INTO decisions (
-    id, project, series, seq, received, decided, confidence, cost, latency,
-    input_tokens, output_tokens, fallback, reason
+    id, project, series, seq, received, {values_stored}
 ) VALUES {rows} ON CONFLICT DO NOTHING;
 
 -- name: attach_stored
@@ -110,16 +112,13 @@ DETACH stored;
 -- name: create_staged
 -- A database in memory, in which a large batch is prepared.
 CREATE TABLE decisions (
-    place INTEGER, id TEXT, project TEXT, series INTEGER, decided INTEGER, confidence INTEGER,
-    cost INTEGER, latency INTEGER, input_tokens INTEGER, output_tokens INTEGER, fallback INTEGER,
-    reason TEXT,
+    place INTEGER, {stored_with_types},
     PRIMARY KEY (id, project)
 ) STRICT, WITHOUT ROWID;
 
 -- name: stage_decisions
 INSERT INTO main.decisions (
-    place, id, project, series, decided, confidence, cost, latency,
-    input_tokens, output_tokens, fallback, reason
+    place, {stored}
 ) VALUES {rows} ON CONFLICT DO NOTHING;
 
 -- name: drop_known
@@ -146,50 +145,41 @@ DETACH staged;
 -- name: insert_staged
 -- All that was prepared in the database `staged`, in the order of the index of ids.
 INSERT INTO main.decisions (
-    id, project, series, seq, received, decided, confidence, cost, latency,
-    input_tokens, output_tokens, fallback, reason
+    id, project, series, seq, received, {values_stored}
 )
-SELECT id, project, series, ?, ?, decided, confidence, cost, latency,
-       input_tokens, output_tokens, fallback, reason
+SELECT id, project, series, ?, ?, {values_stored}
 FROM staged.decisions WHERE true ON CONFLICT DO NOTHING;
 
 -- name: add_series
 -- Those that are new of an array of keys.
-INSERT INTO series (project, strategy, provider, model, band, status)
-SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5
-FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
+INSERT INTO series ({key})
+SELECT {key_of_json} FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
 
 -- name: series
-SELECT id, project, strategy, provider, model, band, status FROM series;
+SELECT id, {key} FROM series;
 
 -- name: names_of_series
 -- Those with the sent numbers.
-SELECT id, project, strategy, provider, model, band, status
-FROM series WHERE id IN (SELECT value FROM json_each(?));
+SELECT id, {key} FROM series WHERE id IN (SELECT value FROM json_each(?));
 
 -- name: series_numbers
 -- The numbers of an array of keys, by their places in it, as JSON.
 SELECT json_group_array(json_array(sent.key, series.id))
 FROM json_each(?) AS sent CROSS JOIN series
-ON project = sent.value ->> 0 AND strategy = sent.value ->> 1 AND provider = sent.value ->> 2
-AND model = sent.value ->> 3 AND band = sent.value ->> 4 AND status = sent.value ->> 5;
+ON {is_key_of_json};
 
 -- name: last_series
 SELECT max(id) FROM series;
 
 -- name: rollups
 -- The sums of one period whose start lies from the first to before the second moment.
-SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
-       latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output, latency_bins
-FROM rollups WHERE period = ? AND start >= ? AND start < ? ORDER BY start, series;
+SELECT start, series, {sums} FROM rollups
+WHERE period = ? AND start >= ? AND start < ? ORDER BY start, series;
 
 -- name: rollups_at
 -- The sums of an array of [start, series] in one period, as JSON.
 SELECT json_group_array(json_array(
-    start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
-    latency_count, latency_sum, input_tokens, output_tokens,
-    metered_cost, metered_input, metered_output, hex(latency_bins)
+    start, series, {scalars}, hex(latency_bins)
 ))
 FROM json_each(?2) AS wanted CROSS JOIN rollups
 ON period = ?1 AND start = wanted.value ->> 0 AND series = wanted.value ->> 1;
@@ -197,9 +187,7 @@ ON period = ?1 AND start = wanted.value ->> 0 AND series = wanted.value ->> 1;
 -- name: put_rollups
 -- Whole new values: the one writer has merged them.
 INSERT OR REPLACE INTO rollups (
-    period, start, series, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-    metered_cost, metered_input, metered_output, latency_bins
+    period, start, series, {sums}
 ) VALUES {rows};
 
 -- name: span
@@ -212,12 +200,9 @@ SELECT (SELECT received FROM decisions ORDER BY n LIMIT 1),
 -- name: oldest_decisions
 -- In the order of receipt, as JSON; retention reads from this end.
 SELECT json_group_array(json_array(
-    n, received, id, counted_project, strategy, provider, model, band, status,
-    decided, confidence, cost, latency, input_tokens, output_tokens, fallback, reason, owner
+    n, received, {record}
 )) FROM (
-    SELECT n, received, decisions.id, series.project AS counted_project, strategy, provider, model,
-           band, status, decided, confidence, cost, latency, input_tokens, output_tokens, fallback,
-           reason, decisions.project AS owner
+    SELECT n, received, {record_of_both}
     FROM decisions JOIN series ON series.id = decisions.series
     ORDER BY n LIMIT ?
 );
@@ -270,7 +255,7 @@ FROM latency_summaries AS held LEFT JOIN summaries USING (part, start, name)
 WHERE summaries.start IS NULL AND held.start NOT IN (SELECT start FROM unsummed_hours)
 UNION ALL
 SELECT 'summary rows of an unknown part', count(*) FROM summaries
-WHERE part NOT IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status');
+WHERE part NOT IN ({parts});
 
 -- name: latest_seq
 SELECT coalesce(max(seq), 0) FROM decisions;
@@ -345,9 +330,7 @@ DELETE FROM latency_summaries WHERE part IN (SELECT value FROM json_each(?)) AND
 
 -- name: put_summaries
 INSERT INTO summaries (
-    part, start, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-    cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-    confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high
+    part, start, name, {points}, {points_high}
 ) VALUES {rows};
 
 -- name: put_latency_summaries
@@ -363,20 +346,15 @@ DELETE FROM unsummed_hours WHERE start = ? AND changes = ?;
 
 -- name: summaries
 -- Of one hour, along all parts.
-SELECT part, name, errors, count, fallbacks, confidence_count, confidence_sum, cost_count,
-       cost_sum, latency_count, latency_sum, input_tokens, output_tokens,
-       confidence_sum_high, cost_sum_high, latency_sum_high, input_tokens_high, output_tokens_high,
-       counts
+SELECT part, name, {points}, {points_high}, counts
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
-WHERE part IN ('all', 'project', 'strategy', 'provider', 'model', 'band', 'status')
+WHERE part IN ({parts})
   AND start = ?;
 
 -- name: window_sums
 -- The sums by series of one period's rollups that start from the first to before the second moment.
-SELECT series, sum(count), sum(fallbacks), sum(confidence_count), sum(confidence_sum), sum(cost_count),
-       sum(cost_sum), sum(latency_count), sum(latency_sum), sum(input_tokens), sum(output_tokens),
-       sum(metered_cost), sum(metered_input), sum(metered_output)
-FROM rollups WHERE period = ? AND start >= ? AND start < ? GROUP BY series;
+SELECT series, {scalars_added} FROM rollups
+WHERE period = ? AND start >= ? AND start < ? GROUP BY series;
 
 -- name: window_bins
 SELECT series, latency_bins FROM rollups WHERE period = ? AND start >= ? AND start < ?;
@@ -416,9 +394,7 @@ WHERE period = ? AND series IN (SELECT value FROM json_each(?)) GROUP BY start O
 
 -- name: rollups_of_series
 -- A period's rollups of certain series at certain starts.
-SELECT start, series, count, fallbacks, confidence_count, confidence_sum, cost_count, cost_sum,
-       latency_count, latency_sum, input_tokens, output_tokens,
-       metered_cost, metered_input, metered_output, latency_bins
+SELECT start, series, {sums}
 FROM rollups
 WHERE period = ? AND start IN (SELECT value FROM json_each(?))
   AND series IN (SELECT value FROM json_each(?))

@@ -1,0 +1,41 @@
+"""The columns of the tables, as SQL of every dialect lists them. The core says which there are."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from routecast.core.decision import VALUE_FIELDS, DecisionRecord
+from routecast.core.history import PARTS, POINT_COLUMNS
+from routecast.core.rollup import Key, Sums
+
+# A decision as it is stored, beside what a dialect has to know its commit by.
+STORED: Final = ("id", "project", "series", *VALUE_FIELDS)
+# A stored decision with its series, as a `DecisionRecord`: that has one field more, which says how
+# it was sent.
+_RECORD: Final = DecisionRecord._fields[: DecisionRecord._fields.index("owner") + 1]
+# `project` is what it counts under, `owner` the project that sent it.
+_RECORD_SQL: Final = {
+    "id": "decisions.id",
+    "owner": "decisions.project",
+    **{name: f"series.{name}" for name in Key._fields},
+    **{name: f"decisions.{name}" for name in VALUE_FIELDS},
+}
+
+
+def listed(columns: Iterable[str]) -> str:
+    """Return columns as SQL lists them."""
+    return ", ".join(columns)
+
+
+# What stands for these names in braces in `queries.sql`.
+LISTS: Final = {
+    "key": listed(Key._fields),
+    "stored": listed(STORED),
+    "values_stored": listed(VALUE_FIELDS),
+    "record": listed(_RECORD),
+    "record_of_both": listed(f"{_RECORD_SQL[name]} AS {name}" for name in _RECORD),
+    "sums": listed(Sums.COLUMNS),
+    "scalars": listed(Sums.SCALARS),
+    "scalars_added": listed(f"sum({name})" for name in Sums.SCALARS),
+    "points": listed(POINT_COLUMNS),
+    "parts": listed(f"'{part}'" for part in PARTS),
+}
