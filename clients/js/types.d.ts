@@ -141,7 +141,7 @@ export type State =
 export interface Options {
   /** Milliseconds before the first attempt to come back, at most. Default 5,000. */
   firstDelay?: number;
-  /** Milliseconds between two attempts, at most. Default 60,000. */
+  /** Milliseconds between two attempts, at most, unless the server asks for more. Default 60,000. */
   longestDelay?: number;
   /**
    * Milliseconds of silence until the server is asked for a sign of life. After twice as many the

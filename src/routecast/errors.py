@@ -43,7 +43,10 @@ class Invalid(RoutecastError):
 
 
 class Unavailable(RoutecastError):
-    """An engine cannot answer now. Nothing was kept; try again after `retry_after` seconds."""
+    """An engine cannot answer now. Try again after `retry_after` seconds.
+
+    Nothing was kept, unless the text says that it may have been.
+    """
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
         super().__init__(message)

@@ -206,7 +206,10 @@ class Source(StrEnum):
 
 
 class CloseCode(IntEnum):
-    """WebSocket close codes (RFC 6455, 7.4); `retry.py` tells what a client does after each."""
+    """WebSocket close codes (RFC 6455, 7.4); `retry.py` tells what a client does after each.
+
+    Clients know all of them. This server does not send POLICY, FULL, UNAUTHENTICATED and FORBIDDEN.
+    """
 
     DONE = 1000
     GOING_AWAY = 1001
@@ -306,7 +309,10 @@ class Ack(_Message, frozen=True, tag="ack"):
 
 
 class Refresh(_Message, frozen=True, tag="refresh"):
-    """Bring a new token into an open connection."""
+    """Bring a new token into an open connection.
+
+    This server has no tokens: it answers with the error `not_supported`.
+    """
 
     token: Annotated[str, Meta(min_length=1, max_length=16_384)]
 
@@ -417,13 +423,17 @@ ServerMessage = Hello | SnapshotOut | DeltaOut | HistoryOut | ErrorOut | Goodbye
 # -- health -------------------------------------------------------------------------------------
 
 
-class Components(msgspec.Struct, frozen=True):
-    """The engines a node leans on: `ok` or `failing`; a database may be `corrupt`, too."""
+EngineStatus = Literal["ok", "failing"]
+ServiceStatus = Literal["ok", "failing", "down"]
 
-    database: str
-    cache: str
-    bus: str
-    census: str  # of the streams that all nodes have
+
+class Components(msgspec.Struct, frozen=True):
+    """The engines that a node uses. Those that are not set up are `ok`."""
+
+    database: Literal["ok", "failing", "corrupt"]
+    cache: EngineStatus
+    bus: EngineStatus
+    census: EngineStatus  # of the streams that all nodes have
 
 
 class ServiceState(msgspec.Struct, frozen=True):
@@ -433,20 +443,21 @@ class ServiceState(msgspec.Struct, frozen=True):
     `last_error` stays when it works again, and is "" when nothing ever failed.
     """
 
-    status: str
+    status: ServiceStatus
     failures: int
     restarts: int
     last_error: str
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The answer of `GET /health`; `source` is where numbers come from now.
+    """The answer of `GET /health`.
 
-    `database_check` is how far the check of a database file is: `running`, `ok` or `failed`;
-    `database_error` is what is wrong with a `corrupt` one, `database_warning` what somebody should
-    look at; `database_wal_bytes` is the length of its write-ahead log. `degraded` says, in a text
-    for each reason, why `status` is not `ok`. Each of these is left out where there is nothing to
-    tell. `services` has every background service by its name.
+    `source` is where numbers come from now: a `Source`, or `none`. `database_check` is how far the
+    check of a database file is: `running`, `ok`, `failed` or `unfinished`; `database_error` is what
+    is wrong with a `corrupt` one, `database_warning` what somebody should look at;
+    `database_wal_bytes` is the length of its write-ahead log. `degraded` says, in a text for each
+    reason, why `status` is not `ok`. Each of these is left out where there is nothing to tell.
+    `services` has every background service by its name.
     """
 
     status: Literal["ok", "degraded"]

@@ -68,6 +68,8 @@ def test_the_examples_go_by_the_table() -> None:
     script = (EXAMPLES / "javascript" / "metrics-client.mjs").read_text()
     assert (listed := re.search(r"FINAL_CODES = new Set\(\[(.*)\]\)", script))
     assert {int(code) for code in listed[1].split(", ")} == final
+    page = (EXAMPLES.parent / "docs" / "protocol.md").read_text()
+    assert f"FINAL = {{{', '.join(map(str, sorted(final)))}}}" in page
     own = [row for row in TABLE["http"] if row["by"] == "routecast" and row["status"] < 500]
     passing = {row["status"] for row in own if row["stream"] == "retry"}
     assert example("default_stream").PASSING == example("send_decisions").PASSING == passing

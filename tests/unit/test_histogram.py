@@ -82,11 +82,12 @@ def test_percentiles_of_nothing_are_none() -> None:
 
 @given(st.lists(latencies), st.lists(latencies))
 def test_adding_bins_is_counting_together(left: list[int], right: list[int]) -> None:
-    """Histograms merge without loss."""
-    merged = count(left)
-    for number, more in count(right).items():
-        merged[number] = merged.get(number, 0) + more
+    """Histograms merge without loss, also into an empty one; what was added stays as it is."""
+    merged, added = count(left), count(right)
+    add_bins(merged, added)
     assert merged == count(left + right)
+    add_bins(merged, added)
+    assert added == count(right)
 
 
 close = st.integers(100_000, 9_000_000)  # over a hundred bins

@@ -1,5 +1,9 @@
 """The wire contract's words."""
 
+import re
+from pathlib import Path
+from typing import get_args, get_type_hints
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,6 +15,7 @@ from routecast.protocol import (
     MAX_COST,
     MAX_LATENCY_MS,
     MAX_TOKENS,
+    Components,
     FieldWarning,
     Position,
     Receipt,
@@ -20,6 +25,8 @@ from routecast.protocol import (
 )
 from tests.support.oracle import ALL_FIELDS, stamped
 from tests.support.oracle import DEFAULT_FIELDS as CONTRACT_FIELDS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_fields_are_those_of_the_contract_in_its_order() -> None:
@@ -58,6 +65,16 @@ def test_receipt_of_an_earlier_server_is_read() -> None:
         b'"position":{"epoch":"e","seq":1}}'
     )
     assert msgspec.json.decode(text, type=Receipt) == Receipt(1, 2, [], 0, Position("e", 1))
+
+
+@pytest.mark.parametrize("place", ["docs/protocol.md", "src/routecast/dashboard/protocol.js"])
+@pytest.mark.parametrize("name", Components.__struct_fields__)
+def test_health_of_an_engine_is_told_in_the_same_words_everywhere(place: str, name: str) -> None:
+    """On the page of the protocol, and where the page for people reads it."""
+    pattern = rf"^( \* @property .* {name}|\| .*`components\.{name}`.*)$"
+    (found,) = re.finditer(pattern, (ROOT / place).read_text(), re.MULTILINE)
+    said = set(re.findall(r"[\"`](ok|off|failing|corrupt|down|degraded)[\"`]", found[0]))
+    assert said == set(get_args(get_type_hints(Components)[name]))
 
 
 @pytest.mark.parametrize(

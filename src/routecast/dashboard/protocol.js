@@ -18,11 +18,19 @@
 /** @typedef {import("./client/routecast.js").Source} Source where the server's numbers come from */
 
 /**
+ * @typedef {Object} Components the engines that the server uses
+ * @property {"ok" | "failing" | "corrupt"} database
+ * @property {"ok" | "failing"} cache
+ * @property {"ok" | "failing"} bus
+ * @property {"ok" | "failing"} census
+ */
+
+/**
  * @typedef {Object} Health
  * @property {"ok" | "degraded"} status
  * @property {number} active_connections
  * @property {string} version
- * @property {Record<string, string>} components such as `database`, each `ok`, `off` or `failing`
+ * @property {Components} components
  * @property {Source | "none"} source
  * @property {Record<string, number>} [full_names] limits of names that are reached, by part
  */

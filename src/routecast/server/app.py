@@ -51,7 +51,7 @@ from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
-from routecast.protocol import Components, Health
+from routecast.protocol import Components, EngineStatus, Health
 from routecast.server.config import Settings
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
@@ -418,7 +418,7 @@ class Services:
         files = self.engines.store.condition
         missing = self.engines.redis.parts if self.engines.redis is not None else []
 
-        def shared(part: str, why: object) -> str:
+        def shared(part: str, why: object) -> EngineStatus:
             return "failing" if why or part in missing else "ok"
 
         components = Components(

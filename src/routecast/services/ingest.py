@@ -173,8 +173,8 @@ class Ingest:
 
         It is done after the commit. This, or the awaiting, raises AllRejected where none of them
         is good, and Unavailable where there is no room or the database cannot take them: then
-        nothing of the batch is kept, and it may be sent again. Cancelling the future does not
-        withdraw the batch.
+        nothing of the batch is kept (but see UNKNOWN_OUTCOME), and it may be sent again. Cancelling
+        the future does not withdraw the batch.
         """
         size = len(batch.decisions)
         if not size and batch.rejected:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from routecast.errors import BadSettings, RoutecastError
 from routecast.instruments import Instruments
-from routecast.protocol import ServiceState
+from routecast.protocol import ServiceState, ServiceStatus
 from routecast.retry import Backoff, no_jitter
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class _Service:
     logged: set[str] = field(default_factory=set)
 
     @property
-    def status(self) -> str:
+    def status(self) -> ServiceStatus:
         return "down" if not self.runs else "failing" if self.failures else "ok"
 
 
