@@ -1,5 +1,6 @@
 """Acknowledged means on disk: under kill -9, at a stop, and with no room left."""
 
+import errno
 import json
 import os
 import random
@@ -17,7 +18,8 @@ import httpx2
 import pytest
 
 from routecast.adapters.store.sqlite.folding import SQLITE_FOLD_COMMITS
-from tests.support.needs import skip_without
+from routecast.adapters.store.sqlite.marks import wal_of
+from tests.support.disk import immutable, remount, small_disk
 from tests.support.server import Server
 from tests.support.waiting import until
 
@@ -152,21 +154,16 @@ def test_a_stop_commits_what_waits(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of eight megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        skip_without("a small disk to fill up", "run as root, where tmpfs may be mounted")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", 8 << 20) as folder:
+        yield folder
 
 
-def test_a_full_disk(small_disk: Path) -> None:
+def test_a_full_disk(disk: Path) -> None:
     """With no room decisions are refused and nothing is half-kept; with room, taken again."""
-    server = Server(small_disk).start()
-    ballast = small_disk / "ballast"
+    server = Server(disk).start()
+    ballast = disk / "ballast"
     ballast.write_bytes(b"x" * 3_000_000)
     accepted = number = 0
     while True:
@@ -192,6 +189,36 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert verify(server).returncode == 0
     assert "Traceback" not in server.log.read_text()
     assert server.stop() == 0
+
+
+def test_a_file_that_takes_no_writes(server: Server) -> None:
+    """As on a read-only file system: it is told before any decision comes, until it is over."""
+    server.post(decisions("kept"))
+    with immutable(wal_of(server.database)):
+        answer = server.http.get("/ready")
+        assert answer.status_code == 503
+        reason = f"SQLite: disk I/O error: {os.strerror(errno.EPERM)}"
+        assert answer.json() == {"ready": False, "reason": reason}
+        assert server.metrics()["total_decisions"] == BATCH
+    server.wait_for("/ready", 200)
+    assert server.post(decisions("kept again"))["accepted"] == BATCH
+    assert verify(server).returncode == 0
+
+
+def test_a_read_only_file_system(tmp_path: Path, disk: Path) -> None:
+    """A node does not start on it, and says why; it does once the disk can be written to."""
+    server = Server(tmp_path / "node", database_url=f"sqlite:///{disk}/routecast.db")
+    with server:
+        server.post(decisions("kept"))
+        server.stop()
+        remount(disk, "ro")
+        server.launch()
+        assert server.process is not None
+        assert server.process.wait(60) == 2
+        assert f"cannot write to {disk}/routecast.db" in server.log.read_text()
+        remount(disk, "rw")
+        server.start()
+        assert server.metrics()["total_decisions"] == BATCH
 
 
 def test_a_removed_database_acknowledges_nothing(server: Server) -> None:

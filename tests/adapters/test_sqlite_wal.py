@@ -1,7 +1,9 @@
 """The write-ahead log: how large it is, who keeps it large, and that it shrinks."""
 
 import asyncio
+import errno
 import logging
+import os
 from pathlib import Path
 
 import apsw
@@ -10,6 +12,7 @@ import pytest
 from routecast.adapters.store.sqlite import SqliteStore, store, wal
 from routecast.adapters.store.sqlite.marks import wal_of
 from tests.support.decisions import NOW, kept
+from tests.support.disk import immutable
 from tests.support.running_services import until
 
 
@@ -58,6 +61,22 @@ async def test_long_reader_is_told_and_the_log_cut_off_after_it(
     await opened.commit([[kept(after)]], NOW)
     total = (await opened.load(NOW)).total
     assert sum(sums.count for sums in total.values()) == after + 1
+    await opened.close()
+
+
+async def test_file_that_takes_no_writes_is_told_as_the_cause(path: Path) -> None:
+    """Decisions are kept in the log meanwhile; then all of it is added to the file."""
+    opened = SqliteStore(path)
+    await opened.open()
+    with immutable(path):
+        after = await grow(opened, path, 0, 500_000)
+        warning = opened.condition.warning or ""
+        cause = f"disk I/O error: {os.strerror(errno.EPERM)}"
+        assert warning.endswith(f"cannot be added to the database: {cause}")
+    async with asyncio.timeout(60):
+        await opened.commit([[kept(after)]], NOW)
+        await until(lambda: wal_of(path).stat().st_size <= 200_000)
+    assert opened.condition.warning is None
     await opened.close()
 
 

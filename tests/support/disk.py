@@ -25,6 +25,39 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def remount(folder: Path, how: str) -> None:
+    """Make a small disk read-only ("ro") or writable ("rw"); no file on it may be open."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Have the system refuse every write to a file; skip the test if it cannot be made to.
+
+    Also where the file is open for writing: a file system with open files cannot be remounted
+    read-only, as disk errors do.
+    """
+    lock = ["chattr", "+i"]
+    if shutil.which("chattr") is None or os.getuid() != 0:
+        skip_without("a file that the system writes nothing to", "run as root, with chattr")
+    probe = path.with_name("probe")
+    with probe.open("wb", buffering=0) as file:
+        subprocess.run([*lock, probe], capture_output=True, check=False)
+        try:
+            is_refused = not file.write(b"x")
+        except OSError:
+            is_refused = True
+        finally:
+            subprocess.run(["chattr", "-i", probe], capture_output=True, check=False)
+    if not is_refused:
+        skip_without("a file that the system writes nothing to", "have temporary files on ext4")
+    subprocess.run([*lock, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
 def fill(ballast: Path) -> None:
     """Write zeros to a file until the disk is full."""
     with ballast.open("wb", buffering=0) as file:

@@ -1,6 +1,7 @@
 """Connections to a SQLite file, the named queries run on them, and transactions."""
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -96,13 +97,23 @@ def leave_log(db: apsw.Connection) -> None:
 @contextmanager
 def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
     """A transaction that the body commits; left in any other way, it is undone."""
-    db.execute(begin)
     try:
+        db.execute(begin)
         yield
+    except apsw.IOError as error:
+        add_cause(db, error)
+        _undo(db, suppress(apsw.Error))
+        raise
     except BaseException:
         _undo(db, suppress(apsw.Error))  # what went wrong first is what matters
         raise
     _undo(db, nullcontext())
+
+
+def add_cause(db: apsw.Connection, error: apsw.IOError) -> None:
+    """Have an error say what the system said: SQLite's own text is just "disk I/O error"."""
+    if db.system_errno:
+        error.args = (f"{error}: {os.strerror(db.system_errno)}",)
 
 
 def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 import apsw
 
-from routecast.adapters.store.sqlite.connection import query, transaction
+from routecast.adapters.store.sqlite.connection import add_cause, query, transaction
 from routecast.adapters.store.sqlite.file_identity import FileIdentity, Lost
 from routecast.adapters.store.sqlite.marks import HEADER, Mark, read_log, wal_of
 from routecast.errors import Unavailable
@@ -212,6 +212,8 @@ class WriteAheadLog:
             self._blocked = True
             self._due = self._pages + PAGES_TO_NEXT_TRY
         except apsw.Error as error:
+            if isinstance(error, apsw.IOError):
+                add_cause(self._db, error)
             self._failure = str(error)
             self._due = self._pages + PAGES_TO_NEXT_TRY
         self._tell()
