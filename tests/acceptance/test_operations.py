@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from websockets.asyncio.client import connect
 from websockets.sync.client import connect as connect_sync
 
 from tests.support.server import Server, free_port
+from tests.support.waiting import until
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 
@@ -83,6 +85,50 @@ async def test_prometheus_counts_what_happened(server: Server) -> None:
         'routecast_snapshots_served_total{source="live"}',
     ):
         assert f"\n{name} " in text
+
+
+SMALL_LOGS = """
+import sys
+from routecast.adapters.store.sqlite import store, wal
+from routecast.server import run
+from routecast.server.config import load_settings
+
+wal.CHECKPOINT_PAGES, wal.PAGES_TO_NEXT_TRY = 20, 10
+wal.CUT_BYTES, wal.WARN_BYTES = 200_000, 400_000
+store.CUT_PAUSE = 0.05
+sys.exit(run.run(load_settings(port={port}, database_url="{url}")))
+"""
+
+
+class SmallLogs(Server):
+    """A server to which 400 kB of write-ahead log are what 64 MiB are to others."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", SMALL_LOGS.format(port=self.port, url=self.database_url)]
+
+
+def test_a_long_reader_shows_in_health_and_metrics(tmp_path: Path) -> None:
+    """How long the write-ahead log is, and who keeps it so, until that reader is gone."""
+    log = "routecast_database_wal_bytes"
+    batch = [{**GOOD, "reason": "r" * 400} for _ in range(200)]
+    with SmallLogs(tmp_path) as server, closing(sqlite3.connect(server.database)) as reader:
+        server.post(GOOD)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM decisions").fetchall()
+        assert "database_warning" not in server.http.get("/health").json()
+        while server.instrument(log) < 500_000:
+            server.post(batch)
+        until(lambda: server.http.get("/health").json()["status"] == "degraded")
+        health = server.http.get("/health").json()
+        assert health["database_wal_bytes"] > 500_000
+        assert f"{server.database}-wal" in health["database_warning"]
+        assert "another program has been reading" in health["database_warning"]
+        assert health["degraded"] == [f"database: {health['database_warning']}"]
+        assert server.http.get("/ready").json()["degraded"] == health["degraded"]
+        reader.rollback()
+        until(lambda: server.http.get("/health").json()["status"] == "ok")
+        until(lambda: server.instrument(log) <= 200_000)
+        assert server.http.get("/ready").json() == {"ready": True}
 
 
 class Confined(Server):
