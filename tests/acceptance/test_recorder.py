@@ -327,6 +327,39 @@ def test_an_odd_decision_costs_its_neighbours_nothing(
     assert total(server) == 20
 
 
+@pytest.mark.parametrize("name", ["strategy", "provider"])
+def test_bytes_are_no_name(server: Server, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """Nothing is raised; decisions without a strategy or a provider are rejected, and told once."""
+    with Recorder(server.url, linger=60) as recorder:
+        for value in (b"hybrid", bytearray(b"hybrid"), memoryview(b"hybrid")):
+            recorder.record({**DECISION, name: value})
+        recorder.record(DECISION)
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=1, rejected=3)
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert f"{name}: bytes are no text: decode them" in told
+    assert total(server) == 1
+
+
+def test_bytes_leave_an_optional_text_unknown(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The decision counts, and each field is told once."""
+    fields = ("id", "model", "project", "reason", "status", "timestamp", "confidence")
+    with Recorder(server.url, linger=60) as recorder:
+        for _ in range(2):
+            recorder.record({**DECISION, **dict.fromkeys(fields, b"success")})
+        assert recorder.flush(WAIT_SECONDS)
+        assert recorder.counters == Counters(sent=2)
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(fields) == sorted(
+        name for line in told for name in fields if f" {name}: " in line
+    )
+    found = server.metrics(fields="total_decisions,models,avg_confidence,errors")
+    assert (found["total_decisions"], found["models"], found["avg_confidence"]) == (2, {}, None)
+    assert found["errors"]["count"] == 0
+
+
 @pytest.mark.parametrize("provider", [7, object()], ids=["by the server", "before it is sent"])
 def test_the_log_is_complete_when_flush_returns(server: Server, provider: object) -> None:
     """A line is written before what it tells of is counted, and `flush` waits for the count."""
