@@ -21,11 +21,10 @@ log = logging.getLogger(__name__)
 # How a connection ended that was closed without a close frame (RFC 6455, 7.4.1).
 ABNORMAL_CLOSURE: Final = 1006
 _NO_STATUS: Final = 1005
-_PROTOCOL_ERROR: Final = 1002
 _NORMAL: Final = frozenset({CloseCode.DONE, CloseCode.GOING_AWAY, _NO_STATUS})
 # Codes counted by their number: those of the contract and of WebSocket itself. A client may close
 # with any of two thousand others.
-_COUNTED: Final = frozenset({*CloseCode, _PROTOCOL_ERROR, _NO_STATUS, ABNORMAL_CLOSURE})
+_COUNTED: Final = frozenset({*CloseCode, _NO_STATUS, ABNORMAL_CLOSURE})
 # At most this number is closed before others get a turn: closing costs more than sending.
 CLOSE_BATCH: Final = 50
 # Clients that are told to come back are spread so that not more than this many come in a second,
