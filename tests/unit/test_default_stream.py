@@ -8,16 +8,21 @@ import pytest
 
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.breakdown import CELLS_PER_STEP, STEPS_AT_ONCE
 from routecast.core.document import EncodedDocument
 from routecast.core.payload import Payload
 from routecast.core.view import View
 from routecast.protocol import Source
+from routecast.streaming import channels
 from routecast.streaming.channels import MAX_COALESCED
 from routecast.streaming.delivery import QUANTA
 from tests.support.clock import HeldClock
 from tests.support.fanout import CLIENT, FAST, FakeConnection, FanoutHarness
+from tests.support.running_services import running
 
 OTHER_CLIENT = "192.0.2.2"
+# Decisions of this number of strategies take a view more steps than it may do at once.
+MANY = 4 * STEPS_AT_ONCE * CELLS_PER_STEP
 FEW = View(fields=("total_decisions", "cost"))
 
 
@@ -315,6 +320,75 @@ async def test_a_client_that_was_skipped_catches_up_though_its_phase_moved(
         assert first.counts() == [0, 0]
         slow.drain()
         assert slow.counts() == [0, 1]
+
+
+async def test_a_phase_that_is_put_off_keeps_its_channel(fanout: FanoutHarness) -> None:
+    """It waits for its document, and is not served both by itself and by the phase before."""
+    first, second = TimedConnection(fanout), TimedConnection(fanout)
+    async with running(fanout.channels.run()):
+        async with running(fanout.renders.run()):
+            fanout.connect(5, FEW, connection=first)
+            await fanout.go_to(0.3)
+            fanout.connect(5, FEW, connection=second)
+            await fanout.go_to(4)
+        fanout.commit(*({"strategy": f"s{number}"} for number in range(MANY)))
+        await fanout.go_to(5.4)
+        assert (first.counts(), second.counts()) == ([0], [0])
+        async with running(fanout.renders.run()):
+            await fanout.go_to(40)
+    for connection in (first, second):
+        assert set(connection.counts()[1:]) == {MANY}
+        assert min(connection.gaps()) >= 5 / 2
+        assert max(connection.gaps()) <= 5.4 + 1e-6
+    assert len(fanout.timers.pending()) == 1
+
+
+async def test_a_greedy_client_does_not_take_others_into_its_phase(
+    fanout: FanoutHarness,
+) -> None:
+    """They would wait until it may have documents rendered again."""
+    greedy, modest = TimedConnection(fanout), TimedConnection(fanout, OTHER_CLIENT)
+    async with fanout.running():
+        fanout.connect(5, FEW, connection=greedy)
+        await fanout.settle()
+        fanout.budget.charge(CLIENT, 1_000, fanout.timers.now())
+        fanout.commit()
+        await fanout.go_to(5.3)
+        fanout.connect(5, FEW, connection=modest)
+        await fanout.go_to(60)
+    assert len(greedy.sent) == 1
+    assert max(modest.gaps()) <= 5 + 1e-6
+    assert modest.times[-1] > 55
+
+
+async def test_a_phase_that_is_put_off_brings_no_older_document(
+    fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a slow client of the phase before, which was sent a newer one."""
+    slow, greedy = fanout.connect(5, FEW, OTHER_CLIENT), FakeConnection()
+    async with fanout.running():
+        await fanout.go_to(0.3)
+        fanout.connect(5, FEW, connection=greedy)
+        with monkeypatch.context() as patch:
+            patch.setattr(channels, "MAX_COALESCED", 1)
+            await fanout.go_to(6)
+            # From now on the greedy client may use no time; what it is told to wait is not long.
+            payer = fanout.renders.payer
+            patch.setattr(
+                fanout.renders,
+                "payer",
+                lambda view, clients: payer(view, ())
+                if OTHER_CLIENT in clients
+                else (CLIENT, 4.98),
+            )
+            fanout.commit()
+            await fanout.go_to(10.3)
+            patch.setattr(channels, "MAX_COALESCED", 10)
+            fanout.commit()
+            slow.is_open = False
+            await fanout.go_to(15.4)
+            slow.drain()
+    assert slow.counts() == [0, 0, 1, 2]
 
 
 async def test_who_comes_after_all_have_gone_is_served(fanout: FanoutHarness) -> None:

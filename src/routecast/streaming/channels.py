@@ -180,10 +180,11 @@ class Channel:
                 self._open[cohort.key] = cohort
 
     def take_over(self, other: "Channel") -> None:
-        """Take in all members of another channel."""
+        """Take in all members of another channel, which is left empty."""
         for cohort in other.cohorts:
             cohort.channel = self
             self.cohorts[cohort] = None
+        other.cohorts = {}
         self.end_round()
 
     def clients(self) -> Iterator[str]:
@@ -371,6 +372,7 @@ class Channels:
     def _forget(self, channel: Channel) -> None:
         del self._channels[channel.key]
         self._idle.pop(channel, None)
+        self._due.pop(channel, None)
         if channel.timer is not None:
             channel.timer.cancel()  # it may have a minute to go, and holds the view
 
@@ -609,6 +611,8 @@ class Channels:
         delivery, subscription = channel.delivery, channel.subscription
         if not isinstance(delivery, FullDocuments) or not delivery.phase or not channel.cohorts:
             return
+        if delivery.is_put_off:
+            return  # it waits for its own document
         if quantum_of(subscription.interval) * QUANTA > subscription.interval:
             return  # a few phases, and soon all of them at once
         before = self._channels.get((subscription, FullDocuments, delivery.phase - 1))
@@ -617,10 +621,12 @@ class Channels:
             delivery.move_forward()
             self._channels[channel.key] = channel
             self._schedule(channel)
-        elif len(before) + len(channel) <= MAX_COALESCED:
+            return
+        assert isinstance(before.delivery, FullDocuments)
+        # One that is put off serves its members when its own clients may have a document again.
+        if not before.delivery.is_put_off and len(before) + len(channel) <= MAX_COALESCED:
             self._forget(channel)
             before.take_over(channel)
-            assert isinstance(before.delivery, FullDocuments)
             before.delivery.take_over(delivery)
 
     # -- versions -------------------------------------------------------------------------------
