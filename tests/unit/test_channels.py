@@ -748,6 +748,22 @@ async def test_a_shared_view_is_served_as_long_as_one_client_may(fanout: FanoutH
     assert greedy.total() == modest.total() == 1
 
 
+async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHarness) -> None:
+    """Also where those who came before it used up their time."""
+    greedy, modest = fanout.connect_v1(client=GREEDY), fanout.connect_v1(client=MODEST)
+    async with fanout.running():
+        greedy.subscribe(fields=FEW, interval=1)
+        await fanout.settle()
+        fanout.budget.charge(GREEDY, 1_000, fanout.timers.now())
+        for number in range(1, 8):
+            if number == 3:
+                modest.subscribe(fields=FEW, interval=1)
+            fanout.commit()
+            await fanout.go(1)
+            assert greedy.total() == (0 if number < 3 else number)
+    assert modest.total() == 7
+
+
 async def test_a_stretched_stream_shows_life(fanout: FanoutHarness) -> None:
     """Where nothing may be rendered, the last document comes once more before it is too late."""
     connection = fanout.connect_v1(client=GREEDY)

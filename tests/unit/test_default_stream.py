@@ -377,9 +377,9 @@ async def test_a_phase_that_is_put_off_brings_no_older_document(
             patch.setattr(
                 fanout.renders,
                 "payer",
-                lambda view, clients: payer(view, ())
-                if OTHER_CLIENT in clients
-                else (CLIENT, 4.98),
+                lambda view, clients: (
+                    payer(view, ()) if OTHER_CLIENT in clients else (CLIENT, 4.98)
+                ),
             )
             fanout.commit()
             await fanout.go_to(10.3)
@@ -435,6 +435,24 @@ async def test_a_view_is_paid_for_by_any_of_its_clients(fanout: FanoutHarness) -
             fanout.commit()
             await fanout.go(1)
             assert greedy.counts()[-1] == number
+
+
+async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHarness) -> None:
+    """Also where those who came before it used up their time: all are served at the interval."""
+    greedy, modest = TimedConnection(fanout), TimedConnection(fanout, OTHER_CLIENT)
+    async with fanout.running():
+        fanout.connect(1, FEW, connection=greedy)
+        await fanout.settle()
+        fanout.budget.charge(CLIENT, 1_000, fanout.timers.now())
+        fanout.commit()
+        await fanout.go_to(3.01)
+        assert greedy.times == [0]
+        fanout.connect(1, FEW, connection=modest)
+        await fanout.go_to(20)
+    assert modest.counts()[0] == 1
+    for connection in (greedy, modest):
+        assert connection.times[-1] == 20
+        assert max(connection.gaps()[1:]) <= 1 + 1e-6
 
 
 async def test_a_view_that_takes_long_to_render_is_waited_for(fanout: FanoutHarness) -> None:

@@ -86,6 +86,27 @@ async def test_a_client_that_used_its_time_comes_last(hall: FanoutHarness) -> No
     assert order == ["plain", "modest", "greedy"]
 
 
+async def test_a_view_is_paid_for_by_any_of_those_who_wait(hall: FanoutHarness) -> None:
+    """A client that used up its time does not keep another one waiting, who wants the same."""
+    hall.budget.charge(GREEDY, 100, hall.timers.now())
+    paid = hall.budget.wait(GREEDY, hall.timers.now())
+    hall.renders.ask(view(), GREEDY, lambda: None)
+    await hall.settle()
+    assert hall.renders._waiting
+    await ready(hall, view(), MODEST)
+    assert hall.budget.wait(GREEDY, hall.timers.now()) == paid
+    assert MODEST in hall.budget._paid
+
+
+async def test_who_asks_twice_is_told_once(hall: FanoutHarness) -> None:
+    """So what waits for a view for long takes no more memory each time it asks."""
+    told: list[str] = []
+    for name in ("one", "one", "other"):
+        hall.renders.ask(view(), MODEST, told.append, name)
+    await hall.settle()
+    assert told == ["one", "other"]
+
+
 async def test_no_client_takes_all_places(
     hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

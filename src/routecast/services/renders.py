@@ -52,15 +52,19 @@ class DocumentMaker(Protocol):
         ...
 
 
-class _RenderRequest:
-    """A view that is to be rendered for a client."""
+_Call = tuple[Callable[..., object], tuple[object, ...]]
 
-    __slots__ = ("client", "done", "reads", "view")
+
+class _RenderRequest:
+    """A view that is to be rendered, and the clients that wait for it: any of them may pay."""
+
+    __slots__ = ("client", "clients", "done", "reads", "view")
 
     def __init__(self, view: View, client: str) -> None:
         self.view = view
-        self.client = client
-        self.done: list[Callable[[], None]] = []
+        self.client = client  # that asked first, and takes a place for it
+        self.clients: dict[str, None] = {}  # in the order in which they asked
+        self.done: dict[_Call, None] = {}
         # While the database reads the view's window; others have their turn meanwhile.
         self.reads: asyncio.Task[None] | None = None
 
@@ -120,17 +124,19 @@ class Renders:
             if payer:
                 self._budget.charge(payer, time.thread_time() - started, self._timers.now())
 
-    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
-        """Have a view made ready; then, or when nothing can answer, `done` is called.
+    def ask(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
+        """Have a view made ready; then, or when nothing can answer, `done(*args)` is called.
 
-        Raises Unavailable when too many views wait already.
+        It is called once however often it is asked for. Raises Unavailable when too many views
+        wait already.
         """
         request = self._waiting.get(view)
         if request is None:
             if not view.plain:
                 self._check_room(client)
             request = self._waiting[view] = _RenderRequest(view, client)
-        request.done.append(done)
+        request.clients[client] = None
+        request.done[done, args] = None
         self._changed.set()
 
     def _check_room(self, client: str) -> None:
@@ -175,30 +181,30 @@ class Renders:
 
     def _end(self, request: _RenderRequest) -> None:
         del self._waiting[request.view]
-        for done in request.done:
-            done()
+        for done, args in request.done:
+            done(*args)
 
     def _next(self) -> tuple[_RenderRequest | None, float]:
-        """Return the request whose client may use time soonest, and in how many seconds."""
-        now, chosen, least = self._timers.now(), None, 0.0
+        """Return the request one of whose clients may use time soonest, and in how many seconds."""
+        chosen, least = None, 0.0
         for request in self._waiting.values():
             if request.reads is not None:
                 continue
             if request.view.plain:
                 return request, 0.0
-            wait = self._budget.wait(request.client, now)
+            _, wait = self.payer(request.view, request.clients)
             if chosen is None or wait < least:
                 chosen, least = request, wait
         return chosen, least
 
     async def _make_ready(self, request: _RenderRequest) -> None:
-        payer = "" if request.view.plain else request.client
         try:
             while True:
                 reading = self._documents.covering(await self._documents.read(), request.view)
                 if reading is None:
                     request.reads = asyncio.create_task(self._read(request))
                     return
+                payer, _ = self.payer(request.view, request.clients)
                 with self.charged(payer):
                     ready = self._documents.is_ready(reading, request.view)
                 await self._slices.turn()

@@ -11,7 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Final, Protocol
 
 from routecast.core.message import Encoding
@@ -248,8 +247,11 @@ class DocumentTurns(Protocol):
         """Charge a payer for the time that the body takes."""
         ...
 
-    def ask(self, view: View, client: str, done: Callable[[], None]) -> None:
-        """Have a view made ready, and be told. Raises Unavailable when too many wait."""
+    def ask(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
+        """Have a view made ready; then `done(*args)` is called, once however often it is asked for.
+
+        Raises Unavailable when too many views wait.
+        """
         ...
 
 
@@ -310,6 +312,10 @@ class Channels:
         if position is not None:
             member.resumed = self._versions.at_position(subscription.view, position)
         channel.place(member, member.resumed)
+        if channel.delivery.is_put_off:
+            _, wait = self._turns.payer(subscription.view, (member.connection.client,))
+            if not wait:  # as it may have been for those who came before
+                self._try_again(channel)
         reading = self._documents.reading_now()
         if reading is None:
             # However many come at once, the engines are asked once for all of them.
@@ -345,7 +351,7 @@ class Channels:
         assert channel is not None
         view, client = channel.subscription.view, member.connection.client
         try:
-            self._turns.ask(view, client, partial(self._wait_for_first, member))
+            self._turns.ask(view, client, self._wait_for_first, member)
         except Unavailable as busy:
             # It stays a member: its channel's ticks bring a document as soon as there is time.
             self._refuse(member, f"{busy}; ask for fewer different views, or less often")
@@ -559,10 +565,10 @@ class Channels:
     def _ask_for(self, channel: Channel, payer: str) -> float:
         """Have a channel's view made ready; return for how many seconds to leave it alone."""
         try:
-            self._turns.ask(channel.subscription.view, payer, partial(self._made_ready, channel))
+            self._turns.ask(channel.subscription.view, payer, self._try_again, channel)
         except Unavailable as busy:
             return busy.retry_after
-        return ALIVE_SECONDS  # `_made_ready` is called before, as soon as the view is ready
+        return ALIVE_SECONDS  # `_try_again` is called before, as soon as the view is ready
 
     async def _show_life(self, channel: Channel, now: float) -> None:
         """Send the last version once more, where only that shows that the stream lives."""
@@ -687,8 +693,8 @@ class Channels:
             channel.timer.cancel()
         channel.timer = self._timers.call_at(channel.delivery.due(now), self._on_timer, channel)
 
-    def _made_ready(self, channel: Channel) -> None:
-        """Serve a channel whose view was made ready, and that waits for that."""
+    def _try_again(self, channel: Channel) -> None:
+        """Serve a channel that was put off: its view is ready, or a client came that may pay."""
         if channel.delivery.is_put_off:  # else it was served meanwhile
             channel.delivery.wake(self._timers.now())
             self._on_timer(channel)
