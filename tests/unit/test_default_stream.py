@@ -17,7 +17,7 @@ from routecast.streaming import channels
 from routecast.streaming.channels import MAX_COALESCED
 from routecast.streaming.delivery import QUANTA
 from tests.support.clock import HeldClock
-from tests.support.fanout import CLIENT, FAST, FakeConnection, FanoutHarness
+from tests.support.fanout import CLIENT, FAST, START, FakeConnection, FanoutHarness
 from tests.support.running_services import running
 
 OTHER_CLIENT = "192.0.2.2"
@@ -203,6 +203,64 @@ async def test_who_comes_during_a_round_is_not_served_by_it(
         assert late[0].counts() == [1, 1]
 
 
+async def test_who_comes_while_a_tick_is_due_is_not_served_by_it(fanout: FanoutHarness) -> None:
+    """It has its first document; the next one comes an interval later, as to the others."""
+    first, late = TimedConnection(fanout), TimedConnection(fanout)
+    async with fanout.running():
+        fanout.connect(1, connection=first)
+        await fanout.go(0.5)
+        fanout.timers.go_to(START + 1)  # the tick is due, and its round has not begun
+        fanout.connect(1, connection=late)
+        await fanout.go_to(3)
+    assert first.times == [0, 1, 2, 3]
+    assert late.times == [1, 2, 3]
+
+
+async def test_who_waits_for_its_first_document_gets_it_once(fanout: FanoutHarness) -> None:
+    """Not both by itself and by a tick, whichever comes first."""
+    fanout.commit(*({"strategy": f"s{number}"} for number in range(MANY)))
+    waits, joins = TimedConnection(fanout), TimedConnection(fanout)
+    async with running(fanout.channels.run()):
+        fanout.connect(1, FEW, connection=waits)
+        await fanout.go_to(1.3)  # its tick is over, and it goes on to wait
+        async with running(fanout.renders.run()):
+            await fanout.go_to(3.5)
+        assert waits.times == [1.3, 2, 3]
+        fanout.commit()
+        await fanout.go_to(3.51)
+        fanout.connect(1, FEW, connection=joins)
+        await fanout.go_to(4.6)
+        assert joins.times == [4.5]  # by a tick of its phase: its view needs little work
+        async with running(fanout.renders.run()):
+            await fanout.go_to(6)
+    assert joins.times == pytest.approx([4.5, 5.45])
+
+
+async def test_who_catches_up_within_a_round_is_not_served_again(
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock
+) -> None:
+    """It has the round's document."""
+    fanout = FanoutHarness(store, cache, clock, batch_size=2)
+    slow: list[FakeConnection] = []
+
+    class Draining(FakeConnection):
+        def send(self, payload: Payload) -> bool:
+            if len(self.sent) == 1:
+                for each in slow:
+                    each.drain()
+            return super().send(payload)
+
+    fanout.connect(1, connection=Draining())
+    slow += [fanout.connect(1) for _ in range(9)]
+    for each in slow:
+        each.is_open = False
+    async with fanout.running():
+        await fanout.go(1)
+        assert [len(each.sent) for each in slow] == [2] * 9
+        await fanout.go(1)
+        assert [len(each.sent) for each in slow] == [3] * 9
+
+
 async def test_no_client_is_always_last(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
@@ -341,6 +399,28 @@ async def test_a_phase_that_is_put_off_keeps_its_channel(fanout: FanoutHarness) 
         assert min(connection.gaps()) >= 5 / 2
         assert max(connection.gaps()) <= 5.4 + 1e-6
     assert len(fanout.timers.pending()) == 1
+
+
+async def test_a_phase_that_was_late_brings_no_second_document(fanout: FanoutHarness) -> None:
+    """To its members, which go over to the phase before: its tick is soon."""
+
+    class Delaying(FakeConnection):
+        """It takes the server almost an interval to send to it, once."""
+
+        def send(self, payload: Payload) -> bool:
+            if len(self.sent) == 1:
+                fanout.timers.go_to(START + 1.96)
+            return super().send(payload)
+
+    first, second = TimedConnection(fanout), TimedConnection(fanout)
+    async with fanout.running():
+        fanout.connect(1, connection=first)
+        fanout.connect(1, FEW, connection=Delaying())
+        await fanout.go_to(0.06)
+        fanout.connect(1, connection=second)
+        await fanout.go_to(5)
+    assert first.times == [0, 1, 2, 3, 4, 5]
+    assert second.times == [0.06, 1.96, 3, 4, 5]
 
 
 async def test_a_greedy_client_does_not_take_others_into_its_phase(

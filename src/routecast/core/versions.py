@@ -225,7 +225,7 @@ class Versions:
             place = version.view, version.state.position
             if self._places.get(place) is version:
                 del self._places[place]
-        version.body = None
+        version.body = version.full = None
         version.messages.clear()
 
 

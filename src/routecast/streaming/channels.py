@@ -73,12 +73,13 @@ _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]
 class Cohort:
     """A batch of members in step: one payload is right for all (`delivery.Receiver`)."""
 
-    __slots__ = ("base", "batch", "channel", "encoding", "identity", "kind", "members")
+    __slots__ = ("base", "batch", "channel", "encoding", "identity", "kind", "members", "sent_at")
 
-    def __init__(self, channel: "Channel", key: _CohortKey, batch: Batch) -> None:
+    def __init__(self, channel: "Channel", key: _CohortKey, batch: Batch, now: float) -> None:
         self.channel = channel
         self.kind, self.base, self.encoding, self.identity = key
         self.batch = batch
+        self.sent_at = now  # when its members were sent the base, about
         self.members: dict[Connection, ChannelSubscription] = {}
 
     @property
@@ -133,15 +134,21 @@ class Channel:
     def __len__(self) -> int:
         return sum(len(cohort.members) for cohort in self.cohorts)
 
-    def place(self, member: ChannelSubscription, base: Version | None) -> None:
+    def place(self, member: ChannelSubscription, base: Version | None, now: float) -> None:
         """Put a member among those in step with it, now that `base` is what it was sent."""
         key = type(member.connection), base, member.encoding, member.identity
         if member.cohort is not None:
             self.remove(member)
         cohort = self._open.get(key)
         # It may have gone on to another base since.
-        if cohort is None or cohort.base is not base or not cohort.has_room_for(1):
-            cohort = self._open[key] = Cohort(self, key, member.connection.new_batch())
+        if (
+            cohort is None
+            or cohort.base is not base
+            or not cohort.has_room_for(1)
+            or not self.delivery.is_in_step(cohort.sent_at, now)
+        ):
+            batch = member.connection.new_batch()
+            cohort = self._open[key] = Cohort(self, key, batch, now)
             self.cohorts[cohort] = None
         cohort.add(member)
 
@@ -169,6 +176,8 @@ class Channel:
         for cohort in list(self.cohorts):
             other = self._open.setdefault(cohort.key, cohort)
             if other is cohort:
+                continue
+            if not self.delivery.is_in_step(cohort.sent_at, other.sent_at):
                 continue
             if other.has_room_for(len(cohort.members)):
                 for member in list(cohort.members.values()):
@@ -311,7 +320,7 @@ class Channels:
         channel = self._channel_for(member, subscription)
         if position is not None:
             member.resumed = self._versions.at_position(subscription.view, position)
-        channel.place(member, member.resumed)
+        channel.place(member, member.resumed, self._timers.now())
         if channel.delivery.is_put_off:
             _, wait = self._turns.payer(subscription.view, (member.connection.client,))
             if not wait:  # as it may have been for those who came before
@@ -413,12 +422,12 @@ class Channels:
     def _send(self, member: ChannelSubscription, payload: Payload, version: Version | None) -> bool:
         """Send one member what leads to a version; return False where its socket is full."""
         is_sent = self._manager.send_personal(payload, member.connection)
-        channel = member.channel
-        if is_sent and channel is not None and channel.delivery.has_bases:
-            channel.place(member, version)
-            if channel.version is None:  # it is the first one
+        channel, now = member.channel, self._timers.now()
+        if is_sent and channel is not None:
+            channel.place(member, version, now)
+            if channel.version is None and channel.delivery.has_bases:  # it is the first one
                 channel.version = version
-                channel.delivery.rest(self._timers.now())
+                channel.delivery.rest(now)
                 self._schedule(channel)
         return is_sent
 
@@ -592,6 +601,8 @@ class Channels:
                 served = 0
             if not cohort.members:
                 continue  # they left while others were served
+            if cohort.base is not None and delivery.is_too_soon(cohort.sent_at, now):
+                continue
             served += len(cohort.members)
             with self._turns.charged(payer):
                 payload = delivery.payload(version, cohort, self._clock.now())
@@ -599,10 +610,10 @@ class Channels:
                 continue
             needed = True
             base, skipped = cohort.base, self._manager.broadcast(payload, cohort.batch)
+            cohort.base, cohort.sent_at = version, self._timers.now()
             if delivery.has_bases:
-                cohort.base = version
                 for connection in skipped:
-                    channel.place(cohort.members[connection], base)
+                    channel.place(cohort.members[connection], base, cohort.sent_at)
         # Only now: after a crash, those that are left are served again.
         channel.version = version
         delivery.end(now)

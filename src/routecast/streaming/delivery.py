@@ -20,6 +20,9 @@ from routecast.protocol import ALIVE_SECONDS, MIN_INTERVAL
 # share them. An interval has QUANTA of them, but none is shorter than QUANTUM, in seconds.
 QUANTA: Final = 20
 QUANTUM: Final = 0.05
+# A member of the default stream that was sent a document by itself is left out of a tick that comes
+# before this part of the interval is over.
+SOON: Final = 0.4
 # A tick may be this much late, in seconds, and the stream still shows in time that it lives.
 MARGIN: Final = 1.0
 # Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
@@ -37,7 +40,10 @@ class Receiver(Protocol):
 
     @property
     def base(self) -> Version | None:
-        """The version it was sent last; None before its first."""
+        """The version it was sent last; None before its first.
+
+        On the default stream it may be one that it was skipped by.
+        """
         ...
 
     @property
@@ -114,6 +120,14 @@ class FullDocuments:
         """Go on one quantum earlier."""
         self.phase -= 1
         self._due -= self._quantum
+
+    def is_too_soon(self, sent_at: float, now: float) -> bool:
+        """Whether a tick leaves out those that were sent a document at a moment."""
+        return now - sent_at < SOON * self._interval
+
+    def is_in_step(self, one: float, other: float) -> bool:
+        """Whether ticks treat those that were sent a document at two moments alike."""
+        return abs(one - other) < SOON * self._interval
 
     def begin(self, version: Version, last: Version | None, now: float, clock_now: int) -> bool:
         self._latest = full_document(version, clock_now)
@@ -233,6 +247,12 @@ class Changes:
         return self._snapshot_at + ALIVE_SECONDS - MARGIN
 
     # -- what -----------------------------------------------------------------------------------
+
+    def is_too_soon(self, sent_at: float, now: float) -> bool:
+        return False  # the channel rests as a whole
+
+    def is_in_step(self, one: float, other: float) -> bool:
+        return True  # what members are sent depends on their base alone
 
     def begin(self, version: Version, last: Version | None, now: float, clock_now: int) -> bool:
         seconds = round(now - self._served, 1)
