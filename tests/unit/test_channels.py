@@ -293,6 +293,26 @@ async def test_a_commit_while_a_channel_is_looked_at_in_vain_is_not_missed(
     assert connection.total() == 1
 
 
+async def test_a_version_is_not_forgotten_before_it_is_sent(fanout: FanoutHarness) -> None:
+    """Though one who follows the same view leaves in the turn after it was made."""
+    connection, other = fanout.connect_v1(), fanout.connect_v1()
+    document = fanout.document
+
+    def make(*made_of: Any) -> Any:
+        fanout.document = document  # type: ignore[method-assign]  # -- only once
+        asyncio.get_running_loop().call_soon(other.close)
+        return document(*made_of)
+
+    async with fanout.running():
+        connection.subscribe(interval=10)
+        other.subscribe(interval=20)
+        await fanout.go(10.5)
+        fanout.document = make  # type: ignore[method-assign]  # -- only once
+        fanout.commit()
+        await fanout.settle()
+    assert connection.total() == 1
+
+
 async def test_an_interval_is_told_only_where_it_is_longer(fanout: FanoutHarness) -> None:
     """Not where a view that took some steps to render came late, yet within its interval."""
     connection = fanout.connect_v1()

@@ -294,6 +294,7 @@ class Channels:
         self._waiting: list[ChannelSubscription] = []
         self._wake = asyncio.Event()
         self._is_serving = False
+        self._served = 0  # members, since others had a turn
 
     @property
     def is_due(self) -> bool:
@@ -594,16 +595,11 @@ class Channels:
     async def _send_round(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
         """Send all members what leads to a version; return whether any needed a message."""
         delivery, needed = channel.delivery, False
-        served = self._batch_size  # others get a turn between two channels, too
         for cohort in channel.begin_round():
-            if served >= self._batch_size:
-                await asyncio.sleep(0)
-                served = 0
             if not cohort.members:
                 continue  # they left while others were served
             if cohort.base is not None and delivery.is_too_soon(cohort.sent_at, now):
                 continue
-            served += len(cohort.members)
             with self._turns.charged(payer):
                 payload = delivery.payload(version, cohort, self._clock.now())
             if payload is None:
@@ -614,11 +610,21 @@ class Channels:
             if delivery.has_bases:
                 for connection in skipped:
                     channel.place(cohort.members[connection], base, cohort.sent_at)
+            # Not before the first of them is served: until then the version is no base of any
+            # client, and another one that is made in that turn would have it forgotten.
+            await self._give_turn(len(cohort.members))
         # Only now: after a crash, those that are left are served again.
         channel.version = version
         delivery.end(now)
         channel.end_round()
         return needed
+
+    async def _give_turn(self, served: int) -> None:
+        """Give others a turn, once enough members were served since the last one."""
+        self._served += served
+        if self._served >= self._batch_size:
+            self._served = 0
+            await asyncio.sleep(0)
 
     def _coalesce(self, channel: Channel) -> None:
         """Move a channel of the default stream to the phase before, if there is room for it there.
