@@ -110,6 +110,25 @@ async def test_messages_go_with_the_last_member(fanout: FanoutHarness) -> None:
     assert (delta["type"], delta["base"], delta["data"]["total_decisions"]) == ("delta", 0, 1)
 
 
+async def test_a_client_comes_back_to_where_only_a_default_stream_was(
+    fanout: FanoutHarness,
+) -> None:
+    """As from another node: its position is its base, whatever was committed since."""
+    view = View(strategy=frozenset({"other"}))
+    fanout.connect(1, view)
+    back = fanout.connect_v1()
+    async with fanout.running():
+        fanout.commit(strategy="other")
+        await fanout.go(1)
+        fanout.commit()  # it changes nothing of the view
+        position = {"epoch": "e", "seq": 1}
+        back.subscribe(filter={"strategy": ["other"]}, position=position, interval=5)
+        await fanout.settle()
+    (delta,) = (json.loads(payload.body) for payload in back.sent)
+    assert (delta["type"], delta["base"], delta["data"]) == ("delta", 1, {})
+    assert delta["position"]["seq"] == 2
+
+
 async def test_documents_that_no_client_can_hold_are_not_kept(fanout: FanoutHarness) -> None:
     """Of the default stream: they are no base of any delta, and would push those out."""
     fanout.connect(1)

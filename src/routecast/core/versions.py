@@ -95,7 +95,7 @@ class Version:
         self.state = state
         self.body = body  # as JSON; none once it is forgotten
         self.stamps = stamps
-        self.told = False  # whether any client may have been sent it
+        self.told = False  # whether any client may hold it
         # In bytes. Each version counts the filters: who comes back brings its view anew.
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_MessageKey, tuple[int, Message]] = {}
@@ -158,6 +158,7 @@ class Versions:
         version = self._places.get((view, position))
         if version is not None:
             self._held.move_to_end(version)
+            version.told = True  # by this process or another: it stays what and where it is
         return version
 
     def add(
