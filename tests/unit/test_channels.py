@@ -255,6 +255,24 @@ async def test_commits_that_change_nothing_of_a_view_leave_bases_where_they_are(
     assert connection.total() == 1
 
 
+async def test_views_that_come_and_go_do_not_push_a_quiet_one_out(
+    fanout: FanoutHarness,
+) -> None:
+    """However many there are: its version is in use, and nothing of it is sent again."""
+    fanout.channels._versions._max_bytes = 20_000
+    quiet, restless = fanout.connect_v1(), fanout.connect_v1()
+    async with fanout.running():
+        quiet.subscribe(interval=0.5, filter={"strategy": ["other"]})
+        for number in range(60):
+            restless.subscribe(filter={"strategy": [f"s{number}"]})
+            await fanout.settle()
+            restless.ask(type="unsubscribe", id="main")
+            fanout.commit()
+            await fanout.go(0.3)
+    assert len(restless.sent) == 60
+    assert quiet.types() == ["snapshot"]
+
+
 class Interrupting(FakeConnection):
     """A connection that does something while it is sent its second message."""
 

@@ -139,7 +139,10 @@ class Versions:
 
     def newest(self, view: View) -> Version | None:
         """Return the version made last, if it is held."""
-        return self._newest.get(view)
+        version = self._newest.get(view)
+        if version is not None:
+            self._held.move_to_end(version)
+        return version
 
     def drop_messages(self, view: View) -> None:
         """Forget what was made of a view that fewer follow now; its versions stay as bases.
