@@ -821,17 +821,23 @@ async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHar
     assert modest.total() == 7
 
 
-async def test_a_stretched_stream_shows_life(fanout: FanoutHarness) -> None:
-    """Where nothing may be rendered, the last document comes once more before it is too late."""
+@pytest.mark.parametrize("interval", [FAST, 7, 60])
+@pytest.mark.parametrize("wait", [2.0, 5_000.0])
+async def test_a_stretched_stream_shows_life(
+    fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch, interval: float, wait: float
+) -> None:
+    """Where nothing may be rendered, the last document comes once more before it is too late.
+
+    Not more often, however long it is to wait, and however long its interval is.
+    """
     connection = fanout.connect_v1(client=GREEDY)
     async with fanout.running():
-        connection.subscribe(fields=FEW, interval=FAST)
+        connection.subscribe(fields=FEW, interval=interval)
         await fanout.settle()
-        fanout.budget.charge(GREEDY, 1_000, fanout.timers.now())
+        monkeypatch.setattr(fanout.renders, "payer", lambda *_: (GREEDY, wait))
         fanout.commit()
         await fanout.go(3 * (ALIVE_SECONDS - MARGIN))
-    assert len(connection.sent) >= 3
-    assert set(connection.types()) == {"snapshot"}
+    assert connection.types() == ["snapshot"] * 4
     assert {message["position"]["seq"] for message in connection.messages()} == {0}
 
 

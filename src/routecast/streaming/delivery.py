@@ -264,7 +264,8 @@ class Changes:
 
     def must_repeat(self, now: float) -> bool:
         """Begin a round with the version sent last, where only that shows that the stream lives."""
-        self._stretched, self._whole = None, self._is_snapshot_due(now)
+        # `put_off` sees to it that there is a look at this moment.
+        self._stretched, self._whole = None, now >= self._patience - ROUNDED * self._interval
         return self._whole
 
     def _is_snapshot_due(self, now: float) -> bool:
