@@ -707,6 +707,27 @@ async def test_a_quiet_channel_shows_life(fanout: FanoutHarness) -> None:
         assert stamps == sorted(set(stamps))
 
 
+async def test_a_client_that_is_slow_when_life_is_shown_sees_it_later(
+    fanout: FanoutHarness,
+) -> None:
+    """As soon as its socket has drained, though nothing changed: it must not be silent for long."""
+    slow, quick = fanout.connect_v1(), fanout.connect_v1()
+    async with fanout.running():
+        for connection in (slow, quick):
+            connection.subscribe(interval=1)
+        await fanout.go(1)
+        slow.is_open = False
+        await fanout.go_to(ALIVE_SECONDS - 0.5)
+        assert (len(slow.sent), len(quick.sent)) == (1, 2)
+        slow.drain()
+        slow.drain()
+        fanout.commit()
+        await fanout.go(1)
+    for connection in (slow, quick):
+        assert connection.types() == ["snapshot", "snapshot", "delta"]
+        assert connection.total() == 1
+
+
 async def test_a_connection_that_leaves_is_sent_nothing(fanout: FanoutHarness) -> None:
     """And its channel goes with the last one; under a new id it may follow again."""
     gone, stays = fanout.connect_v1(), fanout.connect_v1()

@@ -608,6 +608,7 @@ class Channels:
             base, skipped = cohort.base, self._manager.broadcast(payload, cohort.batch)
             cohort.base, cohort.sent_at = version, self._timers.now()
             if delivery.has_bases:
+                base = delivery.base_of_skipped(base)
                 for connection in skipped:
                     channel.place(cohort.members[connection], base, cohort.sent_at)
             # Not before the first of them is served: until then the version is no base of any

@@ -140,6 +140,9 @@ class FullDocuments:
     def payload(self, version: Version, receiver: Receiver, clock_now: int) -> Payload | None:
         return self._latest
 
+    def base_of_skipped(self, base: Version | None) -> Version | None:
+        return base
+
     def end(self, now: float) -> None:
         """Do nothing."""
 
@@ -278,6 +281,10 @@ class Changes:
         if is_news(version, base):
             return _addressed(version, base, receiver, clock_now, self._stretched)
         return None
+
+    def base_of_skipped(self, base: Version | None) -> Version | None:
+        """Return what a member goes on from that was skipped: it is still due a whole document."""
+        return None if self._whole else base
 
     def end(self, now: float) -> None:
         if self._whole:
