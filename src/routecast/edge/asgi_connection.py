@@ -140,10 +140,11 @@ class AsgiConnection:
                         await self._wake.wait()
                 is_idle = not self._wake.is_set()
                 self._wake.clear()
-                async with asyncio.timeout(SEND_SECONDS):
-                    if is_idle and idle is not None:
+                if is_idle and idle is not None:
+                    async with asyncio.timeout(SEND_SECONDS):
                         await idle()
-                    while self._out:
+                while self._out:
+                    async with asyncio.timeout(SEND_SECONDS):  # for each: it may read slowly
                         await send(self._out.popleft())
                 if self._stop is not None:
                     return self._stop

@@ -1,0 +1,178 @@
+"""A connection of a plain ASGI server: what is sent when, and when it is given up."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from routecast.core.payload import Payload
+from routecast.edge import asgi_connection as module
+from routecast.edge.asgi_connection import AsgiConnection
+from routecast.instruments import Instruments
+from routecast.protocol import CloseCode
+from routecast.streaming.connections import ABNORMAL_CLOSURE
+from tests.support.running_services import PATIENCE, until
+
+GOODBYE = b"goodbye"
+
+
+class NotingPeer:
+    """Notes what the connection tells it (`peers.Peer`)."""
+
+    def __init__(self, connection: AsgiConnection) -> None:
+        self._connection = connection
+        self.started = asyncio.Event()
+        self.caught_up = 0
+        self.closed: int | None = None
+
+    def start(self) -> None:
+        self.started.set()
+
+    def receive(self, message: str | bytes) -> None:
+        self._connection.reply(b"answer")
+
+    def catch_up(self) -> None:
+        self.caught_up += 1
+        self._connection.send(Payload(b"newest"))
+
+    def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
+        self._connection.reply(GOODBYE)
+
+    def close(self, code: int) -> None:
+        self.closed = code
+
+
+class Client:
+    """A client, and the server's connection to it. It takes a message each time it `read`s."""
+
+    def __init__(self) -> None:
+        self.connection = AsgiConnection("WebSocket", "192.0.2.1")
+        self.peer = NotingPeer(self.connection)
+        self.instruments = Instruments()
+        self.taken: list[bytes] = []
+        self.comments = 0
+        self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.ended: tuple[int, bool] | None = None
+        self._reads = asyncio.Semaphore(0)
+
+    def read(self, count: int = 1) -> None:
+        for _ in range(count):
+            self._reads.release()
+
+    async def _send(self, payload: Payload) -> None:
+        await self._reads.acquire()
+        self.taken.append(payload.body)
+
+    async def _comment(self) -> None:
+        self.comments += 1
+
+    @asynccontextmanager
+    async def connected(self, idle_seconds: float | None = None) -> AsyncIterator[None]:
+        async def run() -> None:
+            self.ended = await self.connection.run(
+                self.peer,
+                self.instruments,
+                send=self._send,
+                listen=self.gone,
+                idle=self._comment,
+                idle_seconds=idle_seconds,
+            )
+
+        task = asyncio.create_task(run())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self.peer.started.wait()
+                yield
+                await task
+        finally:
+            task.cancel()
+
+
+async def test_one_payload_waits_and_the_newest_follows() -> None:
+    """Those in between are skipped; answers are not."""
+    client = Client()
+    connection, peer = client.connection, client.peer
+    async with client.connected():
+        assert connection.send(Payload(b"1"))
+        for number in range(2, 5):
+            assert not connection.send(Payload(b"%d" % number))
+        assert not connection.has_room()
+        connection.receive("?")
+        client.read(3)
+        await until(lambda: len(client.taken) == 3)
+        await until(connection.has_room)
+        connection.send(Payload(b"5"))
+        client.read()
+        await until(lambda: len(client.taken) == 4)
+        client.gone.set_result(CloseCode.GOING_AWAY)
+    assert client.taken == [b"1", b"answer", b"newest", b"5"]
+    assert peer.caught_up == 1
+    assert (client.ended, peer.closed) == ((CloseCode.GOING_AWAY, False), CloseCode.GOING_AWAY)
+
+
+async def test_a_stop_comes_after_what_was_promised() -> None:
+    """The goodbye goes last; nothing that the client says from then on counts."""
+    client = Client()
+    connection = client.connection
+    async with client.connected():
+        connection.send(Payload(b"1"))
+        connection.receive("?")
+        connection.stop(CloseCode.RESTART, 1_830)
+        connection.stop(CloseCode.DONE, 5)
+        connection.receive("?")
+        client.read(10)
+    assert client.taken == [b"1", b"answer", GOODBYE]
+    assert client.ended == (CloseCode.RESTART, True)
+    assert client.peer.closed == CloseCode.RESTART
+    assert connection.reason == "reconnect_after_ms=1830"
+
+
+async def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time, whatever waits for it."""
+    monkeypatch.setattr(module, "SEND_SECONDS", 0.05)
+    client = Client()
+    async with client.connected():
+        client.connection.send(Payload(b"1"))
+    assert client.ended == (CloseCode.TOO_SLOW, True)
+    assert client.instruments.registry.get_sample_value("routecast_send_failures_total") == 1
+
+
+async def test_a_client_that_reads_slowly_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the time for each message, not for all that wait."""
+    monkeypatch.setattr(module, "SEND_SECONDS", 0.5)
+    client = Client()
+    async with client.connected():
+        for _ in range(12):
+            client.connection.receive("?")
+        for _ in range(12):
+            await asyncio.sleep(0.05)  # all of them take longer than one may
+            client.read()
+        await until(lambda: len(client.taken) == 12)
+        client.gone.set_result(CloseCode.DONE)
+    assert client.ended == (CloseCode.DONE, False)
+
+
+async def test_a_quiet_line_is_kept_up() -> None:
+    """With a comment each time that nothing was sent for long."""
+    client = Client()
+    async with client.connected(idle_seconds=0.01):
+        await until(lambda: client.comments >= 3)
+        client.connection.send(Payload(b"1"))
+        client.read()
+        await until(lambda: client.taken)
+        client.gone.set_result(CloseCode.DONE)
+
+
+async def test_a_client_that_is_gone_is_forgotten() -> None:
+    """As ASGI 2.4 tells of it: `send` raises OSError."""
+    client = Client()
+
+    async def fail(_: Payload) -> None:
+        raise OSError
+
+    client._send = fail  # type: ignore[method-assign]  # -- the client is gone
+    async with client.connected():
+        client.connection.send(Payload(b"1"))
+    assert (client.ended, client.peer.closed) == ((ABNORMAL_CLOSURE, False), ABNORMAL_CLOSURE)
+    assert client.instruments.registry.get_sample_value("routecast_send_failures_total") == 1
