@@ -14,10 +14,12 @@ from routecast.adapters.store.postgres import (
     compactor,
     connector,
     folding,
+    rollups,
 )
 from routecast.adapters.store.postgres import store as store_module
-from routecast.adapters.store.postgres.connection import number_series, query
+from routecast.adapters.store.postgres.connection import query
 from routecast.adapters.store.postgres.schema import KNOWN, POSTGRES_MIGRATIONS, oldest_program
+from routecast.adapters.store.postgres.series import number_series
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
@@ -63,7 +65,7 @@ async def other(url: str) -> AsyncIterator[Any]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no longer than a test should."""
     monkeypatch.setattr(connector, "LOCK_SECONDS", 1)
-    monkeypatch.setattr(folding, "ROLLUPS_LOCK", "1s")
+    monkeypatch.setattr(rollups, "ROLLUPS_LOCK", "1s")
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
 
 

@@ -16,15 +16,14 @@ from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     SCHEMA,
     DatabaseSession,
-    keep_numbers,
     learn_folded,
-    number_series,
     query,
     rest_since,
     transaction,
     value,
 )
 from routecast.adapters.store.postgres.failures import LOST
+from routecast.adapters.store.postgres.series import keep_numbers, number_series
 from routecast.adapters.store.postgres.totals import Totals
 from routecast.core.cardinality import fold_names
 from routecast.core.conflicts import Content, count_conflicts

@@ -7,12 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from routecast.adapters.store.postgres.commit import Written
-from routecast.adapters.store.postgres.connection import (
-    DatabaseSession,
-    transaction,
-    value,
-)
-from routecast.adapters.store.postgres.folding import fold_some, last_commit, lock_rollups
+from routecast.adapters.store.postgres.connection import DatabaseSession, transaction, value
+from routecast.adapters.store.postgres.deltas import last_commit
+from routecast.adapters.store.postgres.folding import fold_some
+from routecast.adapters.store.postgres.rollups import lock_rollups
 from routecast.errors import Unavailable
 from routecast.ports import DELTAS_KEPT
 

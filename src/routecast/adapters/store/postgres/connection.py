@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +17,6 @@ from routecast.adapters.store.postgres.columns import POSTGRES_LISTS
 from routecast.adapters.store.postgres.failures import Unsuitable
 from routecast.adapters.store.queries import load_queries
 from routecast.core.cardinality import FoldedNames
-from routecast.core.rollup import Key, shared_key
 
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[asyncpg.Record]
@@ -34,8 +33,6 @@ OLDEST_SERVER: Final = 14
 # The setting that names a session, for people: a server may cut it or replace signs in it.
 NAME_SETTING: Final = "application_name"
 
-# Series that are looked up in one statement: a few ms of the event loop.
-KEYS_AT_ONCE: Final = 1_000
 # Between two steps of long work, in seconds at most.
 LONGEST_STEP_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
@@ -201,52 +198,3 @@ async def learn_folded(session: DatabaseSession) -> None:
     """See to it that the session knows the history, and the names that are folded in it."""
     history, folded = (await query(session, "counting"))[0]
     session.naming.history, session.naming.folded = history, folded_names(folded)
-
-
-# -- series -------------------------------------------------------------------------------------
-
-
-def keep_numbers(session: DatabaseSession, history: str) -> None:
-    """Have the session forget numbers of another history: the database may have been restored."""
-    if session.setup.history != history:
-        session.series.clear()
-        session.setup.history = history
-
-
-async def number_series(session: DatabaseSession, keys: Iterable[tuple[str, ...]]) -> None:
-    """See to it that the session knows the numbers of these series.
-
-    New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
-    that may be undone.
-    """
-    series = session.series
-    # Not by the difference of sets: that would go through all the series that are known.
-    unknown = [key for key in set(keys) if key not in series]
-    for first in range(0, len(unknown), KEYS_AT_ONCE):
-        some = unknown[first : first + KEYS_AT_ONCE]
-        await _look_up(session, some)
-        if new := [key for key in some if key not in series]:
-            await query(session, "add_series", *zip(*new, strict=True))
-            await _look_up(session, new)
-
-
-async def _look_up(session: DatabaseSession, keys: Sequence[tuple[str, ...]]) -> None:
-    for place, number in await query(session, "series_numbers", *zip(*keys, strict=True)):
-        session.series[keys[place - 1]] = number
-
-
-async def series_names(session: DatabaseSession) -> dict[int, Key]:
-    """Return the key of each series by its number, within a transaction."""
-    names: dict[int, Key] = {}
-    async for rows in chunks(session, POSTGRES_SQL["series"]):
-        names |= await beside(_names, rows)
-    return names
-
-
-async def names_of_series(session: DatabaseSession, numbers: Iterable[int]) -> dict[int, Key]:
-    """Return the keys of some series by their numbers."""
-    return _names(await query(session, "series_of", list(numbers)))
-
-
-def _names(rows: Iterable[Any]) -> dict[int, Key]:
-    return {row[0]: shared_key(row[1:]) for row in rows}

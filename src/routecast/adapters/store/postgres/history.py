@@ -9,20 +9,16 @@ from routecast.adapters.store.history import (
     add_deltas,
     filters,
     selections,
-    summary_rows,
 )
-from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
     beside,
     chunks,
-    names_of_series,
     query,
 )
-from routecast.adapters.store.postgres.folding import deltas_of
-from routecast.core.history import ORIGIN, PARTS, Plan
-from routecast.core.rollup import Bucket, Sums
+from routecast.adapters.store.postgres.deltas import deltas_of
+from routecast.core.history import ORIGIN, Plan
 from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld
 from routecast.protocol import Position
@@ -73,25 +69,3 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
 
 def _sum_of(_: str, column: str) -> Sequence[Term]:
     return (Term(column, f"sum({column})"),)  # a numeric, which has no end
-
-
-async def unsummed(session: DatabaseSession, before: int) -> list[int]:
-    """Return the hours over before a second that are not summed up, oldest first."""
-    return [
-        row["start"] for row in await query(session, "unsummed_hours", before - HOUR_SECONDS, None)
-    ]
-
-
-async def summarise(session: DatabaseSession, start: int) -> None:
-    """Sum an hour up. Within a transaction that holds the lock of the rollups."""
-    bucket: Bucket = {}
-    async for found in chunks(session, POSTGRES_SQL["rollups"], "hour", start, start + 1):
-        names = await names_of_series(session, (row["series"] for row in found))
-        bucket |= {names[row["series"]]: Sums.from_row(row[2:]) for row in found}
-    rows = await beside(summary_rows, {start: bucket})
-    await query(session, "drop_summaries", PARTS, [start])
-    await query(session, "drop_latency_summaries", PARTS, [start])
-    if bucket:
-        await query(session, "put_summaries", *zip(*rows.sums, strict=True))
-        await query(session, "put_latency_summaries", *zip(*rows.latencies, strict=True))
-    await query(session, "hours_are_summed", [start])

@@ -5,15 +5,11 @@ from collections.abc import Collection, Iterable, Mapping
 from routecast.adapters.store.loading import START_OF
 from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buckets, moves
 from routecast.adapters.store.names import folded_names as by_part
-from routecast.adapters.store.postgres.connection import (
-    DatabaseSession,
-    beside,
-    number_series,
-    query,
-    series_names,
-    transaction,
-)
-from routecast.adapters.store.postgres.folding import PLACES_AT_ONCE, deltas_of, fold, merge
+from routecast.adapters.store.postgres.connection import DatabaseSession, beside, query, transaction
+from routecast.adapters.store.postgres.deltas import deltas_of
+from routecast.adapters.store.postgres.folding import fold
+from routecast.adapters.store.postgres.rollups import PLACES_AT_ONCE, merge
+from routecast.adapters.store.postgres.series import number_series, series_names
 from routecast.core.cardinality import NAMED, FoldedNames
 from routecast.core.rollup import Bucket, Key, Sums
 from routecast.ports import DELTAS_KEPT, NameUse

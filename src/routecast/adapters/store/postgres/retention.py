@@ -10,21 +10,21 @@ from typing import Any, Final
 
 import asyncpg
 
-from routecast.adapters.store.postgres.connection import (
-    DatabaseSession,
-    keep_numbers,
-    number_series,
-    query,
-    transaction,
-    value,
-)
-from routecast.adapters.store.postgres.folding import merge
+from routecast.adapters.store.postgres.connection import DatabaseSession, query, transaction, value
+from routecast.adapters.store.postgres.rollups import merge
+from routecast.adapters.store.postgres.series import keep_numbers, number_series
+from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 
 # Decisions are kept in about this number of partitions. Each is one more to look for an id in. With
 # 4 of them, a decision stays on disk for up to a quarter longer than it should be kept.
 GENERATIONS: Final = 4
+
+
+async def span(session: DatabaseSession) -> KeptSpan:
+    """Return from when to when what is kept was received."""
+    return KeptSpan(*(await query(session, "span"))[0])
 
 
 async def turn_over(session: DatabaseSession, before: int) -> None:

@@ -8,18 +8,14 @@ from typing import Any, Final
 
 import asyncpg
 
-from routecast.adapters.store.loading import Loader
-from routecast.adapters.store.postgres import history, retention, window
+from routecast.adapters.store.postgres import deltas, history, loading, retention, summaries, window
 from routecast.adapters.store.postgres import names as names_of
 from routecast.adapters.store.postgres.commit import Unsettled, Written, commit, settle
 from routecast.adapters.store.postgres.compactor import RollupCompactor
 from routecast.adapters.store.postgres.connection import (
-    POSTGRES_SQL,
     DatabaseSession,
     beside,
-    chunks,
     query,
-    series_names,
     transaction,
     warn,
 )
@@ -33,7 +29,8 @@ from routecast.adapters.store.postgres.failures import (
     unavailable,
     usable_after,
 )
-from routecast.adapters.store.postgres.folding import deltas_of, fold, lock_rollups
+from routecast.adapters.store.postgres.folding import fold
+from routecast.adapters.store.postgres.rollups import lock_rollups
 from routecast.adapters.store.postgres.schema import migrate
 from routecast.adapters.store.postgres.verify import verify
 from routecast.core.cardinality import FoldedNames
@@ -44,7 +41,7 @@ from routecast.core.history import Plan
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
-from routecast.errors import BadDatabase, MissingDeltas, RoutecastError, Unavailable
+from routecast.errors import BadDatabase, RoutecastError, Unavailable
 from routecast.ports import DELTAS_KEPT, MAX_GROUP, Checked, Commit, Condition, Difference, NameUse
 from routecast.protocol import Position
 from routecast.urls import masked
@@ -170,32 +167,17 @@ class PostgresStore:
 
     async def position(self) -> Position:
         async with self._soon() as session:
-            return Position(*(await query(session, "position"))[0])
+            return await deltas.position(session)
 
     async def load(self, now: int, room: int | None = None) -> Snapshot:
         async with self._snapshot() as session:
-            state = (await query(session, "state"))[0]
-            names = await series_names(session)
-            position = Position(state["epoch"], state["folded"])
-            loader = Loader(position, now, names, room)
-            async for rows in chunks(session, POSTGRES_SQL["rollups"], "total", 0, 1):
-                await beside(loader.add_total, rows)
-            for period, first, end in loader.spans():
-                async for rows in chunks(session, POSTGRES_SQL["rollups"], period, first, end):
-                    if not await beside(loader.add, period, rows):
-                        break
-            deltas = await query(session, "deltas", state["folded"])
-        return await beside(loader.build, deltas_of(deltas, position.epoch))
+            build = await loading.read(session, now, room)
+        return await beside(build)
 
     async def deltas(self, after: Position) -> list[Delta]:
         async with self._snapshot() as session:
-            position = Position(*(await query(session, "position"))[0])
-            if position.epoch != after.epoch or position.seq < after.seq:
-                raise MissingDeltas(f"{position} after {after}")
-            rows = await query(session, "deltas", after.seq)
-        if len(rows) != position.seq - after.seq:
-            raise MissingDeltas(f"the deltas after seq {after.seq} are not kept any more")
-        return await beside(lambda: list(deltas_of(rows, position.epoch)))
+            decode = await deltas.read(session, after)
+        return await beside(decode)
 
     async def history(self, plan: Plan) -> TimeSeries:
         async with self._snapshot() as session:
@@ -207,16 +189,16 @@ class PostgresStore:
 
     async def unsummed(self, *, before: int) -> list[int]:
         async with self._session() as session:
-            return await history.unsummed(session, before // 10**6)
+            return await summaries.unsummed(session, before // 10**6)
 
     async def summarise(self, hour: int) -> None:
         async with self._session() as session, transaction(session):
             await lock_rollups(session)
-            await history.summarise(session, hour)
+            await summaries.summarise(session, hour)
 
     async def span(self) -> KeptSpan:
         async with self._session() as session:
-            return KeptSpan(*(await query(session, "span"))[0])
+            return await retention.span(session)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
         async with self._session() as session:

@@ -10,7 +10,8 @@ from routecast.adapters.store.postgres.connection import (
     chunks,
     query,
 )
-from routecast.adapters.store.postgres.folding import BYTES_AT_ONCE, last_commit
+from routecast.adapters.store.postgres.deltas import last_commit
+from routecast.adapters.store.postgres.folding import BYTES_AT_ONCE
 from routecast.core.delta import Delta
 from routecast.core.rollup import Bucket, Key, Sums
 

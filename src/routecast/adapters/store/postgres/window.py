@@ -9,9 +9,9 @@ from routecast.adapters.store.postgres.connection import (
     beside,
     chunks,
     query,
-    series_names,
 )
-from routecast.adapters.store.postgres.folding import deltas_of
+from routecast.adapters.store.postgres.deltas import deltas_of
+from routecast.adapters.store.postgres.series import series_names
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery, WindowSums
 from routecast.errors import NotHeld, Unavailable

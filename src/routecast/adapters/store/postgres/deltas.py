@@ -1,0 +1,42 @@
+"""The log of commits in PostgreSQL: the position of the last one, and what they added."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from routecast.adapters.store.postgres.connection import DatabaseSession, query
+from routecast.core.delta import Delta
+from routecast.errors import MissingDeltas
+from routecast.protocol import Position
+
+
+async def position(session: DatabaseSession) -> Position:
+    """Return the position of the last commit."""
+    return Position(*(await query(session, "position"))[0])
+
+
+async def last_commit(session: DatabaseSession) -> int:
+    """Return the seq of the last commit."""
+    seq: int = (await query(session, "position"))[0]["seq"]
+    return seq
+
+
+async def read(session: DatabaseSession, after: Position) -> Callable[[], list[Delta]]:
+    """Read the deltas after a position, within a transaction that sees one moment.
+
+    Call what is returned to decode them; that needs no session. Raises MissingDeltas when they are
+    not kept any more.
+    """
+    last = await position(session)
+    if last.epoch != after.epoch or last.seq < after.seq:
+        raise MissingDeltas(f"{last} after {after}")
+    rows = await query(session, "deltas", after.seq)
+    if len(rows) != last.seq - after.seq:
+        raise MissingDeltas(f"the deltas after seq {after.seq} are not kept any more")
+    return lambda: list(deltas_of(rows, last.epoch))
+
+
+def deltas_of(rows: Iterable[Any], epoch: str) -> Iterator[Delta]:
+    """Yield the deltas that rows of the log hold: they were packed before `seq` was known."""
+    for seq, packed in rows:
+        delta = Delta.unpack(packed)
+        yield Delta(Position(epoch, seq), delta.cells, delta.received)

@@ -1,0 +1,62 @@
+"""Series in PostgreSQL: their numbers, which a session remembers, and their keys."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from routecast.adapters.store.postgres.connection import (
+    POSTGRES_SQL,
+    DatabaseSession,
+    beside,
+    chunks,
+    query,
+)
+from routecast.core.rollup import Key, shared_key
+
+# Series that are looked up in one statement: a few ms of the event loop.
+KEYS_AT_ONCE: Final = 1_000
+
+
+def keep_numbers(session: DatabaseSession, history: str) -> None:
+    """Have the session forget numbers of another history: the database may have been restored."""
+    if session.setup.history != history:
+        session.series.clear()
+        session.setup.history = history
+
+
+async def number_series(session: DatabaseSession, keys: Iterable[tuple[str, ...]]) -> None:
+    """See to it that the session knows the numbers of these series.
+
+    New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
+    that may be undone.
+    """
+    series = session.series
+    # Not by the difference of sets: that would go through all the series that are known.
+    unknown = [key for key in set(keys) if key not in series]
+    for first in range(0, len(unknown), KEYS_AT_ONCE):
+        some = unknown[first : first + KEYS_AT_ONCE]
+        await _look_up(session, some)
+        if new := [key for key in some if key not in series]:
+            await query(session, "add_series", *zip(*new, strict=True))
+            await _look_up(session, new)
+
+
+async def _look_up(session: DatabaseSession, keys: Sequence[tuple[str, ...]]) -> None:
+    for place, number in await query(session, "series_numbers", *zip(*keys, strict=True)):
+        session.series[keys[place - 1]] = number
+
+
+async def series_names(session: DatabaseSession) -> dict[int, Key]:
+    """Return the key of each series by its number, within a transaction."""
+    names: dict[int, Key] = {}
+    async for rows in chunks(session, POSTGRES_SQL["series"]):
+        names |= await beside(_names, rows)
+    return names
+
+
+async def names_of_series(session: DatabaseSession, numbers: Iterable[int]) -> dict[int, Key]:
+    """Return the keys of some series by their numbers."""
+    return _names(await query(session, "series_of", list(numbers)))
+
+
+def _names(rows: Iterable[Any]) -> dict[int, Key]:
+    return {row[0]: shared_key(row[1:]) for row in rows}
