@@ -12,8 +12,8 @@
  *     client.close();
  */
 
-import { Line } from "./line.js";
-import { streamUrl } from "./server.js";
+import { Line } from "./connection.js";
+import { streamUrl } from "./close_reasons.js";
 import { HistorySubscription, MetricsSubscription, RoutecastError, Subscription } from "./subscription.js";
 
 export { RoutecastError, Subscription };

@@ -99,7 +99,7 @@ def refuse(page: Page, file: str) -> list[str]:
     return asked
 
 
-@pytest.mark.parametrize("file", ["main.js", "format.js", "client/line.js", "theme.css"])
+@pytest.mark.parametrize("file", ["main.js", "format.js", "client/connection.js", "theme.css"])
 def test_a_page_that_is_not_complete_says_so(server: Server, tab: Tab, file: str) -> None:
     """It is loaded again three times, then not any more until the button is used."""
     page = tab.page

@@ -46,7 +46,7 @@ class Teller:
     def __init__(self, folder: Path, url: str, view: Line, *options: str) -> None:
         # Outside of its own package, as for its users.
         script = folder / "tell.mjs"
-        script.write_bytes((CLIENT / "test" / "tell.js").read_bytes())
+        script.write_bytes((CLIENT / "test" / "follow.js").read_bytes())
         self.process = subprocess.Popen(
             [node(), str(script), url, json.dumps(view), *options],
             stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ import { once } from "node:events";
 import test from "node:test";
 
 import { connect } from "../routecast.js";
-import { closed, outcomeOfAnswer, outcomeOfClose, retryAfter } from "../server.js";
+import { closed, outcomeOfAnswer, outcomeOfClose, retryAfter } from "../close_reasons.js";
 import { Queue, Script, WebSocket } from "./script.js";
 
 const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));

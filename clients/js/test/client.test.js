@@ -303,7 +303,7 @@ test("what is shown never goes back, though another node may be behind", async (
 });
 
 test("waits are by chance anything up to their bound", async (t) => {
-  const { retryDelay } = await import("../line.js");
+  const { retryDelay } = await import("../connection.js");
   const bounds = { firstDelay: 100, longestDelay: 1_000 };
   const first = Array.from({ length: 1_000 }, () => retryDelay(0, bounds));
   assert.ok(Math.min(...first) < 10 && Math.max(...first) > 90 && Math.max(...first) <= 100);

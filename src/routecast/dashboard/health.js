@@ -1,6 +1,6 @@
 /** Polls the server's health every ten seconds. */
 
-/** @typedef {import("./protocol.js").Health} Health */
+/** @typedef {import("./page_view.js").Health} Health */
 
 const PERIOD_MS = 10_000;
 const PATIENCE_MS = 5_000;

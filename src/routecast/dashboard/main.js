@@ -2,14 +2,14 @@
 
 import { connect } from "./client/routecast.js";
 import { HealthPoll } from "./health.js";
-import { VIEW } from "./protocol.js";
+import { VIEW } from "./page_view.js";
 import { RateHistory } from "./rates.js";
 import { part } from "./rows.js";
 import { tellsChanges } from "./status.js";
-import { View, renderTitle } from "./view.js";
+import { View, renderTitle } from "./renderer.js";
 import { prepareCommands } from "./welcome.js";
 
-/** @typedef {import("./protocol.js").Metrics} Metrics */
+/** @typedef {import("./page_view.js").Metrics} Metrics */
 
 /** Twice a second, so that no countdown is seen to skip a number. */
 const TICK_MS = 500;

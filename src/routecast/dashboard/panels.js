@@ -3,8 +3,8 @@
 import { formatConfidence, formatCount, formatCounted, formatMoney, formatShare, moneyDigits } from "./format.js";
 import { KeyedRows, byCount, part, setText } from "./rows.js";
 
-/** @typedef {import("./protocol.js").Metrics} Metrics */
-/** @typedef {import("./protocol.js").StrategyTotals} StrategyTotals */
+/** @typedef {import("./page_view.js").Metrics} Metrics */
+/** @typedef {import("./page_view.js").StrategyTotals} StrategyTotals */
 /** @typedef {StrategyTotals & {name: string, share: number, digits: number}} StrategyRow */
 /** @typedef {{name: string, count: number, share: number}} BarRow */
 

@@ -2,9 +2,9 @@
 
 import { formatAge, formatCount, formatCounted } from "./format.js";
 
-/** @typedef {import("./protocol.js").Health} Health */
-/** @typedef {import("./protocol.js").Metrics} Metrics */
-/** @typedef {import("./protocol.js").Source} Source */
+/** @typedef {import("./page_view.js").Health} Health */
+/** @typedef {import("./page_view.js").Metrics} Metrics */
+/** @typedef {import("./page_view.js").Source} Source */
 /** @typedef {import("./client/routecast.js").State} State */
 
 /**

@@ -6,7 +6,7 @@ import { part, setText } from "./rows.js";
 import { Sparkline } from "./sparkline.js";
 import { describe, describeAge, describeHealth, describeLimits, describeTitle, isBarred } from "./status.js";
 
-/** @typedef {import("./protocol.js").Metrics} Metrics */
+/** @typedef {import("./page_view.js").Metrics} Metrics */
 /** @typedef {import("./rates.js").RatePoint} RatePoint */
 /** @typedef {import("./status.js").PageState} PageState */
 

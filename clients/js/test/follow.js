@@ -1,7 +1,7 @@
 /**
  * Follow a server and print a line of JSON for all that is heard; `--worker` does it in a worker.
  *
- *     node tell.js http://127.0.0.1:8000 '{"fields":["total_decisions"]}' [--worker]
+ *     node follow.js http://127.0.0.1:8000 '{"fields":["total_decisions"]}' [--worker]
  */
 
 import { Worker, isMainThread, parentPort, workerData } from "node:worker_threads";

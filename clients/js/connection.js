@@ -11,13 +11,13 @@
  * `retry()` is the way back.
  */
 
-import { UNREACHABLE, askWhy, bearer, closed } from "./server.js";
+import { UNREACHABLE, askWhy, bearer, closed } from "./close_reasons.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Socket} Socket */
 /** @typedef {import("./types.js").Options} Options */
 /** @typedef {Required<Omit<Options, "token">> & Pick<Options, "token">} Settings */
-/** @typedef {import("./server.js").Verdict} Verdict */
+/** @typedef {import("./close_reasons.js").Verdict} Verdict */
 
 /**
  * @typedef {Object} Ears

@@ -1,0 +1,1 @@
+../../../../clients/js/close_reasons.js
