@@ -1,35 +1,37 @@
-/** Where a server is, why it lets nobody in, and what its close codes ask for. */
+/** Server URLs, refusal reasons and close codes. */
 
 const STREAM = "/ws/metrics";
-const ASK_WHY_MS = 5_000;
+const DIAGNOSE_TIMEOUT_MS = 5_000;
 
-/** Whatever a server or a proxy asks for, a client looks again after so long. */
-const LONGEST_ASKED_MS = 300_000;
+/** The longest delay that a server or a proxy can ask for. */
+const MAX_SERVER_DELAY_MS = 300_000;
 
 const CLOSED_ABNORMALLY = 1006;
 const RESTART = 1012;
 const UNAUTHENTICATED = 4401;
 const TOO_MANY_MESSAGES = 4429;
-const AFTER_TOO_MANY_MS = 60_000;
+const TOO_MANY_MESSAGES_DELAY_MS = 60_000;
 
-/** The reason of a close that says when to come back, where there was no `goodbye` message. */
+/** The reason in a close frame that says when to reconnect, if there was no `goodbye` message. */
 const RECONNECT_AFTER = /^reconnect_after_ms=(\d+)$/;
 
-/** Close codes after which a new attempt would end the same way; with 4401, another token may help. */
+/** Close codes after which a new attempt would end in the same way; after 4401 another token may help. */
 const FINAL_CODES = new Set([1002, 1003, 1007, 1008, 1009, 4400, UNAUTHENTICATED, 4403]);
 
-/** Routecast's own refusals have this media type; those with these statuses pass by themselves. */
+/** The media type of Routecast's own refusals. */
 const PROBLEM = "application/problem+json";
 const MAX_PROBLEM_BYTES = 1_048_576;
-const PASSING_STATUSES = new Set([408, 425, 426, 429]);
 
-/** Web servers answer OPTIONS with these statuses where they have nothing but a WebSocket. */
-const PLAIN_STATUSES = new Set([400, 404, 405, 426, 501]);
+/** Refusals with these statuses are temporary. */
+const TEMPORARY_STATUSES = new Set([408, 425, 426, 429]);
+
+/** Web servers that have only a WebSocket at an address answer OPTIONS with these statuses. */
+const WEBSOCKET_ONLY_STATUSES = new Set([400, 404, 405, 426, 501]);
 
 const REDIRECTS = new Set([301, 302, 307, 308]);
 const SIGN_IN_STATUSES = new Set([401, 403, 407]);
 const SIGN_IN = "you may have to sign in again";
-const LONGEST_TEXT = 500;
+const MAX_TEXT = 500;
 
 export const UNREACHABLE = "the server cannot be reached";
 const NO_UPGRADE = "the server answers, but no WebSocket gets through to it: a proxy in between must pass upgrades on";
@@ -37,8 +39,7 @@ const NO_UPGRADE = "the server answers, but no WebSocket gets through to it: a p
 /** @typedef {"retry" | "final" | "token"} Outcome `token` is final unless there is another token */
 
 /**
- * What to do after a close code. With `outcomeOfAnswer`, this is the table that all clients have:
- * `tests/wire/answers.json`.
+ * The outcome of a close code. All clients follow the same table, `tests/wire/answers.json`.
  *
  * @param {number} code
  * @returns {Outcome}
@@ -49,39 +50,38 @@ export function outcomeOfClose(code) {
 }
 
 /**
- * What to do after an HTTP answer in place of an upgrade. Only Routecast's own problem document can
- * say that trying again is no help: every other answer comes from something in between, and may be
- * another one soon.
+ * The outcome of an HTTP answer in place of an upgrade. Only Routecast's own problem document can be
+ * final: any other answer comes from a proxy in between, which may soon answer differently.
  *
  * @param {number} status
  * @param {boolean} ours whether it is Routecast's own problem document
  * @returns {Outcome}
  */
 export function outcomeOfAnswer(status, ours) {
-  if (!ours || status >= 500 || PASSING_STATUSES.has(status)) return "retry";
+  if (!ours || status >= 500 || TEMPORARY_STATUSES.has(status)) return "retry";
   return status === 401 ? "token" : "final";
 }
 
 /**
- * Why a client is out, and what to do about it.
+ * Why a connection failed, and what to do next.
  *
  * @typedef {Object} Verdict
  * @property {string} reason
- * @property {boolean} final whether a new attempt would end the same way
- * @property {boolean} token whether another token would help
- * @property {number} least ms to stay away
- * @property {boolean} exact whether that is the moment chosen for this very client
- * @property {number | null} code
- * @property {number | null} status
+ * @property {boolean} final whether a new attempt would end in the same way
+ * @property {boolean} token whether another token may help
+ * @property {number} minDelay ms to wait at least before the next attempt
+ * @property {boolean} exact whether the server chose that delay for this client, so that no jitter is added
+ * @property {number | null} code close code
+ * @property {number | null} status HTTP status
  */
 
 /**
- * What an answer in place of an upgrade says more.
+ * What only an HTTP answer in place of an upgrade says.
  *
- * @typedef {Object} Advice
+ * @typedef {Object} RefusalDetails
  * @property {number} status
- * @property {boolean} plain whether it may be a server without routecast.v1
- * @property {string | null} moved where the same stream is by TLS
+ * @property {boolean} mayLackV1 whether the server may not know routecast.v1
+ * @property {string | null} redirect the URL of the same stream by TLS
  */
 
 /**
@@ -91,7 +91,7 @@ export function outcomeOfAnswer(status, ours) {
  */
 export function streamUrl(server) {
   const url = new URL(server, globalThis.location?.href);
-  if (!/^(http|ws)s?:$/.test(url.protocol)) throw new TypeError(`${url.protocol} is not what the address of a server begins with`);
+  if (!/^(http|ws)s?:$/.test(url.protocol)) throw new TypeError(`a server's address begins with http: or ws:, not ${url.protocol}`);
   url.protocol = url.protocol.replace("http", "ws");
   url.pathname = url.pathname.replace(/\/(ws\/metrics)?$/, "") + STREAM;
   url.search = url.hash = "";
@@ -99,7 +99,7 @@ export function streamUrl(server) {
 }
 
 /**
- * A token as a subprotocol, which is all that a browser lets a page send along.
+ * A token as a subprotocol: a browser lets a page send nothing else with a WebSocket.
  *
  * @param {string} token
  */
@@ -108,24 +108,24 @@ export function bearer(token) {
 }
 
 /**
- * What a close code means for who wants to come back.
+ * What to do after a close code.
  *
  * @param {number} code
  * @param {string} reason
- * @param {number | null} goodbye ms after which the server told this client to come back
+ * @param {number | null} goodbye the delay that a `goodbye` message named, in ms
  * @returns {Verdict}
  */
-export function closed(code, reason, goodbye) {
+export function closeVerdict(code, reason, goodbye) {
   const outcome = outcomeOfClose(code);
-  const told = goodbye ?? Number(RECONNECT_AFTER.exec(reason)?.[1] ?? 0);
-  const asked = outcome !== "retry" ? 0 : code === TOO_MANY_MESSAGES ? AFTER_TOO_MANY_MS : told;
-  const least = Math.min(Math.max(asked, 0), LONGEST_ASKED_MS);
+  const named = goodbye ?? Number(RECONNECT_AFTER.exec(reason)?.[1] ?? 0);
+  const wanted = outcome !== "retry" ? 0 : code === TOO_MANY_MESSAGES ? TOO_MANY_MESSAGES_DELAY_MS : named;
+  const minDelay = Math.min(Math.max(wanted, 0), MAX_SERVER_DELAY_MS);
   return {
     reason: describe(code, reason),
     final: outcome !== "retry",
     token: outcome === "token",
-    least,
-    exact: least > 0 && code !== TOO_MANY_MESSAGES,
+    minDelay,
+    exact: minDelay > 0 && code !== TOO_MANY_MESSAGES,
     code,
     status: null,
   };
@@ -142,17 +142,17 @@ function describe(code, reason) {
 }
 
 /**
- * Why a socket did not open. A browser does not say, so the server is asked, at the stream's own
- * address. Null where nobody answers.
+ * Find out why a WebSocket did not open. A browser does not say it, so this sends an HTTP request to
+ * the same address. Null if there is no answer.
  *
- * @param {string} stream
- * @returns {Promise<Verdict & Advice | null>}
+ * @param {string} stream URL of the WebSocket
+ * @returns {Promise<Verdict & RefusalDetails | null>}
  */
-export async function askWhy(stream) {
+export async function diagnose(stream) {
   const url = stream.replace(/^ws/, "http");
   try {
-    // With OPTIONS, unlike GET, a browser names the page's origin to its own server.
-    const signal = AbortSignal.timeout(ASK_WHY_MS);
+    // With OPTIONS, unlike GET, a browser sends the page's origin also to the page's own server.
+    const signal = AbortSignal.timeout(DIAGNOSE_TIMEOUT_MS);
     const answer = await fetch(url, { method: "OPTIONS", redirect: "manual", signal });
     const problem = await readProblem(answer);
     const { status, headers } = answer;
@@ -161,12 +161,12 @@ export async function askWhy(stream) {
       reason: problem ? `the server refused the connection (${problem.detail})` : explain(answer, url),
       final: outcome !== "retry",
       token: outcome === "token",
-      least: retryAfter(headers.get("retry-after") ?? ""),
+      minDelay: retryAfter(headers.get("retry-after") ?? ""),
       exact: false,
       code: null,
       status,
-      plain: !problem && PLAIN_STATUSES.has(status),
-      moved: problem ? null : moved(answer, stream),
+      mayLackV1: !problem && WEBSOCKET_ONLY_STATUSES.has(status),
+      redirect: problem ? null : tlsRedirect(answer, stream),
     };
   } catch {
     return null;
@@ -174,7 +174,7 @@ export async function askWhy(stream) {
 }
 
 /**
- * Routecast's own problem document; null where somebody else answers, or it was cut off.
+ * Routecast's own problem document; null if a proxy answers, or the document is cut off.
  *
  * @param {Response} answer
  * @returns {Promise<{detail: string} | null>}
@@ -198,7 +198,7 @@ async function readProblem(answer) {
     }
     const { title, status, detail } = JSON.parse(text);
     if (typeof title !== "string" || status !== answer.status || typeof detail !== "string") return null;
-    return { detail: detail.slice(0, LONGEST_TEXT) };
+    return { detail: detail.slice(0, MAX_TEXT) };
   } catch {
     return null;
   } finally {
@@ -207,7 +207,7 @@ async function readProblem(answer) {
 }
 
 /**
- * What an answer that is not Routecast's means, and what a person can do about it.
+ * What an answer that is not Routecast's means, and what the user can do.
  *
  * @param {Response} answer
  * @param {string} url
@@ -221,21 +221,21 @@ function explain(answer, url) {
   const target = redirectTarget(answer, url);
   if (target) {
     const path = new URL(url).pathname;
-    const same = target.pathname.endsWith(path);
-    const place = `${target.origin}${same ? target.pathname.slice(0, -path.length) : target.pathname}`;
-    return `the server answered ${status} to ${place.slice(0, LONGEST_TEXT)}: ${same ? "use that address" : SIGN_IN}`;
+    const isSamePath = target.pathname.endsWith(path);
+    const address = `${target.origin}${isSamePath ? target.pathname.slice(0, -path.length) : target.pathname}`;
+    return `the server answered ${status} to ${address.slice(0, MAX_TEXT)}: ${isSamePath ? "use that address" : SIGN_IN}`;
   }
   if (answer.ok || SIGN_IN_STATUSES.has(status)) return `${said}, not as Routecast does: ${SIGN_IN}`;
   return `${said}, not as Routecast does`;
 }
 
 /**
- * Where the same stream is by TLS: same host and path. No other redirect is followed.
+ * The URL of the same stream by TLS, on the same host and path. No other redirect is followed.
  *
  * @param {Response} answer
  * @param {string} stream
  */
-function moved(answer, stream) {
+function tlsRedirect(answer, stream) {
   const target = redirectTarget(answer, stream.replace(/^ws/, "http"));
   const asked = new URL(stream);
   if (!target || !REDIRECTS.has(answer.status) || !/^(https|wss):$/.test(target.protocol)) return null;
@@ -257,10 +257,10 @@ function redirectTarget({ status, headers }, url) {
 }
 
 /**
- * A `Retry-After` in ms; a date, as some proxies send, counts as nothing.
+ * A `Retry-After` in ms; 0 for a date, which some proxies send.
  *
  * @param {string} text
  */
 export function retryAfter(text) {
-  return /^\d{1,9}$/.test(text) ? Math.min(1_000 * Number(text), LONGEST_ASKED_MS) : 0;
+  return /^\d{1,9}$/.test(text) ? Math.min(1_000 * Number(text), MAX_SERVER_DELAY_MS) : 0;
 }

@@ -1,17 +1,15 @@
 /**
- * A connection to a server that comes back by itself. It knows sockets and timers, and nothing of
- * what is said.
+ * A connection that reconnects by itself: sockets, timers and states. It does not interpret messages.
  *
- * connecting ─► connected ◄─► stale      heard from; not heard from, though the connection is open
+ * connecting ─► connected ◄─► stale      messages arrive; none arrive, though the connection is open
  *     ▲            │            │
  *     │            ▼            ▼
  *     └─────── reconnecting ◄───┘        waits, longer each time, and connects again
  *
- * `closed` is for good: by `close()`, or by a server that does not want this client as it is; then
- * `retry()` is the way back.
+ * `closed` is for good: after `close()`, or if the server refuses this client. `retry()` leaves it.
  */
 
-import { UNREACHABLE, askWhy, bearer, closed } from "./close_reasons.js";
+import { UNREACHABLE, bearer, closeVerdict, diagnose } from "./close_reasons.js";
 
 /** @typedef {import("./types.js").State} State */
 /** @typedef {import("./types.js").Socket} Socket */
@@ -20,30 +18,30 @@ import { UNREACHABLE, askWhy, bearer, closed } from "./close_reasons.js";
 /** @typedef {import("./close_reasons.js").Verdict} Verdict */
 
 /**
- * @typedef {Object} Ears
+ * @typedef {Object} Handlers
  * @property {(state: State) => void} onState
- * @property {(v1: boolean) => void} onOpen to ask for all that is followed: with `send` where the
- *   server speaks routecast.v1, else with an `openStream` for each
- * @property {(message: any, topic: object | null) => void} onMessage `topic` is that of the default stream
+ * @property {(v1: boolean) => void} onOpen must request all topics: with `send` if the server speaks
+ *   routecast.v1, else with one `openStream` each
+ * @property {(message: any, topic: object | null) => void} onMessage `topic` is null on routecast.v1
  */
 
 const V1 = "routecast.v1.json";
 const DELAY_GROWTH = 1.6;
 
-/** A handshake that hangs is given up: a browser itself would wait for minutes. */
+/** After this time a handshake counts as failed; a browser alone would wait for minutes. */
 const HANDSHAKE_MS = 10_000;
 
-/** A server says something each 25 s at least. Who heard nothing for longer was asleep. */
+/** A server sends something at least every 25 s. A longer silence means that the machine was suspended. */
 const ASLEEP_MS = 30_000;
 
-/** What a server of the default stream alone is to a client that follows no metrics. */
+/** The error if a server has the default stream only, and this client subscribes to histories only. */
 const ONLY_PLAIN = "the server does not speak routecast.v1, and its default stream has metrics only";
 
 const SILENT = "the connection is open but silent";
 
 /**
- * Milliseconds to wait before the next attempt: by chance from nothing to a bound that grows ("full
- * jitter"), so that a thousand pages do not come back in the same instant.
+ * Milliseconds to wait before the next attempt: a random number from 0 to a growing bound ("full
+ * jitter"), so that a thousand pages do not reconnect at the same moment.
  *
  * @param {number} failures attempts that failed in a row, from 0
  * @param {{firstDelay: number, longestDelay: number}} bounds
@@ -52,140 +50,140 @@ export function retryDelay(failures, { firstDelay, longestDelay }) {
   return Math.random() * Math.min(firstDelay * DELAY_GROWTH ** failures, longestDelay);
 }
 
-/** Connects at once, and runs until it is closed. */
-export class Line {
+/** Connects at once, and reconnects until it is closed. */
+export class ReconnectingSocket {
   /** @type {State} */
   state = { name: "connecting", again: false };
-  /** Whether the server speaks routecast.v1, as far as is known. */
+  /** Whether the server speaks routecast.v1; true until it is known. */
   v1 = true;
   #url;
   #settings;
-  #ears;
-  /** @type {Map<Socket, {topic: object | null, interval: number}>} one, or one for each default stream */
+  #handlers;
+  /** @type {Map<Socket, {topic: object | null, interval: number}>} one for routecast.v1, or one per default stream */
   #sockets = new Map();
   #opened = false;
   #attempt = 0;
   #failures = 0;
-  #heardAt = 0;
-  /** Until when the server asked this client to stay away, in ms since 1970. */
-  #awayUntil = 0;
-  /** @type {number | null} */
+  #receivedAt = 0;
+  /** The earliest time of the next attempt, as the server asked, in ms since 1970. */
+  #notBefore = 0;
+  /** @type {number | null} the delay of a `goodbye` message, in ms */
   #goodbye = null;
   /** @type {string | undefined} the token of this attempt */
   #token;
-  /** @type {string | undefined} the token with which the server let nobody in */
-  #refused;
-  /** @type {ReturnType<typeof setTimeout> | undefined} the one thing the present state waits for */
+  /** @type {string | undefined} the token that the server refused */
+  #refusedToken;
+  /** @type {ReturnType<typeof setTimeout> | undefined} the timer of the present state */
   #timer;
-  /** Whether somebody waits for routecast.v1, while the default stream is read. */
-  #awaited = false;
-  /** @type {ReturnType<typeof setTimeout> | undefined} until it is tried again */
-  #later;
-  /** @type {{url: string, reason: string} | undefined} where a redirect led, for as long as that works */
-  #moved;
-  #ended = new AbortController();
+  /** Whether a topic needs routecast.v1, while the default stream is used. */
+  #needsV1 = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} the next attempt to use routecast.v1 */
+  #v1Timer;
+  /** @type {{url: string, reason: string} | undefined} the target of a redirect, while that works */
+  #redirect;
+  #closed = new AbortController();
 
   /**
    * @param {string} url
    * @param {Settings} settings
-   * @param {Ears} ears
+   * @param {Handlers} handlers
    */
-  constructor(url, settings, ears) {
+  constructor(url, settings, handlers) {
     this.#url = url;
     this.#settings = settings;
-    this.#ears = ears;
-    const { signal } = this.#ended;
-    globalThis.addEventListener?.("online", () => this.#nudge(), { signal });
-    globalThis.addEventListener?.("offline", () => this.#ask(), { signal });
-    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.#nudge(), { signal });
+    this.#handlers = handlers;
+    const { signal } = this.#closed;
+    globalThis.addEventListener?.("online", () => this.#wake(), { signal });
+    globalThis.addEventListener?.("offline", () => this.#ping(), { signal });
+    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.#wake(), { signal });
     void this.#connect(false);
   }
 
   /** Try again now, whatever the state; after `close()` it does nothing. */
   retry() {
-    if (!this.#ended.signal.aborted) void this.#connect(true);
+    if (!this.#closed.signal.aborted) void this.#connect(true);
   }
 
   close() {
-    if (this.#ended.signal.aborted) return;
-    this.#ended.abort();
+    if (this.#closed.signal.aborted) return;
+    this.#closed.abort();
     this.#finish("closed by this side", 1000);
   }
 
-  /** @param {object} message of routecast.v1; dropped where none can be sent */
+  /** @param {object} message of routecast.v1; ignored while no such connection is open */
   send(message) {
     if (!this.v1 || !this.#opened) return;
     for (const socket of this.#sockets.keys()) socket.send(JSON.stringify(message));
   }
 
   /**
-   * Read a default stream.
+   * Open a default stream.
    *
    * @param {object} topic
    * @param {URLSearchParams} query
    * @param {number} interval seconds between two documents
    */
   openStream(topic, query, interval) {
-    this.#open(`${this.#at}?${query}`, [], topic, interval);
+    this.#open(`${this.#address}?${query}`, [], topic, interval);
   }
 
-  /** Somebody waits for routecast.v1: try it again once the default stream was read for a while. */
-  awaitV1() {
-    this.#awaited = true;
+  /** A topic needs routecast.v1: try it again after the default stream was used for a while. */
+  requireV1() {
+    this.#needsV1 = true;
     if (this.state.name === "connected") this.#tryV1Later();
   }
 
   #tryV1Later() {
-    if (this.#awaited) this.#later ??= setTimeout(() => void this.#connect(true), this.#settings.longestDelay);
+    if (this.#needsV1) this.#v1Timer ??= setTimeout(() => void this.#connect(true), this.#settings.longestDelay);
   }
 
-  /** @param {object} topic whose default stream is read no longer */
+  /** @param {object} topic whose default stream, if any, is closed */
   closeStream(topic) {
-    for (const [socket, its] of this.#sockets) {
-      if (its.topic === topic && this.#sockets.delete(socket)) hangUp(socket);
+    for (const [socket, stream] of this.#sockets) {
+      if (stream.topic === topic && this.#sockets.delete(socket)) closeQuietly(socket);
     }
   }
 
-  /** What was asked for came: the next failure is a first one again. */
-  succeeded() {
+  /** A requested answer arrived: the delay after the next failure is the first one again. */
+  resetBackoff() {
     this.#failures = 0;
   }
 
-  /** @param {number} delay ms after which a server that restarts told this client to come back */
-  sayGoodbye(delay) {
+  /** @param {number} delay ms after which the client must reconnect, as a server's `goodbye` said */
+  onGoodbye(delay) {
     this.#goodbye = delay;
   }
 
-  // -- coming ----------------------------------------------------------------------------------
+  // -- connecting ------------------------------------------------------------------------------
 
   /** @param {boolean} again */
   async #connect(again) {
-    const attempt = this.#drop();
+    const attempt = this.#reset();
     this.#enter({ name: "connecting", again });
-    this.#after(HANDSHAKE_MS, () => this.#lost(UNREACHABLE));
+    this.#after(HANDSHAKE_MS, () => this.#reconnectLater(UNREACHABLE));
     const { token } = this.#settings;
     try {
       this.#token = typeof token === "function" ? await token() : token;
     } catch (error) {
-      if (attempt === this.#attempt) this.#lost(`there is no token to connect with (${error})`);
+      if (attempt === this.#attempt) this.#reconnectLater(`there is no token to connect with (${error})`);
       return;
     }
     if (attempt !== this.#attempt) return;
-    if (this.#token && this.#token === this.#refused) return this.#finish("the server refused the token, and there is no other");
-    this.#open(this.#at, this.#token ? [V1, bearer(this.#token)] : [V1]);
+    if (this.#token && this.#token === this.#refusedToken) return this.#finish("the server refused the token, and there is no other");
+    this.#open(this.#address, this.#token ? [V1, bearer(this.#token)] : [V1]);
   }
 
-  /** Make do with the default stream, which every server has. */
+  /** Use the default stream, which every server has. */
   #fallBack() {
-    this.#drop();
+    this.#reset();
     this.v1 = false;
-    this.#after(HANDSHAKE_MS, () => this.#lost(UNREACHABLE));
-    this.#ears.onOpen(false);
-    if (this.#sockets.size === 0) this.#lost(ONLY_PLAIN);
+    this.#after(HANDSHAKE_MS, () => this.#reconnectLater(UNREACHABLE));
+    this.#handlers.onOpen(false);
+    if (this.#sockets.size === 0) this.#reconnectLater(ONLY_PLAIN);
   }
 
-  get #at() {
-    return this.#moved?.url ?? this.#url;
+  get #address() {
+    return this.#redirect?.url ?? this.#url;
   }
 
   /**
@@ -206,64 +204,64 @@ export class Line {
     socket.onopen = () => {
       if (!topic && socket.protocol !== V1) return this.#fallBack();
       this.#opened = true;
-      if (!topic) this.#ears.onOpen(true);
+      if (!topic) this.#handlers.onOpen(true);
     };
-    socket.onmessage = ({ data }) => this.#hear(data, topic);
-    socket.onclose = ({ code, reason }) => this.#closed(url, code, reason);
-    // Of a connection that failed, Node.js 20 tells by this alone.
-    socket.onerror = () => this.#closed(url, 1006, "");
+    socket.onmessage = ({ data }) => this.#receive(data, topic);
+    socket.onclose = ({ code, reason }) => this.#onClose(url, code, reason);
+    // Node.js 20 reports a failed connection by this event alone.
+    socket.onerror = () => this.#onClose(url, 1006, "");
   }
 
-  // -- going -----------------------------------------------------------------------------------
+  // -- disconnecting ---------------------------------------------------------------------------
 
   /**
    * @param {string} url
    * @param {number} code
    * @param {string} reason
    */
-  #closed(url, code, reason) {
-    if (this.#opened) this.#heed(closed(code, reason, this.#goodbye));
-    else void this.#learnWhy(url);
+  #onClose(url, code, reason) {
+    if (this.#opened) this.#apply(closeVerdict(code, reason, this.#goodbye));
+    else void this.#diagnose(url);
   }
 
   /** @param {string} url of a socket that did not open */
-  async #learnWhy(url) {
+  async #diagnose(url) {
     const { v1 } = this;
-    const attempt = this.#drop();
-    const verdict = await askWhy(url);
+    const attempt = this.#reset();
+    const verdict = await diagnose(url);
     if (attempt !== this.#attempt) return;
-    const before = this.#moved;
-    if (!before && verdict?.moved) {
-      this.#moved = { url: verdict.moved, reason: verdict.reason };
+    const before = this.#redirect;
+    if (!before && verdict?.redirect) {
+      this.#redirect = { url: verdict.redirect, reason: verdict.reason };
       return void this.#connect(true);
     }
-    // A server that does not know routecast.v1 lets nobody in who asks for it. One that says it would
-    // let this client in knows it: the handshake was lost on the way.
-    if (v1 && verdict?.plain) return this.#fallBack();
-    this.#moved = undefined;
-    if (verdict) this.#heed(verdict);
-    else this.#lost(before ? `${before.reason} (nobody is there)` : UNREACHABLE);
+    // A server that does not know routecast.v1 refuses the handshake. A server that answers that it
+    // would accept this client knows it: then the handshake was lost on the way.
+    if (v1 && verdict?.mayLackV1) return this.#fallBack();
+    this.#redirect = undefined;
+    if (verdict) this.#apply(verdict);
+    else this.#reconnectLater(before ? `${before.reason} (it does not answer)` : UNREACHABLE);
   }
 
   /** @param {Verdict} verdict */
-  #heed({ reason, final, token, least, exact, code, status }) {
-    this.#refused = token ? this.#token : undefined;
-    const another = token && typeof this.#settings.token === "function";
-    if (final && !another) this.#finish(reason, code, status);
-    else this.#lost(reason, least, exact ? 0 : undefined);
+  #apply({ reason, final, token, minDelay, exact, code, status }) {
+    this.#refusedToken = token ? this.#token : undefined;
+    const hasAnother = token && typeof this.#settings.token === "function";
+    if (final && !hasAnother) this.#finish(reason, code, status);
+    else this.#reconnectLater(reason, minDelay, exact ? 0 : undefined);
   }
 
   /**
    * @param {string} reason
-   * @param {number} [least] ms to stay away, as the server asked
-   * @param {number} [more] ms on top of them
+   * @param {number} [minDelay] ms, as the server asked
+   * @param {number} [jitter] ms that are added
    */
-  #lost(reason, least = 0, more = retryDelay(this.#failures++, this.#settings)) {
-    this.#drop();
+  #reconnectLater(reason, minDelay = 0, jitter = retryDelay(this.#failures++, this.#settings)) {
+    this.#reset();
     const now = Date.now();
-    this.#awayUntil = now + least;
-    this.#after(least + more, () => void this.#connect(true));
-    this.#enter({ name: "reconnecting", at: now + least + more, reason });
+    this.#notBefore = now + minDelay;
+    this.#after(minDelay + jitter, () => void this.#connect(true));
+    this.#enter({ name: "reconnecting", at: now + minDelay + jitter, reason });
   }
 
   /**
@@ -272,17 +270,17 @@ export class Line {
    * @param {number | null} [status]
    */
   #finish(reason, code = null, status = null) {
-    this.#drop();
+    this.#reset();
     this.#enter({ name: "closed", reason, code, status });
   }
 
-  /** Let go of what there is; returns the number of a new attempt. */
-  #drop() {
+  /** Close all sockets and stop all timers; returns the number of a new attempt. */
+  #reset() {
     clearTimeout(this.#timer);
-    clearTimeout(this.#later);
-    this.#later = undefined;
-    this.#awaited = false;
-    for (const socket of this.#sockets.keys()) hangUp(socket);
+    clearTimeout(this.#v1Timer);
+    this.#v1Timer = undefined;
+    this.#needsV1 = false;
+    for (const socket of this.#sockets.keys()) closeQuietly(socket);
     this.#sockets.clear();
     this.v1 = true;
     this.#opened = false;
@@ -290,19 +288,19 @@ export class Line {
     return ++this.#attempt;
   }
 
-  /** The network or the person has come back. */
-  #nudge() {
+  /** The network is back, or the page is visible again: reconnect without the remaining delay. */
+  #wake() {
     const now = Date.now();
     const { name } = this.state;
-    const asleep = name === "connected" && now - this.#heardAt > Math.max(ASLEEP_MS, 3 * this.#patience);
-    const waiting = name === "reconnecting" && now >= this.#awayUntil;
-    if (waiting || asleep || name === "stale") void this.#connect(true);
+    const wasSuspended = name === "connected" && now - this.#receivedAt > Math.max(ASLEEP_MS, 3 * this.#patience);
+    const waiting = name === "reconnecting" && now >= this.#notBefore;
+    if (waiting || wasSuspended || name === "stale") void this.#connect(true);
   }
 
   /** @param {State} state */
   #enter(state) {
     this.state = state;
-    this.#ears.onState(state);
+    this.#handlers.onState(state);
   }
 
   /**
@@ -314,37 +312,37 @@ export class Line {
     this.#timer = setTimeout(action, delay);
   }
 
-  // -- hearing ---------------------------------------------------------------------------------
+  // -- receiving -------------------------------------------------------------------------------
 
   /**
    * @param {unknown} data
    * @param {object | null} topic
    */
-  #hear(data, topic) {
+  #receive(data, topic) {
     let message;
     try {
       message = JSON.parse(String(data));
     } catch {
-      return this.#lost("the server sent what is not JSON");
+      return this.#reconnectLater("the server sent a message that is not JSON");
     }
-    this.#heardAt = Date.now();
-    this.#after(this.#patience, () => this.#ask());
+    this.#receivedAt = Date.now();
+    this.#after(this.#patience, () => this.#ping());
     if (this.state.name !== "connected") this.#enter({ name: "connected", protocol: this.v1 ? "routecast.v1" : "default" });
     this.#tryV1Later();
-    this.#ears.onMessage(message, topic);
+    this.#handlers.onMessage(message, topic);
   }
 
-  /** Ask for a sign of life, and see whether one comes. */
-  #ask() {
+  /** Send a ping; without an answer in time the connection is stale, and then lost. */
+  #ping() {
     if (this.state.name !== "connected") return;
     this.send({ type: "ping", id: "alive" });
     this.#after(this.#patience, () => {
       this.#enter({ name: "stale", reason: SILENT });
-      this.#after(this.#patience, () => this.#lost(SILENT));
+      this.#after(this.#patience, () => this.#reconnectLater(SILENT));
     });
   }
 
-  /** Milliseconds of silence that are nothing strange. */
+  /** Milliseconds of silence after which the connection is checked. */
   get #patience() {
     const intervals = [...this.#sockets.values()].map(({ interval }) => 1_500 * interval);
     return Math.max(this.#settings.patience, ...intervals);
@@ -352,12 +350,12 @@ export class Line {
 }
 
 /**
- * Close a socket, deaf to what it may still say.
+ * Close a socket and remove its handlers, so that it calls none of them any more.
  *
  * @param {Socket} socket
  */
-function hangUp(socket) {
+function closeQuietly(socket) {
   socket.onopen = socket.onmessage = socket.onclose = null;
-  socket.onerror = () => {}; // the package `ws` throws where nobody listens
+  socket.onerror = () => {}; // the package `ws` throws if there is no handler
   socket.close(1000);
 }

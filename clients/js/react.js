@@ -14,24 +14,24 @@ import { connect } from "./routecast.js";
 /**
  * @typedef {Object} Shown
  * @property {import("./types.js").Metrics | null} metrics the newest document; null before the first
- * @property {import("./types.js").Frame | null} frame what is known of it
- * @property {import("./types.js").State} state how it stands with the connection
- * @property {import("./routecast.js").RoutecastError | null} error why there is no newer document, if the server says so
+ * @property {import("./types.js").Frame | null} frame its position, source and age
+ * @property {import("./types.js").State} state of the connection
+ * @property {import("./routecast.js").RoutecastError | null} error the server's reason why there is no newer document
  */
 
 /** @type {Shown} */
 const NOTHING = { metrics: null, frame: null, state: { name: "connecting", again: false }, error: null };
 
-/** What nobody uses any more is kept so long, in ms: to unmount and mount again costs no connection. */
+/** How long an unused connection is kept, in ms: to unmount and mount again costs no new one. */
 const LINGER_MS = 1_000;
 
 /**
- * Things that are shared by their keys as long as somebody uses them, and a moment longer.
+ * Objects by key, each shared by its users, and closed a moment after the last one released it.
  *
  * @template {{close: () => void}} T
  */
 class Shared {
-  /** @type {Map<string, {thing: T, users: number}>} */
+  /** @type {Map<string, {object: T, users: number}>} */
   #entries = new Map();
 
   /**
@@ -39,10 +39,10 @@ class Shared {
    * @param {() => T} make
    */
   acquire(key, make) {
-    const entry = this.#entries.get(key) ?? { thing: make(), users: 0 };
+    const entry = this.#entries.get(key) ?? { object: make(), users: 0 };
     this.#entries.set(key, entry);
     entry.users++;
-    return entry.thing;
+    return entry.object;
   }
 
   /** @param {string} key */
@@ -52,13 +52,13 @@ class Shared {
     setTimeout(() => {
       if (entry.users > 0 || this.#entries.get(key) !== entry) return;
       this.#entries.delete(key);
-      entry.thing.close();
+      entry.object.close();
     }, LINGER_MS);
   }
 
   /** @param {string} key */
   get(key) {
-    return this.#entries.get(key)?.thing;
+    return this.#entries.get(key)?.object;
   }
 }
 
@@ -108,8 +108,8 @@ class Feed {
 
 /**
  * Follow a view of a server for as long as the component is mounted. Components with the same URL
- * share one connection, those with the same view one subscription, too. The first one's `options`
- * count.
+ * share one connection, and those with the same view share one subscription, too. The first
+ * component's `options` apply.
  *
  * @param {string} url the server's address
  * @param {View & Options} [options] the view, and how to connect

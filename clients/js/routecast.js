@@ -1,5 +1,5 @@
 /**
- * Live metrics of a Routecast server, over one WebSocket that comes back by itself. For browsers,
+ * Live metrics of a Routecast server, over one WebSocket that reconnects by itself. For browsers,
  * workers and Node.js; no dependencies.
  *
  *     import { connect } from "@routecast/client";
@@ -12,7 +12,7 @@
  *     client.close();
  */
 
-import { Line } from "./connection.js";
+import { ReconnectingSocket } from "./connection.js";
 import { streamUrl } from "./close_reasons.js";
 import { HistorySubscription, MetricsSubscription, RoutecastError, Subscription } from "./subscription.js";
 
@@ -30,13 +30,13 @@ export { RoutecastError, Subscription };
 /** @typedef {import("./subscription.js").OnError} OnError */
 /** @typedef {MetricsSubscription | HistorySubscription} Topic */
 
-const WAITS = "the server is read by its default stream, which has no history: it is asked for again once routecast.v1 is there";
+const NO_HISTORY = "the default stream has no history; it will be requested when the server speaks routecast.v1";
 
 const DEFAULTS = { firstDelay: 5_000, longestDelay: 60_000, patience: 10_000 };
 
 /**
- * Connect to a server, by its address or its stream's. The first attempt begins at once, and there
- * is no last one. Throws a TypeError where the address is none, or there is no WebSocket.
+ * Connect to a server, by its own address or its stream's. The first attempt begins at once, and
+ * attempts never stop. Throws a TypeError if the address is invalid, or if there is no WebSocket.
  *
  * @param {string | URL} url such as `https://metrics.example`
  * @param {Options} [options]
@@ -45,15 +45,15 @@ export function connect(url, options) {
   return new Client(url, options);
 }
 
-/** A connection to one server, and all that is subscribed to over it. */
+/** A connection to one server, with its subscriptions. */
 export class Client {
-  #line;
+  #socket;
   #settings;
   /** @type {Set<(state: State) => void>} */
   #listeners = new Set();
   /** @type {Map<string, Topic>} by their ids on the wire */
   #topics = new Map();
-  /** @type {WeakSet<Topic>} histories that were told why they wait */
+  /** @type {WeakSet<Topic>} histories that have received NO_HISTORY */
   #waiting = new WeakSet();
   #lastId = 0;
 
@@ -64,23 +64,23 @@ export class Client {
   constructor(url, options) {
     const settings = (this.#settings = { ...DEFAULTS, WebSocket: globalThis.WebSocket, ...options });
     if (!settings.WebSocket) {
-      throw new TypeError("no WebSocket here: run Node.js 22, or 20 with --experimental-websocket, or give one, as in connect(url, { WebSocket })");
+      throw new TypeError("there is no WebSocket: run Node.js 22, or 20 with --experimental-websocket, or pass one: connect(url, { WebSocket })");
     }
-    this.#line = new Line(streamUrl(url), settings, {
-      onState: (state) => this.#tell(state),
-      onOpen: () => [...this.#topics.values()].forEach((topic) => this.#ask(topic)),
+    this.#socket = new ReconnectingSocket(streamUrl(url), settings, {
+      onState: (state) => this.#notify(state),
+      onOpen: () => [...this.#topics.values()].forEach((topic) => this.#request(topic)),
       onMessage: (message, topic) => (topic ? this.#receiveDocument(message, topic) : this.#receive(message)),
     });
   }
 
-  /** How it stands with the connection. */
+  /** The present state of the connection. */
   get state() {
-    return this.#line.state;
+    return this.#socket.state;
   }
 
   /**
-   * Have a function called with the state: soon with the present one, then each time it changes.
-   * Call what is returned to end that.
+   * Call a function with the present state, after the running code, and then with each new state.
+   * Call the returned function to stop that.
    *
    * @param {(state: State) => void} listener
    */
@@ -98,8 +98,8 @@ export class Client {
   }
 
   /**
-   * Follow a view: `onMetrics` is called with each new document. Without it, loop over what is
-   * returned.
+   * Follow a view. `onMetrics` is called with each new document. Without it, loop over the returned
+   * subscription.
    *
    * @param {View} [view]
    * @param {(metrics: Metrics, frame: Frame) => void} [onMetrics]
@@ -107,15 +107,15 @@ export class Client {
    * @returns {Subscription<Metrics>}
    */
   subscribe(view = {}, onMetrics, onError) {
-    const topic = new MetricsSubscription(view, onMetrics, onError, () => this.#leave(topic));
-    this.#ask(topic);
+    const topic = new MetricsSubscription(view, onMetrics, onError, () => this.#unsubscribe(topic));
+    this.#request(topic);
     return topic;
   }
 
   /**
-   * Look back: `onHistory` is called with the buckets asked for. With `follow` it is called again as
-   * more close, with those in their place; the newest `points` are held. Without it, loop over what
-   * is returned.
+   * Get a history. `onHistory` is called with the requested buckets; with `follow`, again as further
+   * buckets close, with the newest `points` of all. Without `onHistory`, loop over the returned
+   * subscription.
    *
    * @param {HistoryView} view
    * @param {(history: History) => void} [onHistory]
@@ -123,44 +123,44 @@ export class Client {
    * @returns {Subscription<History>}
    */
   history(view, onHistory, onError) {
-    const topic = new HistorySubscription(view, onHistory, onError, () => this.#leave(topic));
-    this.#ask(topic);
+    const topic = new HistorySubscription(view, onHistory, onError, () => this.#unsubscribe(topic));
+    this.#request(topic);
     return topic;
   }
 
-  /** Try again now, whatever the state: a person asked for it. After `close()` it does nothing. */
+  /** Connect again now, in any state. After `close()` it does nothing. */
   retry() {
-    this.#line.retry();
+    this.#socket.retry();
   }
 
   /** End the connection and all subscriptions for good. */
   close() {
     const topics = [...this.#topics.values()];
     this.#topics.clear();
-    this.#line.close();
+    this.#socket.close();
     for (const topic of topics) topic.close();
   }
 
   /** @param {State} state */
-  #tell(state) {
+  #notify(state) {
     for (const listener of this.#listeners) listener(state);
     if (state.name !== "closed") return;
     const error = new RoutecastError("closed", state.reason, false);
     for (const topic of this.#topics.values()) topic.fail(error);
   }
 
-  // -- what is heard ---------------------------------------------------------------------------
+  // -- messages of the server ------------------------------------------------------------------
 
-  /** @param {any} message of routecast.v1; of those not known here, nothing is to be made */
+  /** @param {any} message of routecast.v1; unknown types are ignored */
   #receive(message) {
     const topic = this.#topics.get(message.id);
     switch (message.type) {
       case "goodbye":
-        return this.#line.sayGoodbye(message.reconnect_after_ms);
+        return this.#socket.onGoodbye(message.reconnect_after_ms);
       case "snapshot":
       case "delta":
       case "history":
-        this.#line.succeeded();
+        this.#socket.resetBackoff();
         return topic && this.#receiveNews(message, topic);
       case "error": {
         const error = new RoutecastError(message.code, message.message, message.retryable);
@@ -177,8 +177,8 @@ export class Client {
   #fail(topic, error, id) {
     if (!error.retryable) this.#topics.delete(id);
     else if (topic instanceof HistorySubscription) {
-      // Of a view the server tells more by itself when it can; a history must be asked for again.
-      setTimeout(() => this.#topics.get(id) === topic && this.#ask(topic), this.#settings.firstDelay);
+      // The server itself resumes a view when it can; a history must be requested again.
+      setTimeout(() => this.#topics.get(id) === topic && this.#request(topic), this.#settings.firstDelay);
     }
     topic.fail(error);
   }
@@ -190,9 +190,9 @@ export class Client {
   #receiveNews(message, topic) {
     this.#waiting.delete(topic);
     if (!topic.receive(message)) {
-      this.#line.send({ type: "unsubscribe", id: message.id });
-      this.#ask(topic);
-    } else if (topic.over) {
+      this.#socket.send({ type: "unsubscribe", id: message.id });
+      this.#request(topic);
+    } else if (topic.isOver) {
       this.#topics.delete(message.id);
       topic.close();
     }
@@ -203,34 +203,34 @@ export class Client {
    * @param {any} topic
    */
   #receiveDocument(document, topic) {
-    this.#line.succeeded();
+    this.#socket.resetBackoff();
     topic.receiveDocument(document);
   }
 
-  // -- what is said ----------------------------------------------------------------------------
+  // -- messages of the client ------------------------------------------------------------------
 
   /**
-   * Under an id of its own each time, so that nothing of before is taken for an answer.
+   * Each request has a new id, so that no message for an earlier request is taken for its answer.
    *
    * @param {Topic} topic
    */
-  #ask(topic) {
+  #request(topic) {
     this.#forget(topic);
     const id = String(++this.#lastId);
     this.#topics.set(id, topic);
-    if (this.#line.v1) return this.#line.send({ ...topic.request, id });
-    if (topic instanceof MetricsSubscription) return this.#line.openStream(topic, topic.query, topic.interval);
-    this.#line.awaitV1();
+    if (this.#socket.v1) return this.#socket.send({ ...topic.request, id });
+    if (topic instanceof MetricsSubscription) return this.#socket.openStream(topic, topic.query, topic.interval);
+    this.#socket.requireV1();
     if (this.#waiting.has(topic)) return;
     this.#waiting.add(topic);
-    topic.fail(new RoutecastError("not_supported", WAITS, true));
+    topic.fail(new RoutecastError("not_supported", NO_HISTORY, true));
   }
 
   /** @param {Topic} topic */
-  #leave(topic) {
+  #unsubscribe(topic) {
     const id = this.#forget(topic);
-    if (id) this.#line.send({ type: "unsubscribe", id });
-    this.#line.closeStream(topic);
+    if (id) this.#socket.send({ type: "unsubscribe", id });
+    this.#socket.closeStream(topic);
   }
 
   /**
@@ -238,7 +238,7 @@ export class Client {
    * @returns {string | undefined} the id it had
    */
   #forget(topic) {
-    const id = [...this.#topics].find(([, known]) => known === topic)?.[0];
+    const id = [...this.#topics].find(([, other]) => other === topic)?.[0];
     if (id) this.#topics.delete(id);
     return id;
   }

@@ -1,5 +1,5 @@
 /**
- * What a client is told under one id, sans I/O: what to ask for, messages in, values out.
+ * The state of one subscription, sans I/O: the request to send, messages in, values out.
  */
 
 /** @typedef {import("./types.js").View} View */
@@ -10,17 +10,19 @@
 /** @typedef {import("./types.js").History} History */
 /** @typedef {(error: RoutecastError) => void} OnError without one, errors go to the console */
 
-/** Seconds between two documents of the default stream, where nobody asks for another number. */
+/** Seconds between two documents of the default stream, if the view does not name a number. */
 const DEFAULT_INTERVAL = 5;
 
 /** Levels of objects that are merged. A document has three; without a bound, a stack could overflow. */
 const MAX_DEPTH = 100;
 
-/** Buckets of a history, where nobody asks for another number, and what counts from 0 in them. */
+/** Buckets of a history, if the view does not name a number. */
 const DEFAULT_POINTS = 300;
+
+/** Columns whose empty buckets are 0; those of the others are null. */
 const COUNTS = new Set(["count", "errors", "fallbacks", "input_tokens", "output_tokens"]);
 
-/** What the server could not do. When `retryable`, the subscription stays, and may yet be served. */
+/** An error of the server. If it is `retryable`, the subscription stays, and may be served later. */
 export class RoutecastError extends Error {
   /**
    * @param {string} code such as `bad_request`
@@ -36,8 +38,8 @@ export class RoutecastError extends Error {
 }
 
 /**
- * Apply a JSON Merge Patch (RFC 7396). Neither argument is changed; what stays the same is shared
- * with the result.
+ * Apply a JSON Merge Patch (RFC 7396). Neither argument is changed; the result shares the parts that
+ * stay the same with `target`.
  *
  * @param {unknown} target
  * @param {unknown} patch
@@ -46,7 +48,7 @@ export class RoutecastError extends Error {
  */
 export function mergePatch(target, patch, depth = 0) {
   if (!isObject(patch) || depth === MAX_DEPTH) return patch;
-  // By way of a map: to assign to a key "__proto__" would do something else.
+  // A map, because an assignment to the key "__proto__" of an object would set its prototype.
   const merged = new Map(isObject(target) ? Object.entries(target) : []);
   for (const [key, value] of Object.entries(patch)) {
     if (value === null) merged.delete(key);
@@ -64,8 +66,8 @@ function isObject(value) {
 }
 
 /**
- * What is subscribed to, for a callback or a loop. A loop that is slow gets fewer, newer values:
- * only the newest waits for it.
+ * A subscription to values, by a callback or a loop. A slow loop gets fewer and newer values: only
+ * the newest one waits for it.
  *
  * @template T
  */
@@ -92,7 +94,7 @@ export class Subscription {
     this.#onClose = onClose;
   }
 
-  /** End it: nothing more comes, and a loop over it ends. */
+  /** End the subscription: no value follows, and a loop over it ends. */
   close() {
     if (this.#closed) return;
     this.#closed = true;
@@ -100,7 +102,7 @@ export class Subscription {
     this.#onClose();
   }
 
-  /** The values from now on, for one loop; to leave the loop closes the subscription. */
+  /** The values from now on, for one loop. Leaving the loop closes the subscription. */
   async *[Symbol.asyncIterator]() {
     try {
       for (;;) {
@@ -141,10 +143,10 @@ export class Subscription {
 
 /** @extends {Subscription<Metrics>} */
 export class MetricsSubscription extends Subscription {
-  /** @type {{document: unknown, position: Position} | null} */
-  #known = null;
-  /** @type {Position | null} */
-  #shown = null;
+  /** @type {{document: unknown, position: Position} | null} the base of the next delta */
+  #base = null;
+  /** @type {Position | null} of the newest document that was delivered */
+  #delivered = null;
 
   /**
    * @param {View} view
@@ -157,46 +159,47 @@ export class MetricsSubscription extends Subscription {
     this.view = view;
   }
 
-  /** What to ask for, from where it stands. */
+  /** The message that requests the view, from the position of the newest document. */
   get request() {
-    return { type: "subscribe", ...this.view, position: this.#known?.position };
+    return { type: "subscribe", ...this.view, position: this.#base?.position };
   }
 
   /**
-   * Take a snapshot or a delta. False where it does not fit: then all of it must be asked for anew.
+   * Receive a snapshot or a delta. False if the delta has another base: then the caller must
+   * subscribe again, to get a snapshot.
    *
    * @param {any} message
    */
   receive({ type, base, data, position, source, age_ms, timestamp }) {
-    const known = this.#known;
-    const fits = type === "snapshot" || (known && known.position.seq === base && known.position.epoch === position.epoch);
+    const held = this.#base;
+    const fits = type === "snapshot" || (held && held.position.seq === base && held.position.epoch === position.epoch);
     if (!fits) {
-      this.#known = null;
+      this.#base = null;
       return false;
     }
-    const document = type === "snapshot" ? data : mergePatch(known?.document, data);
-    this.#known = { document, position };
-    // Another node may be behind the one before. What is shown never goes back.
-    if (this.#shown && this.#shown.epoch === position.epoch && this.#shown.seq > position.seq) return true;
-    this.#shown = position;
+    const document = type === "snapshot" ? data : mergePatch(held?.document, data);
+    this.#base = { document, position };
+    // After a reconnect, another node may be behind. Delivered documents never go back in time.
+    if (this.#delivered && this.#delivered.epoch === position.epoch && this.#delivered.seq > position.seq) return true;
+    this.#delivered = position;
     this.deliver({ ...document, timestamp }, { position, source, age_ms, timestamp });
     return true;
   }
 
   /**
-   * Take a document of the default stream.
+   * Receive a document of the default stream.
    *
    * @param {any} document
    */
   receiveDocument(document) {
     if ("error" in document) return this.fail(new RoutecastError("unavailable", document.error, true));
     const { timestamp } = document;
-    // Merged into nothing, it is without its nulls, as documents of routecast.v1 are.
+    // The merge removes nulls: documents of routecast.v1 have none.
     this.deliver(mergePatch({}, document), { position: null, source: null, age_ms: null, timestamp });
   }
 
-  /** Whether nothing more will come. */
-  get over() {
+  /** Whether no value follows. */
+  get isOver() {
     return false;
   }
 
@@ -205,7 +208,7 @@ export class MetricsSubscription extends Subscription {
     return this.view.interval ?? DEFAULT_INTERVAL;
   }
 
-  /** The default stream's query for the same. */
+  /** The default stream's query for the same view. */
   get query() {
     const { fields, filter, window, interval } = this.view;
     const query = new URLSearchParams();
@@ -234,14 +237,14 @@ export class HistorySubscription extends Subscription {
     this.view = { points: DEFAULT_POINTS, ...view };
   }
 
-  /** What to ask for. */
+  /** The message that requests the history. */
   get request() {
     return { type: "history", ...this.view, from: this.#from };
   }
 
   /**
-   * From where. Who comes back asks for no more buckets than are kept, since of a longer range they
-   * would be longer, too; and for one less, since clocks differ.
+   * Where the range begins. After a reconnect it covers no more buckets than are kept, because the
+   * server makes the buckets of a longer range longer; and one less, because clocks differ.
    */
   get #from() {
     if (!this.#held) return this.view.from;
@@ -249,8 +252,8 @@ export class HistorySubscription extends Subscription {
     return new Date(Math.max(Date.parse(from), Date.now() - 1_000 * step * (this.view.points - 1)));
   }
 
-  /** Whether nothing more will come. */
-  get over() {
+  /** Whether no value follows. */
+  get isOver() {
     return this.#held !== null && !this.view.follow;
   }
 
@@ -264,18 +267,18 @@ export class HistorySubscription extends Subscription {
 }
 
 /**
- * Put buckets in place of those held from the first of them on, and keep the newest `most`.
+ * Replace the held buckets from the first new one on, and keep the newest `max`.
  *
  * @param {History} held
  * @param {History} news
- * @param {number} most
+ * @param {number} max
  * @returns {History}
  */
-function joinHistory(held, news, most) {
+function joinHistory(held, news, max) {
   const { step } = news;
   const kept = (Date.parse(news.from) - Date.parse(held.from)) / (1_000 * step);
   if (held.step !== step || !Number.isInteger(kept) || kept < 0 || kept > held.points) return news;
-  const points = Math.min(kept + news.points, most);
+  const points = Math.min(kept + news.points, max);
   const from = new Date(Date.parse(news.from) + 1_000 * step * (news.points - points)).toISOString();
   /** @type {(history: History) => Map<string, Record<string, any>>} */
   const byKey = ({ series }) => new Map(series.map((each) => [each.key, each]));
@@ -284,7 +287,7 @@ function joinHistory(held, news, most) {
     const [old, fresh] = [before.get(key), after.get(key)];
     const joined = Object.keys({ ...old, ...fresh }).map((field) => {
       if (field === "key") return [field, key];
-      const empty = COUNTS.has(field) ? 0 : null; // in buckets of a time when there was no such series
+      const empty = COUNTS.has(field) ? 0 : null; // for buckets in which the series does not exist
       const [past, present] = [old?.[field] ?? Array(kept).fill(empty), fresh?.[field] ?? Array(news.points).fill(empty)];
       return [field, [...past.slice(0, kept), ...present].slice(-points)];
     });

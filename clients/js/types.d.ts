@@ -1,4 +1,4 @@
-/** The shapes that go over the wire (docs/protocol.md), and those of the client's own. */
+/** The types of the wire (docs/protocol.md), and those of the client itself. */
 
 export type Field =
   | "total_decisions"
@@ -15,7 +15,7 @@ export type Field =
   | "rate"
   | "savings";
 
-/** Which decisions count: those with any of the values named, in every part that is named. */
+/** The decisions that count: those that have one of the listed values in each listed part. */
 export interface Filter {
   strategy?: string[];
   provider?: string[];
@@ -23,12 +23,12 @@ export interface Filter {
   project?: string[];
 }
 
-/** What to show. Without `fields`, those of the default document; without `filter`, all decisions. */
+/** What to follow. Default: the fields of the default document, of all decisions. */
 export interface View {
   fields?: Field[] | undefined;
   filter?: Filter | undefined;
   window?: "all" | "5m" | "1h" | "24h" | "7d" | undefined;
-  /** Seconds between two documents, 0.1 to 60; one comes each 25 s all the same. Default 5. */
+  /** Minimum seconds between two documents, 0.1 to 60. Without a change one comes every 25 s. Default 5. */
   interval?: number | undefined;
 }
 
@@ -40,7 +40,7 @@ export interface Totals {
   avg_confidence?: number;
 }
 
-/** The document of a view: the fields asked for. What is unknown is left out, and is not 0. */
+/** The document of a view: the requested fields. An unknown value is missing, and never 0. */
 export interface Metrics {
   total_decisions?: number;
   /** 0 to 1. */
@@ -48,7 +48,7 @@ export interface Metrics {
   strategy_performance?: Record<string, Totals>;
   confidence_distribution?: { high: number; medium: number; low: number };
   provider_usage?: Record<string, number>;
-  /** Dollars, and how many decisions are priced and unpriced. */
+  /** Dollars, and the numbers of decisions with and without a price. */
   cost?: { total?: number; priced: number; unpriced: number };
   tokens?: { input: number; output: number };
   latency_ms?: { avg?: number; p50?: number; p95?: number; p99?: number };
@@ -62,37 +62,37 @@ export interface Metrics {
   timestamp: string;
 }
 
-/** A place in the database's history: `seq` rises by one with each commit within an `epoch`. */
+/** Identifies a state of the database: within an `epoch`, `seq` rises by one with each commit. */
 export interface Position {
   epoch: string;
   seq: number;
 }
 
-/** Where the state behind a document came from, best first. */
+/** Where the numbers of a document came from, best first. */
 export type Source = "live" | "cache" | "database" | "stale";
 
-/** What is known of a document. On the default stream of an older server only the timestamp is. */
+/** About a document. On the default stream, which an older server has alone, only `timestamp` is known. */
 export interface Frame {
   position: Position | null;
   source: Source | null;
-  /** How old the state behind it was, in ms. */
+  /** The age of the numbers when the document was sent, in ms. */
   age_ms: number | null;
   /** RFC 3339. */
   timestamp: string;
 }
 
-/** What to ask of the past. */
+/** A request for a history. */
 export interface HistoryView {
   /** RFC 3339, or a Date. Default: an hour before the end. */
   from?: string | Date | undefined;
   /** Default: now. */
   to?: string | Date | undefined;
-  /** Buckets at most, up to 2,000. Default 300. */
+  /** The largest number of buckets, at most 2,000. Default 300. */
   points?: number;
   group_by?: "strategy" | "provider" | "model" | "band" | "status" | undefined;
   fields?: Exclude<keyof Series, "key">[] | undefined;
   filter?: Filter | undefined;
-  /** Further buckets too, as they close. */
+  /** Whether to get further buckets as they close. */
   follow?: boolean | undefined;
 }
 
@@ -106,9 +106,9 @@ export interface History {
   series: Series[];
 }
 
-/** A value for each bucket; null in those without one. Of the fields, those asked for. */
+/** The requested columns, with a value for each bucket; null if the bucket has none. */
 export interface Series {
-  /** The name it is grouped by, or `all`. */
+  /** A name of the part that `group_by` names, or `all`. */
   key: string;
   count?: number[];
   cost?: (number | null)[];
@@ -125,11 +125,11 @@ export interface Series {
 }
 
 /**
- * - `connecting`: for the first time or `again`
- * - `connected`: the server is heard
- * - `stale`: the connection is open, and nothing is heard
- * - `reconnecting`: lost; the next attempt is due `at`, in ms since 1970
- * - `closed`: for good; `code` is the close code and `status` the HTTP status of a server that refused
+ * - `connecting`: for the first time, or `again`
+ * - `connected`: messages arrive
+ * - `stale`: the connection is open, but no message arrives
+ * - `reconnecting`: the connection is lost; the next attempt is due `at`, in ms since 1970
+ * - `closed`: for good; `code` is the close code and `status` the HTTP status of the refusal
  */
 export type State =
   | { name: "connecting"; again: boolean }
@@ -139,22 +139,22 @@ export type State =
   | { name: "closed"; reason: string; code: number | null; status: number | null };
 
 export interface Options {
-  /** Milliseconds before the first attempt to come back, at most. Default 5,000. */
+  /** The longest delay before the first attempt to reconnect, in ms. Default 5,000. */
   firstDelay?: number;
-  /** Milliseconds between two attempts, at most, unless the server asks for more. Default 60,000. */
+  /** The longest delay between two attempts, in ms, unless the server asks for more. Default 60,000. */
   longestDelay?: number;
   /**
-   * Milliseconds of silence until the server is asked for a sign of life. After twice as many the
-   * client is stale, after three times as many it connects again. Default 10,000.
+   * Milliseconds of silence after which the client pings the server. After twice this time it is
+   * stale, after three times it reconnects. Default 10,000.
    */
   patience?: number;
-  /** A token of the server's, or what gives one before each attempt. */
+  /** A token, or a function that returns one before each attempt. */
   token?: string | (() => string | Promise<string>);
-  /** Where `globalThis` has none, as in Node.js 20. */
+  /** A class to use if `globalThis` has none, as in Node.js 20. */
   WebSocket?: SocketClass;
 }
 
-/** The part of a WebSocket that is used. */
+/** The part of a WebSocket that the client uses. */
 export interface Socket {
   readonly protocol: string;
   onopen: ((event: any) => void) | null;

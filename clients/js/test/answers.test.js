@@ -1,4 +1,4 @@
-/** What is done after each HTTP answer and close code: the table that all clients have. */
+/** What the client does after each HTTP answer and close code, by the table of all clients. */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -7,15 +7,15 @@ import { once } from "node:events";
 import test from "node:test";
 
 import { connect } from "../routecast.js";
-import { closed, outcomeOfAnswer, outcomeOfClose, retryAfter } from "../close_reasons.js";
-import { Queue, Script, WebSocket } from "./script.js";
+import { closeVerdict, outcomeOfAnswer, outcomeOfClose, retryAfter } from "../close_reasons.js";
+import { Queue, ScriptedServer, WebSocket } from "./script.js";
 
 const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));
 const ANSWERS = TABLE.http.filter(({ stream }) => stream !== null);
 const UNKNOWN = { code: 4999, outcome: "retry" };
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 
-/** Connect for the length of a test, and subscribe; states come into a queue. */
+/** Connect until the test ends, and subscribe. States go into a queue. */
 function follow(t, url, options = {}) {
   const client = connect(url, { ...QUICK, ...options });
   t.after(() => client.close());
@@ -26,7 +26,7 @@ function follow(t, url, options = {}) {
   return { client, state, documents, errors };
 }
 
-/** What a script is to answer for a row of the table. */
+/** The answer of the scripted server for a row of the table. */
 function refusal({ status, by }) {
   if (by === "routecast") return { status, body: { detail: "because" } };
   const html = { "Content-Type": "text/html" };
@@ -39,10 +39,10 @@ test("the client's table is that of tests/wire", () => {
   for (let code = 1000; code < 5000; code++) assert.equal(outcomeOfClose(code), listed.get(code) ?? "retry", `${code}`);
 });
 
-test("how long it stays away is what tests/wire says", () => {
+test("delays are those of tests/wire", () => {
   for (const row of TABLE.delays) {
-    const { least, exact } = closed(row.code, row.reason, row.goodbye_ms);
-    assert.deepEqual([least, exact], [1_000 * row.seconds, row.exact], JSON.stringify(row));
+    const { minDelay, exact } = closeVerdict(row.code, row.reason, row.goodbye_ms);
+    assert.deepEqual([minDelay, exact], [1_000 * row.seconds, row.exact], JSON.stringify(row));
   }
   for (const { text, seconds } of TABLE.retry_after) assert.equal(retryAfter(text), 1_000 * seconds, text);
 });
@@ -50,8 +50,8 @@ test("how long it stays away is what tests/wire says", () => {
 for (const row of ANSWERS) {
   const { status, by, stream } = row;
   test(`after ${status} of ${by}: ${stream}`, async (t) => {
-    const script = await Script.serve(t, { refuse: refusal(row) });
-    const { client, state } = follow(t, script.url);
+    const server = await ScriptedServer.serve(t, { refuse: refusal(row) });
+    const { client, state } = follow(t, server.url);
     if (stream !== "retry") {
       const closed = await state("closed");
       assert.deepEqual([closed.status, closed.reason], [status, "the server refused the connection (because)"]);
@@ -59,8 +59,8 @@ for (const row of ANSWERS) {
     } else {
       await state("reconnecting");
     }
-    script.refuse = undefined;
-    const { connection, id } = await script.subscriber();
+    server.refuse = undefined;
+    const { connection, id } = await server.subscriber();
     connection.snapshot(id, 1, {});
     assert.equal((await state("connected")).protocol, "routecast.v1");
   });
@@ -69,9 +69,9 @@ for (const row of ANSWERS) {
 for (const { code, outcome } of [...TABLE.close_codes, UNKNOWN]) {
   const after = TABLE.delays.find((row) => row.code === code && !row.reason && row.goodbye_ms === null)?.seconds ?? 0;
   test(`after close code ${code}: ${outcome}`, async (t) => {
-    const script = await Script.serve(t);
-    const { client, state, errors } = follow(t, script.url);
-    (await script.subscriber()).connection.close(code, "no");
+    const server = await ScriptedServer.serve(t);
+    const { client, state, errors } = follow(t, server.url);
+    (await server.subscriber()).connection.close(code, "no");
     if (outcome !== "retry") {
       const closed = await state("closed");
       assert.deepEqual([closed.code, closed.reason], [code, "the server closed the connection (no)"]);
@@ -82,18 +82,18 @@ for (const { code, outcome } of [...TABLE.close_codes, UNKNOWN]) {
       assert.ok(wait > 1_000 * after - 1_000 && wait <= 1_000 * after + QUICK.longestDelay, `${wait}`);
       if (after > 0) client.retry();
     }
-    const { connection, id } = await script.subscriber();
+    const { connection, id } = await server.subscriber();
     connection.snapshot(id, 1, {});
     await state("connected");
   });
 }
 
-test("a problem of Routecast's that was cut off, or is another's, is not final", async (t) => {
+test("a problem document that is cut off, or is not Routecast's, is not final", async (t) => {
   const problem = { "Content-Type": "application/problem+json" };
   const bodies = ['{"title":"No","status":403,"det', '{"title":"No","status":404,"detail":"x"}', '{"detail":"x"}', "[]", "null", ""];
   for (const page of bodies) {
-    const script = await Script.serve(t, { refuse: { status: 403, page, headers: problem } });
-    assert.match((await follow(t, script.url).state("reconnecting")).reason, /403 Forbidden, not as Routecast does/);
+    const server = await ScriptedServer.serve(t, { refuse: { status: 403, page, headers: problem } });
+    assert.match((await follow(t, server.url).state("reconnecting")).reason, /403 Forbidden, not as Routecast does/);
   }
 });
 
@@ -103,46 +103,46 @@ for (const [words, refuse] of Object.entries({
   "403": { status: 403, page: "" },
   "a page": { status: 200, page: "<h1>Sign in</h1>", headers: { "Content-Type": "text/html" } },
 })) {
-  test(`turned away by a sign-in proxy with ${words}, it says so`, async (t) => {
-    const script = await Script.serve(t, { refuse });
-    const { reason } = await follow(t, script.url).state("reconnecting");
+  test(`the reason names a sign-in proxy that answers ${words}`, async (t) => {
+    const server = await ScriptedServer.serve(t, { refuse });
+    const { reason } = await follow(t, server.url).state("reconnecting");
     assert.match(reason, /: you may have to sign in again$/);
     assert.doesNotMatch(reason, /secret/);
   });
 }
 
-test("an upgrade that OPTIONS would let in is tried again by routecast.v1", async (t) => {
-  const script = await Script.serve(t);
-  script.cut = 3;
-  const { state, documents } = follow(t, script.url);
+test("if OPTIONS is accepted, a failed upgrade is tried again by routecast.v1", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  server.cut = 3;
+  const { state, documents } = follow(t, server.url);
   assert.match((await state("reconnecting")).reason, /a proxy in between must pass upgrades on/);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   assert.deepEqual(connection.offered, ["routecast.v1.json"]);
   connection.snapshot(id, 1, { total_decisions: 1 });
   assert.equal((await documents.next()).total_decisions, 1);
 });
 
-test("a redirect to another place is told, with the address to use", async (t) => {
+test("the reason of a redirect names the address to use", async (t) => {
   const headers = { Location: "https://metrics.example/ws/metrics" };
-  const script = await Script.serve(t, { refuse: { status: 301, page: "", headers } });
-  const { reason } = await follow(t, script.url).state("reconnecting");
+  const server = await ScriptedServer.serve(t, { refuse: { status: 301, page: "", headers } });
+  const { reason } = await follow(t, server.url).state("reconnecting");
   assert.equal(reason, "the server answered 301 to https://metrics.example: use that address");
 });
 
-test("a redirect to TLS on the same host is followed, for as long as that works", async (t) => {
-  const tls = await Script.serve(t); // nobody speaks TLS there, so the way back is tried, too
+test("a redirect to TLS on the same host is followed, while that works", async (t) => {
+  const tls = await ScriptedServer.serve(t); // it does not speak TLS, so the first address is tried again, too
   const headers = { Location: `https://127.0.0.1:${tls.port}/ws/metrics` };
-  const script = await Script.serve(t, { refuse: { status: 308, page: "", headers } });
-  const { state } = follow(t, script.url);
+  const server = await ScriptedServer.serve(t, { refuse: { status: 308, page: "", headers } });
+  const { state } = follow(t, server.url);
   const { reason } = await state("reconnecting");
-  assert.equal(reason, `the server answered 308 to https://127.0.0.1:${tls.port}: use that address (nobody is there)`);
-  script.refuse = undefined;
-  const { connection, id } = await script.subscriber();
+  assert.equal(reason, `the server answered 308 to https://127.0.0.1:${tls.port}: use that address (it does not answer)`);
+  server.refuse = undefined;
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, {});
   await state("connected");
 });
 
-test("an endless answer is given up", async (t) => {
+test("an endless answer is cut off", async (t) => {
   const site = createServer((request, response) => {
     response.writeHead(403, { "Content-Type": "application/problem+json" });
     const more = () => response.destroyed || (response.write("x".repeat(65_536)), setImmediate(more));

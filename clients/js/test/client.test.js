@@ -1,22 +1,22 @@
-/** The client against a scripted server: what it says, shows and does. */
+/** The client against a scripted server: its messages, documents and states. */
 
 import assert from "node:assert/strict";
 import test from "node:test";
 
 import { connect } from "../routecast.js";
-import { Queue, Script, TIMESTAMP, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, TIMESTAMP, WebSocket } from "./script.js";
 
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 
-/** Have time stand still, so that a wait is measured as it was chosen, however slow the machine. */
+/** Stop the clock, so that a slow machine does not change a measured delay. */
 function stopClock(t) {
   const now = Date.now();
   t.mock.method(Date, "now", () => now);
 }
 
-/** Connect for the length of a test; the states come into a queue, with the ms that each is to wait. */
-function open(t, script, options = {}) {
-  const client = connect(script.url, { ...QUICK, ...options });
+/** Connect until the test ends. The states go into a queue, each with its delay in ms. */
+function open(t, server, options = {}) {
+  const client = connect(server.url, { ...QUICK, ...options });
   t.after(() => client.close());
   const states = new Queue();
   client.onState((state) => states.put({ ...state, wait: state.at - Date.now() }));
@@ -24,7 +24,7 @@ function open(t, script, options = {}) {
   return { client, state };
 }
 
-/** Subscribe; what comes goes into a queue, with what is known of it. */
+/** Subscribe. Documents go into a queue, each with its frame; errors into another. */
 function follow(client, view = {}) {
   const documents = new Queue();
   const errors = new Queue();
@@ -33,10 +33,10 @@ function follow(client, view = {}) {
 }
 
 test("snapshots and deltas make documents", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents } = follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 7, { total_decisions: 1, provider_usage: { gemini: 1 } });
   connection.delta(id, 7, 8, { total_decisions: 2, provider_usage: { gemini: null, claude: 2 } });
   assert.deepEqual((await documents.next()).metrics, {
@@ -50,15 +50,15 @@ test("snapshots and deltas make documents", async (t) => {
   });
 });
 
-test("whoever asks how it stands is told at once, whenever that is", async (t) => {
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script);
+test("a listener gets the present state at once, whenever it is added", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server);
   assert.deepEqual((({ name, again }) => [name, again])(await state("connecting")), ["connecting", false]);
-  (await script.connection()).hello();
+  (await server.connection()).hello();
   await state("connected");
   const later = new Queue();
   client.onState(later.put);
-  assert.equal(later.size, 0); // not while the code that asks still runs
+  assert.equal(later.size, 0); // not while the code that adds it still runs
   assert.deepEqual(await later.next(), { name: "connected", protocol: "routecast.v1" });
   const never = new Queue();
   const [last, end] = [new Queue(), client.onState(never.put)];
@@ -70,11 +70,11 @@ test("whoever asks how it stands is told at once, whenever that is", async (t) =
   assert.deepEqual([last.size, later.size, never.size], [0, 0, 0]);
 });
 
-test("a delta on another base is not applied: all is asked for again, under another id", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("a delta on another base is not applied: the client subscribes again, under another id", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents } = follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 7, { total_decisions: 1 });
   connection.delta(id, 8, 9, { total_decisions: 100 });
   connection.delta(id, 7, 8, { total_decisions: 200 });
@@ -88,10 +88,10 @@ test("a delta on another base is not applied: all is asked for again, under anot
 });
 
 test("a delta of another epoch is not applied", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents } = follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 7, { total_decisions: 1 });
   connection.delta(id, 7, 8, { total_decisions: 100 }, "another");
   await connection.next("subscribe");
@@ -99,18 +99,18 @@ test("a delta of another epoch is not applied", async (t) => {
   assert.equal(documents.size, 0);
 });
 
-test("a lost connection is resumed from where it stood", async (t) => {
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script);
+test("after a loss, a subscription resumes from its position", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server);
   const { documents } = follow(client, { fields: ["total_decisions"], interval: 1 });
-  const first = await script.subscriber();
+  const first = await server.subscriber();
   first.connection.snapshot(first.id, 7, { total_decisions: 1 });
   await documents.next();
   first.connection.cut();
   const lost = await state("reconnecting");
   assert.equal(lost.reason, "the server cannot be reached");
   assert.ok(lost.wait <= QUICK.longestDelay);
-  const second = await script.connection();
+  const second = await server.connection();
   second.hello();
   const { id, position, fields, interval } = await second.next("subscribe");
   assert.deepEqual(position, { epoch: "2172da84ecb2c9f1", seq: 7 });
@@ -119,11 +119,11 @@ test("a lost connection is resumed from where it stood", async (t) => {
   assert.equal((await documents.next()).metrics.total_decisions, 3);
 });
 
-test("names are names, whatever they are", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("any name is possible, also __proto__", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents } = follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, JSON.parse('{"provider_usage":{"__proto__":1}}'));
   await documents.next();
   connection.send(`{"type":"delta","id":"${id}","base":1,"position":{"epoch":"2172da84ecb2c9f1","seq":2},"data":{"provider_usage":{"__proto__":2,"constructor":1}}}`);
@@ -132,11 +132,11 @@ test("names are names, whatever they are", async (t) => {
   assert.equal({}.constructor, Object);
 });
 
-test("a loop gets the newest, and ends what it leaves", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("a loop gets the newest document, and leaving it ends the subscription", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const subscription = client.subscribe();
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   const seen = [];
   connection.snapshot(id, 1, { total_decisions: 1 });
   for await (const { total_decisions } of subscription) {
@@ -150,20 +150,20 @@ test("a loop gets the newest, and ends what it leaves", async (t) => {
   assert.equal((await connection.next("unsubscribe")).id, id);
 });
 
-test("a loop over what the server refuses throws", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("a loop over a refused subscription throws", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const subscription = client.subscribe({ interval: 0 });
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.send({ type: "error", id, code: "bad_request", message: "interval: must be …", retryable: false });
   await assert.rejects(subscription[Symbol.asyncIterator]().next(), { code: "bad_request", message: "interval: must be …" });
 });
 
-test("what the server cannot answer now is told, and the subscription stays", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("a retryable error is reported, and the subscription stays", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents, errors } = follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.send({ type: "error", id, code: "unavailable", message: "Failed to fetch metrics", retryable: true });
   const error = await errors.next();
   assert.deepEqual([error.message, error.retryable], ["Failed to fetch metrics", true]);
@@ -172,10 +172,10 @@ test("what the server cannot answer now is told, and the subscription stays", as
 });
 
 test("closing ends the connection, loops and states", async (t) => {
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script);
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server);
   const loop = client.subscribe()[Symbol.asyncIterator]().next();
-  const { connection } = await script.subscriber();
+  const { connection } = await server.subscriber();
   client.close();
   const [code] = await connection.ended;
   assert.equal(code, 1000);
@@ -183,48 +183,48 @@ test("closing ends the connection, loops and states", async (t) => {
   assert.equal((await state("closed")).code, 1000);
 });
 
-test("a goodbye says when to come back", async (t) => {
+test("a goodbye says when to reconnect", async (t) => {
   stopClock(t);
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script, { firstDelay: 60_000, longestDelay: 60_000 });
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server, { firstDelay: 60_000, longestDelay: 60_000 });
   follow(client);
-  const { connection } = await script.subscriber();
+  const { connection } = await server.subscriber();
   connection.send({ type: "goodbye", code: 1012, reconnect_after_ms: 150 });
   connection.close(1012);
   const { wait, reason } = await state("reconnecting");
   assert.ok(wait > 140 && wait <= 150, `${wait}`);
   assert.equal(reason, "the server restarts");
-  await script.subscriber();
+  await server.subscriber();
 });
 
-test("with another token 4401 is come back from", async (t) => {
-  const script = await Script.serve(t);
+test("after 4401 the client reconnects with another token", async (t) => {
+  const server = await ScriptedServer.serve(t);
   let tokens = 0;
-  const { client } = open(t, script, { token: async () => `a.b.?>~${++tokens}` });
+  const { client } = open(t, server, { token: async () => `a.b.?>~${++tokens}` });
   follow(client);
-  const first = await script.connection();
+  const first = await server.connection();
   first.hello();
   assert.deepEqual(first.offered, ["routecast.v1.json", `routecast.bearer.${Buffer.from("a.b.?>~1").toString("base64url")}`]);
   await first.next("subscribe");
   first.close(4401);
-  const second = await script.connection();
+  const second = await server.connection();
   assert.equal(second.offered[1], `routecast.bearer.${Buffer.from("a.b.?>~2").toString("base64url")}`);
 });
 
-test("with the same token it is not", async (t) => {
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script, { token: () => "same" });
+test("after 4401 the client does not reconnect with the same token", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server, { token: () => "same" });
   follow(client);
-  (await script.subscriber()).connection.close(4401);
+  (await server.subscriber()).connection.close(4401);
   await state("reconnecting");
   assert.equal((await state("closed")).reason, "the server refused the token, and there is no other");
 });
 
-test("a server that falls silent is asked, called stale, and left", async (t) => {
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script, { patience: 50 });
+test("a silent server is pinged, then stale, then left", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server, { patience: 50 });
   follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, {});
   const ping = await connection.next("ping");
   connection.send({ type: "pong", id: ping.id });
@@ -234,35 +234,35 @@ test("a server that falls silent is asked, called stale, and left", async (t) =>
   await state("connected");
   await state("stale");
   assert.equal((await state("reconnecting")).reason, "the connection is open but silent");
-  await script.subscriber();
+  await server.subscriber();
 });
 
-test("a refusal is told in the server's words, and is for good", async (t) => {
+test("a refusal is final, and its reason has the server's words", async (t) => {
   const refuse = { status: 403, body: { title: "Forbidden", status: 403, detail: "Origin 'x' may not connect" } };
-  const script = await Script.serve(t, { refuse });
-  const { state } = open(t, script);
+  const server = await ScriptedServer.serve(t, { refuse });
+  const { state } = open(t, server);
   const { reason, status, code } = await state("closed");
   assert.equal(reason, "the server refused the connection (Origin 'x' may not connect)");
   assert.deepEqual([status, code], [403, null]);
-  assert.deepEqual(script.asked, ["OPTIONS /ws/metrics"]);
+  assert.deepEqual(server.asked, ["OPTIONS /ws/metrics"]);
 });
 
-test("a server without room is come back to when it says", async (t) => {
+test("a server without room says when to reconnect", async (t) => {
   stopClock(t);
   const refuse = { status: 503, body: { detail: "too many connections" }, headers: { "Retry-After": "7" } };
-  const script = await Script.serve(t, { refuse });
-  const { state } = open(t, script);
+  const server = await ScriptedServer.serve(t, { refuse });
+  const { state } = open(t, server);
   const { wait, reason } = await state("reconnecting");
   assert.equal(reason, "the server refused the connection (too many connections)");
   assert.ok(wait > 6_900 && wait <= 7_000 + QUICK.longestDelay, `${wait}`);
 });
 
-test("a server that is not there is tried again, less and less often", async (t) => {
+test("attempts to reach an absent server come less and less often", async (t) => {
   stopClock(t);
   t.mock.method(Math, "random", () => 1);
-  const script = await Script.serve(t);
-  script.stop();
-  const { state } = open(t, script, { firstDelay: 10, longestDelay: 30 });
+  const server = await ScriptedServer.serve(t);
+  server.stop();
+  const { state } = open(t, server, { firstDelay: 10, longestDelay: 30 });
   const waits = [];
   for (let i = 0; i < 5; i++) waits.push((await state("reconnecting")).wait);
   for (const [i, bound] of [10, 16, 25.6, 30, 30].entries()) {
@@ -270,39 +270,39 @@ test("a server that is not there is tried again, less and less often", async (t)
   }
 });
 
-test("what comes makes the next loss a first one", async (t) => {
+test("a document resets the delays", async (t) => {
   stopClock(t);
   t.mock.method(Math, "random", () => 1);
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script, { firstDelay: 10, longestDelay: 10_000 });
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server, { firstDelay: 10, longestDelay: 10_000 });
   const { documents } = follow(client);
   for (const bound of [10, 16, 25.6]) {
-    (await script.subscriber()).connection.cut();
+    (await server.subscriber()).connection.cut();
     const { wait } = await state("reconnecting");
     assert.ok(wait < bound + 0.1 && wait > bound - 5, `${wait}`);
   }
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, {});
   await documents.next();
   connection.cut();
   assert.ok((await state("reconnecting")).wait < 10.1);
 });
 
-test("what is shown never goes back, though another node may be behind", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("documents never go back in time, though another node may be behind", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents } = follow(client);
-  const first = await script.subscriber();
+  const first = await server.subscriber();
   first.connection.snapshot(first.id, 9, { total_decisions: 9 });
   await documents.next();
   first.connection.cut();
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 7, { total_decisions: 7 });
   connection.delta(id, 7, 10, { total_decisions: 10 });
   assert.equal((await documents.next()).metrics.total_decisions, 10);
 });
 
-test("waits are by chance anything up to their bound", async (t) => {
+test("delays are random, from 0 to their bound", async (t) => {
   const { retryDelay } = await import("../connection.js");
   const bounds = { firstDelay: 100, longestDelay: 1_000 };
   const first = Array.from({ length: 1_000 }, () => retryDelay(0, bounds));
@@ -310,34 +310,34 @@ test("waits are by chance anything up to their bound", async (t) => {
   assert.ok(Array.from({ length: 100 }, () => retryDelay(50, bounds)).every((delay) => delay <= 1_000));
 });
 
-test("what is no JSON ends the connection, not the client", async (t) => {
-  const script = await Script.serve(t);
-  const { client, state } = open(t, script);
+test("a message that is not JSON ends the connection, not the client", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client, state } = open(t, server);
   follow(client);
-  (await script.subscriber()).connection.send("{");
-  assert.equal((await state("reconnecting")).reason, "the server sent what is not JSON");
-  await script.subscriber();
+  (await server.subscriber()).connection.send("{");
+  assert.equal((await state("reconnecting")).reason, "the server sent a message that is not JSON");
+  await server.subscriber();
 });
 
-test("messages of types not known are nothing", async (t) => {
-  const script = await Script.serve(t);
-  const { client } = open(t, script);
+test("messages of unknown types are ignored", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { client } = open(t, server);
   const { documents } = follow(client);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.send({ type: "news", id });
   connection.snapshot("no id of ours", 1, {});
   connection.snapshot(id, 1, { total_decisions: 1 });
   assert.equal((await documents.next()).metrics.total_decisions, 1);
 });
 
-// -- a server of the default stream alone --------------------------------------------------------
+// -- a server that has the default stream only ---------------------------------------------------
 
-test("where the server does not know routecast.v1, the default stream is read", async (t) => {
-  const script = await Script.serve(t, { v1: false });
-  const { client, state } = open(t, script);
+test("if the server does not know routecast.v1, the client uses the default stream", async (t) => {
+  const server = await ScriptedServer.serve(t, { v1: false });
+  const { client, state } = open(t, server);
   const view = { fields: ["total_decisions", "rate"], filter: { strategy: ["a b", "c"] }, window: "1h", interval: 0.5 };
   const { documents, errors } = follow(client, view);
-  const connection = await defaultStream(script);
+  const connection = await defaultStream(server);
   assert.equal(connection.url, "/ws/metrics?fields=total_decisions%2Crate&strategy=a+b&strategy=c&window=1h&interval=0.5");
   connection.send({ total_decisions: 3, avg_confidence: null, timestamp: TIMESTAMP });
   assert.equal((await state("connected")).protocol, "default");
@@ -350,20 +350,20 @@ test("where the server does not know routecast.v1, the default stream is read", 
 });
 
 /** The next connection that asks for no subprotocol. A lenient library opens the other one first. */
-async function defaultStream(script) {
+async function defaultStream(server) {
   for (;;) {
-    const connection = await script.connection();
+    const connection = await server.connection();
     if (connection.offered.length === 0) return connection;
   }
 }
 
 test("on the default stream each subscription has a connection, and ends with it", async (t) => {
-  const script = await Script.serve(t, { v1: false });
-  const { client } = open(t, script);
+  const server = await ScriptedServer.serve(t, { v1: false });
+  const { client } = open(t, server);
   const first = follow(client, { interval: 1 });
-  assert.equal((await defaultStream(script)).url, "/ws/metrics?interval=1");
+  assert.equal((await defaultStream(server)).url, "/ws/metrics?interval=1");
   const second = follow(client, { interval: 2 });
-  const connection = await defaultStream(script);
+  const connection = await defaultStream(server);
   assert.equal(connection.url, "/ws/metrics?interval=2");
   connection.send({ total_decisions: 2, timestamp: TIMESTAMP });
   assert.equal((await second.documents.next()).metrics.total_decisions, 2);
@@ -373,28 +373,28 @@ test("on the default stream each subscription has a connection, and ends with it
   assert.equal(client.state.name, "connected");
 });
 
-test("the default stream's restart says when to come back, and routecast.v1 is tried first", async (t) => {
+test("a close frame of the default stream says when to reconnect, and routecast.v1 is tried first", async (t) => {
   stopClock(t);
-  const script = await Script.serve(t, { v1: false });
-  const { client, state } = open(t, script, { firstDelay: 60_000, longestDelay: 60_000 });
+  const server = await ScriptedServer.serve(t, { v1: false });
+  const { client, state } = open(t, server, { firstDelay: 60_000, longestDelay: 60_000 });
   follow(client);
-  const connection = await defaultStream(script);
+  const connection = await defaultStream(server);
   connection.close(1012, "reconnect_after_ms=30");
   assert.ok((await state("reconnecting")).wait <= 30);
-  await defaultStream(script);
+  await defaultStream(server);
 });
 
-test("addresses are those of a server or of its stream", async (t) => {
-  const script = await Script.serve(t);
-  for (const url of [`${script.url}/`, `${script.url}/ws/metrics`, new URL(script.url.replace("http", "ws"))]) {
+test("an address is that of a server or of its stream", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  for (const url of [`${server.url}/`, `${server.url}/ws/metrics`, new URL(server.url.replace("http", "ws"))]) {
     const client = connect(url, QUICK);
     t.after(() => client.close());
-    assert.equal((await script.connection()).url, "/ws/metrics");
+    assert.equal((await server.connection()).url, "/ws/metrics");
   }
-  const below = connect(`${script.url}/routecast/`, QUICK);
+  const below = connect(`${server.url}/routecast/`, QUICK);
   t.after(() => below.close());
-  assert.equal((await script.connection()).url, "/routecast/ws/metrics");
+  assert.equal((await server.connection()).url, "/routecast/ws/metrics");
   assert.throws(() => connect("127.0.0.1:8000"), TypeError);
   assert.throws(() => connect("ftp://127.0.0.1"), TypeError);
-  assert.throws(() => connect(script.url, { WebSocket: undefined }), /no WebSocket here/);
+  assert.throws(() => connect(server.url, { WebSocket: undefined }), /there is no WebSocket/);
 });

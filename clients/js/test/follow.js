@@ -1,5 +1,5 @@
 /**
- * Follow a server and print a line of JSON for all that is heard; `--worker` does it in a worker.
+ * Follow a server, and print each state, document and error as a line of JSON; `--worker` does it in a worker.
  *
  *     node follow.js http://127.0.0.1:8000 '{"fields":["total_decisions"]}' [--worker]
  */
@@ -11,7 +11,7 @@ import { connect } from "@routecast/client";
 const WebSocket = globalThis.WebSocket ?? (await import("ws")).WebSocket;
 const print = (line) => console.log(JSON.stringify(line));
 
-function tell(url, view, put) {
+function follow(url, view, put) {
   const client = connect(url, { WebSocket, firstDelay: 100, longestDelay: 200 });
   client.onState((state) => put({ state }));
   const error = ({ code, message }) => put({ error: { code, message } });
@@ -20,10 +20,10 @@ function tell(url, view, put) {
 }
 
 if (!isMainThread) {
-  tell(workerData.url, workerData.view, (line) => parentPort.postMessage(line));
+  follow(workerData.url, workerData.view, (line) => parentPort.postMessage(line));
 } else {
   const [url, view] = process.argv.slice(2);
   const given = { url, view: JSON.parse(view) };
   if (process.argv.includes("--worker")) new Worker(new URL(import.meta.url), { workerData: given }).on("message", print);
-  else tell(given.url, given.view, print);
+  else follow(given.url, given.view, print);
 }

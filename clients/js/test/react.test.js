@@ -7,11 +7,11 @@ import { StrictMode, createElement } from "react";
 import { create } from "react-test-renderer";
 
 import { useMetrics } from "../react.js";
-import { Queue, Script, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, WebSocket } from "./script.js";
 
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 
-/** A component that puts what it is shown into a queue. */
+/** A component that puts the values of `useMetrics` into a queue. */
 function Show({ url, shown, ...view }) {
   shown.put(useMetrics(url, { ...view, ...QUICK }));
   return null;
@@ -28,11 +28,11 @@ function render(t, ...all) {
 const total = (count) => ({ metrics }) => metrics?.total_decisions === count;
 
 test("a component shows documents and states", async (t) => {
-  const script = await Script.serve(t);
+  const server = await ScriptedServer.serve(t);
   const shown = new Queue();
-  render(t, { url: script.url, shown, fields: ["total_decisions"] });
+  render(t, { url: server.url, shown, fields: ["total_decisions"] });
   assert.deepEqual(await shown.next(), { metrics: null, frame: null, state: { name: "connecting", again: false }, error: null });
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, { total_decisions: 1 });
   const { state, frame } = await shown.next(total(1));
   assert.deepEqual([state.name, frame.position.seq], ["connected", 1]);
@@ -40,64 +40,64 @@ test("a component shows documents and states", async (t) => {
   const failed = await shown.next(({ error }) => error !== null);
   assert.deepEqual([failed.error.message, failed.metrics.total_decisions], ["Failed to fetch metrics", 1]);
   connection.cut();
-  // React renders the newest state: "reconnecting" is passed over where it lasts a millisecond.
+  // React renders the newest state: it may skip "reconnecting", which lasts a millisecond.
   await shown.next(({ state }) => state.name !== "connected");
-  const again = await script.subscriber();
+  const again = await server.subscriber();
   again.connection.snapshot(again.id, 2, { total_decisions: 2 });
   assert.equal((await shown.next(total(2))).error, null);
 });
 
-test("components of one server share its connection, and equal views a subscription", async (t) => {
-  const script = await Script.serve(t);
+test("components of one server share a connection, and those of one view a subscription", async (t) => {
+  const server = await ScriptedServer.serve(t);
   const [a, b, c] = [new Queue(), new Queue(), new Queue()];
-  const { url } = script;
+  const { url } = server;
   const shown = [{ url, shown: a }, { url, shown: b }, { url, shown: c, window: "1h" }];
   const { update } = render(t, ...shown);
-  const { connection, id } = await script.subscriber();
+  const { connection, id } = await server.subscriber();
   const other = await connection.next("subscribe");
   assert.equal(other.window, "1h");
   connection.snapshot(id, 1, { total_decisions: 1 });
   connection.snapshot(other.id, 1, { total_decisions: 2 });
   await Promise.all([a.next(total(1)), b.next(total(1)), c.next(total(2))]);
-  // Had more been asked for, it would have come before this.
+  // Another request would have come before this one.
   update(...shown, { url, shown: new Queue(), window: "24h" });
   assert.equal((await connection.next()).window, "24h");
-  assert.equal(script.connections, 0);
+  assert.equal(server.connections, 0);
 });
 
 test("another view is another subscription on the same connection, and the old one ends", async (t) => {
-  const script = await Script.serve(t);
+  const server = await ScriptedServer.serve(t);
   const shown = new Queue();
-  const { update } = render(t, { url: script.url, shown, window: "1h" });
-  const { connection, id } = await script.subscriber();
+  const { update } = render(t, { url: server.url, shown, window: "1h" });
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, { total_decisions: 1 });
   await shown.next(total(1));
-  update({ url: script.url, shown, window: "24h" });
+  update({ url: server.url, shown, window: "24h" });
   const next = await connection.next("subscribe");
   assert.equal(next.window, "24h");
   assert.equal((await connection.next("unsubscribe")).id, id);
 });
 
-test("to go and come back at once costs no connection", async (t) => {
-  const script = await Script.serve(t);
+test("unmounting and mounting at once costs no connection", async (t) => {
+  const server = await ScriptedServer.serve(t);
   const shown = new Queue();
-  const { update } = render(t, { url: script.url, shown });
-  const { connection, id } = await script.subscriber();
+  const { update } = render(t, { url: server.url, shown });
+  const { connection, id } = await server.subscriber();
   connection.snapshot(id, 1, { total_decisions: 1 });
   await shown.next(total(1));
   update();
   await new Promise((resolve) => setTimeout(resolve, 50)); // as from one page to the next
-  update({ url: script.url, shown });
+  update({ url: server.url, shown });
   assert.equal((await shown.next()).metrics.total_decisions, 1);
   connection.delta(id, 1, 2, { total_decisions: 2 });
   await shown.next(total(2));
-  assert.equal(script.connections, 0);
+  assert.equal(server.connections, 0);
 });
 
-test("when the last component goes, so does the connection", async (t) => {
-  const script = await Script.serve(t);
-  const { root } = render(t, { url: script.url, shown: new Queue() });
-  const { connection } = await script.subscriber();
+test("when the last component is unmounted, the connection closes", async (t) => {
+  const server = await ScriptedServer.serve(t);
+  const { root } = render(t, { url: server.url, shown: new Queue() });
+  const { connection } = await server.subscriber();
   root.unmount();
   const [code] = await connection.ended;
   assert.equal(code, 1000);

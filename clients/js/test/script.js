@@ -1,4 +1,4 @@
-/** A server that says what a test has it say, over real sockets. */
+/** A WebSocket server that a test controls, over real sockets. */
 
 import { once } from "node:events";
 import { createServer } from "node:http";
@@ -14,7 +14,7 @@ const WAIT_MS = 10_000;
 export const EPOCH = "2172da84ecb2c9f1";
 export const TIMESTAMP = "2026-01-31T12:34:56.789123+00:00";
 
-/** Values that come when they come, for a test that waits for the next. */
+/** Values of a callback, for a test that waits for the next one. */
 export class Queue {
   #values = [];
   #waiting = [];
@@ -25,17 +25,17 @@ export class Queue {
     else this.#values.push(value);
   };
 
-  /** Wait for the next value; where `fits` is given, for the next that does. */
+  /** Wait for the next value, or for the next one that `fits`. */
   async next(fits = () => true) {
     const skipped = [];
     for (;;) {
-      const value = this.#values.length > 0 ? this.#values.shift() : await this.#come(skipped);
+      const value = this.#values.length > 0 ? this.#values.shift() : await this.#wait(skipped);
       if (fits(value)) return value;
       skipped.push(value);
     }
   }
 
-  #come(skipped) {
+  #wait(skipped) {
     return new Promise((resolve, reject) => {
       const late = setTimeout(() => reject(new Error(`nothing came after ${JSON.stringify(skipped)}`)), WAIT_MS);
       this.#waiting.push((value) => (clearTimeout(late), resolve(value)));
@@ -47,7 +47,7 @@ export class Queue {
   }
 }
 
-/** One client's connection, from the server's side. */
+/** One connection of a client, on the server's side. */
 class Connection {
   #socket;
   #messages = new Queue();
@@ -79,7 +79,7 @@ class Connection {
     this.send({ type: "delta", id, base, position: { epoch, seq }, source: "live", age_ms: 0, data, timestamp: TIMESTAMP });
   }
 
-  /** The next message, or the next of a type. */
+  /** The next message, or the next one of a type. */
   next(type) {
     return this.#messages.next((message) => !type || message.type === type);
   }
@@ -88,14 +88,14 @@ class Connection {
     this.#socket.close(code, reason);
   }
 
-  /** Cut it off without a word. */
+  /** Cut the connection without a close frame. */
   cut() {
     this.#socket.terminate();
   }
 }
 
-/** Serve scripts until the test ends. */
-export class Script {
+/** Serves until the test ends. */
+export class ScriptedServer {
   #connections = new Queue();
   #sockets;
   #http;
@@ -104,17 +104,17 @@ export class Script {
   /**
    * @param {import("node:test").TestContext} t
    * @param {{v1?: boolean, refuse?: {status: number, body?: object, page?: string, headers?: object}, port?: number}} [options]
-   *   `refuse` is answered in place of an upgrade: `body` is Routecast's own problem document, `page`
-   *   is what a proxy says
+   *   `refuse` is the answer in place of an upgrade: `body` is Routecast's own problem document, `page`
+   *   is the answer of a proxy
    */
   static async serve(t, options = {}) {
-    const script = new Script(options);
-    await script.listen(options.port ?? 0);
-    t.after(() => script.stop());
-    return script;
+    const server = new ScriptedServer(options);
+    await server.listen(options.port ?? 0);
+    t.after(() => server.stop());
+    return server;
   }
 
-  /** How many of the next upgrades are cut off, as by a proxy that resets them. */
+  /** The number of next upgrades that are cut off, as by a proxy that resets them. */
   cut = 0;
 
   constructor({ v1 = true, refuse }) {
@@ -124,7 +124,7 @@ export class Script {
     const handleProtocols = (offered) => (this.v1 && offered.has(V1) ? V1 : false);
     this.#sockets = new WebSocketServer({ noServer: true, handleProtocols });
     this.#http.on("upgrade", (request, socket, head) => {
-      socket.on("error", () => {}); // a client that was refused may reset its end
+      socket.on("error", () => {}); // a refused client may reset its end
       if (this.cut > 0 && this.cut--) return socket.destroy();
       if (this.refuse) return socket.end(`HTTP/1.1 ${this.refuse.status} No\r\nContent-Length: 0\r\n\r\n`);
       this.#sockets.handleUpgrade(request, socket, head, (open) => this.#connections.put(new Connection(open, request)));
@@ -143,13 +143,13 @@ export class Script {
 
   #answer(request, response) {
     this.asked.push(`${request.method} ${request.url}`);
-    // A server of the default stream alone has nothing to say here but that it wants an upgrade.
+    // A server that has the default stream only answers that it wants an upgrade.
     const { status = this.v1 ? 204 : 426, body, page, headers = {} } = this.refuse ?? {};
     response.writeHead(status, { ...(body && { "Content-Type": "application/problem+json" }), ...headers });
     response.end(body ? JSON.stringify({ title: "No", status, ...body }) : page);
   }
 
-  /** How many connections came that nobody asked for. */
+  /** The number of connections that the test has not taken. */
   get connections() {
     return this.#connections.size;
   }
@@ -159,7 +159,7 @@ export class Script {
     return this.#connections.next();
   }
 
-  /** The next connection, greeted, and the id of what it subscribes to. */
+  /** The next connection, after its `hello`, and the id of its subscription. */
   async subscriber() {
     const connection = await this.connection();
     connection.hello();

@@ -1,4 +1,4 @@
-/** The golden messages of tests/wire: what a server says is understood, and nothing else is said. */
+/** The golden messages of tests/wire: the client understands those of servers, and sends no others. */
 
 import assert from "node:assert/strict";
 import { readFileSync, readdirSync } from "node:fs";
@@ -6,7 +6,7 @@ import test from "node:test";
 
 import { connect } from "../routecast.js";
 import { mergePatch } from "../subscription.js";
-import { Queue, Script, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, WebSocket } from "./script.js";
 
 const FOLDER = new URL("../../../tests/wire/", import.meta.url);
 const GOLDEN = readdirSync(FOLDER)
@@ -16,18 +16,18 @@ const GOLDEN = readdirSync(FOLDER)
 const golden = (type) => GOLDEN.filter(({ message }) => message?.type === type);
 const named = (wanted) => GOLDEN.find(({ name }) => name === wanted);
 
-/** A client that follows the default document, and all that comes of it. */
+/** A client that follows a view, with a queue of all states, documents and errors. */
 async function follow(t, view) {
-  const script = await Script.serve(t);
-  const client = connect(script.url, { firstDelay: 10, longestDelay: 10, patience: 50, WebSocket });
+  const server = await ScriptedServer.serve(t);
+  const client = connect(server.url, { firstDelay: 10, longestDelay: 10, patience: 50, WebSocket });
   t.after(() => client.close());
-  const heard = new Queue();
-  client.onState((state) => heard.put({ state, wait: state.at - Date.now() }));
-  const subscription = client.subscribe(view, (metrics, frame) => heard.put({ metrics, frame }), (error) => heard.put({ error }));
-  const connection = await script.connection();
-  const { id, ...asked } = await connection.next("subscribe");
-  assert.equal((await heard.next()).state.name, "connecting");
-  return { script, client, subscription, connection, id, asked, heard };
+  const events = new Queue();
+  client.onState((state) => events.put({ state, wait: state.at - Date.now() }));
+  const subscription = client.subscribe(view, (metrics, frame) => events.put({ metrics, frame }), (error) => events.put({ error }));
+  const connection = await server.connection();
+  const { id, ...requested } = await connection.next("subscribe");
+  assert.equal((await events.next()).state.name, "connecting");
+  return { server, client, subscription, connection, id, requested, events };
 }
 
 for (const [i, { before, patch, after }] of named("patches").patches.entries()) {
@@ -40,14 +40,14 @@ for (const [i, { before, patch, after }] of named("patches").patches.entries()) 
 
 for (const { name, message, before, after } of [...golden("snapshot"), ...golden("delta")]) {
   test(`${name} is shown`, async (t) => {
-    const { connection, id, heard } = await follow(t);
+    const { connection, id, events } = await follow(t);
     if (before) {
       const { position, base } = message;
       connection.send({ ...message, type: "snapshot", id, position: { ...position, seq: base }, data: before });
-      assert.deepEqual((await heard.next(({ metrics }) => metrics)).metrics, { ...before, timestamp: message.timestamp });
+      assert.deepEqual((await events.next(({ metrics }) => metrics)).metrics, { ...before, timestamp: message.timestamp });
     }
     connection.send({ ...message, id });
-    const { metrics, frame } = await heard.next(({ metrics }) => metrics);
+    const { metrics, frame } = await events.next(({ metrics }) => metrics);
     const { position, source, age_ms, timestamp } = message;
     assert.deepEqual(metrics, { ...(after ?? message.data), timestamp });
     assert.deepEqual(frame, { position, source, age_ms, timestamp });
@@ -56,18 +56,18 @@ for (const { name, message, before, after } of [...golden("snapshot"), ...golden
 
 for (const { name, message } of golden("hello")) {
   test(`${name} means connected`, async (t) => {
-    const { connection, heard } = await follow(t);
+    const { connection, events } = await follow(t);
     connection.send(message);
-    const { state } = await heard.next(({ state }) => state);
+    const { state } = await events.next(({ state }) => state);
     assert.deepEqual(state, { name: "connected", protocol: "routecast.v1" });
   });
 }
 
 for (const { name, message } of golden("error").filter(({ message }) => message.id)) {
-  test(`${name} is told`, async (t) => {
-    const { connection, id, heard } = await follow(t);
+  test(`${name} is reported`, async (t) => {
+    const { connection, id, events } = await follow(t);
     connection.send({ ...message, id });
-    const { code, message: words, retryable } = (await heard.next(({ error }) => error)).error;
+    const { code, message: words, retryable } = (await events.next(({ error }) => error)).error;
     assert.deepEqual({ code, message: words, retryable }, { code: message.code, message: message.message, retryable: message.retryable });
   });
 }
@@ -81,48 +81,48 @@ test("error-no-id is written to the console", async (t) => {
   assert.equal(await written.next(), `Routecast: ${message.message}`);
 });
 
-test("goodbye says when to come back", async (t) => {
+test("goodbye says when to reconnect", async (t) => {
   const now = Date.now();
-  t.mock.method(Date, "now", () => now); // however slow the machine, a wait is measured as it was chosen
-  const { connection, heard } = await follow(t);
+  t.mock.method(Date, "now", () => now); // a slow machine does not change a measured delay
+  const { connection, events } = await follow(t);
   const { message } = named("goodbye");
   connection.send(message);
   connection.close(message.code);
-  const { wait } = await heard.next(({ state }) => state?.name === "reconnecting");
+  const { wait } = await events.next(({ state }) => state?.name === "reconnecting");
   assert.ok(Math.abs(wait - message.reconnect_after_ms) < 10, `${wait}`);
 });
 
-test("subscribe is what is said for the default document", async (t) => {
-  const { asked } = await follow(t);
+test("the client sends subscribe for the default document", async (t) => {
+  const { requested } = await follow(t);
   const { id, ...message } = named("subscribe").message;
-  assert.deepEqual(asked, message);
+  assert.deepEqual(requested, message);
 });
 
-test("subscribe-all is what is said for all of it, after a loss", async (t) => {
+test("the client sends subscribe-all for all parts of a view, after a loss", async (t) => {
   const { id: _, type, position, ...view } = named("subscribe-all").message;
-  const { script, connection, id, asked, heard } = await follow(t, view);
-  assert.deepEqual(asked, { type, ...view });
+  const { server, connection, id, requested, events } = await follow(t, view);
+  assert.deepEqual(requested, { type, ...view });
   connection.send({ ...named("snapshot").message, id, position });
-  await heard.next(({ metrics }) => metrics);
+  await events.next(({ metrics }) => metrics);
   connection.cut();
-  const { id: again, ...resumed } = await (await script.connection()).next("subscribe");
+  const { id: again, ...resumed } = await (await server.connection()).next("subscribe");
   assert.deepEqual(resumed, { type, ...view, position });
 });
 
-test("unsubscribe is what is said at a subscription's end", async (t) => {
+test("the client sends unsubscribe when a subscription ends", async (t) => {
   const { connection, id, subscription } = await follow(t);
   subscription.close();
   assert.deepEqual(await connection.next(), { ...named("unsubscribe").message, id });
 });
 
-test("ping is what is said into silence, and pong answers it", async (t) => {
-  const { connection, heard } = await follow(t);
+test("the client sends ping into silence, and pong answers it", async (t) => {
+  const { connection, events } = await follow(t);
   connection.send(named("hello").message);
   for (let i = 0; i < 3; i++) {
     const { id, ...ping } = await connection.next("ping");
     assert.deepEqual({ ...ping, id: "x" }, named("ping").message);
     connection.send({ ...named("pong").message, id });
   }
-  assert.equal((await heard.next()).state.name, "connected");
-  assert.equal(heard.size, 0);
+  assert.equal((await events.next()).state.name, "connected");
+  assert.equal(events.size, 0);
 });

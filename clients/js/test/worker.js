@@ -1,4 +1,4 @@
-/** The client in a worker of a browser: it tells the page all that it hears. */
+/** The client in a browser's worker, which posts states and documents to the page. */
 
 import { connect } from "../routecast.js";
 

@@ -10,20 +10,20 @@ export class HealthPoll {
   #url;
   #onHealth;
   #active = false;
-  #asking = false;
+  #isPolling = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
 
   /**
    * @param {string} url
-   * @param {(health: Health | null) => void} onHealth called with each answer; null where there was none
+   * @param {(health: Health | null) => void} onHealth called with each answer; null without one
    */
   constructor(url, onHealth) {
     this.#url = url;
     this.#onHealth = onHealth;
   }
 
-  /** Ask now, and from then on each ten seconds. */
+  /** Poll now, and then every ten seconds. */
   start() {
     this.#active = true;
     void this.#poll();
@@ -35,11 +35,11 @@ export class HealthPoll {
   }
 
   async #poll() {
-    if (this.#asking) return;
+    if (this.#isPolling) return;
     clearTimeout(this.#timer);
-    this.#asking = true;
-    const health = await this.#ask();
-    this.#asking = false;
+    this.#isPolling = true;
+    const health = await this.#fetch();
+    this.#isPolling = false;
     if (!this.#active) return;
     this.#onHealth(health);
     this.#timer = setTimeout(() => void this.#poll(), PERIOD_MS);
@@ -50,7 +50,7 @@ export class HealthPoll {
    *
    * @returns {Promise<Health | null>}
    */
-  async #ask() {
+  async #fetch() {
     try {
       const options = { cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(PATIENCE_MS) };
       const answer = await fetch(this.#url, options);

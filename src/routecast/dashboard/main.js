@@ -1,23 +1,23 @@
-/** Wires the stream, the health poll and the view together. */
+/** Connects the stream and the health poll with the renderer. */
 
 import { connect } from "./client/routecast.js";
 import { HealthPoll } from "./health.js";
 import { VIEW } from "./page_view.js";
 import { RateHistory } from "./rates.js";
 import { part } from "./rows.js";
-import { tellsChanges } from "./status.js";
-import { View, renderTitle } from "./renderer.js";
+import { sendsChangesOnly } from "./status.js";
+import { PageRenderer, renderTitle } from "./renderer.js";
 import { prepareCommands } from "./welcome.js";
 
 /** @typedef {import("./page_view.js").Metrics} Metrics */
 
-/** Twice a second, so that no countdown is seen to skip a number. */
+/** Twice a second, so that a countdown skips no number. */
 const TICK_MS = 500;
 
-/** A document may come a little late. */
+/** After this silence nothing has changed; a document may come a little late. */
 const QUIET_MS = 1_500 * VIEW.interval;
 
-/** A person looks on, who should soon be told that nothing is heard. */
+/** Shorter than the default, because the user should soon see that no message arrives. */
 const PATIENCE_MS = 5_000;
 
 const address = new URL(".", location.href).href;
@@ -34,17 +34,17 @@ const page = {
   health: null,
 };
 const history = new RateHistory();
-const view = new View();
-let renderAsked = false;
+const renderer = new PageRenderer();
+let isRenderScheduled = false;
 
-/** However many documents come before the next animation frame, only the newest is drawn. */
+/** Of the documents that come before the next animation frame, only the newest is drawn. */
 function render() {
   renderTitle(page);
-  if (renderAsked) return;
-  renderAsked = true;
+  if (isRenderScheduled) return;
+  isRenderScheduled = true;
   requestAnimationFrame(() => {
-    renderAsked = false;
-    view.render(page, history.points, Date.now());
+    isRenderScheduled = false;
+    renderer.render(page, history.points, Date.now());
   });
 }
 
@@ -66,7 +66,7 @@ client.subscribe(
     render();
   },
   (error) => {
-    if (error.code === "closed") return; // the state says so
+    if (error.code === "closed") return; // the state shows it
     if (page.failure === null) healthPoll.start();
     page.failure = error.message;
     render();
@@ -87,7 +87,7 @@ client.onState((state) => {
 });
 
 /**
- * The server's time, in ms since 1970: the newest document's, plus the time since it came.
+ * The server's time, in ms since 1970: the newest document's timestamp, plus the time since it came.
  *
  * @param {number} silence in ms
  */
@@ -96,10 +96,10 @@ function serverTime(silence) {
   return (Number.isNaN(at) ? page.receivedAt : at) + silence;
 }
 
-/** Where a server that is heard sends nothing new, the total stays what it is. */
+/** While a connected server sends no change, the total is unchanged. */
 function tick() {
   const silence = Date.now() - page.receivedAt;
-  if (page.current && page.metrics && tellsChanges(page.stream) && silence > QUIET_MS) {
+  if (page.current && page.metrics && sendsChangesOnly(page.stream) && silence > QUIET_MS) {
     history.assume(page.metrics.total_decisions, serverTime(silence));
   }
   render();

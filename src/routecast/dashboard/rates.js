@@ -2,13 +2,13 @@
 
 /** @typedef {{at: number, rate: number | null}} RatePoint `at` in ms since 1970; a null rate is a gap */
 
-/** How far back the movement is kept. */
+/** How long points are kept. */
 export const KEPT_MS = 5 * 60_000;
 
 /** Two documents closer than this are one: over a few milliseconds any rate is noise. */
 const SHORTEST_STEP_MS = 500;
 
-/** Documents further apart say nothing about the time between them; a server sends one each 25 s. */
+/** Between documents further apart the rate is unknown; a server sends one every 25 s. */
 const LONGEST_STEP_MS = 30_000;
 
 /** The last five minutes, oldest first. */
@@ -28,7 +28,7 @@ export class RateHistory {
    * @param {number} at ms since 1970, by the server's clock
    */
   add(total, at) {
-    // It was on its way when its absence was assumed.
+    // The document was on its way when the total was assumed to be unchanged.
     if (at >= this.#sureAt) this.#forgetAssumed(at - SHORTEST_STEP_MS);
     this.#sureAt = at;
     this.#put(total, at);
@@ -44,7 +44,7 @@ export class RateHistory {
     if (this.#last) this.#put(total, at);
   }
 
-  /** Whether more came is not known: what was assumed is not, and the next document follows a gap. */
+  /** The connection is lost: assumed points are unknown again, and the next document follows a gap. */
   interrupt() {
     this.#forgetAssumed(this.#sureAt);
     this.#last = undefined;

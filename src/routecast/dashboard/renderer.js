@@ -1,10 +1,10 @@
-/** Puts all that the page knows into the elements of index.html. */
+/** Renders the state of the page into the elements of index.html. */
 
 import { UNKNOWN, formatConfidence, formatCount, formatLatency, formatMoney, formatRate, formatShare } from "./format.js";
 import { Panels } from "./panels.js";
 import { part, setText } from "./rows.js";
 import { Sparkline } from "./sparkline.js";
-import { describe, describeAge, describeHealth, describeLimits, describeTitle, isBarred } from "./status.js";
+import { describe, describeAge, describeHealth, describeLimits, describeTitle, isForbidden } from "./status.js";
 
 /** @typedef {import("./page_view.js").Metrics} Metrics */
 /** @typedef {import("./rates.js").RatePoint} RatePoint */
@@ -40,8 +40,8 @@ export function renderTitle(page) {
   if (document.title !== title) document.title = title;
 }
 
-/** Keeps the page in step with what is known. */
-export class View {
+/** Renders the page; elements are touched only where they change. */
+export class PageRenderer {
   #panels = new Panels();
   #sparkline = new Sparkline(part(document, ".movement"));
   /** @type {Metrics | null} */
@@ -87,11 +87,11 @@ export class View {
 
   /** @param {PageState} page */
   #renderSections({ stream, metrics }) {
-    const barred = isBarred(stream);
+    const forbidden = isForbidden(stream);
     const empty = metrics?.total_decisions === 0;
-    byId("barred").hidden = !barred;
-    byId("welcome").hidden = !empty || barred;
-    byId("numbers").hidden = empty || (barred && metrics === null);
+    byId("forbidden").hidden = !forbidden;
+    byId("welcome").hidden = !empty || forbidden;
+    byId("numbers").hidden = empty || (forbidden && metrics === null);
   }
 
   /** @param {Metrics} metrics */

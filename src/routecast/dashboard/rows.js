@@ -66,7 +66,7 @@ export class KeyedRows {
    * Show the first items, in their order.
    *
    * @param {T[]} items
-   * @returns {T[]} those there was no room for
+   * @returns {T[]} the items that are not shown
    */
   render(items) {
     const shown = items.slice(0, MOST_ROWS);

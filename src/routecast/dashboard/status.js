@@ -54,7 +54,7 @@ export function describe(page, now) {
       return { word: "Reconnecting", countdown: ` in ${seconds} s`, tone: "wait", reason: stream.reason, canRetry: true };
     }
     case "closed":
-      return stale(isBarred(stream) ? "the server refuses this page" : stream.reason, "Refused");
+      return stale(isForbidden(stream) ? "the server refuses this page" : stream.reason, "Refused");
     case "stale":
       return stale(stream.reason);
     case "connected":
@@ -79,7 +79,7 @@ function connecting(again) {
  *
  * @param {State} stream
  */
-export function isBarred(stream) {
+export function isForbidden(stream) {
   return stream.name === "closed" && stream.status === FORBIDDEN;
 }
 
@@ -88,7 +88,7 @@ export function isBarred(stream) {
  *
  * @param {State} stream
  */
-export function tellsChanges(stream) {
+export function sendsChangesOnly(stream) {
   return stream.name === "connected" && stream.protocol === "routecast.v1";
 }
 
@@ -119,7 +119,7 @@ export function describeAge(page, status, now) {
   const age = now - page.receivedAt;
   const recent = age < 2_000;
   if (status.reason) return `Received ${recent ? "just now" : `${formatAge(age)} ago`}; ${status.reason}`;
-  const quiet = tellsChanges(page.stream) ? `No change for ${formatAge(age)}` : `Updated ${formatAge(age)} ago`;
+  const quiet = sendsChangesOnly(page.stream) ? `No change for ${formatAge(age)}` : `Updated ${formatAge(age)} ago`;
   return `${recent ? "Updated just now" : quiet}${SOURCES[sourceOf(page)] ?? ""}`;
 }
 

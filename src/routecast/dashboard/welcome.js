@@ -27,7 +27,7 @@ export function allowPage(page) {
  */
 export function prepareCommands(page) {
   prepareCommand(part(document, "#welcome .command"), firstDecision(page));
-  prepareCommand(part(document, "#barred .command"), allowPage(page));
+  prepareCommand(part(document, "#forbidden .command"), allowPage(page));
 }
 
 /**
