@@ -34,7 +34,7 @@ MAX_BULK_GROUP: Final = 4_000
 # Minutes are kept for at least this number of days.
 MIN_MINUTE_DAYS: Final = 8
 # A node's report about itself is valid for this time, in seconds.
-CENSUS_SECONDS: Final = 15.0
+PRESENCE_SECONDS: Final = 15.0
 
 
 class Clock(Protocol):
@@ -483,31 +483,28 @@ class Bus(Protocol):
 
 
 class Cluster(Protocol):
-    """What nodes agree on. A node on its own is a cluster of one, and never fails."""
+    """What nodes agree on. A single node is a cluster of one, and its cluster never fails."""
 
     async def claim(self, work: str, seconds: float) -> bool:
-        """Return whether this node is the one to do some work, which it then has for `seconds`.
+        """Claim some work for `seconds`. Return whether this node has it now.
 
-        While it is claimed, no node gets it, this one included. Raises Unavailable.
+        While it is claimed, no node can claim it again, not even this one. Raises Unavailable.
         """
         ...
 
-    async def tell(self, connections: int) -> None:
-        """Let the others know how many streams this node has; again within CENSUS_SECONDS.
+    async def report_connections(self, connections: int) -> None:
+        """Report the number of this node's streams; call it again within PRESENCE_SECONDS.
 
         Raises Unavailable.
         """
         ...
 
-    async def connections(self) -> int:
-        """Return how many streams all nodes have together; those that fell silent do not count.
-
-        Raises Unavailable.
-        """
+    async def total_connections(self) -> int:
+        """Return the number of streams of all nodes whose report is valid. Raises Unavailable."""
         ...
 
     async def close(self) -> None:
-        """Leave the cluster, and let go of the engine. May be called twice."""
+        """Leave the cluster and release the engine. May be called twice."""
         ...
 
 

@@ -9,7 +9,7 @@ from tests.support.server import Edge, Server
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
 ALLOWED = "https://grafana.example"
-# By the rules of the door: allowed by name, of this machine, of the server's own address.
+# By the rules of `Sites`: allowed by name, of this machine, of the server's own address.
 MAY = [ALLOWED, "http://localhost:5173", "own"]
 MAY_NOT = ["https://evil.example", "http://grafana.example", "null"]
 

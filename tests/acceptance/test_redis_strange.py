@@ -48,8 +48,8 @@ async def assert_unavailable(shared: SharedRedis, answer: str) -> None:
         lambda: cache.put(Snapshot(Position("e", 1), NOW)),
         lambda: cache.invalidate(Position("e", 1)),
         lambda: cluster.claim("look", 1),
-        lambda: cluster.tell(1),
-        cluster.connections,
+        lambda: cluster.report_connections(1),
+        cluster.total_connections,
     ]
     if answer != "empty list":  # which an empty stream would answer
         calls.append(lambda: bus.deltas(Position("e", 1)))

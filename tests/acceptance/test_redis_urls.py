@@ -20,7 +20,7 @@ DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
 
 
 async def assert_shared(url: str, prefix: str | None = None) -> None:
-    """Assert that nodes have a bus, a cache and a census in common there."""
+    """Assert that nodes have a bus, a cache and their numbers of streams in common there."""
     shared = SharedRedis(url, prefix)
     cache, cluster = shared.cache(), shared.cluster()
     heard: list[Delta | Position] = []
@@ -34,8 +34,8 @@ async def assert_shared(url: str, prefix: str | None = None) -> None:
     await cache.invalidate(Position("e", 2))
     assert await cache.get() is None
     assert await cluster.claim("look", 600)
-    await cluster.tell(3)
-    assert await cluster.connections() == 3
+    await cluster.report_connections(3)
+    assert await cluster.total_connections() == 3
     await cache.close()
     await cluster.close()
 

@@ -111,9 +111,9 @@ def main() -> None:
     instruments = Instruments()
     manager = ConnectionManager(instruments, limit=1_000)
     renders = cast(Any, NoRenders())
-    door = AdmissionControl(manager, renders, interval=5, sites=Sites(), max_per_address=0)
+    admission = AdmissionControl(manager, renders, interval=5, sites=Sites(), max_per_address=0)
     heartbeat = Heartbeat(SystemTimers())
-    edge = EchoEdge(EchoPeers(manager), door, heartbeat, instruments, compress=True)
+    edge = EchoEdge(EchoPeers(manager), admission, heartbeat, instruments, compress=True)
     config = uvicorn.Config(
         Response(status_code=404),
         http=cast(

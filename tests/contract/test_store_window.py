@@ -62,7 +62,7 @@ def test_every_window_equals_a_count(
             found = await store.window(query_of(view), now)
             assert found.position == position
             assert found.still
-            moment = found.moment(now + DAY)
+            moment = found.document_time(now + DAY)
             document = render(found, view, moment, Baseline("big", 3 * 10**9, 15 * 10**9))
             expected = expect(
                 facts,

@@ -16,7 +16,7 @@ from routecast.adapters.cluster.redis import RedisCluster
 from routecast.adapters.redis_client import RedisLink
 from routecast.circuit_breaker import CircuitBreaker
 from routecast.instruments import Instruments
-from routecast.ports import CENSUS_SECONDS, Bus, Cache, Cluster
+from routecast.ports import PRESENCE_SECONDS, Bus, Cache, Cluster
 
 # An engine that works answers within this time, in seconds.
 PATIENCE = 30.0
@@ -33,7 +33,7 @@ class Shared(Protocol):
         """Make a bus of one node."""
         ...
 
-    def cluster(self, census: float = CENSUS_SECONDS) -> Cluster:
+    def cluster(self, presence: float = PRESENCE_SECONDS) -> Cluster:
         """Make a cluster of one node, whose report is valid for this number of seconds."""
         ...
 
@@ -50,7 +50,7 @@ class SharedMemory:
     def bus(self) -> Bus:
         return self._bus
 
-    def cluster(self, census: float = CENSUS_SECONDS) -> Cluster:
+    def cluster(self, presence: float = PRESENCE_SECONDS) -> Cluster:
         return MemoryCluster()
 
 
@@ -71,8 +71,8 @@ class SharedRedis:
     def bus(self) -> RedisBus:
         return RedisBus(self.link(), self.instruments)
 
-    def cluster(self, census: float = CENSUS_SECONDS) -> RedisCluster:
-        return RedisCluster(self.link(), census)
+    def cluster(self, presence: float = PRESENCE_SECONDS) -> RedisCluster:
+        return RedisCluster(self.link(), presence)
 
 
 @asynccontextmanager

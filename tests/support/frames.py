@@ -7,10 +7,10 @@ from routecast.core.view import View
 from routecast.services.metrics_reader import MetricsReader
 
 
-async def frame_of(latest: MetricsReader, view: View) -> EncodedDocument:
+async def frame_of(reader: MetricsReader, view: View) -> EncodedDocument:
     """Return a view's newest frame, once it can be made."""
     while True:
-        frames = await latest.frames({view: ""})
+        frames = await reader.frames({view: ""})
         if view in frames:
             return frames[view]
         await asyncio.sleep(0)

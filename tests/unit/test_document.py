@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.document import encode_document, error_frame, stamp
+from routecast.core.document import encode_document, error_frame, finish
 from routecast.protocol import Position, Source
 from tests.support.decisions import NOW
 from tests.support.oracle import stamped
@@ -28,7 +28,7 @@ def test_stamped_document_is_json_with_its_timestamp_last(
     document: dict[str, Any], now: int, source: Source
 ) -> None:
     """The document itself, then when: RFC 3339 in UTC with six decimals."""
-    frame = stamp(encode_document(document), now, source, POSITION)
+    frame = finish(encode_document(document), now, source, POSITION)
     read = json.loads(frame.body)
     assert read == stamped(document, now)
     assert list(read) == [*document, "timestamp"]
@@ -40,8 +40,8 @@ def test_stamped_document_is_json_with_its_timestamp_last(
 
 def test_same_document_is_stamped_again_without_a_change() -> None:
     """An encoding can be used for many ticks."""
-    opened = encode_document({"total_decisions": 150})
-    first, second = (stamp(opened, now, Source.LIVE, POSITION) for now in (NOW, NOW + 1))
+    unterminated = encode_document({"total_decisions": 150})
+    first, second = (finish(unterminated, now, Source.LIVE, POSITION) for now in (NOW, NOW + 1))
     assert first.body == b'{"total_decisions":150,"timestamp":"2026-01-31T12:34:56.789123+00:00"}'
     assert second.body == b'{"total_decisions":150,"timestamp":"2026-01-31T12:34:56.789124+00:00"}'
 
@@ -49,7 +49,7 @@ def test_same_document_is_stamped_again_without_a_change() -> None:
 @pytest.mark.parametrize("now", [0, 10**6, NOW // 10**6 * 10**6])
 def test_whole_seconds_keep_their_decimals(now: int) -> None:
     """A timestamp has one shape."""
-    assert b".000000+00:00" in stamp(encode_document({}), now, Source.LIVE, POSITION).body
+    assert b".000000+00:00" in finish(encode_document({}), now, Source.LIVE, POSITION).body
 
 
 def test_error_document_is_the_contracts() -> None:

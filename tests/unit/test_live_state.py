@@ -142,7 +142,7 @@ class Node:
         self.live.followers.append(self)
 
     def learn(self, _: Iterable[Key]) -> None:
-        held = self.live.held()
+        held = self.live.last_known()
         if held is not None and held.snapshot not in self.loaded:
             self.loaded.append(held.snapshot)
 
@@ -265,7 +265,7 @@ async def test_a_large_commit_is_applied_between_others_turns(node: Node) -> Non
         node.bus.publish(done.delta)
         node.bus.publish(done.delta)  # a bus may say things twice
         assert node.live.current() is None
-        assert node.live.held() is None
+        assert node.live.last_known() is None
         await asyncio.sleep(0)  # one piece
         assert node.live.current() is None
         await node.commit(LARGE_CELLS + 1)

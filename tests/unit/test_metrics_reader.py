@@ -56,8 +56,8 @@ class LostCache(MemoryCache):
         raise Unavailable("connection refused")
 
 
-class Everything:
-    """Every source there is, each to be filled or broken by hand, and `latest` over them."""
+class AllSources:
+    """Every source there is, each to be filled or broken by hand, and `reader` over them."""
 
     def __init__(self, store: CountingStore, clock: HeldClock, cache: MemoryCache) -> None:
         self.store = store
@@ -66,7 +66,7 @@ class Everything:
         self.bus = MemoryBus()
         self.instruments = Instruments()
         self.live: Snapshot | None = None
-        self.sources = SnapshotLoader(
+        self.loader = SnapshotLoader(
             store,
             cache,
             self.bus,
@@ -77,12 +77,12 @@ class Everything:
             Topology(),
         )
         self.last: Snapshot | None = None
-        self.latest = MetricsReader(self.reading, self.held, self.sources, clock, self.instruments)
+        self.reader = MetricsReader(self.reading, self.last_known, self.loader, clock, self.instruments)
 
     def reading(self) -> Reading | None:
         return Reading(self.live, Source.LIVE, self.clock.now()) if self.live else None
 
-    def held(self) -> Reading | None:
+    def last_known(self) -> Reading | None:
         return Reading(self.last, Source.STALE, self.clock.now()) if self.last else None
 
     def count(self, name: str, **labels: str) -> float:
@@ -90,7 +90,7 @@ class Everything:
 
     async def ask(self) -> tuple[Source | None, int | None]:
         """Return where the count of decisions comes from, and what it is."""
-        frame = await frame_of(self.latest, COUNT)
+        frame = await frame_of(self.reader, COUNT)
         return frame.source, json.loads(frame.body).get("total_decisions")
 
 
@@ -102,18 +102,18 @@ def snapshot(count: int) -> Snapshot:
 
 
 @pytest.fixture
-async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[Everything]:
+async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[AllSources]:
     """Nothing live, nothing cached, an empty database."""
     store = CountingStore(path)
     await store.open()
-    yield Everything(store, clock, cache)
+    yield AllSources(store, clock, cache)
     await store.close()
 
 
 # -- which source -------------------------------------------------------------------------------
 
 
-async def test_sources_are_asked_best_first(sources: Everything) -> None:
+async def test_sources_are_asked_best_first(sources: AllSources) -> None:
     """Live, then cache, then database: each has another count here."""
     await sources.store.commit([[kept(1), kept(2), kept(3)]], NOW)
     sources.live = snapshot(1)
@@ -130,7 +130,7 @@ async def test_sources_are_asked_best_first(sources: Everything) -> None:
         assert sources.count("snapshots_served", source=source) == 1
 
 
-async def test_cached_snapshot_is_brought_up_to_date(sources: Everything) -> None:
+async def test_cached_snapshot_is_brought_up_to_date(sources: AllSources) -> None:
     """By the deltas since; where the bus has them no more, it is not used."""
     await sources.cache.put(snapshot(2))
     sources.bus.publish(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
@@ -140,7 +140,7 @@ async def test_cached_snapshot_is_brought_up_to_date(sources: Everything) -> Non
     assert await sources.ask() == (Source.DATABASE, 0)
 
 
-async def test_no_number_goes_back(sources: Everything) -> None:
+async def test_no_number_goes_back(sources: AllSources) -> None:
     """Older ones of the same history are not taken, whatever source has them."""
     sources.live = snapshot(3)
     await sources.ask()
@@ -155,13 +155,13 @@ async def test_no_number_goes_back(sources: Everything) -> None:
     sources.clock.moment += SECOND
     assert await sources.ask() == (Source.CACHE, 6)
     sources.live = snapshot(5)
-    assert sources.latest.reading_now() is None
+    assert sources.reader.reading_now() is None
     assert await sources.ask() == (Source.CACHE, 6)
     sources.live = snapshot(6)
     assert await sources.ask() == (Source.LIVE, 6)
 
 
-async def test_last_known_answers_when_no_source_can(sources: Everything) -> None:
+async def test_last_known_answers_when_no_source_can(sources: AllSources) -> None:
     """Marked stale, as old as it is; with a source again, that one answers."""
     sources.live = snapshot(3)
     await sources.ask()
@@ -169,28 +169,28 @@ async def test_last_known_answers_when_no_source_can(sources: Everything) -> Non
     with broken(sources.store.path):
         sources.clock.moment += 10 * SECOND
         assert await sources.ask() == (Source.STALE, 3)
-        assert (await sources.latest.read()).as_of == NOW
+        assert (await sources.reader.read()).as_of == NOW
         sources.clock.moment += 10 * SECOND
         assert await sources.ask() == (Source.STALE, 3)
-        assert (await sources.latest.read()).as_of == NOW
+        assert (await sources.reader.read()).as_of == NOW
     sources.clock.moment += SECOND
     assert await sources.ask() == (Source.DATABASE, 0)
 
 
-async def test_error_document_when_nothing_is_known(sources: Everything) -> None:
+async def test_error_document_when_nothing_is_known(sources: AllSources) -> None:
     """Neither live, cache, database nor anything before; the next try may succeed."""
     with broken(sources.store.path):
-        frame = await frame_of(sources.latest, WHOLE)
+        frame = await frame_of(sources.reader, WHOLE)
         assert json.loads(frame.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
         assert frame.source is None
         with pytest.raises(Unavailable):
-            await sources.latest.read()
+            await sources.reader.read()
     sources.clock.moment += SECOND
     assert await sources.ask() == (Source.DATABASE, 0)
 
 
 async def test_what_the_database_said_is_cached(
-    sources: Everything, caplog: pytest.LogCaptureFixture
+    sources: AllSources, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first look is a miss, the next a hit; both are logged and counted."""
     caplog.set_level(logging.INFO, "routecast.services.snapshot_loader")
@@ -204,7 +204,7 @@ async def test_what_the_database_said_is_cached(
     ]
     assert (sources.count("cache", result="miss"), sources.count("cache", result="hit")) == (1, 1)
     assert sources.store.loads == 1
-    assert not sources.sources.cache_failing
+    assert not sources.loader.cache_failing
 
 
 async def test_lost_cache_costs_nothing_but_time(
@@ -213,17 +213,17 @@ async def test_lost_cache_costs_nothing_but_time(
     """The database answers, and it is told that the cache fails."""
     store = CountingStore(path)
     await store.open()
-    sources = Everything(store, clock, LostCache(clock))
+    sources = AllSources(store, clock, LostCache(clock))
     assert await sources.ask() == (Source.DATABASE, 0)
-    assert sources.sources.cache_failing
+    assert sources.loader.cache_failing
     assert sources.count("cache", result="error") == 1
     assert "Metrics cache cannot be used: connection refused" in caplog.text
     await store.close()
 
 
-async def test_engines_are_asked_once_however_many_ask(sources: Everything) -> None:
+async def test_engines_are_asked_once_however_many_ask(sources: AllSources) -> None:
     """Those who come while one is asking share its answer; for a second, so do later ones."""
-    frames = await asyncio.gather(*(frame_of(sources.latest, WHOLE) for _ in range(50)))
+    frames = await asyncio.gather(*(frame_of(sources.reader, WHOLE) for _ in range(50)))
     assert {frame.source for frame in frames} == {Source.DATABASE}
     assert sources.store.loads == 1
     assert sources.count("cache", result="miss") == 1
@@ -235,15 +235,15 @@ async def test_engines_are_asked_once_however_many_ask(sources: Everything) -> N
     assert (sources.store.loads, sources.count("cache", result="hit")) == (1, 1)
 
 
-async def test_engines_that_fail_are_asked_once_too(sources: Everything) -> None:
+async def test_engines_that_fail_are_asked_once_too(sources: AllSources) -> None:
     """Nobody waits for a lost database in turn behind all others."""
     with broken(sources.store.path):
-        frames = await asyncio.gather(*(frame_of(sources.latest, WHOLE) for _ in range(20)))
+        frames = await asyncio.gather(*(frame_of(sources.reader, WHOLE) for _ in range(20)))
     assert {frame.source for frame in frames} == {None}
     assert sources.store.loads == 1
 
 
-async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Everything) -> None:
+async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: AllSources) -> None:
     """They were asked just now: what was live a moment ago still says it best."""
     await sources.ask()
     sources.live = snapshot(3)
@@ -255,19 +255,19 @@ async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: Ever
 # -- encoding -----------------------------------------------------------------------------------
 
 
-async def test_unchanged_view_is_not_rendered_again(sources: Everything) -> None:
+async def test_unchanged_view_is_not_rendered_again(sources: AllSources) -> None:
     """However often it is asked for, and whatever source says it; only its timestamp is new."""
     sources.live = snapshot(2)
-    first = await frame_of(sources.latest, WHOLE)
+    first = await frame_of(sources.reader, WHOLE)
     sources.clock.moment += 10 * MINUTE
-    second = await frame_of(sources.latest, View())
+    second = await frame_of(sources.reader, View())
     assert sources.count("renders") == 1
     before, after = json.loads(first.body), json.loads(second.body)
     assert before.pop("timestamp") < after.pop("timestamp")
     assert before == after
 
 
-async def test_commit_is_rendered(sources: Everything) -> None:
+async def test_commit_is_rendered(sources: AllSources) -> None:
     """A new position is a new document."""
     sources.live = snapshot(2)
     assert await sources.ask() == (Source.LIVE, 2)
@@ -289,23 +289,23 @@ async def test_commit_is_rendered(sources: Everything) -> None:
     ids=["all", "window", "rate", "both"],
 )
 async def test_time_moves_what_depends_on_it(
-    sources: Everything, view: View, renders: list[int]
+    sources: AllSources, view: View, renders: list[int]
 ) -> None:
     """A window by the minute, a rate always, and all of history never."""
     sources.live = snapshot(1)
     counted = []
     for moment in (NOW, NOW // MINUTE * MINUTE + MINUTE - 1, NOW // MINUTE * MINUTE + MINUTE):
         sources.clock.moment = moment
-        await frame_of(sources.latest, view)
+        await frame_of(sources.reader, view)
         counted.append(sources.count("renders"))
     assert counted == renders
 
 
-async def test_frames_of_many_views_are_of_one_reading(sources: Everything) -> None:
+async def test_frames_of_many_views_are_of_one_reading(sources: AllSources) -> None:
     """Each its own document, with the filters it has."""
     sources.live = snapshot(2)
     views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
-    frames = await sources.latest.frames(dict.fromkeys(views, ""))
+    frames = await sources.reader.frames(dict.fromkeys(views, ""))
     counts = [json.loads(frames[view].body)["total_decisions"] for view in views]
     assert counts == [2, 2, 0]
     assert sources.count("snapshots_served", source="live") == 1
@@ -313,23 +313,23 @@ async def test_frames_of_many_views_are_of_one_reading(sources: Everything) -> N
 
 
 async def test_encodings_kept_have_a_bound(
-    sources: Everything, monkeypatch: pytest.MonkeyPatch
+    sources: AllSources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The least lately used goes first."""
     monkeypatch.setattr(module, "MAX_VIEWS", 2)
     sources.live = snapshot(1)
     a, b, c = (View(strategy=frozenset({name})) for name in "abc")
     for view, renders in ((a, 1), (b, 2), (a, 2), (c, 3), (a, 3), (b, 4), (c, 5), (b, 5)):
-        await frame_of(sources.latest, view)
+        await frame_of(sources.reader, view)
         assert sources.count("renders") == renders, view
 
 
-async def test_view_that_cannot_be_rendered_spoils_no_other(sources: Everything) -> None:
+async def test_view_that_cannot_be_rendered_spoils_no_other(sources: AllSources) -> None:
     """A snapshot too old for a window still has its total."""
     sources.live = snapshot(1)
     sources.clock.moment += COVERAGE
     window = View(window="5m")
-    frames = await sources.latest.frames({window: "", COUNT: ""})
+    frames = await sources.reader.frames({window: "", COUNT: ""})
     document: dict[str, Any] = json.loads(frames[window].body)
     assert document["error"] == "Failed to fetch metrics"
     assert json.loads(frames[COUNT].body)["total_decisions"] == 1
@@ -341,7 +341,7 @@ WINDOW = View(fields=("total_decisions", "rate", "latency_ms"), window="1h")
 
 
 @pytest.fixture
-async def windowed(sources: Everything) -> AsyncIterator[MetricsReader]:
+async def windowed(sources: AllSources) -> AsyncIterator[MetricsReader]:
     """Live state with no room for windows, over a database with three decisions."""
     sources.live = snapshot(0)
     for number in (1, 2, 3):
@@ -354,7 +354,7 @@ async def windowed(sources: Everything) -> AsyncIterator[MetricsReader]:
     windows = Windows(sources.store, sources.clock, 1_000_000)
     yield MetricsReader(
         sources.reading,
-        sources.held,
+        sources.last_known,
         sources.sources,
         sources.clock,
         sources.instruments,
@@ -364,7 +364,7 @@ async def windowed(sources: Everything) -> AsyncIterator[MetricsReader]:
 
 
 async def test_window_that_live_state_lacks_comes_from_the_database(
-    windowed: MetricsReader, sources: Everything
+    windowed: MetricsReader, sources: AllSources
 ) -> None:
     """With a rate and percentiles; the total is still answered live."""
     frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
@@ -393,7 +393,7 @@ async def test_rate_over_all_time_needs_minutes(windowed: MetricsReader) -> None
 
 
 async def test_window_never_goes_back_between_live_state_and_database(
-    windowed: MetricsReader, sources: Everything
+    windowed: MetricsReader, sources: AllSources
 ) -> None:
     """Whichever of the two was newer when it answered last."""
     assert sources.live is not None
@@ -416,7 +416,7 @@ async def test_window_never_goes_back_between_live_state_and_database(
 
 
 async def test_window_is_an_error_where_the_database_cannot_be_read(
-    windowed: MetricsReader, sources: Everything, path: Path
+    windowed: MetricsReader, sources: AllSources, path: Path
 ) -> None:
     """Nothing is made up; what is in memory is still answered."""
     with broken(path):
@@ -427,7 +427,7 @@ async def test_window_is_an_error_where_the_database_cannot_be_read(
 
 @pytest.mark.parametrize("step", [COVERAGE, -2 * MINUTE])
 async def test_windows_are_answered_right_after_a_clock_step(
-    windowed: MetricsReader, sources: Everything, step: int
+    windowed: MetricsReader, sources: AllSources, step: int
 ) -> None:
     """By the database, for the window as the clock has it now."""
     assert sources.live is not None

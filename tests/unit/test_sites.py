@@ -45,7 +45,7 @@ SITES = Sites(
 )
 def test_hosts_that_are_answered_for(host: str) -> None:
     """Addresses, names nobody else can own, hosts of allowed origins, and those that are listed."""
-    SITES.check_host(host)
+    SITES.require_known_host(host)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_hosts_that_are_answered_for(host: str) -> None:
 def test_hosts_of_others(host: str) -> None:
     """A name that could be made to point here by its owner; the error names the setting."""
     with pytest.raises(Misdirected, match="ROUTECAST_ALLOWED_HOSTS"):
-        SITES.check_host(host)
+        SITES.require_known_host(host)
 
 
 @pytest.mark.parametrize(
@@ -84,21 +84,21 @@ def test_what_is_no_host(host: str) -> None:
     """It is refused as a bad request, also where all hosts are allowed."""
     for sites in (SITES, Sites(hosts={"*"})):
         with pytest.raises(BadBody, match="Host"):
-            sites.check_host(host)
+            sites.require_known_host(host)
 
 
 def test_all_hosts_may_be_allowed() -> None:
     """By the setting for hosts; that for origins does not turn the check off."""
-    Sites(hosts={"*"}).check_host("evil.example")
+    Sites(hosts={"*"}).require_known_host("evil.example")
     with pytest.raises(Misdirected):
-        Sites(origins={"*"}).check_host("evil.example")
+        Sites(origins={"*"}).require_known_host("evil.example")
 
 
 def test_an_international_name_is_one_in_all_its_forms() -> None:
     """As punycode, as UTF-8 bytes, composed or in capitals."""
     sites = Sites(hosts={host_entry("Bücher.example")})
     for host in ("xn--bcher-kva.example", "XN--BCHER-KVA.example.", "bÃ¼cher.example"):
-        sites.check_host(host)
+        sites.require_known_host(host)
     assert host_entry("straße.example") == "xn--strae-oqa.example"  # as browsers have it
 
 
@@ -107,7 +107,7 @@ def test_an_international_name_is_one_in_all_its_forms() -> None:
 def test_any_host_is_answered_for_or_refused(host: str) -> None:
     """Nothing but an error with a status is raised."""
     with suppress(RoutecastError):
-        SITES.check_host(host)
+        SITES.require_known_host(host)
 
 
 LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
@@ -120,8 +120,8 @@ def test_a_host_matches_as_clients_may_write_it(name: str, port: int | None, dot
     """In any case, with any port, and with a dot at its end; one under it is another host."""
     sites = Sites(hosts={host_entry(name)})
     written = name.upper() + "." * dot + ("" if port is None else f":{port}")
-    assert sites.serves(written)
-    assert not sites.serves(f"y.{written}") or name.endswith(".localhost")
+    assert sites.is_known_host(written)
+    assert not sites.is_known_host(f"y.{written}") or name.endswith(".localhost")
 
 
 # -- Origin -------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_a_host_matches_as_clients_may_write_it(name: str, port: int | None, dot
 )
 def test_origins_that_may_connect(origin: str | None, host: str | None) -> None:
     """No browser, our own page, one machine's pages among themselves, and those named."""
-    SITES.check_origin(origin, host)
+    SITES.require_allowed_origin(origin, host)
 
 
 @pytest.mark.parametrize(
@@ -188,19 +188,19 @@ def test_origins_that_may_connect(origin: str | None, host: str | None) -> None:
 def test_origins_that_may_not_connect(origin: str, host: str | None) -> None:
     """A page of somebody else's, and headers that make no sense; the error shows the setting."""
     with pytest.raises(Forbidden, match=r"may not connect; .* ROUTECAST_ALLOWED_ORIGINS"):
-        SITES.check_origin(origin, host)
+        SITES.require_allowed_origin(origin, host)
 
 
 def test_star_allows_all_origins() -> None:
     """Where the network is trusted."""
-    Sites(origins={"*"}).check_origin("null", None)
+    Sites(origins={"*"}).require_allowed_origin("null", None)
 
 
 @given(st.none() | st.text(), st.none() | st.text())
 def test_any_headers_are_let_in_or_refused(origin: str | None, host: str | None) -> None:
     """Nothing but Forbidden is raised, and only where there is an origin."""
     try:
-        Sites().check_origin(origin, host)
+        Sites().require_allowed_origin(origin, host)
     except Forbidden:
         assert origin is not None
 
@@ -269,8 +269,8 @@ def test_an_accepted_origin_matches(scheme: str, name: str, port: int | None, wi
     sites = Sites({origin_entry(typed)})
     page = f"{scheme}://{'a.' * wild}{name}" + ("" if port is None else f":{port}")
     sent = str(read_origin(page))
-    assert sites.may_enter(sent, "metrics.example")
-    assert sites.serves(sent.partition("://")[2])
+    assert sites.is_allowed_origin(sent, "metrics.example")
+    assert sites.is_known_host(sent.partition("://")[2])
 
 
 @pytest.mark.parametrize(

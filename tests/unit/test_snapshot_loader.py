@@ -48,7 +48,7 @@ def cluster(timers: HeldTimers) -> MemoryCluster:
 
 
 @pytest.fixture
-def sources(
+def loader(
     store: SqliteStore,
     cache: BrittleCache,
     bus: MemoryBus,
@@ -62,62 +62,62 @@ def sources(
 
 
 async def test_snapshot_of_a_clock_ahead_is_not_waited_for(
-    sources: SnapshotLoader, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
+    loader: SnapshotLoader, store: SqliteStore, cache: BrittleCache, cluster: MemoryCluster
 ) -> None:
     """It holds the minutes of another hour, and so might what another node loads."""
     done = await store.commit([[kept(1)]], NOW)
     await cache.put(Snapshot(done.position, NOW + HOUR))
     await cluster.claim("load", LOAD_SECONDS)  # as another node
-    snapshot = await sources.newest(None)
+    snapshot = await loader.load(None)
     assert snapshot.taken == NOW
     assert_sums(snapshot.total, [kept(1)])
 
 
 async def test_node_that_loads_is_waited_for(
-    sources: SnapshotLoader, cache: BrittleCache, cluster: MemoryCluster, timers: HeldTimers
+    loader: SnapshotLoader, cache: BrittleCache, cluster: MemoryCluster, timers: HeldTimers
 ) -> None:
     """Another one reads the database; what it caches is taken."""
     await cluster.claim("load", LOAD_SECONDS)
-    newest = asyncio.create_task(sources.newest(None))
+    load = asyncio.create_task(loader.load(None))
     await timers.pass_time(LOAD_SECONDS / 2)
     await cache.put(Snapshot(Position("e", 4711), NOW))
     timers.go_to(timers.moment + LOAD_POLL)
-    assert (await newest).position == Position("e", 4711)
+    assert (await load).position == Position("e", 4711)
 
 
 async def test_node_that_loads_is_not_waited_for_longer_than_its_claim(
-    sources: SnapshotLoader, store: SqliteStore, cluster: MemoryCluster, timers: HeldTimers
+    loader: SnapshotLoader, store: SqliteStore, cluster: MemoryCluster, timers: HeldTimers
 ) -> None:
     """It may have been killed: then another node reads the database."""
     done = await store.commit([[kept(1)]], NOW)
     await cluster.claim("load", LOAD_SECONDS)
-    newest = asyncio.create_task(sources.newest(None))
+    load = asyncio.create_task(loader.load(None))
     await timers.pass_time(LOAD_SECONDS - LOAD_POLL)
-    assert not newest.done()
+    assert not load.done()
     timers.go_to(timers.moment + 2 * LOAD_POLL)
-    assert (await newest).position == done.position
+    assert (await load).position == done.position
 
 
 async def test_cache_that_failed_is_tried_again(
-    sources: SnapshotLoader, cache: BrittleCache
+    loader: SnapshotLoader, cache: BrittleCache
 ) -> None:
     """Nobody may have asked it since; it is not called failing for ever."""
     cache.failing = True
-    assert await sources.cached() is None
-    await sources.recheck()
-    assert sources.cache_failing
+    assert await loader.from_cache() is None
+    await loader.recheck()
+    assert loader.cache_failing
     cache.failing = False
-    await sources.recheck()
-    assert not sources.cache_failing
+    await loader.recheck()
+    assert not loader.cache_failing
 
 
 async def test_snapshot_ahead_of_the_database_is_of_another_history(
-    sources: SnapshotLoader, store: SqliteStore, cache: BrittleCache
+    loader: SnapshotLoader, store: SqliteStore, cache: BrittleCache
 ) -> None:
     """A database that was restored with its epoch gives the same numbers to other commits."""
     done = await store.commit([[kept(1)]], NOW)
     await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
-    snapshot = await sources.newest(done.position)
+    snapshot = await loader.load(done.position)
     assert_sums(snapshot.total, [kept(1)])
     assert snapshot.position.epoch != done.position.epoch
     assert snapshot.position == await store.position()
@@ -127,20 +127,20 @@ async def test_snapshot_ahead_of_the_database_is_of_another_history(
 
 
 async def test_snapshot_ahead_is_all_there_is_without_a_database(
-    sources: SnapshotLoader, store: SqliteStore, cache: BrittleCache
+    loader: SnapshotLoader, store: SqliteStore, cache: BrittleCache
 ) -> None:
     """Then nothing says that it is wrong."""
     done = await store.commit([[kept(1)]], NOW)
     await store.close()
     await cache.put(Snapshot(Position(done.position.epoch, 8000), NOW))
-    assert (await sources.newest(None)).position.seq == 8000
+    assert (await loader.load(None)).position.seq == 8000
 
 
 async def test_cached_snapshot_of_another_epoch_than_the_database(
-    sources: SnapshotLoader, cache: BrittleCache
+    loader: SnapshotLoader, cache: BrittleCache
 ) -> None:
     """The database has the last word, whatever others cache."""
     await cache.put(Snapshot(Position("before", 5), NOW))
-    assert await sources.cached() is not None
-    sources.epoch = "now"
-    assert await sources.cached() is None
+    assert await loader.from_cache() is not None
+    loader.epoch = "now"
+    assert await loader.from_cache() is None

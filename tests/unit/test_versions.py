@@ -30,9 +30,9 @@ LARGE = {f"strategy-{number}": number for number in range(20)}
 
 
 def state(
-    seq: int, *, epoch: str = "e", source: Source = Source.LIVE, moment: int = 0
+    seq: int, *, epoch: str = "e", source: Source = Source.LIVE, time_key: int = 0
 ) -> DocumentState:
-    return DocumentState(Position(epoch, seq), moment, source, NOW)
+    return DocumentState(Position(epoch, seq), time_key, source, NOW)
 
 
 def add(
@@ -43,7 +43,7 @@ def add(
 
 def told(version: Version) -> Version:
     """Return a version that a client may have been sent: so it is kept as a base."""
-    version.told = True
+    version.may_be_held = True
     return version
 
 
@@ -109,10 +109,10 @@ def test_time_alone_makes_no_version() -> None:
     """A document that could have changed with the time, and has not, is the one there was."""
     versions = Versions()
     view = View(window="5m")
-    first = add(versions, state(1, moment=7), view)
-    assert add(versions, state(1, moment=8), view) is first
-    assert first.still_valid_for(state(1, moment=8))
-    assert not first.still_valid_for(state(1, moment=9))
+    first = add(versions, state(1, time_key=7), view)
+    assert add(versions, state(1, time_key=8), view) is first
+    assert first.still_valid_for(state(1, time_key=8))
+    assert not first.still_valid_for(state(1, time_key=9))
 
 
 def test_a_position_says_all_about_a_timeless_view() -> None:

@@ -126,9 +126,9 @@ async def client() -> AsyncIterator[Client]:
     instruments = Instruments()
     manager = ConnectionManager(instruments, limit=10)
     admits_all = cast(Renders, type("", (), {"admit": lambda *_: None})())
-    door = AdmissionControl(manager, admits_all, interval=5, sites=Sites(), max_per_address=0)
+    admission = AdmissionControl(manager, admits_all, interval=5, sites=Sites(), max_per_address=0)
     edge = WebSocketEdge(
-        NotingPeers(manager), door, Heartbeat(SystemTimers()), instruments, compress=False
+        NotingPeers(manager), admission, Heartbeat(SystemTimers()), instruments, compress=False
     )
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)

@@ -1,4 +1,4 @@
-"""Documents of the default stream as bytes: encoded once, and sent to every client as they are."""
+"""Documents of the default stream as bytes: encoded once, and sent unchanged to every client."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class EncodedDocument(Payload):
-    """A view's whole document: JSON, and where its numbers came from.
+    """A view's whole document as JSON, with the source of its numbers.
 
     `source` and `position` are None for the error document.
     """
@@ -26,17 +26,17 @@ class EncodedDocument(Payload):
 
 
 def encode_document(document: Document) -> bytes:
-    """Return a document's JSON with no timestamp and its last brace open, for `stamp`."""
+    """Return a document's JSON without timestamp and closing brace; `finish` adds them."""
     return _encode(document)[:-1]
 
 
-def stamp(opened: bytes, now: int, source: Source, position: Position) -> EncodedDocument:
-    """Close an encoded document with its timestamp: unchanged numbers are not encoded again."""
-    comma = b"," if len(opened) > 1 else b""
-    body = opened + comma + b'"timestamp":"' + rfc3339(now).encode() + b'"}'
+def finish(unterminated: bytes, now: int, source: Source, position: Position) -> EncodedDocument:
+    """Add the timestamp and the closing brace. So unchanged numbers are not encoded again."""
+    comma = b"," if len(unterminated) > 1 else b""
+    body = unterminated + comma + b'"timestamp":"' + rfc3339(now).encode() + b'"}'
     return EncodedDocument(body, source, position)
 
 
 def error_frame(now: int) -> EncodedDocument:
-    """Return the document that says no source could answer."""
+    """Return the document that says that no source can answer."""
     return EncodedDocument(_encode({"error": FETCH_FAILED, "timestamp": rfc3339(now)}), None, None)

@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 from routecast.errors import BadBody, Forbidden, Misdirected
 
 ANY: Final = "*"
-# Headers that are longer than a name, its port and a scheme can be are not looked at.
+# Longer headers are refused: no scheme, name and port are this long.
 MAX_HEADER: Final = 400
-# Judgements that are remembered: clients of one server use few names for it.
+# Remembered results: clients of one server use few names for it.
 REMEMBERED_SITES: Final = 256
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -29,7 +29,7 @@ _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\\]+)", re.ASCII | re
 
 
 class Origin(NamedTuple):
-    """Where a page comes from (RFC 6454). `port` is None only where a scheme has no default."""
+    """The site of a page (RFC 6454). `port` is None only if the scheme has no default."""
 
     scheme: str
     host: str
@@ -44,7 +44,7 @@ class Origin(NamedTuple):
 def read_host(text: str) -> tuple[str, int | None]:
     """Return the host and the port of a `Host` header, with None for no port.
 
-    Raises ValueError when it is neither a name nor an address.
+    Raises ValueError if it is neither a name nor an address.
     """
     found = _HOST.fullmatch(text)
     if found is None:
@@ -56,7 +56,7 @@ def read_host(text: str) -> tuple[str, int | None]:
 
 
 def read_origin(text: str) -> Origin:
-    """Return an `Origin` header in its normal form. Raises ValueError when it is none."""
+    """Return an `Origin` header in its normal form. Raises ValueError if it is invalid."""
     found = _ORIGIN.fullmatch(text)
     if found is None:
         raise ValueError("is no scheme://host")
@@ -81,9 +81,9 @@ def _normal_host(text: str) -> str:
 
 
 def _to_ascii(name: str) -> str:
-    import idna  # slow to import, and hardly a name needs it
+    import idna  # slow to import, and few names need it
 
-    # A header's bytes are taken as ISO-8859-1, and whoever sends others means UTF-8.
+    # Headers are decoded as ISO-8859-1; bytes beyond ASCII mean UTF-8.
     with suppress(ValueError):  # a setting, which is text already
         name = name.encode("latin-1").decode()
     return idna.encode(name, uts46=True).decode()  # its errors are ValueErrors
@@ -161,14 +161,14 @@ def _split_wildcard(host: str) -> tuple[str, str]:
     return wild, rest
 
 
-# -- who may enter ------------------------------------------------------------------------------
+# -- the rules ----------------------------------------------------------------------------------
 
 
 class Sites:
-    """Which hosts this server answers for, and pages of which origins may use it.
+    """The hosts that this server answers for, and the origins whose pages may use it.
 
     `origins` and `hosts` are settings in their normal form, as `origin_entry` and `host_entry`
-    return them. A server answers for IP addresses, for names that nobody else can own (those
+    return them. A server answers for IP addresses, for names that cannot be registered (those
     without a dot, and those that end in `.localhost`), for the hosts of `origins`, and for `hosts`.
     """
 
@@ -177,26 +177,26 @@ class Sites:
         self._any_origin, self._any_host = ANY in entries, ANY in names
         self._origins = {_read_entry(entry) for entry in entries - {ANY}}
         self._hosts = names | {origin.host for origin in self._origins}
-        self._serves = lru_cache(REMEMBERED_SITES)(self._judge_host)
-        self._site = lru_cache(REMEMBERED_SITES)(self._judge_origin)
+        self._is_known = lru_cache(REMEMBERED_SITES)(self._judge_host)
+        self._is_allowed = lru_cache(REMEMBERED_SITES)(self._judge_origin)
 
-    def serves(self, host: str) -> bool:
-        """Whether requests with this `Host` are answered here.
+    def is_known_host(self, host: str) -> bool:
+        """Whether this server answers requests with this `Host`.
 
         Raises ValueError on one that is neither a name nor an address.
         """
         if len(host) > MAX_HEADER:
             raise ValueError("is too long")
-        return self._serves(host)
+        return self._is_known(host)
 
-    def check_host(self, host: str) -> None:
-        """Raise Misdirected, naming the setting, or BadBody when `Host` makes no sense.
+    def require_known_host(self, host: str) -> None:
+        """Raise Misdirected, naming the setting, if `Host` is unknown; BadBody if it is invalid.
 
-        Whoever owns a name can make it point here, and then a page that was loaded from there
-        reads our answers as its own (DNS rebinding). So a name must be known.
+        The owner of a name can make it point to this server, and then a page loaded under that
+        name can read the answers as its own (DNS rebinding). So a name must be known.
         """
         try:
-            known = self.serves(host)
+            known = self.is_known_host(host)
         except ValueError as error:
             raise BadBody(f"Host {host[:200]!r} {error}") from None
         if not known:
@@ -206,22 +206,22 @@ class Sites:
                 "that name, with the page's address in ROUTECAST_ALLOWED_ORIGINS"
             )
 
-    def may_enter(self, origin: str | None, host: str | None) -> bool:
-        """Whether a page is from this very machine, from our own address, or from `origins`.
+    def is_allowed_origin(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page is from this machine, from the server's own IP address, or from `origins`.
 
-        Without this, any page a person looks at could read or write at their local Routecast
-        (RFC 6455, 10.2). A page that came from here under a name must be allowed, too. Clients
-        that are no browser send no origin.
+        Without this rule, any page in a user's browser could read and write the user's local
+        Routecast (RFC 6455, 10.2). A page that this server sent under a name must be allowed, too.
+        Clients other than browsers send no origin.
         """
         if origin is None or self._any_origin:
             return True
         if len(origin) > MAX_HEADER or len(host or "") > MAX_HEADER:
             return False
-        return self._site(origin, host)
+        return self._is_allowed(origin, host)
 
-    def check_origin(self, origin: str | None, host: str | None) -> None:
-        """Raise Forbidden, naming the setting, when a browser's page may not come in."""
-        if not self.may_enter(origin, host):
+    def require_allowed_origin(self, origin: str | None, host: str | None) -> None:
+        """Raise Forbidden, naming the setting, if the page's origin is not allowed."""
+        if not self.is_allowed_origin(origin, host):
             shown = (origin or "")[:200]
             raise Forbidden(
                 f"Origin {shown!r} may not connect; to let its pages in, start the server with "

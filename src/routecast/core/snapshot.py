@@ -204,11 +204,11 @@ class Snapshot:
         return window in self.covered or (window == "all" and bool(self.covered))
 
     def is_sum_of(self, length: int) -> bool:
-        """Whether the total is that of a window of so many minutes, and of no longer time."""
+        """Whether the total is that of a window of `length` minutes alone."""
         return self.still and WINDOWS[self.scope] == length
 
-    def moment(self, now: int) -> int:
-        """Return the moment that documents made of this snapshot at `now` are about."""
+    def document_time(self, now: int) -> int:
+        """Return the time that a document made of this snapshot at `now` is about."""
         return self.taken if self.still else now
 
     def apply(self, delta: Delta) -> bool:

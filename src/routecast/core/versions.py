@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from routecast.core.decision import SECOND
-from routecast.core.document import EncodedDocument, error_frame, stamp
+from routecast.core.document import EncodedDocument, error_frame, finish
 from routecast.core.message import Encoding, Message
 from routecast.core.view import View
 from routecast.patch import Document, diff, without_nulls
@@ -28,44 +28,44 @@ from routecast.protocol import (
 
 # Versions kept, of all views together; the least lately used is forgotten first.
 MAX_VERSION_BYTES: Final = 32 * 1024 * 1024
-# What a version takes beside its document and its view's filters, about. So there are fewer than
-# 32,768 of them, and of views.
+# About the bytes of a version besides its document and its view's filters. So there are fewer than
+# 32,768 versions, and views.
 OVERHEAD: Final = 1_024
-# A message that is at most this old serves one more member that needs the same: a crowd costs one.
+# A message that is at most this old, in microseconds, also serves other members that need the same.
 FRESH_MESSAGE: Final = SECOND // 20
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-# Of the sums that a document was made of; () where they are not known.
+# Of the sums that a document was made of; () if they are unknown.
 Stamps = tuple[int, ...]
-# What a message was made from, its encoding, and the interval it tells of.
+# The base of a message, its encoding, and the stretched interval that it names.
 _MessageKey = tuple["Version | None", Encoding, float | None]
 
 
 class DocumentState:
-    """What a document is made of.
+    """What a document was made of.
 
-    `moment` is what of the time is in it (`View.moment`); `as_of` is how new the numbers are known
-    to be, in microseconds since 1970.
+    `time_key` is `View.time_key`; `as_of` is the time at which the numbers were known to be the
+    newest, in microseconds since 1970.
     """
 
-    __slots__ = ("as_of", "moment", "position", "source")
+    __slots__ = ("as_of", "position", "source", "time_key")
 
-    def __init__(self, position: Position, moment: int, source: Source, as_of: int) -> None:
+    def __init__(self, position: Position, time_key: int, source: Source, as_of: int) -> None:
         self.position = position
-        self.moment = moment
+        self.time_key = time_key
         self.source = source
         self.as_of = as_of
 
     def is_of(self, position: Position, source: Source) -> bool:
-        """Whether the numbers come from there."""
+        """Whether the numbers have this position and source."""
         return self.position == position and self.source == source
 
 
 class Version:
-    """A view's document in one state. Without a state, nothing could answer."""
+    """A view's document in one state; without a state, no source could answer."""
 
     __slots__ = (
         "body",
@@ -76,7 +76,7 @@ class Version:
         "size",
         "stamps",
         "state",
-        "told",
+        "may_be_held",
         "view",
     )
 
@@ -91,35 +91,35 @@ class Version:
     ) -> None:
         self.view = view
         self.number = number  # rises with each version there is
-        self.made = made  # when, in microseconds since 1970
+        self.made = made  # in microseconds since 1970
         self.state = state
-        self.body = body  # as JSON; none once it is forgotten
+        self.body = body  # as JSON; None once it is dropped
         self.stamps = stamps
-        self.told = False  # whether any client may hold it
-        # In bytes. Each version counts the filters: who comes back brings its view anew.
+        self.may_be_held = False  # by a client, as its base
+        # In bytes. Each version counts the filters: a client that reconnects brings its view again.
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_MessageKey, tuple[int, Message]] = {}
         # The document of the default stream, and when it was made.
         self.full: tuple[int, EncodedDocument] | None = None
 
     def still_valid_for(self, state: DocumentState) -> bool:
-        """Whether a state gives this very document; then it is known to be as new as that."""
+        """Whether a state gives this same document. If so, take over its `as_of`."""
         ours = self.state
         if ours is None or not ours.is_of(state.position, state.source):
             return False
-        if ours.moment != state.moment:
+        if ours.time_key != state.time_key:
             return False
         ours.as_of = state.as_of
         return True
 
-    def still_holds(self, stamps: Stamps, moment: int) -> bool:
-        """Whether sums with these stamps give this very document at a moment."""
+    def still_holds(self, stamps: Stamps, time_key: int) -> bool:
+        """Whether sums with these stamps give this same document for a time key."""
         if self.state is None or self.body is None or not stamps:
             return False
-        return self.stamps == stamps and self.state.moment == moment
+        return self.stamps == stamps and self.state.time_key == time_key
 
     def differs(self, base: "Version") -> bool:
-        """Whether who has `base` is to be told of this."""
+        """Whether a client that has `base` must receive this version."""
         ours, theirs = self.state, base.state
         if ours is None or theirs is None:
             return ours is not theirs
@@ -150,7 +150,7 @@ class Versions:
         Where others follow it still, it is made again.
         """
         newest = self._newest.get(view)
-        if newest is not None and not newest.told:
+        if newest is not None and not newest.may_be_held:
             self._forget(newest)
         elif newest is not None:
             newest.messages.clear()
@@ -161,7 +161,7 @@ class Versions:
         version = self._places.get((view, position))
         if version is not None:
             self._held.move_to_end(version)
-            version.told = True  # by this process or another: it stays what and where it is
+            version.may_be_held = True  # a client received it, from this process or another one
         return version
 
     def add(
@@ -185,7 +185,7 @@ class Versions:
         A version that no client was sent goes on to that state. So commits that change nothing of
         a view do not push the bases of others out.
         """
-        if newest.told:
+        if newest.may_be_held:
             return self._add(newest.view, now, state, newest.body, newest.stamps)
         before = newest.state
         if before is not None and self._places.get((newest.view, before.position)) is newest:
@@ -207,7 +207,7 @@ class Versions:
                 body = before.body  # the very same, so that it shows that nothing changed
             before.messages.clear()
             before.full = None
-            if not before.told:  # no client has it, so it is no base
+            if not before.may_be_held:  # no client has it, so it is no base
                 self._forget(before)
         self._number += 1
         version = Version(view, self._number, now, state, body, stamps)
@@ -247,7 +247,7 @@ def message(
     It is a delta where the base is at hand and that is smaller, else a snapshot; an error where
     nothing could answer. None when the version itself was forgotten.
     """
-    version.told = True
+    version.may_be_held = True
     key = base, encoding, stretched
     made, held = version.messages.get(key, (0, None))
     if held is None or not 0 <= now - made < FRESH_MESSAGE:
@@ -303,7 +303,7 @@ def full_document(version: Version, now: int) -> EncodedDocument | None:
         elif version.body is None:
             return None
         else:
-            document = stamp(version.body[:-1], now, state.source, state.position)
+            document = finish(version.body[:-1], now, state.source, state.position)
         version.full = now, document
     return version.full[1]
 

@@ -83,9 +83,9 @@ class View:
 
     @property
     def selections(self) -> tuple[Selection, ...]:
-        """What the document is made of: the window, and for a rate the last minutes.
+        """The selections that the document is made of: the window, and for a rate the last minutes.
 
-        The running minute alone comes second, the one before it with it third.
+        For a rate the second one is the running minute, the third also has the minute before it.
         """
         parts = self.parts
         whole = Selection(WINDOWS[self.window], parts, "latency_ms" in self.fields)
@@ -93,13 +93,16 @@ class View:
             return (whole,)
         return whole, Selection(0, parts), Selection(1, parts)
 
-    def moment(self, now: int) -> int:
-        """Return what of the time is in the document: microseconds for a rate, minutes or 0."""
+    def time_key(self, now: int) -> int:
+        """Return a key that changes whenever the passing of time alone can change the document.
+
+        With a rate it is `now` (microseconds), with a window the minute, else 0.
+        """
         return now if "rate" in self.fields else 0 if self.window == "all" else now // MINUTE
 
     @property
     def timeless(self) -> bool:
-        """Whether a position says all about the document, whenever and wherever it is made."""
+        """Whether the document depends on the position alone, on no time and no node."""
         return self.window == "all" and not {"rate", "savings"} & set(self.fields)
 
     @property
@@ -109,12 +112,12 @@ class View:
 
     @property
     def plain(self) -> bool:
-        """Whether it is what a stream without parameters shows: all that is counted."""
+        """Whether it is the view of a stream without parameters."""
         return self.fields == DEFAULT_FIELDS and self.window == "all" and not self.filtered
 
     @property
     def size(self) -> int:
-        """How many bytes of memory the filters take."""
+        """The memory of the filters, in bytes."""
         filters = (self.strategy, self.provider, self.model, self.project)
         given = [names for names in filters if names is not None]
         return sum(sys.getsizeof(names) + sum(map(sys.getsizeof, names)) for names in given)
@@ -122,7 +125,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class ViewSubscription:
-    """A view, and how many seconds lie between two of its frames."""
+    """A view, and the seconds between two of its documents."""
 
     view: View = View()
     interval: float = DEFAULT_INTERVAL

@@ -1,4 +1,4 @@
-"""The door: which client may subscribe, and to what. The same for every edge."""
+"""Admission control: which client may open a stream, and to what. All edges share it."""
 
 from collections import Counter
 
@@ -14,7 +14,7 @@ from routecast.streaming.connections import ConnectionManager
 
 
 class AdmissionControl:
-    """Checks a request before anything is spent on it."""
+    """Checks each request for a stream before the server spends anything on it."""
 
     def __init__(
         self,
@@ -30,37 +30,37 @@ class AdmissionControl:
         self._interval = interval
         self._sites = sites
         self._max_per_address = max_per_address
-        self._inside: Counter[str] = Counter()
+        self._admitted: Counter[str] = Counter()
 
-    def open(
+    def admit(
         self, query: bytes, *, origin: str | None, host: str | None, address: str
     ) -> DefaultSession:
-        """Return the session a request asks for.
+        """Return the session that a request asks for.
 
-        `address` is what limits count the client by (`limit_key`). Raises Misdirected,
-        Forbidden, BadBody, BadParameter, and Unavailable when there is no room; the edge answers
-        with them. When it returns, the edge must call `leave` at the connection's end.
+        `address` is the client's, as limits count it (`limit_key`). Raises Misdirected, Forbidden,
+        BadBody or BadParameter, and Unavailable if there is no room: the edge must answer with
+        the error. Otherwise the edge must call `release` when the connection ends.
         """
         if host is not None:
-            self._sites.check_host(host)
-        self._sites.check_origin(origin, host)
+            self._sites.require_known_host(host)
+        self._sites.require_allowed_origin(origin, host)
         session = open_session(query, interval=self._interval)
         self._manager.admit()
         self._renders.admit(session.subscription.view, address)
-        if self._max_per_address and self._inside[address] >= self._max_per_address:
+        if self._max_per_address and self._admitted[address] >= self._max_per_address:
             raise Unavailable("too many connections from this address", retry_after=10)
-        self._inside[address] += 1
+        self._admitted[address] += 1
         return session
 
-    def open_scope(self, scope: Scope) -> tuple[DefaultSession, str]:
-        """Return the session an ASGI scope asks for, and the address to `leave` with."""
+    def admit_scope(self, scope: Scope) -> tuple[DefaultSession, str]:
+        """Return the session that an ASGI scope asks for, and the address for `release`."""
         address = limit_key_of(scope)
         origin, host = origin_of(scope)
-        session = self.open(scope["query_string"], origin=origin, host=host, address=address)
+        session = self.admit(scope["query_string"], origin=origin, host=host, address=address)
         return session, address
 
-    def leave(self, address: str) -> None:
-        """Make room for another connection from this address."""
-        self._inside[address] -= 1
-        if not self._inside[address]:
-            del self._inside[address]
+    def release(self, address: str) -> None:
+        """Count one connection less from this address."""
+        self._admitted[address] -= 1
+        if not self._admitted[address]:
+            del self._admitted[address]

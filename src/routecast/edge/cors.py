@@ -39,14 +39,14 @@ class Cors:
             await self._app(scope, receive, send)
         elif _is_preflight(scope):
             await self._preflight(origin, host)(scope, receive, send)
-        elif self._sites.may_enter(origin, host):
+        elif self._sites.is_allowed_origin(origin, host):
             await self._app(scope, receive, _with_headers(send, origin))
         else:
             await self._app(scope, receive, send)
 
     def _preflight(self, origin: str, host: str | None) -> Response:
         try:
-            self._sites.check_origin(origin, host)
+            self._sites.require_allowed_origin(origin, host)
         except Forbidden as error:
             return respond_error(error)
         answer = Response(status_code=HTTPStatus.NO_CONTENT)

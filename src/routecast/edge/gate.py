@@ -24,7 +24,7 @@ _FORWARDED_PROTO: Final = b"x-forwarded-proto"
 class Gate:
     """ASGI middleware around the whole application.
 
-    WebSockets pass with their client's address; their `Host` is for the door to check, which
+    WebSockets pass with their client's address; their `Host` is checked by `AdmissionControl`, which
     those that never become an ASGI scope pass, too.
     """
 
@@ -58,7 +58,7 @@ class Gate:
     def _check_fields(self, scope: Scope) -> None:
         host = read_fields(scope["headers"], scope["http_version"]).get(b"host")
         if host is not None and not _is_socket(scope):
-            self._sites.check_host(host.decode("latin-1"))
+            self._sites.require_known_host(host.decode("latin-1"))
 
     def _with_client(self, scope: Scope) -> Scope:
         """Return the scope with the client's own address and scheme."""

@@ -41,14 +41,14 @@ _EVENT: Final = "event"
 class MetricsEvents:
     """The ASGI application behind `GET /sse/metrics`."""
 
-    def __init__(self, peers: Peers, door: AdmissionControl, instruments: Instruments) -> None:
+    def __init__(self, peers: Peers, admission: AdmissionControl, instruments: Instruments) -> None:
         self._peers = peers
-        self._door = door
+        self._admission = admission
         self._instruments = instruments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            session, address = self._door.open_scope(scope)
+            session, address = self._admission.admit_scope(scope)
         except RoutecastError as error:
             await respond_error(error)(scope, receive, send)
             return
@@ -56,7 +56,7 @@ class MetricsEvents:
         headers = [*_HEADERS, _CLOSE_HEADER] if scope["http_version"].startswith("1") else _HEADERS
         start = {"type": "http.response.start", "status": 200, "headers": headers}
         if is_head(scope):
-            self._door.leave(address)
+            self._admission.release(address)
             await send(start)
             await send({"type": "http.response.body"})
             return
@@ -84,7 +84,7 @@ class MetricsEvents:
                     async with asyncio.timeout(SEND_SECONDS):
                         await write(b"", more=False)
         finally:
-            self._door.leave(address)
+            self._admission.release(address)
 
 
 def event(payload: Payload) -> bytes:

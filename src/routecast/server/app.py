@@ -223,7 +223,7 @@ class Services:
         self._stopping: asyncio.Task[None] | None = None
         timers = SystemTimers()
         room = settings.live_memory * 2**20
-        names = CardinalityLimiter(settings.max_names, settings.max_series, self._tell_full)
+        names = CardinalityLimiter(settings.max_names, settings.max_series, self._log_full)
         self.names = names
         for part, limit in names.limits.items():
             self.instruments.names.labels(part).set_function(partial(names.used, part))
@@ -235,7 +235,7 @@ class Services:
             medium=settings.band_medium,
             price=engines.prices.cost if settings.prices else lambda *_: None,
         )
-        self.sources = SnapshotLoader(
+        self.loader = SnapshotLoader(
             engines.store,
             engines.cache,
             engines.bus,
@@ -248,10 +248,10 @@ class Services:
         )
         self.windows = Windows(engines.store, engines.clock, int(room * WINDOWS_SHARE))
         poller = PositionPoller(
-            self.sources, engines.store, engines.bus, engines.cluster, timers, topology
+            self.loader, engines.store, engines.bus, engines.cluster, timers, topology
         )
         self.live = LiveState(
-            self.sources,
+            self.loader,
             engines.store,
             engines.bus,
             poller,
@@ -265,10 +265,10 @@ class Services:
             *(engines.store, engines.bus, engines.clock, names, rules, self.instruments),
             *(self.slices, self.live),
         )
-        self.latest = MetricsReader(
+        self.metrics = MetricsReader(
             self.live.current,
-            self.live.held,
-            self.sources,
+            self.live.last_known,
+            self.loader,
             engines.clock,
             self.instruments,
             _baseline(settings, engines.prices),
@@ -276,15 +276,15 @@ class Services:
             settled=self.live.settled,
             budget=(budget := RenderBudget()),
         )
-        self.renders = Renders(self.latest, budget, self.instruments, timers, self.slices)
+        self.renders = Renders(self.metrics, budget, self.instruments, timers, self.slices)
         self.history = HistoryService(
             engines.store, self.live.current, self.live.changes, engines.clock
         )
         self.manager = ConnectionManager(self.instruments, settings.max_connections)
-        self.census = ClusterPresence(engines.cluster, lambda: self.manager.active)
+        self.presence = ClusterPresence(engines.cluster, lambda: self.manager.active)
         self.sites = Sites(settings.allowed_origins, settings.allowed_hosts)
         self.proxies = Proxies(settings.trusted_proxies)
-        self.door = AdmissionControl(
+        self.admission = AdmissionControl(
             self.manager,
             self.renders,
             interval=settings.interval,
@@ -292,15 +292,15 @@ class Services:
             max_per_address=settings.max_per_address,
         )
         self.channels = Channels(
-            self.manager, self.latest, self.renders, engines.clock, timers, self.instruments
+            self.manager, self.metrics, self.renders, engines.clock, timers, self.instruments
         )
         self.live.followers.append(self.channels)
-        self.admission = HistoryLimits()
-        self.history_subscriptions = HistorySubscriptions(self.history, self.admission)
+        self.history_limits = HistoryLimits()
+        self.history_subscriptions = HistorySubscriptions(self.history, self.history_limits)
         self.peers = Peers(self.manager, self.channels, self.history_subscriptions, timers)
         self.websockets = WebSocketEdge(
             self.peers,
-            self.door,
+            self.admission,
             Heartbeat(timers),
             self.instruments,
             compress=settings.compress,
@@ -329,7 +329,7 @@ class Services:
             await stack.enter_async_context(start("live", self.live.run))
             await stack.enter_async_context(self._ingesting())
             if self._topology.has_peers:
-                await stack.enter_async_context(start("census", self.census.run))
+                await stack.enter_async_context(start("census", self.presence.run))
             await stack.enter_async_context(start("renders", self.renders.run))
             await stack.enter_async_context(start("channels", self.channels.run))
             await stack.enter_async_context(start("histories", self.history_subscriptions.run))
@@ -411,7 +411,7 @@ class Services:
     async def health(self) -> Health:
         """Return the state of the engines and services, and the source of numbers now."""
         try:
-            source = (await self.latest.read()).source.value
+            source = (await self.metrics.read()).source.value
         except Unavailable:
             source = "none"
         failing = self.live.failing or self.ingest.failing
@@ -423,16 +423,16 @@ class Services:
 
         components = Components(
             database="corrupt" if files.error else "failing" if failing else "ok",
-            cache=shared("cache", self.sources.cache_failing),
+            cache=shared("cache", self.loader.cache_failing),
             bus=shared("bus", self.engines.bus.failing),
-            census=shared("census", self.census.failing),
+            census=shared("census", self.presence.failing),
         )
         degraded = self._degraded()
         if source == "none":
             degraded.append("there are no numbers to serve")
         return Health(
             status="degraded" if degraded else "ok",
-            active_connections=self.census.total,
+            active_connections=self.presence.total,
             version=VERSION,
             position=self.live.position,
             components=components,
@@ -453,16 +453,16 @@ class Services:
         failing = {
             "database": files.error or self.live.failing or self.ingest.failing or files.warning,
             "redis": redis.problem if redis is not None else None,
-            "cache": "it cannot be used" if self.sources.cache_failing else None,
+            "cache": "it cannot be used" if self.loader.cache_failing else None,
             "bus": engines.bus.failing,
-            "census": self.census.failing,
+            "census": self.presence.failing,
         }
-        told = [f"{part}: {why}" for part, why in failing.items() if why]
+        texts = [f"{part}: {why}" for part, why in failing.items() if why]
         for name, state in self.supervisor.failing.items():
-            told.append(f"service {name}: {state.status}: {state.last_error}")
-        return told
+            texts.append(f"service {name}: {state.status}: {state.last_error}")
+        return texts
 
-    def _tell_full(self, part: str) -> None:
+    def _log_full(self, part: str) -> None:
         limit, setting = self.names.limits[part], _LIMITS.get(part, "ROUTECAST_MAX_NAMES")
         log.warning(
             "The limit of %s names for %s is reached: new ones count as `other`. Raise %s, or make "
@@ -555,16 +555,16 @@ def _add_routes(app: App, settings: Settings, services: Services) -> None:
     app.decisions, app.take = decisions, Cors(decisions, sites)
     app.gate = Gate(app.route, sites, services.proxies)
     app.add_middleware(Cors, sites=sites)
-    streams = (services.peers, services.door, services.instruments)
+    streams = (services.peers, services.admission, services.instruments)
     app.router.routes[:0] = [
         # For an application mounted in another one, and to answer 405 to other methods.
         Route(DECISIONS, decisions, methods=["POST"]),
         WebSocketRoute("/ws/metrics", MetricsSocket(*streams)),
-        Route("/ws/metrics", UpgradeProbe(services.door), methods=METHODS),
+        Route("/ws/metrics", UpgradeProbe(services.admission), methods=METHODS),
         Route("/sse/metrics", MetricsEvents(*streams), methods=["GET"]),
     ]
     app.include_router(metrics_router(services.renders.frame))
-    app.include_router(history_router(services.history.answer, services.admission))
+    app.include_router(history_router(services.history.answer, services.history_limits))
     app.include_router(ops_router(services.health, services.check, services.instruments))
     app.include_router(asyncapi_router(VERSION))
     app.include_router(docs_router(lambda: app.openapi()))

@@ -1,8 +1,8 @@
 """Live state: a snapshot in memory that the deltas on the bus keep up to date.
 
 `core/sequencer.py` decides which delta is applied, and when one must be fetched or the snapshot
-loaded again. What it asks for is done here. `position_poller.py` reads the database's position now
-and then, so that a lost delta is noticed even if no other follows it.
+loaded again; this module does it. `position_poller.py` reads the database's position now and then,
+so that a lost delta is noticed even if no other follows it.
 """
 
 import asyncio
@@ -31,44 +31,44 @@ from routecast.services.snapshot_loader import SnapshotLoader
 
 log = logging.getLogger(__name__)
 
-# A commit that is known of may still be on its way over the bus for this time, in seconds.
+# An announced commit may still be on its way over the bus for this time, in seconds.
 DELTA_GRACE_SECONDS: Final = 0.5
 # Without a bus only a commit of this node itself can be on its way.
 OWN_GRACE_SECONDS: Final = 0.1
-# A commit of more cells is applied in pieces, between which others get a turn on the event loop.
+# A commit of more cells is applied in pieces; other tasks get a turn between them.
 LARGE_CELLS: Final = 1_000
 # A step that begins this much later than it should, in seconds, shows that the process did not run.
 STOPPED_SECONDS: Final = 1.0
-# A snapshot that had to give windows up is loaded again after this time, in seconds, and this many
-# times the duration of the last load.
+# A snapshot that dropped windows is loaded again after this time, in seconds, or this many times the
+# duration of the last load, if that is longer.
 RELOAD_SECONDS: Final = 60.0
 RELOAD_REST: Final = 20
 
 
-class Names(Protocol):
-    """Learns which names are in use (`core.cardinality.CardinalityLimiter`)."""
+class NameLearner(Protocol):
+    """Learns the names that are in use (`core.cardinality.CardinalityLimiter`)."""
 
     def learn(self, keys: Iterable[Key]) -> None:
         """Count the names of keys as committed."""
         ...
 
     def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
-        """Forget all names but those of these keys, and count these names as `other`."""
+        """Forget all names but those of these keys; from now on count `folded` names as `other`."""
         ...
 
 
 class Follower(Protocol):
-    """Is told when live state has moved on (`streaming.channels.Channels`)."""
+    """Is called when live state has a new position (`streaming.channels.Channels`)."""
 
     def push(self) -> None:
-        """Hear that `LiveState.current` has another position. Must not block or raise."""
+        """`LiveState.current` has a new position. Must not block or raise."""
         ...
 
 
 class LiveState:
     """The newest state. Run `run` as a task; read `current`.
 
-    Each of `followers` is told, at once, of each commit that was applied.
+    Each of `followers` is called at once after each applied commit.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LiveState:
         poller: PositionPoller,
         clock: Clock,
         timers: Timers,
-        names: Names,
+        names: NameLearner,
         instruments: Instruments,
         topology: Topology,
     ) -> None:
@@ -101,7 +101,7 @@ class LiveState:
         self._as_of = clock.now()  # when the snapshot was last known to be the newest
         self._named: str | None = None  # the epoch whose names were learnt
         self._tried = asyncio.Event()
-        self.changes = DirtyMinutes()  # what the commits that were applied added to
+        self.changes = DirtyMinutes()  # the minutes that applied commits added to
         self.followers: list[Follower] = []
         instruments.live_room.set(loader.room or 0)
         instruments.live_cells.set_function(lambda: self._snapshot.cells if self._snapshot else 0)
@@ -118,9 +118,8 @@ class LiveState:
     def current(self) -> Reading | None:
         """Return the live snapshot, or None while it may not be the newest.
 
-        It may not cover all windows (`Snapshot.covers`). It is None, too, while a large commit is
-        being applied: wait for `settled`. Its source is the database as long as the bus cannot be
-        heard.
+        It may not cover all windows (`Snapshot.covers`). It is also None while a large commit is
+        being applied: wait for `settled`. Its source is the database while the bus is down.
         """
         snapshot, now = self._snapshot, self._clock.now()
         if snapshot is None or not self._sequencer.in_step or self.failing is not None:
@@ -133,10 +132,10 @@ class LiveState:
             return Reading(snapshot, Source.LIVE, now)
         return Reading(snapshot, Source.DATABASE, self._as_of)
 
-    def held(self) -> Reading | None:
-        """Return the snapshot, whether it is the newest or not; None where there is none.
+    def last_known(self) -> Reading | None:
+        """Return the snapshot, even if it may not be the newest; None if there is none.
 
-        None, too, while a large commit is being applied.
+        Also None while a large commit is being applied.
         """
         if self._snapshot is None or self._applying is not None:
             return None
@@ -144,7 +143,7 @@ class LiveState:
 
     @property
     def position(self) -> Position | None:
-        """The position of the snapshot, whether it is the newest or not."""
+        """The position of the snapshot, even if it may not be the newest."""
         return self._sequencer.position
 
     def went_back(self, seen: Position, there: Position) -> None:
@@ -163,7 +162,7 @@ class LiveState:
             await asyncio.wait([self._applying])
 
     async def loaded(self) -> None:
-        """Return when loading was tried for the first time, with success or not."""
+        """Return when the first load has succeeded or failed."""
         await self._tried.wait()
 
     async def run(self) -> None:
@@ -174,14 +173,14 @@ class LiveState:
             while True:
                 try:
                     await self._step()
-                finally:  # a crash is no success, and no reason to wait for ever
+                finally:  # also after a crash, so that `loaded` does not wait for ever
                     self._tried.set()
                 late = await self._alarm.wait_until(self._next_step())
                 if late > STOPPED_SECONDS:
                     self._poller.suspect()
         finally:
             stop()
-            self._sequencer.lose_step()  # nothing is heard from now on
+            self._sequencer.lose_step()  # no delta arrives from now on
             if self._sequencer.is_applying:
                 self._forget()
 
@@ -190,17 +189,17 @@ class LiveState:
         return poll if due is None or self.failing is not None else min(poll, due)
 
     async def _step(self) -> None:
-        """Do what is due now, and tell other nodes of it."""
+        """Do what is due now: poll, load or fetch, and announce the position."""
         try:
             polled = await self._poll()
-            polled = polled and self._applying is None  # else it becomes old in the next line
+            polled = polled and self._applying is None  # else it is old after the next line
             await self.settled()
             now = self._timers.now()
             action = self._sequencer.next_action(now)
             if action is Action.RELOAD or self._is_outdated():
-                await self._load(self._newest(polled=polled))
+                await self._load(self._load_newest(polled=polled))
             elif self._topology.has_store and self._coverage.may_grow(self._snapshot, now):
-                await self._load(self._loader.stored())
+                await self._load(self._loader.from_store())
             elif action is Action.FETCH:
                 await self._fetch()
         except MissingDeltas as error:
@@ -210,7 +209,7 @@ class LiveState:
         except Unavailable as error:
             self._poller.mark_failing(error)
         else:
-            self._coverage.tell(self._snapshot)
+            self._coverage.log_changes(self._snapshot)
             self._announce()
             await self._share()
             await self._loader.recheck()
@@ -240,19 +239,19 @@ class LiveState:
         self._note_time()
 
     def _plan(self, action: Action) -> None:
-        """See to it that the next step comes when it is due."""
+        """Have the alarm wake `run` when the next step is due."""
         if action is Action.RELOAD:
             self._alarm.ring()
         elif self.failing is None and (due := self._sequencer.due) is not None:
             self._alarm.ring_by(due)
 
     def _note_time(self) -> None:
-        """Note that the snapshot is the newest now, where no commit is known that it lacks."""
+        """Record that the snapshot is the newest now, if it lacks no known commit."""
         if self._sequencer.in_step and self._sequencer.gap is None:
             self._as_of = self._clock.now()
 
     def _apply(self, delta: Delta | None) -> None:
-        """Apply a delta and those that waited for it; a large one in a task of its own."""
+        """Apply a delta and those that waited for it; a large one in its own task."""
         snapshot = self._snapshot
         assert snapshot is not None
         while delta is not None:
@@ -280,7 +279,7 @@ class LiveState:
             self._forget()
 
     def _applied(self, delta: Delta) -> Delta | None:
-        """Tell of a delta that was applied; return the one that follows it, if that is here."""
+        """Record an applied delta and call the followers; return the next delta, if it has arrived."""
         following = self._sequencer.applied()
         self.changes.note(delta)
         self._push()
@@ -292,7 +291,7 @@ class LiveState:
             follower.push()
 
     def _forget(self) -> None:
-        """Give the snapshot up: it may hold a part of a commit."""
+        """Drop the snapshot: it may hold a part of a commit."""
         task, self._applying = self._applying, None
         if task is not None:
             task.cancel()
@@ -309,14 +308,14 @@ class LiveState:
         if position is None:
             return False
         if ours is not None and position.epoch != ours.epoch:
-            self._sequencer.lose_step()  # the database has the last word
+            self._sequencer.lose_step()  # the epoch of the database is the true one
         self._on_position(position)
         return True
 
     def _announce(self) -> None:
-        """Tell the other nodes the snapshot's position, unless they know it.
+        """Announce the snapshot's position to the other nodes, unless they know it.
 
-        A node that missed the last delta learns of it by this.
+        A node that missed the last delta notices it by the announcement.
         """
         position = self._sequencer.unannounced
         if position is not None:
@@ -326,7 +325,7 @@ class LiveState:
     # -- fetching -------------------------------------------------------------------------------
 
     async def _fetch(self) -> None:
-        """Fetch the deltas that are missing. Raises MissingDeltas where none has them."""
+        """Fetch the missing deltas. Raises MissingDeltas if neither bus nor database has them."""
         gap = self._sequencer.gap
         if gap is None:
             return
@@ -342,7 +341,7 @@ class LiveState:
             raise MissingDeltas(f"seq {gap.until} after {gap.after.seq}")
 
     async def _missing(self, gap: Gap) -> list[Delta]:
-        """Return the deltas of a gap; [] where the database has no commit there."""
+        """Return the deltas of a gap; [] if the database has no such commits."""
         with suppress(MissingDeltas, Unavailable):
             deltas = await self._bus.deltas(gap.after)
             if deltas and deltas[-1].position.seq >= gap.until:
@@ -382,22 +381,22 @@ class LiveState:
             self._names.renew(snapshot.keys(), folded)
             self._named = position.epoch
 
-    async def _newest(self, *, polled: bool) -> Snapshot:
+    async def _load_newest(self, *, polled: bool) -> Snapshot:
         """Return the newest snapshot, of the epoch that the database is in now.
 
-        Announcements and caches may be of an epoch that has just ended: another node that does not
-        know so yet goes on telling it. `polled`: the database told its position a moment ago.
+        Announcements and caches may be of an epoch that has just ended, because another node has
+        not noticed it yet. `polled`: the database's position was read a moment ago.
         """
         if self._topology.has_store and not polled:
-            with suppress(Unavailable):  # then what others know is the best there is
+            with suppress(Unavailable):  # then the announced position must do
                 position = await self._poller.ask()
                 self._sequencer.announce(position, self._timers.now())
-        return await self._loader.newest(self._sequencer.announced)
+        return await self._loader.load(self._sequencer.announced)
 
     async def _folded_in(self, epoch: str) -> FoldedNames | None:
-        """Return the names that are folded in an epoch; None where names are of it already."""
+        """Return the names that are folded in an epoch; None if they were read before."""
         if epoch != self._named:
-            with suppress(Unavailable):  # the store itself counts them as it should
+            with suppress(Unavailable):  # the store folds them itself
                 return await self._store.folded_names()
         return None
 
@@ -409,38 +408,38 @@ class LiveState:
         with suppress(Unavailable):
             if await self._loader.is_ours_to_share(position):
                 await self.settled()
-                if (held := self.held()) is not None:
-                    await self._loader.share(held.snapshot)
+                if (reading := self.last_known()) is not None:
+                    await self._loader.share(reading.snapshot)
 
 
 class _Coverage:
-    """The windows that a snapshot has memory for: the log tells them, and loading may add some."""
+    """The windows that a snapshot has memory for: logs them, and says when to load more."""
 
     def __init__(self, room: int | None) -> None:
         self._room = room
-        self._loaded: tuple[str, ...] = ()  # those that were covered once it was loaded
+        self._loaded: tuple[str, ...] = ()  # covered when it was loaded
         self._next_load = -inf
-        self._told = BOUNDED  # those that the log said to be in memory
+        self._logged = BOUNDED  # in memory, by the last log line
 
     def tried(self, began: float, now: float) -> None:
-        """Record when loading was tried: the next time to cover more windows comes later."""
+        """Record a load that was tried: the next one that may cover more windows comes later."""
         self._next_load = now + max(RELOAD_SECONDS, RELOAD_REST * (now - began))
 
     def loaded(self, snapshot: Snapshot) -> None:
-        """Record what a snapshot covers that was just loaded."""
+        """Record the windows of a snapshot that was just loaded."""
         self._loaded = snapshot.covered
 
     def may_grow(self, snapshot: Snapshot | None, now: float) -> bool:
-        """Whether windows were given up since the last load, and it is time to load again."""
+        """Whether windows were dropped since the last load, and it is time to load again."""
         if snapshot is None or snapshot.covered == self._loaded:
             return False
         return now >= self._next_load
 
-    def tell(self, snapshot: Snapshot | None) -> None:
-        """Log which windows memory has no room for, whenever that has changed."""
-        if snapshot is None or snapshot.covered == self._told:
+    def log_changes(self, snapshot: Snapshot | None) -> None:
+        """Log the windows that memory has no room for, whenever they have changed."""
+        if snapshot is None or snapshot.covered == self._logged:
             return
-        self._told = snapshot.covered
+        self._logged = snapshot.covered
         if lost := BOUNDED[len(snapshot.covered) :]:
             log.warning(
                 "There is no memory for these windows, and the database answers them: %s. Live "

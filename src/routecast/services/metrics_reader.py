@@ -1,8 +1,8 @@
-"""Latest: the newest numbers that can be had, and the frames made of them.
+"""The newest available numbers, and the documents made of them.
 
-Sources are asked in order: live, cache, database, the last that was known. Where what they give
-does not cover a view's window, the database is asked for the window (`windows.py`). A view's
-document is rendered and encoded once for all who share it, and again only when it can have changed.
+Sources are tried in order: live state, cache, database, the last known reading. If a reading does
+not cover a view's window, the window is read from the database (`windows.py`). A view's document is
+rendered and encoded once for all its clients, and again only when it may have changed.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from routecast.core.breakdown import Breakdown, Breakdowns
 from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
-from routecast.core.document import EncodedDocument, encode_document, error_frame, stamp
+from routecast.core.document import EncodedDocument, encode_document, error_frame, finish
 from routecast.core.metrics import Baseline, document
 from routecast.core.snapshot import Snapshot
 from routecast.core.versions import Stamps
@@ -32,37 +32,37 @@ from routecast.services.windows import Windows
 
 log = logging.getLogger(__name__)
 
-# Without live state, the engines are asked at most this often, whoever many ask us.
+# Without live state, the cache and the database are read at most once in this time, in microseconds.
 REUSE: Final = SECOND
 _NO_SOURCE: Final = "neither live state, cache nor database can answer"
-# Views whose encoded document is kept; the least lately used goes first.
+# Views whose encoded document is kept; the least recently used one is dropped first.
 MAX_VIEWS: Final = 512
 
 
-class _Encoded(NamedTuple):
-    """A document's bytes, and what they were made from: equal makings give equal bytes."""
+class _CachedDocument(NamedTuple):
+    """A document's bytes, and what they depend on: for an equal position and key they are equal."""
 
     position: Position
-    moment: int
-    opened: bytes
+    time_key: int
+    unterminated: bytes
 
 
 async def _at_once() -> None:
-    """Return at once: there is no live state that could be in between two positions."""
+    """Return at once: without live state, none is ever between two positions."""
 
 
 class MetricsReader:
-    """Answers with frames from the best source there is.
+    """Reads the newest numbers from the best available source, and makes documents of them.
 
-    `live` and `held` are None while live state is being changed; `settled` returns when it is not.
-    `budget` is charged for what each client has rendered.
+    `live` and `last_known` return None while a large commit is being applied to live state;
+    `settled` waits until none is. `budget` is charged for the rendering of each client's views.
     """
 
     def __init__(
         self,
         live: Callable[[], Reading | None],
-        held: Callable[[], Reading | None],
-        sources: SnapshotLoader,
+        last_known: Callable[[], Reading | None],
+        loader: SnapshotLoader,
         clock: Clock,
         instruments: Instruments,
         baseline: Baseline | None = None,
@@ -72,37 +72,37 @@ class MetricsReader:
         budget: RenderBudget | None = None,
     ) -> None:
         self._live = live
-        self._held = held
+        self._last_known = last_known
         self._settled = settled
         self._budget = budget or RenderBudget()
         self._breakdowns = Breakdowns()
-        # Of answers to windows: each is of one moment, and has breakdowns of its own.
+        # Snapshots of windows from the database do not move with time, and have their own breakdowns.
         self._still: WeakKeyDictionary[Snapshot, Breakdowns] = WeakKeyDictionary()
         self._windows = windows
-        self._floor: Position | None = None  # the newest one that a window was answered at
-        self._sources = sources
+        self._floor: Position | None = None  # the newest position at which a window was answered
+        self._loader = loader
         self._clock = clock
         self._instruments = instruments
         self._baseline = baseline
         self._served = {source: instruments.reads.labels(source.value) for source in Source}
         self._known: Reading | None = None
-        self._asked = 0  # when the engines were last asked
+        self._asked = 0  # when the cache or database was last read
         self._one = asyncio.Lock()
-        self._encoded: OrderedDict[View, _Encoded] = OrderedDict()
+        self._encoded: OrderedDict[View, _CachedDocument] = OrderedDict()
 
     async def read(self) -> Reading:
-        """Return the newest snapshot to be had. Raises Unavailable when there is none at all."""
+        """Return the newest available snapshot. Raises Unavailable if there is none at all."""
         await self._settled()
         reading = self._live_if_newest()
         if reading is None:
-            async with self._one:  # however many ask, the engines are asked once
+            async with self._one:  # one read for all that wait
                 reading = self._live_if_newest() or await self._fall_back()
         self._known = reading
         self._served[reading.source].inc()
         return reading
 
     def _live_if_newest(self) -> Reading | None:
-        """Return live state; None while something newer was seen: it will catch up."""
+        """Return live state; None while it is older than a reading that was returned before."""
         reading = self._live()
         return None if reading is None or _is_older(reading, self._known) else reading
 
@@ -112,7 +112,7 @@ class MetricsReader:
         if not asked_lately:
             self._asked = now
             reading = await self._from_engines(now)
-            # Whoever saw a number must not see an older one.
+            # Numbers must never go back in time.
             if reading is not None and not _is_older(reading, known):
                 return reading
         if known is None:
@@ -122,21 +122,21 @@ class MetricsReader:
         return Reading(known.snapshot, Source.STALE, known.as_of)
 
     def _last(self) -> Reading | None:
-        """Return the newest reading there ever was."""
-        known, held = self._known, self._held()
+        """Return the newest reading so far."""
+        known, held = self._known, self._last_known()
         return held if held is not None and (known is None or _is_older(known, held)) else known
 
     async def _from_engines(self, now: int) -> Reading | None:
-        snapshot = await self._sources.cached()
+        snapshot = await self._loader.from_cache()
         if snapshot is not None:
             return Reading(snapshot, Source.CACHE, now)
         try:
-            return Reading(await self._sources.stored(), Source.DATABASE, now)
+            return Reading(await self._loader.from_store(), Source.DATABASE, now)
         except Unavailable:
             return None
 
     def reading_now(self) -> Reading | None:
-        """Return live state, None when that cannot answer."""
+        """Return live state, None if it cannot answer."""
         reading = self._live_if_newest()
         if reading is not None:
             self._known = reading
@@ -146,9 +146,9 @@ class MetricsReader:
     # -- windows --------------------------------------------------------------------------------
 
     def covering(self, reading: Reading, view: View) -> Reading | None:
-        """Return what a view can be made of now: a reading, else what the database answered last.
+        """Return a reading that covers a view: this one, or the newest window from the database.
 
-        None: `reading_for` waits for it, unless there is nothing to wait for (`lacks`).
+        None if there is none yet: await `reading_for`, unless the read has failed (`lacks`).
         """
         is_rate = "rate" in view.fields
         covered = reading.snapshot.covers(view.window, self._clock.now(), rate=is_rate)
@@ -157,18 +157,18 @@ class MetricsReader:
         asked, position = query_of(view), reading.snapshot.position
         if not covered:
             return self._windows.held(asked, self._floor)
-        # Whoever saw a number must not see an older one.
+        # Numbers must never go back in time.
         newer = self._windows.newer(asked, position)
         if newer is None:
             self._floor = position
         return newer or reading
 
     def lacks(self, view: View) -> bool:
-        """Whether the window of a view is not covered, and the database was asked in vain."""
+        """Whether the last read of a view's window from the database failed."""
         return self._windows is None or self._windows.failed(query_of(view))
 
     async def reading_for(self, view: View) -> Reading:
-        """Return what a view can be made of, once there is something. Raises Unavailable."""
+        """Wait for a reading that covers a view, and return it. Raises Unavailable."""
         reading = self.covering(await self.read(), view)
         if reading is not None:
             return reading
@@ -179,17 +179,17 @@ class MetricsReader:
     # -- documents ------------------------------------------------------------------------------
 
     def is_ready(self, reading: Reading, view: View, now: int | None = None) -> bool:
-        """Do a piece of the work that a view's document takes; return whether that was the last.
+        """Do a slice of the work for a view's document; return whether it was the last slice.
 
-        Then `document` makes it at once, of the same moment. If not, call again after others had a
-        turn. `now` is the clock's time where it is left out.
+        If it was, `document` with the same `now` returns the document at once. If not, call again
+        after other tasks had a turn. `now` defaults to the clock's time.
         """
         if now is None:
             now = self._clock.now()
         try:
             return self._made(reading, view, now) is not None
         except NotHeld:
-            return True  # there is nothing that could be done
+            return True  # there is no work that can be done
 
     def _made(self, reading: Reading, view: View, now: int) -> list[Breakdown] | None:
         made, snapshot = [], reading.snapshot
@@ -197,17 +197,16 @@ class MetricsReader:
         if snapshot.still:
             breakdowns = self._still.setdefault(snapshot, Breakdowns())
         for selection in view.selections:
-            one = breakdowns.ready(snapshot, selection, snapshot.moment(now))
+            one = breakdowns.ready(snapshot, selection, snapshot.document_time(now))
             if one is None:
                 return None
             made.append(one)
         return made
 
     def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
-        """Return the stamps of the sums that a view's document is made of, once `is_ready`.
+        """Return the stamps of the sums in a view's document, once `is_ready`.
 
-        As long as they and `View.moment` are the same, so is the document. () where they cannot
-        be told.
+        While they and `View.time_key` stay the same, so does the document. () if they are unknown.
         """
         try:
             made = self._made(reading, view, now)
@@ -216,15 +215,15 @@ class MetricsReader:
         return () if made is None else tuple(each.stamp for each in made)
 
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
-        """Return a view's document, None when it cannot be made of this reading.
+        """Return a view's document, None if this reading cannot give it.
 
-        Ask `is_ready` first; it is not made of work that was not done.
+        Call `is_ready` first: this does none of its work.
         """
         try:
             made = self._made(reading, view, now)
             if made is None:
                 return None
-            found = document(view, made, reading.snapshot.moment(now), self._baseline)
+            found = document(view, made, reading.snapshot.document_time(now), self._baseline)
         except NotHeld:
             return None
         except Exception:
@@ -234,9 +233,10 @@ class MetricsReader:
         return found
 
     async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
-        """Return the newest frame of those views that can be made at once, from one source.
+        """Return the newest documents of the views that are ready, all of one reading.
 
-        By each view is the client that pays for it; "" is nobody. `is_ready` makes the others so.
+        Each view comes with the client that pays for its rendering, "" for none. `is_ready` makes
+        the other views ready.
         """
         try:
             reading = await self.read()
@@ -245,7 +245,7 @@ class MetricsReader:
             return dict.fromkeys(views, failed)
         frames: dict[View, EncodedDocument] = {}
         for view, payer in views.items():
-            if frames:  # others get their turn between two views
+            if frames:  # other tasks get a turn between two views
                 await asyncio.sleep(0)
                 await self._settled()
             started = time.thread_time()
@@ -263,22 +263,22 @@ class MetricsReader:
         return error_frame(now) if self.lacks(view) else None
 
     def _encode(self, reading: Reading, view: View, now: int) -> EncodedDocument | None:
-        """Return a view's frame; None when that cannot be made at once."""
+        """Return a view's document; None if it is not ready."""
         snapshot = reading.snapshot
-        moment = view.moment(snapshot.moment(now))
+        time_key = view.time_key(snapshot.document_time(now))
         held = self._encoded.get(view)
-        if held is None or held.position != snapshot.position or held.moment != moment:
+        if held is None or held.position != snapshot.position or held.time_key != time_key:
             if not self.is_ready(reading, view, now):
                 return None
             found = self.document(reading, view, now)
             if found is None:
                 return error_frame(now)
-            held = _Encoded(snapshot.position, moment, encode_document(found))
+            held = _CachedDocument(snapshot.position, time_key, encode_document(found))
             self._encoded[view] = held
             if len(self._encoded) > MAX_VIEWS:
                 self._encoded.popitem(last=False)
         self._encoded.move_to_end(view)
-        return stamp(held.opened, now, reading.source, held.position)
+        return finish(held.unterminated, now, reading.source, held.position)
 
 
 def _is_older(reading: Reading, than: Reading | None) -> bool:

@@ -1,4 +1,4 @@
-"""Census: how many streams are open, on this node and on all of them together."""
+"""The number of open streams, on this node and on all nodes together."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Final
 from routecast.errors import Unavailable
 from routecast.ports import Cluster
 
-# Between two turns of telling and asking. A node counts as gone only after many that it missed.
-TELL_SECONDS: Final = 1.0
+# Seconds between two reports. A node's count expires only after many missed ones (PRESENCE_SECONDS).
+REPORT_SECONDS: Final = 1.0
 
 
 class ClusterPresence:
-    """Tells the other nodes of this one's streams, and asks for theirs. Run `run` as a task."""
+    """Reports this node's number of streams, and reads that of all nodes. Run `run` as a task."""
 
     def __init__(self, cluster: Cluster, ours: Callable[[], int]) -> None:
         self._cluster = cluster
@@ -22,20 +22,20 @@ class ClusterPresence:
 
     @property
     def total(self) -> int:
-        """Streams of all nodes; of this one alone while the others cannot be asked.
+        """Streams of all nodes; of this node alone while the cluster is unavailable.
 
-        Ours are counted now, the others' as of a second or two ago.
+        This node's are counted now, those of the others were counted a second or two ago.
         """
         return self._others + self._ours()
 
     async def run(self) -> None:
-        """Tell and ask now and then. Never ends."""
+        """Report and read once a second. Never ends."""
         while True:
-            told = self._ours()
+            ours = self._ours()
             try:
-                await self._cluster.tell(told)
-                self._others = await self._cluster.connections() - told
+                await self._cluster.report_connections(ours)
+                self._others = await self._cluster.total_connections() - ours
                 self.failing = None
             except Unavailable as error:
                 self._others, self.failing = 0, str(error)
-            await asyncio.sleep(TELL_SECONDS)
+            await asyncio.sleep(REPORT_SECONDS)

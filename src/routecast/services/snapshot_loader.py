@@ -1,7 +1,7 @@
-"""Loading snapshots: from the cache, else from the database.
+"""Loading snapshots from the cache, else from the database.
 
-A cached snapshot is some seconds old; the deltas that the bus has carried since then make it the
-newest. Where some of these are missing, the cached snapshot is not used.
+A cached snapshot is some seconds old; the later deltas on the bus make it the newest. If some of
+them are missing, the cached snapshot is not used.
 """
 
 import logging
@@ -18,21 +18,20 @@ from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
-# A node that reads the database for all has this time, in seconds, to put the result into the
-# cache.
+# The node that reads the database for all nodes must cache the result within this time, in seconds.
 LOAD_SECONDS: Final = 5.0
-# Between two looks whether it did, in seconds.
+# Other nodes look for it in the cache this often, in seconds.
 LOAD_POLL: Final = 0.05
 # If there are other nodes, one of them caches a snapshot this often, in seconds. It is for nodes
 # that start, and for nodes without a database that missed deltas and must not be 5 s behind.
 SHARE_SECONDS: Final = 3.0
-# A snapshot that nothing was added to is cached again, too, this many times less often: it expires,
-# and nodes that have no database can start from nothing else.
+# An unchanged snapshot is cached again this many times less often, because it expires: nodes without
+# a database can start from nothing else.
 SHARE_REPEAT: Final = 3
 
 
 class _OtherClock(Exception):
-    """The cached snapshot holds the minutes that another clock's windows need."""
+    """The minutes in the cached snapshot are those of a clock that differs from this node's."""
 
 
 class SnapshotLoader:
@@ -63,38 +62,38 @@ class SnapshotLoader:
         self._timers = timers
         self._instruments = instruments
         self._topology = topology
-        self._shared: Position | None = None  # of the snapshot that was shared last
+        self._shared: Position | None = None  # of the snapshot that `share` cached last
         self.room = room
         self.cache_failing = False
-        self.epoch: str | None = None  # that the database said it is in, last
+        self.epoch: str | None = None  # of the database, when it was last read
 
-    async def newest(self, known: Position | None) -> Snapshot:
-        """Return a snapshot to follow the bus from. Raises Unavailable.
+    async def load(self, known: Position | None) -> Snapshot:
+        """Return a snapshot from which to follow the bus. Raises Unavailable.
 
-        However many nodes ask at once, one of them reads the database. `known` is where the
-        database is known to stand: what is of another history is dropped from the cache.
+        Of several nodes that load at once, one reads the database. `known` is a known position of
+        the database: a cached snapshot of another epoch is dropped.
         """
         if known is not None:
             with suppress(Unavailable):
-                await self._cache.invalidate(Position(known.epoch, 0))  # of whatever seq
+                await self._cache.invalidate(Position(known.epoch, 0))  # of any seq
         deadline = self._timers.now() + LOAD_SECONDS
         while True:
             try:
                 snapshot = await self._look_up()
             except _OtherClock:
-                break  # what others will cache is no better
+                break  # other nodes have no better one
             if snapshot is not None and (found := await self._ahead_of(snapshot)) is not None:
                 known = found
                 break
             if snapshot is not None and _reaches(snapshot.position, known):
-                self._tell("hit")
+                self._count_lookup("hit")
                 return snapshot
             late = self._timers.now() > deadline
             if late or self.cache_failing or await self._acquire_load_lock(known):
                 break
             await Alarm(self._timers).wait_until(self._timers.now() + LOAD_POLL)
-        self._tell("error" if self.cache_failing else "miss")
-        return await self.stored()
+        self._count_lookup("error" if self.cache_failing else "miss")
+        return await self.from_store()
 
     async def _ahead_of(self, snapshot: Snapshot) -> Position | None:
         """Return a new position of the database where it is behind a snapshot of its epoch.
@@ -117,9 +116,9 @@ class SnapshotLoader:
     async def begin_epoch(self, seen: Position, there: Position) -> Position:
         """Begin an epoch, as the database is behind what was seen of it; return its position.
 
-        A restore by other tools, or a failover that lost commits, leaves the epoch as it was, and
-        will give the numbers after `there` to other commits. Nobody is to take those for the ones
-        that were `seen`. Raises Unavailable.
+        A restore by other tools, or a failover that lost commits, keeps the epoch, and later gives
+        the numbers after `there` to other commits. A new epoch tells them from those that were
+        `seen`. Raises Unavailable.
         """
         log.warning(
             "The database went back from seq %d to %d, as after a restore: a new epoch begins",
@@ -129,31 +128,31 @@ class SnapshotLoader:
         self.epoch = begun.epoch
         return begun
 
-    async def cached(self) -> Snapshot | None:
-        """Return the cached snapshot, brought up to date; None when there is none to be had."""
+    async def from_cache(self) -> Snapshot | None:
+        """Return the cached snapshot with all later deltas; None if it cannot be had."""
         snapshot = None
         with suppress(_OtherClock):
             snapshot = await self._look_up()
-        self._tell("hit" if snapshot else "error" if self.cache_failing else "miss")
+        self._count_lookup("hit" if snapshot else "error" if self.cache_failing else "miss")
         return snapshot
 
     async def recheck(self) -> None:
-        """See whether a cache that failed can be used again."""
+        """Check whether a cache that failed works again."""
         if self.cache_failing:
             with suppress(_OtherClock):
                 await self._look_up()
 
-    def _tell(self, result: str) -> None:
+    def _count_lookup(self, result: str) -> None:
         self._instruments.cache.labels(result).inc()
         log.info("Metrics cache %s", "HIT" if result == "hit" else "MISS")
 
     async def _look_up(self) -> Snapshot | None:
-        """Return what the cache can give. Raises _OtherClock when what it holds is of no use."""
+        """Return the cached snapshot, caught up. Raises _OtherClock if it is of another clock."""
         try:
             held = await self._cache.get()
             found = None if held is None else await self._catch_up(held)
         except (Unavailable, ValueError) as error:
-            if not self.cache_failing:  # said once, not at each look
+            if not self.cache_failing:  # logged once
                 log.warning("Metrics cache cannot be used: %s", error)
             self.cache_failing = True
             return None
@@ -161,7 +160,7 @@ class SnapshotLoader:
         if found is None and held is not None and not self._is_of_our_time(held):
             raise _OtherClock
         if found is not None and self.epoch not in (None, found.position.epoch):
-            return None  # the database has the last word
+            return None  # the epoch of the database is the true one
         return found
 
     def _is_of_our_time(self, snapshot: Snapshot) -> bool:
@@ -188,28 +187,25 @@ class SnapshotLoader:
         except Unavailable:
             return True
 
-    async def stored(self) -> Snapshot:
-        """Return what the database holds, and cache it. Raises Unavailable."""
+    async def from_store(self) -> Snapshot:
+        """Read a snapshot from the database, and cache it. Raises Unavailable."""
         snapshot = await self._store.load(self._clock.now(), self.room)
         await self.cache(snapshot)
         return snapshot
 
     async def is_ours_to_share(self, position: Position) -> bool:
-        """Return whether this node is to cache a snapshot of a position now (`share`).
-
-        Raises Unavailable.
-        """
+        """Return whether this node must `share` a snapshot of a position now. Raises Unavailable."""
         if position == self._shared:
             return await self._cluster.claim("cache again", SHARE_REPEAT * SHARE_SECONDS)
         return await self._cluster.claim("cache", SHARE_SECONDS)
 
     async def share(self, snapshot: Snapshot) -> None:
-        """Cache a snapshot, for nodes that start or missed something."""
+        """Cache a snapshot for nodes that start, or that missed deltas."""
         self._shared = snapshot.position
         await self.cache(snapshot)
 
     async def cache(self, snapshot: Snapshot) -> None:
-        """Put a snapshot into the cache, for others and for later."""
+        """Put a snapshot into the cache."""
         with suppress(Unavailable):
             await self._cache.put(snapshot)
 

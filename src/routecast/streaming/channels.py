@@ -236,7 +236,7 @@ class DocumentSource(Protocol):
     def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
         """Return the stamps of a document's sums; () where they are not known.
 
-        As long as they and `View.moment` are the same, so is the document.
+        As long as they and `View.time_key` are the same, so is the document.
         """
         ...
 
@@ -682,14 +682,14 @@ class Channels:
             if reading is None and not (render and self._documents.lacks(view)):
                 return None
         if reading is not None:
-            moment = view.moment(reading.snapshot.moment(now))
-            state = DocumentState(reading.snapshot.position, moment, reading.source, reading.as_of)
+            time_key = view.time_key(reading.snapshot.document_time(now))
+            state = DocumentState(reading.snapshot.position, time_key, reading.source, reading.as_of)
             if newest is not None and newest.still_valid_for(state):
                 return newest
             if not (render and self._documents.is_ready(reading, view, now)):
                 return None
             stamps = self._documents.stamps(reading, view, now)
-            if newest is not None and newest.still_holds(stamps, moment):
+            if newest is not None and newest.still_holds(stamps, time_key):
                 return self._versions.carry(newest, now, state)
             document = self._documents.document(reading, view, now)
         if document is None:

@@ -93,9 +93,9 @@ class HistorySubscription:
 class HistorySubscriptions:
     """Answers all history subscriptions. Run `run` as a task."""
 
-    def __init__(self, histories: Histories, admission: HistoryLimits | None = None) -> None:
+    def __init__(self, histories: Histories, limits: HistoryLimits | None = None) -> None:
         self._histories = histories
-        self._admission = admission or HistoryLimits()
+        self._limits = limits or HistoryLimits()
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[HistorySubscription] = set()  # those that may get another answer
         self._followed: dict[HistorySubscription, None] = {}
@@ -139,7 +139,7 @@ class HistorySubscriptions:
             if subscription not in self._open:
                 return
             try:
-                async with self._admission.enter(
+                async with self._limits.enter(
                     subscription.subscriber.client, subscription.query
                 ):
                     await self._answer_now(subscription)

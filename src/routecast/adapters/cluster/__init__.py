@@ -1,1 +1,1 @@
-"""Clusters: what nodes agree on. One adapter an engine."""
+"""Clusters: what nodes agree on. One adapter for each engine."""

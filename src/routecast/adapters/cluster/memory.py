@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 
 class MemoryCluster:
-    """All work is this node's, and all streams are (`ports.Cluster`).
+    """The only node, which gets all work and has all streams (`ports.Cluster`).
 
-    `monotonic` tells seconds on a clock that is never set.
+    `monotonic` returns seconds of a clock that is never set.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._claimed: dict[str, float] = {}  # until when, by work
+        self._claimed: dict[str, float] = {}  # the end of each claim, by work
         self._connections = 0
 
     async def claim(self, work: str, seconds: float) -> bool:
@@ -22,10 +22,10 @@ class MemoryCluster:
         self._claimed[work] = now + seconds
         return True
 
-    async def tell(self, connections: int) -> None:
+    async def report_connections(self, connections: int) -> None:
         self._connections = connections
 
-    async def connections(self) -> int:
+    async def total_connections(self) -> int:
         return self._connections
 
     async def close(self) -> None:

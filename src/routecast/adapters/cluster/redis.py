@@ -6,69 +6,69 @@ from typing import Any, Final
 
 from routecast.adapters.redis_client import RedisLink, is_done
 from routecast.errors import Unavailable
-from routecast.ports import CENSUS_SECONDS
+from routecast.ports import PRESENCE_SECONDS
 
-# A script, since its reply cannot be taken for that of anything else at the address.
+# A script, because no other program at the address gives its reply.
 _CLAIM: Final = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
 return 0
 """
-# A hash holds, by node, until when its word counts and how many streams it has. The time is
-# Redis's own, so that the clocks of nodes do not matter.
+# A hash has for each node the time at which its report expires, and its number of streams. The
+# time is Redis's own, so that the clocks of nodes do not matter.
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)"
-_TELL: Final = f"""{_NOW}
+_REPORT: Final = f"""{_NOW}
 redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f %d', now + ARGV[3], ARGV[2]))
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return 1
 """
-_CONNECTIONS: Final = f"""{_NOW}
+_TOTAL: Final = f"""{_NOW}
 local sum = 0
-local census = redis.call('HGETALL', KEYS[1])
-for i = 1, #census, 2 do
-  local ends, count = census[i + 1]:match('^(%d+) (%d+)$')
+local counts = redis.call('HGETALL', KEYS[1])
+for i = 1, #counts, 2 do
+  local ends, count = counts[i + 1]:match('^(%d+) (%d+)$')
   if tonumber(ends) > now then sum = sum + count
-  else redis.call('HDEL', KEYS[1], census[i]) end
+  else redis.call('HDEL', KEYS[1], counts[i]) end
 end
 return {{'streams', sum}}
 """
 
 
 class RedisCluster:
-    """Claims and a census in Redis (`ports.Cluster`)."""
+    """Claims and numbers of streams in Redis (`ports.Cluster`)."""
 
-    def __init__(self, link: RedisLink, census_seconds: float = CENSUS_SECONDS) -> None:
+    def __init__(self, link: RedisLink, presence_seconds: float = PRESENCE_SECONDS) -> None:
         self._link = link
         self._node = secrets.token_hex(8)
-        self._census = link.key("census")
-        self._milliseconds = round(census_seconds * 1000)
-        self._told = False
+        self._counts = link.key("census")
+        self._milliseconds = round(presence_seconds * 1000)
+        self._has_reported = False
 
     async def claim(self, work: str, seconds: float) -> bool:
         key, milliseconds = self._link.key(f"claim:{work}"), round(seconds * 1000)
         args = (self._node, milliseconds)
         return await self._link.call(lambda redis: redis.eval(_CLAIM, 1, key, *args), is_done)
 
-    async def tell(self, connections: int) -> None:
-        self._told = True
+    async def report_connections(self, connections: int) -> None:
+        self._has_reported = True
         args = (self._node, connections, self._milliseconds)
-        await self._link.call(lambda redis: redis.eval(_TELL, 1, self._census, *args), is_done)
+        await self._link.call(lambda redis: redis.eval(_REPORT, 1, self._counts, *args), is_done)
 
-    async def connections(self) -> int:
+    async def total_connections(self) -> int:
         return await self._link.call(
-            lambda redis: redis.eval(_CONNECTIONS, 1, self._census), _count
+            lambda redis: redis.eval(_TOTAL, 1, self._counts), _count
         )
 
     async def close(self) -> None:
-        told, self._told = self._told, False
-        if told:
-            with suppress(Unavailable):  # then the census forgets it in its time
-                await self._link.call(lambda redis: redis.hdel(self._census, self._node))
+        has_reported, self._has_reported = self._has_reported, False
+        if has_reported:
+            with suppress(Unavailable):  # then the report expires by itself
+                await self._link.call(lambda redis: redis.hdel(self._counts, self._node))
         await self._link.close()
 
 
 def _count(reply: Any) -> int:
-    """Read the reply of the script `_CONNECTIONS`, whose first word nothing else says."""
+    """Read the reply of the script `_TOTAL`, whose first word only that script returns."""
     word, count = reply
     if word != b"streams" or type(count) is not int:
-        raise ValueError("the sum of streams is not as the script gives it")
+        raise ValueError("the sum of streams is not in the form that the script returns")
     return count

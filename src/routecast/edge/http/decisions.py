@@ -61,7 +61,7 @@ class Decisions:
         await send({"type": "http.response.body", "body": body})
 
     async def _take(self, scope: Scope, receive: Receive) -> Receipt:
-        self.sites.check_origin(*origin_of(scope))
+        self.sites.require_allowed_origin(*origin_of(scope))
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
         async with AsyncExitStack() as place:

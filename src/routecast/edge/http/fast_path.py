@@ -92,7 +92,7 @@ class FastPathHttpProtocol(HttpProtocol):
     def _serves(self, host: bytes) -> bool:
         """Whether `Host` is right; what is wrong with it is answered on the way through ASGI."""
         try:
-            return self._decisions.sites.serves(host.decode("latin-1"))
+            return self._decisions.sites.is_known_host(host.decode("latin-1"))
         except ValueError:
             return False
 

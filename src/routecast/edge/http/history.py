@@ -35,9 +35,9 @@ ANSWER_PIECE: Final = 65_536
 _Answers = Callable[[HistoryQuery], Awaitable[HistoryResponse]]
 
 
-def history_router(answer: _Answers, admission: HistoryLimits | None = None) -> APIRouter:
+def history_router(answer: _Answers, limits: HistoryLimits | None = None) -> APIRouter:
     """Return the router of `GET /v1/history`."""
-    admission = admission or HistoryLimits()
+    limits = limits or HistoryLimits()
     router = APIRouter(tags=["metrics"])
 
     @router.get(
@@ -49,7 +49,7 @@ def history_router(answer: _Answers, admission: HistoryLimits | None = None) -> 
         openapi_extra={"parameters": HISTORY_QUERY, "responses": _RESPONSES},
     )
     async def history(request: Request) -> Response:
-        return _Told(parse_history(request.scope["query_string"]), answer, admission)
+        return _Told(parse_history(request.scope["query_string"]), answer, limits)
 
     return router
 
@@ -57,14 +57,14 @@ def history_router(answer: _Answers, admission: HistoryLimits | None = None) -> 
 class _Told(Response):
     """An answer that counts as under way until its client has taken it."""
 
-    def __init__(self, query: HistoryQuery, answer: _Answers, admission: HistoryLimits) -> None:
+    def __init__(self, query: HistoryQuery, answer: _Answers, limits: HistoryLimits) -> None:
         super().__init__(headers={"Cache-Control": "no-store"}, media_type="application/json")
         self._query = query
         self._answer = answer
-        self._admission = admission
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._admission.enter(limit_key_of(scope), self._query):
+        async with self._limits.enter(limit_key_of(scope), self._query):
             found = await self._answer(self._query)
             document = found.document()
             large = found.values > MANY_VALUES

@@ -24,17 +24,17 @@ class MetricsSocket:
     def __init__(
         self,
         peers: Peers,
-        door: AdmissionControl,
+        admission: AdmissionControl,
         instruments: Instruments,
     ) -> None:
         self._peers = peers
-        self._door = door
+        self._admission = admission
         self._instruments = instruments
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         try:
-            session, address = self._door.open_scope(scope)
+            session, address = self._admission.admit_scope(scope)
         except RoutecastError as error:
             await refuse(error, scope, receive, send)
             return
@@ -45,7 +45,7 @@ class MetricsSocket:
             encoding = ENCODINGS.get(spoken or "")
             await self._serve(session, address, encoding, receive, send)
         finally:
-            self._door.leave(address)
+            self._admission.release(address)
 
     async def _serve(
         self,

@@ -89,7 +89,7 @@ class WebSocketEdge:
     def __init__(
         self,
         peers: Peers,
-        door: AdmissionControl,
+        admission: AdmissionControl,
         heartbeat: Heartbeat,
         instruments: Instruments,
         *,
@@ -97,7 +97,7 @@ class WebSocketEdge:
         proxies: Proxies | None = None,
     ) -> None:
         self.peers = peers
-        self.door = door
+        self.admission = admission
         self.heartbeat = heartbeat
         self.instruments = instruments
         self.proxies = proxies or Proxies("")
@@ -298,7 +298,7 @@ class WebSocketConnection(asyncio.Protocol):
         if peer is not None:
             share([self], PLAIN)  # those it shared its context with are one less
             self._edge.heartbeat.remove(self)
-            self._edge.door.leave(self.client)
+            self._edge.admission.release(self.client)
             peer.close(ABNORMAL_CLOSURE if self._code is None else self._code)
 
     @property
@@ -393,7 +393,7 @@ class WebSocketConnection(asyncio.Protocol):
             raise NotFound(f"there is no WebSocket at {shown!r}; it is at {PATH.decode()}")
         forwarded = request.get_all(b"x-forwarded-for")
         self.client = limit_key(self._edge.proxies.client_of(peer, forwarded))
-        return self._edge.door.open(
+        return self._edge.admission.admit(
             query,
             origin=request.get(b"origin"),
             host=request.get(b"host"),

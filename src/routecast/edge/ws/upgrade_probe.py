@@ -1,7 +1,7 @@
-"""Plain HTTP at the stream's own path: would an upgrade be let in now, and if not, why?
+"""Plain HTTP at the stream's own path: would an upgrade be accepted now, and if not, why?
 
-A browser tells a page nothing of an upgrade that was refused, so the page asks here. It asks with
-OPTIONS, for which, unlike GET, a browser names the page's origin to the page's own site, too.
+A browser does not tell a page why an upgrade was refused, so the page asks here. It asks with
+OPTIONS: for that, unlike GET, a browser sends the page's origin also to the page's own site.
 """
 
 from http import HTTPStatus
@@ -20,21 +20,21 @@ METHODS = ("GET", "OPTIONS")
 class UpgradeProbe:
     """The ASGI application behind `/ws/metrics` for requests that are no upgrade.
 
-    Answers as the door would; 204 (to OPTIONS) or 426 (to GET) where it would let them in.
+    Answers with the error that an upgrade would get now; without one, 204 to OPTIONS and 426 to GET.
     """
 
-    def __init__(self, door: AdmissionControl) -> None:
-        self._door = door
+    def __init__(self, admission: AdmissionControl) -> None:
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._answer(scope)(scope, receive, send)
 
     def _answer(self, scope: Scope) -> Response:
         try:
-            _, address = self._door.open_scope(scope)
+            _, address = self._admission.admit_scope(scope)
         except RoutecastError as error:
             return respond_error(error)
-        self._door.leave(address)
+        self._admission.release(address)
         if scope["method"] == "OPTIONS":
             return Response(
                 status_code=HTTPStatus.NO_CONTENT, headers={"Allow": ", ".join(METHODS)}
