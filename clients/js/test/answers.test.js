@@ -8,7 +8,7 @@ import test from "node:test";
 
 import { connect } from "../routecast.js";
 import { closeVerdict, outcomeOfAnswer, outcomeOfClose, retryAfter } from "../close_reasons.js";
-import { Queue, ScriptedServer, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, WebSocket } from "./scripted_server.js";
 
 const TABLE = JSON.parse(readFileSync(new URL("../../../tests/wire/answers.json", import.meta.url), "utf8"));
 const ANSWERS = TABLE.http.filter(({ stream }) => stream !== null);

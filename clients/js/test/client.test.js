@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { connect } from "../routecast.js";
-import { Queue, ScriptedServer, TIMESTAMP, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, TIMESTAMP, WebSocket } from "./scripted_server.js";
 
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 

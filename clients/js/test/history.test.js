@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { connect } from "../routecast.js";
-import { EPOCH, Queue, ScriptedServer, WebSocket } from "./script.js";
+import { EPOCH, Queue, ScriptedServer, WebSocket } from "./scripted_server.js";
 
 const MINUTE_MS = 60_000;
 

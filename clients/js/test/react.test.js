@@ -7,7 +7,7 @@ import { StrictMode, createElement } from "react";
 import { create } from "react-test-renderer";
 
 import { useMetrics } from "../react.js";
-import { Queue, ScriptedServer, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, WebSocket } from "./scripted_server.js";
 
 const QUICK = { firstDelay: 20, longestDelay: 50, WebSocket };
 

@@ -6,7 +6,7 @@ import test from "node:test";
 
 import { connect } from "../routecast.js";
 import { mergePatch } from "../subscription.js";
-import { Queue, ScriptedServer, WebSocket } from "./script.js";
+import { Queue, ScriptedServer, WebSocket } from "./scripted_server.js";
 
 const FOLDER = new URL("../../../tests/wire/", import.meta.url);
 const GOLDEN = readdirSync(FOLDER)
