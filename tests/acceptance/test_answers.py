@@ -43,7 +43,7 @@ from routecast.client.http_sender import HttpSender, NotOurs, Unreachable
 from routecast.client.url import Server as Address
 from routecast.retry import TOO_MANY_MESSAGES_DELAY, Backoff
 from tests.support.command import routecast
-from tests.support.scripted import Actor, scripted, snapshot, until
+from tests.support.scripted_server import Actor, scripted, snapshot, until
 
 WAIT_SECONDS = 60.0
 EXAMPLES = Path(__file__).parents[2] / "examples"

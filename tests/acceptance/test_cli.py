@@ -18,7 +18,7 @@ import pytest
 from tests.acceptance.test_names import keep
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
 from tests.support.decisions import kept
-from tests.support.scripted import Actor, scripted, snapshot
+from tests.support.scripted_server import Actor, scripted, snapshot
 from tests.support.server import Server, free_port
 
 LEAVE_SCREEN = "\x1b[?1049l"

@@ -20,7 +20,7 @@ from routecast.client import (
 )
 from routecast.client.client import PROTOCOLS
 from routecast.protocol import V1_JSON, V1_MSGPACK
-from tests.support.scripted import until
+from tests.support.scripted_server import until
 from tests.support.server import EDGES, Edge, Server
 from tests.support.v1 import without_nulls
 

@@ -20,7 +20,7 @@ from routecast.client import (
     stream,
 )
 from routecast.protocol import V1_JSON, V1_MSGPACK, Position, Subscribe, Unsubscribe
-from tests.support.scripted import Actor, delta, scripted, snapshot, until
+from tests.support.scripted_server import Actor, delta, scripted, snapshot, until
 from tests.support.wire import GOLDEN
 
 WAIT_SECONDS = 20.0

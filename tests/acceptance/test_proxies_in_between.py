@@ -13,7 +13,7 @@ from routecast.client import Metrics, Recorder, stream
 from tests.support.command import routecast
 from tests.support.nginx import Answering
 from tests.support.node import Teller, modules
-from tests.support.scripted import until
+from tests.support.scripted_server import until
 from tests.support.server import Server, free_port
 from tests.support.waiting import until as met
 
