@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord, Rules
-from routecast.core.decode import GROUP, STRANGE_LINES, decode, pieces
+from routecast.core.decode import GROUP, INVALID_LINES, decode, pieces
 from routecast.core.exact import BrokenDecision, ExactDecision, Flaw, needs_care
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import WarningCode
@@ -394,7 +394,7 @@ def test_good_lines_are_found_behind_many_broken_ones() -> None:
     read: list[int] = []
     with pytest.raises(BadBody, match="no line is JSON; the first: not JSON at line 1 column 1"):
         read.extend(len(piece) for piece in pieces(b"x\n" * 49_000, lines=True))
-    assert sum(read) < 2 * STRANGE_LINES
+    assert sum(read) < 2 * INVALID_LINES
 
 
 def array(item: str, count: int) -> str:

@@ -84,10 +84,10 @@ class Witness:
 
     def __init__(self, position: Position | None) -> None:
         self.position = position
-        self.told: list[tuple[Position, Position]] = []
+        self.calls: list[tuple[Position, Position]] = []
 
     def went_back(self, seen: Position, there: Position) -> None:
-        self.told.append((seen, there))
+        self.calls.append((seen, there))
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["known", "new"])
@@ -102,11 +102,11 @@ async def test_commit_on_a_database_that_went_back_is_told(
     ingest = Ingest(store, bus, clock, limits, Rules(), Instruments(), witness=witness)
     async with running(ingest.run()):
         await submit(ingest, [kept(number)])
-        assert witness.told == [(seen, at)] * goes_back
+        assert witness.calls == [(seen, at)] * goes_back
         for other in (None, Position("of another epoch", 9)):
             witness.position = other
             await submit(ingest, [kept(3)])
-    assert len(witness.told) == goes_back
+    assert len(witness.calls) == goes_back
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:

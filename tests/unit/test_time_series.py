@@ -8,7 +8,7 @@ from routecast.core.histogram import add_bins, bin_of, pack_counts, percentiles
 from routecast.core.history import Plan, history_query, plan
 from routecast.core.periods import Periods
 from routecast.core.snapshot import Snapshot
-from routecast.core.time_series import MAX_SERIES, Point, TimeSeries, past_of, render, summaries
+from routecast.core.time_series import MAX_SERIES, Point, TimeSeries, series_from_snapshot, render, summaries
 from routecast.errors import NotHeld
 from routecast.protocol import Position
 from tests.support.buckets import FIELDS, assert_history
@@ -101,12 +101,12 @@ def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     for length, points in ((HOUR // 2, 100), (50 * HOUR, 100)):
         wanted = asked(length, points=points)
-        found = render(past_of(held, wanted), wanted)
+        found = render(series_from_snapshot(held, wanted), wanted)
         assert_history(found.document(), decisions)
         assert found.position == POSITION
     for length, points in ((3 * HOUR, 300), (8 * DAY, 300), (8 * DAY, 5)):
         with pytest.raises(NotHeld):
-            past_of(held, asked(length, points=points))
+            series_from_snapshot(held, asked(length, points=points))
 
 
 def test_periods_given_up_for_memory_are_not_told_as_empty() -> None:
@@ -116,12 +116,12 @@ def test_periods_given_up_for_memory_are_not_told_as_empty() -> None:
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     held.cover(("5m", "1h"))
     recent = asked(HOUR // 2, points=100)
-    assert_history(render(past_of(held, recent), recent).document(), decisions)
+    assert_history(render(series_from_snapshot(held, recent), recent).document(), decisions)
     with pytest.raises(NotHeld):
-        past_of(held, asked(50 * HOUR, points=100))
+        series_from_snapshot(held, asked(50 * HOUR, points=100))
     held.cover(())
     with pytest.raises(NotHeld):
-        past_of(held, recent)
+        series_from_snapshot(held, recent)
 
 
 def test_large_period_is_not_even_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_large_period_is_not_even_unpacked(monkeypatch: pytest.MonkeyPatch) -> N
     held = Snapshot.unpack(loaded.pack())
     monkeypatch.setattr(Periods, "_open", None)
     with pytest.raises(NotHeld):
-        past_of(held, asked(MINUTE))
+        series_from_snapshot(held, asked(MINUTE))
 
 
 @pytest.mark.parametrize("fields", [["count"], ["p50_latency_ms"]])
@@ -143,9 +143,9 @@ def test_what_a_snapshot_adds_up_at_once_has_a_bound(fields: list[str]) -> None:
     cells = cells_of(decisions)
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     few = {"count": 3, "p50_latency_ms": 0}[fields[0]]
-    assert past_of(held, asked(few * MINUTE, fields=fields) if few else asked(1, fields=["count"]))
+    assert series_from_snapshot(held, asked(few * MINUTE, fields=fields) if few else asked(1, fields=["count"]))
     with pytest.raises(NotHeld):
-        past_of(held, asked((few + 1) * MINUTE, fields=fields))
+        series_from_snapshot(held, asked((few + 1) * MINUTE, fields=fields))
 
 
 def test_summaries_are_an_hours_sums_along_each_part() -> None:

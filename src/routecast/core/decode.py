@@ -41,7 +41,7 @@ GROUP: Final = 32
 # Bytes after a mistake that are parsed again, to say what it is.
 SHOWN: Final = 64
 # After this number of lines, none of them JSON, the body is refused if no other can be a decision.
-STRANGE_LINES: Final = 1_000
+INVALID_LINES: Final = 1_000
 # Brackets and strings are counted to find the end of a decision that msgspec cannot skip: MARKS of
 # them between two turns of others. A body that is nested more deeply than MAX_DEPTH is refused.
 MARKS: Final = 10_000
@@ -288,7 +288,7 @@ class _Lines:
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._first = ""  # what is wrong with the first line that is not JSON
-        self._strange = 0  # lines that are not JSON
+        self._invalid = 0  # lines that are not JSON
         self._known = False  # whether any is
         self._promising = False  # whether one that begins as an object was found, to come or passed
 
@@ -305,7 +305,7 @@ class _Lines:
                 self._known = self._known or bool(items)
                 yield items
             at, number = cut + 1, number + piece.count(b"\n") + 1
-        if self._strange and not self._known:
+        if self._invalid and not self._known:
             raise self._no_line_is_json()
         if not self._known:
             raise BadBody("no decision in the request body")
@@ -331,7 +331,7 @@ class _Lines:
         for first in range(0, len(lines), GROUP):
             numbered = enumerate(lines[first : first + GROUP], number + first)
             yield [self._line(line, place) for place, line in numbered if line.strip()]
-            if self._strange >= STRANGE_LINES and not (self._known or self._promising):
+            if self._invalid >= INVALID_LINES and not (self._known or self._promising):
                 self._promising = _OBJECT_LINE.search(self._body, at) is not None
                 if not self._promising:
                     raise self._no_line_is_json()
@@ -342,8 +342,8 @@ class _Lines:
         except RecursionError:
             return self._broken(_TOO_DEEP)
         except ValueError:
-            # Of many broken lines only some are told; but an odd one may be good.
-            if self._strange >= MAX_REJECTIONS_LISTED and not _ODD.search(line):
+            # Only some of many broken lines are listed with a cause; but an odd line may be valid.
+            if self._invalid >= MAX_REJECTIONS_LISTED and not _ODD.search(line):
                 return self._broken("not JSON")
         else:
             self._known = True
@@ -357,7 +357,7 @@ class _Lines:
 
     def _broken(self, error: str) -> BrokenDecision:
         self._first = self._first or error
-        self._strange += 1
+        self._invalid += 1
         return BrokenDecision(error)
 
 

@@ -1,4 +1,4 @@
-"""Following: which buckets of an answer must be told again as time and decisions come in."""
+"""The cursor of a client that follows a history: which buckets to send it next."""
 
 from collections.abc import Iterable
 
@@ -9,12 +9,12 @@ from routecast.protocol import Position
 
 
 class HistoryCursor:
-    """What a client holds of a history that goes on, without the values.
+    """What a client holds of a history that it follows, without the values.
 
-    When some bucket closed, or a commit added to one that had closed before, the client is told
-    all buckets from the first of these on, and puts them in place of what it holds from there on.
-    So after each answer its points sum up to the total of their range at the answer's position,
-    the bucket that runs included. It goes on for ever, with the `points` newest buckets.
+    After a bucket has closed, or a commit has added to a closed one, the client gets all buckets
+    from the first of these on, and replaces what it holds from there on. So after each answer its
+    points sum up to the total of their range at the answer's position, including the running
+    bucket. The client holds the newest `points` buckets.
     """
 
     def __init__(self, query: HistoryQuery, answer: HistoryResponse, now: int) -> None:
@@ -25,21 +25,21 @@ class HistoryCursor:
     def restart(self, answer: HistoryResponse, now: int) -> None:
         """Begin again with another answer to the whole query."""
         self.position = answer.position
-        self.names = answer.names  # the series there are; to render further answers with
+        self.names = answer.names  # the series so far, for further answers
         self.buckets = answer.buckets
         self._running = self.buckets.start_of(now // SECOND)
 
     def is_ahead(self, now: int) -> bool:
-        """Whether the client was told of a bucket that begins after `now`: the clock was set back.
+        """Whether the client has a bucket that begins after `now`: the clock was set back.
 
-        Then answer the whole query again, and `restart`.
+        If so, answer the whole query again, and `restart`.
         """
         return self._running_at(now) < self._running
 
     def due(self, minutes: Iterable[int], now: int) -> Plan | None:
-        """Return what to tell at `now`, given the minutes added to since `position`.
+        """Return the plan to answer at `now`; `minutes` are those that changed since `position`.
 
-        Tell the client the answer to it, and call `told`; or, when it is None, `kept_up`.
+        Send the client its answer, and call `record_answer`; if it is None, call `record_position`.
         """
         running, held = self._running_at(now), self._moved_to(now)
         changed = [
@@ -52,19 +52,19 @@ class HistoryCursor:
         return self._from(min(changed), held) if changed else None
 
     def whole(self, now: int) -> Plan:
-        """Return all that the client should hold at `now`, when the changes are not known."""
+        """Return the plan of all that the client should hold at `now`: the changes are unknown."""
         held = self._moved_to(now)
         return self._from(held.first, held)
 
-    def told(self, answer: HistoryResponse, now: int) -> None:
-        """Take note that the client has the answer to what was due at `now`."""
+    def record_answer(self, answer: HistoryResponse, now: int) -> None:
+        """Record that the client has the answer to what was due at `now`."""
         self.buckets = self._moved_to(now)
         self._running = self._running_at(now)
         self.names = answer.names
         self.position = answer.position
 
-    def kept_up(self, position: Position) -> None:
-        """Take note that nothing was due up to a position."""
+    def record_position(self, position: Position) -> None:
+        """Record that nothing was due up to a position."""
         self.position = position
 
     def _running_at(self, now: int) -> int:

@@ -1,4 +1,4 @@
-"""The past as it was found: sums by series and bucket, and the answer that is told of them."""
+"""The sums of a history by series and bucket, and the answer that is made of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,32 +21,31 @@ from routecast.core.snapshot import Snapshot
 from routecast.errors import NotHeld
 from routecast.protocol import Position, rfc3339
 
-# Series told by name; the others, should there be more, are summed up in one more.
+# Series with a name of their own; all others are summed up in one more.
 MAX_SERIES: Final = 30
-# More of a snapshot's sums are not added up while others wait: it takes some 5 ms. One with its
-# histogram counts as several.
+# At most this many sums of a snapshot are added up on the event loop, which takes about 5 ms. A sum
+# with a histogram counts as several.
 MAX_SUMS: Final = 4_000
 HISTOGRAM_SUMS: Final = 5
 _TOO_MUCH: Final = "that is too much to add up at once"
-# More values than these keep others waiting while they are made or encoded: it is for a thread.
-# A percentile takes as long as several.
+# A thread makes and encodes answers with more values than this. A percentile counts as several.
 MANY_VALUES: Final = 5_000
 PERCENTILE_VALUES: Final = 10
 
 
 class Point(Sums):
-    """The sums of a bucket's decisions of one series, and how many of these are errors.
+    """The sums of one series in one bucket, and its number of errors.
 
-    Only those sums that a plan names are right.
+    Only the sums that the plan names are right.
     """
 
-    __slots__ = ("_lanes", "errors")
+    __slots__ = ("_packed", "errors")
 
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
-        self._lanes: PackedHistogramSum | None = (
-            None  # of histograms added as `pack_counts` has them
+        self._packed: PackedHistogramSum | None = (
+            None  # the sum of histograms packed by `pack_counts`
         )
 
     def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
@@ -62,35 +61,35 @@ class Point(Sums):
         """Add another point."""
         self.merge(other)
         self.errors += other.errors
-        if other._lanes is not None:
-            self.add_counts(other._lanes.pack())
+        if other._packed is not None:
+            self.add_counts(other._packed.pack())
 
     def add_counts(self, packed: bytes) -> None:
-        """Add a histogram as `pack_counts` has it, after what it counts was added."""
-        if self._lanes is None:
-            self._lanes = PackedHistogramSum()
-        self._lanes.add(packed, self.latency_count)
+        """Add a histogram packed by `pack_counts`; its decisions must have been added before."""
+        if self._packed is None:
+            self._packed = PackedHistogramSum()
+        self._packed.add(packed, self.latency_count)
 
     def percentiles(self, percents: tuple[int, ...]) -> Sequence[float | None]:
-        """Return percentiles of latency in microseconds; None where nothing is counted."""
-        if self._lanes is None:
+        """Return percentiles of latency in microseconds; None if there is no latency."""
+        if self._packed is None:
             return percentiles(self.latency_bins, percents)
         if not self.latency_bins:
-            return self._lanes.percentiles(percents)
-        bins = self._lanes.bins()
+            return self._packed.percentiles(percents)
+        bins = self._packed.bins()
         add_bins(bins, self.latency_bins)
         return percentiles(bins, percents)
 
 
 @dataclass(slots=True)
 class TimeSeries:
-    """The sums that a plan asked for as of a position, by series and the second it begins at."""
+    """The sums of a plan at a position, by series and by the second at which a bucket begins."""
 
     position: Position
     points: dict[str, dict[int, Point]] = field(default_factory=dict)
 
     def point(self, series: str, second: int) -> Point:
-        """Return the point of a series at a bucket's beginning, empty if it is new."""
+        """Return a series' point in the bucket that begins at a second; a new one is empty."""
         points = self.points.setdefault(series, {})
         point = points.get(second)
         if point is None:
@@ -98,7 +97,7 @@ class TimeSeries:
         return point
 
     def add(self, plan: Plan, second: int, cells: Mapping[Key, Sums]) -> None:
-        """Add the sums of a minute or an hour; the plan tells which of them, and to what."""
+        """Add the sums that a plan includes of the minute or hour that begins at a second."""
         buckets = plan.buckets
         if not buckets.first <= second < buckets.end:
             return
@@ -111,10 +110,10 @@ class TimeSeries:
 
 
 def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
-    """Return the sums of an hour along each of PARTS: by part and its value."""
+    """Return the sums of an hour by each of PARTS and its values."""
     found: dict[tuple[str, str], Point] = {}
     for key, sums in bucket.items():
-        # PARTS, and the parts of a key, in the order of these.
+        # The fields of a key are in the order of PARTS.
         for place in zip(PARTS, (ALL, *key), strict=True):
             point = found.get(place)
             if point is None:
@@ -123,34 +122,34 @@ def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
     return found
 
 
-def past_of(snapshot: Snapshot, plan: Plan) -> TimeSeries:
-    """Return what a plan asks for out of a snapshot.
+def series_from_snapshot(snapshot: Snapshot, plan: Plan) -> TimeSeries:
+    """Return the sums of a plan from a snapshot.
 
-    Raises NotHeld when it does not hold all of it, or too much to be added up at once.
+    Raises NotHeld if the snapshot does not hold all of them, or they are too many to add at once.
     """
-    past = TimeSeries(snapshot.position)
+    found = TimeSeries(snapshot.position)
     minutes = plan.period == "minute"
     unit = 60 if minutes else 3600
     held = snapshot.minute if minutes else snapshot.hour
     periods = snapshot.minutes if minutes else snapshot.hours
     room = MAX_SUMS // (HISTOGRAM_SUMS if plan.histograms else 1)
     for number in range(plan.buckets.first // unit, plan.buckets.end // unit):
-        if periods.packed_cells(number) > room:  # which takes a while to unpack
+        if periods.packed_cells(number) > room:  # unpacking them takes too long
             raise NotHeld(_TOO_MUCH)
         cells = held(number)
         room -= len(cells)
         if room < 0:
             raise NotHeld(_TOO_MUCH)
-        past.add(plan, number * unit, cells)
-    return past
+        found.add(plan, number * unit, cells)
+    return found
 
 
-# -- what is told -------------------------------------------------------------------------------
+# -- answers ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryResponse:
-    """What a query came to: for each of `series` its `key`, and a list of values a field.
+    """The answer to a query: each of `series` has its `key`, and a list of values for each field.
 
     `names` are the keys that have a series of their own, in order.
     """
@@ -162,11 +161,11 @@ class HistoryResponse:
 
     @property
     def values(self) -> int:
-        """How many values there are, about: what it costs to encode."""
+        """About the number of values, which is the cost to encode the answer."""
         return self.buckets.points * sum(map(len, self.series))
 
     def document(self) -> dict[str, Any]:
-        """Return it as it goes over the wire, but for a type and an id."""
+        """Return the answer as on the wire, without type and id."""
         return {
             "position": self.position,
             "step": self.buckets.step,
@@ -176,23 +175,24 @@ class HistoryResponse:
         }
 
 
-def render(past: TimeSeries, plan: Plan, names: Sequence[str] = ()) -> HistoryResponse:
-    """Return the answer to a plan. `names` have a series already; new ones come after them.
+def render(found: TimeSeries, plan: Plan, names: Sequence[str] = ()) -> HistoryResponse:
+    """Return the answer to a plan.
 
-    Largest first, then by name; when there is no room for more, the rest go to OTHER, which comes
-    last, also where names over the limit were counted as OTHER.
+    `names` come first; new names follow, largest first, then by name.
+    If there are more than MAX_SERIES, the rest is summed up as OTHER, which comes last, also if
+    decisions with names over the limit were counted as OTHER.
     """
     if plan.group_by is None:
         names = (ALL,)
-    counts = {name: sum(p.count for p in points.values()) for name, points in past.points.items()}
+    counts = {name: sum(p.count for p in points.values()) for name, points in found.points.items()}
     new = sorted(counts.keys() - {*names, OTHER}, key=lambda name: (-counts[name], name))
     named = (*names, *new[: max(0, MAX_SERIES - len(names))])
-    shown = {name: past.points.get(name, {}) for name in named}
+    shown = {name: found.points.get(name, {}) for name in named}
     if rest := [name for name in (*new, OTHER) if name in counts and name not in shown]:
-        shown[OTHER] = _united([past.points[name] for name in rest])
+        shown[OTHER] = _united([found.points[name] for name in rest])
     starts = range(plan.buckets.first, plan.buckets.end, plan.buckets.step)
     series = [_columns(name, points, starts, plan.fields) for name, points in shown.items()]
-    return HistoryResponse(past.position, plan.buckets, named, series)
+    return HistoryResponse(found.position, plan.buckets, named, series)
 
 
 def _united(parts: Sequence[Mapping[int, Point]]) -> dict[int, Point]:

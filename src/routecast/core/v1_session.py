@@ -1,7 +1,7 @@
-"""The session of routecast.v1: a client's message in, what to do about it out.
+"""The session of routecast.v1: a message of the client in, what to do about it out.
 
-Each message has one outcome. A field that is wrong is named in an error, and the connection stays;
-what is not of this protocol at all is told so twice, and closes it the third time in a row.
+Each message has one outcome. An error names an invalid field, and the connection stays. The first
+two consecutive messages that are not part of the protocol get an error; the third closes it.
 """
 
 import re
@@ -32,8 +32,8 @@ from routecast.protocol import (
     Unsubscribe,
 )
 
-# Messages in a row that are none of this protocol, and end the connection.
-MAX_STRANGE: Final = 3
+# After this many consecutive messages that are not part of the protocol, the connection is closed.
+MAX_CONSECUTIVE_INVALID: Final = 3
 MINUTE_SECONDS: Final = 60.0
 _MOMENT_RULE: Final = "must be RFC 3339 with an offset, such as 2026-01-31T12:34:56Z"
 _RULES: Final = {
@@ -48,7 +48,7 @@ _MESSAGE_TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack",
 
 @dataclass(frozen=True, slots=True)
 class StartSubscription:
-    """Send a subscription's frames from now on; `position` is where the client was."""
+    """Send a subscription's documents from now on; `position` is that of the client's last one."""
 
     id: str
     subscription: ViewSubscription
@@ -57,7 +57,7 @@ class StartSubscription:
 
 @dataclass(frozen=True, slots=True)
 class QueryHistory:
-    """Look back, and tell what was found under this id; call `release` when all is told."""
+    """Send the history under this id; call `release` after its last message."""
 
     id: str
     query: HistoryQuery
@@ -77,26 +77,26 @@ class CloseConnection:
     code: CloseCode
 
 
-Outcome = (
+V1Outcome = (
     ErrorOut | Pong | StartSubscription | QueryHistory | StopSubscription | CloseConnection | None
 )
 
 
 class V1Session:
-    """What one client has asked for. `interval` is what holds where it asks for none."""
+    """The subscriptions of one client. `interval` is the default, in seconds."""
 
-    __slots__ = ("_count", "_interval", "_since", "_strange", "encoding", "ids")
+    __slots__ = ("_count", "_interval", "_since", "_consecutive_invalid", "encoding", "ids")
 
     def __init__(self, encoding: Encoding, interval: float) -> None:
         self.encoding = encoding
-        self.ids: dict[str, int] = {}  # of what it follows, with the bytes it took to ask for it
+        self.ids: dict[str, int] = {}  # the bytes of each request, by id
         self._interval = interval
         self._count = 0  # messages in the minute that began at `_since`
         self._since = 0.0
-        self._strange = 0
+        self._consecutive_invalid = 0
 
-    def receive(self, message: str | bytes, now: float) -> Outcome:
-        """Take a message; return the answer to send, or what else to do. `now` is in seconds."""
+    def receive(self, message: str | bytes, now: float) -> V1Outcome:
+        """Return the answer to a message, or what else to do. `now` is in seconds of any clock."""
         if self._is_one_too_many(now):
             return CloseConnection(CloseCode.TOO_MANY_MESSAGES)
         size = len(message if isinstance(message, bytes) else message.encode())
@@ -108,7 +108,7 @@ class V1Session:
             asked = self.encoding.decode(message)
         except (ValueError, RecursionError) as error:
             return self._refuse(message, error)
-        self._strange = 0
+        self._consecutive_invalid = 0
         try:
             return self._do(asked, size)
         except BadParameter as error:
@@ -120,7 +120,7 @@ class V1Session:
         self._count += 1
         return self._count > MAX_MESSAGES_A_MINUTE
 
-    def _do(self, asked: Asked, size: int) -> Outcome:
+    def _do(self, asked: Asked, size: int) -> V1Outcome:
         match asked:
             case Subscribe():
                 return self._subscribe(asked, size)
@@ -130,7 +130,7 @@ class V1Session:
                 del self.ids[identity]
                 return StopSubscription(identity)
             case HistoryAsked():
-                return self._look(asked, size)
+                return self._query_history(asked, size)
             case Ack(id=identity):
                 return None if identity in self.ids else _unknown(asked)
             case Ping(id=identity):
@@ -138,13 +138,13 @@ class V1Session:
             case Refresh():
                 return _error(asked, ErrorCode.NOT_SUPPORTED, "token: this server asks for none")
 
-    def _subscribe(self, asked: Subscribe, size: int) -> Outcome:
+    def _subscribe(self, asked: Subscribe, size: int) -> V1Outcome:
         view = make_view(asked.fields, asked.filter, asked.window)
         interval = self._interval if asked.interval is None else asked.interval
         follow = StartSubscription(asked.id, ViewSubscription(view, interval), asked.position)
         return self._take_id(asked, size) or follow
 
-    def _look(self, asked: HistoryAsked, size: int) -> Outcome:
+    def _query_history(self, asked: HistoryAsked, size: int) -> V1Outcome:
         query = history_query(
             start=asked.from_,
             end=asked.to,
@@ -157,7 +157,7 @@ class V1Session:
         return self._take_id(asked, size) or QueryHistory(asked.id, query)
 
     def _take_id(self, asked: Subscribe | HistoryAsked, size: int) -> ErrorOut | None:
-        """Let a message have its id, or say why it cannot."""
+        """Reserve the id of a request; return an error if it is in use, or there are too many."""
         if asked.id in self.ids:
             return _error(
                 asked, ErrorCode.ID_IN_USE, f"id: {asked.id!r} is in use; unsubscribe it first"
@@ -174,28 +174,28 @@ class V1Session:
         return None
 
     def release(self, identity: str) -> None:
-        """Let an id be used again, since nothing more comes under it."""
+        """Free an id, after its last message."""
         self.ids.pop(identity, None)
 
-    def _refuse(self, message: str | bytes, error: Exception) -> Outcome:
-        """Name the field that is wrong; or count a message that has none of ours."""
+    def _refuse(self, message: str | bytes, error: Exception) -> V1Outcome:
+        """Name the invalid field; count a message that is not part of the protocol."""
         try:
             seen = self.encoding.look_into(message)
         except (ValueError, RecursionError):
-            return self._count_strange("type: a message is an object with a type")
+            return self._count_invalid("type: a message is an object with a type")
         if seen.type not in _MESSAGE_TYPES:
-            return self._count_strange(f"type: {seen.type[:64]!r} is not a type of message")
-        self._strange = 0
+            return self._count_invalid(f"type: {seen.type[:64]!r} is not a type of message")
+        self._consecutive_invalid = 0
         identity: str | msgspec.UnsetType = msgspec.UNSET
-        with suppress(ValueError, RecursionError):  # it may be the id that is wrong
+        with suppress(ValueError, RecursionError):  # the id itself may be invalid
             identity = self.encoding.read_id(seen.id)
         return ErrorOut(
             id=identity, code=ErrorCode.BAD_REQUEST, message=_explain(str(error)), retryable=False
         )
 
-    def _count_strange(self, problem: str) -> Outcome:
-        self._strange += 1
-        if self._strange >= MAX_STRANGE:
+    def _count_invalid(self, problem: str) -> V1Outcome:
+        self._consecutive_invalid += 1
+        if self._consecutive_invalid >= MAX_CONSECUTIVE_INVALID:
             return CloseConnection(CloseCode.NOT_PROTOCOL)
         return ErrorOut(code=ErrorCode.NOT_PROTOCOL, message=problem, retryable=False)
 
@@ -206,7 +206,7 @@ def _error(asked: Asked, code: ErrorCode, message: str) -> ErrorOut:
 
 
 def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
-    """Return what to say where a history cannot be told."""
+    """Return the error for a history that cannot be answered."""
     retryable = isinstance(error, Unavailable)
     code = ErrorCode.UNAVAILABLE if retryable else ErrorCode.BAD_REQUEST
     return ErrorOut(id=identity, code=code, message=str(error), retryable=retryable)
@@ -217,7 +217,7 @@ def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:
 
 
 def _explain(problem: str) -> str:
-    """Put msgspec's words in the contract's: the field, then what is wrong with it."""
+    """Translate an error of msgspec: the field, then the rule that it breaks."""
     rule, _, path = problem.partition(" - at `$")
     each = "each " if "[" in path else ""
     path = re.sub(r"\[.*?\]", "", path.rstrip("`")).lstrip(".")

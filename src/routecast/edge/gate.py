@@ -24,7 +24,7 @@ _FORWARDED_PROTO: Final = b"x-forwarded-proto"
 class Gate:
     """ASGI middleware around the whole application.
 
-    WebSockets pass with their client's address; their `Host` is checked by `AdmissionControl`, which
+    WebSockets pass with their client's address; `AdmissionControl` checks their `Host`, which
     those that never become an ASGI scope pass, too.
     """
 

@@ -1,4 +1,4 @@
-"""The past: read from the store once for all clients that ask for the same."""
+"""Histories: equal queries are read from the store once."""
 
 import asyncio
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from routecast.core.time_series import (
     PERCENTILE_VALUES,
     HistoryResponse,
     TimeSeries,
-    past_of,
+    series_from_snapshot,
     render,
 )
 from routecast.errors import MissingDeltas, NotHeld, Unavailable
@@ -40,9 +40,9 @@ MAX_KEPT_VALUES: Final = 200_000
 
 
 class HistoryService:
-    """Answers queries about the past, and tells how the answers go on.
+    """Answers history queries, and continues the answers.
 
-    `live` is the newest state there is, `changes` what led to it.
+    `live` returns the newest state; `changes` are the minutes that its commits added to.
     """
 
     def __init__(
@@ -58,45 +58,45 @@ class HistoryService:
         self._kept_values = 0
 
     async def answer(self, query: HistoryQuery) -> HistoryResponse:
-        """Return a query's answer, with all that was acknowledged before it was asked.
+        """Return a query's answer, with all decisions that were acknowledged before the call.
 
-        Raises BadParameter; Unavailable when the database cannot answer, or too many ask.
+        Raises BadParameter, and Unavailable if the database cannot answer or too many queries wait.
         """
         return await self._answer(query, self._clock.now())
 
     async def follow(self, query: HistoryQuery) -> tuple[HistoryResponse, HistoryCursor]:
-        """Return a query's answer, as `answer` does, and what `advance` needs to go on from it."""
+        """Return a query's answer, as `answer` does, and the cursor that `advance` needs."""
         now = self._clock.now()
         answer = await self._answer(query, now)
         return answer, HistoryCursor(query, answer, now)
 
-    async def advance(self, follow: HistoryCursor) -> HistoryResponse | None:
-        """Return what is to be told now, None when nothing is; one call at a time for each.
+    async def advance(self, cursor: HistoryCursor) -> HistoryResponse | None:
+        """Return the answer to send now, None if nothing changed; one call at a time per cursor.
 
-        What is told replaces all that the client holds from the answer's first bucket on.
-        Raises Unavailable: then nothing is told, and it is not forgotten.
+        It replaces all that the client holds from the answer's first bucket on. Raises
+        Unavailable: then the cursor is unchanged, and a later call returns the answer.
         """
         reading, now = self._live(), self._clock.now()
         if reading is None:
             return None
-        ours, theirs = follow.position, reading.snapshot.position
+        ours, theirs = cursor.position, reading.snapshot.position
         if ours.epoch == theirs.epoch and theirs.seq < ours.seq:
-            return None  # live state is still behind what the client was told
-        if follow.is_ahead(now):
-            return await self._begin_again(follow, now)
+            return None  # live state is still behind the client's last answer
+        if cursor.is_ahead(now):
+            return await self._begin_again(cursor, now)
         try:
-            answer = await self._next_answer(follow, reading.snapshot, now)
-        except NotHeld:  # minutes are not kept for that long
-            return await self._begin_again(follow, now)
+            answer = await self._next_answer(cursor, reading.snapshot, now)
+        except NotHeld:  # its minutes are not kept any more
+            return await self._begin_again(cursor, now)
         if answer is None:
-            follow.kept_up(theirs)
+            cursor.record_position(theirs)
         else:
-            follow.told(answer, now)
+            cursor.record_answer(answer, now)
         return answer
 
-    async def _begin_again(self, follow: HistoryCursor, now: int) -> HistoryResponse:
-        answer = await self._answer(follow.query, now)
-        follow.restart(answer, now)
+    async def _begin_again(self, cursor: HistoryCursor, now: int) -> HistoryResponse:
+        answer = await self._answer(cursor.query, now)
+        cursor.restart(answer, now)
         return answer
 
     async def _answer(self, query: HistoryQuery, now: int) -> HistoryResponse:
@@ -106,22 +106,22 @@ class HistoryService:
             return await self._read(plan(query, now, least_step=HOUR_STEP))
 
     async def _next_answer(
-        self, follow: HistoryCursor, snapshot: Snapshot, now: int
+        self, cursor: HistoryCursor, snapshot: Snapshot, now: int
     ) -> HistoryResponse | None:
-        heard = snapshot.position  # which moves on while the database is read
+        position = snapshot.position  # kept: the snapshot moves on during the read
         try:
-            minutes = self._changes.between(follow.position, heard)
-            due = follow.due(minutes, now)
+            minutes = self._changes.between(cursor.position, position)
+            due = cursor.due(minutes, now)
             if due is None:
                 return None
-            answer = await self._answer_due(due, follow.names, snapshot)
-            # The database may have known of more commits; of what they changed all must be told.
-            minutes += self._changes.between(heard, answer.position)
-            if follow.due(minutes, now) == due:
+            answer = await self._answer_due(due, cursor.names, snapshot)
+            # The database may have had more commits, which may have changed more buckets.
+            minutes += self._changes.between(position, answer.position)
+            if cursor.due(minutes, now) == due:
                 return answer
         except MissingDeltas:
             pass
-        return await self._read(follow.whole(now), follow.names)
+        return await self._read(cursor.whole(now), cursor.names)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -141,35 +141,35 @@ class HistoryService:
         try:
             await self._turns.acquire()
         finally:
-            # A client that asks from now on may know of commits that this read will not see.
+            # A client that asks from now on may know of commits that this read does not see.
             del self._waiting[key]
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            past = await self._store.history(key[0])
+            series = await self._store.history(key[0])
         finally:
             took = loop.time() - began
             if took > LONG_SECONDS:
                 loop.call_later(min(READ_REST * took, LONGEST_READ_REST), self._turns.release)
             else:
                 self._turns.release()
-        return await self._render(past, key)
+        return await self._render(series, key)
 
     async def _answer_due(self, due: Plan, names: KeptNames, snapshot: Snapshot) -> HistoryResponse:
-        """Return the answer to what is due, made once for all who hold the same."""
+        """Return the answer to what is due, made once for all clients that hold the same."""
         key = due, names
         if (kept := self._newest(key)) is not None:
             return kept
         try:
-            past = past_of(snapshot, due)
+            series = series_from_snapshot(snapshot, due)
         except NotHeld:
             return await self._read(due, names)
-        return await self._render(past, key)
+        return await self._render(series, key)
 
     # -- answers --------------------------------------------------------------------------------
 
     def _newest(self, key: _AnswerKey) -> HistoryResponse | None:
-        """Return the answer kept, if no commit is known that came after it."""
+        """Return the kept answer, if no later commit is known."""
         kept, reading = self._kept.get(key), self._live()
         if kept is None or reading is None or _is_older(kept.position, reading.snapshot.position):
             return None
@@ -192,14 +192,14 @@ class HistoryService:
         if (kept := self._kept.pop(key, None)) is not None:
             self._kept_values -= kept.values
 
-    async def _render(self, past: TimeSeries, key: _AnswerKey) -> HistoryResponse:
+    async def _render(self, series: TimeSeries, key: _AnswerKey) -> HistoryResponse:
         wanted, names = key
         weight = PERCENTILE_VALUES if wanted.histograms else 1
-        values = wanted.buckets.points * len(wanted.fields) * len(past.points) * weight
+        values = wanted.buckets.points * len(wanted.fields) * len(series.points) * weight
         if values < MANY_VALUES:
-            answer = render(past, wanted, names)
+            answer = render(series, wanted, names)
         else:
-            answer = await asyncio.to_thread(render, past, wanted, names)
+            answer = await asyncio.to_thread(render, series, wanted, names)
         self._keep(key, answer)
         return answer
 
@@ -210,4 +210,4 @@ def _is_older(position: Position, than: Position) -> bool:
 
 def _consume_exception(task: asyncio.Task[HistoryResponse]) -> None:
     if not task.cancelled():
-        task.exception()  # whoever waits for it is told; nobody may
+        task.exception()  # those that await the task get it; there may be none

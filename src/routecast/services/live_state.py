@@ -39,8 +39,8 @@ OWN_GRACE_SECONDS: Final = 0.1
 LARGE_CELLS: Final = 1_000
 # A step that begins this much later than it should, in seconds, shows that the process did not run.
 STOPPED_SECONDS: Final = 1.0
-# A snapshot that dropped windows is loaded again after this time, in seconds, or this many times the
-# duration of the last load, if that is longer.
+# A snapshot that dropped windows is loaded again after this time, in seconds, or after this many
+# times the duration of the last load, if that is longer.
 RELOAD_SECONDS: Final = 60.0
 RELOAD_REST: Final = 20
 
@@ -279,7 +279,7 @@ class LiveState:
             self._forget()
 
     def _applied(self, delta: Delta) -> Delta | None:
-        """Record an applied delta and call the followers; return the next delta, if it has arrived."""
+        """Record an applied delta, call the followers, and return the next delta if it is here."""
         following = self._sequencer.applied()
         self.changes.note(delta)
         self._push()

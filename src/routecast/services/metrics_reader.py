@@ -32,7 +32,7 @@ from routecast.services.windows import Windows
 
 log = logging.getLogger(__name__)
 
-# Without live state, the cache and the database are read at most once in this time, in microseconds.
+# Without live state, cache and database are read at most once in this time, in microseconds.
 REUSE: Final = SECOND
 _NO_SOURCE: Final = "neither live state, cache nor database can answer"
 # Views whose encoded document is kept; the least recently used one is dropped first.
@@ -76,7 +76,7 @@ class MetricsReader:
         self._settled = settled
         self._budget = budget or RenderBudget()
         self._breakdowns = Breakdowns()
-        # Snapshots of windows from the database do not move with time, and have their own breakdowns.
+        # Windows from the database do not move with time, and have their own breakdowns.
         self._still: WeakKeyDictionary[Snapshot, Breakdowns] = WeakKeyDictionary()
         self._windows = windows
         self._floor: Position | None = None  # the newest position at which a window was answered

@@ -7,7 +7,7 @@ from typing import Final
 from routecast.errors import Unavailable
 from routecast.ports import Cluster
 
-# Seconds between two reports. A node's count expires only after many missed ones (PRESENCE_SECONDS).
+# Seconds between two reports. A report is valid for much longer (PRESENCE_SECONDS).
 REPORT_SECONDS: Final = 1.0
 
 

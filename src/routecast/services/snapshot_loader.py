@@ -25,8 +25,8 @@ LOAD_POLL: Final = 0.05
 # If there are other nodes, one of them caches a snapshot this often, in seconds. It is for nodes
 # that start, and for nodes without a database that missed deltas and must not be 5 s behind.
 SHARE_SECONDS: Final = 3.0
-# An unchanged snapshot is cached again this many times less often, because it expires: nodes without
-# a database can start from nothing else.
+# An unchanged snapshot is cached again this many times less often, because it expires, and nodes
+# without a database can start from nothing else.
 SHARE_REPEAT: Final = 3
 
 
@@ -194,7 +194,7 @@ class SnapshotLoader:
         return snapshot
 
     async def is_ours_to_share(self, position: Position) -> bool:
-        """Return whether this node must `share` a snapshot of a position now. Raises Unavailable."""
+        """Return whether this node must `share` a snapshot now. Raises Unavailable."""
         if position == self._shared:
             return await self._cluster.claim("cache again", SHARE_REPEAT * SHARE_SECONDS)
         return await self._cluster.claim("cache", SHARE_SECONDS)

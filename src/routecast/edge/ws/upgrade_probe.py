@@ -20,7 +20,7 @@ METHODS = ("GET", "OPTIONS")
 class UpgradeProbe:
     """The ASGI application behind `/ws/metrics` for requests that are no upgrade.
 
-    Answers with the error that an upgrade would get now; without one, 204 to OPTIONS and 426 to GET.
+    Answers with the error that an upgrade would get now; without one, 204 to OPTIONS, 426 to GET.
     """
 
     def __init__(self, admission: AdmissionControl) -> None:
