@@ -9,7 +9,7 @@ from os import getpid
 from typing import Any, Final, Self, Unpack
 
 from routecast.client.auth import Token
-from routecast.client.books import Books, Counters
+from routecast.client.counters import Books, Counters
 from routecast.client.decision import Decision, copied
 from routecast.client.process import here
 from routecast.client.sender import RecorderSettings, Sender

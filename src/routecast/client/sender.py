@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from routecast.client.auth import Token
-from routecast.client.books import Books, LockFreeCount
+from routecast.client.counters import Books, LockFreeCount
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.in_flight import InFlightBatch
