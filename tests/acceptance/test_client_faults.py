@@ -328,7 +328,7 @@ async def test_pauses_grow_while_nothing_is_to_be_had() -> None:
     async with scripted(closing) as stage, connect(stage.url, on_change=told) as client:
         await client.subscribe()
         await until(lambda: stage.connections == 3)
-        assert client._link.backoff.failures >= 2
+        assert client._connection.backoff.failures >= 2
 
 
 # -- protocols ----------------------------------------------------------------------------------

@@ -73,10 +73,10 @@ def test_a_document_of_the_default_stream_has_the_same_shape() -> None:
     """Nulls are left out; an error is trouble, and the document before it stays."""
     view = SubscribedView(Subscribe("x"))
     receive(view, b'{"avg_confidence":null,"latency_ms":{"avg":null,"p50":1},"timestamp":"t"}')
-    assert view.shown == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")
+    assert view.visible == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")
     receive(view, b'{"error":"Failed to fetch metrics","timestamp":"u"}')
-    assert view.trouble is not None
-    assert view.trouble.retryable
-    assert view.shown == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")
+    assert view.failure is not None
+    assert view.failure.retryable
+    assert view.visible == ReceivedDocument({"latency_ms": {"p50": 1}}, "t")
     receive(view, b'{"timestamp":"v"}')
-    assert view.trouble is None
+    assert view.failure is None

@@ -26,14 +26,14 @@ def history(first: int, series: dict[str, list[int]], step: int = 60) -> History
 
 def test_the_golden_history_is_read() -> None:
     """Times, columns and what is not known."""
-    past = HistoryRequest(GetHistory("h1", START), 300, lambda: 0.0)
+    request = HistoryRequest(GetHistory("h1", START), 300, lambda: 0.0)
     message = msgspec.convert(GOLDEN["history"]["message"], ServerMessage)
     assert isinstance(message, HistoryOut)
-    assert past.receive(message) is Effect.TAKEN
-    assert past.over
-    assert past.held is not None
-    assert past.held.series["hybrid"] == {"count": [4, 0, 2], "cost": [0.0092, None, 0.0046]}
-    assert past.held.times == [datetime(2026, 1, 31, 12, 32 + n, tzinfo=UTC) for n in range(3)]
+    assert request.receive(message) is Effect.APPLIED
+    assert request.over
+    assert request.held is not None
+    assert request.held.series["hybrid"] == {"count": [4, 0, 2], "cost": [0.0092, None, 0.0046]}
+    assert request.held.times == [datetime(2026, 1, 31, 12, 32 + n, tzinfo=UTC) for n in range(3)]
 
 
 def test_what_is_told_replaces_from_its_first_bucket_on() -> None:
@@ -91,12 +91,12 @@ def test_after_a_loss_it_asks_for_what_it_holds() -> None:
     """From its first bucket, or as far back as it keeps any by now."""
     asked = GetHistory("h1", START, points=5, follow=True)
     now = START.timestamp() + 3 * 60
-    past = HistoryRequest(asked, 5, lambda: now)
-    assert past.request() == asked
+    request = HistoryRequest(asked, 5, lambda: now)
+    assert request.request() == asked
     series = [{"key": "all", "count": [1, 2, 3]}]
     since = rfc3339(round(START.timestamp() * 1e6))
-    past.receive(HistoryOut("h1", Position("e", 1), 60, since, 3, series))
-    assert not past.over
-    assert past.request() == asked
+    request.receive(HistoryOut("h1", Position("e", 1), 60, since, 3, series))
+    assert not request.over
+    assert request.request() == asked
     now += 10 * 60
-    assert past.request() == msgspec.structs.replace(asked, from_=START + 9 * MINUTE)
+    assert request.request() == msgspec.structs.replace(asked, from_=START + 9 * MINUTE)

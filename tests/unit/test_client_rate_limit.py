@@ -7,11 +7,11 @@ import pytest
 from routecast.client.rate_limit import TokenBucket
 
 
-def sent(pace: TokenBucket, until: float) -> list[float]:
+def sent(bucket: TokenBucket, until: float) -> list[float]:
     """Return when messages went of a client that always has one."""
     now, times = 1_000.0, []
     while now < 1_000 + until:
-        if pause := pace.next(now):
+        if pause := bucket.next(now):
             now += pause
         else:
             times.append(now)
@@ -31,11 +31,11 @@ def test_no_minute_has_more_than_the_server_takes(limit: int) -> None:
 
 def test_what_time_made_good_may_go_at_once_again() -> None:
     """After a quiet minute as after none."""
-    pace = TokenBucket()
-    assert len(sent(pace, 0.1)) == 48
-    assert pace.next(1_000.1) > 0
-    assert [pace.next(1_050.0) for _ in range(48)] == [0.0] * 48
-    assert pace.next(1_050.0) > 0
+    bucket = TokenBucket()
+    assert len(sent(bucket, 0.1)) == 48
+    assert bucket.next(1_000.1) > 0
+    assert [bucket.next(1_050.0) for _ in range(48)] == [0.0] * 48
+    assert bucket.next(1_050.0) > 0
 
 
 def test_a_server_that_takes_none_is_not_waited_for_without_end() -> None:

@@ -47,9 +47,9 @@ class Following:
         return self.session.receive(message)
 
     @property
-    def shown(self) -> ReceivedDocument:
-        assert self.view.shown is not None
-        return self.view.shown
+    def visible(self) -> ReceivedDocument:
+        assert self.view.visible is not None
+        return self.view.visible
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_golden_delta_leads_to_its_document(name: str, following: Following) -> 
     assert packed == message
     assert following.receive(packed) == []
     about = (message.timestamp, message.position, message.source, message.age_ms)
-    assert following.shown == ReceivedDocument(case["after"], *about)
+    assert following.visible == ReceivedDocument(case["after"], *about)
     assert before.data == case["before"]
 
 
@@ -83,7 +83,7 @@ def test_golden_messages_are_understood(name: str, following: Following) -> None
     answers = following.receive(message)
     assert bool(answers) == isinstance(message, DeltaOut)
     if isinstance(message, SnapshotOut):
-        assert following.shown.data == GOLDEN[name]["message"]["data"]
+        assert following.visible.data == GOLDEN[name]["message"]["data"]
 
 
 @pytest.mark.parametrize(
@@ -123,17 +123,17 @@ def test_a_delta_from_another_base_is_never_applied(following: Following, wrong:
     following.receive(snapshot(1, {"a": 1}))
     assert following.receive(wrong) == [Unsubscribe("main"), Subscribe("main")]
     assert following.receive(delta(3, 4, {"a": 10})) == []
-    assert following.shown.data == {"a": 1}
+    assert following.visible.data == {"a": 1}
     following.receive(snapshot(5, {"a": 11}))
     following.receive(delta(5, 6, {"a": 12}))
-    assert following.shown.data == {"a": 12}
+    assert following.visible.data == {"a": 12}
     assert len(following.news) == 3
 
 
 def test_a_delta_before_any_snapshot_is_never_applied(following: Following) -> None:
     """There is nothing it could change."""
     assert following.receive(delta(0, 1, {"a": 1})) == [Unsubscribe("main"), Subscribe("main")]
-    assert following.view.shown is None
+    assert following.view.visible is None
 
 
 def test_the_same_position_may_come_again(following: Following) -> None:
@@ -141,7 +141,7 @@ def test_the_same_position_may_come_again(following: Following) -> None:
     following.receive(snapshot(1, {"a": 1}))
     following.receive(delta(1, 1, {"a": 2}))
     following.receive(delta(1, 1, {"a": 3}))
-    assert following.shown.data == {"a": 3}
+    assert following.visible.data == {"a": 3}
 
 
 def test_what_is_shown_never_goes_back(following: Following) -> None:
@@ -149,11 +149,11 @@ def test_what_is_shown_never_goes_back(following: Following) -> None:
     following.receive(snapshot(5, {"a": 5}))
     following.receive(snapshot(3, {"a": 3}))
     following.receive(delta(3, 4, {"a": 4}))
-    assert following.shown.data == {"a": 5}
+    assert following.visible.data == {"a": 5}
     following.receive(delta(4, 6, {"a": 6}))
-    assert following.shown.data == {"a": 6}
+    assert following.visible.data == {"a": 6}
     following.receive(snapshot(1, {"a": 1}, epoch="new"))
-    assert following.shown.data == {"a": 1}
+    assert following.visible.data == {"a": 1}
 
 
 documents = st.dictionaries(
@@ -186,9 +186,9 @@ def test_whatever_is_lost_it_shows_what_the_server_had(
             following.receive(snapshot(seq, history[seq]))
         else:
             following.receive(delta(base, seq, patch(history[base], history[seq])))
-        if (shown := following.view.shown) is not None:
-            assert shown.position is not None
-            assert shown.data == history[shown.position.seq]
+        if (visible := following.view.visible) is not None:
+            assert visible.position is not None
+            assert visible.data == history[visible.position.seq]
 
 
 # -- errors, ends -------------------------------------------------------------------------------
@@ -198,9 +198,9 @@ def test_an_error_that_may_pass_leaves_the_subscription(following: Following) ->
     """It is told as trouble, until the next document."""
     following.receive(snapshot(1, {}))
     following.receive(ErrorOut(id="main", code="unavailable", message="no", retryable=True))
-    assert following.view.trouble is not None
+    assert following.view.failure is not None
     following.receive(delta(1, 2, {}))
-    assert following.view.trouble is None
+    assert following.view.failure is None
 
 
 def test_an_error_that_stays_ends_the_subscription(following: Following) -> None:

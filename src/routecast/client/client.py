@@ -1,4 +1,4 @@
-"""The asyncio client: any number of subscriptions on one connection that comes back by itself."""
+"""The asyncio client: any number of subscriptions on one connection that reconnects by itself."""
 
 import asyncio
 import time
@@ -35,9 +35,9 @@ from routecast.retry import Backoff
 
 PROTOCOLS: Final = (V1_MSGPACK, V1_JSON)
 
-_LEAST_PAUSE: Final = 1.0
+_MIN_RETRY_SECONDS: Final = 1.0
 
-Names = str | Iterable[str] | None
+OneOrMore = str | Iterable[str] | None
 
 _CODECS: Final[dict[str, tuple[Callable[[bytes], Any], Callable[[ClientMessage], str | bytes]]]] = {
     V1_JSON: (
@@ -48,17 +48,17 @@ _CODECS: Final[dict[str, tuple[Callable[[bytes], Any], Callable[[ClientMessage],
 }
 
 
-class _OnlyPlain(Exception):
-    """The server does not speak the subprotocol."""
+class _NoV1(Exception):
+    """The server does not speak routecast.v1."""
 
 
 class Client:
     """A connection to one server; `connect` makes it. Use as an asynchronous context manager.
 
-    It connects in the background, and comes back by itself whenever the connection is lost: what
-    is subscribed goes on from its position. Where coming back cannot help, iterating raises
-    Refused (Unauthenticated, where a new token can). Of a server that does not speak routecast.v1
-    each subscription reads the default stream, on a connection of its own.
+    It connects in the background, and reconnects whenever the connection is lost; subscriptions
+    then resume from their positions. If reconnecting cannot help, loops raise Refused, or
+    Unauthenticated if a new token can help. If the server does not speak routecast.v1, each
+    subscription uses the default stream, on a connection of its own.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class Client:
         self._token = token
         self._protocols = protocols
         self._on_change = on_change
-        self._link = self._new_link(self._server.stream(), protocols)
-        self._session = ClientSession(self._news)
+        self._connection = self._new_connection(self._server.stream(), protocols)
+        self._session = ClientSession(self._on_topic)
         self._feeds: dict[Topic, Feed[Any]] = {}
         self._numbers = count(1)
-        self._outbox: RateLimitedSender | None = None
-        self._plain = not protocols
+        self._sender: RateLimitedSender | None = None
+        self._uses_default_stream = not protocols
         self._tasks: dict[Feed[Any] | None, asyncio.Task[None]] = {}
-        self._asks: dict[Feed[Any], asyncio.Task[None]] = {}
+        self._retries: dict[Feed[Any], asyncio.Task[None]] = {}
         self._error: Exception | None = None
 
     async def __aenter__(self) -> Self:
-        if not self._plain:
+        if not self._uses_default_stream:
             self._tasks[None] = asyncio.create_task(self._run())
         return self
 
@@ -93,25 +93,25 @@ class Client:
 
     @property
     def health(self) -> Health:
-        """How the connection is now."""
-        return Health.of(self._link)
+        """The state of the connection now."""
+        return Health.of(self._connection)
 
     async def subscribe(
         self,
         *,
-        fields: Names = None,
+        fields: OneOrMore = None,
         interval: float | None = None,
-        strategy: Names = None,
-        provider: Names = None,
-        model: Names = None,
-        project: Names = None,
+        strategy: OneOrMore = None,
+        provider: OneOrMore = None,
+        model: OneOrMore = None,
+        project: OneOrMore = None,
         window: str | None = None,
     ) -> Subscription:
-        """Follow the metrics of some decisions; iterate over what it returns.
+        """Follow the metrics of a view; loop over the returned subscription.
 
-        `fields` are those of the document, `interval` is seconds between two of them at least,
-        `window` one of `all`, `5m`, `1h`, `24h`, `7d`; each filter is a name or several. What the
-        server does not know raises BadRequest when iterated.
+        `fields` are those of the document, `interval` is the minimum of seconds between two
+        documents, `window` one of `all`, `5m`, `1h`, `24h`, `7d`; each filter is a name or several.
+        If the server does not accept them, the loop raises BadRequest.
         """
         asked = Subscribe(
             f"s{next(self._numbers)}",
@@ -121,7 +121,7 @@ class Client:
             interval=interval,
         )
         view = SubscribedView(asked)
-        feed = Subscription(view, self._link, self._end)
+        feed = Subscription(view, self._connection, self._end)
         await self._add(feed)
         return feed
 
@@ -132,19 +132,19 @@ class Client:
         *,
         points: int = 300,
         group_by: GroupBy | None = None,
-        fields: Names = None,
-        strategy: Names = None,
-        provider: Names = None,
-        model: Names = None,
-        project: Names = None,
+        fields: OneOrMore = None,
+        strategy: OneOrMore = None,
+        provider: OneOrMore = None,
+        model: OneOrMore = None,
+        project: OneOrMore = None,
         follow: bool = False,
     ) -> HistoryFeed:
-        """Ask for the past in at most `points` buckets; iterate over what it returns.
+        """Request a history in at most `points` buckets; loop over the returned feed.
 
-        `since` is a moment with its offset, or how long ago; `until` is now where it is absent.
-        There is one `History` to be had; with `follow` it comes again as it grows, always the
-        `points` newest buckets. What the server does not know raises BadRequest when iterated, a
-        past that cannot be read now Unavailable.
+        `since` is a time with its offset, or the duration before now; `until` is by default now.
+        There is one `History`; with `follow` it comes again as it grows, always with the newest
+        `points` buckets. The loop raises BadRequest if the server does not accept the request, and
+        Unavailable if the history cannot be read now.
         """
         asked = GetHistory(
             f"h{next(self._numbers)}",
@@ -156,17 +156,17 @@ class Client:
             filter=_filters(strategy, provider, model, project),
             follow=follow or None,
         )
-        feed = HistoryFeed(HistoryRequest(asked, points, time.time), self._link, self._end)
+        feed = HistoryFeed(HistoryRequest(asked, points, time.time), self._connection, self._end)
         await self._add(feed)
         return feed
 
     async def close(self) -> None:
-        """Hang up; whoever iterates comes to the end."""
+        """Close the connection; all loops end."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
-        self._link.close()
+        self._connection.close()
         for feed in self._feeds.values():
             feed.end()
         self._feeds.clear()
@@ -175,60 +175,60 @@ class Client:
 
     async def _run(self) -> None:
         try:
-            await self._link.run(self._converse, self._goodbye_ms)
-        except _OnlyPlain:
-            self._plain = True
+            await self._connection.run(self._handle, self._goodbye_ms)
+        except _NoV1:
+            self._uses_default_stream = True
             for feed in self._feeds.values():
-                self._start_plain(feed)
-        except Exception as error:  # who iterates must hear of it, whatever it is
+                self._start_default_stream(feed)
+        except Exception as error:  # loops must raise it
             self._fail(error)
 
-    async def _converse(self, socket: ClientConnection) -> NoReturn:
+    async def _handle(self, socket: ClientConnection) -> NoReturn:
         if socket.subprotocol is None:
-            raise _OnlyPlain
+            raise _NoV1
         decode, encode = _CODECS[socket.subprotocol]
-        self._outbox = RateLimitedSender(socket, encode)
-        sending = asyncio.create_task(self._outbox.run())
+        self._sender = RateLimitedSender(socket, encode)
+        sending = asyncio.create_task(self._sender.run())
         try:
             self._send(self._session.opened())
             while True:
                 data = await socket.recv(decode=False)
-                with suppress(msgspec.ValidationError):  # of a later version: not for us
+                with suppress(msgspec.ValidationError):  # a message of a later version
                     message = decode(data)
                     if isinstance(message, Hello):
-                        self._outbox.pace.limit = message.limits.messages_per_minute
+                        self._sender.bucket.limit = message.limits.messages_per_minute
                     answers = self._session.receive(message)
-                    self._link.alive()
+                    self._connection.alive()
                     self._send(answers)
         finally:
             sending.cancel()
-            self._outbox = None
+            self._sender = None
             self._session.closed()
-            # On the next connection all is asked for in any case.
-            for feed in [*self._asks]:
-                self._asks.pop(feed).cancel()
+            # The next connection requests all topics in any case.
+            for feed in [*self._retries]:
+                self._retries.pop(feed).cancel()
 
     def _goodbye_ms(self) -> int | None:
         goodbye, self._session.goodbye = self._session.goodbye, None
         return None if goodbye is None else goodbye.reconnect_after_ms
 
-    def _news(self, topic: Topic) -> None:
-        self._link.backoff.reset()
+    def _on_topic(self, topic: Topic) -> None:
+        self._connection.backoff.reset()
         if feed := self._feeds.get(topic):
             feed.take()
-            if isinstance(topic, HistoryRequest) and topic.trouble is not None and not topic.over:
-                self._asks[feed] = asyncio.create_task(self._ask_again(feed))
+            if isinstance(topic, HistoryRequest) and topic.failure is not None and not topic.over:
+                self._retries[feed] = asyncio.create_task(self._retry_history(feed))
 
-    async def _ask_again(self, feed: Feed[Any]) -> None:
-        """Ask once more for a history that the server could not read, and so has forgotten."""
-        await asyncio.sleep(Backoff().next(_LEAST_PAUSE))
-        del self._asks[feed]
+    async def _retry_history(self, feed: Feed[Any]) -> None:
+        """Request a history again that the server could not read, and so has dropped."""
+        await asyncio.sleep(Backoff().next(_MIN_RETRY_SECONDS))
+        del self._retries[feed]
         self._send([feed.topic.request()])
 
     def _send(self, messages: Iterable[ClientMessage]) -> None:
-        if self._outbox is not None:  # on the next connection, all is asked for again
+        if self._sender is not None:  # else the next connection requests all topics
             for message in messages:
-                self._outbox.put(message)
+                self._sender.put(message)
 
     # -- both -----------------------------------------------------------------------------------
 
@@ -236,15 +236,15 @@ class Client:
         self._feeds[feed.topic] = feed
         if self._error is not None:
             feed.fail(self._error)
-        elif self._plain:
-            self._start_plain(feed)
+        elif self._uses_default_stream:
+            self._start_default_stream(feed)
         else:
             self._send(self._session.add(feed.topic))
 
     async def _end(self, feed: Feed[Any]) -> None:
         self._feeds.pop(feed.topic, None)
-        if ask := self._asks.pop(feed, None):
-            ask.cancel()
+        if retry := self._retries.pop(feed, None):
+            retry.cancel()
         if task := self._tasks.pop(feed, None):
             task.cancel()
             await asyncio.wait([task])
@@ -252,38 +252,39 @@ class Client:
 
     def _fail(self, error: Exception) -> None:
         self._error = error
-        self._link.close()
+        self._connection.close()
         for feed in self._feeds.values():
             feed.fail(error)
 
     # -- the default stream ---------------------------------------------------------------------
 
-    def _start_plain(self, feed: Feed[Any]) -> None:
+    def _start_default_stream(self, feed: Feed[Any]) -> None:
         if isinstance(feed.topic, SubscribedView):
-            self._tasks[feed] = asyncio.create_task(self._run_plain(feed, feed.topic))
+            self._tasks[feed] = asyncio.create_task(self._run_default_stream(feed, feed.topic))
         else:
             feed.fail(BadRequest("unsupported", f"{self._server} speaks the default stream only"))
 
-    async def _run_plain(self, feed: Feed[Any], view: SubscribedView) -> None:
-        self._link = feed.link = self._new_link(self._server.stream(query_of(view.asked)), ())
+    async def _run_default_stream(self, feed: Feed[Any], view: SubscribedView) -> None:
+        url = self._server.stream(query_of(view.asked))
+        self._connection = feed.connection = self._new_connection(url, ())
 
-        async def converse(socket: ClientConnection) -> NoReturn:
+        async def handle(socket: ClientConnection) -> NoReturn:
             while True:
                 receive(view, await socket.recv(decode=False))
-                feed.link.alive()
-                feed.link.backoff.reset()
+                feed.connection.alive()
+                feed.connection.backoff.reset()
                 feed.take()
 
         try:
-            await feed.link.run(converse)
-        except Exception as error:  # who iterates must hear of it, whatever it is
-            feed.link.close()
+            await feed.connection.run(handle)
+        except Exception as error:  # loops must raise it
+            feed.connection.close()
             feed.fail(error)
 
-    def _new_link(self, url: str, protocols: Sequence[str]) -> ReconnectingConnection:
-        return ReconnectingConnection(self._server, url, self._tell, protocols, self._token)
+    def _new_connection(self, url: str, protocols: Sequence[str]) -> ReconnectingConnection:
+        return ReconnectingConnection(self._server, url, self._notify, protocols, self._token)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._on_change is not None:
             self._on_change(self.health)
 
@@ -291,12 +292,14 @@ class Client:
 connect: Final = Client
 
 
-def _filters(strategy: Names, provider: Names, model: Names, project: Names) -> Filters | None:
+def _filters(
+    strategy: OneOrMore, provider: OneOrMore, model: OneOrMore, project: OneOrMore
+) -> Filters | None:
     filters = Filters(_list(strategy), _list(provider), _list(model), _list(project))
     return None if filters == Filters() else filters
 
 
-def _list(names: Names) -> list[str] | None:
+def _list(names: OneOrMore) -> list[str] | None:
     if names is None:
         return None
     return [names] if isinstance(names, str) else list(names)

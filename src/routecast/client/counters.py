@@ -1,4 +1,4 @@
-"""What became of the decisions of one recorder, counted without a lock."""
+"""Counters of one recorder, kept without a lock."""
 
 import secrets
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What became of all decisions recorded: each is in one count, but for `retried`.
+    """What became of all recorded decisions: each is in one counter besides `retried`.
 
-    `sent` were accepted, `duplicates` known already, `rejected` not wanted by the server (or no
-    decision at all), `dropped` lost for want of room or time; `conflicts` have the id of another
-    decision, and are not counted by the server. `retried` counts each decision again whenever it
-    was sent again.
+    `sent` were accepted, `duplicates` were known before, `rejected` were refused by the server (or
+    are no decision at all), `dropped` were lost because there was no room or no time; `conflicts`
+    have the id of another decision, and the server does not count them. `retried` counts each
+    decision each time it is sent again.
     """
 
     sent: int = 0
@@ -26,9 +26,9 @@ class Counters:
 
 
 class LockFreeCount:
-    """A count that threads, and signal handlers that interrupt them, add to without losing one.
+    """A count that threads and signal handlers increase without a lock, and without losing any.
 
-    `add` returns what was counted before.
+    `add` returns the count before.
     """
 
     __slots__ = ("_count", "add")
@@ -39,16 +39,16 @@ class LockFreeCount:
 
     @property
     def value(self) -> int:
-        """The count now."""
-        # Taking the next number would count; its text is what is left to read it by.
+        """The present count."""
+        # `next` would count; only the text shows the number without counting.
         return int(repr(self._count).removeprefix("count(").removesuffix(")"))
 
 
-class Books:
+class Tally:
     """The counts of one recorder in one process.
 
-    Whoever records adds to `recorded`, whoever drops to `dropped`; all else is written by the one
-    who sends. Once they are `over`, what is not settled counts as dropped.
+    Any thread may add to `recorded` and `dropped`; only the thread that sends writes the others.
+    Once the recorder is `over`, unsettled decisions count as dropped.
     """
 
     __slots__ = (
@@ -83,12 +83,12 @@ class Books:
 
     @property
     def unsettled(self) -> int:
-        """How many wait, or are being sent."""
-        settled = self.settled  # read first: then it is never more than what was recorded
+        """The number of decisions that wait or are being sent."""
+        settled = self.settled  # read first, so that it is never more than `recorded`
         return self.recorded.value - settled
 
     def counters(self) -> Counters:
-        """Return the counts of now."""
+        """Return the present counters."""
         sent, duplicates, conflicts = self.sent, self.duplicates, self.conflicts
         rejected, dropped = self.rejected, self.dropped.value
         settled = sent + duplicates + conflicts + rejected + dropped

@@ -26,6 +26,6 @@ def receive(view: SubscribedView, text: bytes) -> None:
     document = msgspec.json.decode(text, type=dict[str, Any])
     timestamp = document.pop("timestamp", "")
     if error := document.get("error"):
-        view.trouble = ErrorOut(id=view.id, code="unavailable", message=error, retryable=True)
+        view.failure = ErrorOut(id=view.id, code="unavailable", message=error, retryable=True)
     else:
         view.show(ReceivedDocument(without_nulls(document), timestamp))

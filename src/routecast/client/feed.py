@@ -1,4 +1,4 @@
-"""What a caller iterates over: the newest of a topic, however slowly it is read."""
+"""Asynchronous iterators over the newest value of a topic."""
 
 import asyncio
 import time
@@ -20,10 +20,10 @@ _ALIVE: Final = 1.2 * ALIVE_SECONDS
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a client stands with its server, and how good what it holds is.
+    """The state of a connection, and how fresh the values are.
 
-    `trouble` is why it is not connected, or why what it holds is stale; `retry_in` the seconds
-    until the next try; `age` the seconds since what it holds was true for certain.
+    `trouble` is why it is not connected, or why the values are stale; `retry_in` the seconds until
+    the next attempt; `age` the seconds since the values were known to be the newest.
     """
 
     state: State
@@ -34,30 +34,31 @@ class Health:
     age: float | None = None
 
     @classmethod
-    def of(cls, link: ReconnectingConnection) -> "Health":
-        """Return how a connection is, apart from anything asked for on it."""
-        retry_in = None if link.retry_at is None else max(0.0, link.retry_at - time.monotonic())
-        return cls(link.state, link.trouble, retry_in)
+    def of(cls, connection: ReconnectingConnection) -> "Health":
+        """Return the health of a connection, without that of a subscription."""
+        at = connection.retry_at
+        retry_in = None if at is None else max(0.0, at - time.monotonic())
+        return cls(connection.state, connection.reason, retry_in)
 
 
 class Feed(Generic[Value]):
-    """An asynchronous iterator of the newest values: those in between are left out, never queued.
+    """An asynchronous iterator over the newest values. Older ones are skipped, never queued.
 
-    Leave it by `close` (or `async with`), so that the server sends no more.
+    End it by `close` or `async with`, so that the server stops sending.
     """
 
     def __init__(
         self,
         topic: Topic,
-        link: ReconnectingConnection,
+        connection: ReconnectingConnection,
         end: Callable[["Feed[Value]"], Awaitable[None]],
     ):
         self.topic = topic
-        self.link = link
+        self.connection = connection
         self._end = end
         self._changed = asyncio.Event()
         self._fresh = False
-        self._heard = 0.0
+        self._received_at = 0.0
         self._ended = False
         self._error: Exception | None = None
 
@@ -82,7 +83,7 @@ class Feed(Generic[Value]):
         await self.close()
 
     async def close(self) -> None:
-        """Follow it no longer; who iterates comes to the end."""
+        """End the subscription; loops over it end."""
         self.end()
         await self._end(self)
 
@@ -90,63 +91,63 @@ class Feed(Generic[Value]):
         raise NotImplementedError
 
     def take(self) -> None:
-        """Take note that the topic has news."""
-        trouble = self.topic.trouble
-        if trouble is None:
+        """Record that the topic has a new value or failure."""
+        failure = self.topic.failure
+        if failure is None:
             self._fresh = True
-            self._heard = time.monotonic()
-        elif not trouble.retryable:
-            self._error = BadRequest(trouble.code, trouble.message)
+            self._received_at = time.monotonic()
+        elif not failure.retryable:
+            self._error = BadRequest(failure.code, failure.message)
         elif self.topic.over:
-            self._error = Unavailable(trouble.message)
+            self._error = Unavailable(failure.message)
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        """Raise this where it is iterated, after what came before."""
+        """Have loops raise an error, after the values that came before."""
         self._error = error
         self._changed.set()
 
     def end(self) -> None:
-        """Come to the end where it is iterated."""
+        """Have loops end."""
         self._ended = True
         self._changed.set()
 
 
 class Subscription(Feed[Metrics]):
-    """The metrics of some decisions, as they change."""
+    """The metrics of a view, as they change."""
 
     topic: SubscribedView
 
     @property
     def metrics(self) -> Metrics | None:
         """The newest metrics; None before the first."""
-        return None if self.topic.shown is None else self._value()
+        return None if self.topic.visible is None else self._value()
 
     @property
     def health(self) -> Health:
-        """How the connection is, and how good the numbers are."""
-        link, shown = Health.of(self.link), self.topic.shown
-        if shown is None:
-            trouble = self.topic.trouble
-            return link if trouble is None else replace(link, trouble=trouble.message)
-        silence = time.monotonic() - self._heard
+        """The state of the connection, and how fresh the metrics are."""
+        health, visible = Health.of(self.connection), self.topic.visible
+        if visible is None:
+            failure = self.topic.failure
+            return health if failure is None else replace(health, trouble=failure.message)
+        silence = time.monotonic() - self._received_at
         return replace(
-            link,
-            **self._stale(link, shown, silence),
-            position=shown.position,
-            source=None if shown.source is None else Source(shown.source),
-            age=silence + (shown.age_ms or 0) / 1000,
+            health,
+            **self._stale(health, visible, silence),
+            position=visible.position,
+            source=None if visible.source is None else Source(visible.source),
+            age=silence + (visible.age_ms or 0) / 1000,
         )
 
-    def _stale(self, link: Health, shown: ReceivedDocument, silence: float) -> dict[str, Any]:
-        """Return what is to be said instead where all is well but the numbers."""
-        if link.state is not State.CONNECTED:
+    def _stale(self, health: Health, visible: ReceivedDocument, silence: float) -> dict[str, Any]:
+        """Return the changes of a health whose connection is fine, but whose metrics are stale."""
+        if health.state is not State.CONNECTED:
             return {}
-        if self.topic.trouble is not None:
-            why = f"the server answers “{self.topic.trouble.message}”"
+        if self.topic.failure is not None:
+            why = f"the server answers “{self.topic.failure.message}”"
         elif silence > self._patience:
             why = "connected, but nothing comes"
-        elif shown.source == Source.STALE:
+        elif visible.source == Source.STALE:
             why = "the server shows the last it knew"
         else:
             return {}
@@ -154,19 +155,19 @@ class Subscription(Feed[Metrics]):
 
     @property
     def _patience(self) -> float:
-        """How many seconds of silence are usual."""
-        if self.link.protocols:
+        """The longest silence, in seconds, that is not stale."""
+        if self.connection.protocols:
             return _ALIVE
         return 3 * (self.topic.asked.interval or DEFAULT_INTERVAL) + 1
 
     def _value(self) -> Metrics:
-        shown = self.topic.shown
-        assert shown is not None
-        return read(shown)
+        visible = self.topic.visible
+        assert visible is not None
+        return read(visible)
 
 
 class HistoryFeed(Feed[History]):
-    """The past, and where it follows, the past as it grows."""
+    """A history; with `follow`, again and again as it grows."""
 
     topic: HistoryRequest
 

@@ -1,4 +1,4 @@
-"""The past in buckets, as a client holds it: each answer replaces all from its first bucket on."""
+"""A history as a client holds it: each answer replaces all buckets from its first one on."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -6,22 +6,22 @@ from typing import Final
 
 import msgspec
 
-from routecast.client.session import Effect, News, Trouble
+from routecast.client.session import Effect, TopicMessage, Failure
 from routecast.protocol import GetHistory, HistoryOut, Position
 
 Column = list[float | None]
 
-# What is 0 where nothing was decided; all else is not known there.
+# Columns that are 0 in a bucket without decisions; the others are None there.
 _COUNTS: Final = frozenset({"count", "errors", "fallbacks", "input_tokens", "output_tokens"})
-# Buckets of one answer, with room to spare: a server sends 2,000 at most.
+# The most buckets of one answer; a server sends at most 2,000.
 _MAX_POINTS: Final = 100_000
 
 
 class History(msgspec.Struct, frozen=True):
     """Buckets of `step` seconds from `start` on, as of `position`; the last one may still run.
 
-    `series` has a column of `points` values for each field, by the key of each group (`all` where
-    nothing is grouped). None is a value over nothing.
+    `series` has a column of `points` values for each field, by the key of each group (`all` without
+    groups). None is the value of an empty bucket.
     """
 
     start: datetime
@@ -32,56 +32,56 @@ class History(msgspec.Struct, frozen=True):
 
     @property
     def times(self) -> list[datetime]:
-        """When each bucket begins."""
+        """The time at which each bucket begins."""
         return [self.start + number * timedelta(seconds=self.step) for number in range(self.points)]
 
 
 class HistoryRequest:
-    """A history that was asked for, and that may follow. `now` is seconds since 1970."""
+    """A requested history, which may be followed. `now` returns seconds since 1970."""
 
-    def __init__(self, asked: GetHistory, most: int, now: Callable[[], float]) -> None:
+    def __init__(self, asked: GetHistory, max_points: int, now: Callable[[], float]) -> None:
         self.id = asked.id
-        self.trouble: Trouble = None
+        self.failure: Failure = None
         self.held: History | None = None
         self._asked = asked
-        self._most = most
+        self._max_points = max_points
         self._now = now
 
     @property
     def over(self) -> bool:
-        """Whether it was answered, and does not follow."""
-        return not self._asked.follow and (self.held is not None or self.trouble is not None)
+        """Whether it was answered, and is not followed."""
+        return not self._asked.follow and (self.held is not None or self.failure is not None)
 
     def request(self) -> GetHistory:
-        """Ask for all that is not held for certain.
+        """Return the message that requests it.
 
-        After a loss that is every bucket, since decisions may come late; but no more of them than
-        are kept, or the server would choose longer ones.
+        After a lost connection it requests every bucket that is kept, because decisions may come
+        late; but no more, because the server would make buckets of a longer range longer.
         """
         held = self.held
         if held is None:
             return self._asked
-        first = self._now() - (self._most - 1) * held.step
+        first = self._now() - (self._max_points - 1) * held.step
         since = max(held.start, datetime.fromtimestamp(first, UTC))
         return msgspec.structs.replace(self._asked, from_=since)
 
-    def receive(self, message: News) -> Effect:
-        """Take the first answer, or a further one."""
+    def receive(self, message: TopicMessage) -> Effect:
+        """Apply the first answer, or a further one."""
         if not isinstance(message, HistoryOut):
             return Effect.IGNORED
         news = _read(message)
-        self.held = news if self.held is None else joined(self.held, news, self._most)
-        self.trouble = None
-        return Effect.TAKEN
+        self.held = news if self.held is None else joined(self.held, news, self._max_points)
+        self.failure = None
+        return Effect.APPLIED
 
 
-def joined(held: History, news: History, most: int) -> History:
-    """Return what was held up to the first bucket of the news, and then these; `most` buckets."""
+def joined(held: History, news: History, max_points: int) -> History:
+    """Replace the held buckets from the first new one on; keep the newest `max_points`."""
     kept, rest = divmod(news.start - held.start, timedelta(seconds=held.step))
     if news.step != held.step or rest or not 0 <= kept <= held.points:
         return news
     points = kept + news.points
-    cut = max(0, points - most)
+    cut = max(0, points - max_points)
     series = {
         key: {
             name: [
@@ -102,10 +102,10 @@ def _column(series: Mapping[str, Column], name: str, count: int, points: int) ->
 
 
 def _read(message: HistoryOut) -> History:
-    """Return an answer with times. Raises msgspec.DecodeError where it contradicts itself."""
+    """Return an answer with times. Raises msgspec.DecodeError if it contradicts itself."""
     series: dict[str, dict[str, Column]] = {}
     for columns in message.series:
-        # What is no column is of a later version.
+        # Members that are no column are of a later version.
         lists = {name: column for name, column in columns.items() if isinstance(column, list)}
         series[columns.get("key", "")] = lists
     columns_fit = all(

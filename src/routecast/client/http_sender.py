@@ -1,4 +1,4 @@
-"""Batches of decisions over HTTP, on one connection that is opened again when it is lost."""
+"""Batches of decisions over HTTP, on one connection that is opened again after a loss."""
 
 import codecs
 import gzip
@@ -31,14 +31,13 @@ class Unreachable(Unavailable):
 
 
 class NotOurs(Unavailable):
-    """The answer is not one of Routecast's, so something in between gave it. It may pass."""
+    """The answer is not Routecast's, but that of a proxy in between, and may be temporary."""
 
 
 class HttpSender:
     """Posts batches to one server. For one thread; `close` when done.
 
-    `timeout` is how many seconds one exchange may take as a whole, `proxy` the URL of an HTTP
-    proxy to go through.
+    `timeout` is for one whole exchange, in seconds; `proxy` is the URL of an HTTP proxy.
     """
 
     def __init__(
@@ -55,14 +54,14 @@ class HttpSender:
         self._proxy = proxy
         self._url = server.http("/v1/decisions")
         self._exchange = Exchange(self._url, timeout, proxy)
-        self._told = False
+        self._is_redirect_logged = False
 
     def send(self, body: bytes, count: int) -> Receipt:
-        """Post a JSON array of `count` decisions; return what became of them.
+        """Post a JSON array of `count` decisions; return the receipt.
 
-        Raises Unavailable when it may be sent again, after `retry_after` seconds: Unreachable where
-        no answer came, NotOurs where Routecast did not give it. Raises Refused when it would be
-        refused again; with the code 413, its halves may be taken.
+        Raises Unavailable if the batch may be sent again after `retry_after` seconds: Unreachable
+        without an answer, NotOurs after one that is not Routecast's. Raises Refused if it would be
+        refused again; after the code 413, its halves may be accepted.
         """
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
@@ -76,13 +75,13 @@ class HttpSender:
                 answer = self._follow(answer, target, body, headers)
             return self._checked(self._read(answer), count)
         except Exception:
-            # What it was sent to by a redirect is believed only as long as it works.
+            # The target of a redirect is used only while it works.
             if self._exchange.url != self._url:
                 self._turn_to(self._url)
             raise
 
     def _checked(self, receipt: Receipt, count: int) -> Receipt:
-        """Return a receipt. Raises NotOurs unless it answers for all that was sent, and no more."""
+        """Return a receipt. Raises NotOurs unless it answers for exactly the sent decisions."""
         answered_for = receipt.accepted + receipt.duplicates + receipt.conflicts
         answered_for += receipt.rejected_count
         indexes = [one.index for one in receipt.rejected] + [one.index for one in receipt.warnings]
@@ -90,7 +89,7 @@ class HttpSender:
         if answered_for != count or len(receipt.rejected) > receipt.rejected_count or not places:
             words = f"answered for {answered_for:,} decisions of {count:,}"
             if answered_for == count:
-                words = "told of decisions that were not sent"
+                words = "named decisions that were not sent"
             raise NotOurs(f"{self._server} {words}: it is no Routecast server", retry_after=0)
         return receipt
 
@@ -100,12 +99,12 @@ class HttpSender:
             return bearer(token)
         except RoutecastError:
             raise
-        except (Exception, SystemExit) as error:  # of a function of the program's, which may pass
+        except (Exception, SystemExit) as error:  # of the program's function; it may be temporary
             words = f"there is no token: {type(error).__name__}: {error}"
             raise Unavailable(words, retry_after=0) from error
 
     def close(self) -> None:
-        """Hang up; the next `send` connects again."""
+        """Close the connection; the next `send` connects again."""
         self._exchange.close()
 
     def _post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
@@ -119,7 +118,7 @@ class HttpSender:
     def _follow(
         self, answer: HttpAnswer, target: str, body: bytes, headers: dict[str, str]
     ) -> HttpAnswer:
-        """Send it where a redirect leads, and what comes later, too."""
+        """Send this and later batches to the target of a redirect."""
         words = f"{self._server} {explain(answer, self._url)}"
         self._turn_to(target)
         try:
@@ -127,8 +126,8 @@ class HttpSender:
         except Unreachable as error:
             why = str(error).removeprefix(f"{self._server}: ")
             raise NotOurs(f"{words} (there: {why})", retry_after=0) from None
-        if not self._told:
-            self._told = True
+        if not self._is_redirect_logged:
+            self._is_redirect_logged = True
             logger.warning("%s; following it", words)
         return followed_to
 
@@ -145,7 +144,7 @@ class HttpSender:
         words = f"{self._server} {explain(answer, self._exchange.url)}"
         match after_batch(answer.status, own=problem is not None):
             case Outcome.RETRY:
-                # Whoever answers a request that he did not read may leave its body unread, too.
+                # A server that answers early may not read the body: do not reuse the connection.
                 self.close()
                 kind = NotOurs if problem is None else Unavailable
                 raise kind(words, retry_after=answer.retry_after)
@@ -157,7 +156,7 @@ class HttpSender:
 
 
 def _read_receipt(answer: HttpAnswer) -> Receipt | None:
-    """Return the receipt of a batch; None where the answer is cut off, or not Routecast's."""
+    """Return the receipt of a batch; None if the answer is cut off, or not Routecast's."""
     try:
         receipt = _receipt.decode(answer.body)
     except (msgspec.DecodeError, RecursionError):
@@ -173,7 +172,7 @@ def _read_receipt(answer: HttpAnswer) -> Receipt | None:
 
 
 def _all_rejected(problem: Problem) -> Receipt | None:
-    """Return the answer 422 as a receipt: it says the same, but for the position."""
+    """Return the answer 422 as a receipt: it has the same numbers, but no position."""
     if not isinstance(problem.rejected_count, int) or problem.rejected_count < 0:
         return None
     rejected = problem.rejected if isinstance(problem.rejected, list) else []

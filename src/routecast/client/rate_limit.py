@@ -1,4 +1,4 @@
-"""Messages that wait to be sent on one connection: a server limits how many it takes a minute."""
+"""A queue of messages for one connection, below the server's limit of messages per minute."""
 
 import asyncio
 import time
@@ -12,25 +12,25 @@ from websockets.exceptions import ConnectionClosed
 
 from routecast.protocol import MAX_MESSAGES_A_MINUTE, ClientMessage, Refresh, Unsubscribe
 
-# Together 0.9 of what the server takes in any minute: the network may deliver faster than is sent.
+# Together 0.9 of the limit, because messages may arrive closer together than they were sent.
 _AT_ONCE: Final = 0.4
 _A_MINUTE: Final = 0.5
 _ROUNDING: Final = 1e-6  # messages
 
 
 class TokenBucket:
-    """How soon the next message may go: some at once, and then one after another (token bucket).
+    """A token bucket: some messages may be sent at once, and then one after another.
 
-    `limit` is how many messages the server takes in a minute.
+    `limit` is the number of messages that the server accepts per minute.
     """
 
     def __init__(self, limit: int = MAX_MESSAGES_A_MINUTE) -> None:
         self.limit = limit
-        self._level = 0.0  # messages sent, less those that time has made good
+        self._level = 0.0  # messages sent, less those that have expired
         self._at = 0.0
 
     def next(self, now: float) -> float:
-        """Return the seconds until one may go; 0: it goes now, and counts."""
+        """Return the seconds until the next message may be sent; 0 takes a token for it."""
         rate = max(self.limit, 1) * _A_MINUTE / 60
         self._level = max(self._level - (now - self._at) * rate, 0.0)
         self._at = now
@@ -42,39 +42,39 @@ class TokenBucket:
 
 
 class RateLimitedSender:
-    """Sends messages in their order, no faster than the server takes them.
+    """Sends messages in order, below the server's rate limit.
 
-    What is left before it was asked for is not asked for: at most two messages of an id wait.
+    Unsubscribing before the request was sent cancels both: at most two messages of an id wait.
     """
 
     def __init__(
         self, socket: ClientConnection, encode: Callable[[ClientMessage], str | bytes]
     ) -> None:
-        self.pace = TokenBucket()
+        self.bucket = TokenBucket()
         self._socket = socket
         self._encode = encode
         self._waiting: deque[tuple[ClientMessage, str | bytes]] = deque()
         self._filled = asyncio.Event()
 
     def put(self, message: ClientMessage) -> None:
-        """Have a message sent. Raises what encoding raises."""
+        """Queue a message. Raises the errors of encoding."""
         if isinstance(message, Unsubscribe):
             earlier = [item for item in self._waiting if _is_of(message.id, item[0])]
             for item in earlier:
                 self._waiting.remove(item)
             if earlier and not isinstance(earlier[0][0], Unsubscribe):
-                return  # the server has not heard of it
+                return  # the server has not received the request
         self._waiting.append((message, self._encode(message)))
         self._filled.set()
 
     async def run(self) -> None:
-        """Send until the connection is gone."""
+        """Send messages until the connection is lost."""
         with suppress(ConnectionClosed):
             while True:
                 await self._filled.wait()
-                if not self._waiting:  # it was withdrawn
+                if not self._waiting:  # the message was cancelled
                     self._filled.clear()
-                elif seconds := self.pace.next(time.monotonic()):
+                elif seconds := self.bucket.next(time.monotonic()):
                     await asyncio.sleep(seconds)
                 else:
                     await self._socket.send(self._waiting.popleft()[1])

@@ -1,4 +1,4 @@
-"""A connection that is opened again whenever it is lost, until coming back cannot help."""
+"""A connection that reconnects whenever it is lost, unless that cannot help."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 from routecast.client.answers import followed
 from routecast.client.auth import Token, bearer
 from routecast.client.stream_errors import (
-    MAX_CAUSES_TOLD,
+    MAX_CAUSES_LOGGED,
     answer_of,
     describe,
     refusal,
@@ -29,9 +29,9 @@ from routecast.retry import Backoff, Outcome, Verdict
 logger: Final = logging.getLogger("routecast.client")
 
 OPEN_TIMEOUT: Final = 10.0
-# Who leaves need not wait long for a server that does not answer any more.
+# How long to wait, in seconds, for a server that does not answer a close frame.
 CLOSE_TIMEOUT: Final = 2.0
-# A snapshot of all names that a server keeps apart, with room to spare.
+# Larger than a snapshot with as many names as a server allows.
 MAX_MESSAGE: Final = 64 * 1024 * 1024
 
 
@@ -42,16 +42,16 @@ class _Connect(connect):
         return exc
 
 
-# What may end a connection, or a try to make one: RecursionError by JSON that is nested deeply.
+# The errors that end a connection or an attempt; deeply nested JSON raises RecursionError.
 _ENDS: Final = (WebSocketException, OSError, EOFError, msgspec.DecodeError, RecursionError)
 
 
 class State(StrEnum):
-    """How a client stands with its server."""
+    """The state of a client's connection."""
 
     CONNECTING = "connecting"  # for the first time
     CONNECTED = "connected"
-    STALE = "stale"  # connected, but what is shown is not fresh
+    STALE = "stale"  # connected, but the values are not fresh
     RECONNECTING = "reconnecting"
     CLOSED = "closed"
 
@@ -60,9 +60,9 @@ class State(StrEnum):
 class ReconnectingConnection:
     """Keeps one WebSocket open. `changed` is called when `state` has changed.
 
-    `trouble` says why the connection is not there, and `retry_at`, of the monotonic clock, when
-    the next try is. Whoever uses it resets `backoff` once a connection was of use: a server that
-    greets and closes is no reason to come back at once.
+    `reason` says why there is no connection, and `retry_at` when the next attempt is (monotonic
+    clock). The caller must reset `backoff` when a connection has delivered something: after a
+    server that greets and closes, delays must still grow.
     """
 
     server: Server
@@ -72,24 +72,24 @@ class ReconnectingConnection:
     token: Token | None = None
     backoff: Backoff = field(default_factory=Backoff)
     state: State = State.CONNECTING
-    trouble: str = ""
+    reason: str = ""
     retry_at: float | None = None
-    _shown: str | None = None
-    # Where a redirect led, why it is asked there, and what was warned of.
+    _sent_token: str | None = None
+    # The target of a redirect, its cause, and the logged warnings.
     _redirected: str | None = None
-    _because: str = ""
+    _redirect_reason: str = ""
     _warned: set[str] = field(default_factory=set)
-    _told: bool = False
+    _is_redirect_logged: bool = False
 
     async def run(
         self,
-        converse: Callable[[ClientConnection], Awaitable[NoReturn]],
+        handle: Callable[[ClientConnection], Awaitable[NoReturn]],
         goodbye_ms: Callable[[], int | None] = lambda: None,
     ) -> NoReturn:
-        """Have `converse` talk on each connection until it raises what ended that.
+        """Call `handle` with each connection; it must raise the error that ends the connection.
 
-        `goodbye_ms` returns the milliseconds of the `goodbye` of that connection, if there was one.
-        Raises Refused when coming back cannot help.
+        `goodbye_ms` returns the milliseconds of that connection's `goodbye`, if there was one.
+        Raises Refused if reconnecting cannot help.
         """
         while True:
             try:
@@ -102,66 +102,66 @@ class ReconnectingConnection:
                     max_size=MAX_MESSAGE,
                     proxy=None if self.server.loopback else True,
                 ) as socket:
-                    await converse(socket)
+                    await handle(socket)
             except _ENDS as error:
                 if self._follow(error):
                     continue
                 pause = self._pause(error, verdict_on(error, goodbye_ms()))
                 why = describe(error, self.url)
-                strange = isinstance(error, InvalidStatus)
+                unexpected = isinstance(error, InvalidStatus)
                 if self._redirected is not None and self.state is not State.CONNECTED:
-                    # A redirect is believed only as long as it works.
-                    self._redirected, why = None, f"{self._because} (there: {why})"
-                    strange = True
-                level = logging.WARNING if strange and self._is_new(why) else logging.INFO
+                    # A redirect is followed only while it works.
+                    self._redirected, why = None, f"{self._redirect_reason} (there: {why})"
+                    unexpected = True
+                level = logging.WARNING if unexpected and self._is_new(why) else logging.INFO
             self.retry_at = time.monotonic() + pause
             self._move(State.RECONNECTING, why)
             logger.log(level, "%s: %s; trying again in %.1f s", self.server, why, pause)
             await asyncio.sleep(pause)
 
     def _follow(self, error: Exception) -> bool:
-        """Whether to connect at once where a redirect leads."""
+        """Whether to connect to the target of a redirect at once."""
         if not isinstance(error, InvalidStatus) or self._redirected is not None:
             return False
         self._redirected = followed(answer_of(error), self.url)
         if self._redirected is None:
             return False
-        self._because = describe(error, self.url)
+        self._redirect_reason = describe(error, self.url)
         return True
 
     def _is_new(self, why: str) -> bool:
-        """Whether this is the first time of late; what may need a person is warned of once."""
-        if why in self._warned or len(self._warned) >= MAX_CAUSES_TOLD:
+        """Whether a cause is new since the last connection: a cause is logged as a warning once."""
+        if why in self._warned or len(self._warned) >= MAX_CAUSES_LOGGED:
             return False
         self._warned.add(why)
         return True
 
     def alive(self) -> None:
-        """Take note that the server said something that makes sense."""
+        """Record that the server has sent a valid message."""
         if self.state is not State.CONNECTED:
             self._warned.clear()
-            if self._redirected is not None and not self._told:
-                self._told = True
-                logger.warning("%s: %s; following it", self.server, self._because)
+            if self._redirected is not None and not self._is_redirect_logged:
+                self._is_redirect_logged = True
+                logger.warning("%s: %s; following it", self.server, self._redirect_reason)
             self.retry_at = None
             self._move(State.CONNECTED, "")
 
     def close(self) -> None:
-        """Take note that it is over."""
-        self._move(State.CLOSED, self.trouble)
+        """Record that the connection is closed for good."""
+        self._move(State.CLOSED, self.reason)
 
-    def _move(self, state: State, trouble: str) -> None:
-        self.state, self.trouble = state, trouble
+    def _move(self, state: State, reason: str) -> None:
+        self.state, self.reason = state, reason
         self.changed()
 
     def _headers(self) -> dict[str, str]:
         if self.token is None:
             return {}
-        self._shown = bearer(self.token)
-        return {"Authorization": self._shown}
+        self._sent_token = bearer(self.token)
+        return {"Authorization": self._sent_token}
 
     def _pause(self, error: Exception, verdict: Verdict) -> float:
-        """Return how many seconds to stay away. Raises Refused."""
+        """Return the seconds until the next attempt. Raises Refused."""
         if verdict.outcome is not Outcome.RETRY:
             refused = refusal(error)
             if not (isinstance(refused, Unauthenticated) and self._has_new_token()):
@@ -169,4 +169,4 @@ class ReconnectingConnection:
         return self.backoff.after(verdict)
 
     def _has_new_token(self) -> bool:
-        return callable(self.token) and bearer(self.token) != self._shown
+        return callable(self.token) and bearer(self.token) != self._sent_token

@@ -9,7 +9,7 @@ from os import getpid
 from typing import Any, Final, Self, Unpack
 
 from routecast.client.auth import Token
-from routecast.client.counters import Books, Counters
+from routecast.client.counters import Tally, Counters
 from routecast.client.decision import Decision, copied
 from routecast.client.process import here
 from routecast.client.sender import RecorderSettings, Sender
@@ -61,7 +61,7 @@ class Recorder:
         )
         self._closed = False
         # Of this process, by its id; those of a parent are found here at most once.
-        self._mine: dict[int, tuple[Books, Sender]] = {}
+        self._mine: dict[int, tuple[Tally, Sender]] = {}
 
     # -- what programs call ---------------------------------------------------------------------
 
@@ -73,10 +73,10 @@ class Recorder:
         """
         try:
             given = copied(decision, fields)
-            books, sender = self._mine.get(getpid()) or self._begin()
-            number = books.recorded.add()
+            tally, sender = self._mine.get(getpid()) or self._begin()
+            number = tally.recorded.add()
             if not self._closed:
-                sender.put((books, number, time.time(), given))
+                sender.put((tally, number, time.time(), given))
         except Exception:  # whatever it is, the program around it has its own work to do
             logger.exception("a decision could not be recorded")
 
@@ -88,12 +88,12 @@ class Recorder:
         """
         if (mine := self._mine.get(getpid())) is None:
             return True
-        books, sender = mine
+        tally, sender = mine
         until = None if timeout is None else time.monotonic() + timeout
-        due = books.recorded.value
+        due = tally.recorded.value
         if not self._closed:
             sender.hurry()
-        return sender.await_settled(books, due, until)
+        return sender.await_settled(tally, due, until)
 
     def close(self, timeout: float | None = None) -> bool:
         """Send what waits, for at most `timeout` seconds (`exit_timeout`), and end.
@@ -104,13 +104,13 @@ class Recorder:
         first, self._closed = not self._closed, True
         if (mine := self._mine.get(getpid())) is None:
             return True
-        books, sender = mine
+        tally, sender = mine
         seconds = self._settings.exit_timeout if timeout is None else timeout
-        due = books.recorded.value
+        due = tally.recorded.value
         sender.hurry()
-        settled = sender.await_settled(books, due, time.monotonic() + seconds)
-        lost = books.unsettled
-        books.over = True
+        settled = sender.await_settled(tally, due, time.monotonic() + seconds)
+        lost = tally.unsettled
+        tally.over = True
         sender.ring()
         # What was dropped for want of room is told elsewhere: this is what time was short for.
         if first and not settled:
@@ -145,11 +145,11 @@ class Recorder:
 
     # -- what belongs to a process --------------------------------------------------------------
 
-    def _begin(self) -> tuple[Books, Sender]:
+    def _begin(self) -> tuple[Tally, Sender]:
         """Start from nothing, at the first use in a process."""
         pid = getpid()
         # One operation, so that threads which come at once get the same.
-        mine = self._mine.setdefault(pid, (Books(), here().sender(self._settings)))
+        mine = self._mine.setdefault(pid, (Tally(), here().sender(self._settings)))
         mine[0].over = self._closed
         for other in list(self._mine):
             if other != pid:

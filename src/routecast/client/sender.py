@@ -1,4 +1,4 @@
-"""One server, one set of settings, one process: its queue, its connection, its thread."""
+"""The sender of one server and settings in one process: a queue, a connection, a thread."""
 
 import logging
 import sys
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from routecast.client.auth import Token
-from routecast.client.counters import Books, LockFreeCount
+from routecast.client.counters import Tally, LockFreeCount
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.in_flight import InFlightBatch
 from routecast.client.native import Bell, Lock, uwsgi_will_fork
-from routecast.client.stream_errors import MAX_CAUSES_TOLD
+from routecast.client.stream_errors import MAX_CAUSES_LOGGED
 from routecast.client.threads import Threads
 from routecast.client.url import Server
 from routecast.errors import RoutecastError, Unavailable
@@ -27,20 +27,20 @@ logger: Final = logging.getLogger("routecast.client")
 LONGEST_IDLE: Final = 5.0  # seconds without a decision, after which thread and connection end
 _MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
 _MAX_WARNINGS: Final = 100
-_MOST_SPLIT: Final = 64  # a server that calls all of a batch unreadable is not asked for each
-_TELL_DROPPED: Final = 60.0  # seconds between two log lines about decisions that were dropped
+_MOST_SPLIT: Final = 64  # requests for the parts of one batch, if a server refuses all of them
+_LOG_DROPPED_SECONDS: Final = 60.0  # seconds between two log lines about dropped decisions
 _SHORTEST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.02
 
-# Whose it is, its number, when it was recorded, and what was given. A plain tuple: it is made in a
-# fraction of the time that a named one takes, and Python's garbage collector soon looks away.
-RecordedEntry = tuple[Books, int, float, Any]
-_Encoded = tuple[Books, bytes]
+# The tally of its recorder, its number, when it was recorded, and the values. A plain tuple: a named
+# one takes several times as long to make, and the garbage collector stops tracking plain ones.
+RecordedEntry = tuple[Tally, int, float, Any]
+_EncodedEntry = tuple[Tally, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class RecorderSettings:
-    """What a recorder was made with. Those with equal settings share a sender in each process."""
+    """The settings of a recorder. Recorders with equal settings share a sender in each process."""
 
     server: Server
     token: Token | None
@@ -51,16 +51,16 @@ class RecorderSettings:
 
 
 class Sender:
-    """Takes entries in from any thread, and sends them in batches from one of its own.
+    """Takes entries from any thread, and sends them in batches from its own thread.
 
-    The thread starts with the first entry and ends when none has come for some seconds. Where no
-    thread is to be had, as at the exit of the interpreter, `send_here` sends in the caller's.
+    The thread starts with the first entry and ends after some seconds without one. If no thread
+    can be started, as at the exit of the interpreter, the caller's thread sends.
     """
 
     def __init__(self, settings: RecorderSettings, threads: Threads) -> None:
         self.settings: Final = settings
         self._server = settings.server
-        # Half of the room, at most: what is in flight cannot be dropped, and it is the oldest.
+        # At most half of the room: entries in flight are the oldest, and cannot be dropped.
         self._batch = min(settings.batch, MAX_BATCH, max(settings.capacity // 2, 1))
         self._threads = threads
         self._waiting: deque[RecordedEntry] = deque()
@@ -68,24 +68,24 @@ class Sender:
         self._asleep = True
         self._hurried = False
         self._at_work = Lock()
-        self._in_line = False
-        self._dropped = LockFreeCount()  # for want of room
+        self._is_queued = False
+        self._dropped = LockFreeCount()  # because there was no room
         self._deadline: float | None = None  # of the monotonic clock, once the process ends
-        self._ended = False  # its exit handler is through: who records now sends by himself
-        # What follows is written by the one who sends; others only read it.
-        self._until: float | None = None  # for how long a caller sends by himself
-        self._in_flight: InFlightBatch[_Encoded] = InFlightBatch(())
-        self._taking = False  # something that waits no more, and is not in flight yet
-        self._room = settings.capacity  # for those that wait, apart from those in flight
+        self._ended = False  # its exit handler has run: now each caller sends its own entries
+        # Only the thread that sends writes the following; others read it.
+        self._until: float | None = None  # until when the caller's thread sends
+        self._in_flight: InFlightBatch[_EncodedEntry] = InFlightBatch(())
+        self._taking = False  # whether entries have left `_waiting` that are not in flight yet
+        self._room = settings.capacity  # for waiting entries, without those in flight
         self._causes: set[str] = set()  # of the present outage
-        self._told: set[str] = set()
-        self._told_dropped = 0
-        self._told_dropped_at = -_TELL_DROPPED
+        self._logged: set[str] = set()
+        self._logged_dropped = 0
+        self._logged_dropped_at = -_LOG_DROPPED_SECONDS
 
     # -- for callers ----------------------------------------------------------------------------
 
     def put(self, entry: RecordedEntry) -> None:
-        """Take an entry in; drop the oldest where there is no room."""
+        """Queue an entry; drop the oldest one if there is no room."""
         waiting = self._waiting
         waiting.append(entry)
         count = len(waiting)
@@ -97,18 +97,18 @@ class Sender:
             self._bell.ring()
 
     def hurry(self) -> None:
-        """Have what waits sent at once: without lingering, and without the rest of a pause."""
+        """Send waiting entries now, without lingering and without the rest of a delay."""
         self._hurried = True
         self._bell.ring()
 
-    def await_settled(self, books: Books, due: int, until: float | None) -> bool:
+    def await_settled(self, tally: Tally, due: int, until: float | None) -> bool:
         """Wait until `due` decisions of a recorder are settled; return whether they are.
 
-        It looks again and again: sleeping is the one way to wait that lets greenlets run, and that
-        nothing can forget to end. Where no thread is to be had, it sends by itself.
+        It polls: sleeping lets greenlets run, and cannot hang on a lost notification. If no thread
+        can be started, the caller's thread sends.
         """
         pause = _SHORTEST_LOOK
-        while books.settled < due and not books.over:
+        while tally.settled < due and not tally.over:
             now = time.monotonic()
             if (until is not None and now >= until) or self._is_over(now):
                 return False
@@ -117,15 +117,15 @@ class Sender:
             else:
                 time.sleep(pause if until is None else min(pause, until - now))
                 pause = min(2 * pause, _LONGEST_LOOK)
-        return books.settled >= due
+        return tally.settled >= due
 
     def end_by(self, deadline: float) -> None:
-        """Send what waits until a moment, and then no more: the process ends."""
+        """Send until `deadline`, and not after it: the process ends."""
         self._deadline = deadline
         self._bell.ring()
 
     def finish(self, until: float) -> None:
-        """Wait until all is sent, until a moment at most; without a thread, send it."""
+        """Wait until all is sent, at most `until` a time; without a thread, send in this one."""
         pause = _SHORTEST_LOOK
         while self._is_owed() and (now := time.monotonic()) < until:
             if self._at_work.locked():
@@ -135,42 +135,42 @@ class Sender:
                 self._work(until)
 
     def end(self) -> int:
-        """Take the last decisions in; return how many are lost, since time is up for them."""
+        """Send the last entries; return the number of those that are lost because time is up."""
         self._ended = self._asleep = True
         if self._deadline is not None:
-            self.finish(self._deadline)  # what came while the last look was taken
+            self.finish(self._deadline)  # entries that came during the last check
         return self._give_up()
 
     def work(self) -> None:
-        """Send what waits, and what comes, until nothing comes: for a thread of its own."""
-        self._in_line = False
+        """Send entries until none comes: the body of the sending thread."""
+        self._is_queued = False
         self._work(None)
 
     def ring(self) -> None:
-        """Have it look whether its thread is wanted, or what it sends was given up."""
+        """Wake the sender: its thread may be wanted, or its entries given up."""
         self._bell.ring()
 
     def refuse(self) -> None:
-        """Drop all that waits: there are too many senders."""
-        self._in_line = False
+        """Drop all waiting entries: there are too many senders."""
+        self._is_queued = False
         self._asleep = True
         while self._waiting:
             self._drop_oldest()
 
     def _is_owed(self) -> bool:
-        """Whether anything is not sent, or not answered for, that nobody gave up."""
-        return self._taking or any(not books.over for books in self._owners())
+        """Whether entries wait for the server whose recorders have not given them up."""
+        return self._taking or any(not tally.over for tally in self._owners())
 
-    def _owners(self) -> list[Books]:
-        """Return whose decisions wait or are in flight, one by one."""
+    def _owners(self) -> list[Tally]:
+        """Return the tally of each entry that waits or is in flight."""
         waiting = [entry[0] for entry in tuple(self._waiting)]  # a copy: it changes meanwhile
-        return waiting + [books for books, _ in self._in_flight.left]
+        return waiting + [tally for tally, _ in self._in_flight.left]
 
     def _drop_oldest(self) -> None:
         with suppress(IndexError):  # the thread took it
-            books = self._waiting.popleft()[0]
-            books.dropped.add()
-            if not books.over:
+            tally = self._waiting.popleft()[0]
+            tally.dropped.add()
+            if not tally.over:
                 self._dropped.add()
 
     def _wake(self) -> None:
@@ -184,42 +184,42 @@ class Sender:
                 self._bell.ring()
             finally:
                 if not served:
-                    self._asleep = True  # so that the next one tries again
+                    self._asleep = True  # so that the next entry tries again
             if uwsgi_will_fork():
-                self._tell_once(
+                self._log_once(
                     "recorded in uWSGI's master, which sends nothing; its workers do",
                     "record after the fork, or start uWSGI with --lazy-apps",
                 )
 
     def _find_thread(self) -> bool:
-        """Have a thread send; return False when none can be started."""
-        if self._in_line:
+        """Have a thread send; return False if none can be started."""
+        if self._is_queued:
             return self._threads.start()
-        self._in_line = True
+        self._is_queued = True
         return self._threads.run(self)
 
     def _send_late(self) -> None:
-        """Send what was recorded after the exit handler had its turn, or say that it is lost."""
+        """Send entries that were recorded after the exit handler, or log that they are lost."""
         if self.end():
             words = "recorded while the program ends, and too late to be sent"
-            self._tell_once("lost, for the first time", f"{self._server}: {words}")
+            self._log_once("lost, for the first time", f"{self._server}: {words}")
 
     def _give_up(self) -> int:
-        """Count what is not settled as lost; return how many decisions that are."""
-        lost = [books for books in self._owners() if not books.over]
-        for books in lost:
-            books.over = True
-        self._tell_dropped()
+        """Count unsettled decisions as lost; return their number."""
+        lost = [tally for tally in self._owners() if not tally.over]
+        for tally in lost:
+            tally.over = True
+        self._log_dropped()
         return len(lost)
 
     def _is_over(self, now: float) -> bool:
-        """Whether what is not settled by now is given up."""
+        """Whether unsettled decisions are given up now."""
         return self._deadline is not None and now >= self._deadline
 
-    # -- for the one who sends ------------------------------------------------------------------
+    # -- for the thread that sends --------------------------------------------------------------
 
     def _work(self, until: float | None) -> None:
-        # Looks again after it let go: who came in between went away, as somebody was at work.
+        # Checks again after the release: a caller in between saw `_at_work` locked and left.
         while (self._waiting or self._in_flight.left) and self._at_work.acquire():
             try:
                 self._until = until
@@ -235,16 +235,16 @@ class Sender:
     def _send_all(self) -> None:
         self._warn_of_uwsgi()
         with closing(_Connection(self.settings, self._left())) as connection:
-            if self._in_flight.left:  # of somebody whose time was up
+            if self._in_flight.left:  # of an earlier thread whose time was up
                 self._deliver(connection)
             while self._rest():
                 while self._waiting and not self._late():
                     self._take()
                     self._deliver(connection)
-                    self._tell_dropped(every=_TELL_DROPPED)
+                    self._log_dropped(every=_LOG_DROPPED_SECONDS)
 
     def _rest(self) -> bool:
-        """Wait for a decision, and a little for others to go with it; False at the end."""
+        """Wait for a decision, and then `linger` for others; False at the end."""
         if self._left() is not None:
             return bool(self._waiting) and not self._late()
         self._asleep = True
@@ -267,7 +267,7 @@ class Sender:
         return bool(self._waiting) and not self._late()
 
     def _left(self) -> float | None:
-        """Return for how many seconds it may send; None: for ever."""
+        """Return the seconds for which it may send; None without a limit."""
         limits = [limit for limit in (self._deadline, self._until) if limit is not None]
         return min(limits) - time.monotonic() if limits else None
 
@@ -276,65 +276,65 @@ class Sender:
         return left is not None and left <= 0
 
     def _take(self) -> None:
-        """Take the oldest decisions, as many as go into one body."""
+        """Take the oldest decisions, as many as fit into one body."""
         self._taking = True
-        taken: list[_Encoded] = []  # others see what is in it so far
+        taken: list[_EncodedEntry] = []  # other threads see its entries so far
         new_token = callable(self.settings.token)
         self._in_flight = InFlightBatch(taken, new_token=new_token, most_split=_MOST_SPLIT)
         size = 0
         while self._waiting and len(taken) < self._batch and size < _MAX_BODY:
             self._room -= 1  # before it is free, so that nothing goes there meanwhile
             try:
-                books, number, at, given = self._waiting.popleft()
+                tally, number, at, given = self._waiting.popleft()
             except IndexError:  # it was just dropped
                 self._room += 1
                 break
-            if books.over:  # closed, and given up
+            if tally.over:  # closed, and given up
                 self._room += 1
                 continue
             try:
-                text, left_out = encode(given, f"{books.prefix}-{number}", at)
+                text, left_out = encode(given, f"{tally.prefix}-{number}", at)
             except Exception as error:  # a decision may hold any object of the caller's
                 self._room += 1
-                self._reject([books], f"no decision: {error}")
+                self._reject([tally], f"no decision: {error}")
             else:
-                taken.append((books, text))
+                taken.append((tally, text))
                 size += len(text)
                 for why in left_out:
-                    self._tell_once("a field is left out, for the first time", why)
+                    self._log_once("a field is left out, for the first time", why)
         self._taking = False
 
     def _deliver(self, connection: "_Connection") -> None:
-        """Send what is in flight until the server has answered for all of it, or time is up.
+        """Send the entries in flight until the server has answered for all, or time is up.
 
-        What is left then stays in flight.
+        The rest then stays in flight.
         """
         answers = self._in_flight.run(connection.send, self._wait, Backoff(), self._drop_given_up)
         for part, answer in answers:
-            owners = [books for books, _ in part]
+            owners = [tally for tally, _ in part]
             if isinstance(answer, Receipt):
                 self._settle(answer, owners)
             else:
                 self._reject(owners, str(answer))
             self._room += len(part)
 
-    def _drop_given_up(self, part: Sequence[_Encoded]) -> Sequence[_Encoded]:
-        """Return the decisions of a part whose recorders still want them sent."""
+    def _drop_given_up(self, part: Sequence[_EncodedEntry]) -> Sequence[_EncodedEntry]:
+        """Return the entries of a part that their recorders have not given up."""
         wanted = [entry for entry in part if not entry[0].over]
         self._room += len(part) - len(wanted)
         return wanted
 
     def _wait(self, error: RoutecastError, least: float, delay: float) -> bool:
-        """Wait before a part is sent again; False when time is up."""
-        self._tell_failing(str(error))
+        """Wait before a part is sent again; False if time is up."""
+        self._log_failing(str(error))
         if not self._pause(delay, least):
             return False
-        for books, _ in self._in_flight.next_part:
-            books.retried += not books.over
+        for tally, _ in self._in_flight.next_part:
+            tally.retried += not tally.over
         return True
 
     def _pause(self, seconds: float, least: float) -> bool:
-        """Wait `least + seconds`, or only `least` once somebody hurries; False when time is up."""
+        """Wait `least + seconds`, or only `least` after `hurry`; False if time is up."""
         began = time.monotonic()
         until = began + least + seconds
         while (now := time.monotonic()) < until and not self._late():
@@ -343,96 +343,95 @@ class Sender:
             if self._hurried:
                 self._hurried = False
                 until = began + least
-            if all(books.over for books, _ in self._in_flight.left):
+            if all(tally.over for tally, _ in self._in_flight.left):
                 return not self._late()
-            self._tell_dropped(every=_TELL_DROPPED)
+            self._log_dropped(every=_LOG_DROPPED_SECONDS)
         return not self._late()
 
-    def _settle(self, receipt: Receipt, batch: Sequence[Books]) -> None:
-        """Count each decision of a batch once, whatever the receipt's sum is.
+    def _settle(self, receipt: Receipt, batch: Sequence[Tally]) -> None:
+        """Count each decision of a batch once, also if the receipt's sum differs.
 
-        A receipt does not say which decisions were known already, or had the id of another; where
-        recorders share a batch, the first ones are taken for them, so only the sums over recorders
-        are exact.
+        A receipt does not say which decisions were duplicates or conflicts. If recorders share a
+        batch, the first decisions are counted as such, so only the sums over recorders are exact.
         """
         listed = {one.index for one in receipt.rejected if 0 <= one.index < len(batch)}
-        others = [books for index, books in enumerate(batch) if index not in listed]
+        others = [tally for index, tally in enumerate(batch) if index not in listed]
         unlisted = min(max(receipt.rejected_count - len(listed), 0), len(others))
         accepted = min(max(receipt.accepted, 0), len(others) - unlisted)
         known = len(others) - unlisted - accepted
         conflicts = min(max(receipt.conflicts, 0), known)
         rejected = [batch[index] for index in listed] + others[:unlisted]
-        # The log comes first: `flush` returns once all are counted, and the log is complete then.
-        self._tell_of(receipt, rejected=bool(rejected), conflicts=conflicts > 0)
-        for books, count in Counter(others[unlisted + known :]).items():
-            books.sent += count
-        for books, count in Counter(others[unlisted:][:conflicts]).items():
-            books.conflicts += count
-        for books, count in Counter(others[unlisted + conflicts :][: known - conflicts]).items():
-            books.duplicates += count
-        for books, count in Counter(rejected).items():
-            books.rejected += count
+        # The log comes first, so that it is complete when `flush` returns.
+        self._log_receipt(receipt, rejected=bool(rejected), conflicts=conflicts > 0)
+        for tally, count in Counter(others[unlisted + known :]).items():
+            tally.sent += count
+        for tally, count in Counter(others[unlisted:][:conflicts]).items():
+            tally.conflicts += count
+        for tally, count in Counter(others[unlisted + conflicts :][: known - conflicts]).items():
+            tally.duplicates += count
+        for tally, count in Counter(rejected).items():
+            tally.rejected += count
 
-    def _tell_of(self, receipt: Receipt, rejected: bool, conflicts: bool) -> None:
+    def _log_receipt(self, receipt: Receipt, rejected: bool, conflicts: bool) -> None:
         if rejected:
             for why in [rejection.error for rejection in receipt.rejected] or ["no word why"]:
-                self._tell_rejected(why)
+                self._log_rejected(why)
         if conflicts:
             why = "the server has another decision with this id, or an earlier one of the batch has"
-            self._tell_once("conflicts, for the first time", f"{why}: each needs its own")
+            self._log_once("conflicts, for the first time", f"{why}: each needs its own")
         for warning in receipt.warnings:
             words = "not used as it was sent, for the first time"
-            self._tell_once(words, f"{warning.field}: {warning.message}")
+            self._log_once(words, f"{warning.field}: {warning.message}")
         if self._causes:
             self._causes.clear()
             logger.info("%s takes decisions again", self._server)
 
-    def _reject(self, batch: Sequence[Books], why: str) -> None:
-        self._tell_rejected(why)
-        for books in batch:
-            books.rejected += 1
+    def _reject(self, batch: Sequence[Tally], why: str) -> None:
+        self._log_rejected(why)
+        for tally in batch:
+            tally.rejected += 1
 
-    def _tell_rejected(self, why: str) -> None:
-        self._tell_once("rejected, for the first time", why)
+    def _log_rejected(self, why: str) -> None:
+        self._log_once("rejected, for the first time", why)
 
-    def _tell_once(self, what: str, why: str) -> None:
+    def _log_once(self, what: str, why: str) -> None:
         words = f"{what}: {why}"
-        if words not in self._told and len(self._told) < _MAX_WARNINGS:
-            self._told.add(words)
+        if words not in self._logged and len(self._logged) < _MAX_WARNINGS:
+            self._logged.add(words)
             logger.warning("%s", words)
 
-    def _tell_failing(self, why: str) -> None:
-        if why not in self._causes and len(self._causes) < MAX_CAUSES_TOLD:
+    def _log_failing(self, why: str) -> None:
+        if why not in self._causes and len(self._causes) < MAX_CAUSES_LOGGED:
             self._causes.add(why)
             logger.warning("%s; decisions wait", why)
 
-    def _tell_dropped(self, every: float = 0.0) -> None:
+    def _log_dropped(self, every: float = 0.0) -> None:
         dropped = self._dropped.value
         now = time.monotonic()
-        if dropped > self._told_dropped and now - self._told_dropped_at >= every:
+        if dropped > self._logged_dropped and now - self._logged_dropped_at >= every:
             words = "%s: %s decisions were dropped, because more than %s waited"
-            more = f"{dropped - self._told_dropped:,}"
+            more = f"{dropped - self._logged_dropped:,}"
             logger.warning(words, self._server, more, f"{self.settings.capacity:,}")
-            self._told_dropped, self._told_dropped_at = dropped, now
+            self._logged_dropped, self._logged_dropped_at = dropped, now
 
     def _warn_of_uwsgi(self) -> None:
         options = getattr(sys.modules.get("uwsgi"), "opt", None)
         if options is not None and not {"enable-threads", "threads", "gevent"} & set(options):
-            self._tell_once(
+            self._log_once(
                 "uWSGI lets no thread run between requests, so decisions wait for the next one",
                 "start it with --enable-threads",
             )
 
 
 class _Connection:
-    """A `HttpSender` that is made when it is needed, so that what fails there is tried again."""
+    """Makes an `HttpSender` when it is needed, so that a failure to make it is retried, too."""
 
     def __init__(self, settings: RecorderSettings, seconds: float | None) -> None:
         self._settings = settings
         self._timeout = TIMEOUT if seconds is None else min(max(seconds, _SHORTEST_LOOK), TIMEOUT)
         self._http: HttpSender | None = None
 
-    def send(self, part: Sequence[_Encoded]) -> Receipt:
+    def send(self, part: Sequence[_EncodedEntry]) -> Receipt:
         """Send a part of a batch. Raises as `HttpSender.send` does, and nothing else."""
         try:
             if self._http is None:

@@ -1,13 +1,13 @@
-"""A client's side of routecast.v1, sans I/O: message in, what it holds afterwards, messages out.
+"""A client's side of routecast.v1, sans I/O: messages in, state, messages out.
 
 One `ClientSession` lives as long as its client, over any number of connections:
 
-- `opened` returns what to send on a new connection: each topic is asked for, from where it is.
-- `receive` takes a message and returns what to send because of it.
-- `add` and `remove` return what to send on the connection there is, if any.
+- `opened` returns the messages for a new connection: they request each topic from its position.
+- `receive` handles a message, and returns the messages to send because of it.
+- `add` and `remove` return the messages to send on the open connection, if there is one.
 
-A topic is what one id stands for. It never shows a document that it did not get whole: a delta
-from any base but its own position is dropped, and it asks for a snapshot.
+A topic is the subscription or history of one id. It never shows an incomplete document: a delta
+with another base than its own position is dropped, and the topic requests a snapshot.
 """
 
 from collections.abc import Callable
@@ -31,40 +31,40 @@ from routecast.protocol import (
     Unsubscribe,
 )
 
-News = SnapshotOut | DeltaOut | HistoryOut
-# Why a topic has nothing for now, though the server is there: its code and its words.
-Trouble = ErrorOut | None
+TopicMessage = SnapshotOut | DeltaOut | HistoryOut
+# The error that the server sent for a topic.
+Failure = ErrorOut | None
 
 
 class Effect(Enum):
-    """What became of a message."""
+    """The effect of a message on a topic."""
 
-    TAKEN = auto()
+    APPLIED = auto()
     IGNORED = auto()
-    ASK_ANEW = auto()  # it does not fit what is held
+    SUBSCRIBE_AGAIN = auto()  # it does not fit the document that is held
 
 
 class Topic(Protocol):
-    """What one id stands for, and what is known of it."""
+    """The subscription or history of one id."""
 
     id: str
-    trouble: Trouble
+    failure: Failure
 
     def request(self) -> ClientMessage:
-        """Return what asks for it, from where it is."""
+        """Return the message that requests it, from its position."""
 
-    def receive(self, message: News) -> Effect:
-        """Take news of it."""
+    def receive(self, message: TopicMessage) -> Effect:
+        """Apply a message."""
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no message follows."""
 
 
 class SubscribedView:
-    """A subscription: `held` is what the server patches, `shown` what people see.
+    """A subscription: `held` is the base of the next delta, `visible` the document for the user.
 
-    The two differ only when another node, which lags behind, took over: what is shown never goes
+    They differ only after a reconnect to a node that lags behind: the visible document never goes
     back within an epoch.
     """
 
@@ -73,52 +73,52 @@ class SubscribedView:
     def __init__(self, asked: Subscribe) -> None:
         self.id = asked.id
         self.asked = asked
-        self.trouble: Trouble = None
+        self.failure: Failure = None
         self.held: ReceivedDocument | None = None
-        self.shown: ReceivedDocument | None = None
-        self._astray = False
+        self.visible: ReceivedDocument | None = None
+        self._awaiting_snapshot = False
 
     def request(self) -> Subscribe:
-        """Ask from the position held; for all of it after a delta that did not fit."""
-        position = None if self._astray or self.held is None else self.held.position
+        """Request deltas from the position held; a snapshot after a delta that did not fit."""
+        position = None if self._awaiting_snapshot or self.held is None else self.held.position
         return msgspec.structs.replace(self.asked, position=position)
 
-    def receive(self, message: News) -> Effect:
-        """Take a snapshot, or a delta from the position held."""
+    def receive(self, message: TopicMessage) -> Effect:
+        """Apply a snapshot, or a delta from the position held."""
         if isinstance(message, HistoryOut):
             return Effect.IGNORED
         if isinstance(message, SnapshotOut):
             data = message.data
-            self._astray = False
+            self._awaiting_snapshot = False
         elif self.held is not None and _follows(message, self.held.position):
             data = apply(self.held.data, message.data)
         else:
-            # Of those that are on their way, none fits either: it asks once.
-            effect = Effect.IGNORED if self._astray else Effect.ASK_ANEW
-            self._astray = True
+            # The deltas that are on their way do not fit either: subscribe again only once.
+            effect = Effect.IGNORED if self._awaiting_snapshot else Effect.SUBSCRIBE_AGAIN
+            self._awaiting_snapshot = True
             return effect
         about = (message.timestamp, message.position, message.source, message.age_ms)
         self.held = ReceivedDocument(data, *about)
-        if self.shown is not None and _before(message.position, self.shown.position):
+        if self.visible is not None and _before(message.position, self.visible.position):
             return Effect.IGNORED
         self.show(self.held)
-        return Effect.TAKEN
+        return Effect.APPLIED
 
     def show(self, held: ReceivedDocument) -> None:
-        """Show a document as it is."""
-        self.shown, self.trouble = held, None
+        """Make a document visible."""
+        self.visible, self.failure = held, None
 
 
 def _follows(delta: DeltaOut, held: Position | None) -> bool:
     return held is not None and (held.epoch, held.seq) == (delta.position.epoch, delta.base)
 
 
-def _before(position: Position, shown: Position | None) -> bool:
-    return shown is not None and position.epoch == shown.epoch and position.seq < shown.seq
+def _before(position: Position, visible: Position | None) -> bool:
+    return visible is not None and position.epoch == visible.epoch and position.seq < visible.seq
 
 
 class ClientSession:
-    """All topics of one client. `changed` is told of each that has news, good or bad."""
+    """All topics of one client. `changed` is called with each topic that has changed."""
 
     def __init__(self, changed: Callable[[Topic], None]) -> None:
         self._topics: dict[str, Topic] = {}
@@ -127,48 +127,48 @@ class ClientSession:
         self.goodbye: Goodbye | None = None
 
     def opened(self) -> list[ClientMessage]:
-        """A connection is there."""
+        """Record a new connection; return the messages to send on it."""
         self._open = True
         self.goodbye = None
         return [topic.request() for topic in self._topics.values()]
 
     def closed(self) -> None:
-        """The connection is gone."""
+        """Record that the connection is lost."""
         self._open = False
 
     def add(self, topic: Topic) -> list[ClientMessage]:
-        """Follow a topic."""
+        """Add a topic; return the messages to send."""
         self._topics[topic.id] = topic
         return [topic.request()] if self._open else []
 
     def remove(self, topic: Topic) -> list[ClientMessage]:
-        """Follow it no longer."""
+        """Remove a topic; return the messages to send."""
         known = self._topics.pop(topic.id, None) is not None
         return [Unsubscribe(topic.id)] if known and self._open and not topic.over else []
 
     def receive(self, message: ServerMessage) -> list[ClientMessage]:
-        """Take a message. News of an id that is not known any more are ignored."""
+        """Handle a message; return the messages to send. Unknown ids are ignored."""
         match message:
             case Goodbye():
                 self.goodbye = message
             case SnapshotOut() | DeltaOut() | HistoryOut():
                 if topic := self._topics.get(message.id):
-                    return self._news(topic, message)
+                    return self._deliver(topic, message)
             case ErrorOut(id=str(name)):
                 if topic := self._topics.get(name):
-                    topic.trouble = message
+                    topic.failure = message
                     if not message.retryable:
                         del self._topics[name]
                     self._changed(topic)
         return []
 
-    def _news(self, topic: Topic, message: News) -> list[ClientMessage]:
+    def _deliver(self, topic: Topic, message: TopicMessage) -> list[ClientMessage]:
         match topic.receive(message):
-            case Effect.TAKEN:
+            case Effect.APPLIED:
                 if topic.over:
                     del self._topics[topic.id]
                 self._changed(topic)
-            case Effect.ASK_ANEW:
+            case Effect.SUBSCRIBE_AGAIN:
                 return [Unsubscribe(topic.id), topic.request()]
             case Effect.IGNORED:
                 pass

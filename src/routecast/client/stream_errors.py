@@ -19,7 +19,7 @@ from routecast.retry import (
 )
 
 # At most this many causes of one outage are logged.
-MAX_CAUSES_TOLD: Final = 32
+MAX_CAUSES_LOGGED: Final = 32
 _NO_CLOSE_FRAME: Final = 1006  # RFC 6455, 7.1.5
 
 

@@ -1,4 +1,4 @@
-"""The shortest way to the numbers: one stream, asynchronous or not."""
+"""One stream of metrics, with or without asyncio."""
 
 import asyncio
 import threading
@@ -7,25 +7,25 @@ from contextlib import aclosing, suppress
 from typing import TypedDict, Unpack
 
 from routecast.client.auth import Token
-from routecast.client.client import Client, Names
+from routecast.client.client import Client, OneOrMore
 from routecast.client.document import Metrics
 from routecast.client.url import DEFAULT_SERVER
 
 
-class Asked(TypedDict, total=False):
-    """What may be asked of a stream; see `Client.subscribe`."""
+class ViewOptions(TypedDict, total=False):
+    """The options of a stream; see `Client.subscribe`."""
 
-    fields: Names
+    fields: OneOrMore
     interval: float | None
-    strategy: Names
-    provider: Names
-    model: Names
-    project: Names
+    strategy: OneOrMore
+    provider: OneOrMore
+    model: OneOrMore
+    project: OneOrMore
     window: str | None
 
 
 async def stream(
-    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[Asked]
+    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
 ) -> AsyncGenerator[Metrics]:
     """Yield the metrics whenever they change, over any loss of the connection; never ends.
 
@@ -38,7 +38,7 @@ async def stream(
 
 
 def stream_sync(
-    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[Asked]
+    url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
 ) -> Generator[Metrics]:
     """Yield what `stream` does, without asyncio: the connection lives in a thread of its own.
 

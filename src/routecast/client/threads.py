@@ -1,4 +1,4 @@
-"""The threads of one process that send decisions: a bounded number, whatever there is to send."""
+"""The threads of one process that send decisions, at most MAX_THREADS."""
 
 import logging
 from collections import deque
@@ -11,64 +11,64 @@ from routecast.client.native import start_thread
 logger: Final = logging.getLogger("routecast.client")
 
 MAX_THREADS: Final = 32  # each has a connection: few enough for a process of 256 open files
-MAX_IN_LINE: Final = 1_000
+MAX_QUEUED: Final = 1_000
 
 
 class Work(Protocol):
-    """What a thread does."""
+    """The work of a thread."""
 
     def work(self) -> None:
-        """Do what there is to do; return when there is none."""
+        """Work until there is nothing left to do."""
 
     def ring(self) -> None:
-        """Have it look whether its thread is `wanted`."""
+        """Wake it, to check whether its thread is `wanted`."""
 
     def refuse(self) -> None:
-        """Give up what there is to do."""
+        """Drop what there is to do."""
 
 
 class Threads:
-    """Gives work to at most MAX_THREADS threads. What finds none stands in line for one.
+    """Gives work to at most MAX_THREADS threads; other work waits in a queue.
 
-    It waits for nothing, and takes no lock: `run` is called wherever a decision is recorded, in
-    signal handlers too. Each step is one operation on a deque or a dict.
+    It never blocks and takes no lock: `run` is called wherever a decision is recorded, also in
+    signal handlers. Each step is one operation on a deque or a dict.
     """
 
     def __init__(self) -> None:
         self._free = deque(range(MAX_THREADS))
-        self._line: deque[Work] = deque()
+        self._queue: deque[Work] = deque()
         self._resting: dict[Work, None] = {}
-        self._told = False
+        self._is_refusal_logged = False
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody stands in line: then nobody holds a thread that he does not need."""
-        return bool(self._line)
+        """Whether work waits for a thread: then idle work must release its own."""
+        return bool(self._queue)
 
     def run(self, work: Work) -> bool:
-        """Have a thread do some work, once; return False when no thread could be started.
+        """Have a thread do some work once; return False if no thread could be started.
 
-        It stays in line then, until `start` finds a thread.
+        The work then stays in the queue until `start` finds a thread.
         """
-        if len(self._line) >= MAX_IN_LINE:
+        if len(self._queue) >= MAX_QUEUED:
             self._refuse(work)
             return True
-        self._line.append(work)
+        self._queue.append(work)
         return self.start()
 
     def start(self) -> bool:
-        """Start a thread where somebody stands in line; return False when that failed."""
-        if not self._line:
+        """Start a thread if work waits; return False if that failed."""
+        if not self._queue:
             return True
         try:
             number = self._free.pop()
-        except IndexError:  # each looks at the line before it ends
+        except IndexError:  # each looks at the queue before it ends
             with suppress(KeyError):
                 self._resting.popitem()[0].ring()
             return True
         try:
             start_thread(self._serve)
-        except RuntimeError:  # no more are to be had, or the interpreter is ending
+        except RuntimeError:  # there are no more threads, or the interpreter is ending
             self._free.append(number)
             return False
         return True
@@ -84,12 +84,12 @@ class Threads:
 
     def _serve(self) -> None:
         try:
-            while self._line:
+            while self._queue:
                 with suppress(IndexError):  # another thread took it
-                    self._do(self._line.popleft())
+                    self._do(self._queue.popleft())
         finally:
             self._free.append(0)
-            # Who came just now found no thread free.
+            # Work that was queued just now found no free thread.
             self.start()
 
     def _do(self, work: Work) -> None:
@@ -100,8 +100,8 @@ class Threads:
 
     def _refuse(self, work: Work) -> None:
         work.refuse()
-        if not self._told:
-            self._told = True
+        if not self._is_refusal_logged:
+            self._is_refusal_logged = True
             words = "more than %s recorders with different settings: decisions are dropped. %s"
             advice = "Give them one address and one token, or one function for tokens"
-            logger.warning(words, f"{MAX_IN_LINE:,}", advice)
+            logger.warning(words, f"{MAX_QUEUED:,}", advice)

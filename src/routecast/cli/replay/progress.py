@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
 
 from routecast.cli.terminal import plain, say
-from routecast.client.stream_errors import MAX_CAUSES_TOLD
+from routecast.client.stream_errors import MAX_CAUSES_LOGGED
 
 _LINE_EVERY: Final = 5.0
 
@@ -61,7 +61,7 @@ class SendProgress:
 
         Each cause is told once in full.
         """
-        if why not in self._told_of and len(self._told_of) < MAX_CAUSES_TOLD:
+        if why not in self._told_of and len(self._told_of) < MAX_CAUSES_LOGGED:
             self._told_of.add(why)
             say(self._console, f"{why}; trying again", "yellow")
         self._bar.update(
