@@ -53,7 +53,7 @@ MAX_REASON: Final = 500
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
 # A whole number may be written as 374.0 or 1e3, as data frames and some languages do.
 _Integer = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
-Tokens = _Integer | Annotated[float, Meta(ge=0, le=float(MAX_TOKENS))]
+TokenCount = _Integer | Annotated[float, Meta(ge=0, le=float(MAX_TOKENS))]
 Band = Literal["high", "medium", "low"]
 Status = Literal["success", "error"]
 
@@ -73,9 +73,9 @@ class DecisionIn(msgspec.Struct, gc=False):
     confidence: Annotated[float, Meta(ge=0, le=1)] | Band | None = None
     cost: Annotated[float, Meta(ge=0, le=MAX_COST)] | None = None
     latency_ms: Annotated[float, Meta(ge=0, le=MAX_LATENCY_MS)] | None = None
-    input_tokens: Tokens | None = None
-    output_tokens: Tokens | None = None
-    cached_tokens: Tokens | None = None
+    input_tokens: TokenCount | None = None
+    output_tokens: TokenCount | None = None
+    cached_tokens: TokenCount | None = None
     status: Status | None = None
     fallback: bool | None = None
     reason: Annotated[str, Meta(max_length=MAX_REASON)] | None = None
@@ -449,7 +449,7 @@ class ServiceState(msgspec.Struct, frozen=True):
     last_error: str
 
 
-class Health(msgspec.Struct, frozen=True):
+class HealthReport(msgspec.Struct, frozen=True):
     """The answer of `GET /health`.
 
     `source` is where numbers come from now: a `Source`, or `none`. `database_check` is how far the

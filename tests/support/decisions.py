@@ -181,12 +181,12 @@ def cells_of(decisions: Iterable[DecisionRecord]) -> Cells:
     return cells
 
 
-def assert_sums(bucket: Mapping[Key, Sums], decisions: Iterable[DecisionRecord]) -> None:
+def assert_sums(cells: Mapping[Key, Sums], decisions: Iterable[DecisionRecord]) -> None:
     """Assert that a bucket holds exactly the sums of these decisions, and no other key."""
     expected = tally(decisions)
-    assert set(bucket) == set(expected)
+    assert set(cells) == set(expected)
     for key, want in expected.items():
-        have = bucket[Key(*key)]
+        have = cells[Key(*key)]
         scalars = {name: value for name, value in vars(want).items() if name != "latencies"}
         assert {name: getattr(have, name) for name in scalars} == scalars, key
         bins = {

@@ -21,7 +21,7 @@ from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.periods import CELL_BYTES
 from routecast.core.poll_schedule import SILENT_POLLS, STEP_SECONDS
-from routecast.core.rollup import Bucket, Key
+from routecast.core.rollup import Key, PeriodCells
 from routecast.core.snapshot import BOUNDED, COVERAGE, LIFETIME, Snapshot
 from routecast.core.topology import ALONE_POLL_SECONDS, POLL_SECONDS, Topology
 from routecast.errors import MissingDeltas
@@ -289,7 +289,7 @@ async def test_a_large_commit_that_fails_halfway_is_loaded_over(
         assert reading is not None
         added = 0
 
-        def add(minute: int, cells: Bucket) -> None:
+        def add(minute: int, cells: PeriodCells) -> None:
             nonlocal added
             added += 1
             if added > 1:

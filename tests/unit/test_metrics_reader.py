@@ -77,7 +77,9 @@ class AllSources:
             Topology(),
         )
         self.last: Snapshot | None = None
-        self.reader = MetricsReader(self.reading, self.last_known, self.loader, clock, self.instruments)
+        self.reader = MetricsReader(
+            self.reading, self.last_known, self.loader, clock, self.instruments
+        )
 
     def reading(self) -> Reading | None:
         return Reading(self.live, Source.LIVE, self.clock.now()) if self.live else None
@@ -355,7 +357,7 @@ async def windowed(sources: AllSources) -> AsyncIterator[MetricsReader]:
     yield MetricsReader(
         sources.reading,
         sources.last_known,
-        sources.sources,
+        sources.loader,
         sources.clock,
         sources.instruments,
         windows=windows,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_bucket
-from routecast.core.rollup import Bucket, Key, bucket_merge
+from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_cells
+from routecast.core.rollup import Key, PeriodCells, merge_cells
 from tests.support.decisions import NOW, cells_of, kept, kept_decisions
 
 some = st.lists(kept_decisions(st.just("id"), st.just(NOW)), max_size=8).map(
@@ -17,30 +17,30 @@ some = st.lists(kept_decisions(st.just("id"), st.just(NOW)), max_size=8).map(
 additions = st.lists(st.tuples(st.integers(0, 3), some), max_size=8)
 
 
-def packed(numbered: list[tuple[int, Bucket]]) -> Periods:
+def packed(numbered: list[tuple[int, PeriodCells]]) -> Periods:
     """Return periods that were loaded with some buckets."""
     periods = Periods(keys := Keys())
-    for number, bucket in numbered:
-        rows = [(keys.number(key), sums.row()) for key, sums in bucket.items()]
+    for number, cells in numbered:
+        rows = [(keys.number(key), sums.row()) for key, sums in cells.items()]
         periods.add_rows(number, rows)
     return periods
 
 
-def merged(numbered: list[tuple[int, Bucket]]) -> dict[int, Bucket]:
-    found: dict[int, Bucket] = {}
-    for number, bucket in numbered:
-        bucket_merge(found.setdefault(number, {}), bucket)
+def merged(numbered: list[tuple[int, PeriodCells]]) -> dict[int, PeriodCells]:
+    found: dict[int, PeriodCells] = {}
+    for number, cells in numbered:
+        merge_cells(found.setdefault(number, {}), cells)
     return found
 
 
 @given(additions, additions)
 def test_packed_cells_and_added_ones_are_one_bucket(
-    loaded: list[tuple[int, Bucket]], added: list[tuple[int, Bucket]]
+    loaded: list[tuple[int, PeriodCells]], added: list[tuple[int, PeriodCells]]
 ) -> None:
     """Whatever was loaded in how many pieces, and added to which period."""
     periods = packed(loaded)
-    for number, bucket in added:
-        periods.add(number, bucket)
+    for number, cells in added:
+        periods.add(number, cells)
     assert periods == merged([*loaded, *added])
     written = periods.pack()
     back = Periods(Keys(periods._keys.all))
@@ -50,15 +50,15 @@ def test_packed_cells_and_added_ones_are_one_bucket(
 
 @given(additions, additions)
 def test_bucket_that_is_being_read_takes_what_is_added(
-    loaded: list[tuple[int, Bucket]], added: list[tuple[int, Bucket]]
+    loaded: list[tuple[int, PeriodCells]], added: list[tuple[int, PeriodCells]]
 ) -> None:
     """For as long as somebody has it; a reader may take a while to go through it."""
     periods = packed(loaded)
     being_read = {number: periods[number] for number in periods}
-    for number, bucket in added:
-        periods.add(number, bucket)
-    for number, bucket in being_read.items():
-        assert bucket == merged([*loaded, *added])[number]
+    for number, cells in added:
+        periods.add(number, cells)
+    for number, cells in being_read.items():
+        assert cells == merged([*loaded, *added])[number]
 
 
 def test_packing_again_writes_only_what_changed() -> None:
@@ -75,12 +75,12 @@ def test_packing_again_writes_only_what_changed() -> None:
 
 def test_size_counts_cells_and_bytes() -> None:
     """A packed cell is counted by its bytes, one held as objects by what these take."""
-    bucket = cells_of([kept(n, model=f"m{n}") for n in range(500)]).total()
-    loaded = packed([(7, bucket)])
+    cells = cells_of([kept(n, model=f"m{n}") for n in range(500)]).total()
+    loaded = packed([(7, cells)])
     assert (loaded.cells, loaded.packed_cells(7)) == (500, 500)
     assert loaded.size < 500 * CELL_BYTES / 5
     before = loaded.size
-    loaded.add(8, bucket)
+    loaded.add(8, cells)
     assert loaded.cells == 1000
     assert loaded.size - before >= 500 * CELL_BYTES
     loaded.keep([(7, 8)])
@@ -108,6 +108,6 @@ def test_row_of_a_key_that_is_not_there_is_refused(number: int) -> None:
 def test_bucket_is_packed_by_the_numbers_of_its_keys() -> None:
     """A new key gets the next number."""
     keys = Keys()
-    bucket = cells_of([kept(1), kept(2, model="other")]).total()
-    numbers = [number for number, _ in msgspec.msgpack.decode(pack_bucket(bucket, keys))]
-    assert [keys.all[number] for number in numbers] == list(bucket)
+    cells = cells_of([kept(1), kept(2, model="other")]).total()
+    numbers = [number for number, _ in msgspec.msgpack.decode(pack_cells(cells, keys))]
+    assert [keys.all[number] for number in numbers] == list(cells)

@@ -1,6 +1,6 @@
 """Samples over time: what happened, that nothing did, and that nobody knows."""
 
-from routecast.cli.watch.rate_history import Movement
+from routecast.cli.watch.rate_history import RateHistory
 from routecast.client import Cost, Metrics
 
 
@@ -23,61 +23,61 @@ def metrics(total: int, cost: float = 0.0, rate: float | None = None) -> Metrics
 def test_differences_of_totals_are_rates() -> None:
     """Decisions a second, dollars a minute; the first numbers say nothing of either."""
     clock = Clock()
-    movement = Movement("all", 1.0, clock)
-    movement.arrived(metrics(10, 1.0))
+    history = RateHistory("all", 1.0, clock)
+    history.arrived(metrics(10, 1.0))
     clock.now += 2
-    movement.arrived(metrics(30, 1.5))
-    assert list(movement.rates) == [10]
-    assert list(movement.costs) == [15]
+    history.arrived(metrics(30, 1.5))
+    assert list(history.rates) == [10]
+    assert list(history.costs) == [15]
 
 
 def test_what_comes_close_together_is_one_sample() -> None:
     """Else it would be noise."""
     clock = Clock()
-    movement = Movement("all", 0.1, clock)
-    movement.arrived(metrics(0))
+    history = RateHistory("all", 0.1, clock)
+    history.arrived(metrics(0))
     for total in range(1, 11):
         clock.now += 0.1
-        movement.arrived(metrics(total))
-    assert [round(rate or 0) for rate in movement.rates] == [10, 10]
+        history.arrived(metrics(total))
+    assert [round(rate or 0) for rate in history.rates] == [10, 10]
 
 
 def test_a_quiet_stream_is_zero_and_a_lost_one_a_gap() -> None:
     """When numbers come again after silence, they count from its end; after a loss, from them."""
     clock = Clock()
-    movement = Movement("all", 1.0, clock)
-    movement.arrived(metrics(10))
+    history = RateHistory("all", 1.0, clock)
+    history.arrived(metrics(10))
     clock.now += 3
-    movement.passed(fresh=True)
-    assert list(movement.rates) == [0, 0]
+    history.passed(fresh=True)
+    assert list(history.rates) == [0, 0]
     clock.now += 1
-    movement.arrived(metrics(14))
-    assert list(movement.rates) == [0, 0, 2]
+    history.arrived(metrics(14))
+    assert list(history.rates) == [0, 0, 2]
     clock.now += 3
-    movement.passed(fresh=False)
-    movement.arrived(metrics(1_000))
-    assert list(movement.rates) == [0, 0, 2, None, None]
+    history.passed(fresh=False)
+    history.arrived(metrics(1_000))
+    assert list(history.rates) == [0, 0, 2, None, None]
     clock.now += 1
-    movement.arrived(metrics(1_001))
-    assert list(movement.rates)[5:] == [1]
+    history.arrived(metrics(1_001))
+    assert list(history.rates)[5:] == [1]
 
 
 def test_a_total_that_fell_is_a_gap() -> None:
     """It is another history."""
     clock = Clock()
-    movement = Movement("all", 1.0, clock)
-    movement.arrived(metrics(10))
+    history = RateHistory("all", 1.0, clock)
+    history.arrived(metrics(10))
     clock.now += 1
-    movement.arrived(metrics(3))
-    assert list(movement.rates) == [None]
+    history.arrived(metrics(3))
+    assert list(history.rates) == [None]
 
 
 def test_of_a_window_it_is_what_the_server_says() -> None:
     """The rate of the last minute, and the window's cost for each of its minutes."""
     clock = Clock()
-    movement = Movement("5m", 1.0, clock)
-    movement.arrived(metrics(10, 5.0, rate=0.5))
+    history = RateHistory("5m", 1.0, clock)
+    history.arrived(metrics(10, 5.0, rate=0.5))
     clock.now += 2
-    movement.passed(fresh=True)
-    assert list(movement.rates) == [0.5, 0.5]
-    assert list(movement.costs) == [1.0, 1.0]
+    history.passed(fresh=True)
+    assert list(history.rates) == [0.5, 0.5]
+    assert list(history.costs) == [1.0, 1.0]

@@ -7,29 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.decision import VALUE_FIELDS, DecisionRecord, identity_of, values_of
-from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge, key_of
+from routecast.core.rollup import Cells, Key, PeriodCells, Sums, key_of, merge_cells
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, cells_of, kept, kept_decisions
 
 moments = st.integers(NOW - 3 * HOUR, NOW) | st.integers(0, 4_000_000_000 * 10**6)
 decisions = st.lists(kept_decisions(st.just("id"), moments), max_size=12)
 
 
-def bucket_of(some: Sequence[DecisionRecord]) -> Bucket:
+def bucket_of(some: Sequence[DecisionRecord]) -> PeriodCells:
     return cells_of(some).total()
 
 
-def loaded_of(some: Sequence[DecisionRecord]) -> Bucket:
+def loaded_of(some: Sequence[DecisionRecord]) -> PeriodCells:
     """The same, as a store gives it: with histograms that nobody looked into yet."""
     return {key: Sums.from_row(sums.row()) for key, sums in bucket_of(some).items()}
 
 
-Made = Callable[[Sequence[DecisionRecord]], Bucket]
+Made = Callable[[Sequence[DecisionRecord]], PeriodCells]
 
 
-def merged(*buckets: Bucket) -> Bucket:
-    whole: Bucket = {}
-    for bucket in buckets:
-        bucket_merge(whole, bucket)
+def merged(*periods: PeriodCells) -> PeriodCells:
+    whole: PeriodCells = {}
+    for cells in periods:
+        merge_cells(whole, cells)
     return whole
 
 
@@ -60,9 +60,9 @@ def test_methods_of_sums_leave_out_no_column() -> None:
 def test_cells_are_the_sums_of_their_decisions(some: list[DecisionRecord]) -> None:
     """By minute, by hour and in all."""
     cells = cells_of(some)
-    for buckets, length in ((cells.minutes, MINUTE), (cells.hours(), HOUR)):
-        assert set(buckets) == {d.decided // length for d in some}
-        for number, bucket in buckets.items():
+    for periods, length in ((cells.minutes, MINUTE), (cells.hours(), HOUR)):
+        assert set(periods) == {d.decided // length for d in some}
+        for number, bucket in periods.items():
             assert_sums(bucket, [d for d in some if d.decided // length == number])
     assert_sums(cells.total(), some)
 
@@ -89,7 +89,7 @@ def test_merge_is_commutative_and_associative(
     assert merged(x, y, z) == bucket_of(a + b + c)
 
 
-def subtract(bucket: Bucket, cells: Bucket) -> None:
+def subtract(bucket: PeriodCells, cells: PeriodCells) -> None:
     """Take each key's sums out of a bucket's; keys without a decision leave it."""
     for key, sums in cells.items():
         bucket[key].subtract(sums)
@@ -100,11 +100,11 @@ def subtract(bucket: Bucket, cells: Bucket) -> None:
 @given(decisions, decisions)
 def test_subtract_undoes_merge(a: list[DecisionRecord], b: list[DecisionRecord]) -> None:
     """No key, no empty bin is left behind."""
-    bucket = merged(bucket_of(a), bucket_of(b))
-    subtract(bucket, bucket_of(b))
-    assert bucket == bucket_of(a)
-    subtract(bucket, bucket_of(a))
-    assert bucket == {}
+    cells = merged(bucket_of(a), bucket_of(b))
+    subtract(cells, bucket_of(b))
+    assert cells == bucket_of(a)
+    subtract(cells, bucket_of(a))
+    assert cells == {}
 
 
 @given(decisions, decisions)
@@ -113,10 +113,10 @@ def test_merging_leaves_what_was_merged_alone(
 ) -> None:
     """A bucket never shares its sums with another one."""
     source = bucket_of(a)
-    bucket: Bucket = {}
-    bucket_merge(bucket, source)
-    bucket_merge(bucket, bucket_of(b))
-    subtract(bucket, source)
+    cells: PeriodCells = {}
+    merge_cells(cells, source)
+    merge_cells(cells, bucket_of(b))
+    subtract(cells, source)
     assert source == bucket_of(a)
 
 
@@ -138,11 +138,11 @@ def test_sums_from_rows_are_as_those_counted(
     into: Made, added: Made, a: list[DecisionRecord], b: list[DecisionRecord]
 ) -> None:
     """Loaded or counted, they merge, come out again and are equal; and what is added stays."""
-    bucket, other = into(a), added(b)
-    bucket_merge(bucket, other)
-    assert_sums(bucket, a + b)
-    subtract(bucket, added(b))
-    assert bucket == bucket_of(a)
+    cells, other = into(a), added(b)
+    merge_cells(cells, other)
+    assert_sums(cells, a + b)
+    subtract(cells, added(b))
+    assert cells == bucket_of(a)
     assert_sums(other, b)
 
 
@@ -155,7 +155,7 @@ def test_a_copy_of_loaded_sums_is_its_own(a: list[DecisionRecord], b: list[Decis
             for sums in loaded.values():
                 assert sum(sums.latency_bins.values()) == sums.latency_count
         copies = {key: sums.copy() for key, sums in loaded.items()}
-        bucket_merge(copies, bucket_of(b))
+        merge_cells(copies, bucket_of(b))
         assert_sums(copies, a + b)
         assert [sums.row() for sums in loaded.values()] == [s.row() for s in bucket_of(a).values()]
 

@@ -8,7 +8,14 @@ from routecast.core.histogram import add_bins, bin_of, pack_counts, percentiles
 from routecast.core.history import Plan, history_query, plan
 from routecast.core.periods import Periods
 from routecast.core.snapshot import Snapshot
-from routecast.core.time_series import MAX_SERIES, Point, TimeSeries, series_from_snapshot, render, summaries
+from routecast.core.time_series import (
+    MAX_SERIES,
+    Point,
+    TimeSeries,
+    render,
+    series_from_snapshot,
+    summaries,
+)
 from routecast.errors import NotHeld
 from routecast.protocol import Position
 from tests.support.buckets import FIELDS, assert_history
@@ -143,7 +150,9 @@ def test_what_a_snapshot_adds_up_at_once_has_a_bound(fields: list[str]) -> None:
     cells = cells_of(decisions)
     held = Snapshot(POSITION, NOW, cells.total(), cells.hours(), cells.minutes)
     few = {"count": 3, "p50_latency_ms": 0}[fields[0]]
-    assert series_from_snapshot(held, asked(few * MINUTE, fields=fields) if few else asked(1, fields=["count"]))
+    assert series_from_snapshot(
+        held, asked(few * MINUTE, fields=fields) if few else asked(1, fields=["count"])
+    )
     with pytest.raises(NotHeld):
         series_from_snapshot(held, asked((few + 1) * MINUTE, fields=fields))
 
@@ -154,8 +163,8 @@ def test_summaries_are_an_hours_sums_along_each_part() -> None:
         kept(n, strategy="ab"[n % 2], status=("error", "success", "success")[n % 3])
         for n in range(12)
     ]
-    (bucket,) = cells_of(decisions).hours().values()
-    found = summaries(bucket)
+    (cells,) = cells_of(decisions).hours().values()
+    found = summaries(cells)
     assert {place: (point.count, point.errors) for place, point in found.items()} == {
         ("all", "all"): (12, 4),
         ("project", "default"): (12, 4),

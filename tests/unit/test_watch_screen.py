@@ -7,11 +7,11 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from routecast.cli.watch.rate_history import Movement
-from routecast.cli.watch.screen import Screen, Status
+from routecast.cli.watch.rate_history import RateHistory
+from routecast.cli.watch.screen import Screen, StatusLine
 from routecast.client import Cost, Errors, Latency, Metrics, Performance
 
-LIVE = Status("live", "green", fresh=True)
+LIVE = StatusLine("live", "green", fresh=True)
 METRICS = Metrics(
     total_decisions=1234,
     avg_confidence=0.75,
@@ -31,24 +31,24 @@ METRICS = Metrics(
 
 def shown(
     width: int,
-    status: Status = LIVE,
+    status: StatusLine = LIVE,
     asked: str = "",
-    movement: Movement | None = None,
+    history: RateHistory | None = None,
     metrics: Metrics = METRICS,
 ) -> str:
     """Return the screen as text."""
     out = io.StringIO()
     console = Console(file=out, width=width, height=30, highlight=False)
-    console.print(Screen("http://127.0.0.1:8000", asked, status, metrics, movement))
+    console.print(Screen("http://127.0.0.1:8000", asked, status, metrics, history))
     return out.getvalue()
 
 
-def moved(window: str) -> Movement:
+def moved(window: str) -> RateHistory:
     """Return some samples of a window."""
-    movement = Movement(window, 1.0, iter(range(100)).__next__)
-    movement.arrived(METRICS)
-    movement.arrived(METRICS)
-    return movement
+    history = RateHistory(window, 1.0, iter(range(100)).__next__)
+    history.arrived(METRICS)
+    history.arrived(METRICS)
+    return history
 
 
 def test_nothing_known_is_left_out_for_being_0() -> None:
@@ -63,7 +63,7 @@ def test_nothing_known_is_left_out_for_being_0() -> None:
 @pytest.mark.parametrize("width", [44, 60, 71, 72, 80, 90, 100, 119, 120, 150, 200])
 def test_names_and_words_are_never_cut(width: int) -> None:
     """Where it is too narrow for every column, columns are left out instead."""
-    screen = shown(width, movement=moved("all"))
+    screen = shown(width, history=moved("all"))
     assert "…" not in screen
     tables = screen.split("strategies")[1]
     for name in ("hybrid", "cost-saving", "medium", "openrouter", "1,000"):
@@ -74,10 +74,10 @@ def test_names_and_words_are_never_cut(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 100, 150])
 def test_every_rate_says_what_it_is_over(width: int) -> None:
     """The server's is of the last minute; a sample is of one interval, or as the window has it."""
-    screen = shown(width, movement=moved("all"))
+    screen = shown(width, history=moved("all"))
     assert re.search(r"2\.5/s(, last min| over the last minute)", screen)
     assert re.search(r"decisions(/s| a second), each 1 s: ", screen)
-    screen = shown(width, movement=moved("1h"))
+    screen = shown(width, history=moved("1h"))
     assert re.search(r"decisions(/s| a second), last min: (now )?2\.5", screen)
     assert re.search(r"cost(/min| a minute), average of 1h: ", screen)
 
@@ -86,9 +86,9 @@ def test_every_rate_says_what_it_is_over(width: int) -> None:
 def test_the_tables_stay_where_they_are(width: int) -> None:
     """Before the first sample and after, and whichever part of the decisions is shown."""
     screens = (
-        shown(width, movement=Movement("all", 1.0)),
-        shown(width, movement=moved("all")),
-        shown(width, asked="the last 5m, strategy hybrid", movement=Movement("5m", 1.0)),
+        shown(width, history=RateHistory("all", 1.0)),
+        shown(width, history=moved("all")),
+        shown(width, asked="the last 5m, strategy hybrid", history=RateHistory("5m", 1.0)),
     )
     places = [
         [number for number, line in enumerate(screen.splitlines()) if line.startswith("hybrid")]
@@ -101,7 +101,7 @@ def test_the_tables_stay_where_they_are(width: int) -> None:
 def test_the_head_keeps_its_parts_apart(width: int) -> None:
     """Whatever there is to say of the connection, there is a gap before it."""
     words = "reconnecting in 12 s: connection refused, numbers 31 s old"
-    head = shown(width, Status(words, "yellow", fresh=False)).splitlines()[0]
+    head = shown(width, StatusLine(words, "yellow", fresh=False)).splitlines()[0]
     assert re.fullmatch(
         r"Routecast(  http://127\.0\.0\.1:8000)? {2,}● reconnecting in 12 s: .*", head
     )

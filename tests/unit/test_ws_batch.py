@@ -16,7 +16,7 @@ from routecast.core.message import JSON, AddressedMessage, Message
 from routecast.core.payload import Payload
 from routecast.edge.ws.batch import (
     INDEPENDENT,
-    MAX_PARTS,
+    MAX_PLAN_PARTS,
     PLAIN,
     Compression,
     WebSocketBatch,
@@ -193,7 +193,7 @@ def test_many_parts_come_together_again(stack: ExitStack) -> None:
     assert parts_of(batch) is None  # there were more than MAX_PARTS
     batch.send(message(101))
     assert parts_of(batch) == 1
-    assert MAX_PARTS < CLIENTS
+    assert MAX_PLAN_PARTS < CLIENTS
 
 
 def test_full_and_closed_connections_are_told_apart(stack: ExitStack) -> None:

@@ -17,7 +17,12 @@ from routecast.core.message import Encoding
 from routecast.core.payload import Payload
 from routecast.core.sites import Sites
 from routecast.edge.admission import AdmissionControl
-from routecast.edge.ws.connection import NEXT, State, WebSocketConnection, WebSocketEdge
+from routecast.edge.ws.connection import (
+    NEXT_STATES,
+    ConnectionState,
+    WebSocketConnection,
+    WebSocketEdge,
+)
 from routecast.instruments import Instruments
 from routecast.ports import Connection
 from routecast.protocol import CloseCode
@@ -113,10 +118,10 @@ class Client:
     async def fill(self) -> None:
         """Have the server send more than the socket holds."""
         self.connection.send(LARGE)
-        await until(lambda: state_of(self.connection) is State.FULL)
+        await until(lambda: state_of(self.connection) is ConnectionState.FULL)
 
 
-def state_of(connection: WebSocketConnection) -> State:
+def state_of(connection: WebSocketConnection) -> ConnectionState:
     return connection._state
 
 
@@ -138,16 +143,18 @@ async def client() -> AsyncIterator[Client]:
     yield Client(connection, theirs)
     transport.abort()
     theirs.close()
-    await until(lambda: state_of(connection) is State.CLOSED)
+    await until(lambda: state_of(connection) is ConnectionState.CLOSED)
 
 
 def test_the_table_of_states() -> None:
     """Each state leads to the end, which leads nowhere; and no state leads back to the start."""
-    assert set(NEXT) == set(State)
-    for state in State:
-        assert (State.CLOSED in NEXT[state]) is (state is not State.CLOSED)
-        assert State.CONNECTING not in NEXT[state]
-    assert NEXT[State.CLOSING] == {State.CLOSED}
+    assert set(NEXT_STATES) == set(ConnectionState)
+    for state in ConnectionState:
+        assert (ConnectionState.CLOSED in NEXT_STATES[state]) is (
+            state is not ConnectionState.CLOSED
+        )
+        assert ConnectionState.CONNECTING not in NEXT_STATES[state]
+    assert NEXT_STATES[ConnectionState.CLOSING] == {ConnectionState.CLOSED}
 
 
 async def test_a_full_socket_is_skipped_until_it_has_drained(client: Client) -> None:
@@ -180,7 +187,7 @@ async def test_nothing_is_sent_after_a_close_frame(client: Client) -> None:
     connection.reply(b"late")
     connection.ping()
     connection.abort(CloseCode.SILENT)
-    assert state_of(connection) is State.CLOSING
+    assert state_of(connection) is ConnectionState.CLOSING
     (closing,) = await client.read(1)
     assert Close.parse(closing.data).code == CloseCode.RESTART
     await until(lambda: peer.closed is not None)
@@ -215,7 +222,7 @@ async def test_pings_are_answered_or_the_connection_is_aborted(client: Client) -
     connection.ping()
     connection.abort(CloseCode.SILENT)
     assert not connection.awaits_pong
-    assert state_of(connection) is State.FULL
+    assert state_of(connection) is ConnectionState.FULL
     await client.read(1)
     await until(lambda: connection.can_send)
     connection.abort(CloseCode.SILENT)
@@ -228,10 +235,10 @@ async def test_a_refused_client_has_no_peer(client: Client) -> None:
     """It is answered by HTTP, and what it sends then is not looked at."""
     connection = client.connection
     connection.upgrade("GET", b"/elsewhere", [(b"host", b"localhost")], "192.0.2.1")
-    assert state_of(connection) is State.CLOSING
+    assert state_of(connection) is ConnectionState.CLOSING
     assert connection.peer is None
     connection.data_received(Frame(Opcode.TEXT, b"{}").serialize(mask=True))
-    await until(lambda: state_of(connection) is State.CLOSED)
+    await until(lambda: state_of(connection) is ConnectionState.CLOSED)
 
 
 async def test_a_reset_ends_every_state(client: Client) -> None:

@@ -57,7 +57,7 @@ _FORESEEN: Final = (
 # Characters shown of what a library says; it may quote what came over the line.
 MAX_WORDS_SHOWN: Final = 300
 
-Client: TypeAlias = "Redis | RedisCluster"
+RedisClient: TypeAlias = "Redis | RedisCluster"
 T = TypeVar("T")
 
 
@@ -168,7 +168,7 @@ def _host(place: str, port: int) -> tuple[str, int]:
         raise ValueError("a port must be a number up to 65535") from None
 
 
-def _connect(address: RedisAddress) -> tuple[Client, list[Redis]]:
+def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
     """Return a client, and those it asks for the way; nothing is connected yet."""
     limits: dict[str, Any] = {
         "socket_connect_timeout": REDIS_CONNECT_SECONDS,
@@ -253,7 +253,7 @@ class RedisLink:
 
     async def call(
         self,
-        ask: Callable[[Client], Awaitable[Any]],
+        ask: Callable[[RedisClient], Awaitable[Any]],
         read: Callable[[Any], T] = lambda reply: reply,
     ) -> T:
         """Ask Redis, within CALL_SECONDS, and return what `read` makes of the reply.

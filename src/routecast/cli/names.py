@@ -28,7 +28,7 @@ _Database = Annotated[
         show_default="sqlite:///routecast.db",
     ),
 ]
-_Part = Annotated[NamePart, typer.Argument(metavar="PART", help="The kind of the names.")]
+_PartArgument = Annotated[NamePart, typer.Argument(metavar="PART", help="The kind of the names.")]
 _Given = Annotated[list[str], typer.Argument(metavar="NAME...", help="As `names list` shows them.")]
 _Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
@@ -58,7 +58,7 @@ def list_names(
         _show(out, chosen, [one for one in uses if one.part == chosen], settings.max_names)
 
 
-def fold(part: _Part, names: _Given, database: _Database = None, yes: _Yes = False) -> None:
+def fold(part: _PartArgument, names: _Given, database: _Database = None, yes: _Yes = False) -> None:
     """Count names as `other`: their decisions so far, and all later ones.
 
     This makes room for new names. Totals stay the same, but the numbers of
@@ -71,7 +71,9 @@ def fold(part: _Part, names: _Given, database: _Database = None, yes: _Yes = Fal
     _change(part, names, database, remember=True, yes=yes)
 
 
-def forget(part: _Part, names: _Given, database: _Database = None, yes: _Yes = False) -> None:
+def forget(
+    part: _PartArgument, names: _Given, database: _Database = None, yes: _Yes = False
+) -> None:
     """Count the decisions of names so far as `other`, but not later ones.
 
     As `names fold`, but later decisions with one of these names count under it

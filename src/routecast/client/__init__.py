@@ -9,8 +9,8 @@
 `stream_sync` is `stream` without asyncio; `connect` has several subscriptions on one connection.
 """
 
-from routecast.client.counters import Counters
 from routecast.client.client import Client, connect
+from routecast.client.counters import Counters
 from routecast.client.decision import Decision
 from routecast.client.document import (
     Cost,

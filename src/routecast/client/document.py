@@ -21,11 +21,11 @@ class ReceivedDocument:
     age_ms: int | None = None
 
 
-class _Part(msgspec.Struct, frozen=True):
+class _DocumentPart(msgspec.Struct, frozen=True):
     """Part of a document. What is None is not known; it is never zero."""
 
 
-class Performance(_Part, frozen=True):
+class Performance(_DocumentPart, frozen=True):
     """Decisions of one strategy or model; `avg_cost` in dollars, `avg_confidence` of 0 to 1."""
 
     count: int
@@ -33,7 +33,7 @@ class Performance(_Part, frozen=True):
     avg_confidence: float | None = None
 
 
-class Cost(_Part, frozen=True):
+class Cost(_DocumentPart, frozen=True):
     """Dollars in all, of the `priced` decisions."""
 
     total: float
@@ -41,14 +41,14 @@ class Cost(_Part, frozen=True):
     unpriced: int
 
 
-class Tokens(_Part, frozen=True):
+class Tokens(_DocumentPart, frozen=True):
     """Tokens in all."""
 
     input: int
     output: int
 
 
-class Latency(_Part, frozen=True):
+class Latency(_DocumentPart, frozen=True):
     """Milliseconds; percentiles are within 2 %."""
 
     avg: float | None = None
@@ -57,14 +57,14 @@ class Latency(_Part, frozen=True):
     p99: float | None = None
 
 
-class Errors(_Part, frozen=True):
+class Errors(_DocumentPart, frozen=True):
     """Decisions that failed, and which part of all that is."""
 
     count: int
     rate: float | None = None
 
 
-class Savings(_Part, frozen=True):
+class Savings(_DocumentPart, frozen=True):
     """Dollars saved against the model that the server was told to compare with."""
 
     baseline: str

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from routecast.client.session import Effect, TopicMessage, Failure
+from routecast.client.session import Effect, Failure, TopicMessage
 from routecast.protocol import GetHistory, HistoryOut, Position
 
 Column = list[float | None]

@@ -9,7 +9,7 @@ from os import getpid
 from typing import Any, Final, Self, Unpack
 
 from routecast.client.auth import Token
-from routecast.client.counters import Tally, Counters
+from routecast.client.counters import Counters, Tally
 from routecast.client.decision import Decision, copied
 from routecast.client.process import here
 from routecast.client.sender import RecorderSettings, Sender

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from routecast.client.auth import Token
-from routecast.client.counters import Tally, LockFreeCount
+from routecast.client.counters import LockFreeCount, Tally
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.in_flight import InFlightBatch
@@ -32,8 +32,8 @@ _LOG_DROPPED_SECONDS: Final = 60.0  # seconds between two log lines about droppe
 _SHORTEST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.02
 
-# The tally of its recorder, its number, when it was recorded, and the values. A plain tuple: a named
-# one takes several times as long to make, and the garbage collector stops tracking plain ones.
+# The tally of its recorder, its number, when it was recorded, and its values. A plain tuple: a
+# named one takes several times as long to make, and the garbage collector soon ignores plain ones.
 RecordedEntry = tuple[Tally, int, float, Any]
 _EncodedEntry = tuple[Tally, bytes]
 

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Final
 
 from routecast.core.decision import MINUTE
-from routecast.core.rollup import MINUTES_PER_HOUR, Bucket, Key, Sums
+from routecast.core.rollup import MINUTES_PER_HOUR, Key, PeriodCells, Sums
 from routecast.core.snapshot import EMPTY_SPAN, Snapshot, Span
 from routecast.core.view import FilterPart, Selection
 from routecast.errors import MissingDeltas, NotHeld
@@ -137,7 +137,7 @@ class Breakdown:
 
     # -- the window -----------------------------------------------------------------------------
 
-    def _next_move(self, snapshot: Snapshot) -> tuple[Span, Bucket, bool] | None:
+    def _next_move(self, snapshot: Snapshot) -> tuple[Span, PeriodCells, bool] | None:
         """Return what is to enter the span (True) or to leave it (False) next, if anything is."""
         length = self._selection.length
         if length is None or snapshot.is_sum_of(length):
@@ -166,14 +166,14 @@ class Breakdown:
             return False
         return all(snapshot.holds(minute) for minute in range(first, goal.first))
 
-    def _move(self, snapshot: Snapshot, unit: Span, bucket: Bucket, entering: bool) -> _Work:
+    def _move(self, snapshot: Snapshot, unit: Span, cells: PeriodCells, entering: bool) -> _Work:
         """Let the cells of a bucket enter or leave, key by key."""
         parts = self._selection.parts
-        if bucket is snapshot.total and parts:
+        if cells is snapshot.total and parts:
             (place, names), *others = parts
             keys, parts = list(snapshot.keys_of(place, names)), tuple(others)
         else:
-            keys = list(bucket)
+            keys = list(cells)
         self._waiting = dict.fromkeys(keys)
         self._moving, self._entering = unit, entering
         move = self._add if entering else self._subtract
@@ -183,7 +183,7 @@ class Breakdown:
                 yield from self._follow(snapshot)
             del self._waiting[key]
             if _matches(key, parts):
-                move(key, bucket[key])
+                move(key, cells[key])
         self._moving = None
         self._waiting = {}  # a dict that was emptied keeps the memory of all its keys
         if unit is _ALL_TIME:

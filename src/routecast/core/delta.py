@@ -23,8 +23,8 @@ class Delta:
         """Return the delta as bytes, for a database, a bus or a cache."""
         keys: dict[Key, int] = {}
         minutes = {
-            minute: [(keys.setdefault(key, len(keys)), sums.row()) for key, sums in bucket.items()]
-            for minute, bucket in self.cells.minutes.items()
+            minute: [(keys.setdefault(key, len(keys)), sums.row()) for key, sums in cells.items()]
+            for minute, cells in self.cells.minutes.items()
         }
         packed = _PackedDelta(self.position, self.received, minutes, list(keys))
         return msgspec.msgpack.encode(packed)

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from routecast.core.rollup import Bucket, Key, PackedSums, Sums, bucket_merge
+from routecast.core.rollup import Key, PackedSums, PeriodCells, Sums, merge_cells
 
 # What a cell takes as objects: its sums, its histogram and its place in a dict. Measured on 40,000
 # keys: 530 to 740 bytes.
@@ -47,16 +47,16 @@ class _Opened(dict[Key, Sums]):
     __slots__ = ("__weakref__",)
 
 
-class Periods(Mapping[int, Bucket]):
+class Periods(Mapping[int, PeriodCells]):
     """Buckets by the number of their hour or minute since 1970.
 
     A bucket that was read is up to date for as long as the reader keeps it: commits are added to
     it as well. The reader must not change it.
     """
 
-    def __init__(self, keys: Keys, buckets: Mapping[int, Bucket] | None = None) -> None:
+    def __init__(self, keys: Keys, periods: Mapping[int, PeriodCells] | None = None) -> None:
         self._keys = keys
-        self._added: dict[int, Bucket] = dict(buckets or {})
+        self._added: dict[int, PeriodCells] = dict(periods or {})
         self._cells = sum(map(len, self._added.values()))
         self._packed: dict[int, list[bytes]] = {}
         self._packed_cells: dict[int, int] = {}
@@ -65,7 +65,7 @@ class Periods(Mapping[int, Bucket]):
         # What was added, as `pack` wrote it last.
         self._written: dict[int, bytes] = {}
 
-    def __getitem__(self, number: int) -> Bucket:
+    def __getitem__(self, number: int) -> PeriodCells:
         if number not in self._packed:
             return self._added[number]
         opened = self._opened.get(number)
@@ -102,12 +102,12 @@ class Periods(Mapping[int, Bucket]):
         """Add cells to a period."""
         added = self._added.setdefault(number, {})
         self._cells -= len(added)
-        bucket_merge(added, cells)
+        merge_cells(added, cells)
         self._cells += len(added)
         self._written.pop(number, None)
         opened = self._opened.get(number)
         if opened is not None:
-            bucket_merge(opened, cells)
+            merge_cells(opened, cells)
 
     def add_rows(self, number: int, rows: list[PackedSums]) -> None:
         """Add cells as a database gives them: each by the number of its key, and as a row."""
@@ -134,8 +134,8 @@ class Periods(Mapping[int, Bucket]):
             if opened.keys().isdisjoint(cells):
                 opened.update(cells)
             else:
-                bucket_merge(opened, cells)
-        bucket_merge(opened, self._added.get(number, {}))
+                merge_cells(opened, cells)
+        merge_cells(opened, self._added.get(number, {}))
         return opened
 
     # -- as bytes, for a cache ------------------------------------------------------------------
@@ -143,7 +143,7 @@ class Periods(Mapping[int, Bucket]):
     def pack(self) -> dict[int, list[msgspec.Raw]]:
         """Return all periods as MessagePack. What did not change since is not packed again."""
         for number in self._added.keys() - self._written.keys():
-            self._written[number] = pack_bucket(self._added[number], self._keys)
+            self._written[number] = pack_cells(self._added[number], self._keys)
         packed = {number: list(map(msgspec.Raw, parts)) for number, parts in self._packed.items()}
         for number, written in self._written.items():
             packed.setdefault(number, []).append(msgspec.Raw(written))
@@ -165,6 +165,6 @@ class Periods(Mapping[int, Bucket]):
         self._packed_bytes += len(packed)
 
 
-def pack_bucket(bucket: Bucket, keys: Keys) -> bytes:
+def pack_cells(cells: PeriodCells, keys: Keys) -> bytes:
     """Return a bucket as MessagePack: a list of the numbers of keys and their sums."""
-    return _encode([(keys.number(key), sums.row()) for key, sums in bucket.items()])
+    return _encode([(keys.number(key), sums.row()) for key, sums in cells.items()])

@@ -252,7 +252,7 @@ class Sums:
         return f"Sums({', '.join(f'{name}={value}' for name, value in pairs if value)})"
 
 
-Bucket = dict[Key, Sums]
+PeriodCells = dict[Key, Sums]
 
 # The number of a key among those packed beside it, and its sums as `Sums.row` gives them.
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ else:  # what msgspec checks
     PackedKey = tuple[(*[str] * len(Key._fields),)]
 
 
-def bucket_merge(into: Bucket, cells: Mapping[Key, Sums]) -> None:
+def merge_cells(into: PeriodCells, cells: Mapping[Key, Sums]) -> None:
     """Add each key's sums to a bucket's."""
     for key, sums in cells.items():
         mine = into.get(key)
@@ -277,7 +277,7 @@ def bucket_merge(into: Bucket, cells: Mapping[Key, Sums]) -> None:
 class Cells:
     """Sums of some decisions by the minute they were decided in (minutes since 1970)."""
 
-    minutes: dict[int, Bucket] = field(default_factory=dict)
+    minutes: dict[int, PeriodCells] = field(default_factory=dict)
 
     def add(self, decisions: Iterable[DecisionRecord]) -> None:
         """Count decisions into the cells they belong to."""
@@ -285,36 +285,36 @@ class Cells:
         keys: dict[tuple[str, ...], Key] = {}
         for decision in decisions:
             key, minute = key_of(decision), decision.decided // MINUTE
-            bucket = minutes.get(minute)
-            if bucket is None:
-                bucket = minutes[minute] = {}
-            sums = bucket.get(key)  # type: ignore[call-overload]  # -- a tuple equal to its Key
+            cells = minutes.get(minute)
+            if cells is None:
+                cells = minutes[minute] = {}
+            sums = cells.get(key)  # type: ignore[call-overload]  # -- a tuple equal to its Key
             if sums is None:
                 shared = keys.get(key)
                 if shared is None:
                     shared = keys[key] = Key(*key)
-                sums = bucket[shared] = Sums()
+                sums = cells[shared] = Sums()
             sums.add(decision)
 
-    def hours(self) -> dict[int, Bucket]:
+    def hours(self) -> dict[int, PeriodCells]:
         """Return the same sums by hour (hours since 1970)."""
-        hours: dict[int, Bucket] = {}
-        for minute, bucket in self.minutes.items():
-            bucket_merge(hours.setdefault(minute // MINUTES_PER_HOUR, {}), bucket)
+        hours: dict[int, PeriodCells] = {}
+        for minute, cells in self.minutes.items():
+            merge_cells(hours.setdefault(minute // MINUTES_PER_HOUR, {}), cells)
         return hours
 
-    def total(self) -> Bucket:
+    def total(self) -> PeriodCells:
         """Return the same sums over all time."""
-        total: Bucket = {}
-        for bucket in self.minutes.values():
-            bucket_merge(total, bucket)
+        total: PeriodCells = {}
+        for cells in self.minutes.values():
+            merge_cells(total, cells)
         return total
 
     def __len__(self) -> int:
         return sum(map(len, self.minutes.values()))
 
     def __iter__(self) -> Iterator[Sums]:
-        return chain.from_iterable(bucket.values() for bucket in self.minutes.values())
+        return chain.from_iterable(cells.values() for cells in self.minutes.values())
 
     @classmethod
     def sum(cls, parts: Sequence["Cells"]) -> "Cells":
@@ -323,8 +323,8 @@ class Cells:
             return parts[0]
         whole = cls()
         for part in parts:
-            for minute, bucket in part.minutes.items():
-                bucket_merge(whole.minutes.setdefault(minute, {}), bucket)
+            for minute, cells in part.minutes.items():
+                merge_cells(whole.minutes.setdefault(minute, {}), cells)
         return whole
 
     @property
@@ -335,8 +335,8 @@ class Cells:
     def split(self, most: int) -> Iterator["Cells"]:
         """Yield the same cells in parts of at most `most` each; at least one part."""
         part, room = Cells(), most
-        for minute, bucket in self.minutes.items():
-            items = iter(bucket.items())
+        for minute, cells in self.minutes.items():
+            items = iter(cells.items())
             while chosen := dict(islice(items, room)):
                 part.minutes[minute] = chosen
                 room -= len(chosen)

@@ -17,15 +17,15 @@ import msgspec
 
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
-from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_bucket
+from routecast.core.periods import CELL_BYTES, Keys, Periods, pack_cells
 from routecast.core.rollup import (
     MINUTES_PER_HOUR,
-    Bucket,
     Key,
     PackedKey,
     PackedSums,
+    PeriodCells,
     Sums,
-    bucket_merge,
+    merge_cells,
     shared_key,
 )
 from routecast.errors import MissingDeltas, NotHeld
@@ -132,9 +132,9 @@ class Snapshot:
         self,
         position: Position,
         taken: int,
-        total: Bucket | None = None,
-        hours: Mapping[int, Bucket] | None = None,
-        minutes: Mapping[int, Bucket] | None = None,
+        total: PeriodCells | None = None,
+        hours: Mapping[int, PeriodCells] | None = None,
+        minutes: Mapping[int, PeriodCells] | None = None,
         *,
         room: int | None = None,
         covered: Sequence[str] = BOUNDED,
@@ -144,7 +144,7 @@ class Snapshot:
         self.position = position
         self.taken = taken
         self.room = room
-        self.total: Bucket = total if total is not None else {}
+        self.total: PeriodCells = total if total is not None else {}
         self._keys = keys if keys is not None else Keys(self.total)
         self.hours = Periods(self._keys, hours)
         self.minutes = Periods(self._keys, minutes)
@@ -246,7 +246,7 @@ class Snapshot:
 
     def _add(self, minute: int, added: Mapping[Key, Sums]) -> None:
         cells = self._keys.shared(added)
-        bucket_merge(self.total, cells)
+        merge_cells(self.total, cells)
         if self._holds_hour(minute // MINUTES_PER_HOUR):
             self.hours.add(minute // MINUTES_PER_HOUR, cells)
         if self.holds(minute):
@@ -277,13 +277,13 @@ class Snapshot:
         if before.position == self.position:
             self._recent, self._recent_cells = before._recent.copy(), before._recent_cells
 
-    def minute(self, minute: int) -> Bucket:
+    def minute(self, minute: int) -> PeriodCells:
         """Return the sums of a minute since 1970. Raises NotHeld when it is not held."""
         if not self.holds(minute):
             raise NotHeld(f"minute {minute} is not held in memory")
         return self.minutes.get(minute, {})
 
-    def hour(self, hour: int) -> Bucket:
+    def hour(self, hour: int) -> PeriodCells:
         """Return the sums of an hour since 1970. Raises NotHeld when it is not held."""
         if not self._holds_hour(hour):
             raise NotHeld(f"hour {hour} is not held in memory")
@@ -315,7 +315,7 @@ class Snapshot:
 
     def pack(self) -> bytes:
         """Return the snapshot as bytes. Periods that did not change since are not packed again."""
-        total = msgspec.Raw(pack_bucket(self.total, self._keys))
+        total = msgspec.Raw(pack_cells(self.total, self._keys))
         hours, minutes = self.hours.pack(), self.minutes.pack()
         # In the order of _Packed, and as it.
         return _encode(

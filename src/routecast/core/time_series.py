@@ -39,12 +39,12 @@ class Point(Sums):
     Only the sums that the plan names are right.
     """
 
-    __slots__ = ("_packed", "errors")
+    __slots__ = ("_histograms", "errors")
 
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
-        self._packed: PackedHistogramSum | None = (
+        self._histograms: PackedHistogramSum | None = (
             None  # the sum of histograms packed by `pack_counts`
         )
 
@@ -61,22 +61,22 @@ class Point(Sums):
         """Add another point."""
         self.merge(other)
         self.errors += other.errors
-        if other._packed is not None:
-            self.add_counts(other._packed.pack())
+        if other._histograms is not None:
+            self.add_counts(other._histograms.pack())
 
     def add_counts(self, packed: bytes) -> None:
         """Add a histogram packed by `pack_counts`; its decisions must have been added before."""
-        if self._packed is None:
-            self._packed = PackedHistogramSum()
-        self._packed.add(packed, self.latency_count)
+        if self._histograms is None:
+            self._histograms = PackedHistogramSum()
+        self._histograms.add(packed, self.latency_count)
 
     def percentiles(self, percents: tuple[int, ...]) -> Sequence[float | None]:
         """Return percentiles of latency in microseconds; None if there is no latency."""
-        if self._packed is None:
+        if self._histograms is None:
             return percentiles(self.latency_bins, percents)
         if not self.latency_bins:
-            return self._packed.percentiles(percents)
-        bins = self._packed.bins()
+            return self._histograms.percentiles(percents)
+        bins = self._histograms.bins()
         add_bins(bins, self.latency_bins)
         return percentiles(bins, percents)
 

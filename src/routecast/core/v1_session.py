@@ -85,7 +85,7 @@ V1Outcome = (
 class V1Session:
     """The subscriptions of one client. `interval` is the default, in seconds."""
 
-    __slots__ = ("_count", "_interval", "_since", "_consecutive_invalid", "encoding", "ids")
+    __slots__ = ("_consecutive_invalid", "_count", "_interval", "_since", "encoding", "ids")
 
     def __init__(self, encoding: Encoding, interval: float) -> None:
         self.encoding = encoding

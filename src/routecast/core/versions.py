@@ -71,12 +71,12 @@ class Version:
         "body",
         "full",
         "made",
+        "may_be_held",
         "messages",
         "number",
         "size",
         "stamps",
         "state",
-        "may_be_held",
         "view",
     )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from routecast.core import histogram
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Key, Sums, bucket_merge
+from routecast.core.rollup import Key, PeriodCells, Sums, merge_cells
 from routecast.core.snapshot import Parts, Snapshot, Span, parts_of
 from routecast.core.view import View
 from routecast.protocol import WINDOWS, Position
@@ -85,7 +85,7 @@ class WindowSums:
         self, position: Position, names: Mapping[int, Key], deltas: Iterable[Delta]
     ) -> Snapshot:
         """Return the snapshot, with what is not in the rollups yet."""
-        sums: Bucket = {names[series]: sums for series, sums in self._sums.items()}
+        sums: PeriodCells = {names[series]: sums for series, sums in self._sums.items()}
         minutes = {
             minute: {names[series]: _count(count) for series, count in counts.items()}
             for minute, counts in self._counts.items()
@@ -94,9 +94,9 @@ class WindowSums:
             position = delta.position
             for minute, cells in delta.cells.minutes.items():
                 if self._has(minute):
-                    bucket_merge(sums, cells)
+                    merge_cells(sums, cells)
                 if self._asked.rate and _within(minute, self._last_minutes):
-                    bucket_merge(minutes.setdefault(minute, {}), cells)
+                    merge_cells(minutes.setdefault(minute, {}), cells)
         return Snapshot(
             position,
             self._now,

@@ -19,7 +19,7 @@ from routecast.protocol import (
     MIN_INTERVAL,
     WINDOWS,
     DecisionIn,
-    Health,
+    HealthReport,
     Problem,
     Receipt,
 )
@@ -86,7 +86,7 @@ METRICS_RESPONSES: Final = {
 
 def describe(schema: dict[str, Any]) -> None:
     """Add `POST /v1/decisions`, and the answers of all routes, to an OpenAPI schema."""
-    models = (DecisionIn, Receipt, Problem, Health)
+    models = (DecisionIn, Receipt, Problem, HealthReport)
     (decision, receipt, *_), components = msgspec.json.schema_components(
         models, ref_template="#/components/schemas/{name}"
     )

@@ -51,7 +51,7 @@ from routecast.edge.ws.upgrade_probe import METHODS, UpgradeProbe
 from routecast.errors import BadSettings, RoutecastError, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Backups, Bus, Cache, Clock, Cluster, Prices, Store
-from routecast.protocol import Components, EngineStatus, Health
+from routecast.protocol import Components, EngineStatus, HealthReport
 from routecast.server.config import Settings
 from routecast.services.history import HistoryService
 from routecast.services.ingest import Ingest
@@ -408,7 +408,7 @@ class Services:
         await self.ingest.check()
         return self._degraded()
 
-    async def health(self) -> Health:
+    async def health(self) -> HealthReport:
         """Return the state of the engines and services, and the source of numbers now."""
         try:
             source = (await self.metrics.read()).source.value
@@ -430,7 +430,7 @@ class Services:
         degraded = self._degraded()
         if source == "none":
             degraded.append("there are no numbers to serve")
-        return Health(
+        return HealthReport(
             status="degraded" if degraded else "ok",
             active_connections=self.presence.total,
             version=VERSION,

@@ -14,8 +14,8 @@ from routecast.core.time_series import (
     PERCENTILE_VALUES,
     HistoryResponse,
     TimeSeries,
-    series_from_snapshot,
     render,
+    series_from_snapshot,
 )
 from routecast.errors import MissingDeltas, NotHeld, Unavailable
 from routecast.ports import Clock, Reading, Store

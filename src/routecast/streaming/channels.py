@@ -683,7 +683,9 @@ class Channels:
                 return None
         if reading is not None:
             time_key = view.time_key(reading.snapshot.document_time(now))
-            state = DocumentState(reading.snapshot.position, time_key, reading.source, reading.as_of)
+            state = DocumentState(
+                reading.snapshot.position, time_key, reading.source, reading.as_of
+            )
             if newest is not None and newest.still_valid_for(state):
                 return newest
             if not (render and self._documents.is_ready(reading, view, now)):

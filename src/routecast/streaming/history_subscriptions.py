@@ -139,9 +139,7 @@ class HistorySubscriptions:
             if subscription not in self._open:
                 return
             try:
-                async with self._limits.enter(
-                    subscription.subscriber.client, subscription.query
-                ):
+                async with self._limits.enter(subscription.subscriber.client, subscription.query):
                     await self._answer_now(subscription)
             except (BadParameter, Unavailable) as problem:
                 error = problem

@@ -54,9 +54,7 @@ class RedisCluster:
         await self._link.call(lambda redis: redis.eval(_REPORT, 1, self._counts, *args), is_done)
 
     async def total_connections(self) -> int:
-        return await self._link.call(
-            lambda redis: redis.eval(_TOTAL, 1, self._counts), _count
-        )
+        return await self._link.call(lambda redis: redis.eval(_TOTAL, 1, self._counts), _count)
 
     async def close(self) -> None:
         has_reported, self._has_reported = self._has_reported, False

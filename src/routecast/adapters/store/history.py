@@ -115,8 +115,8 @@ class SummaryRows(NamedTuple):
 def summary_rows(hours: Mapping[int, Mapping[Key, Sums]]) -> SummaryRows:
     """Return the summaries of hours, by the second they begin at."""
     rows = SummaryRows([], [])
-    for start, bucket in hours.items():
-        for (part, name), point in summaries(bucket).items():
+    for start, cells in hours.items():
+        for (part, name), point in summaries(cells).items():
             sums = (getattr(point, column) for column in POINT_COLUMNS)
             rows.sums.append((part, start, name, *sums))
             rows.latencies.append((part, start, name, pack_counts(point.latency_bins)))

@@ -5,7 +5,7 @@ from typing import Any
 
 from routecast.core.cardinality import NAMED, OTHER, FoldedNames
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Key, Sums
+from routecast.core.rollup import Key, PeriodCells, Sums
 from routecast.core.room import field_without_room
 from routecast.errors import SumFull
 from routecast.ports import NameUse
@@ -46,23 +46,23 @@ def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
         yield starts
 
 
-def moved_buckets(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict[int, Bucket]:
+def moved_cells(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict[int, PeriodCells]:
     """Return what rollups of old series add to new keys.
 
     Rows begin with start and series; buckets are numbered by their start in `unit` seconds.
     """
-    buckets: dict[int, Bucket] = {}
+    periods: dict[int, PeriodCells] = {}
     for start, number, *values in rows:
-        bucket = buckets.setdefault(start // (unit or 1), {})
+        cells = periods.setdefault(start // (unit or 1), {})
         sums, key = Sums.from_row(values), keys[number]
-        if key in bucket:
-            bucket[key].merge(sums)
+        if key in cells:
+            cells[key].merge(sums)
         else:
-            bucket[key] = sums
-    return buckets
+            cells[key] = sums
+    return periods
 
 
-def check_room(moved: Bucket, held: Mapping[Key, Sums]) -> None:
+def check_room(moved: PeriodCells, held: Mapping[Key, Sums]) -> None:
     """Raise SumFull when the totals that some are moved to have no room for them.
 
     `held` are the totals of those keys as they are. A sum of any other period is at most that.
@@ -92,9 +92,9 @@ class Uses:
     def add(self, deltas: Iterable[Delta]) -> None:
         """Count what is not in the rollups yet."""
         for delta in deltas:
-            for minute, bucket in delta.cells.minutes.items():
+            for minute, cells in delta.cells.minutes.items():
                 hour = minute * 60 // HOUR_SECONDS * HOUR_SECONDS
-                for key, sums in bucket.items():
+                for key, sums in cells.items():
                     self.count(key, sums.count)
                     for part, name in _places(key):
                         self.see(part, name, hour, hour)

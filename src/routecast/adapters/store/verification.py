@@ -24,8 +24,8 @@ SUMMARISED: Final = len(POINT_COLUMNS) - 1
 _UNKNOWN: Final = Key(*["?"] * len(Key._fields))
 
 # Sums as plain tuples: the integers and a histogram.
-Row = tuple[Any, ...]
-Rows = dict[tuple[int, int], Row]  # by (start, series)
+SumsRow = tuple[Any, ...]
+SumsRows = dict[tuple[int, int], SumsRow]  # by (start, series)
 
 
 class Comparison:
@@ -47,7 +47,7 @@ class Comparison:
         self._keys = {number: Key(*key) for key, number in series.items()}
         self._minutes_from = minutes_from
         self._unfolded = _unfolded(deltas, series)
-        self._total: Rows = {}
+        self._total: SumsRows = {}
 
     @property
     def hours(self) -> set[int]:
@@ -57,7 +57,7 @@ class Comparison:
     def hour(
         self,
         hour: int,
-        minutes: Rows,
+        minutes: SumsRows,
         rollups: Mapping[str, Sequence[Any]],
         summaries: Iterable[Any] | None,
     ) -> Iterator[Difference]:
@@ -105,14 +105,14 @@ class Comparison:
         """Yield what differs in the total, when all hours were compared."""
         yield from self._compare("total", self._total, self._stored("total", 0, 1, rollups))
 
-    def _stored(self, period: str, first: int, end: int, rollups: Iterable[Any]) -> Rows:
+    def _stored(self, period: str, first: int, end: int, rollups: Iterable[Any]) -> SumsRows:
         rows = {(row[0], row[1]): unpacked(row[2:]) for row in rollups}
         for (start, number), row in self._unfolded.get(period, {}).items():
             if first <= start < end:
                 rows |= _by_start(start, {(start, number): row}, _only(rows, start, number))
         return rows
 
-    def _compare(self, period: str, expected: Rows, found: Rows) -> Iterator[Difference]:
+    def _compare(self, period: str, expected: SumsRows, found: SumsRows) -> Iterator[Difference]:
         for key in sorted(expected.keys() | found.keys()):
             want, have = expected.get(key), found.get(key)
             if want != have:
@@ -121,7 +121,7 @@ class Comparison:
                 what = f"{period} {_time(start)}{name}"
                 yield Difference(what, _text(want, have), _text(have, want))
 
-    def _compare_least(self, period: str, least: Rows, found: Rows) -> Iterator[Difference]:
+    def _compare_least(self, period: str, least: SumsRows, found: SumsRows) -> Iterator[Difference]:
         """Yield where less is stored than is left: some of what was counted was dropped since."""
         for key, want in sorted(least.items(), key=itemgetter(0)):
             have = found.get(key)
@@ -146,14 +146,14 @@ def moment(start: int) -> str:
     return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ}"
 
 
-def _holds(row: Row, part: Row) -> bool:
+def _holds(row: SumsRow, part: SumsRow) -> bool:
     """Whether sums may hold those of a part, and others."""
     bins = row[-1]
     scalars = all(a >= b for a, b in zip(row[:-1], part[:-1], strict=True))
     return scalars and all(bins.get(number, 0) >= count for number, count in part[-1].items())
 
 
-def unpacked(values: tuple[Any, ...]) -> Row:
+def unpacked(values: tuple[Any, ...]) -> SumsRow:
     """Return sums with their histogram unpacked."""
     try:
         bins: dict[Any, int] = unpack(values[-1])
@@ -170,9 +170,9 @@ def _counts(packed: bytes | None) -> dict[Any, int]:
         return {"unreadable": 1}
 
 
-def _by_start(start: int, *parts: Rows) -> Rows:
+def _by_start(start: int, *parts: SumsRows) -> SumsRows:
     """Return the sums of all rows of a series, as rows of one period."""
-    sums: Rows = {}
+    sums: SumsRows = {}
     for (_, series), row in itertools.chain.from_iterable(part.items() for part in parts):
         held = sums.get((start, series))
         if held is None:
@@ -186,14 +186,16 @@ def _by_start(start: int, *parts: Rows) -> Rows:
     return sums
 
 
-def _unfolded(deltas: Iterable[Delta], series: Mapping[tuple[str, ...], int]) -> dict[str, Rows]:
+def _unfolded(
+    deltas: Iterable[Delta], series: Mapping[tuple[str, ...], int]
+) -> dict[str, SumsRows]:
     """Return what deltas will add to the rollups of each period."""
-    added: dict[str, Rows] = {"minute": {}, "hour": {}, "total": {}}
+    added: dict[str, SumsRows] = {"minute": {}, "hour": {}, "total": {}}
     for delta in deltas:
-        for minute, bucket in delta.cells.minutes.items():
+        for minute, cells in delta.cells.minutes.items():
             second = minute * 60
             starts = {"minute": second, "hour": second // HOUR_SECONDS * HOUR_SECONDS, "total": 0}
-            for key, sums in bucket.items():
+            for key, sums in cells.items():
                 row = unpacked(sums.row())
                 for period, start in starts.items():
                     rows, number = added[period], series.get(key, -1)
@@ -201,7 +203,7 @@ def _unfolded(deltas: Iterable[Delta], series: Mapping[tuple[str, ...], int]) ->
     return added
 
 
-def _only(rows: Rows, start: int, series: int) -> Rows:
+def _only(rows: SumsRows, start: int, series: int) -> SumsRows:
     held = rows.get((start, series))
     return {} if held is None else {(start, series): held}
 
@@ -210,7 +212,7 @@ def _time(start: int) -> str:
     return f"{moment(start)} " if start else ""
 
 
-def _text(row: Row | None, other: Row | None) -> str:
+def _text(row: SumsRow | None, other: SumsRow | None) -> str:
     if row is None:
         return "nothing"
     pairs = zip(Sums.COLUMNS, row, other or (None,) * len(row), strict=True)

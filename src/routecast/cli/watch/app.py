@@ -15,8 +15,8 @@ from rich.live import Live
 from routecast.cli.watch import format as fmt
 from routecast.cli.watch.keyboard import END, keyboard
 from routecast.cli.watch.options import Choice
-from routecast.cli.watch.rate_history import Movement
-from routecast.cli.watch.screen import Screen, Status
+from routecast.cli.watch.rate_history import RateHistory
+from routecast.cli.watch.screen import Screen, StatusLine
 from routecast.client import Client, Health, Metrics, Source, State, Subscription, connect
 from routecast.client.url import Server
 
@@ -43,22 +43,24 @@ async def show_live(target: Server, choice: Choice, console: Console) -> None:
         await Watcher(target, client, choice, console).run()
 
 
-def status(health: Health, *, known: bool) -> Status:
+def status(health: Health, *, known: bool) -> StatusLine:
     """Return the state of the connection and, if the numbers are not fresh, their age."""
     old = "" if health.age is None or not known else f", numbers {fmt.age(health.age)} old"
     match health.state:
         case State.CONNECTED if health.source in (Source.CACHE, Source.DATABASE):
-            return Status(f"live, from the {health.source}", "green", fresh=True)
+            return StatusLine(f"live, from the {health.source}", "green", fresh=True)
         case State.CONNECTED:
-            return Status("live", "green", fresh=True)
+            return StatusLine("live", "green", fresh=True)
         case State.STALE:
-            return Status(f"stale: {health.trouble}{old}", "red", fresh=False)
+            return StatusLine(f"stale: {health.trouble}{old}", "red", fresh=False)
         case State.RECONNECTING if health.retry_in:
             left = max(1, math.ceil(health.retry_in))
-            return Status(f"reconnecting in {left} s: {health.trouble}{old}", "yellow", fresh=False)
+            return StatusLine(
+                f"reconnecting in {left} s: {health.trouble}{old}", "yellow", fresh=False
+            )
         case State.RECONNECTING:
-            return Status(f"reconnecting: {health.trouble}{old}", "yellow", fresh=False)
-    return Status(str(health.state), "yellow", fresh=False)
+            return StatusLine(f"reconnecting: {health.trouble}{old}", "yellow", fresh=False)
+    return StatusLine(str(health.state), "yellow", fresh=False)
 
 
 class Watcher:
@@ -72,7 +74,7 @@ class Watcher:
         self._chosen_at = -math.inf
         self._known: dict[str, Sequence[str]] = {}
         self._metrics: Metrics | None = None
-        self._movement = Movement(choice.window, choice.interval)
+        self._history = RateHistory(choice.window, choice.interval)
         self._changed = asyncio.Event()
         self._keys = self._help = self._left = self._suspended = False
 
@@ -100,7 +102,7 @@ class Watcher:
 
     async def _follow(self) -> tuple[Subscription, asyncio.Task[None]]:
         if self._choice != self._followed:
-            self._movement = Movement(self._choice.window, self._choice.interval)
+            self._history = RateHistory(self._choice.window, self._choice.interval)
         self._followed = self._choice
         feed = await self._client.subscribe(fields=WATCHED_FIELDS, **self._choice.asked)
         return feed, asyncio.create_task(self._read(feed))
@@ -108,7 +110,7 @@ class Watcher:
     async def _read(self, feed: Subscription) -> None:
         async for metrics in feed:
             self._metrics = metrics
-            self._movement.arrived(metrics)
+            self._history.arrived(metrics)
             for part, names in (
                 ("strategy", metrics.strategy_performance),
                 ("provider", metrics.provider_usage),
@@ -127,14 +129,14 @@ class Watcher:
 
     def _draw(self, live: Live, health: Health) -> None:
         shown = status(health, known=self._metrics is not None)
-        self._movement.passed(fresh=shown.fresh)
+        self._history.passed(fresh=shown.fresh)
         live.update(
             Screen(
                 title=str(self._target),
                 asked=self._choice.words,
                 status=shown,
                 metrics=self._metrics,
-                movement=self._movement,
+                history=self._history,
                 keys=self._choice if self._keys else None,
                 help=self._help,
             ),

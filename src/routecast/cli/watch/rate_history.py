@@ -16,7 +16,7 @@ _PATIENCE: Final = 1.6
 Samples = deque[float | None]
 
 
-class Movement:
+class RateHistory:
     """Samples of one view, one for each period; None is a gap without data.
 
     With the window `all`, a sample is the growth since the sample before. Totals of other windows

@@ -12,7 +12,7 @@ from rich.text import Text
 from routecast.cli.terminal import plain
 from routecast.cli.watch import format as fmt
 from routecast.cli.watch.options import HELP, Choice, footer
-from routecast.cli.watch.rate_history import Movement
+from routecast.cli.watch.rate_history import RateHistory
 from routecast.cli.watch.tables import ONE_LINE, WIDE, tables
 from routecast.client import Cost, Errors, Latency, Metrics
 
@@ -31,7 +31,7 @@ ROOMY: Final = 150
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class StatusLine:
     """The state of the connection in words, and its style."""
 
     words: str
@@ -43,23 +43,23 @@ class Status:
 class Screen:
     """Everything that is shown at one moment.
 
-    Without a `movement` it shows all rows and nothing else, for output that scrolls. With it, the
+    Without a `history` it shows all rows and nothing else, for output that scrolls. With it, the
     last line lists the keys, if they may change the choice; `help` shows them instead of the
     numbers.
     """
 
     title: str
     asked: str
-    status: Status
+    status: StatusLine
     metrics: Metrics | None
-    movement: Movement | None = None
+    history: RateHistory | None = None
     keys: Choice | None = None
     help: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = options.max_width
         yield _head(self.title, self.status, width)
-        asked = self.asked or (_ALL_DECISIONS if self.movement else "")
+        asked = self.asked or (_ALL_DECISIONS if self.history else "")
         if asked:
             yield Text(plain(asked), style="dim", **ONE_LINE)
         if self.help:
@@ -69,9 +69,9 @@ class Screen:
         elif not self.metrics.total_decisions:
             yield _welcome(self.title, bool(self.asked))
         else:
-            height = options.size.height if self.movement else 10_000
+            height = options.size.height if self.history else 10_000
             yield from self._numbers(self.metrics, width, height - bool(asked))
-        if self.movement:
+        if self.history:
             foot = footer(self.keys, width) if self.keys else "Ctrl-C leaves"
             yield Text(f"\n{foot}", style="dim")
 
@@ -80,16 +80,16 @@ class Screen:
         yield Text()
         yield _tiles(metrics, width, style)
         yield Text()
-        if self.movement:
+        if self.history:
             # Charts take their place also while empty, so that nothing below them jumps.
             chart_height = 1 if height < 29 else 3
-            yield _movements(self.movement, width, chart_height)
+            yield _movements(self.history, width, chart_height)
             yield Text()
             height -= chart_height + 2
         yield tables(metrics, width, height - _AROUND - _BETWEEN, style)
 
 
-def _head(title: str, status: Status, width: int) -> Table:
+def _head(title: str, status: StatusLine, width: int) -> Table:
     name, state = f"Routecast  {plain(title)}", f"● {plain(status.words)}"
     if cell_len(name) + _HEAD_GAP + cell_len(state) > width:
         name = "Routecast"  # the error needs the room of the address
@@ -163,17 +163,17 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
     return grid
 
 
-def _movements(movement: Movement, width: int, height: int) -> RenderableType:
+def _movements(history: RateHistory, width: int, height: int) -> RenderableType:
     """Two charts side by side: decisions and cost."""
     left, right = (width - _CHART_GAP + 1) // 2, (width - _CHART_GAP) // 2
     grid = Table.grid(padding=(0, _CHART_GAP, 0, 0))
     grid.add_column(width=left, **ONE_LINE)
     grid.add_column(width=right, **ONE_LINE)
-    rates = movement.rates, fmt.rate, movement.period
-    costs = movement.costs, fmt.money_rate, movement.period
+    rates = history.rates, fmt.rate, history.period
+    costs = history.costs, fmt.money_rate, history.period
     grid.add_row(
-        _chart(("decisions a second", "decisions/s"), movement.rates_of, *rates, left, height),
-        _chart(("cost a minute", "cost/min"), movement.costs_of, *costs, right, height),
+        _chart(("decisions a second", "decisions/s"), history.rates_of, *rates, left, height),
+        _chart(("cost a minute", "cost/min"), history.costs_of, *costs, right, height),
     )
     return grid
 

@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from routecast.edge.http.assets import PREFIX, Assets
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments
-from routecast.protocol import Health
+from routecast.protocol import HealthReport
 
 DASHBOARD: Final = resources.files("routecast") / "dashboard"
 _CSP: Final = (
@@ -32,7 +32,7 @@ PAGE_HEADERS: Final = {
     "Cache-Control": "no-cache",
 }
 
-_HEALTH: Final = {"$ref": "#/components/schemas/Health"}  # `http.describe` puts it there
+_HEALTH: Final = {"$ref": "#/components/schemas/HealthReport"}  # `http.describe` puts it there
 _READY: Final = {
     "type": "object",
     "properties": {
@@ -56,7 +56,7 @@ def _good_or_bad(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def ops_router(
-    health: Callable[[], Awaitable[Health]],
+    health: Callable[[], Awaitable[HealthReport]],
     check: Callable[[], Awaitable[list[str]]],
     instruments: Instruments,
 ) -> APIRouter:
@@ -112,7 +112,7 @@ def ops_router(
     return router
 
 
-def _state(state: Health | dict[str, Any], status: HTTPStatus) -> Response:
+def _state(state: HealthReport | dict[str, Any], status: HTTPStatus) -> Response:
     body = msgspec.json.encode(state)
     return Response(body, status, {"Cache-Control": "no-store"}, media_type="application/json")
 

@@ -18,7 +18,7 @@ from routecast.ports import Connection
 
 # A batch that falls into more parts than this is planned anew after its next message: from that on,
 # many of its connections have the same context.
-MAX_PARTS: Final = 4
+MAX_PLAN_PARTS: Final = 4
 
 
 class Compression:
@@ -95,7 +95,7 @@ def keep_context(
     return compression
 
 
-class _Part:
+class _PlanPart:
     """Connections of a batch that take the same bytes, and their descriptors."""
 
     __slots__ = ("_compression", "_connections", "_descriptors")
@@ -124,7 +124,7 @@ class WebSocketBatch:
         # A dict keeps the order in which they came, and forgets one of them in no time.
         self._connections: dict[BatchedConnection, None] = {}
         # The send plan: the parts to send to, and the connections that cannot be sent to now.
-        self._plan: tuple[list[_Part], list[BatchedConnection]] | None = None
+        self._plan: tuple[list[_PlanPart], list[BatchedConnection]] | None = None
         self._alone = (self,)  # one object for all connections that are in no other batch
 
     def __len__(self) -> int:
@@ -152,14 +152,14 @@ class WebSocketBatch:
         parts, full = self._plan
         for part in parts:
             part.send(payload)
-        if len(parts) > MAX_PARTS:  # many have the same context from this message on
+        if len(parts) > MAX_PLAN_PARTS:  # many have the same context from this message on
             self._plan = None
         return [cast(Connection, each) for each in full if not each.send(payload)]
 
 
 def _plan(
     connections: Iterable[BatchedConnection],
-) -> tuple[list[_Part], list[BatchedConnection]]:
+) -> tuple[list[_PlanPart], list[BatchedConnection]]:
     """Tell those apart that take the same bytes, and those that cannot be sent to now."""
     apart: dict[tuple[Compression | None, AddressedMessage | None], list[BatchedConnection]] = {}
     full = []
@@ -178,5 +178,5 @@ def _plan(
                 compression = Compression(in_context=True)
                 compression.before = before
                 share(together, compression)
-        parts.append(_Part(compression, together))
+        parts.append(_PlanPart(compression, together))
     return parts, full

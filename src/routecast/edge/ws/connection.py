@@ -59,7 +59,7 @@ WS_PIECE: Final = 4_096
 _BODY: Final = (b"content-length", b"transfer-encoding")
 
 
-class State(Enum):
+class ConnectionState(Enum):
     """Where a connection is in its life."""
 
     CONNECTING = auto()  # its upgrade request is not answered yet
@@ -70,12 +70,18 @@ class State(Enum):
 
 
 # The states that may follow each state. An event whose state may not follow changes nothing.
-NEXT: Final[Mapping[State, frozenset[State]]] = {
-    State.CONNECTING: frozenset({State.OPEN, State.CLOSING, State.CLOSED}),
-    State.OPEN: frozenset({State.FULL, State.CLOSING, State.CLOSED}),
-    State.FULL: frozenset({State.OPEN, State.CLOSING, State.CLOSED}),
-    State.CLOSING: frozenset({State.CLOSED}),
-    State.CLOSED: frozenset(),
+NEXT_STATES: Final[Mapping[ConnectionState, frozenset[ConnectionState]]] = {
+    ConnectionState.CONNECTING: frozenset(
+        {ConnectionState.OPEN, ConnectionState.CLOSING, ConnectionState.CLOSED}
+    ),
+    ConnectionState.OPEN: frozenset(
+        {ConnectionState.FULL, ConnectionState.CLOSING, ConnectionState.CLOSED}
+    ),
+    ConnectionState.FULL: frozenset(
+        {ConnectionState.OPEN, ConnectionState.CLOSING, ConnectionState.CLOSED}
+    ),
+    ConnectionState.CLOSING: frozenset({ConnectionState.CLOSED}),
+    ConnectionState.CLOSED: frozenset(),
 }
 
 
@@ -137,7 +143,7 @@ class WebSocketConnection(asyncio.Protocol):
 
     def __init__(self, edge: WebSocketEdge) -> None:
         self._edge = edge
-        self._state = State.CONNECTING
+        self._state = ConnectionState.CONNECTING
         self._code: int | None = None  # why it closes; None as long as nobody has said
         self.peer: Peer | None = None  # from the handshake to the end
         self.client = ""
@@ -156,12 +162,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     # -- states ---------------------------------------------------------------------------------
 
-    def _enter(self, state: State, code: int | None = None) -> bool:
+    def _enter(self, state: ConnectionState, code: int | None = None) -> bool:
         """Go on to a state, if it may follow; return whether it did.
 
         `code` is why the connection closes, where that is not known already.
         """
-        if state not in NEXT[self._state]:
+        if state not in NEXT_STATES[self._state]:
             return False
         self._state = state
         if self._code is None:
@@ -170,25 +176,25 @@ class WebSocketConnection(asyncio.Protocol):
             batch.invalidate()
         self._cancel_timer()
         match state:
-            case State.OPEN:
+            case ConnectionState.OPEN:
                 self._transport.resume_reading()
                 self.awaits_pong = False  # the ping may have been behind what it took only now
-            case State.FULL:
+            case ConnectionState.FULL:
                 # While a client does not read, its pings are not answered: no pongs pile up.
                 self._transport.pause_reading()
                 self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
-            case State.CLOSING:
+            case ConnectionState.CLOSING:
                 self._prefix = b""
                 self._transport.resume_reading()  # for the answer
                 self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.DONE)
-            case State.CLOSED:
+            case ConnectionState.CLOSED:
                 self.descriptor = NOWHERE  # soon it is another's
                 self._inbox = None
         return True
 
     @property
     def can_send(self) -> bool:
-        return self._state is State.OPEN
+        return self._state is ConnectionState.OPEN
 
     def _arm_timer(self, seconds: float, code: CloseCode) -> None:
         """Abort with a code unless the state changes in time."""
@@ -213,7 +219,7 @@ class WebSocketConnection(asyncio.Protocol):
         return WebSocketBatch()
 
     def send(self, payload: Payload) -> bool:
-        if self._state is not State.OPEN:
+        if self._state is not ConnectionState.OPEN:
             self._behind = True
             return False
         data = self.compression.form(payload)
@@ -247,16 +253,16 @@ class WebSocketConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def has_room(self) -> bool:
-        if self._state is not State.FULL:
+        if self._state is not ConnectionState.FULL:
             return True
         self._behind = True  # so that the peer is called
         return False
 
     def pause_writing(self) -> None:
-        self._enter(State.FULL)
+        self._enter(ConnectionState.FULL)
 
     def resume_writing(self) -> None:
-        if self._enter(State.OPEN) and self._behind:
+        if self._enter(ConnectionState.OPEN) and self._behind:
             self._behind = False
             if self.peer is not None:
                 self.peer.catch_up()
@@ -282,7 +288,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._inbox = self._new_inbox()
         self._inbox.close(code, close_reason(return_ms))
         self._write_through(self._inbox.to_send())
-        self._enter(State.CLOSING, code)
+        self._enter(ConnectionState.CLOSING, code)
 
     def fail(self, code: CloseCode) -> None:
         assert self._inbox is not None
@@ -293,7 +299,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._enter(State.CLOSED)
+        self._enter(ConnectionState.CLOSED)
         peer, self.peer = self.peer, None
         if peer is not None:
             share([self], PLAIN)  # those it shared its context with are one less
@@ -304,7 +310,7 @@ class WebSocketConnection(asyncio.Protocol):
     @property
     def _is_active(self) -> bool:
         """Whether it is neither closing nor was refused."""
-        return self._state is State.OPEN or self._state is State.FULL
+        return self._state is ConnectionState.OPEN or self._state is ConnectionState.FULL
 
     # -- receiving ------------------------------------------------------------------------------
 
@@ -352,7 +358,7 @@ class WebSocketConnection(asyncio.Protocol):
         What it still sends is read until then: closed with that unread, the kernel would answer
         with a reset, and the client might lose the close frame (RFC 6455, 7.1.1).
         """
-        self._enter(State.CLOSING, code)
+        self._enter(ConnectionState.CLOSING, code)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
             self._transport.pause_reading()  # but for a flood the time is not taken
         self._transport.write_eof()
@@ -379,7 +385,7 @@ class WebSocketConnection(asyncio.Protocol):
                 self._open(session, agreed)
                 return
         self._transport.write(answer)
-        self._enter(State.CLOSING, CloseCode.POLICY)
+        self._enter(ConnectionState.CLOSING, CloseCode.POLICY)
         self._transport.close()
 
     def _admit(self, request: UpgradeRequest, peer: str) -> DefaultSession:
@@ -409,7 +415,7 @@ class WebSocketConnection(asyncio.Protocol):
             share([self], Compression(in_context=True) if in_context else INDEPENDENT)
         self._prefix = agreed.answer  # one write, and one packet, with the first message
         self.descriptor = descriptor(self._transport)
-        self._enter(State.OPEN)
+        self._enter(ConnectionState.OPEN)
         # It may hold answers still, to requests of before: then this pauses.
         self._transport.set_write_buffer_limits(high=0)
         self.peer = self._edge.peers.peer(self, session, encoding)

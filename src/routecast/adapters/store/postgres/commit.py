@@ -29,7 +29,7 @@ from routecast.core.cardinality import fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import VALUE_FIELDS, DecisionRecord, identity_of
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Cells, key_of
+from routecast.core.rollup import Cells, PeriodCells, key_of
 from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
@@ -383,7 +383,7 @@ async def _without_full(
     session: DatabaseSession,
     batches: Sequence[Sequence[DecisionRecord]],
     new: _New,
-    held: Bucket,
+    held: PeriodCells,
     generation: int,
 ) -> tuple[_New, Full]:
     """Take back those decisions that do not fit into the sums of their series."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from routecast.adapters.store.loading import START_OF
-from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buckets, moves
+from routecast.adapters.store.names import Uses, check_room, in_steps, moved_cells, moves
 from routecast.adapters.store.names import folded_names as by_part
 from routecast.adapters.store.postgres.connection import DatabaseSession, beside, query, transaction
 from routecast.adapters.store.postgres.deltas import deltas_of
@@ -11,7 +11,7 @@ from routecast.adapters.store.postgres.folding import fold
 from routecast.adapters.store.postgres.rollups import PLACES_AT_ONCE, merge
 from routecast.adapters.store.postgres.series import number_series, series_names
 from routecast.core.cardinality import NAMED, FoldedNames
-from routecast.core.rollup import Bucket, Key, Sums
+from routecast.core.rollup import Key, PeriodCells, Sums
 from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position
 
@@ -77,21 +77,21 @@ async def _move_rollups(
     largest, old = 0, list(keys)
     for starts in in_steps(await query(session, "starts_of_series", period, old)):
         rows = await query(session, "take_rollups_of_series", period, starts, old)
-        buckets = await beside(moved_buckets, rows, keys, unit)
+        periods = await beside(moved_cells, rows, keys, unit)
         if period == "total":
-            check_room(buckets[0], await _totals(session, buckets[0]))
-        largest = max(largest, await merge(session, period, buckets))
+            check_room(periods[0], await _totals(session, periods[0]))
+        largest = max(largest, await merge(session, period, periods))
     return largest if period == "total" else 0
 
 
-async def _totals(session: DatabaseSession, keys: Iterable[Key]) -> Bucket:
+async def _totals(session: DatabaseSession, keys: Iterable[Key]) -> PeriodCells:
     """Return the sums over all time of some series, which the session must know.
 
     What is not folded is not in them.
     """
     numbers = {session.series[key]: key for key in keys}
     places = list(numbers)
-    found: Bucket = {}
+    found: PeriodCells = {}
     for first in range(0, len(places), PLACES_AT_ONCE):
         some = places[first : first + PLACES_AT_ONCE]
         rows = await query(session, "rollups_at", "total", [0] * len(some), some)

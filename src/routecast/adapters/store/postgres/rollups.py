@@ -11,7 +11,7 @@ from routecast.adapters.store.postgres.connection import (
     query,
     rest_since,
 )
-from routecast.core.rollup import Bucket, Sums
+from routecast.core.rollup import PeriodCells, Sums
 
 # At most this number of rollups is read and written at a time: it takes some ms of the event loop.
 PLACES_AT_ONCE: Final = 500
@@ -31,7 +31,7 @@ async def lock_rollups(session: DatabaseSession) -> None:
 
 
 async def merge(
-    session: DatabaseSession, period: str, buckets: Mapping[int, Bucket], *, rests: bool = False
+    session: DatabaseSession, period: str, periods: Mapping[int, PeriodCells], *, rests: bool = False
 ) -> int:
     """Add buckets to the rollups of a period; return the largest sum among those touched.
 
@@ -42,7 +42,7 @@ async def merge(
     def by_place() -> tuple[dict[RollupPlace, Sums], list[RollupPlace]]:
         added = {
             (number * unit, series[key]): sums
-            for number, cells in buckets.items()
+            for number, cells in periods.items()
             for key, sums in cells.items()
         }
         return added, sorted(added)

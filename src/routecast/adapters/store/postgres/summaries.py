@@ -11,7 +11,7 @@ from routecast.adapters.store.postgres.connection import (
 )
 from routecast.adapters.store.postgres.series import names_of_series
 from routecast.core.history import PARTS
-from routecast.core.rollup import Bucket, Sums
+from routecast.core.rollup import PeriodCells, Sums
 
 
 async def unsummed(session: DatabaseSession, before: int) -> list[int]:
@@ -23,14 +23,14 @@ async def unsummed(session: DatabaseSession, before: int) -> list[int]:
 
 async def summarise(session: DatabaseSession, start: int) -> None:
     """Sum an hour up. Within a transaction that holds the lock of the rollups."""
-    bucket: Bucket = {}
+    cells: PeriodCells = {}
     async for found in chunks(session, POSTGRES_SQL["rollups"], "hour", start, start + 1):
         names = await names_of_series(session, (row["series"] for row in found))
-        bucket |= {names[row["series"]]: Sums.from_row(row[2:]) for row in found}
-    rows = await beside(summary_rows, {start: bucket})
+        cells |= {names[row["series"]]: Sums.from_row(row[2:]) for row in found}
+    rows = await beside(summary_rows, {start: cells})
     await query(session, "drop_summaries", PARTS, [start])
     await query(session, "drop_latency_summaries", PARTS, [start])
-    if bucket:
+    if cells:
         await query(session, "put_summaries", *zip(*rows.sums, strict=True))
         await query(session, "put_latency_summaries", *zip(*rows.latencies, strict=True))
     await query(session, "hours_are_summed", [start])

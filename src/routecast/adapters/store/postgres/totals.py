@@ -13,7 +13,7 @@ from routecast.adapters.store.postgres.connection import (
 from routecast.adapters.store.postgres.deltas import last_commit
 from routecast.adapters.store.postgres.folding import BYTES_AT_ONCE
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Key, Sums
+from routecast.core.rollup import Key, PeriodCells, Sums
 
 
 class Totals:
@@ -26,7 +26,7 @@ class Totals:
         self._session = session
         self._keys = {session.series[key]: key for key in keys}
         self._seq = -1  # of the last commit in the sums
-        self.sums: Bucket = {}
+        self.sums: PeriodCells = {}
 
     async def update(self) -> None:
         """Add the commits since the last time; the first time, read what is folded, too."""
@@ -57,6 +57,6 @@ class Totals:
 
     def _add(self, rows: Iterable[Any]) -> None:
         for row in rows:
-            for bucket in Delta.unpack(row["packed"]).cells.minutes.values():
-                for key in self.sums.keys() & bucket.keys():
-                    self.sums[key].merge_scalars(bucket[key])
+            for cells in Delta.unpack(row["packed"]).cells.minutes.values():
+                for key in self.sums.keys() & cells.keys():
+                    self.sums[key].merge_scalars(cells[key])

@@ -15,7 +15,7 @@ from routecast.adapters.store.postgres.connection import (
 )
 from routecast.adapters.store.postgres.failures import CORRUPT, described
 from routecast.adapters.store.postgres.integrity import check_files
-from routecast.adapters.store.verification import Comparison, Row, Rows
+from routecast.adapters.store.verification import Comparison, SumsRow, SumsRows
 from routecast.core.delta import Delta
 from routecast.core.histogram import EDGES
 from routecast.core.history import PARTS
@@ -119,10 +119,10 @@ async def _read_deltas(
                 deltas += [delta] if delta else []
 
 
-async def _by_hour(session: DatabaseSession, *values: Any) -> AsyncIterator[tuple[int, Rows]]:
+async def _by_hour(session: DatabaseSession, *values: Any) -> AsyncIterator[tuple[int, SumsRows]]:
     """Yield each hour, in order, with the minutes in it as the decisions give them."""
     current: int | None = None
-    minutes: Rows = {}
+    minutes: SumsRows = {}
     recount = await session.prepare(POSTGRES_SQL["recount"])
     async for row in recount.cursor(*values, prefetch=PREFETCH):
         start, series, *sums = row
@@ -143,6 +143,6 @@ async def _summaries(session: DatabaseSession, hour: int) -> list[Any]:
     return [(part, name, *map(int, sums), counts) for part, name, *sums, counts in rows]
 
 
-def _sums(values: list[Any]) -> Row:
+def _sums(values: list[Any]) -> SumsRow:
     *scalars, bins, counts = values
     return (*scalars, dict(zip(bins or (), counts or (), strict=True)))

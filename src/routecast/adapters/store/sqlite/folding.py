@@ -17,7 +17,7 @@ from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesNumbers
 from routecast.core import room
 from routecast.core.delta import Delta
-from routecast.core.rollup import Bucket, Cells, Key, Sums, bucket_merge
+from routecast.core.rollup import Cells, Key, PeriodCells, Sums, merge_cells
 from routecast.core.room import LARGEST_SUM, most_added
 from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
 from routecast.protocol import Position
@@ -135,7 +135,7 @@ class Folding:
         """Return the series that have a sum near the limit of 64 bits, of what is folded."""
         return frozenset(self._near)
 
-    def exact_totals(self, keys: Set[Key]) -> Bucket:
+    def exact_totals(self, keys: Set[Key]) -> PeriodCells:
         """Return the sums over all time of some series, without their histograms.
 
         The series must be known. What is not folded is counted, too.
@@ -150,7 +150,7 @@ class Folding:
         """Add up what is not folded of some series; it is kept up to date from then on."""
         if not keys:
             return
-        found: Bucket = {key: Sums() for key in keys}
+        found: PeriodCells = {key: Sums() for key in keys}
         for part in self._parts:
             _add_known(found, self._cells_of(part))
         self._unfolded |= found
@@ -226,7 +226,7 @@ class Folding:
         return Delta.unpack(packed).cells
 
 
-def _add_known(into: Bucket, cells: Cells) -> None:
+def _add_known(into: PeriodCells, cells: Cells) -> None:
     """Add cells to the sums of those series that there are already, without the histograms."""
     if into:
         for bucket in cells.minutes.values():
@@ -240,6 +240,6 @@ def _merge(into: Cells, cells: Cells) -> int:
     for minute, bucket in cells.minutes.items():
         held = into.minutes.setdefault(minute, {})
         before = len(held)
-        bucket_merge(held, bucket)
+        merge_cells(held, bucket)
         new += len(held) - before
     return new

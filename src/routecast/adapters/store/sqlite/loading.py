@@ -18,7 +18,7 @@ from routecast.adapters.store.sqlite.connection import (
 )
 from routecast.core.caution import KeptSpan
 from routecast.core.delta import Delta, following
-from routecast.core.rollup import Bucket, Sums
+from routecast.core.rollup import PeriodCells, Sums
 from routecast.core.snapshot import Snapshot
 from routecast.errors import MissingDeltas
 from routecast.protocol import Position
@@ -61,11 +61,11 @@ def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
     """Return the summaries of an hour, and how often it had changed by then."""
     with transaction(db, "BEGIN"):
         changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
-        bucket: Bucket = {}
+        cells: PeriodCells = {}
         for rows in _rows(db, "hour", start, start + 1):
             names = names_of_series(db, {row[1] for row in rows})
-            bucket |= {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
-        return changes, summary_rows({start: bucket})
+            cells |= {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+        return changes, summary_rows({start: cells})
 
 
 def deltas(db: apsw.Connection, after: Position) -> list[Delta]:

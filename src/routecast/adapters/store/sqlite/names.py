@@ -8,7 +8,7 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.loading import START_OF
-from routecast.adapters.store.names import Uses, check_room, in_steps, moved_buckets, moves
+from routecast.adapters.store.names import Uses, check_room, in_steps, moved_cells, moves
 from routecast.adapters.store.names import folded_names as by_part
 from routecast.adapters.store.sqlite.connection import (
     parts_after,
@@ -80,10 +80,10 @@ class Moving:
             chosen = _json(starts)
             rows = query(db, "rollups_of_series", period, chosen, old)
             query(db, "delete_rollups_of_series", period, chosen, old)
-            buckets = moved_buckets(rows, keys, unit)
+            periods = moved_cells(rows, keys, unit)
             if period == "total":
-                check_room(buckets[0], self._rollups.totals(buckets[0]))
-            self._rollups.add(period, buckets)
+                check_room(periods[0], self._rollups.totals(periods[0]))
+            self._rollups.add(period, periods)
         if period == "hour":  # what is summed up of them is to be summed up again
             query(db, "note_unsummed_hours", _json([start for start, _ in found]))
 

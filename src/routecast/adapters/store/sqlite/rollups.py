@@ -11,7 +11,7 @@ import msgspec
 from routecast.adapters.store.loading import START_OF
 from routecast.adapters.store.sqlite.connection import insert_rows, query
 from routecast.adapters.store.sqlite.series import SeriesNumbers
-from routecast.core.rollup import Bucket, Key, Sums
+from routecast.core.rollup import Key, PeriodCells, Sums
 
 # Rollups read in one statement, so that each is short.
 READ_PER_STEP: Final = 500
@@ -51,12 +51,12 @@ class Rollups:
         self._held.clear()
         self.size = 0
 
-    def totals(self, keys: Iterable[Key]) -> Bucket:
+    def totals(self, keys: Iterable[Key]) -> PeriodCells:
         """Return the sums over all time of some series, which must be known.
 
         The caller must not change them.
         """
-        found: Bucket = {}
+        found: PeriodCells = {}
         wanted = iter(keys)
         while some := list(islice(wanted, READ_PER_STEP)):
             places = {("total", 0, self._series[key]): key for key in some}
@@ -65,9 +65,9 @@ class Rollups:
             self._shrink()
         return found
 
-    def add(self, period: str, buckets: Mapping[int, Bucket]) -> None:
+    def add(self, period: str, periods: Mapping[int, PeriodCells]) -> None:
         """Add buckets, by number, to a period's rollups. The series of all keys must be known."""
-        for added in self._steps(period, buckets):
+        for added in self._steps(period, periods):
             self._read(period, [place for place in added if place not in self._held])
             rows: list[tuple[Any, ...]] = []
             for place, sums in added.items():
@@ -82,11 +82,13 @@ class Rollups:
             insert_rows(self._db, "put_rollups", rows)
             self._shrink()
 
-    def _steps(self, period: str, buckets: Mapping[int, Bucket]) -> Iterator[dict[RollupKey, Sums]]:
+    def _steps(
+        self, period: str, periods: Mapping[int, PeriodCells]
+    ) -> Iterator[dict[RollupKey, Sums]]:
         unit = START_OF[period]
         every = (
             ((period, number * unit, self._series[key]), sums)
-            for number, cells in buckets.items()
+            for number, cells in periods.items()
             for key, sums in cells.items()
         )
         while step := dict(islice(every, READ_PER_STEP)):

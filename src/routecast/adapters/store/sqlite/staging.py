@@ -22,7 +22,7 @@ from routecast.adapters.store.sqlite.series import SeriesKey
 from routecast.core.cardinality import FoldedNames, fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
-from routecast.core.rollup import Bucket, Cells, key_of
+from routecast.core.rollup import Cells, PeriodCells, key_of
 from routecast.core.room import Full, find_full
 
 # What it attaches is named by a URI, which can say that no file is to be made.
@@ -65,7 +65,7 @@ def stage(
     path: Path,
     batches: Sequence[Sequence[DecisionRecord]],
     numbers: Mapping[SeriesKey, int],
-    totals: Bucket,
+    totals: PeriodCells,
     received: int,
 ) -> Staged:
     """Prepare the commit of some batches.
@@ -120,7 +120,10 @@ def _stage_new(
 
 
 def _leave_out_full(
-    db: apsw.Connection, places: Sequence[int], decisions: Sequence[DecisionRecord], totals: Bucket
+    db: apsw.Connection,
+    places: Sequence[int],
+    decisions: Sequence[DecisionRecord],
+    totals: PeriodCells,
 ) -> Full:
     """Take back those staged decisions that the sums of their series have no room for."""
     full = find_full((d for d in map(decisions.__getitem__, places) if key_of(d) in totals), totals)

@@ -27,7 +27,7 @@ from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
-from routecast.core.rollup import Bucket, Key
+from routecast.core.rollup import Key, PeriodCells
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
@@ -214,7 +214,7 @@ class SqliteStore:
                 for first in range(0, len(keys), KEYS_PER_STEP):
                     some = keys[first : first + KEYS_PER_STEP]
                     numbers |= await self._write(self._writer.number, some)
-                totals: Bucket = {}
+                totals: PeriodCells = {}
                 if to_check := {key for key in near | lacking if key in numbers}:
                     totals = await self._write(self._writer.exact_totals, to_check)
                 staged = await self._run(

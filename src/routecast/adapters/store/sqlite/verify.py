@@ -10,7 +10,7 @@ from routecast.adapters.store.names import HOUR_SECONDS
 from routecast.adapters.store.sqlite.summaries import joined
 from routecast.adapters.store.verification import (
     Comparison,
-    Rows,
+    SumsRows,
     moment,
     readable,
     unpacked,
@@ -150,7 +150,7 @@ def _bins_factory() -> tuple[_Bins, Any, Any]:
 
 def _by_hour(
     counted: Iterator[tuple[int, Iterator[tuple[Any, ...]]]], stored: Iterator[int]
-) -> Iterator[tuple[int, Rows]]:
+) -> Iterator[tuple[int, SumsRows]]:
     """Merge hours that hold decisions with hours that hold rollups, in order, each once."""
     waiting = next(stored, _END)
     for hour, rows in counted:

@@ -43,7 +43,7 @@ from routecast.core.conflicts import count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
 from routecast.core.delta import Delta
 from routecast.core.history import PARTS
-from routecast.core.rollup import Bucket, Cells, Key, key_of
+from routecast.core.rollup import Cells, Key, PeriodCells, key_of
 from routecast.core.room import Full, field_without_room, find_full, most_added
 from routecast.errors import BadDatabase, Unavailable
 from routecast.ports import Commit
@@ -339,7 +339,7 @@ class Writer:
         with self._transaction() as db:
             return self._begin(db).epoch, self._folded, self._folding.near()
 
-    def exact_totals(self, keys: Set[Key]) -> Bucket:
+    def exact_totals(self, keys: Set[Key]) -> PeriodCells:
         """Return the sums over all time of some series (`Folding.exact_totals`)."""
         with self._transaction() as db:
             self._begin(db)
