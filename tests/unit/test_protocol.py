@@ -67,7 +67,7 @@ def test_receipt_of_an_earlier_server_is_read() -> None:
     assert msgspec.json.decode(text, type=Receipt) == Receipt(1, 2, [], 0, Position("e", 1))
 
 
-@pytest.mark.parametrize("place", ["docs/protocol.md", "src/routecast/dashboard/protocol.js"])
+@pytest.mark.parametrize("place", ["docs/protocol.md", "src/routecast/dashboard/page_view.js"])
 @pytest.mark.parametrize("name", Components.__struct_fields__)
 def test_health_of_an_engine_is_told_in_the_same_words_everywhere(place: str, name: str) -> None:
     """On the page of the protocol, and where the page for people reads it."""
