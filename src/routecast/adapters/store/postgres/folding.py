@@ -11,7 +11,7 @@ from routecast.adapters.store.postgres.connection import (
 from routecast.adapters.store.postgres.deltas import deltas_of, last_commit
 from routecast.adapters.store.postgres.rollups import merge
 from routecast.adapters.store.postgres.series import keep_numbers, number_series
-from routecast.core.rollup import PeriodCells, Cells, Key
+from routecast.core.rollup import Cells, Key, PeriodCells
 
 # At most this number of bytes is merged at a time, or one delta: that takes far less time than a
 # session may be idle.
@@ -55,7 +55,9 @@ async def _add(session: DatabaseSession, rows: Iterable[Any], epoch: str) -> int
     return largest  # of the total, which comes last
 
 
-def _sum(rows: Iterable[Any], epoch: str) -> tuple[set[Key], list[tuple[str, dict[int, PeriodCells]]]]:
+def _sum(
+    rows: Iterable[Any], epoch: str
+) -> tuple[set[Key], list[tuple[str, dict[int, PeriodCells]]]]:
     cells = Cells.sum([delta.cells for delta in deltas_of(rows, epoch)])
     total = cells.total()
     periods = [("minute", cells.minutes), ("hour", cells.hours()), ("total", {0: total})]

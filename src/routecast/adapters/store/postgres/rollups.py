@@ -31,7 +31,11 @@ async def lock_rollups(session: DatabaseSession) -> None:
 
 
 async def merge(
-    session: DatabaseSession, period: str, periods: Mapping[int, PeriodCells], *, rests: bool = False
+    session: DatabaseSession,
+    period: str,
+    periods: Mapping[int, PeriodCells],
+    *,
+    rests: bool = False,
 ) -> int:
     """Add buckets to the rollups of a period; return the largest sum among those touched.
 
