@@ -238,7 +238,7 @@ def test_an_example_says_in_a_line_what_it_lacks(script: str) -> None:
     """A WebSocket, or an address; no stack."""
     node, *_, path = javascript(script)
     without = [node, "--no-experimental-websocket", path]
-    assert re.fullmatch("there is no WebSocket: .*--experimental-websocket.*\n", failed(*without))
+    assert re.fullmatch(r"there is no WebSocket\b.*--experimental-websocket.*\n", failed(*without))
     assert failed(*javascript(script), "127.0.0.1:8000").count("\n") == 1
 
 
