@@ -18,8 +18,9 @@ import pytest
 from tests.acceptance.test_names import keep
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
 from tests.support.decisions import kept
+from tests.support.ports import free_port
 from tests.support.scripted_server import Actor, scripted, snapshot
-from tests.support.server import Server, free_port
+from tests.support.server import Server
 
 LEAVE_SCREEN = "\x1b[?1049l"
 SHOW_CURSOR = "\x1b[?25h"

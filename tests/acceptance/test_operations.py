@@ -18,7 +18,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.sync.client import connect as connect_sync
 
-from tests.support.server import Server, free_port
+from tests.support.ports import free_port
+from tests.support.server import Server
 from tests.support.waiting import until
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}

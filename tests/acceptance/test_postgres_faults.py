@@ -19,8 +19,9 @@ from routecast.errors import Unavailable
 from routecast.ports import Difference
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.needs import skip_without
+from tests.support.ports import free_port
 from tests.support.postgres import USER, OwnPostgres, Postgres, programs
-from tests.support.server import Server, free_port
+from tests.support.server import Server
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from routecast.client import Metrics, Recorder, stream
 from tests.support.command import routecast
 from tests.support.nginx import Answering
 from tests.support.node import Teller, modules
+from tests.support.ports import free_port
 from tests.support.scripted_server import until
-from tests.support.server import Server, free_port
+from tests.support.server import Server
 from tests.support.waiting import until as met
 
 WAIT_SECONDS = 60.0

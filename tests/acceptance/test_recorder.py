@@ -20,8 +20,9 @@ import pytest
 
 from routecast.client import Counters, Recorder
 from routecast.protocol import DecisionIn
+from tests.support.ports import free_port
 from tests.support.proxies_and_sites import plain_proxy
-from tests.support.server import Server, free_port
+from tests.support.server import Server
 from tests.support.waiting import until
 
 WAIT_SECONDS = 60.0

@@ -12,7 +12,8 @@ import pytest
 from routecast.client.threads import MAX_THREADS
 from tests.support import apps
 from tests.support.needs import lacks
-from tests.support.server import Server, free_port
+from tests.support.ports import free_port
+from tests.support.server import Server
 from tests.support.waiting import until
 
 WAIT_SECONDS = 60.0

@@ -22,7 +22,8 @@ from websockets.asyncio.client import connect
 from tests.support import oracle
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
 from tests.support.needs import skip_without
-from tests.support.server import Server, free_port
+from tests.support.ports import free_port
+from tests.support.server import Server
 from tests.support.stream import receive_until
 
 DATA = Path(

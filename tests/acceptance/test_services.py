@@ -21,8 +21,9 @@ from routecast.server.app import Services, open_engines
 from routecast.server.config import Settings
 from routecast.services import supervisor
 from tests.support.decisions import batch_of, kept
+from tests.support.ports import free_port
 from tests.support.running_services import until
-from tests.support.server import Server, free_port
+from tests.support.server import Server
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 

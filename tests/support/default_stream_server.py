@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from tests.support.server import free_port
+from tests.support.ports import free_port
 
 CLIENT = Path(__file__).parents[2] / "clients" / "js"
 DOCUMENT = {"total_decisions": 7, "avg_confidence": None, "timestamp": "2026-01-31T12:34:56Z"}

@@ -12,7 +12,7 @@ from typing import Self
 import httpx2
 
 from tests.support.needs import skip_without
-from tests.support.server import free_port
+from tests.support.ports import free_port
 
 SHIPPED = Path(__file__).parents[2] / "deploy/nginx"
 START_SECONDS = 10.0

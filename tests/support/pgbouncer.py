@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+from tests.support.ports import free_port
 from tests.support.postgres import USER
 
 START_SECONDS: Final = 60.0
@@ -39,9 +40,7 @@ class PgBouncer:
 
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="bouncer"))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         query = parse_qs(self._parts.query)
         host = query.get("host", [self._parts.hostname])[0]
         port = query.get("port", [str(self._parts.port or 5432)])[0]

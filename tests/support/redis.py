@@ -1,10 +1,8 @@
 """Real Redis servers in temporary folders, on free ports: one, one with sentinels, a cluster."""
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from contextlib import ExitStack, suppress
@@ -17,6 +15,7 @@ from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import ResponseError
 
 from tests.support.needs import skip_without
+from tests.support.ports import free_port
 from tests.support.waiting import until
 
 START_SECONDS = 15.0
@@ -39,7 +38,7 @@ class RedisServer:
     """A redis-server without persistence. Use as a context manager."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = _redis_port()
+        self.port = free_port()
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -178,18 +177,6 @@ def start_cluster(server: RedisServer) -> None:
     with suppress(ResponseError):  # started again, it still has them
         server.ask("CLUSTER", "ADDSLOTS", *range(SLOTS))
     until(lambda: "cluster_state:ok" in str(server.ask("CLUSTER", "INFO")))
-
-
-def _redis_port() -> int:
-    """Return a free port below the range for clients, so that no client gets it meanwhile.
-
-    The port of a cluster's bus, 10,000 above, is free as well.
-    """
-    while True:
-        port = random.randrange(11_000, 21_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _info(server: RedisServer) -> bytes:
