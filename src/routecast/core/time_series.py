@@ -213,7 +213,7 @@ def _columns(
     name: str, points: Mapping[int, Point], starts: Sequence[int], fields: Sequence[str]
 ) -> dict[str, Any]:
     held = [points.get(start, _EMPTY) for start in starts]
-    columns = {field: list(map(_VALUES[field], held)) for field in fields if field in _VALUES}
+    columns = {field: list(map(_COLUMN_VALUES[field], held)) for field in fields if field in _COLUMN_VALUES}
     if percents := {
         field: PERCENTILE_FIELDS[field] for field in fields if field in PERCENTILE_FIELDS
     }:
@@ -230,7 +230,7 @@ def _milliseconds(latency: float | None) -> float | None:
     return None if latency is None else round(latency / 1000, 6)
 
 
-_VALUES: Final[dict[str, Callable[[Point], Any]]] = {
+_COLUMN_VALUES: Final[dict[str, Callable[[Point], Any]]] = {
     "count": lambda point: point.count,
     "cost": lambda point: point.cost_sum / 10**9 if point.cost_count else None,
     "avg_cost": lambda point: quotient(point.cost_sum, point.cost_count, 9),
