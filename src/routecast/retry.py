@@ -112,8 +112,8 @@ def close_verdict(code: int, reason: str = "", goodbye_ms: int | None = None) ->
     if code == CloseCode.TOO_MANY_MESSAGES:
         return Verdict(outcome, TOO_MANY_MESSAGES_DELAY)
     if goodbye_ms is None:
-        told = _RECONNECT_AFTER.fullmatch(reason)
-        goodbye_ms = int(told[1]) if told else 0
+        found = _RECONNECT_AFTER.fullmatch(reason)
+        goodbye_ms = int(found[1]) if found else 0
     seconds = min(max(goodbye_ms / 1000, 0.0), MAX_SERVER_DELAY)
     return Verdict(outcome, seconds, exact=seconds > 0)
 

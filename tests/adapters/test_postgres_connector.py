@@ -32,9 +32,9 @@ WANTED = {"search_path": "routecast", "synchronous_commit": "on", "jit": "off"}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test is a process of its own, for what is said once in a process."""
-    monkeypatch.setattr(connector, "_told", set())
+    monkeypatch.setattr(connector, "_logged", set())
 
 
 @pytest.fixture(scope="module")

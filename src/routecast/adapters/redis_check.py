@@ -56,19 +56,19 @@ class RedisCheck:
         self._up = up
         self._link = link
         self._key = link.key(f"check:{secrets.token_hex(8)}")
-        self._said: str | None = None  # the last problem that was logged
+        self._logged: str | None = None  # the last problem that was logged
         self._explained = -inf  # when, monotonic
         self.missing: frozenset[str] = frozenset()  # commands that this node may not send
         self.problem: str | None = None  # with Redis as a whole, or with some commands
-        self.done = False  # a first check, with whatever result
+        self.done = False  # whether the first check has ended, with any result
 
     @property
     def parts(self) -> list[str]:
-        """The parts (of NEEDS) that do not work for want of a command."""
+        """The parts of NEEDS that do not work, because a command is not allowed."""
         return [part for part, needed in NEEDS.items() if needed & self.missing]
 
     async def run(self) -> None:
-        """Check now and then. Never ends."""
+        """Check once a minute. Never ends."""
         while True:
             try:
                 missing, declined = await self._refused()
@@ -78,21 +78,21 @@ class RedisCheck:
                 await self._link.pause()
             else:
                 self.missing = frozenset(missing)
-                self._tell(self._text(missing) if missing else declined)
+                self._report(self._text(missing) if missing else declined)
                 self.done = True
                 await asyncio.sleep(RIGHTS_CHECK_SECONDS)
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         await self._link.close()
 
     # -- commands -------------------------------------------------------------------------------
 
     async def _refused(self) -> tuple[dict[str, str], str | None]:
-        """Try each command; return what was said to those that are not allowed.
+        """Try each command; return Redis's error for each one that is not allowed.
 
-        The second value is why Redis declined another one, if it did: it has no memory left, say.
-        Raises Unavailable when Redis cannot be asked.
+        The second value is the error of another declined command, if any, such as a full memory.
+        Raises Unavailable if Redis cannot be reached.
         """
         key, missing = self._key, {}
         other: str | None = None
@@ -131,12 +131,12 @@ class RedisCheck:
         await self._link.call(lambda redis: redis.execute_command(*words))
 
     async def _echo(self) -> None:
-        """Have a script say a word that nothing but Redis can know."""
+        """Have a script return a random word: only a Redis server can do that."""
         word = secrets.token_hex(8)
 
         def read(reply: Any) -> None:
             if reply != word.encode():
-                raise ValueError("what a script was to say came back as something else")
+                raise ValueError("a script returned another word than the one it was given")
 
         await self._link.call(lambda redis: redis.eval("return ARGV[1]", 1, self._key, word), read)
 
@@ -152,7 +152,7 @@ class RedisCheck:
     # -- reaching it ----------------------------------------------------------------------------
 
     async def _explain(self, error: str) -> None:
-        """Find out why Redis cannot be asked; log it where that is more than is known."""
+        """Find out why Redis cannot be reached; log it if it is more than the error says."""
         now = asyncio.get_running_loop().time()
         if self.problem is not None and now < self._explained + EXPLAIN_SECONDS:
             return
@@ -161,31 +161,31 @@ class RedisCheck:
         for host, port in address.hosts if not address.socket else ():
             hint = await _mismatch(address, host, port)
             if hint is not None:
-                self._tell(hint)
+                self._report(hint)
                 return
         remedy = next((fix for words, fix in _REMEDIES.items() if words in error.lower()), None)
         if remedy is not None:
-            self._tell(f"{error}: {remedy}")
+            self._report(f"{error}: {remedy}")
         else:
-            self._found(error)  # the breaker has logged it
+            self._set_problem(error)  # the breaker has logged it
 
-    def _found(self, problem: str | None) -> None:
+    def _set_problem(self, problem: str | None) -> None:
         self.problem = problem
         self._up(float(problem is None))
 
-    def _tell(self, problem: str | None) -> None:
-        self._found(problem)
-        if problem == self._said:
+    def _report(self, problem: str | None) -> None:
+        self._set_problem(problem)
+        if problem == self._logged:
             return
         if problem is not None:
             log.error("%s", problem)
         else:
             log.warning("Redis accepts all commands that this node needs")
-        self._said = problem
+        self._logged = problem
 
 
 def _is_prohibition(error: Declined) -> bool:
-    """Whether Redis does not let this user run the command, or does not have it."""
+    """Whether this user may not run the command, or Redis does not have it."""
     said = error.__cause__
     return isinstance(said, exceptions.NoPermissionError) or str(said).lower().startswith(
         "unknown command"
@@ -193,7 +193,7 @@ def _is_prohibition(error: Declined) -> bool:
 
 
 async def _mismatch(address: RedisAddress, host: str, port: int) -> str | None:
-    """Return what to do where one side speaks TLS and the other does not."""
+    """Return a hint if one side speaks TLS and the other does not."""
     if address.tls:
         if await _speaks_plainly(host, port):
             return (
@@ -223,7 +223,7 @@ async def _speaks_plainly(host: str, port: int) -> bool:
 
 async def _speaks_tls(host: str, port: int) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False  # nothing is sent but the greeting
+    context.check_hostname = False  # only the TLS handshake is sent
     context.verify_mode = ssl.CERT_NONE
     try:
         async with asyncio.timeout(PROBE_SECONDS):

@@ -77,13 +77,13 @@ class RedisAddress:
 
 
 def parse_address(url: str) -> RedisAddress:
-    """Return what a Redis URL says. Raises BadSettings, which never shows a password."""
-    with _told_as_setting(url):
+    """Parse a Redis URL. Raises BadSettings, which never shows a password."""
+    with _as_setting_error(url):
         return _parse(url)
 
 
 @contextmanager
-def _told_as_setting(url: str) -> Iterator[None]:
+def _as_setting_error(url: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
@@ -134,7 +134,7 @@ def _parse(url: str) -> RedisAddress:
 
 
 def _check_tls(options: Mapping[str, str]) -> None:
-    """Raise ValueError when the files and words for TLS are of no use."""
+    """Raise ValueError if a file or option for TLS cannot be used."""
     if options.get("ssl_cert_reqs", "required") not in _REQUIREMENTS:
         raise ValueError(f"ssl_cert_reqs must be one of {', '.join(sorted(_REQUIREMENTS))}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -193,7 +193,7 @@ def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
             "username": address.options.get("sentinel_username"),
             "password": address.options.get("sentinel_password"),
             **limits,
-            "socket_connect_timeout": REDIS_CONNECT_SECONDS / 2,  # there are others to ask
+            "socket_connect_timeout": REDIS_CONNECT_SECONDS / 2,  # there are other sentinels to ask
             "socket_timeout": REDIS_ANSWER_SECONDS / 2,
         }
         sentinel = _Sentinels(  # type: ignore[no-untyped-call]  # -- the library left it untyped
@@ -205,11 +205,11 @@ def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
 
 
 class _Sentinels(Sentinel):
-    """Sentinels that are asked one after the other, whatever goes wrong with one of them."""
+    """Sentinels that are asked one after the other, whatever error one of them causes."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        """Return the address of the master. Raises ConnectionError: why nobody tells it."""
-        told = []
+        """Return the master's address. Raises ConnectionError with the reason of each sentinel."""
+        failures = []
         for place, sentinel in enumerate(self.sentinels):
             where = sentinel.connection_pool.connection_kwargs
             at = f"sentinel {where['host']}:{where['port']}"
@@ -217,8 +217,8 @@ class _Sentinels(Sentinel):
                 masters: Any = await sentinel.sentinel_masters()
                 state = masters.get(service_name)
                 is_usable = state is not None and self.check_master_state(state, service_name)
-            except Exception as error:  # what is there may be no sentinel at all
-                told.append(f"{at}: {told_of(error)}")
+            except Exception as error:  # the server may be no sentinel at all
+                failures.append(f"{at}: {text_of(error)}")
                 continue
             if is_usable:
                 # The one that answers is asked first the next time.
@@ -226,16 +226,16 @@ class _Sentinels(Sentinel):
                 return state["ip"], state["port"]
             if state is None:
                 known = ", ".join(map(repr, sorted(masters))) or "none"
-                told.append(f"{at} knows no master {service_name!r}; it knows: {known}")
+                failures.append(f"{at} knows no master {service_name!r}; it knows: {known}")
             else:
-                told.append(f"{at} takes the master {service_name!r} for down")
-        raise exceptions.ConnectionError("; ".join(told))
+                failures.append(f"{at} takes the master {service_name!r} for down")
+        raise exceptions.ConnectionError("; ".join(failures))
 
 
 class RedisLink:
-    """A Redis client of an adapter's own, behind the breaker that a node's adapters share.
+    """The Redis client of one adapter, behind the circuit breaker that a node's adapters share.
 
-    Raises BadSettings where the URL cannot be used, or a file that it names.
+    Raises BadSettings if the URL, or a file that it names, cannot be used.
     """
 
     def __init__(self, url: str, prefix: str, breaker: CircuitBreaker) -> None:
@@ -243,7 +243,7 @@ class RedisLink:
         self._breaker = breaker
         self.address = parse_address(url)
         if self.address.tls:
-            with _told_as_setting(url):
+            with _as_setting_error(url):
                 _check_tls(self.address.options)
         self._client, self._guides = _connect(self.address)
 
@@ -256,10 +256,10 @@ class RedisLink:
         ask: Callable[[RedisClient], Awaitable[Any]],
         read: Callable[[Any], T] = lambda reply: reply,
     ) -> T:
-        """Ask Redis, within CALL_SECONDS, and return what `read` makes of the reply.
+        """Call Redis, within CALL_SECONDS, and return what `read` makes of the reply.
 
-        Raises Declined when Redis answered with an error; Unavailable for everything else that
-        may go wrong, also when `read` cannot take the reply: then Redis did not answer it.
+        Raises Declined if Redis answers with an error, and Unavailable for any other failure, also
+        if `read` raises: then the reply is not Redis's.
         """
         with self._breaker.call(), _cancellable():
             try:
@@ -267,15 +267,15 @@ class RedisLink:
                     return read(await ask(self._client))
             except Exception as error:
                 if _is_answer(error):
-                    raise Declined(told_of(error)) from error
+                    raise Declined(text_of(error)) from error
                 if not isinstance(error, _FORESEEN):
                     # It is another server, or the library does not know the connection's state.
-                    log.debug("A call of Redis failed in a way not foreseen", exc_info=True)
-                    await self._hang_up()
-                raise Unavailable(told_of(error)) from error
+                    log.debug("Unexpected error in a call of Redis", exc_info=True)
+                    await self._disconnect()
+                raise Unavailable(text_of(error)) from error
 
-    async def _hang_up(self) -> None:
-        """Let go of connections that may be of no use; a name may lead to another server now."""
+    async def _disconnect(self) -> None:
+        """Close connections that may be broken; the host name may mean another server now."""
         with suppress(Exception):
             if isinstance(self._client, Redis):
                 await self._client.connection_pool.disconnect()
@@ -283,37 +283,37 @@ class RedisLink:
                 await self._client.aclose()
 
     async def pause(self) -> None:
-        """Wait, after a call that failed, until there is a point in the next."""
+        """Wait, after a failed call, until the next one may succeed."""
         await asyncio.sleep(max(self._breaker.wait, PAUSE_SECONDS))
 
     async def close(self) -> None:
-        """Hang up. May be called twice."""
+        """Close all connections. May be called twice."""
         for client in (self._client, *self._guides):
-            # A connection that broke may break once more; there is nothing left to do about it.
+            # Closing a broken connection may raise; nothing more can be done about it.
             with suppress(Exception):
                 async with asyncio.timeout(REDIS_CONNECT_SECONDS):
                     await client.aclose()
 
 
 def _is_answer(error: Exception) -> bool:
-    """Whether an error is Redis's own reply to a command. All else is a failure of Redis."""
+    """Whether an error is Redis's own reply to a command. Other errors are failures of Redis."""
     return isinstance(error, exceptions.ResponseError) and not isinstance(error, _ELSEWHERE)
 
 
 def refusal(reply: Any) -> str | None:
-    """Return what an error says that is one of several replies; None of any other reply.
+    """Return the text of a reply that is an error; None for any other reply.
 
-    Raises the error where it is no answer to a command.
+    Raises the error if it is no answer to a command.
     """
     if not isinstance(reply, Exception):
         return None
     if not _is_answer(reply):
         raise reply
-    return told_of(reply)
+    return text_of(reply)
 
 
-def told_of(error: BaseException) -> str:
-    """Return in a line why Redis could not be asked, for logs and `/health`."""
+def text_of(error: BaseException) -> str:
+    """Return an error of Redis as one line, for logs and `/health`."""
     text = " ".join(str(error).split())[:MAX_WORDS_SHOWN]
     if isinstance(error, exceptions.InvalidResponse):
         return f"what answers at its address does not speak Redis's protocol: {text}"
@@ -326,10 +326,10 @@ def told_of(error: BaseException) -> str:
 
 @contextmanager
 def _cancellable() -> Iterator[None]:
-    """Raise a cancellation that went under in the body, and none that came from within.
+    """Re-raise a cancellation that the body swallowed, and no cancellation of its own.
 
-    redis-py sends with asyncio.wait_for, which up to Python 3.11 swallows one that comes just
-    when the sending is done: a task told to end would go on for ever.
+    redis-py sends with asyncio.wait_for, which up to Python 3.11 swallows a cancellation that comes
+    just as the sending ends: the cancelled task would then run for ever.
     """
     task = asyncio.current_task()
     assert task is not None

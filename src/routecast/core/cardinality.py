@@ -100,8 +100,8 @@ class CardinalityLimiter:
     """The names in use, of each part of a key and of their combinations.
 
     `limit` is the most distinct projects, strategies, providers and models, each, besides `other`;
-    `combinations` the most distinct (project, strategy, provider, model). `on_full` is told a part
-    of `NAMED`, or COMBINATION, when committed names reach its limit.
+    `combinations` the most distinct (project, strategy, provider, model). `on_full` is called
+    with a part of `NAMED`, or COMBINATION, when committed names reach its limit.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class CardinalityLimiter:
         }
         self._folded: tuple[frozenset[str], ...] = (frozenset(),) * len(NAMED)
         self._on_full = on_full
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class CardinalityLimiter:
                 for name, part in zip(names, self._parts, strict=True):
                     if name not in _FREE:
                         part.commit(name)
-        self._tell()
+        self._report_full()
 
     def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
         """Begin again with all keys that are committed now, and the names that were folded."""
@@ -154,11 +154,11 @@ class CardinalityLimiter:
         self._folded = tuple(frozenset(folded.get(part, ())) for part in NAMED)
         self.learn(keys)
 
-    def _tell(self) -> None:
+    def _report_full(self) -> None:
         full = self.full.keys()
-        for part in full - self._told:
+        for part in full - self._reported:
             self._on_full(part)
-        self._told = set(full)
+        self._reported = set(full)
 
     # -- names of decisions that a commit adds ---------------------------------------------------
 

@@ -30,8 +30,8 @@ def asyncapi(version: str) -> dict[str, Any]:
     schemas["SnapshotOut"]["properties"]["data"] = {"$ref": _REF.format(name="Document")}
     _name_what_may_be_asked(schemas)
     names = {side: [kind.__name__ for kind in kinds[side]] for side in kinds}
-    told = ["Metrics", "Failure"]
-    every = [*names["receive"], *names["send"], *told]
+    documents = ["Metrics", "Failure"]
+    every = [*names["receive"], *names["send"], *documents]
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -43,18 +43,20 @@ def asyncapi(version: str) -> dict[str, Any]:
         "defaultContentType": "application/json",
         "channels": {
             "default": _channel(
-                "/ws/metrics", told, "Whole documents, for who asks for no subprotocol."
+                "/ws/metrics", documents, "Whole documents, for who asks for no subprotocol."
             ),
             V1: _channel(
                 "/ws/metrics",
                 names["receive"] + names["send"],
                 f"Subscriptions, by the subprotocol {' or '.join(SUBPROTOCOLS)}.",
             ),
-            "events": _channel("/sse/metrics", told, "Whole documents, as server-sent events."),
+            "events": _channel(
+                "/sse/metrics", documents, "Whole documents, as server-sent events."
+            ),
         },
         "operations": {
-            "follow": _operation("send", "default", told),
-            "listen": _operation("send", "events", told),
+            "follow": _operation("send", "default", documents),
+            "listen": _operation("send", "events", documents),
             **{side: _operation(side, V1, names[side]) for side in names},
         },
         "components": {

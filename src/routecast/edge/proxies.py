@@ -107,7 +107,7 @@ class Proxies:
 
     def __init__(self, trusted: str) -> None:
         names = {name.strip() for name in trusted.split(",")} - {""}
-        self._everybody = "*" in names
+        self._trusts_all = "*" in names
         self._networks = [read_network(name) for name in names - {"*"}]
         self._known = lru_cache(REMEMBERED_ADDRESSES)(self._look_up)
 
@@ -131,15 +131,15 @@ class Proxies:
                 break
         return client
 
-    def scheme_of(self, peer: str, told: Sequence[str]) -> str | None:
+    def scheme_of(self, peer: str, forwarded: Sequence[str]) -> str | None:
         """Return the scheme that a trusted peer says its client used (`X-Forwarded-Proto`)."""
-        if not told or not self._trusts(read_address(peer) or ""):
+        if not forwarded or not self._trusts(read_address(peer) or ""):
             return None
-        scheme = told[-1].rpartition(",")[2].strip(" \t").lower()
+        scheme = forwarded[-1].rpartition(",")[2].strip(" \t").lower()
         return scheme if scheme in _SCHEMES else None
 
     def _trusts(self, address: str) -> bool:
-        return self._everybody or self._known(address)
+        return self._trusts_all or self._known(address)
 
     def _look_up(self, address: str) -> bool:
         if not address:

@@ -379,11 +379,11 @@ class Ingest:
         if self._failed is not None:
             log.warning("Commits succeed again")
             self._failed = None
-        # Before the answers, so that whoever has one reads what it wrote.
+        # Before the answers, so that a client with an answer reads its own decisions.
         if self._witness and seen and is_behind(commit.before, seen):
             self._witness.went_back(seen, commit.before)
         if commit.delta is not None:
-            self._tell(commit.delta, group)
+            self._publish(commit.delta, group)
         conflicts = commit.conflicts or itertools.repeat(0)
         for batch, inserted, differing in zip(group, commit.inserted, conflicts, strict=False):
             self._count_answered(len(batch.decisions))
@@ -411,8 +411,8 @@ class Ingest:
         if not batch.done.done():
             batch.done.set_result(receipt)
 
-    def _tell(self, delta: Delta, group: list[DecisionBatch]) -> None:
-        """Tell of a commit. It is on disk, and to be acknowledged, whatever becomes of this."""
+    def _publish(self, delta: Delta, group: list[DecisionBatch]) -> None:
+        """Publish a commit. It is on disk: no error here may keep it from being acknowledged."""
         try:
             self._bus.publish(delta)
             if any(batch.reserved for batch in group):

@@ -9,8 +9,8 @@ from routecast.core.delta import Delta, following
 from routecast.ports import Listener
 from routecast.protocol import Position
 
-# In one process a reader hardly ever misses a delta. One that does can ask the store for more than
-# the last ones, which have at most this number of cells.
+# The last deltas are held, with at most this number of cells. In one process a reader hardly ever
+# misses a delta, and it can read older ones from the store.
 CELLS_HELD: Final = 5_000
 
 
@@ -23,7 +23,7 @@ class MemoryBus:
     def __init__(self) -> None:
         self._listeners: dict[object, Listener] = {}  # each under a token of its own
         self._sent: deque[Delta] = deque()
-        self._cells = 0  # of all those
+        self._cells = 0  # of all held deltas
 
     async def run(self) -> None:
         await asyncio.Event().wait()

@@ -27,15 +27,15 @@ log = logging.getLogger(__name__)
 
 # A larger delta travels as its position: a node that is behind asks the database.
 MAX_DELTA_BYTES: Final = 256 * 1024
-# What the stream may take of Redis's memory, about.
+# About the most memory of Redis that the stream may take.
 STREAM_BYTES: Final = 64 * 1024 * 1024
 # Redis deletes a stream after this time without a write, in seconds.
 STREAM_SECONDS: Final = 24 * 3600
-# A read waits for at most this time; it must end before the client takes silence for failure.
+# A read waits for at most this time, which must be shorter than the client's timeout.
 BLOCK_MILLISECONDS: Final = 500
-# To send what is left at the end.
+# For sending the remaining messages at the end, in seconds.
 BUS_CLOSE_SECONDS: Final = 1.0
-# After it said that Redis refuses, in seconds.
+# Between two log lines that say that Redis refuses messages, in seconds.
 QUIET_SECONDS: Final = 60.0
 # Messages read at a time.
 PAGE: Final = 100
@@ -48,29 +48,29 @@ _START: Final[StreamId] = (0, 0)
 
 
 class RedisBus:
-    """Sends and hears deltas by a stream (`ports.Bus`)."""
+    """Sends and receives deltas by a Redis Stream (`ports.Bus`)."""
 
     def __init__(self, link: RedisLink, instruments: Instruments) -> None:
         self._link = link
         self._stream = link.key("deltas")
         self._node = secrets.token_hex(8).encode()
         self._listeners: dict[object, Listener] = {}  # each under a token of its own
-        self._outbox = DropOldestBuffer(instruments.bus_dropped.inc)
+        self._buffer = DropOldestBuffer(instruments.bus_dropped.inc)
         self._filled = asyncio.Event()
-        self._mean = 0.0  # bytes of a message, of late
+        self._mean = 0.0  # bytes of recent messages
         self._sending = _Direction("sent")
-        self._hearing = _Direction("heard", "not connected yet")
+        self._following = _Direction("received", "not connected yet")
 
     @property
     def failing(self) -> str | None:
-        return self._hearing.failing or self._sending.failing
+        return self._following.failing or self._sending.failing
 
     @property
     def outages(self) -> int:
-        return self._hearing.outages + self._sending.outages
+        return self._following.outages + self._sending.outages
 
     def publish(self, delta: Delta) -> None:
-        self._tell(delta)
+        self._notify(delta)
         packed = compress(delta.pack())
         small = len(packed) <= MAX_DELTA_BYTES
         self._put(BusMessage(delta.position, packed if small else None))
@@ -78,12 +78,12 @@ class RedisBus:
     def announce(self, position: Position) -> None:
         self._put(BusMessage(position))
 
-    def _tell(self, news: Delta | Position) -> None:
+    def _notify(self, message: Delta | Position) -> None:
         for listener in tuple(self._listeners.values()):
-            listener(news)
+            listener(message)
 
     def _put(self, message: BusMessage) -> None:
-        self._outbox.put(message)
+        self._buffer.put(message)
         self._filled.set()
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -97,16 +97,16 @@ class RedisBus:
 
     async def run(self) -> None:
         try:
-            await run_parts(self._send, self._hear)
-        except Exception:  # until it is started again, what is told is not heard
-            self._hearing.lost(Unavailable("it does not listen"))
+            await run_parts(self._send, self._follow)
+        except Exception:  # until it is started again, messages are not received
+            self._following.mark_failing(Unavailable("it does not listen"))
             raise
 
     async def close(self) -> None:
         self._listeners.clear()
         with suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(BUS_CLOSE_SECONDS):
-                while self._outbox and not self.failing:
+                while self._buffer and not self.failing:
                     await self._send_some()
         await self._link.close()
 
@@ -118,29 +118,29 @@ class RedisBus:
             await self._filled.wait()
             self._filled.clear()
             try:
-                while self._outbox:
+                while self._buffer:
                     await self._send_some(limit)
                     limit = BATCH_BYTES
             except Unavailable as error:
-                self._sending.lost(error)
+                self._sending.mark_failing(error)
                 self._filled.set()
-                limit = 1  # a frozen Redis does all it was sent when it goes on: try with little
+                limit = 1  # a frozen Redis runs all that it was sent when it resumes: send little
                 await self._link.pause()
 
     async def _send_some(self, limit: int = BATCH_BYTES) -> None:
-        """Send the oldest messages in one round trip. What fails is kept, and sent again later."""
-        messages = self._outbox.take(limit)
+        """Send the oldest messages in one round trip. Failed ones are kept, and sent later."""
+        messages = self._buffer.take(limit)
         try:
             refused = await self._link.call(lambda redis: self._add(redis, messages), _read_added)
         except BaseException:  # cancelled, too
-            self._outbox.put_back(messages)
+            self._buffer.put_back(messages)
             raise
-        # What was added is sent, whatever became of the others: it is not to be sent for ever.
+        # Added messages are done, even if others failed: they must not be sent again and again.
         left = [message for message, why in zip(messages, refused, strict=True) if why]
-        self._outbox.put_back(left)
+        self._buffer.put_back(left)
         if left:
             raise Declined(next(filter(None, refused)))
-        self._sending.found()
+        self._sending.mark_healthy()
 
     async def _add(self, redis: Any, messages: Iterable[BusMessage]) -> Any:
         pipeline = redis.pipeline(transaction=False)
@@ -155,32 +155,32 @@ class RedisBus:
         pipeline.pexpire(self._stream, STREAM_SECONDS * 1000)
         return await pipeline.execute(raise_on_error=False)
 
-    # -- hearing --------------------------------------------------------------------------------
+    # -- receiving ------------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
-        heard: StreamId | None = None  # the last; None until there is a connection
+    async def _follow(self) -> None:
+        last_id: StreamId | None = None  # the last; None until there is a connection
         page = PAGE
         while True:
             try:
-                if heard is None:
-                    heard = await self._newest()
-                    self._hearing.found()
-                entries = await self._read(heard, page)
-                if not entries and await self._newest() < heard:
-                    # The stream began anew, empty or with an older past: its ids are behind
-                    # ours, and we would wait for them to catch up.
-                    heard = _START
+                if last_id is None:
+                    last_id = await self._newest()
+                    self._following.mark_healthy()
+                entries = await self._read(last_id, page)
+                if not entries and await self._newest() < last_id:
+                    # The stream is new, or was restored from an older state: its ids are behind the
+                    # last one that was read, and reading on would wait for them to catch up.
+                    last_id = _START
             except Unavailable as error:
-                self._hearing.lost(error)
-                page = 1  # it may have been more than the line carries in time
+                self._following.mark_failing(error)
+                page = 1  # the page may have been too large for the timeout
                 await self._link.pause()
                 continue
             page = min(2 * page, PAGE)
-            self._hearing.found()
+            self._following.mark_healthy()
             for at, fields in entries:
-                heard = at
+                last_id = at
                 self._receive(fields)
-                await asyncio.sleep(0)  # a page of large ones must not hold up the loop
+                await asyncio.sleep(0)  # a page of large messages must not block the loop
 
     async def _read(self, after: StreamId, count: int) -> list[StreamEntry]:
         return await self._link.call(
@@ -202,11 +202,11 @@ class RedisBus:
         if fields.get(b"node") == self._node:
             return
         try:
-            news = _delta(fields) if b"delta" in fields else _position(fields)
-        except Exception as error:  # anybody may have written it
+            message = _delta(fields) if b"delta" in fields else _position(fields)
+        except Exception as error:  # another program may have written it
             log.warning("A message on the bus cannot be read: %s", _why(error))
         else:
-            self._tell(news)
+            self._notify(message)
 
     async def deltas(self, after: Position) -> list[Delta]:
         newer, last = await self._after(after)
@@ -217,13 +217,13 @@ class RedisBus:
         except Exception as error:
             raise MissingDeltas(f"a message on the bus cannot be read: {_why(error)}") from None
         if last > after.seq + len(found):
-            raise MissingDeltas(f"the bus tells of seq {last}, and does not have it")
+            raise MissingDeltas(f"the bus announced seq {last}, but does not have it")
         return found
 
     async def _after(self, after: Position) -> tuple[dict[int, Fields], int]:
-        """Return messages with the deltas after a position, and the last seq they tell of.
+        """Return the messages with deltas after a position, and the last seq of all messages.
 
-        Nodes overtake each other on their way to the bus, so it reads on to the end of a page.
+        Messages of several nodes may be out of order, so it reads to the end of each page.
         """
         newer: dict[int, Fields] = {}
         last, known, before = after.seq, False, "+"
@@ -240,7 +240,7 @@ class RedisBus:
                 known = True
                 last = max(last, position.seq)
                 if b"delta" in fields and position.seq > after.seq:
-                    newer.setdefault(position.seq, fields)  # the latest that was said of it
+                    newer.setdefault(position.seq, fields)  # the newest: pages are in that order
             if last - after.seq == len(newer):
                 break
             before = f"({_text(page[-1][0])}"
@@ -248,38 +248,38 @@ class RedisBus:
 
 
 class _Direction:
-    """One way of the traffic: why it fails, and how often it has.
+    """One direction of the traffic: why it fails, and how often it has failed.
 
-    That Redis is gone, the breaker says. That Redis refuses is said here, once; and not again soon,
-    should it waver.
+    The circuit breaker logs that Redis is gone. This logs once that Redis refuses messages, and
+    again after QUIET_SECONDS at the earliest.
     """
 
     def __init__(self, verb: str, failing: str | None = None) -> None:
         self._verb = verb
-        self._said = False
+        self._is_logged = False
         self._quiet_until = 0.0
         self.failing = failing
         self.outages = int(failing is not None)
 
-    def lost(self, error: Unavailable) -> None:
+    def mark_failing(self, error: Unavailable) -> None:
         self.outages += self.failing is None
         self.failing = str(error)
         now = time.monotonic()
-        if isinstance(error, Declined) and not self._said and now >= self._quiet_until:
+        if isinstance(error, Declined) and not self._is_logged and now >= self._quiet_until:
             log.error("Deltas cannot be %s: %s", self._verb, error)
-            self._said = True
+            self._is_logged = True
             self._quiet_until = now + QUIET_SECONDS
 
-    def found(self) -> None:
+    def mark_healthy(self) -> None:
         self.failing = None
-        if self._said:
+        if self._is_logged:
             log.warning("Deltas are %s again", self._verb)
-            self._said = False
+            self._is_logged = False
 
 
 def _read_added(replies: Any) -> list[str | None]:
-    """Read the replies to `_add`: why a message was refused, None for each that was added."""
-    # Whether the stream may expire is no matter of its messages; `redis_check.py` tells of it.
+    """Read the replies to `_add`: the refusal of each message, None if it was added."""
+    # The last reply is that of PEXPIRE; `redis_check.py` reports if it is not allowed.
     *added, _ = replies
     for reply in added:
         if refusal(reply) is None:
@@ -298,7 +298,7 @@ def _fields(found: Fields) -> Fields:
 
 
 def _id(text: bytes) -> StreamId:
-    """Return an id. Raises what it will on anything else."""
+    """Return an id. Raises an error if it is none."""
     milliseconds, _, number = text.partition(b"-")
     return int(milliseconds), int(number)
 

@@ -1,4 +1,4 @@
-"""Messages that wait to be sent, bounded: the oldest make room for the newest."""
+"""A bounded buffer of messages to send; when it is full, the oldest are dropped."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -7,29 +7,29 @@ from typing import Final
 
 from routecast.protocol import Position
 
-# Bytes that wait at most: the deltas of some minutes, for an engine that comes back.
+# The most bytes that wait: the deltas of some minutes, until the engine is back.
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
-# Bytes taken at a time: what a slow line carries in the time a call has.
+# Bytes taken at a time: as many as a slow network carries within the timeout of a call.
 BATCH_BYTES: Final = 256 * 1024
-# What a message without a delta takes, and every one beside its delta.
+# Bytes of a message without its delta.
 _OVERHEAD: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class BusMessage:
-    """A delta's position and bytes, or where the database stands when `delta` is None."""
+    """A delta's position and bytes; without a delta, an announced position."""
 
     position: Position
     delta: bytes | None = None
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes."""
+        """About the bytes of the message."""
         return _OVERHEAD + len(self.delta or b"")
 
 
 class DropOldestBuffer:
-    """A queue whose policy is to drop the oldest; `on_drop` hears of each."""
+    """A queue that drops its oldest messages; `on_drop` is called for each."""
 
     def __init__(self, on_drop: Callable[[], None] = lambda: None) -> None:
         self._on_drop = on_drop
@@ -40,7 +40,7 @@ class DropOldestBuffer:
         return len(self._waiting)
 
     def put(self, message: BusMessage) -> None:
-        """Add a message, at the cost of the oldest ones."""
+        """Add a message; drop the oldest ones if there is no room."""
         self._waiting.append(message)
         self._bytes += message.size
         self._drop()
@@ -56,7 +56,7 @@ class DropOldestBuffer:
         return taken
 
     def put_back(self, taken: Sequence[BusMessage]) -> None:
-        """Give back what was taken and could not be sent, to its old place."""
+        """Put messages that could not be sent back to the front."""
         self._waiting.extendleft(reversed(taken))
         self._bytes += sum(message.size for message in taken)
         self._drop()

@@ -244,26 +244,26 @@ class _Job:
     unread: int = 0  # values that were left out
     warned: int = 0  # values that the server left out or changed
     retried: bool = False
-    troubles: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
     def rows(self, lines: Iterable[Record | BrokenRow]) -> Iterator[Row]:
         """Yield the good rows; count and remember the others."""
         for line in lines:
             if isinstance(line, BrokenRow):
-                self._trouble(line.line, line.error)
+                self._add_problem(line.line, line.error)
                 self.broken += 1
                 continue
             try:
                 row = self.columns.row(line.line, line.cells)
                 self._keep_time(row)
             except ValueError as error:
-                self._trouble(line.line, str(error))
+                self._add_problem(line.line, str(error))
                 self.broken += 1
                 continue
             if "id" not in row.decision:
                 row.decision["id"] = self.ids.make(line)
             for words in row.unread:
-                self._trouble(line.line, f"{words}; sent without it")
+                self._add_problem(line.line, f"{words}; sent without it")
             self.unread += len(row.unread)
             yield row
 
@@ -277,7 +277,7 @@ class _Job:
             say(self.console, _encode(self._decision(row)).decode())
         good = len(first) + sum(1 for _ in rows)
         say(self.console, f"\nNothing was sent. Good rows: {good:,}, broken: {self.broken:,}.")
-        return self._tell_troubles()
+        return self._print_problems()
 
     def run(self, rows: Iterator[Row], target: Server, limit: int | None) -> int:
         """Send all rows; return the exit code."""
@@ -297,10 +297,10 @@ class _Job:
                 ending, words = FAILED, str(error)
         if self.sent or not ending:
             self._summary(time.monotonic() - clock)
-        troubles = self._tell_troubles()
+        problems = self._print_problems()
         if ending:
             fail(words, ending)
-        return troubles
+        return problems
 
     def _batches(self, rows: Iterator[Row], progress: SendProgress) -> Iterator[list[Row]]:
         if self.speed:
@@ -312,7 +312,7 @@ class _Job:
     def _sender(self, target: Server, progress: SendProgress) -> BatchSender:
         def waiting(words: str, seconds: float) -> None:
             self.retried = True
-            progress.trouble(words, seconds)
+            progress.retry(words, seconds)
 
         return BatchSender(target, waiting)
 
@@ -328,10 +328,10 @@ class _Job:
         self.conflicts += result.conflicts
         self.rejected += result.rejected
         for rejection in result.rejections:
-            self._trouble(batch[rejection.index].line, rejection.error)
+            self._add_problem(batch[rejection.index].line, rejection.error)
         self.warned += result.warnings_count
         for warning in result.warnings:
-            self._trouble(batch[warning.index].line, f"{warning.field}: {warning.message}")
+            self._add_problem(batch[warning.index].line, f"{warning.field}: {warning.message}")
 
     def _keep_time(self, row: Row) -> None:
         """Give a row its time from the file. Raises ValueError if it has none."""
@@ -351,9 +351,9 @@ class _Job:
             row.decision["timestamp"] = rfc3339(time.time_ns() // 1000)
         return row.decision
 
-    def _trouble(self, line: int, error: str) -> None:
-        if len(self.troubles) < _SHOWN:
-            self.troubles.append(f"line {line}: {error}")
+    def _add_problem(self, line: int, error: str) -> None:
+        if len(self.problems) < _SHOWN:
+            self.problems.append(f"line {line}: {error}")
 
     def _summary(self, seconds: float) -> None:
         conflicts = f", conflicts {self.conflicts:,}" if self.conflicts else ""
@@ -379,14 +379,14 @@ class _Job:
         if self.unread:
             say(self.console, f"Values left out because they cannot be used: {self.unread:,}.")
 
-    def _tell_troubles(self) -> int:
+    def _print_problems(self) -> int:
         """Name the first bad rows; return the exit code."""
-        for trouble in self.troubles:
-            say(self.console, f"  {trouble}", "red")
-        told = self.broken + self.rejected + self.unread + self.warned
-        if (more := told - len(self.troubles)) > 0:
+        for problem in self.problems:
+            say(self.console, f"  {problem}", "red")
+        count = self.broken + self.rejected + self.unread + self.warned
+        if (more := count - len(self.problems)) > 0:
             say(self.console, f"  and {more:,} more", "red")
-        return FAILED if self.troubles or self.conflicts else 0
+        return FAILED if self.problems or self.conflicts else 0
 
 
 def paced(

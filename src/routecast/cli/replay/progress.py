@@ -1,4 +1,4 @@
-"""The progress of a long send: a bar in a terminal, a line now and then elsewhere."""
+"""The progress of a long send: a bar in a terminal, else a line every 5 seconds."""
 
 import time
 from typing import Final, Self
@@ -21,11 +21,11 @@ class SendProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = self._told = time.monotonic()
+        self._began = self._printed_at = time.monotonic()
         self._bar = Progress(BarColumn(24), _Words(), console=console, transient=True)
         self._task = self._bar.add_task("", total=None, words="")
         self._words = ""
-        self._told_of: set[str] = set()
+        self._printed: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -46,8 +46,8 @@ class SendProgress:
         self._words = ", ".join(words)
         total = None if share is None else 1.0
         self._bar.update(self._task, total=total, completed=share or 0, words=self._words)
-        if not self._console.is_terminal and now - self._told >= _LINE_EVERY:
-            self._told = now
+        if not self._console.is_terminal and now - self._printed_at >= _LINE_EVERY:
+            self._printed_at = now
             say(self._console, self._words)
 
     def wait(self, why: str, seconds: float) -> None:
@@ -56,13 +56,13 @@ class SendProgress:
         if not self._console.is_terminal:
             say(self._console, f"{why}; going on in {seconds:.1f} s")
 
-    def trouble(self, why: str, seconds: float) -> None:
-        """Tell that the server does not take a batch, which is tried again after `seconds`.
+    def retry(self, why: str, seconds: float) -> None:
+        """Show that the server does not accept a batch, which is tried again after `seconds`.
 
-        Each cause is told once in full.
+        Each cause is printed once in full.
         """
-        if why not in self._told_of and len(self._told_of) < MAX_CAUSES_LOGGED:
-            self._told_of.add(why)
+        if why not in self._printed and len(self._printed) < MAX_CAUSES_LOGGED:
+            self._printed.add(why)
             say(self._console, f"{why}; trying again", "yellow")
         self._bar.update(
             self._task, words=f"{self._words or 'waiting'}; going on in {_clock(seconds)}"

@@ -88,7 +88,7 @@ async def _print_json(target: Server, choice: Choice, *, once: bool) -> None:
         metrics, _ = await _first(target, choice)
         typer.echo(_line(metrics))
         return
-    async with connect(target.url, on_change=_tell) as client:
+    async with connect(target.url, on_change=_print_health) as client:
         async for metrics in await client.subscribe(fields=WATCHED_FIELDS, **choice.asked):
             typer.echo(_line(metrics))
 
@@ -98,7 +98,7 @@ def _line(metrics: Metrics) -> str:
     return shown(msgspec.json.encode({**metrics.data, "timestamp": metrics.timestamp}).decode())
 
 
-def _tell(health: Health) -> None:
+def _print_health(health: Health) -> None:
     if health.retry_in is not None:
         words = f"{health.trouble}; trying again in {health.retry_in:.1f} s"
         say(Console(stderr=True), words, "yellow")

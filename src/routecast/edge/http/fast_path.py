@@ -125,9 +125,9 @@ class FastPathHttpProtocol(HttpProtocol):
         else:
             answer.add_done_callback(lambda done: self._answer(request, done))
 
-    def _tell_gone(self) -> None:
+    def _set_disconnected(self) -> None:
         self._request = None
-        super()._tell_gone()
+        super()._set_disconnected()
 
     def _answer(self, request: _FastRequest, done: asyncio.Future[Receipt]) -> None:
         error = Unavailable("shutting down") if done.cancelled() else done.exception()

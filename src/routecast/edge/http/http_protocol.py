@@ -165,15 +165,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait(None)
-        self._relax()
+        self._cancel_timer()
         self._ending = True
         self.pipeline.clear()
-        self._tell_gone()
+        self._set_disconnected()
         super().connection_lost(exc)
         self.cycle = None  # type: ignore[assignment]  # -- it refers to this object
 
-    def _tell_gone(self) -> None:
-        """Tell the request that is being answered that nobody will hear the answer."""
+    def _set_disconnected(self) -> None:
+        """Tell the running request that its client is gone."""
         running, self._running = self._running, None
         if running is not None:
             running.disconnected = True
@@ -185,9 +185,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._relax()
+        self._cancel_timer()
 
-    def _relax(self) -> None:
+    def _cancel_timer(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -387,7 +387,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._choose_upgrade(version, fields)
             return
-        self._tell_date()
+        self._refresh_date()
         length = fields.get(b"content-length")
         small = length is not None and len(length) < 6 and int(length) <= SMALL_BODY
         self._bodies = self._edge.small_bodies if small else self._edge.large_bodies
@@ -435,8 +435,8 @@ class HttpProtocol(HttpToolsProtocol):
         wanted = any(option.strip() == b"upgrade" for option in options.split(b","))
         return upgrade[1:] if wanted else None
 
-    def _tell_date(self) -> None:
-        # With each second that has a request, not each second: an idle server sleeps.
+    def _refresh_date(self) -> None:
+        # Only in seconds that have a request, so that an idle server sleeps.
         now = int(time.time())
         if now != HttpProtocol._second or not self.server_state.default_headers:
             HttpProtocol._second = now
@@ -561,7 +561,7 @@ class HttpProtocol(HttpToolsProtocol):
             if running.response_started:
                 running.keep_alive = False
             else:
-                self._tell_gone()
+                self._set_disconnected()
                 self.write(self._refusal(reason))
                 self._linger()
         else:
@@ -575,7 +575,7 @@ class HttpProtocol(HttpToolsProtocol):
         detail = reason.detail or reason.cause
         retry = {"Retry-After": "1"} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
         answer = respond(Problem(title=status.phrase, status=status, detail=detail), retry)
-        self._tell_date()
+        self._refresh_date()
         lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
         fields = [*answer.raw_headers, *self.server_state.default_headers]
         lines += [b"%s: %s" % field for field in fields]
@@ -591,7 +591,7 @@ class HttpProtocol(HttpToolsProtocol):
         """
         self._wait(None)
         self._ending = True
-        self._relax()
+        self._cancel_timer()
         self.connections.discard(self)
         kind: Any = self.ws_protocol_class
         protocol = kind(

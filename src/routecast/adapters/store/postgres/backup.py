@@ -338,7 +338,7 @@ async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tel
             table = manifest.tables[name]
             status = await session.copy_to_table(
                 name,
-                source=_told(source, archive, name, progress),
+                source=_with_progress(source, archive, name, progress),
                 columns=table.columns,
                 schema_name="routecast",
             )
@@ -363,7 +363,7 @@ async def _make_generations(session: DatabaseSession, oldest: int, newest: int) 
         await query(session, "drop_generation", 1)
 
 
-async def _told(
+async def _with_progress(
     source: Path, archive: zipfile.ZipFile, name: str, progress: _ByteProgress
 ) -> AsyncIterator[bytes]:
     blocks = _blocks(archive, name)

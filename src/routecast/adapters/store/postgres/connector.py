@@ -44,7 +44,7 @@ DATABASE_ANSWER_SECONDS: Final = 25.0
 PREPARED: Final = 100
 
 # What each process has logged, which would else come with each store that it opens.
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def settings_of(address: Address, *, patient: bool = False) -> dict[str, str]:
@@ -81,7 +81,7 @@ class Connector:
             self._address = address = read_address(self._url)
             self._pooled = True if address.pooled else None
             for note in address.notes:
-                tell_once(f"The database URL: {note}")
+                log_once(f"The database URL: {note}")
         return self._address
 
     @property
@@ -174,28 +174,28 @@ class Connector:
         self._pooled = pooled
         return answer
 
-    def tell(self, session: DatabaseSession) -> None:
-        """Log what sessions are like: once in a process, as it does not change."""
+    def log_settings(self, session: DatabaseSession) -> None:
+        """Log the settings of sessions, once in a process, because they do not change."""
         version = session.get_server_version()
         settings = ", ".join(
             f"{name} = {value}" for name, value in settings_of(self.address).items()
         )
         pooled = session.setup.pooled
-        tell_once(
+        log_once(
             f"PostgreSQL {version.major}.{version.minor}{' through a pooler' if pooled else ''}; "
             f"each {'transaction' if pooled else 'session'} sets and reads back: {settings}"
         )
 
 
-def tell_once(line: str) -> None:
-    """Log a line, once in this process."""
-    if line not in _told:
-        _told.add(line)
+def log_once(line: str) -> None:
+    """Log a line once in this process."""
+    if line not in _logged:
+        _logged.add(line)
         log.info("%s", line)
 
 
 def keep_alive(transport: asyncio.Transport, keepalives: Keepalives) -> None:
-    """Have the kernel notice when the other end of a connection is gone without a word."""
+    """Have the kernel notice a connection whose other end is gone."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family == socket.AF_UNIX or not keepalives.on:
         return

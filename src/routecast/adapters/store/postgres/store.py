@@ -108,7 +108,7 @@ class PostgresStore:
         finally:
             self._opening = None
             await session.close(timeout=STORE_CLOSE_SECONDS)
-        self._connector.tell(session)
+        self._connector.log_settings(session)
         if self._pool is None and not self._stopping:
             self._pool = await asyncpg.create_pool(
                 min_size=0,

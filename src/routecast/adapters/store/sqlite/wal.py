@@ -216,7 +216,7 @@ class WriteAheadLog:
                 add_cause(self._db, error)
             self._failure = str(error)
             self._due = self._pages + PAGES_TO_NEXT_TRY
-        self._tell()
+        self._log_warning()
 
     def _cut(self) -> None:
         if (self.size or 0) <= CUT_BYTES:
@@ -236,7 +236,7 @@ class WriteAheadLog:
         finally:
             self._db.set_busy_handler(self._wait)
 
-    def _tell(self) -> None:
+    def _log_warning(self) -> None:
         warning = self.warning
         if warning and not self._warned:
             log.warning("%s", warning)
