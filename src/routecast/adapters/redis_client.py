@@ -100,9 +100,9 @@ def _parse(url: str) -> RedisAddress:
             "must start with redis://, rediss:// (TLS), redis+sentinel://, redis+cluster:// or "
             "unix://"
         )
-    login, _, places = parts.netloc.rpartition("@")
+    login, _, addresses = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
-    hosts = tuple(_host(place, _PORTS[kind]) for place in places.split(",") if place)
+    hosts = tuple(_host(text, _PORTS[kind]) for text in addresses.split(",") if text)
     if len(hosts) > 1 and not kind:
         raise ValueError("several hosts need redis+sentinel:// or redis+cluster://")
     path = [unquote(part) for part in parts.path.split("/") if part]
@@ -160,8 +160,8 @@ def _reason(error: OSError) -> str:
     return shown or "is not in the form that is needed (PEM)"
 
 
-def _host(place: str, port: int) -> tuple[str, int]:
-    parts = split_url(f"//{place}")
+def _host(text: str, port: int) -> tuple[str, int]:
+    parts = split_url(f"//{text}")
     try:
         return parts.hostname or "localhost", parts.port or port
     except ValueError:  # whose text may show half a password
@@ -210,7 +210,7 @@ class _Sentinels(Sentinel):
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Return the master's address. Raises ConnectionError with the reason of each sentinel."""
         failures = []
-        for place, sentinel in enumerate(self.sentinels):
+        for index, sentinel in enumerate(self.sentinels):
             where = sentinel.connection_pool.connection_kwargs
             at = f"sentinel {where['host']}:{where['port']}"
             try:
@@ -222,7 +222,7 @@ class _Sentinels(Sentinel):
                 continue
             if is_usable:
                 # The one that answers is asked first the next time.
-                self.sentinels[0], self.sentinels[place] = sentinel, self.sentinels[0]
+                self.sentinels[0], self.sentinels[index] = sentinel, self.sentinels[0]
                 return state["ip"], state["port"]
             if state is None:
                 known = ", ".join(map(repr, sorted(masters))) or "none"

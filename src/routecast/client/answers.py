@@ -86,14 +86,14 @@ def explain(answer: HttpAnswer, url: str) -> str:
     target = _target(answer, url)
     if target is not None:
         path = urlsplit(url).path
-        place = target._replace(
+        shown = target._replace(
             netloc=target.netloc.rpartition("@")[2],
             path=target.path.removesuffix(path),
             query="",  # what is in there may be secret
             fragment="",
         )
         advice = "use that address" if target.path.endswith(path) else _SIGN_IN_ADVICE
-        return f"answered {answer.status} to {plain(place.geturl())}: {advice}"
+        return f"answered {answer.status} to {plain(shown.geturl())}: {advice}"
     said = plain(f"{answer.status} {answer.phrase}".strip())
     if answer.status == TOO_LARGE:
         return f"answered {said}: too large for a proxy in between"

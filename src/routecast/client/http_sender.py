@@ -85,8 +85,8 @@ class HttpSender:
         answered_for = receipt.accepted + receipt.duplicates + receipt.conflicts
         answered_for += receipt.rejected_count
         indexes = [one.index for one in receipt.rejected] + [one.index for one in receipt.warnings]
-        places = all(0 <= index < count for index in indexes)
-        if answered_for != count or len(receipt.rejected) > receipt.rejected_count or not places:
+        are_valid = all(0 <= index < count for index in indexes)
+        if answered_for != count or len(receipt.rejected) > receipt.rejected_count or not are_valid:
             words = f"answered for {answered_for:,} decisions of {count:,}"
             if answered_for == count:
                 words = "named decisions that were not sent"

@@ -170,8 +170,8 @@ class Breakdown:
         """Let the cells of a bucket enter or leave, key by key."""
         parts = self._selection.parts
         if cells is snapshot.total and parts:
-            (place, names), *others = parts
-            keys, parts = list(snapshot.keys_of(place, names)), tuple(others)
+            (field, names), *others = parts
+            keys, parts = list(snapshot.keys_of(field, names)), tuple(others)
         else:
             keys = list(cells)
         self._waiting = dict.fromkeys(keys)
@@ -238,7 +238,7 @@ def span_of(length: int, now: int) -> Span:
 
 
 def _matches(key: Key, parts: tuple[FilterPart, ...]) -> bool:
-    return all(key[place] in names for place, names in parts)
+    return all(key[field] in names for field, names in parts)
 
 
 def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:

@@ -38,8 +38,8 @@ _FREE: Final = frozenset((OTHER, ""))  # they take no room: `other` itself, and 
 
 def fold_names(decisions: Iterable[DecisionRecord], folded: FoldedNames) -> list[DecisionRecord]:
     """Return decisions with names that an operator folded replaced by `other`."""
-    by_place = [folded.get(part, ()) for part in NAMED]
-    return [_folded(decision, by_place) for decision in decisions]
+    by_part = [folded.get(part, ()) for part in NAMED]
+    return [_folded(decision, by_part) for decision in decisions]
 
 
 def _folded(decision: DecisionRecord, folded: Iterable[Collection[str]]) -> DecisionRecord:

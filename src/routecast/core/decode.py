@@ -330,7 +330,7 @@ class _Lines:
         lines = piece.split(b"\n")
         for first in range(0, len(lines), GROUP):
             numbered = enumerate(lines[first : first + GROUP], number + first)
-            yield [self._line(line, place) for place, line in numbered if line.strip()]
+            yield [self._line(line, number) for number, line in numbered if line.strip()]
             if self._invalid >= INVALID_LINES and not (self._known or self._promising):
                 self._promising = _OBJECT_LINE.search(self._body, at) is not None
                 if not self._promising:

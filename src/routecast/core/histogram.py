@@ -200,8 +200,8 @@ class PackedHistogramSum:
 def _recast(counts: bytes, width: int, to: int) -> bytes:
     """Return counts of a width in bytes as such of another, which has room for them."""
     cast = bytearray(len(counts) // width * to)
-    for place in range(min(width, to)):
-        cast[place::to] = counts[place::width]
+    for first in range(min(width, to)):
+        cast[first::to] = counts[first::width]
     return bytes(cast)
 
 

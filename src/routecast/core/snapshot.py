@@ -255,25 +255,25 @@ class Snapshot:
     def _remember(self, delta: Delta) -> None:
         self._recent.append(delta)
         self._recent_cells += len(delta.cells)
-        # To add up all cells costs no more than to take as many that changed.
+        # Adding up all cells costs no more than applying as many changed ones.
         room = max(len(self.total) // 2, MIN_RECENT)
         while self._recent_cells > room and len(self._recent) > 1:
             self._recent_cells -= len(self._recent.popleft().cells)
 
     def delta_after(self, seq: int) -> Delta:
-        """Return what the commit after a seq added. Raises MissingDeltas when it is forgotten."""
-        place = len(self._recent) - (self.position.seq - seq)
-        if not 0 <= place < len(self._recent):
+        """Return the delta of the commit after a seq. Raises MissingDeltas if it was dropped."""
+        index = len(self._recent) - (self.position.seq - seq)
+        if not 0 <= index < len(self._recent):
             raise MissingDeltas(f"the commit after seq {seq} is not remembered")
-        return self._recent[place]
+        return self._recent[index]
 
     def forget_commits(self) -> None:
-        """Remember no commits: what was applied was not all that they added."""
+        """Drop the last commits: not all that they added was applied."""
         self._recent.clear()
         self._recent_cells = 0
 
     def continues(self, before: "Snapshot") -> None:
-        """Take over what an older snapshot of this position remembers of the last commits."""
+        """Take over the last commits from an older snapshot of the same position."""
         if before.position == self.position:
             self._recent, self._recent_cells = before._recent.copy(), before._recent_cells
 
@@ -294,14 +294,14 @@ class Snapshot:
         if not self.still and not -MINUTE <= now - self.taken < COVERAGE:
             raise NotHeld(f"taken {(now - self.taken) / 1e6:.0f} s ago")
 
-    def keys_of(self, place: int, names: Iterable[str]) -> Iterator[Key]:
-        """Yield the total's keys that have one of these names at a place of the key."""
-        index = self._index.setdefault(place, {})
-        known = self._indexed.get(place, 0)
-        if known < len(self.total):  # no key ever goes
+    def keys_of(self, field: int, names: Iterable[str]) -> Iterator[Key]:
+        """Yield the total's keys that have one of these names in a field, given by its index."""
+        index = self._index.setdefault(field, {})
+        known = self._indexed.get(field, 0)
+        if known < len(self.total):  # keys are never removed
             for key in islice(self.total, known, None):
-                index.setdefault(key[place], []).append(key)
-            self._indexed[place] = len(self.total)
+                index.setdefault(key[field], []).append(key)
+            self._indexed[field] = len(self.total)
         return chain.from_iterable(index.get(name, ()) for name in names)
 
     def holds(self, minute: int) -> bool:

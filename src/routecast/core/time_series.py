@@ -114,10 +114,10 @@ def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
     found: dict[tuple[str, str], Point] = {}
     for key, sums in bucket.items():
         # The fields of a key are in the order of PARTS.
-        for place in zip(PARTS, (ALL, *key), strict=True):
-            point = found.get(place)
+        for part_and_name in zip(PARTS, (ALL, *key), strict=True):
+            point = found.get(part_and_name)
             if point is None:
-                point = found[place] = Point()
+                point = found[part_and_name] = Point()
             point.take(key, sums)
     return found
 

@@ -135,7 +135,7 @@ class Versions:
         self._number = 0
         self._newest: dict[View, Version] = {}
         self._held: OrderedDict[Version, None] = OrderedDict()
-        self._places: dict[tuple[View, Position], Version] = {}
+        self._by_position: dict[tuple[View, Position], Version] = {}
 
     def newest(self, view: View) -> Version | None:
         """Return the version made last, if it is held."""
@@ -158,7 +158,7 @@ class Versions:
 
     def at_position(self, view: View, position: Position) -> Version | None:
         """Return the version a client was sent at a position; None where that is not certain."""
-        version = self._places.get((view, position))
+        version = self._by_position.get((view, position))
         if version is not None:
             self._held.move_to_end(version)
             version.may_be_held = True  # a client received it, from this process or another one
@@ -188,11 +188,11 @@ class Versions:
         if newest.may_be_held:
             return self._add(newest.view, now, state, newest.body, newest.stamps)
         before = newest.state
-        if before is not None and self._places.get((newest.view, before.position)) is newest:
-            del self._places[newest.view, before.position]
+        if before is not None and self._by_position.get((newest.view, before.position)) is newest:
+            del self._by_position[newest.view, before.position]
         newest.state, newest.full = state, None
         if newest.view.timeless:
-            self._places[newest.view, state.position] = newest
+            self._by_position[newest.view, state.position] = newest
         return newest
 
     def _add(
@@ -215,7 +215,7 @@ class Versions:
         self._held[version] = None
         self._bytes += version.size
         if state is not None and view.timeless:
-            self._places[view, state.position] = version
+            self._by_position[view, state.position] = version
         while self._bytes > self._max_bytes:
             self._forget(next(iter(self._held)))
         return version
@@ -226,9 +226,9 @@ class Versions:
         if self._newest.get(version.view) is version:
             del self._newest[version.view]
         if version.state is not None:
-            place = version.view, version.state.position
-            if self._places.get(place) is version:
-                del self._places[place]
+            view_position = version.view, version.state.position
+            if self._by_position.get(view_position) is version:
+                del self._by_position[view_position]
         version.body = version.full = None
         version.messages.clear()
 

@@ -39,15 +39,15 @@ MAX_FILTER_NAME: Final = 128
 MAX_QUERY: Final = 7_000
 
 Filter = frozenset[str] | None
-# A place of a key, and the names that are let through there.
+# The index of a field of a key, and the names that pass the filter.
 FilterPart = tuple[int, frozenset[str]]
-_FILTER_PLACES: Final = {name: Key._fields.index(name) for name in FILTERS}
+_FILTER_INDEXES: Final = {name: Key._fields.index(name) for name in FILTERS}
 
 
 class Selection(NamedTuple):
-    """Which decisions a view is about; views that differ in their fields alone share it.
+    """The decisions of a view; views that differ only in their fields share it.
 
-    `length` is that of the window in whole minutes besides the running one; None is all of history.
+    `length` is the window in whole minutes before the running one; None is all of history.
     """
 
     length: int | None
@@ -57,7 +57,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which fields of which decisions over which window. A filter of None lets all through."""
+    """The fields, filters and window of a client. A filter of None lets all decisions through."""
 
     fields: tuple[str, ...] = DEFAULT_FIELDS
     strategy: Filter = None
@@ -77,9 +77,9 @@ class View:
 
     @property
     def parts(self) -> tuple[FilterPart, ...]:
-        """What the filters that are set look at."""
+        """The filters that are set."""
         filters = ((name, getattr(self, name)) for name in FILTERS)
-        return tuple((_FILTER_PLACES[name], names) for name, names in filters if names is not None)
+        return tuple((_FILTER_INDEXES[name], names) for name, names in filters if names is not None)
 
     @property
     def selections(self) -> tuple[Selection, ...]:

@@ -78,31 +78,31 @@ def _values(terms: Iterable[Term]) -> str:
 # -- what rows add ------------------------------------------------------------------------------
 
 
-def add_sums(terms: Sequence[Term], past: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
+def add_sums(terms: Sequence[Term], found: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
     """Add rows of the terms of columns."""
     for series, start, *values in rows:
-        point = past.point(series, start)
+        point = found.point(series, start)
         for (column, _sql, shift), value in zip(terms, values, strict=True):
             setattr(point, column, getattr(point, column) + (int(value) << shift))
 
 
-def add_bins(past: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
+def add_bins(found: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
     """Add rows of a rollup's histogram."""
     for series, start, packed in rows:
-        histogram.add_bins(past.point(series, start).latency_bins, unpack(packed))
+        histogram.add_bins(found.point(series, start).latency_bins, unpack(packed))
 
 
-def add_counts(past: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
+def add_counts(found: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
     """Add rows of a summary's histogram."""
     for series, start, packed in rows:
-        past.point(series, start).add_counts(packed)
+        found.point(series, start).add_counts(packed)
 
 
-def add_deltas(past: TimeSeries, plan: Plan, deltas: Iterable[Delta]) -> None:
+def add_deltas(found: TimeSeries, plan: Plan, deltas: Iterable[Delta]) -> None:
     """Add what is not in the rollups yet."""
     for delta in deltas:
         for minute, cells in delta.cells.minutes.items():
-            past.add(plan, 60 * minute, cells)
+            found.add(plan, 60 * minute, cells)
 
 
 class SummaryRows(NamedTuple):

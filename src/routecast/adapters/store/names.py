@@ -81,8 +81,8 @@ class Uses:
 
     def count(self, key: Key, decisions: int) -> None:
         """Count decisions of a key."""
-        for place in _places(key):
-            self._counts[place] = self._counts.get(place, 0) + decisions
+        for named in _named_parts(key):
+            self._counts[named] = self._counts.get(named, 0) + decisions
 
     def see(self, part: str, name: str, first: int, last: int) -> None:
         """Take note of the first and the last hour that has a name, in seconds."""
@@ -96,20 +96,20 @@ class Uses:
                 hour = minute * 60 // HOUR_SECONDS * HOUR_SECONDS
                 for key, sums in cells.items():
                     self.count(key, sums.count)
-                    for part, name in _places(key):
+                    for part, name in _named_parts(key):
                         self.see(part, name, hour, hour)
 
     def sorted(self, folded: FoldedNames) -> list[NameUse]:
         """Return all names: by part, then the most used first."""
         remembered = {(part, name) for part, names in folded.items() for name in names}
-        uses = [self._use(*place, remembered) for place in self._counts.keys() | remembered]
+        uses = [self._use(*named, remembered) for named in self._counts.keys() | remembered]
         return sorted(uses, key=lambda use: (NAMED.index(use.part), -use.count, use.name))
 
     def _use(self, part: str, name: str, folded: Collection[tuple[str, str]]) -> NameUse:
-        place = part, name
-        first, last = self._hours.get(place, (None, None))
-        return NameUse(part, name, self._counts.get(place, 0), first, last, place in folded)
+        named = part, name
+        first, last = self._hours.get(named, (None, None))
+        return NameUse(part, name, self._counts.get(named, 0), first, last, named in folded)
 
 
-def _places(key: Key) -> Iterator[tuple[str, str]]:
+def _named_parts(key: Key) -> Iterator[tuple[str, str]]:
     return ((part, name) for part, name in zip(NAMED, key, strict=False) if name)

@@ -89,8 +89,8 @@ class Comparison:
             errors = values[0] if key.status == "error" else 0
             sums = [errors, *values[:SUMMARISED]]
             bins = unpacked((packed,))[0]
-            for place in (("all", "all"), *zip(Key._fields, key, strict=True)):
-                held = expected.setdefault(place, [*[0] * len(sums), {}])
+            for named in (("all", "all"), *zip(Key._fields, key, strict=True)):
+                held = expected.setdefault(named, [*[0] * len(sums), {}])
                 held[:-1] = [a + b for a, b in zip(held[:-1], sums, strict=True)]
                 for number, count in bins.items():
                     held[-1][number] = held[-1].get(number, 0) + count

@@ -61,10 +61,10 @@ NATURAL_RATE: Final = 1 / 0.18083 + 1 / 0.38965
 
 def draw(quantiles: Quantiles, rng: random.Random) -> float:
     """Draw a value; between two known quantiles values are spread evenly in their logarithm."""
-    place = rng.random()
-    index = bisect.bisect_right(ARRIVAL_SHARES, place) - 1
+    share = rng.random()
+    index = bisect.bisect_right(ARRIVAL_SHARES, share) - 1
     low, high = quantiles[index], quantiles[index + 1]
-    within = (place - ARRIVAL_SHARES[index]) / (ARRIVAL_SHARES[index + 1] - ARRIVAL_SHARES[index])
+    within = (share - ARRIVAL_SHARES[index]) / (ARRIVAL_SHARES[index + 1] - ARRIVAL_SHARES[index])
     return float(low * (high / low) ** within)
 
 

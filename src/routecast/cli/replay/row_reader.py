@@ -185,9 +185,9 @@ def _header(names: Sequence[str]) -> list[str]:
     names = [name.strip() for name in names]
     while names and not names[-1]:
         names.pop()
-    for place, name in enumerate(names, start=1):
-        name = name or f"column {place}"
-        header.append(f"{name} ({place})" if name in header else name)
+    for number, name in enumerate(names, start=1):
+        name = name or f"column {number}"
+        header.append(f"{name} ({number})" if name in header else name)
     return header
 
 

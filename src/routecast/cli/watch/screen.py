@@ -158,8 +158,8 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
     grid = Table.grid(padding=(0, 1 if width < TINY else 2, 0, 0), expand=True)
     for _ in tiles:
         grid.add_column(ratio=1 if wide else None, **ONE_LINE)  # else as each needs
-    for place, look in enumerate(("dim", f"bold {style}", "dim")):
-        grid.add_row(*(Text(tile[place], style=look) for tile in tiles))
+    for row, look in enumerate(("dim", f"bold {style}", "dim")):
+        grid.add_row(*(Text(tile[row], style=look) for tile in tiles))
     return grid
 
 

@@ -155,19 +155,19 @@ def _table(width: int, bar: int, headings: Sequence[str], rows: Iterable[Sequenc
         box=None, expand=True, pad_edge=False, padding=(0, _PADDING, 0, 0), header_style="dim"
     )
     table.add_column(Text(headings[0], style="bold not dim"), ratio=1, **ONE_LINE)
-    places = [place for place in range(1, len(headings)) if bar or place != _BAR_COLUMN]
+    columns = [column for column in range(1, len(headings)) if bar or column != _BAR_COLUMN]
     needed = [max(map(cell_len, column)) for column in zip(headings, *rows, strict=True)]
     needed[_BAR_COLUMN] = bar
     name = max(cell_len(headings[0]), min(needed[0], _LEAST_NAME))
-    while places[1:] and name + sum(_PADDING + needed[place] for place in places) > width:
-        places.pop()
-    for place in places:
-        if place == _BAR_COLUMN:
-            table.add_column(headings[place], width=bar, style="cyan", **ONE_LINE)
+    while columns[1:] and name + sum(_PADDING + needed[column] for column in columns) > width:
+        columns.pop()
+    for column in columns:
+        if column == _BAR_COLUMN:
+            table.add_column(headings[column], width=bar, style="cyan", **ONE_LINE)
         else:
-            table.add_column(headings[place], justify="right", **ONE_LINE)
+            table.add_column(headings[column], justify="right", **ONE_LINE)
     for row in rows:
-        table.add_row(*(Text(row[place]) for place in (0, *places)))
+        table.add_row(*(Text(row[column]) for column in (0, *columns)))
     return table
 
 

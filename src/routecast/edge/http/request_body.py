@@ -41,7 +41,7 @@ STEP_BYTES: Final = 2**20
 
 
 class ClientGone(Exception):
-    """The client hung up before its body was whole; there is nobody to answer."""
+    """The client closed the connection before its body was complete."""
 
 
 class _Decompressor(Protocol):
@@ -54,11 +54,11 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-class Places:
-    """Room for a few at a time: others wait, and are refused when too many do."""
+class ConcurrencyLimit:
+    """Lets `at_once` bodies of a context run; at most `most_waiting` others wait, more are refused."""
 
-    def __init__(self, places: int, most_waiting: int) -> None:
-        self._places = asyncio.Semaphore(places)
+    def __init__(self, at_once: int, most_waiting: int) -> None:
+        self._semaphore = asyncio.Semaphore(at_once)
         self._waiting = 0
         self._most_waiting = most_waiting
 
@@ -67,12 +67,12 @@ class Places:
             raise Unavailable("too many large batches are waiting")
         self._waiting += 1
         try:
-            await self._places.acquire()
+            await self._semaphore.acquire()
         finally:
             self._waiting -= 1
 
     async def __aexit__(self, *_: object) -> None:
-        self._places.release()
+        self._semaphore.release()
 
 
 class Body(NamedTuple):
@@ -88,17 +88,17 @@ class Body(NamedTuple):
 
 
 class BodyReader:
-    """Reads bodies for all requests of one application; the policy over MAX_HELD is to refuse.
+    """Reads the bodies of all requests of one application; over MAX_HELD it refuses them.
 
-    `large_batches` has the places of large batches, from their decoding to their commit.
+    `large_batches` limits the large batches from their decoding to their commit.
     """
 
     def __init__(self) -> None:
-        # Bytes of bodies that are here and not made into decisions yet.
+        # Bytes of received bodies whose decisions are not decoded yet.
         self.held = 0
         self.small_held = 0
-        self.large_batches = Places(LARGE_BATCHES_AT_ONCE, MAX_WAITING_BATCHES)
-        self._unpacked = Places(UNPACKED_AT_ONCE, MAX_WAITING_BODIES)
+        self.large_batches = ConcurrencyLimit(LARGE_BATCHES_AT_ONCE, MAX_WAITING_BATCHES)
+        self._unpacked = ConcurrencyLimit(UNPACKED_AT_ONCE, MAX_WAITING_BODIES)
 
     @asynccontextmanager
     async def received(self, scope: Scope, receive: Receive) -> AsyncIterator[Body]:

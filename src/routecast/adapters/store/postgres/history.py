@@ -32,22 +32,22 @@ async def read(session: DatabaseSession, plan: Plan) -> TimeSeries:
     state = (await query(session, "state"))[0]
     if plan.period == "minute" and plan.buckets.first < state["minutes_from"]:
         raise NotHeld("minutes before that are not kept any more")
-    past = TimeSeries(Position(*(await query(session, "position"))[0]))
+    series = TimeSeries(Position(*(await query(session, "position"))[0]))
     for add, sql, values in _queries(plan):
         async for rows in chunks(session, sql, *values):
-            await beside(add, past, plan, rows)
-    deltas = deltas_of(await query(session, "deltas", state["folded"]), past.position.epoch)
-    await beside(add_deltas, past, plan, deltas)
-    return past
+            await beside(add, series, plan, rows)
+    deltas = deltas_of(await query(session, "deltas", state["folded"]), series.position.epoch)
+    await beside(add_deltas, series, plan, deltas)
+    return series
 
 
 def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
     first, step, _ = plan.buckets
-    place = (first, plan.buckets.end, step, ORIGIN)
+    buckets = (first, plan.buckets.end, step, ORIGIN)
     chosen = filters(plan)
     tests = [
         POSTGRES_SQL["past_filter"].format(part=part, number=number)
-        for number, part in enumerate(chosen, len(place) + 2)
+        for number, part in enumerate(chosen, len(buckets) + 2)
     ]
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
     errors = "CASE series.status WHEN 'error' THEN count ELSE 0 END"
@@ -62,9 +62,9 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
             grouping=one.grouping,
         )
         if one.part is None:
-            yield one.add, sql, (plan.period, *place, *chosen.values())
+            yield one.add, sql, (plan.period, *buckets, *chosen.values())
         else:
-            yield one.add, sql, (one.part, *place, chosen.get(one.part))
+            yield one.add, sql, (one.part, *buckets, chosen.get(one.part))
 
 
 def _sum_of(_: str, column: str) -> Sequence[Term]:

@@ -72,7 +72,7 @@ class PostgresStore:
     def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
         self._connector = Connector(url)
         # To speak of it, without a name or password.
-        self._place = masked(url).partition("://")[2]
+        self._shown_url = masked(url).partition("://")[2]
         self._create = create
         self._connections = connections
         # Long reads, folding and retention wait here, so that they never take all sessions.
@@ -92,7 +92,7 @@ class PostgresStore:
             with unavailable(), refusing():
                 await self._open()
         except BadDatabase as error:
-            raise BadDatabase(f"PostgreSQL database {self._place}: {error}") from error.__cause__
+            raise BadDatabase(f"PostgreSQL database {self._shown_url}: {error}") from error.__cause__
         except Unavailable as error:
             self._cause = f": {error}"
             raise

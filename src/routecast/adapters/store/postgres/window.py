@@ -39,11 +39,11 @@ async def _read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snaps
     state = (await query(session, "state"))[0]
     if sums.oldest_minute is not None and sums.oldest_minute < state["minutes_from"]:
         raise NotHeld("minutes of the window are not kept any more")
-    for place in sums.ranges:
-        async for rows in chunks(session, POSTGRES_SQL["window_sums"], *place):
+    for period in sums.ranges:
+        async for rows in chunks(session, POSTGRES_SQL["window_sums"], *period):
             await beside(sums.add_sums, rows)
         if asked.histograms:
-            async for rows in chunks(session, POSTGRES_SQL["window_bins"], *place):
+            async for rows in chunks(session, POSTGRES_SQL["window_bins"], *period):
                 await beside(sums.add_bins, rows)
     if sums.last_minutes is not None:
         async for rows in chunks(session, POSTGRES_SQL["window_counts"], *sums.last_minutes):

@@ -28,7 +28,7 @@ HALF: Final = 32
 
 
 def sum_of(table: str, column: str) -> Sequence[Term]:
-    """Return the terms of a column's sum (`past.SumOf`)."""
+    """Return the terms of a column's sum (`SumOf`)."""
     if column not in SUMS:
         return (Term(column, f"sum({column})"),)
     halves = (
@@ -64,21 +64,21 @@ def _read(db: apsw.Connection, plan: Plan) -> TimeSeries:
         epoch, seq, minutes_from, folded, parts = query(db, "history")[0]
         if plan.period == "minute" and plan.buckets.first < minutes_from:
             raise NotHeld("minutes before that are not kept any more")
-        past = TimeSeries(Position(epoch, seq))
+        series = TimeSeries(Position(epoch, seq))
         for add, rows in _rows(db, plan):
-            add(past, plan, rows)
-        add_deltas(past, plan, parts_after(db, Position(epoch, folded), parts))
-    return past
+            add(series, plan, rows)
+        add_deltas(series, plan, parts_after(db, Position(epoch, folded), parts))
+    return series
 
 
 def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]]:
     """Yield rows as they are asked for, and how to add them."""
     first, step, _ = plan.buckets
-    place = (first, plan.buckets.end, step, ORIGIN)
+    buckets = (first, plan.buckets.end, step, ORIGIN)
     chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}
     tests = [
         SQLITE_SQL["past_filter"].format(part=part, number=number)
-        for number, part in enumerate(chosen, len(place) + 2)
+        for number, part in enumerate(chosen, len(buckets) + 2)
     ]
     for one in selections(plan, "iif(series.status = 'error', count, 0)", sum_of):
         series = f"series.{plan.group_by}" if one.part is None else "name"
@@ -90,6 +90,6 @@ def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]
             grouping=one.grouping,
         )
         if one.part is None:
-            yield one.add, db.execute(sql, (plan.period, *place, *chosen.values()))
+            yield one.add, db.execute(sql, (plan.period, *buckets, *chosen.values()))
         else:
-            yield one.add, db.execute(sql, (one.part, *place, chosen.get(one.part)))
+            yield one.add, db.execute(sql, (one.part, *buckets, chosen.get(one.part)))

@@ -79,7 +79,7 @@ class SqliteStore:
         self._windows = ThreadPoolExecutor(1, "sqlite-window")
         self._window_reader = WindowReader()
         self._readers = Readers(self.path)
-        self._integrity = Integrity(self._readers.own, lambda: self._writer.place.accept())
+        self._integrity = Integrity(self._readers.own, lambda: self._writer.files.accept())
         self._cutting: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._lost: Lost | None = None  # why it has to be opened again
@@ -328,7 +328,7 @@ class SqliteStore:
         return await self._run(self._reading, self._read_here, work, args)
 
     def _read_here(self, work: Callable[..., T], args: Sequence[Any]) -> T:
-        self._writer.place.check()
+        self._writer.files.check()
         with self._readers.connection() as connection:
             return work(connection, *args)
 

@@ -11,20 +11,20 @@ from routecast.core.room import SUMS
 
 HIGH: Final = 63
 _LOW: Final = (1 << HIGH) - 1
-_SUM_PLACES: Final = tuple(POINT_COLUMNS.index(name) for name in SUMS)
+_SUM_INDEXES: Final = tuple(POINT_COLUMNS.index(name) for name in SUMS)
 
 
 def split(sums: Sequence[int]) -> tuple[int, ...]:
     """Return sums, in the order of `history.POINT_COLUMNS`, as columns."""
-    high = (sums[place] >> HIGH for place in _SUM_PLACES)
+    high = (sums[index] >> HIGH for index in _SUM_INDEXES)
     return (*(value & _LOW for value in sums), *high)
 
 
 def join(columns: Sequence[Any]) -> list[Any]:
     """Return the sums that `split` gave."""
     sums = list(columns[: len(POINT_COLUMNS)])
-    for place, high in zip(_SUM_PLACES, columns[len(POINT_COLUMNS) :], strict=True):
-        sums[place] += high << HIGH
+    for index, high in zip(_SUM_INDEXES, columns[len(POINT_COLUMNS) :], strict=True):
+        sums[index] += high << HIGH
     return sums
 
 

@@ -42,14 +42,14 @@ class WriteAheadLog:
     """Looks after the log of one connection, on its thread and between its transactions."""
 
     def __init__(
-        self, db: apsw.Connection, path: Path, place: FileIdentity, wait: Callable[[int], bool]
+        self, db: apsw.Connection, path: Path, files: FileIdentity, wait: Callable[[int], bool]
     ) -> None:
         """`wait` is the connection's handler for locks of others."""
         self._db = db
         self._wait = wait
         self._path = path
         self._wal = wal_of(path)
-        self._place = place
+        self._files = files
         self._in_use = db.pragma("journal_mode") == "wal"
         self._page = int(db.pragma("page_size"))
         self._pages = 0  # in the log, after our last commit
@@ -92,7 +92,7 @@ class WriteAheadLog:
     def release(self) -> None:
         """Take note in the file that it is closed in good order. Never fails."""
         with suppress(apsw.Error, Unavailable):
-            self._place.check()
+            self._files.check()
             with transaction(self._db):
                 self.begin()
                 query(self._db, "set_claimed", self._db.pragma("schema_version"), 0)

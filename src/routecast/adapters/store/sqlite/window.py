@@ -39,10 +39,10 @@ class WindowReader:
             epoch, _, minutes_from, folded, parts = query(db, "history")[0]
             if sums.oldest_minute is not None and sums.oldest_minute < minutes_from:
                 raise NotHeld("minutes of the window are not kept any more")
-            for place in sums.ranges:
-                sums.add_sums(select(db, "window_sums", *place))
+            for period in sums.ranges:
+                sums.add_sums(select(db, "window_sums", *period))
                 if asked.histograms:
-                    sums.add_bins(select(db, "window_bins", *place))
+                    sums.add_bins(select(db, "window_bins", *period))
             if sums.last_minutes is not None:
                 sums.add_counts(select(db, "window_counts", *sums.last_minutes))
             position = Position(epoch, folded)

@@ -125,8 +125,8 @@ class Writer:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -32768")
             schema.migrate(db)
-            self.place = FileIdentity(self._path)
-            self.wal = WriteAheadLog(db, self._path, self.place, self._wait_for_lock)
+            self.files = FileIdentity(self._path)
+            self.wal = WriteAheadLog(db, self._path, self.files, self._wait_for_lock)
             if self._create:
                 self.wal.claim(had_log=had_log)
                 self._claimed = True
@@ -161,7 +161,7 @@ class Writer:
         """
         if self._db is not None:
             saved = None
-            if self.place.is_there and self.wal.is_whole:
+            if self.files.is_there and self.wal.is_whole:
                 self.wal.add_all()
             else:
                 saved = rescue.save(self._db, self._path, self._seq)
@@ -207,7 +207,7 @@ class Writer:
             raise Unavailable("the database is being closed", retry_after=5)
         if db is None:
             raise Lost("the database is being opened again")
-        self.place.check()
+        self.files.check()
         self.wal.check()
         self._series.begin()
         try:
