@@ -46,7 +46,7 @@ def test_the_id_is_spliced_in(encoding: Encoding, kind: str, identity: str) -> N
     whole = messages()[kind]
     expected = encoding.encode(msgspec.structs.replace(whole, id=identity))
     message = Message(encoding, whole)
-    named = message.under(identity)
+    named = message.for_id(identity)
     assert named.body == expected
     ((opcode, data),) = read(client(inflates=False), plain(named))
     assert (opcode.name == "BINARY", data) == (encoding.binary, expected)
@@ -66,7 +66,7 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
             if leave_out and not number % leave_out:
                 continue
             message = shared[kind]
-            named = message.under(identity)
+            named = message.for_id(identity)
             data = deflated(named, before)
             ((_, body),) = read(protocol, data)
             assert body == named.body
@@ -77,23 +77,23 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
 def test_what_was_said_before_is_not_said_again() -> None:
     """A message like the one before it shrinks to next to nothing."""
     one, two = (Message(JSON, messages()["delta"]) for _ in range(2))
-    before = one.under("main")
+    before = one.for_id("main")
     first = deflated(before)
-    second = deflated(two.under("main"), before)
+    second = deflated(two.for_id("main"), before)
     assert len(second) < len(first) / 5
 
 
 def test_clients_of_one_id_share_their_bytes() -> None:
     """The second is given the very bytes of the first; of strange ids few are kept."""
     message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
-    named, before = message.under("main"), other.under("main")
+    named, before = message.for_id("main"), other.under("main")
     assert plain(named) is plain(named)
     for last in (None, before):
         first = deflated(named, last)
         assert deflated(named, last) is first
     for number in range(10 * MAX_IDS):
-        message.under(f"{number}")
-        deflated(named, other.under(f"{number}"))
+        message.for_id(f"{number}")
+        deflated(named, other.for_id(f"{number}"))
     assert len(message.named) <= MAX_IDS + 1
     assert len(named.forms) <= MAX_VARIANTS + 2
 
@@ -104,7 +104,7 @@ def test_only_what_gains_is_deflated() -> None:
         small = Message(encoding, ErrorOut(id="", code="x", message="y", retryable=True))
         large = Message(encoding, messages()["snapshot"])
         for message, gains in ((small, False), (large, True)):
-            named = message.under("main")
+            named = message.for_id("main")
             packed = deflated(named)
             assert (packed is plain(named)) is not gains
             assert (len(packed) < len(plain(named)) / 2) is gains
@@ -115,9 +115,9 @@ def test_integers_beyond_64_bits() -> None:
     large = {"tokens": {"input": 2**80 + 1, "output": 2**64 - 1}, "series": [[2**70, 3, None]]}
     shared: Any = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
     snapshot = SnapshotOut(id="", data=large, **shared)
-    text = Message(JSON, snapshot).under("a").body
+    text = Message(JSON, snapshot).for_id("a").body
     assert msgspec.json.decode(text)["data"] == large
-    read = msgspec.msgpack.decode(Message(MSGPACK, snapshot).under("a").body)
+    read = msgspec.msgpack.decode(Message(MSGPACK, snapshot).for_id("a").body)
     assert read["data"] == {
         "tokens": {"input": float(2**80), "output": 2**64 - 1},
         "series": [[float(2**70), 3, None]],

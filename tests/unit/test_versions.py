@@ -49,7 +49,7 @@ def told(version: Version) -> Version:
 
 def said(message: Message | None) -> Any:
     assert message is not None
-    return json.loads(message.under("main").body)
+    return json.loads(message.for_id("main").body)
 
 
 def test_a_delta_leads_from_the_base_to_the_version() -> None:

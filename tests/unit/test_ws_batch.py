@@ -112,7 +112,7 @@ def message(number: int, identity: str = "main") -> AddressedMessage:
     out = SnapshotOut(
         id="", position=position, source=Source.LIVE, age_ms=0, data=data, timestamp=""
     )
-    return Message(JSON, out).under(identity)
+    return Message(JSON, out).for_id(identity)
 
 
 def batch_of(connections: list[Connection]) -> WebSocketBatch:

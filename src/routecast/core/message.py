@@ -1,4 +1,4 @@
-"""Messages of routecast.v1 as bytes: made once, and shared around each client's own `id`."""
+"""Messages of routecast.v1 as bytes: encoded once; only the `id` differs between clients."""
 
 import itertools
 from collections.abc import Callable
@@ -31,19 +31,19 @@ class Instant(int):
     """Microseconds since 1970, written as RFC 3339 with an offset (or msgpack's timestamp)."""
 
 
-class Whole(int):
+class WholeNumber(int):
     """A whole number, which may be written as `60.0`."""
 
 
-class HistoryAsked(GetHistory, frozen=True, tag="history"):
-    """A `GetHistory` whose times and numbers are read as those of all entry points."""
+class HistoryMessage(GetHistory, frozen=True, tag="history"):
+    """A `GetHistory` with the same rules for times and numbers as at all other entry points."""
 
     from_: Instant | None = msgspec.field(name="from", default=None)  # type: ignore[assignment]  # -- read by `_read`
     to: Instant | None = None  # type: ignore[assignment]  # -- as above
-    points: Whole | None = None
+    points: WholeNumber | None = None
 
 
-Asked = Subscribe | Unsubscribe | HistoryAsked | Ack | Refresh | Ping
+DecodedMessage = Subscribe | Unsubscribe | HistoryMessage | Ack | Refresh | Ping
 
 
 def _read(kind: type, value: object) -> object:
@@ -51,53 +51,53 @@ def _read(kind: type, value: object) -> object:
         return Instant(read_time(value))
     if kind is Instant and isinstance(value, datetime) and value.tzinfo is not None:
         return Instant((value - EPOCH) // MICROSECOND)
-    if kind is Whole and isinstance(value, int | float) and not isinstance(value, bool):
-        return Whole(whole_number(value))
+    if kind is WholeNumber and isinstance(value, int | float) and not isinstance(value, bool):
+        return WholeNumber(whole_number(value))
     raise ValueError("is of another type")
 
 
 class Envelope(msgspec.Struct):
-    """What tells a message of any protocol of this kind: its type, and maybe its id."""
+    """The type of a message, and its id if it has one, also if the rest is invalid."""
 
     type: str
-    id: msgspec.Raw = msgspec.Raw()  # not read: it may be a number too large for that
+    id: msgspec.Raw = msgspec.Raw()  # not decoded: it may be too large a number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
-    """How messages are written. `binary` tells the kind of WebSocket message that carries them.
+    """An encoding of messages. `binary` is the kind of WebSocket message that carries them.
 
-    `decode` and `look_into` take str or, if binary, bytes; `read_id` what `look_into` found. They
-    raise ValueError (of which msgspec.ValidationError names the field) or RecursionError.
+    `decode` and `decode_envelope` take str or, if binary, bytes; `read_id` takes the id of an
+    envelope. They raise ValueError (msgspec.ValidationError names the field) or RecursionError.
     """
 
     name: str
     binary: bool
     encode: Callable[[Any], bytes]
-    decode: Callable[[Any], Asked]
-    look_into: Callable[[Any], Envelope]
+    decode: Callable[[Any], DecodedMessage]
+    decode_envelope: Callable[[Any], Envelope]
     read_id: Callable[[msgspec.Raw], str]
-    # What stands before the value of a message's `id`, and the value that holds its place.
-    mark: bytes
-    blank: bytes
+    # The bytes before the value of a message's `id`, and those of an empty id.
+    id_key: bytes
+    empty_id: bytes
 
 
 JSON: Final = Encoding(
     V1_JSON,
     binary=False,
     encode=msgspec.json.Encoder().encode,
-    decode=msgspec.json.Decoder(Asked, dec_hook=_read).decode,
-    look_into=msgspec.json.Decoder(Envelope).decode,
+    decode=msgspec.json.Decoder(DecodedMessage, dec_hook=_read).decode,
+    decode_envelope=msgspec.json.Decoder(Envelope).decode,
     read_id=msgspec.json.Decoder(Id).decode,
-    mark=b'"id":',
-    blank=b'""',
+    id_key=b'"id":',
+    empty_id=b'""',
 )
 _pack: Final = msgspec.msgpack.Encoder().encode
 _PACKED_INTEGERS: Final = range(-(2**63), 2**64)
 
 
 def _pack_any(message: Any) -> bytes:
-    """Return MessagePack of a message; its integers end at 64 bits, so larger ones are floats."""
+    """Return MessagePack of a message; integers over 64 bits become floats."""
     try:
         return _pack(message)
     except OverflowError:
@@ -118,11 +118,11 @@ MSGPACK: Final = Encoding(
     V1_MSGPACK,
     binary=True,
     encode=_pack_any,
-    decode=msgspec.msgpack.Decoder(Asked, dec_hook=_read).decode,
-    look_into=msgspec.msgpack.Decoder(Envelope).decode,
+    decode=msgspec.msgpack.Decoder(DecodedMessage, dec_hook=_read).decode,
+    decode_envelope=msgspec.msgpack.Decoder(Envelope).decode,
     read_id=msgspec.msgpack.Decoder(Id).decode,
-    mark=b"\xa2id",
-    blank=b"\xa0",
+    id_key=b"\xa2id",
+    empty_id=b"\xa0",
 )
 # A message is kept for at most this number of ids; most clients use the same id.
 MAX_IDS: Final = 64
@@ -136,7 +136,7 @@ class AddressedMessage(Payload):
     __slots__ = ("identity", "message", "number")
 
     def __init__(self, message: "Message", identity: str) -> None:
-        super().__init__(message.opening(identity) + message.tail, binary=message.encoding.binary)
+        super().__init__(message.head_for(identity) + message.tail, binary=message.encoding.binary)
         self.message = message
         self.identity = identity
         # From 1: a form compressed after this message is kept by this number.
@@ -144,30 +144,31 @@ class AddressedMessage(Payload):
 
 
 class Message:
-    """One message for many clients: what stands before each one's id, and what comes after."""
+    """One message for many clients: the bytes before and after each client's id."""
 
-    __slots__ = ("compressed_tail", "encoding", "head", "named", "tail")
+    __slots__ = ("by_id", "compressed_tail", "encoding", "head", "tail")
 
     def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
-        """Take a message whose id is blank (empty)."""
+        """`message` must have an empty id."""
         self.encoding = encoding
-        # In every message, its type alone comes before its id.
-        before, _, self.tail = encoding.encode(message).partition(encoding.mark + encoding.blank)
-        self.head = before + encoding.mark
-        self.named: dict[str, AddressedMessage] = {}
+        # In every message only the type comes before the id.
+        empty = encoding.id_key + encoding.empty_id
+        before, _, self.tail = encoding.encode(message).partition(empty)
+        self.head = before + encoding.id_key
+        self.by_id: dict[str, AddressedMessage] = {}
         self.compressed_tail: bytes | None = None  # the tail, compressed
 
-    def under(self, identity: str) -> AddressedMessage:
-        """Return the message for clients that call it by this id."""
-        named = self.named.get(identity)
-        if named is None:
-            if len(self.named) >= MAX_IDS:
-                self.named.clear()
-            named = self.named[identity] = AddressedMessage(self, identity)
-        return named
+    def for_id(self, identity: str) -> AddressedMessage:
+        """Return the message for clients whose subscription has this id."""
+        message = self.by_id.get(identity)
+        if message is None:
+            if len(self.by_id) >= MAX_IDS:
+                self.by_id.clear()
+            message = self.by_id[identity] = AddressedMessage(self, identity)
+        return message
 
-    def opening(self, identity: str) -> bytes:
-        """Return the first part of the message, a client's id being its end."""
+    def head_for(self, identity: str) -> bytes:
+        """Return the first part of the message, up to and with the id."""
         return self.head + self.encoding.encode(identity)
 
     def __len__(self) -> int:

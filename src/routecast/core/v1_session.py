@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from routecast.core.history import GROUP_RULE, POINTS_RULE, HistoryQuery, history_query
-from routecast.core.message import Asked, Encoding, HistoryAsked
+from routecast.core.message import DecodedMessage, Encoding, HistoryMessage
 from routecast.core.validation_messages import worded
 from routecast.core.view import INTERVAL_RULE, ViewSubscription, make_view
 from routecast.errors import BadParameter, Unavailable
@@ -105,14 +105,14 @@ class V1Session:
         if isinstance(message, bytes) != self.encoding.binary:
             return CloseConnection(CloseCode.UNSUPPORTED_DATA)
         try:
-            asked = self.encoding.decode(message)
+            request = self.encoding.decode(message)
         except (ValueError, RecursionError) as error:
             return self._refuse(message, error)
         self._consecutive_invalid = 0
         try:
-            return self._do(asked, size)
+            return self._do(request, size)
         except BadParameter as error:
-            return _error(asked, ErrorCode.BAD_REQUEST, str(error))
+            return _error(request, ErrorCode.BAD_REQUEST, str(error))
 
     def _is_one_too_many(self, now: float) -> bool:
         if now - self._since >= MINUTE_SECONDS:
@@ -120,57 +120,57 @@ class V1Session:
         self._count += 1
         return self._count > MAX_MESSAGES_A_MINUTE
 
-    def _do(self, asked: Asked, size: int) -> V1Outcome:
-        match asked:
+    def _do(self, request: DecodedMessage, size: int) -> V1Outcome:
+        match request:
             case Subscribe():
-                return self._subscribe(asked, size)
+                return self._subscribe(request, size)
             case Unsubscribe(id=identity):
                 if identity not in self.ids:
-                    return _unknown(asked)
+                    return _unknown(request)
                 del self.ids[identity]
                 return StopSubscription(identity)
-            case HistoryAsked():
-                return self._query_history(asked, size)
+            case HistoryMessage():
+                return self._query_history(request, size)
             case Ack(id=identity):
-                return None if identity in self.ids else _unknown(asked)
+                return None if identity in self.ids else _unknown(request)
             case Ping(id=identity):
                 return Pong(identity)
             case Refresh():
-                return _error(asked, ErrorCode.NOT_SUPPORTED, "token: this server asks for none")
+                return _error(request, ErrorCode.NOT_SUPPORTED, "token: this server asks for none")
 
-    def _subscribe(self, asked: Subscribe, size: int) -> V1Outcome:
-        view = make_view(asked.fields, asked.filter, asked.window)
-        interval = self._interval if asked.interval is None else asked.interval
-        follow = StartSubscription(asked.id, ViewSubscription(view, interval), asked.position)
-        return self._take_id(asked, size) or follow
+    def _subscribe(self, request: Subscribe, size: int) -> V1Outcome:
+        view = make_view(request.fields, request.filter, request.window)
+        interval = self._interval if request.interval is None else request.interval
+        follow = StartSubscription(request.id, ViewSubscription(view, interval), request.position)
+        return self._take_id(request, size) or follow
 
-    def _query_history(self, asked: HistoryAsked, size: int) -> V1Outcome:
+    def _query_history(self, request: HistoryMessage, size: int) -> V1Outcome:
         query = history_query(
-            start=asked.from_,
-            end=asked.to,
-            points=asked.points,
-            group_by=asked.group_by,
-            fields=asked.fields,
-            filters=make_view(None, asked.filter, None),
-            follow=bool(asked.follow),
+            start=request.from_,
+            end=request.to,
+            points=request.points,
+            group_by=request.group_by,
+            fields=request.fields,
+            filters=make_view(None, request.filter, None),
+            follow=bool(request.follow),
         )
-        return self._take_id(asked, size) or QueryHistory(asked.id, query)
+        return self._take_id(request, size) or QueryHistory(request.id, query)
 
-    def _take_id(self, asked: Subscribe | HistoryAsked, size: int) -> ErrorOut | None:
+    def _take_id(self, request: Subscribe | HistoryMessage, size: int) -> ErrorOut | None:
         """Reserve the id of a request; return an error if it is in use, or there are too many."""
-        if asked.id in self.ids:
+        if request.id in self.ids:
             return _error(
-                asked, ErrorCode.ID_IN_USE, f"id: {asked.id!r} is in use; unsubscribe it first"
+                request, ErrorCode.ID_IN_USE, f"id: {request.id!r} is in use; unsubscribe it first"
             )
         if len(self.ids) >= MAX_SUBSCRIPTIONS:
             problem = f"id: at most {MAX_SUBSCRIPTIONS} subscriptions on a connection"
-            return _error(asked, ErrorCode.TOO_MANY, problem)
+            return _error(request, ErrorCode.TOO_MANY, problem)
         if sum(self.ids.values()) + size > MAX_MESSAGE_BYTES:
             problem = (
                 f"filter: a connection's subscriptions take at most {MAX_MESSAGE_BYTES:,} bytes"
             )
-            return _error(asked, ErrorCode.TOO_MANY, problem)
-        self.ids[asked.id] = size
+            return _error(request, ErrorCode.TOO_MANY, problem)
+        self.ids[request.id] = size
         return None
 
     def release(self, identity: str) -> None:
@@ -180,7 +180,7 @@ class V1Session:
     def _refuse(self, message: str | bytes, error: Exception) -> V1Outcome:
         """Name the invalid field; count a message that is not part of the protocol."""
         try:
-            seen = self.encoding.look_into(message)
+            seen = self.encoding.decode_envelope(message)
         except (ValueError, RecursionError):
             return self._count_invalid("type: a message is an object with a type")
         if seen.type not in _MESSAGE_TYPES:
@@ -200,8 +200,8 @@ class V1Session:
         return ErrorOut(code=ErrorCode.NOT_PROTOCOL, message=problem, retryable=False)
 
 
-def _error(asked: Asked, code: ErrorCode, message: str) -> ErrorOut:
-    identity = msgspec.UNSET if isinstance(asked, Refresh) else asked.id
+def _error(request: DecodedMessage, code: ErrorCode, message: str) -> ErrorOut:
+    identity = msgspec.UNSET if isinstance(request, Refresh) else request.id
     return ErrorOut(id=identity, code=code, message=message, retryable=False)
 
 
@@ -212,8 +212,8 @@ def refusal(identity: str, error: BadParameter | Unavailable) -> ErrorOut:
     return ErrorOut(id=identity, code=code, message=str(error), retryable=retryable)
 
 
-def _unknown(asked: Unsubscribe | Ack) -> ErrorOut:
-    return _error(asked, ErrorCode.UNKNOWN_ID, f"id: nothing is followed under {asked.id!r}")
+def _unknown(request: Unsubscribe | Ack) -> ErrorOut:
+    return _error(request, ErrorCode.UNKNOWN_ID, f"id: nothing is followed under {request.id!r}")
 
 
 def _explain(problem: str) -> str:

@@ -331,4 +331,4 @@ def _addressed(
 ) -> AddressedMessage | None:
     assert receiver.encoding is not None
     leading = message(version, base, receiver.encoding, clock_now, stretched)
-    return None if leading is None else leading.under(receiver.identity)
+    return None if leading is None else leading.for_id(receiver.identity)

@@ -223,7 +223,7 @@ class V1Peer:
             self._peers.channels.flush_now(member)
 
     def _send(self, message: Message, history: HistorySubscription) -> bool:
-        return self._peers.manager.send_personal(message.under(history.identity), self._connection)
+        return self._peers.manager.send_personal(message.for_id(history.identity), self._connection)
 
     async def flushed(self) -> None:
         if self._flushed is not None:

@@ -55,7 +55,7 @@ class _Decompressor(Protocol):
 
 
 class ConcurrencyLimit:
-    """Lets `at_once` bodies of a context run; at most `most_waiting` others wait, more are refused."""
+    """Runs `at_once` contexts; at most `most_waiting` others wait, and more are refused."""
 
     def __init__(self, at_once: int, most_waiting: int) -> None:
         self._semaphore = asyncio.Semaphore(at_once)

@@ -63,19 +63,19 @@ def deflated(payload: Payload, before: AddressedMessage | None = None) -> bytes:
 
 def _variants(payload: Payload) -> int:
     """Return how many times a message was made by now, for its ids or for messages before it."""
-    ids = len(payload.message.named) if isinstance(payload, AddressedMessage) else 0
+    ids = len(payload.message.by_id) if isinstance(payload, AddressedMessage) else 0
     return max(len(payload.forms), ids)
 
 
 def _deflate(payload: Payload, before: AddressedMessage | None) -> bytes:
     if before is not None:
-        body = _squeeze(payload.body, before.body)
+        body = _compress_blocks(payload.body, before.body)
     elif isinstance(payload, AddressedMessage):
         body = _independent(payload.message, payload.identity)
     elif len(payload.body) < DEFLATE_FROM:
         return plain(payload)
     else:
-        body = _squeeze(payload.body)
+        body = _compress_blocks(payload.body)
     if len(body) >= len(payload.body):
         return plain(payload)
     frame = replace(_frame(payload), data=body)
@@ -89,20 +89,20 @@ def _independent(message: Message, identity: str) -> bytes:
     and the first one, with the id in it, is stored as it is (RFC 1951, 3.2.4).
     """
     if message.compressed_tail is None:
-        message.compressed_tail = _squeeze(message.tail)
-    opening = message.opening(identity)
-    size = len(opening)
-    head = b"\0" + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
-    return head + opening + message.compressed_tail
+        message.compressed_tail = _compress_blocks(message.tail)
+    stored = message.head_for(identity)
+    size = len(stored)
+    block_header = b"\0" + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
+    return block_header + stored + message.compressed_tail
 
 
 def _frame(payload: Payload) -> Frame:
     return Frame(Opcode.BINARY if payload.binary else Opcode.TEXT, payload.body)
 
 
-def _squeeze(data: bytes, before: bytes = b"") -> bytes:
+def _compress_blocks(data: bytes, before: bytes = b"") -> bytes:
     """Return data as deflated blocks after others, their end left off (RFC 7692, 7.2.1)."""
-    squeeze = zlib.compressobj(
+    compressor = zlib.compressobj(
         zlib.Z_BEST_COMPRESSION, zlib.DEFLATED, -WINDOW_BITS, zlib.DEF_MEM_LEVEL, zdict=before
     )
-    return (squeeze.compress(data) + squeeze.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    return (compressor.compress(data) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
