@@ -16,7 +16,7 @@ from tests.support.raw import (
     PING,
     PONG,
     TEXT,
-    Line,
+    RawConnection,
     deflate,
     frame,
     open_stream,
@@ -163,7 +163,7 @@ def test_codes_nobody_knows_are_counted_together(server: Server) -> None:
 # -- floods -------------------------------------------------------------------------------------
 
 
-def flood(stream: Line, data: bytes, seconds: float) -> int:
+def flood(stream: RawConnection, data: bytes, seconds: float) -> int:
     """Send data again and again, reading nothing, until the line ends; return how much went."""
     deadline, sent = time.monotonic() + seconds, 0
     stream.socket.settimeout(seconds)
@@ -310,35 +310,35 @@ def test_a_bad_upgrade_is_refused(
     shared: Server, replaced: dict[str, str | None], status: int
 ) -> None:
     """An upgrade that breaks a rule has an answer that says so, and the line ends."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request(**replaced))
-        assert line.answer().status == status
-        assert line.rest() == b""
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request(**replaced))
+        assert connection.answer().status == status
+        assert connection.rest() == b""
 
 
 @pytest.mark.parametrize("version", [None, "8", "12"])
 def test_an_upgrade_of_another_version(shared: Server, version: str | None) -> None:
     """The answer tells which version is spoken (RFC 6455, 4.4)."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request(sec_websocket_version=version))
-        answer = line.answer()
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request(sec_websocket_version=version))
+        answer = connection.answer()
         assert (answer.status, answer.headers["sec-websocket-version"]) == (400, "13")
 
 
 def test_an_upgrade_by_another_method(shared: Server) -> None:
     """Only a GET is upgraded (RFC 6455, 4.1); the offer of another request is ignored."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request().replace(b"GET ", b"POST ", 1))
-        assert line.answer().status == 405
-        line.send(WHOLE)
-        assert line.answer().status == 200
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request().replace(b"GET ", b"POST ", 1))
+        assert connection.answer().status == 405
+        connection.send(WHOLE)
+        assert connection.answer().status == 200
 
 
 def test_an_upgrade_with_a_field_twice(shared: Server) -> None:
     """A field that is none of the handshake's may be there as often as the client likes."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request().removesuffix(b"\r\n") + b"X: 1\r\nX: 2\r\n\r\n")
-        assert line.answer().status == 101
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request().removesuffix(b"\r\n") + b"X: 1\r\nX: 2\r\n\r\n")
+        assert connection.answer().status == 101
 
 
 @pytest.mark.parametrize(
@@ -354,36 +354,36 @@ def test_an_upgrade_with_a_field_twice(shared: Server) -> None:
 )
 def test_an_upgrade_as_others_write_it(shared: Server, extra: dict[str, str]) -> None:
     """With space at the end of a value, and a list in two fields (RFC 9112, 5.1; RFC 9110, 5.3)."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request(**extra))
-        assert line.answer().status == 101
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request(**extra))
+        assert connection.answer().status == 101
 
 
 @pytest.mark.parametrize("name", ["Host", "Origin", "Sec-WebSocket-Key", "Sec-WebSocket-Version"])
 def test_an_upgrade_with_a_field_of_the_handshake_twice(shared: Server, name: str) -> None:
     """Which of the two should count cannot be told; so it is refused (RFC 9112, 3.2)."""
     twice = f"{name}: example\r\n{name}: example\r\n\r\n".encode()
-    with Line(shared.port) as line:
-        line.send(upgrade_request().removesuffix(b"\r\n") + twice)
-        assert line.answer().status == 400
-        assert line.rest() == b""
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request().removesuffix(b"\r\n") + twice)
+        assert connection.answer().status == 400
+        assert connection.rest() == b""
 
 
 def test_an_upgrade_with_bytes_beyond_ascii(shared: Server) -> None:
     """Some browsers send cookies and referrers with any bytes in them (RFC 9110, 5.5)."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request().removesuffix(b"\r\n") + "Cookie: né\r\n\r\n".encode())
-        assert line.answer().status == 101
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request().removesuffix(b"\r\n") + "Cookie: né\r\n\r\n".encode())
+        assert connection.answer().status == 101
 
 
 def test_an_upgrade_at_another_path(shared: Server) -> None:
     """There is one stream; elsewhere the offer is ignored, and the request is answered."""
-    with Line(shared.port) as line:
-        line.send(upgrade_request("/ws/nowhere"))
-        answer = line.answer()
+    with RawConnection(shared.port) as connection:
+        connection.send(upgrade_request("/ws/nowhere"))
+        answer = connection.answer()
         assert (answer.status, answer.headers["content-type"]) == (404, "application/problem+json")
-        line.send(upgrade_request("/health"))
-        assert line.answer().status == 200
+        connection.send(upgrade_request("/health"))
+        assert connection.answer().status == 200
 
 
 def test_a_plain_request_at_the_stream(shared: Server) -> None:
@@ -411,10 +411,10 @@ def test_a_plain_request_at_the_stream(shared: Server) -> None:
 )
 def test_heads_over_the_limit(shared: Server, head: bytes) -> None:
     """What is no request, or has a head of more than 32 KiB, is refused at once with 400."""
-    with Line(shared.port) as line:
-        line.send(head)
-        assert line.answer().status == 400
-        assert line.rest() == b""
+    with RawConnection(shared.port) as connection:
+        connection.send(head)
+        assert connection.answer().status == 400
+        assert connection.rest() == b""
 
 
 WHOLE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -450,33 +450,33 @@ def test_a_request_that_does_not_end(
     shared: Server, slow: dict[str, tuple[bytes, list[int]]], seconds: float
 ) -> None:
     """A head has ten seconds and a body thirty, though bytes of it drip in; then it is answered."""
-    lines = {name: Line(shared.port) for name in slow}
-    dripping = {name: Line(shared.port) for name in slow if slow[name][0].strip()}
+    connections = {name: RawConnection(shared.port) for name in slow}
+    dripping = {name: RawConnection(shared.port) for name in slow if slow[name][0].strip()}
     started = time.monotonic()
-    for name, line in [*lines.items(), *dripping.items()]:
-        line.send(slow[name][0])
+    for name, connection in [*connections.items(), *dripping.items()]:
+        connection.send(slow[name][0])
     while dripping:
         assert time.monotonic() - started < seconds + 10, f"still open: {sorted(dripping)}"
-        for name in [name for name, line in dripping.items() if line.ended]:
+        for name in [name for name, connection in dripping.items() if connection.ended]:
             dripping.pop(name).socket.close()
-        for line in dripping.values():
+        for connection in dripping.values():
             with suppress(OSError):
-                line.send(b"1")
+                connection.send(b"1")
         time.sleep(0.5)  # this is what the client does
-    for name, line in lines.items():
-        assert [line.answer().status for _ in slow[name][1]] == slow[name][1], name
-        assert line.rest() == b""
-        line.socket.close()
+    for name, connection in connections.items():
+        assert [connection.answer().status for _ in slow[name][1]] == slow[name][1], name
+        assert connection.rest() == b""
+        connection.socket.close()
     assert seconds - 1 < time.monotonic() - started < seconds + 10
     assert "Traceback" not in shared.log.read_text()
 
 
 def test_an_upgrade_before_the_last_answer(shared: Server) -> None:
     """An upgrade sent after a request that is not answered yet is refused, after that answer."""
-    with Line(shared.port) as line:
-        line.send(WHOLE + upgrade_request())
-        assert [line.answer().status for _ in range(2)] == [200, 400]
-        assert line.rest() == b""
+    with RawConnection(shared.port) as connection:
+        connection.send(WHOLE + upgrade_request())
+        assert [connection.answer().status for _ in range(2)] == [200, 400]
+        assert connection.rest() == b""
     assert "Traceback" not in shared.log.read_text()
 
 
@@ -485,12 +485,12 @@ def test_an_upgrade_on_a_full_line(server: Server) -> None:
     fill(server)
     served = 'routecast_snapshots_served_total{source="live"}'
     before, count = server.memory(), server.instrument(served)
-    with Line(server.port, receive_buffer=4096) as line:
+    with RawConnection(server.port, receive_buffer=4096) as connection:
         for answered in range(1, 4):  # more than the kernel takes, less than makes uvicorn wait
-            line.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             while server.instrument(served) < count + answered:
-                assert not line.ended
-        line.send(upgrade_request("/ws/metrics?interval=0.1"))
+                assert not connection.ended
+        connection.send(upgrade_request("/ws/metrics?interval=0.1"))
         server.wait_for_active(1, 5)
         server.wait_for_active(0, 20)
     assert server.closed(4409) == 1
@@ -500,19 +500,19 @@ def test_an_upgrade_on_a_full_line(server: Server) -> None:
 def test_an_upgrade_on_a_line_that_drains(server: Server) -> None:
     """Who takes the answers of before stays, whatever it speaks then."""
     fill(server)
-    with Line(server.port, receive_buffer=4096) as line:
+    with RawConnection(server.port, receive_buffer=4096) as connection:
         served = 'routecast_snapshots_served_total{source="live"}'
         count = server.instrument(served)
-        line.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        connection.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
         while server.instrument(served) < count + 3:
-            assert not line.ended
-        line.send(upgrade_request(sec_websocket_protocol="routecast.v1.json"))
+            assert not connection.ended
+        connection.send(upgrade_request(sec_websocket_protocol="routecast.v1.json"))
         server.wait_for_active(1, 5)
-        assert [line.answer().status for _ in range(4)] == [200, 200, 200, 101]
+        assert [connection.answer().status for _ in range(4)] == [200, 200, 200, 101]
         until = time.monotonic() + 11  # a second more than who reads nothing would have
         while time.monotonic() < until:
-            line.send(frame(PING, b"here"))
-            while (read := line.frame()) != (PONG, b"here"):
+            connection.send(frame(PING, b"here"))
+            while (read := connection.frame()) != (PONG, b"here"):
                 assert read is not None
             time.sleep(0.2)  # this is what the client does
     server.wait_for_active(0, 5)
@@ -522,25 +522,25 @@ def test_an_upgrade_on_a_line_that_drains(server: Server) -> None:
 def test_a_reader_of_nothing_over_http(server: Server) -> None:
     """A client that asks and takes no answer is let go in time, too."""
     fill(server)
-    with Line(server.port, receive_buffer=4096) as line:
-        line.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
-        line.wait_for_end(25)
+    with RawConnection(server.port, receive_buffer=4096) as connection:
+        connection.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
+        connection.wait_for_end(25)
 
 
 def test_requests_ahead_of_their_answers(shared: Server) -> None:
     """A few may be sent ahead; a flood of them is refused, and costs nothing."""
-    with Line(shared.port) as line:
-        line.send(WHOLE * 10)
-        assert [line.answer().status for _ in range(10)] == [200] * 10
+    with RawConnection(shared.port) as connection:
+        connection.send(WHOLE * 10)
+        assert [connection.answer().status for _ in range(10)] == [200] * 10
     before = shared.memory()
-    lines = [Line(shared.port, receive_buffer=4096) for _ in range(20)]
-    for line in lines:
-        line.socket.setblocking(False)
+    connections = [RawConnection(shared.port, receive_buffer=4096) for _ in range(20)]
+    for connection in connections:
+        connection.socket.setblocking(False)
         with suppress(BlockingIOError):
-            line.socket.send(WHOLE * 50_000)
-    for line in lines:
-        line.wait_for_end(15)
-        line.socket.close()
+            connection.socket.send(WHOLE * 50_000)
+    for connection in connections:
+        connection.wait_for_end(15)
+        connection.socket.close()
     assert shared.memory() - before < 8 * MIB
     assert "Traceback" not in shared.log.read_text()
 
@@ -551,17 +551,17 @@ def test_requests_ahead_of_their_answers(shared: Server) -> None:
 def come_and_go(server: Server, count: int) -> None:
     """Connect and leave at once, in each of the ways there are."""
     for number in range(count):
-        line = Line(server.port)
+        connection = RawConnection(server.port)
         if number % 4:
-            line.send(upgrade_request())
+            connection.send(upgrade_request())
         if number % 4 > 1:
-            assert line.answer().status == 101
+            assert connection.answer().status == 101
         if number % 4 > 2:
-            line.frame()
+            connection.frame()
         if number % 8 > 3:
-            line.reset()
+            connection.reset()
         else:
-            line.socket.close()
+            connection.socket.close()
 
 
 def test_thousands_come_and_go(server: Server) -> None:

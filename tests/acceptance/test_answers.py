@@ -43,7 +43,7 @@ from routecast.client.http_sender import HttpSender, NotOurs, Unreachable
 from routecast.client.url import Server as Address
 from routecast.retry import TOO_MANY_MESSAGES_DELAY, Backoff
 from tests.support.command import routecast
-from tests.support.scripted_server import Actor, scripted, snapshot, until
+from tests.support.scripted_server import ScriptedConnection, scripted, snapshot, until
 
 WAIT_SECONDS = 60.0
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -96,7 +96,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- a server that says what a test has it say --------------------------------------------------
 
 
-def told(status: int, body: bytes, *fields: str) -> bytes:
+def http_answer(status: int, body: bytes, *fields: str) -> bytes:
     """Return a whole answer."""
     lines = [f"HTTP/1.1 {status} No", f"Content-Length: {len(body)}", *fields]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + (b"" if status == 204 else body)
@@ -105,14 +105,14 @@ def told(status: int, body: bytes, *fields: str) -> bytes:
 def problem(status: int, **more: Any) -> bytes:
     """Return Routecast's own refusal."""
     body = {"title": "No", "status": status, "detail": "because", "later": 1, **more}
-    return told(status, json.dumps(body).encode(), f"Content-Type: {PROBLEM}")
+    return http_answer(status, json.dumps(body).encode(), f"Content-Type: {PROBLEM}")
 
 
 def receipt(count: int) -> bytes:
     """Return Routecast's receipt, with members of a later version."""
     body = {"accepted": count, "duplicates": 0, "rejected": [], "rejected_count": 0}
     body |= {"position": {"epoch": "e", "seq": 1}, "warnings": [], "conflicts": 0}
-    return told(200, json.dumps(body).encode(), "Content-Type: application/json")
+    return http_answer(200, json.dumps(body).encode(), "Content-Type: application/json")
 
 
 def answer_of(row: Row) -> bytes:
@@ -123,7 +123,7 @@ def answer_of(row: Row) -> bytes:
     fields = ["Content-Type: text/html"]
     if 300 <= status < 400:
         fields.append("Location: http://login.example/start?state=secret")
-    return told(status, b"<h1>Hello</h1>", *fields)
+    return http_answer(status, b"<h1>Hello</h1>", *fields)
 
 
 class Site:
@@ -262,7 +262,7 @@ def test_the_example_producer_goes_by_the_table() -> None:
     assert together(produce, rows) == wanted
 
 
-@pytest.mark.parametrize("whole", [receipt(1), problem(403), problem(422), told(404, b"")])
+@pytest.mark.parametrize("whole", [receipt(1), problem(403), problem(422), http_answer(404, b"")])
 def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
     """In its status line, its head or its body."""
     body = whole.index(b"\r\n\r\n") + 4
@@ -280,11 +280,11 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
 def test_a_problem_document_of_others_is_not_routecasts() -> None:
     """Of another status, of another type, or none at all."""
     others = [
-        told(403, b'{"title":"No","status":404,"detail":"x"}', f"Content-Type: {PROBLEM}"),
-        told(403, b'{"title":"No","status":403,"detail":"x"}', "Content-Type: application/json"),
-        told(403, b"[" * 100_000, f"Content-Type: {PROBLEM}"),
-        told(200, b'{"accepted":-1,"duplicates":0,"rejected":[],"rejected_count":0}'),
-        told(200, b"[" * 100_000, "Content-Type: application/json"),
+        http_answer(403, b'{"title":"No","status":404,"detail":"x"}', f"Content-Type: {PROBLEM}"),
+        http_answer(403, b'{"title":"No","status":403,"detail":"x"}', "Content-Type: application/json"),
+        http_answer(403, b"[" * 100_000, f"Content-Type: {PROBLEM}"),
+        http_answer(200, b'{"accepted":-1,"duplicates":0,"rejected":[],"rejected_count":0}'),
+        http_answer(200, b"[" * 100_000, "Content-Type: application/json"),
     ]
     with site(*others) as there:
         delivery = HttpSender(Address.parse(there.url))
@@ -308,7 +308,7 @@ def test_batches_are_halved_down_to_one_decision(caplog: pytest.LogCaptureFixtur
                     if line.startswith(b"Content-Length: "):
                         size = int(line.split()[1])
                 count = self.rfile.read(size).count(b'"strategy"')
-                self.wfile.write(told(413, b"<h1>") if size > 300 else receipt(count))
+                self.wfile.write(http_answer(413, b"<h1>") if size > 300 else receipt(count))
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
@@ -345,7 +345,7 @@ def test_a_redirect_is_explained(
     """In one line of the log, with the address to use and nothing secret; the decision waits."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
-    with site(*[told(status, b"", f"Location: {location.format(tls=tls)}")] * 2) as there:
+    with site(*[http_answer(status, b"", f"Location: {location.format(tls=tls)}")] * 2) as there:
         with Recorder(there.url, linger=0) as recorder:
             recorder.record(DECISION)
             assert recorder.flush(WAIT_SECONDS)
@@ -357,7 +357,7 @@ def test_a_redirect_is_explained(
 
 def test_each_cause_of_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """So that the one that needs a person does not hide behind the first."""
-    page, redirect = told(404, b""), told(301, b"", "Location: https://other.example/v1/decisions")
+    page, redirect = http_answer(404, b""), http_answer(301, b"", "Location: https://other.example/v1/decisions")
     with site(page, redirect, page, redirect) as there, Recorder(there.url, linger=0) as recorder:
         recorder.record(DECISION)
         assert recorder.flush(WAIT_SECONDS)
@@ -421,7 +421,7 @@ def test_a_body_that_nobody_reads_is_given_up() -> None:
 
 
 @asynccontextmanager
-async def stage(*refusals: bytes) -> AsyncIterator[tuple[str, list[str]]]:
+async def refusing_server(*refusals: bytes) -> AsyncIterator[tuple[str, list[str]]]:
     """Refuse upgrades in these words, and then play a server; yields its address, and the requests.
 
     Answers are written by hand, since no library writes all of them.
@@ -452,19 +452,19 @@ async def stage(*refusals: bytes) -> AsyncIterator[tuple[str, list[str]]]:
             server.close()
 
 
-async def steady(actor: Actor) -> None:
+async def steady(connection: ScriptedConnection) -> None:
     """Send one document, and stay."""
-    await actor.hello()
-    await actor.hear()
-    await actor.send(snapshot(1, {"total_decisions": 1}))
-    await actor.stay()
+    await connection.hello()
+    await connection.receive()
+    await connection.send(snapshot(1, {"total_decisions": 1}))
+    await connection.wait_closed()
 
 
 async def test_a_stream_goes_by_the_table() -> None:
     """After what may pass, it comes back; else it raises, with the status and the words."""
 
     async def follow(row: Row) -> tuple[str, tuple[str, int, str]]:
-        async with stage(answer_of(row)) as (url, _), asyncio.timeout(WAIT_SECONDS):
+        async with refusing_server(answer_of(row)) as (url, _), asyncio.timeout(WAIT_SECONDS):
             try:
                 async with aclosing(stream(url)) as metrics:
                     await anext(metrics)
@@ -490,10 +490,10 @@ async def test_a_stream_goes_by_the_close_codes() -> None:
     """Each as the table says; after 4429 not before a minute has passed."""
 
     async def follow(row: Row) -> tuple[int, str]:
-        async def close(actor: Actor) -> None:
-            await actor.hello()
-            await actor.hear()
-            await actor.close(row["code"])
+        async def close(connection: ScriptedConnection) -> None:
+            await connection.hello()
+            await connection.receive()
+            await connection.close(row["code"])
 
         healths: list[Health] = []
         async with (
@@ -521,9 +521,9 @@ async def test_a_stream_does_not_follow_a_redirect_to_another_host(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It carries a token. One line says where to go, and a second try needs no other line."""
-    async with stage() as (elsewhere, asked):
-        away = told(302, b"", f"Location: {elsewhere}/ws/metrics?state=secret")
-        async with stage(away, away) as (url, requests):
+    async with refusing_server() as (elsewhere, asked):
+        away = http_answer(302, b"", f"Location: {elsewhere}/ws/metrics?state=secret")
+        async with refusing_server(away, away) as (url, requests):
             url = url.replace("127.0.0.1", "localhost")
             async with aclosing(stream(url, token="t")) as metrics:
                 await anext(metrics)
@@ -539,7 +539,7 @@ async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
     """Nobody speaks TLS there: it says so, and asks at the first address again."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
-    async with stage(told(301, b"", f"Location: {tls}/ws/metrics")) as (url, requests):
+    async with refusing_server(http_answer(301, b"", f"Location: {tls}/ws/metrics")) as (url, requests):
         async with aclosing(stream(url)) as metrics:
             await anext(metrics)
         assert len(requests) == 2
@@ -550,8 +550,8 @@ async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
 
 async def test_an_endless_answer_in_place_of_an_upgrade_is_given_up() -> None:
     """More than 1 MiB is not read; the stream comes back."""
-    endless = told(403, b"x" * (2 * 1024 * 1024), f"Content-Type: {PROBLEM}")
-    async with stage(endless) as (url, requests), aclosing(stream(url)) as metrics:
+    endless = http_answer(403, b"x" * (2 * 1024 * 1024), f"Content-Type: {PROBLEM}")
+    async with refusing_server(endless) as (url, requests), aclosing(stream(url)) as metrics:
         await anext(metrics)
         assert len(requests) == 2
 
@@ -559,12 +559,12 @@ async def test_an_endless_answer_in_place_of_an_upgrade_is_given_up() -> None:
 async def test_what_is_nested_deeply_ends_the_connection_only() -> None:
     """A message that no server of ours sends is no reason to end for good."""
 
-    async def deep(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
+    async def deep(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
         data = '{"a":' * 5000 + "1" + "}" * 5000
-        await actor.send(json.dumps(snapshot(1, {"x": 0})).replace('{"x": 0}', data))
-        await actor.stay()
+        await connection.send(json.dumps(snapshot(1, {"x": 0})).replace('{"x": 0}', data))
+        await connection.wait_closed()
 
     async with scripted(deep, steady) as there, aclosing(stream(there.url)) as metrics:
         assert (await anext(metrics)).total_decisions == 1
@@ -587,22 +587,22 @@ async def test_a_history_that_contradicts_itself_ends_the_connection_only(
 ) -> None:
     """The next one is shown."""
 
-    def past(actor: Actor, **more: Any) -> Any:
+    def past(connection: ScriptedConnection, **more: Any) -> Any:
         message = {"type": "history", "id": "h1", "position": {"epoch": "e", "seq": 1}, "step": 60}
         message |= {"from": "2026-01-31T12:00:00+00:00", "points": 2}
-        return actor.send({**message, "series": [{"key": "all", "count": [1, 2], "v": 9}], **more})
+        return connection.send({**message, "series": [{"key": "all", "count": [1, 2], "v": 9}], **more})
 
-    async def wrong(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await past(actor, **odd)
-        await actor.stay()
+    async def wrong(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await past(connection, **odd)
+        await connection.wait_closed()
 
-    async def right(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await past(actor)
-        await actor.stay()
+    async def right(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await past(connection)
+        await connection.wait_closed()
 
     async with scripted(wrong, right) as there, connect(there.url) as client:
         found = await anext(await client.history(timedelta(hours=1)))
@@ -613,13 +613,13 @@ async def test_a_history_that_contradicts_itself_ends_the_connection_only(
 
 
 @contextmanager
-def playing(*parts: Callable[[Actor], Awaitable[None]], **given: Any) -> Iterator[str]:
+def playing(*scripts: Callable[[ScriptedConnection], Awaitable[None]], **given: Any) -> Iterator[str]:
     """Run a scripted server beside a command; yields its address."""
     started: queue.Queue[str] = queue.Queue()
     loop = asyncio.new_event_loop()
 
     async def play() -> None:
-        async with scripted(*parts, **given) as there:
+        async with scripted(*scripts, **given) as there:
             started.put(there.url)
             await asyncio.Future()
 
@@ -638,17 +638,17 @@ def playing(*parts: Callable[[Actor], Awaitable[None]], **given: Any) -> Iterato
         thread.join()
 
 
-def showing(data: dict[str, Any] | str) -> Callable[[Actor], Awaitable[None]]:
+def showing(data: dict[str, Any] | str) -> Callable[[ScriptedConnection], Awaitable[None]]:
     """Return a part that sends one document."""
     text = data if isinstance(data, str) else json.dumps(data)
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await actor.send(json.dumps(snapshot(1, {"x": 0})).replace('{"x": 0}', text))
-        await actor.stay()
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await connection.send(json.dumps(snapshot(1, {"x": 0})).replace('{"x": 0}', text))
+        await connection.wait_closed()
 
-    return part
+    return script
 
 
 LARGE: Final = 10**12
@@ -699,12 +699,12 @@ def test_watch_json_escapes_what_a_terminal_obeys() -> None:
 def test_bench_says_what_is_no_document() -> None:
     """Each such stream has failed, and the command ends as it does then."""
 
-    async def part(actor: Actor) -> None:
+    async def script(connection: ScriptedConnection) -> None:
         while True:
-            await actor.send('{"timestamp":"2026-99-31T12:34:56.789123+00:00"}', "x")
+            await connection.send('{"timestamp":"2026-99-31T12:34:56.789123+00:00"}', "x")
             await asyncio.sleep(0.05)
 
-    with playing(part, protocols=()) as url:
+    with playing(script, protocols=()) as url:
         done = routecast("bench", "--connections", 2, "--seconds", 1, "--server", url)
     assert "Traceback" not in done.stderr
     assert "2 failed: what it sends has no timestamp" in done.stdout
@@ -719,7 +719,7 @@ def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index:
     body |= {"position": {"epoch": "e", "seq": 1}}
     path = tmp_path / "x.csv"
     path.write_text("strategy,provider\ns,p\ns,p\n")
-    with site(told(200, json.dumps(body).encode()), receipt(3), receipt(2)) as there:
+    with site(http_answer(200, json.dumps(body).encode()), receipt(3), receipt(2)) as there:
         done = routecast("replay", path, "--server", there.url)
     assert done.returncode == 0, done.stderr
     assert "named decisions that were not sent: it is no Routecast server" in done.stdout
@@ -730,7 +730,7 @@ def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index:
 def test_replay_names_where_it_was_sent_to(tmp_path: Path, monkeypatch: Any) -> None:
     """Once, while it tries again, and at the end."""
     monkeypatch.setattr(replay_sender, "GIVE_UP_AT_FIRST", 0.2)
-    moved = told(301, b"", "Location: https://other.example/v1/decisions")
+    moved = http_answer(301, b"", "Location: https://other.example/v1/decisions")
     words: list[str] = []
     with site(*[moved] * 20) as there:
         with (

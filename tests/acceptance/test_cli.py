@@ -19,7 +19,7 @@ from tests.acceptance.test_names import keep
 from tests.support.command import COMMAND, WAIT_SECONDS, Terminal, routecast
 from tests.support.decisions import kept
 from tests.support.ports import free_port
-from tests.support.scripted_server import Actor, scripted, snapshot
+from tests.support.scripted_server import ScriptedConnection, scripted, snapshot
 from tests.support.server import Server
 
 LEAVE_SCREEN = "\x1b[?1049l"
@@ -196,11 +196,11 @@ def test_watch_leaves_the_terminal_as_it_was(server: Server, leave: str) -> None
 async def test_watch_leaves_the_terminal_as_it_was_when_it_fails() -> None:
     """A server that sends nonsense: the terminal is as it was before the words are on it."""
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await actor.send(snapshot(1, {"total_decisions": "many"}))
-        await actor.stay()
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await connection.send(snapshot(1, {"total_decisions": "many"}))
+        await connection.wait_closed()
 
     def run(url: str) -> tuple[int, str]:
         with Terminal(*COMMAND, "watch", "--server", url) as terminal:
@@ -209,8 +209,8 @@ async def test_watch_leaves_the_terminal_as_it_was_when_it_fails() -> None:
             assert terminal.settings == before
             return code, terminal.output
 
-    async with scripted(part) as stage:
-        code, output = await asyncio.to_thread(run, stage.url)
+    async with scripted(script) as server:
+        code, output = await asyncio.to_thread(run, server.url)
     assert code == 1
     assert "Traceback" not in output
     assert output.index("not what Routecast sends") > output.rindex(LEAVE_SCREEN)

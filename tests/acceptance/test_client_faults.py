@@ -20,7 +20,7 @@ from routecast.client import (
     stream,
 )
 from routecast.protocol import V1_JSON, V1_MSGPACK, Position, Subscribe, Unsubscribe
-from tests.support.scripted_server import Actor, delta, scripted, snapshot, until
+from tests.support.scripted_server import ScriptedConnection, delta, scripted, snapshot, until
 from tests.support.wire import GOLDEN
 
 WAIT_SECONDS = 20.0
@@ -32,8 +32,8 @@ async def take(metrics: AsyncIterator[Metrics]) -> Metrics:
         return await anext(metrics)
 
 
-class Told:
-    """What a client told of its connection."""
+class HealthLog:
+    """The health changes that a client reported."""
 
     def __init__(self) -> None:
         self.healths: list[Health] = []
@@ -44,7 +44,7 @@ class Told:
         self._changed.set()
 
     async def of(self, state: State) -> Health:
-        """Wait until it told of a state."""
+        """Wait for the health of a state."""
         async with asyncio.timeout(WAIT_SECONDS):
             while not (found := [health for health in self.healths if health.state is state]):
                 self._changed.clear()
@@ -52,12 +52,12 @@ class Told:
         return found[0]
 
 
-async def steady(actor: Actor) -> None:
+async def steady(connection: ScriptedConnection) -> None:
     """Send one document, and stay."""
-    await actor.hello()
-    await actor.hear()
-    await actor.send(snapshot(1, {"total_decisions": 1}))
-    await actor.stay()
+    await connection.hello()
+    await connection.receive()
+    await connection.send(snapshot(1, {"total_decisions": 1}))
+    await connection.wait_closed()
 
 
 # -- documents ----------------------------------------------------------------------------------
@@ -67,16 +67,16 @@ async def test_a_subscription_is_asked_for_and_its_deltas_are_merged() -> None:
     """What is read is whole, at its position; a reader that was away gets the newest."""
     read = asyncio.Event()
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
-        assert await actor.hear() == Subscribe("s1", ["total_decisions", "rate"], interval=0.5)
-        await actor.send(snapshot(1, {"total_decisions": 1, "rate": 0.5}))
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        assert await connection.receive() == Subscribe("s1", ["total_decisions", "rate"], interval=0.5)
+        await connection.send(snapshot(1, {"total_decisions": 1, "rate": 0.5}))
         await read.wait()
-        await actor.send(delta(1, 2, {"rate": None}), delta(2, 4, {"total_decisions": 4}))
-        await actor.send(delta(4, 5, {"total_decisions": 5}), {"type": "from the future"})
-        await actor.hear()
+        await connection.send(delta(1, 2, {"rate": None}), delta(2, 4, {"total_decisions": 4}))
+        await connection.send(delta(4, 5, {"total_decisions": 5}), {"type": "from the future"})
+        await connection.receive()
 
-    async with scripted(part) as stage, connect(stage.url) as client:
+    async with scripted(script) as server, connect(server.url) as client:
         feed = await client.subscribe(fields=("total_decisions", "rate"), interval=0.5)
         first = await take(feed)
         assert (first.data, first.position) == (
@@ -94,17 +94,17 @@ async def test_a_subscription_is_asked_for_and_its_deltas_are_merged() -> None:
 async def test_a_wrong_base_is_not_applied_but_asked_for_anew() -> None:
     """Over the socket as in the session: unsubscribe, subscribe, and the snapshot is shown."""
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await actor.send(snapshot(1, {"total_decisions": 1}), delta(7, 8, {"total_decisions": 66}))
-        assert [await actor.hear(), await actor.hear()] == [Unsubscribe("s1"), Subscribe("s1")]
-        await actor.send(snapshot(9, {"total_decisions": 9}))
-        await actor.stay()
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await connection.send(snapshot(1, {"total_decisions": 1}), delta(7, 8, {"total_decisions": 66}))
+        assert [await connection.receive(), await connection.receive()] == [Unsubscribe("s1"), Subscribe("s1")]
+        await connection.send(snapshot(9, {"total_decisions": 9}))
+        await connection.wait_closed()
 
-    async with scripted(part) as stage:
+    async with scripted(script) as server:
         seen = []
-        async for metrics in stream(stage.url):
+        async for metrics in stream(server.url):
             seen.append(metrics.total_decisions)
             if seen[-1] == 9:
                 break
@@ -114,23 +114,23 @@ async def test_a_wrong_base_is_not_applied_but_asked_for_anew() -> None:
 async def test_after_a_loss_it_goes_on_from_its_position() -> None:
     """Each subscription says where it was, and takes the delta from there."""
 
-    async def before(actor: Actor) -> None:
-        await steady_until(actor, 5)
+    async def before(connection: ScriptedConnection) -> None:
+        await steady_until(connection, 5)
 
-    async def after(actor: Actor) -> None:
-        await actor.hello()
-        assert await actor.hear() == Subscribe("s1", position=Position("e", 5))
-        await actor.send(delta(5, 9, {"rate": 1.5}))
-        await actor.stay()
+    async def after(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        assert await connection.receive() == Subscribe("s1", position=Position("e", 5))
+        await connection.send(delta(5, 9, {"rate": 1.5}))
+        await connection.wait_closed()
 
-    async def steady_until(actor: Actor, seq: int) -> None:
-        await actor.hello()
-        await actor.hear()
-        await actor.send(snapshot(seq, {"total_decisions": 5}))
-        await actor.close(1011)
+    async def steady_until(connection: ScriptedConnection, seq: int) -> None:
+        await connection.hello()
+        await connection.receive()
+        await connection.send(snapshot(seq, {"total_decisions": 5}))
+        await connection.close(1011)
 
-    async with scripted(before, after) as stage:
-        metrics = stream(stage.url)
+    async with scripted(before, after) as server:
+        metrics = stream(server.url)
         assert (await take(metrics)).position == Position("e", 5)
         last = await take(metrics)
         assert (last.position, last.data) == (
@@ -145,18 +145,18 @@ async def test_trouble_is_told_and_passes() -> None:
     seen = asyncio.Event()
     error = {"type": "error", "id": "s1", "code": "unavailable", "message": "no", "retryable": True}
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await actor.send(snapshot(1, {"total_decisions": 1}))
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await connection.send(snapshot(1, {"total_decisions": 1}))
         await seen.wait()
-        await actor.send(error)
+        await connection.send(error)
         seen.clear()
         await seen.wait()
-        await actor.send(delta(1, 2, {"total_decisions": 2}))
-        await actor.stay()
+        await connection.send(delta(1, 2, {"total_decisions": 2}))
+        await connection.wait_closed()
 
-    async with scripted(part) as stage, connect(stage.url) as client:
+    async with scripted(script) as server, connect(server.url) as client:
         feed = await client.subscribe()
         await take(feed)
         assert feed.health.state is State.CONNECTED
@@ -173,18 +173,18 @@ async def test_trouble_is_told_and_passes() -> None:
 async def test_one_bad_subscription_leaves_the_others() -> None:
     """It raises where it is iterated; the connection goes on."""
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
         for _ in range(2):
-            asked = await actor.hear()
+            asked = await connection.receive()
             if asked.fields:
                 about = {"id": asked.id, "code": "bad_request", "message": "fields: no"}
-                await actor.send({"type": "error", "retryable": False, **about})
+                await connection.send({"type": "error", "retryable": False, **about})
             else:
-                await actor.send(snapshot(1, {"total_decisions": 1}, id=asked.id))
-        await actor.stay()
+                await connection.send(snapshot(1, {"total_decisions": 1}, id=asked.id))
+        await connection.wait_closed()
 
-    async with scripted(part) as stage, connect(stage.url) as client:
+    async with scripted(script) as server, connect(server.url) as client:
         bad = await client.subscribe(fields="nonsense")
         good = await client.subscribe()
         with pytest.raises(BadRequest, match="fields: no"):
@@ -197,16 +197,16 @@ async def test_a_past_that_cannot_be_read_now() -> None:
     about = {"code": "unavailable", "message": "no database", "retryable": True}
     heard = []
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
         for _ in range(2):
-            heard.append(await actor.hear())
-            await actor.send({"type": "error", "id": heard[-1].id, **about})
-        heard.append(await actor.hear())
-        await actor.send({**GOLDEN["history"]["message"], "id": heard[-1].id})
-        await actor.stay()
+            heard.append(await connection.receive())
+            await connection.send({"type": "error", "id": heard[-1].id, **about})
+        heard.append(await connection.receive())
+        await connection.send({**GOLDEN["history"]["message"], "id": heard[-1].id})
+        await connection.wait_closed()
 
-    async with scripted(part) as stage, connect(stage.url) as client:
+    async with scripted(script) as server, connect(server.url) as client:
         once = await client.history(timedelta(hours=1))
         with pytest.raises(Unavailable, match="no database"):
             await anext(once)
@@ -219,15 +219,15 @@ async def test_a_past_that_cannot_be_read_now() -> None:
 async def test_what_is_closed_is_unsubscribed() -> None:
     """And whoever still iterates comes to the end."""
 
-    async def part(actor: Actor) -> None:
-        await actor.hello()
-        await actor.hear()
-        await actor.send(snapshot(1, {}))
-        heard.set_result(await actor.hear())
-        await actor.stay()
+    async def script(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.receive()
+        await connection.send(snapshot(1, {}))
+        heard.set_result(await connection.receive())
+        await connection.wait_closed()
 
     heard = asyncio.get_running_loop().create_future()
-    async with scripted(part) as stage, connect(stage.url) as client:
+    async with scripted(script) as server, connect(server.url) as client:
         async with await client.subscribe() as feed:
             await take(feed)
         assert await heard == Unsubscribe("s1")
@@ -245,19 +245,19 @@ async def test_goodbye_is_honoured(in_reason: bool) -> None:
     """It comes back after just the time it was told, and not before."""
     closed = 0.0
 
-    async def leaving(actor: Actor) -> None:
+    async def leaving(connection: ScriptedConnection) -> None:
         nonlocal closed
-        await actor.hello()
-        await actor.hear()
+        await connection.hello()
+        await connection.receive()
         if not in_reason:
-            await actor.send({"type": "goodbye", "code": 1012, "reconnect_after_ms": 400})
+            await connection.send({"type": "goodbye", "code": 1012, "reconnect_after_ms": 400})
         closed = time.monotonic()
-        await actor.close(1012, "reconnect_after_ms=400" if in_reason else "")
+        await connection.close(1012, "reconnect_after_ms=400" if in_reason else "")
 
-    told = Told()
-    async with scripted(leaving, steady) as stage, connect(stage.url, on_change=told) as client:
+    health_log = HealthLog()
+    async with scripted(leaving, steady) as server, connect(server.url, on_change=health_log) as client:
         feed = await client.subscribe()
-        health = await told.of(State.RECONNECTING)
+        health = await health_log.of(State.RECONNECTING)
         assert health.trouble == "closed with 1012"
         assert health.retry_in == pytest.approx(0.4, abs=0.05)
         await take(feed)
@@ -268,14 +268,14 @@ async def test_goodbye_is_honoured(in_reason: bool) -> None:
 async def test_codes_after_which_it_comes_back(code: int) -> None:
     """After a pause of chance; after too many messages, at least a minute."""
 
-    async def closing(actor: Actor) -> None:
-        await actor.hello()
-        await actor.close(code, "because")
+    async def closing(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.close(code, "because")
 
-    told = Told()
-    async with scripted(closing) as stage, connect(stage.url, on_change=told) as client:
+    health_log = HealthLog()
+    async with scripted(closing) as server, connect(server.url, on_change=health_log) as client:
         await client.subscribe()
-        health = await told.of(State.RECONNECTING)
+        health = await health_log.of(State.RECONNECTING)
         assert health.trouble == f"closed with {code}: because"
         assert health.retry_in is not None
         least = 60 if code == 4429 else 0
@@ -286,10 +286,10 @@ async def test_codes_after_which_it_comes_back(code: int) -> None:
 async def test_codes_after_which_it_stays_away(code: int) -> None:
     """What is raised tells the code; whoever subscribes later hears the same."""
 
-    async def closing(actor: Actor) -> None:
-        await actor.close(code, "because")
+    async def closing(connection: ScriptedConnection) -> None:
+        await connection.close(code, "because")
 
-    async with scripted(closing) as stage, connect(stage.url) as client:
+    async with scripted(closing) as server, connect(server.url) as client:
         feed = await client.subscribe()
         with pytest.raises(Refused, match=f"closed with {code}: because") as raised:
             await take(feed)
@@ -298,7 +298,7 @@ async def test_codes_after_which_it_stays_away(code: int) -> None:
         assert client.health.state is State.CLOSED
         with pytest.raises(Refused):
             await take(await client.subscribe())
-        assert stage.connections == 1
+        assert server.connections == 1
 
 
 async def test_a_new_token_is_tried_once() -> None:
@@ -306,28 +306,28 @@ async def test_a_new_token_is_tried_once() -> None:
     tokens = iter(["old", "new", "new", "new"])
     shown = []
 
-    async def checking(actor: Actor) -> None:
-        assert actor.socket.request
-        shown.append(actor.socket.request.headers["Authorization"])
-        await actor.close(4401)
+    async def checking(connection: ScriptedConnection) -> None:
+        assert connection.socket.request
+        shown.append(connection.socket.request.headers["Authorization"])
+        await connection.close(4401)
 
-    async with scripted(checking) as stage:
+    async with scripted(checking) as server:
         with pytest.raises(Unauthenticated):
-            await take(stream(stage.url, token=lambda: next(tokens)))
+            await take(stream(server.url, token=lambda: next(tokens)))
     assert shown == ["Bearer old", "Bearer new"]
 
 
 async def test_pauses_grow_while_nothing_is_to_be_had() -> None:
     """A server that greets and closes is no server that serves."""
 
-    async def closing(actor: Actor) -> None:
-        await actor.hello()
-        await actor.close(1011)
+    async def closing(connection: ScriptedConnection) -> None:
+        await connection.hello()
+        await connection.close(1011)
 
-    told = Told()
-    async with scripted(closing) as stage, connect(stage.url, on_change=told) as client:
+    health_log = HealthLog()
+    async with scripted(closing) as server, connect(server.url, on_change=health_log) as client:
         await client.subscribe()
-        await until(lambda: stage.connections == 3)
+        await until(lambda: server.connections == 3)
         assert client._connection.backoff.failures >= 2
 
 
@@ -338,16 +338,16 @@ async def test_a_server_of_the_default_stream_only() -> None:
     """Each subscription asks by the query, on a connection of its own."""
     targets = []
 
-    async def part(actor: Actor) -> None:
-        assert actor.socket.request
-        targets.append(actor.socket.request.path)
+    async def script(connection: ScriptedConnection) -> None:
+        assert connection.socket.request
+        targets.append(connection.socket.request.path)
         if "?" not in targets[-1]:
-            await actor.stay()
+            await connection.wait_closed()
         total = len(targets)
-        await actor.send(f'{{"total_decisions":{total},"avg_confidence":null,"timestamp":"t"}}')
-        await actor.stay()
+        await connection.send(f'{{"total_decisions":{total},"avg_confidence":null,"timestamp":"t"}}')
+        await connection.wait_closed()
 
-    async with scripted(part, protocols=()) as stage, connect(stage.url) as client:
+    async with scripted(script, protocols=()) as server, connect(server.url) as client:
         first = await client.subscribe(interval=1, window="5m", strategy=("a", "b"))
         metrics = await take(first)
         assert metrics.data == {"total_decisions": 2}
@@ -367,29 +367,29 @@ async def test_a_server_of_the_default_stream_only() -> None:
 async def test_it_speaks_what_the_server_chose(protocol: str) -> None:
     """Text or binary, by the subprotocol."""
 
-    async def part(actor: Actor) -> None:
-        heard.append(type(await actor.socket.recv()))
-        await actor.close(1008)
+    async def script(connection: ScriptedConnection) -> None:
+        heard.append(type(await connection.socket.recv()))
+        await connection.close(1008)
 
     heard: list[Any] = []
-    async with scripted(part, protocols=(protocol,)) as stage:
+    async with scripted(script, protocols=(protocol,)) as server:
         with pytest.raises(Refused):
-            await take(stream(stage.url))
+            await take(stream(server.url))
     assert heard == [str if protocol == V1_JSON else bytes]
 
 
 async def test_what_is_no_message_ends_the_connection_only() -> None:
     """It comes back, and says what was wrong."""
 
-    async def babbling(actor: Actor) -> None:
-        await actor.send("not JSON")
-        await actor.stay()
+    async def babbling(connection: ScriptedConnection) -> None:
+        await connection.send("not JSON")
+        await connection.wait_closed()
 
-    told = Told()
-    async with scripted(babbling, steady) as stage, connect(stage.url, on_change=told) as client:
+    health_log = HealthLog()
+    async with scripted(babbling, steady) as server, connect(server.url, on_change=health_log) as client:
         feed = await client.subscribe()
         assert (await take(feed)).total_decisions == 1
-        assert "routecast.v1" in (await told.of(State.RECONNECTING)).trouble
+        assert "routecast.v1" in (await health_log.of(State.RECONNECTING)).trouble
 
 
 # -- no more than the server takes --------------------------------------------------------------
@@ -404,17 +404,17 @@ async def test_frames_come_while_messages_wait_for_their_turn() -> None:
     """Beyond what `hello` allows, messages are sent later; what is shown goes on meanwhile."""
     heard: list[Any] = []
 
-    async def strict(actor: Actor) -> None:
-        await actor.send(limited(10))
-        heard.append(await actor.hear())
-        await actor.send(snapshot(1, {"total_decisions": 1}))
+    async def strict(connection: ScriptedConnection) -> None:
+        await connection.send(limited(10))
+        heard.append(await connection.receive())
+        await connection.send(snapshot(1, {"total_decisions": 1}))
         while len(heard) < 4:
-            heard.append(await actor.hear())
-        await actor.send(snapshot(2, {"total_decisions": 2}))
-        await actor.hear()
+            heard.append(await connection.receive())
+        await connection.send(snapshot(2, {"total_decisions": 2}))
+        await connection.receive()
         raise AssertionError("too soon")
 
-    async with scripted(strict) as stage, connect(stage.url) as client:
+    async with scripted(strict) as server, connect(server.url) as client:
         shown = await client.subscribe()
         assert (await take(shown)).total_decisions == 1
         others = [await client.subscribe(strategy=str(number)) for number in range(8)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.raw import CLOSE, Line, frame, open_stream
+from tests.support.raw import CLOSE, RawConnection, frame, open_stream
 from tests.support.server import Server
 
 GOOD = {"strategy": "hybrid", "provider": "gemini"}
@@ -42,12 +42,12 @@ def test_nobody_can_hold_it_up(server: Server) -> None:
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     stalled = [open_stream(server.port, "?interval=0.1", receive_buffer=4096) for _ in range(20)]
     silent = [open_stream(server.port, "?interval=60") for _ in range(20)]
-    halves = [Line(server.port) for _ in range(20)]
-    for line in halves:
-        line.send(b"GET /hea")
-    events = [Line(server.port, receive_buffer=4096) for _ in range(20)]
-    for line in events:
-        line.send(b"GET /sse/metrics?interval=0.1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    halves = [RawConnection(server.port) for _ in range(20)]
+    for connection in halves:
+        connection.send(b"GET /hea")
+    events = [RawConnection(server.port, receive_buffer=4096) for _ in range(20)]
+    for connection in events:
+        connection.send(b"GET /sse/metrics?interval=0.1 HTTP/1.1\r\nHost: x\r\n\r\n")
     server.wait_for_active(60, 5)
     while server.instrument("routecast_frames_conflated_total") < 40:
         assert server.active() == 60
@@ -57,8 +57,8 @@ def test_nobody_can_hold_it_up(server: Server) -> None:
         assert stream.close_code() == 1012
     assert server.wait() == 0
     assert time.monotonic() - started < 10
-    for line in (*stalled, *silent, *halves, *events):
-        line.socket.close()
+    for connection in (*stalled, *silent, *halves, *events):
+        connection.socket.close()
     assert "Traceback" not in server.log.read_text()
 
 
@@ -71,7 +71,7 @@ def test_a_reader_that_lags_is_told_too(server: Server) -> None:
         server.terminate()
         with suppress(ConnectionError):  # that tells that it has begun
             while True:
-                Line(server.port).socket.close()
+                RawConnection(server.port).socket.close()
         seen = []
         while (read := stream.frame()) is not None:
             seen.append(read[0])

@@ -147,13 +147,13 @@ def test_readers_of_nothing_share_a_large_answer(server: Server) -> None:
 def test_a_connection_may_ask_for_many_at_once(server: Server) -> None:
     """It is told one after the other, so its address never has too many under way."""
     server.post(GOOD)
-    with open_stream(server.port, subprotocol="routecast.v1.json") as line:
+    with open_stream(server.port, subprotocol="routecast.v1.json") as connection:
         for number in range(16):
             asked = {"type": "history", "id": f"h{number}", "points": number + 1}
-            line.send(frame(TEXT, json.dumps(asked).encode()))
+            connection.send(frame(TEXT, json.dumps(asked).encode()))
         told = set()
         while len(told) < 16:
-            read = line.frame()
+            read = connection.frame()
             assert read is not None
             message = json.loads(read[1])
             assert message["type"] in ("hello", "history")

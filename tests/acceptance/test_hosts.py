@@ -12,7 +12,7 @@ from typing import Final
 import httpx2
 import pytest
 
-from tests.support.raw import Answer, Line, upgrade_request
+from tests.support.raw import Answer, RawConnection, upgrade_request
 from tests.support.server import EDGES, Edge, Server
 
 GOOD: Final = b'{"strategy":"hybrid","provider":"gemini"}'
@@ -51,15 +51,15 @@ def get(server: Server, path: str, host: str) -> httpx2.Response:
 def post(server: Server, *lines: str) -> Answer:
     """Send a small decision, as most come."""
     head = ["POST /v1/decisions HTTP/1.1", *lines, "Content-Type: application/json"]
-    with Line(server.port) as line:
-        line.send("\r\n".join([*head, f"Content-Length: {len(GOOD)}", "", ""]).encode() + GOOD)
-        return line.answer()
+    with RawConnection(server.port) as connection:
+        connection.send("\r\n".join([*head, f"Content-Length: {len(GOOD)}", "", ""]).encode() + GOOD)
+        return connection.answer()
 
 
 def upgrade(server: Server, **headers: str) -> Answer:
-    with Line(server.port) as line:
-        line.send(upgrade_request(**headers))
-        return line.answer()
+    with RawConnection(server.port) as connection:
+        connection.send(upgrade_request(**headers))
+        return connection.answer()
 
 
 def check_refused(status: int, kind: str, body: bytes) -> None:
@@ -147,17 +147,17 @@ def test_streams_of_one_client_are_counted_together(
     with ExitStack() as stack:
         statuses = []
         for turn, spelling in enumerate(spellings):
-            line = stack.enter_context(Line(strict.port))
+            connection = stack.enter_context(RawConnection(strict.port))
             if kinds[turn % 2] == "SSE":
                 head = "GET /sse/metrics HTTP/1.1\r\nHost: localhost\r\n"
-                line.send(f"{head}X-Forwarded-For: {spelling}\r\n\r\n".encode())
+                connection.send(f"{head}X-Forwarded-For: {spelling}\r\n\r\n".encode())
             else:
-                line.send(upgrade_request(x_forwarded_for=spelling))
-            statuses.append(line.answer().status)
+                connection.send(upgrade_request(x_forwarded_for=spelling))
+            statuses.append(connection.answer().status)
         assert [status in (101, 200) for status in statuses] == [
             turn < 2 for turn in range(len(spellings))
         ]
-        with Line(strict.port) as other:
+        with RawConnection(strict.port) as other:
             other.send(upgrade_request(x_forwarded_for="198.51.100.4"))
             assert other.answer().status == 101
     strict.wait_for_active(0, 30)

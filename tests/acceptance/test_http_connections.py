@@ -19,7 +19,7 @@ from routecast.edge.http import http_edge
 from routecast.server.app import Engines
 from routecast.server.config import Settings
 from tests.support.in_process_server import InsideServer
-from tests.support.raw import Line
+from tests.support.raw import RawConnection
 from tests.support.server import Server
 
 GOOD = b'{"strategy":"hybrid","provider":"gemini"}'
@@ -69,27 +69,27 @@ def refused(port: int) -> float:
 def test_head_has_the_headers_of_get(shared: Server, path: str) -> None:
     """And no body: the next answer on the connection follows at once (RFC 9110, 9.3.2)."""
     varies = {"date", "content-length", "etag"}
-    with Line(shared.port) as line:
-        line.send(request("GET", path))
-        got = line.answer()
+    with RawConnection(shared.port) as connection:
+        connection.send(request("GET", path))
+        got = connection.answer()
         assert got.status == 200
-        line.send(request("HEAD", path) + request("HEAD", path) + request("GET", "/ready"))
+        connection.send(request("HEAD", path) + request("HEAD", path) + request("GET", "/ready"))
         for _ in range(2):
-            head = line.head()
+            head = connection.head()
             assert head.status == 200
             assert {name: value for name, value in head.headers.items() if name not in varies} == {
                 name: value for name, value in got.headers.items() if name not in varies
             }
-        assert line.answer().body == b'{"ready":true}'
+        assert connection.answer().body == b'{"ready":true}'
 
 
 def test_head_of_a_stream_takes_no_place(tmp_path: Path) -> None:
     """However many ask so, and go or stay, others find room."""
-    with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "3"}) as server, ExitStack() as lines:
+    with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "3"}) as server, ExitStack() as connections:
         for _ in range(10):
-            line = lines.enter_context(Line(server.port))
-            line.send(request("HEAD", "/sse/metrics") + request("GET", "/health"))
-            answer = line.head()
+            connection = connections.enter_context(RawConnection(server.port))
+            connection.send(request("HEAD", "/sse/metrics") + request("GET", "/health"))
+            answer = connection.head()
             assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert server.active() == 0
         with server.http.stream("GET", "/sse/metrics") as stream:
@@ -106,57 +106,57 @@ def test_an_idle_connection_is_kept_as_announced(tmp_path: Path, seconds: int) -
     """The setting is what `Keep-Alive` says, on both ways; then the connection ends cleanly."""
     with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": str(seconds)}) as server:
         for sent in (request("GET", "/health"), post(len(GOOD), GOOD)):
-            with Line(server.port) as line:
-                line.send(sent)
-                assert line.answer().headers["keep-alive"] == f"timeout={seconds}"
-                line.wait_for_end(20)
-                assert line.rest() == b""
+            with RawConnection(server.port) as connection:
+                connection.send(sent)
+                assert connection.answer().headers["keep-alive"] == f"timeout={seconds}"
+                connection.wait_for_end(20)
+                assert connection.rest() == b""
 
 
 def test_the_default_is_75_seconds(shared: Server) -> None:
     """Proxies keep idle connections for 60 s: the server must not be the first to close."""
     for sent in (request("GET", "/health"), post(len(GOOD), GOOD), post(2, b"[]")):
-        with Line(shared.port) as line:
-            line.send(sent)
-            assert line.answer().headers["keep-alive"] == "timeout=75"
-    with Line(shared.port) as line:
-        line.send(request("GET", "/health", "Connection: close"))
-        answer = line.answer()
+        with RawConnection(shared.port) as connection:
+            connection.send(sent)
+            assert connection.answer().headers["keep-alive"] == "timeout=75"
+    with RawConnection(shared.port) as connection:
+        connection.send(request("GET", "/health", "Connection: close"))
+        answer = connection.answer()
         assert "keep-alive" not in answer.headers
         assert answer.headers["connection"] == "close"
 
 
 def test_a_connection_is_idle_after_the_rest_of_a_body(tmp_path: Path) -> None:
     """A body that comes after the answer is dropped; then the connection is like any other."""
-    with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server, Line(server.port) as line:
-        line.send(request("POST", "/nowhere", "Content-Length: 9"))
-        assert line.answer().status == 404
-        line.send(b"x" * 9 + request("GET", "/health"))
-        assert line.answer().status == 200
-        line.send(request("POST", "/nowhere", "Content-Length: 9"))
-        assert line.answer().status == 404
-        line.send(b"x" * 9)
-        line.wait_for_end(20)
-        assert line.rest() == b""
+    with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server, RawConnection(server.port) as connection:
+        connection.send(request("POST", "/nowhere", "Content-Length: 9"))
+        assert connection.answer().status == 404
+        connection.send(b"x" * 9 + request("GET", "/health"))
+        assert connection.answer().status == 200
+        connection.send(request("POST", "/nowhere", "Content-Length: 9"))
+        assert connection.answer().status == 404
+        connection.send(b"x" * 9)
+        connection.wait_for_end(20)
+        assert connection.rest() == b""
 
 
 @pytest.mark.parametrize("target", [b"/%", b"//[", b"/a?b#c", b"/\x7f", b"/..//./", b"/%00%ff"])
 def test_strange_targets(shared: Server, target: bytes) -> None:
     """Each has an answer that says it is none of ours."""
-    with Line(shared.port) as line:
-        line.send(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
-        assert line.answer().status in (400, 404)
+    with RawConnection(shared.port) as connection:
+        connection.send(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+        assert connection.answer().status in (400, 404)
 
 
 @pytest.mark.parametrize("behind", ["GET", "HEAD"])
 def test_a_stream_ends_with_its_client_whatever_is_behind_it(server: Server, behind: str) -> None:
     """Requests sent behind a stream do not keep it from learning that the client has gone."""
     for _ in range(5):
-        line = Line(server.port)
-        line.send(request("GET", "/sse/metrics?interval=60") + request(behind, "/health") * 3)
+        connection = RawConnection(server.port)
+        connection.send(request("GET", "/sse/metrics?interval=60") + request(behind, "/health") * 3)
         server.wait_for_active(1, 5)
-        line.send(request("GET", "/health"))
-        line.socket.close()
+        connection.send(request("GET", "/health"))
+        connection.socket.close()
         server.wait_for_active(0, 5)
     assert "Traceback" not in server.log.read_text()
 
@@ -165,21 +165,21 @@ def test_nothing_is_written_to_a_client_that_has_gone(server: Server) -> None:
     """Be it in the middle of requests ahead of their answers; the log has no traceback."""
     mix = post(len(GOOD), GOOD) + request("GET", "/v1/history") + post(2, b"[]")
     for _ in range(30):
-        line = Line(server.port)
-        line.send(mix * 5)
-        line.reset()
+        connection = RawConnection(server.port)
+        connection.send(mix * 5)
+        connection.reset()
     assert server.http.get("/health").status_code == 200
     assert "Traceback" not in server.log.read_text()
 
 
 def test_a_stream_over_http_1_0(shared: Server) -> None:
     """It has no chunks, which HTTP/1.0 does not know, and ends with the connection."""
-    with Line(shared.port) as line:
-        line.send(request("GET", "/sse/metrics?interval=60", version="1.0"))
-        answer = line.head()
+    with RawConnection(shared.port) as connection:
+        connection.send(request("GET", "/sse/metrics?interval=60", version="1.0"))
+        answer = connection.head()
         assert answer.headers["connection"] == "close"
         assert "transfer-encoding" not in answer.headers
-        assert line.peek().startswith(b"retry: ")
+        assert connection.peek().startswith(b"retry: ")
 
 
 # -- bytes without end --------------------------------------------------------------------------
@@ -191,11 +191,11 @@ def test_endless_trailers_cost_nothing(server: Server, path: str, endless: bytes
     """The connection ends soon, and what was sent is not kept."""
     before = server.memory()
     method = "POST" if path == "/v1/decisions" else "GET"
-    with Line(server.port) as line:
-        line.send(request(method, path, "Transfer-Encoding: chunked") + b"0\r\n")
+    with RawConnection(server.port) as connection:
+        connection.send(request(method, path, "Transfer-Encoding: chunked") + b"0\r\n")
         with pytest.raises(OSError):  # noqa: PT012 -- the line ends at some time
             for _ in range(60 * MIB // len(endless * 10_000)):
-                line.send(endless * 10_000)
+                connection.send(endless * 10_000)
             raise AssertionError("60 MiB were taken")
     assert server.memory() - before < 8 * MIB
     server.wait_for_active(0, 5)
@@ -205,12 +205,12 @@ def test_endless_trailers_cost_nothing(server: Server, path: str, endless: bytes
 def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
     """A stream's client that goes on to send is cut off in the end."""
     before = server.memory()
-    with Line(server.port) as line:
-        line.send(request("GET", "/sse/metrics?interval=60"))
+    with RawConnection(server.port) as connection:
+        connection.send(request("GET", "/sse/metrics?interval=60"))
         server.wait_for_active(1, 5)
         with pytest.raises(OSError):  # noqa: PT012 -- as above
             for _ in range(60):
-                line.send(b"x" * MIB)
+                connection.send(b"x" * MIB)
             raise AssertionError("60 MiB were taken")
     server.wait_for_active(0, 5)
     assert server.memory() - before < 8 * MIB
@@ -222,9 +222,9 @@ def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
 def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crowd that announces bodies and sends none takes no room from others."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
-    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as lines:
+    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as connections:
         for _ in range(50):
-            lines.enter_context(Line(server.port)).send(post(65_536))
+            connections.enter_context(RawConnection(server.port)).send(post(65_536))
         for _ in range(10):
             answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD, timeout=30)
             assert answer.json()["accepted"] == 1
@@ -238,18 +238,18 @@ def test_unfinished_bodies_make_room(
     """Over the limit of bytes the oldest is refused; whole bodies are taken all the time."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
     with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
-        lines = [stack.enter_context(Line(server.port)) for _ in range(10)]
-        for line in lines:
-            line.send(post(60_000, b" " * 50_000, more))
+        connections = [stack.enter_context(RawConnection(server.port)) for _ in range(10)]
+        for connection in connections:
+            connection.send(post(60_000, b" " * 50_000, more))
             answer = httpx2.post(f"{server.url}/v1/decisions", content=GOOD, timeout=30)
             assert answer.json()["accepted"] == 1
-        for line in lines[:6]:
-            answer = line.answer()
+        for connection in connections[:6]:
+            answer = connection.answer()
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-            assert line.rest() == b""
-        for line in lines[6:]:
-            line.send(b" " * (10_000 - len(GOOD)) + GOOD)
-            assert line.answer().status == 200
+            assert connection.rest() == b""
+        for connection in connections[6:]:
+            connection.send(b" " * (10_000 - len(GOOD)) + GOOD)
+            assert connection.answer().status == 200
 
 
 def test_large_bodies_leave_room_for_small_ones(
@@ -258,12 +258,12 @@ def test_large_bodies_leave_room_for_small_ones(
     """What large ones hold counts by itself."""
     monkeypatch.setattr(http_edge, "MAX_LARGE_BYTES", MIB)
     with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
-        lines = [stack.enter_context(Line(server.port)) for _ in range(3)]
-        small = stack.enter_context(Line(server.port))
+        connections = [stack.enter_context(RawConnection(server.port)) for _ in range(3)]
+        small = stack.enter_context(RawConnection(server.port))
         small.send(post(60_000, b" " * 50_000))
-        for line in lines:
-            line.send(post(MIB, b" " * (MIB // 2)))
-        assert lines[0].answer().status == 503
+        for connection in connections:
+            connection.send(post(MIB, b" " * (MIB // 2)))
+        assert connections[0].answer().status == 503
         small.send(b" " * (10_000 - len(GOOD)) + GOOD)
         assert small.answer().status == 200
 
@@ -273,17 +273,17 @@ def test_an_address_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES_OF_ADDRESS", 100_000)
     with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
 
-        def send(client: str) -> Line:
-            line = stack.enter_context(Line(server.port))
-            line.send(post(60_000, b" " * 50_000, f"X-Forwarded-For: {client}"))
-            return line
+        def send(client: str) -> RawConnection:
+            connection = stack.enter_context(RawConnection(server.port))
+            connection.send(post(60_000, b" " * 50_000, f"X-Forwarded-For: {client}"))
+            return connection
 
         honest = send("198.51.100.1")
         first, *others = [send("203.0.113.9") for _ in range(3)]
         assert first.answer().status == 503
-        for line in (honest, *others):
-            line.send(b" " * (10_000 - len(GOOD)) + GOOD)
-            assert line.answer().status == 200
+        for connection in (honest, *others):
+            connection.send(b" " * (10_000 - len(GOOD)) + GOOD)
+            assert connection.answer().status == 200
 
 
 def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,20 +291,20 @@ def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
     settings = Settings(trusted_proxies="192.0.2.7")
     with InsideServer(settings, engines(tmp_path), "lean") as server, ExitStack() as stack:
-        lines = [stack.enter_context(Line(server.port)) for _ in range(8)]
-        assert [line.answer().status for line in lines[:3]] == [503] * 3
-        for line in lines[3:]:
-            line.send(request("GET", "/health"))
-            assert line.answer().status == 200
+        connections = [stack.enter_context(RawConnection(server.port)) for _ in range(8)]
+        assert [connection.answer().status for connection in connections[:3]] == [503] * 3
+        for connection in connections[3:]:
+            connection.send(request("GET", "/health"))
+            assert connection.answer().status == 200
 
 
 def test_a_trusted_proxy_may_open_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connections are those of all its clients."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
     with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
-        for line in [stack.enter_context(Line(server.port)) for _ in range(20)]:
-            line.send(request("GET", "/health"))
-            assert line.answer().status == 200
+        for connection in [stack.enter_context(RawConnection(server.port)) for _ in range(20)]:
+            connection.send(request("GET", "/health"))
+            assert connection.answer().status == 200
 
 
 def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,8 +316,8 @@ def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         InsideServer(Settings(), engines(tmp_path), "lean", files=probe + 100) as server,
         ExitStack() as stack,
     ):
-        lines = [stack.enter_context(Line(server.port)) for _ in range(60)]
-        lines[0].wait_for_end(10)
+        connections = [stack.enter_context(RawConnection(server.port)) for _ in range(60)]
+        connections[0].wait_for_end(10)
         for _ in range(10):
             assert httpx2.get(f"{server.url}/health", timeout=30).status_code == 200
         text = httpx2.get(f"{server.url}/metrics", timeout=30).text
@@ -338,9 +338,9 @@ def test_bad_requests_are_a_few_lines(server: Server) -> None:
     before = server.log.read_text().count("\n")
     for sent, count in bad.items():
         for _ in range(count):
-            with Line(server.port) as line:
-                line.send(sent)
-                assert line.answer().status == 400
+            with RawConnection(server.port) as connection:
+                connection.send(sent)
+                assert connection.answer().status == 400
     assert refused(server.port) == sum(bad.values())
     assert server.log.read_text().count("\n") - before < 20
     server.wait_for_log("Refused a request: the request's headers are too large")
@@ -378,7 +378,7 @@ def test_paths_are_exact(shared: Server, path: str) -> None:
 )
 def test_other_asgi_servers_refuse_fields_that_come_twice(tmp_path: Path, line: str) -> None:
     """The same rule as on our own transport."""
-    with Server(tmp_path, edge="portable") as server, Line(server.port) as connection:
+    with Server(tmp_path, edge="portable") as server, RawConnection(server.port) as connection:
         connection.send(post(len(GOOD), GOOD, line.removesuffix("\r\n")))
         answer = connection.answer()
         assert answer.status == 400

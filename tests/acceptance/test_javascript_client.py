@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.needs import skip_without
-from tests.support.node import CLIENT, ROOT, Teller, modules, node
+from tests.support.node import CLIENT, ROOT, FollowerProcess, modules, node
 from tests.support.server import Server
 
 DECISION = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9}
@@ -136,7 +136,7 @@ def test_it_shows_what_the_server_counts(
 ) -> None:
     """Over routecast.v1, in a program and in a worker: the document at its position, exactly."""
     server.post(DECISION)
-    with Teller(project, server.url, VIEW, *options) as client:
+    with FollowerProcess(project, server.url, VIEW, *options) as client:
         assert client.state("connected")["protocol"] == "routecast.v1"
         client.total(1)
         receipt = server.post([DECISION, {**DECISION, "strategy": "complexity", "cost": 0.5}])
@@ -158,7 +158,7 @@ def without(document: dict[str, Any], *names: str) -> dict[str, Any]:
 def test_it_comes_back_after_a_kill_and_misses_nothing(server: Server, project: Path) -> None:
     """Killed and started again, the server is found again, and the numbers go on."""
     server.post(DECISION)
-    with Teller(project, server.url, VIEW) as client:
+    with FollowerProcess(project, server.url, VIEW) as client:
         client.total(1)
         server.kill()
         assert client.state("reconnecting")["reason"] == "the server cannot be reached"
@@ -170,7 +170,7 @@ def test_it_comes_back_after_a_kill_and_misses_nothing(server: Server, project: 
 def test_it_is_told_when_to_come_back(server: Server, project: Path) -> None:
     """A server that stops in good order names the moment."""
     server.post(DECISION)
-    with Teller(project, server.url, VIEW) as client:
+    with FollowerProcess(project, server.url, VIEW) as client:
         client.total(1)
         server.stop()
         assert client.state("reconnecting")["reason"] == "the server restarts"
@@ -181,7 +181,7 @@ def test_it_is_told_when_to_come_back(server: Server, project: Path) -> None:
 def test_it_calls_a_frozen_server_stale(server: Server, project: Path) -> None:
     """Nothing is heard, though the connection is open; when it goes on, so does the client."""
     server.post(DECISION)
-    with Teller(project, server.url, VIEW) as client:
+    with FollowerProcess(project, server.url, VIEW) as client:
         client.total(1)
         server.freeze()
         try:
@@ -195,7 +195,7 @@ def test_it_looks_back(server: Server, project: Path) -> None:
     """What it tells of the past is what the server tells over HTTP."""
     server.post([DECISION, {**DECISION, "strategy": "complexity"}])
     view = {"from": "1970-01-01T00:00:00Z", "points": 5, "group_by": "strategy"}
-    with Teller(project, server.url, view) as client:
+    with FollowerProcess(project, server.url, view) as client:
         told = client.until(lambda line: "history" in line)["history"]
     assert told == server.http.get("/v1/history", params=view).json()
 
@@ -204,7 +204,7 @@ def test_a_history_goes_on_after_a_kill(server: Server, project: Path) -> None:
     """A late decision, told over the next connection, is in the bucket where it belongs."""
     now = time.time()
     server.post({**DECISION, "timestamp": now - 600})
-    with Teller(project, server.url, {"from": iso(now - 900), "follow": True}) as client:
+    with FollowerProcess(project, server.url, {"from": iso(now - 900), "follow": True}) as client:
         client.until(lambda line: counted(line) == 1)
         server.kill()
         server.start()
@@ -226,7 +226,7 @@ def counted(line: dict[str, Any]) -> int | None:
 
 def test_it_is_told_what_is_wrong_with_a_view(server: Server, project: Path) -> None:
     """The field is named, and the connection stays."""
-    with Teller(project, server.url, {"interval": 0.01}) as client:
+    with FollowerProcess(project, server.url, {"interval": 0.01}) as client:
         error = client.until(lambda line: "error" in line)["error"]
         assert error["code"] == "bad_request"
         assert "interval" in error["message"]
@@ -235,7 +235,7 @@ def test_it_is_told_what_is_wrong_with_a_view(server: Server, project: Path) -> 
 
 def test_it_says_why_it_was_refused(server: Server, project: Path) -> None:
     """Where there is no stream, the server's answer is told, and it stays away."""
-    with Teller(project, f"{server.url}/elsewhere", VIEW) as client:
+    with FollowerProcess(project, f"{server.url}/elsewhere", VIEW) as client:
         closed = client.state("closed")
         assert closed["status"] == 404
         assert closed["reason"] == "the server refused the connection (Not Found)"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.raw import Line
+from tests.support.raw import RawConnection
 from tests.support.server import Server
 
 GOOD = b'{"strategy":"hybrid","provider":"gemini"}'
@@ -45,34 +45,34 @@ def test_requests_ahead_of_their_answers_are_answered_in_order(shared: Server) -
     """Decisions, reads and decisions in one piece: each read counts those before it."""
     before = shared.metrics()["total_decisions"]
     requests = [post(shared, GOOD), get("/routing/metrics"), get("/health")] * 4
-    with Line(shared.port) as line:
-        line.send(b"".join(requests))
+    with RawConnection(shared.port) as connection:
+        connection.send(b"".join(requests))
         for number in range(1, 5):
-            assert json.loads(line.answer().body)["accepted"] == 1
-            assert before + number <= count(line.answer().body) <= before + 4
-            assert "active_connections" in json.loads(line.answer().body)
+            assert json.loads(connection.answer().body)["accepted"] == 1
+            assert before + number <= count(connection.answer().body) <= before + 4
+            assert "active_connections" in json.loads(connection.answer().body)
     assert shared.metrics()["total_decisions"] == before + 4
 
 
 def test_a_request_may_come_in_pieces(shared: Server) -> None:
     """Cut anywhere, it is the same request; and the line can be used again."""
     request = post(shared, GOOD)
-    with Line(shared.port) as line:
+    with RawConnection(shared.port) as connection:
         for cut in range(1, len(request), 7):
-            line.send(request[:cut])
-            line.send(request[cut:])
-            assert json.loads(line.answer().body)["accepted"] == 1
+            connection.send(request[:cut])
+            connection.send(request[cut:])
+            assert json.loads(connection.answer().body)["accepted"] == 1
 
 
 def test_a_body_has_its_own_time(shared: Server) -> None:
     """What a client did not say before its request is not counted against it."""
     request = post(shared, GOOD)
-    with Line(shared.port) as line:
+    with RawConnection(shared.port) as connection:
         time.sleep(6)  # this is what the client does
-        line.send(request[:-10])
+        connection.send(request[:-10])
         time.sleep(6)  # and this
-        line.send(request[-10:])
-        assert json.loads(line.answer().body)["accepted"] == 1
+        connection.send(request[-10:])
+        assert json.loads(connection.answer().body)["accepted"] == 1
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_both_ways_give_the_same_answer(shared: Server, body: bytes, kind: str) 
     """Status, headers and body, whether it is good or bad."""
     answers: list[Any] = []
     for more in ("", THROUGH_ASGI.format(port=shared.port)):
-        with Line(shared.port) as line:
-            line.send(post(shared, body, kind + more))
-            answer = line.answer()
+        with RawConnection(shared.port) as connection:
+            connection.send(post(shared, body, kind + more))
+            answer = connection.answer()
         document = json.loads(answer.body)
         document.get("position", {}).pop("seq", None)
         types = answer.headers["content-type"], "date" in answer.headers
@@ -105,18 +105,18 @@ def test_both_ways_give_the_same_answer(shared: Server, body: bytes, kind: str) 
 
 def test_a_line_to_be_closed_is_closed_after_the_answer(shared: Server) -> None:
     """As HTTP/1.0 clients ask for, and HTTP/1.1 clients by `Connection: close`."""
-    with Line(shared.port) as line:
-        line.send(post(shared, GOOD, "Connection: close\r\n"))
-        assert line.answer().status == 200
-        assert line.rest() == b""
+    with RawConnection(shared.port) as connection:
+        connection.send(post(shared, GOOD, "Connection: close\r\n"))
+        assert connection.answer().status == 200
+        assert connection.rest() == b""
 
 
 def test_a_client_that_hangs_up_in_its_body_leaves_nothing(shared: Server) -> None:
     """Nothing of it is kept; what it kept busy is free again."""
     before = shared.metrics()["total_decisions"]
     for _ in range(50):
-        with Line(shared.port) as line:
-            line.send(post(shared, GOOD, length=60_000))
+        with RawConnection(shared.port) as connection:
+            connection.send(post(shared, GOOD, length=60_000))
     assert shared.post([{"strategy": "a", "provider": "b"}])["accepted"] == 1
     assert shared.metrics()["total_decisions"] == before + 1
 
@@ -124,19 +124,19 @@ def test_a_client_that_hangs_up_in_its_body_leaves_nothing(shared: Server) -> No
 def test_an_answer_under_way_is_given_before_the_server_stops(server: Server) -> None:
     """The commit waits for a lock while the server is told to stop; then it says that it closes."""
     holder = sqlite3.connect(server.database, isolation_level=None)
-    with Line(server.port) as line:
+    with RawConnection(server.port) as connection:
         holder.execute("BEGIN IMMEDIATE")
-        line.send(post(server, GOOD))
+        connection.send(post(server, GOOD))
         while server.instrument("routecast_ingest_queue_decisions") < 1:
             pass
         server.terminate()
         with suppress(ConnectionError):  # that tells that it has begun
             while True:
-                Line(server.port).socket.close()
+                RawConnection(server.port).socket.close()
         holder.execute("ROLLBACK")
-        answer = line.answer()
+        answer = connection.answer()
         assert json.loads(answer.body)["accepted"] == 1
         assert answer.headers["connection"] == "close"
-        assert line.rest() == b""
+        assert connection.rest() == b""
     assert server.wait() == 0
     holder.close()

@@ -12,8 +12,8 @@ import pytest
 from routecast.client import Metrics, Recorder, stream
 from tests.support.command import routecast
 from tests.support.nginx import Answering
-from tests.support.node import Teller, modules
 from tests.support.ports import free_port
+from tests.support.node import FollowerProcess, modules
 from tests.support.scripted_server import until
 from tests.support.server import Server
 from tests.support.waiting import until as met
@@ -146,6 +146,6 @@ def test_the_javascript_client_follows_it_too(
     (folder / "node_modules" / "ws").symlink_to(modules() / "ws")
     with (
         Answering(tmp_path / "nginx", port, moved(port, tls, certificate, server)) as proxy,
-        Teller(folder, proxy.url, {"interval": 0.1}) as client,
+        FollowerProcess(folder, proxy.url, {"interval": 0.1}) as client,
     ):
         client.total(3)

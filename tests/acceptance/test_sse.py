@@ -20,7 +20,7 @@ from routecast.edge import sse
 from routecast.server.app import Engines
 from routecast.server.config import Settings
 from tests.support.in_process_server import InsideServer
-from tests.support.raw import Line
+from tests.support.raw import RawConnection
 from tests.support.server import Server
 from tests.support.stream import Document
 
@@ -95,11 +95,11 @@ def test_clients_are_told_when_to_come_back(server: Server) -> None:
     """The delay differs from one to the next, so that a crowd does not return in one moment."""
     delays = set()
     for _ in range(8):
-        with Line(server.port) as line:
-            line.send(request("interval=60"))
+        with RawConnection(server.port) as connection:
+            connection.send(request("interval=60"))
             found = None
             while found is None:
-                found = re.search(rb"retry: (\d+)\n\n", line.peek())
+                found = re.search(rb"retry: (\d+)\n\n", connection.peek())
             delays.add(int(found[1]))
     assert len(delays) > 4
     assert all(3_000 <= delay < 7_000 for delay in delays)
@@ -125,10 +125,10 @@ def test_a_quiet_line_has_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_client_that_went_is_forgotten(server: Server) -> None:
     """At once, whenever the next event is due."""
-    with Line(server.port) as line:
-        line.send(request("interval=60"))
+    with RawConnection(server.port) as connection:
+        connection.send(request("interval=60"))
         server.wait_for_active(1, 5)
-        line.reset()
+        connection.reset()
     server.wait_for_active(0, 5)
     server.wait_for_log(
         "SSE connected. Total connections: 1", "SSE disconnected. Total connections: 0"
@@ -140,7 +140,7 @@ def test_a_slow_reader_is_skipped_and_let_go(server: Server) -> None:
     """It costs others nothing; after ten seconds it is gone as 4409, its line soon after."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     before = server.memory()
-    with Line(server.port, receive_buffer=4096) as slow:
+    with RawConnection(server.port, receive_buffer=4096) as slow:
         slow.send(request("interval=0.1"))
         server.wait_for_active(1, 5)
         started = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from tests.support.raw import Line, open_stream
+from tests.support.raw import RawConnection, open_stream
 from tests.support.server import EDGES, Edge, Server
 from tests.support.stream import receive, receive_until
 
@@ -25,9 +25,9 @@ def edge(request: pytest.FixtureRequest) -> Edge:
 
 def test_a_reset_connection_is_gone_at_once(server: Server) -> None:
     """A client whose machine resets the connection is forgotten."""
-    line = open_stream(server.port)
+    connection = open_stream(server.port)
     server.wait_for_active(1, 5)
-    line.reset()
+    connection.reset()
     server.wait_for_active(0, 5)
 
 
@@ -63,7 +63,7 @@ async def test_a_slow_reader_gets_the_newest(server: Server) -> None:
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     async with connect(
         f"{server.ws_url}?interval=0.1",
-        sock=Line(server.port, receive_buffer=65_536).socket,
+        sock=RawConnection(server.port, receive_buffer=65_536).socket,
         compression=None,  # or it takes long until the line is full
         max_size=None,
         max_queue=1,

@@ -629,10 +629,10 @@ async def test_a_slow_reader_gets_one_merged_delta(
 def test_streams_that_vanish_leave_nothing(server: Server) -> None:
     """A line that is reset in the middle of everything is forgotten."""
     before = server.active()
-    line = open_stream(server.port, subprotocol=JSON)
-    assert line.frame() is not None
+    connection = open_stream(server.port, subprotocol=JSON)
+    assert connection.frame() is not None
     server.wait_for_active(before + 1, 5)
-    line.reset()
+    connection.reset()
     server.wait_for_active(before, 5)
 
 

@@ -23,7 +23,7 @@ from routecast.edge.asgi_connection import SEND_SECONDS
 from tests.support.decisions import PROVIDERS, STRATEGIES, sent_decisions
 from tests.support.oracle import assert_agree, expect
 from tests.support.postgres import Postgres
-from tests.support.raw import Line
+from tests.support.raw import RawConnection
 from tests.support.server import Edge, Server
 from tests.support.stored_decisions import Committed, committed
 from tests.support.v1 import JSON, MSGPACK, Document, V1Client, without_nulls
@@ -65,10 +65,10 @@ class Client:
         """Connect, and follow what was followed, from where that was."""
         if self._client is not None:
             return
-        line = Line(self._server.port, receive_buffer=4_096)
+        connection = RawConnection(self._server.port, receive_buffer=4_096)
         stream = await connect(
             self._server.ws_url,
-            sock=line.socket,
+            sock=connection.socket,
             subprotocols=[self._subprotocol],  # type: ignore[list-item]  # -- a NewType of str
             compression=None,
             max_queue=1,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from routecast.client import stream
 from tests.support.nginx import Nginx, executable
-from tests.support.raw import Line
+from tests.support.raw import RawConnection
 from tests.support.server import Server
 from tests.support.upstream import upstream
 
@@ -62,11 +62,11 @@ async def test_a_request_under_way_is_answered(tmp_path: Path) -> None:
     with (
         upstream() as node,
         Nginx(tmp_path / "nginx", [node.port]) as nginx,
-        Line(nginx.port) as line,
+        RawConnection(nginx.port) as connection,
     ):
-        line.send(b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n12")
+        connection.send(b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n12")
         old = nginx.reload()
-        line.send(b"345")
-        assert line.answer().status == 200
+        connection.send(b"345")
+        assert connection.answer().status == 200
         await wait_until(lambda: not nginx.workers() & old)
         assert node.received[-1].body == b"12345"

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from tests.support.nginx import Nginx, executable
-from tests.support.raw import WAIT_SECONDS, Answer, Line
+from tests.support.raw import WAIT_SECONDS, Answer, RawConnection
 from tests.support.upstream import CLOSE, NOT_FOUND, OK, UNENDING, Received, Upstream, upstream
 
 NAMES = ("metrics.example.org", "*.wild.example.org")
@@ -37,9 +37,9 @@ def send(nginx: Nginx, first: str, *lines: str, body: bytes = b"") -> Answer:
     """Send a request on a connection of its own; return the answer."""
     length = [f"Content-Length: {len(body)}"] if body else []
     head = "\r\n".join([first, *lines, *length, "", ""])
-    with Line(nginx.port) as line:
-        line.send(head.encode("latin-1") + body)
-        return line.answer()
+    with RawConnection(nginx.port) as connection:
+        connection.send(head.encode("latin-1") + body)
+        return connection.answer()
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,10 @@ def test_streams_take_no_body(site: Site, path: str) -> None:
     lines = ("Host: localhost", *upgrade)
     assert send(site.nginx, f"GET {path} HTTP/1.1", *lines, body=b"GET / HTTP/1.1").status == 413
     chunked = b"e\r\nGET / HTTP/1.1\r\n0\r\n\r\n"
-    with Line(site.nginx.port) as line:
+    with RawConnection(site.nginx.port) as connection:
         head = [f"GET {path} HTTP/1.1", *lines, "Transfer-Encoding: chunked", "", ""]
-        line.send("\r\n".join(head).encode() + chunked)
-        assert line.answer().status == 413
+        connection.send("\r\n".join(head).encode() + chunked)
+        assert connection.answer().status == 413
     assert site.node.received == []
 
 
@@ -186,9 +186,9 @@ def test_a_stream_for_head_keeps_nobody_waiting(site: Site, path: str) -> None:
     """A node that goes on with a stream after HEAD gets no other request on that connection."""
     site.node.answer = lambda request: UNENDING if request.first.startswith("HEAD") else OK
     for _ in range(8):
-        with Line(site.nginx.port) as line:
-            line.send(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            assert line.peek().startswith(b"HTTP/1.1 200 ")
+        with RawConnection(site.nginx.port) as connection:
+            connection.send(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert connection.peek().startswith(b"HTTP/1.1 200 ")
         for first in ("GET /routing/metrics HTTP/1.1", "POST /v1/decisions HTTP/1.1"):
             assert send(site.nginx, first, "Host: localhost").status == 200
     streams = {request.line for request in site.node.received if path in request.first}
@@ -266,9 +266,9 @@ def test_slow_clients_are_let_go(tmp_path: Path) -> None:
         node.received.clear()
         head = b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\n"
         for sent in (head, head + b"Content-Length: 5\r\n\r\n12"):
-            with Line(nginx.port) as line:
-                line.send(sent)
-                line.rest()
+            with RawConnection(nginx.port) as connection:
+                connection.send(sent)
+                connection.rest()
         assert node.received == []
 
 
@@ -282,12 +282,12 @@ def test_one_address_does_not_take_all(tmp_path: Path) -> None:
         Nginx(tmp_path / "nginx", [node.port], replaced=fewer) as nginx,
         ExitStack() as stack,
     ):
-        lines = [stack.enter_context(Line(nginx.port)) for _ in range(3)]
-        for line in lines:
-            line.send(begun)
+        connections = [stack.enter_context(RawConnection(nginx.port)) for _ in range(3)]
+        for connection in connections:
+            connection.send(begun)
         # Any of the three may be the one too many: nginx has several worker processes.
-        ready, _, _ = select.select([line.socket for line in lines], [], [], WAIT_SECONDS)
-        (refused,) = [line for line in lines if line.socket in ready]
+        ready, _, _ = select.select([connection.socket for connection in connections], [], [], WAIT_SECONDS)
+        (refused,) = [connection for connection in connections if connection.socket in ready]
         assert refused.answer().status == 503
         elsewhere = httpx2.HTTPTransport(local_address="127.0.0.2")
         with httpx2.Client(transport=elsewhere) as other:

@@ -34,7 +34,7 @@ class Target(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def line(
+async def connect(
     target: Target,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection from the target's own address."""
@@ -49,7 +49,7 @@ async def line(
 
 async def exchange(target: Target, data: bytes) -> bytes:
     """Send one request and return what has come by the end of the answer's head."""
-    async with line(target) as (reader, writer):
+    async with connect(target) as (reader, writer):
         writer.write(data)
         await writer.drain()
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -69,7 +69,7 @@ async def endless_trailers(target: Target) -> None:
     path = random.choice(["/sse/metrics", "/health", "/v1/decisions"])
     method = "POST" if path == "/v1/decisions" else "GET"
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
-    async with line(target) as (_, writer):
+    async with connect(target) as (_, writer):
         writer.write(head.encode())
         for _ in range(20_000):
             writer.write(b"a:\r\n" * 1_000)
@@ -79,7 +79,7 @@ async def endless_trailers(target: Target) -> None:
 async def endless_chunks(target: Target) -> None:
     """Chunks of one byte with extensions, for ever."""
     head = b"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with line(target) as (_, writer):
+    async with connect(target) as (_, writer):
         writer.write(head)
         for _ in range(2_000):
             writer.write(b"1;name=value\r\nx\r\n" * 500)
@@ -88,14 +88,14 @@ async def endless_chunks(target: Target) -> None:
 
 async def head_of_a_stream(target: Target) -> None:
     """HEAD of a stream with a request behind it, and gone."""
-    async with line(target) as (_, writer):
+    async with connect(target) as (_, writer):
         writer.write(b"HEAD /sse/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 2)
         await writer.drain()
 
 
 async def pipelined_behind_a_stream(target: Target) -> None:
     """A stream with requests behind it, and gone."""
-    async with line(target) as (reader, writer):
+    async with connect(target) as (reader, writer):
         writer.write(b"GET /sse/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
         writer.write(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 5)
         await reader.readuntil(b"\r\n\r\n")
@@ -105,7 +105,7 @@ async def announced_bodies(target: Target) -> None:
     """Many connections that announce a body and send none of it."""
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(250):
-            _, writer = await stack.enter_async_context(line(target))
+            _, writer = await stack.enter_async_context(connect(target))
             writer.write(b"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
             writer.write(b"Content-Length: 65536\r\n\r\n")
         await asyncio.sleep(5)
@@ -113,7 +113,7 @@ async def announced_bodies(target: Target) -> None:
 
 async def large_body_held_back(target: Target) -> None:
     """Almost all of a large body, and then nothing."""
-    async with line(target) as (_, writer):
+    async with connect(target) as (_, writer):
         writer.write(b"POST /v1/decisions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
         writer.write(b"Content-Length: 16000000\r\n\r\n" + b" " * 8_000_000)
         await writer.drain()
@@ -130,7 +130,7 @@ async def offered_upgrade(target: Target) -> None:
 async def corpus(target: Target) -> None:
     """One of the hostile requests that the tests of HTTP know."""
     case, way = random.choice(CORPUS), random.choice(WAYS)
-    async with line(target) as (reader, writer):
+    async with connect(target) as (reader, writer):
         for piece in case.pieces(f"127.0.0.1:{target.port}", way):
             writer.write(piece)
             await writer.drain()
@@ -270,7 +270,7 @@ async def subscriber(
         "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Protocol: routecast.v1.json",
     ]
-    async with line(target) as (reader, writer):
+    async with connect(target) as (reader, writer):
         writer.write("\r\n".join([*head, "", ""]).encode())
         await reader.readuntil(b"\r\n\r\n")
         yield reader, writer
@@ -321,7 +321,7 @@ async def large_histories_not_read(target: Target) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for number in range(20):
             if number % 2:
-                _, writer = await stack.enter_async_context(line(target))
+                _, writer = await stack.enter_async_context(connect(target))
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
             else:
                 _, writer = await stack.enter_async_context(subscriber(target))

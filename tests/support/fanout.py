@@ -104,13 +104,13 @@ class FakeConnection:
 
     # -- routecast.v1 ---------------------------------------------------------------------------
 
-    def ask(self, **message: Any) -> None:
+    def request(self, **message: Any) -> None:
         """Send a message of routecast.v1."""
         self.peer.receive(json.dumps(message))
 
     def subscribe(self, identity: str = "main", **asked: Any) -> None:
         """Subscribe over routecast.v1."""
-        self.ask(type="subscribe", id=identity, **asked)
+        self.request(type="subscribe", id=identity, **asked)
 
     def messages(self, identity: str = "main") -> list[dict[str, Any]]:
         """Return the messages under an id; each delta must follow the message before it."""

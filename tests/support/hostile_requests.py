@@ -443,18 +443,18 @@ def attack(
     `size` cuts the pieces into writes of this number of bytes. Raises AssertionError if the server
     sends something that is not HTTP, or nothing within WAIT_SECONDS.
     """
-    line = _Line(host, port)
+    exchange = _RawExchange(host, port)
     try:
         for piece in case.pieces(f"{host}:{port}", way):
             for at in range(0, len(piece), size or len(piece)):
-                if not line.send(piece[at : at + (size or len(piece))]):
+                if not exchange.send(piece[at : at + (size or len(piece))]):
                     break
-        return line.outcome(case)
+        return exchange.outcome(case)
     finally:
-        line.socket.close()
+        exchange.socket.close()
 
 
-class _Line:
+class _RawExchange:
     """One connection, and the answers on it."""
 
     def __init__(self, host: str, port: int) -> None:

@@ -18,7 +18,7 @@ WAIT_SECONDS = 30.0
 LEAST_NODE = 20
 NODE = (f"Node.js {LEAST_NODE} or newer", "apt install nodejs npm, or https://nodejs.org")
 
-Line = dict[str, Any]
+Message = dict[str, Any]
 
 
 def node() -> str:
@@ -40,12 +40,12 @@ def modules() -> Path:
     return folder
 
 
-class Teller:
+class FollowerProcess:
     """A process with the JavaScript client that prints what it receives."""
 
-    def __init__(self, folder: Path, url: str, view: Line, *options: str) -> None:
+    def __init__(self, folder: Path, url: str, view: Message, *options: str) -> None:
         # Outside of its own package, as for its users.
-        script = folder / "tell.mjs"
+        script = folder / "follow.mjs"
         script.write_bytes((CLIENT / "test" / "follow.js").read_bytes())
         self.process = subprocess.Popen(
             [node(), str(script), url, json.dumps(view), *options],
@@ -53,32 +53,32 @@ class Teller:
             text=True,
             env={**os.environ, "NODE_NO_WARNINGS": "1"},
         )
-        self._lines: queue.Queue[Line] = queue.Queue()
+        self._messages: queue.Queue[Message] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
-            self._lines.put(json.loads(line))
+            self._messages.put(json.loads(line))
 
-    def until(self, good: Callable[[Line], bool]) -> Line:
+    def until(self, good: Callable[[Message], bool]) -> Message:
         """Return the next line that is good."""
         seen = []
         while True:
             try:
-                seen.append(self._lines.get(timeout=WAIT_SECONDS))
+                seen.append(self._messages.get(timeout=WAIT_SECONDS))
             except queue.Empty:
                 raise AssertionError(f"nothing good in {seen}") from None
             if good(seen[-1]):
                 return seen[-1]
 
-    def state(self, name: str) -> Line:
+    def state(self, name: str) -> Message:
         """Return the next state of this name."""
-        state: Line = self.until(lambda line: line.get("state", {}).get("name") == name)["state"]
+        state: Message = self.until(lambda line: line.get("state", {}).get("name") == name)["state"]
         return state
 
-    def total(self, count: int) -> Line:
+    def total(self, count: int) -> Message:
         """Return the next line with this number of decisions."""
         return self.until(lambda line: line.get("metrics", {}).get("total_decisions") == count)
 

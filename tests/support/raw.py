@@ -60,7 +60,7 @@ def upgrade_request(target: str = "/ws/metrics", **replaced: str | None) -> byte
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-class Line:
+class RawConnection:
     """A TCP connection to a server, with a buffer of what was read."""
 
     def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
@@ -176,16 +176,16 @@ def open_stream(
     receive_buffer: int | None = None,
     extensions: str | None = None,
     subprotocol: str | None = None,
-) -> Line:
+) -> RawConnection:
     """Return a connection that is upgraded to a stream, with nothing read after that."""
-    line = Line(port, receive_buffer=receive_buffer)
-    line.send(
+    connection = RawConnection(port, receive_buffer=receive_buffer)
+    connection.send(
         upgrade_request(
             f"/ws/metrics{query}",
             sec_websocket_extensions=extensions,
             sec_websocket_protocol=subprotocol,
         )
     )
-    answer = line.answer()
+    answer = connection.answer()
     assert answer.status == 101, answer
-    return line
+    return connection

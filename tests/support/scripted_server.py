@@ -16,7 +16,7 @@ Message = dict[str, Any]
 _read = msgspec.json.Decoder(ClientMessage).decode
 
 
-class Actor:
+class ScriptedConnection:
     """The server's side of one connection."""
 
     def __init__(self, socket: ServerConnection) -> None:
@@ -26,7 +26,7 @@ class Actor:
         """Send the `hello` of a server."""
         await self.send(msgspec.to_builtins(Hello(connection="c")))
 
-    async def hear(self) -> Any:
+    async def receive(self) -> Any:
         """Return the next message of the client."""
         return _read(await self.socket.recv(decode=False))
 
@@ -40,15 +40,15 @@ class Actor:
         """Close with a code."""
         await self.socket.close(code, reason)
 
-    async def stay(self) -> None:
+    async def wait_closed(self) -> None:
         """Stay until the client leaves."""
         await self.socket.wait_closed()
 
 
-Part = Callable[[Actor], Awaitable[None]]
+Script = Callable[[ScriptedConnection], Awaitable[None]]
 
 
-class Stage:
+class ScriptedServer:
     """The address of a scripted server, and its number of connections so far."""
 
     def __init__(self, url: str) -> None:
@@ -57,19 +57,19 @@ class Stage:
 
 
 @asynccontextmanager
-async def scripted(*parts: Part, protocols: tuple[str, ...] = (V1_JSON,)) -> AsyncIterator[Stage]:
+async def scripted(*scripts: Script, protocols: tuple[str, ...] = (V1_JSON,)) -> AsyncIterator[ScriptedServer]:
     """Run the scripts, one for each connection; the last one also for all further ones."""
 
     async def play(socket: ServerConnection) -> None:
-        part = parts[min(stage.connections, len(parts) - 1)]
-        stage.connections += 1
-        await part(Actor(socket))
+        script = scripts[min(server.connections, len(scripts) - 1)]
+        server.connections += 1
+        await script(ScriptedConnection(socket))
 
     names = [Subprotocol(name) for name in protocols]
     async with serve(play, "127.0.0.1", 0, subprotocols=names or None) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        stage = Stage(f"http://127.0.0.1:{port}")
-        yield stage
+        server = ScriptedServer(f"http://127.0.0.1:{port}")
+        yield server
 
 
 def snapshot(seq: int, data: Message, *, epoch: str = "e", **more: Any) -> Message:

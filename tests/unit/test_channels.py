@@ -84,7 +84,7 @@ async def test_a_channel_goes_with_its_last_member(fanout: FanoutHarness) -> Non
     connection = fanout.connect_v1()
     connection.subscribe(interval=59)
     assert len(fanout.timers.pending()) == 1
-    connection.ask(type="unsubscribe", id="main")
+    connection.request(type="unsubscribe", id="main")
     assert not fanout.timers.pending()
 
 
@@ -94,7 +94,7 @@ async def test_messages_go_with_the_last_member(fanout: FanoutHarness) -> None:
     for connection in (one, other):
         connection.subscribe()
     assert message_of(other.sent[0]) is message_of(one.sent[0])
-    one.ask(type="unsubscribe", id="main")
+    one.request(type="unsubscribe", id="main")
     again.subscribe()
     assert message_of(again.sent[0]) is message_of(one.sent[0])
     for connection in (again, other):
@@ -266,7 +266,7 @@ async def test_views_that_come_and_go_do_not_push_a_quiet_one_out(
         for number in range(60):
             restless.subscribe(filter={"strategy": [f"s{number}"]})
             await fanout.settle()
-            restless.ask(type="unsubscribe", id="main")
+            restless.request(type="unsubscribe", id="main")
             fanout.commit()
             await fanout.go(0.3)
     assert len(restless.sent) == 60
@@ -680,7 +680,7 @@ async def test_a_crowd_asks_the_engines_once(fanout: FanoutHarness) -> None:
     for connection in connections:
         connection.subscribe(interval=60)
         assert not connection.sent
-    connections[0].ask(type="unsubscribe", id="main")
+    connections[0].request(type="unsubscribe", id="main")
     async with fanout.running():
         await fanout.settle()
     assert {connection.total() for connection in connections[1:]} == {0}
@@ -739,13 +739,13 @@ async def test_a_connection_that_leaves_is_sent_nothing(fanout: FanoutHarness) -
         assert len(stays.sent) == 2
         gone.close()
         gone.close()
-        stays.ask(type="unsubscribe", id="hour")
+        stays.request(type="unsubscribe", id="hour")
         fanout.commit()
         await fanout.go(FAST)
         assert stays.total() == 1
         assert len(gone.sent) == 2
         assert stays.types("hour") == ["snapshot"]
-        stays.ask(type="unsubscribe", id="main")
+        stays.request(type="unsubscribe", id="main")
         assert not fanout.channels._channels
         stays.subscribe("again", interval=FAST)
         fanout.commit()

@@ -18,10 +18,10 @@ def test_a_tick_of_changes_on_time_is_merged_with_none(interval: float) -> None:
         tick = delivery.due(delivery.due(now))  # at the end of its rest
         now = tick + (0.0005 if count % 3 else -1e-9)
         assert delivery.is_tick(now)
-        moment = delivery.moment(now)
+        due_time = delivery.due_time(now)
         assert delivery.pass_tick(now) == 0
         if count % 2:
-            delivery.rest(moment)
+            delivery.rest(due_time)
         assert delivery.due(delivery.due(now)) == pytest.approx(tick + interval)
     assert delivery.pass_tick(delivery.due(delivery.due(now)) + 3.5 * interval) == 3
 

@@ -23,7 +23,7 @@ GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
 
 
 @pytest.fixture
-async def hall(
+async def fanout(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FanoutHarness]:
     """So many series, of which one piece of work handles eight."""
@@ -40,15 +40,15 @@ def view(number: int = 0) -> View:
     return View(provider=frozenset({"gemini", f"p{number}"}))
 
 
-async def ready(hall: FanoutHarness, asked: View, client: str = MODEST) -> None:
+async def ready(fanout: FanoutHarness, asked: View, client: str = MODEST) -> None:
     """Return when a view is ready."""
     done = asyncio.Event()
-    hall.renders.ask(asked, client, done.set)
+    fanout.renders.request(asked, client, done.set)
     async with asyncio.timeout(PATIENCE):
         await done.wait()
 
 
-async def test_others_have_turns_while_a_view_is_made(hall: FanoutHarness) -> None:
+async def test_others_have_turns_while_a_view_is_made(fanout: FanoutHarness) -> None:
     """A view with many series is made in pieces; then its frame can be had at once."""
     turns = 0
 
@@ -58,93 +58,93 @@ async def test_others_have_turns_while_a_view_is_made(hall: FanoutHarness) -> No
             turns += 1
             await asyncio.sleep(0)
 
-    assert not (await hall.reader.frames({view(): MODEST}))
+    assert not (await fanout.reader.frames({view(): MODEST}))
     async with running(count()):
-        await ready(hall, view())
+        await ready(fanout, view())
     assert turns >= SERIES // breakdown.STEPS_AT_ONCE
-    assert view() in (await hall.reader.frames({view(): MODEST}))
+    assert view() in (await fanout.reader.frames({view(): MODEST}))
 
 
-async def test_equal_views_are_made_once(hall: FanoutHarness) -> None:
+async def test_equal_views_are_made_once(fanout: FanoutHarness) -> None:
     """All who asked for one are told when it is ready."""
-    await asyncio.gather(*(ready(hall, view(), client) for client in (MODEST, GREEDY) * 20))
-    assert hall.count("renders") == 0  # it is ready; the document is made with the frame
+    await asyncio.gather(*(ready(fanout, view(), client) for client in (MODEST, GREEDY) * 20))
+    assert fanout.count("renders") == 0  # it is ready; the document is made with the frame
 
 
-async def test_a_client_that_used_its_time_comes_last(hall: FanoutHarness) -> None:
+async def test_a_client_that_used_its_time_comes_last(fanout: FanoutHarness) -> None:
     """Whoever asked first; and the plain view waits for nobody."""
-    hall.budget.charge(GREEDY, 0.27, hall.timers.now())
+    fanout.budget.charge(GREEDY, 0.27, fanout.timers.now())
     order: list[str] = []
     done = asyncio.Event()
-    hall.renders.ask(view(1), GREEDY, lambda: (order.append("greedy"), done.set()))
-    hall.renders.ask(view(2), MODEST, lambda: order.append("modest"))
-    hall.renders.ask(View(), GREEDY, lambda: order.append("plain"))
-    await hall.settle()
+    fanout.renders.request(view(1), GREEDY, lambda: (order.append("greedy"), done.set()))
+    fanout.renders.request(view(2), MODEST, lambda: order.append("modest"))
+    fanout.renders.request(View(), GREEDY, lambda: order.append("plain"))
+    await fanout.settle()
     assert order == ["plain", "modest"]
-    await hall.go(hall.budget.wait(GREEDY, hall.timers.now()))
+    await fanout.go(fanout.budget.wait(GREEDY, fanout.timers.now()))
     assert done.is_set()
     assert order == ["plain", "modest", "greedy"]
 
 
-async def test_a_view_is_paid_for_by_any_of_those_who_wait(hall: FanoutHarness) -> None:
+async def test_a_view_is_paid_for_by_any_of_those_who_wait(fanout: FanoutHarness) -> None:
     """A client that used up its time does not keep another one waiting, who wants the same."""
-    hall.budget.charge(GREEDY, 100, hall.timers.now())
-    paid = hall.budget.wait(GREEDY, hall.timers.now())
-    hall.renders.ask(view(), GREEDY, lambda: None)
-    await hall.settle()
-    assert hall.renders._waiting
-    await ready(hall, view(), MODEST)
-    assert hall.budget.wait(GREEDY, hall.timers.now()) == paid
-    assert MODEST in hall.budget._paid
+    fanout.budget.charge(GREEDY, 100, fanout.timers.now())
+    paid = fanout.budget.wait(GREEDY, fanout.timers.now())
+    fanout.renders.request(view(), GREEDY, lambda: None)
+    await fanout.settle()
+    assert fanout.renders._waiting
+    await ready(fanout, view(), MODEST)
+    assert fanout.budget.wait(GREEDY, fanout.timers.now()) == paid
+    assert MODEST in fanout.budget._paid
 
 
-async def test_who_asks_twice_is_told_once(hall: FanoutHarness) -> None:
+async def test_who_asks_twice_is_told_once(fanout: FanoutHarness) -> None:
     """So what waits for a view for long takes no more memory each time it asks."""
     told: list[str] = []
     for name in ("one", "one", "other"):
-        hall.renders.ask(view(), MODEST, told.append, name)
-    await hall.settle()
+        fanout.renders.request(view(), MODEST, told.append, name)
+    await fanout.settle()
     assert told == ["one", "other"]
 
 
 async def test_no_client_takes_all_places(
-    hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch
+    fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that asks for too many views is refused and told when to come back."""
     monkeypatch.setattr(module, "MAX_WAITING_PER_CLIENT", 3)
     for number in range(3):
-        hall.renders.ask(view(number), GREEDY, lambda: None)
+        fanout.renders.request(view(number), GREEDY, lambda: None)
     with pytest.raises(Unavailable, match="too many views") as refused:
-        hall.renders.ask(view(3), GREEDY, lambda: None)
+        fanout.renders.request(view(3), GREEDY, lambda: None)
     assert refused.value.retry_after >= 1
-    hall.renders.ask(view(0), GREEDY, lambda: None)  # the same again takes no place
-    hall.renders.ask(View(), GREEDY, lambda: None)
-    await ready(hall, view(3), MODEST)
+    fanout.renders.request(view(0), GREEDY, lambda: None)  # the same again takes no place
+    fanout.renders.request(View(), GREEDY, lambda: None)
+    await ready(fanout, view(3), MODEST)
 
 
-async def test_places_have_an_end(hall: FanoutHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_places_have_an_end(fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all clients together, too."""
     monkeypatch.setattr(module, "MAX_WAITING_VIEWS", 3)
     for number in range(3):
-        hall.renders.ask(view(number), f"192.0.2.{number}", lambda: None)
+        fanout.renders.request(view(number), f"192.0.2.{number}", lambda: None)
     with pytest.raises(Unavailable, match="too many views"):
-        hall.renders.ask(view(3), MODEST, lambda: None)
+        fanout.renders.request(view(3), MODEST, lambda: None)
 
 
-async def test_a_request_costs_its_client(hall: FanoutHarness) -> None:
+async def test_a_request_costs_its_client(fanout: FanoutHarness) -> None:
     """The frame of a client that has no time left is refused; the plain one is not."""
-    assert (await hall.renders.frame(view(), GREEDY)).position == Position("e", 1)
-    assert GREEDY in hall.budget._paid
-    hall.budget.charge(GREEDY, 100, hall.timers.now())
+    assert (await fanout.renders.frame(view(), GREEDY)).position == Position("e", 1)
+    assert GREEDY in fanout.budget._paid
+    fanout.budget.charge(GREEDY, 100, fanout.timers.now())
     with pytest.raises(Unavailable, match="rendering time") as refused:
-        await hall.renders.frame(view(), GREEDY)
+        await fanout.renders.frame(view(), GREEDY)
     assert refused.value.retry_after > 60
-    assert (await hall.renders.frame(View(), GREEDY)).position == Position("e", 1)
-    assert (await hall.renders.frame(view(), MODEST)).position == Position("e", 1)
+    assert (await fanout.renders.frame(View(), GREEDY)).position == Position("e", 1)
+    assert (await fanout.renders.frame(view(), MODEST)).position == Position("e", 1)
 
 
-async def test_a_view_that_nothing_can_answer_is_done_with(hall: FanoutHarness) -> None:
+async def test_a_view_that_nothing_can_answer_is_done_with(fanout: FanoutHarness) -> None:
     """It keeps no place, and whoever asked goes on to what the document says."""
-    hall.source = None
-    await ready(hall, view())
-    assert not hall.renders._waiting
+    fanout.source = None
+    await ready(fanout, view())
+    assert not fanout.renders._waiting

@@ -52,7 +52,7 @@ class HistoryService:
         self._live = live
         self._changes = changes
         self._clock = clock
-        self._turns = asyncio.Semaphore(READS)
+        self._read_slots = asyncio.Semaphore(READS)
         self._waiting: dict[_AnswerKey, asyncio.Task[HistoryResponse]] = {}
         self._kept: OrderedDict[_AnswerKey, HistoryResponse] = OrderedDict()
         self._kept_values = 0
@@ -139,7 +139,7 @@ class HistoryService:
 
     async def _read_bounded(self, key: _AnswerKey) -> HistoryResponse:
         try:
-            await self._turns.acquire()
+            await self._read_slots.acquire()
         finally:
             # A client that asks from now on may know of commits that this read does not see.
             del self._waiting[key]
@@ -150,9 +150,9 @@ class HistoryService:
         finally:
             took = loop.time() - began
             if took > LONG_SECONDS:
-                loop.call_later(min(READ_REST * took, LONGEST_READ_REST), self._turns.release)
+                loop.call_later(min(READ_REST * took, LONGEST_READ_REST), self._read_slots.release)
             else:
-                self._turns.release()
+                self._read_slots.release()
         return await self._render(series, key)
 
     async def _answer_due(self, due: Plan, names: KeptNames, snapshot: Snapshot) -> HistoryResponse:

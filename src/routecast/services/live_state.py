@@ -389,7 +389,7 @@ class LiveState:
         """
         if self._topology.has_store and not polled:
             with suppress(Unavailable):  # then the announced position must do
-                position = await self._poller.ask()
+                position = await self._poller.read()
                 self._sequencer.announce(position, self._timers.now())
         return await self._loader.load(self._sequencer.announced)
 

@@ -73,7 +73,7 @@ class PositionPoller:
             return None
         if self._lost is None and not await self._is_our_turn():
             return None
-        position = await self.ask()
+        position = await self.read()
         if self._lost is not None and position.epoch == self._lost[0].epoch:
             position = await self._loader.begin_epoch(*self._lost)
         elif ours is not None and is_behind(position, ours):
@@ -84,7 +84,7 @@ class PositionPoller:
         self._bus.announce(position)
         return position
 
-    async def ask(self) -> Position:
+    async def read(self) -> Position:
         """Return where the database stands, which has the last word. Raises Unavailable."""
         position = await self._store.position()
         self._loader.epoch = position.epoch

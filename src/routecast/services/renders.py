@@ -1,8 +1,8 @@
-"""Renders: which client pays for a document, and the work of documents that takes a while.
+"""Renders: which client pays for a document, and the work for documents that takes long.
 
-Documents of new views, and of views that fell far behind, are made one after the other, in pieces
-with a turn for everybody else between two of them. What a client may use of that is bounded
-(`core/budget.py`). The plain view, that of a stream without parameters, is free and goes first.
+Documents of new views, and of views that fell far behind, are made one after the other, in slices
+between which other tasks have a turn. Each client has a share of that time (`core/budget.py`). The
+plain view, that of a stream without parameters, is free and comes first.
 """
 
 import asyncio
@@ -23,32 +23,32 @@ from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
 
-# Views that may wait for their first render, in all and for one client. The policy is to refuse.
+# Views that may wait for their first render, in all and of one client; more are refused.
 MAX_WAITING_VIEWS: Final = 256
 MAX_WAITING_PER_CLIENT: Final = 64
 
 
 class DocumentMaker(Protocol):
-    """Where documents are made (`metrics_reader.MetricsReader`)."""
+    """Makes documents (`metrics_reader.MetricsReader`)."""
 
     async def read(self) -> Reading:
-        """Return the newest state there is. Raises Unavailable when there is none at all."""
+        """Return the newest available state. Raises Unavailable if there is none at all."""
         ...
 
     def covering(self, reading: Reading, view: View) -> Reading | None:
-        """Return what a view can be made of now, None where that has to be waited for."""
+        """Return a reading that covers a view, None if it is not available yet."""
         ...
 
     async def reading_for(self, view: View) -> Reading:
-        """Return what a view can be made of, once there is something. Raises Unavailable."""
+        """Wait for a reading that covers a view, and return it. Raises Unavailable."""
         ...
 
     def is_ready(self, reading: Reading, view: View) -> bool:
-        """Do a piece of a view's work; return whether its document can be made at once now."""
+        """Do a slice of a view's work; return whether its document is ready."""
         ...
 
     async def frames(self, views: Mapping[View, str]) -> dict[View, EncodedDocument]:
-        """Return the newest frame of those views that can be made at once."""
+        """Return the newest documents of the views that are ready."""
         ...
 
 
@@ -56,16 +56,16 @@ _Call = tuple[Callable[..., object], tuple[object, ...]]
 
 
 class _RenderRequest:
-    """A view that is to be rendered, and the clients that wait for it: any of them may pay."""
+    """A view to render, and the clients that wait for it: any of them may pay."""
 
     __slots__ = ("client", "clients", "done", "reads", "view")
 
     def __init__(self, view: View, client: str) -> None:
         self.view = view
-        self.client = client  # that asked first, and takes a place for it
-        self.clients: dict[str, None] = {}  # in the order in which they asked
+        self.client = client  # the first one, whose limit it counts towards
+        self.clients: dict[str, None] = {}  # in the order of their requests
         self.done: dict[_Call, None] = {}
-        # While the database reads the view's window; others have their turn meanwhile.
+        # Reads the view's window from the database; other requests are served meanwhile.
         self.reads: asyncio.Task[None] | None = None
 
 
@@ -96,16 +96,16 @@ class Renders:
         return not self._is_resting
 
     def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
-        """Return which of the clients of a view pays for its next render, and when it may.
+        """Return the client that pays for a view's next render, and the seconds until it may.
 
-        The result is in seconds from now; 0.0 is now. The payer of the plain view is "": nobody.
+        The plain view is free: its payer is "".
         """
         if view.plain:
             return "", 0.0
         return self._budget.first(clients, self._timers.now())
 
     def admit(self, view: View, client: str) -> None:
-        """Raise Unavailable when a client has used up its rendering time."""
+        """Raise Unavailable if a client has used up its rendering time."""
         _, wait = self.payer(view, (client,))
         if wait:
             raise Unavailable(
@@ -124,11 +124,10 @@ class Renders:
             if payer:
                 self._budget.charge(payer, time.thread_time() - started, self._timers.now())
 
-    def ask(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
-        """Have a view made ready; then, or when nothing can answer, `done(*args)` is called.
+    def request(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
+        """Request that a view is made ready; then, or if that fails, call `done(*args)`.
 
-        It is called once however often it is asked for. Raises Unavailable when too many views
-        wait already.
+        Equal requests are called once. Raises Unavailable if too many views wait.
         """
         request = self._waiting.get(view)
         if request is None:
@@ -146,12 +145,12 @@ class Renders:
             raise Unavailable("too many views wait to be rendered", retry_after=ceil(wait) + 1)
 
     async def frame(self, view: View, client: str) -> EncodedDocument:
-        """Return a view's newest frame. Raises Unavailable when the client asks for too much."""
+        """Return a view's newest document. Raises Unavailable if the client asks for too much."""
         self.admit(view, client)
         payer, _ = self.payer(view, (client,))
         while (frame := (await self._documents.frames({view: payer})).get(view)) is None:
             ready = asyncio.Event()
-            self.ask(view, client, ready.set)
+            self.request(view, client, ready.set)
             await ready.wait()
         return frame
 
@@ -169,7 +168,7 @@ class Renders:
                 self._end(request)
 
     async def _rest(self, wait: float) -> None:
-        """Return when a view is asked for, or after `wait` seconds; 0.0 is no limit."""
+        """Return when a view is requested, or after `wait` seconds; 0.0 is no limit."""
         timer = None
         if wait:
             timer = self._timers.call_at(self._timers.now() + wait, self._changed.set)
@@ -185,7 +184,7 @@ class Renders:
             done(*args)
 
     def _next(self) -> tuple[_RenderRequest | None, float]:
-        """Return the request one of whose clients may use time soonest, and in how many seconds."""
+        """Return the request whose clients may be charged soonest, and the seconds until then."""
         chosen, least = None, 0.0
         for request in self._waiting.values():
             if request.reads is not None:
@@ -211,12 +210,12 @@ class Renders:
                 if ready:
                     return
         except Unavailable:
-            pass  # whoever asked is told by the document that they get
+            pass  # clients get the error document
         except Exception:
             log.exception("A view could not be rendered: %s", request.view)
 
     async def _read(self, request: _RenderRequest) -> None:
-        """Wait for the window of a view; then its turn comes again."""
+        """Read the window of a view; then the request is tried again."""
         try:
             await self._documents.reading_for(request.view)
         except Unavailable:

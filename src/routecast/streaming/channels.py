@@ -63,7 +63,7 @@ class ChannelSubscription:
 
     @property
     def base(self) -> Version | None:
-        """The version it was really sent."""
+        """The version that it was really sent."""
         return self.cohort.base if self.cohort is not None else None
 
 
@@ -211,55 +211,55 @@ def _key(subscription: ViewSubscription, delivery: Delivery) -> _ChannelKey:
 
 
 class DocumentSource(Protocol):
-    """Where documents come from (`metrics_reader.MetricsReader`)."""
+    """Makes documents (`metrics_reader.MetricsReader`)."""
 
     def reading_now(self) -> Reading | None:
-        """Return live state, None when that cannot answer."""
+        """Return live state, None if it cannot answer."""
         ...
 
     async def read(self) -> Reading:
-        """Return the newest state to be had. Raises Unavailable when there is none at all."""
+        """Return the newest available state. Raises Unavailable if there is none at all."""
         ...
 
     def covering(self, reading: Reading, view: View) -> Reading | None:
-        """Return what a view can be made of now, None where that has to be waited for."""
+        """Return a reading that covers a view, None if it is not available yet."""
         ...
 
     def lacks(self, view: View) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether reading the view's window has failed."""
         ...
 
     def is_ready(self, reading: Reading, view: View, now: int) -> bool:
-        """Do a piece of a view's work; return whether its document can be made at once now."""
+        """Do a slice of a view's work; return whether its document is ready."""
         ...
 
     def stamps(self, reading: Reading, view: View, now: int) -> Stamps:
-        """Return the stamps of a document's sums; () where they are not known.
+        """Return the stamps of a document's sums; () if they are unknown.
 
-        As long as they and `View.time_key` are the same, so is the document.
+        While they and `View.time_key` stay the same, so does the document.
         """
         ...
 
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
-        """Return a view's document, None when it cannot be made."""
+        """Return a view's document, None if it cannot be made."""
         ...
 
 
-class DocumentTurns(Protocol):
-    """Who pays for documents, and the work of those that take a while (`renders.Renders`)."""
+class RenderQueue(Protocol):
+    """Decides which client pays for a document, and renders views (`renders.Renders`)."""
 
     def payer(self, view: View, clients: Iterable[str]) -> tuple[str, float]:
-        """Return which of the clients of a view pays for it, and in how many seconds it may."""
+        """Return the client that pays for a view, and the seconds until it may."""
         ...
 
     def charged(self, payer: str) -> AbstractContextManager[None]:
         """Charge a payer for the time that the body takes."""
         ...
 
-    def ask(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
-        """Have a view made ready; then `done(*args)` is called, once however often it is asked for.
+    def request(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
+        """Request that a view is made ready; then call `done(*args)`, once for equal requests.
 
-        Raises Unavailable when too many views wait.
+        Raises Unavailable if too many views wait.
         """
         ...
 
@@ -271,7 +271,7 @@ class Channels:
         self,
         manager: ConnectionManager,
         documents: DocumentSource,
-        turns: DocumentTurns,
+        renders: RenderQueue,
         clock: Clock,
         timers: Timers,
         instruments: Instruments,
@@ -280,7 +280,7 @@ class Channels:
     ) -> None:
         self._manager = manager
         self._documents = documents
-        self._turns = turns
+        self._renders = renders
         self._clock = clock
         self._timers = timers
         self._instruments = instruments
@@ -289,8 +289,8 @@ class Channels:
         self._channels: dict[_ChannelKey, Channel] = {}
         self._idle: dict[Channel, None] = {}  # those that the next commit makes due
         self._due: dict[Channel, None] = {}
-        self._commits = 0  # that were told of
-        # Members whose first message comes from other than live state.
+        self._commits = 0  # the number of calls of `push`
+        # Members whose first message needs another source than live state.
         self._waiting: list[ChannelSubscription] = []
         self._wake = asyncio.Event()
         self._is_serving = False
@@ -314,21 +314,21 @@ class Channels:
         subscription: ViewSubscription,
         position: Position | None = None,
     ) -> None:
-        """Make a member of a subscription, and send it its first message at once.
+        """Make a subscription a member of its channel, and send it its first message at once.
 
-        `position` is where its client was before.
+        `position` is that of the client's last document.
         """
         channel = self._channel_for(member, subscription)
         if position is not None:
             member.resumed = self._versions.at_position(subscription.view, position)
         channel.place(member, member.resumed, self._timers.now())
         if channel.delivery.is_put_off:
-            _, wait = self._turns.payer(subscription.view, (member.connection.client,))
+            _, wait = self._renders.payer(subscription.view, (member.connection.client,))
             if not wait:  # as it may have been for those who came before
                 self._try_again(channel)
         reading = self._documents.reading_now()
         if reading is None:
-            # However many come at once, the engines are asked once for all of them.
+            # The engines are read once for all members that come at the same time.
             self._wait_for_first(member)
             return
         version = self._version_now(subscription.view, reading)
@@ -361,7 +361,7 @@ class Channels:
         assert channel is not None
         view, client = channel.subscription.view, member.connection.client
         try:
-            self._turns.ask(view, client, self._wait_for_first, member)
+            self._renders.request(view, client, self._wait_for_first, member)
         except Unavailable as busy:
             # It stays a member: its channel's ticks bring a document as soon as there is time.
             self._refuse(member, f"{busy}; ask for fewer different views, or less often")
@@ -421,7 +421,7 @@ class Channels:
             self._send(member, payload, version)
 
     def _send(self, member: ChannelSubscription, payload: Payload, version: Version | None) -> bool:
-        """Send one member what leads to a version; return False where its socket is full."""
+        """Send one member a message that leads to a version; return False if its socket is full."""
         is_sent = self._manager.send_personal(payload, member.connection)
         channel, now = member.channel, self._timers.now()
         if is_sent and channel is not None:
@@ -438,14 +438,14 @@ class Channels:
         """Return the newest version for one member, which pays for it."""
         assert member.channel is not None
         view = member.channel.subscription.view
-        payer, _ = self._turns.payer(view, (member.connection.client,))
-        with self._turns.charged(payer):
+        payer, _ = self._renders.payer(view, (member.connection.client,))
+        with self._renders.charged(payer):
             return self._version(view, reading)
 
     # -- rounds ---------------------------------------------------------------------------------
 
     def push(self) -> None:
-        """Tell that a commit was applied: serve all channels that are not resting.
+        """A commit was applied: serve all channels that are not resting.
 
         Commits of one turn of the event loop are served together.
         """
@@ -483,7 +483,7 @@ class Channels:
     async def _serve_all(self, due: deque[Channel], waiting: list[ChannelSubscription]) -> None:
         """Serve channels, and take each out of `due` once it is served."""
         if waiting:
-            await self._welcome(waiting)
+            await self._send_first_messages(waiting)
         began, ran = self._timers.now(), self._timers.now()
         reading, is_live = None, True
         served = list(due)
@@ -515,7 +515,7 @@ class Channels:
         except Unavailable:
             return None
 
-    async def _welcome(self, waiting: Sequence[ChannelSubscription]) -> None:
+    async def _send_first_messages(self, waiting: Sequence[ChannelSubscription]) -> None:
         reading, ran = await self._read(), self._timers.now()
         for member in waiting:
             # One whose channel was served meanwhile has its first message.
@@ -532,16 +532,16 @@ class Channels:
     async def _serve(self, channel: Channel, reading: Reading | None, now: float) -> None:
         """Serve a channel, or put it off while none of its clients may use rendering time."""
         delivery, commits = channel.delivery, self._commits
-        is_tick, moment = delivery.is_tick(now), delivery.moment(now)
+        is_tick, due_time = delivery.is_tick(now), delivery.due_time(now)
         is_resting = delivery.is_resting(now)  # then it was served before a crash
         if not is_tick and (is_resting or not self._may_have_changed(channel, reading)):
             self._schedule(channel)
             return
         view = channel.subscription.view
-        payer, wait = self._turns.payer(view, channel.clients())
+        payer, wait = self._renders.payer(view, channel.clients())
         version = None
         if not wait:
-            with self._turns.charged(payer):
+            with self._renders.charged(payer):
                 version = self._version(view, reading)
             if version is None:
                 wait = self._ask_for(channel, payer)
@@ -549,16 +549,16 @@ class Channels:
             self._instruments.ticks_merged.inc(delivery.pass_tick(now))
         if version is None:
             self._instruments.ticks_stretched.inc()
-            await self._show_life(channel, now)
+            await self._repeat_snapshot(channel, now)
             delivery.put_off(now, wait)
-        elif await self._bring_to(channel, version, payer, now):
-            delivery.rest(moment)
+        elif await self._send_version(channel, version, payer, now):
+            delivery.rest(due_time)
         elif not is_tick or commits != self._commits:
             delivery.rest_briefly(now)
         if channel.cohorts:
             self._schedule(channel)
             if commits != self._commits and channel in self._idle:
-                self._on_timer(channel)  # it was not idle when the commit was told of
+                self._on_timer(channel)  # it was not idle when the commit came
 
     def _may_have_changed(self, channel: Channel, reading: Reading | None) -> bool:
         """Whether a channel's view may be another than what its members were brought to."""
@@ -575,32 +575,32 @@ class Channels:
     def _ask_for(self, channel: Channel, payer: str) -> float:
         """Have a channel's view made ready; return for how many seconds to leave it alone."""
         try:
-            self._turns.ask(channel.subscription.view, payer, self._try_again, channel)
+            self._renders.request(channel.subscription.view, payer, self._try_again, channel)
         except Unavailable as busy:
             return busy.retry_after
         return ALIVE_SECONDS  # `_try_again` is called before, as soon as the view is ready
 
-    async def _show_life(self, channel: Channel, now: float) -> None:
-        """Send the last version once more, where only that shows that the stream lives."""
+    async def _repeat_snapshot(self, channel: Channel, now: float) -> None:
+        """Send the last version again, if only that shows that the stream lives."""
         newest = self._versions.newest(channel.subscription.view)
         if newest is not None and channel.delivery.must_repeat(now):
             await self._send_round(channel, newest, "", now)
 
-    async def _bring_to(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
-        """Bring all members to a version; return whether any needed a message."""
+    async def _send_version(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
+        """Send a version to all members that need it; return whether any did."""
         if not channel.delivery.begin(version, channel.version, now, self._clock.now()):
             return False
         return await self._send_round(channel, version, payer, now)
 
     async def _send_round(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
-        """Send all members what leads to a version; return whether any needed a message."""
+        """Send each member the message that leads to a version; return whether any needed one."""
         delivery, needed = channel.delivery, False
         for cohort in channel.begin_round():
             if not cohort.members:
                 continue  # they left while others were served
             if cohort.base is not None and delivery.is_too_soon(cohort.sent_at, now):
                 continue
-            with self._turns.charged(payer):
+            with self._renders.charged(payer):
                 payload = delivery.payload(version, cohort, self._clock.now())
             if payload is None:
                 continue
@@ -613,15 +613,15 @@ class Channels:
                     channel.place(cohort.members[connection], base, cohort.sent_at)
             # Not before the first of them is served: until then the version is no base of any
             # client, and another one that is made in that turn would have it forgotten.
-            await self._give_turn(len(cohort.members))
+            await self._yield_to_loop(len(cohort.members))
         # Only now: after a crash, those that are left are served again.
         channel.version = version
         delivery.end(now)
         channel.end_round()
         return needed
 
-    async def _give_turn(self, served: int) -> None:
-        """Give others a turn, once enough members were served since the last one."""
+    async def _yield_to_loop(self, served: int) -> None:
+        """Yield to the event loop, once enough members were served since the last time."""
         self._served += served
         if self._served >= self._batch_size:
             self._served = 0

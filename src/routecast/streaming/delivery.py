@@ -60,7 +60,7 @@ class Receiver(Protocol):
 class FullDocuments:
     """The whole document every interval, changed or not.
 
-    Ticks have a phase: they are `phase` quanta after the multiples of the interval.
+    Ticks are `phase` quanta after the multiples of the interval.
     """
 
     has_bases = False  # what a member is sent does not depend on what it was sent before
@@ -91,10 +91,10 @@ class FullDocuments:
     def is_resting(self, now: float) -> bool:
         return True  # commits do not count
 
-    def moment(self, now: float) -> float:
+    def due_time(self, now: float) -> float:
         return now
 
-    def rest(self, moment: float) -> None:
+    def rest(self, due_time: float) -> None:
         """Do nothing: the next message comes with the next tick."""
 
     def rest_briefly(self, now: float) -> None:
@@ -166,11 +166,11 @@ class Changes:
     __slots__ = (
         "_interval",
         "_rested",
+        "_sends_snapshots",
         "_served",
         "_snapshot_at",
         "_stretched",
         "_tick",
-        "_whole",
         "is_put_off",
     )
 
@@ -183,9 +183,9 @@ class Changes:
         # rendering time.
         self._served = now
         self.is_put_off = False
-        # Of the round that is under way: whether all are sent a whole document, and the interval
-        # that members really get, where that is longer than they asked for.
-        self._whole = False
+        # Of the running round: whether all members get a whole document, and the interval that they
+        # really get, if it is longer than the one they asked for.
+        self._sends_snapshots = False
         self._stretched: float | None = None
         self.rest(now)  # from the first message
 
@@ -203,25 +203,25 @@ class Changes:
         """Whether commits have to wait."""
         return now < self._rested
 
-    def moment(self, now: float) -> float:
-        """Return when the channel was to be served, if it is served now.
+    def due_time(self, now: float) -> float:
+        """Return the time at which the channel was due, if it is served now.
 
-        Its next rest is counted from then: timers are a little late, and that must not add up.
+        Its next rest counts from then: timers are a little late, and that must not add up.
         """
         due = self._ticks(now) * self._interval if self.is_tick(now) else self._rested
         return due if 0 <= now - due < PUNCTUAL * self._interval else now
 
-    def rest(self, moment: float) -> None:
+    def rest(self, due_time: float) -> None:
         """Send nothing for an interval, after a message to all members."""
-        self._rested = moment + self._interval
-        self._tick_from(self._rested, moment)
+        self._rested = due_time + self._interval
+        self._tick_from(self._rested, due_time)
 
     def rest_briefly(self, now: float) -> None:
-        """Look at no commit for a moment, after one that changed nothing."""
+        """Ignore commits for a short time, after one that changed nothing."""
         self._rested = now + min(self._interval / LOOKS, LONGEST_BRIEF_REST)
 
     def pass_tick(self, now: float) -> int:
-        """Go on to the next tick; return how many are over that there was no time for."""
+        """Move on to the next tick; return the number of ticks that were missed."""
         last, ticks = self._ticks(self._tick), self._ticks(max(now, self._tick))
         self._tick_from((ticks + 1) * self._interval, now)
         return ticks - last
@@ -242,7 +242,7 @@ class Changes:
         self._tick = min(tick, max(self._patience, now + MIN_INTERVAL))
 
     def _ticks(self, now: float) -> int:
-        """Return how many intervals the clock has had by then."""
+        """Return the number of intervals since the start of the clock."""
         return int(now / self._interval + ROUNDED)
 
     @property
@@ -261,33 +261,33 @@ class Changes:
         seconds = round(now - self._served, 1)
         self._stretched = seconds if self.is_put_off and seconds > self._interval else None
         self._served, self.is_put_off = now, False
-        self._whole = self._is_snapshot_due(now)
+        self._sends_snapshots = self._is_snapshot_due(now)
         # If not, a member that was not sent the last version asks for it when it can.
-        return version is not last or self._whole
+        return version is not last or self._sends_snapshots
 
     def must_repeat(self, now: float) -> bool:
-        """Begin a round with the version sent last, where only that shows that the stream lives."""
+        """Begin a round with the last version, if only a repetition shows that the stream lives."""
         # `put_off` sees to it that there is a look at this moment.
-        self._stretched, self._whole = None, now >= self._patience - ROUNDED * self._interval
-        return self._whole
+        self._stretched, self._sends_snapshots = None, now >= self._patience - ROUNDED * self._interval
+        return self._sends_snapshots
 
     def _is_snapshot_due(self, now: float) -> bool:
         return now + self._interval > self._patience
 
     def payload(self, version: Version, receiver: Receiver, clock_now: int) -> Payload | None:
         base = receiver.base
-        if self._whole and (base is None or base.number <= version.number):
+        if self._sends_snapshots and (base is None or base.number <= version.number):
             return _addressed(version, None, receiver, clock_now, self._stretched)
         if is_news(version, base):
             return _addressed(version, base, receiver, clock_now, self._stretched)
         return None
 
     def base_of_skipped(self, base: Version | None) -> Version | None:
-        """Return what a member goes on from that was skipped: it is still due a whole document."""
-        return None if self._whole else base
+        """Return the base of a skipped member; None if it still needs a whole document."""
+        return None if self._sends_snapshots else base
 
     def end(self, now: float) -> None:
-        if self._whole:
+        if self._sends_snapshots:
             self._snapshot_at = now
 
     def first(self, version: Version, receiver: Receiver, clock_now: int) -> Payload | None:
@@ -318,7 +318,7 @@ def phase_of(interval: float, now: float) -> int:
 
 
 def is_news(version: Version, base: Version | None) -> bool:
-    """Whether a version is newer than what a member was sent, and another."""
+    """Whether a version is newer than a member's base, and differs from it."""
     return base is None or (version.number > base.number and version.differs(base))
 
 

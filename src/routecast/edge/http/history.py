@@ -49,13 +49,13 @@ def history_router(answer: _Answers, limits: HistoryLimits | None = None) -> API
         openapi_extra={"parameters": HISTORY_QUERY, "responses": _RESPONSES},
     )
     async def history(request: Request) -> Response:
-        return _Told(parse_history(request.scope["query_string"]), answer, limits)
+        return _HistoryAnswer(parse_history(request.scope["query_string"]), answer, limits)
 
     return router
 
 
-class _Told(Response):
-    """An answer that counts as under way until its client has taken it."""
+class _HistoryAnswer(Response):
+    """An answer that counts towards the limits until its client has read it."""
 
     def __init__(self, query: HistoryQuery, answer: _Answers, limits: HistoryLimits) -> None:
         super().__init__(headers={"Cache-Control": "no-store"}, media_type="application/json")
