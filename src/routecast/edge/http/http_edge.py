@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from routecast.edge.http.complaints import Complaints
 from routecast.edge.http.request_body import BODY_READ_SECONDS
-from routecast.edge.http.waiting import Bodies, Waiting
+from routecast.edge.http.deadlines import Bodies, Waiting
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.instruments import Instruments
 

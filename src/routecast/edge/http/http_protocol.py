@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from routecast.edge.fields import read_fields
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.request_body import BODY_READ_SECONDS, SMALL_BODY
-from routecast.edge.http.waiting import Bodies, Waiting
+from routecast.edge.http.deadlines import Bodies, Waiting
 from routecast.edge.problem import respond
 from routecast.edge.reset import reset
 from routecast.edge.ws.connection import PATH as STREAM_PATH

@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.edge.http.waiting import Bodies, Waiting
+from routecast.edge.http.deadlines import Bodies, Waiting
 
 
 class Seen:
