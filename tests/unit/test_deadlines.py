@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.edge.http.deadlines import Bodies, Waiting
+from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 
 
 class Seen:
@@ -21,7 +21,7 @@ async def test_time_ends_in_order() -> None:
     """One timer serves all, and a connection that came is not called late."""
     late: asyncio.Queue[int] = asyncio.Queue()
     crowded: list[int] = []
-    waiting = Waiting(0.01, late.put_nowait, crowded.append, most=9)
+    waiting = ConnectionDeadlines(0.01, late.put_nowait, crowded.append, max_count=9)
     for number in range(4):
         waiting.add(number)
     waiting.discard(1)
@@ -36,7 +36,7 @@ async def test_time_ends_in_order() -> None:
 async def test_the_oldest_makes_room() -> None:
     """Of an address that is over its limit, its own oldest; then the oldest of all."""
     seen = Seen()
-    waiting = Waiting(60, seen.late.append, seen.crowded.append, most=4, most_of_address=2)
+    waiting = ConnectionDeadlines(60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=2)
     waiting.add(0)
     waiting.add(1, "a")
     waiting.add(2, "a")
@@ -52,7 +52,7 @@ async def test_the_oldest_makes_room() -> None:
 async def test_an_address_that_is_limited_to_one() -> None:
     """Its connections follow one another."""
     seen = Seen()
-    waiting = Waiting(60, seen.late.append, seen.crowded.append, most=4, most_of_address=1)
+    waiting = ConnectionDeadlines(60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=1)
     for number in range(5):
         waiting.add(number, "a")
     assert seen.crowded == [0, 1, 2, 3]
@@ -76,14 +76,14 @@ def test_bytes_are_bounded_whatever_happens(steps: list[tuple[str, int, str | No
 
     async def run() -> None:
         held: dict[int, tuple[str | None, int]] = {}
-        bodies: Bodies[int] = Bodies(
+        bodies: BodyDeadlines[int] = BodyDeadlines(
             60,
             held.pop,
             held.pop,
-            most=4,
-            most_of_address=3,
-            most_bytes=100,
-            most_bytes_of_address=70,
+            max_count=4,
+            max_of_address=3,
+            max_bytes=100,
+            max_bytes_of_address=70,
         )
         for step, number, address, size in steps:
             if step == "add" and number not in held:

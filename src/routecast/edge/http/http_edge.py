@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from routecast.edge.http.complaints import Complaints
 from routecast.edge.http.request_body import BODY_READ_SECONDS
-from routecast.edge.http.deadlines import Bodies, Waiting
+from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.instruments import Instruments
 
@@ -39,7 +39,7 @@ CLOSED_FOR_ONE: Final = 16
 FILES_USED_UP: Final = (
     "nearly all files that this process may open are in use; raise its limit (ulimit -n)"
 )
-_SOMEBODY: Final = ("192.0.2.1",)  # an address for documentation (RFC 5737)
+_ANY_CLIENT: Final = ("192.0.2.1",)  # an address for documentation (RFC 5737)
 
 log = logging.getLogger(__name__)
 
@@ -47,25 +47,25 @@ log = logging.getLogger(__name__)
 class HttpConnection(Protocol):
     """What `HttpEdge` does with a connection; `http_protocol.HttpProtocol` is one."""
 
-    def late(self) -> None:
-        """Its client took too long."""
+    def refuse_late(self) -> None:
+        """Refuse its request, because its client took too long."""
 
-    def crowded(self) -> None:
-        """It makes room for others."""
+    def refuse_crowded(self) -> None:
+        """Refuse its request, to make room for others."""
 
-    def idle(self) -> None:
-        """It was not used for long."""
+    def close_idle(self) -> None:
+        """Close it, because it was idle for too long."""
 
     def abort(self) -> None:
-        """It ends at once."""
+        """Close it at once."""
 
 
 class HttpEdge:
-    """The clocks of one server. A connection is in one of them while it waits for its client.
+    """The deadlines of one server. A connection has one of them while it waits for its client.
 
-    `keep_alive` is how long an idle connection is kept, in seconds. `files` is how many files the
-    process may open; as the limit comes near, those that have waited longest are closed for each
-    new one.
+    `keep_alive` is the time for which an idle connection is kept, in seconds. `files` is the number
+    of files that the process may open; near that limit, each new connection closes those that have
+    waited longest.
     """
 
     def __init__(
@@ -80,52 +80,57 @@ class HttpEdge:
         self.keep_alive_header = (b"keep-alive", b"timeout=%d" % keep_alive)
         self._proxies = proxies
         self._files = files - min(RESERVED_FILES, files // 4)
-        self._is_proxy = lru_cache(1_024)(self._ask_whether_proxy)
-        late, crowded, idle = methodcaller("late"), methodcaller("crowded"), methodcaller("idle")
+        self._is_proxy = lru_cache(1_024)(self._detect_proxy)
+        late, crowded = methodcaller("refuse_late"), methodcaller("refuse_crowded")
+        idle = methodcaller("close_idle")
         abort = methodcaller("abort")
         of_address = MAX_WAITING_OF_ADDRESS
-        self.heads: Waiting[HttpConnection] = Waiting(
-            REQUEST_SECONDS, late, crowded, most=MAX_WAITING_CONNECTIONS, most_of_address=of_address
+        self.heads: ConnectionDeadlines[HttpConnection] = ConnectionDeadlines(
+            REQUEST_SECONDS,
+            late,
+            crowded,
+            max_count=MAX_WAITING_CONNECTIONS,
+            max_of_address=of_address,
         )
-        self.small_bodies: Bodies[HttpConnection] = Bodies(
+        self.small_bodies: BodyDeadlines[HttpConnection] = BodyDeadlines(
             BODY_READ_SECONDS,
             late,
             crowded,
-            most=MAX_WAITING_CONNECTIONS,
-            most_of_address=of_address,
-            most_bytes=MAX_SMALL_BYTES,
-            most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
+            max_count=MAX_WAITING_CONNECTIONS,
+            max_of_address=of_address,
+            max_bytes=MAX_SMALL_BYTES,
+            max_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
         )
-        self.large_bodies: Bodies[HttpConnection] = Bodies(
+        self.large_bodies: BodyDeadlines[HttpConnection] = BodyDeadlines(
             BODY_READ_SECONDS,
             late,
             crowded,
-            most=MAX_WAITING_CONNECTIONS,
-            most_of_address=of_address,
-            most_bytes=MAX_LARGE_BYTES,
-            most_bytes_of_address=MAX_LARGE_BYTES_OF_ADDRESS,
+            max_count=MAX_WAITING_CONNECTIONS,
+            max_of_address=of_address,
+            max_bytes=MAX_LARGE_BYTES,
+            max_bytes_of_address=MAX_LARGE_BYTES_OF_ADDRESS,
         )
-        # Connections with whole requests behind the one that is being answered.
-        self.ahead: Bodies[HttpConnection] = Bodies(
+        # Connections with complete requests behind the running one.
+        self.ahead: BodyDeadlines[HttpConnection] = BodyDeadlines(
             AHEAD_SECONDS,
             crowded,
             crowded,
-            most=MAX_WAITING_CONNECTIONS,
-            most_bytes=MAX_SMALL_BYTES,
-            most_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
+            max_count=MAX_WAITING_CONNECTIONS,
+            max_bytes=MAX_SMALL_BYTES,
+            max_bytes_of_address=MAX_SMALL_BYTES_OF_ADDRESS,
         )
-        self.idle: Waiting[HttpConnection] = Waiting(
-            keep_alive, idle, idle, most=MAX_WAITING_CONNECTIONS
+        self.idle: ConnectionDeadlines[HttpConnection] = ConnectionDeadlines(
+            keep_alive, idle, idle, max_count=MAX_WAITING_CONNECTIONS
         )
-        self.ends: Waiting[HttpConnection] = Waiting(
-            LINGER_SECONDS, abort, abort, most=MAX_WAITING_CONNECTIONS
+        self.ends: ConnectionDeadlines[HttpConnection] = ConnectionDeadlines(
+            LINGER_SECONDS, abort, abort, max_count=MAX_WAITING_CONNECTIONS
         )
 
     def admit(self, transport: asyncio.Transport) -> bool:
-        """Return whether there is room for a new connection; if not, it is closed."""
-        line = transport.get_extra_info("socket")
-        # The kernel gives the lowest number that is free, so a high one says that most are used.
-        if line is None or line.fileno() < self._files:
+        """Return whether there is room for a new connection; if not, close it."""
+        sock = transport.get_extra_info("socket")
+        # The kernel gives the lowest free number, so a high one means that most are in use.
+        if sock is None or sock.fileno() < self._files:
             return True
         self.complaints.add(FILES_USED_UP)
         closed = list(islice(self._oldest(), CLOSED_FOR_ONE))
@@ -136,15 +141,15 @@ class HttpEdge:
         return bool(closed)
 
     def _oldest(self) -> Iterator[HttpConnection]:
-        """Take out the connections that can be closed, those first that are the least loss."""
-        for clock in (self.ends, self.idle, self.heads, self.small_bodies, self.large_bodies):
-            while (oldest := clock.take_oldest()) is not None:
+        """Take out the connections that can be closed, the least useful ones first."""
+        for deadlines in (self.ends, self.idle, self.heads, self.small_bodies, self.large_bodies):
+            while (oldest := deadlines.take_oldest()) is not None:
                 yield oldest
 
     def key_of(
         self, client: tuple[str, int] | None, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> str | None:
-        """Return what limits count a client by; None for a proxy whose client is not known."""
+        """Return the key of a client for limits; None for a proxy whose client is unknown."""
         peer = client[0] if client else ""
         forwarded = [
             value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"
@@ -153,5 +158,5 @@ class HttpEdge:
             return None if not peer or self._is_proxy(peer) else limit_key(peer)
         return limit_key(self._proxies.client_of(peer, forwarded))
 
-    def _ask_whether_proxy(self, peer: str) -> bool:
-        return self._proxies.client_of(peer, _SOMEBODY) != self._proxies.client_of(peer, ())
+    def _detect_proxy(self, peer: str) -> bool:
+        return self._proxies.client_of(peer, _ANY_CLIENT) != self._proxies.client_of(peer, ())

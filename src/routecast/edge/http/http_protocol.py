@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from routecast.edge.fields import read_fields
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.request_body import BODY_READ_SECONDS, SMALL_BODY
-from routecast.edge.http.deadlines import Bodies, Waiting
+from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 from routecast.edge.problem import respond
 from routecast.edge.reset import reset
 from routecast.edge.ws.connection import PATH as STREAM_PATH
@@ -132,7 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, edge: HttpEdge, **given: Any) -> None:
         super().__init__(**given)
         self._edge = edge
-        self._clock: Waiting[Any] | None = None  # that this connection is in
+        self._deadlines: ConnectionDeadlines[Any] | None = None  # the ones that this connection is in
         self._stalled: asyncio.TimerHandle | None = None
         self._running: Request | None = None  # the request that is being answered
         self._last_words: bytes | None = None  # the refusal that follows all answers
@@ -145,7 +145,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._whole = False  # one ended in the data that is being read
         self._overhead = 0  # its bytes that are no payload
         self._payload = 0
-        self._bodies: Bodies[Any] = edge.large_bodies  # that its body belongs to
+        self._bodies: BodyDeadlines[Any] = edge.large_bodies  # the ones for its body
         self._offer = False  # it offers an upgrade, which is accepted or parsed again without
 
     # -- the transport --------------------------------------------------------------------------
@@ -161,10 +161,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.client = peer[:2] if isinstance(peer, tuple) else None
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         if self._edge.admit(transport):
-            self._wait(self._edge.heads, self._edge.key_of(self.client))
+            self._set_deadline(self._edge.heads, self._edge.key_of(self.client))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait(None)
+        self._set_deadline(None)
         self._cancel_timer()
         self._ending = True
         self.pipeline.clear()
@@ -227,7 +227,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._ending = True
         if not self.is_closing():
             self._over = True
-            self._wait(self._edge.ends)
+            self._set_deadline(self._edge.ends)
             self.transport.write_eof()
             self.flow.resume_reading()
 
@@ -236,56 +236,58 @@ class HttpProtocol(HttpToolsProtocol):
         self._ending = self._over = True
         reset(self.transport)
 
-    # -- clocks ---------------------------------------------------------------------------------
+    # -- deadlines ------------------------------------------------------------------------------
 
-    def _wait(self, clock: Waiting[Any] | None, address: str | None = None) -> None:
-        if self._clock is not clock:
-            if self._clock is not None:
-                self._clock.discard(self)
-            self._clock = clock
-            if clock is not None:
-                clock.add(self, address)
+    def _set_deadline(
+        self, deadlines: ConnectionDeadlines[Any] | None, address: str | None = None
+    ) -> None:
+        if self._deadlines is not deadlines:
+            if self._deadlines is not None:
+                self._deadlines.discard(self)
+            self._deadlines = deadlines
+            if deadlines is not None:
+                deadlines.add(self, address)
 
     def _await_head(self) -> None:
-        if self._clock is not self._edge.heads:
-            self._wait(self._edge.heads, self._edge.key_of(self.client))
+        if self._deadlines is not self._edge.heads:
+            self._set_deadline(self._edge.heads, self._edge.key_of(self.client))
 
     def _await_client(self) -> None:
-        """Choose the clock, once all that came is parsed."""
+        """Choose the deadline, once all received bytes are parsed."""
         if self._in_body:
             self._await_body(self._bodies, self._payload)
         elif self._running is not None:
             if self.pipeline:
                 self._await_body(self._edge.ahead, self._bytes_ahead())
             else:
-                self._wait(None)
+                self._set_deadline(None)
         elif self._in_head or not self._whole:
             self._await_head()
-        elif self._clock is None:  # the rest of a body whose request is answered
-            self._wait(self._edge.idle)
+        elif self._deadlines is None:  # the rest of a body whose request is answered
+            self._set_deadline(self._edge.idle)
 
-    def _await_body(self, bodies: Bodies[Any], held: int) -> None:
-        if self._clock is not bodies:
-            self._wait(bodies, self._edge.key_of(self.client, self.headers))
+    def _await_body(self, bodies: BodyDeadlines[Any], held: int) -> None:
+        if self._deadlines is not bodies:
+            self._set_deadline(bodies, self._edge.key_of(self.client, self.headers))
         bodies.hold(self, held)
 
     def _bytes_ahead(self) -> int:
         return sum(len(cycle.body) for cycle, _ in self.pipeline)
 
-    def late(self) -> None:
-        """Refuse what did not come in time."""
-        self._clock = None
+    def refuse_late(self) -> None:
+        """Refuse a request that did not arrive in time."""
+        self._deadlines = None
         self.refuse(SLOW_BODY if self._in_body else SLOW_HEAD)
 
-    def crowded(self) -> None:
-        """Make room for others: what waits is dropped, and the next answer says so."""
-        self._clock = None
+    def refuse_crowded(self) -> None:
+        """Make room for others: drop the waiting requests; the next answer says so."""
+        self._deadlines = None
         self.pipeline.clear()
         self.refuse(CROWDED)
 
-    def idle(self) -> None:
-        """End a connection that was not used for long."""
-        self._clock = None
+    def close_idle(self) -> None:
+        """Close a connection that was idle for too long."""
+        self._deadlines = None
         self._ending = True
         self.transport.close()
 
@@ -516,8 +518,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Note that a request is whole, its body with it."""
         self._in_body = False
         self._payload = 0
-        if self._clock is not None:
-            self._wait(None)
+        if self._deadlines is not None:
+            self._set_deadline(None)
 
     # -- answering ------------------------------------------------------------------------------
 
@@ -537,7 +539,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._in_head:
             self._await_head()
         else:
-            self._wait(self._edge.idle)
+            self._set_deadline(self._edge.idle)
 
     def last_response_started(self) -> None:
         """Drop what came after the request whose answer ends the connection."""
@@ -550,7 +552,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._edge.complaints.add(reason.cause)
         self._ending = True
-        self._wait(None)
+        self._set_deadline(None)
         owner: Request | None = self.cycle if self._in_body else None  # whose body is being read
         running = self._running
         if running is None:
@@ -589,7 +591,7 @@ class HttpProtocol(HttpToolsProtocol):
         The new protocol must be the transport's before it writes its first byte; and without the
         cycles through the parser, this object is gone at once, not at some later collection.
         """
-        self._wait(None)
+        self._set_deadline(None)
         self._ending = True
         self._cancel_timer()
         self.connections.discard(self)
