@@ -61,7 +61,7 @@ def _children_heed_ctrl_c() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def edge() -> Edge:
     """How WebSockets are served. Tests of streams run with both, by a fixture in their place."""
-    return "lean"
+    return "native"
 
 
 @pytest.fixture

@@ -150,9 +150,9 @@ def test_both_ways_read_small_hostile_bodies_alike(shared: Server) -> None:
     """A body that takes longer than a slice is read on in a task, with the same answer."""
     body = b"[" + b",".join([b'{"strategy":"s","provider":"p","cost":5e-324}'] * 1400) + b"]"
     assert len(body) <= 65_536
-    lean = send(shared, body)
+    fast = send(shared, body)
     asgi = send(shared, gzip.compress(body), **{"content-encoding": "gzip"})
-    assert lean.json()["accepted"] == asgi.json()["accepted"] == 1400
+    assert fast.json()["accepted"] == asgi.json()["accepted"] == 1400
 
 
 def test_partial_acceptance(shared: Server) -> None:

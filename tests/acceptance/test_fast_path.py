@@ -20,7 +20,7 @@ THROUGH_ASGI = "Origin: http://127.0.0.1:{port}\r\n"
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests of this file: each looks at what it added."""
-    with Server(tmp_path_factory.mktemp("lean")) as running:
+    with Server(tmp_path_factory.mktemp("fast")) as running:
         yield running
 
 

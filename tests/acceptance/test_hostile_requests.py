@@ -1,13 +1,13 @@
-"""The corpus of hostile requests on a real server, on both ways that a request may take."""
+"""The corpus of hostile requests on a real server, on the fast path and over ASGI."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.hostile_requests import CORPUS, Hostile, Way, attack
+from tests.support.hostile_requests import CORPUS, Hostile, Variant, attack
 from tests.support.server import Server
 
-CASES = [pytest.param(case, way, id=f"{case.name}-{way}") for case in CORPUS for way in case.ways]
+CASES = [pytest.param(case, variant, id=f"{case.name}-{variant}") for case in CORPUS for variant in case.variants]
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert "Traceback" not in running.log.read_text()
 
 
-@pytest.mark.parametrize(("case", "way"), CASES)
-def test_a_hostile_request_has_its_outcome(server: Server, case: Hostile, way: Way) -> None:
+@pytest.mark.parametrize(("case", "variant"), CASES)
+def test_a_hostile_request_has_its_outcome(server: Server, case: Hostile, variant: Variant) -> None:
     """Each has its answers and no others; the connection stays open or ends as it should."""
     before = server.metrics()["total_decisions"]
-    outcome = attack(case, server.port, way)
+    outcome = attack(case, server.port, variant)
     assert not outcome.leaked, outcome
     assert len(outcome.statuses) == len(case.statuses), outcome
     for status, allowed in zip(outcome.statuses, case.statuses, strict=True):

@@ -222,7 +222,7 @@ def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
 def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crowd that announces bodies and sends none takes no room from others."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
-    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as connections:
+    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as connections:
         for _ in range(50):
             connections.enter_context(RawConnection(server.port)).send(post(65_536))
         for _ in range(10):
@@ -231,13 +231,13 @@ def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
         assert refused(server.port) == 0
 
 
-@pytest.mark.parametrize("more", ["X: y", "Content-Encoding: identity"], ids=["lean", "asgi"])
+@pytest.mark.parametrize("more", ["X: y", "Content-Encoding: identity"], ids=["fast", "asgi"])
 def test_unfinished_bodies_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
 ) -> None:
     """Over the limit of bytes the oldest is refused; whole bodies are taken all the time."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
-    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(10)]
         for connection in connections:
             connection.send(post(60_000, b" " * 50_000, more))
@@ -257,7 +257,7 @@ def test_large_bodies_leave_room_for_small_ones(
 ) -> None:
     """What large ones hold counts by itself."""
     monkeypatch.setattr(http_edge, "MAX_LARGE_BYTES", MIB)
-    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(3)]
         small = stack.enter_context(RawConnection(server.port))
         small.send(post(60_000, b" " * 50_000))
@@ -271,7 +271,7 @@ def test_large_bodies_leave_room_for_small_ones(
 def test_an_address_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a trusted proxy it is the client's; the oldest of that client makes room."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES_OF_ADDRESS", 100_000)
-    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
 
         def send(client: str) -> RawConnection:
             connection = stack.enter_context(RawConnection(server.port))
@@ -290,7 +290,7 @@ def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """One that opens very many and sends nothing loses its oldest, and can still be served."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
     settings = Settings(trusted_proxies="192.0.2.7")
-    with InsideServer(settings, engines(tmp_path), "lean") as server, ExitStack() as stack:
+    with InsideServer(settings, engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(8)]
         assert [connection.answer().status for connection in connections[:3]] == [503] * 3
         for connection in connections[3:]:
@@ -301,7 +301,7 @@ def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_trusted_proxy_may_open_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connections are those of all its clients."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
-    with InsideServer(Settings(), engines(tmp_path), "lean") as server, ExitStack() as stack:
+    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         for connection in [stack.enter_context(RawConnection(server.port)) for _ in range(20)]:
             connection.send(request("GET", "/health"))
             assert connection.answer().status == 200
@@ -313,7 +313,7 @@ def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     probe = os.dup(0)
     os.close(probe)
     with (
-        InsideServer(Settings(), engines(tmp_path), "lean", files=probe + 100) as server,
+        InsideServer(Settings(), engines(tmp_path), "native", files=probe + 100) as server,
         ExitStack() as stack,
     ):
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(60)]

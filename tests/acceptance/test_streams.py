@@ -37,7 +37,7 @@ def test_a_silent_client_is_gone_within_thirty_seconds(server: Server) -> None:
         server.wait_for_active(2, 5)
         assert server.wait_for_active(0, 30) > 1
         # Uvicorn's own pings know no other code.
-        expected = {"lean": 4408, "portable": 1011}[server.edge]
+        expected = {"native": 4408, "portable": 1011}[server.edge]
         assert [slow.close_code(), quick.close_code()] == [expected, expected]
 
 

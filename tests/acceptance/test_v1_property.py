@@ -184,7 +184,7 @@ steps = st.one_of(
 
 @pytest.fixture(
     scope="module",
-    params=[("sqlite", "lean"), ("sqlite", "portable"), ("postgres", "lean")],
+    params=[("sqlite", "native"), ("sqlite", "portable"), ("postgres", "native")],
     ids="-".join,
 )
 def server(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import httpx2
 import pytest
 
-from tests.support.hostile_requests import CORPUS, Hostile, Way, attack
+from tests.support.hostile_requests import CORPUS, Hostile, Variant, attack
 from tests.support.nginx import Nginx, executable
 from tests.support.server import Server
 
@@ -23,10 +23,10 @@ OTHERWISE = {
     "HEAD /metrics",
 }
 CASES = [
-    pytest.param(case, way, id=f"{case.name}-{way}")
+    pytest.param(case, variant, id=f"{case.name}-{variant}")
     for case in CORPUS
     if case.name not in OTHERWISE
-    for way in case.ways
+    for variant in case.variants
 ]
 # nginx waits for the rest of an incomplete request, and for another request on a connection; here
 # not as long as an attack waits for nginx.
@@ -102,8 +102,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         assert "Traceback" not in node.log.read_text()
 
 
-@pytest.mark.parametrize(("case", "way"), CASES)
-def test_no_attack_gets_through(site: Site, case: Hostile, way: Way) -> None:
+@pytest.mark.parametrize(("case", "variant"), CASES)
+def test_no_attack_gets_through(site: Site, case: Hostile, variant: Variant) -> None:
     """The bystander's answers stay right, and what is right in itself has the same outcome.
 
     nginx is more lenient than a node, with a line that ends in LF, say, or a broken trailer: it
@@ -111,7 +111,7 @@ def test_no_attack_gets_through(site: Site, case: Hostile, way: Way) -> None:
     nginx and for the node alike.
     """
     before = hostile_total(site)
-    outcome = attack(case, site.nginx.port, way)
+    outcome = attack(case, site.nginx.port, variant)
     kept = hostile_total(site) - before
     if case.after == "open" and all(200 in allowed for allowed in case.statuses):
         assert outcome.statuses == (200,) * len(case.statuses), outcome

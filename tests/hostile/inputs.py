@@ -17,7 +17,7 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from tests.hostile import traffic
-from tests.support.hostile_requests import CORPUS, WAYS
+from tests.support.hostile_requests import CORPUS, VARIANTS
 from tests.support.raw import TEXT, frame
 
 GZIP: Final = "Content-Encoding: gzip"
@@ -129,9 +129,9 @@ async def offered_upgrade(target: Target) -> None:
 
 async def corpus(target: Target) -> None:
     """One of the hostile requests that the tests of HTTP know."""
-    case, way = random.choice(CORPUS), random.choice(WAYS)
+    case, variant = random.choice(CORPUS), random.choice(VARIANTS)
     async with connect(target) as (reader, writer):
-        for piece in case.pieces(f"127.0.0.1:{target.port}", way):
+        for piece in case.pieces(f"127.0.0.1:{target.port}", variant):
             writer.write(piece)
             await writer.drain()
         with contextlib.suppress(TimeoutError):

@@ -2,7 +2,7 @@
 
 `CORPUS` has a `Hostile` for each attack, and `attack` sends one over a socket and returns the
 outcome. The server has two paths for requests: the fast path for small batches, and ASGI. A request
-with the placeholder `WAY` is tried on both.
+with the placeholder `VARIANT_MARK` is tried on both.
 
 Many bodies contain a complete request for `HIDDEN_PATH`, which no server has: an answer with status
 404 shows that bytes of a body were parsed as a request.
@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 HOST: Final = b"@HOST"  # replaced by the address that the client connects to
-WAY: Final = b"@WAY\r\n"  # replaced by the header line that chooses the way, or by nothing
+VARIANT_MARK: Final = b"@VARIANT\r\n"  # replaced by the header line that chooses the path, or by nothing
 HIDDEN_PATH: Final = b"/hidden-in-a-body"
 HIDDEN: Final = b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % HIDDEN_PATH
 GOOD: Final = b'{"strategy":"hybrid","provider":"gemini"}'
 WAIT_SECONDS: Final = 10.0
 MIB: Final = 2**20
 
-Way = Literal["lean", "asgi"]
-WAYS: Final[tuple[Way, ...]] = ("lean", "asgi")
+Variant = Literal["fast", "asgi"]
+VARIANTS: Final[tuple[Variant, ...]] = ("fast", "asgi")
 # A page at the server's own address sends an Origin, and such a request goes through ASGI.
-_WAY_LINES: Final = {"lean": b"", "asgi": b"Origin: http://%s\r\n" % HOST}
+_VARIANT_LINES: Final = {"fast": b"", "asgi": b"Origin: http://%s\r\n" % HOST}
 After = Literal["open", "closed", "either"]
 
 
@@ -48,14 +48,14 @@ class Hostile:
     at_once: bool = False
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def variants(self) -> tuple[Variant, ...]:
         """The paths to try it on."""
-        return WAYS if any(WAY in piece for piece in self.sent) else ("lean",)
+        return VARIANTS if any(VARIANT_MARK in piece for piece in self.sent) else ("fast",)
 
-    def pieces(self, host: str, way: Way = "lean") -> list[bytes]:
+    def pieces(self, host: str, variant: Variant = "fast") -> list[bytes]:
         """Return the bytes to send to a server at `host`, which is an address with a port."""
-        line = _WAY_LINES[way]
-        return [piece.replace(WAY, line).replace(HOST, host.encode()) for piece in self.sent]
+        line = _VARIANT_LINES[variant]
+        return [piece.replace(VARIANT_MARK, line).replace(HOST, host.encode()) for piece in self.sent]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,11 @@ class Outcome:
 # -- building blocks ----------------------------------------------------------------------------
 
 
-def post(*lines: bytes, body: bytes = b"", way: bool = True) -> bytes:
+def post(*lines: bytes, body: bytes = b"", variant: bool = True) -> bytes:
     """Return a POST of decisions with these header lines."""
     head = b"POST /v1/decisions HTTP/1.1\r\nHost: %s\r\n" % HOST
     return (
-        head + (WAY if way else b"") + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body
+        head + (VARIANT_MARK if variant else b"") + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body
     )
 
 
@@ -333,7 +333,7 @@ def _fields() -> Iterator[Hostile]:
             f"{first} twice in a GET: {line.decode()!r}",
             get(b"/health", line),
         )
-    nobody = b"POST /v1/decisions HTTP/1.1\r\n" + WAY + length(GOOD) + b"\r\n\r\n" + GOOD
+    nobody = b"POST /v1/decisions HTTP/1.1\r\n" + VARIANT_MARK + length(GOOD) + b"\r\n\r\n" + GOOD
     yield bad("no Host", nobody)
     yield bad("no Host in a GET", b"GET /health HTTP/1.1\r\n\r\n")
     for host in (b"a b", b"a/b", b"a@b", b"http://a", b"a, b", b"a:b", b"[::1", b"a:1:2", b"\xff"):
@@ -436,7 +436,7 @@ CORPUS: Final[tuple[Hostile, ...]] = (
 
 
 def attack(
-    case: Hostile, port: int, way: Way = "lean", *, host: str = "127.0.0.1", size: int = 0
+    case: Hostile, port: int, variant: Variant = "fast", *, host: str = "127.0.0.1", size: int = 0
 ) -> Outcome:
     """Send a case to a server and return the outcome.
 
@@ -445,7 +445,7 @@ def attack(
     """
     exchange = _RawExchange(host, port)
     try:
-        for piece in case.pieces(f"{host}:{port}", way):
+        for piece in case.pieces(f"{host}:{port}", variant):
             for at in range(0, len(piece), size or len(piece)):
                 if not exchange.send(piece[at : at + (size or len(piece))]):
                     break

@@ -50,7 +50,7 @@ class InsideServer:
         app = create_app(settings, engines)
         self.services: Services = app.state.services
         config = uvicorn.Config(app, ws="websockets-sansio", log_config=None, lifespan="on")
-        if edge == "lean":
+        if edge == "native":
             shared = HttpEdge(
                 self.services.instruments,
                 Proxies(settings.trusted_proxies),

@@ -21,8 +21,8 @@ STOP_SECONDS = 15.0
 
 # How WebSockets are served: by the protocol class of `routecast serve`, or by the ASGI route under
 # plain uvicorn.
-Edge = Literal["lean", "portable"]
-EDGES: tuple[Edge, ...] = ("lean", "portable")
+Edge = Literal["native", "portable"]
+EDGES: tuple[Edge, ...] = ("native", "portable")
 
 # The logging of `routecast serve`; uvicorn by itself shows only its own lines.
 _LOGGING = {
@@ -45,12 +45,12 @@ class Server:
         folder: Path,
         *options: str,
         env: dict[str, str] | None = None,
-        edge: Edge = "lean",
+        edge: Edge = "native",
         database_url: str | None = None,
         redis_url: str | None = None,
         role: str = "all",
     ) -> None:
-        assert edge == "lean" or not options
+        assert edge == "native" or not options
         folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.database = folder / "routecast.db"
@@ -81,7 +81,7 @@ class Server:
 
     def command(self) -> list[str]:
         port = ["--port", str(self.port)]
-        if self.edge == "lean":
+        if self.edge == "native":
             return [sys.executable, "-m", "routecast", "serve", *port, *self._options]
         pings = ["--ws-ping-interval", "10", "--ws-ping-timeout", "10"]
         log = ["--log-config", str(self._logging), "--no-access-log"]

@@ -1,4 +1,4 @@
-"""WebSocket on the transport itself: a protocol class for uvicorn, lean in time and in memory.
+"""WebSocket on the transport itself: a protocol class for uvicorn, fast and small.
 
 Uvicorn hands over a connection with its upgrade request. `handshake.py` answers it and keeps
 nothing: a connection is one slotted object. Its `peer` (`streaming/peers.py`) speaks the default
