@@ -206,7 +206,7 @@ def test_a_flood_of_large_pings_is_cut_off(shared: Server) -> None:
     assert shared.memory() - memory < 4 * MIB
 
 
-def test_one_more_than_the_limit_is_told(shared: Server) -> None:
+def test_one_more_than_the_limit_is_reported(shared: Server) -> None:
     """A client that reads learns why: 4429. Up to the limit it has an answer to each ping."""
     with open_stream(shared.port, "?interval=60") as stream:
         assert stream.frame() is not None

@@ -355,7 +355,7 @@ def test_a_redirect_is_explained(
         assert "pw" not in told_once.getMessage()
 
 
-def test_each_cause_of_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_cause_of_an_outage_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """So that the one that needs a person does not hide behind the first."""
     page, redirect = http_answer(404, b""), http_answer(301, b"", "Location: https://other.example/v1/decisions")
     with site(page, redirect, page, redirect) as there, Recorder(there.url, linger=0) as recorder:

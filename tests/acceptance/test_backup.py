@@ -73,7 +73,7 @@ def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> 
         (("restore", "{folder}/text"), "is no backup of a SQLite database"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_a_line(
+def test_what_cannot_be_done_is_reported_in_a_line(
     tmp_path: Path, words: tuple[str, ...], reason: str
 ) -> None:
     """With exit code 2; nothing is left behind."""

@@ -103,7 +103,7 @@ def _total(document: dict[str, Any]) -> int:
     return total
 
 
-async def test_health_tells_of_a_loss_and_of_the_return(server: Server) -> None:
+async def test_health_reports_a_loss_and_of_the_return(server: Server) -> None:
     """The numbers stay, with their position and age; the goodbye of a stop is honoured."""
     server.post(DECISION)
     async with connect(server.url) as client:

@@ -140,7 +140,7 @@ async def test_after_a_loss_it_goes_on_from_its_position() -> None:
         await metrics.aclose()
 
 
-async def test_trouble_is_told_and_passes() -> None:
+async def test_trouble_is_reported_and_passes() -> None:
     """While the server cannot answer, the last numbers stay, and are stale."""
     seen = asyncio.Event()
     error = {"type": "error", "id": "s1", "code": "unavailable", "message": "no", "retryable": True}

@@ -108,7 +108,7 @@ def test_node_without_database_streams_the_same(nodes: Nodes, streamer: Server) 
     assert streamer.http.get("/ready").status_code == 503
 
 
-def test_nodes_are_told_apart_by_prefix_alone(
+def test_nodes_are_reported_apart_by_prefix_alone(
     tmp_path: Path, postgres: Postgres, nodes: Nodes, redis: RedisServer
 ) -> None:
     """Two clusters may share a Redis: neither hears of the other's decisions."""

@@ -15,7 +15,7 @@ GOOD = {"strategy": "hybrid", "provider": "gemini"}
 COUNT = 200
 
 
-def test_everyone_is_told_when_to_come_back(server: Server) -> None:
+def test_everyone_is_reported_when_to_come_back(server: Server) -> None:
     """Each stream is closed with 1012 and a delay of its own, spread over two seconds."""
     streams = [open_stream(server.port) for _ in range(COUNT)]
     server.wait_for_active(COUNT, 10)
@@ -62,7 +62,7 @@ def test_nobody_can_hold_it_up(server: Server) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_a_reader_that_lags_is_told_too(server: Server) -> None:
+def test_a_reader_that_lags_is_reported_too(server: Server) -> None:
     """One that was behind when the server stopped gets its frame's rest, and 1012, and no more."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     with open_stream(server.port, "?interval=0.1", receive_buffer=4096) as stream:

@@ -236,7 +236,7 @@ def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
     assert server.metrics()["total_decisions"] == 2 * BATCH
 
 
-def test_verify_tells_what_differs(server: Server) -> None:
+def test_verify_reports_what_differs(server: Server) -> None:
     """A sum that somebody changed is named, with what it should be; exit code 1."""
     for number in range(SQLITE_FOLD_COMMITS):
         server.post(decisions(f"v{number}"))

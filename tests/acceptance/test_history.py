@@ -23,7 +23,7 @@ def history(server: Server, **asked: Any) -> dict[str, Any]:
     return found
 
 
-def test_what_was_acknowledged_is_told(server: Server) -> None:
+def test_what_was_acknowledged_is_reported(server: Server) -> None:
     """At once, at the position of its answer, in the bucket it belongs to; the others are empty."""
     now = time.time()
     for number in range(1, 4):

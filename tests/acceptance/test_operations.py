@@ -154,7 +154,7 @@ def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
         assert "files" not in server.log.read_text()
 
 
-def test_too_few_open_files_are_told(tmp_path: Path) -> None:
+def test_too_few_open_files_are_reported(tmp_path: Path) -> None:
     """Where the hard limit is too low as well, a line says so, and what to do."""
     confined = Confined(tmp_path)
     confined.limit = "-n 300"
@@ -182,7 +182,7 @@ def test_too_few_open_files_are_told(tmp_path: Path) -> None:
         (["--redis", "redis://:secret\u2100@host/0"], "ROUTECAST_REDIS_URL"),
     ],
 )
-def test_wrong_settings_are_told_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:
+def test_wrong_settings_are_reported_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:
     """The setting and the fix, exit code 2, no traceback."""
     ended = routecast("serve", *options, folder=tmp_path)
     assert ended.returncode == 2
@@ -203,7 +203,7 @@ def test_wrong_settings_are_told_in_a_line(tmp_path: Path, options: list[str], w
         ("TRUSTED_PROXIES", "nginx", "not a name"),
     ],
 )
-def test_settings_that_never_match_are_told_in_a_line(
+def test_settings_that_never_match_are_reported_in_a_line(
     tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
     """By name, with what to write instead."""

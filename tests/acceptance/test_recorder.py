@@ -252,7 +252,7 @@ def test_what_is_refused_is_not_sent_again(status: int, caplog: pytest.LogCaptur
     assert len(told) == 1
 
 
-def test_bad_decisions_are_counted_and_told_once(
+def test_bad_decisions_are_counted_and_reported_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Those the server names, and those that could not even be written; never the good ones.
@@ -272,7 +272,7 @@ def test_bad_decisions_are_counted_and_told_once(
     assert total(server) == 6
 
 
-def test_each_reason_in_a_batch_is_told(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_reason_in_a_batch_is_reported(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     """However many decisions of one batch are rejected, and whichever comes first."""
     with Recorder(server.url, linger=60) as recorder:
         recorder.record(DECISION)

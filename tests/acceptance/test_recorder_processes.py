@@ -268,7 +268,7 @@ for recorder in recorders:
     assert total(server) == 200
 
 
-def test_decisions_of_recorders_without_number_are_dropped_and_told() -> None:
+def test_decisions_of_recorders_without_number_are_dropped_and_reported() -> None:
     """Where each has a token function of its own, and the server cannot be reached."""
     code = f"""
 recorders = [Recorder(URL, token=lambda: "t", exit_timeout=0) for _ in range({MAX_THREADS} + 1100)]
@@ -354,7 +354,7 @@ def test_what_is_first_recorded_at_the_exit_arrives(server: Server, place: str) 
 
 
 @pytest.mark.parametrize("place", LATE)
-def test_what_is_lost_at_the_exit_is_told(place: str) -> None:
+def test_what_is_lost_at_the_exit_is_reported(place: str) -> None:
     """In one line."""
     begin, code = LATE[place]
     code = code.replace("Recorder(URL)", "Recorder(URL, exit_timeout=0.1)")
@@ -362,7 +362,7 @@ def test_what_is_lost_at_the_exit_is_told(place: str) -> None:
     assert said.count("not sent") + said.count("too late to be sent") == 1, said
 
 
-def test_what_is_dropped_for_want_of_room_is_told() -> None:
+def test_what_is_dropped_for_want_of_room_is_reported() -> None:
     """With its number, in one line, when the program ends at the latest."""
     code = """
 recorder = Recorder(URL, capacity=100, exit_timeout=0.1)

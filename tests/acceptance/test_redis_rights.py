@@ -197,7 +197,7 @@ def test_files_of_tls_are_read_at_the_start(options: str, words: str) -> None:
     assert "secret" not in str(told.value)
 
 
-def test_node_tells_what_is_missing_and_goes_on(tmp_path: Path, server: RedisServer) -> None:
+def test_node_reports_what_is_missing_and_goes_on(tmp_path: Path, server: RedisServer) -> None:
     """It acknowledges, and so is ready; `/ready`, `/health`, `/metrics` and the log have it."""
     server.ask("ACL", "SETUSER", "least", *documented()[1:], "-eval", "-pexpire")
     with Server(tmp_path, redis_url=url_of(server, "least")) as node:

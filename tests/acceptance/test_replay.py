@@ -400,7 +400,7 @@ def test_gzip_and_standard_input(server: Server, tmp_path: Path) -> None:
     assert server.metrics()["strategy_performance"]["hybrid"]["count"] == 20
 
 
-def test_a_file_without_times_is_told_of(server: Server, tmp_path: Path) -> None:
+def test_a_file_without_times_is_reported(server: Server, tmp_path: Path) -> None:
     """That it all counts as now is said before anything is sent, and how to name a column."""
     file = write(tmp_path / "x.csv", "strategy,provider", "s,p")
     done = replay(server, file, "--dry-run")

@@ -91,7 +91,7 @@ def test_a_client_that_comes_back_gets_the_newest(server: Server) -> None:
     assert event.id != last
 
 
-def test_clients_are_told_when_to_come_back(server: Server) -> None:
+def test_clients_are_reported_when_to_come_back(server: Server) -> None:
     """The delay differs from one to the next, so that a crowd does not return in one moment."""
     delays = set()
     for _ in range(8):

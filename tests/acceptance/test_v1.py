@@ -249,7 +249,7 @@ async def test_a_view_that_moves_with_the_time_is_not_resumed(client: V1Client) 
 # -- looking back -------------------------------------------------------------------------------
 
 
-async def test_history_is_what_http_tells(server: Server, client: V1Client) -> None:
+async def test_history_is_what_http_returns(server: Server, client: V1Client) -> None:
     """The same buckets and values, under the client's id, which is free again then."""
     server.post([{**GOOD, "cost": 0.5, "latency_ms": 3}, {**GOOD, "strategy": "other"}])
     for _ in range(2):

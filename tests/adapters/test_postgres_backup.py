@@ -298,7 +298,7 @@ async def test_backup_is_its_owners_alone(store: PostgresStore, url: str, tmp_pa
         await PostgresBackups(url).backup(tmp_path / "it", silent)
 
 
-async def test_progress_is_told(
+async def test_progress_is_reported(
     store: PostgresStore, url: str, elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of each stage, in bytes."""
@@ -312,7 +312,7 @@ async def test_progress_is_told(
 
 
 @pytest.mark.skipif(not FULL.exists(), reason=lacks("/dev/full", "run on Linux"))
-async def test_full_disk_is_told_as_that_of_the_file(store: PostgresStore, url: str) -> None:
+async def test_full_disk_is_reported_as_that_of_the_file(store: PostgresStore, url: str) -> None:
     """And not as a failure of the server."""
     await fill(store)
     with pytest.MonkeyPatch.context() as patch:

@@ -86,7 +86,7 @@ async def test_settings_hold_where_decisions_are_written(store: PostgresStore) -
         assert await session.fetchval("SHOW application_name") == "routecast"
 
 
-async def test_settings_are_told_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_settings_are_reported_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
     """A process opens more than one store."""
     caplog.set_level(logging.INFO)
     for _ in range(2):
@@ -161,7 +161,7 @@ async def test_two_nodes_share_few_server_sessions(careless: OwnPostgres) -> Non
             await node.close()
 
 
-async def test_pooler_that_goes_on_to_another_server_tells_nobody(careless: OwnPostgres) -> None:
+async def test_pooler_that_goes_on_to_another_server_is_not_reported(careless: OwnPostgres) -> None:
     """Numbers of series that a session remembers are of one server; another has its own."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
@@ -243,14 +243,14 @@ async def refusal(url: str) -> str:
     return str(refused.value)
 
 
-async def test_tls_that_the_server_has_not_is_told(careless: OwnPostgres) -> None:
+async def test_tls_that_the_server_has_not_is_reported(careless: OwnPostgres) -> None:
     """Nobody need look into a packet dump for that."""
     base = tcp(careless, careless.create(), "routecast:secret")
     for mode in ("require", "verify-full&sslrootcert=system", "require&channel_binding=require"):
         assert "ssl = on" in await refusal(f"{base}?sslmode={mode}")
 
 
-async def test_options_that_the_server_does_not_take_are_told(careless: OwnPostgres) -> None:
+async def test_options_that_the_server_does_not_take_are_reported(careless: OwnPostgres) -> None:
     """As Neon's, elsewhere."""
     base = tcp(careless, careless.create())
     told = await refusal(f"{base}?options=endpoint%3Dep-cool-123")
@@ -263,7 +263,7 @@ async def test_options_that_the_server_does_not_take_are_told(careless: OwnPostg
     await store.close()
 
 
-async def test_pooler_that_refuses_a_parameter_is_told(careless: OwnPostgres) -> None:
+async def test_pooler_that_refuses_a_parameter_is_reported(careless: OwnPostgres) -> None:
     """It says so with the code of a broken protocol."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
@@ -272,7 +272,7 @@ async def test_pooler_that_refuses_a_parameter_is_told(careless: OwnPostgres) ->
         assert "ignore_startup_parameters" in await refusal(url)
 
 
-async def test_pooler_without_transactions_is_told(careless: OwnPostgres) -> None:
+async def test_pooler_without_transactions_is_reported(careless: OwnPostgres) -> None:
     """Nothing can be done through it."""
     if program() is None:
         skip_without("PgBouncer", "apt install pgbouncer")
@@ -352,7 +352,7 @@ async def test_host_that_only_reads_is_passed_by(careless: OwnPostgres) -> None:
     await session.close()
 
 
-async def test_password_that_changed_is_tried_again_and_told_once(
+async def test_password_that_changed_is_tried_again_and_reported_once(
     careless: OwnPostgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where it was right once, it is being changed; nobody restarts all nodes at that moment."""
@@ -451,6 +451,6 @@ async def test_certificates_are_checked_as_the_url_says(encrypted: str, certific
         assert "sslrootcert=FILE" in await refusal(f"{encrypted}?{query}")
 
 
-async def test_server_that_wants_tls_is_told(encrypted: str) -> None:
+async def test_server_that_wants_tls_is_reported(encrypted: str) -> None:
     """By a URL that wants none."""
     assert "SSL required" in await refusal(f"{encrypted}?sslmode=disable")

@@ -57,7 +57,7 @@ async def test_delta_dropped_by_hand_is_a_gap(world: World) -> None:
     assert await world.bus.deltas(Position("e", 2)) == [delta(3)]
 
 
-async def test_announced_position_tells_of_deltas_that_never_came(world: World) -> None:
+async def test_announced_position_reports_deltas_that_never_came(world: World) -> None:
     """A bus that knows of a later commit must not say that there is none."""
     await world.publish(1, 2)
     world.bus.announce(Position("e", 3))
@@ -163,7 +163,7 @@ async def test_stream_goes_when_nobody_uses_it(world: World) -> None:
     assert 0 < world.client.ttl(world.stream) <= redis_bus.STREAM_SECONDS
 
 
-async def test_ends_when_told(redis_url: str) -> None:
+async def test_ends_when_cancelled(redis_url: str) -> None:
     """Whenever that is: a cancelled bus does not go on."""
     shared = SharedRedis(redis_url)
     for step in range(60):

@@ -88,7 +88,7 @@ def test_url_says(url: str, expected: RedisAddress) -> None:
         ("rediss://a?ca=/ca.pem", "takes are: ssl_ca_certs, "),
     ],
 )
-def test_bad_url_is_told(url: str, words: str) -> None:
+def test_bad_url_is_reported(url: str, words: str) -> None:
     """With the setting's name, and what would be right."""
     with pytest.raises(BadSettings, match=r"redis \(ROUTECAST_REDIS_URL\)") as told:
         parse_address(url)

@@ -378,7 +378,7 @@ async def test_each_check_writes(store: SqliteStore, path: Path) -> None:
     other.close()
 
 
-async def test_second_process_that_commits_is_told_of_once(
+async def test_second_process_that_commits_is_reported_once(
     store: SqliteStore, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each shows what the other commits late. Checks and readers are no such process."""

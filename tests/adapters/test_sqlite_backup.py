@@ -311,7 +311,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-async def test_full_disk_is_told(path: Path, small_disk: Path) -> None:
+async def test_full_disk_is_reported(path: Path, small_disk: Path) -> None:
     """As what it is."""
     await filled(path)
     with pytest.raises(Unavailable, match="full"):

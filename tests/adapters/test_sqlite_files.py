@@ -98,7 +98,7 @@ HARM: list[tuple[Callable[[Path], Path], Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("which", "harm", "cause"), HARM)
-async def test_harm_to_a_file_is_told_at_once_and_nothing_is_lost(
+async def test_harm_to_a_file_is_reported_at_once_and_nothing_is_lost(
     path: Path, which: Callable[[Path], Path], harm: Callable[[Path], None], cause: str
 ) -> None:
     """The next commit is refused with the cause; then the file is opened again, with everything."""

@@ -34,7 +34,7 @@ async def grow(opened: SqliteStore, path: Path, first: int, size: int) -> int:
     return first
 
 
-async def test_long_reader_is_told_and_the_log_cut_off_after_it(
+async def test_long_reader_is_reported_and_the_log_cut_off_after_it(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without another commit, and without a restart; the warning ends with its cause."""
@@ -64,7 +64,7 @@ async def test_long_reader_is_told_and_the_log_cut_off_after_it(
     await opened.close()
 
 
-async def test_file_that_takes_no_writes_is_told_as_the_cause(path: Path) -> None:
+async def test_file_that_takes_no_writes_is_reported_as_the_cause(path: Path) -> None:
     """Decisions are kept in the log meanwhile; then all of it is added to the file."""
     opened = SqliteStore(path)
     await opened.open()

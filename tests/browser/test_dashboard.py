@@ -321,7 +321,7 @@ def test_numbers_are_written_for_people(server: Server, tab: Tab) -> None:
     assert dict(zip(expected, written, strict=True)) == expected
 
 
-def test_what_the_server_cannot_tell_is_called_stale(server: Server, tab: Tab) -> None:
+def test_what_the_server_cannot_know_is_called_stale(server: Server, tab: Tab) -> None:
     """The error of the contract makes the last numbers stale, and is told."""
     page = tab.open(server)
     status = page.evaluate(

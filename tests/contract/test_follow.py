@@ -225,7 +225,7 @@ async def node(databases: Databases) -> Any:
     await made.store.close()
 
 
-async def test_a_bucket_that_closes_is_told_with_the_one_that_runs(node: Node) -> None:
+async def test_a_bucket_that_closes_is_reported_with_the_one_that_runs(node: Node) -> None:
     """Two points, not the whole; and nothing while nothing closes."""
     query = history_query(points=30, follow=True)
     await node.commit([kept(1)])
@@ -274,7 +274,7 @@ async def test_a_clock_that_was_ahead_for_a_moment(node: Node, points: int) -> N
     assert chart.points <= points + 1
 
 
-async def test_a_late_decision_is_told_from_its_bucket_on(node: Node) -> None:
+async def test_a_late_decision_is_reported_from_its_bucket_on(node: Node) -> None:
     """All buckets from there on; a new series with them."""
     answer, follow = await node.history.follow(
         history_query(points=30, group_by="strategy", fields=["count"], follow=True)
@@ -315,7 +315,7 @@ async def test_live_state_that_is_behind_is_waited_for(node: Node) -> None:
 
 
 @pytest.mark.parametrize("heard", [False, True], ids=["unheard", "heard meanwhile"])
-async def test_what_the_database_knows_more_is_told_too(node: Node, heard: bool) -> None:
+async def test_what_the_database_knows_more_is_reported_too(node: Node, heard: bool) -> None:
     """Buckets read from it are ahead of live state, and so is all that is told with them."""
     query = history_query(start=NOW - 10 * HOUR, points=150, fields=FIELDS, follow=True)
     answer, follow = await node.history.follow(query)

@@ -107,7 +107,7 @@ async def test_close_finishes_what_was_begun(connect: Connect) -> None:
 # -- commits ------------------------------------------------------------------------------------
 
 
-async def test_commit_tells_what_it_did(store: Store) -> None:
+async def test_commit_reports_what_it_did(store: Store) -> None:
     """How many of each batch were new, the position it led to, and what they add up to."""
     before = await store.position()
     batches = [[kept(1), kept(2, strategy="cost")], [kept(3, decided=NOW - 2 * HOUR)]]
@@ -156,7 +156,7 @@ async def test_ids_belong_to_projects(store: Store) -> None:
     assert_sums(await total(store), decisions)
 
 
-async def test_names_are_told_apart_by_every_character(store: Store) -> None:
+async def test_names_are_reported_apart_by_every_character(store: Store) -> None:
     """Case, accents, blanks and quotes are part of a name, and of an id."""
     names = ["a", "A", "ä", "a ", " a", "á", "a\u0301", "'", '"', "\\", "a'; --", "☂" * 32, "\t\n"]
     decisions = [kept(0, id=name, strategy=name, model=name, reason=name) for name in names]

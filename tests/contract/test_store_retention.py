@@ -130,7 +130,7 @@ async def test_late_decision_counts_where_minutes_are_gone(store: Store) -> None
 # -- verifying ----------------------------------------------------------------------------------
 
 
-async def test_verify_tells_how_far_it_has_come(store: Store) -> None:
+async def test_verify_reports_how_far_it_has_come(store: Store) -> None:
     """From none of all decisions to all of them."""
     await fill(store)
     found = [step async for step in store.verify()]

@@ -200,9 +200,9 @@ def test_connections_to_nodes_are_used_again(site: Site) -> None:
     """Those of requests; each worker process of nginx keeps its own."""
     for _ in range(20):
         assert send(site.nginx, "GET /health HTTP/1.1", "Host: localhost").status == 200
-    lines = [request.line for request in site.node.received]
-    assert len(lines) == 20
-    assert len(set(lines)) < 20
+    connections = [request.connection for request in site.node.received]
+    assert len(connections) == 20
+    assert len(set(connections)) < 20
 
 
 def test_large_heads_do_not_reach_a_node(site: Site) -> None:

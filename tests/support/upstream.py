@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One request; its fields have lower-case names, and `line` is the number of its connection."""
+    """One request; its fields have lower-case names, and `connection` is the number of its connection."""
 
-    line: int
+    connection: int
     first: str
     fields: dict[str, str]
     body: bytes
@@ -42,12 +42,12 @@ class Upstream:
 @contextmanager
 def upstream() -> Iterator[Upstream]:
     """Run a server on a free port."""
-    lines = iter(range(1_000_000))
+    numbers = iter(range(1_000_000))
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            line = next(lines)
-            while (request := self._request(line)) is not None:
+            number = next(numbers)
+            while (request := self._request(number)) is not None:
                 site.received.append(request)
                 if (answer := site.answer(request)) == CLOSE:
                     return
@@ -55,7 +55,7 @@ def upstream() -> Iterator[Upstream]:
                 if answer == UNENDING:
                     ended.wait()
 
-        def _request(self, line: int) -> Received | None:
+        def _request(self, connection: int) -> Received | None:
             first = self.rfile.readline().decode("latin-1").strip()
             if not first:
                 return None
@@ -64,7 +64,7 @@ def upstream() -> Iterator[Upstream]:
                 name, _, value = text.partition(":")
                 fields[name.lower()] = value.strip()
             body = self.rfile.read(int(fields.get("content-length", "0")))
-            return Received(line, first, fields, body)
+            return Received(connection, first, fields, body)
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True

@@ -25,7 +25,7 @@ async def test_it_rings_at_its_moment(timers: HeldTimers) -> None:
     assert await task == pytest.approx(2.0)
 
 
-async def test_it_rings_earlier_where_it_is_told_to(timers: HeldTimers) -> None:
+async def test_it_rings_earlier_where_it_is_reported_to(timers: HeldTimers) -> None:
     """The earliest moment counts; none of the others rings afterwards."""
     alarm = Alarm(timers)
     task = asyncio.create_task(alarm.wait_until(1_005.0))

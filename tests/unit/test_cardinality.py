@@ -198,7 +198,7 @@ def test_folded_names_take_no_room() -> None:
     assert [one.model for one in found] == ["old", "m", OTHER]
 
 
-def test_reaching_a_limit_is_told_once() -> None:
+def test_reaching_a_limit_is_reported_once() -> None:
     """By the part that is full, once until it has room again; what waits does not count."""
     told: list[str] = []
     names = CardinalityLimiter(2, 3, told.append)

@@ -62,7 +62,7 @@ def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
     assert (caution.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
 
 
-def test_what_a_jump_is_told_as() -> None:
+def test_what_a_jump_is_reported_as() -> None:
     """In minutes, with its direction."""
     caution = Caution()
     caution.look(NOW, 0, NOTHING)

@@ -350,7 +350,7 @@ async def test_a_version_is_not_forgotten_before_it_is_sent(fanout: FanoutHarnes
     assert connection.total() == 1
 
 
-async def test_an_interval_is_told_only_where_it_is_longer(fanout: FanoutHarness) -> None:
+async def test_an_interval_is_reported_only_where_it_is_longer(fanout: FanoutHarness) -> None:
     """Not where a view that took some steps to render came late, yet within its interval."""
     connection = fanout.connect_v1()
     async with fanout.running():
@@ -638,7 +638,7 @@ async def test_nothing_is_sent_twice(fanout: FanoutHarness) -> None:
 # -- sources ------------------------------------------------------------------------------------
 
 
-async def test_a_change_of_source_is_told(fanout: FanoutHarness) -> None:
+async def test_a_change_of_source_is_reported(fanout: FanoutHarness) -> None:
     """With how old the numbers are, though they are the same; and so is its end."""
     connection = fanout.connect_v1()
     connection.subscribe(interval=FAST)
@@ -862,7 +862,7 @@ async def test_a_stretched_stream_shows_life(
     assert {message["position"]["seq"] for message in connection.messages()} == {0}
 
 
-async def test_a_first_message_that_cannot_be_made_is_told(fanout: FanoutHarness) -> None:
+async def test_a_first_message_that_cannot_be_made_is_reported(fanout: FanoutHarness) -> None:
     """The subscription stays, and its snapshot comes when there is time for it."""
     connection = fanout.connect_v1(client=GREEDY)
     others = [fanout.connect_v1(client=GREEDY) for _ in range(MAX_WAITING_PER_CLIENT)]

@@ -36,7 +36,7 @@ def test_the_golden_history_is_read() -> None:
     assert request.held.times == [datetime(2026, 1, 31, 12, 32 + n, tzinfo=UTC) for n in range(3)]
 
 
-def test_what_is_told_replaces_from_its_first_bucket_on() -> None:
+def test_what_is_reported_replaces_from_its_first_bucket_on() -> None:
     """A bucket that ran is told again; a late decision may go further back."""
     held = history(0, {"a": [1, 2, 3]})
     assert joined(held, history(2, {"a": [4, 5]}), 10) == msgspec.structs.replace(

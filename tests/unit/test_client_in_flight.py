@@ -124,7 +124,7 @@ def test_what_is_unreadable_is_halved_so_often_and_no_more() -> None:
 @pytest.mark.parametrize(
     "error", [Refused(415, "gzip only"), Unauthenticated(401, "no token"), RoutecastError("odd")]
 )
-def test_what_is_refused_is_told_once(error: RoutecastError) -> None:
+def test_what_is_refused_is_reported_once(error: RoutecastError) -> None:
     """Neither sent again nor halved."""
     server = Server(lambda _: error)
     assert server.deliver(InFlightBatch("ab")) == {"ab": error}

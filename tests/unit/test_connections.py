@@ -81,7 +81,7 @@ def test_limit_refuses() -> None:
     manager.admit()
 
 
-async def test_close_tells_all_and_takes_no_more(fanout: FanoutHarness) -> None:
+async def test_close_says_goodbye_to_all_and_takes_no_more(fanout: FanoutHarness) -> None:
     """1012 and when to come back, also to a client that comes meanwhile; it waits for the last."""
     connections = [fanout.connect() for _ in range(120)]
     async with running(fanout.manager.close(60)) as closing:

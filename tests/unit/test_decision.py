@@ -320,7 +320,7 @@ def test_a_long_reason_is_cut() -> None:
     assert [warning[:2] for warning in warnings] == [("reason", "truncated")]
 
 
-def test_several_bad_fields_are_told_each() -> None:
+def test_several_bad_fields_are_reported_each() -> None:
     """And what is good of the decision is kept."""
     one, warnings = warned(',"cost":-1,"latency_ms":-2,"confidence":0.9,"id":"d1","model":5')
     assert (one.id, one.cost, one.latency, one.confidence) == ("d1", None, None, 900_000)

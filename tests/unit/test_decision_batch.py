@@ -47,7 +47,7 @@ def counted(instruments: Instruments) -> dict[str, float]:
     return {one.labels["outcome"]: one.value for one in family.samples if one.value}
 
 
-def test_good_ones_are_told_from_bad_ones() -> None:
+def test_good_ones_are_reported_from_bad_ones() -> None:
     """Each bad one with its place, its reason and its id; a bad field is a warning."""
     batch = batch_of(
         [

@@ -378,7 +378,7 @@ def test_what_is_no_array_is_refused_whole(body: str) -> None:
         decode(body.encode(), lines=False)
 
 
-def test_where_it_is_no_json_is_told() -> None:
+def test_where_it_is_no_json_is_reported() -> None:
     """By line and column, also far down."""
     body = "[" + ",\n".join([LEAST % ""] * 5000) + ',\n{"strategy" 7}]'
     with pytest.raises(BadBody) as refused:

@@ -219,7 +219,7 @@ async def test_a_database_that_is_away_is_unavailable(node: Node) -> None:
     assert await node.count() == 1
 
 
-async def test_minutes_that_are_gone_are_told_by_the_hour(node: Node) -> None:
+async def test_minutes_that_are_gone_are_reported_by_the_hour(node: Node) -> None:
     """In as few points as that takes."""
     query = history_query(start=NOW - 2 * HOUR, end=NOW, points=300)
     assert (await node.history.answer(query)).buckets.step == 60

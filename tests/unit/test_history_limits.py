@@ -93,7 +93,7 @@ async def test_large_answers_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> N
     assert not admission._bytes.total()
 
 
-async def test_who_waits_too_long_is_told_when_to_come_back(
+async def test_who_waits_too_long_is_reported_when_to_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And who gives up leaves nothing behind."""

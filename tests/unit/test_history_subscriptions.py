@@ -91,7 +91,7 @@ async def settled(reached: Callable[[], bool]) -> None:
         assert reached()
 
 
-async def test_one_is_told_after_the_other(connection: HistoryConnection) -> None:
+async def test_one_is_reported_after_the_other(connection: HistoryConnection) -> None:
     """In the order they were asked for; then their ids are free again."""
     for identity in "abcd":
         connection.request(id=identity, type="history")
@@ -111,7 +111,7 @@ async def test_what_finds_no_room_waits_for_it(connection: HistoryConnection) ->
     await settled(lambda: connection.history_ids() == ["a", "c"])
 
 
-async def test_what_is_left_while_it_waits_is_not_told(connection: HistoryConnection) -> None:
+async def test_what_is_left_while_it_waits_is_not_sent(connection: HistoryConnection) -> None:
     """Not even when its id is another's by then."""
     connection.is_open = False
     connection.request(id="a", type="history", points=30)
@@ -180,7 +180,7 @@ async def test_the_live_numbers_of_what_waited_for_room_come_with_it(
         assert sum(history["series"][0]["count"]) == delta["data"]["total_decisions"] == 1
 
 
-async def test_a_bucket_that_closes_is_told_at_a_position_that_was_told_before(
+async def test_a_bucket_that_closes_is_reported_at_a_position_that_was_sent_before(
     connection: HistoryConnection, harness: HistoryHarness
 ) -> None:
     """Time closes buckets, and no commit: then the live numbers are there already."""
@@ -207,7 +207,7 @@ async def test_who_asks_the_same_shares_the_answer(harness: HistoryHarness) -> N
     assert len(harness.subscriptions._encoded) == 1
 
 
-async def test_an_error_is_told_and_frees_the_id(
+async def test_an_error_is_reported_and_frees_the_id(
     connection: HistoryConnection, harness: HistoryHarness, store: SqliteStore
 ) -> None:
     """What the database cannot tell now may be asked for again; a wrong range is named."""

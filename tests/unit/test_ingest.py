@@ -92,7 +92,7 @@ class Witness:
 
 @pytest.mark.parametrize("number", [1, 2], ids=["known", "new"])
 @pytest.mark.parametrize(("ahead", "goes_back"), [(0, False), (1, True)])
-async def test_commit_on_a_database_that_went_back_is_told(
+async def test_commit_on_a_database_that_went_back_is_reported(
     store: SqliteStore, bus: MemoryBus, clock: HeldClock, number: int, ahead: int, goes_back: bool
 ) -> None:
     """The database is at an earlier seq than was seen of it, in the same epoch."""
@@ -713,7 +713,7 @@ async def test_crash_refuses_what_waits_and_is_over_when_run_again(
         assert (await submit(ingest, [kept(1)])).accepted == 1
 
 
-async def test_commit_that_cannot_be_told_is_acknowledged(
+async def test_commit_that_cannot_be_published_is_acknowledged(
     ingest: Ingest, bus: MemoryBus, store: SqliteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is on disk; those who listen find it there."""

@@ -243,7 +243,7 @@ async def test_commit_is_current_at_once(node: Node) -> None:
     assert node.sample("position_seq") == 5
 
 
-async def test_followers_are_told_of_each_new_position(node: Node) -> None:
+async def test_followers_are_reported_of_each_new_position(node: Node) -> None:
     """Once it can be read: after a load, and after each commit."""
     async with running(node.live.run()):
         await node.live.loaded()
@@ -583,7 +583,7 @@ async def test_database_that_fails_is_not_asked_for_each_delta(node: Node) -> No
         assert node.seq() == 6
 
 
-async def test_node_without_a_database_serves_what_its_peers_tell(make_node: MakeNode) -> None:
+async def test_node_without_a_database_serves_what_its_peers_share(make_node: MakeNode) -> None:
     """Until it hears nothing for a long time."""
     node = make_node(Topology(has_peers=True, has_store=False))
     await node.cache.put(Snapshot(Position("e", 1), NOW))
@@ -669,7 +669,7 @@ def spread(first: int, count: int) -> list[DecisionRecord]:
     ]
 
 
-async def test_windows_that_memory_has_no_room_for_are_told_once(
+async def test_windows_that_memory_has_no_room_for_are_reported_once(
     make_node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the log when it changes, not at each step; and in the gauges at any time."""

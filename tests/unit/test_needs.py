@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_lists_what_the_one_before_skipped() -> None:
     assert written(cache, CHROMIUM)[1:] == ["   1 needs Chromium: apt install chromium"]
 
 
-def test_no_test_is_skipped_without_telling_what_to_do() -> None:
+def test_no_test_is_skipped_without_saying_what_to_do() -> None:
     """All reasons are made in one place."""
     other = re.compile(r"pytest\.(skip|importorskip)\(|skipif\((?!.*reason=lacks\()")
     found = {path.name for path in TESTS.rglob("*.py") if other.search(path.read_text())}

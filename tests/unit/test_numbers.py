@@ -35,7 +35,7 @@ def test_scaled_is_exact_on_any_digits(text: str, scale: int) -> None:
 
 
 @given(written())
-def test_whole_numbers_are_told_from_others(text: str) -> None:
+def test_whole_numbers_are_reported_from_others(text: str) -> None:
     """However they are written."""
     exact = Fraction(text)
     if exact.denominator == 1:

@@ -187,6 +187,6 @@ def test_networks_that_never_match_are_refused(typed: str, fix: str) -> None:
         (CLIENT, ["https"], None),
     ],
 )
-def test_a_trusted_proxy_tells_the_scheme(peer: str, told: list[str], scheme: str | None) -> None:
+def test_a_trusted_proxy_names_the_scheme(peer: str, told: list[str], scheme: str | None) -> None:
     """And nobody else."""
     assert Proxies(TRUSTED).scheme_of(peer, told) == scheme

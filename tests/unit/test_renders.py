@@ -98,7 +98,7 @@ async def test_a_view_is_paid_for_by_any_of_those_who_wait(fanout: FanoutHarness
     assert MODEST in fanout.budget._paid
 
 
-async def test_who_asks_twice_is_told_once(fanout: FanoutHarness) -> None:
+async def test_who_asks_twice_is_reported_once(fanout: FanoutHarness) -> None:
     """So what waits for a view for long takes no more memory each time it asks."""
     told: list[str] = []
     for name in ("one", "one", "other"):

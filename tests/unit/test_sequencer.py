@@ -317,7 +317,7 @@ def test_table(steps: list[Step]) -> None:
         assert owner.applied == [(epoch, seq) for seq in range(1, (owner.seq or 0) + 1)]
 
 
-def test_gap_tells_what_is_missing() -> None:
+def test_gap_reports_what_is_missing() -> None:
     """From the state's position to the newest commit that is known of."""
     owner = Owner()
     owner.load(3)

@@ -121,7 +121,7 @@ def test_all_are_sent_the_same(pairs: Pairs, count: int) -> None:
 
 
 @pytest.mark.usefixtures("ways")
-def test_each_tells_of_itself() -> None:
+def test_each_reports_itself() -> None:
     """One that is full, takes a part, is shut or gone does not hold up the others."""
     pairs = Pairs(100)
     near, far = pairs.near, pairs.far

@@ -124,7 +124,7 @@ def test_confidence_is_never_guessed_from_a_score(name: str) -> None:
     assert "confidence" not in read({name: 0.9, "x": 1})
 
 
-def test_whose_score_is_a_confidence_is_told_how_to_say_so() -> None:
+def test_whose_score_is_a_confidence_is_reported_how_to_say_so() -> None:
     """It is left out, with the flag that takes it; not where there is a confidence already."""
     assert "--map confidence=Score" in dict(choose([{"Score": 0.9}], NONE, BOTH).left_out)["Score"]
     both = choose([{"Score": "0.9", "confidence": "0.5"}], NONE, BOTH)
@@ -263,7 +263,7 @@ def test_what_only_looks_like_times_is_left_out(name: str, value: str) -> None:
     assert choose([{name: value}], NONE, BOTH).left_out == ((name, ""),)
 
 
-def test_all_doubts_are_told_at_once() -> None:
+def test_all_doubts_are_reported_at_once() -> None:
     """So that one more run is enough."""
     with pytest.raises(Uncertain) as caught:
         choose([{"cost": "x", "time": "y", "status": "z"}], NONE, BOTH)

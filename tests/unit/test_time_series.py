@@ -101,7 +101,7 @@ def test_names_counted_as_other_come_last() -> None:
     assert [one["key"] for one in again.series] == ["small", "less", "new", "other"]
 
 
-def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
+def test_a_snapshot_reports_the_periods_it_holds() -> None:
     """Of recent minutes and of hours of the week; of others it says that it does not."""
     decisions = [kept(n, decided=NOW - n * 7 * MINUTE) for n in range(20)]
     cells = cells_of(decisions)
@@ -116,7 +116,7 @@ def test_a_snapshot_tells_of_the_periods_it_holds() -> None:
             series_from_snapshot(held, asked(length, points=points))
 
 
-def test_periods_given_up_for_memory_are_not_told_as_empty() -> None:
+def test_periods_given_up_for_memory_are_not_reported_as_empty() -> None:
     """They are for the database, as those are that were never held."""
     decisions = [kept(n, decided=NOW - n * 7 * MINUTE) for n in range(20)]
     cells = cells_of(decisions)

@@ -77,7 +77,7 @@ def test_a_password_with_any_signs_is_not_shown(
 @pytest.mark.parametrize(
     "url", ["postgresql://me:p/w@host/db", "redis://:p?w@host/0", "postgresql://me:1#w@host/db"]
 )
-def test_a_password_that_is_not_quoted_is_told(url: str) -> None:
+def test_a_password_that_is_not_quoted_is_reported(url: str) -> None:
     """The server it would lead to is another, named by a piece of the password."""
     with pytest.raises(ValueError, match="%2F"):
         split_url(url)

@@ -270,7 +270,7 @@ def test_an_id_that_is_no_number_there_is_is_a_wrong_id(number: str) -> None:
     assert refused.message == "id: number out of range"
 
 
-def test_a_moment_out_of_range_is_told_in_tidy_words() -> None:
+def test_a_moment_out_of_range_is_reported_in_tidy_words() -> None:
     """As MessagePack has it: in seconds, further on than there are years."""
     far = msgspec.msgpack.Ext(-1, bytes(4) + (2**62).to_bytes(8))
     refused = told({"type": "history", "id": "h", "to": far}, session(MSGPACK))

@@ -115,7 +115,7 @@ async def test_reads_take_a_tenth_of_the_time(windows: Windows, store: SlowStore
     assert store.reads == [HOUR_QUERY, DAY_QUERY]
 
 
-async def test_answer_that_is_behind_what_was_told_is_read_again(
+async def test_answer_that_is_behind_what_was_sent_is_read_again(
     windows: Windows, store: SlowStore
 ) -> None:
     """At once: live state has answered with a newer position meanwhile."""
@@ -188,7 +188,7 @@ async def test_windows_that_nobody_asks_for_are_forgotten(
     assert list(windows._windows) == [DAY_QUERY]
 
 
-async def test_failure_is_told_at_once_until_it_is_tried_again(
+async def test_failure_is_reported_at_once_until_it_is_tried_again(
     windows: Windows, store: SlowStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those who ask meanwhile do not wait for it; afterwards all is well."""

@@ -196,7 +196,7 @@ def test_many_parts_come_together_again(stack: ExitStack) -> None:
     assert MAX_PLAN_PARTS < CLIENTS
 
 
-def test_full_and_closed_connections_are_told_apart(stack: ExitStack) -> None:
+def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> None:
     """They are returned, or gone; the others go on in one part."""
     connections = in_context(stack)
     batch = batch_of(connections)
