@@ -1,8 +1,8 @@
 """Run the Autobahn suite's fuzzing client on the echo, and record the result.
 
-The suite is for Python 2.7. Where there is none, or the suite cannot be installed, this says so
-and ends well. Else the result goes to docs/conformance.md, and the exit code is 1 when a case
-failed. It takes some ten minutes.
+The suite needs Python 2.7. Without it, or if the suite cannot be installed, this prints the reason
+and exits with 0. Otherwise it writes the result to docs/conformance.md, and exits with 1 if a case
+failed. It takes about ten minutes.
 """
 
 import json
@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).parents[2]
 BUILD: Final = ROOT / ".venv" / "autobahn"
 PAGE: Final = ROOT / "docs" / "conformance.md"
 
-VIRTUALENV: Final = "virtualenv==20.15.1"  # it still makes environments of Python 2.7
+VIRTUALENV: Final = "virtualenv==20.15.1"  # it still supports Python 2.7
 SUITE: Final = "autobahntestsuite==0.8.2"
 SECTIONS: Final = {
     "1": "Framing",
@@ -41,12 +41,12 @@ SECTIONS: Final = {
 GOOD: Final = ("OK", "NON-STRICT", "INFORMATIONAL")
 FAILED: Final = "FAILED"
 
-# What is not plainly good, and why that is so.
+# The cases with another result than OK, and the reasons.
 NOTES: Final = {
-    "6.4.3": "text that is not UTF-8 is found out at the end of its frame, not in the middle",
+    "6.4.3": "invalid UTF-8 is noticed at the end of its frame, not in the middle",
     "6.4.4": "the same",
-    "7.1.5": "a close frame between two fragments is answered with 1002 instead of its own code: "
-    "`websockets` does so on purpose, and RFC 6455 allows it",
+    "7.1.5": "a close frame between two fragments is answered with code 1002 instead of its own: "
+    "`websockets` does this on purpose, and RFC 6455 allows it",
 }
 ALLOWED: Final = frozenset({"7.1.5"})
 
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def install() -> Path:
-    """Return the suite's command, installed. Raises Skipped."""
+    """Install the suite; return its command. Raises Skipped."""
     command = BUILD / "python2" / "bin" / "wstest"
     done = BUILD / "installed"
     if not done.exists():
@@ -96,10 +96,10 @@ def install() -> Path:
 
 def find_python2() -> str:
     """Return the path of a Python 2.7. Raises Skipped."""
-    tell = "import sys; assert sys.version_info[:2] == (2, 7); print(sys.executable)"
+    program = "import sys; assert sys.version_info[:2] == (2, 7); print(sys.executable)"
     for candidate in candidates():
         try:
-            return answer(candidate, "-c", tell).strip()
+            return answer(candidate, "-c", program).strip()
         except subprocess.CalledProcessError:
             continue
     raise Skipped("there is no Python 2.7, which the Autobahn suite needs")
@@ -109,13 +109,13 @@ def candidates() -> Iterator[str | Path]:
     for name in ("python2.7", "python2", "python"):
         if path := shutil.which(name):
             yield path
-    # What pyenv has on the path runs those versions only that were chosen; it may have others.
+    # The commands of pyenv run only the selected versions; it may have installed others.
     if pyenv := shutil.which("pyenv"):
         yield from Path(answer(pyenv, "root").strip()).glob("versions/2.7*/bin/python2.7")
 
 
 def answer(*command: str | Path) -> str:
-    """Run a command; return what it says. Raises CalledProcessError."""
+    """Run a command; return its output. Raises CalledProcessError."""
     ended = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
     )
@@ -127,7 +127,7 @@ def answer(*command: str | Path) -> str:
 
 @contextmanager
 def echo() -> Iterator[int]:
-    """Run the echo; gives its port."""
+    """Run the echo server; yield its port."""
     command = [sys.executable, "-m", "tests.conformance.echo"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -138,7 +138,7 @@ def echo() -> Iterator[int]:
 
 
 def fuzz(suite: Path, port: int) -> Results:
-    """Run all cases; return what became of each: one of GOOD, or FAILED."""
+    """Run all cases; return the result of each: one of GOOD, or FAILED."""
     reports = BUILD / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     spec = BUILD / "cases.json"
@@ -155,7 +155,7 @@ def fuzz(suite: Path, port: int) -> Results:
 
 
 def judge(result: dict[str, str]) -> str:
-    """Return the worse of how a case went and how its connection was closed."""
+    """Return the worse of the results of a case and of the end of its connection."""
     judged = (result["behavior"], result["behaviorClose"])
     if not set(judged) <= set(GOOD):
         return FAILED
@@ -170,17 +170,17 @@ def place(case: str) -> tuple[int, ...]:
 
 
 def report(results: Results) -> str:
-    """Return the page that tells the result."""
+    """Return the page with the results."""
     columns = (*GOOD, FAILED)
     lines = [
         "# Conformance",
         "",
-        "What the fuzzing client of the [Autobahn test suite]"
-        "(https://github.com/crossbario/autobahn-testsuite) finds of the WebSocket protocol class "
-        "(`edge/ws/connection.py`), built as an echo (`tests/conformance`), which the server "
-        "itself has not. "
+        "The results of the [Autobahn test suite]"
+        "(https://github.com/crossbario/autobahn-testsuite), whose fuzzing client tests the "
+        "WebSocket protocol class (`edge/ws/connection.py`). The server itself has no echo, so an "
+        "echo server for the tests is built on the class (`tests/conformance`). "
         f"`websockets` {version('websockets')}, uvicorn {version('uvicorn')}. "
-        "`make conformance` runs it again and writes this page.",
+        "`make conformance` runs the suite again and writes this page.",
         "",
         "| section | cases | " + " | ".join(name.lower() for name in columns) + " |",
         "|---|" + "---:|" * (1 + len(columns)),
@@ -193,10 +193,10 @@ def report(results: Results) -> str:
     of = Counter(results.values())
     counts = [of.total(), *(of[column] for column in columns)]
     lines.append("| **all** | " + " | ".join(map(str, counts)) + " |")
-    lines += ["", "Not plainly good:", ""]
+    lines += ["", "Cases that are not `ok`:", ""]
     for case, result in results.items():
         if result in ("NON-STRICT", FAILED):
-            lines.append(f"- {case}, {result.lower()}: {NOTES.get(case, 'to be mended')}.")
+            lines.append(f"- {case}, {result.lower()}: {NOTES.get(case, 'to be fixed')}.")
     return "\n".join([*lines, ""])
 
 

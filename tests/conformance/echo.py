@@ -1,7 +1,7 @@
-"""An echo: the protocol class of the server as it is, but what a client sends comes back.
+"""An echo server on the protocol class of the real server.
 
-`python -m tests.conformance.echo` serves it at the path of the stream, prints the port it took,
-and runs until it is told to stop.
+`python -m tests.conformance.echo` serves it at the path of the stream, prints its port, and runs
+until it is stopped.
 """
 
 import sys
@@ -33,25 +33,25 @@ from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.peers import Peer, Peers
 
-# It begins anew with each message.
+# Without context takeover.
 _DEFLATE = PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
 
 
 class EchoConnection(WebSocketConnection):
-    """A connection that can send a message back as it came: text as text."""
+    """A connection that can send a message back, text as text."""
 
     __slots__ = ()
 
     def echo(self, message: str | bytes) -> None:
-        """Send a message, deflated where that was agreed on."""
-        assert self._inbox is not None
+        """Send a message, compressed if the handshake agreed on that."""
+        assert self._assembler is not None
         if isinstance(message, str):
             frame = Frame(Opcode.TEXT, message.encode())
         else:
             frame = Frame(Opcode.BINARY, message)
         extensions = [] if self.compression is PLAIN else [_DEFLATE]
-        # What came before is answered before.
-        data = self._inbox.to_send() + frame.serialize(mask=False, extensions=extensions)
+        # Answers to earlier control frames go first.
+        data = self._assembler.to_send() + frame.serialize(mask=False, extensions=extensions)
         self._transport.write(data)
 
 
@@ -69,17 +69,17 @@ class EchoPeer:
         self._connection.echo(message)
 
     def catch_up(self) -> None:
-        """Nothing was skipped."""
+        """Do nothing: no message was skipped."""
 
     def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
-        """Nothing is said."""
+        """Do nothing: an echo has no goodbye."""
 
     def close(self, code: int) -> None:
         self._manager.disconnect(self._connection, code)
 
 
 class EchoPeers(Peers):
-    """Makes echoes."""
+    """Makes peers that echo."""
 
     def __init__(self, manager: ConnectionManager) -> None:
         self.manager = manager
@@ -91,7 +91,7 @@ class EchoPeers(Peers):
 
 
 class EchoEdge(WebSocketEdge):
-    """Makes connections with room for the messages of sixteen MiB that the suite sends."""
+    """Makes connections that accept messages of 16 MiB, which the suite sends."""
 
     max_message_bytes = 2**24
     max_frames = sys.maxsize
@@ -101,10 +101,10 @@ class EchoEdge(WebSocketEdge):
 
 
 class NoRenders:
-    """Nothing is rendered, so any client may ask for it."""
+    """Renders nothing, so every client is admitted."""
 
     def admit(self, view: View, client: str) -> None:
-        """Let every client in."""
+        """Admit every client."""
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ RESERVED_FOR_DEFLATE = 4
 messages = st.text(st.characters(exclude_categories=["Cs"]), max_size=300) | st.binary(max_size=300)
 
 
-def received(inbox: MessageAssembler, *pieces: bytes) -> list[str | bytes]:
-    return [message for piece in pieces for message in inbox.receive(piece)]
+def received(assembler: MessageAssembler, *pieces: bytes) -> list[str | bytes]:
+    return [message for piece in pieces for message in assembler.receive(piece)]
 
 
 @given(st.lists(messages, max_size=5), st.integers(1, 50), st.randoms())
@@ -28,32 +28,32 @@ def test_messages_survive_any_cut(sent: list[str | bytes], size: int, random: ob
         opcode = TEXT if isinstance(message, str) else BINARY
         data += frame(opcode, body[:cut], fin=False)
         data += frame(PING, b"in between") + frame(CONTINUATION, body[cut:])
-    inbox = MessageAssembler([])
-    assert received(inbox, *(data[at : at + size] for at in range(0, len(data), size))) == sent
-    assert inbox.to_send() == frame(PONG, b"in between", masked=False) * len(sent)
-    assert inbox.frames == 3 * len(sent)
-    assert inbox.idle
+    assembler = MessageAssembler([])
+    assert received(assembler, *(data[at : at + size] for at in range(0, len(data), size))) == sent
+    assert assembler.to_send() == frame(PONG, b"in between", masked=False) * len(sent)
+    assert assembler.frames == 3 * len(sent)
+    assert assembler.idle
 
 
 def test_it_is_idle_only_between_messages() -> None:
     """Dropped in the middle of one, it would take the rest for a frame."""
-    inbox = MessageAssembler([])
+    assembler = MessageAssembler([])
     data = frame(TEXT, b"a message in one frame")
-    assert inbox.idle
+    assert assembler.idle
     for at in range(1, len(data)):
-        assert received(inbox, data[at - 1 : at]) == []
-        assert not inbox.idle
-    assert received(inbox, data[-1:]) == ["a message in one frame"]
-    assert inbox.idle
-    received(inbox, frame(TEXT, b"half of one ", fin=False))
-    assert not inbox.idle
+        assert received(assembler, data[at - 1 : at]) == []
+        assert not assembler.idle
+    assert received(assembler, data[-1:]) == ["a message in one frame"]
+    assert assembler.idle
+    received(assembler, frame(TEXT, b"half of one ", fin=False))
+    assert not assembler.idle
 
 
 def test_deflated_messages_are_inflated() -> None:
     """With no context from one to the next."""
-    inbox = MessageAssembler([PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)])
+    assembler = MessageAssembler([PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)])
     packed = frame(TEXT, deflate(b"hello hello hello"), reserved=RESERVED_FOR_DEFLATE)
-    assert received(inbox, packed, packed) == ["hello hello hello"] * 2
+    assert received(assembler, packed, packed) == ["hello hello hello"] * 2
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_deflated_messages_are_inflated() -> None:
 )
 def test_what_breaks_a_rule_ends_the_connection(data: bytes, code: int) -> None:
     """At once, not at the message's end, with the code that says why."""
-    inbox = MessageAssembler([], max_message_bytes=100)
-    assert received(inbox, data) == []
-    assert inbox.finished
-    assert inbox.close_code == code
-    assert inbox.to_send().startswith(bytes([0x80 | CLOSE]))
+    assembler = MessageAssembler([], max_message_bytes=100)
+    assert received(assembler, data) == []
+    assert assembler.finished
+    assert assembler.close_code == code
+    assert assembler.to_send().startswith(bytes([0x80 | CLOSE]))
 
 
 def test_a_close_is_answered_with_its_code() -> None:
     """And what came before it is answered before it."""
-    inbox = MessageAssembler([])
+    assembler = MessageAssembler([])
     closing = (1000).to_bytes(2)
-    assert received(inbox, frame(PING, b"x") + frame(CLOSE, closing)) == []
+    assert received(assembler, frame(PING, b"x") + frame(CLOSE, closing)) == []
     pong, close = frame(PONG, b"x", masked=False), frame(CLOSE, closing, masked=False)
-    assert inbox.to_send() == pong + close
-    assert (inbox.finished, inbox.close_code) == (True, 1000)
+    assert assembler.to_send() == pong + close
+    assert (assembler.finished, assembler.close_code) == (True, 1000)

@@ -118,12 +118,12 @@ class WebSocketConnection(asyncio.Protocol):
     """One client's connection (`ports.Connection`)."""
 
     __slots__ = (
+        "_assembler",
         "_behind",
         "_binary",
         "_code",
         "_edge",
         "_frames",
-        "_inbox",
         "_inflates",
         "_prefix",
         "_state",
@@ -155,7 +155,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._prefix = b""  # the handshake's answer, until something is written with it
         self._binary = False  # what it is sent
         self._inflates = False  # may send deflated messages itself
-        self._inbox: MessageAssembler | None = None
+        self._assembler: MessageAssembler | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._frames = 0  # received until a time on the monotonic clock
         self._until = 0.0
@@ -189,7 +189,7 @@ class WebSocketConnection(asyncio.Protocol):
                 self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.DONE)
             case ConnectionState.CLOSED:
                 self.descriptor = NOWHERE  # soon it is another's
-                self._inbox = None
+                self._assembler = None
         return True
 
     @property
@@ -284,15 +284,15 @@ class WebSocketConnection(asyncio.Protocol):
             return  # it is closing, with its own timer
         if return_ms is not None and self.peer is not None:
             self.peer.say_goodbye(code, return_ms)
-        if self._inbox is None:
-            self._inbox = self._new_inbox()
-        self._inbox.close(code, close_reason(return_ms))
-        self._write_through(self._inbox.to_send())
+        if self._assembler is None:
+            self._assembler = self._new_assembler()
+        self._assembler.close(code, close_reason(return_ms))
+        self._write_through(self._assembler.to_send())
         self._enter(ConnectionState.CLOSING, code)
 
     def fail(self, code: CloseCode) -> None:
-        assert self._inbox is not None
-        self._inbox.fail(code)
+        assert self._assembler is not None
+        self._assembler.fail(code)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Uvloop's transports have the methods, though not the base class.
@@ -318,39 +318,39 @@ class WebSocketConnection(asyncio.Protocol):
         if self.peer is None:
             return  # refused or ended, and what it says does not count
         self.awaits_pong = False
-        inbox = self._inbox
-        if inbox is None:
+        assembler = self._assembler
+        if assembler is None:
             if len(data) == PONG_SIZE and data.startswith(PONG_HEAD):
                 return
-            inbox = self._inbox = self._new_inbox()
-        if not inbox.finished:
-            self._take(inbox, data)
-            self._answer(inbox)
+            assembler = self._assembler = self._new_assembler()
+        if not assembler.finished:
+            self._take(assembler, data)
+            self._answer(assembler)
 
-    def _take(self, inbox: MessageAssembler, data: bytes) -> None:
+    def _take(self, assembler: MessageAssembler, data: bytes) -> None:
         now = time.monotonic()
         if now >= self._until:
             self._until, self._frames = now + FRAMES_SECONDS, 0
         for start in range(0, len(data), WS_PIECE):
-            seen = inbox.frames
-            for message in inbox.receive(data[start : start + WS_PIECE]):
-                if self.peer is not None and self._is_active and not inbox.finished:
+            seen = assembler.frames
+            for message in assembler.receive(data[start : start + WS_PIECE]):
+                if self.peer is not None and self._is_active and not assembler.finished:
                     self.peer.receive(message)
-            self._frames += inbox.frames - seen
+            self._frames += assembler.frames - seen
             if self._frames > self._edge.max_frames:
-                inbox.fail(CloseCode.TOO_MANY_MESSAGES)
-            if inbox.finished:
+                assembler.fail(CloseCode.TOO_MANY_MESSAGES)
+            if assembler.finished:
                 return
 
-    def _answer(self, inbox: MessageAssembler) -> None:
+    def _answer(self, assembler: MessageAssembler) -> None:
         """Write what the parser wants written, and let go of it when it is done."""
-        out = inbox.to_send()
-        if out and (self.can_send or inbox.finished):
+        out = assembler.to_send()
+        if out and (self.can_send or assembler.finished):
             self._transport.write(out)
-        if inbox.finished:
-            self._finish(inbox.close_code)
-        elif inbox.idle:
-            self._inbox = None
+        if assembler.finished:
+            self._finish(assembler.close_code)
+        elif assembler.idle:
+            self._assembler = None
 
     def _finish(self, code: int) -> None:
         """End the connection from this side, and wait a moment for the client to end it too.
@@ -363,7 +363,7 @@ class WebSocketConnection(asyncio.Protocol):
             self._transport.pause_reading()  # but for a flood the time is not taken
         self._transport.write_eof()
 
-    def _new_inbox(self) -> MessageAssembler:
+    def _new_assembler(self) -> MessageAssembler:
         deflate = [PerMessageDeflate(True, True, WINDOW_BITS, WINDOW_BITS)]
         return MessageAssembler(deflate if self._inflates else [], self._edge.max_message_bytes)
 

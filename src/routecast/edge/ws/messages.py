@@ -1,6 +1,6 @@
 """What a client sends: frames in, whole messages out. No socket here.
 
-Clients of a stream hardly ever send anything, so an inbox is made when bytes come and dropped when
+Clients of a stream hardly ever send anything, so an assembler is made when bytes arrive and dropped when
 it holds no part of a message. Parsing and protocol errors are `websockets`' sans-I/O `Protocol`.
 """
 
