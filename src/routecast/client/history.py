@@ -69,31 +69,31 @@ class HistoryRequest:
         """Apply the first answer, or a further one."""
         if not isinstance(message, HistoryOut):
             return Effect.IGNORED
-        news = _read(message)
-        self.held = news if self.held is None else joined(self.held, news, self._max_points)
+        answer = _read(message)
+        self.held = answer if self.held is None else joined(self.held, answer, self._max_points)
         self.failure = None
         return Effect.APPLIED
 
 
-def joined(held: History, news: History, max_points: int) -> History:
+def joined(held: History, answer: History, max_points: int) -> History:
     """Replace the held buckets from the first new one on; keep the newest `max_points`."""
-    kept, rest = divmod(news.start - held.start, timedelta(seconds=held.step))
-    if news.step != held.step or rest or not 0 <= kept <= held.points:
-        return news
-    points = kept + news.points
+    kept, rest = divmod(answer.start - held.start, timedelta(seconds=held.step))
+    if answer.step != held.step or rest or not 0 <= kept <= held.points:
+        return answer
+    points = kept + answer.points
     cut = max(0, points - max_points)
     series = {
         key: {
             name: [
                 *_column(held.series.get(key, {}), name, kept, held.points),
-                *_column(news.series.get(key, {}), name, news.points, news.points),
+                *_column(answer.series.get(key, {}), name, answer.points, answer.points),
             ][cut:]
-            for name in news.series.get(key, held.series.get(key, {}))
+            for name in answer.series.get(key, held.series.get(key, {}))
         }
-        for key in {**held.series, **news.series}
+        for key in {**held.series, **answer.series}
     }
     start = held.start + cut * timedelta(seconds=held.step)
-    return History(start, held.step, points - cut, series, news.position)
+    return History(start, held.step, points - cut, series, answer.position)
 
 
 def _column(series: Mapping[str, Column], name: str, count: int, points: int) -> Column:

@@ -1,4 +1,4 @@
-"""Which minutes commits added to lately, so that whoever holds sums of the past can mend them."""
+"""The minutes that recent commits added to, so that holders of older sums can update them."""
 
 from typing import Final
 

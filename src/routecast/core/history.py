@@ -1,4 +1,4 @@
-"""History: the past in buckets, for a query, made of minute or hour rollups.
+"""History: the sums of a range of time in buckets, made of minute or hour rollups.
 
 A query becomes a plan: which buckets, and of which rollups they are made. Buckets begin at the
 same moments whoever asks, so equal wishes are equal plans, and one bucket follows another.
@@ -80,7 +80,7 @@ DEFAULT_HISTORY_FIELDS: Final = ("count", "cost")
 
 @dataclass(frozen=True, slots=True)
 class HistoryQuery:
-    """The past from `start` to before `end` (microseconds), in at most `points` buckets.
+    """A range from `start` to before `end` (microseconds), in at most `points` buckets.
 
     Without an end, up to the bucket that runs, and with `follow` at least that far; without a
     start, the DEFAULT_RANGE before the end, in no more buckets than fit in it if `points` are so

@@ -216,12 +216,12 @@ class LiveState:
 
     # -- deltas and positions -------------------------------------------------------------------
 
-    def _receive(self, news: Delta | Position) -> None:
+    def _receive(self, message: Delta | Position) -> None:
         try:
-            if isinstance(news, Delta):
-                self._on_delta(news)
+            if isinstance(message, Delta):
+                self._on_delta(message)
             else:
-                self._on_position(news)
+                self._on_position(message)
         except Exception:  # must not become a failure of the commit
             log.exception("A delta cannot be applied; live state is loaded again")
             self._forget()

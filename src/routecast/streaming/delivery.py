@@ -278,7 +278,7 @@ class Changes:
         base = receiver.base
         if self._sends_snapshots and (base is None or base.number <= version.number):
             return _addressed(version, None, receiver, clock_now, self._stretched)
-        if is_news(version, base):
+        if is_newer(version, base):
             return _addressed(version, base, receiver, clock_now, self._stretched)
         return None
 
@@ -294,7 +294,7 @@ class Changes:
         return _addressed(version, receiver.base, receiver, clock_now, None)
 
     def missed(self, newest: Version | None, receiver: Receiver, clock_now: int) -> Payload | None:
-        if newest is None or not is_news(newest, receiver.base):
+        if newest is None or not is_newer(newest, receiver.base):
             return None
         return _addressed(newest, receiver.base, receiver, clock_now, None)
 
@@ -317,7 +317,7 @@ def phase_of(interval: float, now: float) -> int:
     return int(now % interval / quantum_of(interval) + ROUNDED) % phases
 
 
-def is_news(version: Version, base: Version | None) -> bool:
+def is_newer(version: Version, base: Version | None) -> bool:
     """Whether a version is newer than a member's base, and differs from it."""
     return base is None or (version.number > base.number and version.differs(base))
 

@@ -19,7 +19,7 @@ def filters(plan: Plan) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
 
-# Adds rows to a past; each begins with a series, and the second that its bucket begins at.
+# Adds rows to time series; each begins with a series, and the second at which its bucket begins.
 Add = Callable[[TimeSeries, Plan, Iterable[Any]], None]
 
 
@@ -37,7 +37,7 @@ SumOf = Callable[[str, str], Sequence[Term]]
 
 
 class RowSelection(NamedTuple):
-    """What to select out of a table with a named query, and how to add it to a past."""
+    """What to select out of a table with a named query, and how to add it to time series."""
 
     query: str
     table: str
@@ -50,7 +50,7 @@ class RowSelection(NamedTuple):
 def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[RowSelection]:
     """Yield what to select for a plan, in this order; in SQL, what a rollup's errors are."""
     part, grouping = plan.summary, "GROUP BY 1, 2"
-    rollups = "past_rollups" if part is None else "past_unsummed"
+    rollups = "history_rollups" if part is None else "history_unsummed"
     terms = [
         term
         for column in plan.columns
@@ -62,13 +62,13 @@ def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[RowSelection]
     if part is not None:
         terms = [term for column in plan.columns for term in sum_of("summaries", column)]
         add = partial(add_sums, terms)
-        yield RowSelection("past_summaries", "summaries", part, _values(terms), grouping, add)
+        yield RowSelection("history_summaries", "summaries", part, _values(terms), grouping, add)
     # No database can add histograms up. The sums say how much room that needs.
     if plan.histograms:
         yield RowSelection(rollups, "rollups", None, "latency_bins", "", add_bins)
         if part is not None:
             latencies = "latency_summaries"
-            yield RowSelection("past_summaries", latencies, part, "counts", "", add_counts)
+            yield RowSelection("history_summaries", latencies, part, "counts", "", add_counts)
 
 
 def _values(terms: Iterable[Term]) -> str:

@@ -92,7 +92,7 @@ class Watcher:
                             await reader
                             feed, reader = await self._follow()
                         self._draw(live, feed.health)
-                        await self._news(reader)
+                        await self._wait_for_changes(reader)
                 if self._suspended:
                     # The terminal belongs to the shell until this process is continued.
                     os.kill(os.getpid(), signal.SIGSTOP)
@@ -119,7 +119,7 @@ class Watcher:
                     self._known[part] = tuple(names)
             self._changed.set()
 
-    async def _news(self, reader: asyncio.Task[None]) -> None:
+    async def _wait_for_changes(self, reader: asyncio.Task[None]) -> None:
         """Wait for numbers or a key, at most until ages and countdowns must be redrawn."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), _REDRAW)

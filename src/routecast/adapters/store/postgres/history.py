@@ -46,7 +46,7 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
     buckets = (first, plan.buckets.end, step, ORIGIN)
     chosen = filters(plan)
     tests = [
-        POSTGRES_SQL["past_filter"].format(part=part, number=number)
+        POSTGRES_SQL["history_filter"].format(part=part, number=number)
         for number, part in enumerate(chosen, len(buckets) + 2)
     ]
     needs_series = tests or plan.group_by is not None or "errors" in plan.columns
@@ -57,7 +57,7 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
             series="'all'" if plan.group_by is None else series,
             values=one.values,
             table=one.table,
-            join=POSTGRES_SQL["past_series"] if needs_series else "",
+            join=POSTGRES_SQL["history_series"] if needs_series else "",
             filters=" ".join(tests),
             grouping=one.grouping,
         )

@@ -77,7 +77,7 @@ def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]
     buckets = (first, plan.buckets.end, step, ORIGIN)
     chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}
     tests = [
-        SQLITE_SQL["past_filter"].format(part=part, number=number)
+        SQLITE_SQL["history_filter"].format(part=part, number=number)
         for number, part in enumerate(chosen, len(buckets) + 2)
     ]
     for one in selections(plan, "iif(series.status = 'error', count, 0)", sum_of):

@@ -364,7 +364,7 @@ SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND set
 -- name: encoding
 SELECT current_setting('server_encoding');
 
--- name: past_rollups
+-- name: history_rollups
 -- A period's rollups by series of a history and by bucket. $4 is the bucket's length in seconds,
 -- $5 where buckets are counted from. Series are joined only where something of them is asked for;
 -- rollups are summed up where there is a grouping.
@@ -373,13 +373,13 @@ FROM routecast.rollups {join}
 WHERE period = $1 AND rollups.start >= $2 AND rollups.start < $3 {filters}
 {grouping};
 
--- name: past_series
+-- name: history_series
 JOIN routecast.series ON series.id = rollups.series
 
--- name: past_filter
+-- name: history_filter
 AND series.{part} = ANY(${number}::text[])
 
--- name: past_unsummed
+-- name: history_unsummed
 -- The same of those hours that summaries lack.
 SELECT {series} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {values}
 FROM routecast.rollups {join}
@@ -388,7 +388,7 @@ WHERE period = $1
   {filters}
 {grouping};
 
--- name: past_summaries
+-- name: history_summaries
 -- The same of those hours that they have; $1 is the part. Without $6, all of its names.
 SELECT {series} AS name, start - (start - $5) % $4 AS bucket, {values}
 FROM routecast.{table}

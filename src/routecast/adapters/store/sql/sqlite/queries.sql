@@ -281,7 +281,7 @@ UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
 UNION SELECT start FROM summaries
 ORDER BY 1;
 
--- name: past_rollups
+-- name: history_rollups
 -- A period's rollups by series of a history and by bucket. ?4 is the bucket's length in seconds,
 -- ?5 where buckets are counted from. Series are joined only where something of them is asked for;
 -- rollups are summed up where there is a grouping.
@@ -290,11 +290,11 @@ FROM rollups LEFT JOIN series ON series.id = rollups.series
 WHERE period = ?1 AND rollups.start >= ?2 AND rollups.start < ?3 {filters}
 {grouping};
 
--- name: past_filter
+-- name: history_filter
 -- What a filter adds to the above and the next.
 AND series.{part} IN (SELECT value FROM json_each(?{number}))
 
--- name: past_unsummed
+-- name: history_unsummed
 -- The same of those hours that summaries lack.
 SELECT {series} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {values}
 FROM rollups LEFT JOIN series ON series.id = rollups.series
@@ -303,7 +303,7 @@ WHERE period = ?1
   {filters}
 {grouping};
 
--- name: past_summaries
+-- name: history_summaries
 -- The same of those hours that they have; ?1 is the part. Without ?6, all of its names.
 SELECT {series} AS name, start - (start - ?5) % ?4 AS bucket, {values}
 FROM {table}
