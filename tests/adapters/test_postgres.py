@@ -121,11 +121,11 @@ async def test_folding_that_fails_half_way_keeps_what_it_has_done(
 
     monkeypatch.setattr(compactor, "fold_some", fail_later)
     with pytest.raises(Unavailable):
-        await store._folder._fold(wait=True)
+        await store._compactor._fold(wait=True)
     assert done == [1, 2] == [1, await other.fetchval("SELECT seq FROM folded")]
     await assert_holds(store, sent, 5)
     monkeypatch.setattr(compactor, "fold_some", some)
-    await store._folder._fold(wait=True)
+    await store._compactor._fold(wait=True)
     assert await other.fetchval("SELECT seq FROM folded") == 5
     await assert_holds(store, sent, 5)
 
@@ -133,7 +133,7 @@ async def test_folding_that_fails_half_way_keeps_what_it_has_done(
 async def test_full_series_does_not_wait_for_folding(store: PostgresStore, other: Any) -> None:
     """Nor do those who share a commit with one that adds to it."""
     await store.commit([[kept(0, cost=LARGEST_SUM)]], NOW)
-    await store._folder._fold(wait=True)
+    await store._compactor._fold(wait=True)
     await store.commit([[kept(1, cost=None)]], NOW)
     async with other.transaction():
         await other.execute("SELECT pg_advisory_xact_lock(1381254977, 2)")  # that of folding

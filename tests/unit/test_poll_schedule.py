@@ -45,7 +45,7 @@ def test_how_often_nodes_poll_depends_on_what_they_share(
 def test_nodes_that_hear_each_other_take_turns() -> None:
     """A turn lasts as long as the time between two polls."""
     schedule, bus = PollSchedule(PEERS), Health()
-    schedule.heard(START)
+    schedule.record_position(START)
     assert schedule.decide(bus, START, failing=False) is Poll.IN_TURN
     assert schedule.turn_seconds == POLL_SECONDS
 
@@ -58,7 +58,7 @@ def test_turn_of_a_node_alone_ends_before_its_next_poll() -> None:
 def test_node_that_hears_nothing_polls_by_itself() -> None:
     """No sooner than it would in turn."""
     schedule, bus = PollSchedule(PEERS), Health()
-    assert not schedule.hears(bus, START)
+    assert not schedule.is_bus_healthy(bus, START)
     assert schedule.decide(bus, START, failing=False) is Poll.NOW
     schedule.begin(bus, START)
     assert schedule.decide(bus, START + POLL_SECONDS - 1, failing=False) is Poll.NO
@@ -68,16 +68,16 @@ def test_node_that_hears_nothing_polls_by_itself() -> None:
 def test_silence_counts_as_an_outage_after_some_polls() -> None:
     """One poll may fail, and so may the node whose turn it was."""
     schedule, bus = PollSchedule(PEERS), Health()
-    schedule.heard(START)
-    assert schedule.hears(bus, START + SILENT_POLLS * POLL_SECONDS - 1)
-    assert not schedule.hears(bus, START + SILENT_POLLS * POLL_SECONDS)
-    assert not schedule.hears(Health("gone"), START)
+    schedule.record_position(START)
+    assert schedule.is_bus_healthy(bus, START + SILENT_POLLS * POLL_SECONDS - 1)
+    assert not schedule.is_bus_healthy(bus, START + SILENT_POLLS * POLL_SECONDS)
+    assert not schedule.is_bus_healthy(Health("gone"), START)
 
 
 def test_database_that_fails_is_tried_at_each_step() -> None:
     """So that its return is noticed soon."""
     schedule, bus = PollSchedule(ALONE), Health()
-    schedule.heard(START)
+    schedule.record_position(START)
     schedule.begin(bus, START)
     schedule.failed(START)
     assert schedule.decide(bus, START + STEP_SECONDS / 2, failing=True) is Poll.NO
@@ -88,7 +88,7 @@ def test_database_that_fails_is_tried_at_each_step() -> None:
 def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
     """At once, and once, also where it was over before anything was noticed."""
     schedule, bus = PollSchedule(PEERS), Health()
-    schedule.heard(START)
+    schedule.record_position(START)
     bus.failing, bus.outages = "gone", 1
     assert schedule.decide(bus, START, failing=False) is Poll.NOW  # by itself
     schedule.begin(bus, START)
@@ -102,7 +102,7 @@ def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
 def test_process_that_did_not_run_polls_at_once() -> None:
     """It may have missed anything."""
     schedule, bus = PollSchedule(PEERS), Health()
-    schedule.heard(START)
+    schedule.record_position(START)
     schedule.suspect()
     assert schedule.decide(bus, START, failing=False) is Poll.NOW
     schedule.begin(bus, START)
@@ -112,7 +112,7 @@ def test_process_that_did_not_run_polls_at_once() -> None:
 def test_suspicion_outlives_an_outage_of_the_bus() -> None:
     """What a poll finds while the bus fails is not all that was missed."""
     schedule, bus = PollSchedule(PEERS), Health("gone")
-    schedule.heard(START)
+    schedule.record_position(START)
     schedule.suspect()
     schedule.begin(bus, START)
     bus.failing = None

@@ -9,25 +9,25 @@ from typing import Final, Protocol
 
 from routecast.core.topology import Topology
 
-# A node takes a step this often, in seconds, where other nodes are heard or the database fails.
+# A node decides this often whether to poll, in seconds, if it has peers or the database fails.
 STEP_SECONDS: Final = 1.0
 # A step that comes at most this early, in seconds, is the one that was due: timers are not exact.
 SLACK_SECONDS: Final = 0.05
-# After this number of polls of which no position was heard, the bus counts as down.
+# After this number of missed position announcements the bus counts as down.
 SILENT_POLLS: Final = 4
 
 
 class BusHealth(Protocol):
-    """How a bus is (`ports.Bus`)."""
+    """The health of a bus (`ports.Bus`)."""
 
     @property
     def failing(self) -> str | None:
-        """Why nodes cannot hear each other now; None while they can."""
+        """Why nodes cannot exchange messages now; None while they can."""
         ...
 
     @property
     def outages(self) -> int:
-        """How often it has failed so far."""
+        """The number of failures so far."""
         ...
 
 
@@ -35,49 +35,49 @@ class Poll(Enum):
     """Whether to read the database's position now."""
 
     NO = "no"
-    IN_TURN = "in turn"  # where no peer has it as its turn
-    NOW = "now"  # whatever peers do
+    IN_TURN = "in turn"  # if no peer has the turn
+    NOW = "now"  # also if a peer has the turn
 
 
 class PollSchedule:
-    """Decides when to poll, from what was heard and how the bus is.
+    """Decides when to poll, by the health of the bus and the known positions.
 
-    While the bus is heard, the nodes take turns. While it is not, and while the database fails,
-    each node polls for itself. After an outage of the bus, and after this process did not run for
-    a while, it polls at once: a node that committed meanwhile may be gone, and will not announce
-    its position again.
+    While the bus works, the nodes take turns. While it is down, and while the database fails, each
+    node polls by itself. After an outage of the bus, and after this process did not run for a
+    while, it polls at once: a node that committed meanwhile may be gone, and will not announce its
+    position again.
     """
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
-        self._heard = -inf  # when a position was last heard or read
+        self._last_position = -inf  # when a position was last received or read
         self._next = -inf  # when this node polls next, by itself
         self._outages = 0  # of the bus, after which a poll was begun
         self._suspect = False  # something may have been missed
 
-    def heard(self, now: float) -> None:
-        """Record that a position was heard from another node, or read from the database."""
-        self._heard = now
+    def record_position(self, now: float) -> None:
+        """Record that a position was received from another node, or read from the database."""
+        self._last_position = now
 
     def suspect(self) -> None:
         """Record that the process did not run for a while, and may have missed anything."""
         self._suspect = True
 
-    def hears(self, bus: BusHealth, now: float) -> bool:
-        """Whether commits of other nodes can be heard."""
+    def is_bus_healthy(self, bus: BusHealth, now: float) -> bool:
+        """Whether commits of other nodes arrive over the bus."""
         patience = SILENT_POLLS * self._topology.poll_seconds
-        return bus.failing is None and now - self._heard < patience
+        return bus.failing is None and now - self._last_position < patience
 
     def decide(self, bus: BusHealth, now: float, *, failing: bool) -> Poll:
         """Return whether to poll now. `failing`: the database could not be read the last time."""
         if bus.failing is None and (self._suspect or bus.outages != self._outages):
             return Poll.NOW
-        if self.hears(bus, now) and not failing:
+        if self.is_bus_healthy(bus, now) and not failing:
             return Poll.IN_TURN
         return self.by_itself(now)
 
     def by_itself(self, now: float) -> Poll:
-        """Return whether to poll now where turns cannot be agreed on."""
+        """Return whether to poll now if the nodes cannot take turns."""
         return Poll.NO if now < self._next else Poll.NOW
 
     def begin(self, bus: BusHealth, now: float) -> None:
@@ -87,18 +87,18 @@ class PollSchedule:
         self._next = now + self._topology.poll_seconds
 
     def failed(self, now: float) -> None:
-        """Record that the database could not be read: that it works again must show soon."""
+        """Record that the database could not be read, so that the next poll comes soon."""
         self._next = now + STEP_SECONDS
 
     @property
     def turn_seconds(self) -> float:
-        """How long a turn lasts, in which one node polls; in seconds."""
+        """The duration of a turn, in which one node polls, in seconds."""
         seconds = self._topology.poll_seconds
-        # A node without peers has every turn. A poll that was late must not cost the next one.
+        # A node without peers has every turn. A late poll must not prevent the next one.
         return seconds if self._topology.has_peers else seconds / 2
 
     def next_step(self, now: float, *, failing: bool) -> float:
-        """Return the moment at which to ask `decide` again."""
+        """Return the time at which to call `decide` again."""
         if self._topology.has_peers or failing:
             return now + STEP_SECONDS
         # Ticks draw together at multiples of their interval (`streaming/connections.py`), so a

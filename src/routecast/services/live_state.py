@@ -128,7 +128,7 @@ class LiveState:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
             self._alarm.ring()  # the clock was set: load the minutes that windows need now
-        if self._poller.hears_peers:
+        if self._poller.is_bus_healthy:
             return Reading(snapshot, Source.LIVE, now)
         return Reading(snapshot, Source.DATABASE, self._as_of)
 
@@ -234,7 +234,7 @@ class LiveState:
             self._plan(action)
 
     def _on_position(self, position: Position) -> None:
-        self._poller.heard()
+        self._poller.record_position()
         self._plan(self._sequencer.announce(position, self._timers.now()))
         self._note_time()
 

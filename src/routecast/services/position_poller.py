@@ -1,4 +1,4 @@
-"""Polling: reads the database's position now and then, and tells whether the database works.
+"""Polling: reads the database's position now and then, and knows whether the database works.
 
 `core/poll_schedule.py` decides when.
 """
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class PositionPoller:
-    """Reads the database's position in turn with the other nodes, and tells them."""
+    """Reads the database's position in turn with the other nodes, and announces it to them."""
 
     def __init__(
         self,
@@ -39,16 +39,16 @@ class PositionPoller:
         self.failing: str | None = None  # why the database cannot be read
 
     @property
-    def hears_peers(self) -> bool:
-        """Whether commits of other nodes can be heard; True, too, where there are none."""
-        return self._schedule.hears(self._bus, self._timers.now())
+    def is_bus_healthy(self) -> bool:
+        """Whether commits of other nodes arrive; also True if there are no other nodes."""
+        return self._schedule.is_bus_healthy(self._bus, self._timers.now())
 
-    def heard(self) -> None:
+    def record_position(self) -> None:
         """Record that another node announced a position."""
-        self._schedule.heard(self._timers.now())
+        self._schedule.record_position(self._timers.now())
 
     def suspect(self) -> None:
-        """Have the next `poll` ask at once: this process did not run for a while."""
+        """Have the next `poll` read at once: this process did not run for a while."""
         self._schedule.suspect()
 
     def went_back(self, seen: Position, there: Position) -> None:
@@ -62,13 +62,13 @@ class PositionPoller:
     async def poll(self, ours: Position | None) -> Position | None:
         """Return the database's position if it is this node's turn to read it, else None.
 
-        The other nodes are told. `ours` is the position of this node's snapshot: where the database
+        The position is announced. `ours` is the position of this node's snapshot: where the database
         is behind it, a new epoch begins. Raises Unavailable, also where a node without a database
         does not hear the others.
         """
         if not self._has_store:
-            if not self.hears_peers:
-                raise Unavailable("nothing is heard of the database")
+            if not self.is_bus_healthy:
+                raise Unavailable("no node announces the position of the database")
             self._mark_healthy()
             return None
         if self._lost is None and not await self._is_our_turn():
@@ -80,12 +80,12 @@ class PositionPoller:
             position = await self._loader.begin_epoch(ours, position)
         self._lost = None
         self._mark_healthy()
-        self.heard()
+        self.record_position()
         self._bus.announce(position)
         return position
 
     async def read(self) -> Position:
-        """Return where the database stands, which has the last word. Raises Unavailable."""
+        """Read the database's position and epoch. Raises Unavailable."""
         position = await self._store.position()
         self._loader.epoch = position.epoch
         return position

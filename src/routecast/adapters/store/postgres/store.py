@@ -80,7 +80,7 @@ class PostgresStore:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = self._stopping = False
         self._opening: DatabaseSession | None = None
-        self._folder = RollupCompactor(self._session)
+        self._compactor = RollupCompactor(self._session)
         self._corrupt: str | None = None
         self._unverifiable: list[str] = []
         self._cause = ""  # why it is not open, or why the server refused the last session
@@ -142,7 +142,7 @@ class PostgresStore:
         self._closed = True
         try:
             async with asyncio.timeout(STORE_CLOSE_SECONDS):
-                await self._folder.close()
+                await self._compactor.close()
                 if self._pool is not None and not self._stopping:
                     await self._pool.close()
         except TimeoutError:
@@ -151,13 +151,13 @@ class PostgresStore:
 
     async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
         self._refuse_if_corrupt()
-        await self._folder.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
+        await self._compactor.make_room(large=any(len(batch) > MAX_GROUP for batch in batches))
         try:
             async with self._session(spare=True) as session:
                 written = await commit(session, batches, received)
         except Unsettled as unsettled:
             written = await self._settle(unsettled)
-        self._folder.added(written)
+        self._compactor.added(written)
         return written.commit
 
     async def check(self) -> None:
