@@ -281,7 +281,9 @@ def test_a_problem_document_of_others_is_not_routecasts() -> None:
     """Of another status, of another type, or none at all."""
     others = [
         http_answer(403, b'{"title":"No","status":404,"detail":"x"}', f"Content-Type: {PROBLEM}"),
-        http_answer(403, b'{"title":"No","status":403,"detail":"x"}', "Content-Type: application/json"),
+        http_answer(
+            403, b'{"title":"No","status":403,"detail":"x"}', "Content-Type: application/json"
+        ),
         http_answer(403, b"[" * 100_000, f"Content-Type: {PROBLEM}"),
         http_answer(200, b'{"accepted":-1,"duplicates":0,"rejected":[],"rejected_count":0}'),
         http_answer(200, b"[" * 100_000, "Content-Type: application/json"),
@@ -357,7 +359,10 @@ def test_a_redirect_is_explained(
 
 def test_each_cause_of_an_outage_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """So that the one that needs a person does not hide behind the first."""
-    page, redirect = http_answer(404, b""), http_answer(301, b"", "Location: https://other.example/v1/decisions")
+    page, redirect = (
+        http_answer(404, b""),
+        http_answer(301, b"", "Location: https://other.example/v1/decisions"),
+    )
     with site(page, redirect, page, redirect) as there, Recorder(there.url, linger=0) as recorder:
         recorder.record(DECISION)
         assert recorder.flush(WAIT_SECONDS)
@@ -539,7 +544,10 @@ async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
     """Nobody speaks TLS there: it says so, and asks at the first address again."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
-    async with refusing_server(http_answer(301, b"", f"Location: {tls}/ws/metrics")) as (url, requests):
+    async with refusing_server(http_answer(301, b"", f"Location: {tls}/ws/metrics")) as (
+        url,
+        requests,
+    ):
         async with aclosing(stream(url)) as metrics:
             await anext(metrics)
         assert len(requests) == 2
@@ -590,7 +598,9 @@ async def test_a_history_that_contradicts_itself_ends_the_connection_only(
     def past(connection: ScriptedConnection, **more: Any) -> Any:
         message = {"type": "history", "id": "h1", "position": {"epoch": "e", "seq": 1}, "step": 60}
         message |= {"from": "2026-01-31T12:00:00+00:00", "points": 2}
-        return connection.send({**message, "series": [{"key": "all", "count": [1, 2], "v": 9}], **more})
+        return connection.send(
+            {**message, "series": [{"key": "all", "count": [1, 2], "v": 9}], **more}
+        )
 
     async def wrong(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -613,7 +623,9 @@ async def test_a_history_that_contradicts_itself_ends_the_connection_only(
 
 
 @contextmanager
-def playing(*scripts: Callable[[ScriptedConnection], Awaitable[None]], **given: Any) -> Iterator[str]:
+def playing(
+    *scripts: Callable[[ScriptedConnection], Awaitable[None]], **given: Any
+) -> Iterator[str]:
     """Run a scripted server beside a command; yields its address."""
     started: queue.Queue[str] = queue.Queue()
     loop = asyncio.new_event_loop()

@@ -69,7 +69,9 @@ async def test_a_subscription_is_asked_for_and_its_deltas_are_merged() -> None:
 
     async def script(connection: ScriptedConnection) -> None:
         await connection.hello()
-        assert await connection.receive() == Subscribe("s1", ["total_decisions", "rate"], interval=0.5)
+        assert await connection.receive() == Subscribe(
+            "s1", ["total_decisions", "rate"], interval=0.5
+        )
         await connection.send(snapshot(1, {"total_decisions": 1, "rate": 0.5}))
         await read.wait()
         await connection.send(delta(1, 2, {"rate": None}), delta(2, 4, {"total_decisions": 4}))
@@ -97,8 +99,13 @@ async def test_a_wrong_base_is_not_applied_but_asked_for_anew() -> None:
     async def script(connection: ScriptedConnection) -> None:
         await connection.hello()
         await connection.receive()
-        await connection.send(snapshot(1, {"total_decisions": 1}), delta(7, 8, {"total_decisions": 66}))
-        assert [await connection.receive(), await connection.receive()] == [Unsubscribe("s1"), Subscribe("s1")]
+        await connection.send(
+            snapshot(1, {"total_decisions": 1}), delta(7, 8, {"total_decisions": 66})
+        )
+        assert [await connection.receive(), await connection.receive()] == [
+            Unsubscribe("s1"),
+            Subscribe("s1"),
+        ]
         await connection.send(snapshot(9, {"total_decisions": 9}))
         await connection.wait_closed()
 
@@ -255,7 +262,10 @@ async def test_goodbye_is_honoured(in_reason: bool) -> None:
         await connection.close(1012, "reconnect_after_ms=400" if in_reason else "")
 
     health_log = HealthLog()
-    async with scripted(leaving, steady) as server, connect(server.url, on_change=health_log) as client:
+    async with (
+        scripted(leaving, steady) as server,
+        connect(server.url, on_change=health_log) as client,
+    ):
         feed = await client.subscribe()
         health = await health_log.of(State.RECONNECTING)
         assert health.trouble == "closed with 1012"
@@ -344,7 +354,9 @@ async def test_a_server_of_the_default_stream_only() -> None:
         if "?" not in targets[-1]:
             await connection.wait_closed()
         total = len(targets)
-        await connection.send(f'{{"total_decisions":{total},"avg_confidence":null,"timestamp":"t"}}')
+        await connection.send(
+            f'{{"total_decisions":{total},"avg_confidence":null,"timestamp":"t"}}'
+        )
         await connection.wait_closed()
 
     async with scripted(script, protocols=()) as server, connect(server.url) as client:
@@ -386,7 +398,10 @@ async def test_what_is_no_message_ends_the_connection_only() -> None:
         await connection.wait_closed()
 
     health_log = HealthLog()
-    async with scripted(babbling, steady) as server, connect(server.url, on_change=health_log) as client:
+    async with (
+        scripted(babbling, steady) as server,
+        connect(server.url, on_change=health_log) as client,
+    ):
         feed = await client.subscribe()
         assert (await take(feed)).total_decisions == 1
         assert "routecast.v1" in (await health_log.of(State.RECONNECTING)).trouble

@@ -7,7 +7,11 @@ import pytest
 from tests.support.hostile_requests import CORPUS, Hostile, Variant, attack
 from tests.support.server import Server
 
-CASES = [pytest.param(case, variant, id=f"{case.name}-{variant}") for case in CORPUS for variant in case.variants]
+CASES = [
+    pytest.param(case, variant, id=f"{case.name}-{variant}")
+    for case in CORPUS
+    for variant in case.variants
+]
 
 
 @pytest.fixture(scope="module")

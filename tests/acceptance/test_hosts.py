@@ -52,7 +52,9 @@ def post(server: Server, *lines: str) -> Answer:
     """Send a small decision, as most come."""
     head = ["POST /v1/decisions HTTP/1.1", *lines, "Content-Type: application/json"]
     with RawConnection(server.port) as connection:
-        connection.send("\r\n".join([*head, f"Content-Length: {len(GOOD)}", "", ""]).encode() + GOOD)
+        connection.send(
+            "\r\n".join([*head, f"Content-Length: {len(GOOD)}", "", ""]).encode() + GOOD
+        )
         return connection.answer()
 
 

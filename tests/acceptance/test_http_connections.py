@@ -85,7 +85,10 @@ def test_head_has_the_headers_of_get(shared: Server, path: str) -> None:
 
 def test_head_of_a_stream_takes_no_place(tmp_path: Path) -> None:
     """However many ask so, and go or stay, others find room."""
-    with Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "3"}) as server, ExitStack() as connections:
+    with (
+        Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "3"}) as server,
+        ExitStack() as connections,
+    ):
         for _ in range(10):
             connection = connections.enter_context(RawConnection(server.port))
             connection.send(request("HEAD", "/sse/metrics") + request("GET", "/health"))
@@ -128,7 +131,10 @@ def test_the_default_is_75_seconds(shared: Server) -> None:
 
 def test_a_connection_is_idle_after_the_rest_of_a_body(tmp_path: Path) -> None:
     """A body that comes after the answer is dropped; then the connection is like any other."""
-    with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server, RawConnection(server.port) as connection:
+    with (
+        Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server,
+        RawConnection(server.port) as connection,
+    ):
         connection.send(request("POST", "/nowhere", "Content-Length: 9"))
         assert connection.answer().status == 404
         connection.send(b"x" * 9 + request("GET", "/health"))
@@ -222,7 +228,10 @@ def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
 def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crowd that announces bodies and sends none takes no room from others."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
-    with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as connections:
+    with (
+        InsideServer(Settings(), engines(tmp_path), "native") as server,
+        ExitStack() as connections,
+    ):
         for _ in range(50):
             connections.enter_context(RawConnection(server.port)).send(post(65_536))
         for _ in range(10):

@@ -182,7 +182,9 @@ def test_too_few_open_files_are_reported(tmp_path: Path) -> None:
         (["--redis", "redis://:secret\u2100@host/0"], "ROUTECAST_REDIS_URL"),
     ],
 )
-def test_wrong_settings_are_reported_in_a_line(tmp_path: Path, options: list[str], words: str) -> None:
+def test_wrong_settings_are_reported_in_a_line(
+    tmp_path: Path, options: list[str], words: str
+) -> None:
     """The setting and the fix, exit code 2, no traceback."""
     ended = routecast("serve", *options, folder=tmp_path)
     assert ended.returncode == 2

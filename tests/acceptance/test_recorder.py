@@ -272,7 +272,9 @@ def test_bad_decisions_are_counted_and_reported_once(
     assert total(server) == 6
 
 
-def test_each_reason_in_a_batch_is_reported(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_reason_in_a_batch_is_reported(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     """However many decisions of one batch are rejected, and whichever comes first."""
     with Recorder(server.url, linger=60) as recorder:
         recorder.record(DECISION)

@@ -64,7 +64,9 @@ async def test_a_request_under_way_is_answered(tmp_path: Path) -> None:
         Nginx(tmp_path / "nginx", [node.port]) as nginx,
         RawConnection(nginx.port) as connection,
     ):
-        connection.send(b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n12")
+        connection.send(
+            b"POST /v1/decisions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n12"
+        )
         old = nginx.reload()
         connection.send(b"345")
         assert connection.answer().status == 200

@@ -286,7 +286,9 @@ def test_one_address_does_not_take_all(tmp_path: Path) -> None:
         for connection in connections:
             connection.send(begun)
         # Any of the three may be the one too many: nginx has several worker processes.
-        ready, _, _ = select.select([connection.socket for connection in connections], [], [], WAIT_SECONDS)
+        ready, _, _ = select.select(
+            [connection.socket for connection in connections], [], [], WAIT_SECONDS
+        )
         (refused,) = [connection for connection in connections if connection.socket in ready]
         assert refused.answer().status == 503
         elsewhere = httpx2.HTTPTransport(local_address="127.0.0.2")

@@ -22,7 +22,7 @@ from tests.support.raw import TEXT, frame
 
 GZIP: Final = "Content-Encoding: gzip"
 ANSWER_SECONDS: Final = 30.0
-VARIANTS: Final = 4  # of each expensive body
+COPIES: Final = 4  # of each expensive body, all different
 _STARTED: Final = time.time()
 
 
@@ -161,12 +161,12 @@ async def old_minutes(target: Target) -> None:
 
 async def as_many_old_minutes_as_fit(target: Target) -> None:
     """The largest batch, each decision in another minute, of one range of minutes or another."""
-    await post(target, _old_minutes(50_000, 35 * random.randrange(VARIANTS)), GZIP)
+    await post(target, _old_minutes(50_000, 35 * random.randrange(COPIES)), GZIP)
 
 
 async def all_series_in_a_minute(target: Target) -> None:
     """A cell for each series, in one minute or another."""
-    for body in _all_series(random.randrange(VARIANTS)):
+    for body in _all_series(random.randrange(COPIES)):
         await post(target, body, GZIP)
 
 
@@ -177,7 +177,7 @@ async def sums_beyond_64_bits(target: Target) -> None:
 
 async def unknown_models(target: Target) -> None:
     """Names that no price table has, with tokens to be priced."""
-    await post(target, _unknown_models(random.randrange(VARIANTS)), GZIP)
+    await post(target, _unknown_models(random.randrange(COPIES)), GZIP)
 
 
 # Bodies are made once, before the attack: an attacker who makes them all the time would take the
@@ -212,7 +212,7 @@ def prepare() -> None:
     _dear()
     for days in (0, 3):
         _old_minutes(2_000, days)
-    for variant in range(VARIANTS):
+    for variant in range(COPIES):
         _old_minutes(50_000, 35 * variant)
         _all_series(variant)
         _unknown_models(variant)

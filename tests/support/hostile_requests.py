@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 HOST: Final = b"@HOST"  # replaced by the address that the client connects to
-VARIANT_MARK: Final = b"@VARIANT\r\n"  # replaced by the header line that chooses the path, or by nothing
+VARIANT_MARK: Final = (
+    b"@VARIANT\r\n"  # replaced by the header line that chooses the path, or by nothing
+)
 HIDDEN_PATH: Final = b"/hidden-in-a-body"
 HIDDEN: Final = b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % HIDDEN_PATH
 GOOD: Final = b'{"strategy":"hybrid","provider":"gemini"}'
@@ -55,7 +57,9 @@ class Hostile:
     def pieces(self, host: str, variant: Variant = "fast") -> list[bytes]:
         """Return the bytes to send to a server at `host`, which is an address with a port."""
         line = _VARIANT_LINES[variant]
-        return [piece.replace(VARIANT_MARK, line).replace(HOST, host.encode()) for piece in self.sent]
+        return [
+            piece.replace(VARIANT_MARK, line).replace(HOST, host.encode()) for piece in self.sent
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,11 @@ def post(*lines: bytes, body: bytes = b"", variant: bool = True) -> bytes:
     """Return a POST of decisions with these header lines."""
     head = b"POST /v1/decisions HTTP/1.1\r\nHost: %s\r\n" % HOST
     return (
-        head + (VARIANT_MARK if variant else b"") + b"".join(line + b"\r\n" for line in lines) + b"\r\n" + body
+        head
+        + (VARIANT_MARK if variant else b"")
+        + b"".join(line + b"\r\n" for line in lines)
+        + b"\r\n"
+        + body
     )
 
 

@@ -57,7 +57,9 @@ class ScriptedServer:
 
 
 @asynccontextmanager
-async def scripted(*scripts: Script, protocols: tuple[str, ...] = (V1_JSON,)) -> AsyncIterator[ScriptedServer]:
+async def scripted(
+    *scripts: Script, protocols: tuple[str, ...] = (V1_JSON,)
+) -> AsyncIterator[ScriptedServer]:
     """Run the scripts, one for each connection; the last one also for all further ones."""
 
     async def play(socket: ServerConnection) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """One request; its fields have lower-case names, and `connection` is the number of its connection."""
+    """One request; names of fields are in lower case, and `connection` counts from 0."""
 
     connection: int
     first: str

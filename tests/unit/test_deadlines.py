@@ -36,7 +36,9 @@ async def test_time_ends_in_order() -> None:
 async def test_the_oldest_makes_room() -> None:
     """Of an address that is over its limit, its own oldest; then the oldest of all."""
     seen = Seen()
-    waiting = ConnectionDeadlines(60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=2)
+    waiting = ConnectionDeadlines(
+        60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=2
+    )
     waiting.add(0)
     waiting.add(1, "a")
     waiting.add(2, "a")
@@ -52,7 +54,9 @@ async def test_the_oldest_makes_room() -> None:
 async def test_an_address_that_is_limited_to_one() -> None:
     """Its connections follow one another."""
     seen = Seen()
-    waiting = ConnectionDeadlines(60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=1)
+    waiting = ConnectionDeadlines(
+        60, seen.late.append, seen.crowded.append, max_count=4, max_of_address=1
+    )
     for number in range(5):
         waiting.add(number, "a")
     assert seen.crowded == [0, 1, 2, 3]

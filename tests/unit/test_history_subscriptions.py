@@ -78,7 +78,7 @@ async def harness(
 
 
 @pytest.fixture
-def line(harness: HistoryHarness) -> HistoryConnection:
+def connection(harness: HistoryHarness) -> HistoryConnection:
     """A connection."""
     return harness.connect()
 
@@ -123,7 +123,9 @@ async def test_what_is_left_while_it_waits_is_not_sent(connection: HistoryConnec
     assert connection.received()[-1]["points"] == 1
 
 
-async def test_a_connection_that_ends_lets_go(connection: HistoryConnection, harness: HistoryHarness) -> None:
+async def test_a_connection_that_ends_lets_go(
+    connection: HistoryConnection, harness: HistoryHarness
+) -> None:
     """Whatever it waited for."""
     connection.is_open = False
     for identity in "abc":
@@ -135,7 +137,9 @@ async def test_a_connection_that_ends_lets_go(connection: HistoryConnection, har
     assert not harness.subscriptions._open
 
 
-async def test_what_follows_comes_with_the_live_numbers(connection: HistoryConnection, harness: HistoryHarness) -> None:
+async def test_what_follows_comes_with_the_live_numbers(
+    connection: HistoryConnection, harness: HistoryHarness
+) -> None:
     """A decision of a bucket that has closed: told again from there on, at one position."""
     connection.request(id="main", type="subscribe", interval=60)
     connection.request(id="h1", type="history", follow=True, points=100)
@@ -213,11 +217,17 @@ async def test_an_error_is_reported_and_frees_the_id(
     """What the database cannot tell now may be asked for again; a wrong range is named."""
     connection.request(id="a", type="history", **{"from": "2100-01-01T00:00:00Z"})
     await until(lambda: len(connection.replies) == 2)
-    assert (connection.replies[-1]["code"], connection.replies[-1]["message"][:5]) == ("bad_request", "from:")
+    assert (connection.replies[-1]["code"], connection.replies[-1]["message"][:5]) == (
+        "bad_request",
+        "from:",
+    )
     harness.fanout.source = None
     await store.close()
     connection.request(id="a", type="history", follow=True)
     await until(lambda: len(connection.replies) == 3)
-    assert (connection.replies[-1]["code"], connection.replies[-1]["retryable"]) == ("unavailable", True)
+    assert (connection.replies[-1]["code"], connection.replies[-1]["retryable"]) == (
+        "unavailable",
+        True,
+    )
     connection.request(id="a", type="unsubscribe")
     assert connection.replies[-1]["code"] == "unknown_id"

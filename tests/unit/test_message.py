@@ -86,7 +86,7 @@ def test_what_was_said_before_is_not_said_again() -> None:
 def test_clients_of_one_id_share_their_bytes() -> None:
     """The second is given the very bytes of the first; of strange ids few are kept."""
     message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
-    named, before = message.for_id("main"), other.under("main")
+    named, before = message.for_id("main"), other.for_id("main")
     assert plain(named) is plain(named)
     for last in (None, before):
         first = deflated(named, last)

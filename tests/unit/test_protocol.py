@@ -69,7 +69,9 @@ def test_receipt_of_an_earlier_server_is_read() -> None:
 
 @pytest.mark.parametrize("place", ["docs/protocol.md", "src/routecast/dashboard/page_view.js"])
 @pytest.mark.parametrize("name", Components.__struct_fields__)
-def test_health_of_an_engine_is_reported_in_the_same_words_everywhere(place: str, name: str) -> None:
+def test_health_of_an_engine_is_reported_in_the_same_words_everywhere(
+    place: str, name: str
+) -> None:
     """On the page of the protocol, and where the page for people reads it."""
     pattern = rf"^( \* @property .* {name}|\| .*`components\.{name}`.*)$"
     (found,) = re.finditer(pattern, (ROOT / place).read_text(), re.MULTILINE)

@@ -213,7 +213,9 @@ def _columns(
     name: str, points: Mapping[int, Point], starts: Sequence[int], fields: Sequence[str]
 ) -> dict[str, Any]:
     held = [points.get(start, _EMPTY) for start in starts]
-    columns = {field: list(map(_COLUMN_VALUES[field], held)) for field in fields if field in _COLUMN_VALUES}
+    columns = {
+        field: list(map(_COLUMN_VALUES[field], held)) for field in fields if field in _COLUMN_VALUES
+    }
     if percents := {
         field: PERCENTILE_FIELDS[field] for field in fields if field in PERCENTILE_FIELDS
     }:

@@ -62,9 +62,9 @@ class PositionPoller:
     async def poll(self, ours: Position | None) -> Position | None:
         """Return the database's position if it is this node's turn to read it, else None.
 
-        The position is announced. `ours` is the position of this node's snapshot: where the database
-        is behind it, a new epoch begins. Raises Unavailable, also where a node without a database
-        does not hear the others.
+        The position is announced. `ours` is that of this node's snapshot: if the database is behind
+        it, a new epoch begins. Raises Unavailable, also if this node has no database and the bus is
+        down.
         """
         if not self._has_store:
             if not self.is_bus_healthy:

@@ -586,7 +586,9 @@ class Channels:
         if newest is not None and channel.delivery.must_repeat(now):
             await self._send_round(channel, newest, "", now)
 
-    async def _send_version(self, channel: Channel, version: Version, payer: str, now: float) -> bool:
+    async def _send_version(
+        self, channel: Channel, version: Version, payer: str, now: float
+    ) -> bool:
         """Send a version to all members that need it; return whether any did."""
         if not channel.delivery.begin(version, channel.version, now, self._clock.now()):
             return False

@@ -268,7 +268,10 @@ class Changes:
     def must_repeat(self, now: float) -> bool:
         """Begin a round with the last version, if only a repetition shows that the stream lives."""
         # `put_off` sees to it that there is a look at this moment.
-        self._stretched, self._sends_snapshots = None, now >= self._patience - ROUNDED * self._interval
+        self._stretched, self._sends_snapshots = (
+            None,
+            now >= self._patience - ROUNDED * self._interval,
+        )
         return self._sends_snapshots
 
     def _is_snapshot_due(self, now: float) -> bool:

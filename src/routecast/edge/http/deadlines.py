@@ -40,7 +40,7 @@ class ConnectionDeadlines(Generic[C]):
         return len(self._deadlines)
 
     def add(self, connection: C, address: str | None = None) -> None:
-        """Start a connection's deadline. `address` is the client's for limits; None for no limit."""
+        """Start a connection's deadline. `address` is that of its client; None for no limit."""
         if len(self._deadlines) >= self._max_count:
             self._make_room(next(iter(self._deadlines)))
         if address is not None:
@@ -100,7 +100,9 @@ class BodyDeadlines(ConnectionDeadlines[C]):
         max_bytes: int,
         max_bytes_of_address: int,
     ) -> None:
-        super().__init__(seconds, on_late, on_crowded, max_count=max_count, max_of_address=max_of_address)
+        super().__init__(
+            seconds, on_late, on_crowded, max_count=max_count, max_of_address=max_of_address
+        )
         self._max_bytes = max_bytes
         self._max_bytes_of_address = max_bytes_of_address
         self._bytes: dict[C, int] = {}
@@ -116,7 +118,9 @@ class BodyDeadlines(ConnectionDeadlines[C]):
         if address is not None:
             self._bytes_of[address] = self._bytes_of.get(address, 0) + more
             while self._bytes_of.get(address, 0) > self._max_bytes_of_address:
-                self._make_room(next(each for each in self._by_address[address] if each in self._bytes))
+                self._make_room(
+                    next(each for each in self._by_address[address] if each in self._bytes)
+                )
         while self.held > self._max_bytes:
             self._make_room(next(iter(self._bytes)))
 

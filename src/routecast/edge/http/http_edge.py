@@ -10,8 +10,8 @@ from operator import methodcaller
 from typing import Final, Protocol
 
 from routecast.edge.http.complaints import Complaints
-from routecast.edge.http.request_body import BODY_READ_SECONDS
 from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
+from routecast.edge.http.request_body import BODY_READ_SECONDS
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.instruments import Instruments
 

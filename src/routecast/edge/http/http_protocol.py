@@ -23,9 +23,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from routecast.edge.fields import read_fields
+from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.request_body import BODY_READ_SECONDS, SMALL_BODY
-from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 from routecast.edge.problem import respond
 from routecast.edge.reset import reset
 from routecast.edge.ws.connection import PATH as STREAM_PATH
@@ -132,7 +132,9 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, edge: HttpEdge, **given: Any) -> None:
         super().__init__(**given)
         self._edge = edge
-        self._deadlines: ConnectionDeadlines[Any] | None = None  # the ones that this connection is in
+        self._deadlines: ConnectionDeadlines[Any] | None = (
+            None  # the ones that this connection is in
+        )
         self._stalled: asyncio.TimerHandle | None = None
         self._running: Request | None = None  # the request that is being answered
         self._last_words: bytes | None = None  # the refusal that follows all answers

@@ -1,7 +1,7 @@
 """What a client sends: frames in, complete messages out, sans I/O.
 
-Clients of a stream send little, so an assembler is made when bytes arrive, and dropped when it holds
-no part of a message. The sans-I/O `Protocol` of `websockets` parses frames and detects errors.
+Clients of a stream send little, so an assembler is made when bytes arrive, and dropped when it
+holds no part of a message. `websockets`' sans-I/O `Protocol` parses frames and detects errors.
 """
 
 import codecs

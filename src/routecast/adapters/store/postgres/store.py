@@ -92,7 +92,9 @@ class PostgresStore:
             with unavailable(), refusing():
                 await self._open()
         except BadDatabase as error:
-            raise BadDatabase(f"PostgreSQL database {self._shown_url}: {error}") from error.__cause__
+            raise BadDatabase(
+                f"PostgreSQL database {self._shown_url}: {error}"
+            ) from error.__cause__
         except Unavailable as error:
             self._cause = f": {error}"
             raise
