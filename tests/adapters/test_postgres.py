@@ -653,7 +653,7 @@ async def test_nodes_know_what_others_folded(
     second = PostgresStore(url)
     await second.open()
     await second.commit([[kept(3)]], NOW)
-    await second._folder.close()  # when it has finished what it began
+    await second._compactor.close()  # when it has finished what it began
     await second.close()
     assert await other.fetchval("SELECT seq FROM folded") == 3
 

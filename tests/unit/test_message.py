@@ -94,7 +94,7 @@ def test_clients_of_one_id_share_their_bytes() -> None:
     for number in range(10 * MAX_IDS):
         message.for_id(f"{number}")
         deflated(named, other.for_id(f"{number}"))
-    assert len(message.named) <= MAX_IDS + 1
+    assert len(message.by_id) <= MAX_IDS + 1
     assert len(named.forms) <= MAX_VARIANTS + 2
 
 
