@@ -36,7 +36,7 @@ PARTS = {
     "ingest groups": ("ingest", "_run_groups"),
     "ingest large": ("ingest", "_run_large"),
     "bus send": ("bus", "_send"),
-    "bus hear": ("bus", "_hear"),
+    "bus follow": ("bus", "_follow"),
 }
 # The first awaits of a service, at each of which it fails once. Later ones are the same again.
 AWAITS = 6
@@ -299,7 +299,7 @@ def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
     [
         ("channels", ("streaming.channels", "Channels._serve"), None),
         ("channels", ("streaming.channels", "Channels._serve"), V1_JSON),
-        ("channels", ("streaming.channels", "Channels._welcome"), V1_JSON),
+        ("channels", ("streaming.channels", "Channels._send_first_messages"), V1_JSON),
     ],
 )
 def test_streams_go_on_after_a_crash(

@@ -191,8 +191,8 @@ def test_a_stream_for_head_keeps_nobody_waiting(site: Site, path: str) -> None:
             assert connection.peek().startswith(b"HTTP/1.1 200 ")
         for first in ("GET /routing/metrics HTTP/1.1", "POST /v1/decisions HTTP/1.1"):
             assert send(site.nginx, first, "Host: localhost").status == 200
-    streams = {request.line for request in site.node.received if path in request.first}
-    others = {request.line for request in site.node.received if path not in request.first}
+    streams = {request.connection for request in site.node.received if path in request.first}
+    others = {request.connection for request in site.node.received if path not in request.first}
     assert not streams & others
 
 
