@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 
-from routecast.core.message import ENCODINGS, JSON, MAX_IDS, MSGPACK, Encoding, Message
+from routecast.core.message import (
+    ENCODINGS,
+    JSON,
+    MAX_IDS,
+    MSGPACK,
+    WINDOW_BYTES,
+    Encoding,
+    Message,
+)
 from routecast.edge.ws.frames import MAX_VARIANTS, WINDOW_BITS, deflated, plain
 from routecast.protocol import DeltaOut, ErrorOut, Position, ServerMessage, SnapshotOut
 from tests.unit.test_frames import client, read
@@ -71,7 +79,7 @@ def test_each_client_reads_what_refers_to_what_it_had(said: list[tuple[str, str]
             ((_, body),) = read(protocol, data)
             assert body == named.body
             if data is not plain(named):
-                before = named
+                before = named.sent
 
 
 def test_what_was_said_before_is_not_said_again() -> None:
@@ -79,21 +87,38 @@ def test_what_was_said_before_is_not_said_again() -> None:
     one, two = (Message(JSON, messages()["delta"]) for _ in range(2))
     before = one.for_id("main")
     first = deflated(before)
-    second = deflated(two.for_id("main"), before)
+    second = deflated(two.for_id("main"), before.sent)
     assert len(second) < len(first) / 5
+
+
+def test_a_large_message_is_compressed_once_for_all() -> None:
+    """What is as in the one before is too far back; what comes after it refers to its end."""
+    data = {f"strategy-{number}": {"count": number * 7919} for number in range(2_000)}
+    shared: Any = {"position": POSITION, "source": "live", "age_ms": 0, "timestamp": "now"}
+    large = Message(JSON, SnapshotOut(id="", data=data, **shared)).for_id("main")
+    assert len(large.body) > WINDOW_BYTES
+    small = Message(JSON, messages()["snapshot"]).for_id("main")
+    protocol, before = reading(inflates=True), None
+    for named in (small, large, small, large, large, small):
+        packed = deflated(named, before)
+        ((_, body),) = read(protocol, packed)
+        assert body == named.body
+        assert named is small or packed is deflated(large)
+        before = named.sent
+    assert len(large.sent.end) == WINDOW_BYTES
 
 
 def test_clients_of_one_id_share_their_bytes() -> None:
     """The second is given the very bytes of the first; of strange ids few are kept."""
     message, other = (Message(JSON, messages()["snapshot"]) for _ in range(2))
-    named, before = message.for_id("main"), other.for_id("main")
+    named, before = message.for_id("main"), other.for_id("main").sent
     assert plain(named) is plain(named)
     for last in (None, before):
         first = deflated(named, last)
         assert deflated(named, last) is first
     for number in range(10 * MAX_IDS):
         message.for_id(f"{number}")
-        deflated(named, other.for_id(f"{number}"))
+        deflated(named, other.for_id(f"{number}").sent)
     assert len(message.by_id) <= MAX_IDS + 1
     assert len(named.forms) <= MAX_VARIANTS + 2
 

@@ -1,8 +1,10 @@
 """Batches of WebSocket connections: each client reads what it was sent, however compressed."""
 
+import gc
 import json
 import random
 import socket
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -12,7 +14,7 @@ from websockets.frames import Frame
 from websockets.protocol import Protocol, Side, State
 
 from routecast.core.document import EncodedDocument
-from routecast.core.message import JSON, AddressedMessage, Message
+from routecast.core.message import JSON, WINDOW_BYTES, AddressedMessage, Message
 from routecast.core.payload import Payload
 from routecast.edge.ws.batch import (
     INDEPENDENT,
@@ -107,12 +109,15 @@ def in_context(stack: ExitStack, count: int = CLIENTS) -> list[Connection]:
 
 def message(number: int, identity: str = "main") -> AddressedMessage:
     """Return a message that is worth compressing."""
-    data = {"total_decisions": number, "models": "abc" * 400, "more": [number] * 20}
+    return Message(JSON, snapshot(number, "abc" * 400)).for_id(identity)
+
+
+def snapshot(number: int, models: str) -> SnapshotOut:
+    data = {"total_decisions": number, "models": models, "more": [number] * 20}
     position = Position("e", number)
-    out = SnapshotOut(
+    return SnapshotOut(
         id="", position=position, source=Source.LIVE, age_ms=0, data=data, timestamp=""
     )
-    return Message(JSON, out).for_id(identity)
 
 
 def batch_of(connections: list[Connection]) -> WebSocketBatch:
@@ -213,6 +218,22 @@ def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> Non
     assert read[3] == [0, 3]
     assert read[4] == [0, 1]
     assert read[5] == [0, 1, 2, 3]
+
+
+def test_a_large_message_is_let_go_of(stack: ExitStack) -> None:
+    """Of what a client was sent, the server keeps what the next message may refer to."""
+    (connection,) = in_context(stack, 1)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(3):
+            rng = random.Random(number)
+            connection.send(Message(JSON, snapshot(number, rng.randbytes(40_000).hex())).for_id("h"))
+            assert len(connection.read()) == 1
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 3 * WINDOW_BYTES
 
 
 class Model:

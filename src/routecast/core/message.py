@@ -126,21 +126,35 @@ MSGPACK: Final = Encoding(
 )
 # A message is kept for at most this number of ids; most clients use the same id.
 MAX_IDS: Final = 64
+# What is further back than this, in bytes, a compressed message cannot refer to (RFC 1951, 2).
+WINDOW_BYTES: Final = 32_768
 _numbers: Final = itertools.count(1)
 ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
+
+
+class SentMessage:
+    """What clients keep of a message that they were sent compressed: the end of it.
+
+    The next one may refer to that. As long as that is so, it is kept here, too; the rest is not.
+    """
+
+    __slots__ = ("end", "number")
+
+    def __init__(self, body: bytes) -> None:
+        self.number = next(_numbers)  # from 1
+        self.end = body[-WINDOW_BYTES:]
 
 
 class AddressedMessage(Payload):
     """A message under the id of a client's subscription."""
 
-    __slots__ = ("identity", "message", "number")
+    __slots__ = ("identity", "message", "sent")
 
     def __init__(self, message: "Message", identity: str) -> None:
         super().__init__(message.head_for(identity) + message.tail, binary=message.encoding.binary)
         self.message = message
         self.identity = identity
-        # From 1: a form compressed after this message is kept by this number.
-        self.number = next(_numbers)
+        self.sent = SentMessage(self.body)
 
 
 class Message:

@@ -14,5 +14,5 @@ class Payload:
     def __init__(self, body: bytes, *, binary: bool = False) -> None:
         self.body = body
         self.binary = binary
-        # By a name that the edge chose, or the number of the message it is compressed after.
+        # By a name that the edge chose, or the number of the `SentMessage` it is compressed after.
         self.forms: dict[str | int, bytes] = {}

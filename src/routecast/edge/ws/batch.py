@@ -9,10 +9,10 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, cast
 
-from routecast.core.message import AddressedMessage
+from routecast.core.message import AddressedMessage, SentMessage
 from routecast.core.payload import Payload
 from routecast.core.rotation import random_start
-from routecast.edge.ws.frames import deflated, plain
+from routecast.edge.ws.frames import deflated, is_plain, plain
 from routecast.edge.ws.socket_send import send_all
 from routecast.ports import Connection
 
@@ -33,7 +33,7 @@ class Compression:
     def __init__(self, *, is_off: bool = False, in_context: bool = False) -> None:
         self.is_off = is_off
         self.in_context = in_context
-        self.before: AddressedMessage | None = None  # the last compressed message, if in context
+        self.before: SentMessage | None = None  # the last compressed message, if in context
         self.users = 0  # connections that share it, if in context
 
     def form(self, payload: Payload) -> bytes:
@@ -42,7 +42,7 @@ class Compression:
 
     def is_context(self, payload: Payload, data: bytes) -> bool:
         """Whether a payload that was sent as `data` is the next message's context."""
-        return self.in_context and data is not plain(payload)
+        return self.in_context and not is_plain(payload, data)
 
 
 PLAIN: Final = Compression(is_off=True)
@@ -91,7 +91,7 @@ def keep_context(
     if compression.users != len(connections):  # others were not sent it
         compression = Compression(in_context=True)
         share(connections, compression)
-    compression.before = cast(AddressedMessage, payload)
+    compression.before = cast(AddressedMessage, payload).sent
     return compression
 
 
@@ -161,7 +161,7 @@ def _plan(
     connections: Iterable[BatchedConnection],
 ) -> tuple[list[_PlanPart], list[BatchedConnection]]:
     """Tell those apart that take the same bytes, and those that cannot be sent to now."""
-    apart: dict[tuple[Compression | None, AddressedMessage | None], list[BatchedConnection]] = {}
+    apart: dict[tuple[Compression | None, SentMessage | None], list[BatchedConnection]] = {}
     full = []
     for each in connections:
         if not each.can_send:

@@ -8,7 +8,7 @@ from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.typing import ExtensionName
 
-from routecast.core.message import AddressedMessage, Message
+from routecast.core.message import WINDOW_BYTES, AddressedMessage, Message, SentMessage
 from routecast.core.payload import Payload
 
 PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
@@ -18,7 +18,7 @@ PONG_SIZE: Final = 6
 
 # Below this, in bytes, deflating costs a reader more than it saves.
 DEFLATE_FROM: Final = 860
-WINDOW_BITS: Final = 15
+WINDOW_BITS: Final = 15  # 2 ** this is WINDOW_BYTES
 _PLAIN: Final = "plain"
 
 
@@ -45,7 +45,12 @@ def plain(payload: Payload) -> bytes:
     return data
 
 
-def deflated(payload: Payload, before: AddressedMessage | None = None) -> bytes:
+def is_plain(payload: Payload, data: bytes) -> bool:
+    """Whether bytes are what `plain` returns."""
+    return payload.forms.get(_PLAIN) is data
+
+
+def deflated(payload: Payload, before: SentMessage | None = None) -> bytes:
     """Return a payload as one compressed message, or as `plain` does where that is no gain.
 
     `before` is the last compressed message that a client was sent, where it has that still: then
@@ -55,10 +60,18 @@ def deflated(payload: Payload, before: AddressedMessage | None = None) -> bytes:
     number = 0 if before is None else before.number
     data = payload.forms.get(number)
     if data is None:
-        if before is not None and _variants(payload) > MAX_VARIANTS:
+        if before is not None and not _gains_by_context(payload):
             return deflated(payload)
         data = payload.forms[number] = _deflate(payload, before)
     return data
+
+
+def _gains_by_context(payload: Payload) -> bool:
+    """Whether to compress a payload after the message that a client was sent before it.
+
+    In a large one, what is as in that message is further back than it can refer to.
+    """
+    return len(payload.body) <= WINDOW_BYTES and _variants(payload) <= MAX_VARIANTS
 
 
 def _variants(payload: Payload) -> int:
@@ -67,9 +80,9 @@ def _variants(payload: Payload) -> int:
     return max(len(payload.forms), ids)
 
 
-def _deflate(payload: Payload, before: AddressedMessage | None) -> bytes:
+def _deflate(payload: Payload, before: SentMessage | None) -> bytes:
     if before is not None:
-        body = _compress_blocks(payload.body, before.body)
+        body = _compress_blocks(payload.body, before.end)
     elif isinstance(payload, AddressedMessage):
         body = _independent(payload.message, payload.identity)
     elif len(payload.body) < DEFLATE_FROM:
