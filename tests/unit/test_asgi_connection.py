@@ -164,6 +164,14 @@ async def test_a_quiet_line_is_kept_up() -> None:
         client.gone.set_result(CloseCode.DONE)
 
 
+async def test_a_connection_is_freed_when_it_ends() -> None:
+    """It and its peer refer to each other no more."""
+    client = Client()
+    async with client.connected():
+        client.gone.set_result(CloseCode.DONE)
+    assert client.connection.peer is None
+
+
 async def test_a_client_that_is_gone_is_forgotten() -> None:
     """As ASGI 2.4 tells of it: `send` raises OSError."""
     client = Client()

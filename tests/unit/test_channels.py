@@ -47,7 +47,7 @@ def small(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHar
 def message_of(payload: Payload) -> object:
     """Return what a payload shares with those under other ids."""
     assert isinstance(payload, AddressedMessage)
-    return payload.message
+    return payload.tail
 
 
 # -- shared work --------------------------------------------------------------------------------

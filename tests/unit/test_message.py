@@ -1,5 +1,6 @@
 """Messages as shared bytes: around each client's id, plain or deflated, they are whole messages."""
 
+import gc
 from typing import Any
 
 import msgspec
@@ -121,6 +122,21 @@ def test_clients_of_one_id_share_their_bytes() -> None:
         deflated(named, other.for_id(f"{number}").sent)
     assert len(message.by_id) <= MAX_IDS + 1
     assert len(named.forms) <= MAX_VARIANTS + 2
+
+
+def test_messages_are_freed_at_once() -> None:
+    """Not by the garbage collector, which finds what lived for a while only after hours."""
+    gc.collect()
+    gc.disable()
+    try:
+        for message in messages().values():
+            shared = Message(JSON, message)
+            for identity in ("main", "other"):
+                deflated(shared.for_id(identity), shared.for_id("main").sent)
+            del shared
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_only_what_gains_is_deflated() -> None:

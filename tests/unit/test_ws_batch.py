@@ -4,7 +4,7 @@ import gc
 import json
 import random
 import socket
-import tracemalloc
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -220,20 +220,36 @@ def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> Non
     assert read[5] == [0, 1, 2, 3]
 
 
+def test_a_batch_is_freed_at_once(stack: ExitStack) -> None:
+    """With what it planned, once its connections have left it."""
+    connections = in_context(stack)
+    batch = batch_of(connections)
+    batch.send(message(0))
+    gc.collect()
+    gc.disable()
+    try:
+        for connection in connections:
+            batch.remove(connection)
+        del batch
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+    assert {connection.batches for connection in connections} == {()}
+
+
 def test_a_large_message_is_let_go_of(stack: ExitStack) -> None:
     """Of what a client was sent, the server keeps what the next message may refer to."""
     (connection,) = in_context(stack, 1)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        for number in range(3):
-            rng = random.Random(number)
-            connection.send(Message(JSON, snapshot(number, rng.randbytes(40_000).hex())).for_id("h"))
-            assert len(connection.read()) == 1
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert held < 3 * WINDOW_BYTES
+    noise = random.Random(1).randbytes(40_000).hex()
+    large = Message(JSON, snapshot(1, noise)).for_id("h")
+    references = sys.getrefcount(large)
+    connection.send(large)
+    assert connection.read() == [large.body]
+    assert sys.getrefcount(large) == references
+    assert connection.compression.before is not None
+    assert len(connection.compression.before.end) == WINDOW_BYTES < len(large.body)
+    connection.send(message(2))
+    assert connection.read() == [message(2).body]
 
 
 class Model:

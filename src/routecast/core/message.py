@@ -145,32 +145,51 @@ class SentMessage:
         self.end = body[-WINDOW_BYTES:]
 
 
+class Tail:
+    """What a message has after its id: the same for all clients."""
+
+    __slots__ = ("body", "compressed", "ids")
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.compressed: bytes | None = None  # made by the edge that needs it first
+        self.ids = 0  # that the message is kept for
+
+
 class AddressedMessage(Payload):
-    """A message under the id of a client's subscription."""
+    """A message under the id of a client's subscription.
 
-    __slots__ = ("identity", "message", "sent")
+    It does not refer to its `Message`, which refers to it: freed at once, both take no memory until
+    the garbage collector finds them.
+    """
 
-    def __init__(self, message: "Message", identity: str) -> None:
-        super().__init__(message.head_for(identity) + message.tail, binary=message.encoding.binary)
-        self.message = message
+    __slots__ = ("identity", "sent", "tail")
+
+    def __init__(self, head: bytes, tail: Tail, identity: str, *, binary: bool) -> None:
+        super().__init__(head + tail.body, binary=binary)
+        self.tail = tail
         self.identity = identity
         self.sent = SentMessage(self.body)
+
+    @property
+    def head(self) -> bytes:
+        """The first part of the message, up to its id."""
+        return self.body[: len(self.body) - len(self.tail.body)]
 
 
 class Message:
     """One message for many clients: the bytes before and after each client's id."""
 
-    __slots__ = ("by_id", "compressed_tail", "encoding", "head", "tail")
+    __slots__ = ("encoding", "head", "by_id", "tail")
 
     def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
         """`message` must have an empty id."""
         self.encoding = encoding
         # In every message only the type comes before the id.
-        empty = encoding.id_key + encoding.empty_id
-        before, _, self.tail = encoding.encode(message).partition(empty)
+        before, _, tail = encoding.encode(message).partition(encoding.id_key + encoding.empty_id)
         self.head = before + encoding.id_key
+        self.tail = Tail(tail)
         self.by_id: dict[str, AddressedMessage] = {}
-        self.compressed_tail: bytes | None = None  # the tail, compressed
 
     def for_id(self, identity: str) -> AddressedMessage:
         """Return the message for clients whose subscription has this id."""
@@ -178,12 +197,9 @@ class Message:
         if message is None:
             if len(self.by_id) >= MAX_IDS:
                 self.by_id.clear()
-            message = self.by_id[identity] = AddressedMessage(self, identity)
+            head = self.head + self.encoding.encode(identity)
+            message = self.by_id[identity] = AddressedMessage(
+                head, self.tail, identity, binary=self.encoding.binary
+            )
+            self.tail.ids = len(self.by_id)
         return message
-
-    def head_for(self, identity: str) -> bytes:
-        """Return the first part of the message, up to and with the id."""
-        return self.head + self.encoding.encode(identity)
-
-    def __len__(self) -> int:
-        return len(self.head) + len(self.tail)

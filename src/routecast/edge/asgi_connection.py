@@ -121,6 +121,7 @@ class AsgiConnection:
             if code == CloseCode.TOO_SLOW:
                 instruments.send_failures.inc()
             peer.close(code)
+            self.peer = None  # they refer to each other
             sending.cancel()
             listening.cancel()
             await asyncio.gather(sending, listening, return_exceptions=True)

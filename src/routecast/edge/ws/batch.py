@@ -125,13 +125,17 @@ class WebSocketBatch:
         self._connections: dict[BatchedConnection, None] = {}
         # The send plan: the parts to send to, and the connections that cannot be sent to now.
         self._plan: tuple[list[_PlanPart], list[BatchedConnection]] | None = None
-        self._alone = (self,)  # one object for all connections that are in no other batch
+        # One object for all connections that are in no other batch. It goes with the last of them,
+        # or the batch would refer to itself, and be memory until the garbage collector finds it.
+        self._alone: tuple[WebSocketBatch, ...] = ()
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def add(self, connection: Connection) -> None:
         one = cast(BatchedConnection, connection)
+        if not self._connections:
+            self._alone = (self,)
         self._connections[one] = None
         one.batches = one.batches + self._alone if one.batches else self._alone
         self._plan = None
@@ -141,6 +145,8 @@ class WebSocketBatch:
         del self._connections[one]
         one.batches = tuple(each for each in one.batches if each is not self)
         self._plan = None
+        if not self._connections:
+            self._alone = ()
 
     def invalidate(self) -> None:
         """Forget the send plan: one of the connections is not as it was."""

@@ -8,7 +8,7 @@ from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
 from websockets.typing import ExtensionName
 
-from routecast.core.message import WINDOW_BYTES, AddressedMessage, Message, SentMessage
+from routecast.core.message import WINDOW_BYTES, AddressedMessage, SentMessage
 from routecast.core.payload import Payload
 
 PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
@@ -76,7 +76,7 @@ def _gains_by_context(payload: Payload) -> bool:
 
 def _variants(payload: Payload) -> int:
     """Return how many times a message was made by now, for its ids or for messages before it."""
-    ids = len(payload.message.by_id) if isinstance(payload, AddressedMessage) else 0
+    ids = payload.tail.ids if isinstance(payload, AddressedMessage) else 0
     return max(len(payload.forms), ids)
 
 
@@ -84,7 +84,7 @@ def _deflate(payload: Payload, before: SentMessage | None) -> bytes:
     if before is not None:
         body = _compress_blocks(payload.body, before.end)
     elif isinstance(payload, AddressedMessage):
-        body = _independent(payload.message, payload.identity)
+        body = _independent(payload)
     elif len(payload.body) < DEFLATE_FROM:
         return plain(payload)
     else:
@@ -95,18 +95,18 @@ def _deflate(payload: Payload, before: SentMessage | None) -> bytes:
     return frame.serialize(mask=False, extensions=[_COMPRESSED])
 
 
-def _independent(message: Message, identity: str) -> bytes:
+def _independent(message: AddressedMessage) -> bytes:
     """Return a message compressed by itself.
 
     Only what comes after the id is, once for all clients: a deflated message is made of blocks,
     and the first one, with the id in it, is stored as it is (RFC 1951, 3.2.4).
     """
-    if message.compressed_tail is None:
-        message.compressed_tail = _compress_blocks(message.tail)
-    stored = message.head_for(identity)
+    tail, stored = message.tail, message.head
+    if tail.compressed is None:
+        tail.compressed = _compress_blocks(tail.body)
     size = len(stored)
     block_header = b"\0" + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little")
-    return block_header + stored + message.compressed_tail
+    return block_header + stored + tail.compressed
 
 
 def _frame(payload: Payload) -> Frame:
