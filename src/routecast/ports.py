@@ -70,6 +70,10 @@ class Connection(Protocol):
         """
         ...
 
+    def prepare(self, payload: Payload) -> None:
+        """Do what takes long of sending a payload, which may be called in another thread."""
+        ...
+
     def reply(self, data: bytes) -> None:
         """Send a short answer, whatever the socket holds. There are as many as messages came."""
         ...

@@ -51,6 +51,7 @@ class FakeConnection:
         self.client = client
         self.is_open = True
         self.sent: list[Payload] = []
+        self.prepared: list[Payload] = []
         self.replies: list[dict[str, Any]] = []
         self.skipped = 0
         self.failed: CloseCode | None = None
@@ -76,6 +77,9 @@ class FakeConnection:
         else:
             self.skipped += 1
         return self.is_open
+
+    def prepare(self, payload: Payload) -> None:
+        self.prepared.append(payload)
 
     def reply(self, data: bytes) -> None:
         self.replies.append(json.loads(data))

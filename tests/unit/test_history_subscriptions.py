@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.store.sqlite import SqliteStore
+from routecast.core.decision import DAY
 from routecast.core.delta import Delta
 from routecast.core.dirty_minutes import DirtyMinutes
-from routecast.protocol import Position
+from routecast.core.payload import Payload
+from routecast.protocol import Position, rfc3339
 from routecast.services.history import HistoryService
 from routecast.streaming import history_subscriptions as module
 from routecast.streaming.history_subscriptions import HistorySubscriptions
@@ -51,9 +54,9 @@ class HistoryHarness:
         self.subscriptions = HistorySubscriptions(self.history)
         fanout.serve_history(self.subscriptions)
 
-    def connect(self) -> HistoryConnection:
+    def connect(self, connection: HistoryConnection | None = None) -> HistoryConnection:
         """Return a new connection."""
-        connection = HistoryConnection()
+        connection = connection or HistoryConnection()
         self.fanout.connect_v1(connection=connection)
         return connection
 
@@ -98,6 +101,25 @@ async def test_one_is_reported_after_the_other(connection: HistoryConnection) ->
     await until(lambda: connection.history_ids() == list("abcd"))
     connection.request(id="a", type="history")
     await until(lambda: connection.history_ids() == list("abcda"))
+
+
+async def test_a_large_answer_is_prepared_beside_everything_else(harness: HistoryHarness) -> None:
+    """In another thread: it is compressed there. A small one is not worth it."""
+    threads = []
+
+    class Noting(HistoryConnection):
+        def prepare(self, payload: Payload) -> None:
+            threads.append(threading.current_thread())
+            super().prepare(payload)
+
+    connection = harness.connect(Noting())
+    fields = ["count", "cost", "errors", "fallbacks"]
+    start = rfc3339(NOW - 2 * DAY + 60 * MINUTE)
+    connection.request(id="small", type="history", fields=fields)
+    connection.request(id="large", type="history", fields=fields, points=2_000, **{"from": start})
+    await until(lambda: connection.history_ids() == ["small", "large"])
+    assert connection.prepared == connection.sent[1:]
+    assert threading.main_thread() not in threads
 
 
 async def test_what_finds_no_room_waits_for_it(connection: HistoryConnection) -> None:

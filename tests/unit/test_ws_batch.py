@@ -14,7 +14,7 @@ from websockets.frames import Frame
 from websockets.protocol import Protocol, Side, State
 
 from routecast.core.document import EncodedDocument
-from routecast.core.message import JSON, WINDOW_BYTES, AddressedMessage, Message
+from routecast.core.message import JSON, WINDOW_BYTES, AddressedMessage, Message, SentMessage
 from routecast.core.payload import Payload
 from routecast.edge.ws.batch import (
     INDEPENDENT,
@@ -71,6 +71,9 @@ class Connection:
 
     def send_rest(self, data: bytes, sent: int) -> None:
         raise AssertionError("the socket is large enough")
+
+    def prepare(self, payload: Payload) -> None:
+        raise NotImplementedError
 
     def reply(self, data: bytes) -> None:
         raise NotImplementedError
@@ -218,6 +221,22 @@ def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> Non
     assert read[3] == [0, 3]
     assert read[4] == [0, 1]
     assert read[5] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("before", [None, message(0).sent])
+def test_what_was_prepared_is_not_made_again(before: SentMessage | None) -> None:
+    """A large message is compressed beforehand; a small one is not, nor one that is sent plain."""
+    compression = Compression(in_context=True)
+    compression.before = before
+    large = Message(JSON, snapshot(1, "abc" * WINDOW_BYTES)).under("main")
+    PLAIN.prepare(large)
+    assert not large.forms
+    compression.prepare(large)
+    (form,) = large.forms.values()
+    assert compression.form(large) is form
+    small = message(1)
+    compression.prepare(small)
+    assert not small.forms
 
 
 def test_a_batch_is_freed_at_once(stack: ExitStack) -> None:

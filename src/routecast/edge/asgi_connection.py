@@ -61,6 +61,9 @@ class AsgiConnection:
         self._put(payload)
         return True
 
+    def prepare(self, payload: Payload) -> None:
+        """Do nothing: the server of the application frames and compresses."""
+
     def reply(self, data: bytes) -> None:
         self._put(Payload(data, binary=self._binary))
 

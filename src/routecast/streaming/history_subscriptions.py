@@ -61,6 +61,10 @@ class HistorySubscriber(Protocol):
         """Whether an answer waits for room."""
         ...
 
+    def prepare_history(self, message: Message, subscription: "HistorySubscription") -> None:
+        """Do what takes long of sending a message; called in another thread."""
+        ...
+
     def send_history(self, message: Message, subscription: "HistorySubscription") -> None:
         """Send a message now, or as soon as there is room."""
         ...
@@ -187,6 +191,8 @@ class HistorySubscriptions:
             if len(self._encoded) >= MAX_KEPT_ENCODED:
                 self._encoded.clear()
             held = self._encoded[key] = answer, message
+        if answer.values > MANY_VALUES:
+            await asyncio.to_thread(subscription.subscriber.prepare_history, held[1], subscription)
         if subscription in self._open:
             subscription.subscriber.send_history(held[1], subscription)
 

@@ -213,6 +213,9 @@ class V1Peer:
     def has_pending(self) -> bool:
         return bool(self._pending)
 
+    def prepare_history(self, message: Message, history: HistorySubscription) -> None:
+        self._connection.prepare(message.for_id(history.identity))
+
     def send_history(self, message: Message, history: HistorySubscription) -> None:
         if self._pending or not self._send(message, history):
             self._pending.append((message, history))

@@ -12,7 +12,7 @@ from typing import Final, Protocol, cast
 from routecast.core.message import AddressedMessage, SentMessage
 from routecast.core.payload import Payload
 from routecast.core.rotation import random_start
-from routecast.edge.ws.frames import deflated, is_plain, plain
+from routecast.edge.ws.frames import deflated, is_large, is_plain, plain
 from routecast.edge.ws.socket_send import send_all
 from routecast.ports import Connection
 
@@ -39,6 +39,11 @@ class Compression:
     def form(self, payload: Payload) -> bytes:
         """Return the bytes that a payload is sent as."""
         return plain(payload) if self.is_off else deflated(payload, self.before)
+
+    def prepare(self, payload: Payload) -> None:
+        """Make the form of a payload that is the same after whatever came before it."""
+        if not self.is_off and is_large(payload):
+            deflated(payload)
 
     def is_context(self, payload: Payload, data: bytes) -> bool:
         """Whether a payload that was sent as `data` is the next message's context."""

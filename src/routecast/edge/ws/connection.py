@@ -228,6 +228,9 @@ class WebSocketConnection(asyncio.Protocol):
         self._write(data)
         return True
 
+    def prepare(self, payload: Payload) -> None:
+        self.compression.prepare(payload)
+
     def _write(self, data: bytes) -> None:
         """Write to a socket that is not full, with what waits to go first."""
         if self._prefix:

@@ -60,18 +60,18 @@ def deflated(payload: Payload, before: SentMessage | None = None) -> bytes:
     number = 0 if before is None else before.number
     data = payload.forms.get(number)
     if data is None:
-        if before is not None and not _gains_by_context(payload):
+        if before is not None and (is_large(payload) or _variants(payload) > MAX_VARIANTS):
             return deflated(payload)
         data = payload.forms[number] = _deflate(payload, before)
     return data
 
 
-def _gains_by_context(payload: Payload) -> bool:
-    """Whether to compress a payload after the message that a client was sent before it.
+def is_large(payload: Payload) -> bool:
+    """Whether a payload is compressed by itself, whatever came before it.
 
-    In a large one, what is as in that message is further back than it can refer to.
+    What is as in the message before is further back than it can refer to.
     """
-    return len(payload.body) <= WINDOW_BYTES and _variants(payload) <= MAX_VARIANTS
+    return len(payload.body) > WINDOW_BYTES
 
 
 def _variants(payload: Payload) -> int:
