@@ -862,6 +862,23 @@ async def test_a_stretched_stream_shows_life(
     assert {message["position"]["seq"] for message in connection.messages()} == {0}
 
 
+async def test_those_who_leave_while_they_wait_are_not_held(fanout: FanoutHarness) -> None:
+    """However many come and go while there is no rendering time for what they asked for."""
+    fanout.budget.charge(GREEDY, 1_000, fanout.timers.now())
+    async with fanout.running():
+        for _ in range(100):
+            connection = fanout.connect_v1(client=GREEDY)
+            connection.subscribe(fields=FEW, interval=60)
+            await fanout.settle()
+            connection.close()
+        (request,) = fanout.renders._waiting.values()
+        assert not request.done
+        waits = fanout.connect_v1(client=MODEST)
+        waits.subscribe(fields=FEW, interval=60)
+        await fanout.settle()
+        assert waits.types() == ["snapshot"]
+
+
 async def test_a_first_message_that_cannot_be_made_is_reported(fanout: FanoutHarness) -> None:
     """The subscription stays, and its snapshot comes when there is time for it."""
     connection = fanout.connect_v1(client=GREEDY)

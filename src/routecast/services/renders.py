@@ -138,6 +138,12 @@ class Renders:
         request.done[done, args] = None
         self._changed.set()
 
+    def withdraw(self, view: View, done: Callable[..., object], *args: object) -> None:
+        """Do not call `done(*args)` any more, where that was asked for."""
+        request = self._waiting.get(view)
+        if request is not None:
+            request.done.pop((done, args), None)
+
     def _check_room(self, client: str) -> None:
         theirs = sum(each.client == client for each in self._waiting.values())
         if len(self._waiting) >= MAX_WAITING_VIEWS or theirs >= MAX_WAITING_PER_CLIENT:

@@ -263,6 +263,10 @@ class RenderQueue(Protocol):
         """
         ...
 
+    def withdraw(self, view: View, done: Callable[..., object], *args: object) -> None:
+        """Do not call `done(*args)` any more, where that was asked for."""
+        ...
+
 
 class Channels:
     """All channels, and the versions they send. Run `run` as a task."""
@@ -376,6 +380,8 @@ class Channels:
     def leave(self, member: ChannelSubscription) -> None:
         """Send a member nothing more."""
         if (channel := member.channel) is not None:
+            # A view may wait for rendering time for long, and this holds the connection.
+            self._turns.withdraw(channel.subscription.view, self._wait_for_first, member)
             channel.remove(member)
             if not channel.cohorts:
                 self._close(channel)
