@@ -12,8 +12,8 @@ import pytest
 from routecast.client import Metrics, Recorder, stream
 from tests.support.command import routecast
 from tests.support.nginx import Answering
-from tests.support.ports import free_port
 from tests.support.node import FollowerProcess, modules
+from tests.support.ports import free_port
 from tests.support.scripted_server import until
 from tests.support.server import Server
 from tests.support.waiting import until as met

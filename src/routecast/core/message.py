@@ -180,7 +180,7 @@ class AddressedMessage(Payload):
 class Message:
     """One message for many clients: the bytes before and after each client's id."""
 
-    __slots__ = ("encoding", "head", "by_id", "tail")
+    __slots__ = ("by_id", "encoding", "head", "tail")
 
     def __init__(self, encoding: Encoding, message: ServerMessage) -> None:
         """`message` must have an empty id."""

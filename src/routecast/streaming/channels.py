@@ -381,7 +381,7 @@ class Channels:
         """Send a member nothing more."""
         if (channel := member.channel) is not None:
             # A view may wait for rendering time for long, and this holds the connection.
-            self._turns.withdraw(channel.subscription.view, self._wait_for_first, member)
+            self._renders.withdraw(channel.subscription.view, self._wait_for_first, member)
             channel.remove(member)
             if not channel.cohorts:
                 self._close(channel)
