@@ -228,7 +228,7 @@ def test_what_was_prepared_is_not_made_again(before: SentMessage | None) -> None
     """A large message is compressed beforehand; a small one is not, nor one that is sent plain."""
     compression = Compression(in_context=True)
     compression.before = before
-    large = Message(JSON, snapshot(1, "abc" * WINDOW_BYTES)).under("main")
+    large = Message(JSON, snapshot(1, "abc" * WINDOW_BYTES)).for_id("main")
     PLAIN.prepare(large)
     assert not large.forms
     compression.prepare(large)
