@@ -153,12 +153,13 @@ async def test_what_is_replaced_is_kept(path: Path, target: Path) -> None:
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
+from routecast.adapters.store.sqlite.commit import commit
 from routecast.adapters.store.sqlite.writer import Writer
 from tests.support.decisions import NOW, kept
 writer = Writer(Path(sys.argv[1]), create=True)
 writer.open()
 for n in range(300, 310):
-    writer.commit([[kept(n)]], NOW)
+    commit(writer, [[kept(n)]], NOW)
 if len(sys.argv) == 2:
     os.kill(os.getpid(), 9)
 print("ready", flush=True)

@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.adapters.store.sqlite import SqliteStore, folding, loading, rollups
+from routecast.adapters.store.sqlite import SqliteStore, deltas, folding, rollups, summaries
 from routecast.adapters.store.sqlite import store as module
+from routecast.adapters.store.sqlite.commit import commit
+from routecast.adapters.store.sqlite.names import fold_names
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.history import history_query, plan
-from routecast.core.rollup import Sums
+from routecast.core.rollup import Cells, Sums
 from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Difference
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
@@ -34,9 +36,9 @@ def filled(path: Path, count: int, minutes: int) -> Writer:
     writer.open()
     for first in range(0, count, 2_000):
         numbers = range(first, min(count, first + 2_000))
-        writer.commit([[series(n, id=f"series-{n}") for n in numbers]], NOW)
+        commit(writer, [[series(n, id=f"series-{n}") for n in numbers]], NOW)
     late = [series(n % count, id=f"late-{n}", decided=before(n)) for n in range(minutes)]
-    writer.commit([late], NOW)
+    commit(writer, [late], NOW)
     fold(writer)
     return writer
 
@@ -87,7 +89,7 @@ def cost_of_late_decisions(path: Path, count: int, minutes: int) -> int:
     again = [series(n % count, id=f"again-{n}", decided=before(n)) for n in range(minutes)]
     writer = reopened(writer, path)
     with counted_steps(writer) as steps:
-        writer.commit([again], NOW)
+        commit(writer, [again], NOW)
         fold(writer)
         total = steps()
     writer.close()
@@ -110,7 +112,7 @@ def test_late_decisions_cost_as_much_in_many_minutes_as_in_one(tmp_path: Path) -
         writer = reopened(writer, path)
         late = [series(n % 100, id=f"{name}-{n}", decided=before(step * n)) for n in range(1_000)]
         with counted_steps(writer) as steps:
-            writer.commit([late], NOW)
+            commit(writer, [late], NOW)
             fold(writer)
             costs.append(steps() / 1_000)
     writer.close()
@@ -121,7 +123,7 @@ def test_late_decisions_cost_as_much_in_many_minutes_as_in_one(tmp_path: Path) -
 def test_one_step_of_folding_is_bounded(tmp_path: Path) -> None:
     """A large delta is folded by many steps: each does a small part of the work."""
     writer = filled(tmp_path / "large.db", 100, 1)
-    writer.commit([[series(n % 100, id=f"x{n}", decided=before(n)) for n in range(4_000)]], NOW)
+    commit(writer, [[series(n % 100, id=f"x{n}", decided=before(n)) for n in range(4_000)]], NOW)
     left = []
     while writer.unfolded:
         left.append(writer.unfolded)
@@ -137,9 +139,9 @@ def test_what_the_writer_remembers_has_a_bound(
     """In bytes, however many cells a period has."""
     monkeypatch.setattr(rollups, "REMEMBERED_BYTES", 100 * rollups.ROLLUP_BYTES)
     writer = filled(tmp_path / "cells.db", 2_000, 500)
-    assert writer._rollups.size <= rollups.REMEMBERED_BYTES
-    assert 10 < len(writer._rollups._held) <= 100
-    assert writer._folding._remembered == 0
+    assert writer._memory.rollups.size <= rollups.REMEMBERED_BYTES
+    assert 10 < len(writer._memory.rollups._held) <= 100
+    assert writer._memory.folding._remembered == 0
     writer.close()
 
 
@@ -150,7 +152,7 @@ def test_backlog_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     writer.open()
     for number in range(12):
         ids = range(1_000 * number, 1_000 * number + 1_000)
-        writer.commit([[kept(n, decided=NOW - n * MINUTE) for n in ids]], NOW)
+        commit(writer, [[kept(n, decided=NOW - n * MINUTE) for n in ids]], NOW)
         assert writer.unfolded <= 3_000
     writer.close()
 
@@ -160,7 +162,7 @@ def test_backlog_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folding, "PART_CELLS", 2)
+    monkeypatch.setattr(deltas, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
     monkeypatch.setattr(folding, "SQLITE_FOLD_CELLS", 10**9)
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 10**9)
@@ -279,7 +281,7 @@ async def test_large_batch_is_prepared_again_when_a_series_is_filled_meanwhile(
         if not prepared:
             writer = Writer(path, create=False)
             writer.open()
-            writer.commit([[kept(-1, cost=LARGEST_SUM - 5)]], NOW)
+            commit(writer, [[kept(-1, cost=LARGEST_SUM - 5)]], NOW)
             writer.close()
         prepared.append(staged.size)
         return staged
@@ -305,7 +307,7 @@ async def test_large_batch_is_prepared_again_when_names_are_folded_meanwhile(
         if not prepared:
             writer = Writer(path, create=False)
             writer.open()
-            writer.fold_names("model", {"m0"}, True)
+            fold_names(writer, "model", {"m0"}, True)
             writer.close()
         prepared.append(staged.size)
         return staged
@@ -334,14 +336,14 @@ async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     await store.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
     (hour,) = await store.unsummed(before=NOW)
-    put = store._writer.put_summaries
+    put = summaries.put
 
-    def late(*read: Any) -> None:
-        store._writer.commit([[kept(2, decided=NOW - 5 * HOUR)]], NOW)
-        put(*read)
+    def late(writer: Writer, *read: Any) -> None:
+        commit(writer, [[kept(2, decided=NOW - 5 * HOUR)]], NOW)
+        put(writer, *read)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._writer, "put_summaries", late)
+        patched.setattr(summaries, "put", late)
         await store.summarise(hour)
     assert await store.unsummed(before=NOW) == [hour]
     await store.summarise(hour)
@@ -352,13 +354,13 @@ async def test_summary_of_an_hour_that_changes_meanwhile_is_not_kept(
 def cost_of_a_summary(path: Path, count: int) -> int:
     """Return the steps of summing up an hour of one series, in a database of `count` series."""
     writer = filled(path, count, 1)
-    writer.commit([[kept(1, decided=NOW - 5 * HOUR)]], NOW)
+    commit(writer, [[kept(1, decided=NOW - 5 * HOUR)]], NOW)
     fold(writer)
     writer = reopened(writer, path)
     with counted_steps(writer) as steps:
         db = writer._db
         assert db is not None
-        changes, rows = loading.summarise(db, (NOW - 5 * HOUR) // HOUR * 3600)
+        changes, rows = summaries.summarise(db, (NOW - 5 * HOUR) // HOUR * 3600)
         assert changes == 1
         assert rows.sums
         total = steps()
@@ -375,7 +377,7 @@ def test_a_summary_costs_what_is_in_its_hour(tmp_path: Path) -> None:
 
 def test_parts_of_cells_are_all_of_them(tmp_path: Path) -> None:
     """None is lost or twice, and no part is too large."""
-    cells = folding.Cells()
+    cells = Cells()
     cells.add(series(n, decided=NOW - n % 7 * MINUTE) for n in range(100))
     for most in (1, 3, 7, 99, 100, 1_000):
         parts = list(cells.split(most))
@@ -387,4 +389,4 @@ def test_parts_of_cells_are_all_of_them(tmp_path: Path) -> None:
                     assert (minute, key) not in found
                     found[minute, key] = sums
         assert len(found) == cells.number == 100
-    assert list(folding.Cells().split(5)) == [folding.Cells()]
+    assert list(Cells().split(5)) == [Cells()]

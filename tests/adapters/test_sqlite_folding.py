@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.adapters.store.sqlite import folding
+from routecast.adapters.store.sqlite import deltas, folding
+from routecast.adapters.store.sqlite.commit import commit, exact_totals
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.rollup import Key
 from tests.support.decisions import NOW, kept
@@ -29,7 +30,7 @@ actions = st.lists(
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have parts of 2 cells, of which few are remembered: others are read again."""
-    monkeypatch.setattr(folding, "PART_CELLS", 2)
+    monkeypatch.setattr(deltas, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 2)
     monkeypatch.setattr(folding, "REMEMBERED_CELLS", 3)
 
@@ -46,17 +47,17 @@ def test_exact_totals_equal_all_that_was_committed(steps: list[tuple[str, list[s
             if action == "commit":
                 sent = [kept(number + n, strategy=name) for n, name in enumerate(names)]
                 number += len(sent)
-                writer.commit([sent], NOW)
+                commit(writer, [sent], NOW)
                 costs.update(dict.fromkeys(names, 0))
                 for one in sent:
                     costs[one.strategy] += one.cost or 0
             elif action == "fold":
                 writer.fold()
             elif action == "forget":
-                writer._forget()
+                writer.forget()
             else:
                 keys = {Key(*kept(strategy=name)[1:7]) for name in names}
-                totals = writer.exact_totals(keys)
+                totals = exact_totals(writer, keys)
                 assert {key.strategy: totals[key].cost_sum for key in keys} == {
                     name: costs[name] for name in names
                 }

@@ -14,6 +14,7 @@ import apsw
 import pytest
 
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore, wal
+from routecast.adapters.store.sqlite.commit import commit
 from routecast.adapters.store.sqlite.marks import read_log, require_own_log, shm_of, wal_of
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.errors import BadDatabase
@@ -39,7 +40,7 @@ def run_and_kill(path: Path, first: int, commits: int, pause: float) -> int:
             writer = Writer(path, create=True)
             writer.open()
             for n in range(first, first + 10_000):
-                writer.commit([[kept(n, decided=NOW - n % 300 * MINUTE, reason="r" * 300)]], NOW)
+                commit(writer, [[kept(n, decided=NOW - n % 300 * MINUTE, reason="r" * 300)]], NOW)
                 writer.fold()
                 os.write(write, b".")
         finally:
@@ -130,11 +131,11 @@ def in_the_same_run(path: Path, make: Callable[[Path, Path], None], after: int) 
             writer = Writer(path, create=True)
             writer.open()
             for n in range(20):
-                writer.commit([[kept(n)]], NOW)
+                commit(writer, [[kept(n)]], NOW)
             os.write(ready[1], b".")
             os.read(go_on[0], 1)
             for n in range(20, 20 + after):
-                writer.commit([[kept(n)]], NOW)
+                commit(writer, [[kept(n)]], NOW)
             os.write(ready[1], b".")
             os.read(go_on[0], 1)
         finally:

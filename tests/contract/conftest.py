@@ -10,7 +10,7 @@ import pytest
 from routecast.adapters.store import names
 from routecast.adapters.store.postgres import PostgresStore, compactor
 from routecast.adapters.store.postgres import folding as postgres_folding
-from routecast.adapters.store.sqlite import SqliteStore, folding
+from routecast.adapters.store.sqlite import SqliteStore, deltas, folding
 from routecast.ports import Bus, Cache, Cluster, Store
 from tests.support.engines import Shared, SharedMemory, SharedRedis, carried
 from tests.support.needs import skip_as_meant
@@ -61,7 +61,7 @@ def databases(
 ) -> Databases:
     """An engine for databases, each one in its turn; it folds often and in pieces."""
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 3)
-    monkeypatch.setattr(folding, "PART_CELLS", 2)
+    monkeypatch.setattr(deltas, "PART_CELLS", 2)
     monkeypatch.setattr(folding, "STEP_CELLS", 3)
     monkeypatch.setattr(compactor, "POSTGRES_FOLD_COMMITS", 3)
     monkeypatch.setattr(postgres_folding, "BYTES_AT_ONCE", 1)

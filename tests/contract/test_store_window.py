@@ -158,7 +158,7 @@ async def test_load_reads_no_rows_that_it_has_no_room_for(
         return more
 
     monkeypatch.setattr(loading.Loader, "add", measured)
-    monkeypatch.setattr("routecast.adapters.store.sqlite.loading.LOAD_ROWS", 8)
+    monkeypatch.setattr("routecast.adapters.store.sqlite.rollups.LOAD_ROWS", 8)
     monkeypatch.setattr("routecast.adapters.store.postgres.connection.CHUNK_ROWS", 8)
     room = 80 * CELL_BYTES
     await store.load(NOW, room)

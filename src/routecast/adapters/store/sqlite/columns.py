@@ -19,5 +19,5 @@ SQLITE_LISTS: Final = {
     "stored_with_types": listed(
         f"{name} {'TEXT' if name in _TEXTS else 'INTEGER'}" for name in STORED
     ),
-    "points_high": listed(f"{name}_high" for name in SUMS),  # see `summaries.py`
+    "points_high": listed(f"{name}_high" for name in SUMS),  # see `wide_sums.py`
 }

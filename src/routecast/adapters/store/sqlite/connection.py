@@ -2,20 +2,15 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
-from operator import attrgetter
 from typing import Any, Final
 
 import apsw
-import msgspec
 
 from routecast.adapters.store.queries import load_queries
 from routecast.adapters.store.sqlite.columns import SQLITE_LISTS
-from routecast.core.delta import Delta
-from routecast.core.rollup import Cells, Key, shared_key
-from routecast.protocol import Position
 
 SQLITE_SQL: Final = load_queries("sqlite", SQLITE_LISTS)
 BUSY_MS: Final = 5_000
@@ -36,17 +31,6 @@ def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
     return list(select(db, name, *values))
 
 
-def series_names(db: apsw.Connection) -> dict[int, Key]:
-    """Return the key of each series by its number."""
-    return {row[0]: shared_key(row[1:]) for row in query(db, "series")}
-
-
-def names_of_series(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, Key]:
-    """Return the keys of some series by their numbers."""
-    sent = msgspec.json.encode(list(numbers)).decode()
-    return {row[0]: shared_key(row[1:]) for row in query(db, "names_of_series", sent)}
-
-
 def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
     """Run a named query that inserts rows, many in each statement."""
     done = 0
@@ -61,28 +45,6 @@ def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]])
 def _statement(name: str, rows: int, columns: int) -> str:
     row = f"({','.join('?' * columns)})"
     return SQLITE_SQL[name].format(rows=",".join([row] * rows))
-
-
-def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
-    """Yield the deltas of the commits after a position, in order; of the first, not all parts.
-
-    `parts` are those of it that are left out.
-    """
-    every = parts_after(db, after, parts)
-    for position, group in itertools.groupby(every, attrgetter("position")):
-        cells, received = Cells(), 0
-        for part in group:
-            received = part.received
-            for minute, bucket in part.cells.minutes.items():  # no two parts have the same cell
-                cells.minutes.setdefault(minute, {}).update(bucket)
-        yield Delta(position, cells, received)
-
-
-def parts_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
-    """Yield the same in parts as they are stored: no large delta is in memory as a whole."""
-    for seq, packed in select(db, "deltas", after.seq, parts):
-        part = Delta.unpack(packed)
-        yield Delta(Position(after.epoch, seq), part.cells, part.received)
 
 
 def leave_log(db: apsw.Connection) -> None:

@@ -9,8 +9,9 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.history import Add, Term, add_deltas, filters, selections
-from routecast.adapters.store.sqlite.connection import SQLITE_SQL, parts_after, query, transaction
-from routecast.adapters.store.sqlite.summaries import HIGH
+from routecast.adapters.store.sqlite.connection import SQLITE_SQL, query, transaction
+from routecast.adapters.store.sqlite.deltas import parts_after
+from routecast.adapters.store.sqlite.wide_sums import HIGH
 from routecast.core.history import ORIGIN, Plan
 from routecast.core.room import SUMS
 from routecast.core.time_series import TimeSeries

@@ -1,4 +1,4 @@
-"""The writer's view of the rollups: reads those that it adds to, and remembers the last of them."""
+"""Rollups in a SQLite file: read in order, or added to by the writer, which remembers the last."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,10 +9,12 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.loading import START_OF
-from routecast.adapters.store.sqlite.connection import insert_rows, query
+from routecast.adapters.store.sqlite.connection import insert_rows, query, select
 from routecast.adapters.store.sqlite.series import SeriesNumbers
 from routecast.core.rollup import Key, PeriodCells, Sums
 
+# Rollups that are read to be looked at once are in memory this many at a time.
+LOAD_ROWS: Final = 256
 # Rollups read in one statement, so that each is short.
 READ_PER_STEP: Final = 500
 # The memory of the rollups that are remembered, in bytes; and what one takes, about: as it is, and
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 else:  # a start, a series, the sums, and the histogram in hexadecimal
     _Row = tuple[(int, int, *[int] * len(Sums.SCALARS), str)]
 _decode: Final = msgspec.json.Decoder(list[_Row]).decode
+
+
+def rollups_between(db: apsw.Connection, period: str, first: int, end: int) -> Iterator[list[Any]]:
+    """Yield rollups that start from one second to before another, some of them at a time."""
+    rest = select(db, "rollups", period, first, end)
+    while rows := list(islice(rest, LOAD_ROWS)):
+        yield rows
 
 
 class Rollups:
@@ -66,7 +75,7 @@ class Rollups:
         return found
 
     def add(self, period: str, periods: Mapping[int, PeriodCells]) -> None:
-        """Add buckets, by number, to a period's rollups. The series of all keys must be known."""
+        """Add the cells of periods, by number, to the rollups. All series must be known."""
         for added in self._steps(period, periods):
             self._read(period, [place for place in added if place not in self._held])
             rows: list[tuple[Any, ...]] = []

@@ -1,4 +1,4 @@
-"""The numbers of series, as far as the writer knows them."""
+"""Series in a SQLite database: their numbers, which the writer remembers, and their keys."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -8,6 +8,7 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.sqlite.connection import query
+from routecast.core.rollup import Key, shared_key
 
 SeriesKey = tuple[str, ...]
 
@@ -61,3 +62,14 @@ class SeriesNumbers:
     def _look_up(self, keys: list[SeriesKey]) -> dict[SeriesKey, int]:
         rows = query(self._db, "series_numbers", _encode(keys).decode())
         return {keys[place]: number for place, number in _numbers(rows[0][0])}
+
+
+def series_names(db: apsw.Connection) -> dict[int, Key]:
+    """Return the key of each series by its number."""
+    return {row[0]: shared_key(row[1:]) for row in query(db, "series")}
+
+
+def names_of_series(db: apsw.Connection, numbers: Iterable[int]) -> dict[int, Key]:
+    """Return the keys of some series by their numbers."""
+    sent = msgspec.json.encode(list(numbers)).decode()
+    return {row[0]: shared_key(row[1:]) for row in query(db, "names_of_series", sent)}

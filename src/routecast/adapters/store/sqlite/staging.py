@@ -5,7 +5,7 @@ and inserts all of them with one statement, which does not hold the interpreter'
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -16,19 +16,20 @@ import apsw
 import msgspec
 
 from routecast.adapters.store.sqlite.connection import BUSY_MS, insert_rows, query
-from routecast.adapters.store.sqlite.folding import PackedPart, pack_parts
-from routecast.adapters.store.sqlite.known import stored_contents
+from routecast.adapters.store.sqlite.deltas import PackedPart, pack_parts
 from routecast.adapters.store.sqlite.series import SeriesKey
 from routecast.core.cardinality import FoldedNames, fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
 from routecast.core.rollup import Cells, PeriodCells, key_of
 from routecast.core.room import Full, find_full
+from routecast.ports import MAX_GROUP
 
 # What it attaches is named by a URI, which can say that no file is to be made.
 _IN_MEMORY: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 
 _encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 _places: Final = msgspec.json.Decoder(list[int]).decode
 
 
@@ -130,3 +131,20 @@ def _leave_out_full(
     if full:
         query(db, "take_back_staged", _encode(list(full)).decode())
     return full
+
+
+def stored_contents(
+    db: apsw.Connection, identities: Iterable[tuple[str, str]], *, attached: bool = False
+) -> dict[tuple[str, str], Content]:
+    """Return what is stored under some identities, as far as there is anything.
+
+    With `attached`, in the database that is attached as `stored`.
+    """
+    sent, name = list(identities), "attached_contents" if attached else "stored_contents"
+    found: dict[tuple[str, str], Content] = {}
+    # In parts: each holds the interpreter's lock while it is read.
+    for first in range(0, len(sent), MAX_GROUP):
+        part = _encode(sent[first : first + MAX_GROUP]).decode()
+        for identity, project, *content in _decode(query(db, name, part)[0][0]):
+            found[identity, project] = Content(*content)
+    return found

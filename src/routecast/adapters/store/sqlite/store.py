@@ -12,7 +12,15 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from routecast.adapters.store.sqlite import history, loading, names
+from routecast.adapters.store.sqlite import deltas, history, loading, retention, summaries
+from routecast.adapters.store.sqlite import names as names_of
+from routecast.adapters.store.sqlite.commit import (
+    begin_large,
+    commit,
+    commit_staged,
+    exact_totals,
+    number_series,
+)
 from routecast.adapters.store.sqlite.connection import select
 from routecast.adapters.store.sqlite.file_identity import LogCut, Lost, Shrunk
 from routecast.adapters.store.sqlite.integrity import Integrity
@@ -125,7 +133,7 @@ class SqliteStore:
         if any(len(batch) > MAX_GROUP for batch in batches):
             committed = await self._commit_large(batches, received)
         else:
-            committed = await self._write(self._writer.commit, batches, received)
+            committed = await self._write(commit, batches, received)
         if self._writer.should_fold and (self._folding is None or self._folding.done()):
             self._folding = asyncio.create_task(self._fold(), name="fold")
         if self._writer.wal.is_long and (self._cutting is None or self._cutting.done()):
@@ -133,7 +141,7 @@ class SqliteStore:
         return committed
 
     async def check(self) -> None:
-        await self._write(self._writer.check)
+        await self._write(Writer.check)
 
     @property
     def condition(self) -> Condition:
@@ -144,13 +152,13 @@ class SqliteStore:
         return found._replace(wal_bytes=wal.size, warning=wal.warning)
 
     async def position(self) -> Position:
-        return await self._read(loading.position)
+        return await self._read(deltas.position)
 
     async def load(self, now: int, room: int | None = None) -> Snapshot:
         return await self._read(loading.load, now, room)
 
     async def deltas(self, after: Position) -> list[Delta]:
-        return await self._read(loading.deltas, after)
+        return await self._read(deltas.read, after)
 
     async def history(self, plan: Plan) -> TimeSeries:
         return await self._run(self._history, self._read_here, history.read, (plan,))
@@ -160,26 +168,26 @@ class SqliteStore:
         return await self._run(self._windows, self._read_here, read, (asked, now))
 
     async def unsummed(self, *, before: int) -> list[int]:
-        return await self._read(loading.unsummed, before)
+        return await self._read(summaries.unsummed, before)
 
     async def summarise(self, hour: int) -> None:
-        changes, rows = await self._read(loading.summarise, hour)
-        await self._write(self._writer.put_summaries, hour, changes, rows)
+        changes, rows = await self._read(summaries.summarise, hour)
+        await self._write(summaries.put, hour, changes, rows)
 
     async def span(self) -> KeptSpan:
-        return await self._read(loading.span)
+        return await self._read(retention.span)
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
-        return await self._write(self._writer.prune, decisions_before, minutes_before, limit)
+        return await self._write(retention.prune, decisions_before, minutes_before, limit)
 
     async def names(self) -> list[NameUse]:
-        return await self._read(names.listed)
+        return await self._read(names_of.listed)
 
     async def folded_names(self) -> FoldedNames:
-        return await self._read(names.folded_names)
+        return await self._read(names_of.folded_names)
 
     async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
-        return await self._write(self._writer.fold_names, part, frozenset(names), remember)
+        return await self._write(names_of.fold_names, part, frozenset(names), remember)
 
     async def verify(self) -> AsyncIterator[Checked | Difference]:
         with self._readers.own() as connection:
@@ -207,24 +215,24 @@ class SqliteStore:
                 await self._fold_step()
             lacking: Set[Key] = frozenset()  # series that had no room the last time
             for _ in range(PREPARATIONS):
-                epoch, folded, near = await self._write(self._writer.begin_large)
+                epoch, folded, near = await self._write(begin_large)
                 counted = await self._run(self._preparing, counted_as, batches, folded)
                 keys = await self._run(self._preparing, keys_of, counted)
                 numbers: dict[SeriesKey, int] = {}
                 for first in range(0, len(keys), KEYS_PER_STEP):
                     some = keys[first : first + KEYS_PER_STEP]
-                    numbers |= await self._write(self._writer.number, some)
+                    numbers |= await self._write(number_series, some)
                 totals: PeriodCells = {}
                 if to_check := {key for key in near | lacking if key in numbers}:
-                    totals = await self._write(self._writer.exact_totals, to_check)
+                    totals = await self._write(exact_totals, to_check)
                 staged = await self._run(
                     self._preparing, self._stage, counted, numbers, totals, received
                 )
-                done = await self._write(self._writer.commit_staged, staged, epoch, received)
+                done = await self._write(commit_staged, staged, epoch, received)
                 if isinstance(done, Commit):
                     return done
                 lacking = done or frozenset()
-            return await self._write(self._writer.commit, batches, received)
+            return await self._write(commit, batches, received)
 
     async def _fold(self) -> None:
         """Fold step by step, so that commits get their turns in between."""
@@ -239,7 +247,7 @@ class SqliteStore:
         """
         async with self._one_step:
             started = time.monotonic()
-            more = await self._write(self._writer.fold)
+            more = await self._write(Writer.fold)
             await asyncio.sleep(min(time.monotonic() - started, LONGEST_FOLD_REST))
         return more
 
@@ -252,7 +260,7 @@ class SqliteStore:
         while self._writer.wal.is_long:
             await asyncio.sleep(CUT_PAUSE)
             with suppress(Unavailable):
-                await self._write(self._writer.checkpoint)
+                await self._write(Writer.checkpoint)
 
     async def _reopen(self) -> None:
         """Open the file anew, with all that is in a log that is not at its place any more."""
@@ -319,10 +327,11 @@ class SqliteStore:
         return not waits and (self._reopening is None or self._reopening.done())
 
     async def _write(self, work: Callable[..., T], *args: Any) -> T:
+        """Run some work on the writer's thread; its first argument is the writer."""
         self._integrity.refuse_if_damaged()
         if self._lost and self._reopening and not self._reopening.done():
             raise Unavailable(f"{self._lost}; it is being opened again", retry_after=5)
-        return await self._run(self._writing, work, *args)
+        return await self._run(self._writing, work, self._writer, *args)
 
     async def _read(self, work: Callable[..., T], *args: Any) -> T:
         return await self._run(self._reading, self._read_here, work, args)

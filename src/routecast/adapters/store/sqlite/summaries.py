@@ -1,33 +1,49 @@
-"""Rows of summaries as SQLite keeps them: integers of more than 63 bits in two columns.
+"""Summaries in a SQLite file: hours that are over, summed up along each part."""
 
-The part above the lowest 63 bits is in the column's `_high`; these columns come last in a row.
-"""
+import apsw
+import msgspec
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
-
-from routecast.core.history import POINT_COLUMNS
-from routecast.core.room import SUMS
-
-HIGH: Final = 63
-_LOW: Final = (1 << HIGH) - 1
-_SUM_INDEXES: Final = tuple(POINT_COLUMNS.index(name) for name in SUMS)
-
-
-def split(sums: Sequence[int]) -> tuple[int, ...]:
-    """Return sums, in the order of `history.POINT_COLUMNS`, as columns."""
-    high = (sums[index] >> HIGH for index in _SUM_INDEXES)
-    return (*(value & _LOW for value in sums), *high)
+from routecast.adapters.store.history import SummaryRows, summary_rows
+from routecast.adapters.store.loading import START_OF
+from routecast.adapters.store.sqlite.connection import insert_rows, query, select, transaction
+from routecast.adapters.store.sqlite.rollups import rollups_between
+from routecast.adapters.store.sqlite.series import names_of_series
+from routecast.adapters.store.sqlite.wide_sums import split
+from routecast.adapters.store.sqlite.writer import Writer
+from routecast.core.history import PARTS
+from routecast.core.rollup import PeriodCells, Sums
 
 
-def join(columns: Sequence[Any]) -> list[Any]:
-    """Return the sums that `split` gave."""
-    sums = list(columns[: len(POINT_COLUMNS)])
-    for index, high in zip(_SUM_INDEXES, columns[len(POINT_COLUMNS) :], strict=True):
-        sums[index] += high << HIGH
-    return sums
+def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
+    """Return the summaries of an hour, and how often it had changed by then."""
+    with transaction(db, "BEGIN"):
+        changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
+        cells: PeriodCells = {}
+        for rows in rollups_between(db, "hour", start, start + 1):
+            names = names_of_series(db, {row[1] for row in rows})
+            cells |= {names[row[1]]: Sums.from_row(row[2:]) for row in rows}
+        return changes, summary_rows({start: cells})
 
 
-def joined(rows: Iterable[Any]) -> list[Any]:
-    """Return stored rows of part, name, columns and histogram, with their sums joined."""
-    return [(part, name, *join(columns), counts) for part, name, *columns, counts in rows]
+def unsummed(db: apsw.Connection, before: int) -> list[int]:
+    """Return the hours over before a moment that are not summed up (`ports.Store.unsummed`)."""
+    last = before // 10**6 - START_OF["hour"]
+    return [row[0] for row in query(db, "unsummed_hours", last, -1)]
+
+
+def put(writer: Writer, start: int, changes: int, rows: SummaryRows) -> None:
+    """Write the summaries of an hour, unless it has changed more often than when it was read.
+
+    Then it is summed up later.
+    """
+    parts = msgspec.json.encode(PARTS).decode()
+    with writer.transaction() as current:
+        db = current.db
+        query(db, "hour_is_summed", start, changes)
+        if db.changes():
+            for table in ("summaries", "latency_summaries"):
+                query(db, f"drop_{table}", parts, start)
+            sums = [(*row[:3], *split(row[3:])) for row in rows.sums]
+            insert_rows(db, "put_summaries", sums)
+            insert_rows(db, "put_latency_summaries", rows.latencies)
+            current.commit()

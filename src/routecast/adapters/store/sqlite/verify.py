@@ -7,7 +7,7 @@ from typing import Any, Final
 import apsw
 
 from routecast.adapters.store.names import HOUR_SECONDS
-from routecast.adapters.store.sqlite.summaries import joined
+from routecast.adapters.store.sqlite.wide_sums import joined
 from routecast.adapters.store.verification import (
     Comparison,
     SumsRows,

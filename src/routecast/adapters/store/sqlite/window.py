@@ -3,13 +3,13 @@
 import apsw
 
 from routecast.adapters.store.sqlite.connection import (
-    parts_after,
     query,
     select,
-    series_names,
     transaction,
 )
+from routecast.adapters.store.sqlite.deltas import parts_after
 from routecast.adapters.store.sqlite.history import in_time
+from routecast.adapters.store.sqlite.series import series_names
 from routecast.core.rollup import Key
 from routecast.core.snapshot import Snapshot
 from routecast.core.window import WindowQuery, WindowSums

@@ -1,0 +1,84 @@
+"""The log of commits in a SQLite database: the position of the last one, and what they added.
+
+A delta is stored in parts. They are stored without its position: that is in their rows.
+"""
+
+import itertools
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+import apsw
+
+from routecast.adapters.store.sqlite.connection import query, select, transaction
+from routecast.core.delta import Delta, following
+from routecast.core.rollup import Cells
+from routecast.core.room import LARGEST_SUM, most_added
+from routecast.errors import MissingDeltas
+from routecast.protocol import Position
+
+# The cells of one part: packing or unpacking it holds the interpreter's lock for a few ms.
+PART_CELLS: Final = 100
+
+
+def position(db: apsw.Connection) -> Position:
+    """Return the position of the last commit."""
+    epoch, seq, *_ = query(db, "history")[0]
+    return Position(epoch, seq)
+
+
+def read(db: apsw.Connection, after: Position) -> list[Delta]:
+    """Return the deltas after a position. Raises MissingDeltas when they are not kept any more."""
+    with transaction(db, "BEGIN"):
+        last = position(db)
+        if last.epoch != after.epoch or last.seq < after.seq:
+            raise MissingDeltas(f"{last} after {after}")
+        found = following(deltas_after(db, after), after)
+    if len(found) != last.seq - after.seq:
+        raise MissingDeltas(f"the deltas after seq {after.seq} are not kept any more")
+    return found
+
+
+def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
+    """Yield the deltas of the commits after a position, in order; of the first, not all parts.
+
+    `parts` are those of it that are left out.
+    """
+    every = parts_after(db, after, parts)
+    for position, group in itertools.groupby(every, attrgetter("position")):
+        cells, received = Cells(), 0
+        for part in group:
+            received = part.received
+            for minute, added in part.cells.minutes.items():  # no two parts have the same cell
+                cells.minutes.setdefault(minute, {}).update(added)
+        yield Delta(position, cells, received)
+
+
+def parts_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
+    """Yield the same in parts as they are stored: no large delta is in memory as a whole."""
+    for seq, packed in select(db, "deltas", after.seq, parts):
+        part = Delta.unpack(packed)
+        yield Delta(Position(after.epoch, seq), part.cells, part.received)
+
+
+class PackedPart(NamedTuple):
+    """A part of a delta, ready to be stored."""
+
+    cells: Cells
+    number: int  # of cells
+    largest: int  # no sum of a series grows by more when it is folded
+    packed: bytes
+
+
+def pack_parts(cells: Cells, received: int) -> list[PackedPart]:
+    """Return a delta in parts, which are stored without its position: that is in their rows."""
+    nowhere = Position("", 0)
+    return [
+        PackedPart(
+            part,
+            part.number,
+            min(LARGEST_SUM, most_added(part)),
+            Delta(nowhere, part, received).pack(),
+        )
+        for part in cells.split(PART_CELLS)
+    ]
