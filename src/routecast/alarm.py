@@ -1,4 +1,4 @@
-"""An alarm: it wakes one task at a moment, or earlier."""
+"""An alarm: it wakes one task at a moment or earlier."""
 
 import asyncio
 from math import inf
@@ -25,9 +25,9 @@ class Alarm:
             self._set(moment)
 
     async def wait_until(self, moment: float) -> float:
-        """Return once it rings: at this moment of the timers, or earlier.
+        """Return at this moment of the timers, or earlier if it rings.
 
-        The result is by how many seconds it is too late; negative where it is early.
+        The result is by how many seconds it is late; negative if it is early.
         """
         self._set(moment)
         try:

@@ -1,4 +1,4 @@
-"""A circuit breaker: an engine that is down is left alone, and tried again now and then."""
+"""A circuit breaker: it stops calls to an engine that fails, and probes it now and then."""
 
 import logging
 import random
@@ -12,11 +12,11 @@ from routecast.retry import Backoff
 
 log = logging.getLogger(__name__)
 
-# One failure may be a lost connection; this number in a row is a fault of the engine.
+# One failure may be a lost connection; this number in a row means that the engine fails.
 FAILURES: Final = 3
-# The least and the most seconds between two probes. The random part between them, so that nodes do
-# not come all at once, grows from the least. The most and a probe's own time stay under the 5 s a
-# node may need to find a healed engine.
+# The minimum and maximum time between two probes, in seconds. The random part, which keeps nodes
+# from probing all at once, grows from the minimum. The maximum plus a probe's own time is less than
+# the 5 s within which a node must notice that an engine is back.
 SHORTEST_WAIT: Final = 0.125
 LONGEST_WAIT: Final = 3.0
 
@@ -24,8 +24,8 @@ LONGEST_WAIT: Final = 3.0
 class CircuitBreaker:
     """Guards one engine: closed at first, open after FAILURES in a row.
 
-    While it is open `call` raises at once and the engine is left alone. After a wait one call is
-    let through as a probe: its success closes the breaker, its failure makes the wait longer.
+    While it is open, `call` raises at once. After a wait, one call is let through as a probe: its
+    success closes the breaker, its failure makes the wait longer.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class CircuitBreaker:
 
     @property
     def wait(self) -> float:
-        """Seconds until a call may go through; 0 when one may now."""
+        """Seconds until a call may pass; 0 if one may now."""
         return 0.0 if self._opened is None else max(0.0, self._until - self._monotonic())
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Let a call of the engine through, and learn from how it ends.
+        """Let a call of the engine pass, and record its outcome.
 
-        Raises Unavailable while open. Whatever the body raises is a failure of the engine, but
-        for Declined: that is an answer, so the engine lives.
+        Raises Unavailable while open. Any exception of the body is a failure of the engine, except
+        Declined: that is an answer, so the engine works.
         """
         probe = self._opened is not None
         if probe:
@@ -70,7 +70,7 @@ class CircuitBreaker:
             raise
         else:
             self._succeeded()
-        finally:  # cancelled, it has learnt nothing, and another may probe
+        finally:  # a cancelled probe has no outcome, so another call may probe
             if probe:
                 self._probing = False
 
@@ -81,7 +81,7 @@ class CircuitBreaker:
             self.failing = why
             self._hold()
             log.error("%s is unavailable and will be tried again: %s", self._engine, why)
-        elif self._opened is not None and probe:  # others began before it opened
+        elif self._opened is not None and probe:  # other calls began before it opened
             self.failing = why
             self._hold()
 

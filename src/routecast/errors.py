@@ -1,12 +1,12 @@
-"""Every error Routecast raises on purpose, and what the caller should do about it."""
+"""All errors that Routecast raises on purpose, and what the caller should do after each."""
 
 
 class RoutecastError(Exception):
-    """The base of all errors whose text may be shown to a user."""
+    """The base of all errors whose text may be shown to users."""
 
 
 class BadParameter(RoutecastError):
-    """A request parameter is wrong. Tell the client which one; trying again will not help."""
+    """A request parameter is invalid. Tell the client which one; a retry does not help."""
 
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(f"{parameter}: {message}")
@@ -19,33 +19,33 @@ class NotFound(RoutecastError):
 
 
 class Forbidden(RoutecastError):
-    """Policy does not let this client in. Trying again will not help."""
+    """The policy refuses this client. A retry does not help."""
 
 
 class BadHead(RoutecastError):
-    """The header fields of a request break a rule of HTTP. Nothing of it was done."""
+    """The header fields of a request break a rule of HTTP. The request had no effect."""
 
 
 class Misdirected(RoutecastError):
-    """A request is for a host that this server does not answer for. Trying again will not help."""
+    """The request is for a host that this server does not serve. A retry does not help."""
 
 
 class BadBody(RoutecastError):
-    """A request body cannot be read at all. Nothing of it was kept."""
+    """A request body cannot be read at all. No decision of it was kept."""
 
 
 class TooLarge(RoutecastError):
-    """A request is over a size limit. Nothing of it was kept; send smaller pieces."""
+    """A request is over a size limit. No decision of it was kept; send smaller requests."""
 
 
 class Invalid(RoutecastError):
-    """One decision breaks a rule. The others of its batch are not affected."""
+    """One decision breaks a rule. The other decisions of its batch are not affected."""
 
 
 class Unavailable(RoutecastError):
     """An engine cannot answer now. Try again after `retry_after` seconds.
 
-    Nothing was kept, unless the text says that it may have been.
+    No decision was kept, unless the text says that some may have been.
     """
 
     def __init__(self, message: str, *, retry_after: int = 1) -> None:
@@ -54,7 +54,7 @@ class Unavailable(RoutecastError):
 
 
 class InUse(RoutecastError):
-    """A database is in use, and what was asked for needs it alone. Nothing was changed."""
+    """Another program uses a database that must not be in use now. Nothing was changed."""
 
 
 class Damaged(RoutecastError):
@@ -62,7 +62,7 @@ class Damaged(RoutecastError):
 
 
 class Declined(Unavailable):
-    """An engine answers, but not this: it has no memory left, or does not allow the command."""
+    """An engine answers, but refuses: it is out of memory, or forbids the command."""
 
 
 class SumFull(RoutecastError):
@@ -70,7 +70,7 @@ class SumFull(RoutecastError):
 
 
 class Refused(RoutecastError):
-    """A server does not want this client as it is. Trying again will not help.
+    """A server refuses this client as it is. A retry does not help.
 
     `code` is the close code of the stream, or the status of the HTTP answer.
     """
@@ -81,11 +81,11 @@ class Refused(RoutecastError):
 
 
 class Unauthenticated(Refused):
-    """No token, a bad or an expired one (4401, 401). Come back with a new one."""
+    """The token is missing, invalid or expired (4401, 401). Reconnect with a new one."""
 
 
 class BadRequest(RoutecastError):
-    """A server cannot serve one subscription or history; others on the connection go on."""
+    """A server cannot serve one subscription or history; others on the connection continue."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -93,11 +93,11 @@ class BadRequest(RoutecastError):
 
 
 class MissingDeltas(RoutecastError):
-    """A delta does not follow the position held. Load the rollups again; never guess."""
+    """A delta does not follow the position of the state. Load the state again."""
 
 
 class NotHeld(RoutecastError):
-    """A range reaches past the periods that are held. Load again, or ask for longer periods."""
+    """A range needs minutes or hours that are not held. Load again, or use longer periods."""
 
 
 class BadSettings(RoutecastError):
@@ -105,4 +105,4 @@ class BadSettings(RoutecastError):
 
 
 class BadDatabase(BadSettings):
-    """What the database URL points at is not ours to use (another file, a newer schema)."""
+    """The database of the URL cannot be used: another program's file, or a newer schema."""

@@ -1,4 +1,4 @@
-"""Parts of a service that run beside one another: none ends unnoticed."""
+"""Parts of a service that run at the same time: no part ends unnoticed."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -6,9 +6,9 @@ from typing import Any
 
 
 async def run_part(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run a part of a service, in a task of its own.
+    """Run a part of a service in a task of its own.
 
-    Raises RuntimeError when something that it waits for was cancelled, and not the part itself.
+    Raises RuntimeError if something that it waits for was cancelled, and not the part itself.
     """
     try:
         await run()
@@ -20,8 +20,8 @@ async def run_part(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def run_parts(*parts: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Run parts of a service until all have ended. When one crashes, the others are cancelled."""
-    # No TaskGroup: a cancellation of one part from within would be a good end for it.
+    """Run parts of a service until all have ended. If one crashes, the others are cancelled."""
+    # No TaskGroup: it takes a cancellation from inside a part for a normal end.
     tasks = [asyncio.create_task(run_part(part)) for part in parts]
     try:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

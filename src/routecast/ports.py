@@ -1,7 +1,7 @@
-"""What services need from the world: contracts that every adapter keeps, failures included.
+"""The ports: the contracts between services and engines, including how engines fail.
 
-Whatever engine is behind a port, the suite in `tests/contract` runs on it unchanged. A port's
-methods raise `Unavailable` when their engine cannot answer now, having changed nothing.
+Each adapter of a port passes the same suite in `tests/contract`. A method raises `Unavailable` if
+its engine cannot answer now; then it has changed nothing.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -21,24 +21,24 @@ from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.protocol import CloseCode, Position, Source
 
-# The deltas of at least this number of commits are kept: minutes of a busy node, which is more than
-# a node that lost step needs to find it again.
+# The deltas of at least this number of commits are kept: minutes of a busy node, and more than a
+# node needs that is no longer in step.
 DELTAS_KEPT: Final = 1_000
-# But not when these have more cells than this: then to load costs less than to catch up.
+# Fewer are kept if they have more cells than this: then loading costs less than fetching.
 DELTA_CELLS_KEPT: Final = 100_000
-# Decisions in one commit of several batches. A larger batch is a commit of its own, which stores
-# prepare beside others: see `Store.commit`.
+# Decisions in one commit of several batches. A larger batch is a commit of its own, and stores
+# prepare it beside other commits: see `Store.commit`.
 MAX_GROUP: Final = 1_000
-# The same while no small batch comes: producers of medium ones wait for throughput.
+# The same while no small batch arrives: producers of medium batches wait for throughput.
 MAX_BULK_GROUP: Final = 4_000
 # Minutes are kept for at least this number of days.
 MIN_MINUTE_DAYS: Final = 8
-# A node's report about itself is valid for this time, in seconds.
+# A node's report of its streams is valid for this time, in seconds.
 PRESENCE_SECONDS: Final = 15.0
 
 
 class Clock(Protocol):
-    """The time, so that tests can hold it."""
+    """The time of day, as a parameter, so that tests can set it."""
 
     def now(self) -> int:
         """Return microseconds since 1970, UTC."""
@@ -46,11 +46,11 @@ class Clock(Protocol):
 
 
 class Connection(Protocol):
-    """One client's connection, on whatever edge."""
+    """One client's connection, of any edge."""
 
     @property
     def kind(self) -> str:
-        """What it speaks, as the log names it."""
+        """The protocol that it speaks, as the log names it."""
         ...
 
     @property
@@ -63,10 +63,10 @@ class Connection(Protocol):
         ...
 
     def send(self, payload: Payload) -> bool:
-        """Send a payload, or skip it where the socket is full; return whether it was sent.
+        """Send a payload, or skip it if the socket is full; return whether it was sent.
 
-        After one that was skipped, `peers.Peer.catch_up` is called once the socket has drained.
-        Never blocks or raises.
+        After a skipped payload, `peers.Peer.catch_up` is called once the socket has drained. Never
+        blocks or raises.
         """
         ...
 
@@ -75,24 +75,24 @@ class Connection(Protocol):
         ...
 
     def reply(self, data: bytes) -> None:
-        """Send a short answer, whatever the socket holds. There are as many as messages came."""
+        """Send a short answer even if the socket is full. There is at most one per message."""
         ...
 
     def has_room(self) -> bool:
-        """Whether all that was sent is out of the server's hands.
+        """Whether the system has taken all that was sent.
 
-        If not, `peers.Peer.catch_up` is called once it is, or `close` at its end.
+        If not, `peers.Peer.catch_up` is called once it has, or `close` at the connection's end.
         """
         ...
 
     def fail(self, code: CloseCode) -> None:
-        """Close because of the message that is being received; no further one counts."""
+        """Close because of the message that is being received; later messages are ignored."""
         ...
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
-        """Close with a code; with `return_ms`, tell the client in how many ms to come back.
+        """Close with a code; `return_ms` tells the client to reconnect after this time.
 
-        `peers.Peer.close` follows when it is done.
+        `peers.Peer.close` is called when it is closed.
         """
         ...
 
@@ -101,17 +101,17 @@ class Batch(Protocol):
     """Connections of one type that are sent the same payloads."""
 
     def add(self, connection: Connection) -> None:
-        """Take a connection in, not in between of a `send`."""
+        """Add a connection; not during a `send`."""
         ...
 
     def remove(self, connection: Connection) -> None:
-        """Let a connection go."""
+        """Remove a connection."""
         ...
 
     def send(self, payload: Payload) -> Sequence[Connection]:
         """Send a payload to all; return the connections whose socket was full.
 
-        It is `Connection.send` for each, with what is the same for all of them done once.
+        The result is that of `Connection.send` for each, but what they share is done once.
         """
         ...
 
@@ -119,32 +119,33 @@ class Batch(Protocol):
 
 
 class Timer(Protocol):
-    """A call that is to be made."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """Do not make it; does nothing where it was made."""
+        """Cancel the call; does nothing if it was made."""
         ...
 
 
 class Timers(Protocol):
-    """When something is to be done, on a clock that is never set, so that tests can move it."""
+    """A monotonic clock and its timers, as a parameter, so that tests can move time."""
 
     def now(self) -> float:
-        """Return seconds since some moment."""
+        """Return seconds since an arbitrary moment."""
         ...
 
     def call_at(self, moment: float, call: Callable[..., object], *args: object) -> Timer:
-        """Call something on the event loop, once `now` is at a moment or past it."""
+        """Call a function on the event loop once `now` has reached `moment`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one transaction did: how many of each batch were new, and what they added up to.
+    """The outcome of one transaction: how many of each batch were new, and their sums.
 
-    `delta` is None when nothing was new; then `position` is the one before. `full` names the
-    decisions that were not kept because a sum of their series is at its limit. `conflicts` is how
-    many of each batch differ from the decision that has their id; it is empty where none do.
+    `delta` is None if nothing was new; then `position` is that of the commit before. `full` names
+    the decisions that were not kept because a sum of their series has no room. `conflicts` counts,
+    for each batch, the decisions that differ from the stored decision with their id; it is empty if
+    there are none.
     """
 
     position: Position
@@ -155,17 +156,17 @@ class Commit:
 
     @property
     def before(self) -> Position:
-        """The position that it was made at."""
+        """The position at which the commit was made."""
         if self.delta is None:
             return self.position
         return Position(self.position.epoch, self.position.seq - 1)
 
 
 class Condition(NamedTuple):
-    """What a store knows of the files it keeps: how far a check is, and what is wrong.
+    """The state of a store's files: how far a check is, and what it found.
 
-    Of a database that a server keeps, nothing is known. With an `error`, nothing is written; with
-    a `warning`, somebody should look. `wal_bytes` is the length of the write-ahead log.
+    Nothing is known about the files of a database server. After an `error` nothing is written; a
+    `warning` needs attention. `wal_bytes` is the length of the write-ahead log.
     """
 
     check: str | None = None  # "running", "ok", "failed" or "unfinished"
@@ -176,10 +177,10 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NameUse:
-    """A name in a database: of which part, and how many decisions are counted under it.
+    """A name in a database: its part of the key, and how many decisions count under it.
 
-    `first` and `last` are the hours it was first and last seen in, in seconds since 1970; None
-    for a name without decisions. `folded`: its decisions are counted as `other` from now on.
+    `first` and `last` are the hours in which it was first and last seen, in seconds since 1970;
+    None for a name without decisions. `folded`: its decisions count as `other` from now on.
     """
 
     part: str
@@ -192,23 +193,23 @@ class NameUse:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A place where stored sums are not what they should be."""
+    """A place where stored sums differ from what they should be."""
 
     what: str
     expected: str
     found: str
 
 
-# The stages of a verification that count decisions, all that are kept.
+# The stages of a verification whose progress is counted in decisions.
 COUNTING: Final = "counting decisions"
 COMPARING: Final = "comparing hours"
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How far a stage has come, for progress: `done` of `of`; 0 of 0 where nobody knows.
+    """The progress of a verification: `done` of `of` in a stage; 0 of 0 if that is unknown.
 
-    COUNTING and COMPARING count decisions; other stages bytes, or tables.
+    COUNTING and COMPARING count decisions; other stages count bytes or tables.
     """
 
     stage: str
@@ -220,41 +221,42 @@ Tell = Callable[[Checked], None]
 
 
 class Store(Protocol):
-    """Where decisions, rollups and position live, durably and together."""
+    """The database: decisions, rollups and position, durable and consistent."""
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date.
+        """Connect, and bring the schema up to date.
 
-        Raises BadDatabase when what is there is not ours or is newer than this program.
+        Raises BadDatabase if the database belongs to another program or to a newer Routecast.
         """
         ...
 
     def stop(self) -> None:
-        """End what runs now, and what waits, as soon as it can be: it raises Unavailable.
+        """Make all running and waiting calls raise Unavailable as soon as possible.
 
-        A commit that this comes too late for succeeds. `close` must follow.
+        A commit that is too far for that succeeds. Call `close` afterwards.
         """
         ...
 
     async def close(self) -> None:
-        """Finish what was begun, within some seconds; then let go. May be called twice."""
+        """Finish running calls within some seconds, then disconnect. May be called twice."""
         ...
 
     async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
-        """Write batches in one transaction: decisions, what they add to the rollups, position.
+        """Write batches in one transaction: decisions, their sums and the next position.
 
-        On return it is on disk. A decision whose (project, id) is known changes nothing, and
-        nor does its second mention in the same call; those that differ from the decision that is
-        known are counted (`core/conflicts.py`). `received` is the moment, in microseconds. Names
-        folded by `fold_names` are counted as `other`. Calls may overlap: one with a batch of more
-        than MAX_GROUP decisions must not hold up the others. A decision that a sum of its series
-        has no room for is not kept; `Commit.full` names it, and the others are kept. Raises
-        Unavailable; then nothing of it was kept.
+        The decisions are on disk on return. `received` is the time of receipt, in microseconds. A
+        decision whose (project, id) is known, or comes twice in the call, changes nothing; those
+        that differ from the known one are counted (`core/conflicts.py`). Names that `fold_names`
+        folded count as `other`. A decision for which a sum of its series has no room is not kept;
+        `Commit.full` names it, and the others are kept.
+
+        Calls may overlap. One with a batch of more than MAX_GROUP decisions must not delay others.
+        Raises Unavailable; then nothing was kept.
         """
         ...
 
     async def check(self) -> None:
-        """Write and sync what has no meaning. Raises Unavailable when a commit would fail."""
+        """Perform a durable write without meaning. Raises Unavailable if a commit would fail."""
         ...
 
     async def position(self) -> Position:
@@ -262,75 +264,76 @@ class Store(Protocol):
         ...
 
     async def load(self, now: int, room: int | None = None) -> Snapshot:
-        """Return the rollups as of one position, with all a snapshot taken at `now` needs.
+        """Return the rollups at one position, with all that a snapshot taken at `now` needs.
 
-        Of the windows, it covers as many as `room` bytes are enough for. Its cost does not depend
-        on how many decisions there are, nor, where there is no room, on how many rollups.
-        Raises Unavailable.
+        `now` is in microseconds. It covers as many windows as fit into `room` bytes. The cost does
+        not depend on the number of decisions, nor, without room, on the number of rollups. Raises
+        Unavailable.
         """
         ...
 
     async def deltas(self, after: Position) -> list[Delta]:
-        """Return what the commits after a position added, in order; [] where there were none.
+        """Return the deltas of the commits after a position, in order; [] if there are none.
 
-        How a node keeps step that missed a delta on the bus: it costs what was missed, not what
-        there is. A store keeps the deltas of its last DELTAS_KEPT commits at least, or of so many
-        that they have about DELTA_CELLS_KEPT cells.
-        Raises MissingDeltas when they are not kept any more or are of another epoch; Unavailable.
+        A node that missed deltas on the bus calls it: the cost is proportional to what it missed. A
+        store keeps the deltas of its last DELTAS_KEPT commits, or of fewer that have about
+        DELTA_CELLS_KEPT cells. Raises MissingDeltas if they are not kept any more or the epoch is
+        another; Unavailable.
         """
         ...
 
     async def span(self) -> KeptSpan:
-        """Return from when to when what is kept was received. Raises Unavailable."""
+        """Return when the first and the last kept data were received. Raises Unavailable."""
         ...
 
     async def prune(self, *, decisions_before: int, minutes_before: int, limit: int) -> int:
-        """Drop decisions received, and minute rollups of hours over, before these moments.
+        """Delete decisions received, and minute rollups of hours over, before these moments.
 
-        At most `limit` rows a call, so that commits get their turn; returns how many, and the
-        caller calls again until it is 0. Totals and hours do not change, and `verify` can still
-        account for every decision that was dropped. Raises Unavailable.
+        Deletes at most `limit` rows, so that commits get a turn, and returns how many: call it
+        again until that is 0. Totals and hours do not change, and `verify` still accounts for every
+        deleted decision. Raises Unavailable.
         """
         ...
 
     async def history(self, plan: Plan) -> TimeSeries:
-        """Return the sums that a plan asks for, as of one position.
+        """Return the sums that a plan asks for, at one position.
 
-        Its cost depends on the buckets and keys in the plan's range, not on how many decisions
-        there are. Raises NotHeld when minutes of it are not kept any more; Unavailable.
+        The cost depends on the buckets and keys in the plan's range, not on the number of
+        decisions. Raises NotHeld if minutes of the range are not kept any more; Unavailable.
         """
         ...
 
     async def window(self, asked: WindowQuery, now: int) -> Snapshot:
-        """Return the sums of one window at `now`, by series and as of one position.
+        """Return the sums of one window at `now` (microseconds), by series, at one position.
 
-        They are the snapshot's `total`; it is `still` and cannot take deltas. It has histograms
-        and the minutes of a rate only where they are asked for. Raises NotHeld when minutes of
-        the window are not kept any more; Unavailable, also when it would take too long.
+        They are the snapshot's `total`; it is `still` and cannot take deltas. It has histograms,
+        and the minutes of a rate, only if `asked` wants them. Raises NotHeld if minutes of the
+        window are not kept any more; Unavailable, also if it would take too long.
         """
         ...
 
     async def unsummed(self, *, before: int) -> list[int]:
         """Return the hours over before a moment that `summarise` has work in, oldest first.
 
-        Each by the second it begins at. Raises Unavailable.
+        `before` is in microseconds; an hour is given by the second at which it begins. Raises
+        Unavailable.
         """
         ...
 
     async def summarise(self, hour: int) -> None:
-        """Sum an hour up (by the second it begins at), for `history` to read at less cost.
+        """Sum up an hour, given by the second at which it begins.
 
-        Nothing depends on it but time. Raises Unavailable.
+        `history` then reads it faster; its result is the same. Raises Unavailable.
         """
         ...
 
     @property
     def condition(self) -> Condition:
-        """Whether what is stored is known to be damaged."""
+        """Whether the stored data are known to be damaged."""
         ...
 
     async def names(self) -> list[NameUse]:
-        """Return all names, by part and then by count, as of one position. Raises Unavailable."""
+        """Return all names, by part, the most used first, at one position. Raises Unavailable."""
         ...
 
     async def folded_names(self) -> FoldedNames:
@@ -338,32 +341,32 @@ class Store(Protocol):
         ...
 
     async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
-        """Count all decisions with these names of a part as `other` there, in every rollup.
+        """Count all decisions with these names of a part as `other`, in every rollup.
 
-        With `remember`, later decisions with them count as `other` too; without it, that is
-        forgotten. Totals over all names stay as they are, and so do decisions' ids. It is one
-        transaction, which begins a new epoch; commits wait until it ends. Returns the position.
-        Raises SumFull when a sum of `other` would have no room, Unavailable; then nothing changed.
+        With `remember`, later decisions with these names count as `other` too; without it, they do
+        not any more. Totals over all names and the ids of decisions do not change. It is one
+        transaction, which begins a new epoch; commits wait until it ends. Returns the new position.
+        Raises SumFull if a sum of `other` has no room, Unavailable; then nothing changed.
         """
         ...
 
     def verify(self) -> AsyncIterator[Checked | Difference]:
-        """Recount the rollups from the decisions, as of one position, yielding what differs.
+        """Recount the rollups from the decisions at one position; yield progress and differences.
 
-        It begins with the engine's own check, where there is one. Where decisions were pruned,
-        what is left and what was set aside must add up. Raises Unavailable.
+        It begins with the engine's own check, if there is one. If decisions were deleted by
+        retention, the remaining ones and the sums set aside must add up. Raises Unavailable.
         """
         ...
 
     @property
     def unverifiable(self) -> Sequence[str]:
-        """What `verify`, when it has ended, could not have detected; each as part of a sentence."""
+        """What the last `verify` cannot have detected; each is part of a sentence."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BackedUp:
-    """A backup that was made: as of which position, of how many decisions, its size in bytes."""
+    """A backup that was made: its position, number of decisions and size in bytes."""
 
     position: Position
     decisions: int
@@ -372,9 +375,9 @@ class BackedUp:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A database that was restored: its position, in a new epoch, and how many decisions it has.
+    """A database that was restored: its position, in a new epoch, and number of decisions.
 
-    `kept` is the name under which what it replaced is kept; None where there was nothing to keep.
+    `kept` is the name under which the replaced data are kept; None if there were none.
     """
 
     position: Position
@@ -386,103 +389,102 @@ class Backups(Protocol):
     """Backups of one database."""
 
     def holds(self, path: Path) -> bool:
-        """Return whether a file is one of the database's own."""
+        """Return whether a file belongs to the database."""
         ...
 
     async def backup(self, target: Path, tell: Tell) -> BackedUp:
-        """Write all there is, as of one position, to a new file; servers may run meanwhile.
+        """Write the whole database at one position to a new file, while servers may use it.
 
-        The file was read back, checked and synced. On failure, remove what is there of it; give it
-        its final name only on success. `tell` hears how far it is, from any thread.
-        Raises BadDatabase, Damaged, Unavailable.
+        The written file is read back, checked and synced. It has its final name only on success; on
+        failure, delete what is there. `tell` is called with the progress, from any thread. Raises
+        BadDatabase, Damaged, Unavailable.
         """
         ...
 
     async def restore(self, source: Path, tell: Tell) -> Restored:
-        """Replace the database by what `backup` wrote, with a new epoch.
+        """Replace the database with a backup, under a new epoch.
 
-        All of `source` is checked before anything is changed. What is replaced is kept.
-        Raises InUse while anybody uses the database, BadDatabase, Damaged, Unavailable.
+        The whole backup is checked before anything changes. The replaced data are kept. Raises
+        InUse if any program uses the database, BadDatabase, Damaged, Unavailable.
         """
         ...
 
 
 class Cache(Protocol):
-    """One snapshot, kept for a while, shared by the nodes that use the same cache."""
+    """One snapshot, kept for a while, that all nodes with this cache share."""
 
     async def get(self) -> Snapshot | None:
-        """Return the snapshot held; None when there is none, it expired or is unreadable."""
+        """Return the cached snapshot; None if there is none, or it expired or is unreadable."""
         ...
 
     async def put(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot for the cache's lifetime, unless a newer one of its epoch is held.
+        """Cache a snapshot, unless a newer one of its epoch is cached.
 
         Later changes to the snapshot do not reach the cache.
         """
         ...
 
     async def invalidate(self, position: Position) -> None:
-        """Forget any snapshot older than this position, or of another epoch."""
+        """Drop the cached snapshot if it is older than a position or of another epoch."""
         ...
 
     async def close(self) -> None:
-        """Let go of the engine. May be called twice."""
+        """Disconnect. May be called twice."""
         ...
 
 
-# Hears a delta, or where the database stood when somebody looked (`Bus.announce`).
+# Is called with each delta, and with each position that another node announces.
 Listener = Callable[[Delta | Position], None]
 
 
 class Bus(Protocol):
-    """Carries deltas to every node. It may lose, repeat or swap some: a listener must notice."""
+    """Carries deltas to every node. It may lose, repeat or reorder them; listeners must notice."""
 
     async def run(self) -> None:
-        """Carry what is sent between nodes, until cancelled. Never ends; run it as a task."""
+        """Send and receive until cancelled. Never ends; run it as a task."""
         ...
 
     def publish(self, delta: Delta) -> None:
-        """Send a delta to all listeners, this process's first and at once.
+        """Send a delta to all listeners; those of this process are called before it returns.
 
-        Never blocks and never raises: what cannot be sent is lost, and the announced position
-        will show it.
+        Never blocks and never raises. A delta that cannot be sent is lost; the announced position
+        shows that.
         """
         ...
 
     def announce(self, position: Position) -> None:
-        """Tell the other nodes where the database stands; not this process's listeners.
+        """Tell the other nodes the database's position; listeners of this process are not called.
 
         A node that is behind learns that it missed a delta. Never blocks and never raises.
         """
         ...
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call `listener` with all that is sent from now on; returns what ends it.
+        """Call `listener` with all that is sent from now on; return a function that ends this.
 
         A listener must not block and must not raise.
         """
         ...
 
     async def deltas(self, after: Position) -> list[Delta]:
-        """Return the deltas after a position that were sent lately, in order, with no gap.
+        """Return the recent deltas after a position, in order and without a gap.
 
-        Raises MissingDeltas when the bus does not reach back so far, or some are missing;
-        Unavailable.
+        Raises MissingDeltas if the bus does not reach back so far or some are missing; Unavailable.
         """
         ...
 
     @property
     def failing(self) -> str | None:
-        """Why nodes cannot hear each other now, for a log; None while they can."""
+        """Why nodes cannot hear each other now, for the log; None while they can."""
         ...
 
     @property
     def outages(self) -> int:
-        """How often it has failed so far: also where that was over before anybody looked."""
+        """How many times the bus has failed, including outages that are over."""
         ...
 
     async def close(self) -> None:
-        """Send what is left, then let go of the engine. May be called twice."""
+        """Send what is left, then disconnect. May be called twice."""
         ...
 
 
@@ -508,12 +510,12 @@ class Cluster(Protocol):
         ...
 
     async def close(self) -> None:
-        """Leave the cluster and release the engine. May be called twice."""
+        """Leave the cluster and disconnect. May be called twice."""
         ...
 
 
 class Prices(Protocol):
-    """What models cost."""
+    """The prices of models."""
 
     def load(self) -> None:
         """Load the prices, on any thread. Without this call, the first `cost` loads them."""
@@ -528,21 +530,21 @@ class Prices(Protocol):
         output_tokens: int,
         moment: int,
     ) -> int | None:
-        """Return the price in nano-dollars as of a moment; None where none is known.
+        """Return the price in nano-dollars at a moment (microseconds); None if it is unknown.
 
         `cached_tokens` are those of the input tokens that came from the provider's cache.
         """
         ...
 
     def per_million(self, model: str) -> "ListPrice | None":
-        """Return the price of a model's lowest tier; None where none is known."""
+        """Return the price of a model's lowest tier; None if it is unknown."""
         ...
 
 
 class ListPrice(NamedTuple):
     """Nano-dollars per million input and output tokens.
 
-    It is that of requests of up to `upto` input tokens; None: of all requests.
+    The price is that of requests with up to `upto` input tokens; None means all requests.
     """
 
     input: int
@@ -552,7 +554,7 @@ class ListPrice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A snapshot, where it came from, and when it was known to be current (microseconds)."""
+    """A snapshot, its source, and when it was known to be current (microseconds)."""
 
     snapshot: Snapshot
     source: Source

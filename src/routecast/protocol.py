@@ -1,6 +1,6 @@
-"""The wire contract: every message, name, limit and close code that leaves or enters a socket.
+"""The wire contract: messages, names, limits and close codes of HTTP and WebSockets.
 
-Imports the standard library and msgspec only, so that clients can share it.
+Imports only the standard library and msgspec, so that clients can share it.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ def rfc3339(moment: int) -> str:
 
 
 class Position(msgspec.Struct, frozen=True):
-    """A place in a database's history: `seq` rises by one with each commit within an `epoch`."""
+    """A state of the database: `seq` rises by one with each commit within an `epoch`."""
 
     epoch: str
     seq: int
@@ -38,20 +38,20 @@ MAX_BATCH: Final = 50_000
 MAX_REJECTIONS_LISTED: Final = 100
 MAX_WARNINGS_LISTED: Final = 100
 
-# Upper limits that keep every 64-bit sum far from its end: a million decisions at the cost limit,
-# fifteen million at the latency limit, nine thousand million at the token limit.
+# Limits that keep each 64-bit sum far from overflow: it holds a million decisions at the cost
+# limit, 15 million at the latency limit, 9,000 million at the token limit.
 MAX_COST: Final = 9_000.0
 MAX_LATENCY_MS: Final = 7 * 24 * 3600 * 1000.0
 MAX_TOKENS: Final = 10**9
 
-# In characters. What is longer is kept in a shorter form: see `core/texts.py`.
+# In characters. Longer texts are stored in a shorter form: see `core/texts.py`.
 MAX_NAME: Final = 64
 MAX_MODEL: Final = 128
 MAX_ID: Final = 128
 MAX_REASON: Final = 500
 
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
-# A whole number may be written as 374.0 or 1e3, as data frames and some languages do.
+# A whole number may also be written as 374.0 or 1e3, as data frames and some languages do.
 _Integer = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 TokenCount = _Integer | Annotated[float, Meta(ge=0, le=float(MAX_TOKENS))]
 Band = Literal["high", "medium", "low"]
@@ -61,8 +61,8 @@ Status = Literal["success", "error"]
 class DecisionIn(msgspec.Struct, gc=False):
     """One routing decision as a producer sends it to `POST /v1/decisions`.
 
-    These types are the fast way: a decision that has them all is read in one go. What a decision
-    with other values comes to, `core/exact.py` says.
+    A decision whose fields all have these types is decoded in one step. `core/exact.py` reads all
+    others.
     """
 
     strategy: Name
@@ -83,13 +83,13 @@ class DecisionIn(msgspec.Struct, gc=False):
 
 
 def is_clean(text: str) -> bool:
-    """Whether every database can keep a text, and every encoder write it."""
+    """Whether every database can store a text, and every encoder write it."""
     # A lone surrogate cannot be written as UTF-8, and PostgreSQL cannot hold a NUL.
     return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
 
 
 class Rejection(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why one decision of a batch was not kept: `index` is its place in what was sent, from 0."""
+    """Why one decision of a batch was not stored; `index` is its place in the batch, from 0."""
 
     index: int
     error: str
@@ -97,9 +97,9 @@ class Rejection(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class FieldWarning(msgspec.Struct, frozen=True):
-    """A decision was taken in without a field, or with another form of it, than was sent.
+    """A decision was stored without a field, or with another form of it than was sent.
 
-    `index` is its place in what was sent, from 0; `code` says what was wrong with `field`.
+    `index` is the decision's place in the batch, from 0; `code` says what was wrong with `field`.
     """
 
     index: int
@@ -109,9 +109,9 @@ class FieldWarning(msgspec.Struct, frozen=True):
 
 
 class WarningCode(StrEnum):
-    """What may be wrong with a field of a decision; more may come, so a client takes any text."""
+    """What is wrong with a field. Clients must accept codes that they do not know."""
 
-    # The field counts as if it had not been sent.
+    # The decision counts without the field.
     WRONG_TYPE = "wrong_type"
     NOT_FINITE = "not_finite"  # NaN or an infinity
     NEGATIVE = "negative"
@@ -120,7 +120,7 @@ class WarningCode(StrEnum):
     UNKNOWN_VALUE = "unknown_value"
     EMPTY = "empty"
     BAD_CHARACTER = "bad_character"
-    # Another form of it was kept.
+    # Another form of the field was stored.
     TRUNCATED = "truncated"
     HASHED = "hashed"
     CONVERTED = "converted"
@@ -197,7 +197,7 @@ FETCH_FAILED: Final = "Failed to fetch metrics"
 
 
 class Source(StrEnum):
-    """Where the state behind a frame came from, best first."""
+    """Where the state behind a document came from, best first."""
 
     LIVE = "live"
     CACHE = "cache"
@@ -206,9 +206,9 @@ class Source(StrEnum):
 
 
 class CloseCode(IntEnum):
-    """WebSocket close codes (RFC 6455, 7.4); `retry.py` tells what a client does after each.
+    """WebSocket close codes (RFC 6455, 7.4). `retry.py` says what a client does after each.
 
-    Clients know all of them. This server does not send POLICY, FULL, UNAUTHENTICATED and FORBIDDEN.
+    This server does not send POLICY, FULL, UNAUTHENTICATED and FORBIDDEN.
     """
 
     DONE = 1000
@@ -230,7 +230,7 @@ class CloseCode(IntEnum):
 
 
 def close_reason(return_ms: int | None) -> str:
-    """Return the reason that goes with a close code: when to come back, in milliseconds."""
+    """Return the reason text of a close code: after how many milliseconds to reconnect."""
     return "" if return_ms is None else f"reconnect_after_ms={return_ms}"
 
 
@@ -241,13 +241,14 @@ V1_JSON: Final = "routecast.v1.json"  # text messages
 V1_MSGPACK: Final = "routecast.v1.msgpack"  # binary ones, of the same shape
 SUBPROTOCOLS: Final = (V1_JSON, V1_MSGPACK)
 
-# Of one connection: what it may hold and send. `hello` tells them.
+# Limits of one connection, which `hello` reports.
 MAX_SUBSCRIPTIONS: Final = 16
 MAX_MESSAGES_A_MINUTE: Final = 120
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_FILTER_VALUES: Final = 100  # of one filter; a dashboard names a handful
 MAX_POINTS: Final = 2_000
-# A snapshot comes at least this often, in seconds. A stream that is silent for longer is dead.
+# A client gets a snapshot at least this often, in seconds. A stream that is silent for longer is
+# dead.
 ALIVE_SECONDS: Final = 25.0
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -259,11 +260,11 @@ GroupBy = Literal["strategy", "provider", "model", "band", "status"]
 
 
 class _Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
-    """A message of routecast.v1. Fields that a reader does not know are to be ignored."""
+    """A message of routecast.v1. Readers must ignore fields that they do not know."""
 
 
 class Filters(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which decisions count: those with any of the values named, in every part that is named."""
+    """Which decisions count: those that have one of the listed values in each listed part."""
 
     strategy: FilterValues | None = None
     provider: FilterValues | None = None
@@ -272,7 +273,7 @@ class Filters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Subscribe(_Message, frozen=True, tag="subscribe"):
-    """Follow a view under an `id` of the client's own. With `position`, from where one was."""
+    """Follow a view, under an `id` that the client chooses; from a `position` if given."""
 
     id: Id
     fields: FieldNames | None = None
@@ -283,13 +284,13 @@ class Subscribe(_Message, frozen=True, tag="subscribe"):
 
 
 class Unsubscribe(_Message, frozen=True, tag="unsubscribe"):
-    """End a subscription, or a history that follows: nothing more comes under this id."""
+    """End a subscription or a history that follows: no more messages have this id."""
 
     id: Id
 
 
 class GetHistory(_Message, frozen=True, tag="history"):
-    """Ask for the past in at most `points` buckets; with `follow`, for the further ones too."""
+    """Ask for the past in at most `points` buckets; with `follow`, for later buckets too."""
 
     id: Id
     from_: Moment | None = msgspec.field(name="from", default=None)
@@ -302,7 +303,7 @@ class GetHistory(_Message, frozen=True, tag="history"):
 
 
 class Ack(_Message, frozen=True, tag="ack"):
-    """Tell how far a subscription was read. The server waits for none."""
+    """Report how far the client has read a subscription. The server never waits for it."""
 
     id: Id
     seq: Annotated[int, Meta(ge=0)]
@@ -311,7 +312,7 @@ class Ack(_Message, frozen=True, tag="ack"):
 class Refresh(_Message, frozen=True, tag="refresh"):
     """Bring a new token into an open connection.
 
-    This server has no tokens: it answers with the error `not_supported`.
+    This server has no tokens, and answers with the error `not_supported`.
     """
 
     token: Annotated[str, Meta(min_length=1, max_length=16_384)]
@@ -327,7 +328,7 @@ ClientMessage = Subscribe | Unsubscribe | GetHistory | Ack | Refresh | Ping
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one connection may hold and send; `min_interval` in seconds."""
+    """Limits of one connection; `min_interval` is in seconds."""
 
     subscriptions: int = MAX_SUBSCRIPTIONS
     messages_per_minute: int = MAX_MESSAGES_A_MINUTE
@@ -336,7 +337,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Hello(_Message, frozen=True, tag="hello", kw_only=True):
-    """The first message of every connection. `epoch` is left out while none is known."""
+    """The first message of every connection. `epoch` is left out while it is unknown."""
 
     protocol: str = msgspec.field(default_factory=lambda: V1)
     connection: str
@@ -345,9 +346,9 @@ class Hello(_Message, frozen=True, tag="hello", kw_only=True):
 
 
 class SnapshotOut(_Message, frozen=True, tag="snapshot"):
-    """A view's whole document. `age_ms` is how old the state behind it is.
+    """A view's whole document. `age_ms` is the age of the state behind it.
 
-    `interval` tells, in seconds, that the server sends less often than it was asked to.
+    `interval` is present, in seconds, if the server sends less often than the client asked for.
     """
 
     id: Id
@@ -360,7 +361,7 @@ class SnapshotOut(_Message, frozen=True, tag="snapshot"):
 
 
 class DeltaOut(_Message, frozen=True, tag="delta"):
-    """What changed in a view's document since the client's `base`: a merge patch (RFC 7396)."""
+    """The change of a view's document since the client's `base`: a merge patch (RFC 7396)."""
 
     id: Id
     base: int
@@ -373,7 +374,7 @@ class DeltaOut(_Message, frozen=True, tag="delta"):
 
 
 class HistoryOut(_Message, frozen=True, tag="history"):
-    """Buckets of `step` seconds from `from` on. Each of `series` has its `key` and its columns."""
+    """Buckets of `step` seconds from `from` on. Each of `series` has its `key` and columns."""
 
     id: Id
     position: Position
@@ -384,7 +385,7 @@ class HistoryOut(_Message, frozen=True, tag="history"):
 
 
 class ErrorCode(StrEnum):
-    """What may be the matter with a message; more may come, so a client takes any text."""
+    """Error codes. Clients must accept codes that they do not know."""
 
     BAD_REQUEST = "bad_request"
     ID_IN_USE = "id_in_use"
@@ -396,7 +397,7 @@ class ErrorCode(StrEnum):
 
 
 class ErrorOut(_Message, frozen=True, tag="error", kw_only=True):
-    """What the server could not do, and whether the same may work later. The connection stays."""
+    """What the server could not do, and whether a retry may help. The connection stays open."""
 
     id: Id | UnsetType = UNSET
     code: str
@@ -405,7 +406,7 @@ class ErrorOut(_Message, frozen=True, tag="error", kw_only=True):
 
 
 class Goodbye(_Message, frozen=True, tag="goodbye"):
-    """The server ends the connection with `code`; come back after `reconnect_after_ms`."""
+    """The server closes the connection with `code`; reconnect after `reconnect_after_ms`."""
 
     code: int
     reconnect_after_ms: int
@@ -428,19 +429,19 @@ ServiceStatus = Literal["ok", "failing", "down"]
 
 
 class Components(msgspec.Struct, frozen=True):
-    """The engines that a node uses. Those that are not set up are `ok`."""
+    """The states of the engines that a node uses. Engines that are not set up are `ok`."""
 
     database: Literal["ok", "failing", "corrupt"]
     cache: EngineStatus
     bus: EngineStatus
-    census: EngineStatus  # of the streams that all nodes have
+    census: EngineStatus  # the number of streams of all nodes
 
 
 class ServiceState(msgspec.Struct, frozen=True):
-    """A background service: `ok`, `failing` (at work), or `down` (to be started again).
+    """A background service: `ok`, `failing` (it runs, with errors) or `down` (it will restart).
 
-    `failures` are those since it last worked, `restarts` those since the process began;
-    `last_error` stays when it works again, and is "" when nothing ever failed.
+    `failures` are those since it last worked, `restarts` those since the process began.
+    `last_error` stays after it works again, and is "" if it never failed.
     """
 
     status: ServiceStatus
@@ -453,11 +454,11 @@ class HealthReport(msgspec.Struct, frozen=True):
     """The answer of `GET /health`.
 
     `source` is where numbers come from now: a `Source`, or `none`. `database_check` is how far the
-    check of a database file is: `running`, `ok`, `failed` or `unfinished`; `database_error` is what
-    is wrong with a `corrupt` one, `database_warning` what somebody should look at;
-    `database_wal_bytes` is the length of its write-ahead log. `degraded` says, in a text for each
-    reason, why `status` is not `ok`. Each of these is left out where there is nothing to tell.
-    `services` has every background service by its name.
+    check of a database file is: `running`, `ok`, `failed` or `unfinished`. `database_error` says
+    what is wrong with a `corrupt` database, `database_warning` what needs attention.
+    `database_wal_bytes` is the length of its write-ahead log. `degraded` has a text for each reason
+    why `status` is not `ok`. A field without a value is left out. `services` has every background
+    service by its name.
     """
 
     status: Literal["ok", "degraded"]
@@ -466,8 +467,8 @@ class HealthReport(msgspec.Struct, frozen=True):
     position: Position | None
     components: Components
     source: str
-    # Parts of names (`project`, `strategy`, `provider`, `model`, or `combination` of these) that
-    # are at their limit, and the limit: what is new there counts as `other`.
+    # Parts of names (`project`, `strategy`, `provider`, `model`, or `combination`) that have
+    # reached their limit, and the limit: new names count as `other`.
     full_names: dict[str, int] = {}
     database_check: str | UnsetType = UNSET
     database_error: str | UnsetType = UNSET

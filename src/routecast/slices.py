@@ -1,11 +1,11 @@
-"""Slices of long work on the event loop: one of them in each turn of the loop.
+"""Slices of long work on the event loop: at most one of them in each turn of the loop.
 
-Work that takes long is done in slices of a few milliseconds, so that others have turns in between.
-Where several such works are under way at once, each turn would last as long as a slice of each of
-them. Here they take turns: so what waits for the loop waits for one slice.
+Long work is done in slices of about 1 ms, with turns of other tasks in between. If several long
+works ran a slice each in one turn of the loop, the turn would take the sum of them. So they take
+turns, and a task that waits for the loop waits for one slice.
 
-A short request needs some ten turns of the loop, because it waits for the database several times.
-While such requests come, slices leave the loop to them for a moment after each slice.
+A short request needs about ten turns of the loop, because it waits for the database several times.
+While such requests arrive, the loop is left to them for a moment after each slice.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ import time
 from collections import deque
 from typing import Final
 
-# After a short request, slices leave room for others for this time, in seconds.
+# After a short request, slices leave pauses for this time, in seconds.
 COURTESY_SECONDS: Final = 1.0
-# The room after each slice, in seconds: as long as a slice.
+# The pause after each slice, in seconds: as long as a slice.
 ROOM_SECONDS: Final = 0.001
 
 
 class Slices:
-    """Gives turns to long works, in the order in which they ask."""
+    """Gives turns to long works, in the order of their requests."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -28,13 +28,13 @@ class Slices:
         self._courteous_until = 0.0  # on the monotonic clock
 
     def leave_room(self) -> None:
-        """Note that a short request came: slices leave the loop to others from time to time."""
+        """Record that a short request came: for a while there are pauses between slices."""
         self._courteous_until = time.monotonic() + COURTESY_SECONDS
 
     async def turn(self) -> None:
         """Return in a later turn of the event loop, in which the caller may do one slice.
 
-        The slice is what runs until the caller awaits again: a few milliseconds at most.
+        The slice is the code up to the caller's next await: about 1 ms, a few at most.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
