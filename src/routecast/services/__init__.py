@@ -1,1 +1,1 @@
-"""Services: what is done with decisions and numbers, behind ports and beside no edge."""
+"""Services: what a node does with decisions and sums. They know ports, and no edge."""

@@ -1,4 +1,4 @@
-"""Decisions that were sent together: which of them are good, and the receipt for them all."""
+"""The decisions of one request: which of them are valid, and the receipt for all."""
 
 import asyncio
 import itertools
@@ -24,15 +24,15 @@ from routecast.protocol import (
     Rejection,
 )
 
-# Decisions are sorted for at most this time, in seconds; then others get a turn on the event loop.
+# Decisions are sorted for at most this time, in seconds; then other tasks get a turn.
 SLICE_SECONDS: Final = 0.001
-# Decisions that are normalised between two looks at the clock. To look up the price of a new model
-# may take 0.3 ms for each of them, for as long as there is a budget for that.
+# Decisions that are normalised between two looks at the clock. Looking up the price of a new model
+# may take 0.3 ms for each, as long as the budget for that lasts.
 LOOK_EVERY: Final = 4
 
 
 class AllRejected(RoutecastError):
-    """No decision of a batch is good: nothing was kept, and sent again all are rejected again."""
+    """No decision of a batch is valid: nothing was stored, and a retry gives the same."""
 
     def __init__(self, rejected: list[Rejection]) -> None:
         first = rejected[0]
@@ -43,12 +43,12 @@ class AllRejected(RoutecastError):
 
 
 class DecisionBatch:
-    """Decisions that were sent together, and the promise of an answer to them.
+    """The decisions of one request, and the future of their receipt.
 
-    Call `sort` until it returns True, and then `Ingest.accept`. `decisions` are those to commit,
-    `rejected` says why the others are not; `warned` counts, by field and code, what of the
-    decisions to commit could not be used as it was sent, and `warnings` are the first of that.
-    `reserved` are the names that are reserved for it until its commit.
+    Call `sort` until it returns True, then `Ingest.accept`. `decisions` are those to commit;
+    `rejected` says why the others are not committed. `warned` counts the warnings about the
+    decisions to commit, by field and code; `warnings` are the first of them. `reserved` are the
+    names that are reserved for the batch until its commit.
     """
 
     __slots__ = (
@@ -84,9 +84,9 @@ class DecisionBatch:
     # -- before the commit ----------------------------------------------------------------------
 
     def sort(self, seconds: float = SLICE_SECONDS) -> bool:
-        """Sort for about `seconds`; return whether that is done.
+        """Sort for about `seconds`; return whether all decisions are sorted.
 
-        Raises what decoding raises (BadBody, TooLarge): then nothing of it is to be kept.
+        Raises what decoding raises (BadBody, TooLarge): then nothing may be stored.
         """
         until = time.perf_counter() + seconds
         while True:
@@ -99,7 +99,7 @@ class DecisionBatch:
             self._left = iter(piece)
 
     def _sort_some(self) -> bool:
-        """Tell some good ones from bad ones; return whether any were left."""
+        """Sort some decisions into valid and invalid ones; return whether any were left."""
         now, normalise = self._now, self._rules.normalise
         index, flaws = self._index, self._flaws
         for item in islice(self._left, LOOK_EVERY):
@@ -130,10 +130,10 @@ class DecisionBatch:
     # -- after it -------------------------------------------------------------------------------
 
     def receipt(self, inserted: int, conflicts: int, position: Position, full: Full) -> Receipt:
-        """Return the receipt for what a commit kept.
+        """Return the receipt for what a commit stored.
 
-        `inserted` decisions were new, `conflicts` have the id of another one, and `full` names
-        those that a sum has no room for. Raises AllRejected where these were all.
+        `inserted` decisions were new, `conflicts` have the id of another decision, and `full` names
+        those for which a sum has no room. Raises AllRejected if these were all.
         """
         if full:
             self._reject_full(full)
@@ -151,7 +151,7 @@ class DecisionBatch:
         )
 
     def _reject_full(self, full: Full) -> None:
-        """Reject the decisions that a full sum has no room for."""
+        """Reject the decisions for which a sum has no room."""
         bad = {one.index for one in self.rejected}
         indexes = (index for index in itertools.count() if index not in bad)
         decisions = []

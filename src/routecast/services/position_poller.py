@@ -34,7 +34,7 @@ class PositionPoller:
         self._timers = timers
         self._has_store = topology.has_store
         self._schedule = PollSchedule(topology)
-        # Where the database was before it lost commits, and where it was after that.
+        # Where the database was before it lost commits, and where it was afterwards.
         self._lost: tuple[Position, Position] | None = None
         self.failing: str | None = None  # why the database cannot be read
 

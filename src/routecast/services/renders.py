@@ -87,7 +87,7 @@ class Renders:
         self._slices = slices or Slices()
         self._waiting: dict[View, _RenderRequest] = {}
         self._changed = asyncio.Event()
-        self._is_resting = True  # until there is something to do
+        self._is_resting = True  # set while there is something to do
         instruments.renders_waiting.set_function(lambda: len(self._waiting))
 
     @property
@@ -116,7 +116,7 @@ class Renders:
 
     @contextmanager
     def charged(self, payer: str) -> Iterator[None]:
-        """Charge a payer for the processor time that the body takes; it must not await."""
+        """Charge a payer for the processor time of the body, which must not await."""
         started = time.thread_time()
         try:
             yield

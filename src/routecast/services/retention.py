@@ -1,8 +1,8 @@
-"""Maintenance: what one of the nodes does now and then, beside all that is asked for.
+"""Background work of one node at a time: retention and summaries.
 
-Retention: old decisions and minutes go; totals, hours and the proof of them stay. Summaries: hours
-that are over are summed up, so that history costs less to read. Neither ends for a failure: what
-fails is put aside for a while, and the rest is done.
+Retention deletes old decisions and minutes; totals and hours stay, and so does what `verify` needs
+to check them. Summaries sum up hours that are over, so that history is cheaper to read. A failure
+ends neither: the work that failed is postponed, and the rest is done.
 """
 
 import asyncio
@@ -21,26 +21,26 @@ from routecast.services.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
-# Rows dropped in one transaction: few enough that a commit waits for no more than milliseconds.
+# Rows deleted in one transaction: few enough that a commit waits for milliseconds at most.
 PRUNE_BATCH: Final = 2_000
-# Between two looks for what is too old, in seconds.
+# Retention looks for old data this often, in seconds.
 PRUNE_INTERVAL: Final = 600.0
-# A first look that fails is tried again after this time, in seconds: what was received before this
-# process began is a witness of the clock, and what is received now is none.
+# If the first look fails, it is repeated after this time, in seconds. Only decisions received
+# before this process began can show that the clock is right; those received now cannot.
 AGAIN_SECONDS: Final = 0.2
-# Between two looks for hours that are over, in seconds.
+# Summaries look for hours that are over this often, in seconds.
 SUMMARISE_INTERVAL: Final = 60.0
-# An hour is left alone for this time after its end: most decisions that come late have come then.
+# An hour is summed up this long after its end, in seconds: most late decisions have come then.
 GRACE_PERIOD: Final = 5 * MINUTE
-# An hour that could not be summed up is put aside for this time, in seconds.
+# An hour that could not be summed up is tried again after this time, in seconds.
 ASIDE_SECONDS: Final = 600.0
-# After each piece of work, in seconds: the writer is left to those who wait for an answer.
+# The pause after each piece of work, in seconds: requests that wait for the writer come first.
 RETENTION_REST_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """For how many days decisions (since receipt) and minute rollups are kept."""
+    """How many days decisions (since receipt) and minute rollups are kept."""
 
     decision_days: float = 30
     minute_days: float = 90
@@ -48,19 +48,19 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Before which moments decisions (by receipt) and minutes are to be dropped, microseconds."""
+    """Decisions (by receipt) and minutes before these moments are deleted; in microseconds."""
 
     decisions: int
     minutes: int
 
 
 def due(now: int, keep: Retention) -> Due:
-    """Return what is older than it is to be kept."""
+    """Return the moments before which data are older than they must be kept."""
     return Due(int(now - keep.decision_days * DAY), int(now - keep.minute_days * DAY))
 
 
 async def prune(store: Store, drop: Due) -> int:
-    """Drop what is due; return how many rows that were."""
+    """Delete what is due; return the number of rows."""
     return await _prune(store, drop.decisions, 0) + await _prune(store, 0, drop.minutes)
 
 
@@ -75,8 +75,8 @@ async def _prune(store: Store, decisions_before: int, minutes_before: int) -> in
 
 
 def elapsed_seconds() -> float:
-    """Return the seconds since the machine started, while it was suspended included."""
-    # Only Linux has this clock; others count on, or not, as they do.
+    """Return the seconds since the machine started, including those in which it was suspended."""
+    # Only Linux has this clock. Other systems may not count suspended time.
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -88,9 +88,9 @@ async def run_retention(
     supervisor: Supervisor,
     elapsed: Callable[[], float] = elapsed_seconds,
 ) -> None:
-    """Prune now and then, one of the nodes. Never ends; what fails is tried again.
+    """Prune now and then, on one of the nodes. Never ends; work that fails is tried again.
 
-    `elapsed` returns the seconds that have passed since some moment, whatever the clock says.
+    `elapsed` returns the seconds since an arbitrary moment, even if the clock is set.
     """
     caution = Caution()
     while True:
@@ -108,7 +108,7 @@ async def run_retention(
 async def _trusted(
     store: Store, now: int, elapsed: int, keep: Retention, caution: Caution
 ) -> Due | None:
-    """Return what may be dropped by this clock; None where that is nothing."""
+    """Return what may be deleted by this clock; None if nothing may."""
     span = await store.span()
     doubt = caution.look(now, elapsed, span)
     if doubt is not None:
@@ -126,7 +126,7 @@ async def _trusted(
 
 
 async def _retain(store: Store, drop: Due, supervisor: Supervisor) -> None:
-    """Prune decisions and minutes; where one of both fails, the other goes on."""
+    """Prune decisions and minutes; if one of both fails, the other continues."""
     dropped, failed = 0, False
     works = {"decisions": Due(drop.decisions, 0), "minutes": Due(0, drop.minutes)}
     for what, work in works.items():
@@ -143,7 +143,7 @@ async def _retain(store: Store, drop: Due, supervisor: Supervisor) -> None:
 
 
 class Summaries:
-    """Sums hours up. Run `run` as a task."""
+    """Sums up hours. Run `run` as a task."""
 
     def __init__(
         self, store: Store, cluster: Cluster, clock: Clock, supervisor: Supervisor
@@ -152,12 +152,12 @@ class Summaries:
         self._cluster = cluster
         self._clock = clock
         self._supervisor = supervisor
-        # The hours that failed, and when to try them again, by the monotonic clock. There are no
-        # more than hours with decisions; those that need it no longer are dropped.
+        # The hours that failed, and when to try them again on the monotonic clock. There are at
+        # most as many as hours with decisions; hours that need it no longer are removed.
         self._aside: dict[int, float] = {}
 
     async def run(self) -> None:
-        """Sum hours up now and then, one of the nodes. Never ends; what fails is tried again."""
+        """Sum up hours now and then, on one of the nodes. Never ends; failures are tried again."""
         while True:
             try:
                 if await _is_ours(self._cluster, "summaries", SUMMARISE_INTERVAL - 1):
@@ -197,7 +197,7 @@ class Summaries:
 
 
 async def _is_ours(cluster: Cluster, work: str, seconds: float) -> bool:
-    """Whether this node does some work: also while nodes cannot agree, for it is to be done."""
+    """Whether this node does some work. True also if nodes cannot agree: it must be done."""
     try:
         return await cluster.claim(work, seconds)
     except Unavailable:
@@ -205,6 +205,6 @@ async def _is_ours(cluster: Cluster, work: str, seconds: float) -> bool:
 
 
 async def _raise_if_away(store: Store, error: Exception) -> None:
-    """Raise Unavailable where the whole database is away, and not one piece of work at fault."""
+    """Raise Unavailable if the whole database is unavailable, not one piece of work at fault."""
     if isinstance(error, Unavailable):
         await store.position()

@@ -1,9 +1,9 @@
-"""The supervisor: background services go on after a failure, and each failure is told.
+"""The supervisor: it restarts background services after a crash, and reports each failure.
 
-A service that crashes is started again, after pauses that grow. A service that fails on one piece
-of work says so, and goes on with the next. Either shows in `/health` and `/metrics`, where every
-service is listed, and in the log once for each cause. Where starting again cannot help, the
-application is given up: whoever runs it ends the process.
+A service that crashes is started again, after growing pauses. A service that fails at one piece of
+work reports it, and continues with the next. Both show in `/health` and `/metrics`, which list
+every service, and in the log once for each cause. If starting again cannot help, the application is
+given up: the program that runs it ends the process.
 """
 
 import asyncio
@@ -21,17 +21,16 @@ from routecast.retry import Backoff, no_jitter
 
 log = logging.getLogger(__name__)
 
-# Pauses before a service that crashed is started again, in seconds: each is twice the one before.
+# Pauses before a crashed service is started again, in seconds: each is twice the one before.
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
-# A service that was started again counts as working after this time, in seconds.
+# A restarted service counts as working after this time, in seconds.
 STEADY_SECONDS: Final = 60.0
-# Crashes in a row, of a service that decisions cannot be acknowledged without, after which it is
-# given up: some two minutes.
+# A vital service is given up after this number of crashes in a row: about two minutes.
 MAX_CRASHES: Final = 8
-# Causes remembered as logged, of one service; when there are more, all are logged again.
+# Causes that are remembered as logged, for one service; if there are more, all are logged again.
 MAX_CAUSES: Final = 32
-# A service that was told to end, and does not, is left behind after this time, in seconds.
+# A service that does not end when it is told to is abandoned after this time, in seconds.
 SERVICE_END_SECONDS: Final = 5.0
 
 Run = Callable[[], Coroutine[Any, Any, None]]
@@ -39,10 +38,10 @@ Run = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(slots=True)
 class _Service:
-    """What is known of a service."""
+    """The state of a service."""
 
     vital: bool = False  # without it no decision is acknowledged
-    runs: bool = True  # not so between a crash and the next start
+    runs: bool = True  # False between a crash and the next start
     failures: int = 0  # since it last worked
     restarts: int = 0
     last_error: str = ""
@@ -54,10 +53,10 @@ class _Service:
 
 
 class Supervisor:
-    """Runs the background services of one application, and knows how they are.
+    """Runs the background services of one application, and knows their states.
 
-    `give_up` is told why when a service cannot be started again, or not with success: end the
-    process then, with a code other than 0.
+    `give_up` is called with the reason if a service cannot be started again: end the process then,
+    with a code other than 0.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Supervisor:
 
     @property
     def services(self) -> dict[str, ServiceState]:
-        """Every service by name, those that ended when they were done included."""
+        """Every service by name, including those that have finished."""
         return {
             name: ServiceState(one.status, one.failures, one.restarts, one.last_error)
             for name, one in self._services.items()
@@ -89,10 +88,10 @@ class Supervisor:
         return None
 
     def failed(self, service: str, error: BaseException, work: str = "") -> None:
-        """Take note that a service failed; `work` says at what, for the log."""
+        """Record that a service failed; `work` says at what, for the log."""
         one = self._service(service)
         one.failures += 1
-        # The text of other errors may hold anything; it is for the log alone.
+        # The texts of other errors may contain anything; they are for the log alone.
         shown = isinstance(error, RoutecastError)
         one.last_error = str(error) if shown else f"{type(error).__name__}; see the server's log"
         self._instruments.service_failures.labels(service).inc()
@@ -113,7 +112,7 @@ class Supervisor:
             )
 
     def works(self, service: str) -> None:
-        """Take note that a service works."""
+        """Record that a service works."""
         one = self._service(service)
         if one.failures:
             one.failures = 0
@@ -134,10 +133,10 @@ class Supervisor:
     async def keep(
         self, service: str, run: Run, *, vital: bool = False, ends: bool = False
     ) -> None:
-        """Run a service until this is cancelled; after a crash, again.
+        """Run a service until this is cancelled; start it again after a crash.
 
-        A service that `ends` may do so by itself; for others that is a crash, too. Without a
-        `vital` one no decision is acknowledged.
+        A service that `ends` may end by itself; for others that is a crash, too. Without a `vital`
+        service no decision is acknowledged.
         """
         loop = asyncio.get_running_loop()
         one = self._service(service, vital=vital)
@@ -163,13 +162,13 @@ class Supervisor:
             steady = loop.call_later(STEADY_SECONDS, self._is_steady, service, one.failures)
 
     def _is_steady(self, service: str, failures: int) -> None:
-        """Count a service as working that was started again, unless it has failed at some work."""
+        """Count a restarted service as working, unless it has failed at some work."""
         if self._service(service).failures == failures:
             self.works(service)
 
     async def _run(self, service: str, run: Run, *, ends: bool) -> bool:
-        """Run a service once; return whether it is done, and not to be started again."""
-        # In a task of its own, whose cancellation is this one's, or else a crash.
+        """Run a service once; return whether it has finished, so that it is not started again."""
+        # It runs in a task of its own: a cancellation of that is this task's, or else a crash.
         once = asyncio.create_task(run(), name=service)
         try:
             await asyncio.wait([once])
@@ -181,7 +180,7 @@ class Supervisor:
         if error is None and ends:
             return True
         self._crashed(service, error or RoutecastError("it ended by itself"))
-        if isinstance(error, BadSettings):  # which no later start will mend
+        if isinstance(error, BadSettings):  # a restart does not help
             self._give_up(service, str(error))
         return False
 
@@ -196,7 +195,7 @@ class Supervisor:
     def start(
         self, service: str, run: Run, *, vital: bool = False, ends: bool = False
     ) -> asyncio.Task[None]:
-        """Return a task that keeps a service. Cancel it in the end."""
+        """Return a task that keeps a service running. Cancel it in the end."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -208,7 +207,7 @@ class Supervisor:
 
     @asynccontextmanager
     async def running(self, service: str, run: Run, *, ends: bool = False) -> AsyncIterator[None]:
-        """Run a service beside the body; at its end cancel it."""
+        """Run a service beside the body; cancel it at the end."""
         task = self.start(service, run, ends=ends)
         try:
             yield

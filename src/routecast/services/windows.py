@@ -1,7 +1,7 @@
-"""Windows: answered from the database while the snapshot in memory cannot answer them.
+"""Windows that the snapshot in memory does not cover, answered from the database.
 
-One read serves everybody who asks for the same window. Reads take turns, and all of them together
-take at most a tenth of the time: the more they cost, the older the answers become.
+One read serves all clients that ask for the same window. Reads take turns, and together they take
+at most a tenth of the time: the more they cost, the older the answers become.
 """
 
 import asyncio
@@ -23,31 +23,31 @@ REUSE_SECONDS: Final = 1.0
 WINDOW_REST: Final = 10
 # A client waits for an answer for at most this time, in seconds.
 WINDOW_WAIT_SECONDS: Final = 10.0
-# An answer is of no use once the clock was set back by more than the first time, or is this much
-# later than the second, in microseconds.
+# An answer is not used if the clock was set back by more than the first time since, or if it is
+# older than the second; in microseconds.
 SET_BACK: Final = SECOND
 OUTDATED: Final = 10 * MINUTE
-# A window is forgotten after this time without a question, in seconds.
+# A window is dropped after this time without a request, in seconds.
 FORGET_SECONDS: Final = 120.0
 
 
 class _Window:
-    """A window's last answer, and its read while one is running."""
+    """A window's last answer, and the read that is running."""
 
     __slots__ = ("asked", "due", "ended", "failed", "reading", "seconds", "task")
 
     def __init__(self) -> None:
         self.reading: Reading | None = None
-        self.failed = False  # whether the last read did
+        self.failed = False  # whether the last read failed
         self.task: asyncio.Task[Reading] | None = None
-        self.seconds = 0.0  # that the last read took
-        self.ended = 0.0  # when that was, on the monotonic clock
+        self.seconds = 0.0  # the duration of the last read
+        self.ended = 0.0  # when the last read ended, on the monotonic clock
         self.due = 0.0  # when it may be read again, on the monotonic clock
-        self.asked = 0.0  # when somebody asked last, on the same
+        self.asked = 0.0  # when a client last asked, on the monotonic clock
 
 
 class Windows:
-    """The windows that the database was asked for. `room` is how many bytes their answers take."""
+    """The windows that the database was asked for; `room` limits their answers, in bytes."""
 
     def __init__(self, store: Store, clock: Clock, room: int) -> None:
         self._store = store
@@ -58,14 +58,14 @@ class Windows:
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory the answers take."""
+        """The approximate memory of the answers, in bytes."""
         readings = (window.reading for window in self._windows.values())
         return sum(reading.snapshot.size for reading in readings if reading is not None)
 
     def held(self, asked: WindowQuery, after: Position | None) -> Reading | None:
-        """Return the last answer that is not older than `after`, None where there is none.
+        """Return the last answer that is not older than `after`, None if there is none.
 
-        Where it is time for a new one, that is read meanwhile.
+        If it is time for a new one, a read begins.
         """
         window = self._windows.get(asked)
         if window is None:
@@ -83,12 +83,12 @@ class Windows:
         return reading
 
     def failed(self, asked: WindowQuery) -> bool:
-        """Whether the last read of a window failed and no other one is running."""
+        """Whether the last read of a window failed and no other read is running."""
         window = self._windows.get(asked)
         return window is not None and window.failed and window.task is None
 
     def newer(self, asked: WindowQuery, than: Position) -> Reading | None:
-        """Return the last answer if it is newer than a position of the same history."""
+        """Return the last answer if it is newer than a position of the same epoch."""
         window = self._windows.get(asked)
         if window is None or window.reading is None:
             return None
@@ -98,9 +98,9 @@ class Windows:
     async def read(
         self, asked: WindowQuery, after: Position | None, *, patience: float = WINDOW_WAIT_SECONDS
     ) -> Reading:
-        """Return the last answer, or the next one where there is none. Raises Unavailable.
+        """Return the last answer, or wait for the next if there is none. Raises Unavailable.
 
-        `patience` is how many seconds to wait for it.
+        `patience` is how many seconds to wait.
         """
         reading = self.held(asked, after)
         if reading is not None:
@@ -153,7 +153,7 @@ class Windows:
             raise Unavailable(str(error)) from error
 
     def _rest(self, window: _Window, started: float, ended: float) -> None:
-        """Note what a read cost, and when the next one may begin."""
+        """Record the cost of a read, and when the next one may begin."""
         window.seconds, window.ended = ended - started, ended
         for asked, other in list(self._windows.items()):
             if other.task is None and ended - other.asked > FORGET_SECONDS:
@@ -162,7 +162,7 @@ class Windows:
         window.due = ended + max(REUSE_SECONDS, WINDOW_REST * cost)
 
     def _make_room(self, newest: _Window) -> None:
-        """Drop the answers that were not asked for longest, but for the newest."""
+        """Drop the least recently requested answers, but not the newest."""
         size = self.size
         for window in self._windows.values():
             if size <= self._room:
@@ -172,7 +172,7 @@ class Windows:
                 window.reading = None
 
     async def close(self) -> None:
-        """End the reads that are running."""
+        """Cancel the reads that are running."""
         tasks = [window.task for window in self._windows.values() if window.task is not None]
         for task in tasks:
             task.cancel()
@@ -183,4 +183,4 @@ class Windows:
 
 def _consume_exception(task: asyncio.Task[Reading]) -> None:
     if not task.cancelled():
-        task.exception()  # those who wait for it are told; there may be nobody
+        task.exception()  # those that await the read get it; there may be none
