@@ -1,8 +1,8 @@
 """Limits on distinct names: names over a limit count as `other`, so memory has a bound.
 
-A name counts towards its limit once a decision with it is committed. From the moment a decision
-is accepted for a commit until the outcome of that commit is known, its new names are reserved: so
-the limits hold, whatever waits, and a commit that fails or stores nothing new uses up no room.
+A name counts towards its limit once a decision with it is committed. From the acceptance of a
+decision until the outcome of its commit is known, its new names are reserved. So the limits hold,
+however many decisions wait, and a commit that fails or stores nothing new uses no room.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ _names_of: Final[Callable[[DecisionRecord], Combination]] = itemgetter(
 )
 _names_of_key: Final[Callable[[Key], Combination]] = itemgetter(slice(len(NAMED)))
 
-_FREE: Final = frozenset((OTHER, ""))  # they take no room: `other` itself, and no name
+_FREE: Final = frozenset((OTHER, ""))  # they need no room: `other` itself, and no name
 
 
 def fold_names(decisions: Iterable[DecisionRecord], folded: FoldedNames) -> list[DecisionRecord]:
@@ -56,7 +56,7 @@ def _named(decision: DecisionRecord, names: Combination) -> DecisionRecord:
 
 
 class _Limited(Generic[T]):
-    """Distinct values: the committed ones, and those reserved for commits under way."""
+    """Distinct values: the committed ones, and those reserved for running commits."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -65,14 +65,14 @@ class _Limited(Generic[T]):
         self._new: set[T] = set()  # reserved and not committed
 
     def admits(self, value: T) -> bool:
-        """Whether a value is here already, or there is room for it."""
+        """Whether a value is known already, or there is room for it."""
         if value in self.committed or value in self._new:
             return True
         return len(self.committed) + len(self._new) < self.limit
 
     @property
     def is_full(self) -> bool:
-        """Whether committed values alone leave no room."""
+        """Whether the committed values alone leave no room."""
         return len(self.committed) >= self.limit
 
     def commit(self, value: T) -> None:
@@ -91,13 +91,13 @@ class _Limited(Generic[T]):
             self._new.discard(value)
 
     def clear(self) -> None:
-        """Forget what is committed, and nothing that is reserved."""
+        """Forget the committed values, but not the reserved ones."""
         self.committed.clear()
         self._new.update(self._reserved)
 
 
 class CardinalityLimiter:
-    """The names in use, of each part of a key and of their combinations.
+    """The names in use: of each part of a key, and of their combinations.
 
     `limit` is the most distinct projects, strategies, providers and models, each, besides `other`;
     `combinations` the most distinct (project, strategy, provider, model). `on_full` is called
@@ -126,17 +126,17 @@ class CardinalityLimiter:
 
     @property
     def full(self) -> dict[str, int]:
-        """The limits that committed names have reached: what is new there counts as `other`."""
+        """The limits that committed names have reached: new names there count as `other`."""
         return {part: found.limit for part, found in self._limits.items() if found.is_full}
 
     def used(self, part: str) -> int:
-        """Return how many committed names a part of `NAMED` has, or COMBINATION."""
+        """Return the number of committed names of a part of `NAMED`, or of COMBINATION."""
         return len(self._limits[part].committed)
 
     # -- what is committed ----------------------------------------------------------------------
 
     def learn(self, keys: Iterable[Key]) -> None:
-        """Take note of committed names; they are never replaced."""
+        """Record committed names; they are never replaced."""
         known = self._combinations.committed
         for key in keys:
             names = _names_of_key(key)
@@ -148,7 +148,7 @@ class CardinalityLimiter:
         self._report_full()
 
     def renew(self, keys: Iterable[Key], folded: FoldedNames) -> None:
-        """Begin again with all keys that are committed now, and the names that were folded."""
+        """Replace all committed names by those of these keys, and the names that were folded."""
         for limited in self._limits.values():
             limited.clear()
         self._folded = tuple(frozenset(folded.get(part, ())) for part in NAMED)
@@ -165,10 +165,11 @@ class CardinalityLimiter:
     def reserve(
         self, decisions: Sequence[DecisionRecord], held: Reserved = frozenset()
     ) -> tuple[list[DecisionRecord], Reserved]:
-        """Return decisions with names that are over a limit replaced by `other`.
+        """Return decisions with names over a limit replaced by `other`, and what was reserved.
 
-        Call `release` with the second value once it is known whether they were committed, after
-        `learn` if they were. `held` is what was reserved before for decisions of the same commit.
+        Call `release` with the second value once the outcome of their commit is known, after
+        `learn` if they were committed. `held` is what was reserved earlier for decisions of the
+        same commit.
         """
         known = self._combinations.committed
         bounded: dict[Combination, tuple[Combination, Combination]] = {}
@@ -190,7 +191,7 @@ class CardinalityLimiter:
         return counted, reserved
 
     def release(self, reserved: Reserved) -> None:
-        """Give up what `reserve` reserved."""
+        """Release what `reserve` reserved."""
         for names in reserved:
             self._combinations.release(names)
             for name, part in zip(names, self._parts, strict=True):
@@ -204,10 +205,10 @@ class CardinalityLimiter:
                 part.reserve(name)
 
     def _bound(self, names: Combination) -> tuple[Combination, Combination]:
-        """Return names within the limits, and those that a commit will count them as.
+        """Return names within the limits, and the names that a commit will count them as.
 
-        They differ by folded names: the store replaces these, or not, should they just have been
-        forgotten. They take no room.
+        They differ by folded names, which need no room: the store replaces them, unless they were
+        forgotten a moment ago.
         """
         project, strategy, provider, model = (
             name if name in _FREE or (name not in folded and part.admits(name)) else OTHER

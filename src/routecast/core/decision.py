@@ -1,4 +1,4 @@
-"""Decisions: from what a producer sent to integers ready for the store."""
+"""Decisions: what a producer sent becomes integers that can be stored and summed up."""
 
 import itertools
 import secrets
@@ -33,19 +33,19 @@ DAY: Final = 24 * 60 * MINUTE
 
 UNKNOWN_BAND: Final = "none"
 
-# (provider, model, input tokens, those of them that came from a cache, output tokens, moment) to
-# nano-dollars, or None: no price known.
+# (provider, model, input tokens, cached ones of these, output tokens, moment) to nano-dollars, or
+# None if no price is known.
 Price = Callable[[str, str, int, int, int, int], int | None]
-# What a price depends on.
+# The fields that a price depends on.
 _PRICED_BY: Final = frozenset({"cost", "model", "input_tokens", "output_tokens", "cached_tokens"})
 
 
 class DecisionRecord(NamedTuple):
     """A valid decision in integers; None means unknown, never zero.
 
-    `project` to `status` are what it is counted under: over the limit of names, a project is
-    `other` there. `owner` is the project that sent it, whatever it is counted under. `cost_sent`
-    tells a cost that was sent from a price, which another version of the tables may not give again.
+    It counts under `project` to `status`; over the limit of names, `project` is `other`. `owner` is
+    the project that sent it. `cost_sent` is True if the cost was sent, False if it is a price:
+    another version of the price tables may give another one.
     """
 
     id: str
@@ -76,31 +76,31 @@ def fields_between(first: str, last: str) -> slice:
     return slice(names.index(first), names.index(last) + 1)
 
 
-# The fields that are stored as they are, beside the key that the decision is counted under.
+# The fields that are stored as they are, beside the key that the decision counts under.
 _VALUES: Final = fields_between("decided", "reason")
 VALUE_FIELDS: Final = DecisionRecord._fields[_VALUES]
 values_of: Final[Callable[[DecisionRecord], tuple[Any, ...]]] = itemgetter(_VALUES)
 
-# The identity of a decision: its id and the project that sent it. Databases of earlier
-# versions kept the decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such
-# a row stays as it is, since a project named `other` may have sent the same: a producer that sent
-# 42 before an upgrade and sends it again afterwards is counted twice.
+# The identity of a decision: its id and the project that sent it. Earlier versions stored the
+# decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such rows stay as they
+# are, because a project named `other` may have sent the same id: a producer that sent 42 before an
+# upgrade and sends it again afterwards is counted twice.
 identity_of: Final[Callable[[DecisionRecord], tuple[str, str]]] = itemgetter(
     0, DecisionRecord._fields.index("owner")
 )
 
 
 def _numbered() -> Iterator[str]:
-    # Names in rising order keep the index of ids compact; the prefix makes them unique.
+    # Rising ids keep the index of ids compact; the prefix makes them unique.
     prefix = secrets.token_hex(8)
     return (f"{prefix}-{number:08x}" for number in itertools.count())
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What turns decisions as sent into decisions as kept.
+    """The rules by which decisions as sent become decisions as stored.
 
-    `high` and `medium` are the least confidence of those bands; `price` prices tokens.
+    `high` and `medium` are the minimum confidences of these bands; `price` prices tokens.
     """
 
     high: float = 0.8
@@ -111,10 +111,10 @@ class Rules:
     def normalise(
         self, sent: DecisionIn | ExactDecision, now: int, flaws: list[Flaw] | None = None
     ) -> DecisionRecord:
-        """Return the decision in integers.
+        """Return the decision in integers; `now` is the time of receipt, in microseconds.
 
-        What could not be used as it was sent is added to `flaws`, which must be empty. Raises
-        Invalid, naming the field, where the decision cannot be counted at all.
+        Fields that could not be used as they were sent are added to `flaws`, which must be empty.
+        Raises Invalid, naming the field, if the decision cannot be counted at all.
         """
         flaws = [] if flaws is None else flaws
         strategy, provider, model = sent.strategy, sent.provider, sent.model or ""
@@ -135,7 +135,7 @@ class Rules:
         elif confidence is not None:
             high: float | Decimal = self.high
             medium: float | Decimal = self.medium
-            if type(confidence) is Decimal:  # to be compared with digits, not with a float's bits
+            if type(confidence) is Decimal:  # compare exact digits, not the bits of a float
                 high, medium = Decimal(repr(high)), Decimal(repr(medium))
             band = "high" if confidence >= high else "medium" if confidence >= medium else "low"
         moment = now if sent.timestamp is None else _moment(sent.timestamp, now, flaws)
@@ -157,7 +157,7 @@ class Rules:
             and (not flaws or _can_price(flaws))
         ):
             cost = self.price(provider, model, tokens_in, cached or 0, tokens_out, moment)
-        # Many decisions wait at the same time, and have few names: each is held once.
+        # Many decisions wait at the same time, and have few names: each name is held once.
         project = intern(project)
         return DecisionRecord(
             identity or next(self.ids),
@@ -181,7 +181,7 @@ class Rules:
 
 
 def _name(field: str, text: str, flaws: list[Flaw], longest: int = MAX_NAME) -> str:
-    """Return a name as it is kept. Raises Invalid where it contains what it must not."""
+    """Return a name as it is stored. Raises Invalid if it contains forbidden characters."""
     kept, too_long = kept_name(field, text, longest)
     if too_long:
         message = f"is longer than {longest} characters: its beginning and a hash are kept"
@@ -190,7 +190,7 @@ def _name(field: str, text: str, flaws: list[Flaw], longest: int = MAX_NAME) -> 
 
 
 def _optional_name(field: str, text: str, flaws: list[Flaw], longest: int = MAX_NAME) -> str | None:
-    """Return a name as it is kept; None where it contains what it must not."""
+    """Return a name as it is stored; None if it contains forbidden characters."""
     try:
         return _name(field, text, flaws, longest)
     except Invalid as error:
@@ -200,7 +200,7 @@ def _optional_name(field: str, text: str, flaws: list[Flaw], longest: int = MAX_
 
 
 def _identity(text: str | None, flaws: list[Flaw]) -> str | None:
-    """Return an id as it is kept: the same one whenever it is sent again."""
+    """Return an id as it is stored: the same for each time that it is sent."""
     if text is None or is_id(text):
         return text
     if len(text) > MAX_ID:
@@ -212,7 +212,7 @@ def _identity(text: str | None, flaws: list[Flaw]) -> str | None:
 
 
 def _can_price(flaws: list[Flaw]) -> bool:
-    """Whether all that a price depends on is as it was sent: else a price would be a guess."""
+    """Whether all fields that a price depends on are usable; otherwise it would be a guess."""
     return _PRICED_BY.isdisjoint(flaw.field for flaw in flaws)
 
 
@@ -237,7 +237,7 @@ def _count(field: str, value: float, flaws: list[Flaw]) -> int | None:
 
 
 def _cached(value: float, tokens_in: int | None, flaws: list[Flaw]) -> int | None:
-    """Return the cached ones of the input tokens, which they are a part of."""
+    """Return the number of cached tokens, which are a part of the input tokens."""
     cached = _count("cached_tokens", value, flaws)
     if cached is None or tokens_in is None or cached <= tokens_in:
         return cached
@@ -249,8 +249,8 @@ def _cached(value: float, tokens_in: int | None, flaws: list[Flaw]) -> int | Non
 def _moment(timestamp: datetime | float | Decimal, now: int, flaws: list[Flaw]) -> int:
     """Return microseconds since 1970. An int is that already; other numbers are Unix time.
 
-    A time far ahead is `now` instead: which of the two clocks is wrong is not known here. Raises
-    Invalid for another one that cannot be.
+    A time far in the future becomes `now`: which of the two clocks is wrong is not known. Raises
+    Invalid for other impossible times.
     """
     unix = False
     if isinstance(timestamp, datetime):
@@ -263,7 +263,7 @@ def _moment(timestamp: datetime | float | Decimal, now: int, flaws: list[Flaw]) 
         unix = True
         if -(10**15) < timestamp < 10**15:
             moment = unix_time(timestamp)
-        else:  # too far off to count in microseconds
+        else:  # too far away to count in microseconds
             moment = -1 if timestamp < 0 else now + 2 * DAY
     if moment < 0:
         raise Invalid("timestamp: must not be before 1970")

@@ -1,12 +1,13 @@
-"""Reading a request body: from bytes to decisions as they were sent, and what is wrong with others.
+"""Reading a request body: bytes become decisions as they were sent, or reasons for rejection.
 
-A body is read in pieces, so that the event loop can serve others between two of them. msgspec
-decodes a piece in one go; numbers with more digits than a float holds are read from their texts
-(`exact.py`). Where that fails, the piece is read decision by decision, to keep the good ones and
-name the bad.
+A body is read in pieces, so that the event loop can serve other tasks in between. msgspec decodes a
+piece in one step; numbers with more digits than a float holds are read from their texts
+(`exact.py`). If that fails, the piece is read decision by decision, to keep the valid ones and name
+the others.
 
-A bad decision costs no other. Only a body that is not JSON at all, or not UTF-8, is refused whole.
-NaN and the infinities are no JSON, and many programs write them: each costs only its field.
+An invalid decision does not affect the others. Only a body that is not JSON at all, or not UTF-8,
+is rejected as a whole. NaN and the infinities are not JSON, but many programs write them: each
+affects only its field.
 """
 
 import json
@@ -31,29 +32,31 @@ from routecast.protocol import MAX_BATCH, MAX_REJECTIONS_LISTED, DecisionIn
 
 DecodedItem = DecisionIn | ExactDecision | BrokenDecision
 
-# A batch of the largest size, with every field and a comma in each, has half as many: what has
-# more is refused before anything is made of it.
+# The largest batch, with every field and a comma in each decision, has half as many: a body with
+# more is rejected before it is decoded.
 MAX_COMMAS: Final = 40 * MAX_BATCH
-# Bytes that are decoded in one go: 0.5 ms of a usual body. A longer decision is read on its own.
+# Bytes that are decoded in one step: 0.5 ms for a usual body. A longer decision is read alone.
 DECODE_PIECE: Final = 65_536
-# Decisions that are read one by one between two turns of others: 1 ms where all are bad.
+# Decisions that are read one by one between two turns of other tasks: 1 ms if all are invalid.
 GROUP: Final = 32
-# Bytes after a mistake that are parsed again, to say what it is.
+# Bytes after an error that are parsed again to describe it.
 SHOWN: Final = 64
-# After this number of lines, none of them JSON, the body is refused if no other can be a decision.
+# After this number of lines, none of them JSON, the body is rejected if no later line can be a
+# decision.
 INVALID_LINES: Final = 1_000
 # Brackets and strings are counted to find the end of a decision that msgspec cannot skip: MARKS of
-# them between two turns of others. A body that is nested more deeply than MAX_DEPTH is refused.
+# them between two turns of other tasks. A body that is nested more deeply than MAX_DEPTH is
+# rejected.
 MARKS: Final = 10_000
 MAX_DEPTH: Final = 100_000
-# Python's parser, which is slow, parses only texts with at most this number of commas.
+# Python's parser, which is slow, only parses texts with at most this number of commas.
 MAX_EXPLAINED: Final = 20_000
 
 _JSON_BLANK: Final = b" \t\r\n"
 _BOM: Final = b"\xef\xbb\xbf"
 _OBJECT_LINE: Final = re.compile(rb"^[ \t\r]*\{", re.MULTILINE)
 _BYTE: Final = re.compile(r"\(byte (\d+)\)")
-# Half a character, or no number: msgspec refuses both, and Python's parser reads them.
+# Lone surrogates and NaN: msgspec rejects both, Python's parser reads them.
 _ODD: Final = re.compile(rb"\\u[dD][89a-fA-F]|NaN|Infinity")
 _JSON_MARK: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]++|[\]}]++|[,"]', re.DOTALL)
 _TOO_DEEP: Final = "not usable JSON: nested too deeply"
@@ -65,16 +68,16 @@ _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def decode(body: bytes, *, lines: bool) -> list[DecodedItem]:
-    """Read a body in one go: for a small one. Raises as `pieces` does."""
+    """Read a small body in one step. Raises as `pieces` does."""
     return [item for piece in pieces(body, lines=lines) for item in piece]
 
 
 def pieces(body: bytes, *, lines: bool) -> Iterator[Sequence[DecodedItem]]:
-    """Read one object, an array of them, or (with `lines`) NDJSON, in the order sent.
+    """Read one object, an array of objects, or (with `lines`) NDJSON, in the order sent.
 
-    Each step takes about a millisecond, whatever the body holds; 0.1 s at most, where a single
-    decision has 16 MiB. A step may give nothing. Raises BadBody when it is not JSON or is empty;
-    TooLarge over MAX_BATCH decisions: then what was given is not to be kept either.
+    Each step takes about 1 ms for any body, and at most 0.1 s, for a single decision of 16 MiB. A
+    step may yield no decision. Raises BadBody if the body is not JSON or is empty, TooLarge over
+    MAX_BATCH decisions: then discard what was yielded before, too.
     """
     if body.count(b",") > MAX_COMMAS or (lines and body.count(b"\n") > 2 * MAX_BATCH):
         raise TooLarge(f"far more values than {MAX_BATCH:,} decisions have")
@@ -136,7 +139,7 @@ def _parse_object(body: bytes) -> Any:
 
 
 def _array(body: bytes, at: int) -> Iterator[Sequence[DecodedItem]]:
-    """Read the items of an array, the first of which begins at `at`."""
+    """Read the items of an array; the first begins at `at`."""
     if len(body) <= DECODE_PIECE and not needs_care(body):
         try:
             yield _many.decode(body)
@@ -152,7 +155,7 @@ def _array(body: bytes, at: int) -> Iterator[Sequence[DecodedItem]]:
 
 
 def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[DecodedItem]]:
-    """Read items that stand between two places, with commas between them."""
+    """Read the items between two positions, with commas between them."""
     size = DECODE_PIECE
     while True:
         cut = _comma(body, at + size, end)
@@ -167,7 +170,7 @@ def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[DecodedItem]]:
             if _ODD.search(piece):
                 cut = yield from _walk(body, at, cut, end)
             elif cut < end and _at_end(error, piece):
-                size *= 2  # the comma was within an item
+                size *= 2  # the comma was inside an item
                 yield []
                 continue
             else:
@@ -178,7 +181,7 @@ def _items(body: bytes, at: int, end: int) -> Iterator[Sequence[DecodedItem]]:
 
 
 def _piece(piece: bytes, size: int) -> Iterator[Sequence[DecodedItem]]:
-    """Read an array that is a piece of another. Raises ValueError before anything was given."""
+    """Read an array that is a part of another. Raises ValueError before it yields anything."""
     careful = needs_care(piece)
     if size == DECODE_PIECE:
         try:
@@ -199,7 +202,7 @@ def _piece(piece: bytes, size: int) -> Iterator[Sequence[DecodedItem]]:
 
 
 def _comma(body: bytes, at: int, end: int) -> int:
-    """Return where to cut from `at` on: at a comma, between two objects if one is near."""
+    """Return where to cut after `at`: at a comma, between two objects if one is near."""
     if at >= end:
         return end
     between = body.find(b"},", at, min(at + DECODE_PIECE, end))
@@ -210,13 +213,13 @@ def _comma(body: bytes, at: int, end: int) -> int:
 
 
 def _at_end(error: ValueError, piece: bytes) -> bool:
-    """Whether what is wrong with a piece is that it ends too early."""
+    """Whether the only error of a piece is that it ends too early."""
     found = _BYTE.search(str(error))
     return found is None or int(found[1]) >= len(piece) - 1
 
 
 def _read(part: "bytes | msgspec.Raw", *, careful: bool) -> DecodedItem:
-    """Read one decision that is JSON."""
+    """Read one decision that is valid JSON."""
     if not careful:
         try:
             return _one.decode(part)
@@ -228,9 +231,10 @@ def _read(part: "bytes | msgspec.Raw", *, careful: bool) -> DecodedItem:
 def _walk(
     body: bytes, at: int, least: int, end: int
 ) -> Generator[Sequence[DecodedItem], None, int]:
-    """Read items which msgspec cannot skip, up to a comma at `least` or behind it.
+    """Read items that msgspec cannot skip, up to a comma at `least` or after it.
 
-    Returns where that comma is, or the end. The items' ends are found by counting brackets.
+    Returns the position of that comma, or the end. The ends of items are found by counting
+    brackets.
     """
     while True:
         cut = yield from _end_of_item(body, at, end)
@@ -287,10 +291,10 @@ class _Lines:
 
     def __init__(self, body: bytes) -> None:
         self._body = body
-        self._first = ""  # what is wrong with the first line that is not JSON
+        self._first = ""  # the error of the first line that is not JSON
         self._invalid = 0  # lines that are not JSON
-        self._known = False  # whether any is
-        self._promising = False  # whether one that begins as an object was found, to come or passed
+        self._known = False  # whether there is any
+        self._promising = False  # whether any line, read or not, begins as an object
 
     def read(self) -> Iterator[Sequence[DecodedItem]]:
         body, at, number = self._body, 0, 1
@@ -342,7 +346,7 @@ class _Lines:
         except RecursionError:
             return self._broken(_TOO_DEEP)
         except ValueError:
-            # Only some of many broken lines are listed with a cause; but an odd line may be valid.
+            # Only some broken lines are listed with their error; but an unusual line may be valid.
             if self._invalid >= MAX_REJECTIONS_LISTED and not _ODD.search(line):
                 return self._broken("not JSON")
         else:
@@ -365,9 +369,9 @@ class _Lines:
 
 
 def _parse(text: str, first_line: int = 1) -> Any:
-    """Parse as Python does: slowly, but with half characters, and with words on what is wrong.
+    """Parse with Python's parser: slow, but it reads lone surrogates and describes errors.
 
-    Raises BadBody, and RecursionError.
+    Raises BadBody and RecursionError.
     """
     try:
         return json.loads(text, parse_int=read_number, parse_float=read_number)
@@ -379,7 +383,7 @@ def _parse(text: str, first_line: int = 1) -> Any:
 
 
 def _parse_all(body: bytes) -> Any:
-    """Parse a body that is no array. Raises BadBody."""
+    """Parse a body that is not an array. Raises BadBody."""
     if body.count(b",") > MAX_EXPLAINED:
         raise BadBody("not JSON that can be read: too many values in one decision")
     try:
@@ -391,7 +395,7 @@ def _parse_all(body: bytes) -> Any:
 
 
 def _not_json(body: bytes, at: int, error: ValueError | None = None) -> BadBody:
-    """Return what to say of an array that is not JSON from its item at `at` on."""
+    """Return an error text for an array that is not JSON from its item at `at` on."""
     try:
         body.decode()
     except UnicodeDecodeError:

@@ -1,9 +1,9 @@
-"""One decision read with care: every digit counts, and what is wrong is named.
+"""One decision read field by field: every digit counts, and each error is named.
 
-msgspec reads most decisions in one go, into floats. What it cannot read, and numbers and times
-with more digits than a float or a microsecond holds, are read here, field by field: a field that
-cannot be used costs only itself. But a decision needs a strategy and a provider; and one whose time
-is no time would be counted in a wrong minute, so it is refused.
+msgspec reads most decisions in one step, into floats. Decisions that it cannot read, and numbers
+and times with more digits than a float or a microsecond holds, are read here: a field that cannot
+be used does not affect the others. But a decision without a strategy or a provider is rejected, and
+so is one with an invalid time, which would be counted in a wrong minute.
 """
 
 import re
@@ -30,7 +30,7 @@ from routecast.protocol import (
 
 # -- which bodies need it -----------------------------------------------------------------------
 
-# All digits look like one, so that a search for some of them is a search for many.
+# All digits become the same sign, so that one search finds any run of digits.
 _SHAPE: Final = bytes(
     ord("0") if byte in b"0123456789" else ord("e") if byte == ord("E") else byte
     for byte in range(256)
@@ -40,7 +40,7 @@ _SHAPE: Final = bytes(
 def needs_care(body: bytes) -> bool:
     """Whether msgspec may not read all numbers and times of a body exactly, or not fast.
 
-    It may be true where there is no need; that costs time only.
+    It may be True without need; that only costs time.
     """
     shape = body.translate(_SHAPE, b".")
     return (
@@ -53,14 +53,14 @@ def needs_care(body: bytes) -> bool:
     )
 
 
-# Seconds with more than six digits of a fraction; their point is left out.
+# Seconds with more than six digits of a fraction; their point is removed.
 _FRACTION: Final = b"00:000000000"
 
 
 def _bare(body: bytes) -> bytes:
     """Return the shape of a body without blanks, points and minus signs.
 
-    A number then follows its colon at once. An id that looks like a number stands in quotes.
+    A number then follows its colon directly. An id that looks like a number is in quotes.
     """
     return body.translate(_SHAPE, b".- \t\r\n")
 
@@ -70,7 +70,7 @@ def _has_long_number(body: bytes) -> bool:
 
 
 def _has_tiny_number(body: bytes) -> bool:
-    """Whether there is a number below 1e-99: msgspec takes 10 us for each that is near 5e-324."""
+    """Whether a number is below 1e-99: msgspec takes 10 µs for each that is near 5e-324."""
     return _TINY.search(_bare(body)) is not None
 
 
@@ -86,7 +86,7 @@ LONG: Final = 15
 
 
 class Flaw(NamedTuple):
-    """What was wrong with a field: a `FieldWarning` of a decision whose place is not known yet."""
+    """What is wrong with a field: a `FieldWarning` without the decision's place."""
 
     field: str
     code: WarningCode
@@ -96,9 +96,9 @@ class Flaw(NamedTuple):
 class ExactDecision(msgspec.Struct, gc=False):
     """A `DecisionIn` whose numbers have all the digits that were sent.
 
-    Numbers of at most `LONG` bytes may be floats: these give back all their digits. A time of
-    RFC 3339 may be microseconds since 1970 (int), Unix time in seconds is a float or a Decimal.
-    Texts may be of any length. `flaws` are the fields that could not be used as they were sent.
+    Numbers of at most `LONG` bytes may be floats, which give back all their digits. A time of RFC
+    3339 may be microseconds since 1970 (int); Unix time in seconds is a float or a Decimal. Texts
+    may have any length. `flaws` are the fields that could not be used as they were sent.
     """
 
     strategy: str
@@ -120,16 +120,16 @@ class ExactDecision(msgspec.Struct, gc=False):
 
 
 class BrokenDecision(msgspec.Struct, frozen=True, gc=False):
-    """A decision that could not be read: why, and its id where that much is known."""
+    """A decision that could not be read: the reason, and its id if that is known."""
 
     error: str
     id: str | None = None
 
 
 def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | BrokenDecision:
-    """Read one decision of which it is known that it is JSON.
+    """Read one decision that is valid JSON.
 
-    Raises UnicodeDecodeError where a field is not UTF-8.
+    Raises UnicodeDecodeError if a field is not UTF-8.
     """
     try:
         sent = None if _has_tiny_number(bytes(part)) else _one.decode(part)
@@ -150,7 +150,7 @@ def read_with_care(part: "bytes | msgspec.Raw") -> DecisionIn | ExactDecision | 
 def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | BrokenDecision]:
     """Read an array of decisions.
 
-    Raises ValueError or RecursionError where it is better to read them one by one.
+    Raises ValueError or RecursionError if they must be read one by one.
     """
     shape = _bare(piece)
     if _TINY.search(shape) or b"\\u000" in shape:
@@ -165,10 +165,9 @@ def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | Broken
 def _with_long_ones(
     sent: DecisionIn, parts: Any, names: Iterable[str]
 ) -> DecisionIn | ExactDecision | BrokenDecision:
-    """Return a decision with all digits of the numbers and times that have these names.
+    """Return a decision with all digits of the numbers and times with these names.
 
-    Floats stay where further digits make no difference, and where they show as the text that was
-    sent.
+    Floats stay if further digits make no difference and they are shown as they were sent.
     """
     long: dict[str, Any] = {}
     for name in names:
@@ -181,7 +180,7 @@ def _with_long_ones(
 
 
 def _is_exact(name: str, read: object, text: bytes) -> bool:
-    """Whether what msgspec has read stands for all that a long text says."""
+    """Whether the value that msgspec has read is exactly that of a long text."""
     if type(read) is float:
         if name not in _AMOUNTS:
             return repr(read).encode() == text
@@ -193,21 +192,21 @@ def _is_exact(name: str, read: object, text: bytes) -> bool:
 
 
 def convert_with_care(value: object) -> ExactDecision | BrokenDecision:
-    """Read one decision that Python's own parser has read, its numbers as Decimals."""
+    """Read one decision from the result of Python's parser, its numbers as Decimals."""
     if not isinstance(value, dict):
         return BrokenDecision(f"expected an object, got {kind_of(value)}")
-    # Fields of other names are ignored, even where their names cannot be written as UTF-8.
+    # Fields of other names are ignored, even if their names cannot be written as UTF-8.
     return _read({name: value[name] for name in _READERS if name in value})
 
 
 def kind_of(value: object) -> str:
-    """Return what a value of JSON is, as people say it."""
+    """Return the name of a JSON value's type, for people."""
     names = {bool: "a boolean", str: "a string", list: "an array", dict: "an object"}
     return "null" if value is None else names.get(type(value), "a number")
 
 
 def is_id(text: str | None) -> TypeGuard[str]:
-    """Whether a text is an id that can be kept, and told, as it is."""
+    """Whether a text is an id that can be stored and shown as it is."""
     if not text or len(text) > MAX_ID:
         return False
     return is_simple((text,)) or is_allowed(text)
@@ -216,7 +215,7 @@ def is_id(text: str | None) -> TypeGuard[str]:
 def _read(
     values: Mapping[str, Any], known: dict[str, Any] | None = None
 ) -> ExactDecision | BrokenDecision:
-    """Return a decision of some values of JSON, in place of those that are known."""
+    """Return a decision with some JSON values in place of those that are known."""
     given: dict[str, Any] = {} if known is None else known
     flaws: list[Flaw] = []
     wrong = ""
@@ -246,7 +245,7 @@ def _not_an_object(message: str) -> str:
 
 
 def _value(text: bytes) -> Any:
-    """Return a value of JSON; of an array or an object, only that it is one."""
+    """Return a JSON value; of an array or an object, only its type."""
     if text[:1] in b"-0123456789":
         return read_number(text.decode("ascii"))
     if text[:1] in b"[{":
@@ -257,12 +256,12 @@ def _value(text: bytes) -> Any:
 # -- its fields ---------------------------------------------------------------------------------
 
 REQUIRED: Final = ("strategy", "provider")
-# Without these, or with other values of them, a decision is refused.
+# Without these fields, or with invalid values of them, a decision is rejected.
 NEEDED: Final = (*REQUIRED, "timestamp")
 
 
 class Unusable(ValueError):
-    """A field cannot be used as it is. `instead` is another form of it that can be, if any."""
+    """A field cannot be used as it is. `instead` is another form that can be used, if any."""
 
     def __init__(self, code: WarningCode, message: str, instead: str | None = None) -> None:
         super().__init__(message)
@@ -305,7 +304,7 @@ def _tokens(value: object) -> int:
 
 
 def count(value: float | Decimal) -> int:
-    """Return a number of tokens. Raises Unusable where it is not whole."""
+    """Return a number of tokens. Raises Unusable if it is not whole."""
     try:
         return whole_number(value)
     except ValueError as error:
@@ -354,7 +353,7 @@ def _name(value: object) -> str:
 
 def _id(value: object) -> str:
     if isinstance(value, Decimal) and value == value.to_integral_value() and abs(value) < 10**38:
-        # Sent again, it must be the same: so it is not left unknown.
+        # A decision that is sent again must have the same id: so it is not left unknown.
         instead = str(int(value))
         raise Unusable(WarningCode.CONVERTED, "must be a string; its digits are kept", instead)
     return _name(value)
@@ -395,8 +394,8 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
 }
 assert set(_READERS) == set(DecisionIn.__struct_fields__)
 
-# What amounts are multiplied by to be stored, and their limits. A confidence is not among
-# them: it is compared with bands, too.
+# The factors by which amounts are multiplied to be stored, and their limits. A confidence is not
+# among them, because it is also compared with bands.
 _AMOUNTS: Final = {"cost": (1_000_000_000, MAX_COST), "latency_ms": (1_000, MAX_LATENCY_MS)}
 
 _Parts: Final = msgspec.defstruct(

@@ -1,7 +1,7 @@
 """History: the sums of a range of time in buckets, made of minute or hour rollups.
 
-A query becomes a plan: which buckets, and of which rollups they are made. Buckets begin at the
-same moments whoever asks, so equal wishes are equal plans, and one bucket follows another.
+A query becomes a plan: the buckets, and the rollups that they are made of. All plans count buckets
+from the same moment, so equal queries have equal plans, and buckets follow one another.
 """
 
 import re
@@ -22,25 +22,25 @@ T = TypeVar("T")
 
 DEFAULT_POINTS: Final = 300
 DEFAULT_RANGE: Final = HOUR
-# A longer range is made of hours, whatever its steps: a minute may have as many rollups as an hour.
+# A longer range is made of hours, whatever its step: a minute may have as many rollups as an hour.
 MINUTES_RANGE: Final = 2 * DAY
-# The last moment; calendars of four-digit years end not far after it.
+# The last moment of a query; calendars with four-digit years end soon after it.
 LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
 
 EVERYTHING: Final = View()  # no filter
 ALL: Final = "all"  # the key of the one series where nothing is grouped
 GROUPS: Final = ("strategy", "provider", "model", "band", "status")
-# What hours are summed up along.
+# The parts that hours are summed up along.
 PARTS: Final = (ALL, *Key._fields)
 
-# In seconds. Beyond the last of them steps double, so weeks stay whole.
+# In seconds. Beyond the last of them steps double, so they stay whole weeks.
 HOUR_STEP: Final = 3_600
 BUCKET_STEPS: Final = (
     *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30)),
     *(HOUR_STEP * hours for hours in (1, 2, 3, 4, 6, 12, 24, 48)),
     *(7 * 24 * HOUR_STEP * weeks for weeks in (1, 2, 4)),
 )
-# Where all buckets are counted from: a Monday, before any decision can be.
+# The moment from which all buckets are counted: a Monday before every decision.
 ORIGIN: Final = -3 * 24 * HOUR_STEP
 
 POINTS_RULE: Final = f"must be an integer from 1 to {MAX_POINTS:,}"
@@ -50,13 +50,13 @@ _INTEGER: Final = re.compile(r"\d{1,9}", re.ASCII)
 _SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d+)?", re.ASCII)
 _BLANK_OFFSET: Final = re.compile(r" (?=\d\d:?\d\d\Z)")
 
-# What a point holds, but for its histogram.
+# The columns of a point, except its histogram.
 POINT_COLUMNS: Final = (
     "errors",
     *(name for name in Sums.SCALARS if not name.startswith("metered_")),
 )
 
-# What may be told of a bucket, and the sums it takes.
+# The fields of a bucket, and the sums that each needs.
 HISTORY_FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "count": ("count",),
     "cost": ("cost_count", "cost_sum"),
@@ -82,9 +82,9 @@ DEFAULT_HISTORY_FIELDS: Final = ("count", "cost")
 class HistoryQuery:
     """A range from `start` to before `end` (microseconds), in at most `points` buckets.
 
-    Without an end, up to the bucket that runs, and with `follow` at least that far; without a
-    start, the DEFAULT_RANGE before the end, in no more buckets than fit in it if `points` are so
-    few. Of `filters` only its filters count. Make it with `history_query`, which checks it.
+    Without an end, it ends with the current bucket, and with `follow` at least there. Without a
+    start, it begins DEFAULT_RANGE before the end, or less if `points` are fewer. Only the filters
+    of `filters` are used. Make it with `history_query`, which checks it.
     """
 
     start: int | None = None
@@ -106,7 +106,7 @@ def history_query(
     filters: View | None = None,
     follow: bool = False,
 ) -> HistoryQuery:
-    """Return a query; None means not said. Raises BadParameter, named as on the wire."""
+    """Return a query; None means not given. Raises BadParameter with names as on the wire."""
     for name, moment in (("from", start), ("to", end)):
         if moment is not None and not 0 <= moment <= LATEST:
             raise BadParameter(name, "must be from 1970 to 9999")
@@ -123,7 +123,7 @@ def history_query(
         )
     if not asked:
         raise BadParameter("fields", f"must name some of {', '.join(HISTORY_FIELDS)}")
-    # In one order, so that equal wishes are equal queries.
+    # In one order, so that equal requests are equal queries.
     ordered = tuple(name for name in HISTORY_FIELDS if name in asked)
     most = points or DEFAULT_POINTS
     return HistoryQuery(start, end, most, group_by, ordered, filters or EVERYTHING, follow)
@@ -132,7 +132,7 @@ def history_query(
 def parse_history(query: bytes | str) -> HistoryQuery:
     """Read the query string of `GET /v1/history`. Raises BadParameter, naming the parameter."""
     given = read_parameters(query, HISTORY_PARAMETERS)
-    if "step" in given:  # which the answer has, but no question
+    if "step" in given:  # the answer has it, but no request
         raise BadParameter("step", "no such parameter; `points` chooses the step")
 
     def one(name: str, read: Callable[[str, str], T]) -> T | None:
@@ -160,7 +160,7 @@ def _moment(name: str, value: str) -> int:
     try:
         if _SECONDS.fullmatch(value):
             return unix_time(read_number(value, lenient=True))
-        # A plus sign in a query string is read as a blank, unless it is written as %2B.
+        # A plus sign in a query string is a blank, unless it is written as %2B.
         return read_time(_BLANK_OFFSET.sub("+", value))
     except ValueError:
         raise BadParameter(
@@ -172,7 +172,7 @@ def _moment(name: str, value: str) -> int:
 
 
 class Buckets(NamedTuple):
-    """So many buckets of `step` seconds, the first from the second since 1970 `first` on."""
+    """A number of buckets of `step` seconds; `first` is the first second, since 1970."""
 
     first: int
     step: int
@@ -180,17 +180,17 @@ class Buckets(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The second after the last of them."""
+        """The second after the last bucket."""
         return self.first + self.step * self.points
 
     def start_of(self, second: int) -> int:
-        """Return the beginning of the bucket of this step that a second belongs to."""
+        """Return the first second of the bucket of this step that a second is in."""
         return second - (second - ORIGIN) % self.step
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which buckets to make, of the rollups of which period, and what to tell of each."""
+    """The buckets to make, the period of rollups to make them of, and the fields of each."""
 
     buckets: Buckets
     group_by: str | None
@@ -204,18 +204,18 @@ class Plan:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Which of POINT_COLUMNS are needed; `count` always."""
+        """The columns of POINT_COLUMNS that are needed, always with `count`."""
         needed = {"count"}.union(*(HISTORY_FIELDS[name] for name in self.fields))
         return tuple(name for name in POINT_COLUMNS if name in needed)
 
     @property
     def histograms(self) -> bool:
-        """Whether histograms of latency are needed."""
+        """Whether latency histograms are needed."""
         return not PERCENTILE_FIELDS.keys().isdisjoint(self.fields)
 
     @property
     def summary(self) -> str | None:
-        """Which of PARTS an hour's summaries are enough of; None where rollups have to be read."""
+        """The one of PARTS whose summaries suffice for an hour; None if rollups must be read."""
         parts = {name for name in FILTERS if getattr(self.filters, name) is not None}
         if self.group_by is not None:
             parts.add(self.group_by)
@@ -231,10 +231,10 @@ class Plan:
 def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
     """Return the plan of a query at `now`, with the finest buckets that are few enough.
 
-    `least_step` in seconds: 3,600 where minutes are not kept any more. The range is widened to
+    `least_step` is in seconds: 3,600 if minutes are not kept any more. The range is widened to
     whole buckets. Raises BadParameter.
     """
-    end = now + 1 if query.end is None else query.end  # the bucket that runs is in it
+    end = now + 1 if query.end is None else query.end  # the current bucket is included
     if query.follow:
         end = max(end, now + 1)
     start = max(0, end - DEFAULT_RANGE) if query.start is None else query.start
@@ -244,7 +244,7 @@ def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
         least_step = max(least_step, HOUR_STEP)
     for step in _steps():
         first, last = _number(start, step), _number(end - 1, step)
-        # An hour touches 61 minutes. Where nobody said when it begins, 60 of them will do.
+        # An hour touches 61 minutes. If the request does not say when it begins, 60 are enough.
         if query.start is None and end - start <= query.points * step * SECOND:
             first = max(first, last + 1 - query.points)
         if step < least_step or last - first >= query.points:
@@ -263,5 +263,5 @@ def _steps() -> Iterator[int]:
 
 
 def _number(moment: int, step: int) -> int:
-    """Return which bucket of a step a moment is in, counted from ORIGIN."""
+    """Return the number of the bucket that a moment is in, counted from ORIGIN."""
     return (moment - ORIGIN * SECOND) // (step * SECOND)

@@ -1,7 +1,7 @@
-"""Numbers as they are written: exact digits in, integers out. The one reader for all entry points.
+"""Numbers as they are written: exact digits in, integers out, for all entry points.
 
-msgspec reads a number of at most 15 digits for `POST /v1/decisions` itself; there it gives the
-same value. Longer numbers, and all cells of files, come here.
+In bodies of `POST /v1/decisions`, msgspec reads numbers of at most 15 digits; there it gives the
+same value. Longer numbers, and all cells of files, are read here.
 """
 
 import re
@@ -9,29 +9,30 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final
 
 _JSON_NUMBER: Final = re.compile(r"(-?)(0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([-+]?\d+))?", re.ASCII)
-# What people and programs write into files: a leading plus or zeros, a bare point.
+# Forms that people and programs write into files: a leading plus or zeros, a bare point.
 _LENIENT_NUMBER: Final = re.compile(
     r"([-+]?)(\d+(?=\.)|\d+|(?=\.\d))\.?(\d*)(?:[eE]([-+]?\d+))?", re.ASCII
 )
 
 # Beyond these powers of ten a number is above every limit, or below every unit.
 _LARGEST: Final = 400
-# Digits that decide: no float, limit or band has as many. What follows only tells "a little more".
+# Digits that are read exactly: no float, limit or band has as many. Later digits only show that the
+# number is a little larger.
 _DIGITS: Final = 800
 # Products of such numbers are exact.
 _EXACT: Final = Context(prec=2 * _DIGITS)
-# Below _SMALL the product of two floats is off by less than 0.01: whatever further digits a number
-# has, it is rounded to the same integer, unless it is not _CLEAR of a tie.
+# Below _SMALL the product of two floats is off by less than 0.01: further digits of the number do
+# not change the rounded integer, unless it is not _CLEAR of a tie.
 _SMALL: Final = 2**45
 _CLEAR: Final = 0.49
 
 
 def read_number(text: str, *, lenient: bool = False) -> Decimal:
-    """Return the number that `text` is, exact.
+    """Return the exact number that `text` is.
 
-    Numbers at or beyond 1e400 are read as 1e400, and those below 1e-400 as 1e-400, whatever their
-    sign; of more than 800 digits the rest is read as one digit. Neither is on another side of any
-    limit. `lenient` also takes a leading plus or zeros, `.5` and `5.`. Raises ValueError.
+    Numbers from 1e400 on are read as 1e400, and those below 1e-400 as 1e-400, with either sign.
+    After 800 digits, the rest is read as one digit. Neither moves a number across a limit.
+    `lenient` also accepts a leading plus or zeros, `.5` and `5.`. Raises ValueError.
     """
     found = (_LENIENT_NUMBER if lenient else _JSON_NUMBER).fullmatch(text)
     if found is None:
@@ -53,7 +54,7 @@ def read_number(text: str, *, lenient: bool = False) -> Decimal:
 
 
 def _power(text: str) -> int:
-    """Return an exponent; one that no body has room to make up for is cut to 19 digits."""
+    """Return an exponent; one that is too large for any body to compensate is cut to 19 digits."""
     sign = -1 if text.startswith("-") else 1
     return sign * int(text.lstrip("+-").lstrip("0")[:19] or 0)
 
@@ -69,10 +70,10 @@ def whole_number(value: float | Decimal) -> int:
 
 
 def scaled(value: float | Decimal, scale: int) -> int:
-    """Return value times scale as an integer, rounded half to even from the number's own digits.
+    """Return value times scale as an integer, rounded half to even from the exact digits.
 
-    The digits of a float are the shortest that give the same float: those that were sent, up to
-    15 of them. A Decimal has all of them.
+    The digits of a float are the shortest that give the same float: those that were sent, up to 15.
+    A Decimal has all of them.
     """
     if isinstance(value, Decimal):
         exact = _EXACT.multiply(value, Decimal(scale))
@@ -85,11 +86,11 @@ def scaled(value: float | Decimal, scale: int) -> int:
 
 
 def has_digits_enough(value: float, scale: int) -> bool:
-    """Whether `scaled` gives the same for every number that this float is the nearest to."""
+    """Whether `scaled` gives the same for every number whose nearest float is this one."""
     product = value * scale
     return product < _SMALL and abs(product - round(product)) < _CLEAR
 
 
 def product(value: float | Decimal, factor: Decimal) -> Decimal:
-    """Return the product, exact."""
+    """Return the exact product."""
     return _EXACT.multiply(Decimal(value), factor)

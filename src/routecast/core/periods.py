@@ -1,7 +1,7 @@
-"""Periods: the cells of hours or minutes, packed as bytes until somebody reads one of them.
+"""Periods: the cells of hours or minutes, packed as bytes until one of them is read.
 
 A packed cell takes about a tenth of the memory of a cell held as objects. Commits do not change
-packed bytes: what they add to a period is held beside them, and merged in when the period is read.
+packed bytes: the cells that they add are held beside them, and merged when the period is read.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,10 +12,10 @@ import msgspec
 
 from routecast.core.rollup import Key, PackedSums, PeriodCells, Sums, merge_cells
 
-# What a cell takes as objects: its sums, its histogram and its place in a dict. Measured on 40,000
-# keys: 530 to 740 bytes.
+# The memory of a cell as objects: its sums, its histogram and its place in a dict. Measured with
+# 40,000 keys: 530 to 740 bytes.
 CELL_BYTES: Final = 700
-# What a packed period takes besides its bytes.
+# The memory of a packed period besides its bytes.
 PERIOD_BYTES: Final = 300
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -37,21 +37,21 @@ class Keys:
         return number
 
     def shared(self, cells: Mapping[Key, Sums]) -> Mapping[Key, Sums]:
-        """Return cells by the key objects that are held already."""
+        """Return cells with the key objects that are held already."""
         return {self.all[self.number(key)]: sums for key, sums in cells.items()}
 
 
 class _Opened(dict[Key, Sums]):
-    """A packed period as objects, for as long as anybody refers to it."""
+    """A packed period as objects, for as long as a reader refers to it."""
 
     __slots__ = ("__weakref__",)
 
 
 class Periods(Mapping[int, PeriodCells]):
-    """Buckets by the number of their hour or minute since 1970.
+    """The cells of periods, by the number of their hour or minute since 1970.
 
-    A bucket that was read is up to date for as long as the reader keeps it: commits are added to
-    it as well. The reader must not change it.
+    Cells that were read stay up to date for as long as the reader keeps them: commits are added to
+    them as well. The reader must not change them.
     """
 
     def __init__(self, keys: Keys, periods: Mapping[int, PeriodCells] | None = None) -> None:
@@ -62,7 +62,7 @@ class Periods(Mapping[int, PeriodCells]):
         self._packed_cells: dict[int, int] = {}
         self._packed_bytes = 0
         self._opened: WeakValueDictionary[int, _Opened] = WeakValueDictionary()
-        # What was added, as `pack` wrote it last.
+        # The added cells as `pack` wrote them last.
         self._written: dict[int, bytes] = {}
 
     def __getitem__(self, number: int) -> PeriodCells:
@@ -82,7 +82,7 @@ class Periods(Mapping[int, PeriodCells]):
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory all periods take."""
+        """The approximate memory of all periods, in bytes."""
         return (
             self._cells * CELL_BYTES
             + self._packed_bytes
@@ -91,7 +91,7 @@ class Periods(Mapping[int, PeriodCells]):
 
     @property
     def cells(self) -> int:
-        """How many cells are held, packed or not."""
+        """The number of cells, packed or not."""
         return self._cells + sum(self._packed_cells.values())
 
     def packed_cells(self, number: int) -> int:
@@ -110,7 +110,7 @@ class Periods(Mapping[int, PeriodCells]):
             merge_cells(opened, cells)
 
     def add_rows(self, number: int, rows: list[PackedSums]) -> None:
-        """Add cells as a database gives them: each by the number of its key, and as a row."""
+        """Add cells as a database returns them: each as the number of its key, and a row."""
         self._add_packed(number, _encode(rows), len(rows))
 
     def keep(self, spans: Iterable[tuple[int, int]]) -> None:
@@ -141,7 +141,7 @@ class Periods(Mapping[int, PeriodCells]):
     # -- as bytes, for a cache ------------------------------------------------------------------
 
     def pack(self) -> dict[int, list[msgspec.Raw]]:
-        """Return all periods as MessagePack. What did not change since is not packed again."""
+        """Return all periods as MessagePack. Only periods that have changed are packed again."""
         for number in self._added.keys() - self._written.keys():
             self._written[number] = pack_cells(self._added[number], self._keys)
         packed = {number: list(map(msgspec.Raw, parts)) for number, parts in self._packed.items()}
@@ -150,7 +150,7 @@ class Periods(Mapping[int, PeriodCells]):
         return packed
 
     def take(self, packed: Mapping[int, Iterable[msgspec.Raw]]) -> None:
-        """Take in what `pack` returned. Raises ValueError on anything else."""
+        """Take over what `pack` returned. Raises ValueError on anything else."""
         count = len(self._keys.all)
         for number, parts in packed.items():
             for part in parts:
@@ -166,5 +166,5 @@ class Periods(Mapping[int, PeriodCells]):
 
 
 def pack_cells(cells: PeriodCells, keys: Keys) -> bytes:
-    """Return a bucket as MessagePack: a list of the numbers of keys and their sums."""
+    """Return the cells of a period as MessagePack: a list of key numbers and sums."""
     return _encode([(keys.number(key), sums.row()) for key, sums in cells.items()])

@@ -1,10 +1,10 @@
-"""The order of deltas: which one to apply now, and what to do where one is missing.
+"""The order of deltas: which one to apply now, and what to do if one is missing.
 
-A state (a snapshot) is at a position. Deltas are applied to it strictly in order. One that comes
-early waits for those before it. One that does not come within a grace period is fetched. Where it
+A state (a snapshot) is at a position. Deltas are applied to it strictly in order. An early delta
+waits for those before it. A delta that does not arrive within a grace period is fetched. If it
 cannot be fetched, or the epoch has changed, the state is loaded again. No delta is ever skipped.
 
-There is no I/O here, and no clock: `now` is a number of seconds on a clock that is never set.
+There is no I/O here and no clock: `now` is in seconds on a monotonic clock.
 """
 
 from enum import Enum
@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from routecast.core.delta import Delta
 from routecast.protocol import Position
 
-# Deltas that wait for those before them, and their cells. When more come, all of them are dropped,
-# and fetched later.
+# Limits of the deltas that wait for those before them, and of their cells. Over a limit all of them
+# are dropped, and fetched later.
 MAX_EARLY: Final = 1_000
 MAX_EARLY_CELLS: Final = 100_000
 
@@ -29,17 +29,17 @@ class Action(Enum):
 
 
 class Gap(NamedTuple):
-    """Commits that are missing: those after a position, at least up to a seq."""
+    """Commits that are missing: those after a position, up to a seq at least."""
 
     after: Position
     until: int
 
 
 class DeltaSequencer:
-    """Decides what to do with each delta and announced position.
+    """Decides what to do with each delta and each announced position.
 
-    `grace` is how long a commit may be known of before its delta is fetched, in seconds: the delta
-    may still be on its way.
+    `grace` is how long a known commit may lack its delta before that is fetched, in seconds: the
+    delta may still be on its way.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DeltaSequencer:
         self._loading = False
         self._early: dict[int, Delta] = {}  # by seq; while loading, also deltas applied meanwhile
         self._early_cells = 0
-        self._behind_since: float | None = None  # when a missing commit was first known of
+        self._behind_since: float | None = None  # when the first missing commit became known
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class DeltaSequencer:
 
     @property
     def unannounced(self) -> Position | None:
-        """The state's position, where no position as new as it was announced; None otherwise."""
+        """The state's position if no position as new as it was announced; otherwise None."""
         ours, known = self.position, self.announced
         if ours is None or not self.in_step:
             return None
@@ -99,9 +99,9 @@ class DeltaSequencer:
     # -- deltas and positions -------------------------------------------------------------------
 
     def receive(self, delta: Delta, now: float) -> Action:
-        """Return what to do now that a delta has come: APPLY it, or go on without it.
+        """Return what to do with a delta: APPLY it now, or continue without it.
 
-        RELOAD is returned only where this delta is the reason.
+        Returns RELOAD only if this delta is the reason for it.
         """
         position, there = self.position, delta.position
         if position is None or not self.in_step:
@@ -134,10 +134,10 @@ class DeltaSequencer:
         return self._applying
 
     def announce(self, position: Position, now: float) -> Action:
-        """Record that the database is at a position, as some node has seen; return what to do.
+        """Record an announced position of the database; return what to do.
 
-        Within an epoch the database does not go back: a node that is behind announces, too.
-        RELOAD is never returned: an epoch that only some node knows of may have ended.
+        Older positions of the same epoch are ignored: nodes that are behind announce, too. Never
+        returns RELOAD: an epoch that only some node has seen may have ended already.
         """
         known = self.announced
         if known is None or known.epoch != position.epoch or known.seq < position.seq:
@@ -151,7 +151,7 @@ class DeltaSequencer:
     def fetched(self, gap: Gap, now: float) -> Action:
         """Record that all deltas that could be fetched for a gap were received; return what to do.
 
-        What is missing now is known of since now.
+        If something is still missing, its grace period begins now.
         """
         self._behind_since = now if self._is_behind() else None
         if self.in_step and self.position == gap.after and self._applying is None:
@@ -161,7 +161,7 @@ class DeltaSequencer:
     def nothing_after(self, gap: Gap, now: float) -> Action:
         """Record that the database has no commit after a gap's position; return what to do.
 
-        So other nodes announced a wrong position. It counts nevertheless if it came meanwhile.
+        So the announced position was wrong, unless it was announced after the database was asked.
         """
         if self.gap == gap:
             self.announced = gap.after
@@ -170,28 +170,28 @@ class DeltaSequencer:
         return self.next_action(now)
 
     def lose_step(self) -> None:
-        """Record that the state lacks something that cannot be fetched: it must be loaded."""
+        """Record that the state lacks a delta that cannot be fetched: it must be loaded again."""
         self.in_step = False
         self._behind_since = None
 
     def forget(self) -> None:
-        """Record that there is no state any more: it may hold a part of a delta."""
+        """Record that there is no state any more, because it may hold a part of a delta."""
         self.lose_step()
         self.position = self._applying = None
 
     # -- loading --------------------------------------------------------------------------------
 
     def begin_load(self) -> None:
-        """Keep all deltas from now on: the state that is loaded may need them.
+        """Keep all deltas from now on, because the loaded state may need them.
 
-        Meanwhile deltas are applied to the state that there is, as long as that is in step.
+        Meanwhile deltas are still applied to the old state while that is in step.
         """
         self._loading = True
 
     def loaded(self, position: Position, now: float) -> Delta | None:
         """Record that the state is now another one; return the next delta to apply to it, if any.
 
-        No delta may be being applied.
+        No delta may be in the middle of being applied.
         """
         assert self._applying is None
         before, self.position = self.position, position
@@ -206,7 +206,7 @@ class DeltaSequencer:
         return self._applying
 
     def load_failed(self) -> None:
-        """Record that no state could be loaded: the one that there was stays."""
+        """Record that no state could be loaded; the old one stays."""
         self._loading = False
         if self.position is not None and self.in_step:
             self._drop_early(self.position)
@@ -232,7 +232,7 @@ class DeltaSequencer:
         self._early[delta.position.seq] = delta
 
     def _following(self, position: Position) -> Delta | None:
-        """Return the next delta, if it is here; it is kept while a state is being loaded."""
+        """Return the next delta if it is here; it is kept while a state is being loaded."""
         delta = self._early.get(position.seq + 1)
         if delta is not None and not self._loading:
             del self._early[position.seq + 1]

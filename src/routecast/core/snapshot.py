@@ -1,11 +1,11 @@
-"""A snapshot: the rollups at one position, kept in step by deltas, answering for windows.
+"""A snapshot: the rollups at one position, kept up to date by deltas, that windows are read from.
 
-It holds the total, the hours of the last week, and those minutes that windows begin and end in.
-The minutes it must hold move on with the clock, so a snapshot is good for `LIFETIME`; then load
-another.
+It holds the total, the hours of the last week, and the minutes in which windows begin and end. The
+minutes that it must hold move with the clock, so a snapshot is used for `LIFETIME`; then another
+one is loaded.
 
-The total is always held. Where hours and minutes take more memory than there is room for, the
-longest window is given up, with the periods that only this window needs; then the next longest.
+The total is always held. If hours and minutes need more memory than there is room for, the longest
+window is dropped, with the periods that only this window needs; then the next longest.
 """
 
 from collections import deque
@@ -33,13 +33,13 @@ from routecast.protocol import WINDOWS, Position
 
 HOUR: Final = MINUTES_PER_HOUR * MINUTE
 
-# Load again after the first, at the latest after the second (in microseconds).
+# A snapshot is replaced after the first time, and no longer used after the second; in microseconds.
 LIFETIME: Final = HOUR
 COVERAGE: Final = 2 * HOUR
 
-# Cells added in one piece of a large commit: some 2 ms.
+# Cells that are added in one piece of a large commit: about 2 ms.
 APPLY_STEP: Final = 500
-# Cells of recent commits that are remembered in any case; of a large total, half as many as it has.
+# Cells of recent commits that are always remembered; of a large total, half as many as it has.
 MIN_RECENT: Final = 1_000
 
 # All windows that have a length in minutes, shortest first.
@@ -57,12 +57,12 @@ class Span(NamedTuple):
     end: int
 
     def holds(self, number: int) -> bool:
-        """Whether a minute (or an hour) is one of them."""
+        """Whether a minute (or an hour) is in the span."""
         return self.first <= number < self.end
 
 
 class Needed(NamedTuple):
-    """Which periods a snapshot taken at some moment must hold."""
+    """The periods that a snapshot taken at some moment must hold."""
 
     hours: Span
     minutes: tuple[Span, ...]
@@ -74,9 +74,9 @@ EMPTY_SPAN: Final = Span(0, 0)
 def needed(taken: int, windows: Iterable[str] = BOUNDED) -> Needed:
     """Return the periods that windows need of a snapshot taken at a moment (microseconds).
 
-    Windows up to an hour are made of minutes; longer ones of hours, with minutes where they begin.
-    All begin a minute early, because clocks are set back, too. They end with the snapshot's
-    coverage.
+    Windows up to an hour are made of minutes; longer ones of hours, with minutes at their
+    beginning. All begin one minute early, because clocks may be set back. They end with the
+    snapshot's coverage.
     """
     hour, minute = taken // HOUR, taken // MINUTE
     end = hour + COVERAGE // HOUR + 1
@@ -104,7 +104,7 @@ class Parts(NamedTuple):
 def parts_of(length: int, now: int) -> Parts:
     """Return the periods that a window of `length` minutes is the sum of at `now`.
 
-    It has the whole minutes of its length, and the one that runs.
+    It has the whole minutes of its length, and the current minute.
     """
     first, end = now // MINUTE - length, now // MINUTE + 1
     if length <= MINUTES_PER_HOUR:
@@ -122,10 +122,10 @@ def parts_of(length: int, now: int) -> Parts:
 class Snapshot:
     """The rollups at a position. `taken` is when its periods were chosen, in microseconds.
 
-    `room` is how many bytes it may take, None for any number; `covered` are the windows whose
-    periods it has. `total` are the sums of the window `scope`: of all time, unless the snapshot is
-    the answer to a question about one window (`ports.Store.window`). Then it is `still`: its rate,
-    too, is that of the moment when it was taken.
+    `room` is the memory that it may take, in bytes, None for no limit; `covered` are the windows
+    whose periods it has. `total` are the sums of the window `scope`: `all`, unless the snapshot is
+    the answer to a query for one window (`ports.Store.window`). Then it is `still`: its rate is
+    that of the moment when it was taken.
     """
 
     def __init__(
@@ -152,55 +152,57 @@ class Snapshot:
         self.scope = scope or "all"
         self.still = scope is not None
         self._needed = needed(taken, self.covered)
-        # The last commits applied, for those who are to come into step (`core/breakdown.py`).
+        # The last commits applied, from which breakdowns that are behind catch up
+        # (`core/breakdown.py`).
         self._recent: deque[Delta] = deque()
         self._recent_cells = 0
-        # The total's keys by the name they have at a place, and how many of them are in there.
+        # The total's keys by their name at a place of the key, and how many of the keys are in the
+        # index.
         self._index: dict[int, dict[str, list[Key]]] = {}
         self._indexed: dict[int, int] = {}
 
     def share_keys(self, keys: Iterable[Key]) -> Keys:
-        """Use these key objects from now on, and return the numbers that cells have them by."""
+        """Make these the key objects that cells share; return the keys with their numbers."""
         for key in keys:
             self._keys.number(key)
         return self._keys
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory it takes."""
+        """The approximate memory that it takes, in bytes."""
         return len(self.total) * CELL_BYTES + self.hours.size + self.minutes.size
 
     @property
     def cells(self) -> int:
-        """How many cells it holds."""
+        """The number of cells that it holds."""
         return len(self.total) + self.hours.cells + self.minutes.cells
 
     @property
     def uncovered(self) -> int:
-        """How many windows it has no room for."""
+        """The number of windows that it has no room for."""
         return len(BOUNDED) - len(self.covered)
 
     def cover(self, windows: Sequence[str]) -> None:
-        """Hold what these windows need, the first ones of BOUNDED; drop all other periods."""
+        """Hold the periods of these windows, the first ones of BOUNDED; drop all other periods."""
         self.covered = tuple(windows)
         self._needed = needed(self.taken, self.covered)
         self.hours.keep([self._needed.hours])
         self.minutes.keep(self._needed.minutes)
 
     def fit(self) -> None:
-        """Give up the longest windows until the rest is within the room."""
+        """Drop the longest windows until the rest fits into the room."""
         while self.room is not None and self.covered and self.size > self.room:
             self.cover(self.covered[:-1])
 
     def covers(self, window: str, now: int, *, rate: bool = False) -> bool:
-        """Whether a window (a key of WINDOWS) can be answered at `now`, and with it a rate."""
+        """Whether a window (a key of WINDOWS), and a rate if wanted, can be answered at `now`."""
         if self.still:
             return window == self.scope
         if window == "all" and not rate:
             return True
         if not -MINUTE <= now - self.taken < COVERAGE:
             return False
-        # A rate is made of the last two minutes, which any window needs.
+        # A rate needs the last two minutes, which every window needs, too.
         return window in self.covered or (window == "all" and bool(self.covered))
 
     def is_sum_of(self, length: int) -> bool:
@@ -212,10 +214,9 @@ class Snapshot:
         return self.taken if self.still else now
 
     def apply(self, delta: Delta) -> bool:
-        """Add what a commit added; return False when it was in already.
+        """Add a delta; return False if it is in the snapshot already.
 
-        Raises MissingDeltas, changing nothing, when the delta is not the next one: load a new
-        snapshot.
+        Raises MissingDeltas, changing nothing, if the delta is not the next one.
         """
         if delta.position.epoch != self.position.epoch:
             raise MissingDeltas(f"epoch {delta.position.epoch} after {self.position.epoch}")
@@ -228,9 +229,9 @@ class Snapshot:
         return True
 
     def applying(self, delta: Delta) -> Iterator[None]:
-        """Add what the next commit added, in pieces of APPLY_STEP cells with a yield between them.
+        """Add the next delta in pieces of APPLY_STEP cells, with a yield between them.
 
-        Read nothing of the snapshot before the last piece is added: its sums are at no position.
+        Do not read the snapshot before the last piece is added: until then it is at no position.
         """
         spent = 0
         for minute, cells in delta.cells.minutes.items():
@@ -278,19 +279,19 @@ class Snapshot:
             self._recent, self._recent_cells = before._recent.copy(), before._recent_cells
 
     def minute(self, minute: int) -> PeriodCells:
-        """Return the sums of a minute since 1970. Raises NotHeld when it is not held."""
+        """Return the cells of a minute since 1970. Raises NotHeld."""
         if not self.holds(minute):
             raise NotHeld(f"minute {minute} is not held in memory")
         return self.minutes.get(minute, {})
 
     def hour(self, hour: int) -> PeriodCells:
-        """Return the sums of an hour since 1970. Raises NotHeld when it is not held."""
+        """Return the cells of an hour since 1970. Raises NotHeld."""
         if not self._holds_hour(hour):
             raise NotHeld(f"hour {hour} is not held in memory")
         return self.hours.get(hour, {})
 
     def check_covers(self, now: int) -> None:
-        """Raise NotHeld when windows cannot be answered at `now`: load a new snapshot."""
+        """Raise NotHeld if windows cannot be answered at `now`, because of the snapshot's age."""
         if not self.still and not -MINUTE <= now - self.taken < COVERAGE:
             raise NotHeld(f"taken {(now - self.taken) / 1e6:.0f} s ago")
 
@@ -305,7 +306,7 @@ class Snapshot:
         return chain.from_iterable(index.get(name, ()) for name in names)
 
     def holds(self, minute: int) -> bool:
-        """Whether the sums of a minute since 1970 are held."""
+        """Whether the cells of a minute since 1970 are held."""
         return any(first <= minute < end for first, end in self._needed.minutes)
 
     def _holds_hour(self, hour: int) -> bool:
@@ -314,19 +315,19 @@ class Snapshot:
     # -- as bytes, for a cache ------------------------------------------------------------------
 
     def pack(self) -> bytes:
-        """Return the snapshot as bytes. Periods that did not change since are not packed again."""
+        """Return the snapshot as bytes. Only periods that have changed are packed again."""
         total = msgspec.Raw(pack_cells(self.total, self._keys))
         hours, minutes = self.hours.pack(), self.minutes.pack()
-        # In the order of _Packed, and as it.
+        # The order is that of _Packed.
         return _encode(
             (FORM, self.position, self.taken, self.covered, total, hours, minutes, self._keys.all)
         )
 
     @classmethod
     def unpack(cls, packed: bytes, room: int | None = None) -> Self:
-        """Return the snapshot that `pack` wrote, as much of it as there is room for.
+        """Return the snapshot that `pack` wrote, with as many windows as there is room for.
 
-        Raises ValueError on anything else, such as what another version of this program wrote.
+        Raises ValueError on anything else, including bytes of another version of this program.
         """
         read = _decoder.decode(packed)
         if read.covered != BOUNDED[: len(read.covered)]:
@@ -343,7 +344,7 @@ class Snapshot:
         return snapshot
 
     def keys(self) -> Iterator[Key]:
-        """Yield every key ever counted."""
+        """Yield every key of the total."""
         return iter(self.total)
 
 
@@ -357,7 +358,7 @@ def _pieces(cells: Mapping[Key, Sums]) -> Iterator[Mapping[Key, Sums]]:
         yield piece
 
 
-# Changes with what is packed and how, so that no version takes what it would read wrongly.
+# Changes with the packed form, so that no version misreads the bytes of another.
 FORM: Final = 2
 
 
