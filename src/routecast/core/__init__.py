@@ -1,4 +1,4 @@
-"""The heart of Routecast, sans I/O: no await, no clock, no environment, no socket.
+"""The logic of Routecast without I/O: no await, clock, environment or socket.
 
 `now` is always an argument, in microseconds since 1970.
 """

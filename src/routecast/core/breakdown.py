@@ -1,9 +1,9 @@
-"""Breakdowns: the sums that a document shows, kept in step with a snapshot at little cost.
+"""Breakdowns: the sums that a document shows, kept up to date with a snapshot at little cost.
 
-To add up a view's cells costs as much as there are cells: 100 ms for 40,000 of them. A breakdown
-does that once, in small steps between which others run. From then on it only takes what changed:
-the commits since, and the minutes that its window has entered and left. All of it is exact at every
-position, because sums are integers that can be added and subtracted in any order.
+Adding up a view's cells costs as much as there are cells: 100 ms for 40,000. A breakdown does that
+once, in small steps with turns of other tasks in between. From then on it only counts changes: new
+commits, and the minutes that its window has entered and left. It is exact at every position,
+because sums are integers that can be added and subtracted in any order.
 """
 
 from collections import OrderedDict
@@ -17,26 +17,27 @@ from routecast.core.snapshot import EMPTY_SPAN, Snapshot, Span
 from routecast.core.view import FilterPart, Selection
 from routecast.errors import MissingDeltas, NotHeld
 
-# Cells handled in one step: less than a millisecond.
+# Cells handled in one step: less than 1 ms.
 CELLS_PER_STEP: Final = 256
-# Steps that `Breakdowns.ready` makes at most: some 1 ms, for which everybody else waits.
+# Steps that `Breakdowns.ready` makes at most: about 1 ms, for which all other tasks wait.
 STEPS_AT_ONCE: Final = 2
-# Sums held by all breakdowns together, about 0.5 KB each. The one used longest ago goes first.
+# Sums held by all breakdowns together, about 0.5 KB each. The least recently used breakdown is
+# dropped first.
 MAX_GROUPS: Final = 25_000
 
 _ALL_TIME: Final = Span(-(2**62), 2**62)
 _stamps: Final = count(1)
 
-# Runs as long as there is something to do; each turn is one step.
+# Runs while there is something to do; each iteration is one step.
 _Work = Generator[None, None, None]
 
 
 class Breakdown:
-    """Sums of the decisions of a selection: in total and by each part of the key that is shown.
+    """Sums of the decisions of a selection: in total, and by each part of the key that is shown.
 
-    `strategies` and `models` have no histograms; `total` has one if the selection asks for it.
-    `providers`, `bands` and `statuses` are counts. Read it only when `steps` has run to its end.
-    `stamp` is a new number whenever one of them changes; no number is used twice.
+    `strategies` and `models` have no histograms; `total` has one if the selection needs it.
+    `providers`, `bands` and `statuses` are counts. Read it only after `steps` has run to its end.
+    `stamp` gets a new number when one of them changes; no number is used twice.
     """
 
     __slots__ = (
@@ -69,8 +70,8 @@ class Breakdown:
         self.stamp = next(_stamps)
         self.seq = -1  # the position up to which commits are counted; -1 before the first step
         self.span = span  # the minutes counted
-        # While a minute or an hour enters the span or leaves it: which one, in which direction, and
-        # its keys that are still to be moved.
+        # While a minute or an hour enters the span or leaves it: its number, the direction, and its
+        # keys that must still be moved.
         self._moving: Span | None = None
         self._entering = True
         self._waiting: dict[Key, None] = {}
@@ -83,16 +84,16 @@ class Breakdown:
 
     @property
     def groups(self) -> int:
-        """How many sums are held: what the breakdown takes of MAX_GROUPS."""
-        counts = len(self.providers) // 4  # a count takes a quarter of the room of sums
+        """The number of sums held, as counted for MAX_GROUPS."""
+        counts = len(self.providers) // 4  # a count takes a quarter of the memory of sums
         return 1 + len(self.strategies) + len(self.models) + counts
 
     def steps(self, snapshot: Snapshot) -> _Work:
-        """Come into step with a snapshot at `now`; yield after every CELLS_PER_STEP cells.
+        """Catch up with a snapshot at `now`; yield after every CELLS_PER_STEP cells.
 
-        Between two steps the snapshot may take commits, and `now` may be set. Raises NotHeld
-        when the snapshot does not hold the window, and MissingDeltas when it does not remember
-        the commits since the last time: then start with a new breakdown.
+        Between two steps the snapshot may take commits, and `now` may be set. Raises NotHeld if the
+        snapshot does not hold the window, and MissingDeltas if it does not remember the commits
+        since the last time: then start with a new breakdown.
         """
         if self.seq < 0 or self.epoch != snapshot.position.epoch:
             self._reset(EMPTY_SPAN)
@@ -107,7 +108,7 @@ class Breakdown:
     # -- commits --------------------------------------------------------------------------------
 
     def _follow(self, snapshot: Snapshot) -> _Work:
-        """Count the commits since. There is no yield after the last of them."""
+        """Count the new commits. There is no yield after the last of them."""
         parts = self._selection.parts
         while self.seq != snapshot.position.seq:
             for minute, cells in snapshot.delta_after(self.seq).cells.minutes.items():
@@ -119,9 +120,9 @@ class Breakdown:
                 for key, sums in cells.items():
                     if self._is_step():
                         yield
-                    # A key that is still to be moved takes what the commit adds along when it
-                    # moves. So keys that have entered already are counted, or keys that have not
-                    # left yet.
+                    # A key that must still be moved takes the cells of the commit along when it
+                    # moves. So only keys that have entered already, or have not left yet, are
+                    # counted here.
                     if moves and (key in self._waiting) == self._entering:
                         continue
                     if _matches(key, parts):
@@ -138,7 +139,7 @@ class Breakdown:
     # -- the window -----------------------------------------------------------------------------
 
     def _next_move(self, snapshot: Snapshot) -> tuple[Span, PeriodCells, bool] | None:
-        """Return what is to enter the span (True) or to leave it (False) next, if anything is."""
+        """Return the next minute or hour to enter the span (True) or leave it (False), if any."""
         length = self._selection.length
         if length is None or snapshot.is_sum_of(length):
             return None if self.span == _ALL_TIME else (_ALL_TIME, snapshot.total, True)
@@ -160,14 +161,14 @@ class Breakdown:
         return Span(start, start + 1), snapshot.minute(start), True
 
     def _can_slide_to(self, goal: Span, snapshot: Snapshot) -> bool:
-        """Whether only minutes at both ends have to be moved; else all is counted again."""
+        """Whether only minutes at both ends must move; otherwise all cells are counted again."""
         first, end = self.span
         if not (first <= goal.first <= end <= goal.end):
             return False
         return all(snapshot.holds(minute) for minute in range(first, goal.first))
 
     def _move(self, snapshot: Snapshot, unit: Span, cells: PeriodCells, entering: bool) -> _Work:
-        """Let the cells of a bucket enter or leave, key by key."""
+        """Move the cells of a minute or hour in or out, key by key."""
         parts = self._selection.parts
         if cells is snapshot.total and parts:
             (field, names), *others = parts
@@ -232,7 +233,7 @@ class Breakdown:
 
 
 def span_of(length: int, now: int) -> Span:
-    """Return the minutes of a window: `length` whole ones and the one that runs."""
+    """Return the minutes of a window: `length` whole minutes and the current one."""
     minute = now // MINUTE
     return Span(minute - length, minute + 1)
 
@@ -242,7 +243,7 @@ def _matches(key: Key, parts: tuple[FilterPart, ...]) -> bool:
 
 
 def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:
-    """Return the breakdown of a selection, made in one go. Raises NotHeld."""
+    """Return the breakdown of a selection, made in one step. Raises NotHeld."""
     breakdown = Breakdown(selection, now)
     for _ in breakdown.steps(snapshot):
         pass
@@ -250,14 +251,14 @@ def break_down(snapshot: Snapshot, selection: Selection, now: int) -> Breakdown:
 
 
 class _Held:
-    """A breakdown, and its work while that is not done."""
+    """A breakdown, and its work while that is not finished."""
 
     __slots__ = ("breakdown", "groups", "snapshot", "work")
 
     def __init__(self, breakdown: Breakdown) -> None:
         self.breakdown = breakdown
-        self.groups = 0  # as counted when its work was done last
-        self.snapshot: Snapshot | None = None  # that the work is done with
+        self.groups = 0  # as counted when its work was last finished
+        self.snapshot: Snapshot | None = None  # that the work is for
         self.work: _Work | None = None
 
 
@@ -272,11 +273,11 @@ class Breakdowns:
     def ready(
         self, snapshot: Snapshot, selection: Selection, now: int, steps: int = STEPS_AT_ONCE
     ) -> Breakdown | None:
-        """Return a breakdown in step with a snapshot; None when that takes `steps` steps or more.
+        """Return a breakdown that is up to date with a snapshot; None if that takes too long.
 
-        Then call again, with the same snapshot and after others had a turn: the work goes on from
-        where it is. What is returned is right until the snapshot takes the next commit.
-        Raises NotHeld when the snapshot does not hold the window.
+        If it takes `steps` steps or more, call again with the same snapshot after other tasks had a
+        turn: the work continues. The result is right until the snapshot takes the next commit.
+        Raises NotHeld if the snapshot does not hold the window.
         """
         held = self._hold(snapshot, selection, now)
         for _ in range(steps):

@@ -1,44 +1,44 @@
-"""How much rendering time each client may use, so that none of them takes it from the others."""
+"""The rendering time that each client may use, so that no client takes it from the others."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-# Of one core: what one client may use, and what all of them may use together.
+# As shares of one core: for one client, and for all clients together.
 CLIENT_SHARE: Final = 0.2
 TOTAL_SHARE: Final = 0.3
-# A client that was quiet may use what it has saved up, in seconds of rendering time.
+# A quiet client saves up at most this much rendering time, in seconds.
 BURST_SECONDS: Final = 0.25
-# Clients remembered. Of those over it, the one that used time longest ago is forgotten.
+# Clients remembered; over it, the one that used time least recently is forgotten.
 MAX_CLIENTS: Final = 10_000
-# Entries of the heap that may no longer hold, beside one for each client.
+# Outdated entries that the heap may have, beside one entry for each client.
 SPARE_ENTRIES: Final = 64
 
 
 class RenderBudget:
     """The rendering time that clients have used (the generic cell rate algorithm, ITU-T I.371).
 
-    Clients are told apart by a key, such as their address. `now` is seconds on a monotonic clock.
+    Each client has a key, such as its address. `now` is in seconds on a monotonic clock.
     """
 
     def __init__(self) -> None:
-        # When each client will have paid for all it used. The one that used time last comes last.
+        # When each client will have paid for all it used. The last to use time comes last.
         self._paid: OrderedDict[str, float] = OrderedDict()
-        # The same as a heap, soonest first, with entries that no longer hold.
+        # The same as a heap, soonest first, with outdated entries.
         self._soonest: list[tuple[float, str]] = []
 
     def wait(self, client: str, now: float) -> float:
-        """Return for how many seconds a client must not use any more; 0 when it may now."""
+        """Return for how many seconds a client must wait; 0 if it may use time now."""
         paid = self._paid.get(client)
         if paid is None:
             return 0.0
         return max(0.0, paid - now - BURST_SECONDS / CLIENT_SHARE)
 
     def first(self, clients: Iterable[str], now: float) -> tuple[str, float]:
-        """Return the first client that may use time now, else the one that may soonest.
+        """Return the first client that may use time now, otherwise the one that may soonest.
 
-        With it comes its `wait`. Of no clients at all, it is one that may.
+        The result includes its `wait`. Without clients it is one that may use time now.
         """
         soonest, least = "", float("inf")
         seen = set()
@@ -54,7 +54,7 @@ class RenderBudget:
         return (soonest, least) if seen else ("", 0.0)
 
     def charge(self, client: str, seconds: float, now: float) -> None:
-        """Note that a client has used rendering time, in seconds."""
+        """Record that a client has used rendering time, in seconds."""
         self._forget_paid(now)
         begins = max(now, self._paid.pop(client, now))
         while len(self._paid) >= MAX_CLIENTS:
@@ -67,7 +67,7 @@ class RenderBudget:
             heapify(self._soonest)
 
     def _forget_paid(self, now: float) -> None:
-        """Forget the clients that have paid: those that are left share the time."""
+        """Forget the clients that have paid: the others share the time."""
         while self._soonest and self._soonest[0][0] <= now:
             paid, client = heappop(self._soonest)
             if self._paid.get(client) == paid:

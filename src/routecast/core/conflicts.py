@@ -1,7 +1,7 @@
-"""Conflicts: decisions whose id is known already, of another decision.
+"""Conflicts: decisions with the id of another decision.
 
-A decision that is sent again is the same as before: the status, the cost and the model that were
-sent then. One that is not is lost, since an id counts once; so it is counted apart.
+A decision that is sent again has the same status, cost and model as before. One that has not is
+lost, because an id counts once; so it is counted separately.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from routecast.core.decision import DecisionRecord, identity_of
 
 
 class Content(NamedTuple):
-    """What is compared of a decision: `cost` in nano-dollars, None where it is unknown."""
+    """The compared values of a decision: `cost` in nano-dollars, None if it is unknown."""
 
     status: str
     model: str
@@ -20,16 +20,16 @@ class Content(NamedTuple):
 
 
 def content_of(decision: DecisionRecord) -> Content:
-    """Return what is compared of a decision."""
+    """Return the compared values of a decision."""
     return Content(decision.status, decision.model, decision.cost)
 
 
 def differs(sent: DecisionRecord, kept: Content) -> bool:
-    """Whether a decision is another one than the kept one that has its id.
+    """Whether a decision differs from the stored one that has its id.
 
-    A cost that the server found itself is not compared: prices change, and may not be looked up
-    while too many new models come. Nor is a model that counts as `other`: which one it was is not
-    known.
+    A cost that the server looked up is not compared: prices change, and are not looked up while too
+    many new models come. A model that counts as `other` is not compared either: its name is
+    unknown.
     """
     if sent.status != kept.status or (sent.cost_sent and sent.cost != kept.cost):
         return True
@@ -41,10 +41,10 @@ def count_conflicts(
     stored: Mapping[tuple[str, str], Content],
     full: Collection[tuple[str, str]] = (),
 ) -> list[int]:
-    """Return how many decisions of each batch are in conflict with the one that has their id.
+    """Return how many decisions of each batch conflict with the one that has their id.
 
-    `stored` has what was known before, by identity; of what was not, the first mention is kept.
-    `full` are identities that were not kept at all.
+    `stored` are the decisions known before, by identity; of the others, the first one in the
+    batches counts. `full` are identities that were not stored at all.
     """
     kept = dict(stored)
     counts = []

@@ -1,4 +1,4 @@
-"""A subscriber's session: what it asked for when it came, and what its messages mean.
+"""The session of the default stream: the client's request, and the meaning of its messages.
 
 The same session runs under every edge; it never touches a socket.
 """
@@ -12,18 +12,18 @@ from routecast.protocol import DEFAULT_INTERVAL
 
 @dataclass(frozen=True, slots=True)
 class DefaultSession:
-    """The default stream: whole documents, one each interval, until the client goes.
+    """The default stream: whole documents, one for each interval, until the client leaves.
 
-    It remembers nothing, so connections that ask for the same share one.
+    It has no state, so connections with equal requests share one.
     """
 
     subscription: ViewSubscription
 
     def receive(self, message: str | bytes) -> None:
-        """Take a message of the client. On the default stream, whatever it is, it is ignored."""
+        """Receive a message of the client. The default stream ignores all messages."""
 
 
-@lru_cache(maxsize=256)  # a view with all the names a query has room for takes some 40 KB
+@lru_cache(maxsize=256)  # a view with all the names that a query has room for takes about 40 KB
 def open_session(query: bytes, *, interval: float = DEFAULT_INTERVAL) -> DefaultSession:
-    """Return the session a request asks for. Raises BadParameter, to be answered with 400."""
+    """Return the session of a request. Raises BadParameter, to be answered with 400."""
     return DefaultSession(parse_query(query, interval=interval))

@@ -1,4 +1,4 @@
-"""Deltas: what one commit added to the rollups, with the position it led to."""
+"""Deltas: the cells that one commit added to the rollups, with its position."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from routecast.protocol import Position
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one commit added, the position it led to, and when it began (microseconds)."""
+    """The cells that a commit added, its position, and when it began (microseconds)."""
 
     position: Position
     cells: Cells
@@ -52,7 +52,7 @@ class _PackedDelta(msgspec.Struct, array_like=True):
 
 
 class _RawDelta(msgspec.Struct, array_like=True):
-    """A packed delta whose rows and keys are decoded one by one: other threads run in between."""
+    """A packed delta whose rows and keys are decoded one by one, so that other threads run too."""
 
     position: Position
     received: int
@@ -68,7 +68,7 @@ _decode_row: Final = msgspec.msgpack.Decoder(PackedSums).decode
 def following(deltas: Iterable[Delta], after: Position) -> list[Delta]:
     """Return those of some deltas that come after a position, in order, each once.
 
-    Raises MissingDeltas when one of them is missing or is of another epoch.
+    Raises MissingDeltas if one of them is missing or of another epoch.
     """
     newer: dict[int, Delta] = {}
     for delta in deltas:

@@ -6,21 +6,21 @@ from routecast.core.delta import Delta
 from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 
-# Minutes remembered: a week of them. Should commits add to more, all is forgotten.
+# Minutes remembered: a week. If commits add to more, all are forgotten.
 MAX_MINUTES: Final = 10_080
 
 
 class DirtyMinutes:
-    """For each minute, the last commit that added to it, of an unbroken row of commits."""
+    """For each minute, the last commit that added to it, of consecutive commits."""
 
     def __init__(self) -> None:
         self._epoch = ""
         self._first = 0  # all commits after this seq are known
         self._last = 0
-        self._seqs: dict[int, int] = {}  # by minute, the one added to last comes last
+        self._seqs: dict[int, int] = {}  # by minute; the one that was added to last comes last
 
     def note(self, delta: Delta) -> None:
-        """Take note of a commit. One that does not follow the last begins a new row."""
+        """Record a commit. One that does not follow the last begins a new sequence."""
         epoch, seq = delta.position.epoch, delta.position.seq
         if epoch == self._epoch and seq <= self._last:
             return
@@ -35,7 +35,7 @@ class DirtyMinutes:
     def between(self, after: Position, until: Position) -> list[int]:
         """Return the minutes since 1970 that the commits after a position added to.
 
-        Up to, at least, another position. Raises MissingDeltas when not all of those commits are
+        It covers the commits up to `until` at least. Raises MissingDeltas if not all of them are
         known.
         """
         if after == until:

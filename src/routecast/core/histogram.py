@@ -23,7 +23,7 @@ _LIMIT: Final = int(MAX_LATENCY_MS * 1000)
 def _edges() -> tuple[int, ...]:
     edges = [0, 1]
     while edges[-1] <= _LIMIT:
-        # The greatest value of a bin is at most 1.04 times its least one.
+        # The largest value of a bin is at most 1.04 times its smallest.
         edges.append(edges[-1] * 26 // 25 + 1)
     return tuple(edges)
 
@@ -34,8 +34,8 @@ EDGES: Final = _edges()
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(dict[int, int] | list[int]).decode
 
-# From this number of bins on, an array may be shorter, which is checked. It is shorter when its
-# zeros, one byte each, take less than the bin numbers of a map, two or three bytes each.
+# From this number of bins on, the form of an array is tried. It is shorter if its zeros, one byte
+# each, take less than the bin numbers of a map, two or three bytes each.
 _MANY: Final = 16
 _CLOSE: Final = 3
 
@@ -49,7 +49,7 @@ def bin_of(latency: int) -> int:
 def middle(number: int) -> float:
     """Return the value, in microseconds, that is at most 2 % off any other one of the bin.
 
-    It is the harmonic mean of the bin's least and greatest value.
+    It is the harmonic mean of the bin's smallest and largest value.
     """
     least, greatest = EDGES[number], EDGES[number + 1] - 1
     return 2 * least * greatest / (least + greatest) if greatest else 0.0
@@ -65,7 +65,7 @@ def add_bins(into: dict[int, int], bins: Mapping[int, int]) -> None:
 
 
 def percentiles(bins: Mapping[int, int], percents: Iterable[int]) -> list[float | None]:
-    """Return nearest-rank percentiles (1 to 100) in microseconds; None where nothing is counted.
+    """Return nearest-rank percentiles (1 to 100) in microseconds; None for an empty histogram.
 
     Each is within 2 % of the exact one.
     """
@@ -81,8 +81,8 @@ def percentiles(bins: Mapping[int, int], percents: Iterable[int]) -> list[float 
 def pack(bins: Mapping[int, int]) -> bytes:
     """Return the bins as bytes: a MessagePack map of bin numbers to counts.
 
-    Where there are many close to each other it is an array instead, of the first one's number and
-    the counts from there on: that takes a third of the room.
+    If many bins are close to each other, it is an array: the first bin's number, and the counts
+    from there on. That takes a third of the space.
     """
     if not bins:
         return b""
@@ -106,15 +106,15 @@ def unpack(packed: bytes) -> dict[int, int]:
 
 # -- many at once -------------------------------------------------------------------------------
 
-# Counts have as many bytes each as the sum of all of them needs. The header, of two bytes, is the
-# first bin's number and _HEADER times the place of their width in _WIDTHS.
+# Each count has as many bytes as the sum of all counts needs. The header, of two bytes, is the
+# first bin's number plus _HEADER times the index of the width in _WIDTHS.
 _COUNT_FORMATS: Final[dict[int, Literal["H", "I", "Q"]]] = {4: "I", 2: "H", 8: "Q"}
 _WIDTHS: Final = tuple(_COUNT_FORMATS)
 _HEADER: Final = 1024
-# What reads lanes as numbers from the last to the first, whatever the machine's byte order.
+# Reads lanes as numbers from the last to the first, with any byte order of the machine.
 _DOWN: Final = slice(None, None, -1 if sys.byteorder == "little" else 1)
-# Histograms whose percentiles are remembered, some 1 KB each: what is over is asked for again and
-# again, and does not change.
+# Histograms whose percentiles are remembered, about 1 KB each: those of finished buckets are
+# requested again and again, and do not change.
 REMEMBERED_HISTOGRAMS: Final = 8_192
 
 
@@ -143,9 +143,9 @@ def unpack_counts(packed: bytes) -> dict[int, int]:
 
 
 class PackedHistogramSum:
-    """Histograms added up as one great integer, a lane for each bin: to add is one addition.
+    """A sum of histograms as one large integer with a lane for each bin: one addition each.
 
-    No bin runs into the next, since lanes are as wide as the sum of all counts needs.
+    No lane overflows into the next, since each is as wide as the sum of all counts needs.
     """
 
     __slots__ = ("_counts", "_first", "_limit", "_width")
@@ -157,7 +157,7 @@ class PackedHistogramSum:
         self._limit = 1 << 8 * self._width
 
     def add(self, packed: bytes, total: int) -> None:
-        """Add what `pack_counts` wrote; all that was added counts at most `total` together."""
+        """Add what `pack_counts` wrote; all that was added has at most `total` counts."""
         if total >= self._limit:
             self._widen(_width(total))
         header, counts = packed[0] | packed[1] << 8, packed[2:]
@@ -183,7 +183,7 @@ class PackedHistogramSum:
         return unpack_counts(self.pack())
 
     def percentiles(self, percents: tuple[int, ...]) -> tuple[float | None, ...]:
-        """Return `percentiles` of the sum, which is faster than of a plain histogram."""
+        """Return `percentiles` of the sum, faster than for a plain histogram."""
         return _percentiles(self._first, self._counts, self._width, percents)
 
     def _bytes(self) -> bytes:
@@ -198,7 +198,7 @@ class PackedHistogramSum:
 
 
 def _recast(counts: bytes, width: int, to: int) -> bytes:
-    """Return counts of a width in bytes as such of another, which has room for them."""
+    """Return counts of one width in bytes as counts of another, which has room for them."""
     cast = bytearray(len(counts) // width * to)
     for first in range(min(width, to)):
         cast[first::to] = counts[first::width]
@@ -211,7 +211,7 @@ def _percentiles(
 ) -> tuple[float | None, ...]:
     if not counts:
         return (None,) * len(percents)
-    # Each bin with all above it: as many additions as twos that the number of bins is made of.
+    # The counts of each bin and all bins above it: additions double the range, so few are needed.
     at_least, lane = counts, 8 * width
     size = -(-counts.bit_length() // lane)
     shift = lane

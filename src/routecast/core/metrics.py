@@ -1,4 +1,4 @@
-"""Metrics: the document people see, rendered from rollups. The only place with a ratio in it."""
+"""Metrics: the document of a view, rendered from breakdowns. All ratios are computed here."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PERCENTILES: Final = (50, 95, 99)
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The model that `savings` are measured against, in nano-dollars per million tokens."""
+    """The model that `savings` are compared with, in nano-dollars per million tokens."""
 
     model: str
     input_price: int
@@ -28,7 +28,7 @@ class Baseline:
 def quotient(dividend: int, divisor: int, digits: int) -> float | None:
     """Return dividend / divisor / 10**digits, rounded half to even to `digits` decimals.
 
-    None where there is nothing to divide by: an average over nothing is not zero.
+    None if the divisor is 0: the average of no values is not zero.
     """
     if not divisor:
         return None
@@ -41,7 +41,7 @@ def quotient(dividend: int, divisor: int, digits: int) -> float | None:
 
 
 def render(snapshot: Snapshot, view: View, now: int, baseline: Baseline | None = None) -> Document:
-    """Return the document of a view, adding up all of its cells in one go. Raises NotHeld."""
+    """Return the document of a view, adding up all of its cells in one step. Raises NotHeld."""
     made = [break_down(snapshot, selection, now) for selection in view.selections]
     return document(view, made, now, baseline)
 
@@ -51,7 +51,7 @@ def document(
 ) -> Document:
     """Return the document of a view at `now`, without its timestamp, keys in contract order.
 
-    `made` are the breakdowns of the view's selections, in step with one snapshot.
+    `made` are the breakdowns of the view's selections, up to date with one snapshot.
     """
     shown, *minutes = made
     found: Document = {}
@@ -88,7 +88,7 @@ def _latency(shown: Breakdown) -> Document:
     return {
         "avg": quotient(total.latency_sum, total.latency_count, 3),
         **{
-            # To the nanosecond: coarser would cost short latencies their 2 %.
+            # To the nanosecond: rounding more would add to the 2 % error of short latencies.
             f"p{percent}": None if value is None else round(value / 1000, 6)
             for percent, value in zip(PERCENTILES, found, strict=True)
         },
@@ -129,11 +129,11 @@ _FIELD_VALUES: Final[dict[str, Callable[[Breakdown], Any]]] = {
 
 
 def _rate(running: int, both: int, now: int) -> float | None:
-    """Decisions per second over the last minute.
+    """Return decisions per second over the last minute.
 
-    Rollups know whole minutes: the one that runs counts in full, the one before it by the part
-    that lies in the last sixty seconds, as if its decisions were spread evenly. `running` is the
-    count of the one that runs, `both` that of the two together.
+    Rollups have whole minutes: the current minute counts in full, the one before by the part that
+    lies in the last 60 seconds, as if its decisions were spread evenly. `running` is the count of
+    the current minute, `both` that of the two together.
     """
     elapsed = now % MINUTE
     weighted = (both - running) * (MINUTE - elapsed) + running * MINUTE

@@ -1,6 +1,6 @@
 """When a node reads the database's position: in turn with its peers, or by itself.
 
-There is no I/O here, and no clock: `now` is a number of seconds on a clock that is never set.
+There is no I/O here and no clock: `now` is in seconds on a monotonic clock.
 """
 
 from enum import Enum
@@ -11,7 +11,7 @@ from routecast.core.topology import Topology
 
 # A node decides this often whether to poll, in seconds, if it has peers or the database fails.
 STEP_SECONDS: Final = 1.0
-# A step that comes at most this early, in seconds, is the one that was due: timers are not exact.
+# A step at most this early, in seconds, is the one that was due: timers are not exact.
 SLACK_SECONDS: Final = 0.05
 # After this number of missed position announcements the bus counts as down.
 SILENT_POLLS: Final = 4
@@ -52,8 +52,8 @@ class PollSchedule:
         self._topology = topology
         self._last_position = -inf  # when a position was last received or read
         self._next = -inf  # when this node polls next, by itself
-        self._outages = 0  # of the bus, after which a poll was begun
-        self._suspect = False  # something may have been missed
+        self._outages = 0  # the outages of the bus when the last poll by itself began
+        self._suspect = False  # whether something may have been missed
 
     def record_position(self, now: float) -> None:
         """Record that a position was received from another node, or read from the database."""
@@ -101,7 +101,7 @@ class PollSchedule:
         """Return the time at which to call `decide` again."""
         if self._topology.has_peers or failing:
             return now + STEP_SECONDS
-        # Ticks draw together at multiples of their interval (`streaming/connections.py`), so a
-        # process that has little to do wakes once for them and for the poll.
+        # Multiples of the interval, so that a node with little to do wakes once for ticks and
+        # polls.
         seconds = self._topology.poll_seconds
         return ((now + SLACK_SECONDS) // seconds + 1) * seconds

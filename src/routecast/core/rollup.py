@@ -1,7 +1,8 @@
 """Rollups: exact sums over decisions, by key and period.
 
-A commit's decisions are accumulated once into minute cells; minutes add up to hours
-and hours to the total, so every period is a merge of the same cells. All numbers are integers.
+The decisions of a commit are counted once, into cells of minutes. Minutes add up to hours, and
+hours to the total, so the cells of every period are sums of the same cells. All numbers are
+integers.
 """
 
 import sys
@@ -18,7 +19,7 @@ MINUTES_PER_HOUR: Final = 60
 
 
 class Key(NamedTuple):
-    """What sums are kept by. `model` is "" and `band` is "none" where they are unknown."""
+    """The key of sums. `model` is "" and `band` is "none" if they are unknown."""
 
     project: str
     strategy: str
@@ -29,15 +30,15 @@ class Key(NamedTuple):
 
 
 def shared_key(names: Iterable[str]) -> Key:
-    """Return a key; of equal names, all keys hold one object: 40,000 keys have few names."""
+    """Return a key that shares equal names with all other keys: 40,000 keys have few names."""
     return Key(*map(sys.intern, names))
 
 
-# The key a decision is counted under, as a plain tuple: equal to its Key, and quick to make.
+# The key that a decision counts under, as a plain tuple: equal to its Key, and quick to make.
 key_of: Final[Callable[[DecisionRecord], tuple[str, ...]]] = itemgetter(
     fields_between("project", "status")
 )
-# What of a decision is summed up, in the order in which `Sums.add` takes it.
+# The values of a decision that are summed up, in the order in which `Sums.add` reads them.
 _summed_of: Final[Callable[[DecisionRecord], tuple[Any, ...]]] = itemgetter(
     fields_between("confidence", "fallback")
 )
@@ -47,12 +48,12 @@ class Sums:
     """Sums over some decisions. Every `_count` counts the decisions whose value is known.
 
     Units: confidence in millionths, cost in nano-dollars, latency in microseconds; `latency_bins`
-    is a histogram (`core/histogram.py`). `metered_*` cover the decisions of which cost and both
-    token counts are known, so that another model's price can be set beside what was paid.
+    is a histogram (`core/histogram.py`). `metered_*` cover the decisions whose cost and both token
+    counts are known, so that the price of another model can be compared with the cost.
     """
 
-    # A sum that is added here must be added to the methods below, too, which name each for speed,
-    # and to the tables, by a migration. All other SQL has its columns from here.
+    # A sum that is added here must also be added to the methods below, which name each sum for
+    # speed, and to the tables, by a migration. All other SQL has its columns from here.
     SCALARS: Final = (
         "count",
         "fallbacks",
@@ -92,7 +93,8 @@ class Sums:
         self.latency_count = self.latency_sum = 0
         self.input_tokens = self.output_tokens = 0
         self.metered_cost = self.metered_input = self.metered_output = 0
-        # Most histograms are stored and loaded but never looked into: they stay packed till then.
+        # Most histograms are stored and loaded but never read: they stay packed until they are
+        # read.
         self._bins: dict[int, int] | None = None
         self._packed = b""
 
@@ -105,7 +107,7 @@ class Sums:
 
     def add(self, decision: DecisionRecord) -> None:
         """Count one more decision."""
-        # Quicker than six attributes, and this runs for every decision there is.
+        # Faster than six attributes, and this runs for every decision.
         confidence, cost, latency, tokens_in, tokens_out, fallback = _summed_of(decision)
         self.count += 1
         if fallback:
@@ -131,7 +133,7 @@ class Sums:
             bins[number] = bins.get(number, 0) + 1
 
     def copy(self) -> "Sums":
-        """Return the same sums, to be added to without changing these."""
+        """Return a copy, which can be added to without changing these sums."""
         twin = Sums()
         twin.merge_scalars(self)
         twin._bins, twin._packed = None if self._bins is None else self._bins.copy(), self._packed
@@ -144,7 +146,7 @@ class Sums:
             add_bins(self.latency_bins, other.latency_bins)
 
     def subtract(self, other: "Sums") -> None:
-        """Take another's sums, merged before, out of these again."""
+        """Subtract another's sums, which were merged before."""
         self.subtract_scalars(other)
         bins = self.latency_bins
         for number, count in other.latency_bins.items():
@@ -153,7 +155,7 @@ class Sums:
                 del bins[number]
 
     def merge_scalars(self, other: "Sums") -> None:
-        """Add another's sums, all but the histogram."""
+        """Add another's sums, except the histogram."""
         self.count += other.count
         self.fallbacks += other.fallbacks
         self.confidence_count += other.confidence_count
@@ -169,7 +171,7 @@ class Sums:
         self.metered_output += other.metered_output
 
     def subtract_scalars(self, other: "Sums") -> None:
-        """Take another's sums out of these again, all but the histogram."""
+        """Subtract another's sums, except the histogram."""
         self.count -= other.count
         self.fallbacks -= other.fallbacks
         self.confidence_count -= other.confidence_count
@@ -186,7 +188,7 @@ class Sums:
 
     @property
     def largest(self) -> int:
-        """The largest of the sums: none of them has room for more than 64 bits in a database."""
+        """The largest of the sums: a database has 64 bits for each."""
         return max(
             self.count,
             self.confidence_sum,
@@ -218,7 +220,7 @@ class Sums:
     @classmethod
     def from_row(cls, row: Iterable[Any]) -> Self:
         """Return the sums that `row` gave."""
-        sums = cls.__new__(cls)  # all that `__init__` would set comes from the row
+        sums = cls.__new__(cls)  # the row has all that `__init__` would set
         (
             sums.count,
             sums.fallbacks,
@@ -254,7 +256,7 @@ class Sums:
 
 PeriodCells = dict[Key, Sums]
 
-# The number of a key among those packed beside it, and its sums as `Sums.row` gives them.
+# The number of a key among those packed with it, and its sums as `Sums.row` returns them.
 if TYPE_CHECKING:
     PackedSums = tuple[int, tuple[Any, ...]]
     PackedKey = tuple[str, ...]
@@ -264,7 +266,7 @@ else:  # what msgspec checks
 
 
 def merge_cells(into: PeriodCells, cells: Mapping[Key, Sums]) -> None:
-    """Add each key's sums to a bucket's."""
+    """Add each key's sums to the cells of a period."""
     for key, sums in cells.items():
         mine = into.get(key)
         if mine is None:
@@ -275,7 +277,7 @@ def merge_cells(into: PeriodCells, cells: Mapping[Key, Sums]) -> None:
 
 @dataclass(slots=True)
 class Cells:
-    """Sums of some decisions by the minute they were decided in (minutes since 1970)."""
+    """Sums of some decisions by the minute in which they were decided (minutes since 1970)."""
 
     minutes: dict[int, PeriodCells] = field(default_factory=dict)
 
@@ -318,7 +320,7 @@ class Cells:
 
     @classmethod
     def sum(cls, parts: Sequence["Cells"]) -> "Cells":
-        """Return the sums of several; of one alone, itself."""
+        """Return the sum of several; of a single one, itself."""
         if len(parts) == 1:
             return parts[0]
         whole = cls()
@@ -329,7 +331,7 @@ class Cells:
 
     @property
     def number(self) -> int:
-        """How many cells there are."""
+        """The number of cells."""
         return sum(map(len, self.minutes.values()))
 
     def split(self, most: int) -> Iterator["Cells"]:

@@ -1,7 +1,7 @@
-"""Room: what the sums of a series can still take. A database holds each of them in 64 bits.
+"""Room: how much the sums of a series can still grow. A database has 64 bits for each sum.
 
-Few series ever come near that limit. A store knows which ones have a sum over half of it, and
-looks at exact sums only for commits that add to those.
+Few series ever come near that limit. A store knows the series with a sum over half of it, and reads
+exact sums only for commits that add to those.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,20 +12,20 @@ from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.rollup import Cells, Key, Sums, key_of
 
 LARGEST_SUM: Final = 2**63 - 1
-# A series is near its limit when one of its sums over all time is this large.
+# A series is near its limit if one of its sums over all time is this large.
 NEAR: Final = 2**62
 # While commits that are not folded yet add no more than this to any sum, every series that is not
 # near its limit has room.
 MOST_UNFOLDED_SUM: Final = LARGEST_SUM - NEAR
 
-# The sums that can become large, what of a decision they add up, and its name on the wire. Counts
-# are at most the number of decisions; the metered sums are at most the ones here.
+# The sums that can become large, and the names of their fields on the wire. Counts are at most the
+# number of decisions, and the metered sums at most these.
 SUMS: Final = ("confidence_sum", "cost_sum", "latency_sum", "input_tokens", "output_tokens")
 _SUMMED_FIELDS: Final = ("confidence", "cost", "latency_ms", "input_tokens", "output_tokens")
 _sums_of: Final = attrgetter(*SUMS)
 _values_of: Final = attrgetter("confidence", "cost", "latency", "input_tokens", "output_tokens")
 
-# The decisions that did not fit: for each, by its id and project, the field that has no room.
+# The decisions that did not fit: by id and project, the field whose sum has no room.
 Full = dict[tuple[str, str], str]
 
 
@@ -54,11 +54,11 @@ def find_full(decisions: Iterable[DecisionRecord], totals: Mapping[Key, Sums]) -
 
 
 def field_without_room(sums: Sums, added: Sums) -> str | None:
-    """Return the field whose sum has no room for what is added; None where all of it fits."""
+    """Return the field whose sum has no room for the added sums; None if all fit."""
     pairs = zip(_SUMMED_FIELDS, _sums_of(sums), _sums_of(added), strict=True)
     return next((field for field, a, b in pairs if a + b > LARGEST_SUM), None)
 
 
 def most_added(cells: Cells) -> int:
-    """Return a number that no sum of one series grows by more than, when cells are added to it."""
+    """Return an upper bound of what adding cells adds to a sum of any series."""
     return sum(sums.largest for sums in cells)

@@ -1,11 +1,12 @@
-"""Names and ids: which characters they may contain, and the one spelling that is kept.
+"""Names and ids: the characters that they may contain, and their one stored form.
 
-Two names that look the same must be the same name, and no name may disturb a terminal, a log or a
-page. So control characters, line separators, bidirectional controls and invisible characters are
-refused, and names are kept in Unicode's normal form C (UAX 15). Joiners stay allowed between other
-characters, since emoji and some scripts need them.
+Names that look the same must be the same, and no name may disturb a terminal, a log or a page. So
+control characters, line separators, bidirectional controls and invisible characters are refused,
+and names are stored in Unicode's normal form C (UAX 15). Joiners are allowed between other
+characters, because emoji and some scripts need them.
 
-A name that is too long is cut, and a hash of all of it follows, so that two long names stay two.
+A name that is too long is cut, and a hash of the whole name is added, so that two long names stay
+two.
 """
 
 from collections.abc import Iterable
@@ -16,8 +17,8 @@ from unicodedata import category, normalize
 from routecast.errors import Invalid
 
 _JOINERS: Final = ("\u200c", "\u200d")
-# Format characters that are part of something visible: signs that stand before Arabic and other
-# numbers, and the tags of flags such as Scotland's.
+# Format characters that are part of something visible: signs before Arabic and other numbers, and
+# the tags of flags such as Scotland's.
 _FORMAT_CHARACTERS: Final = frozenset(
     [
         *_JOINERS,
@@ -26,24 +27,24 @@ _FORMAT_CHARACTERS: Final = frozenset(
     ]
 )
 _REFUSED_CATEGORIES: Final = frozenset(("Cc", "Cs", "Zl", "Zp"))
-# Letters and symbols that show nothing.
+# Letters and symbols that are invisible.
 _BLANK_CHARACTERS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _NOT_ALONE: Final = frozenset(("Cf", "Mn", "Mc", "Me", "Zs"))
-# Hexadecimal digits of the hash that ends a name which was cut: 48 bits.
+# Hexadecimal digits of the hash at the end of a name that was cut: 48 bits.
 _HASH_DIGITS: Final = 12
-# Characters of a name that are looked at one by one: a body may hold a name of 16 MiB.
+# Characters of a name that are checked one by one: a body may contain a name of 16 MiB.
 _MOST_READ: Final = 1_024
 
 
 def is_simple(texts: Iterable[str]) -> bool:
-    """Whether texts are printable ASCII, none of them only spaces: a quick test that most pass."""
+    """Whether texts are printable ASCII and not only spaces: a fast test that most texts pass."""
     texts = tuple(texts)
     whole = "".join(texts)
     return whole.isascii() and whole.isprintable() and not any(map(str.isspace, texts))
 
 
 def check_text(field: str, text: str) -> None:
-    """Raise Invalid, naming the field, where a name or id contains what it must not."""
+    """Raise Invalid, naming the field, if a name or id contains a forbidden character."""
     for character in text:
         if _is_refused(character):
             code = f"U+{ord(character):04X}"
@@ -55,7 +56,7 @@ def check_text(field: str, text: str) -> None:
 
 
 def is_allowed(text: str) -> bool:
-    """Whether a text could be a name or an id."""
+    """Whether a text is a valid name or id."""
     try:
         check_text("", text)
     except Invalid:
@@ -64,11 +65,11 @@ def is_allowed(text: str) -> bool:
 
 
 def kept_name(field: str, text: str, longest: int) -> tuple[str, bool]:
-    """Return a name as it is kept, in at most `longest` characters, and whether it was too long.
+    """Return the stored form of a name, of at most `longest` characters, and whether it was cut.
 
-    Of a name that is too long its beginning is kept, and a hash of all of it, as in
-    `a-very-long-na~0f3a9c51d2e7`. Raises Invalid, naming the field, where it contains what it must
-    not; of a very long name only the first _MOST_READ characters are looked at.
+    Of a name that is too long, its beginning and a hash of the whole name are stored, as in
+    `a-very-long-na~0f3a9c51d2e7`. Raises Invalid, naming the field, if it contains a forbidden
+    character; of a very long name only the first _MOST_READ characters are checked.
     """
     read = text
     if len(text) > _MOST_READ:
@@ -88,12 +89,12 @@ def digest(text: str) -> str:
 
 
 def spelling(text: str) -> str:
-    """Return a name in the form that names are kept in."""
+    """Return the stored form of a name."""
     return text if text.isascii() else normalize("NFC", text)
 
 
 def spellings(names: Iterable[str]) -> frozenset[str]:
-    """Return names to look for: as given, and as kept.
+    """Return the names to look for: as given, and in the stored form.
 
     Databases of earlier versions may contain names in another form.
     """
@@ -102,10 +103,10 @@ def spellings(names: Iterable[str]) -> frozenset[str]:
 
 
 def shown(text: str) -> str:
-    """Return a text for a terminal: what `check_text` refuses is written as in `\\u202e`.
+    """Return a text for a terminal: characters that `check_text` refuses as in `\u202e`.
 
-    For names that were kept before there was such a rule. Within a string of JSON it is the same
-    string.
+    Names that were stored before this rule may contain such characters. Inside a JSON string, it is
+    the same string.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -228,7 +228,7 @@ def _columns(
 
 @cache
 def _milliseconds(latency: float | None) -> float | None:
-    # To the nanosecond: coarser would cost short latencies their 2 %.
+    # To the nanosecond: rounding more would add to the 2 % error of short latencies.
     return None if latency is None else round(latency / 1000, 6)
 
 

@@ -1,10 +1,10 @@
 """Times as they are written: text or Unix time in, microseconds since 1970 out.
 
-The one reader for all entry points. msgspec reads usual RFC 3339 times of `POST /v1/decisions`
-itself; there it gives the same value. Leap seconds, times with more than six digits of a fraction,
-and all other entry points come here.
+It reads times for all entry points. In bodies of `POST /v1/decisions`, msgspec reads usual RFC 3339
+times; there it gives the same value. Leap seconds, fractions of more than six digits, and all other
+times are read here.
 
-What is finer than a microsecond is cut off, never rounded: a time stays in its minute.
+Digits beyond microseconds are cut off, never rounded: a time stays in its minute.
 """
 
 import re
@@ -21,7 +21,7 @@ SECOND: Final = 1_000_000
 _RFC3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?([Zz]|[-+]\d\d:?\d\d)?", re.ASCII
 )
-# What databases and data frames write into files.
+# The form that databases and data frames write into files.
 _LENIENT_TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?"
     r" ?(Z|UTC|[-+]\d\d(?::?\d\d)?)?",
@@ -32,11 +32,11 @@ NO_OFFSET: Final = "must say its offset, such as Z or +00:00"
 
 
 def read_time(text: str, *, lenient: bool = False) -> int:
-    """Return the microseconds since 1970 that an RFC 3339 time with an offset is.
+    """Return the microseconds since 1970 of an RFC 3339 time with an offset.
 
-    A leap second (`:60`) is the last microsecond of its minute. `lenient` also takes a date
-    without a time, a time without seconds, a decimal comma, an offset of hours alone, and reads
-    times without an offset as UTC. Raises ValueError with the rule that is broken.
+    A leap second (`:60`) is the last microsecond of its minute. `lenient` also accepts a date
+    without a time, a time without seconds, a decimal comma, an offset of hours alone, and a time
+    without an offset, which is UTC. Raises ValueError with the rule that is broken.
     """
     found = (_LENIENT_TIME if lenient else _RFC3339).fullmatch(text)
     if found is None:
@@ -58,7 +58,7 @@ def read_time(text: str, *, lenient: bool = False) -> int:
 
 
 def _east(offset: str) -> timedelta:
-    """Return how far east of UTC an offset is."""
+    """Return an offset from UTC; positive is east."""
     if offset.upper() in ("", "Z", "UTC"):
         return timedelta()
     digits = offset[1:].replace(":", "").ljust(4, "0")
@@ -70,7 +70,7 @@ def _east(offset: str) -> timedelta:
 
 
 def has_offset(text: str) -> bool:
-    """Whether a time, read leniently, says its offset itself."""
+    """Whether a time, read leniently, has an offset."""
     found = _LENIENT_TIME.fullmatch(text)
     return found is None or found[6] is not None
 
@@ -81,7 +81,7 @@ def looks_like_time(text: str) -> bool:
 
 
 def unix_time(value: float | Decimal, per_second: int = 1) -> int:
-    """Return the microseconds since 1970 that a Unix time is, of `per_second` units a second.
+    """Return the microseconds since 1970 of a Unix time with `per_second` units a second.
 
     The digits of a float are the shortest that give the same float.
     """

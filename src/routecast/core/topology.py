@@ -3,22 +3,22 @@
 from dataclasses import dataclass
 from typing import Final
 
-# How often the nodes, together, read the database's position, in seconds. A delta that was lost
-# after the last commit, because its node was killed, delays numbers by at most this time.
+# How often the nodes together read the database's position, in seconds. If a node is killed after
+# its commit and before its delta is sent, numbers are late by at most this time.
 POLL_SECONDS: Final = 5.0
-# A node without peers makes all commits itself, or should. It polls to notice that the database is
-# lost, or that another program has written to it.
+# A node without peers should make all commits itself. It polls to notice that the database is lost,
+# or that another program has written to it.
 ALONE_POLL_SECONDS: Final = 10.0
-# Where other nodes may use the database and there is no bus, polls alone show their commits.
+# If other nodes may use the database and there is no bus, only polls show their commits.
 UNHEARD_POLL_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Where a node stands among others.
+    """What a node shares with others.
 
-    `has_peers`: other nodes are heard over a bus. `has_store`: it can read the database; otherwise
-    its peers tell it all. `shares_store`: other processes may commit to the database.
+    `has_peers`: it hears other nodes over a bus. `has_store`: it can read the database; otherwise
+    it depends on its peers. `shares_store`: other processes may commit to the database.
     """
 
     has_peers: bool = False

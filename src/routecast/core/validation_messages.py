@@ -1,4 +1,4 @@
-"""What is wrong with a value that was sent: msgspec's words put into the contract's."""
+"""Errors of values that were sent: msgspec's messages in the words of the contract."""
 
 from typing import Final
 
@@ -16,12 +16,12 @@ _GIVEN: Final = {**_KINDS, "int": "a number", "bool": "a boolean"}
 
 
 def kind(name: str) -> str:
-    """Return msgspec's name of what was given as people say it."""
+    """Return the name of a type, as msgspec gives it, for people."""
     return _GIVEN.get(name, name)
 
 
 def worded(rule: str) -> str:
-    """Say one of msgspec's rules, without the place it ends with, as what a value must be."""
+    """Return one of msgspec's rules, without the place at its end, as what a value must be."""
     words = rule.split("`")
     if not rule.startswith("Expected") or len(words) < 2:
         return f"{rule[:1].lower()}{rule[1:].replace('`', '')}"

@@ -1,4 +1,4 @@
-"""What is asked of a database about one window, and the snapshot it is answered with."""
+"""The query of one window to a database, and the snapshot that answers it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from routecast.protocol import WINDOWS, Position
 
 
 class WindowQuery(NamedTuple):
-    """A window (a key of WINDOWS), and whether latency histograms or a rate are asked for."""
+    """A window (a key of WINDOWS), and whether latency histograms or a rate are wanted."""
 
     window: str
     histograms: bool
@@ -21,12 +21,12 @@ class WindowQuery(NamedTuple):
 
 
 def query_of(view: View) -> WindowQuery:
-    """Return what a view is made of."""
+    """Return the window query that a view needs."""
     return WindowQuery(view.window, "latency_ms" in view.fields, "rate" in view.fields)
 
 
 class WindowSums:
-    """Adds up what a database has of a window, by series; `now` is in microseconds."""
+    """Adds up a database's rows of a window, by series; `now` is in microseconds."""
 
     def __init__(self, asked: WindowQuery, now: int) -> None:
         self._asked = asked
@@ -49,19 +49,19 @@ class WindowSums:
 
     @property
     def last_minutes(self) -> tuple[int, int] | None:
-        """The first second and the end of the minutes of a rate; None where none is asked for."""
+        """The first second and the end of the minutes of a rate; None if no rate is wanted."""
         if not self._asked.rate:
             return None
         return self._last_minutes.first * 60, self._last_minutes.end * 60
 
     @property
     def oldest_minute(self) -> int | None:
-        """The first second of minutes that are needed, None where there are none."""
+        """The first second of the minutes that are needed, None if none are."""
         minutes = [first for period, first, _ in self.ranges if period == "minute"]
         return min([*minutes, *(self.last_minutes or ())[:1]], default=None)
 
     def add_sums(self, rows: Iterable[Any]) -> None:
-        """Add rows of a series and its sums, in the order of `Sums.row`, with no histogram."""
+        """Add rows of a series and its sums, in the order of `Sums.row`, without a histogram."""
         for series, *values in rows:
             sums = Sums.from_row((*map(int, values), b""))
             held = self._sums.get(series)
@@ -84,7 +84,7 @@ class WindowSums:
     def build(
         self, position: Position, names: Mapping[int, Key], deltas: Iterable[Delta]
     ) -> Snapshot:
-        """Return the snapshot, with what is not in the rollups yet."""
+        """Return the snapshot, with the deltas that are not in the rollups yet."""
         sums: PeriodCells = {names[series]: sums for series, sums in self._sums.items()}
         minutes = {
             minute: {names[series]: _count(count) for series, count in counts.items()}
