@@ -1,1 +1,1 @@
-"""Adapters: the engines behind the ports."""
+"""Adapters: the implementations of the ports, one for each engine."""

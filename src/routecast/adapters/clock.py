@@ -7,16 +7,17 @@ from math import ceil
 
 
 class SystemClock:
-    """Microseconds since 1970 by this machine's clock."""
+    """Microseconds since 1970 by the clock of this machine."""
 
     def now(self) -> int:
         return time.time_ns() // 1000
 
 
 class SystemTimers:
-    """Timers of the event loop that runs, on the system's monotonic clock.
+    """Timers of the running event loop, on the system's monotonic clock.
 
-    Not on the loop's own: that of uvloop has milliseconds, and stands still for a turn of the loop.
+    The loop's own clock is not used: that of uvloop has milliseconds, and does not advance during a
+    turn of the loop.
     """
 
     def now(self) -> float:
@@ -25,6 +26,6 @@ class SystemTimers:
     def call_at(
         self, moment: float, call: Callable[..., object], *args: object
     ) -> asyncio.TimerHandle:
-        # Loops count in milliseconds from one that has begun; none of these is to be early.
+        # Loops count whole milliseconds, from one that has begun already; no timer may be early.
         seconds = ceil(1000 * (moment - self.now()) + 1) / 1000
         return asyncio.get_running_loop().call_later(seconds, call, *args)

@@ -1,4 +1,4 @@
-"""What models cost, by the offline tables of genai-prices (`ports.Prices`)."""
+"""The prices of models, from the offline tables of genai-prices (`ports.Prices`)."""
 
 import re
 import time
@@ -15,25 +15,25 @@ from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 from routecast.ports import ListPrice
 from routecast.protocol import EPOCH
 
-# Names whose price, or that there is none, is remembered: some 4 MB of the longest names.
+# Names whose price, or lack of one, is remembered: about 4 MB for the longest names.
 MAX_REMEMBERED: Final = 4_096
-# To look a name up takes up to 0.3 ms of the event loop. Lookups may use LOOKUP_SHARE of the time,
+# Looking up a name takes up to 0.3 ms of the event loop. Lookups may use LOOKUP_SHARE of the time,
 # and LOOKUP_SECONDS at once after a pause: enough for 1,500 new names.
 LOOKUP_SHARE: Final = 0.05
 LOOKUP_SECONDS: Final = 0.5
 
 
 class GenaiPrices:
-    """Prices by provider and model name, in exact decimals.
+    """Prices by provider and model name, as exact decimals.
 
-    A provider the tables know is asked for its own price of the model only; for a name they do
-    not know (a gateway's own, say), the model's name alone decides. What neither finds has no
-    price, and neither has what runs on one's own machines (`is_local`), whatever it is called.
+    If the tables know the provider, only its own price of the model counts. For other providers,
+    such as a gateway, the model's name alone decides. If neither is found, there is no price; nor
+    is there one for local software (`is_local`), whatever its models are called.
 
-    Names that were not seen lately are looked up only while that does not take too long in all;
-    then they have no price for a moment. No price is ever wrong. `skipped` is called for each cost
-    that is not known for that reason. `clock` and `used` give seconds: those that have passed, and
-    those of them that this thread worked.
+    New names are only looked up while that does not take too long in total; at other times they
+    have no price. A price is never wrong. `skipped` is called for each cost that is unknown for
+    this reason. `clock` and `used` return seconds: the time that has passed, and the time that this
+    thread worked.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class GenaiPrices:
             return int(nano.to_integral_value(ROUND_HALF_EVEN))
         if found is None:
             return None
-        # Prices of great size, or that depend on time, are the tables' own business.
+        # Very large prices, and prices that depend on time, are computed by the tables.
         owner, info = found
         usage = Usage(
             input_tokens=input_tokens,
@@ -95,7 +95,7 @@ class GenaiPrices:
         return ListPrice(int(flat.input), int(flat.output), upto)
 
     def _look_up(self, provider: str, model: str) -> "_Known | None":
-        """Return what is known of a name; None where it may not be looked up now."""
+        """Return what is known of a name; None if it may not be looked up now."""
         key = provider, model
         known = self._known.get(key)
         if known is not None:
@@ -121,7 +121,7 @@ def _flat(found: "tuple[Provider, ModelInfo] | None") -> "_Flat | None":
     price = found[1].prices
     if price.requests_kcount or price.input_mtok is None or price.output_mtok is None:
         return None
-    # A model without a price for cached tokens bills them as all others.
+    # A model without a price for cached tokens charges them like all others.
     cached = price.input_mtok if price.cache_read_mtok is None else price.cache_read_mtok
     rates = price.input_mtok, cached, price.output_mtok
     (paid_in, *_), (paid_cached, *_), (paid_out, *_) = bases = [_base(rate) for rate in rates]
@@ -139,7 +139,7 @@ def _base(rate: Decimal | TieredPrices) -> tuple[Decimal, int]:
 
 
 class _Flat(NamedTuple):
-    """Nano-dollars per million tokens, for requests of up to `upto` input tokens."""
+    """Nano-dollars per million tokens, for requests with up to `upto` input tokens."""
 
     input: Decimal
     cached: Decimal
@@ -148,13 +148,13 @@ class _Flat(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What was found under a name: where the tables have it, and its price if that is simple."""
+    """The result of a lookup: the place in the tables, and the price if it is a simple one."""
 
     found: tuple[Provider, ModelInfo] | None
     flat: _Flat | None
 
 
-# What people run models with themselves: as a whole name, or as a word of one ("vllm-prod-2").
+# Local software that runs models: as a whole name, or as a word of one ("vllm-prod-2").
 _LOCAL: Final = frozenset(
     (
         *("local", "localhost", "selfhosted", "selfhost", "onprem", "onpremise", "onpremises"),
@@ -172,10 +172,10 @@ _ADDRESS: Final = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}|::1")
 
 
 def is_local(provider: str) -> bool:
-    """Whether a provider's name is that of software one runs oneself, which has no price."""
+    """Whether a provider's name is that of local software, which has no price."""
     words = _WORD.findall(provider.lower())
-    # Names of several words are written with any sign between these, or with none; and a number
-    # may follow.
+    # Names of several words may be written with any sign between them or none, and a number may
+    # follow.
     joined = ["".join(words[at : at + size]) for size in (1, 2, 3) for at in range(len(words))]
     plain = (name.rstrip("0123456789") for name in joined)
     return not _LOCAL.isdisjoint((*joined, *plain)) or _ADDRESS.search(provider) is not None
@@ -184,7 +184,7 @@ def is_local(provider: str) -> bool:
 def _find(provider: str, model: str) -> tuple[Provider, ModelInfo] | None:
     if is_local(provider):
         return None
-    # Not by the snapshot's own methods: these remember, for ever, each name they were asked for.
+    # The snapshot's own methods are not used: they remember each requested name without a limit.
     providers, model = get_snapshot().providers, model.lower()
     owner = find_provider_by_id(providers, provider) if provider else None
     if owner is None:

@@ -1,8 +1,8 @@
-"""The check of Redis: whether it is one, may be used as it has to be, and if not, why.
+"""The check of Redis: whether it can be used as it must be, and if not, why.
 
-Each command that the adapters send is tried by itself, with keys of the check's own, so that one
-that is not allowed is told by its name and not by a part that is silently off. Where Redis cannot
-be reached, the check finds out whether one side speaks TLS and the other does not.
+Each command that the adapters send is tried alone, with the check's own keys, so that a command
+that is not allowed is reported by name, instead of a part that silently does nothing. If Redis
+cannot be reached, the check finds out whether one side speaks TLS and the other does not.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from routecast.errors import Declined, Unavailable
 
 log = logging.getLogger(__name__)
 
-# Between two checks, in seconds: what was granted meanwhile is used without them, too.
+# Seconds between two checks. A right that is granted later takes effect without them.
 RIGHTS_CHECK_SECONDS: Final = 60.0
-# Between two tries to find out why Redis cannot be reached.
+# Seconds between two attempts to find out why Redis cannot be reached.
 EXPLAIN_SECONDS: Final = 30.0
-# To connect and hear a word, of one address.
+# Time to connect to one address and get a reply, in seconds.
 PROBE_SECONDS: Final = 1.0
-# Keys of the check, if anything is left of them, are gone after this time.
+# Keys of the check that were not deleted expire after this time.
 LEFT_MILLISECONDS: Final = 10_000
 
-# What each part does, by the commands it needs: those of scripts are checked alike.
+# The parts and the commands that each needs; commands inside scripts are checked as well.
 NEEDS: Final[dict[str, frozenset[str]]] = {
     "bus": frozenset({"XADD", "XREAD", "XREVRANGE", "PEXPIRE"}),
     "cache": frozenset({"EVAL", "HMGET", "HSET", "PEXPIRE", "DEL"}),
@@ -38,9 +38,9 @@ NEEDS: Final[dict[str, frozenset[str]]] = {
 }
 COMMANDS: Final = frozenset().union(*NEEDS.values())
 
-# What Redis says, one way or another, to who does not speak TLS.
+# Beginnings of Redis's replies to a client that does not speak TLS.
 _PLAIN_ANSWERS: Final = (b"+PONG", b"-NOAUTH", b"-ERR", b"-NOPERM", b"-DENIED", b"-LOADING")
-# What to do about errors that name no remedy.
+# The remedies of errors that do not name one.
 _REMEDIES: Final = {
     "certificate verify failed": "check ssl_ca_certs, and the host's name in the URL",
     "invalid username-password": "check the user and the password in the URL",
@@ -50,7 +50,7 @@ _REMEDIES: Final = {
 
 
 class RedisCheck:
-    """Knows what is wrong with Redis. Run `run` as a task. `up` is told 1 for nothing, else 0."""
+    """Finds out what is wrong with Redis. Run `run` as a task. `up` gets 1 for nothing, else 0."""
 
     def __init__(self, link: RedisLink, up: Callable[[float], object] = lambda _: None) -> None:
         self._up = up
@@ -97,7 +97,7 @@ class RedisCheck:
         key, missing = self._key, {}
         other: str | None = None
         tries: list[tuple[Any, ...]] = [
-            ("SET", key, "", "XX", "PX", 1),  # of a key that is not there: changes nothing
+            ("SET", key, "", "XX", "PX", 1),  # on a key that does not exist, it changes nothing
             ("HSET", key, "field", ""),
             ("PEXPIRE", key, LEFT_MILLISECONDS),
             ("HMGET", key, "field"),

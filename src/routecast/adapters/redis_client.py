@@ -1,6 +1,6 @@
-"""Redis clients: a URL picks one for a server, for Sentinel or for Cluster; a breaker guards it.
+"""Redis clients: a URL selects a server, Sentinel or Cluster; a circuit breaker guards them.
 
-Valkey is spoken to alike. What is used here has been there since Redis 6.2.
+Valkey works the same way. All commands that are used exist since Redis 6.2.
 """
 
 import asyncio
@@ -31,30 +31,30 @@ else:
 
 log = logging.getLogger(__name__)
 
-# To connect; to get one answer; for a call with all it takes, asking sentinels included.
+# Timeouts to connect, for one reply, and for a whole call including the question to sentinels.
 REDIS_CONNECT_SECONDS: Final = 1.0
 REDIS_ANSWER_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 2.0
-# After a failure that did not open the breaker, or while another call probes.
+# The pause after a failure that did not open the breaker, or while another call probes.
 PAUSE_SECONDS: Final = 0.1
-# Part of every key: nodes of different versions share what they write only when this is equal.
+# Part of every key: nodes of different versions share data only if this is equal.
 REDIS_FORMAT: Final = 1
 
 _PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
 _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 _REQUIREMENTS: Final = {"none", "optional", "required"}  # of `ssl_cert_reqs`
-# Replies that say of a server that it is not the one to ask now. Every other error reply is an
-# answer to the command, and everything else that a client library may raise is none.
+# Error replies that mean that another server must be asked. All other error replies are answers to
+# the command, and no other exception of a client library is one.
 _ELSEWHERE: Final = (exceptions.ReadOnlyError, exceptions.ClusterDownError)
-# With these the library keeps its connections in order.
+# The library uses these to keep its connections in order.
 _FORESEEN: Final = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.RedisClusterException,
     OSError,  # TimeoutError is one, too
 )
-# Characters shown of what a library says; it may quote what came over the line.
+# Characters shown of an error text of the library, which may quote received bytes.
 MAX_WORDS_SHOWN: Final = 300
 
 RedisClient: TypeAlias = "Redis | RedisCluster"
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """What a Redis URL says. `kind` is "" (one server), "sentinel" or "cluster"."""
+    """The parts of a Redis URL. `kind` is "" (one server), "sentinel" or "cluster"."""
 
     kind: str
     hosts: tuple[tuple[str, int], ...]
@@ -155,7 +155,7 @@ def _check_tls(options: Mapping[str, str]) -> None:
 
 
 def _reason(error: OSError) -> str:
-    # Of files that are there, OpenSSL says no more than where in its source it stopped.
+    # For existing files, OpenSSL only names the line of its source.
     shown = error.strerror if not isinstance(error, ssl.SSLError) else None
     return shown or "is not in the form that is needed (PEM)"
 
@@ -164,17 +164,17 @@ def _host(text: str, port: int) -> tuple[str, int]:
     parts = split_url(f"//{text}")
     try:
         return parts.hostname or "localhost", parts.port or port
-    except ValueError:  # whose text may show half a password
+    except ValueError:  # its text may contain half a password
         raise ValueError("a port must be a number up to 65535") from None
 
 
 def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
-    """Return a client, and those it asks for the way; nothing is connected yet."""
+    """Return a client, and the sentinels that it asks; nothing is connected yet."""
     limits: dict[str, Any] = {
         "socket_connect_timeout": REDIS_CONNECT_SECONDS,
         "socket_timeout": REDIS_ANSWER_SECONDS,
         "protocol": 2,  # answers in the same shape from every server
-        "retry": Retry(NoBackoff(), 0),  # the breaker's business
+        "retry": Retry(NoBackoff(), 0),  # the breaker does that
     }
     tls = {name: value for name, value in address.options.items() if name in _TLS_OPTIONS}
     if address.tls:
@@ -185,7 +185,7 @@ def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
         return Redis(unix_socket_path=address.socket, **one), []
     if address.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        # Once more, with the new topology, is how a client learns that it changed.
+        # One more try, with the new topology: that is how a client learns of a change.
         limits["retry"] = Retry(NoBackoff(), 1)
         return RedisCluster(startup_nodes=nodes, **login, **limits), []
     if address.kind == "sentinel":
@@ -248,7 +248,7 @@ class RedisLink:
         self._client, self._guides = _connect(self.address)
 
     def key(self, name: str) -> str:
-        """Return the key for a name; all keys of one prefix are in one slot of a Cluster."""
+        """Return the key for a name; all keys with one prefix are in one slot of a Cluster."""
         return f"{{{self._prefix}}}:{REDIS_FORMAT}:{name}"
 
     async def call(
@@ -319,7 +319,7 @@ def text_of(error: BaseException) -> str:
         return f"what answers at its address does not speak Redis's protocol: {text}"
     if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException | OSError):
         return text or "no answer in time"
-    if isinstance(error, RuntimeError):  # uvloop, of a transport that was reset
+    if isinstance(error, RuntimeError):  # uvloop, for a transport that was reset
         return "the connection was reset"
     return f"what answers at its address does not answer as Redis does ({type(error).__name__})"
 
@@ -346,19 +346,19 @@ def _cancellable() -> Iterator[None]:
 
 
 def is_done(reply: Any) -> bool:
-    """Read the reply of a script that says by 1 or 0 whether it did something."""
+    """Read the reply of a script that returns 1 if it did something, else 0."""
     if type(reply) is not int or reply not in (0, 1):
         raise ValueError("a script's reply is neither 0 nor 1")
     return bool(reply)
 
 
 def compress(data: bytes) -> bytes:
-    """Return bytes made smaller, for what goes over the network and stays in memory there."""
+    """Return compressed bytes, for the network and for Redis's memory."""
     return zstd.compress(data, 1)
 
 
 def decompress(data: bytes) -> bytes:
-    """Return what `compress` was given. Raises ValueError on anything else."""
+    """Return the bytes that were compressed. Raises ValueError on anything else."""
     try:
         return zstd.decompress(data)
     except zstd.ZstdError as error:

@@ -1,1 +1,1 @@
-"""Buses: deltas to every node. One adapter an engine."""
+"""Buses: they carry deltas to every node. One adapter for each engine."""

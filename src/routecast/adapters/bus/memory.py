@@ -21,7 +21,7 @@ class MemoryBus:
     outages = 0
 
     def __init__(self) -> None:
-        self._listeners: dict[object, Listener] = {}  # each under a token of its own
+        self._listeners: dict[object, Listener] = {}  # each under its own token
         self._sent: deque[Delta] = deque()
         self._cells = 0  # of all held deltas
 

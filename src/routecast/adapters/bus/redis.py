@@ -1,4 +1,4 @@
-"""The bus between nodes: a Redis Stream. A node reads the last messages there if it missed them."""
+"""The bus between nodes: a Redis Stream, whose last messages nodes can read again."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
-# A larger delta travels as its position: a node that is behind asks the database.
+# A larger delta is sent as its position alone: nodes then read it from the database.
 MAX_DELTA_BYTES: Final = 256 * 1024
 # About the most memory of Redis that the stream may take.
 STREAM_BYTES: Final = 64 * 1024 * 1024

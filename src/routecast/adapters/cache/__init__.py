@@ -1,1 +1,1 @@
-"""Caches: one snapshot, shared for a while. One adapter an engine."""
+"""Caches: they keep one snapshot for a while. One adapter for each engine."""

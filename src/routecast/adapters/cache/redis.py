@@ -17,10 +17,10 @@ from routecast.protocol import Position
 
 log = logging.getLogger(__name__)
 
-# Compressed; a larger one could not be sent in the time a call has. The policy is not to keep it.
+# Compressed bytes; a larger snapshot could not be sent within one call, and is not cached.
 MAX_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
 
-# Compared and changed in one step, since several nodes do it.
+# Compared and changed in one step, because several nodes do it.
 _PUT: Final = """
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
 if held[1] == ARGV[1] and tonumber(held[2]) > tonumber(ARGV[2]) then return 0 end
@@ -41,7 +41,7 @@ class RedisCache:
 
     def __init__(self, link: RedisLink, lifetime: float = 30.0) -> None:
         self._link = link
-        # Versions that pack snapshots in another form do not overwrite each other's.
+        # Versions with different forms of snapshots use different keys.
         self._key = link.key(f"snapshot:{FORM}")
         self._milliseconds = round(lifetime * 1000)
 
@@ -49,9 +49,9 @@ class RedisCache:
         packed = await self._link.call(lambda redis: redis.hmget(self._key, "snapshot"), _only)
         if packed is None:
             return None
-        try:  # a large one takes a while; streams go on meanwhile
+        try:  # takes long for a large one; streams continue meanwhile
             return await asyncio.to_thread(lambda: Snapshot.unpack(decompress(packed)))
-        except Exception as error:  # anybody may have written it
+        except Exception as error:  # any program may have written it
             log.warning("The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_WORDS_SHOWN])
             return None
 
