@@ -1,1 +1,1 @@
-"""Stores: where decisions, rollups and position live. One adapter a database."""
+"""Stores: they keep decisions, rollups and position. One adapter for each database."""

@@ -1,4 +1,4 @@
-"""The columns of the tables, as SQL of every dialect lists them. The core says which there are."""
+"""The columns of the tables, as the SQL of every dialect lists them; the core defines them."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -7,10 +7,10 @@ from routecast.core.decision import VALUE_FIELDS, DecisionRecord
 from routecast.core.history import PARTS, POINT_COLUMNS
 from routecast.core.rollup import Key, Sums
 
-# A decision as it is stored, beside what a dialect has to know its commit by.
+# The columns of a stored decision, beside those by which a dialect knows its commit.
 STORED: Final = ("id", "project", "series", *VALUE_FIELDS)
-# A stored decision with its series, as a `DecisionRecord`: that has one field more, which says how
-# it was sent.
+# A stored decision with its series, in the order of `DecisionRecord`, whose last field is not
+# stored.
 _RECORD: Final = DecisionRecord._fields[: DecisionRecord._fields.index("owner") + 1]
 # `project` is what it counts under, `owner` the project that sent it.
 _RECORD_SQL: Final = {
@@ -26,7 +26,7 @@ def listed(columns: Iterable[str]) -> str:
     return ", ".join(columns)
 
 
-# What stands for these names in braces in `queries.sql`.
+# The replacements of these names in braces in `queries.sql`.
 LISTS: Final = {
     "key": listed(Key._fields),
     "stored": listed(STORED),

@@ -1,4 +1,4 @@
-"""History out of a database, whichever: how a plan becomes SQL, and rows become points."""
+"""History in any database: a plan becomes SQL, and its rows become the points of a series."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from routecast.core.view import FILTERS
 
 
 def filters(plan: Plan) -> dict[str, list[str]]:
-    """Return the values that a plan lets through, by the parts that it names some of."""
+    """Return the values that the filters of a plan allow, for each part with a filter."""
     chosen = {name: getattr(plan.filters, name) for name in FILTERS}
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
@@ -24,15 +24,15 @@ Add = Callable[[TimeSeries, Plan, Iterable[Any]], None]
 
 
 class Term(NamedTuple):
-    """A part of a column's sum: what to select, and how many bits to shift it by."""
+    """A part of a column's sum: the SQL of it, and the number of bits to shift it by."""
 
     column: str
     sql: str
     shift: int = 0
 
 
-# Returns the terms that a column's sum is made of, given the table ("rollups" or "summaries"):
-# no term may overflow.
+# Returns the terms that a column's sum is made of, given the table ("rollups" or "summaries"). No
+# term may overflow.
 SumOf = Callable[[str, str], Sequence[Term]]
 
 
@@ -41,14 +41,14 @@ class RowSelection(NamedTuple):
 
     query: str
     table: str
-    part: str | None  # the part that the table's summaries are of; None for rollups
+    part: str | None  # the part of the table's summaries; None for rollups
     values: str
     grouping: str
     add: Add
 
 
 def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[RowSelection]:
-    """Yield what to select for a plan, in this order; in SQL, what a rollup's errors are."""
+    """Yield what to select for a plan, in this order; `errors` is the SQL of a rollup's errors."""
     part, grouping = plan.summary, "GROUP BY 1, 2"
     rollups = "history_rollups" if part is None else "history_unsummed"
     terms = [
@@ -113,7 +113,7 @@ class SummaryRows(NamedTuple):
 
 
 def summary_rows(hours: Mapping[int, Mapping[Key, Sums]]) -> SummaryRows:
-    """Return the summaries of hours, by the second they begin at."""
+    """Return the summaries of hours, which are given by the second at which they begin."""
     rows = SummaryRows([], [])
     for start, cells in hours.items():
         for (part, name), point in summaries(cells).items():

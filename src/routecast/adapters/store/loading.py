@@ -1,4 +1,4 @@
-"""Loading a snapshot out of a database, whichever: as much of it as there is room for."""
+"""Loading a snapshot from any database: as many windows as there is room for."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -10,17 +10,17 @@ from routecast.protocol import Position
 
 # The part of the room that loading may fill. The rest is for the commits of the next hour.
 LOADED_SHARE: Final = 0.75
-# A period with more cells is not held. To read it takes 4 microseconds a cell, on the event loop.
+# A period with more cells is not held: reading it takes 4 µs per cell on the event loop.
 MAX_PERIOD_CELLS: Final = 20_000
 PERIOD_SECONDS: Final = {"hour": 3600, "minute": 60}
-# What the start of a period is a multiple of, in seconds; that of the total is 0.
+# The starts of periods are multiples of this, in seconds; that of the total is 0.
 START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
 
 class Loader:
-    """Fills a snapshot with rows: the shortest window first, until there is no room for the next.
+    """Fills a snapshot with rows: the shortest window first, until the next has no room.
 
-    Take each of `spans`, and give `add` its rows some at a time. At last call `build`.
+    For each of `spans`, pass its rows to `add`, some at a time. Call `build` at the end.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Loader:
             for period, span in pieces:
                 yield period, span.first * PERIOD_SECONDS[period], span.end * PERIOD_SECONDS[period]
                 if self._full:
-                    snapshot.cover(snapshot.covered)  # without what was read in vain
+                    snapshot.cover(snapshot.covered)  # drops the rows of the last window
                     return
             held = wanted
             snapshot.cover((*snapshot.covered, window))
 
     def add(self, period: str, rows: Iterable[Any]) -> bool:
-        """Add rows of hours or minutes; False when there is no room: read no more of the span."""
+        """Add rows of hours or minutes; False if there is no room: read no more of the span."""
         periods = self._snapshot.hours if period == "hour" else self._snapshot.minutes
         found: dict[int, list[PackedSums]] = {}
         for row in rows:
@@ -70,15 +70,15 @@ class Loader:
         return not self._full
 
     def build(self, deltas: Iterable[Delta]) -> Snapshot:
-        """Return the snapshot, with what is not in the rollups yet."""
+        """Return the snapshot, with the deltas that are not in the rollups yet."""
         for delta in deltas:
             self._snapshot.apply(delta)
-        self._snapshot.forget_commits()  # some of the first one may be in the rollups already
+        self._snapshot.forget_commits()  # a part of the first one may be in the rollups already
         return self._snapshot
 
 
 def _without(span: Span, others: Iterable[Span]) -> list[Span]:
-    """Return the parts of a span that no other one has."""
+    """Return the parts of a span that are in none of the others."""
     parts = [span]
     for other in others:
         parts = [

@@ -1,4 +1,4 @@
-"""Names in a database, whichever: what there is of each, and what folding them changes."""
+"""Names in any database: their use, and what changes when they are folded."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def folded_names(rows: Iterable[Any]) -> FoldedNames:
 
 
 def moves(series: Mapping[int, Key], part: str, names: Collection[str]) -> dict[int, Key]:
-    """Return the new key of each series whose name is to be counted as `other`, by its number."""
+    """Return the new key of each series whose name will count as `other`, by its number."""
     return {
         number: key._replace(**{part: OTHER})
         for number, key in series.items()
@@ -33,7 +33,7 @@ def moves(series: Mapping[int, Key], part: str, names: Collection[str]) -> dict[
 
 
 def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
-    """Yield the starts of rows of start and count, as many at a time as have few rollups."""
+    """Yield the starts of rows of start and count, in groups with a bounded number of rollups."""
     starts: list[int] = []
     rollups = 0
     for start, count in rows:
@@ -49,7 +49,8 @@ def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
 def moved_cells(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict[int, PeriodCells]:
     """Return what rollups of old series add to new keys.
 
-    Rows begin with start and series; buckets are numbered by their start in `unit` seconds.
+    Rows begin with start and series. The result is by the number of the period: its start divided
+    by `unit` seconds.
     """
     periods: dict[int, PeriodCells] = {}
     for start, number, *values in rows:
@@ -63,9 +64,9 @@ def moved_cells(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict
 
 
 def check_room(moved: PeriodCells, held: Mapping[Key, Sums]) -> None:
-    """Raise SumFull when the totals that some are moved to have no room for them.
+    """Raise SumFull if the totals to which some are moved have no room for them.
 
-    `held` are the totals of those keys as they are. A sum of any other period is at most that.
+    `held` are the present totals of these keys. The sums of other periods are at most as large.
     """
     for key, sums in moved.items():
         if full := field_without_room(held.get(key, Sums()), sums):
@@ -73,7 +74,7 @@ def check_room(moved: PeriodCells, held: Mapping[Key, Sums]) -> None:
 
 
 class Uses:
-    """Collects what a database has of each name."""
+    """Collects the use of each name in a database."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
@@ -85,12 +86,12 @@ class Uses:
             self._counts[named] = self._counts.get(named, 0) + decisions
 
     def see(self, part: str, name: str, first: int, last: int) -> None:
-        """Take note of the first and the last hour that has a name, in seconds."""
+        """Record the first and the last hour in which a name occurs, in seconds."""
         held = self._hours.get((part, name), (first, last))
         self._hours[part, name] = min(held[0], first), max(held[1], last)
 
     def add(self, deltas: Iterable[Delta]) -> None:
-        """Count what is not in the rollups yet."""
+        """Count deltas that are not in the rollups yet."""
         for delta in deltas:
             for minute, cells in delta.cells.minutes.items():
                 hour = minute * 60 // HOUR_SECONDS * HOUR_SECONDS

@@ -1,4 +1,4 @@
-"""The store of a node that has no database: it only streams what others tell."""
+"""The store of a node without a database: it only streams what its peers send."""
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Never
@@ -21,7 +21,7 @@ def _refuse() -> Never:
 
 
 class NullStore:
-    """Can be opened and closed, and nothing else (`ports.Store`)."""
+    """A store that can only be opened and closed (`ports.Store`)."""
 
     condition = Condition()
     unverifiable = ()
@@ -72,7 +72,7 @@ class NullStore:
         _refuse()
 
     async def folded_names(self) -> FoldedNames:
-        return {}  # nothing is committed here that they could matter to
+        return {}  # they only matter to commits
 
     async def fold_names(self, part: str, names: Collection[str], *, remember: bool) -> Position:
         _refuse()

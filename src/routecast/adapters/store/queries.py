@@ -1,4 +1,4 @@
-"""SQL lives in `.sql` files; this reads them."""
+"""SQL queries and migrations, read from `.sql` files."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ _QUERY_NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 def load_queries(dialect: str, lists: Mapping[str, str]) -> dict[str, str]:
     """Return the named queries of a dialect's `queries.sql`.
 
-    `lists` are those of columns, by the name that stands for them there in braces. Other names in
-    braces stay: they are filled in where a query is run.
+    `lists` are lists of columns, by the name that stands for them there in braces. Other names in
+    braces stay: they are replaced when a query is run.
     """
     text = (resources.files(__package__) / "sql" / dialect / "queries.sql").read_text("utf-8")
     for name, columns in lists.items():
@@ -22,7 +22,7 @@ def load_queries(dialect: str, lists: Mapping[str, str]) -> dict[str, str]:
 
 
 def load_migrations(dialect: str) -> list[tuple[int, str]]:
-    """Return a dialect's migrations as (number, SQL), in the order they must run."""
+    """Return a dialect's migrations as (number, SQL), in the order in which they must run."""
     folder = resources.files(__package__) / "sql" / dialect / "migrations"
     scripts = [file for file in folder.iterdir() if file.name.endswith(".sql")]
     return sorted((int(file.name.split("_")[0]), file.read_text("utf-8")) for file in scripts)

@@ -1,7 +1,7 @@
-"""Rollups as they are stored beside what they should be, and in words what differs.
+"""Verification: stored rollups are compared with what they should be, hour by hour.
 
-Nothing here shares code with how rollups are made: a database's own sums are the oracle. It goes
-hour by hour, so memory is bounded by one hour's rollups.
+It shares no code with how rollups are made: sums by the database itself are the oracle. Memory is
+bounded by the rollups of one hour.
 """
 
 import itertools
@@ -17,25 +17,25 @@ from routecast.core.history import POINT_COLUMNS
 from routecast.core.rollup import Key, Sums
 from routecast.ports import Difference
 
-# How many of a rollup's sums a summary has: the first ones. Its errors come before them.
+# The number of a rollup's sums that a summary has: the first ones. Its errors come before them.
 SUMMARISED: Final = len(POINT_COLUMNS) - 1
 
-# The key of a series that is not there.
+# The key of a series that does not exist.
 _UNKNOWN: Final = Key(*["?"] * len(Key._fields))
 
-# Sums as plain tuples: the integers and a histogram.
+# Sums as plain tuples: the integers, then the histogram.
 SumsRow = tuple[Any, ...]
 SumsRows = dict[tuple[int, int], SumsRow]  # by (start, series)
 
 
 class Comparison:
-    """Compares a database that has these series (numbers by key) as of one moment.
+    """Compares a database that has these series (numbers by key) at one position.
 
-    Stored are the rollups and, beside them, the deltas not yet folded into them. Four things must
-    hold of both together: minutes are the sums of their decisions; hours, of theirs and those
-    pruned; hours, of their minutes (while minutes are kept, that is from `minutes_from` on); and
-    the total, of all hours. Rows of sums begin with start and series, and end with the histogram
-    as it is stored. Summaries are the sums of their hour's rollups.
+    The rollups and the deltas that are not folded yet count together. Four things must hold of
+    them: minutes are the sums of their decisions; hours are the sums of their decisions and the
+    pruned ones; hours are the sums of their minutes, while minutes are kept (from `minutes_from`
+    on); the total is the sum of all hours. Rows of sums begin with start and series, and end with
+    the histogram as it is stored. Summaries are sums of their hour's rollups.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Comparison:
         rollups: Mapping[str, Sequence[Any]],
         summaries: Iterable[Any] | None,
     ) -> Iterator[Difference]:
-        """Yield what differs in an hour, given its minutes as recounted, and what is stored of it.
+        """Yield the differences of an hour, given its recounted minutes and its stored rows.
 
-        To be called for each hour there is anything about, once. `summaries` is None for an hour
-        that is not summed up, or not any more.
+        Call it once for each hour that has any rows. `summaries` is None for an hour that is not
+        summed up, or not any more.
         """
         if summaries is not None:
             yield from self._summaries(hour, rollups["hour"], summaries)
@@ -102,7 +102,7 @@ class Comparison:
                 yield Difference(what, str(want or "nothing"), str(have or "nothing"))
 
     def total(self, rollups: Iterable[Any]) -> Iterator[Difference]:
-        """Yield what differs in the total, when all hours were compared."""
+        """Yield the differences of the total, after all hours were compared."""
         yield from self._compare("total", self._total, self._stored("total", 0, 1, rollups))
 
     def _stored(self, period: str, first: int, end: int, rollups: Iterable[Any]) -> SumsRows:
@@ -122,7 +122,7 @@ class Comparison:
                 yield Difference(what, _text(want, have), _text(have, want))
 
     def _compare_least(self, period: str, least: SumsRows, found: SumsRows) -> Iterator[Difference]:
-        """Yield where less is stored than is left: some of what was counted was dropped since."""
+        """Yield where less is stored than was recounted; more may be, of pruned decisions."""
         for key, want in sorted(least.items(), key=itemgetter(0)):
             have = found.get(key)
             if have is None or not _holds(have, want):
@@ -133,7 +133,7 @@ class Comparison:
 
 
 def readable(packed: Iterable[tuple[int, bytes]], found: list[Difference]) -> Iterator[Delta]:
-    """Yield deltas, given with their seq; those that cannot be read are told in `found`."""
+    """Yield deltas, given with their seq; add those that cannot be read to `found`."""
     for seq, text in packed:
         try:
             yield Delta.unpack(text)
@@ -142,12 +142,12 @@ def readable(packed: Iterable[tuple[int, bytes]], found: list[Difference]) -> It
 
 
 def moment(start: int) -> str:
-    """Return a second since 1970 for people."""
+    """Return a second since 1970 as text."""
     return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ}"
 
 
 def _holds(row: SumsRow, part: SumsRow) -> bool:
-    """Whether sums may hold those of a part, and others."""
+    """Whether sums can include those of a part."""
     bins = row[-1]
     scalars = all(a >= b for a, b in zip(row[:-1], part[:-1], strict=True))
     return scalars and all(bins.get(number, 0) >= count for number, count in part[-1].items())
@@ -158,7 +158,7 @@ def unpacked(values: tuple[Any, ...]) -> SumsRow:
     try:
         bins: dict[Any, int] = unpack(values[-1])
     except ValueError:
-        bins = {"unreadable": 1}  # which is no histogram, so it will differ
+        bins = {"unreadable": 1}  # not a histogram, so it differs
     return (*values[:-1], bins)
 
 
@@ -171,7 +171,7 @@ def _counts(packed: bytes | None) -> dict[Any, int]:
 
 
 def _by_start(start: int, *parts: SumsRows) -> SumsRows:
-    """Return the sums of all rows of a series, as rows of one period."""
+    """Return the sums of all rows of each series, as rows of one period."""
     sums: SumsRows = {}
     for (_, series), row in itertools.chain.from_iterable(part.items() for part in parts):
         held = sums.get((start, series))

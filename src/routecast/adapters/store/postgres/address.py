@@ -1,7 +1,7 @@
-"""Addresses: what a URL says of a PostgreSQL database, and what of that can be done.
+"""Addresses: the URL of a PostgreSQL database, and what it asks for.
 
 URLs come from people, from libpq's documentation and from hosting providers. Each parameter is
-honoured; or it means nothing here, which the log says; or it is refused by name.
+honoured, or has no meaning here, which the log says, or is refused by name.
 """
 
 import difflib
@@ -15,13 +15,13 @@ from urllib.parse import SplitResult, parse_qsl, urlencode
 from routecast.errors import BadDatabase
 from routecast.urls import split_url
 
-# For one host to accept a connection, in seconds; less where others are to be asked in time.
+# Time for one host to accept a connection, in seconds; less if other hosts must be asked in time.
 HOST_CONNECT_SECONDS: Final = 5.0
-# Longer than this no connection is waited for, whatever the URL says.
+# The longest such time that a URL can set.
 MAX_CONNECT_SECONDS: Final = 60
 
 # A connection that has been quiet for IDLE seconds is probed every INTERVAL seconds; after COUNT
-# probes without an answer it is lost. So is one that sent what nobody acknowledges for UNACKED ms.
+# probes without an answer it is lost. So is one whose data were not acknowledged for UNACKED ms.
 KEEPALIVE_IDLE: Final = 30
 KEEPALIVE_INTERVAL: Final = 5
 KEEPALIVE_COUNT: Final = 3
@@ -29,7 +29,7 @@ DATABASE_UNACKED_MS: Final = 15_000
 
 APPLICATION: Final = "routecast"
 
-# Of sessions, by whether they can only read: which are tried, one choice after the other.
+# Whether a session may only read: the choices, in the order in which they are tried.
 _ROLES: Final[Mapping[str, tuple[bool | None, ...]]] = {
     "any": (None,),
     "read-write": (False,),
@@ -39,7 +39,7 @@ _ROLES: Final[Mapping[str, tuple[bool | None, ...]]] = {
     "prefer-standby": (True, None),
 }
 _TLS_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-# asyncpg reads these out of the URL.
+# asyncpg reads these from the URL.
 _FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _PASSED: Final = _FILES | {
     *("host", "port", "dbname", "database", "user", "password", "passfile", "service"),
@@ -47,7 +47,7 @@ _PASSED: Final = _FILES | {
     *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"),
 }
 
-# Parameters that mean nothing here, and why.
+# Parameters without a meaning here, and why.
 _POOL: Final = "ROUTECAST_DATABASE_CONNECTIONS limits the connections of a node"
 _OWN_SCHEMA: Final = "Routecast keeps its tables in the schema routecast"
 _OWN_TIMES: Final = "Routecast has time limits of its own"
@@ -71,7 +71,7 @@ _IGNORED: Final[Mapping[str, str]] = {
     "max_protocol_version": "protocol 3.0 is used",
 }
 
-# Parameters of which only these values can be done, and what to do about others.
+# Parameters of which only these values are possible, and what to do about others.
 _ONLY: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "gssencmode": (
         frozenset({"disable", "prefer"}),
@@ -82,7 +82,7 @@ _ONLY: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "replication": (frozenset({"false", "off", "no", "0"}), "leave it out"),
     "sslcertmode": (frozenset({"allow"}), "leave it out; sslcert and sslkey name a certificate"),
 }
-# Parameters that ask for what cannot be done, and what to write instead.
+# Parameters that ask for something impossible, and what to write instead.
 _REFUSED_PARAMETERS: Final[Mapping[str, str]] = {
     "hostaddr": "write the address as the host",
     "servicefile": "name the file in the environment, as PGSERVICEFILE",
@@ -104,7 +104,7 @@ _NO: Final = frozenset({"false", "0", "no", "off"})
 
 @dataclass(frozen=True, slots=True)
 class Keepalives:
-    """When a quiet connection is probed (seconds), and lost; 0 is the system's own default."""
+    """When a quiet connection is probed (seconds), and lost; 0 is the system's default."""
 
     idle: int = KEEPALIVE_IDLE
     interval: int = KEEPALIVE_INTERVAL
@@ -115,12 +115,12 @@ class Keepalives:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a database is, and how to connect to it.
+    """The place of a database, and how to connect to it.
 
-    `urls` are for asyncpg, one for each host, in the order of the URL. `roles` are what a session
-    may be: None for any, False for one that can write, True for one that only reads.
-    `tls` is used in place of what the URLs say. `pooled`: the URL says that there is a pooler.
-    `notes` are for the log.
+    `urls` are for asyncpg, one for each host, in the order of the URL. `roles` are the allowed
+    roles of a session: None for any, False if it must write, True if it must be read-only. `tls`
+    replaces what the URLs say. `pooled`: the URL says that there is a pooler. `notes` are for the
+    log.
     """
 
     urls: tuple[str, ...]
@@ -135,12 +135,12 @@ class Address:
 
 
 def read_address(url: str) -> Address:
-    """Return what a URL says. Raises BadDatabase, naming the parameter and the fix."""
+    """Read a URL. Raises BadDatabase, naming the parameter and the fix."""
     try:
         parts = split_url(url)
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         _ = parts.port if "," not in parts.netloc else None
-    except ValueError:  # whose text may hold a piece of the password
+    except ValueError:  # its text may contain a part of the password
         raise BadDatabase(
             "the URL cannot be read; is it postgresql://user:password@host:port/database, with "
             "signs such as / and @ in a name or password written as %2F and %40?"
@@ -168,7 +168,7 @@ class _ParameterReader:
         connect = self._number("connect_timeout", 0) or HOST_CONNECT_SECONDS
         fallback = self._left.pop("fallback_application_name", "")
         urls = tuple(_each_host(parts, passed))
-        # Of several hosts only one takes writes; a node needs that one.
+        # Of several hosts only one accepts writes, and a node needs that one.
         role = self._choice("target_session_attrs", _ROLES, "read-write" if urls[1:] else "any")
         options = self._left.pop("options", None)
         application = self._left.pop("application_name", "") or fallback or APPLICATION
@@ -187,7 +187,7 @@ class _ParameterReader:
         )
 
     def _tls(self, passed: dict[str, str]) -> ssl.SSLContext | None:
-        """See to TLS in `passed`; return a context where asyncpg cannot do what is asked for."""
+        """Put the parameters of TLS into `passed`; return a context if asyncpg needs one."""
         if (value := self._left.pop("ssl", None)) is not None and "sslmode" not in passed:
             passed["sslmode"] = "require" if value in _YES else "disable" if value in _NO else value
         mode = passed.get("sslmode", os.environ.get("PGSSLMODE", "prefer"))
@@ -270,7 +270,7 @@ def _guess(name: str) -> str:
 
 
 def _each_host(parts: SplitResult, passed: Mapping[str, str]) -> Iterable[str]:
-    """Yield a URL for each host, so that one that says nothing does not keep us from the next."""
+    """Yield a URL for each host, so that a silent host does not keep us from the next."""
     login, at, netloc = parts.netloc.rpartition("@")
     hosts = (netloc or passed.get("host", "")).split(",")
     ports = passed.get("port", "").split(",")

@@ -1,7 +1,7 @@
-"""Backups of a PostgreSQL database: made while nodes use it, put back while nobody does.
+"""Backups of a PostgreSQL database: made while nodes use it, restored while none does.
 
 A backup is a zip archive. It has each table as `COPY` writes it, as text, so that it suits any
-version of the server; and at its end a manifest with the columns, rows and hash of each table.
+version of the server, and at its end a manifest with the columns, rows and hash of each table.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ BACKUP_FORMAT: Final = "routecast-postgresql"
 BACKUP_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 BLOCK: Final = 1 << 20
-# Progress is told at each of so many bytes.
+# Progress is reported each time that this number of bytes is done.
 _STEP: Final = 8 << 20
 _CLOSE_SECONDS: Final = 3.0
-# What migrations write, and the backup has in its own way: who restores makes it anew.
+# Migrations write these, and the backup has them in another form: a restore makes them again.
 _MADE: Final = "schema_version"
-# Writing these writes others, by triggers: so they are first.
+# Triggers on these tables write to others: so they are restored first.
 _FIRST: Final = ("rollups",)
 
 
@@ -61,12 +61,12 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """What a backup has in it."""
+    """The content of a backup."""
 
     schema: int
     position: Position
     decisions: int
-    generations: tuple[int, int]  # the oldest, and the one that commits go to
+    generations: tuple[int, int]  # the oldest, and the current one
     tables: Mapping[str, _Table]
     sequences: Mapping[str, int]
 
@@ -105,7 +105,7 @@ class PostgresBackups:
     def __init__(self, url: str) -> None:
         self._connector = Connector(url)
 
-    def holds(self, path: Path) -> bool:  # they are the server's
+    def holds(self, path: Path) -> bool:  # the database's files are the server's
         return False
 
     async def backup(self, target: Path, tell: Tell) -> BackedUp:
@@ -141,7 +141,8 @@ class PostgresBackups:
                     kept = await _set_aside(session)
                     await _fill(session, source, manifest, tell)
                     epoch = (await query(session, "begin_epoch"))[0]["epoch"]
-                    # Nor may anybody have come meanwhile, who would go on with what was there.
+                    # No session may have connected meanwhile, which would continue with the old
+                    # tables.
                     await query(session, "forget_activity")
                     await _require_alone(session)
             finally:
@@ -151,7 +152,7 @@ class PostgresBackups:
 
 @contextmanager
 def _disk(path: Path) -> Iterator[None]:
-    """Raise Unavailable for what goes wrong with a file of this machine: the server is another."""
+    """Raise Unavailable for errors of a file on this machine, which is not the server."""
     try:
         yield
     except OSError as error:
@@ -207,7 +208,7 @@ async def _write(session: DatabaseSession, target: Path, tell: Tell) -> _Manifes
             file.flush()
             os.fsync(file.fileno())
     finally:
-        # After a failure the archive may have been closed, or cannot be.
+        # After a failure the archive may be closed already, or cannot be closed.
         with suppress(OSError, ValueError):
             archive.close()
         with suppress(OSError):
@@ -216,12 +217,12 @@ async def _write(session: DatabaseSession, target: Path, tell: Tell) -> _Manifes
 
 
 def _create(target: Path) -> IO[bytes]:
-    """Make a new file that nobody else may read: it will have all decisions."""
+    """Create a file that only its owner may read: it will contain all decisions."""
     return os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 class _ByteProgress:
-    """Tells how many bytes are done, now and then."""
+    """Reports the number of bytes that are done, now and then."""
 
     def __init__(self, stage: str, of: int, tell: Tell) -> None:
         self._stage, self._of, self._tell = stage, of, tell
@@ -234,7 +235,7 @@ class _ByteProgress:
 
 
 class _Writer:
-    """Takes what COPY sends."""
+    """Receives the data of COPY."""
 
     def __init__(self, target: Path, entry: IO[bytes], progress: _ByteProgress) -> None:
         self._target = target
@@ -255,7 +256,7 @@ class _Writer:
 
 
 def _read(source: Path, tell: Tell) -> _Manifest:
-    """Check all of a backup; return its manifest. Raises BadDatabase, Damaged."""
+    """Check a whole backup; return its manifest. Raises BadDatabase, Damaged."""
     try:
         with _disk(source), source.open("rb") as file:
             start = file.read(16)
@@ -307,12 +308,12 @@ async def _require_alone(session: DatabaseSession) -> None:
 
 
 async def _set_aside(session: DatabaseSession) -> str | None:
-    """Keep what there is under another name, if it has decisions; return that name."""
+    """Keep the present schema under another name, if it has decisions; return that name."""
     if not await value(session, "has_schema"):
         return None
     try:
         known = await schema_version(session)
-    except BadDatabase:  # of a newer program, to which this is the way back
+    except BadDatabase:  # by a newer program, to which this is the way back
         known = 0
     if known and not (await query(session, "position"))[0]["seq"]:
         await session.execute(POSTGRES_SQL["drop_schema"])
@@ -323,7 +324,7 @@ async def _set_aside(session: DatabaseSession) -> str | None:
 
 
 async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tell: Tell) -> None:
-    """Make the schema anew, as a backup has it, and bring it up to date."""
+    """Create the schema as it is in a backup, and bring it up to date."""
     await query(session, "create_schema")
     await query(session, "create_version")
     await run_migrations(session, 0, manifest.schema)
@@ -350,10 +351,10 @@ async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tel
 
 
 async def _make_generations(session: DatabaseSession, oldest: int, newest: int) -> None:
-    """Have the generations of a backup, and no other, where the first one is.
+    """Create the generations of a backup, and no other, if the first one exists.
 
-    Those before the oldest are passed over. They may be thousands, and the locks of each that is
-    made or dropped are held to the end of the transaction: the server has no room for so many.
+    Those before the oldest are skipped. They may be thousands, and the locks of each one that is
+    created or dropped are held to the end of the transaction: the server has no room for so many.
     """
     passed = max(oldest - 1, 1)
     await query(session, "set_generation", passed)

@@ -24,16 +24,16 @@ _TYPES: Final = {
     "fallback": "boolean",
     "reason": "text",
 }
-# A decision: the partition that it is in, its place in the order of receipt, and what is stored.
+# A decision: its partition, its place in the order of receipt, and the stored columns.
 DECISION_COLUMNS: Final = ("generation", "commit", "place", *STORED)
 
 
 def _arrays(types: Iterable[str], first: int = 1) -> str:
-    """Return parameters for arrays, one for each column, from a number on."""
+    """Return parameters for arrays, one for each column, numbered from `first`."""
     return listed(f"${number}::{kind}[]" for number, kind in enumerate(types, first))
 
 
-# What stands for these names in braces in `queries.sql`.
+# The replacements of these names in braces in `queries.sql`.
 POSTGRES_LISTS: Final = {
     **LISTS,
     "decision": listed(DECISION_COLUMNS),

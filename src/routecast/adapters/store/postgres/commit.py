@@ -1,4 +1,4 @@
-"""A commit: decisions whose ids are new, what they add to the rollups, and the next position."""
+"""A commit to PostgreSQL: decisions whose ids are new, their delta, and the next position."""
 
 import asyncio
 import secrets
@@ -34,9 +34,9 @@ from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
 
-# At most this number of rows is sent at a time: the event loop encodes them.
+# The maximum number of rows sent at a time: the event loop encodes them.
 ROWS_AT_ONCE: Final = 1_000
-# At most this number of decisions is counted on the event loop: that takes less than a thread does.
+# At most this number of decisions is counted on the event loop: that costs less than a thread.
 SMALL_COMMIT: Final = 50
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ _NOT_YET: Final = Position("", 0)
 
 
 class _New(NamedTuple):
-    """The decisions that a commit inserts, and what they add, also as bytes.
+    """The decisions that a commit inserts, and their delta, also as bytes.
 
     No sum of a series grows by more than `largest`.
     """
@@ -57,9 +57,9 @@ class _New(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A commit that lacks only the end of its transaction, and what to know it by afterwards.
+    """A commit without the end of its transaction, and how to recognise it afterwards.
 
-    `folded` is the seq that the rollups held a moment before.
+    `folded` is the seq of the rollups a moment before.
     """
 
     commit: Commit
@@ -70,7 +70,7 @@ class Written:
 
 
 class Unsettled(Exception):
-    """The server was lost while it ended a transaction: whether that was made is not known."""
+    """The server was lost at the end of a transaction: whether it was committed is unknown."""
 
     def __init__(self, written: Written) -> None:
         super().__init__(f"transaction {written.transaction} may or may not have been committed")
@@ -78,21 +78,24 @@ class Unsettled(Exception):
 
 
 class _OtherHistory(Exception):
-    """The session may not know which names are folded, nor the numbers of series, as they are."""
+    """The session may not know the present folded names, or the numbers of series."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How to go about it: the fast ways first, though they may fail where slow ones do not."""
+    """How to commit: the fast way first, which fails in some cases that the slow way handles."""
 
-    copy: bool = True  # insert all, which fails when the current generation holds some id
-    exact: bool = False  # look which decisions fit; else it fails when some might not
+    copy: bool = True  # insert all, which fails if the current generation has one of the ids
+    exact: bool = False  # find the decisions that fit; otherwise it fails if some may not
 
 
 async def commit(
     session: DatabaseSession, batches: Sequence[Sequence[DecisionRecord]], received: int
 ) -> Written:
-    """Do what `ports.Store.commit` says. Raises Unsettled besides what asyncpg does."""
+    """Write batches in one transaction (`ports.Store.commit`).
+
+    Raises Unsettled, and the exceptions of asyncpg.
+    """
     sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
     if not sent:
         return await _nothing(session, batches)
@@ -110,7 +113,7 @@ async def commit(
 
 
 async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
-    """Do some work for `size` decisions; for many, beside the event loop."""
+    """Do some work for `size` decisions; for many of them, beside the event loop."""
     return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
 
 
@@ -119,15 +122,15 @@ def _keys(sent: Sequence[DecisionRecord]) -> set[tuple[str, ...]]:
 
 
 def _first_mentions(batches: Sequence[Sequence[DecisionRecord]]) -> list[DecisionRecord]:
-    """Return each id's first mention, in an order in which no two nodes wait for each other."""
+    """Return the first decision of each id, in an order in which nodes cannot deadlock."""
     sent = list(chain.from_iterable(batches))
-    sent.reverse()  # of equal keys a dict keeps the last
+    sent.reverse()  # a dict keeps the last of equal keys
     first = dict(zip(map(identity_of, sent), sent, strict=True))
     return [first[identity] for identity in sorted(first)]
 
 
 async def _counted(session: DatabaseSession, sent: list[DecisionRecord]) -> list[DecisionRecord]:
-    """Return decisions with folded names replaced; the session knows the series of all."""
+    """Return decisions with folded names replaced; the session then knows all their series."""
     naming = session.naming
     if not naming.history:
         await learn_folded(session)
@@ -158,9 +161,9 @@ async def _commit(
 
 
 async def settle(session: DatabaseSession, written: Written) -> bool | None:
-    """Return whether a commit was made after all; None while its transaction still runs."""
-    with suppress(asyncpg.InvalidParameterValueError):  # after a crash the name is not in use yet,
-        if await value(session, "is_running", written.transaction):  # or another's: then wait, too
+    """Return whether a commit was made; None while its transaction still runs."""
+    with suppress(asyncpg.InvalidParameterValueError):  # after a crash the name may not exist yet,
+        if await value(session, "is_running", written.transaction):  # or be another's: wait, too
             return None
     made: bool = await value(session, "is_committed", written.number, written.token)
     return made
@@ -173,7 +176,7 @@ async def _write(
     received: int,
     way: _Way,
 ) -> Written:
-    """Write all but the end of the transaction."""
+    """Do all of a commit except the end of the transaction."""
     generation, oldest, *kept_from, number, history = (await query(session, "begin_commit"))[0]
     if history != session.naming.history:
         raise _OtherHistory
@@ -181,7 +184,7 @@ async def _write(
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)
     counting = None
-    if way.copy and sent:  # all are inserted, or none
+    if way.copy and sent:  # all are inserted, or the statement fails
         counting = await _copy(session, sent, generation, number, received)
     elif sent:
         sent = await _insert_new(session, sent, generation, number)
@@ -199,7 +202,7 @@ async def _write(
     if not new.sent:
         return await _nothing(session, batches, full, conflicts)
     token = secrets.randbits(63)
-    series = session.series  # read once: a pooled session passes each attribute on
+    series = session.series  # read once: a pooled session forwards each attribute
     touched = [series[key] for key in set(new.delta.cells.keys())]
     row = await query(
         session,
@@ -220,7 +223,7 @@ async def _nothing(
     full: Full | None = None,
     conflicts: list[int] | None = None,
 ) -> Written:
-    """Return the commit of nothing new."""
+    """Return the commit of a transaction in which nothing was new."""
     position = Position(*(await query(session, "position"))[0])
     return Written(Commit(position, [0] * len(batches), None, full or {}, conflicts or []))
 
@@ -231,7 +234,7 @@ async def _known(
     new: list[DecisionRecord],
     kept_from: Sequence[int],
 ) -> dict[tuple[str, str], Content]:
-    """Return what is stored of those decisions that are not new."""
+    """Return the stored contents of those decisions that are not new."""
     if len(new) == len(sent):
         return {}
     inserted = set(map(identity_of, new))
@@ -271,7 +274,7 @@ async def _conflicts(
 def _inserted(
     batches: Sequence[Sequence[DecisionRecord]], sent: Sequence[DecisionRecord]
 ) -> list[int]:
-    """Return how many of those inserted each batch brought: it was the first to mention them."""
+    """Return how many of the inserted decisions each batch was the first to contain."""
     if len(sent) == sum(map(len, batches)):
         return [len(batch) for batch in batches]
     left = set(map(identity_of, sent))
@@ -286,7 +289,7 @@ def _inserted(
 async def _unknown(
     session: DatabaseSession, sent: list[DecisionRecord], generation: int, kept_from: Sequence[int]
 ) -> list[DecisionRecord]:
-    """Return those that no older generation holds."""
+    """Return the decisions that no older generation has."""
     ids, projects = zip(*map(identity_of, sent), strict=True)
     rows = await query(session, "known_ids", projects, ids, generation, *kept_from)
     known = {row["number"] for row in rows}
@@ -312,9 +315,9 @@ async def _copy(
     number: int,
     received: int,
 ) -> "asyncio.Future[_New]":
-    """Insert all of some decisions, while it is counted what they add.
+    """Insert all of some decisions, and count their sums meanwhile.
 
-    Fails when the current generation holds one of their ids.
+    Fails if the current generation has one of their ids.
     """
     columns = await _apart(len(sent), _columns, session, sent, generation, number)
     counting: list[asyncio.Future[_New]] = []
@@ -322,7 +325,7 @@ async def _copy(
     def rows(first: int, end: int) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column[first:end] for column in columns), strict=True)
         if end >= len(sent):
-            # From here on the server has all it needs to work, and we have time.
+            # From here on the server has all that it needs, and there is time to count.
             counting.append(asyncio.ensure_future(_count(sent, received)))
 
     for first in range(0, len(sent), ROWS_AT_ONCE):
@@ -338,20 +341,20 @@ async def _copy(
 async def _insert_new(
     session: DatabaseSession, sent: list[DecisionRecord], generation: int, number: int
 ) -> list[DecisionRecord]:
-    """Insert those decisions whose ids the current generation does not hold; return them."""
+    """Insert and return those decisions whose ids the current generation does not have."""
     sql = POSTGRES_SQL["insert_new_decisions"].format(generation=generation)
     rows = await session.fetch(sql, *_columns(session, sent, generation, number))
     return [sent[row["place"]] for row in rows]
 
 
 async def _count(sent: list[DecisionRecord], received: int) -> _New:
-    """Count what decisions add."""
+    """Return the delta of decisions."""
 
     def count() -> _New:
         cells = Cells()
         cells.add(sent)
         delta, largest = Delta(_NOT_YET, cells, received), most_added(cells)
-        if largest > LARGEST_SUM:  # perhaps too large to be packed: not before it is known to fit
+        if largest > LARGEST_SUM:  # may be too large to pack: first check that it fits
             fits = max(sums.largest for sums in cells.total().values()) <= LARGEST_SUM
             return _New(sent, delta, delta.pack() if fits else b"", LARGEST_SUM)
         return _New(sent, delta, delta.pack(), largest)
@@ -365,13 +368,13 @@ async def _leave_out_full(
     new: _New,
     generation: int,
 ) -> tuple[_New, Full]:
-    """Take back those decisions that the sums of their series lack room for.
+    """Delete those decisions for which the sums of their series have no room.
 
-    From here on nobody else commits before the transaction ends.
+    From here on no other node commits before the transaction ends.
     """
     totals = Totals(session, set(new.delta.cells.keys()))
     await totals.update()
-    # Nearly all is found before others have to wait for the end of this.
+    # Most of them are found before other nodes have to wait.
     new, full = await _without_full(session, batches, new, totals.sums, generation)
     await query(session, "lock_history")
     await totals.update()
@@ -386,7 +389,7 @@ async def _without_full(
     held: PeriodCells,
     generation: int,
 ) -> tuple[_New, Full]:
-    """Take back those decisions that do not fit into the sums of their series."""
+    """Delete those decisions that do not fit into the sums of their series."""
 
     def find() -> Full:
         added = new.delta.cells.total()

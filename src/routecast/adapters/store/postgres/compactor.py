@@ -1,4 +1,4 @@
-"""Folding beside commits: when enough has come together, and never by two nodes at once."""
+"""Folding in the background: when enough is not folded, and by one node at a time."""
 
 import asyncio
 import logging
@@ -16,30 +16,30 @@ from routecast.ports import DELTAS_KEPT
 
 log = logging.getLogger(__name__)
 
-# Deltas are folded at this number of commits, or of cells, or after this time, in seconds.
+# Deltas are folded after this number of commits, or of cells, or after this time, in seconds.
 POSTGRES_FOLD_COMMITS: Final = 128
 POSTGRES_FOLD_CELLS: Final = 8_000
 FOLD_SECONDS: Final = 5.0
-# While more of them are not folded, a commit folds first: what a snapshot must add has a bound. Of
-# cells, too, before a large commit.
+# If more of them are not folded, a commit folds first, so that snapshots add a bounded number of
+# deltas. Before a large commit, cells count, too.
 MOST_UNFOLDED_COMMITS: Final = 1_000
 
 
 class RollupCompactor:
-    """Folds what is committed, in the background. `sessions` gives it one for a while."""
+    """Folds commits in the background. `sessions` provides a session."""
 
     def __init__(
         self, sessions: Callable[[], AbstractAsyncContextManager[DatabaseSession]]
     ) -> None:
         self._sessions = sessions
-        self._seq = 0  # of the last commit we know of
-        self._folded = 0  # the rollups hold this one at least
-        self._cells = 0  # of this node's commits since some node last folded
+        self._seq = 0  # of the last commit of this node
+        self._folded = 0  # the rollups have this one at least
+        self._cells = 0  # of this node's commits since any node last folded
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def make_room(self, *, large: bool) -> None:
-        """Fold, and wait for it, when too much is not folded for a commit. Raises Unavailable."""
+        """If too much is not folded for a commit, fold and wait for it. Raises Unavailable."""
         if large and self._task is not None:
             await asyncio.wait([self._task])
         too_many = large and self._cells >= POSTGRES_FOLD_CELLS
@@ -47,7 +47,7 @@ class RollupCompactor:
             await self._fold(wait=True)
 
     def added(self, written: Written) -> None:
-        """Tell of a commit."""
+        """Record a commit."""
         delta = written.commit.delta
         if delta is None:
             return
@@ -61,7 +61,7 @@ class RollupCompactor:
             self._timer = asyncio.get_running_loop().call_later(FOLD_SECONDS, self._begin)
 
     async def close(self) -> None:
-        """Finish what was begun."""
+        """Finish running work."""
         self._stop_timer()
         if self._task is not None:
             await self._task
@@ -85,7 +85,7 @@ class RollupCompactor:
             log.exception("Folding failed; commits will be refused when too much is not folded")
 
     async def _fold(self, *, wait: bool) -> None:
-        """Fold what is committed until now, in transactions of a bounded size."""
+        """Fold all present commits, in transactions of a bounded size."""
         cells = self._cells
         async with self._sessions() as session:
             folded, until = 0, await last_commit(session)
@@ -94,7 +94,7 @@ class RollupCompactor:
                     if wait:
                         await lock_rollups(session)
                     elif not await value(session, "try_lock_rollups"):
-                        return  # another node is at it
+                        return  # another node is folding
                     folded = await fold_some(session, DELTAS_KEPT, until)
                 self._folded = folded
         self._cells = max(0, self._cells - cells)

@@ -1,4 +1,4 @@
-"""Sessions: connections to PostgreSQL, and what is done on them everywhere."""
+"""Connections to PostgreSQL (sessions), the named queries run on them, and transactions."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from routecast.core.cardinality import FoldedNames
 
 if TYPE_CHECKING:
     _Connection = asyncpg.Connection[asyncpg.Record]
-else:  # where the class takes no parameter
+else:  # there the class takes no parameter
     _Connection = asyncpg.Connection
 
 log = logging.getLogger(__name__)
@@ -30,10 +30,10 @@ POSTGRES_SQL: Final = load_queries("postgres", POSTGRES_LISTS)
 SCHEMA: Final = "routecast"
 OLDEST_SERVER: Final = 14
 
-# The setting that names a session, for people: a server may cut it or replace signs in it.
+# The setting with the session's name, for people: a server may cut it or replace characters.
 NAME_SETTING: Final = "application_name"
 
-# Between two steps of long work, in seconds at most.
+# The longest pause between two steps of long work, in seconds.
 LONGEST_STEP_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 async def beside(work: Callable[..., T], *args: Any) -> T:
-    """Compute something on a thread, after what others have asked for."""
+    """Compute something on a thread, after earlier requests."""
     return await asyncio.get_running_loop().run_in_executor(_computing, work, *args)
 
 
@@ -62,11 +62,11 @@ class Naming:
 
 @dataclass(slots=True)
 class Setup:
-    """What a session is: whether it is pooled, its settings, and which server answered last.
+    """The setup of a session: pooled or not, its settings, and the last server that answered.
 
-    A pooled session may have another server session in each transaction. Its settings hold in a
-    transaction alone, and it does nothing outside of one. `server` is when that server started, and
-    `history` the one in which it learned the numbers of series.
+    A pooled session may have another server session in each transaction. Its settings only hold
+    within a transaction, and it does nothing outside of one. `server` is when that server started,
+    and `history` the history in which the session learned the numbers of series.
     """
 
     pooled: bool = True
@@ -76,10 +76,10 @@ class Setup:
 
 
 class DatabaseSession(_Connection):
-    """A connection, the numbers of those series it has seen, and the names that are folded.
+    """A connection with the numbers of the series it has seen, and the folded names.
 
-    It knows numbers for as long as it lasts, which no failover to another server does; or, where it
-    is pooled, until another server answers. They stay what they are when names are folded.
+    It knows numbers until it ends, as it does when another server takes over; a pooled one until
+    another server answers. Folding names does not change numbers.
     """
 
     __slots__ = ("naming", "series", "setup", "transport")
@@ -99,9 +99,9 @@ class DatabaseSession(_Connection):
 
 @asynccontextmanager
 async def transaction(session: DatabaseSession, **kind: Any) -> AsyncIterator[None]:
-    """Run the body in a transaction, or where there is one already, under a savepoint of it.
+    """Run the body in a transaction, or in a savepoint if there is a transaction already.
 
-    `kind` is what asyncpg's `Connection.transaction` takes. All transactions are begun by this.
+    `kind` is passed to asyncpg's `Connection.transaction`. All transactions begin here.
     """
     outermost = not session.is_in_transaction()
     async with session.transaction(**kind):
@@ -111,18 +111,18 @@ async def transaction(session: DatabaseSession, **kind: Any) -> AsyncIterator[No
 
 
 async def _set_up_here(session: DatabaseSession) -> None:
-    """Have the session's settings hold in the transaction that has just begun."""
+    """Apply the session's settings to the transaction that has just begun."""
     setup = session.setup
     answer = await settle_in(session, setup.settings, local=True)
     if setup.server != answer.server:
-        # After a failover of which the pooler tells nobody, names and numbers may be others.
+        # After a failover that the pooler hides, names and numbers may be different.
         session.series.clear()
         session.naming.history = ""
         setup.server = answer.server
 
 
 class ServerIdentity(NamedTuple):
-    """Who answers in a transaction: which process, of which server; whether it can only read."""
+    """Which process of which server answers in a transaction, and whether it is read-only."""
 
     process: int
     server: datetime
@@ -132,9 +132,9 @@ class ServerIdentity(NamedTuple):
 async def settle_in(
     session: DatabaseSession, settings: Mapping[str, str], *, local: bool
 ) -> ServerIdentity:
-    """Set settings, for this transaction alone if `local`, read them back, and see who answers.
+    """Set settings, for this transaction alone if `local`; read them back, with the server.
 
-    Raises Unsuitable where one of them is not as it should be.
+    Raises Unsuitable if one of them is not as it should be.
     """
     names, values = list(settings), list(settings.values())
     rows = await session.fetch(POSTGRES_SQL["set_up"], names, values, local)
@@ -145,7 +145,7 @@ async def settle_in(
 
 
 def statement(session: DatabaseSession) -> AbstractAsyncContextManager[None]:
-    """Return what a statement must run in: a transaction, where there is none but must be one."""
+    """Return the context of a statement: a transaction if it needs one and there is none."""
     if session.setup.pooled and not session.is_in_transaction():
         return transaction(session)
     return nullcontext()
@@ -158,21 +158,21 @@ async def query(session: DatabaseSession, name: str, *values: Any) -> list[async
 
 
 async def value(session: DatabaseSession, name: str, *values: Any) -> Any:
-    """Return the one value that a named query gives."""
+    """Return the single value of a named query."""
     async with statement(session):
         return await session.fetchval(POSTGRES_SQL[name], *values)
 
 
 async def rest_since(began: float) -> None:
-    """Leave the server to others for as long as a step took that `began` then (monotonic)."""
+    """Leave the server to others for as long as a step took that began at `began` (monotonic)."""
     await asyncio.sleep(min(time.monotonic() - began, LONGEST_STEP_REST))
 
 
 async def chunks(
     session: DatabaseSession, sql: str, *values: Any
 ) -> AsyncIterator[list[asyncpg.Record]]:
-    """Yield the rows of a statement, some of them at a time, within a transaction."""
-    # Not `session.cursor`, which gives a statement a name that a pooler would leave behind.
+    """Yield the rows of a statement in groups, within a transaction."""
+    # Not `session.cursor`, which names the statement; a pooler would keep it.
     prepared = await session.prepare(sql)
     cursor = await prepared.cursor(*values)
     while rows := await cursor.fetch(CHUNK_ROWS):
@@ -182,7 +182,7 @@ async def chunks(
 
 
 async def warn(session: DatabaseSession) -> None:
-    """Warn, loudly, of settings of the server with which a crash loses what was acknowledged."""
+    """Log settings of the server with which a crash loses acknowledged decisions."""
     for row in await query(session, "dangers"):
         log.critical(
             "PostgreSQL runs with %s = off: a crash of its machine LOSES decisions that were "

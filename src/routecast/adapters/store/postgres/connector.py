@@ -1,10 +1,10 @@
-"""Connecting: to several hosts, through poolers, with settings that hold and a bound on silence.
+"""Connecting to PostgreSQL: several hosts, poolers, verified settings, bounded waiting.
 
-A pooler such as PgBouncer may give each transaction another session of the server. A session that
-may be of such a one is *pooled*: it prepares no statements, does nothing outside of transactions,
-and each transaction sets its settings anew (`session.transaction`). A pooler greets a client before
-a server is there for it, so it cannot tell the number of the process that will answer: by this it
-is found, whether it pools by session or by transaction.
+A pooler such as PgBouncer may give each transaction another server session. A session that may come
+from such a pooler is *pooled*: it prepares no statements, does nothing outside of transactions, and
+applies its settings in each transaction (`connection.transaction`). A pooler greets a client before
+it has a server for it, so it cannot tell the number of the process that will answer. That is how it
+is detected, in session mode and in transaction mode.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ from routecast.errors import BadDatabase
 
 log = logging.getLogger(__name__)
 
-# All hosts are asked within this time, in seconds: nobody waits for a session for less.
+# Time for asking all hosts, in seconds: every wait for a session is at least this long.
 ASK_SECONDS: Final = 4.5
-# A host that said nothing is asked last for this time, in seconds.
+# A host that did not answer is asked last for this time, in seconds.
 SILENT_SECONDS: Final = 60.0
-# In seconds. A lock is waited for longer than a node that stopped in a transaction may hold it.
+# In seconds. A lock is waited for longer than a node that stopped in a transaction can hold it.
 LOCK_SECONDS: Final = 5
 IDLE_SECONDS: Final = 3
 STATEMENT_SECONDS: Final = 20
-# When the server itself says nothing any more.
+# For a server that does not answer any more.
 DATABASE_ANSWER_SECONDS: Final = 25.0
 # Statements that a session keeps prepared.
 PREPARED: Final = 100
@@ -48,7 +48,7 @@ _logged: set[str] = set()
 
 
 def settings_of(address: Address, *, patient: bool = False) -> dict[str, str]:
-    """Return the settings of a session, as the server shows them. A patient one takes its time."""
+    """Return the settings of a session, as the server shows them. A patient one has more time."""
     limits = {
         "lock_timeout": LOCK_SECONDS,
         "statement_timeout": STATEMENT_SECONDS,
@@ -64,19 +64,19 @@ def settings_of(address: Address, *, patient: bool = False) -> dict[str, str]:
 
 
 class Connector:
-    """Makes the sessions of one database. Any number of nodes may have one each."""
+    """Makes the sessions of one database."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._address: Address | None = None
-        self._pooled: bool | None = None  # not known yet
-        # By the URLs of hosts: which gave the last session, and when others said nothing.
+        self._pooled: bool | None = None  # unknown yet
+        # By host URL: the host of the last session, and when others did not answer.
         self._last: str | None = None
         self._silent: dict[str, float] = {}
 
     @property
     def address(self) -> Address:
-        """What the URL says. Raises BadDatabase where that cannot be done."""
+        """The contents of the URL. Raises BadDatabase if they are impossible."""
         if self._address is None:
             self._address = address = read_address(self._url)
             self._pooled = True if address.pooled else None
@@ -90,13 +90,13 @@ class Connector:
         return self._pooled is not False
 
     async def connect(self, *, patient: bool = False) -> DatabaseSession:
-        """Return a session with its settings, of the first host that gives one.
+        """Return a session with its settings, from the first host that gives one.
 
-        Of ASK_SECONDS each host but the last has an equal share, so that one which says nothing
-        leaves time for the others; a patient session has no such bound.
+        Each host but the last has an equal share of ASK_SECONDS, so that a silent host leaves time
+        for the others; a patient session has no such limit.
 
-        Raises BadDatabase where the URL cannot be used, and what asyncpg raises: `failures` tells
-        which of that is hopeless.
+        Raises BadDatabase if the URL cannot be used, and the exceptions of asyncpg: `failures.py`
+        tells which of them are permanent.
         """
         address = self.address
         turns = [(read_only, url) for read_only in address.roles for url in self._in_turn()]
@@ -123,7 +123,7 @@ class Connector:
         raise failure
 
     def _in_turn(self) -> list[str]:
-        """The hosts' URLs: the one that gave the last session first, those silent lately last."""
+        """The hosts' URLs: the host of the last session first, recently silent ones last."""
         silent = {url for url, at in self._silent.items() if time.monotonic() - at < SILENT_SECONDS}
         return sorted(self.address.urls, key=lambda url: (url in silent, url != self._last))
 
@@ -139,12 +139,12 @@ class Connector:
                 statement_cache_size=0 if self.pooled else PREPARED,
                 server_settings={} if address.options is None else {"options": address.options},
                 ssl=address.tls,
-                target_session_attrs=SessionAttribute.any,  # whatever the environment says
+                target_session_attrs=SessionAttribute.any,  # regardless of the environment
             )
-        except ssl.SSLError:  # some of which are a ValueError, too
+        except ssl.SSLError:  # some of them are also a ValueError
             raise
         except (asyncpg.ClientConfigurationError, ValueError):
-            # Whose text may hold a piece of the password.
+            # Its text may contain a part of the password.
             raise BadDatabase(
                 "the URL cannot be used: check its host and port, and its files for TLS"
             ) from None
@@ -168,7 +168,8 @@ class Connector:
                 await settle_in(session, settings, local=False)
         session.setup = Setup(pooled, settings, answer.server)
         if pooled and self._pooled is False:
-            # It has come between us and the server while we run; prepared statements would mix.
+            # A pooler was put between us and the server at run time; prepared statements would be
+            # mixed up.
             self._pooled = True
             raise ConnectionError("a pooler has come in front of the server")
         self._pooled = pooled
@@ -206,5 +207,5 @@ def keep_alive(transport: asyncio.Transport, keepalives: Keepalives) -> None:
         ("TCP_KEEPCNT", keepalives.count),
         ("TCP_USER_TIMEOUT", keepalives.unacked_ms),
     ):
-        if number and hasattr(socket, name):  # not every system has all of them
+        if number and hasattr(socket, name):  # some systems lack some of them
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), number)

@@ -1,4 +1,4 @@
-"""The log of commits in PostgreSQL: the position of the last one, and what they added."""
+"""The log of commits in PostgreSQL: the position of the last one, and the deltas."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -23,8 +23,8 @@ async def last_commit(session: DatabaseSession) -> int:
 async def read(session: DatabaseSession, after: Position) -> Callable[[], list[Delta]]:
     """Read the deltas after a position, within a transaction that sees one moment.
 
-    Call what is returned to decode them; that needs no session. Raises MissingDeltas when they are
-    not kept any more.
+    Call the result to decode them; that needs no session. Raises MissingDeltas if they are not kept
+    any more.
     """
     last = await position(session)
     if last.epoch != after.epoch or last.seq < after.seq:
@@ -36,7 +36,7 @@ async def read(session: DatabaseSession, after: Position) -> Callable[[], list[D
 
 
 def deltas_of(rows: Iterable[Any], epoch: str) -> Iterator[Delta]:
-    """Yield the deltas that rows of the log hold: they were packed before `seq` was known."""
+    """Yield the deltas of rows of the log, which were packed before `seq` was known."""
     for seq, packed in rows:
         delta = Delta.unpack(packed)
         yield Delta(Position(epoch, seq), delta.cells, delta.received)

@@ -1,4 +1,4 @@
-"""Failures: what goes wrong between us and PostgreSQL, and what a person can do about it."""
+"""Failures: errors of PostgreSQL and connections to it, and what people can do about them."""
 
 import ssl
 from collections.abc import Iterator
@@ -9,36 +9,36 @@ import asyncpg
 
 from routecast.errors import BadDatabase, RoutecastError, Unavailable
 
-# All that goes wrong between us and the server.
+# All errors of the server and of connections to it.
 LOST: Final = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # a session that is lost at an odd moment
+    asyncpg.InternalClientError,  # a session that was lost at an unusual moment
     OSError,
     TimeoutError,
 )
 
-# What the server says of its own files. An index is built anew; a table is not.
+# Errors of the server's own files. An index can be rebuilt; a table cannot.
 CORRUPT: Final = (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError)
 
-# With these a session is of no use any more; of a server that is no primary now, for one.
+# After these a session is useless, for example because its server is not the primary any more.
 _USELESS: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.ReadOnlySQLTransactionError,
 )
 
-# What no later try will mend, by the first signs of the error's code, and what to do about it.
+# Permanent errors, by the first characters of their code, and what to do about them.
 _HOPELESS: Final[dict[str, str]] = {
     "42501": "grant this user CREATE on the database, or all rights on the schema routecast",
     "28": "check user and password in the URL, and the server's pg_hba.conf",
     "3D": "make it first, as with createdb",
 }
-# Said to a request to connect, these mean that it is always refused: a wrong parameter, or a syntax
-# or feature that the server does not know.
+# In answer to a request to connect, these are permanent, too: a wrong parameter, or a syntax or
+# feature that the server does not know.
 _REFUSED_CODES: Final = ("22", "42", "0A")
 _ASKED: Final = "the server does not take what this program, or `options` in the URL, asks for"
-# PgBouncer says everything with the code of a broken protocol; or asyncpg, with that of a lost
+# PgBouncer gives every error the code of a broken protocol; or asyncpg gives that of a lost
 # connection.
 _POOLER: Final = "08"
 _POOLER_HOPELESS: Final[dict[str, str]] = {
@@ -54,12 +54,12 @@ _NO_TLS: Final = "rejected SSL upgrade"
 
 
 class Unsuitable(Exception):
-    """A server, or what is in front of it, does not do what the store depends on."""
+    """A server, or a program in front of it, does not do what the store depends on."""
 
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Raise Unavailable for whatever goes wrong between us and the server."""
+    """Raise Unavailable for all errors of the server and the connection."""
     try:
         yield
     except TimeoutError as error:
@@ -70,7 +70,7 @@ def unavailable() -> Iterator[None]:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Raise BadDatabase for what no later try will mend, with what to do about it."""
+    """Raise BadDatabase for permanent errors, with what to do about them."""
     try:
         yield
     except (*LOST, Unsuitable) as error:
@@ -83,7 +83,7 @@ def refusing() -> Iterator[None]:
 
 
 def described(error: BaseException) -> str:
-    """Return an error in one line, with what to do about it where that is known."""
+    """Return an error in one line, with what to do about it if that is known."""
     fix = fix_of(error)
     return _line(error) if fix is None else f"{_line(error)}: {fix}"
 
@@ -99,7 +99,7 @@ def _line(error: BaseException) -> str:
 
 
 def fix_of(error: BaseException) -> str | None:
-    """Return what a person must do about an error; None where a later try may succeed."""
+    """Return what people must do about an error; None if a later try may succeed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             "name its authority's certificate with sslrootcert=FILE in the URL, and the server as "
@@ -120,7 +120,7 @@ def fix_of(error: BaseException) -> str | None:
 
 
 def usable_after(error: BaseException) -> bool:
-    """Whether a session is as it should be after an error: the server said no, or we did."""
+    """Whether a session still works after an error: the server refused, or our code raised."""
     if isinstance(error, _USELESS):
         return False
     return isinstance(error, asyncpg.PostgresError | RoutecastError)

@@ -1,4 +1,4 @@
-"""Folding: what commits added goes into the rollups, many commits at a time."""
+"""Folding: deltas are added to the rollups, many commits at a time."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -13,26 +13,26 @@ from routecast.adapters.store.postgres.rollups import merge
 from routecast.adapters.store.postgres.series import keep_numbers, number_series
 from routecast.core.rollup import Cells, Key, PeriodCells
 
-# At most this number of bytes is merged at a time, or one delta: that takes far less time than a
+# The maximum number of bytes merged at a time, or one delta: that takes much less time than a
 # session may be idle.
 BYTES_AT_ONCE: Final = 1_000_000
-# Deltas in the log, in bytes: a node that lacks more of them loads a snapshot.
+# Bytes of deltas in the log: a node that lacks more of them loads a snapshot.
 BYTES_KEPT: Final = 16_000_000
 
 
 async def fold(session: DatabaseSession, kept: int) -> int:
-    """Add to the rollups what they lack of the commits until now; return the seq they hold then.
+    """Add all present commits to the rollups; return the seq that they then have.
 
     Within a transaction that holds the lock of the rollups. `kept` deltas stay in the log.
     """
-    until = await last_commit(session)  # those that come meanwhile are for later
+    until = await last_commit(session)  # later commits are folded later
     while (folded := await fold_some(session, kept, until)) < until:
         pass
     return folded
 
 
 async def fold_some(session: DatabaseSession, kept: int, until: int) -> int:
-    """Do what `fold` does for the next commits, up to one: as many as have BYTES_AT_ONCE."""
+    """Do what `fold` does for the next commits up to a seq: as many as have BYTES_AT_ONCE."""
     state = (await query(session, "state"))[0]
     epoch, folded, largest = state[:3]
     keep_numbers(session, state["history"])

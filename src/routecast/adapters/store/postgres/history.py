@@ -1,4 +1,4 @@
-"""History: sums by series and bucket, made by the server; and summaries for it to read."""
+"""History in PostgreSQL: sums by series and bucket, computed by the server."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from routecast.protocol import Position
 async def read(session: DatabaseSession, plan: Plan) -> TimeSeries:
     """Return the sums that a plan asks for, within a transaction that sees one moment.
 
-    Raises NotHeld when minutes of the plan are not kept any more.
+    Raises NotHeld if minutes of the plan are not kept any more.
     """
     state = (await query(session, "state"))[0]
     if plan.period == "minute" and plan.buckets.first < state["minutes_from"]:
@@ -68,4 +68,4 @@ def _queries(plan: Plan) -> Iterator[tuple[Add, str, Sequence[Any]]]:
 
 
 def _sum_of(_: str, column: str) -> Sequence[Term]:
-    return (Term(column, f"sum({column})"),)  # a numeric, which has no end
+    return (Term(column, f"sum({column})"),)  # a numeric, which has no limit

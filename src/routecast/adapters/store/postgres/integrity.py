@@ -1,4 +1,4 @@
-"""Whether the server's files are sound, as far as the server can tell."""
+"""Whether the server's files are sound, as far as the server can find out."""
 
 from collections.abc import AsyncIterator
 from typing import Final
@@ -19,10 +19,10 @@ STAGE: Final = "checking tables and indexes"
 async def check_files(
     session: DatabaseSession, unchecked: list[str]
 ) -> AsyncIterator[Checked | Difference]:
-    """Yield progress, and each table or index that is damaged; add to `unchecked` what was not.
+    """Yield progress, and each damaged table or index; add to `unchecked` what was not checked.
 
-    Rows are counted by tables and by their indexes. Where the extension amcheck is there, it looks
-    at every page of both.
+    Rows are counted by tables and by their indexes. If the extension amcheck is installed, it
+    checks every page of both.
     """
     tables = await query(session, "tables")
     amcheck = await value(session, "amcheck")
@@ -50,14 +50,14 @@ async def check_files(
 async def _compare_counts(
     session: DatabaseSession, table: str, indexes: list[str]
 ) -> Difference | None:
-    """Return what differs between a table and the index that it is counted by."""
+    """Return the difference between the counts of a table and of its index, or None."""
     sql = POSTGRES_SQL["count_rows"].format(table=table)
     counts = []
     try:
         async with transaction(session, isolation="repeatable_read", readonly=True):
             for by_index in ("off", "on"):
                 await query(session, "read_by_index", by_index)
-                # Without a name, as the server would keep the plan of a statement that has one.
+                # Without a name: the server would keep the plan of a statement that has one.
                 counting = await session.prepare(sql, name="")
                 counts.append(await counting.fetchval())
     except CORRUPT as error:
@@ -71,7 +71,7 @@ async def _compare_counts(
 
 
 async def _amcheck(session: DatabaseSession, sql: str, name: str) -> Difference | None:
-    """Return what amcheck finds first in a table or an index."""
+    """Return the first fault that amcheck finds in a table or an index."""
     try:
         async with transaction(session):
             found = await session.fetchval(sql, name)

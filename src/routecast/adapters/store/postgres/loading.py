@@ -1,4 +1,4 @@
-"""Loading a snapshot out of PostgreSQL."""
+"""Loading a snapshot from PostgreSQL."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +20,8 @@ from routecast.protocol import Position
 async def read(session: DatabaseSession, now: int, room: int | None) -> Callable[[], Snapshot]:
     """Read the rollups that a snapshot taken at `now` needs and has room for, and the deltas.
 
-    Within a transaction that sees one moment. Call what is returned to build the snapshot; that
-    needs no session.
+    Within a transaction that sees one moment. Call the result to build the snapshot; that needs no
+    session.
     """
     state = (await query(session, "state"))[0]
     names = await series_names(session)

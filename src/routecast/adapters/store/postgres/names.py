@@ -15,7 +15,7 @@ from routecast.core.rollup import Key, PeriodCells, Sums
 from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position
 
-# A command that is suspended within the transaction must not keep commits out for longer.
+# If a command is suspended within the transaction, commits wait for at most this time.
 IDLE_IN_TRANSACTION = "30s"
 
 
@@ -46,11 +46,11 @@ async def fold_names(
 ) -> Position:
     """Count these names of a part as `other`, and begin a new epoch.
 
-    The session must be the caller's own: series it numbers here are not there if this fails.
+    The session must not be used afterwards if this fails: series that it numbers are undone then.
     """
     async with transaction(session):
-        # Commits under way end first, and later ones wait. Then the lock that folding and
-        # retention take.
+        # Running commits end first, and later ones wait. Then comes the lock of folding and
+        # retention.
         await query(session, "limit_idle", IDLE_IN_TRANSACTION)
         await query(session, "lock_commits")
         await query(session, "lock_rollups")
@@ -85,10 +85,7 @@ async def _move_rollups(
 
 
 async def _totals(session: DatabaseSession, keys: Iterable[Key]) -> PeriodCells:
-    """Return the sums over all time of some series, which the session must know.
-
-    What is not folded is not in them.
-    """
+    """Return the folded sums over all time of some series, which the session must know."""
     numbers = {session.series[key]: key for key in keys}
     places = list(numbers)
     found: PeriodCells = {}

@@ -1,7 +1,7 @@
-"""Retention: decisions go in the order of receipt, and their partitions when all of them have.
+"""Retention in PostgreSQL: decisions go in the order of receipt, partitions as a whole.
 
-What is pruned stays in its partition at first, where nothing looks at it any more, until the
-partition can be dropped as a whole: that costs the same whatever there is in it.
+Pruned decisions stay in their partition, where nothing reads them any more, until all of the
+partition is pruned. Then it is dropped, at the same cost for any size.
 """
 
 import itertools
@@ -17,21 +17,21 @@ from routecast.core.caution import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 
-# Decisions are kept in about this number of partitions. Each is one more to look for an id in. With
-# 4 of them, a decision stays on disk for up to a quarter longer than it should be kept.
+# The approximate number of partitions of decisions. Each is one more in which ids are searched.
+# With 4 of them, a decision stays on disk for up to a quarter longer than it is kept.
 GENERATIONS: Final = 4
 
 
 async def span(session: DatabaseSession) -> KeptSpan:
-    """Return from when to when what is kept was received."""
+    """Return the range of receipts of the kept data."""
     return KeptSpan(*(await query(session, "span"))[0])
 
 
 async def turn_over(session: DatabaseSession, before: int) -> None:
-    """Begin a new generation when the current one holds a good part of what is kept.
+    """Begin a new generation if the current one has a good part of the kept decisions.
 
-    Or when some of it is to be pruned: commits under way have yet to add to it, and what is
-    pruned must be complete.
+    Also if some of it will be pruned: running commits may still add to it, and what is pruned must
+    be complete.
     """
     generation = (await query(session, "state"))[0]["generation"]
     first, last = (await query(session, "generation_span", generation))[0]
@@ -43,14 +43,14 @@ async def turn_over(session: DatabaseSession, before: int) -> None:
 
 
 async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> int:
-    """Prune at most `limit` decisions received before a moment; return how many.
+    """Prune at most `limit` decisions received before a moment; return their number.
 
     Within a transaction that holds the lock of the rollups.
     """
     state = (await query(session, "state"))[0]
     commit, place = state["pruned_commit"], state["pruned_place"]
     commits = await query(session, "oldest_commits", commit, state["generation"], limit + 1)
-    # In the order of receipt: all from the first one young enough on is kept.
+    # In the order of receipt: all decisions from the first one that is young enough on are kept.
     due = list(itertools.takewhile(lambda row: row["received"] < before, commits))
     due = _enough(due, limit, place)
     if not due:
@@ -61,7 +61,7 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
         *(commit, place, due[-1]["number"], due[0]["generation"], due[-1]["generation"]),
         limit + 1,
     )
-    # Where to go on: at the first that is left, or else past the last commit there was.
+    # Where to continue: at the first remaining decision, or after the last commit.
     commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
     keep_numbers(session, state["history"])
     cells = Cells()
@@ -74,7 +74,7 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
 
 
 def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:
-    """Return the first commits that hold more than `limit` decisions from a place on."""
+    """Return the first commits that have more than `limit` decisions from a place on."""
     enough, count = [], -place
     for row in commits:
         enough.append(row)
@@ -85,7 +85,7 @@ def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:
 
 
 async def prune_minutes(session: DatabaseSession, before: int, limit: int) -> int:
-    """Drop at most `limit` minute rollups of hours over before a moment; return how many.
+    """Delete at most `limit` minute rollups of hours over before a moment; return their number.
 
     Within a transaction that holds the lock of the rollups.
     """
@@ -102,7 +102,7 @@ async def prune_minutes(session: DatabaseSession, before: int, limit: int) -> in
 
 
 async def drop_generations(session: DatabaseSession) -> None:
-    """Drop the generations of which nothing is kept; one that is being read, another time."""
+    """Drop the fully pruned generations; one that is being read is dropped another time."""
     state = (await query(session, "state"))[0]
     for generation in range(state["oldest"], state["generation"]):
         if not await value(session, "is_pruned", generation, state["pruned_commit"]):

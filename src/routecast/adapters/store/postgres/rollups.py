@@ -1,4 +1,4 @@
-"""Rollups in PostgreSQL: what adds to them, and the lock that only one node holds meanwhile."""
+"""Rollups in PostgreSQL: how cells are added to them, and their lock."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from routecast.adapters.store.postgres.connection import (
 )
 from routecast.core.rollup import PeriodCells, Sums
 
-# At most this number of rollups is read and written at a time: it takes some ms of the event loop.
+# Rollups that are read and written at a time: it takes a few ms of the event loop.
 PLACES_AT_ONCE: Final = 500
-# Folding leaves the server to others between two such steps, as long as no more rollups than this
-# came before: commits that have to wait for the lock of the rollups do so for a bounded time.
+# Folding leaves the server to others between two such steps, up to this number of rollups: so
+# commits wait for the lock of the rollups for a bounded time.
 PLACES_RESTED: Final = 20_000
-# How long work in the background waits for the lock of the rollups.
+# How long background work waits for the lock of the rollups.
 ROLLUPS_LOCK: Final = "15s"
 
 RollupPlace = tuple[int, int]  # the start of a period, and the number of a series
 
 
 async def lock_rollups(session: DatabaseSession) -> None:
-    """Take the lock of the rollups; others may hold it for as long as a large commit is folded."""
+    """Take the lock of the rollups; other nodes may hold it while a large commit is folded."""
     await query(session, "wait_for_locks", ROLLUPS_LOCK)
     await query(session, "lock_rollups")
 
@@ -37,9 +37,9 @@ async def merge(
     *,
     rests: bool = False,
 ) -> int:
-    """Add buckets to the rollups of a period; return the largest sum among those touched.
+    """Add the cells of periods to the rollups; return the largest sum among those changed.
 
-    The session must know their series. With `rests` the server is left to others between steps.
+    The session must know their series. With `rests` there are pauses between steps.
     """
     unit, series = START_OF[period], session.series
 

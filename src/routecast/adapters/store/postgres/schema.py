@@ -1,4 +1,4 @@
-"""The schema: brought up to date by whichever node comes first, while the others wait."""
+"""The schema in PostgreSQL: the first node brings it up to date, while others wait."""
 
 import re
 from typing import Final
@@ -18,14 +18,14 @@ from routecast.errors import BadDatabase
 POSTGRES_MIGRATIONS: Final = load_migrations("postgres")
 KNOWN: Final = POSTGRES_MIGRATIONS[-1][0]
 
-# Each migration says which programs, by the newest schema they know, may go on working on it.
+# Each migration says which programs, by the newest schema they know, may continue on it.
 _OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE)
 
 
 async def migrate(session: DatabaseSession, *, create: bool) -> None:
-    """Bring the schema up to date. A newer one is left as it is, if this program may use it.
+    """Bring the schema up to date. A newer schema is left as it is if this program may use it.
 
-    Raises BadDatabase when it may not; or, without `create`, when there is none.
+    Raises BadDatabase if it may not; or, without `create`, if there is no schema.
     """
     await check_server(session)
     version = await schema_version(session)
@@ -42,7 +42,7 @@ async def migrate(session: DatabaseSession, *, create: bool) -> None:
 
 
 async def check_server(session: DatabaseSession) -> None:
-    """Raise BadDatabase where the server or the database cannot hold what there is to hold."""
+    """Raise BadDatabase if the server or the database cannot store what is needed."""
     if session.get_server_version().major < OLDEST_SERVER:
         raise BadDatabase(
             f"PostgreSQL {session.get_server_version().major} is too old: "
@@ -64,7 +64,7 @@ async def run_migrations(session: DatabaseSession, version: int, last: int) -> N
 
 
 async def schema_version(session: DatabaseSession) -> int:
-    """Return the newest migration that was run, 0 where there is none. Raises BadDatabase."""
+    """Return the newest migration that was run, 0 if there is none. Raises BadDatabase."""
     try:
         async with transaction(session):
             rows = await query(session, "version")
@@ -83,7 +83,7 @@ async def schema_version(session: DatabaseSession) -> int:
 
 
 def oldest_program(script: str) -> int:
-    """Return what a migration says of the programs that may go on working on its schema."""
+    """Return the oldest program that may continue on the schema of a migration."""
     found = _OLDEST_PROGRAM.search(script)
     assert found, "a migration must begin with '-- oldest program: N'"
     return int(found[1])

@@ -17,20 +17,20 @@ KEYS_AT_ONCE: Final = 1_000
 
 
 def keep_numbers(session: DatabaseSession, history: str) -> None:
-    """Have the session forget numbers of another history: the database may have been restored."""
+    """Have the session forget the numbers of another history: the tables may be different ones."""
     if session.setup.history != history:
         session.series.clear()
         session.setup.history = history
 
 
 async def number_series(session: DatabaseSession, keys: Iterable[tuple[str, ...]]) -> None:
-    """See to it that the session knows the numbers of these series.
+    """Look up or add these series, so that the session knows their numbers.
 
-    New ones are committed at once, not to keep other nodes waiting; so call it in no transaction
-    that may be undone.
+    New series are committed at once, so that other nodes do not wait: do not call it in a
+    transaction that may be undone.
     """
     series = session.series
-    # Not by the difference of sets: that would go through all the series that are known.
+    # Not by the difference of sets: that would read all known series.
     unknown = [key for key in set(keys) if key not in series]
     for first in range(0, len(unknown), KEYS_AT_ONCE):
         some = unknown[first : first + KEYS_AT_ONCE]

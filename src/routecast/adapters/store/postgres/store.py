@@ -1,4 +1,4 @@
-"""The store's port, kept with a bounded pool of sessions."""
+"""The store port on PostgreSQL, with a bounded pool of sessions."""
 
 import asyncio
 import logging
@@ -48,19 +48,18 @@ from routecast.urls import masked
 
 log = logging.getLogger(__name__)
 
-# For a free session, and then for a server to accept it, in seconds: no less than ASK_SECONDS.
+# The wait for a free session, and then for a server to accept it, in seconds: at least ASK_SECONDS.
 ACQUIRE_SECONDS: Final = 5.0
-# Sessions that nothing uses but commits, checks and looks at the position.
+# Sessions that only commits, checks and reads of the position use.
 SPARE_SESSIONS: Final = 2
-# For all of a check, or of a look at the position: who waits for it wants to know soon.
+# The time of a whole check, or read of the position: their callers need an answer soon.
 POSITION_SECONDS: Final = ASK_SECONDS
-# A session that nobody uses is closed after this time, in seconds; and so that a pooler can give
-# its own to others, through one.
+# A session that is not used is closed after this time, in seconds; a pooled one sooner, so that the
+# pooler can give its server session to others.
 UNUSED_SECONDS: Final = 300.0
 UNUSED_POOLED_SECONDS: Final = 1.0
 STORE_CLOSE_SECONDS: Final = 3.0
-# A store tries for this time, in seconds, to find out the outcome of a commit whose session was
-# lost.
+# How long a store tries to find out the outcome of a commit whose session was lost, in seconds.
 SETTLE_SECONDS: Final = 10.0
 SETTLE_PAUSE: Final = 0.1
 CLOSING: Final = "the database is closed"
@@ -75,7 +74,7 @@ class PostgresStore:
         self._shown_url = masked(url).partition("://")[2]
         self._create = create
         self._connections = connections
-        # Long reads, folding and retention wait here, so that they never take all sessions.
+        # Long reads, folding and retention wait here, so that they never use all sessions.
         self._others = asyncio.Semaphore(max(1, connections - SPARE_SESSIONS))
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = self._stopping = False
@@ -253,9 +252,9 @@ class PostgresStore:
         return self._pool
 
     async def _connect(self, *_: Any, **__: Any) -> DatabaseSession:
-        """Make a session for the pool; say once why the server refuses one, if it does so for good.
+        """Make a session for the pool; log once why the server refuses it, if that is permanent.
 
-        It was let in before, so it is tried again for ever: rights and passwords may be changed.
+        It was accepted before, so it is tried again for ever: rights and passwords may be changed.
         """
         try:
             session = await self._connector.connect()
@@ -273,9 +272,9 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _session(self, *, spare: bool = False) -> AsyncIterator[DatabaseSession]:
-        """A session from the pool; with `spare`, SPARE_SESSIONS may be used, too.
+        """A session from the pool; with `spare`, it may be one of the SPARE_SESSIONS.
 
-        Raises Unavailable for whatever goes wrong with it.
+        Raises Unavailable for all errors of it.
         """
         if spare:
             async with self._pooled() as session:
@@ -300,11 +299,11 @@ class PostgresStore:
             except BaseException as error:
                 self._note(error)
                 if not usable_after(error):
-                    with suppress(*LOST):  # the pool may have let go of it already
+                    with suppress(*LOST):  # the pool may have released it already
                         session.terminate()
                 known = isinstance(error, RoutecastError | Unsettled)
                 if self._stopping and isinstance(error, Exception) and not known:
-                    # A session that `stop` ended fails in odd ways.
+                    # A session that `stop` has ended fails with unusual errors.
                     raise Unavailable(CLOSING) from error
                 raise
             finally:
@@ -312,7 +311,7 @@ class PostgresStore:
                     await pool.release(session)
 
     def _note(self, error: BaseException) -> None:
-        """Take note of what an error says of the server's files."""
+        """Record what an error says about the server's files."""
         if isinstance(error, CORRUPT) and self._corrupt is None:
             self._corrupt = described(error)
             log.critical(
@@ -323,14 +322,14 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _soon(self) -> AsyncIterator[DatabaseSession]:
-        """A session for what must end within POSITION_SECONDS, whatever happens to it."""
+        """A session for work that must end within POSITION_SECONDS in any case."""
         with unavailable():
             async with asyncio.timeout(POSITION_SECONDS), self._session(spare=True) as session:
                 yield session
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[DatabaseSession]:
-        """A session that sees the database as of one moment."""
+        """A session that sees the database at one moment."""
         async with (
             self._session() as session,
             transaction(session, isolation="repeatable_read", readonly=True),
@@ -338,7 +337,7 @@ class PostgresStore:
             yield session
 
     async def _settle(self, unsettled: Unsettled) -> Written:
-        """Find out what became of a commit whose session was lost at its end."""
+        """Find out whether a commit was made whose session was lost at its end."""
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
         while asyncio.get_running_loop().time() < deadline and not self._stopping:
             made = None
@@ -356,4 +355,4 @@ class PostgresStore:
 
 
 async def _keep(_: object) -> None:
-    """Reset nothing: what is set in a session here ends with its transaction."""
+    """Reset nothing: settings of a session here end with its transaction."""

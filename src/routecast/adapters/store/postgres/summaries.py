@@ -1,4 +1,4 @@
-"""Summaries in PostgreSQL: hours that are over, summed up along each part, for history to read."""
+"""Summaries in PostgreSQL: hours that are over, summed up along each part."""
 
 from routecast.adapters.store.history import summary_rows
 from routecast.adapters.store.names import HOUR_SECONDS
@@ -22,7 +22,7 @@ async def unsummed(session: DatabaseSession, before: int) -> list[int]:
 
 
 async def summarise(session: DatabaseSession, start: int) -> None:
-    """Sum an hour up. Within a transaction that holds the lock of the rollups."""
+    """Sum up an hour. Within a transaction that holds the lock of the rollups."""
     cells: PeriodCells = {}
     async for found in chunks(session, POSTGRES_SQL["rollups"], "hour", start, start + 1):
         names = await names_of_series(session, (row["series"] for row in found))

@@ -1,4 +1,4 @@
-"""Exact sums over all time of some series: what is folded of them, and what is not folded yet."""
+"""Exact sums over all time of some series: their rollups, and what is not folded yet."""
 
 import asyncio
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ from routecast.core.rollup import Key, PeriodCells, Sums
 
 
 class Totals:
-    """Sums that `update` brings up to the last commit, without histograms; no lock is needed.
+    """Sums that `update` brings up to the last commit, without histograms; it needs no lock.
 
-    Within a transaction that sees what others commit; its session must know the series.
+    Within a transaction that sees commits of others; its session must know the series.
     """
 
     def __init__(self, session: DatabaseSession, keys: Iterable[Key]) -> None:
@@ -29,13 +29,13 @@ class Totals:
         self.sums: PeriodCells = {}
 
     async def update(self) -> None:
-        """Add the commits since the last time; the first time, read what is folded, too."""
+        """Add the commits since the last call; the first call reads the rollups, too."""
         if self._seq < 0 or not await self._follow(await last_commit(self._session)):
             while not await self._follow(await self._read()):
-                pass  # folding went on meanwhile, and what was folded is not in the log any more
+                pass  # folding continued meanwhile, and its deltas are not in the log any more
 
     async def _read(self) -> int:
-        """Read what is folded; return the last commit there was at that moment."""
+        """Read the rollups; return the last commit at that moment."""
         self.sums = {key: Sums() for key in self._keys.values()}
         until = 0
         async for rows in chunks(self._session, POSTGRES_SQL["folded_totals"], list(self._keys)):
@@ -46,7 +46,7 @@ class Totals:
         return until
 
     async def _follow(self, until: int) -> bool:
-        """Add the commits up to one; False when the log does not have all of them any more."""
+        """Add the commits up to a seq; False if the log does not have all of them any more."""
         while self._seq < until:
             rows = await query(self._session, "some_deltas", self._seq, until, BYTES_AT_ONCE)
             if not rows or rows[0]["seq"] != self._seq + 1:

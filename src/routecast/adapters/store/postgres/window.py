@@ -1,4 +1,4 @@
-"""The sums of one window out of a PostgreSQL database."""
+"""The sums of one window in PostgreSQL."""
 
 import asyncio
 from typing import Final
@@ -17,15 +17,14 @@ from routecast.core.window import WindowQuery, WindowSums
 from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
-# One window must not hold a session for longer, in seconds.
+# One window may use a session for at most this time, in seconds.
 WINDOW_READ_SECONDS: Final = 5.0
 
 
 async def read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snapshot:
-    """Return a window as it stands at `now`, within a transaction that sees one moment.
+    """Return a window at `now`, within a transaction that sees one moment.
 
-    Raises NotHeld when minutes of it are not kept any more, Unavailable when it takes longer
-    than a read may take.
+    Raises NotHeld if minutes of it are not kept any more, Unavailable if it takes too long.
     """
     try:
         async with asyncio.timeout(WINDOW_READ_SECONDS):

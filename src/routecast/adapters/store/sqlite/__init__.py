@@ -1,8 +1,8 @@
-"""The embedded store: SQLite through apsw, one writer thread, readers beside it.
+"""The embedded store: SQLite through apsw, with one writer thread and readers beside it.
 
-A commit writes its decisions, its delta and the position. Deltas are folded into the rollups many
-at a time, by a later commit: the rollups and the deltas not folded yet are the sums, together and
-at any moment.
+A commit writes its decisions, its delta and the position. Later commits fold deltas into the
+rollups, many at a time. The sums are, at any moment, the rollups and the deltas that are not folded
+yet.
 """
 
 from routecast.adapters.store.sqlite.backup import SqliteBackups

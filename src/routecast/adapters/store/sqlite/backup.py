@@ -1,7 +1,7 @@
-"""Backups of a SQLite file: made while servers use it, put back while nobody does.
+"""Backups of a SQLite file: made while servers use it, restored while none does.
 
-A backup is one database file, with no write-ahead log beside it. It is marked as a copy: whoever
-serves it, however it came to its place, begins a new epoch.
+A backup is one database file without a write-ahead log. It is marked as a copy: a server that opens
+it, wherever it is, begins a new epoch.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ from routecast.protocol import Position
 
 T = TypeVar("T")
 
-# Pages that are copied at a time: 4 MiB, between which Ctrl-C is heard and progress told.
+# Pages that are copied at a time: 4 MiB. In between Ctrl-C is handled and progress reported.
 PAGES_PER_STEP: Final = 1_024
 _FILE_MAGIC: Final = b"SQLite format 3\0"
-_ARCHIVE: Final = b"PK\x03\x04"  # what backups of PostgreSQL begin with
-# Steps of the engine between two looks whether to stop.
+_ARCHIVE: Final = b"PK\x03\x04"  # backups of PostgreSQL begin with this
+# Steps of the engine between two checks whether to stop.
 _STEPS: Final = 100_000
-# Where every connection to a file has a lock for as long as it is open (SQLite's `SHARED_FIRST`).
+# Every open connection to a file has a lock there (SQLite's `SHARED_FIRST`).
 _LOCKED_FROM, _LOCKED_BYTES = 0x4000_0002, 510
 
 
@@ -89,7 +89,7 @@ class SqliteBackups:
         fresh = self.path.with_name(f".{self.path.name}.restoring-{os.getpid()}")
         try:
             if self.path.exists():
-                with _alone(self.path):  # now too, before the long work
+                with _alone(self.path):  # checked now too, before the long work
                     pass
             with opened(source, stop, immutable=not wal_of(source).exists()) as held:
                 schema.require_ours(held, source)
@@ -105,12 +105,12 @@ class SqliteBackups:
         return Restored(position, decisions, kept)
 
     def _put_in_place(self, fresh: Path) -> str | None:
-        """Put a file in the place of the database; return where what was there is kept."""
+        """Move a file to the place of the database; return the name under which that is kept."""
         if not self.path.exists():
             give_owner(fresh, self.path.parent, mode=False)
             sync(fresh)
             kept = None
-            if wal_of(self.path).exists():  # of a file that is gone: it does not belong to this one
+            if wal_of(self.path).exists():  # a log without its file: it does not belong to this one
                 kept = str(wal_of(_aside(self.path)))
                 os.rename(wal_of(self.path), kept)
             shm_of(self.path).unlink(missing_ok=True)
@@ -128,7 +128,7 @@ class SqliteBackups:
 
 
 class Stop:
-    """Whether the work should end."""
+    """Whether the work must end."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -138,7 +138,7 @@ class Stop:
 
 
 async def _in_thread(work: Callable[[Stop], T]) -> T:
-    """Run work on a thread; when this is cancelled, it ends soon, and is waited for."""
+    """Run work on a thread; if this is cancelled, the work ends soon, and is waited for."""
     stop = Stop()
     task = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:
@@ -164,7 +164,7 @@ async def _in_thread(work: Callable[[Stop], T]) -> T:
 @contextmanager
 def opened(path: Path, stop: Stop, *, immutable: bool = False) -> Iterator[apsw.Connection]:
     name, flags = str(path), apsw.SQLITE_OPEN_READWRITE
-    if immutable:  # so it may be on a disk that takes no writes, and nothing appears beside it
+    if immutable:  # so the disk may be read-only, and no file appears beside it
         name, flags = f"{path.absolute().as_uri()}?immutable=1", apsw.SQLITE_OPEN_READONLY
     db = apsw.Connection(name, flags=flags | apsw.SQLITE_OPEN_URI if immutable else flags)
     try:
@@ -176,7 +176,7 @@ def opened(path: Path, stop: Stop, *, immutable: bool = False) -> Iterator[apsw.
 
 
 def copy(source: apsw.Connection, target: Path, tell: Tell, stop: Stop) -> None:
-    """Copy a database as of one position; others may commit meanwhile."""
+    """Copy a database at one position; others may commit meanwhile."""
     target.touch(mode=0o600)
     made = apsw.Connection(str(target))
     try:
@@ -195,13 +195,13 @@ def copy(source: apsw.Connection, target: Path, tell: Tell, stop: Stop) -> None:
 
 
 def _mark_as_copy(made: apsw.Connection) -> None:
-    """Have whoever serves it begin a new epoch; no write-ahead log belongs to it."""
+    """Mark a copy, so that a server begins a new epoch; no write-ahead log belongs to it."""
     query(made, "set_claimed", COPY, 0)
     query(made, "set_mark", Mark.after(None, bytes(HEADER)).pack())
 
 
 def _check(made: apsw.Connection, name: Path, tell: Tell) -> tuple[Position, int]:
-    """Read all of a copy; return its position and how many decisions it has."""
+    """Read all of a copy; return its position and number of decisions."""
     tell(Checked("checking", 0, 1))
     fault = first_fault(made)
     if fault is not None:
@@ -229,7 +229,7 @@ def _require_backup(source: Path) -> None:
 
 
 def give_owner(file: Path, model: Path, *, mode: bool = True) -> None:
-    """Give a file the owner of another, so that the server can use it; and its mode."""
+    """Give a file the owner, and the mode, of another, so that the server can use it."""
     found = model.stat()
     with suppress(PermissionError):
         os.chown(file, found.st_uid, found.st_gid)
@@ -239,8 +239,9 @@ def give_owner(file: Path, model: Path, *, mode: bool = True) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep all others from a database for the body. Raises InUse when anybody has it open."""
-    # What holds the lock is not closed before the body's end: that would end it.
+    """Keep other programs from a database for the body. Raises InUse if one has it open."""
+    # The file that holds the lock stays open until the body's end: closing it would release the
+    # lock.
     with path.open("r+b") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKED_BYTES, _LOCKED_FROM)
@@ -252,7 +253,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _settle(path: Path) -> bool:
-    """Have a file's log added to it, if it can be; return whether it is without decisions."""
+    """Add a file's log to it if possible; return whether it has no decisions."""
     with suppress(apsw.Error, RoutecastError):
         require_own_log(path)
         with opened(path, Stop()) as db:
@@ -267,8 +268,8 @@ def _aside(path: Path) -> Path:
 def _set_aside(path: Path) -> str:
     """Keep the files of a database under another name, which is returned."""
     kept = _aside(path)
-    shm_of(path).unlink(missing_ok=True)  # it can be made again
-    if wal_of(path).exists():  # its content is not in the file
+    shm_of(path).unlink(missing_ok=True)  # SQLite makes it again
+    if wal_of(path).exists():  # the file lacks its content
         os.rename(wal_of(path), wal_of(kept))
     try:
         os.link(path, kept)
@@ -278,7 +279,7 @@ def _set_aside(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file or a folder on disk."""
+    """Sync a file or a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -6,10 +6,10 @@ from routecast.adapters.store.columns import LISTS, STORED, listed
 from routecast.core.rollup import Key
 from routecast.core.room import SUMS
 
-# Strings; all other columns of a stored decision are integers.
+# Text columns; all other columns of a stored decision are integers.
 _TEXTS: Final = ("id", "project", "reason")
 
-# What stands for these names in braces in `queries.sql`.
+# The replacements of these names in braces in `queries.sql`.
 SQLITE_LISTS: Final = {
     **LISTS,
     "key_of_json": listed(f"value ->> {place}" for place in range(len(Key._fields))),

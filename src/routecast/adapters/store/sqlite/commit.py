@@ -34,7 +34,7 @@ def commit(writer: Writer, batches: Sequence[Sequence[DecisionRecord]], received
         decisions = _all_of(counted)
         if decisions and _insert(current, decisions, received):
             return _finish(current, counted, received)
-    # Some ids are known, and the engine does not say which: again, looking first.
+    # Some ids are known, and the engine does not say which: try again, and look first.
     with writer.transaction() as current:
         counted = counted_as(batches, current.folded_names)
         stored = stored_contents(current.db, map(identity_of, _all_of(counted)))
@@ -77,7 +77,7 @@ def _count(batches: Iterable[Iterable[DecisionRecord]]) -> Cells:
 
 
 def _insert(current: WriterTransaction, decisions: Sequence[DecisionRecord], received: int) -> bool:
-    """Insert decisions; return False when an id is known: then undo the transaction."""
+    """Insert decisions; return False if an id is known: then the transaction must be undone."""
     current.series.learn(map(key_of, decisions))
     db, numbers, seq = current.db, current.series, current.next_position.seq
     rows = [(d.id, d.owner, numbers[key_of(d)], seq, received, *values_of(d)) for d in decisions]
@@ -89,7 +89,7 @@ def _insert(current: WriterTransaction, decisions: Sequence[DecisionRecord], rec
 def _finish(
     current: WriterTransaction, inserted: Sequence[Sequence[DecisionRecord]], received: int
 ) -> Commit:
-    """Take back what has no room, and end the commit of the rest."""
+    """Delete the decisions without room, and end the commit of the rest."""
     cells = _count(inserted)
     full = _find_full(current, inserted, cells)
     if full:
@@ -97,7 +97,7 @@ def _finish(
         inserted = [[d for d in batch if identity_of(d) not in full] for batch in inserted]
         cells = _count(inserted)
         if not cells.minutes:
-            current.commit()  # of what was folded; decisions, there are none
+            current.commit()  # for what was folded; there are no decisions
             return Commit(current.position, [0] * len(inserted), None, full)
     counts = [len(batch) for batch in inserted]
     return _end(current, cells, received, counts, pack_parts(cells, received), full)
@@ -106,7 +106,7 @@ def _finish(
 def _find_full(
     current: WriterTransaction, inserted: Sequence[Sequence[DecisionRecord]], cells: Cells
 ) -> Full:
-    """Return the decisions that the sums of their series have no room for."""
+    """Return the decisions for which the sums of their series have no room."""
     keys = current.totals.to_check(cells, most_added(cells))
     if not keys:
         return {}
@@ -126,7 +126,7 @@ def _end(
     parts: Sequence[PackedPart],
     full: Full,
 ) -> Commit:
-    """Write the delta and the position, fold what should be folded, and end the transaction."""
+    """Write the delta and the position, fold what is due, and end the transaction."""
     delta = Delta(current.next_position, cells, received)
     current.folding.add(delta.position.seq, parts)
     current.folding.after_commit(cells.number)
@@ -139,7 +139,7 @@ def _end(
 
 
 def begin_large(writer: Writer) -> tuple[str, FoldedNames, frozenset[Key]]:
-    """Return the epoch, the names that are folded in it, and the series near their limit."""
+    """Return the epoch, its folded names, and the series near their limit."""
     with writer.transaction() as current:
         return current.position.epoch, current.folded_names, current.totals.near()
 
@@ -164,10 +164,10 @@ def number_series(writer: Writer, keys: Sequence[SeriesKey]) -> dict[SeriesKey, 
 def commit_staged(
     writer: Writer, staged: Staged, epoch: str, received: int
 ) -> Commit | Set[Key] | None:
-    """Write what was prepared, with the folded names of an epoch.
+    """Write what was prepared with the folded names of an epoch.
 
-    Returns None when ids or the epoch have changed: prepare it again. Where some series lack room
-    for it, it returns their keys: prepare it again with their exact totals.
+    Returns None if ids or the epoch have changed: prepare it again. If some series have no room for
+    it, returns their keys: prepare it again with their exact totals.
     """
     if not staged.size:
         with writer.transaction() as current:
@@ -204,7 +204,7 @@ def _without_room(current: WriterTransaction, staged: Staged) -> Set[Key]:
 @contextmanager
 def _attached(db: apsw.Connection, image: bytes) -> Iterator[None]:
     """Attach a database in memory as `staged`."""
-    _detach(db)  # should it have failed the last time
+    _detach(db)  # if that failed the last time
     query(db, "attach_staged")
     try:
         db.deserialize("staged", image)
@@ -214,7 +214,7 @@ def _attached(db: apsw.Connection, image: bytes) -> Iterator[None]:
 
 
 def _detach(db: apsw.Connection) -> None:
-    # It must not fail: the commit before it is made.
+    # It must not fail: the commit is already made.
     if "staged" in db.db_names():
         with suppress(apsw.Error):
             query(db, "detach_staged")

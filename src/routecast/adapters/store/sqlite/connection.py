@@ -15,10 +15,10 @@ from routecast.adapters.store.sqlite.columns import SQLITE_LISTS
 SQLITE_SQL: Final = load_queries("sqlite", SQLITE_LISTS)
 BUSY_MS: Final = 5_000
 
-# Rows that one statement inserts: several, for fewer hand-overs of the interpreter's lock. SQLite
-# allows 32,766 values in a statement, and apsw keeps only statements under 16 KB.
+# Rows that one statement inserts: the more, the fewer hand-overs of the interpreter's lock. SQLite
+# allows 32,766 values in a statement, and apsw caches only statements under 16 KB.
 ROWS_PER_STEP: Final = (400, 100)
-STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each number of rows that is left over
+STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each possible number of remaining rows
 
 
 def select(db: apsw.Connection, name: str, *values: Any) -> Iterator[Any]:
@@ -32,7 +32,7 @@ def query(db: apsw.Connection, name: str, *values: Any) -> list[Any]:
 
 
 def insert_rows(db: apsw.Connection, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Run a named query that inserts rows, many in each statement."""
+    """Run a named query that inserts rows, many rows in each statement."""
     done = 0
     while done < len(rows):
         size = next((size for size in ROWS_PER_STEP if size <= len(rows) - done), len(rows) - done)
@@ -48,10 +48,10 @@ def _statement(name: str, rows: int, columns: int) -> str:
 
 
 def leave_log(db: apsw.Connection) -> None:
-    """Have a connection leave the write-ahead log as it is when it is closed as the last one.
+    """Keep the write-ahead log as it is when this connection is closed as the last one.
 
-    For commands beside the server: one that was killed must find its log, or it has to take what
-    was in there for lost.
+    For commands beside the server: a server that was killed must find its log, or it has to assume
+    that commits were lost.
     """
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
@@ -67,18 +67,18 @@ def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator
         _undo(db, suppress(apsw.Error))
         raise
     except BaseException:
-        _undo(db, suppress(apsw.Error))  # what went wrong first is what matters
+        _undo(db, suppress(apsw.Error))  # the first error is the one that matters
         raise
     _undo(db, nullcontext())
 
 
 def add_cause(db: apsw.Connection, error: apsw.IOError) -> None:
-    """Have an error say what the system said: SQLite's own text is just "disk I/O error"."""
+    """Add the system's error text: SQLite's own is just "disk I/O error"."""
     if db.system_errno:
         error.args = (f"{error}: {os.strerror(db.system_errno)}",)
 
 
 def _undo(db: apsw.Connection, guard: AbstractContextManager[Any]) -> None:
-    if db.in_transaction:  # a full disk ends it by itself
+    if db.in_transaction:  # a full disk ends the transaction by itself
         with guard:
             db.execute("ROLLBACK")

@@ -1,6 +1,6 @@
-"""The log of commits in a SQLite database: the position of the last one, and what they added.
+"""The log of commits in a SQLite file: the position of the last one, and the deltas.
 
-A delta is stored in parts. They are stored without its position: that is in their rows.
+A delta is stored in parts. Their rows have its position; the packed bytes do not.
 """
 
 import itertools
@@ -28,7 +28,7 @@ def position(db: apsw.Connection) -> Position:
 
 
 def read(db: apsw.Connection, after: Position) -> list[Delta]:
-    """Return the deltas after a position. Raises MissingDeltas when they are not kept any more."""
+    """Return the deltas after a position. Raises MissingDeltas if they are not kept any more."""
     with transaction(db, "BEGIN"):
         last = position(db)
         if last.epoch != after.epoch or last.seq < after.seq:
@@ -40,16 +40,16 @@ def read(db: apsw.Connection, after: Position) -> list[Delta]:
 
 
 def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
-    """Yield the deltas of the commits after a position, in order; of the first, not all parts.
+    """Yield the deltas of the commits after a position, in order.
 
-    `parts` are those of it that are left out.
+    `parts` is the number of parts of the first one that are left out.
     """
     every = parts_after(db, after, parts)
     for position, group in itertools.groupby(every, attrgetter("position")):
         cells, received = Cells(), 0
         for part in group:
             received = part.received
-            for minute, added in part.cells.minutes.items():  # no two parts have the same cell
+            for minute, added in part.cells.minutes.items():  # parts have no cell in common
                 cells.minutes.setdefault(minute, {}).update(added)
         yield Delta(position, cells, received)
 
@@ -65,13 +65,13 @@ class PackedPart(NamedTuple):
     """A part of a delta, ready to be stored."""
 
     cells: Cells
-    number: int  # of cells
-    largest: int  # no sum of a series grows by more when it is folded
+    number: int  # the number of cells
+    largest: int  # the largest growth of any sum when it is folded
     packed: bytes
 
 
 def pack_parts(cells: Cells, received: int) -> list[PackedPart]:
-    """Return a delta in parts, which are stored without its position: that is in their rows."""
+    """Return a delta in packed parts, without its position."""
     nowhere = Position("", 0)
     return [
         PackedPart(

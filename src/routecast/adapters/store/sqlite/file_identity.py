@@ -1,7 +1,7 @@
 """Whether the three files of a SQLite database are still those that were opened.
 
-SQLite does not look: it goes on with files that were removed, replaced or cut off, and what it is
-given then is lost with the process. So each commit and each read looks here first.
+SQLite does not check: it continues with files that were removed, replaced or cut off, and then
+later commits are lost with the process. So each commit and each read checks first.
 """
 
 import os
@@ -17,9 +17,9 @@ class Shrunk(Unavailable):
 
 
 class Lost(Unavailable):
-    """A file was removed, or its content was; the file has to be opened again.
+    """A file was removed, or its content was; it must be opened again.
 
-    As long as a connection has it open, all can be saved (`Writer.reopen`).
+    As long as a connection has it open, everything can be saved (`Writer.reopen`).
     """
 
 
@@ -28,7 +28,7 @@ class LogCut(Unavailable):
 
 
 class FileIdentity:
-    """Where the files of a database were when it was opened, and how long the main one has been."""
+    """The files of a database when it was opened, and the largest length of the main one."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,14 +37,14 @@ class FileIdentity:
         self.accept()
 
     def accept(self) -> None:
-        """Take the files as they are for the right ones. Raises Unavailable."""
+        """Take the present files for the right ones. Raises Unavailable."""
         found = self._look()
         self._file, self._size = _identity(found), found.st_size
         self._logs = [(path, _identity(held)) for path in self._beside if (held := _stat(path))]
 
     @property
     def is_there(self) -> bool:
-        """Whether the database file is where it was."""
+        """Whether the database file is still at its place."""
         found = _stat(self._path)
         return found is not None and _identity(found) == self._file
 
@@ -57,10 +57,10 @@ class FileIdentity:
         return found
 
     def check(self) -> None:
-        """Raise Unavailable when a file is no longer where it was: it would be lost.
+        """Raise Unavailable if a file is not at its place any more: commits would be lost.
 
-        Raises Shrunk when the database file is shorter than it was: something else has cut it
-        off; Lost where all can be saved.
+        Raises Shrunk if the database file is shorter than before, because another program has cut
+        it off; Lost if everything can be saved.
         """
         found = self._look()
         if _identity(found) != self._file:
@@ -72,7 +72,7 @@ class FileIdentity:
                 raise Lost(f"{path} was {how} while the database is in use")
         if found.st_size >= self._size:
             self._size = found.st_size
-        # Another thread may have seen a longer file since: look again.
+        # Another thread may have seen a longer file in the meantime: look again.
         elif self._look().st_size < self._size:
             raise Shrunk("the database file is shorter than it was")
 
@@ -85,7 +85,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _is_removed(identity: tuple[int, int]) -> bool:
-    """Whether a file that this process has open has no name any more, and so cannot come back."""
+    """Whether a file that this process has open has no name any more, and cannot come back."""
     for number in os.listdir("/dev/fd"):
         with suppress(OSError):
             found = os.fstat(int(number))

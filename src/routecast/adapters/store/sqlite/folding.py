@@ -1,7 +1,7 @@
-"""Folding: what commits added goes into the rollups, in steps of a bounded size.
+"""Folding: deltas are added to the rollups, in steps of a bounded size.
 
-A delta is stored in parts. The history says how many deltas are folded, and how many parts of the
-next one; the rollups and the parts after those are the sums, at any moment.
+A delta is stored in parts. The table `history` has the number of folded deltas, and the number of
+folded parts of the next one. The sums are, at any moment, the rollups and the parts after those.
 """
 
 from collections import deque
@@ -24,15 +24,15 @@ from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
 # Folding begins when this number of cells, or of parts, is not folded.
 SQLITE_FOLD_CELLS: Final = 2_000
 SQLITE_FOLD_COMMITS: Final = 64
-# One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all: 5 to
-# 25 ms, for which a commit may have to wait.
+# One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all. It takes
+# 5 to 25 ms, for which a commit may have to wait.
 STEP_CELLS: Final = 100
 STEP_CELLS_READ: Final = 1_000
-# While more cells than this are not folded, a commit leaves them to the steps between commits.
+# If more cells than this are not folded, a commit leaves them to the steps between commits.
 IN_COMMIT_CELLS: Final = 2 * SQLITE_FOLD_CELLS
-# When more cells than this are not folded, a commit folds as many as it adds.
+# If more cells than this are not folded, a commit folds as many as it adds.
 MOST_UNFOLDED_CELLS: Final = 80_000
-# The cells of unfolded parts that are kept in memory; those of other parts are read when needed.
+# Unfolded cells that are kept in memory; those of other parts are read when they are needed.
 REMEMBERED_CELLS: Final = 5_000
 
 _unfolded: Final = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
@@ -45,11 +45,11 @@ class _StoredPart(NamedTuple):
     part: int
     number: int
     largest: int
-    cells: Cells | None  # None where it has to be read
+    cells: Cells | None  # None if it must be read
 
 
 class Folding:
-    """What is not folded yet, and how it is. Used within the transactions of the one writer."""
+    """The deltas that are not folded yet, and the steps. Used in the writer's transactions."""
 
     def __init__(
         self, db: apsw.Connection, series: SeriesNumbers, rollups: Rollups, totals: Totals
@@ -61,16 +61,16 @@ class Folding:
         self.forget()
 
     def forget(self) -> None:
-        """Forget everything; `read` must come before anything else."""
+        """Forget everything; call `read` before anything else."""
         self._parts: deque[_StoredPart] = deque()
-        self._folded = 0  # as in the history
+        self._folded = 0  # as in the table `history`
         self._folded_parts = 0
-        self._remembered = 0  # cells
-        self.cells = 0  # not folded
-        self.due = False  # there was so much that all of it should be folded soon
+        self._remembered = 0  # the number of cells in memory
+        self.cells = 0  # the number of cells that are not folded
+        self.due = False  # enough is not folded that all of it should be folded soon
 
     def read(self, folded: int, parts: int) -> None:
-        """Learn what is not folded; the arguments are the history's."""
+        """Read what is not folded; the arguments are those of the table `history`."""
         self._folded, self._folded_parts = folded, parts
         self._totals.read()
         for row in _unfolded(query(self._db, "unfolded", folded, parts)[0][0]):
@@ -100,12 +100,12 @@ class Folding:
         return map(self._cells_of, self._parts)
 
     def fold_all(self) -> None:
-        """Fold all there is."""
+        """Fold everything."""
         while self._parts:
             self.step()
 
     def after_commit(self, added: int) -> None:
-        """Fold what a commit that added `added` cells should fold, before it ends."""
+        """Fold what a commit of `added` cells must fold before it ends."""
         if self.cells > MOST_UNFOLDED_CELLS:
             least = max(MOST_UNFOLDED_CELLS, self.cells - added)
             while self.cells > least:
@@ -134,15 +134,15 @@ class Folding:
             query(self._db, "drop_large_deltas", self._folded, DELTA_CELLS_KEPT)
 
     def _take(self) -> tuple[Cells, int, int, bool]:
-        """Take the next parts out, and return their sum.
+        """Take out the next parts, and return their sum.
 
-        Returns, too, how many cells they have, by how much a sum grows at most, and whether they
-        end a large delta, which is one of several parts.
+        Returns, too, the number of their cells, the largest growth of any sum, and whether they end
+        a large delta, which is one of several parts.
         """
         part, cells = self._next()
         number, largest = part.number, part.largest
         if number < STEP_CELLS:
-            cells = Cells.sum([Cells(), cells])  # a copy: what is stored is shared with others
+            cells = Cells.sum([Cells(), cells])  # a copy: others may use the stored cells
         distinct = number
         while self._parts and distinct < STEP_CELLS and number < STEP_CELLS_READ:
             part, more = self._next()

@@ -1,4 +1,4 @@
-"""History out of a SQLite database: sums by series and bucket, made by the engine."""
+"""History in a SQLite file: sums by series and bucket, computed by the engine."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,13 +18,13 @@ from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
-# One range may keep the others waiting for at most this time, in seconds. It is checked every
-# RANGE_STEPS steps of the engine: some milliseconds.
+# One range may delay others for at most this time, in seconds. It is checked every RANGE_STEPS
+# steps of the engine: a few milliseconds.
 RANGE_READ_SECONDS: Final = 5.0
 RANGE_STEPS: Final = 500_000
 
-# SQLite's integers end at 64 bits, and its `sum` fails there: the halves of a value are summed up
-# apart. A summary's value has a part above these bits in a column of its own.
+# SQLite's integers have 64 bits, and its `sum` fails beyond: the two halves of a value are summed
+# up separately. A value of a summary has its part above HIGH bits in a column of its own.
 HALF: Final = 32
 
 
@@ -42,14 +42,14 @@ def sum_of(table: str, column: str) -> Sequence[Term]:
 
 
 def read(db: apsw.Connection, plan: Plan) -> TimeSeries:
-    """Return the sums that a plan asks for. Raises NotHeld when its minutes are gone."""
+    """Return the sums that a plan asks for. Raises NotHeld if its minutes are deleted."""
     with in_time(db, "the range is too long to add up; ask for a shorter one"):
         return _read(db, plan)
 
 
 @contextmanager
 def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
-    """End what the body reads after RANGE_READ_SECONDS. Raises Unavailable with this error."""
+    """Interrupt reads of the body after RANGE_READ_SECONDS. Raises Unavailable with this text."""
     deadline = time.monotonic() + RANGE_READ_SECONDS
     db.set_progress_handler(lambda: time.monotonic() > deadline, RANGE_STEPS)
     try:
@@ -73,7 +73,7 @@ def _read(db: apsw.Connection, plan: Plan) -> TimeSeries:
 
 
 def _rows(db: apsw.Connection, plan: Plan) -> Iterator[tuple[Add, Iterator[Any]]]:
-    """Yield rows as they are asked for, and how to add them."""
+    """Yield rows, and how to add them."""
     first, step, _ = plan.buckets
     buckets = (first, plan.buckets.end, step, ORIGIN)
     chosen = {part: msgspec.json.encode(names).decode() for part, names in filters(plan).items()}

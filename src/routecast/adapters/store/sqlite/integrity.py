@@ -1,7 +1,7 @@
-"""Whether a SQLite file is sound: what its users met, and what a check of it finds.
+"""Whether a SQLite file is sound: errors that its users met, and a check of all tables.
 
-The check runs when a store opens, on a connection and a thread of its own. It goes table by table,
-since each statement keeps the write-ahead log from being reset, and it rests most of the time.
+The check runs when a store opens, on its own connection and thread. It goes table by table, because
+each statement keeps the write-ahead log from being reset, and it rests most of the time.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from routecast.ports import Condition
 
 log = logging.getLogger(__name__)
 
-# A store that opens waits at most this time, in seconds, for its check; the rest is done beside
-# all else.
+# Opening a store waits at most this time, in seconds, for the check; the rest runs in the
+# background.
 OPEN_CHECK_SECONDS: Final = 1.0
-# Then the check works and rests by turns, in seconds, so that others need not wait for it.
+# Then the check works and rests in turns of these times, in seconds, so that others need not wait.
 WORK_SECONDS: Final = 0.01
 CHECK_REST_SECONDS: Final = 0.03
-# The above is checked every CHECK_STEPS steps of the engine: about a millisecond.
+# Steps of the engine between two looks at the time: about a millisecond.
 CHECK_STEPS: Final = 10_000
 
-# Errors that say that the file cannot be used any more.
+# Errors that mean that the file cannot be used any more.
 _CORRUPT: Final = (apsw.CorruptError, apsw.NotADBError)
-# Failures to read that may pass: the check says whether they did.
+# Read errors that may pass: the check shows whether they did.
 _READ_FAILURES: Final = frozenset(
     {
         apsw.SQLITE_IOERR_READ,
@@ -44,14 +44,14 @@ _READ_FAILURES: Final = frozenset(
 
 
 class Integrity:
-    """Tells whether a file may be written to. All methods are called on the event loop."""
+    """Decides whether a file may be written to. Call all methods on the event loop."""
 
     def __init__(
         self,
         connect: Callable[[], AbstractContextManager[apsw.Connection]],
         accept: Callable[[], None],
     ) -> None:
-        """`connect` opens the file for reading; `accept` is called when a check found it sound."""
+        """`connect` opens the file for reading; `accept` is called after a check without faults."""
         self._connect = connect
         self._accept = accept
         self._thread = ThreadPoolExecutor(1, "sqlite-check")
@@ -60,16 +60,16 @@ class Integrity:
         self._stopping = threading.Event()
         self._check: str | None = None
         self._error: str | None = None
-        self._final = False  # no check can mend it
-        self._again = False  # a check was asked for since the last one began
+        self._final = False  # permanent, whatever a check finds
+        self._again = False  # a check was requested since the last one began
 
     @property
     def condition(self) -> Condition:
-        """What is known of the file now."""
+        """The present knowledge of the file."""
         return Condition(self._check, self._error)
 
     def refuse_if_damaged(self) -> None:
-        """Raise Unavailable when nothing may be written to the file."""
+        """Raise Unavailable if the file must not be written to."""
         if self._error is not None:
             raise Unavailable(f"the database file is corrupt ({self._error})", retry_after=30)
 
@@ -82,20 +82,20 @@ class Integrity:
         self._resting.set()
 
     async def close(self) -> None:
-        """End the check, be it done or not."""
+        """Stop the check, finished or not."""
         self._stopping.set()
         if self._task is not None:
             await asyncio.wait({self._task})
         self._thread.shutdown()
 
     def saw(self, error: Exception) -> None:
-        """Take note of an error that a user of the file met."""
+        """Record an error that a user of the file met."""
         if isinstance(error, (*_CORRUPT, LogCut)):
             self._damaged(str(error), final=True)
         elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _READ_FAILURES:
             shrunk = isinstance(error, Shrunk)
             self._damaged("it is shorter than it was" if shrunk else str(error), final=False)
-            if self._check is not None:  # it was opened
+            if self._check is not None:  # when it was opened
                 self._begin()
 
     def _damaged(self, error: str, *, final: bool) -> None:
@@ -118,7 +118,7 @@ class Integrity:
         loop = asyncio.get_running_loop()
         found: str | None = None
         try:
-            # A check that began before damage was seen says nothing about that damage.
+            # A check that began before damage was seen does not disprove it.
             while self._again and found is None:
                 self._again = False
                 found = await loop.run_in_executor(self._thread, self._look)
@@ -144,7 +144,7 @@ class Integrity:
     # -- on the thread --------------------------------------------------------------------------
 
     def _look(self) -> str | None:
-        """Return the first thing that is wrong with the file, None where nothing is."""
+        """Return the first fault of the file, None if there is none."""
         with self._connect() as db:
             db.set_progress_handler(self._pace(), CHECK_STEPS)
             tables = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY rootpage"
@@ -168,7 +168,7 @@ class Integrity:
 
 
 def first_fault(db: apsw.Connection) -> str | None:
-    """Return the first thing that the engine's own check of a whole file finds; None if nothing."""
+    """Return the first fault that the engine's own check of a whole file finds, or None."""
     try:
         found = str(db.execute("PRAGMA integrity_check(1)").get)
     except _CORRUPT as error:

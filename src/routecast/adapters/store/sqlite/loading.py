@@ -12,13 +12,13 @@ from routecast.adapters.store.sqlite.series import series_names
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position
 
-# A load looks at each page once. To keep more of them than these for a while only takes memory,
-# which the kernel has to clear first: in a process that starts, a good part of it.
+# A load reads each page once. Caching more pages than these only takes memory, which the kernel
+# must clear first: a good part of the time of a process that starts.
 LOAD_PAGES: Final = 64
 
 
 def load(db: apsw.Connection, now: int, room: int | None = None) -> Snapshot:
-    """Return the rollups, with what a snapshot taken at `now` needs and has room for."""
+    """Return the rollups that a snapshot taken at `now` needs and has room for."""
     db.execute(f"PRAGMA cache_size = {LOAD_PAGES}")
     with transaction(db, "BEGIN"):
         epoch, _, _, folded, parts = query(db, "history")[0]

@@ -1,16 +1,17 @@
-"""Whether a write-ahead log belongs to the database file that it lies beside.
+"""Whether a write-ahead log belongs to the database file beside it.
 
 After a kill, the file and its `-wal` are one database: SQLite adds the log's pages to the file at
-the next start. If somebody has put another file in the place of the first one, a backup say, SQLite
-does the same, and both are spoilt. So this is found out before SQLite opens the file.
+the next start. If the file was replaced meanwhile, for example by a backup, SQLite does the same,
+and both are destroyed. So this is decided before SQLite opens the file.
 
 The first transaction of each log changes the *mark*, one row in the table `marks`: a random token,
-the token before it, and the first bytes of the file at that moment, which have its size, its schema
-version and a counter of changes. While the log is in use, only pages of this log are written to the
-file. So the token in the file is the one before the log's first, or one of the log's; and the file
-begins as it did at the first mark, or as a first page in the log does. Another file does not.
+the token before it, and the first bytes of the file at that moment, which contain its size, its
+schema version and a change counter. While the log is in use, only pages of this log are written to
+the file. So the token in the file is the one before the log's first, or one of the log's; and the
+file begins as it did at the first mark, or as a first page in the log does. For another file this
+does not hold.
 
-A log without a mark, of an older version or of another program, is taken as it is.
+A log without a mark, of an older version or another program, is accepted.
 """
 
 import os
@@ -28,11 +29,11 @@ import apsw
 
 from routecast.errors import BadDatabase
 
-HEADER: Final = 100  # bytes at the start of every SQLite file (its file format, 1.3)
-# In place of the schema version that a file had when it was opened: it is a backup.
+HEADER: Final = 100  # bytes at the beginning of every SQLite file (its file format, 1.3)
+# A backup has this in place of the schema version that a file had when it was opened.
 COPY: Final = -1
 _TOKEN_BYTES: Final = 8
-# No text has these bytes, since they are no UTF-8.
+# No text contains these bytes, because they are not UTF-8.
 _MARK_MAGIC: Final = b"\xff\xfeRoutecast mark"
 _NONE: Final = bytes(_TOKEN_BYTES)
 # A write-ahead log (SQLite's file format, 4): its header, and that of each page in it.
@@ -40,17 +41,17 @@ _LOG: Final = struct.Struct(">8I")
 _FRAME_HEADER: Final = struct.Struct(">6I")
 _LOG_MAGIC: Final = (0x377F0682, 0x377F0683)  # checksums of little-endian words, of big-endian ones
 _READ: Final = 1 << 20  # bytes at a time
-# A table's only page, with one row; where its row is.
+# The only page of a table with one row, and the place of its row.
 _LEAF_OF_ONE: Final = struct.Struct(">BHHH")
 _LEAF: Final = 13
-# Files that another process changes now may not fit for a moment: looks, and seconds in between.
+# Files that another process is changing may not fit for a moment: tries, and seconds between them.
 _LOOKS: Final = 3
 _PAUSE: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A token, the one before it, and the first bytes of the file when it was made."""
+    """A token, the one before it, and the first bytes of the file when the mark was made."""
 
     token: bytes = _NONE
     previous: bytes = _NONE
@@ -58,7 +59,7 @@ class Mark:
 
     @classmethod
     def after(cls, packed: bytes | None, header: bytes) -> Self:
-        """Return a new mark; `packed` is the one before."""
+        """Return a new mark; `packed` is the mark before."""
         before = cls.unpack(packed)
         return cls(secrets.token_bytes(_TOKEN_BYTES), before.token, header)
 
@@ -68,7 +69,7 @@ class Mark:
 
     @classmethod
     def unpack(cls, packed: bytes | None) -> Self:
-        """Return a stored mark; an empty one, where there is none."""
+        """Return a stored mark; an empty one if there is none."""
         if packed is None or not packed.startswith(_MARK_MAGIC) or len(packed) < len(cls().pack()):
             return cls()
         rest = packed[len(_MARK_MAGIC) :]
@@ -81,7 +82,7 @@ class Mark:
 
 @dataclass(slots=True)
 class Log:
-    """What a write-ahead log tells of the file that it belongs to."""
+    """What a write-ahead log says about the file that it belongs to."""
 
     salts: bytes
     first_mark: int = -1  # the number of the frame that has it
@@ -91,20 +92,20 @@ class Log:
 
 
 def wal_of(path: Path) -> Path:
-    """Return where a database's write-ahead log is."""
+    """Return the path of a database's write-ahead log."""
     return path.with_name(path.name + "-wal")
 
 
 def shm_of(path: Path) -> Path:
-    """Return where the index of a database's write-ahead log is."""
+    """Return the path of the index of a database's write-ahead log."""
     return path.with_name(path.name + "-shm")
 
 
 def require_own_log(path: Path) -> None:
-    """Raise BadDatabase when the log beside a file belongs to another one.
+    """Raise BadDatabase if the log beside a file belongs to another file.
 
-    Call this before SQLite opens the file. A file that this process has open is not looked at:
-    closing a file ends all locks of its process, SQLite's too.
+    Call this before SQLite opens the file. A file that this process has open is not checked:
+    closing any descriptor of a file releases all locks of the process, including SQLite's.
     """
     wal = wal_of(path)
     if not holds_pages(wal) or _is_open_here(path):
@@ -135,7 +136,7 @@ def _is_foreign(path: Path, wal: Path) -> bool:
     found = _read_file(path)
     if found is None or (found[0] in log.tokens and found[1] in log.headers):
         return False
-    # What a power cut left may have no right checksums; SQLite ignores it then.
+    # After a power cut the checksums may be wrong; then SQLite ignores the log.
     return _is_whole(wal, log.first_mark) and _salts(wal) == log.salts
 
 
@@ -153,11 +154,11 @@ def _read_file(path: Path) -> tuple[bytes, bytes] | None:
         finally:
             db.close()
     except (OSError, apsw.Error):
-        return None  # whoever opens it will say what is wrong with it
+        return None  # opening it will give the error
 
 
 def read_log(wal: Path) -> Log | None:
-    """Return what a log tells, as far as it was written in one go; None where it is no log."""
+    """Return what a log says, as far as its writes are complete; None if it is not a log."""
     try:
         file = wal.open("rb")
     except OSError:
@@ -195,14 +196,14 @@ def _frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes, bytes]
 
 
 def _mark_on(page: bytes) -> Mark | None:
-    """Return the mark, if this is the page of the table `marks`."""
+    """Return the mark if this is the page of the table `marks`."""
     kind, _, rows, _ = _LEAF_OF_ONE.unpack_from(page)
     if kind != _LEAF or rows != 1:
         return None
     row = int.from_bytes(page[8:10])
     start = page.find(
         _MARK_MAGIC, row, row + 16 + len(_MARK_MAGIC)
-    )  # behind the row's own few bytes
+    )  # after the few bytes of the row's header
     return Mark.unpack(page[start : start + len(Mark().pack())]) if start >= 0 else None
 
 
@@ -247,7 +248,7 @@ def _size(path: Path) -> int:
 
 
 def holds_pages(wal: Path) -> bool:
-    """Whether a write-ahead log is there, with pages in it."""
+    """Whether a write-ahead log exists and has pages."""
     return _size(wal) > _LOG.size
 
 

@@ -30,7 +30,7 @@ def folded_names(db: apsw.Connection) -> FoldedNames:
 
 
 def listed(db: apsw.Connection) -> list[NameUse]:
-    """Return all names, as of one position."""
+    """Return all names, at one position."""
     uses = Uses()
     with transaction(db, "BEGIN"):
         epoch, _, _, folded, parts = query(db, "history")[0]
@@ -64,7 +64,7 @@ def fold_names(writer: Writer, part: str, names: Collection[str], remember: bool
         query(db, "begin_epoch", epoch)
         current.commit()
         position = Position(epoch, current.position.seq)
-    writer.forget()  # what it remembers has other names
+    writer.forget()  # the remembered series and rollups have other names now
     return position
 
 
@@ -81,7 +81,7 @@ def _move_rollups(
         if period == "total":
             check_room(periods[0], current.rollups.totals(periods[0]))
         current.rollups.add(period, periods)
-    if period == "hour":  # what is summed up of them is to be summed up again
+    if period == "hour":  # their summaries must be made again
         query(db, "note_unsummed_hours", _json([start for start, _ in found]))
 
 

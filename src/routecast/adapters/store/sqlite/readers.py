@@ -1,7 +1,7 @@
-"""The connections of one process that read a SQLite file, on any threads.
+"""The connections of one process that read a SQLite file, on any thread.
 
-All of them have to be closed before the file can be opened anew: SQLite keeps what it knows of a
-file for as long as one connection of the process is open.
+All of them must be closed before the file can be opened again: SQLite keeps its knowledge of a file
+as long as the process has a connection open.
 """
 
 import threading
@@ -16,12 +16,12 @@ import apsw
 from routecast.adapters.store.sqlite.connection import BUSY_MS, leave_log
 from routecast.errors import Unavailable
 
-# Between two calls that end what runs, in seconds: one may fall between two statements.
+# Seconds between two interrupts of a running statement: one may fall between two statements.
 INTERRUPT_PAUSE: Final = 0.02
 
 
 class Readers:
-    """Connections that read: one of each thread, and others of those who ask for one."""
+    """The reading connections: one for each thread, and separate ones on request."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -34,7 +34,7 @@ class Readers:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Keep the file from being opened anew. Raises Unavailable while it is."""
+        """Keep the file from being opened again. Raises Unavailable while it is being opened."""
         with self._changed:
             if self._away:
                 raise Unavailable("the database is being opened again")
@@ -48,7 +48,7 @@ class Readers:
 
     @contextmanager
     def connection(self) -> Iterator[apsw.Connection]:
-        """The connection of this thread. Raises Unavailable while the file is opened anew."""
+        """The connection of this thread. Raises Unavailable while the file is opened again."""
         with self.using():
             held = getattr(self._local, "held", None)
             if held is None or held[1] != self._times_left:
@@ -58,7 +58,7 @@ class Readers:
 
     @contextmanager
     def own(self) -> Iterator[apsw.Connection]:
-        """A connection for the body alone. Raises Unavailable while the file is opened anew."""
+        """A connection for the body alone. Raises Unavailable while the file is opened again."""
         with self.using():
             connection = self._connect()
             self._open.append(connection)
@@ -69,24 +69,24 @@ class Readers:
                 connection.close()
 
     def _connect(self) -> apsw.Connection:
-        # It makes no file: one in the place of a file that was removed would be taken for it.
+        # It creates no file, which would be taken for the one that was removed.
         try:
             connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         except apsw.CantOpenError as error:
             raise Unavailable(f"SQLite: {error}") from error
         connection.set_busy_timeout(BUSY_MS)
         connection.execute("PRAGMA query_only = 1")
-        leave_log(connection)  # that is the writer's
+        leave_log(connection)  # the writer takes care of it
         return connection
 
     def interrupt(self) -> None:
-        """End what runs now: it raises apsw.InterruptError."""
+        """Interrupt all running statements: they raise apsw.InterruptError."""
         for connection in list(self._open):
             with suppress(apsw.Error):  # it was closed a moment ago
                 connection.interrupt()
 
     def leave(self, seconds: float) -> bool:
-        """Close all connections; return whether that was possible in time. `come_back` follows."""
+        """Close all connections; return whether that was in time. Call `come_back` later."""
         deadline = time.monotonic() + seconds
         with self._changed:
             self._away = True
@@ -100,11 +100,11 @@ class Readers:
         return True
 
     def come_back(self) -> None:
-        """Let readers in again."""
+        """Admit readers again."""
         with self._changed:
             self._away = False
 
     def close(self) -> None:
-        """Close all connections; nothing may run on them."""
+        """Close all connections; none may be in use."""
         while self._open:
             self._open.pop().close()

@@ -1,7 +1,7 @@
-"""Saving a database whose files were removed or cut off while a connection has them open.
+"""Rescue of a database whose files were removed or cut off while a connection has them open.
 
-The connection still has the open files, and in memory most pages that it wrote lately. A copy is
-made of what it sees, and taken only if it is sound and adds up.
+The connection still has the open files, and in memory most pages that it wrote recently. What it
+sees is copied, and the copy is used only if it is sound and a recount finds no difference.
 """
 
 import os
@@ -23,7 +23,7 @@ from routecast.ports import Difference
 def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
     """Copy what a connection sees to a new file beside `path`; return its name.
 
-    `seq` is that of the last commit, where it is known. Raises LogCut when not all is there.
+    `seq` is that of the last commit, if it is known. Raises LogCut if commits are missing.
     """
     fresh = path.with_name(f".{path.name}.saved-{os.getpid()}")
     try:
@@ -34,7 +34,7 @@ def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
             if seq is not None and query(saved, "history")[0][1] != seq:
                 fault = "the last commits are missing"
             if fault is None:
-                # Nothing was lost, so it is no copy that begins a new epoch.
+                # Nothing was lost, so it is not a copy that begins a new epoch.
                 query(saved, "set_claimed", saved.pragma("schema_version"), 1)
                 found = recount(saved, partial(select, saved), time.time_ns() // 1000)
                 fault = next((one.what for one in found if isinstance(one, Difference)), None)
@@ -56,17 +56,17 @@ def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
 
 
 def _keep(fresh: Path, path: Path) -> Path:
-    """Give a copy that does not add up a name under which somebody may look at it."""
+    """Keep a copy with differences under a name at which it can be examined."""
     kept = path.with_name(f"{path.name}.saved-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     os.replace(fresh, kept)
     return kept
 
 
 def put_in_place(fresh: Path, path: Path) -> None:
-    """Put a saved file in the place of the database. No connection may be open."""
+    """Move a saved file to the place of the database. No connection may be open."""
     give_owner(fresh, path if path.exists() else path.parent, mode=path.exists())
     sync(fresh)
-    wal_of(path).unlink(missing_ok=True)  # the file has it all
+    wal_of(path).unlink(missing_ok=True)  # its content is in the file
     shm_of(path).unlink(missing_ok=True)
     os.replace(fresh, path)
     sync(path.parent)

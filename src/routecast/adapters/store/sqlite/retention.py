@@ -16,25 +16,25 @@ _decode: Final = msgspec.json.Decoder(list[list[Any]]).decode
 
 
 def span(db: apsw.Connection) -> KeptSpan:
-    """Return from when to when what is kept was received (`ports.Store.span`)."""
+    """Return the range of receipts of the kept data (`ports.Store.span`)."""
     return KeptSpan(*query(db, "span")[0])
 
 
 def prune(writer: Writer, decisions_before: int, minutes_before: int, limit: int) -> int:
-    """Drop what is too old (`ports.Store.prune`)."""
+    """Delete what is too old (`ports.Store.prune`)."""
     with writer.transaction() as current:
         current.folding.step()
         dropped = _prune_decisions(current, decisions_before, limit)
         dropped += _prune_minutes(current.db, minutes_before // 10**6, limit - dropped)
         current.commit()
-        if dropped:  # rollups that were dropped may be remembered
+        if dropped:  # deleted rollups may be remembered
             current.rollups.forget()
     return dropped
 
 
 def _prune_decisions(current: WriterTransaction, before: int, limit: int) -> int:
     oldest = _decode(query(current.db, "oldest_decisions", limit)[0][0])
-    # In the order of receipt: all from the first one young enough on is kept.
+    # In the order of receipt: all decisions from the first one that is young enough on are kept.
     rows = list(takewhile(lambda row: row[1] < before, oldest))
     if rows:
         cells = Cells()

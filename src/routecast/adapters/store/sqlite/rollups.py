@@ -13,17 +13,17 @@ from routecast.adapters.store.sqlite.connection import insert_rows, query, selec
 from routecast.adapters.store.sqlite.series import SeriesNumbers
 from routecast.core.rollup import Key, PeriodCells, Sums
 
-# Rollups that are read to be looked at once are in memory this many at a time.
+# Rollups in memory at a time, when they are read in order.
 LOAD_ROWS: Final = 256
-# Rollups read in one statement, so that each is short.
+# Rollups read in one statement, so that each statement is short.
 READ_PER_STEP: Final = 500
-# The memory of the rollups that are remembered, in bytes; and what one takes, about: as it is, and
+# The memory for remembered rollups, in bytes; and the approximate memory of one: a fixed part, and
 # for each byte of its packed histogram.
 REMEMBERED_BYTES: Final = 32 * 1024 * 1024
 ROLLUP_BYTES: Final = 800
 HISTOGRAM_BYTES: Final = 40
 
-# A period, where it starts, and the number of a series.
+# A period, its start, and the number of a series.
 RollupKey = tuple[str, int, int]
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -35,25 +35,26 @@ _decode: Final = msgspec.json.Decoder(list[_Row]).decode
 
 
 def rollups_between(db: apsw.Connection, period: str, first: int, end: int) -> Iterator[list[Any]]:
-    """Yield rollups that start from one second to before another, some of them at a time."""
+    """Yield rollups that start in a range of seconds (`end` excluded), some at a time."""
     rest = select(db, "rollups", period, first, end)
     while rows := list(islice(rest, LOAD_ROWS)):
         yield rows
 
 
 class Rollups:
-    """Adds to the rollups of a database, within its writer's transactions.
+    """Adds to the rollups of a database, in its writer's transactions.
 
-    The cost is in proportion to what is added, whatever else a period holds. What is remembered
-    must be what is stored: call `forget` when a transaction is undone or somebody else has written.
+    The cost is proportional to what is added, whatever else a period holds. What is remembered must
+    equal what is stored: call `forget` after a transaction was undone or another process has
+    written.
     """
 
     def __init__(self, db: apsw.Connection, series: SeriesNumbers) -> None:
         self._db = db
         self._series = series
-        # With the bytes they take; those touched last come last.
+        # With their size in bytes; the last used ones come last.
         self._held: OrderedDict[RollupKey, tuple[Sums, int]] = OrderedDict()
-        self.size = 0  # of all those held, in bytes
+        self.size = 0  # of all remembered rollups, in bytes
 
     def forget(self) -> None:
         """Forget all rollups."""
@@ -119,7 +120,7 @@ class Rollups:
         self._held[place] = sums, size
 
     def _remembered(self, place: RollupKey) -> Sums | None:
-        """Take out what is remembered of a rollup."""
+        """Remove a remembered rollup, and return it."""
         found = self._held.pop(place, None)
         if found is None:
             return None

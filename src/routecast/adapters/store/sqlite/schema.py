@@ -1,4 +1,4 @@
-"""Whose a SQLite file is, and bringing its schema up to date."""
+"""The schema of a SQLite file: whether it is ours, and how it is brought up to date."""
 
 import secrets
 from pathlib import Path
@@ -17,7 +17,7 @@ FIRST_WITH_MARKS: Final = 8
 
 
 def require_ours(db: apsw.Connection, path: Path) -> None:
-    """Raise BadDatabase where a file is another program's, or a newer Routecast's."""
+    """Raise BadDatabase if a file belongs to another program or to a newer Routecast."""
     ours, version = db.pragma("application_id"), db.pragma("user_version")
     if ours != APPLICATION_ID and db.execute("SELECT 1 FROM sqlite_schema").fetchone():
         raise BadDatabase(f"{path} is a database of another program")
@@ -29,7 +29,7 @@ def require_ours(db: apsw.Connection, path: Path) -> None:
 
 
 def migrate(db: apsw.Connection) -> None:
-    """Bring the schema up to date, in one transaction; a file that is, is not written to."""
+    """Bring the schema up to date, in one transaction; an up-to-date file is not written to."""
     if db.pragma("user_version") == NEWEST:
         return
     with transaction(db):
@@ -45,6 +45,6 @@ def migrate(db: apsw.Connection) -> None:
         migrated = db.pragma("schema_version")
         if not is_marked:
             query(db, "begin_marks", migrated)
-        elif query(db, "mark")[0][1] == version:  # a copy stays one
+        elif query(db, "mark")[0][1] == version:  # a copy stays a copy
             query(db, "set_claimed", migrated, query(db, "mark")[0][2])
         db.execute("COMMIT")

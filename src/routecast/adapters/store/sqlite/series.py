@@ -1,4 +1,4 @@
-"""Series in a SQLite database: their numbers, which the writer remembers, and their keys."""
+"""Series in a SQLite file: their numbers, which the writer remembers, and their keys."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -20,9 +20,9 @@ _numbers: Final = msgspec.json.Decoder(list[tuple[int, int]]).decode
 
 
 class SeriesNumbers:
-    """Looks numbers of series up, once, and gives new series theirs.
+    """Looks up the numbers of series once, and numbers new series.
 
-    What is new belongs to the transaction under way: call `undo` when that is undone.
+    New series belong to the current transaction: call `undo` if that is undone.
     """
 
     def __init__(self, db: apsw.Connection) -> None:
@@ -39,7 +39,7 @@ class SeriesNumbers:
         self._new.clear()
 
     def begin(self) -> None:
-        """Note that a transaction begins."""
+        """Record that a transaction begins."""
         self._new.clear()
 
     def undo(self) -> None:
@@ -49,7 +49,7 @@ class SeriesNumbers:
         self._new.clear()
 
     def learn(self, keys: Iterable[SeriesKey]) -> None:
-        """Make the numbers of these keys known; within a transaction that may write."""
+        """Look up or add these series; in a transaction that may write."""
         unknown = iter(set(keys).difference(self._known))
         while some := list(islice(unknown, KEYS_PER_STEP)):
             self._known |= self._look_up(some)

@@ -1,7 +1,7 @@
-"""Large batches: all that can be done before the writer's turn is done here, on another thread.
+"""Large batches: all work that can be done before the writer's turn, on another thread.
 
-The rows go into a database in memory, in the order of the index of ids. The writer gets its image
-and inserts all of them with one statement, which does not hold the interpreter's lock.
+The rows are put into a database in memory, in the order of the index of ids. The writer gets its
+image and inserts all rows with one statement, which does not hold the interpreter's lock.
 """
 
 from bisect import bisect_left
@@ -25,7 +25,7 @@ from routecast.core.rollup import Cells, PeriodCells, key_of
 from routecast.core.room import Full, find_full
 from routecast.ports import MAX_GROUP
 
-# What it attaches is named by a URI, which can say that no file is to be made.
+# Attached databases are named by a URI, which can say that no file must be created.
 _IN_MEMORY: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -35,15 +35,15 @@ _places: Final = msgspec.json.Decoder(list[int]).decode
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A commit that is ready to be written: decisions whose ids were new, and what they add.
+    """A commit that is ready to be written: decisions with new ids, and their sums.
 
-    `full` are those that had no room, which are left out; `conflicts` counts, of each batch, those
-    that differ from the decision that has their id.
+    `full` are decisions without room, which are left out. `conflicts` counts, for each batch, the
+    decisions that differ from the one that has their id.
     """
 
     image: bytes  # of a database with these decisions
     size: int
-    inserted: list[int]  # how many of each batch
+    inserted: list[int]  # the number for each batch
     cells: Cells
     parts: list[PackedPart]
     full: Full
@@ -53,7 +53,7 @@ class Staged:
 def counted_as(
     batches: Sequence[Sequence[DecisionRecord]], folded: FoldedNames
 ) -> Sequence[Sequence[DecisionRecord]]:
-    """Return batches with the names that were folded replaced."""
+    """Return batches with folded names replaced."""
     return [fold_names(batch, folded) for batch in batches] if folded else batches
 
 
@@ -71,7 +71,7 @@ def stage(
 ) -> Staged:
     """Prepare the commit of some batches.
 
-    `numbers` are those of all series in them; `totals` the sums over all time of those series that
+    `numbers` are those of all their series; `totals` the sums over all time of those series that
     may lack room.
     """
     decisions = list(chain.from_iterable(batches))
@@ -95,9 +95,9 @@ def stage(
 def _stage_new(
     db: apsw.Connection, path: Path, decisions: Sequence[DecisionRecord], numbers: Mapping[Any, int]
 ) -> tuple[list[int], dict[tuple[str, str], Content]]:
-    """Stage decisions whose ids are new, the first of each.
+    """Stage decisions whose ids are new, the first one for each id.
 
-    Returns their places, and what is stored of the others.
+    Returns their places, and the stored contents of the others.
     """
     db.set_busy_timeout(BUSY_MS)
     query(db, "attach_stored", f"{path.absolute().as_uri()}?mode=rw")
@@ -126,7 +126,7 @@ def _leave_out_full(
     decisions: Sequence[DecisionRecord],
     totals: PeriodCells,
 ) -> Full:
-    """Take back those staged decisions that the sums of their series have no room for."""
+    """Delete those staged decisions for which the sums of their series have no room."""
     full = find_full((d for d in map(decisions.__getitem__, places) if key_of(d) in totals), totals)
     if full:
         query(db, "take_back_staged", _encode(list(full)).decode())
@@ -136,9 +136,9 @@ def _leave_out_full(
 def stored_contents(
     db: apsw.Connection, identities: Iterable[tuple[str, str]], *, attached: bool = False
 ) -> dict[tuple[str, str], Content]:
-    """Return what is stored under some identities, as far as there is anything.
+    """Return the stored contents under some identities, as far as there are any.
 
-    With `attached`, in the database that is attached as `stored`.
+    With `attached`, from the database that is attached as `stored`.
     """
     sent, name = list(identities), "attached_contents" if attached else "stored_contents"
     found: dict[tuple[str, str], Content] = {}

@@ -1,4 +1,4 @@
-"""The store's port on SQLite: one writer thread, readers beside it."""
+"""The store port on SQLite: one writer thread, and readers beside it."""
 
 import asyncio
 import logging
@@ -48,25 +48,25 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 READERS: Final = 2
-# Between two steps of folding, in seconds at most.
+# The longest pause between two steps of folding, in seconds.
 LONGEST_FOLD_REST: Final = 0.1
-# A large batch begins when at most this number of cells is not folded: so the work of a load has a
+# A large batch waits until at most this number of cells is not folded. So the work of a load has a
 # bound.
 LARGE_UNFOLDED: Final = 2_000
-# When others commit ids of a large batch while it is prepared, or fill a series, it is prepared
-# again: at most this number of times in all. Then it is committed without preparation.
+# If others commit ids of a large batch while it is prepared, or fill a series, it is prepared
+# again, this number of times in all. Then it is committed without preparation.
 PREPARATIONS: Final = 3
 # When the store closes, running work has FINISH_SECONDS to finish; then it is interrupted, and has
 # STOP_SECONDS more.
 FINISH_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 3.0
-# Readers that are in the way when the file has to be opened anew are interrupted for this time.
+# Readers that are in the way when the file must be opened again are interrupted for this time.
 LEAVE_SECONDS: Final = 5.0
-# After a try to open the file anew that failed, in seconds: each pause is twice the one before. A
-# try may copy all of the database.
+# Pauses after a failed attempt to open the file again, in seconds: each is twice the one before. An
+# attempt may copy the whole database.
 FIRST_REOPEN_PAUSE: Final = 0.5
 LONGEST_REOPEN_PAUSE: Final = 30.0
-# Between two looks whether a long write-ahead log can be cut off, in seconds.
+# Seconds between two attempts to cut off a long write-ahead log.
 CUT_PAUSE: Final = 2.0
 
 
@@ -78,7 +78,7 @@ class SqliteStore:
         self._writer = Writer(self.path, create=create)
         self._writing = ThreadPoolExecutor(1, "sqlite-writer")
         self._reading = ThreadPoolExecutor(READERS, "sqlite-reader")
-        # Of their own, so that a long range, or a large batch, keeps nobody else waiting.
+        # Threads of their own, so that a long range or a large batch does not delay others.
         self._history = ThreadPoolExecutor(1, "sqlite-history")
         self._preparing = ThreadPoolExecutor(1, "sqlite-preparing")
         self._one_large = asyncio.Lock()
@@ -90,10 +90,10 @@ class SqliteStore:
         self._integrity = Integrity(self._readers.own, lambda: self._writer.files.accept())
         self._cutting: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
-        self._lost: Lost | None = None  # why it has to be opened again
-        self._reopen_failure: str | None = None  # of the last try
+        self._lost: Lost | None = None  # why the file must be opened again
+        self._reopen_failure: str | None = None  # of the last attempt
         self._reopen_pause = FIRST_REOPEN_PAUSE
-        self._reopen_from = 0.0  # when it may be tried again, monotonic
+        self._reopen_from = 0.0  # the time of the next attempt, monotonic
         self._open_for_use = False
         self._closed = self._stopping = False
 
@@ -115,13 +115,13 @@ class SqliteStore:
         for task in (self._cutting, self._reopening):
             if task is not None:
                 task.cancel()
-        # An executor starts nothing more after this, and ends with what it has begun.
+        # After this, an executor starts nothing more, and ends with what it has begun.
         ended = [asyncio.to_thread(pool.shutdown) for pool in self._pools]
         ending = asyncio.ensure_future(asyncio.gather(self._integrity.close(), *ended))
         _, running = await asyncio.wait([ending], timeout=0 if self._stopping else FINISH_SECONDS)
         deadline = time.monotonic() + STOP_SECONDS
         while running and time.monotonic() < deadline:
-            self._interrupt()  # which may fall between two statements
+            self._interrupt()  # an interrupt may fall between two statements
             _, running = await asyncio.wait(running, timeout=INTERRUPT_PAUSE)
         if running:
             log.error("SQLite does not finish its work; the file is not closed")
@@ -205,10 +205,10 @@ class SqliteStore:
     async def _commit_large(
         self, batches: Sequence[Sequence[DecisionRecord]], received: int
     ) -> Commit:
-        """Commit what would hold the writer for long: one such at a time, prepared beside it.
+        """Commit a large batch: one at a time, and prepared beside the writer.
 
-        When names are folded meanwhile, an epoch begins, and the writer refuses what was prepared.
-        It also does so when there is no room for it in some series.
+        The writer refuses it if names were folded meanwhile, which begins an epoch, or if a series
+        has no room for it.
         """
         async with self._one_large:
             while self._writer.unfolded > LARGE_UNFOLDED:
@@ -235,8 +235,8 @@ class SqliteStore:
             return await self._write(commit, batches, received)
 
     async def _fold(self) -> None:
-        """Fold step by step, so that commits get their turns in between."""
-        with suppress(Unavailable):  # it is tried again after a later commit
+        """Fold step by step, with turns of commits in between."""
+        with suppress(Unavailable):  # a later commit tries again
             while await self._fold_step():
                 pass
 
@@ -256,14 +256,14 @@ class SqliteStore:
             return stage(self.path, *args)
 
     async def _cut_log(self) -> None:
-        """Cut the write-ahead log off once nobody reads what it began with."""
+        """Cut off the write-ahead log once no reader needs its beginning."""
         while self._writer.wal.is_long:
             await asyncio.sleep(CUT_PAUSE)
             with suppress(Unavailable):
                 await self._write(Writer.checkpoint)
 
     async def _reopen(self) -> None:
-        """Open the file anew, with all that is in a log that is not at its place any more."""
+        """Open the file again, with all commits of a log that is not at its place any more."""
         if self._reopen_failure is None:
             log.error("%s. Decisions are refused until the file is opened again", self._lost)
         try:

@@ -15,7 +15,7 @@ from routecast.core.rollup import PeriodCells, Sums
 
 
 def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
-    """Return the summaries of an hour, and how often it had changed by then."""
+    """Return the summaries of an hour, and the number of its changes so far."""
     with transaction(db, "BEGIN"):
         changes = next((row[0] for row in select(db, "changes_of_hour", start)), 0)
         cells: PeriodCells = {}
@@ -32,9 +32,9 @@ def unsummed(db: apsw.Connection, before: int) -> list[int]:
 
 
 def put(writer: Writer, start: int, changes: int, rows: SummaryRows) -> None:
-    """Write the summaries of an hour, unless it has changed more often than when it was read.
+    """Write the summaries of an hour, unless it has changed since they were read.
 
-    Then it is summed up later.
+    A changed hour is summed up later.
     """
     parts = msgspec.json.encode(PARTS).decode()
     with writer.transaction() as current:

@@ -1,4 +1,4 @@
-"""Counting the rollups of a SQLite database again from the decisions, and saying what differs."""
+"""Recounts the rollups of a SQLite file from the decisions, and yields the differences."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ from routecast.core.histogram import bin_of, pack
 from routecast.ports import COMPARING, COUNTING, MIN_MINUTE_DAYS, Checked, Difference
 
 _END: Final = 2**62
-# Faults of a file that are told, at most.
+# The maximum number of faults of a file that are reported.
 MAX_FAULTS: Final = 20
 
-# What no recount can detect, each to complete "It cannot detect".
+# What no recount can detect; each completes "It cannot detect".
 SQLITE_UNVERIFIABLE: Final = (
     "a decision that was changed, added or removed together with every sum that it is part of",
     "a changed reason or time of receipt, or another id that is as new: no sum depends on them",
@@ -35,7 +35,7 @@ SQLITE_UNVERIFIABLE: Final = (
 
 
 class _Bins:
-    """SQL aggregate: a histogram of the values it is given."""
+    """SQL aggregate: a histogram of its values."""
 
     def __init__(self) -> None:
         self.bins: dict[int, int] = {}
@@ -53,11 +53,10 @@ Query = Callable[..., Iterator[Any]]
 
 
 def recount(db: apsw.Connection, query: Query, now: int) -> Iterator[Checked | Difference]:
-    """Yield progress, what is wrong with the file, and every place where stored sums differ.
+    """Yield progress, faults of the file, and every place where stored sums differ.
 
-    All as of one position. The connection is this function's alone, and should be closed
-    afterwards; `query` runs a named query on it, whose rows are read as they are asked for; `now`
-    is in microseconds.
+    All at one position. The connection must be used by this function alone, and be closed
+    afterwards. `query` runs a named query on it and yields its rows; `now` is in microseconds.
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
@@ -69,7 +68,7 @@ def recount(db: apsw.Connection, query: Query, now: int) -> Iterator[Checked | D
 
 
 def _check_file(db: apsw.Connection) -> Iterator[Checked | Difference]:
-    """Yield what the engine's own check finds: each page, each row and each entry of an index."""
+    """Yield the faults that the engine's own check finds in pages, rows and indexes."""
     yield Checked("checking the file", 0, 0)
     for (found,) in db.execute(f"PRAGMA integrity_check({MAX_FAULTS})"):
         if found != "ok":
@@ -112,7 +111,7 @@ def _recount(query: Query, now: int) -> Iterator[Checked | Difference]:
 
 
 def _strays(query: Query, seq: int) -> Iterator[Difference]:
-    """Yield what does not belong together, though no sum shows it."""
+    """Yield rows that do not belong together although all sums are right."""
     last = max(next(query("latest_seq"))[0], next(query("latest_delta"))[0])
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
@@ -124,9 +123,9 @@ def _strays(query: Query, seq: int) -> Iterator[Difference]:
 def _unfolded(
     query: Query, seq: int, folded: int, parts: int, found: list[Difference]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the deltas that are not folded yet, in parts; tell which are missing.
+    """Yield the deltas that are not folded yet, in parts; report missing ones.
 
-    Of the others, which are kept for nodes that are behind, tell which cannot be read.
+    Folded ones are kept for nodes that are behind: report those that cannot be read.
     """
     if folded > seq:
         found.append(Difference("rollups", f"of seq {seq} at most", f"of seq {folded}"))
@@ -151,7 +150,7 @@ def _bins_factory() -> tuple[_Bins, Any, Any]:
 def _by_hour(
     counted: Iterator[tuple[int, Iterator[tuple[Any, ...]]]], stored: Iterator[int]
 ) -> Iterator[tuple[int, SumsRows]]:
-    """Merge hours that hold decisions with hours that hold rollups, in order, each once."""
+    """Merge hours with decisions and hours with rollups, in order, each once."""
     waiting = next(stored, _END)
     for hour, rows in counted:
         while waiting < hour:

@@ -1,9 +1,9 @@
-"""The write-ahead log of the writer: its mark, its checkpoints, and how large it is.
+"""The write-ahead log of the writer: its mark, its checkpoints, and its size.
 
-A checkpoint adds the log's pages to the database file, as far as no reader needs the file as it
-was. When it could add all, the next transaction begins the log anew, at its start; with a mark, so
-that the log can be told from others' (`marks.py`). A reader that keeps an old state for long makes
-the log grow; when that reader has gone, the log is cut off.
+A checkpoint adds the log's pages to the database file, unless a reader still needs the old state.
+After a complete one, the next transaction starts the log again from its beginning, with a mark that
+tells it from other logs (`marks.py`). A reader that keeps an old state for long makes the log grow;
+after it has gone, the log is cut off.
 """
 
 import logging
@@ -23,28 +23,28 @@ from routecast.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# Pages in the log from which on they are added to the file; after a try that could not add all,
-# it is tried again after so many more.
+# Pages in the log from which on a checkpoint is made; after an incomplete one, the next comes after
+# so many more pages.
 CHECKPOINT_PAGES: Final = 4_000
 PAGES_TO_NEXT_TRY: Final = 1_000
-# A log that is longer (bytes) is cut off as soon as all of it has been added to the file.
+# A longer log, in bytes, is cut off after a complete checkpoint.
 CUT_BYTES: Final = 32 << 20
-# From this size on (bytes), a log that a reader keeps from being added is worth a warning.
+# From this size on, in bytes, a log that a reader keeps from being added causes a warning.
 WARN_BYTES: Final = 64 << 20
 
-_DATABASE, _LOG = 0, 1  # which file `Connection.read` reads
+_DATABASE, _LOG = 0, 1  # the file that `Connection.read` reads
 _LOG_HEADER: Final = 32
 _SALTS: Final = slice(16, 24)
 _FRAME_BYTES: Final = 24
 
 
 class WriteAheadLog:
-    """Looks after the log of one connection, on its thread and between its transactions."""
+    """Manages the log of one connection, on its thread and between its transactions."""
 
     def __init__(
         self, db: apsw.Connection, path: Path, files: FileIdentity, wait: Callable[[int], bool]
     ) -> None:
-        """`wait` is the connection's handler for locks of others."""
+        """`wait` is the connection's busy handler."""
         self._db = db
         self._wait = wait
         self._path = path
@@ -54,18 +54,18 @@ class WriteAheadLog:
         self._page = int(db.pragma("page_size"))
         self._pages = 0  # in the log, after our last commit
         self._due = CHECKPOINT_PAGES
-        self._may_begin = True  # the next transaction may begin the log anew
+        self._may_begin = True  # the next transaction may start the log again
         self._blocked = False
         self._warned = False
         self._failure: str | None = None  # of the last checkpoint
         self._version = int(db.pragma("data_version"))  # changes when others commit
         self._take_as_it_is()
-        db.set_wal_hook(self._committed)  # which also ends SQLite's own checkpoints
+        db.set_wal_hook(self._committed)  # it also turns off SQLite's own checkpoints
 
     # -- the server's beginning and end -----------------------------------------------------------
 
     def claim(self, *, had_log: bool) -> None:
-        """Begin to serve this file: where it is a copy, or has lost its log, with a new epoch.
+        """Begin to serve this file: a copy, or a file that lost its log, begins a new epoch.
 
         `had_log`: whether a log with pages was beside it before it was opened.
         """
@@ -86,11 +86,11 @@ class WriteAheadLog:
             self._write_mark()
             db.execute("COMMIT")
         self._may_begin = False
-        # A copy of the file as it was before must differ from it: so its mark is written there.
+        # A copy that was made before must differ from the file: so the mark is written there.
         self.checkpoint()
 
     def release(self) -> None:
-        """Take note in the file that it is closed in good order. Never fails."""
+        """Record in the file that it is closed in good order. Never fails."""
         with suppress(apsw.Error, Unavailable):
             self._files.check()
             with transaction(self._db):
@@ -101,7 +101,7 @@ class WriteAheadLog:
     # -- around each transaction ------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise Unavailable when something else has written to the files, or cut off the log."""
+        """Raise Unavailable if another program has written to the files, or cut off the log."""
         if not self._in_use:
             return
         if (self.size or 0) < self._length(self._pages):
@@ -119,15 +119,15 @@ class WriteAheadLog:
             self._find_replaced(header)
 
     def begin(self) -> None:
-        """Mark the log, in a transaction that has just begun, should it be the log's first.
+        """Mark the log, in a transaction that has just begun, if it is the log's first.
 
-        Another program's checkpoint, since the last look, makes it the first, too.
+        It is also the first after a checkpoint of another program.
         """
         if self._in_use and (self._may_begin or self._read_header() != self._header):
             self._write_mark()
 
     def end(self) -> None:
-        """Look after the log when a transaction was committed. Never fails."""
+        """Update the state of the log after a commit. Never fails."""
         if not self._in_use:
             return
         self._may_begin = False
@@ -149,7 +149,7 @@ class WriteAheadLog:
 
     @property
     def size(self) -> int | None:
-        """The length of the log in bytes, now; None where there is none. From any thread."""
+        """The present length of the log in bytes; None if there is none. From any thread."""
         try:
             return os.stat(self._wal).st_size if self._in_use else None
         except OSError:
@@ -157,7 +157,7 @@ class WriteAheadLog:
 
     @property
     def warning(self) -> str | None:
-        """Why the log is larger than it should be, if it is."""
+        """Why the log is too large, if it is."""
         size = self.size or 0
         if size < WARN_BYTES or not (self._blocked or self._failure):
             return None
@@ -174,12 +174,12 @@ class WriteAheadLog:
 
     @property
     def is_long(self) -> bool:
-        """Whether `checkpoint` should be called again, also without a commit."""
+        """Whether `checkpoint` should be called again, even without a commit."""
         return self._in_use and (self._blocked or (self.size or 0) > CUT_BYTES)
 
     @property
     def is_whole(self) -> bool:
-        """Whether the open log, wherever its name is, still has all that it should have."""
+        """Whether the open log, whatever its name, still has all its commits."""
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
         if done == pages:
             return True
@@ -187,15 +187,15 @@ class WriteAheadLog:
         return self._read_salts() == self._salts and last[0]
 
     def add_all(self) -> None:
-        """Add all of the log to the file. Raises Unavailable when a reader is in the way."""
+        """Add the whole log to the file. Raises Unavailable if a reader is in the way."""
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_FULL)
         if done < pages:
             raise Unavailable(f"what {self._wal} had cannot be added to the database yet")
 
     def checkpoint(self) -> None:
-        """Add the log to the file as far as it can be, and cut it off if it is long. Never fails.
+        """Add the log to the file as far as possible, and cut it off if it is long. Never fails.
 
-        Not to be called within a transaction.
+        Do not call it in a transaction.
         """
         if not self._in_use:
             return
@@ -221,11 +221,11 @@ class WriteAheadLog:
     def _cut(self) -> None:
         if (self.size or 0) <= CUT_BYTES:
             return
-        self._db.set_busy_handler(None)  # a reader that came a moment ago ends soon
+        self._db.set_busy_handler(None)  # a reader that has just begun ends soon
         try:
             self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self._pages = 0
-            # A log that is missing later, while the file is not closed, was lost.
+            # If the log is missing later, and the file was not closed, it was lost.
             with transaction(self._db):
                 self._write_mark()
                 self._db.execute("COMMIT")
@@ -250,9 +250,9 @@ class WriteAheadLog:
         return _LOG_HEADER + pages * (_FRAME_BYTES + self._page) if pages else 0
 
     def _find_cut(self) -> None:
-        """Raise Lost when pages of the log are missing that the file lacks.
+        """Raise Lost if pages of the log are missing that the file lacks.
 
-        Another process may have cut it off in good order: the log's index tells.
+        Another process may have cut it off in good order: the log's index shows that.
         """
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
         if done < pages and (self.size or 0) < self._length(pages):
@@ -260,7 +260,7 @@ class WriteAheadLog:
         self._pages, self._may_begin = 0, True
 
     def _find_replaced(self, header: bytes) -> None:
-        """Raise Unavailable when the file begins with what is not ours.
+        """Raise Unavailable if the beginning of the file is not ours.
 
         Another process may have added pages of the log to it.
         """

@@ -1,4 +1,4 @@
-"""The sums of one window out of a SQLite database."""
+"""The sums of one window in a SQLite file."""
 
 import apsw
 
@@ -18,17 +18,16 @@ from routecast.protocol import Position
 
 
 class WindowReader:
-    """Reads windows, and remembers the names of series: use it in one thread."""
+    """Reads windows, and remembers the keys of series: use it in one thread."""
 
     def __init__(self) -> None:
         self._epoch = ""
         self._names: dict[int, Key] = {}
 
     def read(self, db: apsw.Connection, asked: WindowQuery, now: int) -> Snapshot:
-        """Return a window as it stands at `now`.
+        """Return a window at `now`.
 
-        Raises NotHeld when minutes of it are not kept any more, Unavailable when it takes longer
-        than a read may take.
+        Raises NotHeld if minutes of it are not kept any more, Unavailable if it takes too long.
         """
         with in_time(db, "the window has too many series to add up in time"):
             return self._read(db, asked, now)

@@ -1,10 +1,11 @@
 """The one writer of a SQLite file: its connection, its transactions, and what it remembers.
 
-What is written is in other modules: `commit.py`, `retention.py`, `summaries.py` and `names.py` run
-in a transaction of the writer, on its thread.
+Other modules write: `commit.py`, `retention.py`, `summaries.py` and `names.py` run in a transaction
+of the writer, on its thread.
 
-The writer keeps the rollups it touched last in memory. Within `BEGIN IMMEDIATE` no other process
-can write, and SQLite's `data_version` shows whether one did before: only then are they read again.
+The writer remembers the rollups that it used last. Within `BEGIN IMMEDIATE` no other process can
+write, and SQLite's `data_version` shows whether one has written before: only then are they read
+again.
 """
 
 import logging
@@ -39,12 +40,12 @@ from routecast.protocol import Position
 log = logging.getLogger(__name__)
 
 
-# Between two tries to get a lock that another process holds, in seconds.
+# Seconds between two attempts to get a lock that another process holds.
 LOCK_PAUSE: Final = 0.02
 
 
 class _Memory:
-    """What the writer remembers of the file, so as not to read it in each transaction."""
+    """What the writer remembers of the file, so that not every transaction reads it."""
 
     def __init__(self, db: apsw.Connection) -> None:
         self.series = SeriesNumbers(db)
@@ -55,7 +56,7 @@ class _Memory:
         self.version = -1  # SQLite's data_version when it was read
 
     def forget(self) -> None:
-        """Forget all: the next transaction reads it again."""
+        """Forget everything: the next transaction reads it again."""
         self.version = -1
         self.folded_names = {}
         self.series.forget()
@@ -97,7 +98,7 @@ class WriterTransaction:
 class Writer:
     """Writes to one SQLite file; all its methods are called on one thread.
 
-    They raise apsw's errors as they come, but for those that say more.
+    Except where another error says more, they raise apsw's errors.
     """
 
     def __init__(self, path: Path, *, create: bool) -> None:
@@ -106,8 +107,8 @@ class Writer:
         self._stopping = False
         self._db: apsw.Connection | None = None
         self._claimed = False  # whether the file says that it is open
-        self._seq: int | None = None  # of the last commit, as far as is known
-        self._warned = False  # of another process that commits
+        self._seq: int | None = None  # of the last commit, if it is known
+        self._warned = False  # about another process that commits
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Writer:
         try:
             db.set_busy_handler(self._wait_for_lock)
             schema.require_ours(db, self._path)
-            if self._create:  # else it may be a backup, which is one file and stays as it is
+            if self._create:  # otherwise it may be a backup, which is one file and stays as it is
                 db.execute("PRAGMA journal_mode = WAL")
             else:
                 leave_log(db)
@@ -151,7 +152,7 @@ class Writer:
         self._memory = _Memory(db)
 
     def close(self, *, sound: bool = True) -> None:
-        """Let go of the file, if it was opened; `sound` says whether it may be written to."""
+        """Close the file if it was opened; `sound` says whether it may be written to."""
         db, self._db = self._db, None
         if db is not None:
             if self._claimed and sound:
@@ -160,10 +161,10 @@ class Writer:
         self._claimed = False
 
     def reopen(self) -> None:
-        """Open the file again after `Lost`, with all that was committed.
+        """Open the file again after `Lost`, with all commits.
 
-        No other connection of this process may be open. Raises LogCut when commits are lost,
-        Unavailable when it cannot be done yet: then call it again.
+        No other connection of this process may be open. Raises LogCut if commits are lost,
+        Unavailable if it cannot be done yet: then call it again.
         """
         if self._db is not None:
             saved = None
@@ -179,7 +180,7 @@ class Writer:
         self._open(had_log=True)
 
     def stop(self) -> None:
-        """Interrupt what is running, and refuse all else; from any thread, again and again.
+        """Interrupt what is running, and refuse all else; from any thread, repeatedly.
 
         One call may fall between two statements, so call it until the writer's thread has ended.
         """
@@ -228,7 +229,7 @@ class Writer:
             self._memory.series.undo()
 
     def connection(self) -> apsw.Connection:
-        """Return the connection. Raises Unavailable while there is none, or no use for it."""
+        """Return the connection. Raises Unavailable if there is none, or it must not be used."""
         if self._stopping:
             raise Unavailable("the database is being closed", retry_after=5)
         if self._db is None:
@@ -236,7 +237,7 @@ class Writer:
         return self._db
 
     def _current(self, db: apsw.Connection) -> WriterTransaction:
-        """Return the transaction that has begun; what others have changed is read again."""
+        """Return the transaction that has begun; what other processes changed is read again."""
         memory, version = self._memory, db.pragma("data_version")
         epoch, seq, _, folded, parts = query(db, "history")[0]
         if version != memory.version:
@@ -248,11 +249,11 @@ class Writer:
         return WriterTransaction(db, Position(epoch, seq), memory)
 
     def forget(self) -> None:
-        """Forget all that is remembered of the file: the next transaction reads it again."""
+        """Forget what is remembered of the file: the next transaction reads it again."""
         self._memory.forget()
 
     def _look_for_others(self, seq: int) -> None:
-        """Warn when another process has committed decisions since the last commit here."""
+        """Warn if another process has committed decisions since the last commit here."""
         if self._seq is not None and seq > self._seq and not self._warned:
             log.warning(
                 "Another process commits decisions to %s: each process shows those of the other "
@@ -267,12 +268,12 @@ class Writer:
 
     @property
     def unfolded(self) -> int:
-        """How many cells of deltas are not folded yet, as far as is known."""
+        """The number of cells of deltas that are not folded yet, if it is known."""
         return self._memory.folding.cells
 
     @property
     def should_fold(self) -> bool:
-        """Whether `fold` should be called, while nothing else is to be written."""
+        """Whether to call `fold` while nothing else is to be written."""
         return self._memory.folding.due
 
     def fold(self) -> bool:
@@ -284,7 +285,7 @@ class Writer:
         return self.unfolded > 0
 
     def checkpoint(self) -> None:
-        """Add the write-ahead log to the file, as far as readers let it be."""
+        """Add the write-ahead log to the file, as far as readers allow it."""
         with self._begun():
             pass
         self.wal.checkpoint()
