@@ -1,14 +1,13 @@
-"""Ingest: batches wait in bounded queues; what waits together is committed together.
+"""Ingest: batches wait in bounded queues, and those that wait together are committed together.
 
-Acknowledged means on disk: a batch's receipt comes after the commit that holds it (group commit).
-Here it is decided, and counted, what became of each decision, whichever way it came.
-The policy of the queues is to refuse: over the bound, `accept` raises `Unavailable` and keeps
-nothing.
+Acknowledged means on disk: a batch's receipt comes after its commit (group commit). The outcome of
+each decision is decided and counted here, for every way in. Over the bound of a queue, `accept`
+raises `Unavailable` and stores nothing.
 
-There are three queues, by the size of a batch. In groups, small and medium batches take turns to
-come first; groups are larger while no small batches come. Large batches are committed one at a
-time, beside the groups: a store prepares them without holding up the others. While others send too,
-large batches get a quarter of the time.
+There are three queues, by the size of a batch. Small and medium batches are committed in groups,
+and take turns to come first; groups are larger while no small batches come. Large batches are
+committed one at a time, beside the groups: a store prepares them without delaying others. While
+others send too, large batches get a quarter of the time.
 """
 
 import asyncio
@@ -37,57 +36,56 @@ from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
 
-# As many decisions may wait as one of the largest requests brings, three times over. Large batches
-# leave a third of the room to others.
+# Three of the largest requests may wait. Large batches may take two thirds of that.
 MAX_WAITING_DECISIONS: Final = 150_000
 MAX_LARGE_WAITING: Final = 100_000
 # A batch of at most this number of decisions is small.
 SMALL_BATCH: Final = 100
-# For this time after a small batch, in seconds, groups stay under MAX_GROUP: another one may come,
-# and waits for the commit of the group before it.
+# For this time after a small batch, in seconds, groups have at most MAX_GROUP decisions: another
+# small batch may come, and must wait for the group before it.
 SMALL_SECONDS: Final = 1.0
-# Large batches give others a turn on the event loop after this time, in seconds.
+# Work for large batches gives other tasks a turn on the event loop after this time, in seconds.
 LOOP_SECONDS: Final = 0.001
 # After a large batch, the next one waits this many times as long as the first one took.
 LARGE_REST: Final = 3.0
-# It waits for at most this time, in seconds, and not at all after a commit that failed.
+# It waits for at most this time, in seconds, and not at all after a failed commit.
 LONGEST_LARGE_REST: Final = 30.0
-# What is said when the database does not answer until the process ends.
+# The error if the database does not answer until the process ends.
 UNKNOWN_OUTCOME: Final = (
     "shutting down; the database did not answer in time, so it may have been kept"
 )
-# What is said between a crash and the next start.
+# The error between a crash and the next start.
 CRASHED: Final = "taking decisions in crashed, and is being started again"
-# A request needs this number of turns of the event loop to come from its socket into the queue.
+# Turns of the event loop that a request needs from its socket to the queue.
 TURNS: Final = 3
-# Requests are gathered for at most this time, in seconds.
+# Requests are collected for at most this time, in seconds.
 GATHER_SECONDS: Final = 0.01
-# The result of a check of the database is that of all who ask within this time, in seconds.
+# One check of the database serves all that ask for it within this time, in seconds.
 STORE_CHECK_SECONDS: Final = 1.0
-# A failed commit makes the node unready for this time, in seconds; then it gets another try.
+# A failed commit makes the node unready for this time, in seconds; then it may try again.
 FAILING_SECONDS: Final = 5.0
 
 
 def _forget_outcome(check: asyncio.Task[None]) -> None:
     if not check.cancelled():
-        check.exception()  # whoever asked may be gone
+        check.exception()  # the request may have been cancelled
 
 
 class Witness(Protocol):
-    """Knows how far the database has come (`LiveState`)."""
+    """Knows the newest position of the database (`LiveState`)."""
 
     @property
     def position(self) -> Position | None:
-        """The newest position of the database that was seen."""
+        """The newest known position of the database."""
         ...
 
     def went_back(self, seen: Position, there: Position) -> None:
-        """Hear that the database was at `seen`, and was at `there` after that: it lost commits."""
+        """Is called after the database was at `seen` and then at `there`: it lost commits."""
         ...
 
 
 class Ingest:
-    """The only writer of decisions. Run `run` as a task; `accept` from any other."""
+    """The only writer of decisions. Run `run` as a task, and call `accept` from other tasks."""
 
     def __init__(
         self,
@@ -117,30 +115,30 @@ class Ingest:
         self._small: deque[DecisionBatch] = deque()
         self._medium: deque[DecisionBatch] = deque()
         self._large: deque[DecisionBatch] = deque()
-        self._waiting = 0  # decisions, in all queues and in commits
-        self._large_waiting = 0  # those of them that came in large batches
+        self._waiting = 0  # decisions in all queues and in commits
+        self._large_waiting = 0  # decisions in large batches
         self._queued = 0  # decisions in the queues of small and medium batches
         self._medium_first = False
-        self._small_came = -math.inf  # when the last small batch did, on the monotonic clock
+        self._small_came = -math.inf  # when the last small batch came, monotonic
         self._arrived = asyncio.Event()
         self._large_arrived = asyncio.Event()
-        self._groups = 0  # that were committed
+        self._groups = 0  # groups committed so far
         self._closing = asyncio.Event()
-        self._crashed = False  # and was not started again yet
-        self._failed: tuple[float, Unavailable] | None = None  # the last commit, if it failed
+        self._crashed = False  # `run` crashed, and was not started again yet
+        self._failed: tuple[float, Unavailable] | None = None  # when and why the last commit failed
         self._checking: asyncio.Task[None] | None = None  # the last check of the database
         self._checked = -STORE_CHECK_SECONDS  # when it began
         instruments.queue_depth.set_function(lambda: self._waiting)
 
     @property
     def failing(self) -> Unavailable | None:
-        """Why commits fail, if one did lately. A failure long past says nothing about now."""
+        """Why commits fail, if one failed recently. An old failure says nothing about now."""
         if self._failed is None or time.monotonic() - self._failed[0] > FAILING_SECONDS:
             return None
         return self._failed[1]
 
     async def check(self) -> None:
-        """Raise Unavailable when decisions could not be acknowledged now."""
+        """Raise Unavailable if decisions could not be acknowledged now."""
         if self._closing.is_set():
             raise Unavailable("shutting down")
         if self.failing is not None:
@@ -150,9 +148,9 @@ class Ingest:
         await self._check_store()
 
     async def _check_store(self) -> None:
-        """Let the database write and sync, at most every STORE_CHECK_SECONDS, for all who ask.
+        """Have the database write and sync, at most every STORE_CHECK_SECONDS, for all callers.
 
-        Nobody is told what was found before the question: who asks early waits for the next check.
+        A caller never gets a result that is older than its call: it waits for the next check.
         """
         if self._checking is None or self._checking.done():
             self._checking = asyncio.create_task(self._check_next(), name="check")
@@ -165,16 +163,16 @@ class Ingest:
         await self._store.check()
 
     def batch(self, pieces: Iterable[Sequence[DecodedItem]]) -> DecisionBatch:
-        """Return a batch of decisions as they were decoded: `sort` it, and then `accept` it."""
+        """Return the batch of decoded decisions: `sort` it, then `accept` it."""
         return DecisionBatch(pieces, self._rules, self._clock.now())
 
     def accept(self, batch: DecisionBatch) -> asyncio.Future[Receipt]:
-        """Commit the good decisions of a sorted batch; await what is returned for the receipt.
+        """Queue the valid decisions of a sorted batch; await the result for the receipt.
 
-        It is done after the commit. This, or the awaiting, raises AllRejected where none of them
-        is good, and Unavailable where there is no room or the database cannot take them: then
-        nothing of the batch is kept (but see UNKNOWN_OUTCOME), and it may be sent again. Cancelling
-        the future does not withdraw the batch.
+        It is done after the commit. The call, or awaiting the result, raises AllRejected if no
+        decision is valid, and Unavailable if there is no room or the database cannot store them:
+        then nothing of the batch is stored (except after UNKNOWN_OUTCOME), and it may be sent
+        again. Cancelling the future does not withdraw the batch.
         """
         size = len(batch.decisions)
         if not size and batch.rejected:
@@ -189,7 +187,7 @@ class Ingest:
         batch.done = asyncio.get_running_loop().create_future()
         self._count_waiting(size)
         if size > MAX_GROUP:
-            self._large.append(batch)  # its names are bounded later: that takes long
+            self._large.append(batch)  # its names are limited later, because that takes long
             self._large_arrived.set()
         else:
             batch.decisions = self._bounded(batch, batch.decisions)
@@ -211,13 +209,13 @@ class Ingest:
         return size <= MAX_GROUP or not large or large + size <= MAX_LARGE_WAITING
 
     def _count_waiting(self, size: int) -> None:
-        """Count a batch of this number of decisions as waiting."""
+        """Count the decisions of a batch as waiting."""
         self._waiting += size
         if size > MAX_GROUP:
             self._large_waiting += size
 
     def _count_answered(self, size: int) -> None:
-        """Count a batch of this number of decisions as waiting no longer."""
+        """Count the decisions of a batch as not waiting any more."""
         self._waiting -= size
         if size > MAX_GROUP:
             self._large_waiting -= size
@@ -225,7 +223,7 @@ class Ingest:
     def _bounded(
         self, batch: DecisionBatch, decisions: Sequence[DecisionRecord]
     ) -> list[DecisionRecord]:
-        """Return decisions of a batch with names over a limit replaced; reserve the others."""
+        """Return a batch's decisions with names over a limit replaced; reserve their names."""
         bounded, reserved = self._names.reserve(decisions, batch.reserved)
         batch.reserved |= reserved
         folded = sum(map(is_not, decisions, bounded))
@@ -240,8 +238,8 @@ class Ingest:
     async def run(self) -> None:
         """Commit what waits, until `close` is called and the queues are empty.
 
-        When it is cancelled, all who wait are refused; when it crashes, too, and then it may be
-        run again.
+        If it is cancelled or crashes, all waiting batches are refused. After a crash it may be run
+        again.
         """
         self._crashed = False
         try:
@@ -274,7 +272,7 @@ class Ingest:
             batch, groups, began = self._large[0], self._groups, time.monotonic()
             try:
                 is_left = await self._bound_in_slices(batch)
-            except Exception as error:  # it is not to stay the first for ever
+            except Exception as error:  # it must not stay the first for ever
                 if self._large and self._large[0] is batch:
                     self._large.popleft()
                     self._fail([batch], error)
@@ -292,9 +290,9 @@ class Ingest:
                 await self._closing.wait()
 
     async def _bound_in_slices(self, batch: DecisionBatch) -> bool:
-        """Bound the names of the first large batch; return whether it is still to be committed.
+        """Limit the names of the first large batch; return whether it must still be committed.
 
-        It may be refused meanwhile: then what was reserved for it is released already.
+        It may be refused meanwhile: then its reserved names are released already.
         """
         bounded: list[DecisionRecord] = []
         due = time.monotonic() + LOOP_SECONDS
@@ -309,10 +307,10 @@ class Ingest:
         return True
 
     async def _gather(self) -> None:
-        """Let those in whose requests have come already: one commit for all costs less than two.
+        """Let requests that were already received join this commit: one commit costs less than two.
 
-        No clock is waited for: it ends once the event loop went round and nobody came. On a busy
-        event loop it ends sooner, since each turn takes long.
+        There is no wait by the clock: it ends after some turns of the event loop in which no
+        request came. On a busy loop it ends sooner, because each turn takes long.
         """
         seen, due = 0, time.monotonic() + GATHER_SECONDS
         while (
@@ -327,18 +325,18 @@ class Ingest:
 
     @property
     def _most_together(self) -> int:
-        """How many decisions are committed together now, unless one batch has more."""
+        """The number of decisions that are committed together now, unless one batch has more."""
         small = time.monotonic() - self._small_came < SMALL_SECONDS
         return MAX_GROUP if small else MAX_BULK_GROUP
 
     def close(self) -> None:
-        """Accept no more; `run` ends when what waits is committed."""
+        """Accept no more batches; `run` ends when all that wait are committed."""
         self._closing.set()
         self._arrived.set()
         self._large_arrived.set()
 
     def give_up(self) -> None:
-        """Accept no more, and refuse what waits; commits under way go on."""
+        """Accept no more batches, and refuse those that wait; running commits continue."""
         self.close()
         self._refuse_waiting(Unavailable("shutting down", retry_after=5))
 
@@ -393,7 +391,7 @@ class Ingest:
     def _acknowledge(
         self, batch: DecisionBatch, commit: Commit, inserted: int, conflicts: int
     ) -> None:
-        """Answer for a batch, and count what became of its decisions."""
+        """Answer a batch, and count the outcome of its decisions."""
         try:
             receipt = batch.receipt(inserted, conflicts, commit.position, commit.full)
         except AllRejected as error:
@@ -424,7 +422,7 @@ class Ingest:
         if not isinstance(error, Unavailable):
             log.error("Unexpected error in a commit", exc_info=error)
             error = Unavailable("the commit failed; see the server's log")
-        if self._failed is None:  # said once, not for each batch
+        if self._failed is None:  # logged once, not for each batch
             log.error("Commits fail, decisions are refused: %s", error)
         self._failed = (time.monotonic(), error)
         self._answer(group, error)
@@ -440,5 +438,5 @@ class Ingest:
     def _fail_one(batch: DecisionBatch, error: RoutecastError) -> None:
         if not batch.done.done():
             batch.done.set_exception(error)
-            # Nobody may be waiting any more; the failure is logged and counted all the same.
+            # The requests may be gone; the failure is logged and counted nevertheless.
             batch.done.exception()
