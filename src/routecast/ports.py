@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from routecast.core.cardinality import FoldedNames
-from routecast.core.caution import KeptSpan
+from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan
+from routecast.core.overflow import Full
 from routecast.core.payload import Payload
-from routecast.core.room import Full
 from routecast.core.snapshot import Snapshot
 from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery

@@ -61,8 +61,8 @@ Status = Literal["success", "error"]
 class DecisionIn(msgspec.Struct, gc=False):
     """One routing decision as a producer sends it to `POST /v1/decisions`.
 
-    A decision whose fields all have these types is decoded in one step. `core/exact.py` reads all
-    others.
+    A decision whose fields all have these types is decoded in one step. `core/decode_fields.py`
+    reads all others.
     """
 
     strategy: Name

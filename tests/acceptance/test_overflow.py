@@ -13,7 +13,7 @@ import pytest
 from routecast.adapters.store.postgres import PostgresStore
 from routecast.adapters.store.sqlite import SqliteStore
 from routecast.core.decision import DecisionRecord
-from routecast.core.room import LARGEST_SUM
+from routecast.core.overflow import LARGEST_SUM
 from tests.support.decisions import HOUR, kept
 from tests.support.postgres import Postgres
 from tests.support.server import Server

@@ -20,11 +20,11 @@ from routecast.adapters.store.postgres import store as store_module
 from routecast.adapters.store.postgres.connection import query
 from routecast.adapters.store.postgres.schema import KNOWN, POSTGRES_MIGRATIONS, oldest_program
 from routecast.adapters.store.postgres.series import number_series
-from routecast.adapters.store.postgres.totals import Totals
+from routecast.adapters.store.postgres.totals import PostgresTotals
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
+from routecast.core.overflow import LARGEST_SUM
 from routecast.core.rollup import Key
-from routecast.core.room import LARGEST_SUM
 from routecast.errors import BadDatabase, MissingDeltas, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position
@@ -154,7 +154,7 @@ async def test_exact_totals_while_it_is_folded(
     key = Key(*sent[0][1:7])
     async with store._session() as reader:
         await number_series(reader, [key])
-        totals = Totals(reader, [key])
+        totals = PostgresTotals(reader, [key])
         async with reader.transaction():
             read, left = totals._read, [folds]
 

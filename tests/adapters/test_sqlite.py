@@ -19,7 +19,7 @@ from routecast.adapters.store.sqlite.connection import SQLITE_SQL
 from routecast.adapters.store.sqlite.schema import SQLITE_MIGRATIONS
 from routecast.core.decision import DecisionRecord
 from routecast.core.history import history_query, plan
-from routecast.core.room import SUMS
+from routecast.core.overflow import SUMS
 from routecast.errors import BadDatabase, MissingDeltas, Unavailable
 from routecast.ports import Difference
 from routecast.protocol import Position

@@ -19,8 +19,8 @@ from routecast.adapters.store.sqlite.names import fold_names
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.decision import DecisionRecord, identity_of
 from routecast.core.history import history_query, plan
+from routecast.core.overflow import LARGEST_SUM
 from routecast.core.rollup import Cells, Sums
-from routecast.core.room import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Difference
 from tests.support.decisions import HOUR, MINUTE, NOW, assert_sums, kept, kept_decisions
 

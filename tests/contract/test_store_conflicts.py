@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from routecast.core.decision import DecisionRecord
-from routecast.core.room import LARGEST_SUM
+from routecast.core.overflow import LARGEST_SUM
 from routecast.ports import MAX_GROUP, Store
 from tests.contract.conftest import Connect
 from tests.support.decisions import HOUR, NOW, assert_sums, kept

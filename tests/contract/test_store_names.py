@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from routecast.core.decision import DecisionRecord
-from routecast.core.room import LARGEST_SUM
+from routecast.core.overflow import LARGEST_SUM
 from routecast.errors import MissingDeltas, SumFull
 from routecast.ports import MAX_GROUP, Difference, Store
 from tests.contract.conftest import Connect

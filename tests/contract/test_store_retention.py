@@ -3,7 +3,7 @@
 from contextlib import aclosing
 from typing import Any
 
-from routecast.core.caution import KeptSpan
+from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.ports import Checked, Difference, Store
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW, assert_sums, kept

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from routecast.adapters.store.postgres import commit
-from routecast.adapters.store.sqlite.totals import Totals
+from routecast.adapters.store.sqlite.totals import SqliteTotals
 from routecast.core.history import GROUPS, history_query, plan
-from routecast.core.room import LARGEST_SUM
+from routecast.core.overflow import LARGEST_SUM
 from routecast.core.time_series import render
 from routecast.ports import MAX_GROUP, Commit, Difference, Store
 from tests.contract.conftest import Connect
@@ -166,7 +166,7 @@ async def test_other_series_do_not_pay_for_a_full_one(
     def note(real: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given: looked.append(given) or real(*given)
 
-    monkeypatch.setattr(Totals, "exact", note(Totals.exact))
+    monkeypatch.setattr(SqliteTotals, "exact", note(SqliteTotals.exact))
     monkeypatch.setattr(commit, "_leave_out_full", note(commit._leave_out_full))
     for n in range(2, 12):
         await store.commit([[kept(n, strategy="other")]], NOW)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import decode
-from routecast.core.exact import BrokenDecision
+from routecast.core.decode_fields import BrokenDecision
 from routecast.core.histogram import EDGES
 from routecast.core.rollup import Cells, Key, Sums
 from routecast.services.decision_batch import DecisionBatch

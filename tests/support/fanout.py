@@ -10,11 +10,11 @@ from routecast.adapters.bus.memory import MemoryBus
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core.budget import RenderBudget
 from routecast.core.default_session import DefaultSession
 from routecast.core.delta import Delta
 from routecast.core.message import JSON, AddressedMessage, Encoding
 from routecast.core.payload import Payload
+from routecast.core.render_budget import RenderBudget
 from routecast.core.snapshot import Snapshot
 from routecast.core.topology import Topology
 from routecast.core.versions import Stamps

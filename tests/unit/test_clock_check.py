@@ -1,9 +1,9 @@
-"""Caution: what a clock is compared with before something is deleted by it."""
+"""Tests of `ClockCheck`: what a clock is compared with before data are deleted by it."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.caution import DROP_SHARES, LARGEST_SKEW, PROBATION, Caution, KeptSpan
+from routecast.core.clock_check import DROP_SHARES, LARGEST_SKEW, PROBATION, ClockCheck, KeptSpan
 from tests.support.decisions import DAY, HOUR, MINUTE, NOW
 
 MONTH = KeptSpan(NOW - 30 * DAY, NOW, NOW - 90 * DAY)
@@ -13,12 +13,12 @@ KEPT = 90 * DAY
 
 def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_day() -> None:
     """It may have been wrong before. After that it is believed, as long as it goes on well."""
-    caution = Caution()
+    clock_check = ClockCheck()
     for hours in range(48):
         passed = hours * HOUR
-        assert caution.look(NOW + passed, passed, MONTH) is None
-        decisions = caution.limit_decisions(NOW, passed, MONTH)
-        minutes = caution.limit_minutes(NOW, passed, MONTH, KEPT)
+        assert clock_check.look(NOW + passed, passed, MONTH) is None
+        decisions = clock_check.limit_decisions(NOW, passed, MONTH)
+        minutes = clock_check.limit_minutes(NOW, passed, MONTH, KEPT)
         if passed < PROBATION:
             assert decisions == MONTH[0] + 30 * DAY // DROP_SHARES
             assert minutes == MONTH[2] + KEPT // DROP_SHARES
@@ -28,58 +28,58 @@ def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_da
 
 def test_clock_far_ahead_of_the_last_receipt_is_in_doubt_for_a_day() -> None:
     """Each time little may be dropped, though what comes in now has its times, and no minute."""
-    caution, ahead = Caution(), 100 * DAY
-    doubt = caution.look(NOW + ahead, 0, MONTH)
+    clock_check, ahead = ClockCheck(), 100 * DAY
+    doubt = clock_check.look(NOW + ahead, 0, MONTH)
     assert doubt == "it is 100.0 days after the last decision was received"
     later, before = MONTH._replace(last=NOW + ahead), NOW + 70 * DAY
-    assert caution.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // DROP_SHARES
-    assert caution.limit_minutes(before, 0, later, KEPT) == 0
-    assert caution.look(NOW + ahead + PROBATION, PROBATION, later) is None
-    assert caution.limit_decisions(before, PROBATION, later) == before
-    assert caution.limit_minutes(before, PROBATION, later, KEPT) == before
+    assert clock_check.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // DROP_SHARES
+    assert clock_check.limit_minutes(before, 0, later, KEPT) == 0
+    assert clock_check.look(NOW + ahead + PROBATION, PROBATION, later) is None
+    assert clock_check.limit_decisions(before, PROBATION, later) == before
+    assert clock_check.limit_minutes(before, PROBATION, later, KEPT) == before
 
 
 def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
     """With a look every ten minutes."""
-    caution, ahead, first = Caution(), 100 * DAY, NOW - 30 * DAY
+    clock_check, ahead, first = ClockCheck(), 100 * DAY, NOW - 30 * DAY
     for look in range(6 * 24):
         passed = look * 10 * MINUTE
         span = KeptSpan(first, NOW + ahead + passed, NOW)
-        caution.look(NOW + ahead + passed, passed, MONTH if not look else span)
-        first = caution.limit_decisions(NOW + 70 * DAY, passed, span)
+        clock_check.look(NOW + ahead + passed, passed, MONTH if not look else span)
+        first = clock_check.limit_decisions(NOW + 70 * DAY, passed, span)
     assert first < NOW - 20 * DAY
 
 
 @given(st.integers(-(10**17), 10**17), st.integers(0, DAY - 1))
 def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
     """Whatever the clock is off by from the time that has passed."""
-    caution = Caution()
-    assert not caution.has_looked
-    assert caution.look(NOW, 0, MONTH) is None
-    assert caution.has_looked
-    doubt = caution.look(NOW + elapsed + jump, elapsed, MONTH)
+    clock_check = ClockCheck()
+    assert not clock_check.has_looked
+    assert clock_check.look(NOW, 0, MONTH) is None
+    assert clock_check.has_looked
+    doubt = clock_check.look(NOW + elapsed + jump, elapsed, MONTH)
     assert (doubt is not None) == (abs(jump) > LARGEST_SKEW)
-    assert (caution.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
+    assert (clock_check.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
 
 
 def test_what_a_jump_is_reported_as() -> None:
     """In minutes, with its direction."""
-    caution = Caution()
-    caution.look(NOW, 0, NOTHING)
-    assert caution.look(NOW + HOUR, 0, NOTHING) == "it was set forward by 60 minutes"
-    assert caution.look(NOW, 0, NOTHING) == "it was set back by 60 minutes"
+    clock_check = ClockCheck()
+    clock_check.look(NOW, 0, NOTHING)
+    assert clock_check.look(NOW + HOUR, 0, NOTHING) == "it was set forward by 60 minutes"
+    assert clock_check.look(NOW, 0, NOTHING) == "it was set back by 60 minutes"
 
 
 def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
     """Nothing is said: most databases without decisions are new."""
-    caution = Caution()
-    assert caution.look(NOW, 0, NOTHING) is None
-    assert caution.limit_minutes(NOW, 0, MONTH, KEPT) == 0
-    assert caution.limit_minutes(NOW, PROBATION, MONTH, KEPT) == NOW
+    clock_check = ClockCheck()
+    assert clock_check.look(NOW, 0, NOTHING) is None
+    assert clock_check.limit_minutes(NOW, 0, MONTH, KEPT) == 0
+    assert clock_check.limit_minutes(NOW, PROBATION, MONTH, KEPT) == NOW
 
 
 def test_short_history_may_be_dropped_by_the_minute() -> None:
     """One part in DROP_SHARES of it would be no progress."""
-    caution, short = Caution(), KeptSpan(NOW - MINUTE, NOW, NOW - MINUTE)
-    caution.look(NOW + 40 * DAY, 0, short)
-    assert caution.limit_decisions(NOW + 10 * DAY, 0, short) == NOW
+    clock_check, short = ClockCheck(), KeptSpan(NOW - MINUTE, NOW, NOW - MINUTE)
+    clock_check.look(NOW + 40 * DAY, 0, short)
+    assert clock_check.limit_decisions(NOW + 10 * DAY, 0, short) == NOW

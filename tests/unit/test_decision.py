@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from routecast.core.decision import UNKNOWN_BAND, DecisionRecord, Rules
 from routecast.core.decode import decode
-from routecast.core.exact import BrokenDecision, Flaw
+from routecast.core.decode_fields import BrokenDecision, Flaw
 from routecast.core.numbers import scaled
 from routecast.errors import Invalid
 from routecast.protocol import MAX_ID, MAX_MODEL, MAX_NAME, DecisionIn

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import GROUP, INVALID_LINES, decode, pieces
-from routecast.core.exact import BrokenDecision, ExactDecision, Flaw, needs_care
+from routecast.core.decode_fields import BrokenDecision, ExactDecision, Flaw, needs_care
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import WarningCode
 from tests.support.decisions import NOW

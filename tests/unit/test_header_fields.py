@@ -2,7 +2,7 @@
 
 import pytest
 
-from routecast.edge.fields import ONCE, read_fields
+from routecast.edge.header_fields import ONCE, read_fields
 from routecast.errors import BadHead
 
 HOST = (b"host", b"localhost:8000")

@@ -1,11 +1,11 @@
-"""Room: which decisions fit into sums of 64 bits."""
+"""Tests of overflow: which decisions fit into sums of 64 bits."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord
+from routecast.core.overflow import LARGEST_SUM, find_full
 from routecast.core.rollup import Cells, Key
-from routecast.core.room import LARGEST_SUM, find_full
 from tests.support.decisions import cells_of, kept
 from tests.support.oracle import tally
 

@@ -1,4 +1,4 @@
-"""Complaints: however many requests are refused, the log has a few lines."""
+"""Tests of `RefusalLog`: many refused requests make few log lines."""
 
 import logging
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from routecast.edge.http.complaints import COMPLAINT_SECONDS, Complaints
+from routecast.edge.http.refusal_log import LOG_SECONDS, RefusalLog
 
 
 class Timers:
@@ -16,7 +16,7 @@ class Timers:
         self.due: list[tuple[Callable[[str], None], str]] = []
 
     def call_later(self, seconds: float, action: Callable[[str], None], cause: str) -> None:
-        assert seconds == COMPLAINT_SECONDS
+        assert seconds == LOG_SECONDS
         self.due.append((action, cause))
 
     def run(self) -> None:
@@ -30,17 +30,17 @@ def test_one_line_for_each_cause(caplog: pytest.LogCaptureFixture) -> None:
     registry = CollectorRegistry()
     counter = Counter("refused", "Refused.", ["cause"], registry=registry)
     timers = Timers()
-    complaints = Complaints(logging.getLogger("test"), counter, timers.call_later)
+    refusal_log = RefusalLog(logging.getLogger("test"), counter, timers.call_later)
     for _ in range(1_235):
-        complaints.add("too large")
-    complaints.add("too slow")
+        refusal_log.add("too large")
+    refusal_log.add("too slow")
     assert caplog.messages == ["Refused a request: too large", "Refused a request: too slow"]
     caplog.clear()
     timers.run()
     assert caplog.messages == ["Refused 1,234 requests in 10 s: too large"]
     caplog.clear()
-    complaints.add("too large")
-    complaints.add("too slow")  # it was quiet for ten seconds
+    refusal_log.add("too large")
+    refusal_log.add("too slow")  # it was quiet for ten seconds
     assert caplog.messages == ["Refused a request: too slow"]
     caplog.clear()
     timers.run()

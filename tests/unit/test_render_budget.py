@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.budget import (
+from routecast.core.render_budget import (
     BURST_SECONDS,
     CLIENT_SHARE,
     MAX_CLIENTS,

@@ -9,7 +9,7 @@ import pytest
 
 from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core import caution
+from routecast.core import clock_check
 from routecast.instruments import Instruments
 from routecast.ports import Difference
 from routecast.protocol import ServiceState
@@ -103,7 +103,7 @@ async def test_minutes_are_pruned_though_decisions_cannot_be(
 ) -> None:
     """What fails is told and tried again; the rest of retention is done."""
     monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
-    monkeypatch.setattr(caution, "LONGEST_SILENCE", 1_000 * DAY)
+    monkeypatch.setattr(clock_check, "LONGEST_SILENCE", 1_000 * DAY)
     supervisor = Supervisor(Instruments())
     await store.commit([[kept(1)]], NOW)
     clock.moment = NOW + 100 * DAY

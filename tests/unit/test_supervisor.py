@@ -8,7 +8,7 @@ import pytest
 
 from routecast.errors import BadSettings, Unavailable
 from routecast.instruments import Instruments
-from routecast.parts import run_parts
+from routecast.service_parts import run_parts
 from routecast.services import supervisor as module
 from routecast.services.supervisor import Supervisor
 from tests.support.running_services import until

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord, Rules
 from routecast.core.decode import decode
-from routecast.core.exact import BrokenDecision, Flaw
+from routecast.core.decode_fields import BrokenDecision, Flaw
 from routecast.core.rollup import Key
 from routecast.core.texts import (
     check_text,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routecast.cli.replay import parsers
-from routecast.cli.replay.moments import ORDERS, moments, names_offset
+from routecast.cli.replay.time_formats import ORDERS, moments, names_offset
 
 SECOND = 10**6
 MOMENT = 1_769_862_890 * SECOND  # 2026-01-31T12:34:50Z

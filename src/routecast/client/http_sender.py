@@ -10,7 +10,7 @@ import msgspec
 
 from routecast.client.answers import HttpAnswer, explain, followed, plain
 from routecast.client.auth import Token, bearer
-from routecast.client.exchange import Exchange
+from routecast.client.http_exchange import Exchange
 from routecast.client.stream_errors import describe
 from routecast.client.url import Server
 from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailable

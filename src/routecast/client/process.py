@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from routecast.client.native import Lock
+from routecast.client.native_threads import Lock
 from routecast.client.sender import RecorderSettings, Sender, logger
 from routecast.client.threads import Threads
 

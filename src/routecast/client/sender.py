@@ -14,7 +14,7 @@ from routecast.client.counters import LockFreeCount, Tally
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.in_flight import InFlightBatch
-from routecast.client.native import Bell, Lock, uwsgi_will_fork
+from routecast.client.native_threads import Bell, Lock, uwsgi_will_fork
 from routecast.client.stream_errors import MAX_CAUSES_LOGGED
 from routecast.client.threads import Threads
 from routecast.client.url import Server

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
-from routecast.client.native import start_thread
+from routecast.client.native_threads import start_thread
 
 logger: Final = logging.getLogger("routecast.client")
 

@@ -1,4 +1,4 @@
-"""Caution: how much may be deleted by a clock that may be wrong.
+"""The clock check: how much may be deleted by a clock that may be wrong.
 
 The clock decides which data are too old, and a clock can be wrong by years: after a virtual machine
 was restored, with an empty battery, or because of a mistyped date. Deleted data do not come back
@@ -31,7 +31,7 @@ class KeptSpan(NamedTuple):
     minute: int | None  # the beginning of its first minute with a rollup
 
 
-class Caution:
+class ClockCheck:
     """Compares a clock with its witnesses, and limits what may be deleted.
 
     `now` is the clock's time and `elapsed` the time that has passed since some moment, both in

@@ -10,7 +10,7 @@ from operator import itemgetter
 from sys import intern
 from typing import Any, Final, NamedTuple
 
-from routecast.core.exact import ExactDecision, Flaw, Unusable, count, is_id
+from routecast.core.decode_fields import ExactDecision, Flaw, Unusable, count, is_id
 from routecast.core.numbers import scaled
 from routecast.core.texts import digest, is_simple, kept_name
 from routecast.core.times import NO_OFFSET, unix_time

@@ -2,8 +2,8 @@
 
 A body is read in pieces, so that the event loop can serve other tasks in between. msgspec decodes a
 piece in one step; numbers with more digits than a float holds are read from their texts
-(`exact.py`). If that fails, the piece is read decision by decision, to keep the valid ones and name
-the others.
+(`decode_fields.py`). If that fails, the piece is read decision by decision, to keep the valid ones
+and name the others.
 
 An invalid decision does not affect the others. Only a body that is not JSON at all, or not UTF-8,
 is rejected as a whole. NaN and the infinities are not JSON, but many programs write them: each
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from routecast.core.exact import (
+from routecast.core.decode_fields import (
     BrokenDecision,
     ExactDecision,
     convert_with_care,

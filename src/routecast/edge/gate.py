@@ -11,7 +11,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from routecast.core.sites import Sites
-from routecast.edge.fields import read_fields
+from routecast.edge.header_fields import read_fields
 from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.proxies import Proxies
 from routecast.edge.ws.asgi_route import refuse

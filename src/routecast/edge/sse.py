@@ -17,7 +17,7 @@ from routecast.core.document import EncodedDocument
 from routecast.core.payload import Payload
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
-from routecast.edge.head import is_head
+from routecast.edge.head_method import is_head
 from routecast.edge.problem import respond_error
 from routecast.errors import RoutecastError
 from routecast.instruments import Instruments

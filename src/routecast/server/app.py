@@ -25,17 +25,17 @@ from routecast.adapters.cluster.memory import MemoryCluster
 from routecast.adapters.prices import GenaiPrices
 from routecast.adapters.store.null import NullStore
 from routecast.adapters.store.sqlite import SqliteBackups, SqliteStore
-from routecast.core.budget import RenderBudget
 from routecast.core.cardinality import COMBINATION, CardinalityLimiter
 from routecast.core.decision import Rules
 from routecast.core.metrics import Baseline
+from routecast.core.render_budget import RenderBudget
 from routecast.core.sites import Sites
 from routecast.core.topology import Topology
 from routecast.edge.admission import AdmissionControl
 from routecast.edge.asyncapi import asyncapi_router
 from routecast.edge.cors import Cors
 from routecast.edge.gate import Gate
-from routecast.edge.head import as_get
+from routecast.edge.head_method import as_get
 from routecast.edge.http.decisions import DECISIONS, Decisions
 from routecast.edge.http.docs import docs_router
 from routecast.edge.http.history import history_router

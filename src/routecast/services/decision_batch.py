@@ -12,8 +12,8 @@ import msgspec
 from routecast.core.cardinality import Combination
 from routecast.core.decision import DecisionRecord, Rules, identity_of
 from routecast.core.decode import DecodedItem
-from routecast.core.exact import BrokenDecision, Flaw, is_id
-from routecast.core.room import Full
+from routecast.core.decode_fields import BrokenDecision, Flaw, is_id
+from routecast.core.overflow import Full
 from routecast.errors import Invalid, RoutecastError
 from routecast.protocol import (
     MAX_REJECTIONS_LISTED,

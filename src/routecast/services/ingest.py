@@ -27,9 +27,9 @@ from routecast.core.decode import DecodedItem
 from routecast.core.delta import Delta
 from routecast.errors import RoutecastError, Unavailable
 from routecast.instruments import Instruments
-from routecast.parts import run_part, run_parts
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Bus, Clock, Commit, Store
 from routecast.protocol import Position, Receipt
+from routecast.service_parts import run_part, run_parts
 from routecast.services.decision_batch import AllRejected, DecisionBatch
 from routecast.services.snapshot_loader import is_behind
 from routecast.slices import Slices

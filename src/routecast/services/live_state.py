@@ -13,7 +13,6 @@ from itertools import islice
 from math import inf
 from typing import Final, Protocol
 
-from routecast.alarm import Alarm
 from routecast.core.cardinality import FoldedNames
 from routecast.core.decision import MINUTE
 from routecast.core.delta import Delta
@@ -28,6 +27,7 @@ from routecast.ports import Bus, Clock, Reading, Store, Timers
 from routecast.protocol import Position, Source
 from routecast.services.position_poller import PositionPoller
 from routecast.services.snapshot_loader import SnapshotLoader
+from routecast.wake_timer import WakeTimer
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class LiveState:
         grace = DELTA_GRACE_SECONDS if topology.has_peers else OWN_GRACE_SECONDS
         self._sequencer = DeltaSequencer(grace)
         self._coverage = _Coverage(loader.room)
-        self._alarm = Alarm(timers)
+        self._wake_timer = WakeTimer(timers)
         self._snapshot: Snapshot | None = None  # at the sequencer's position
         self._applying: asyncio.Task[None] | None = None  # of a large delta, while it is applied
         self._as_of = clock.now()  # when the snapshot was last known to be the newest
@@ -127,7 +127,7 @@ class LiveState:
         if self._applying is not None:
             return None
         if not -MINUTE <= now - snapshot.taken < COVERAGE:
-            self._alarm.ring()  # the clock was set: load the minutes that windows need now
+            self._wake_timer.wake()  # the clock was set: load the minutes that windows need now
         if self._poller.is_bus_healthy:
             return Reading(snapshot, Source.LIVE, now)
         return Reading(snapshot, Source.DATABASE, self._as_of)
@@ -154,7 +154,7 @@ class LiveState:
         if self.position is not None and self.position.epoch == seen.epoch:
             self._poller.went_back(seen, there)
             self._sequencer.lose_step()
-            self._alarm.ring()
+            self._wake_timer.wake()
 
     async def settled(self) -> None:
         """Return when no large commit is being applied."""
@@ -175,7 +175,7 @@ class LiveState:
                     await self._step()
                 finally:  # also after a crash, so that `loaded` does not wait for ever
                     self._tried.set()
-                late = await self._alarm.wait_until(self._next_step())
+                late = await self._wake_timer.wait_until(self._next_step())
                 if late > STOPPED_SECONDS:
                     self._poller.suspect()
         finally:
@@ -205,7 +205,7 @@ class LiveState:
         except MissingDeltas as error:
             log.warning("Live state is out of step (%s); it is loaded again", error)
             self._sequencer.lose_step()
-            self._alarm.ring()
+            self._wake_timer.wake()
         except Unavailable as error:
             self._poller.mark_failing(error)
         else:
@@ -239,11 +239,11 @@ class LiveState:
         self._note_time()
 
     def _plan(self, action: Action) -> None:
-        """Have the alarm wake `run` when the next step is due."""
+        """Have the timer wake `run` when the next step is due."""
         if action is Action.RELOAD:
-            self._alarm.ring()
+            self._wake_timer.wake()
         elif self.failing is None and (due := self._sequencer.due) is not None:
-            self._alarm.ring_by(due)
+            self._wake_timer.wake_by(due)
 
     def _note_time(self) -> None:
         """Record that the snapshot is the newest now, if it lacks no known commit."""
@@ -297,7 +297,7 @@ class LiveState:
             task.cancel()
         self._snapshot = None
         self._sequencer.forget()
-        self._alarm.ring()
+        self._wake_timer.wake()
 
     # -- positions ------------------------------------------------------------------------------
 

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from routecast.core.breakdown import Breakdown, Breakdowns
-from routecast.core.budget import RenderBudget
 from routecast.core.decision import SECOND
 from routecast.core.document import EncodedDocument, encode_document, error_frame, finish
 from routecast.core.metrics import Baseline, document
+from routecast.core.render_budget import RenderBudget
 from routecast.core.snapshot import Snapshot
 from routecast.core.versions import Stamps
 from routecast.core.view import View

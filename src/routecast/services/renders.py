@@ -1,8 +1,9 @@
 """Renders: which client pays for a document, and the work for documents that takes long.
 
 Documents of new views, and of views that fell far behind, are made one after the other, in slices
-between which other tasks have a turn. Each client has a share of that time (`core/budget.py`). The
-plain view, that of a stream without parameters, is free and comes first.
+between which other tasks have a turn. Each client has a share of that time
+(`core/render_budget.py`). The plain view, that of a stream without parameters, is free and comes
+first.
 """
 
 import asyncio
@@ -13,8 +14,8 @@ from contextlib import contextmanager
 from math import ceil
 from typing import Final, Protocol
 
-from routecast.core.budget import RenderBudget
 from routecast.core.document import EncodedDocument
+from routecast.core.render_budget import RenderBudget
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.instruments import Instruments

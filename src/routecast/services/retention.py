@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from routecast.core.caution import Caution
+from routecast.core.clock_check import ClockCheck
 from routecast.core.decision import DAY, MINUTE
 from routecast.errors import Unavailable
 from routecast.ports import Clock, Cluster, Store
@@ -92,25 +92,25 @@ async def run_retention(
 
     `elapsed` returns the seconds since an arbitrary moment, even if the clock is set.
     """
-    caution = Caution()
+    clock_check = ClockCheck()
     while True:
         try:
-            drop = await _trusted(store, clock.now(), int(elapsed() * 10**6), keep, caution)
+            drop = await _trusted(store, clock.now(), int(elapsed() * 10**6), keep, clock_check)
             if drop is not None and await _is_ours(cluster, "retention", PRUNE_INTERVAL - 1):
                 await _retain(store, drop, supervisor)
         except Unavailable as error:
             log.warning("Retention will be tried again: %s", error)
         except Exception as error:
             supervisor.failed("retention", error)
-        await asyncio.sleep(PRUNE_INTERVAL if caution.has_looked else AGAIN_SECONDS)
+        await asyncio.sleep(PRUNE_INTERVAL if clock_check.has_looked else AGAIN_SECONDS)
 
 
 async def _trusted(
-    store: Store, now: int, elapsed: int, keep: Retention, caution: Caution
+    store: Store, now: int, elapsed: int, keep: Retention, clock_check: ClockCheck
 ) -> Due | None:
     """Return what may be deleted by this clock; None if nothing may."""
     span = await store.span()
-    doubt = caution.look(now, elapsed, span)
+    doubt = clock_check.look(now, elapsed, span)
     if doubt is not None:
         log.warning(
             "The clock may be wrong: %s. For a day, retention drops no minutes, and decisions in "
@@ -120,8 +120,8 @@ async def _trusted(
         return None
     drop, kept = due(now, keep), int(keep.minute_days * DAY)
     return Due(
-        caution.limit_decisions(drop.decisions, elapsed, span),
-        caution.limit_minutes(drop.minutes, elapsed, span, kept),
+        clock_check.limit_decisions(drop.decisions, elapsed, span),
+        clock_check.limit_minutes(drop.minutes, elapsed, span, kept),
     )
 
 

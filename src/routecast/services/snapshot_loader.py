@@ -8,13 +8,13 @@ import logging
 from contextlib import suppress
 from typing import Final
 
-from routecast.alarm import Alarm
 from routecast.core.snapshot import LIFETIME, Snapshot
 from routecast.core.topology import Topology
 from routecast.errors import MissingDeltas, Unavailable
 from routecast.instruments import Instruments
 from routecast.ports import Bus, Cache, Clock, Cluster, Store, Timers
 from routecast.protocol import Position
+from routecast.wake_timer import WakeTimer
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class SnapshotLoader:
             late = self._timers.now() > deadline
             if late or self.cache_failing or await self._acquire_load_lock(known):
                 break
-            await Alarm(self._timers).wait_until(self._timers.now() + LOAD_POLL)
+            await WakeTimer(self._timers).wait_until(self._timers.now() + LOAD_POLL)
         self._count_lookup("error" if self.cache_failing else "miss")
         return await self.from_store()
 

@@ -19,9 +19,9 @@ from routecast.adapters.redis_client import (
 from routecast.core.delta import Delta, following
 from routecast.errors import Declined, MissingDeltas, Unavailable
 from routecast.instruments import Instruments
-from routecast.parts import run_parts
 from routecast.ports import DELTAS_KEPT, Listener
 from routecast.protocol import Position
+from routecast.service_parts import run_parts
 
 log = logging.getLogger(__name__)
 

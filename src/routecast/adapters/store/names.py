@@ -5,8 +5,8 @@ from typing import Any
 
 from routecast.core.cardinality import NAMED, OTHER, FoldedNames
 from routecast.core.delta import Delta
+from routecast.core.overflow import field_without_room
 from routecast.core.rollup import Key, PeriodCells, Sums
-from routecast.core.room import field_without_room
 from routecast.errors import SumFull
 from routecast.ports import NameUse
 

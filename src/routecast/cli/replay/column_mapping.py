@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from routecast.cli.replay import parsers
 from routecast.cli.replay.parsers import Cell
-from routecast.core.exact import REQUIRED
+from routecast.core.decode_fields import REQUIRED
 
 # Fields whose absence has a meaning: now, success, no fallback, the project `default`. A row whose
 # cell cannot be read must not count as that.

@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import Final
 
 from routecast.cli.replay import parsers
-from routecast.cli.replay.moments import EXCEL, ORDERS, START, UNITS
+from routecast.cli.replay.column_reading import ColumnReading
 from routecast.cli.replay.parsers import Cell, Kind, Quantity
-from routecast.cli.replay.readings import ColumnReading
-from routecast.core.exact import REQUIRED
+from routecast.cli.replay.time_formats import EXCEL, ORDERS, START, UNITS
+from routecast.core.decode_fields import REQUIRED
 from routecast.errors import BadParameter
 
 # Names by field, best first, without case and punctuation: `Context_Tokens` is `contexttokens`.

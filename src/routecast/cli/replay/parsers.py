@@ -3,8 +3,8 @@
 A cell is text (CSV) or a JSON value with its numbers exact: `int`, or `Decimal` from the digits
 as written. A parser returns one value per reading that fits the cell: `1,234` is 1234 if commas
 group digits (reading `point`) and 1.234 if they are decimal (reading `comma`). Only the column as a
-whole shows which is right (`readings.py`). If no reading fits, a parser raises ValueError with the
-rule that the cell breaks; NoSuchValue if the form was right.
+whole shows which is right (`column_reading.py`). If no reading fits, a parser raises ValueError
+with the rule that the cell breaks; NoSuchValue if the form was right.
 """
 
 import re
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-from routecast.cli.replay.moments import UNITS, by_pattern, moments, written_as_time
+from routecast.cli.replay.time_formats import UNITS, by_pattern, moments, written_as_time
 from routecast.core.numbers import product, read_number, whole_number
 from routecast.core.times import unix_time
 from routecast.protocol import MAX_COST, MAX_LATENCY_MS, MAX_TOKENS

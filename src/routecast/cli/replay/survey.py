@@ -16,6 +16,7 @@ import msgspec
 
 from routecast.cli.replay import parsers
 from routecast.cli.replay.column_mapping import Columns, FieldSource
+from routecast.cli.replay.column_reading import ColumnReading, Doubt, form_of, reader
 from routecast.cli.replay.fields import (
     FIELD_OF,
     HINTS,
@@ -28,10 +29,9 @@ from routecast.cli.replay.fields import (
     reading_for,
     wish_for,
 )
-from routecast.cli.replay.moments import ORDERS, START, moments, names_offset, readable
 from routecast.cli.replay.parsers import Cell
-from routecast.cli.replay.readings import ColumnReading, Doubt, form_of, reader
-from routecast.core.exact import REQUIRED
+from routecast.cli.replay.time_formats import ORDERS, START, moments, names_offset, readable
+from routecast.core.decode_fields import REQUIRED
 from routecast.core.numbers import product
 from routecast.core.times import unix_time
 from routecast.errors import BadParameter, RoutecastError

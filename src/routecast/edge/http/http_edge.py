@@ -9,8 +9,8 @@ from itertools import islice
 from operator import methodcaller
 from typing import Final, Protocol
 
-from routecast.edge.http.complaints import Complaints
 from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
+from routecast.edge.http.refusal_log import RefusalLog
 from routecast.edge.http.request_body import BODY_READ_SECONDS
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.instruments import Instruments
@@ -76,7 +76,7 @@ class HttpEdge:
         keep_alive: float,
         files: int = sys.maxsize,
     ) -> None:
-        self.complaints = Complaints(log, instruments.refused)
+        self.refusal_log = RefusalLog(log, instruments.refused)
         self.keep_alive_header = (b"keep-alive", b"timeout=%d" % keep_alive)
         self._proxies = proxies
         self._files = files - min(RESERVED_FILES, files // 4)
@@ -132,7 +132,7 @@ class HttpEdge:
         # The kernel gives the lowest free number, so a high one means that most are in use.
         if sock is None or sock.fileno() < self._files:
             return True
-        self.complaints.add(FILES_USED_UP)
+        self.refusal_log.add(FILES_USED_UP)
         closed = list(islice(self._oldest(), CLOSED_FOR_ONE))
         for connection in closed:
             connection.abort()

@@ -22,7 +22,7 @@ from starlette.types import Message
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from routecast.edge.fields import read_fields
+from routecast.edge.header_fields import read_fields
 from routecast.edge.http.deadlines import BodyDeadlines, ConnectionDeadlines
 from routecast.edge.http.http_edge import HttpEdge
 from routecast.edge.http.request_body import BODY_READ_SECONDS, SMALL_BODY
@@ -552,7 +552,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Refuse the request that is being read, and read no more. It ends the connection."""
         if self._ending:
             return
-        self._edge.complaints.add(reason.cause)
+        self._edge.refusal_log.add(reason.cause)
         self._ending = True
         self._set_deadline(None)
         owner: Request | None = self.cycle if self._in_body else None  # whose body is being read

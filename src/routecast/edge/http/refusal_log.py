@@ -7,14 +7,14 @@ from typing import Final
 
 from prometheus_client import Counter
 
-COMPLAINT_SECONDS: Final = 10.0
+LOG_SECONDS: Final = 10.0
 
 
 def _call_later(seconds: float, action: Callable[[str], None], cause: str) -> object:
     return asyncio.get_running_loop().call_later(seconds, action, cause)
 
 
-class Complaints:
+class RefusalLog:
     """Counts refused requests by cause, and logs them at a bounded rate.
 
     The first of a cause is logged at once, and those of the next ten seconds in one line after
@@ -43,13 +43,17 @@ class Complaints:
 
     def _wait(self, cause: str) -> None:
         self._counts[cause] = 0
-        self._call_later(COMPLAINT_SECONDS, self._flush, cause)
+        self._call_later(LOG_SECONDS, self._flush, cause)
 
     def _flush(self, cause: str) -> None:
         count = self._counts.pop(cause)
         if count:
             plural = "s" if count > 1 else ""
             self._log.warning(
-                "Refused %s request%s in %.0f s: %s", f"{count:,}", plural, COMPLAINT_SECONDS, cause
+                "Refused %s request%s in %.0f s: %s",
+                f"{count:,}",
+                plural,
+                LOG_SECONDS,
+                cause,
             )
             self._wait(cause)

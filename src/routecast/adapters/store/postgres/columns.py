@@ -5,8 +5,8 @@ from typing import Final
 
 from routecast.adapters.store.columns import LISTS, STORED, listed
 from routecast.core.history import POINT_COLUMNS
+from routecast.core.overflow import SUMS
 from routecast.core.rollup import Key, Sums
-from routecast.core.room import SUMS
 
 _TYPES: Final = {
     "generation": "integer",

@@ -24,13 +24,13 @@ from routecast.adapters.store.postgres.connection import (
 )
 from routecast.adapters.store.postgres.failures import LOST
 from routecast.adapters.store.postgres.series import keep_numbers, number_series
-from routecast.adapters.store.postgres.totals import Totals
+from routecast.adapters.store.postgres.totals import PostgresTotals
 from routecast.core.cardinality import fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import VALUE_FIELDS, DecisionRecord, identity_of
 from routecast.core.delta import Delta
+from routecast.core.overflow import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.core.rollup import Cells, PeriodCells, key_of
-from routecast.core.room import LARGEST_SUM, Full, field_without_room, find_full, most_added
 from routecast.ports import MAX_BULK_GROUP, MAX_GROUP, Commit
 from routecast.protocol import Position
 
@@ -372,7 +372,7 @@ async def _leave_out_full(
 
     From here on no other node commits before the transaction ends.
     """
-    totals = Totals(session, set(new.delta.cells.keys()))
+    totals = PostgresTotals(session, set(new.delta.cells.keys()))
     await totals.update()
     # Most of them are found before other nodes have to wait.
     new, full = await _without_full(session, batches, new, totals.sums, generation)

@@ -13,7 +13,7 @@ import asyncpg
 from routecast.adapters.store.postgres.connection import DatabaseSession, query, transaction, value
 from routecast.adapters.store.postgres.rollups import merge
 from routecast.adapters.store.postgres.series import keep_numbers, number_series
-from routecast.core.caution import KeptSpan
+from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 

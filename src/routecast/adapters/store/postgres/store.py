@@ -34,7 +34,7 @@ from routecast.adapters.store.postgres.rollups import lock_rollups
 from routecast.adapters.store.postgres.schema import migrate
 from routecast.adapters.store.postgres.verify import verify
 from routecast.core.cardinality import FoldedNames
-from routecast.core.caution import KeptSpan
+from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan

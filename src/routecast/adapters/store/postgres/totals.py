@@ -16,7 +16,7 @@ from routecast.core.delta import Delta
 from routecast.core.rollup import Key, PeriodCells, Sums
 
 
-class Totals:
+class PostgresTotals:
     """Sums that `update` brings up to the last commit, without histograms; it needs no lock.
 
     Within a transaction that sees commits of others; its session must know the series.

@@ -3,8 +3,8 @@
 from typing import Final
 
 from routecast.adapters.store.columns import LISTS, STORED, listed
+from routecast.core.overflow import SUMS
 from routecast.core.rollup import Key
-from routecast.core.room import SUMS
 
 # Text columns; all other columns of a stored decision are integers.
 _TEXTS: Final = ("id", "project", "reason")

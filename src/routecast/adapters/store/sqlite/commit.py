@@ -21,8 +21,8 @@ from routecast.core.cardinality import FoldedNames
 from routecast.core.conflicts import count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
 from routecast.core.delta import Delta
+from routecast.core.overflow import Full, field_without_room, find_full, most_added
 from routecast.core.rollup import Cells, Key, PeriodCells, key_of
-from routecast.core.room import Full, field_without_room, find_full, most_added
 from routecast.errors import Unavailable
 from routecast.ports import Commit
 

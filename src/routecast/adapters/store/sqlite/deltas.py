@@ -12,8 +12,8 @@ import apsw
 
 from routecast.adapters.store.sqlite.connection import query, select, transaction
 from routecast.core.delta import Delta, following
+from routecast.core.overflow import LARGEST_SUM, most_added
 from routecast.core.rollup import Cells
-from routecast.core.room import LARGEST_SUM, most_added
 from routecast.errors import MissingDeltas
 from routecast.protocol import Position
 

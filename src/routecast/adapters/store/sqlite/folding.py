@@ -16,7 +16,7 @@ from routecast.adapters.store.sqlite.connection import insert_rows, query
 from routecast.adapters.store.sqlite.deltas import PackedPart
 from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesNumbers
-from routecast.adapters.store.sqlite.totals import Totals
+from routecast.adapters.store.sqlite.totals import SqliteTotals
 from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, merge_cells
 from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
@@ -52,7 +52,7 @@ class Folding:
     """The deltas that are not folded yet, and the steps. Used in the writer's transactions."""
 
     def __init__(
-        self, db: apsw.Connection, series: SeriesNumbers, rollups: Rollups, totals: Totals
+        self, db: apsw.Connection, series: SeriesNumbers, rollups: Rollups, totals: SqliteTotals
     ) -> None:
         self._db = db
         self._series = series

@@ -13,7 +13,7 @@ from routecast.adapters.store.sqlite.connection import SQLITE_SQL, query, transa
 from routecast.adapters.store.sqlite.deltas import parts_after
 from routecast.adapters.store.sqlite.wide_sums import HIGH
 from routecast.core.history import ORIGIN, Plan
-from routecast.core.room import SUMS
+from routecast.core.overflow import SUMS
 from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position

@@ -8,7 +8,7 @@ import msgspec
 
 from routecast.adapters.store.sqlite.connection import query
 from routecast.adapters.store.sqlite.writer import Writer, WriterTransaction
-from routecast.core.caution import KeptSpan
+from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 

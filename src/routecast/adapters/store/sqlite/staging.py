@@ -21,8 +21,8 @@ from routecast.adapters.store.sqlite.series import SeriesKey
 from routecast.core.cardinality import FoldedNames, fold_names
 from routecast.core.conflicts import Content, count_conflicts
 from routecast.core.decision import DecisionRecord, identity_of, values_of
+from routecast.core.overflow import Full, find_full
 from routecast.core.rollup import Cells, PeriodCells, key_of
-from routecast.core.room import Full, find_full
 from routecast.ports import MAX_GROUP
 
 # Attached databases are named by a URI, which can say that no file must be created.

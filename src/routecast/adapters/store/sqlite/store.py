@@ -31,7 +31,7 @@ from routecast.adapters.store.sqlite.verify import SQLITE_UNVERIFIABLE, recount
 from routecast.adapters.store.sqlite.window import WindowReader
 from routecast.adapters.store.sqlite.writer import Writer
 from routecast.core.cardinality import FoldedNames
-from routecast.core.caution import KeptSpan
+from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.delta import Delta
 from routecast.core.history import Plan

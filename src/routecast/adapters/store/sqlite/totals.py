@@ -6,11 +6,11 @@ import apsw
 
 from routecast.adapters.store.sqlite.connection import query
 from routecast.adapters.store.sqlite.rollups import Rollups
-from routecast.core import room
+from routecast.core import overflow
 from routecast.core.rollup import Cells, Key, PeriodCells, Sums
 
 
-class Totals:
+class SqliteTotals:
     """Finds the series that may lack room, and returns their sums.
 
     Call `added` and `folded` for every part of a delta.
@@ -46,7 +46,7 @@ class Totals:
         """Record that parts were folded: their `largest` in all, and their share of the total."""
         self._growth -= largest
         totals = self._rollups.totals(total)
-        self._near.update(key for key, sums in totals.items() if sums.largest >= room.NEAR)
+        self._near.update(key for key, sums in totals.items() if sums.largest >= overflow.NEAR)
         for key in total.keys() & self._unfolded.keys():
             self._unfolded[key].subtract_scalars(total[key])
 
@@ -57,7 +57,7 @@ class Totals:
 
         No sum grows by more than `growth`. `exact` returns the sums.
         """
-        if self._growth + growth > room.MOST_UNFOLDED_SUM:
+        if self._growth + growth > overflow.MOST_UNFOLDED_SUM:
             return frozenset(cells.keys())
         return self._near.intersection(cells.keys()) if self._near else frozenset()
 

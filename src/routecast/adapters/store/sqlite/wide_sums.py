@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from routecast.core.history import POINT_COLUMNS
-from routecast.core.room import SUMS
+from routecast.core.overflow import SUMS
 
 HIGH: Final = 63
 _LOW: Final = (1 << HIGH) - 1

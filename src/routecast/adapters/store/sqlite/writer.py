@@ -31,7 +31,7 @@ from routecast.adapters.store.sqlite.folding import Folding
 from routecast.adapters.store.sqlite.marks import holds_pages, require_own_log, wal_of
 from routecast.adapters.store.sqlite.rollups import Rollups
 from routecast.adapters.store.sqlite.series import SeriesNumbers
-from routecast.adapters.store.sqlite.totals import Totals
+from routecast.adapters.store.sqlite.totals import SqliteTotals
 from routecast.adapters.store.sqlite.wal import WriteAheadLog
 from routecast.core.cardinality import FoldedNames
 from routecast.errors import BadDatabase, Unavailable
@@ -50,7 +50,7 @@ class _Memory:
     def __init__(self, db: apsw.Connection) -> None:
         self.series = SeriesNumbers(db)
         self.rollups = Rollups(db, self.series)
-        self.totals = Totals(db, self.rollups)
+        self.totals = SqliteTotals(db, self.rollups)
         self.folding = Folding(db, self.series, self.rollups, self.totals)
         self.folded_names: FoldedNames = {}
         self.version = -1  # SQLite's data_version when it was read
