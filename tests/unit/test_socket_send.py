@@ -22,7 +22,14 @@ from hypothesis import strategies as st
 
 from routecast.edge.ws import socket_send as module
 from routecast.edge.ws.io_uring import ENTRIES, IoUringSender
-from routecast.edge.ws.socket_send import FEW, FLAGS, NOWHERE, descriptor, send, send_all
+from routecast.edge.ws.socket_send import (
+    FLAGS,
+    IO_URING_FROM,
+    NO_DESCRIPTOR,
+    descriptor,
+    send,
+    send_all,
+)
 from tests.support.needs import skip_without
 
 SMALL = 4_096
@@ -46,7 +53,7 @@ def test_what_is_sent_arrives() -> None:
         while piece := far.recv(1_000_000):
             left += len(piece)
     assert left == taken
-    assert send(NOWHERE, b"hello", 5, FLAGS) == -1
+    assert send(NO_DESCRIPTOR, b"hello", 5, FLAGS) == -1
 
 
 # -- to many ------------------------------------------------------------------------------------
@@ -111,7 +118,9 @@ def read(far: socket.socket) -> bytes:
 
 
 @pytest.mark.usefixtures("ways")
-@pytest.mark.parametrize("count", [0, 1, FEW - 1, FEW, ENTRIES, ENTRIES + 1, 2 * ENTRIES + 50])
+@pytest.mark.parametrize(
+    "count", [0, 1, IO_URING_FROM - 1, IO_URING_FROM, ENTRIES, ENTRIES + 1, 2 * ENTRIES + 50]
+)
 def test_all_are_sent_the_same(pairs: Pairs, count: int) -> None:
     """Once each, and nobody else; again and again, wherever in the ring that begins."""
     for turn in range(3):
@@ -141,7 +150,7 @@ def test_each_reports_itself() -> None:
     near[9].shutdown(socket.SHUT_WR)
     gone = pairs.descriptors[50]
     near[50].close()
-    pairs.descriptors[60] = NOWHERE
+    pairs.descriptors[60] = NO_DESCRIPTOR
     assert gone == pairs.descriptors[50]
     sent = send_all(pairs.descriptors, data)
     assert [number for number, each in sent.items() if each < 0] == [3, 8, 9, 40, 50, 60, 99]
@@ -268,5 +277,5 @@ def test_what_is_to_be_encrypted_goes_no_way_round(certificate: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     for run in (asyncio.run, uvloop.run):
-        assert run(_descriptor_of(context, certificate)) == NOWHERE
+        assert run(_descriptor_of(context, certificate)) == NO_DESCRIPTOR
         assert run(_descriptor_of(None, certificate)) > 2

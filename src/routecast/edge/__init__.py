@@ -1,1 +1,1 @@
-"""Edges: how the world talks to the services. No SQL, no arithmetic."""
+"""The edges: HTTP, WebSocket and server-sent events. No SQL, no arithmetic."""

@@ -19,10 +19,10 @@ SEND_SECONDS: Final = 10.0
 
 
 class AsgiConnection:
-    """One client's connection (`ports.Connection`), whose pace is felt by awaiting `send`.
+    """One client's connection (`ports.Connection`) on a server that is reached by awaiting `send`.
 
-    At most one payload waits to be sent; beside it replies, as many as the session lets a client
-    ask for. The server of the ASGI application sends pings, if anything does.
+    At most one payload waits to be sent. Replies may wait too; the session limits their number.
+    Only the ASGI server can send pings.
     """
 
     __slots__ = (
@@ -45,8 +45,8 @@ class AsgiConnection:
         self.reason = ""  # why it is stopped, for a close frame
         self._binary = binary
         self._out: deque[Payload] = deque()
-        self._is_taken = False  # the place of the one payload
-        self._behind = False  # was skipped since
+        self._is_taken = False  # whether a payload waits or is being sent
+        self._behind = False  # whether a payload was skipped since
         self._stop: CloseCode | None = None
         self._wake = asyncio.Event()
 
@@ -101,7 +101,7 @@ class AsgiConnection:
         idle: Callable[[], Awaitable[None]] | None = None,
         idle_seconds: float | None = None,
     ) -> tuple[int, bool]:
-        """Stay connected until the client leaves or is to be left.
+        """Serve the connection until the client leaves or `stop` is called.
 
         `listen` returns the close code once the client has left. `idle` is called after each
         `idle_seconds` in which nothing was sent. Returns the close code, and whether this side has
@@ -136,7 +136,7 @@ class AsgiConnection:
         idle: Callable[[], Awaitable[None]] | None,
         idle_seconds: float | None,
     ) -> CloseCode:
-        """Send what comes until the connection is stopped; return the code to end with."""
+        """Send payloads and replies until the connection is stopped; return the close code."""
         try:
             while True:
                 with suppress(TimeoutError):
@@ -148,7 +148,7 @@ class AsgiConnection:
                     async with asyncio.timeout(SEND_SECONDS):
                         await idle()
                 while self._out:
-                    async with asyncio.timeout(SEND_SECONDS):  # for each: it may read slowly
+                    async with asyncio.timeout(SEND_SECONDS):  # for each: a client may be slow
                         await send(self._out.popleft())
                 if self._stop is not None:
                     return self._stop

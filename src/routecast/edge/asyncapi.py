@@ -1,4 +1,4 @@
-"""The streams, described for tools: an AsyncAPI 3 document, made of the messages themselves."""
+"""`GET /asyncapi.json`: the streams as an AsyncAPI 3 document, made from the message types."""
 
 from typing import Any, Final, get_args
 
@@ -28,7 +28,7 @@ def asyncapi(version: str) -> dict[str, Any]:
     )
     schemas |= {"Document": DOCUMENT, "Metrics": METRICS, "Failure": FAILURE}
     schemas["SnapshotOut"]["properties"]["data"] = {"$ref": _REF.format(name="Document")}
-    _name_what_may_be_asked(schemas)
+    _list_valid_names(schemas)
     names = {side: [kind.__name__ for kind in kinds[side]] for side in kinds}
     documents = ["Metrics", "Failure"]
     every = [*names["receive"], *names["send"], *documents]
@@ -37,13 +37,15 @@ def asyncapi(version: str) -> dict[str, Any]:
         "info": {
             "title": "Routecast",
             "version": version,
-            "description": "Live, exact metrics of LLM routing decisions. docs/protocol.md says "
-            "in words what the messages mean.",
+            "description": "Live, exact metrics of LLM routing decisions. docs/protocol.md "
+            "explains the messages.",
         },
         "defaultContentType": "application/json",
         "channels": {
             "default": _channel(
-                "/ws/metrics", documents, "Whole documents, for who asks for no subprotocol."
+                "/ws/metrics",
+                documents,
+                "Whole documents, for clients that request no subprotocol.",
             ),
             V1: _channel(
                 "/ws/metrics",
@@ -72,13 +74,13 @@ def asyncapi(version: str) -> dict[str, Any]:
 _SIDES: Final = {"receive": ClientMessage, "send": ServerMessage}
 
 
-def _name_what_may_be_asked(schemas: dict[str, Any]) -> None:
-    """Say which names the fields of a message may have; types alone do not know them."""
+def _list_valid_names(schemas: dict[str, Any]) -> None:
+    """List the valid values of `fields` and `group_by`; the message types do not have them."""
     for kind, fields in (("Subscribe", FIELDS), ("GetHistory", tuple(HISTORY_FIELDS))):
         schemas[kind]["properties"]["fields"]["anyOf"][0]["items"] = {"enum": list(fields)}
     history = schemas["GetHistory"]["properties"]
     history["group_by"]["anyOf"][0] = {"enum": list(GROUPS)}
-    history["points"]["description"] = f"{DEFAULT_POINTS} where it is absent."
+    history["points"]["description"] = f"Default: {DEFAULT_POINTS}."
 
 
 def _channel(address: str, messages: list[str], description: str) -> dict[str, Any]:
@@ -93,11 +95,11 @@ def _channel(address: str, messages: list[str], description: str) -> dict[str, A
 
 
 def _operation(action: str, channel: str, messages: list[str]) -> dict[str, Any]:
-    place = f"#/channels/{channel}"
+    ref = f"#/channels/{channel}"
     return {
         "action": action,
-        "channel": {"$ref": place},
-        "messages": [{"$ref": f"{place}/messages/{name}"} for name in messages],
+        "channel": {"$ref": ref},
+        "messages": [{"$ref": f"{ref}/messages/{name}"} for name in messages],
     }
 
 

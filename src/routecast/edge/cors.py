@@ -1,8 +1,8 @@
-"""Cross-origin requests: a page that may open a stream may read our other answers, too.
+"""Cross-origin requests (CORS): a page that may open a stream may read all other answers too.
 
-Browsers keep an answer from a page of another site unless the answer names that site, and ask
-first (a preflight) before they send JSON for it (WHATWG Fetch, 3.2). Who may is what
-`core.sites` says, for every route alike.
+A browser hides an answer from a page of another site unless the answer names that site. Before it
+sends JSON for such a page, it asks with a preflight request (WHATWG Fetch, 3.2). `core.sites`
+decides which sites are allowed, for all routes.
 """
 
 from http import HTTPStatus
@@ -15,10 +15,10 @@ from routecast.core.sites import Sites
 from routecast.edge.problem import respond_error
 from routecast.errors import Forbidden
 
-# How long a browser need not ask again, in seconds. Chromium takes two hours at most.
+# How long a browser may remember a preflight's answer, in seconds. Chromium's maximum is two hours.
 MAX_AGE: Final = 7_200
-_MAY_BE_READ: Final = [(b"access-control-expose-headers", b"Retry-After"), (b"vary", b"Origin")]
-_MAY_BE_SENT: Final = [
+_ANSWER_HEADERS: Final = [(b"access-control-expose-headers", b"Retry-After"), (b"vary", b"Origin")]
+_PREFLIGHT_HEADERS: Final = [
     (b"access-control-allow-methods", b"GET, POST"),
     (b"access-control-allow-headers", b"Content-Type, Content-Encoding, Last-Event-ID"),
     (b"access-control-max-age", b"%d" % MAX_AGE),
@@ -50,12 +50,12 @@ class Cors:
         except Forbidden as error:
             return respond_error(error)
         answer = Response(status_code=HTTPStatus.NO_CONTENT)
-        answer.raw_headers = [_allow(origin), *_MAY_BE_SENT]
+        answer.raw_headers = [_allow(origin), *_PREFLIGHT_HEADERS]
         return answer
 
 
 def origin_of(scope: Scope) -> tuple[str | None, str | None]:
-    """Return the headers `Origin` and `Host` of a request; None for one that is not there."""
+    """Return the headers `Origin` and `Host` of a request; None for a missing one."""
     origin = host = None
     for name, value in scope["headers"]:
         if name == b"origin":
@@ -72,7 +72,7 @@ def _is_preflight(scope: Scope) -> bool:
 
 
 def _with_headers(send: Send, origin: str) -> Send:
-    more = [_allow(origin), *_MAY_BE_READ]
+    more = [_allow(origin), *_ANSWER_HEADERS]
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

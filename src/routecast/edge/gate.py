@@ -1,7 +1,7 @@
-"""The gate: what holds for every plain request, before any route sees it.
+"""The gate: ASGI middleware that every request passes before its route.
 
-Who the client is, whether the request is meant for this server, and that browsers take no answer
-for anything but what it says it is.
+It finds the client's address, refuses requests with a bad `Host`, and adds `X-Content-Type-Options:
+nosniff` to every answer.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ _FORWARDED_PROTO: Final = b"x-forwarded-proto"
 class Gate:
     """ASGI middleware around the whole application.
 
-    WebSockets pass with their client's address; `AdmissionControl` checks their `Host`, which
-    those that never become an ASGI scope pass, too.
+    Of a WebSocket it does not check which host `Host` names: `AdmissionControl` does, because most
+    WebSockets do not pass here.
     """
 
     def __init__(self, app: ASGIApp, sites: Sites, proxies: Proxies) -> None:
@@ -92,14 +92,14 @@ def _values(scope: Scope, wanted: bytes) -> list[str]:
 
 
 class _Answer:
-    """The answer to a request, on its way."""
+    """Sends an answer, and records whether it has started."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
 
     async def send(self, message: Message) -> None:
-        """Send a part of it; browsers are told to take it for what it says it is."""
+        """Send a part of the answer, with `nosniff` among its headers."""
         if message["type"] == "http.response.start":
             self.started = True
             headers = list(message.get("headers", ()))

@@ -1,4 +1,4 @@
-"""Header fields of a request, checked in one place for every way in."""
+"""Checks of a request's header fields, for the fast path and for ASGI."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import Final
 
 from routecast.errors import BadHead
 
-# Fields whose second value would leave open which of the two counts (RFC 9110, 5.3).
+# Fields that may come only once: with two values, it would be unclear which one counts (RFC 9110,
+# 5.3).
 ONCE: Final = frozenset({b"host", b"origin", b"content-type", b"authorization"})
 # A host and a port (RFC 3986, 3.2.2): a name, an IPv4 address, or an IPv6 address in brackets.
 _HOST_FIELD: Final = re.compile(
@@ -19,8 +20,8 @@ MAX_HOST_BYTES: Final = 300
 def read_fields(headers: Sequence[tuple[bytes, bytes]], version: str) -> dict[bytes, bytes]:
     """Return the fields of a request by name; of a field that comes more than once, the last.
 
-    `headers` have names in lower case, `version` is that of HTTP, such as 1.1. Raises BadHead where
-    a field of ONCE comes twice, or where `Host` is missing or malformed (RFC 9112, 3.2).
+    `headers` have names in lower case; `version` is that of HTTP, such as 1.1. Raises BadHead if a
+    field of ONCE comes twice, or if `Host` is missing or malformed (RFC 9112, 3.2).
     """
     fields = dict(headers)
     if len(fields) != len(headers):

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the routes that are read and written over HTTP."""
+"""The OpenAPI description of the HTTP routes: parameters, bodies and responses."""
 
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from routecast.protocol import (
 
 
 def names_parameter(name: str) -> dict[str, Any]:
-    """Return what OpenAPI says of a filter."""
+    """Return the OpenAPI parameter of a filter."""
     return {
         "name": name,
         "in": "query",
@@ -36,7 +36,7 @@ def names_parameter(name: str) -> dict[str, Any]:
             "minItems": 1,
             "maxItems": MAX_FILTER_VALUES,
         },
-        "description": f"Only decisions of this {name}; repeatable: any of them.",
+        "description": f"Only decisions of this {name}; repeat it for several.",
     }
 
 
@@ -46,7 +46,7 @@ METRICS_QUERY: Final[list[dict[str, Any]]] = [
         "in": "query",
         "schema": {"type": "array", "items": {"enum": list(FIELDS)}, "minItems": 1},
         "explode": False,
-        "description": f"A comma list; beyond the default: {', '.join(EXTRA_FIELDS)}.",
+        "description": f"Separated by commas; not in the default: {', '.join(EXTRA_FIELDS)}.",
     },
     *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
     {
@@ -58,13 +58,13 @@ METRICS_QUERY: Final[list[dict[str, Any]]] = [
             "maximum": MAX_INTERVAL,
             "default": DEFAULT_INTERVAL,
         },
-        "description": "Seconds between frames; of streams, and checked here all the same.",
+        "description": "Seconds between frames; it has an effect on streams only.",
     },
     {
         "name": "window",
         "in": "query",
         "schema": {"enum": list(WINDOWS), "default": "all"},
-        "description": "How far back. Windows slide by the minute.",
+        "description": "The time up to now that counts. Windows move on every minute.",
     },
 ]
 
@@ -76,9 +76,9 @@ METRICS_RESPONSES: Final = {
         "description": f"The document; bands are {', '.join(BANDS)}.",
         "content": {"application/json": {"schema": METRICS}},
     },
-    "400": {"description": "A parameter is wrong; `parameter` names it.", **PROBLEM},
+    "400": {"description": "A parameter is invalid; `parameter` names it.", **PROBLEM},
     "503": {
-        "description": "No source can answer; see Retry-After.",
+        "description": "No source can answer now; see Retry-After.",
         "content": {"application/json": {"schema": FAILURE}},
     },
 }
@@ -93,7 +93,11 @@ def describe(schema: dict[str, Any]) -> None:
     schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
     properties = components["DecisionIn"]["properties"]
     properties["timestamp"]["anyOf"] = [*time_in()["anyOf"], {"type": "null"}]
-    whole = {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}  # 374.0 is one in a schema
+    whole = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": MAX_TOKENS,
+    }  # in a schema, 374.0 is one too
     for name in ("input_tokens", "output_tokens", "cached_tokens"):
         properties[name]["anyOf"] = [whole, {"type": "null"}]
     many = {"type": "array", "items": decision, "maxItems": MAX_BATCH}
@@ -101,10 +105,10 @@ def describe(schema: dict[str, Any]) -> None:
         "post": {
             "tags": ["decisions"],
             "summary": "Send routing decisions",
-            "description": "Answered after the commit: acknowledged means on disk. Good decisions "
-            "are kept and bad ones named. An optional field that does not fit its schema, but for "
-            "`timestamp`, costs only itself, and is listed in `warnings`. `Content-Encoding` may "
-            "be gzip, x-gzip or zstd.",
+            "description": "The answer comes after the commit: acknowledged means on disk. Valid "
+            "decisions are stored, and invalid ones are listed in `rejected`. An optional field "
+            "that does not fit its schema, except `timestamp`, is left out or changed, and listed "
+            "in `warnings`. `Content-Encoding` may be gzip, x-gzip or zstd.",
             "requestBody": {
                 "required": True,
                 "content": {
@@ -118,15 +122,15 @@ def describe(schema: dict[str, Any]) -> None:
                     "content": {"application/json": {"schema": receipt}},
                 },
                 "400": {"description": "Not JSON.", **PROBLEM},
-                "403": {"description": "Sent by a page of another site.", **PROBLEM},
+                "403": {"description": "Sent by a page of a site that is not allowed.", **PROBLEM},
                 "413": {"description": "Over 16 MiB, or over 50,000 decisions.", **PROBLEM},
                 "415": {
                     "description": "A content coding other than gzip or zstd.",
                     **PROBLEM,
                 },
-                "422": {"description": "No decision was good.", **PROBLEM},
+                "422": {"description": "All decisions were rejected.", **PROBLEM},
                 "503": {
-                    "description": "No room or no database; see Retry-After.",
+                    "description": "The queue is full, or no database; see Retry-After.",
                     **PROBLEM,
                 },
             },
@@ -135,6 +139,6 @@ def describe(schema: dict[str, Any]) -> None:
     for methods in schema["paths"].values():
         for method in methods.values():
             method["responses"]["421"] = {
-                "description": "`Host` is no name of this server; see ROUTECAST_ALLOWED_HOSTS.",
+                "description": "`Host` is not a name of this server; see ROUTECAST_ALLOWED_HOSTS.",
                 **PROBLEM,
             }

@@ -21,12 +21,12 @@ from routecast.errors import (
 from routecast.protocol import Problem
 
 MEDIA_TYPE = "application/problem+json"
-# Browsers take an answer for what its type says, and for nothing else (WHATWG Fetch, 3.6).
+# Tells browsers to trust an answer's content type, and not to guess (WHATWG Fetch, 3.6).
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class Unsupported(RoutecastError):
-    """The body is in a coding this server does not read."""
+    """The body has a content coding that this server cannot decode."""
 
 
 STATUS_OF: dict[type[RoutecastError], HTTPStatus] = {
@@ -69,7 +69,7 @@ async def on_routecast_error(_: Request, error: Exception) -> Response:
 
 
 async def on_http_error(_: Request, error: Exception) -> Response:
-    """Answer what the framework refuses: no such path, method not allowed."""
+    """Answer requests that the framework refuses: no such path, method not allowed."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     problem = Problem(title=status.phrase, status=status, detail=error.detail)
@@ -77,11 +77,11 @@ async def on_http_error(_: Request, error: Exception) -> Response:
 
 
 async def on_crash(_: Request, __: Exception) -> Response:
-    """Answer when the fault is ours."""
+    """Answer a request that failed with an unexpected error."""
     return respond_crash()
 
 
 def respond_crash() -> Response:
-    """Return the response when the fault is ours; the traceback goes to the log only."""
+    """Return the response to an unexpected error; the traceback goes to the log only."""
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return respond(Problem(title=status.phrase, status=status, detail="see the server's log"))

@@ -1,6 +1,6 @@
-"""Proxies in front of the server: whose word is taken on where a request comes from.
+"""Trusted proxies, and the address of the client behind them.
 
-The one place that finds a client's address, for WebSocket, server-sent events and HTTP alike.
+All edges find a client's address here.
 """
 
 import re
@@ -11,13 +11,14 @@ from typing import Final
 
 from starlette.types import Scope
 
-# Hops that are looked at, from the nearest on, and the characters that one may have.
+# The number of hops that are read, from the nearest on, and the characters that one may have.
 MAX_HOPS: Final = 32
 MAX_HOP: Final = 100
-# Addresses that are remembered as read.
+# The number of parsed addresses that are cached.
 REMEMBERED_ADDRESSES: Final = 4_096
 
-# With brackets, or IPv4 with a port: `_hidden` is a port that a proxy does not tell (RFC 7239, 6.3)
+# An address in brackets, or IPv4 with a port; `_hidden` is a port that a proxy hides (RFC 7239,
+# 6.3).
 _PORT: Final = r"(?::(?:[0-9]{0,5}|_[\w.-]+))?"
 _BRACKETED: Final = re.compile(rf"\[([^\[\]]+)\]{_PORT}", re.ASCII)
 _WITH_PORT: Final = re.compile(rf"([0-9.]+){_PORT}", re.ASCII)
@@ -29,10 +30,10 @@ Network = IPv4Network | IPv6Network
 
 
 def read_address(text: str) -> str | None:
-    """Return the IP address in a hop, in the form that equal addresses share; None without one.
+    """Return the IP address of a hop in its normal form; None if it has none.
 
-    Takes ports, brackets, quotes and zone ids as proxies write them, and returns the IPv4 address
-    for one that is mapped into IPv6.
+    Accepts ports, brackets, quotes and zone ids as proxies write them. An IPv4 address that is
+    mapped into IPv6 becomes IPv4.
     """
     text = text.strip(" \t")
     return _read_address(text) if len(text) <= MAX_HOP else None
@@ -54,7 +55,7 @@ def _read_address(text: str) -> str | None:
 
 
 def limit_key(address: str) -> str:
-    """Return what limits count a client by: its IPv4 address, or the /64 of its IPv6 address.
+    """Return the key of a client for limits: its IPv4 address, or the /64 of its IPv6 address.
 
     One customer of a provider has at least a /64 to choose addresses from (RFC 6177).
     """
@@ -62,7 +63,7 @@ def limit_key(address: str) -> str:
 
 
 def limit_key_of(scope: Scope) -> str:
-    """Return what limits count the client of a request by; "" where its address is not known."""
+    """Return the key of a request's client for limits; "" if its address is unknown."""
     client = scope.get("client")
     return limit_key(str(client[0])) if client else ""
 
@@ -76,34 +77,34 @@ def _subnet(address: str) -> str:
 
 
 def read_network(text: str) -> Network:
-    """Return an address or network of proxies, as a setting has it.
+    """Return the network that a setting's text names: an address or a network of proxies.
 
     Raises ValueError with the reason and the fix.
     """
-    place, slash, length = text.partition("/")
-    place = place.removeprefix("[").removesuffix("]").partition("%")[0]
+    address, slash, length = text.partition("/")
+    address = address.removeprefix("[").removesuffix("]").partition("%")[0]
     try:
-        network = ip_network(place + slash + length)
+        network = ip_network(address + slash + length)
     except ValueError:
-        raise ValueError(_why_no_network(text)) from None
+        raise ValueError(_network_error(text)) from None
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         mapped = network.network_address.ipv4_mapped
         return IPv4Network((str(mapped), network.prefixlen - 96))
     return network
 
 
-def _why_no_network(text: str) -> str:
+def _network_error(text: str) -> str:
     try:
-        return f"{text!r} is within a network: write {ip_network(text, strict=False)}"
+        return f"{text!r} is an address within a network: write {ip_network(text, strict=False)}"
     except ValueError:
         pass
     if address := read_address(text):
         return f"{text!r} has a port or quotes: write {address}"
-    return f"{text!r} is no IP address or network: write 10.0.0.7 or 10.0.0.0/8, not a name"
+    return f"{text!r} is not an IP address or network: write 10.0.0.7 or 10.0.0.0/8, not a name"
 
 
 class Proxies:
-    """The proxies that are trusted, by addresses and networks; `*` is anybody."""
+    """The trusted proxies, as addresses and networks; `*` trusts every peer."""
 
     def __init__(self, trusted: str) -> None:
         names = {name.strip() for name in trusted.split(",")} - {""}
@@ -114,10 +115,10 @@ class Proxies:
     def client_of(self, peer: str, forwarded: Iterable[str]) -> str:
         """Return a client's address, from its peer's and the `X-Forwarded-For` headers.
 
-        Each proxy adds the address that it heard from at the end, so the client is the last one
-        that is none of ours: what stands before that, anybody may have written. A hop that is no
-        address counts as the hop that reported it. Returns "" where the peer has no address, as
-        over a Unix socket.
+        Each proxy appends the address of its own peer. So the client is the last address that is
+        not a trusted proxy; the client may have forged everything before it. A hop that is not an
+        address counts as the hop that reported it. Returns "" if the peer has no address, as over a
+        Unix socket.
         """
         client = read_address(peer) or ""
         if not forwarded or not self._trusts(client):
@@ -149,7 +150,7 @@ class Proxies:
 
 
 def _from_the_nearest(forwarded: Sequence[str]) -> Iterable[str]:
-    """Yield the hops that are there, from the last on; of very many, the nearest."""
+    """Yield the hops that are not empty, from the last on, and at most the nearest MAX_HOPS."""
     left = MAX_HOPS
     for header in reversed(forwarded):
         hops = header.rsplit(",", left)

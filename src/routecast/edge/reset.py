@@ -1,4 +1,4 @@
-"""The end of a connection whose peer does not read."""
+"""`reset`: aborts a connection whose client does not read."""
 
 import asyncio
 import socket
@@ -10,14 +10,14 @@ _NO_LINGERING: Final = struct.pack("ii", 1, 0)
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Abort a connection, with all that is unsent.
+    """Abort a connection, and drop all unsent bytes.
 
-    A transport's `abort` drops what is in its own buffer. What the kernel took, it would keep and
-    go on trying to send, for a peer that may never read it.
+    A transport's `abort` drops only its own buffer. The kernel would keep what it has taken, and go
+    on trying to send it to a client that may never read it.
     """
-    line: socket.socket | None = transport.get_extra_info("socket")
-    if line is not None:
-        # It is closed already, or, where uvloop closed it, says so by a descriptor below 0.
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is not None:
+        # The socket may be closed already; uvloop then reports a negative descriptor.
         with suppress(OSError, ValueError):
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGERING)
     transport.abort()

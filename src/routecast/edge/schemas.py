@@ -1,4 +1,4 @@
-"""JSON Schemas of the metrics document, for OpenAPI and AsyncAPI alike."""
+"""JSON Schemas of the metrics document, for OpenAPI and AsyncAPI."""
 
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ _PERFORMANCE: Final = {
     "type": "object",
     "additionalProperties": _object(count=_COUNT, avg_cost=_MAYBE, avg_confidence=_MAYBE),
 }
-# By field; routecast.v1 leaves out what is null.
+# By field; routecast.v1 leaves out fields that are null.
 _FIELD_SCHEMAS: Final[dict[str, Any]] = {
     "total_decisions": _COUNT,
     "avg_confidence": _MAYBE,

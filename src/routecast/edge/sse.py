@@ -1,9 +1,9 @@
-"""Server-sent events: `GET /sse/metrics`, the stream for those who cannot use WebSocket.
+"""Server-sent events: `GET /sse/metrics`, the stream for clients that cannot use WebSocket.
 
-The same sessions, views and ticks. Each event's `id` is the position of its document, as
-`epoch:seq`. Whole documents need no catching up: a client that comes back, with `Last-Event-ID`
-or without, gets the newest one at once. Comments keep proxies from closing a line that is quiet
-(WHATWG HTML, 9.2).
+It has the same views and ticks as the default stream. Each event's `id` is the position of its
+document, as `epoch:seq`. A client that reconnects gets the newest document at once, with or without
+`Last-Event-ID`: a whole document does not depend on what the client had. Comments keep proxies from
+closing a silent connection (WHATWG HTML, 9.2).
 """
 
 import asyncio
@@ -23,16 +23,17 @@ from routecast.errors import RoutecastError
 from routecast.instruments import Instruments
 from routecast.streaming.peers import Peers
 
-# Between two comments while no event is due, in seconds: proxies give a line up after 30 to 60.
+# Seconds between two comments while no event is sent. Proxies close a silent connection after 30 to
+# 60 s.
 COMMENT_SECONDS: Final = 15.0
 _HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
-# So that no proxy sends another request after a stream, which may have ended without a word.
+# No proxy may send another request after a stream, because the connection may have ended meanwhile.
 _CLOSE_HEADER: Final = (b"connection", b"close")
-# How long a browser waits before it comes back, in ms: not all of a crowd for the same time.
+# How long a browser waits before it reconnects, in ms: random, so that not all reconnect at once.
 _RETRY: Final = range(3_000, 7_000)
 _COMMENT: Final = b": alive\n\n"
 _EVENT: Final = "event"
@@ -88,7 +89,7 @@ class MetricsEvents:
 
 
 def event(payload: Payload) -> bytes:
-    """Return a document as one event, made once for all who get it."""
+    """Return a document as one event; it is made once for all clients."""
     data = payload.forms.get(_EVENT)
     if data is None:
         position = payload.position if isinstance(payload, EncodedDocument) else None
@@ -98,7 +99,7 @@ def event(payload: Payload) -> bytes:
 
 
 async def _gone(receive: Receive) -> int:
-    """Return when the client has gone away."""
+    """Wait until the client has gone; return the close code for it."""
     while (await receive())["type"] != "http.disconnect":
         pass
     return 1001

@@ -1,1 +1,1 @@
-"""HTTP, by ASGI and on the transport."""
+"""The HTTP edge: the connection protocol, and the ASGI routes."""

@@ -51,8 +51,8 @@ class Assets:
         """Answer a GET or HEAD of the route `/dashboard/{path:path}`.
 
         An address with this version's hash may be cached for ever. An address without a hash
-        (`/dashboard/client/routecast.js`, for pages of others) is this node's file; the browser
-        asks each time whether it has changed. Raises HTTPException, 404, for all others.
+        (`/dashboard/client/routecast.js`, for pages of other sites) is this node's file; the
+        browser asks each time whether it has changed. Raises HTTPException, 404, for all others.
         """
         path: str = request.path_params["path"]
         version, _, name = path.partition("/")

@@ -1,7 +1,7 @@
-"""HTTP: `POST /v1/decisions`.
+"""`POST /v1/decisions` as a plain ASGI application.
 
-Taking decisions in is a hot path: it is plain ASGI, reads the raw body and decodes it with
-msgspec; `edge/openapi.py` tells what it takes.
+This is a hot path: it reads the raw body, and decodes it with msgspec. `edge/openapi.py` describes
+the route.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _JSON_TYPE: Final = (b"content-type", b"application/json")
 
 
 class Decisions:
-    """The ASGI application that reads decisions, and answers with what `Ingest` says of them."""
+    """The ASGI application that reads decisions, and answers with the receipt of `Ingest`."""
 
     def __init__(self, ingest: Ingest, sites: Sites, slices: Slices | None = None) -> None:
         self._ingest = ingest
@@ -49,7 +49,7 @@ class Decisions:
             receipt = await self._take(scope, receive)
         except ClientGone:
             return
-        except asyncio.CancelledError:  # the server stops, and gave this request up
+        except asyncio.CancelledError:  # the server stops, and does not wait for this request
             await refusal(Unavailable("shutting down", retry_after=5))(scope, receive, send)
             return
         except Exception as error:
@@ -64,36 +64,33 @@ class Decisions:
         self.sites.require_allowed_origin(*origin_of(scope))
         headers = dict(scope["headers"])
         lines = is_lines(headers.get(b"content-type", b""))
-        async with AsyncExitStack() as place:
-            return await self._accepted(await self._read(scope, receive, place, lines=lines))
+        async with AsyncExitStack() as stack:
+            return await self._accepted(await self._read(scope, receive, stack, lines=lines))
 
     async def _read(
-        self, scope: Scope, receive: Receive, place: AsyncExitStack, *, lines: bool
+        self, scope: Scope, receive: Receive, stack: AsyncExitStack, *, lines: bool
     ) -> DecisionBatch:
-        """Return the batch of a body; a large one has a place, which `place` gives back."""
+        """Return the batch of a body; a large one holds `large_batches` until `stack` closes."""
         async with self.bodies.received(scope, receive) as body:
             async with self.bodies.unpacked(body) as whole:
                 batch = self.read(whole, lines=lines)
                 if await self._sort(batch, most=MAX_GROUP):
                     return batch
-            # A large batch waits for a place and is decoded again then. While it waits, it takes
-            # the memory of the body as it was sent, and no more.
+            # A large batch waits for `large_batches`, and is decoded again then. While it waits, it
+            # takes only the memory of the body as it was sent.
             del whole, batch
-            await place.enter_async_context(self.bodies.large_batches)
+            await stack.enter_async_context(self.bodies.large_batches)
             async with self.bodies.unpacked(body) as whole:
                 batch = self.read(whole, lines=lines)
                 await self._sort(batch)
                 return batch
 
     def read(self, body: bytes, *, lines: bool) -> DecisionBatch:
-        """Return the batch of a body, to be sorted; its decoding goes on meanwhile."""
+        """Return the batch of a body; the caller must sort it, which decodes it."""
         return self._ingest.batch(pieces(body, lines=lines))
 
     async def _sort(self, batch: DecisionBatch, most: float = math.inf) -> bool:
-        """Sort a batch to the end, with turns for others; not if over `most` decisions are good.
-
-        Returns whether that is done.
-        """
+        """Sort a batch in slices; stop and return False if over `most` decisions are valid."""
         while not batch.sort():
             if len(batch.decisions) > most:
                 return False
@@ -101,7 +98,7 @@ class Decisions:
         return True
 
     async def accept_slowly(self, batch: DecisionBatch, size: int) -> Receipt:
-        """Sort the rest of a small body of `size` bytes, which counts as held meanwhile; commit.
+        """Sort the rest of a small body, then commit; its `size` bytes count as held until sorted.
 
         Raises as `Ingest.accept` does.
         """
@@ -124,13 +121,13 @@ class Decisions:
 
 
 def is_lines(content_type: bytes) -> bool:
-    """Whether a body of this type is one decision a line."""
+    """Whether a body of this type has one decision per line."""
     kind = content_type.lower()
     return b"ndjson" in kind or b"jsonl" in kind
 
 
 def refusal(error: BaseException) -> Response:
-    """Return the response to a request that failed, whosever fault it is."""
+    """Return the response to a request that failed, by an error of the client or of the server."""
     if isinstance(error, AllRejected):
         return _respond_all_rejected(error)
     if isinstance(error, RoutecastError):

@@ -1,6 +1,6 @@
-"""`GET /docs`: the HTTP routes for people, made of the OpenAPI document.
+"""`GET /docs`: a page that describes the HTTP routes, made from the OpenAPI document.
 
-One page without scripts, which loads nothing else.
+It has no scripts, and loads no other file.
 """
 
 import hashlib
@@ -105,7 +105,7 @@ def _content(holder: Schema) -> Iterator[str]:
 
 
 def _schema(schema: Schema) -> str:
-    """Return a schema in brief: a link to one that has a name, or what it says."""
+    """Return a schema as HTML: a link if it has a name, else its JSON."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'

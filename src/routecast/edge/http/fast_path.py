@@ -1,9 +1,8 @@
-"""HTTP on the transport itself, for the one request that comes by the thousand: a small batch.
+"""The fast path: small batches go from the HTTP parser to the commit, without ASGI.
 
-Between the parser and the answer to `POST /v1/decisions` there is no task, scope or middleware:
-the body goes straight to `Decisions`, the answer to the transport, in one write. A request that
-asks for more (a packed, chunked or large body, a browser's, one ahead of its answers) takes the
-way through ASGI, as all others do.
+For `POST /v1/decisions` there is no task, scope or middleware: the body goes directly to
+`Decisions`, and the answer to the transport in one write. Compressed, chunked, large, cross-origin
+and pipelined requests pass through ASGI, and so do all other routes.
 """
 
 import asyncio
@@ -21,8 +20,8 @@ from routecast.errors import Unavailable
 from routecast.protocol import Receipt
 
 _DECISIONS_PATH: Final = DECISIONS.encode()
-# A request with one of these headers asks for more.
-_MORE: Final = frozenset(
+# A request with one of these header fields passes through ASGI.
+_ASGI_FIELDS: Final = frozenset(
     {b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"origin"}
 )
 _OK: Final = (
@@ -34,7 +33,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class _FastRequest:
-    """A request under way (`http_protocol.Request`)."""
+    """A request on the fast path (`http_protocol.Request`)."""
 
     __slots__ = ("body", "disconnected", "keep_alive", "lines", "response_complete", "task")
 
@@ -45,11 +44,11 @@ class _FastRequest:
         self.body: list[bytes] = []
         self.disconnected = self.response_complete = False
         self.keep_alive = True
-        self.task: asyncio.Future[Receipt] | None = None  # where it takes long to read
+        self.task: asyncio.Future[Receipt] | None = None  # if its body takes long to decode
 
     @property
     def message_event(self) -> "_FastRequest":
-        """Itself: there is nobody to be woken when the client is gone."""
+        """Itself: no task has to be woken when the client is gone."""
         return self
 
     def set(self) -> None:
@@ -57,12 +56,12 @@ class _FastRequest:
 
 
 class FastPathHttpProtocol(HttpProtocol):
-    """Uvicorn's `http` class, with a short way for decisions."""
+    """Uvicorn's `http` protocol class, with the fast path for decisions."""
 
     def __init__(self, decisions: Decisions, edge: HttpEdge, **given: Any) -> None:
         super().__init__(edge, **given)
         self._decisions = decisions
-        self._request: _FastRequest | None = None  # while its body comes
+        self._request: _FastRequest | None = None  # while its body arrives
         self._keep_alive = b"%s: %s\r\n" % edge.keep_alive_header
 
     def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
@@ -74,8 +73,8 @@ class FastPathHttpProtocol(HttpProtocol):
         self.cycle = self._request  # type: ignore[assignment]  # -- it stands in for uvicorn's
 
     def _is_plain(self, version: str, fields: dict[bytes, bytes]) -> bool:
-        """Whether a request asks for no more than this way has."""
-        # The parser has let nothing but digits through.
+        """Whether a request can take the fast path."""
+        # The parser accepts only digits.
         length = fields.get(b"content-length")
         return (
             length is not None
@@ -85,12 +84,12 @@ class FastPathHttpProtocol(HttpProtocol):
             and not self.flow.write_paused
             and self.parser.get_method() == b"POST"
             and self.parser.should_keep_alive()
-            and _MORE.isdisjoint(fields)
-            and self._serves(fields[b"host"])
+            and _ASGI_FIELDS.isdisjoint(fields)
+            and self._is_known_host(fields[b"host"])
         )
 
-    def _serves(self, host: bytes) -> bool:
-        """Whether `Host` is right; what is wrong with it is answered on the way through ASGI."""
+    def _is_known_host(self, host: bytes) -> bool:
+        """Whether `Host` is a known one; if not, the ASGI path refuses the request."""
         try:
             return self._decisions.sites.is_known_host(host.decode("latin-1"))
         except ValueError:
@@ -110,14 +109,14 @@ class FastPathHttpProtocol(HttpProtocol):
             super().on_message_complete()
             return
         self._request = None
-        self._whole = True
+        self._request_ended = True
         self.end_request()
         try:
             body = b"".join(request.body)
             batch = self._decisions.read(body, lines=request.lines)
             if batch.sort():
                 answer = self._decisions.accept(batch)
-            else:  # what takes long is left to a task, so that others get their turns
+            else:  # a long body gets a task, so that other tasks have turns
                 answer = asyncio.ensure_future(self._decisions.accept_slowly(batch, len(body)))
                 request.task = answer
         except Exception as error:

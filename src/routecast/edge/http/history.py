@@ -1,4 +1,4 @@
-"""`GET /v1/history`: the past in buckets."""
+"""`GET /v1/history`: the sums of a range of time, in buckets."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ from routecast.streaming.history_limits import HistoryLimits
 _encode: Final = msgspec.json.Encoder().encode
 
 
-# What is handed to a connection at a time, in bytes: it is asked for more when it has taken that.
+# An answer is sent in pieces of this size, in bytes, so that a slow client delays the next piece.
 ANSWER_PIECE: Final = 65_536
 
 _Answers = Callable[[HistoryQuery], Awaitable[HistoryResponse]]
@@ -44,7 +44,7 @@ def history_router(answer: _Answers, limits: HistoryLimits | None = None) -> API
         "/v1/history",
         summary="The past in buckets of equal length",
         description="Buckets begin at whole minutes, hours or days in UTC. A bucket without "
-        "decisions is there all the same. The last one may still be running.",
+        "decisions is included. The last bucket may not be over yet.",
         response_class=Response,
         openapi_extra={"parameters": HISTORY_QUERY, "responses": _RESPONSES},
     )
@@ -92,9 +92,9 @@ def _moment(name: str, description: str) -> dict[str, Any]:
 HISTORY_QUERY: Final[list[dict[str, Any]]] = [
     _moment(
         "from",
-        "Where the range begins, before `to`; about an hour before its end where it is absent.",
+        "Start of the range, before `to`. Default: about an hour before `to`.",
     ),
-    _moment("to", "Where it ends, not included; now where it is absent."),
+    _moment("to", "End of the range, exclusive. Default: now."),
     {
         "name": "points",
         "in": "query",
@@ -104,13 +104,13 @@ HISTORY_QUERY: Final[list[dict[str, Any]]] = [
             "maximum": MAX_POINTS,
             "default": DEFAULT_POINTS,
         },
-        "description": "How many buckets there may be.",
+        "description": "Maximum number of buckets.",
     },
     {
         "name": "group_by",
         "in": "query",
         "schema": {"enum": list(GROUPS)},
-        "description": "A series for each of its values; one for all where it is absent.",
+        "description": "One series for each of its values. Default: one series of all decisions.",
     },
     {
         "name": "fields",
@@ -122,7 +122,7 @@ HISTORY_QUERY: Final[list[dict[str, Any]]] = [
             "default": list(DEFAULT_HISTORY_FIELDS),
         },
         "explode": False,
-        "description": "A comma list: what to tell of each bucket.",
+        "description": "Separated by commas: the columns of each series.",
     },
     *(names_parameter(name) for name in ("strategy", "provider", "model", "project")),
 ]
@@ -139,7 +139,7 @@ _ANSWER: Final = {
         "position": _POSITION,
         "step": {"type": "integer", "description": "The length of a bucket in seconds."},
         "from": {"type": "string", "format": "date-time"},
-        "points": {"type": "integer", "description": "How many buckets there are."},
+        "points": {"type": "integer", "description": "Number of buckets."},
         "series": {
             "type": "array",
             "items": {
@@ -156,9 +156,12 @@ _ANSWER: Final = {
 }
 _RESPONSES: Final = {
     "200": {
-        "description": "The buckets; null is a value over nothing.",
+        "description": "The buckets. A value is null if its bucket has nothing to compute it from.",
         "content": {"application/json": {"schema": _ANSWER}},
     },
-    "400": {"description": "A parameter is wrong; `parameter` names it.", **PROBLEM},
-    "503": {"description": "No database, or too many ask; see Retry-After.", **PROBLEM},
+    "400": {"description": "A parameter is invalid; `parameter` names it.", **PROBLEM},
+    "503": {
+        "description": "No database, or too many histories at once; see Retry-After.",
+        **PROBLEM,
+    },
 }

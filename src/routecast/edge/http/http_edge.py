@@ -1,4 +1,4 @@
-"""What all HTTP connections of one server share: clocks, bounds, and the count of refusals."""
+"""`HttpEdge`: the deadlines, limits and count of refusals that all HTTP connections share."""
 
 import asyncio
 import logging
@@ -15,26 +15,27 @@ from routecast.edge.http.request_body import BODY_READ_SECONDS
 from routecast.edge.proxies import Proxies, limit_key
 from routecast.instruments import Instruments
 
-# A request line and its headers come in one piece from any honest client, at once.
+# The time for a request line and its headers, in seconds. Honest clients send them at once.
 REQUEST_SECONDS: Final = 10.0
-# A client gets this time, in seconds, to read the last answer and to end a connection that was
-# ended from this side. After a reset, a client that still sends could not read why it was refused
-# (RFC 9112, 9.6).
+# After the last answer the server closes its side, and waits this time, in seconds, for the client
+# to close its own. A reset at once would make a client that still sends lose the answer (RFC 9112,
+# 9.6).
 LINGER_SECONDS: Final = 5.0
-# A request waits at most this time, in seconds, behind the one that is being answered.
-AHEAD_SECONDS: Final = 60.0
-# Connections in each state: a crowd that returns at once, and more; in all, and of an address.
+# A pipelined request waits at most this time, in seconds, for the answers before it.
+PIPELINED_SECONDS: Final = 60.0
+# The maximum number of connections with each kind of deadline: in all, and of one address. All
+# clients of a full node may reconnect at once.
 MAX_WAITING_CONNECTIONS: Final = 20_000
 MAX_WAITING_OF_ADDRESS: Final = 1_000
-# Bytes of bodies that are not whole yet. Small ones have room that large ones cannot take.
+# Bytes of incomplete bodies. Small bodies have room that large ones cannot take.
 MAX_SMALL_BYTES: Final = 32 * 2**20
 MAX_SMALL_BYTES_OF_ADDRESS: Final = 8 * 2**20
 MAX_LARGE_BYTES: Final = 128 * 2**20
 MAX_LARGE_BYTES_OF_ADDRESS: Final = 64 * 2**20
-# Of the files that the process may open, connections leave this number for everything else. One
-# read of the listening socket may accept hundreds.
+# The number of open files that connections leave for everything else. One read of the listening
+# socket may accept hundreds of connections.
 RESERVED_FILES: Final = 128
-# Connections that are closed for a new one near that limit: more than one, to get away from it.
+# Near that limit, each new connection closes this number of others, so that room is left again.
 CLOSED_FOR_ONE: Final = 16
 FILES_USED_UP: Final = (
     "nearly all files that this process may open are in use; raise its limit (ulimit -n)"
@@ -54,7 +55,7 @@ class HttpConnection(Protocol):
         """Refuse its request, to make room for others."""
 
     def close_idle(self) -> None:
-        """Close it, because it was idle for too long."""
+        """Close it, because its client sent no further request in time."""
 
     def abort(self) -> None:
         """Close it at once."""
@@ -110,9 +111,9 @@ class HttpEdge:
             max_bytes=MAX_LARGE_BYTES,
             max_bytes_of_address=MAX_LARGE_BYTES_OF_ADDRESS,
         )
-        # Connections with complete requests behind the running one.
-        self.ahead: BodyDeadlines[HttpConnection] = BodyDeadlines(
-            AHEAD_SECONDS,
+        # Connections with complete requests behind the one that is being answered.
+        self.pipelined: BodyDeadlines[HttpConnection] = BodyDeadlines(
+            PIPELINED_SECONDS,
             crowded,
             crowded,
             max_count=MAX_WAITING_CONNECTIONS,

@@ -1,12 +1,15 @@
-"""HTTP on the transport: uvicorn's own protocol, with a bound for everything a client may do.
+"""`HttpProtocol`: uvicorn's HTTP protocol, with limits and deadlines for clients.
 
-The parser is httptools (llhttp). Three things about it matter here. It reads trailer fields as
-header fields. It stops after an `Upgrade` and takes the body for another protocol. And it neither
-counts bytes nor measures time. So this class counts each byte that is no payload, has an offered
-upgrade that is not accepted parsed again without the offer, and always waits on a clock.
+The parser is httptools (llhttp). It has three properties that matter here:
 
-Answers leave in the order of the requests. What is refused behind a request that is still being
-answered is refused after that answer, and nothing that follows it is read.
+- It reads trailer fields as header fields; this class ignores them.
+- It stops after an `Upgrade` field, and takes the body for another protocol. So if an upgrade is
+  not accepted, this class has the head parsed again without that field.
+- It has no limits of bytes or time. So this class counts every byte that is not payload, and sets a
+  deadline whenever it waits for the client.
+
+Answers leave in the order of the requests. So a refusal is sent after the answers to all earlier
+requests; nothing after the refused request is read.
 """
 
 import asyncio
@@ -32,17 +35,17 @@ from routecast.edge.ws.connection import PATH as STREAM_PATH
 from routecast.errors import BadHead
 from routecast.protocol import Problem
 
-MAX_HEAD_BYTES: Final = 32_768  # four times what most servers take
-# Bytes of a request with a body that are neither its head nor payload: sizes and extensions of
-# chunks, and trailers. Honest clients send a few for each chunk, and chunks of some kB.
+MAX_HEAD_BYTES: Final = 32_768  # four times the limit of most servers
+# Bytes of a request's framing: sizes and extensions of chunks, and trailers. Honest clients send a
+# few of them for each chunk of some kB.
 MAX_FRAMING_BYTES: Final = 65_536
 # Received bytes are parsed in pieces of at most this size; the limits are checked in between.
 HTTP_PIECE: Final = 65_536
-# Requests that may wait behind the one that is being answered, and the bytes of their bodies;
-# hardly a client sends any ahead. One read can hold thousands.
+# The maximum number of pipelined requests, and the bytes of their bodies. Few clients use
+# pipelining, but one read can hold thousands of requests.
 MAX_PIPELINED: Final = 16
-MAX_BYTES_AHEAD: Final = 65_536
-# What a client may still send after the request that ends its connection.
+MAX_PIPELINED_BYTES: Final = 65_536
+# The bytes that a client may still send after the request that ends its connection.
 MAX_DISCARDED_BYTES: Final = 2**24
 # A client that reads nothing of an answer for this time, in seconds, is gone. It is longer than
 # `asgi_connection.SEND_SECONDS`, so that a stream closes first and reports it.
@@ -60,7 +63,7 @@ class Reason(NamedTuple):
 NOT_HTTP: Final = Reason("the request is not valid HTTP/1.1")
 HEAD_TOO_LARGE: Final = Reason("the request's headers are too large")
 FRAMING_TOO_LARGE: Final = Reason("chunk sizes, chunk extensions and trailers are too large")
-TOO_MANY_AHEAD: Final = Reason("too many requests ahead of their answers")
+TOO_MANY_PIPELINED: Final = Reason("too many requests ahead of their answers")
 SLOW_HEAD: Final = Reason("the request did not come in time", HTTPStatus.REQUEST_TIMEOUT)
 SLOW_BODY: Final = Reason(f"the body took longer than {BODY_READ_SECONDS:.0f} s")
 CROWDED: Final = Reason(
@@ -77,7 +80,7 @@ BAD_FIELDS: Final = "a header field is missing, malformed or comes more than onc
 
 
 class RequestRefused(Exception):
-    """Is raised in a callback of the parser, to refuse the request that it reads."""
+    """Raised in a callback of the parser, to refuse the request that it reads."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.cause)
@@ -85,7 +88,7 @@ class RequestRefused(Exception):
 
 
 class Request(Protocol):
-    """A request that is being answered: uvicorn's cycle, or one of `fast_path.py`."""
+    """A request that is being answered: a `Cycle`, or one of `fast_path.py`."""
 
     disconnected: bool
     keep_alive: bool
@@ -94,7 +97,7 @@ class Request(Protocol):
 
     @property
     def message_event(self) -> Any:
-        """Is set to wake the application."""
+        """The event that is set to wake the application."""
 
 
 class Cycle(RequestResponseCycle):
@@ -102,7 +105,7 @@ class Cycle(RequestResponseCycle):
 
     keep_alive_header: tuple[bytes, bytes]
     last_response_started: Callable[[], None]
-    _until_close = False  # the body ends with the connection: HTTP/1.0 knows no chunks
+    _until_close = False  # the body ends with the connection: HTTP/1.0 has no chunks
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # -- wider
         if message["type"] == "http.response.start":
@@ -125,9 +128,9 @@ class Cycle(RequestResponseCycle):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One HTTP connection. Uvicorn's `http` class, once it has the edge that all share."""
+    """One HTTP connection: uvicorn's `http` protocol class, with the shared edge as an argument."""
 
-    _second = 0  # that of the `Date` sent with answers
+    _second = 0  # the one of the `Date` in answers
 
     def __init__(self, edge: HttpEdge, **given: Any) -> None:
         super().__init__(**given)
@@ -137,24 +140,24 @@ class HttpProtocol(HttpToolsProtocol):
         )
         self._stalled: asyncio.TimerHandle | None = None
         self._running: Request | None = None  # the request that is being answered
-        self._last_words: bytes | None = None  # the refusal that follows all answers
-        self._ending = False  # nothing that comes is read any more
-        self._over = False  # nothing is written any more
+        self._final_refusal: bytes | None = None  # the refusal that is sent after all answers
+        self._read_ended = False  # received bytes are discarded from now on
+        self._write_ended = False  # nothing is written from now on
         self._discarded = 0
         # Of the request that is being read:
         self._in_head = False
         self._in_body = False
-        self._whole = False  # one ended in the data that is being read
-        self._overhead = 0  # its bytes that are no payload
+        self._request_ended = False  # whether a request ended in the data that is being parsed
+        self._overhead = 0  # its bytes that are not payload
         self._payload = 0
-        self._bodies: BodyDeadlines[Any] = edge.large_bodies  # the ones for its body
-        self._offer = False  # it offers an upgrade, which is accepted or parsed again without
+        self._bodies: BodyDeadlines[Any] = edge.large_bodies  # the deadlines for its body
+        self._ignores_upgrade = False  # whether it has an upgrade that is not accepted
 
     # -- the transport --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # -- as uvicorn has it
-        # What uvicorn's own does. That asks a socket for the addresses, which is made for the
-        # question, and takes a thirtieth of the time of a handshake.
+        # As uvicorn's `connection_made`, but that one makes a socket object to ask for the
+        # addresses, which takes a thirtieth of the time of a handshake.
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
@@ -168,7 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._set_deadline(None)
         self._cancel_timer()
-        self._ending = True
+        self._read_ended = True
         self.pipeline.clear()
         self._set_disconnected()
         super().connection_lost(exc)
@@ -196,46 +199,46 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         if self._stalled is not None:
-            reset(self.transport)  # it would hold up the server's stop
+            reset(self.transport)  # it would delay the server's stop
         elif self._running is None:
             self.transport.close()
         else:
             self.cycle.keep_alive = False  # that of the last request
 
-    # A cycle has this object for its transport, so every write passes here.
+    # A cycle uses this object as its transport, so every write passes through here.
 
     def write(self, data: bytes) -> None:
         """Write, unless the connection has ended."""
-        if not self._over and not self.transport.is_closing():
+        if not self._write_ended and not self.transport.is_closing():
             self.transport.write(data)
 
     def is_closing(self) -> bool:
         """Whether the connection has ended."""
-        return self._over or self.transport.is_closing()
+        return self._write_ended or self.transport.is_closing()
 
     def close(self) -> None:
         """End the connection once all is written.
 
-        A client that is still sending gets the answer all the same: closed with bytes unread, the
-        kernel would reset the connection (RFC 9112, 9.6).
+        If the client is still sending, its bytes are read for a while: with unread bytes, the
+        kernel would reset the connection, and the answer could be lost (RFC 9112, 9.6).
         """
         if self._in_body:
             self._linger()
         else:
-            self._ending = self._over = True
+            self._read_ended = self._write_ended = True
             self.transport.close()
 
     def _linger(self) -> None:
-        self._ending = True
+        self._read_ended = True
         if not self.is_closing():
-            self._over = True
+            self._write_ended = True
             self._set_deadline(self._edge.ends)
             self.transport.write_eof()
             self.flow.resume_reading()
 
     def abort(self) -> None:
         """End the connection at once."""
-        self._ending = self._over = True
+        self._read_ended = self._write_ended = True
         reset(self.transport)
 
     # -- deadlines ------------------------------------------------------------------------------
@@ -260,12 +263,12 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_body(self._bodies, self._payload)
         elif self._running is not None:
             if self.pipeline:
-                self._await_body(self._edge.ahead, self._bytes_ahead())
+                self._await_body(self._edge.pipelined, self._pipelined_bytes())
             else:
                 self._set_deadline(None)
-        elif self._in_head or not self._whole:
+        elif self._in_head or not self._request_ended:
             self._await_head()
-        elif self._deadlines is None:  # the rest of a body whose request is answered
+        elif self._deadlines is None:  # the rest of a body, after the answer
             self._set_deadline(self._edge.idle)
 
     def _await_body(self, bodies: BodyDeadlines[Any], held: int) -> None:
@@ -273,7 +276,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._set_deadline(bodies, self._edge.key_of(self.client, self.headers))
         bodies.hold(self, held)
 
-    def _bytes_ahead(self) -> int:
+    def _pipelined_bytes(self) -> int:
         return sum(len(cycle.body) for cycle, _ in self.pipeline)
 
     def refuse_late(self) -> None:
@@ -290,24 +293,24 @@ class HttpProtocol(HttpToolsProtocol):
     def close_idle(self) -> None:
         """Close a connection that was idle for too long."""
         self._deadlines = None
-        self._ending = True
+        self._read_ended = True
         self.transport.close()
 
     # -- reading --------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._whole = False
+        self._request_ended = False
         if len(data) <= HTTP_PIECE:
             self._take(data)
         else:
             for start in range(0, len(data), HTTP_PIECE):
                 self._take(data[start : start + HTTP_PIECE])
-        if not self._ending:
+        if not self._read_ended:
             self._await_client()
 
     def _take(self, data: bytes) -> None:
         running = self._running
-        if self._ending or (
+        if self._read_ended or (
             running is not None and not running.keep_alive and running.response_started
         ):
             self._discard(len(data))
@@ -316,9 +319,9 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self.refuse(_why(error))
+            self.refuse(_reason_of(error))
             return
-        if self._whole:
+        if self._request_ended:
             self._overhead = 0
         elif self._in_body:
             if self._overhead > MAX_HEAD_BYTES + MAX_FRAMING_BYTES:
@@ -333,17 +336,17 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 rest = data[upgrade.args[0] :]
-            if not self._offer:
+            if not self._ignores_upgrade:
                 self._upgrade()
                 return
-            # The parser took what follows the head for another protocol. A new one takes the same
-            # head without the offer, and then the rest.
-            self._offer = False
-            data = self._head_without_offer() + rest
+            # The parser took everything after the head for another protocol. So a new parser gets
+            # the same head without the upgrade, and then the rest.
+            self._ignores_upgrade = False
+            data = self._head_without_upgrade() + rest
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def _head_without_offer(self) -> bytes:
+    def _head_without_upgrade(self) -> bytes:
         lines = [
             b"%s %s HTTP/%s"
             % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
@@ -368,7 +371,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
             return  # a trailer field, never to be merged with the headers (RFC 9110, 6.5.1)
-        name, value = name.lower(), value.strip(b" \t")  # RFC 9112, 5.1; the parser leaves the end
+        # The parser keeps spaces at the end (RFC 9112, 5.1).
+        name, value = name.lower(), value.strip(b" \t")
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
@@ -378,7 +382,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._overhead > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
             raise RequestRefused(HEAD_TOO_LARGE)
         if len(self.pipeline) >= MAX_PIPELINED:
-            raise RequestRefused(TOO_MANY_AHEAD)
+            raise RequestRefused(TOO_MANY_PIPELINED)
         version = self.parser.get_http_version()
         fields = read_fields(self.headers, version)
         if version not in ("1.1", "1.0"):
@@ -402,7 +406,7 @@ class HttpProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _read_target(self, fields: dict[bytes, bytes]) -> None:
-        """Take a target that is no path (RFC 9112, 3.2): a whole URL, or `*` of OPTIONS."""
+        """Accept a target that is not a path (RFC 9112, 3.2): a whole URL, or `*` with OPTIONS."""
         method = self.parser.get_method()
         if method == b"CONNECT":
             raise RequestRefused(NO_TUNNELS)
@@ -417,7 +421,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = slash + path
 
     def _choose_upgrade(self, version: str, fields: dict[bytes, bytes]) -> None:
-        """Accept the one upgrade there is; any other is ignored (RFC 9110, 7.8)."""
+        """Accept an upgrade to WebSocket at the stream's path; ignore any other (RFC 9110, 7.8)."""
         accepted = (
             version == "1.1"
             and self.parser.get_method() == b"GET"
@@ -426,7 +430,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
         if accepted and (self._running is not None or self._stalled is not None):
             raise RequestRefused(UPGRADE_BEHIND)
-        self._offer = not accepted
+        self._ignores_upgrade = not accepted
 
     def _get_upgrade(self) -> bytes | None:
         # Both fields are lists, and may come more than once (RFC 9110, 5.3).
@@ -440,14 +444,14 @@ class HttpProtocol(HttpToolsProtocol):
         return upgrade[1:] if wanted else None
 
     def _refresh_date(self) -> None:
-        # Only in seconds that have a request, so that an idle server sleeps.
+        # Not by a timer, so that an idle server sleeps.
         now = int(time.time())
         if now != HttpProtocol._second or not self.server_state.default_headers:
             HttpProtocol._second = now
             self.server_state.default_headers = [(b"date", formatdate(now, usegmt=True).encode())]
 
     def begin_request(self, version: str, fields: dict[bytes, bytes]) -> None:
-        """Have the application answer a request whose head is whole and within its limits."""
+        """Have the application answer a request whose head is complete and within the limits."""
         target = httptools.parse_url(self.url)
         path = target.path.decode("ascii")
         if "%" in path:
@@ -469,7 +473,7 @@ class HttpProtocol(HttpToolsProtocol):
         }
         self.cycle = cycle = Cycle(
             scope=self.scope,
-            transport=self,  # type: ignore[arg-type]  # -- as much of one as a cycle uses
+            transport=self,  # type: ignore[arg-type]  # -- it has all methods that a cycle uses
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -496,28 +500,28 @@ class HttpProtocol(HttpToolsProtocol):
         size = len(body)
         self._overhead -= size
         if self._running is None or self.cycle.response_complete:
-            return  # it is answered
+            return  # the request is answered already
         self._payload += size
-        if self.cycle is not self._running and self._bytes_ahead() + size > MAX_BYTES_AHEAD:
-            raise RequestRefused(TOO_MANY_AHEAD)
+        if self.cycle is not self._running and self._pipelined_bytes() + size > MAX_PIPELINED_BYTES:
+            raise RequestRefused(TOO_MANY_PIPELINED)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._offer:
-            return  # only its head is read, and that again
-        self._whole = True
+        if self._ignores_upgrade:
+            return  # its head will be parsed again
+        self._request_ended = True
         if not self._in_body:
             return  # an upgrade that was accepted
         self.end_request()
         super().on_message_complete()
         if self.cycle.keep_alive and not self.parser.should_keep_alive():
-            # A trailer field said so to the parser, which takes no other request now.
+            # A trailer field `Connection: close` made the parser stop; it reads no other request.
             self.cycle.keep_alive = False
             if self.cycle.response_complete:
                 self.close()
 
     def end_request(self) -> None:
-        """Note that a request is whole, its body with it."""
+        """Record that the request and its body are complete."""
         self._in_body = False
         self._payload = 0
         if self._deadlines is not None:
@@ -528,37 +532,37 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         self._running = None
-        if self._over or self.transport.is_closing():
+        if self._write_ended or self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._last_words is not None:
-            self.write(self._last_words)
+        elif self._final_refusal is not None:
+            self.write(self._final_refusal)
             self._linger()
         elif self._in_body:
-            self._payload = 0  # the rest of the body is read, and dropped
+            self._payload = 0  # the rest of the body is read and dropped
         elif self._in_head:
             self._await_head()
         else:
             self._set_deadline(self._edge.idle)
 
     def last_response_started(self) -> None:
-        """Drop what came after the request whose answer ends the connection."""
+        """Drop everything after the request whose answer ends the connection."""
         self.pipeline.clear()
-        self._last_words = None
+        self._final_refusal = None
 
     def refuse(self, reason: Reason) -> None:
-        """Refuse the request that is being read, and read no more. It ends the connection."""
-        if self._ending:
+        """Refuse the request that is being read, and end the connection after that."""
+        if self._read_ended:
             return
         self._edge.refusal_log.add(reason.cause)
-        self._ending = True
+        self._read_ended = True
         self._set_deadline(None)
         owner: Request | None = self.cycle if self._in_body else None  # whose body is being read
         running = self._running
         if running is None:
-            if owner is None:  # else it is answered already
+            if owner is None:  # else the request is answered already
                 self.write(self._refusal(reason))
             self._linger()
         elif owner is running:
@@ -571,8 +575,8 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             if self.pipeline and self.pipeline[0][0] is owner:
                 self.pipeline.popleft()
-            self._last_words = self._refusal(reason)
-            self.flow.resume_reading()  # to notice the end
+            self._final_refusal = self._refusal(reason)
+            self.flow.resume_reading()  # to notice when the client closes
 
     def _refusal(self, reason: Reason) -> bytes:
         status = reason.status
@@ -588,13 +592,14 @@ class HttpProtocol(HttpToolsProtocol):
     # -- WebSocket ------------------------------------------------------------------------------
 
     def _upgrade(self) -> None:
-        """Hand the transport over for good, and leave nothing behind.
+        """Hand the transport over to the WebSocket protocol.
 
-        The new protocol must be the transport's before it writes its first byte; and without the
-        cycles through the parser, this object is gone at once, not at some later collection.
+        The transport must have the new protocol before the first byte is written. The reference
+        cycles through the parser are broken, so that this object is freed at once, without garbage
+        collection.
         """
         self._set_deadline(None)
-        self._ending = True
+        self._read_ended = True
         self._cancel_timer()
         self.connections.discard(self)
         kind: Any = self.ws_protocol_class
@@ -605,13 +610,13 @@ class HttpProtocol(HttpToolsProtocol):
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         del self.parser, self.flow, self.transport, self.cycle
-        # Asked of the transport again, the peer's address would cost a system call.
+        # To ask the transport for the peer's address again would cost a system call.
         peer = self.client[0] if self.client else ""
         protocol.upgrade("GET", self.url, self.headers, peer)
 
 
-def _why(error: httptools.HttpParserError) -> Reason:
-    """Return the reason behind what the parser raised: its own complaint, or a callback's."""
+def _reason_of(error: httptools.HttpParserError) -> Reason:
+    """Return the reason for an error of the parser: invalid HTTP, or what a callback raised."""
     cause = error.__context__
     if isinstance(cause, RequestRefused):
         return cause.reason

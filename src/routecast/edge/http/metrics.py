@@ -1,4 +1,4 @@
-"""HTTP: `GET /routing/metrics`."""
+"""`GET /routing/metrics`: the document of a view, once."""
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -27,7 +27,7 @@ def metrics_router(frame: Callable[[View, str], Awaitable[EncodedDocument]]) -> 
         session = open_session(request.scope["query_string"])
         client = limit_key_of(request.scope)
         newest = await frame(session.subscription.view, client)
-        # The error document of a stream, with a status that says the same.
+        # If there is no document, the body is the stream's error document.
         status = HTTPStatus.OK if newest.source else HTTPStatus.SERVICE_UNAVAILABLE
         headers = {"Cache-Control": "no-store"}
         if newest.source is None:

@@ -1,4 +1,4 @@
-"""Routes beside the metrics: health, readiness, Prometheus, and the page."""
+"""`/health`, `/ready`, `/metrics` for Prometheus, and the page at `/` with its files."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ from routecast.protocol import HealthReport
 
 DASHBOARD: Final = resources.files("routecast") / "dashboard"
 _CSP: Final = (
-    # 'self' is WebSockets of this host and port, too (CSP 3, 6.7.2.8; Safari since 15.4).
+    # 'self' includes WebSockets to this host and port (CSP 3, 6.7.2.8; Safari since 15.4).
     "default-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
@@ -32,7 +32,7 @@ PAGE_HEADERS: Final = {
     "Cache-Control": "no-cache",
 }
 
-_HEALTH: Final = {"$ref": "#/components/schemas/HealthReport"}  # `http.describe` puts it there
+_HEALTH: Final = {"$ref": "#/components/schemas/HealthReport"}  # `openapi.describe` adds it
 _READY: Final = {
     "type": "object",
     "properties": {
@@ -44,13 +44,16 @@ _READY: Final = {
 }
 
 
-def _good_or_bad(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the responses of what is either so or, with 503, not."""
+def _responses(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the OpenAPI responses of `/health` or `/ready`: 200 or 503, with this schema."""
     content = {"application/json": {"schema": schema}}
     return {
         "responses": {
             "200": {"description": "Healthy, or ready.", "content": content},
-            "503": {"description": "Not ready; the body says why.", "content": content},
+            "503": {
+                "description": "Nothing can be served, or not ready; the body says why.",
+                "content": content,
+            },
         }
     }
 
@@ -67,7 +70,7 @@ def ops_router(
         "/health",
         summary="What works; 200 while anything can be served",
         response_class=Response,
-        openapi_extra=_good_or_bad(_HEALTH),
+        openapi_extra=_responses(_HEALTH),
     )
     async def get_health() -> Response:
         state = await health()
@@ -79,7 +82,7 @@ def ops_router(
         "/ready",
         summary="200 when decisions can be acknowledged, else 503",
         response_class=Response,
-        openapi_extra=_good_or_bad(_READY),
+        openapi_extra=_responses(_READY),
     )
     async def get_ready() -> Response:
         try:
@@ -100,7 +103,7 @@ def ops_router(
         openapi_extra={
             "responses": {
                 "200": {
-                    "description": "All figures.",
+                    "description": "All metrics of this node.",
                     "content": {"text/plain": {"schema": {"type": "string"}}},
                 }
             }
@@ -142,6 +145,6 @@ def page_router(notice: str) -> APIRouter:
 
 
 def _allow_script(text: str) -> str:
-    """Return the directive that allows this script in the page, beside files of this server."""
+    """Return the CSP directive that allows this inline script and the scripts of this server."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"script-src 'self' 'sha256-{digest}'"

@@ -1,4 +1,4 @@
-"""Log lines that clients cause: at most one for each cause in ten seconds, with a count."""
+"""The log of refused requests: at most one line for each cause in ten seconds, with a count."""
 
 import asyncio
 import logging
@@ -17,8 +17,8 @@ def _call_later(seconds: float, action: Callable[[str], None], cause: str) -> ob
 class RefusalLog:
     """Counts refused requests by cause, and logs them at a bounded rate.
 
-    The first of a cause is logged at once, and those of the next ten seconds in one line after
-    that. A cause must be a text of the program's own: there is a count for each.
+    The first refusal of a cause is logged at once. Those of the next ten seconds are logged as one
+    line. A cause must never contain text of a client, because each cause has a count of its own.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class RefusalLog:
         self._log = log
         self._counter = counter
         self._call_later = call_later
-        self._counts: dict[str, int] = {}  # not logged yet, of causes that were logged just now
+        self._counts: dict[str, int] = {}  # not logged yet; has the causes of the last ten seconds
 
     def add(self, cause: str) -> None:
         """Count one more request that was refused for this cause."""

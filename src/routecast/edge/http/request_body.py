@@ -1,4 +1,4 @@
-"""Reading a request body: within its limits, whatever it claims and however it is packed."""
+"""Reading request bodies: receiving and decompressing them, within limits of bytes and time."""
 
 import asyncio
 import sys
@@ -18,25 +18,25 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# A producer on a bad line sends 16 MiB in this time; one that sends nothing must not stay.
+# A producer on a slow network sends 16 MiB in this time; one that sends nothing is refused.
 BODY_READ_SECONDS: Final = 30.0
-# Bytes of bodies held at a time, over all requests: eight of the largest, and room of their own
-# for those that are small so far.
+# Bytes of bodies held at a time, over all requests: eight of the largest. Bodies that are small so
+# far have room of their own.
 MAX_HELD: Final = 8 * MAX_BODY_BYTES
 MAX_SMALL_HELD: Final = 32 * 2**20
-# Decisions take much more room than the bytes they came in, and a packed body much more once it is
-# unpacked. So only a few are unpacked at a time, and only a few large batches are decisions at a
-# time: one is committed while another is decoded. Others wait as they came; when too many do,
-# further ones are refused.
+# A compressed body takes much more memory once it is decompressed, and decoded decisions take much
+# more than their bytes. So only a few bodies are decompressed at a time, and only a few large
+# batches are decoded at a time: one is committed while another is decoded. Other bodies wait as
+# they were sent; if too many wait, further ones are refused.
 SMALL_BODY: Final = 65_536
 UNPACKED_AT_ONCE: Final = 2
 LARGE_BATCHES_AT_ONCE: Final = 2
 MAX_WAITING_BODIES: Final = 256
 MAX_WAITING_BATCHES: Final = 64
-# A body may be a file that was appended to; more than this was made to waste time.
+# A body may be a compressed file that was appended to. More parts than this are an attack.
 MAX_PARTS: Final = 1_000
 SLICE_BYTES: Final = 65_536
-# Bytes that are unpacked between two turns of others: 2 ms.
+# Bytes that are decompressed between two turns of other tasks: 2 ms.
 STEP_BYTES: Final = 2**20
 
 
@@ -45,7 +45,7 @@ class ClientGone(Exception):
 
 
 class _Decompressor(Protocol):
-    """What zlib's and zstd's decompressors have in common."""
+    """The interface that the decompressors of zlib and zstd share."""
 
     @property
     def eof(self) -> bool: ...
@@ -55,7 +55,7 @@ class _Decompressor(Protocol):
 
 
 class ConcurrencyLimit:
-    """Runs `at_once` contexts; at most `most_waiting` others wait, and more are refused."""
+    """Lets `at_once` contexts run; at most `most_waiting` others wait, and more are refused."""
 
     def __init__(self, at_once: int, most_waiting: int) -> None:
         self._semaphore = asyncio.Semaphore(at_once)
@@ -83,12 +83,12 @@ class Body(NamedTuple):
 
     @property
     def is_small(self) -> bool:
-        """Whether few decisions can be in it."""
+        """Whether it can contain only few decisions."""
         return self.coding == "identity" and len(self.sent) <= SMALL_BODY
 
 
 class BodyReader:
-    """Reads the bodies of all requests of one application; over MAX_HELD it refuses them.
+    """Reads the bodies of all requests of one application; refuses them while MAX_HELD is reached.
 
     `large_batches` limits the large batches from their decoding to their commit.
     """
@@ -102,7 +102,7 @@ class BodyReader:
 
     @asynccontextmanager
     async def received(self, scope: Scope, receive: Receive) -> AsyncIterator[Body]:
-        """Give the body; it counts as held within the context.
+        """Yield the body; it counts as held within the context.
 
         Raises TooLarge, BadBody (cut off), Unsupported, Unavailable and ClientGone.
         """
@@ -119,9 +119,9 @@ class BodyReader:
 
     @asynccontextmanager
     async def unpacked(self, body: Body) -> AsyncIterator[bytes]:
-        """Give what a body holds; what it becomes is to be made within the context.
+        """Yield a body's decompressed bytes; decode them within the context.
 
-        Raises TooLarge, BadBody (not packed as it claims) and Unavailable.
+        Raises TooLarge, BadBody (not the coding that it claims) and Unavailable.
         """
         async with nullcontext() if body.is_small else self._unpacked:
             yield await _unpacked(*body)
@@ -136,7 +136,7 @@ class BodyReader:
             if isinstance(error, TimeoutError):
                 raise BadBody(f"the body took longer than {BODY_READ_SECONDS:.0f} s") from None
             if isinstance(error, asyncio.CancelledError):
-                # The server stops, and the rest of the body did not come in time.
+                # The server stops, and does not wait for the rest of the body.
                 raise Unavailable("shutting down", retry_after=5) from None
             raise
         return b"".join(chunks) if len(chunks) > 1 else chunks[0]
@@ -158,7 +158,7 @@ class BodyReader:
                 raise Unavailable("too many bytes are being received")
 
     def _hold(self, before: int, now: int) -> None:
-        """Count a body that was so large before and is so large now, in bytes."""
+        """Count a body as held that has grown or shrunk from `before` to `now` bytes."""
         if before <= SMALL_BODY:
             self.small_held -= before
         else:
@@ -170,10 +170,10 @@ class BodyReader:
 
 
 def coding_of(scope: Scope) -> str:
-    """Return how a body is packed: `identity`, `gzip` or `zstd` (RFC 9110, 8.4).
+    """Return a body's content coding: `identity`, `gzip` or `zstd` (RFC 9110, 8.4).
 
-    All `Content-Encoding` fields are one list; `identity` in it says nothing, and `x-gzip` is
-    gzip. Raises Unsupported for another coding, and where one is applied to another.
+    All `Content-Encoding` fields are one list; `identity` in it has no effect, and `x-gzip` is
+    gzip. Raises Unsupported for another coding, and for two codings.
     """
     fields = [value for name, value in scope["headers"] if name == b"content-encoding"]
     listed = b",".join(fields).decode("latin-1").lower().split(",")
@@ -196,7 +196,7 @@ async def _unpacked(body: bytes, coding: str) -> bytes:
         return body
     parts: list[bytes] = []
     try:
-        # In steps, with turns for others: some bytes may become 16 MiB.
+        # In steps, with turns for other tasks: a few bytes may become 16 MiB.
         for part in _unpack(body, coding, new):
             parts.append(part)
             await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def _unpacked(body: bytes, coding: str) -> bytes:
 
 
 class _Gunzip:
-    """zlib's decompressor, which keeps what it was given and has not read."""
+    """zlib's decompressor with the interface of zstd's: it keeps the input that is not read yet."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(16 + zlib.MAX_WBITS)
@@ -228,13 +228,14 @@ def _too_large() -> TooLarge:
 
 
 def _unpack(packed: bytes, coding: str, new: Callable[[], _Decompressor]) -> Iterator[bytes]:
-    """Give what a body holds in parts of at most STEP_BYTES, never more than is allowed in all.
+    """Yield a body's decompressed bytes in pieces of at most STEP_BYTES, up to MAX_BODY_BYTES.
 
-    It may have many parts itself (RFC 1952, 2.2; RFC 8878, 3), up to MAX_PARTS.
+    The body may be a sequence of compressed parts (RFC 1952, 2.2; RFC 8878, 3), up to MAX_PARTS.
+    Raises TooLarge and BadBody.
     """
     left, unpacker = MAX_BODY_BYTES, new()
     number = 1
-    # In slices: what follows a part is copied, and must not be the whole rest each time.
+    # In slices: after each part its remaining input is copied, which must not be the whole body.
     for start in range(0, len(packed), SLICE_BYTES):
         data = packed[start : start + SLICE_BYTES]
         while True:
@@ -253,7 +254,7 @@ def _unpack(packed: bytes, coding: str, new: Callable[[], _Decompressor]) -> Ite
             if unpacker.eof:
                 data = unpacker.unused_data
             elif len(part) == limit:
-                data = b""  # there is more to come of what it was given
+                data = b""  # its earlier input has more output
             else:
                 break
     if packed and not unpacker.eof:

@@ -1,1 +1,1 @@
-"""WebSocket, on the transport and by ASGI."""
+"""The WebSocket edge: uvicorn's `ws` protocol class, and an ASGI route for other servers."""

@@ -1,4 +1,4 @@
-"""WebSocket: `/ws/metrics` as a plain ASGI route, for any server and for mounting elsewhere."""
+"""`/ws/metrics` as a plain ASGI route, for other servers and for mounting in other apps."""
 
 import asyncio
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class MetricsSocket:
             await refuse(error, scope, receive, send)
             return
         try:
-            # None is the default stream, for whoever asks for nothing that is spoken here.
+            # None is the default stream: the client requests no subprotocol that the server has.
             spoken = next((name for name in scope["subprotocols"] if name in ENCODINGS), None)
             await send({"type": "websocket.accept", "subprotocol": spoken})
             encoding = ENCODINGS.get(spoken or "")
@@ -75,12 +75,12 @@ class MetricsSocket:
 
 
 def _content_of(payload: Payload) -> dict[str, str | bytes]:
-    """Return a payload as ASGI has it."""
+    """Return a payload's content as a field of an ASGI message."""
     return {"bytes": payload.body} if payload.binary else {"text": payload.body.decode()}
 
 
 async def _listen(take: Callable[[str | bytes], None], receive: Receive) -> int:
-    """Pass on what the client sends; return the code it closed with."""
+    """Pass the client's messages on; return its close code once it has left."""
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
@@ -94,9 +94,9 @@ def _content(message: Message) -> str | bytes:
 
 
 async def refuse(error: RoutecastError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer over HTTP instead of upgrading, where the server can; else close (seen as 403)."""
+    """Refuse an upgrade with an HTTP answer, or if the server cannot send one, by closing (403)."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": int(CloseCode.POLICY)})
         return
-    # Starlette's response speaks the websocket form of its messages by itself.
+    # In a WebSocket scope, Starlette's response sends `websocket.http.response` messages.
     await respond_error(error)(scope, receive, send)

@@ -1,8 +1,8 @@
-"""Batches: WebSocket connections that are sent the same, and what need not be done for each.
+"""Batches of WebSocket connections that are sent the same payloads, and their send plans.
 
-To send to a batch, its connections are not even looked at, which are far from the processor's
-caches: their descriptors stand in an array, and the bytes are made once. This *send plan* holds
-until a connection comes, leaves, or can be written to or no more.
+Sending to a batch does not touch its connection objects, which are usually out of the processor's
+caches: their descriptors are in an array, and the bytes are made once. This *send plan* is valid
+until a connection joins, leaves, or changes its state.
 """
 
 from array import array
@@ -16,16 +16,16 @@ from routecast.edge.ws.frames import deflated, is_large, is_plain, plain
 from routecast.edge.ws.socket_send import send_all
 from routecast.ports import Connection
 
-# A batch that falls into more parts than this is planned anew after its next message: from that on,
-# many of its connections have the same context.
+# A plan with more parts than this is made again after the next message: many of its connections
+# have the same context from then on.
 MAX_PLAN_PARTS: Final = 4
 
 
 class Compression:
     """How messages to a connection are compressed: not at all, each by itself, or in context.
 
-    In context, a message is compressed after the one before it (RFC 7692, 7.2.3.2). Connections
-    that were sent the same share one object, so that `before` stands in one place for all of them.
+    In context, a message refers to the message before it (RFC 7692, 7.2.3.2). Connections that were
+    sent the same messages share one object, so that `before` is set once for all of them.
     """
 
     __slots__ = ("before", "in_context", "is_off", "users")
@@ -37,16 +37,16 @@ class Compression:
         self.users = 0  # connections that share it, if in context
 
     def form(self, payload: Payload) -> bytes:
-        """Return the bytes that a payload is sent as."""
+        """Return a payload as the bytes to write."""
         return plain(payload) if self.is_off else deflated(payload, self.before)
 
     def prepare(self, payload: Payload) -> None:
-        """Make the form of a payload that is the same after whatever came before it."""
+        """Make the compressed form of a large payload, which does not depend on its context."""
         if not self.is_off and is_large(payload):
             deflated(payload)
 
     def is_context(self, payload: Payload, data: bytes) -> bool:
-        """Whether a payload that was sent as `data` is the next message's context."""
+        """Whether a payload that was sent as `data` becomes the context of the next message."""
         return self.in_context and not is_plain(payload, data)
 
 
@@ -55,14 +55,14 @@ INDEPENDENT: Final = Compression()
 
 
 class BatchedConnection(Protocol):
-    """What a batch needs of a connection (`connection.WebSocketConnection`)."""
+    """The parts of a connection that a batch uses (`connection.WebSocketConnection`)."""
 
     batches: "tuple[WebSocketBatch, ...]"
     compression: Compression
 
     @property
     def descriptor(self) -> int:
-        """Its socket."""
+        """The descriptor of its socket."""
         ...
 
     @property
@@ -71,16 +71,16 @@ class BatchedConnection(Protocol):
         ...
 
     def send(self, payload: Payload) -> bool:
-        """Send to it alone."""
+        """Send to this connection alone; return whether it was sent."""
         ...
 
     def send_rest(self, data: bytes, sent: int) -> None:
-        """Send what a socket that became full did not take: all but the first `sent` bytes."""
+        """Send the bytes after the first `sent`, which the socket did not take."""
         ...
 
 
 def share(connections: Iterable[BatchedConnection], compression: Compression) -> None:
-    """Give connections another context."""
+    """Make connections share another `Compression`."""
     for each in connections:
         each.compression.users -= 1
         each.compression = compression
@@ -92,8 +92,8 @@ def share(connections: Iterable[BatchedConnection], compression: Compression) ->
 def keep_context(
     connections: Sequence[BatchedConnection], compression: Compression, payload: Payload
 ) -> Compression:
-    """Note that connections with a context were sent a payload; return what they share now."""
-    if compression.users != len(connections):  # others were not sent it
+    """Record that connections with a context were sent a payload; return what they share now."""
+    if compression.users != len(connections):  # other connections that share it were not sent it
         compression = Compression(in_context=True)
         share(connections, compression)
     compression.before = cast(AddressedMessage, payload).sent
@@ -101,7 +101,7 @@ def keep_context(
 
 
 class _PlanPart:
-    """Connections of a batch that take the same bytes, and their descriptors."""
+    """Connections of a batch that are sent the same bytes, and their descriptors."""
 
     __slots__ = ("_compression", "_connections", "_descriptors")
 
@@ -116,8 +116,8 @@ class _PlanPart:
         rest = send_all(self._descriptors[start:] + self._descriptors[:start], data)
         if self._compression.is_context(payload, data):
             self._compression = keep_context(self._connections, self._compression, payload)
-        for place, sent in rest.items():
-            self._connections[(start + place) % len(self._connections)].send_rest(data, sent)
+        for index, sent in rest.items():
+            self._connections[(start + index) % len(self._connections)].send_rest(data, sent)
 
 
 class WebSocketBatch:
@@ -126,12 +126,13 @@ class WebSocketBatch:
     __slots__ = ("_alone", "_connections", "_plan")
 
     def __init__(self) -> None:
-        # A dict keeps the order in which they came, and forgets one of them in no time.
+        # A dict keeps the order in which they joined, and removes one in constant time.
         self._connections: dict[BatchedConnection, None] = {}
         # The send plan: the parts to send to, and the connections that cannot be sent to now.
         self._plan: tuple[list[_PlanPart], list[BatchedConnection]] | None = None
-        # One object for all connections that are in no other batch. It goes with the last of them,
-        # or the batch would refer to itself, and be memory until the garbage collector finds it.
+        # A tuple of this batch, shared by all connections that are in no other batch. It is dropped
+        # with the last connection: otherwise the batch would refer to itself, and wait for the
+        # garbage collector.
         self._alone: tuple[WebSocketBatch, ...] = ()
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ class WebSocketBatch:
             self._alone = ()
 
     def invalidate(self) -> None:
-        """Forget the send plan: one of the connections is not as it was."""
+        """Drop the send plan, because a connection has changed."""
         self._plan = None
 
     def send(self, payload: Payload) -> Sequence[Connection]:
@@ -163,7 +164,7 @@ class WebSocketBatch:
         parts, full = self._plan
         for part in parts:
             part.send(payload)
-        if len(parts) > MAX_PLAN_PARTS:  # many have the same context from this message on
+        if len(parts) > MAX_PLAN_PARTS:  # from this message on, many have the same context
             self._plan = None
         return [cast(Connection, each) for each in full if not each.send(payload)]
 
@@ -171,7 +172,7 @@ class WebSocketBatch:
 def _plan(
     connections: Iterable[BatchedConnection],
 ) -> tuple[list[_PlanPart], list[BatchedConnection]]:
-    """Tell those apart that take the same bytes, and those that cannot be sent to now."""
+    """Return the send plan: parts that are sent the same bytes, and connections that are full."""
     apart: dict[tuple[Compression | None, SentMessage | None], list[BatchedConnection]] = {}
     full = []
     for each in connections:

@@ -1,13 +1,13 @@
-"""WebSocket on the transport itself: a protocol class for uvicorn, fast and small.
+"""`WebSocketConnection`: uvicorn's `ws` protocol class, with little memory for each connection.
 
-Uvicorn hands over a connection with its upgrade request. `handshake.py` answers it and keeps
-nothing: a connection is one slotted object. Its `peer` (`streaming/peers.py`) speaks the default
-stream or routecast.v1 over it. Payloads are written straight to the socket, mostly by batches
-(`batch.py`): no task, queue or coroutine for each connection.
+`HttpProtocol` hands over a connection with its upgrade request. `handshake.py` answers the request,
+and keeps no state: a connection is one slotted object. Its `peer` (`streaming/peers.py`) speaks the
+default stream or routecast.v1 over it. Payloads are written directly to the socket, mostly by
+batches (`batch.py`). A connection has no task, queue or coroutine.
 
-The transport is told to hold nothing (`high=0`): it writes at once, and calls `pause_writing` as
-soon as a socket is full. From then on the connection is skipped; when the socket has drained, the
-peer sends what is newest.
+The transport's buffer limit is 0 (`high=0`): it calls `pause_writing` as soon as a socket is full.
+From then on the connection is skipped. When the socket has drained, the peer sends the newest
+version.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from routecast.edge.ws.batch import (
 from routecast.edge.ws.frames import PING, PONG_HEAD, PONG_SIZE, WINDOW_BITS
 from routecast.edge.ws.handshake import Agreement, Handshakes, UpgradeRequest, refuse
 from routecast.edge.ws.messages import MessageAssembler
-from routecast.edge.ws.socket_send import FLAGS, NOWHERE, descriptor, send
+from routecast.edge.ws.socket_send import FLAGS, NO_DESCRIPTOR, descriptor, send
 from routecast.errors import BadBody, NotFound, RoutecastError
 from routecast.instruments import Instruments
 from routecast.ports import Batch
@@ -47,29 +47,29 @@ from routecast.streaming.heartbeat import Heartbeat
 from routecast.streaming.peers import Peer, Peers
 
 PATH: Final = b"/ws/metrics"
-# A client may take this time, in seconds, to answer a close frame.
+# The time that a client has to answer a close frame, in seconds.
 CLOSE_FRAME_SECONDS: Final = 2.0
-# A client may send MAX_FRAMES in FRAMES_SECONDS: a stream's client has next to nothing to say.
+# A client may send MAX_FRAMES in FRAMES_SECONDS; clients of a stream send few frames.
 MAX_FRAMES: Final = 1_200
 FRAMES_SECONDS: Final = 20.0
-# Received bytes are parsed in pieces of at most this size; the number of frames is checked in
-# between. One read can hold 40,000 frames, and half a second's work.
+# Received bytes are parsed in pieces of at most this size, and the number of frames is checked
+# after each. One read can hold 40,000 frames, which take half a second.
 WS_PIECE: Final = 4_096
 
 _BODY: Final = (b"content-length", b"transfer-encoding")
 
 
 class ConnectionState(Enum):
-    """Where a connection is in its life."""
+    """The states of a connection."""
 
     CONNECTING = auto()  # its upgrade request is not answered yet
-    OPEN = auto()  # the socket takes what is sent
-    FULL = auto()  # the socket does not; payloads are skipped until it has drained
-    CLOSING = auto()  # the close frame, or the refusal, is sent, and the client may answer it
+    OPEN = auto()  # the socket has room
+    FULL = auto()  # the socket has no room; payloads are skipped until it has drained
+    CLOSING = auto()  # the close frame or the refusal is sent; the client may answer it
     CLOSED = auto()
 
 
-# The states that may follow each state. An event whose state may not follow changes nothing.
+# The states that may follow each state. `_enter` ignores all others.
 NEXT_STATES: Final[Mapping[ConnectionState, frozenset[ConnectionState]]] = {
     ConnectionState.CONNECTING: frozenset(
         {ConnectionState.OPEN, ConnectionState.CLOSING, ConnectionState.CLOSED}
@@ -86,9 +86,9 @@ NEXT_STATES: Final[Mapping[ConnectionState, frozenset[ConnectionState]]] = {
 
 
 class WebSocketEdge:
-    """What all connections of one server share. Its `protocol` is uvicorn's `ws` class."""
+    """The objects and limits that all connections share. Uvicorn calls `protocol` for each one."""
 
-    # What a client may send: bytes in a message, and frames in `FRAMES_SECONDS`.
+    # The limits of what a client sends: bytes of a message, and frames in FRAMES_SECONDS.
     max_message_bytes = MAX_MESSAGE_BYTES
     max_frames = MAX_FRAMES
 
@@ -110,7 +110,7 @@ class WebSocketEdge:
         self.handshakes = Handshakes(ENCODINGS, compress=compress)
 
     def protocol(self, **_: Any) -> "WebSocketConnection":
-        """Return the protocol of a new connection; uvicorn calls this, with its own state."""
+        """Return the protocol of a new connection; uvicorn's arguments are not used."""
         return WebSocketConnection(self)
 
 
@@ -144,28 +144,28 @@ class WebSocketConnection(asyncio.Protocol):
     def __init__(self, edge: WebSocketEdge) -> None:
         self._edge = edge
         self._state = ConnectionState.CONNECTING
-        self._code: int | None = None  # why it closes; None as long as nobody has said
+        self._code: int | None = None  # the close code; None while it is not known
         self.peer: Peer | None = None  # from the handshake to the end
         self.client = ""
         self.batches: tuple[WebSocketBatch, ...] = ()
         self.compression: Compression = PLAIN
-        self.descriptor = NOWHERE  # of the socket, from the handshake to the end
+        self.descriptor = NO_DESCRIPTOR  # set from the handshake to the end
         self.awaits_pong = False
-        self._behind = False  # was skipped since its socket is full
-        self._prefix = b""  # the handshake's answer, until something is written with it
-        self._binary = False  # what it is sent
-        self._inflates = False  # may send deflated messages itself
+        self._behind = False  # whether a payload was skipped because the socket is full
+        self._prefix = b""  # the handshake's answer, until it is written with the first message
+        self._binary = False  # whether messages to the client are binary
+        self._inflates = False  # whether the client may send deflated messages
         self._assembler: MessageAssembler | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._frames = 0  # received until a time on the monotonic clock
+        self._frames = 0  # received before `_until`, a time on the monotonic clock
         self._until = 0.0
 
     # -- states ---------------------------------------------------------------------------------
 
     def _enter(self, state: ConnectionState, code: int | None = None) -> bool:
-        """Go on to a state, if it may follow; return whether it did.
+        """Change to a state if it may follow; return whether it did.
 
-        `code` is why the connection closes, where that is not known already.
+        `code` is the close code, unless one is known already.
         """
         if state not in NEXT_STATES[self._state]:
             return False
@@ -178,17 +178,17 @@ class WebSocketConnection(asyncio.Protocol):
         match state:
             case ConnectionState.OPEN:
                 self._transport.resume_reading()
-                self.awaits_pong = False  # the ping may have been behind what it took only now
+                self.awaits_pong = False  # the ping may have waited behind unsent bytes
             case ConnectionState.FULL:
-                # While a client does not read, its pings are not answered: no pongs pile up.
+                # A client that does not read could make pongs pile up by sending pings.
                 self._transport.pause_reading()
                 self._arm_timer(SEND_SECONDS, CloseCode.TOO_SLOW)
             case ConnectionState.CLOSING:
                 self._prefix = b""
-                self._transport.resume_reading()  # for the answer
+                self._transport.resume_reading()  # for the client's close frame
                 self._arm_timer(CLOSE_FRAME_SECONDS, CloseCode.DONE)
             case ConnectionState.CLOSED:
-                self.descriptor = NOWHERE  # soon it is another's
+                self.descriptor = NO_DESCRIPTOR  # the number may soon belong to another socket
                 self._assembler = None
         return True
 
@@ -197,7 +197,7 @@ class WebSocketConnection(asyncio.Protocol):
         return self._state is ConnectionState.OPEN
 
     def _arm_timer(self, seconds: float, code: CloseCode) -> None:
-        """Abort with a code unless the state changes in time."""
+        """Abort with a code after `seconds`, unless the state changes before."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._time_out, code)
 
@@ -232,7 +232,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.compression.prepare(payload)
 
     def _write(self, data: bytes) -> None:
-        """Write to a socket that is not full, with what waits to go first."""
+        """Write to a socket that is not full; the prefix goes first."""
         if self._prefix:
             data, self._prefix = self._prefix + data, b""
         sent = send(self.descriptor, data, len(data), FLAGS)
@@ -240,17 +240,17 @@ class WebSocketConnection(asyncio.Protocol):
             self.send_rest(data, sent)
 
     def send_rest(self, data: bytes, sent: int) -> None:
-        # The transport meets the same obstacle, and deals with it. A view, so that all who are sent
-        # the same share its bytes.
+        # The transport finds the socket full too, and calls `pause_writing`. A memoryview, so that
+        # all connections share the bytes.
         self._transport.write(memoryview(data)[max(sent, 0) :])
 
     def reply(self, data: bytes) -> None:
-        if self._is_active:  # after a close frame nothing may come
+        if self._is_active:  # after a close frame, nothing may be sent
             opcode = Opcode.BINARY if self._binary else Opcode.TEXT
             self._write_through(Frame(opcode, data).serialize(mask=False))
 
     def _write_through(self, data: bytes) -> None:
-        """Write by the transport, which keeps what the socket does not take."""
+        """Write through the transport, which keeps what the socket does not take."""
         data, self._prefix = self._prefix + data, b""
         if data:
             self._transport.write(data)
@@ -258,7 +258,7 @@ class WebSocketConnection(asyncio.Protocol):
     def has_room(self) -> bool:
         if self._state is not ConnectionState.FULL:
             return True
-        self._behind = True  # so that the peer is called
+        self._behind = True  # so that the peer's `catch_up` is called
         return False
 
     def pause_writing(self) -> None:
@@ -271,7 +271,7 @@ class WebSocketConnection(asyncio.Protocol):
                 self.peer.catch_up()
 
     def ping(self) -> None:
-        if self.can_send:  # else its socket is full, or it is closing, each with its own timer
+        if self.can_send:  # else it is full or closing, and has a timer for that
             self.awaits_pong = True
             self._write(PING)
 
@@ -280,11 +280,11 @@ class WebSocketConnection(asyncio.Protocol):
     def abort(self, code: CloseCode) -> None:
         if self.can_send:
             self.stop(code)
-            self._transport.abort()  # the close frame is out; no answer is expected
+            self._transport.abort()  # the close frame is sent; no answer is expected
 
     def stop(self, code: CloseCode, return_ms: int | None = None) -> None:
         if not self._is_active:
-            return  # it is closing, with its own timer
+            return  # it is closing already
         if return_ms is not None and self.peer is not None:
             self.peer.say_goodbye(code, return_ms)
         if self._assembler is None:
@@ -305,21 +305,21 @@ class WebSocketConnection(asyncio.Protocol):
         self._enter(ConnectionState.CLOSED)
         peer, self.peer = self.peer, None
         if peer is not None:
-            share([self], PLAIN)  # those it shared its context with are one less
+            share([self], PLAIN)  # one connection less shares its context
             self._edge.heartbeat.remove(self)
             self._edge.admission.release(self.client)
             peer.close(ABNORMAL_CLOSURE if self._code is None else self._code)
 
     @property
     def _is_active(self) -> bool:
-        """Whether it is neither closing nor was refused."""
+        """Whether it is open, with a full socket or not."""
         return self._state is ConnectionState.OPEN or self._state is ConnectionState.FULL
 
     # -- receiving ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         if self.peer is None:
-            return  # refused or ended, and what it says does not count
+            return  # it was refused or has ended
         self.awaits_pong = False
         assembler = self._assembler
         if assembler is None:
@@ -346,7 +346,7 @@ class WebSocketConnection(asyncio.Protocol):
                 return
 
     def _answer(self, assembler: MessageAssembler) -> None:
-        """Write what the parser wants written, and let go of it when it is done."""
+        """Write the assembler's answers, and drop the assembler when it is idle."""
         out = assembler.to_send()
         if out and (self.can_send or assembler.finished):
             self._transport.write(out)
@@ -356,14 +356,14 @@ class WebSocketConnection(asyncio.Protocol):
             self._assembler = None
 
     def _finish(self, code: int) -> None:
-        """End the connection from this side, and wait a moment for the client to end it too.
+        """Close this side of the connection, and wait a moment for the client to close its own.
 
-        What it still sends is read until then: closed with that unread, the kernel would answer
-        with a reset, and the client might lose the close frame (RFC 6455, 7.1.1).
+        What the client still sends is read until then: with unread bytes, the kernel would send a
+        reset, and the client might lose the close frame (RFC 6455, 7.1.1).
         """
         self._enter(ConnectionState.CLOSING, code)
         if self._code == CloseCode.TOO_MANY_MESSAGES:
-            self._transport.pause_reading()  # but for a flood the time is not taken
+            self._transport.pause_reading()  # but a flood is not read
         self._transport.write_eof()
 
     def _new_assembler(self) -> MessageAssembler:
@@ -375,7 +375,7 @@ class WebSocketConnection(asyncio.Protocol):
     def upgrade(
         self, method: str, target: bytes, fields: Sequence[tuple[bytes, bytes]], peer: str
     ) -> None:
-        """Answer the request of a peer that asks for this connection; it may be refused."""
+        """Answer an upgrade request: open the connection, or refuse it."""
         request = UpgradeRequest(method, target, fields)
         agreed = self._edge.handshakes.answer(request)
         answer = agreed.answer
@@ -393,13 +393,13 @@ class WebSocketConnection(asyncio.Protocol):
 
     def _admit(self, request: UpgradeRequest, peer: str) -> DefaultSession:
         if request.method != "GET" or any(name in request for name in _BODY):
-            raise BadBody("an upgrade is a plain GET without a body")
+            raise BadBody("an upgrade must be a GET without a body")
         if len(request.get_all(b"host")) != 1:
-            raise BadBody("a request has one Host")
+            raise BadBody("a request must have exactly one Host field")
         path, _, query = request.target.partition(b"?")
         if path != PATH:
             shown = path[:200].decode("latin-1")
-            raise NotFound(f"there is no WebSocket at {shown!r}; it is at {PATH.decode()}")
+            raise NotFound(f"there is no WebSocket at {shown!r}; use {PATH.decode()}")
         forwarded = request.get_all(b"x-forwarded-for")
         self.client = limit_key(self._edge.proxies.client_of(peer, forwarded))
         return self._edge.admission.admit(
@@ -419,7 +419,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._prefix = agreed.answer  # one write, and one packet, with the first message
         self.descriptor = descriptor(self._transport)
         self._enter(ConnectionState.OPEN)
-        # It may hold answers still, to requests of before: then this pauses.
+        # The transport may still hold answers to earlier requests: then this calls `pause_writing`.
         self._transport.set_write_buffer_limits(high=0)
         self.peer = self._edge.peers.peer(self, session, encoding)
         self._edge.heartbeat.add(self)

@@ -1,4 +1,4 @@
-"""Frames as WebSocket bytes (RFC 6455, RFC 7692): made once, written to every socket."""
+"""Payloads as WebSocket frames (RFC 6455, RFC 7692): made once, written to every socket."""
 
 import zlib
 from dataclasses import replace
@@ -12,11 +12,11 @@ from routecast.core.message import WINDOW_BYTES, AddressedMessage, SentMessage
 from routecast.core.payload import Payload
 
 PING: Final = Frame(Opcode.PING, b"").serialize(mask=False)
-# What answers it: a pong, masked, with nothing in it, is these two bytes and a mask of four.
+# The answer to PING: an empty masked pong is these two bytes, and a mask of four.
 PONG_HEAD: Final = b"\x8a\x80"
 PONG_SIZE: Final = 6
 
-# Below this, in bytes, deflating costs a reader more than it saves.
+# Below this size, in bytes, compression costs a client more than it saves.
 DEFLATE_FROM: Final = 860
 WINDOW_BITS: Final = 15  # 2 ** this is WINDOW_BYTES
 _PLAIN: Final = "plain"
@@ -32,8 +32,8 @@ class _Compressed(Extension):
 
 
 _COMPRESSED: Final = _Compressed()
-# One message is compressed for at most this number of ids and of messages before it. Beyond that,
-# it is compressed once for all, without what clients were sent before.
+# A message is compressed in context for at most this number of contexts and of ids. For all others,
+# it is compressed once, without context.
 MAX_VARIANTS: Final = 8
 
 
@@ -51,11 +51,11 @@ def is_plain(payload: Payload, data: bytes) -> bool:
 
 
 def deflated(payload: Payload, before: SentMessage | None = None) -> bytes:
-    """Return a payload as one compressed message, or as `plain` does where that is no gain.
+    """Return a payload as one compressed message, or as `plain` does if that is not smaller.
 
-    `before` is the last compressed message that a client was sent, where it has that still: then
-    what is as in that one is not said again (RFC 7692, 7.2.3.2). Without it, the same bytes serve
-    every client, and no connection keeps a window (7.1.1).
+    `before` is the last compressed message that a client was sent, if its connection keeps the
+    context: then the result refers to it, instead of repeating it (RFC 7692, 7.2.3.2). Without
+    `before`, the same bytes are right for every client, and no connection keeps a window (7.1.1).
     """
     number = 0 if before is None else before.number
     data = payload.forms.get(number)
@@ -67,15 +67,15 @@ def deflated(payload: Payload, before: SentMessage | None = None) -> bytes:
 
 
 def is_large(payload: Payload) -> bool:
-    """Whether a payload is compressed by itself, whatever came before it.
+    """Whether a payload is always compressed without context.
 
-    What is as in the message before is further back than it can refer to.
+    It is larger than the window, so that most of the message before is out of its reach.
     """
     return len(payload.body) > WINDOW_BYTES
 
 
 def _variants(payload: Payload) -> int:
-    """Return how many times a message was made by now, for its ids or for messages before it."""
+    """Return how many forms of a message were made, for its ids or its contexts."""
     ids = payload.tail.ids if isinstance(payload, AddressedMessage) else 0
     return max(len(payload.forms), ids)
 
@@ -96,10 +96,10 @@ def _deflate(payload: Payload, before: SentMessage | None) -> bytes:
 
 
 def _independent(message: AddressedMessage) -> bytes:
-    """Return a message compressed by itself.
+    """Return a message compressed without context.
 
-    Only what comes after the id is, once for all clients: a deflated message is made of blocks,
-    and the first one, with the id in it, is stored as it is (RFC 1951, 3.2.4).
+    Only the part after the id is compressed, once for all clients. A deflated message consists of
+    blocks: the first one, with the id in it, is stored without compression (RFC 1951, 3.2.4).
     """
     tail, stored = message.tail, message.head
     if tail.compressed is None:
@@ -114,7 +114,10 @@ def _frame(payload: Payload) -> Frame:
 
 
 def _compress_blocks(data: bytes, before: bytes = b"") -> bytes:
-    """Return data as deflated blocks after others, their end left off (RFC 7692, 7.2.1)."""
+    """Return data as deflated blocks without their end (RFC 7692, 7.2.1).
+
+    They may refer to `before`, the context.
+    """
     compressor = zlib.compressobj(
         zlib.Z_BEST_COMPRESSION, zlib.DEFLATED, -WINDOW_BITS, zlib.DEF_MEM_LEVEL, zdict=before
     )

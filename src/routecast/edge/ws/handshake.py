@@ -1,4 +1,4 @@
-"""The handshake, as `websockets` has it: a request, what is agreed on, and the answer."""
+"""The opening handshake, by `websockets`: the request, the negotiated terms, and the answer."""
 
 import logging
 from binascii import Error, a2b_base64
@@ -23,7 +23,7 @@ from routecast.edge.problem import NOSNIFF, respond_error
 from routecast.edge.ws.frames import WINDOW_BITS
 from routecast.errors import RoutecastError
 
-_silent = logging.getLogger("routecast.websockets")  # of `websockets` itself: errors only
+_silent = logging.getLogger("routecast.websockets")  # for `websockets`: it logs errors only
 _silent.setLevel(logging.ERROR)
 
 _DEFLATE_TERMS: Final = ServerPerMessageDeflateFactory(
@@ -31,12 +31,12 @@ _DEFLATE_TERMS: Final = ServerPerMessageDeflateFactory(
 )
 _DEFLATE_ON: Final = ServerPerMessageDeflateFactory(client_no_context_takeover=True)
 
-# At most this number of sets of terms is remembered. Clients of one make ask for the same.
+# The maximum number of cached sets of terms. Clients with the same software ask for the same.
 REMEMBERED_TERMS: Final = 64
 _NONCE_BYTES: Final = 16
 _KEY: Final = b"sec-websocket-key"
 _PROTOCOL: Final = b"sec-websocket-protocol"
-# What is agreed on depends on these fields, and on no others.
+# The negotiated terms depend on these fields only.
 _TERMS: Final = (
     b"connection",
     b"upgrade",
@@ -50,7 +50,7 @@ _Fields = Sequence[tuple[bytes, bytes]]
 
 
 class UpgradeRequest:
-    """A request for a connection: its target, and its fields, whose names are in lower case.
+    """An upgrade request: its method, its target, and its fields with names in lower case.
 
     Bytes beyond ASCII are taken as ISO-8859-1 (RFC 9110, 5.5).
     """
@@ -78,29 +78,29 @@ class UpgradeRequest:
         return [value.decode("latin-1") for each, value in self.fields if each == name]
 
     def terms(self) -> tuple[bytes | None, ...] | None:
-        """Return what is asked for, None where any field comes more than once."""
+        """Return the values of the fields of _TERMS; None if any field comes more than once."""
         if len(self._by_name) != len(self.fields):
             return None
         return tuple(map(self._by_name.get, _TERMS))
 
 
 class Agreement(NamedTuple):
-    """An answer to an upgrade request, and what is agreed on where that is 101."""
+    """The answer to an upgrade request; if it is 101, also the negotiated terms."""
 
     answer: bytes
     accepted: bool
     subprotocol: Subprotocol | None = None
     inflates: bool = False  # the client may send deflated messages
-    deflates: bool = False  # it may be sent them, made with a window as all others have
-    remembers: bool = False  # and has the one before still, to be referred to
+    deflates: bool = False  # the server may send them, with a window of WINDOW_BITS
+    remembers: bool = False  # the client keeps the context of the message before
 
 
 class Handshakes:
     """Answers upgrade requests, for all connections of a server.
 
-    One `ServerProtocol` reads all requests: to accept one is to look at it, and to say what is
-    agreed on. The connection that could follow in that same object is never begun. For terms that
-    were agreed on before, only the answer to the client's key is made anew.
+    One `ServerProtocol` reads all requests: its `accept` only inspects a request and builds the
+    answer. The protocol object is never opened, so all connections share it. For terms that are
+    cached, only the answer to the client's key is new.
     """
 
     def __init__(self, subprotocols: Collection[str], *, compress: bool) -> None:
@@ -108,7 +108,7 @@ class Handshakes:
         self._compress = compress
 
         def choose(_: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-            # None is the default stream, for whoever asks for nothing that is spoken here.
+            # None is the default stream: the client requests no subprotocol that the server has.
             return next((name for name in offered if name in subprotocols), None)
 
         self._protocol = ServerProtocol(select_subprotocol=choose, logger=_silent)
@@ -126,31 +126,31 @@ class Handshakes:
 
     @property
     def remembered(self) -> int:
-        """How many sets of terms are remembered now."""
+        """The number of cached sets of terms."""
         return self._agree_on.cache_info().currsize
 
     def _try(self, terms: tuple[bytes | None, ...]) -> Agreement:
-        """Return what comes of terms, with some key."""
+        """Return the agreement for terms, with an example key."""
         fields = [
             (name, value) for name, value in zip(_TERMS, terms, strict=True) if value is not None
         ]
         return self.negotiate([*fields, (_KEY, _SOME_KEY)])
 
     def negotiate(self, fields: _Fields) -> Agreement:
-        """Return the answer to a request with these fields, as `websockets` has it."""
+        """Return the answer of `websockets` to a request with these fields."""
         protocol = self._protocol
         protocol.available_extensions = self._offer(fields) if self._compress else None
         answer = protocol.accept(Request("", _headers(fields)))
         extensions, protocol.extensions, protocol.handshake_exc = protocol.extensions, [], None
         if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            answer.headers["Sec-WebSocket-Version"] = "13"  # the one spoken here (RFC 6455, 4.2.2)
+            answer.headers["Sec-WebSocket-Version"] = "13"  # the supported one (RFC 6455, 4.2.2)
             answer.headers.update(_headers([NOSNIFF]))
             return Agreement(answer.serialize(), accepted=False)
-        del answer.headers["Date"]  # so it can be said again (RFC 9110, 6.6.1)
+        del answer.headers["Date"]  # so that the answer can be cached (RFC 9110, 6.6.1)
         agreement = Agreement(answer.serialize(), accepted=True, subprotocol=protocol.subprotocol)
         for extension in extensions:
             assert isinstance(extension, PerMessageDeflate)
-            # One window for all: a client that asks for a smaller one gets plain frames.
+            # All share one window size; a client that asks for a smaller one gets plain frames.
             agreement = agreement._replace(
                 inflates=True,
                 deflates=extension.local_max_window_bits == WINDOW_BITS,
@@ -169,7 +169,7 @@ _ACCEPTED: Final = accept_key(_SOME_KEY.decode()).encode()
 
 
 def _is_nonce(key: str) -> bool:
-    """Whether a key is one, without a doubt; what is not may be one to `websockets`."""
+    """Whether a key is certainly valid; `websockets` decides on all others."""
     try:
         return len(a2b_base64(key, strict_mode=True)) == _NONCE_BYTES
     except (Error, ValueError):
@@ -181,7 +181,7 @@ def _headers(fields: _Fields) -> Headers:
 
 
 def refuse(error: RoutecastError) -> bytes:
-    """Return the answer to a request that was refused; the connection ends with it."""
+    """Return the HTTP answer that refuses a request and ends the connection."""
     answer: Response = respond_error(error)
     headers = _headers(answer.raw_headers)
     headers["Connection"] = "close"

@@ -1,7 +1,7 @@
-"""What a client sends: frames in, complete messages out, sans I/O.
+"""`MessageAssembler`: a client's frames in, complete messages out, without I/O.
 
-Clients of a stream send little, so an assembler is made when bytes arrive, and dropped when it
-holds no part of a message. `websockets`' sans-I/O `Protocol` parses frames and detects errors.
+Clients of a stream send little, so an assembler is made when bytes arrive, and dropped when it has
+no part of a message. `websockets`' sans-I/O `Protocol` parses frames and detects errors.
 """
 
 import codecs
@@ -20,9 +20,9 @@ _new_decoder: Final = codecs.getincrementaldecoder("utf-8")
 
 
 class _Frames(Protocol):
-    """The parser of frames; it looks at text as its parts come, not when the message ends.
+    """The parser of frames; it checks text frame by frame, not only when the message ends.
 
-    What is raised in it fails the connection, here with 1007.
+    Invalid UTF-8 fails the connection with 1007.
     """
 
     _decoder: codecs.IncrementalDecoder | None = None
@@ -42,8 +42,8 @@ class _Frames(Protocol):
 class MessageAssembler:
     """The receiving half of one connection, from the first byte of a message to its last.
 
-    Call `receive` with what was read, and take all that it yields; write what `to_send` returns,
-    and end the connection when `finished`. Then it takes no more.
+    Call `receive` with received bytes, and consume all messages that it yields. Then write what
+    `to_send` returns, and close the connection if it is `finished`.
     """
 
     __slots__ = ("_answers", "_opcode", "_parts", "_protocol", "frames")
@@ -59,9 +59,9 @@ class MessageAssembler:
         self.frames = 0  # received, of any kind
 
     def receive(self, data: bytes) -> Iterator[str | bytes]:
-        """Take bytes off the wire; yield the messages they complete.
+        """Parse received bytes; yield the messages that they complete.
 
-        When a message is yielded, `to_send` has the answers to what came before it.
+        When a message is yielded, `to_send` has the answers to all frames before it.
         """
         self._protocol.receive_data(data)
         answers = iter(self._protocol.data_to_send())
@@ -79,7 +79,7 @@ class MessageAssembler:
     def _join(self, frame: Frame) -> str | bytes | None:
         if frame.opcode is not Opcode.CONT:
             self._opcode = frame.opcode
-        if frame.data:  # of parts with nothing in them there may be any number
+        if frame.data:  # a client may send any number of empty frames
             self._parts.append(bytes(frame.data))
         if not frame.fin:
             return None
@@ -93,7 +93,7 @@ class MessageAssembler:
             self._protocol.send_close(code, reason)
 
     def fail(self, code: CloseCode) -> None:
-        """Close because of what the client did; nothing it sends from now on counts."""
+        """Close because of a fault of the client; what it sends from now on is ignored."""
         self._protocol.fail(code)
 
     def to_send(self) -> bytes:
@@ -104,22 +104,22 @@ class MessageAssembler:
 
     @property
     def finished(self) -> bool:
-        """Whether the connection must be ended, once everything is written."""
+        """Whether the connection must be closed, once everything is written."""
         return self._protocol.eof_sent
 
     @property
     def idle(self) -> bool:
-        """Whether it holds no part of anything, so that it can be dropped."""
+        """Whether it has no part of a frame or message, so that it can be dropped."""
         protocol = self._protocol
         if protocol.current_size is not None or protocol.state is not State.OPEN:
             return False
-        # The parser stands where a frame begins, and not inside of one.
+        # True if the parser waits for the start of a frame.
         waiting = getattr(protocol.parser, "gi_yieldfrom", None)
         return getattr(waiting, "gi_code", None) is _AT_A_FRAME
 
     @property
     def close_code(self) -> int:
-        """The code the connection was closed with, as far as it was."""
+        """The close code that was received, else the one that was sent, else 1006."""
         for close in (self._protocol.close_rcvd, self._protocol.close_sent):
             if close is not None:
                 return int(close.code)

@@ -1,8 +1,8 @@
-"""send(2) by ctypes: payloads go to sockets past the transports that hold them.
+"""send(2) by ctypes: payloads are written directly to sockets, not through transports.
 
-A write by the transport costs a twentieth of the time of a broadcast more, since it touches more
-memory. `socket.send` and `os.write` are no alternative: they release Python's lock each time, and
-beside a thread that computes, each call then waits for up to a switch interval to have it back.
+Writing through transports makes a broadcast about 5 % slower, because it touches more memory.
+`socket.send` and `os.write` release Python's lock at each call: while another thread computes, each
+call then waits up to a switch interval to get it back.
 """
 
 import asyncio
@@ -19,63 +19,64 @@ from routecast.edge.ws.io_uring import IoUringSender
 
 log = logging.getLogger(__name__)
 
-# A descriptor that nothing can be sent to.
-NOWHERE: Final = -1
-# Fewer sockets than this are sent to one by one: then io_uring costs as much.
-FEW: Final = 16
+# An invalid descriptor: sending to it fails.
+NO_DESCRIPTOR: Final = -1
+# For fewer sockets than this, io_uring is not faster than one system call for each.
+IO_URING_FROM: Final = 16
 FLAGS: Final = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 def _nothing(*_: object) -> int:
-    """Send nothing: what is to be sent is left to the transport."""
+    """Send nothing, so that the caller uses the transport."""
     return -1
 
 
-# send(descriptor, data, len(data), FLAGS) returns how many bytes were sent, -1 for none; it raises
-# nothing.
-# Types of its arguments are not declared: ctypes would take as long to check them as for the rest.
+# send(descriptor, data, len(data), FLAGS) returns the number of sent bytes, or -1; it never raises.
+# The types of its arguments are not declared: ctypes would take as long to check them as for the
+# call.
+
 send: Final[Any] = _nothing if sys.platform == "win32" else ctypes.PyDLL(None).send
 
 
 def send_all(descriptors: "array[int]", data: bytes) -> dict[int, int]:
-    """Send the same to many descriptors, in their order.
+    """Send the same bytes to many sockets, in their order.
 
-    Return how many bytes were sent, for each socket that did not take all, by its place; a negative
-    value means that nothing was sent. It is `send` for each, in one system call where the kernel
-    allows io_uring.
+    Return the number of sent bytes for each socket that did not take all, by its index; a negative
+    number means that nothing was sent. This is one system call if io_uring is available, else
+    `send` for each socket.
     """
-    ring = _ring() if len(descriptors) >= FEW else None
+    ring = _ring() if len(descriptors) >= IO_URING_FROM else None
     if ring is not None:
         return ring.send_all(descriptors, data)
     size = len(data)
     sent = [send(each, data, size, FLAGS) for each in descriptors]
-    return {place: part for place, part in enumerate(sent) if part != size}
+    return {index: part for index, part in enumerate(sent) if part != size}
 
 
-class _Own(threading.local):
-    """The ring of a thread, once it has been tried to open one."""
+class _ThreadRing(threading.local):
+    """A thread's io_uring; None if it is not opened yet or not available."""
 
     tried = False
     ring: IoUringSender | None = None
 
 
-_own = _Own()
+_thread_ring = _ThreadRing()
 
 
-def _forget() -> None:
-    """Let go of what is the parent's, in a process that was just forked."""
-    global _own
-    _own = _Own()
+def _drop_rings() -> None:
+    """Drop the parent's rings in a forked process."""
+    global _thread_ring
+    _thread_ring = _ThreadRing()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_drop_rings)
 
 
 def _ring() -> IoUringSender | None:
-    if not _own.tried:
-        _own.tried, _own.ring = True, _open_ring()
-    return _own.ring
+    if not _thread_ring.tried:
+        _thread_ring.tried, _thread_ring.ring = True, _open_ring()
+    return _thread_ring.ring
 
 
 def _open_ring() -> IoUringSender | None:
@@ -83,20 +84,20 @@ def _open_ring() -> IoUringSender | None:
         ring = IoUringSender(FLAGS)
     except OSError as error:
         log.info(
-            "io_uring is not available (%s): each client is written to by a system call of its own",
+            "io_uring is not available (%s): every send to a client is a system call of its own",
             error.strerror,
         )
         return None
-    log.info("io_uring is available: many clients are written to by one system call")
+    log.info("io_uring is available: one system call sends to many clients")
     return ring
 
 
 def descriptor(transport: asyncio.BaseTransport) -> int:
-    """Return what `send` can be given in place of a transport, or NOWHERE.
+    """Return the descriptor of a transport's socket for `send`; NO_DESCRIPTOR if there is none.
 
-    For as long as the transport is open, and only while nothing is in its own buffer.
+    Use it only while the transport is open and its own buffer is empty.
     """
-    line: socket.socket | None = transport.get_extra_info("socket")
-    if line is None or transport.get_extra_info("sslcontext") is not None:
-        return NOWHERE
-    return line.fileno()
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is None or transport.get_extra_info("sslcontext") is not None:
+        return NO_DESCRIPTOR
+    return sock.fileno()

@@ -1,7 +1,7 @@
-"""Plain HTTP at the stream's own path: would an upgrade be accepted now, and if not, why?
+"""Plain HTTP at the stream's path: tells whether an upgrade would be accepted, and if not, why.
 
-A browser does not tell a page why an upgrade was refused, so the page asks here. It asks with
-OPTIONS: for that, unlike GET, a browser sends the page's origin also to the page's own site.
+A browser does not tell a page why an upgrade was refused, so the page asks here. It uses OPTIONS
+because a browser then sends the page's origin even to the page's own site; with GET it does not.
 """
 
 from http import HTTPStatus
@@ -18,9 +18,10 @@ METHODS = ("GET", "OPTIONS")
 
 
 class UpgradeProbe:
-    """The ASGI application behind `/ws/metrics` for requests that are no upgrade.
+    """The ASGI application behind `/ws/metrics` for requests that are not upgrades.
 
-    Answers with the error that an upgrade would get now; without one, 204 to OPTIONS, 426 to GET.
+    It answers with the error that an upgrade would get now; if there is none, with 204 to OPTIONS
+    and 426 to GET.
     """
 
     def __init__(self, admission: AdmissionControl) -> None:
@@ -40,6 +41,6 @@ class UpgradeProbe:
                 status_code=HTTPStatus.NO_CONTENT, headers={"Allow": ", ".join(METHODS)}
             )
         status = HTTPStatus.UPGRADE_REQUIRED
-        detail = "a stream is here, over WebSocket: use a ws:// address, and upgrades in a proxy"
+        detail = "this path is a WebSocket: use a ws:// address, and let proxies pass the upgrade"
         headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
         return respond(Problem(title=status.phrase, status=status, detail=detail), headers)
