@@ -66,7 +66,7 @@ def numbered(table: dict[str, str]) -> dict[int, str]:
 
 def test_the_page_lists_the_close_codes_of_the_table() -> None:
     """No more and no fewer, and each with the same outcome; so does the server's list of them."""
-    page = table_of("close code", "come back?")
+    page = table_of("close code", "reconnect?")
     assert numbered(page) == CODES
     assert page["any other"] == "retry"
     assert set(CODES) == set(CloseCode)
@@ -74,7 +74,7 @@ def test_the_page_lists_the_close_codes_of_the_table() -> None:
 
 @pytest.mark.parametrize(
     ("reader", "status", "answer"),
-    [("producer", "status", "send again?"), ("stream", "refused upgrade", "come back?")],
+    [("producer", "status", "send again?"), ("stream", "refused upgrade", "reconnect?")],
 )
 def test_the_page_lists_the_statuses_of_the_table(reader: str, status: str, answer: str) -> None:
     """Those without a row of their own fall under `another`. After 422 all is answered for."""
