@@ -16,7 +16,7 @@ def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_da
     clock_check = ClockCheck()
     for hours in range(48):
         passed = hours * HOUR
-        assert clock_check.look(NOW + passed, passed, MONTH) is None
+        assert clock_check.check(NOW + passed, passed, MONTH) is None
         decisions = clock_check.limit_decisions(NOW, passed, MONTH)
         minutes = clock_check.limit_minutes(NOW, passed, MONTH, KEPT)
         if passed < PROBATION:
@@ -29,23 +29,23 @@ def test_clock_that_agrees_with_the_last_receipt_may_drop_little_in_the_first_da
 def test_clock_far_ahead_of_the_last_receipt_is_in_doubt_for_a_day() -> None:
     """Each time little may be dropped, though what comes in now has its times, and no minute."""
     clock_check, ahead = ClockCheck(), 100 * DAY
-    doubt = clock_check.look(NOW + ahead, 0, MONTH)
+    doubt = clock_check.check(NOW + ahead, 0, MONTH)
     assert doubt == "it is 100.0 days after the last decision was received"
     later, before = MONTH._replace(last=NOW + ahead), NOW + 70 * DAY
     assert clock_check.limit_decisions(before, 0, later) == MONTH[0] + 30 * DAY // DROP_SHARES
     assert clock_check.limit_minutes(before, 0, later, KEPT) == 0
-    assert clock_check.look(NOW + ahead + PROBATION, PROBATION, later) is None
+    assert clock_check.check(NOW + ahead + PROBATION, PROBATION, later) is None
     assert clock_check.limit_decisions(before, PROBATION, later) == before
     assert clock_check.limit_minutes(before, PROBATION, later, KEPT) == before
 
 
 def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
-    """With a look every ten minutes."""
+    """With a check every ten minutes."""
     clock_check, ahead, first = ClockCheck(), 100 * DAY, NOW - 30 * DAY
-    for look in range(6 * 24):
-        passed = look * 10 * MINUTE
+    for number in range(6 * 24):
+        passed = number * 10 * MINUTE
         span = KeptSpan(first, NOW + ahead + passed, NOW)
-        clock_check.look(NOW + ahead + passed, passed, MONTH if not look else span)
+        clock_check.check(NOW + ahead + passed, passed, MONTH if not number else span)
         first = clock_check.limit_decisions(NOW + 70 * DAY, passed, span)
     assert first < NOW - 20 * DAY
 
@@ -54,10 +54,10 @@ def test_day_of_a_wrong_clock_costs_a_third_at_most() -> None:
 def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
     """Whatever the clock is off by from the time that has passed."""
     clock_check = ClockCheck()
-    assert not clock_check.has_looked
-    assert clock_check.look(NOW, 0, MONTH) is None
-    assert clock_check.has_looked
-    doubt = clock_check.look(NOW + elapsed + jump, elapsed, MONTH)
+    assert not clock_check.has_checked
+    assert clock_check.check(NOW, 0, MONTH) is None
+    assert clock_check.has_checked
+    doubt = clock_check.check(NOW + elapsed + jump, elapsed, MONTH)
     assert (doubt is not None) == (abs(jump) > LARGEST_SKEW)
     assert (clock_check.limit_minutes(NOW, elapsed, MONTH, KEPT) == 0) == (doubt is not None)
 
@@ -65,15 +65,15 @@ def test_jump_is_noticed_in_either_direction(jump: int, elapsed: int) -> None:
 def test_what_a_jump_is_reported_as() -> None:
     """In minutes, with its direction."""
     clock_check = ClockCheck()
-    clock_check.look(NOW, 0, NOTHING)
-    assert clock_check.look(NOW + HOUR, 0, NOTHING) == "it was set forward by 60 minutes"
-    assert clock_check.look(NOW, 0, NOTHING) == "it was set back by 60 minutes"
+    clock_check.check(NOW, 0, NOTHING)
+    assert clock_check.check(NOW + HOUR, 0, NOTHING) == "it was set forward by 60 minutes"
+    assert clock_check.check(NOW, 0, NOTHING) == "it was set back by 60 minutes"
 
 
 def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
     """Nothing is said: most databases without decisions are new."""
     clock_check = ClockCheck()
-    assert clock_check.look(NOW, 0, NOTHING) is None
+    assert clock_check.check(NOW, 0, NOTHING) is None
     assert clock_check.limit_minutes(NOW, 0, MONTH, KEPT) == 0
     assert clock_check.limit_minutes(NOW, PROBATION, MONTH, KEPT) == NOW
 
@@ -81,5 +81,5 @@ def test_clock_without_a_witness_drops_no_minutes_for_a_day() -> None:
 def test_short_history_may_be_dropped_by_the_minute() -> None:
     """One part in DROP_SHARES of it would be no progress."""
     clock_check, short = ClockCheck(), KeptSpan(NOW - MINUTE, NOW, NOW - MINUTE)
-    clock_check.look(NOW + 40 * DAY, 0, short)
+    clock_check.check(NOW + 40 * DAY, 0, short)
     assert clock_check.limit_decisions(NOW + 10 * DAY, 0, short) == NOW

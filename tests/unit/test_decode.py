@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from routecast.core.decision import DecisionRecord, Rules
-from routecast.core.decode import GROUP, INVALID_LINES, decode, pieces
+from routecast.core.decode import DECISIONS_PER_SLICE, INVALID_LINES, decode, pieces
 from routecast.core.decode_fields import BrokenDecision, ExactDecision, Flaw, needs_care
 from routecast.errors import BadBody, TooLarge
 from routecast.protocol import WarningCode
@@ -418,7 +418,7 @@ def test_hostile_bodies_are_read_in_small_steps(name: str) -> None:
     steps: list[int] = []
     with pytest.raises(BadBody) if lines else nullcontext():
         steps.extend(len(piece) for piece in pieces(body.encode(), lines=lines))
-    assert max(steps) <= GROUP
+    assert max(steps) <= DECISIONS_PER_SLICE
     assert sum(steps) >= 300
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routecast.core.document import encode_document, error_frame, finish
+from routecast.core.document import encode_document, error_document, finish
 from routecast.protocol import Position, Source
 from tests.support.decisions import NOW
 from tests.support.oracle import stamped
@@ -54,7 +54,7 @@ def test_whole_seconds_keep_their_decimals(now: int) -> None:
 
 def test_error_document_is_the_contracts() -> None:
     """It says that no source could answer, and comes from none."""
-    frame = error_frame(NOW)
+    frame = error_document(NOW)
     assert frame.body == (
         b'{"error":"Failed to fetch metrics","timestamp":"2026-01-31T12:34:56.789123+00:00"}'
     )

@@ -7,8 +7,8 @@ import pytest
 from routecast.core.poll_schedule import SILENT_POLLS, STEP_SECONDS, Poll, PollSchedule
 from routecast.core.topology import (
     ALONE_POLL_SECONDS,
+    NO_BUS_POLL_SECONDS,
     POLL_SECONDS,
-    UNHEARD_POLL_SECONDS,
     Topology,
 )
 
@@ -32,7 +32,7 @@ class Health:
         (Topology(has_peers=True, shares_store=True), POLL_SECONDS),
         (Topology(has_peers=True, has_store=False), POLL_SECONDS),
         (Topology(), ALONE_POLL_SECONDS),
-        (Topology(shares_store=True), UNHEARD_POLL_SECONDS),
+        (Topology(shares_store=True), NO_BUS_POLL_SECONDS),
     ],
 )
 def test_how_often_nodes_poll_depends_on_what_they_share(

@@ -17,7 +17,7 @@ from routecast.core.snapshot import EMPTY_SPAN, Snapshot, Span
 from routecast.core.view import FilterPart, Selection
 from routecast.errors import MissingDeltas, NotHeld
 
-# Cells handled in one step: less than 1 ms.
+# Cells handled in one step, which takes less than 1 ms.
 CELLS_PER_STEP: Final = 256
 # Steps that `Breakdowns.ready` makes at most: about 1 ms, for which all other tasks wait.
 STEPS_AT_ONCE: Final = 2
@@ -70,8 +70,8 @@ class Breakdown:
         self.stamp = next(_stamps)
         self.seq = -1  # the position up to which commits are counted; -1 before the first step
         self.span = span  # the minutes counted
-        # While a minute or an hour enters the span or leaves it: its number, the direction, and its
-        # keys that must still be moved.
+        # While a minute or an hour enters the span or leaves it: its minutes, the direction, and
+        # its keys that must still be moved.
         self._moving: Span | None = None
         self._entering = True
         self._waiting: dict[Key, None] = {}
@@ -120,9 +120,8 @@ class Breakdown:
                 for key, sums in cells.items():
                     if self._is_step():
                         yield
-                    # A key that must still be moved takes the cells of the commit along when it
-                    # moves. So only keys that have entered already, or have not left yet, are
-                    # counted here.
+                    # When a key moves, all its cells move, including those of this commit. So
+                    # only keys that have entered already, or have not left yet, are counted here.
                     if moves and (key in self._waiting) == self._entering:
                         continue
                     if _matches(key, parts):
@@ -258,7 +257,7 @@ class _Held:
     def __init__(self, breakdown: Breakdown) -> None:
         self.breakdown = breakdown
         self.groups = 0  # as counted when its work was last finished
-        self.snapshot: Snapshot | None = None  # that the work is for
+        self.snapshot: Snapshot | None = None  # the one that the work is for
         self.work: _Work | None = None
 
 

@@ -99,9 +99,10 @@ class _Limited(Generic[T]):
 class CardinalityLimiter:
     """The names in use: of each part of a key, and of their combinations.
 
-    `limit` is the most distinct projects, strategies, providers and models, each, besides `other`;
-    `combinations` the most distinct (project, strategy, provider, model). `on_full` is called
-    with a part of `NAMED`, or COMBINATION, when committed names reach its limit.
+    `limit` is the maximum number of distinct names of each part (project, strategy, provider,
+    model), besides `other`. `combinations` is the maximum number of distinct combinations of them.
+    `on_full` is called with a part of `NAMED`, or COMBINATION, when committed names reach its
+    limit.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class CardinalityLimiter:
         self._on_full = on_full
         self._reported: set[str] = set()
 
-    # -- what there is --------------------------------------------------------------------------
+    # -- use of the limits ----------------------------------------------------------------------
 
     @property
     def limits(self) -> dict[str, int]:
@@ -133,7 +134,7 @@ class CardinalityLimiter:
         """Return the number of committed names of a part of `NAMED`, or of COMBINATION."""
         return len(self._limits[part].committed)
 
-    # -- what is committed ----------------------------------------------------------------------
+    # -- committed names ------------------------------------------------------------------------
 
     def learn(self, keys: Iterable[Key]) -> None:
         """Record committed names; they are never replaced."""
@@ -160,7 +161,7 @@ class CardinalityLimiter:
             self._on_full(part)
         self._reported = set(full)
 
-    # -- names of decisions that a commit adds ---------------------------------------------------
+    # -- reserved names -------------------------------------------------------------------------
 
     def reserve(
         self, decisions: Sequence[DecisionRecord], held: Reserved = frozenset()
@@ -168,8 +169,8 @@ class CardinalityLimiter:
         """Return decisions with names over a limit replaced by `other`, and what was reserved.
 
         Call `release` with the second value once the outcome of their commit is known, after
-        `learn` if they were committed. `held` is what was reserved earlier for decisions of the
-        same commit.
+        `learn` if they were committed. `held` are the names that were reserved earlier for
+        decisions of the same commit.
         """
         known = self._combinations.committed
         bounded: dict[Combination, tuple[Combination, Combination]] = {}
@@ -207,8 +208,8 @@ class CardinalityLimiter:
     def _bound(self, names: Combination) -> tuple[Combination, Combination]:
         """Return names within the limits, and the names that a commit will count them as.
 
-        They differ by folded names, which need no room: the store replaces them, unless they were
-        forgotten a moment ago.
+        The first ones keep folded names: the store replaces them with `other`, unless an operator
+        stopped folding them a moment ago. In the second ones they are `other`, which needs no room.
         """
         project, strategy, provider, model = (
             name if name in _FREE or (name not in folded and part.admits(name)) else OTHER

@@ -3,23 +3,24 @@
 The clock decides which data are too old, and a clock can be wrong by years: after a virtual machine
 was restored, with an empty battery, or because of a mistyped date. Deleted data do not come back
 when the clock is corrected. So the clock is compared with two witnesses: the time that has passed
-since the last look, and the receipt of the last decision before this process began. No witness
-shows whether a clock was wrong already then. So only little is deleted in the first day.
+since the last check, and the receipt of the last decision before this process began. No witness
+shows whether the clock was already wrong at that receipt. So only little is deleted in the first
+day.
 """
 
 from typing import Final, NamedTuple
 
 from routecast.core.decision import DAY, MINUTE
 
-# Between two looks, the clock may advance by this much more or less than the time that passed.
+# Between two checks, the clock may advance by this much more or less than the time that passed.
 LARGEST_SKEW: Final = MINUTE
 # A clock that is further ahead of the last receipt is in doubt: either no producer has sent
 # anything since, or the clock is wrong.
 LONGEST_SILENCE: Final = DAY
 # A clock in doubt is trusted after this time, if it advances as it should.
 PROBATION: Final = DAY
-# Until then, each look may delete one part in DROP_SHARES. In a day with a look every ten minutes,
-# that is a quarter of all decisions.
+# Until then, one part in DROP_SHARES may be deleted after each check. In a day with a check every
+# ten minutes, that is a quarter of all decisions.
 DROP_SHARES: Final = 500
 
 
@@ -35,36 +36,36 @@ class ClockCheck:
     """Compares a clock with its witnesses, and limits what may be deleted.
 
     `now` is the clock's time and `elapsed` the time that has passed since some moment, both in
-    microseconds. Call `look` first.
+    microseconds. Call `check` first.
     """
 
     def __init__(self) -> None:
         self._offset: int | None = None  # between the clock and the time that has passed
-        # Both in the time that has passed.
+        # Both as values of `elapsed`.
         self._careful_until = self._doubted_until = 0
-        self._step = MINUTE  # of the range of receipts, which may be deleted in one look
+        self._step = MINUTE  # how much of the range of receipts may be deleted after one check
 
     @property
-    def has_looked(self) -> bool:
+    def has_checked(self) -> bool:
         """Whether the clock was compared already."""
         return self._offset is not None
 
-    def look(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
-        """Compare; return what is wrong with the clock, None if nothing is.
+    def check(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
+        """Check the clock; return what is wrong with it, None if nothing is.
 
-        After a jump of the clock delete nothing before the next look.
+        If something is wrong, delete nothing before the next check.
         """
         offset, before = now - elapsed, self._offset
         self._offset = offset
         if before is None:
-            return self._look_first(now, elapsed, span)
+            return self._check_first(now, elapsed, span)
         jump = offset - before
         if abs(jump) <= LARGEST_SKEW:
             return None
         self._doubt(elapsed)
         return f"it was set {'forward' if jump > 0 else 'back'} by {abs(jump) / MINUTE:.0f} minutes"
 
-    def _look_first(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
+    def _check_first(self, now: int, elapsed: int, span: KeptSpan) -> str | None:
         self._careful_until = elapsed + PROBATION
         if span.first is None or span.last is None:
             self._doubt(elapsed)  # no witness supports it
@@ -88,7 +89,8 @@ class ClockCheck:
     def limit_minutes(self, before: int, elapsed: int, span: KeptSpan, kept: int) -> int:
         """Return the moment before which minutes may be deleted, at most `before`.
 
-        `kept` is how long they must be kept. In doubt, none may be deleted.
+        `kept` is how long they must be kept, in microseconds. While the clock is in doubt, none may
+        be deleted.
         """
         if elapsed < self._doubted_until:
             return 0

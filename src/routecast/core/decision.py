@@ -33,8 +33,8 @@ DAY: Final = 24 * 60 * MINUTE
 
 UNKNOWN_BAND: Final = "none"
 
-# (provider, model, input tokens, cached ones of these, output tokens, moment) to nano-dollars, or
-# None if no price is known.
+# (provider, model, input tokens, how many of these are cached, output tokens, moment) to
+# nano-dollars, or None if no price is known.
 Price = Callable[[str, str, int, int, int, int], int | None]
 # The fields that a price depends on.
 _PRICED_BY: Final = frozenset({"cost", "model", "input_tokens", "output_tokens", "cached_tokens"})
@@ -43,16 +43,16 @@ _PRICED_BY: Final = frozenset({"cost", "model", "input_tokens", "output_tokens",
 class DecisionRecord(NamedTuple):
     """A valid decision in integers; None means unknown, never zero.
 
-    It counts under `project` to `status`; over the limit of names, `project` is `other`. `owner` is
-    the project that sent it. `cost_sent` is True if the cost was sent, False if it is a price:
-    another version of the price tables may give another one.
+    It counts under the key that `project` to `status` are. A name over its limit is `other` there;
+    `owner` is always the project that sent the decision. `cost_sent` is True if the cost was sent,
+    and False if it was looked up: other price tables may give another one.
     """
 
     id: str
     project: str
     strategy: str
     provider: str
-    model: str  # "" where the producer named none
+    model: str  # "" if the producer named none
     band: str  # high, medium, low or none
     status: str  # success or error
     decided: int  # microseconds since 1970
@@ -68,7 +68,7 @@ class DecisionRecord(NamedTuple):
 
 
 def fields_between(first: str, last: str) -> slice:
-    """Return the place of a decision's fields from one to another, both included.
+    """Return the slice of a `DecisionRecord` from one field to another, both included.
 
     `itemgetter` of such a slice reads all of them in one step.
     """
@@ -82,9 +82,9 @@ VALUE_FIELDS: Final = DecisionRecord._fields[_VALUES]
 values_of: Final[Callable[[DecisionRecord], tuple[Any, ...]]] = itemgetter(_VALUES)
 
 # The identity of a decision: its id and the project that sent it. Earlier versions stored the
-# decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such rows stay as they
-# are, because a project named `other` may have sent the same id: a producer that sent 42 before an
-# upgrade and sends it again afterwards is counted twice.
+# decision (`late`, 42) of a project over the limit as (`other`, `late/42`). Such rows are not
+# converted, because a project named `other` may have sent the same id. So a decision that is sent
+# before an upgrade and again after it counts twice.
 identity_of: Final[Callable[[DecisionRecord], tuple[str, str]]] = itemgetter(
     0, DecisionRecord._fields.index("owner")
 )
@@ -249,7 +249,7 @@ def _cached(value: float, tokens_in: int | None, flaws: list[Flaw]) -> int | Non
 def _moment(timestamp: datetime | float | Decimal, now: int, flaws: list[Flaw]) -> int:
     """Return microseconds since 1970. An int is that already; other numbers are Unix time.
 
-    A time far in the future becomes `now`: which of the two clocks is wrong is not known. Raises
+    A time far in the future becomes `now`, because either clock may be the wrong one. Raises
     Invalid for other impossible times.
     """
     unix = False

@@ -32,21 +32,20 @@ from routecast.protocol import MAX_BATCH, MAX_REJECTIONS_LISTED, DecisionIn
 
 DecodedItem = DecisionIn | ExactDecision | BrokenDecision
 
-# The largest batch, with every field and a comma in each decision, has half as many: a body with
-# more is rejected before it is decoded.
+# Twice as many as the largest batch has with every field in each decision. A body with more commas
+# is rejected before it is decoded.
 MAX_COMMAS: Final = 40 * MAX_BATCH
 # Bytes that are decoded in one step: 0.5 ms for a usual body. A longer decision is read alone.
 DECODE_PIECE: Final = 65_536
-# Decisions that are read one by one between two turns of other tasks: 1 ms if all are invalid.
-GROUP: Final = 32
+# Decisions of one slice, if they are read one by one: 1 ms if all are invalid.
+DECISIONS_PER_SLICE: Final = 32
 # Bytes after an error that are parsed again to describe it.
 SHOWN: Final = 64
 # After this number of lines, none of them JSON, the body is rejected if no later line can be a
 # decision.
 INVALID_LINES: Final = 1_000
 # Brackets and strings are counted to find the end of a decision that msgspec cannot skip: MARKS of
-# them between two turns of other tasks. A body that is nested more deeply than MAX_DEPTH is
-# rejected.
+# them in one slice. A body that is nested more deeply than MAX_DEPTH is rejected.
 MARKS: Final = 10_000
 MAX_DEPTH: Final = 100_000
 # Python's parser, which is slow, only parses texts with at most this number of commas.
@@ -197,8 +196,8 @@ def _piece(piece: bytes, size: int) -> Iterator[Sequence[DecodedItem]]:
     if not parts:
         raise ValueError("nothing between two commas (byte 1)")
     careful = careful or size > DECODE_PIECE
-    for first in range(0, len(parts), GROUP):
-        yield [_read(part, careful=careful) for part in parts[first : first + GROUP]]
+    for first in range(0, len(parts), DECISIONS_PER_SLICE):
+        yield [_read(part, careful=careful) for part in parts[first : first + DECISIONS_PER_SLICE]]
 
 
 def _comma(body: bytes, at: int, end: int) -> int:
@@ -293,7 +292,7 @@ class _Lines:
         self._body = body
         self._first = ""  # the error of the first line that is not JSON
         self._invalid = 0  # lines that are not JSON
-        self._known = False  # whether there is any
+        self._has_json = False  # whether a line is JSON
         self._promising = False  # whether any line, read or not, begins as an object
 
     def read(self) -> Iterator[Sequence[DecodedItem]]:
@@ -306,12 +305,12 @@ class _Lines:
             if items is None:
                 yield from self._one_by_one(piece, at, number)
             else:
-                self._known = self._known or bool(items)
+                self._has_json = self._has_json or bool(items)
                 yield items
             at, number = cut + 1, number + piece.count(b"\n") + 1
-        if self._invalid and not self._known:
+        if self._invalid and not self._has_json:
             raise self._no_line_is_json()
-        if not self._known:
+        if not self._has_json:
             raise BadBody("no decision in the request body")
 
     def _no_line_is_json(self) -> BadBody:
@@ -332,10 +331,10 @@ class _Lines:
         except UnicodeDecodeError as error:
             raise BadBody(f"not UTF-8 at byte {at + error.start}") from None
         lines = piece.split(b"\n")
-        for first in range(0, len(lines), GROUP):
-            numbered = enumerate(lines[first : first + GROUP], number + first)
+        for first in range(0, len(lines), DECISIONS_PER_SLICE):
+            numbered = enumerate(lines[first : first + DECISIONS_PER_SLICE], number + first)
             yield [self._line(line, number) for number, line in numbered if line.strip()]
-            if self._invalid >= INVALID_LINES and not (self._known or self._promising):
+            if self._invalid >= INVALID_LINES and not (self._has_json or self._promising):
                 self._promising = _OBJECT_LINE.search(self._body, at) is not None
                 if not self._promising:
                     raise self._no_line_is_json()
@@ -350,13 +349,13 @@ class _Lines:
             if self._invalid >= MAX_REJECTIONS_LISTED and not _ODD.search(line):
                 return self._broken("not JSON")
         else:
-            self._known = True
+            self._has_json = True
             return _read(part, careful=needs_care(line))
         try:
             value = _parse(line.decode(), number)
         except (BadBody, RecursionError) as error:
             return self._broken(str(error) if isinstance(error, BadBody) else _TOO_DEEP)
-        self._known = True
+        self._has_json = True
         return convert_with_care(value)
 
     def _broken(self, error: str) -> BrokenDecision:
@@ -365,7 +364,7 @@ class _Lines:
         return BrokenDecision(error)
 
 
-# -- what is wrong ------------------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------
 
 
 def _parse(text: str, first_line: int = 1) -> Any:

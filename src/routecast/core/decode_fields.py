@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeGuard, cast
 
 import msgspec
 
-from routecast.core.numbers import has_digits_enough, read_number, whole_number
+from routecast.core.numbers import has_enough_digits, read_number, whole_number
 from routecast.core.texts import is_allowed, is_simple
 from routecast.core.times import RULE, read_time
 from routecast.core.validation_messages import kind
@@ -38,9 +38,9 @@ _SHAPE: Final = bytes(
 
 
 def needs_care(body: bytes) -> bool:
-    """Whether msgspec may not read all numbers and times of a body exactly, or not fast.
+    """Whether msgspec may read a number or time of a body inexactly, or slowly.
 
-    It may be True without need; that only costs time.
+    A needless True only costs time.
     """
     shape = body.translate(_SHAPE, b".")
     return (
@@ -86,7 +86,7 @@ LONG: Final = 15
 
 
 class Flaw(NamedTuple):
-    """What is wrong with a field: a `FieldWarning` without the decision's place."""
+    """What is wrong with a field: a `FieldWarning` without the decision's index."""
 
     field: str
     code: WarningCode
@@ -165,9 +165,9 @@ def read_all_with_care(piece: bytes) -> list[DecisionIn | ExactDecision | Broken
 def _with_long_ones(
     sent: DecisionIn, parts: Any, names: Iterable[str]
 ) -> DecisionIn | ExactDecision | BrokenDecision:
-    """Return a decision with all digits of the numbers and times with these names.
+    """Return a decision in which the numbers and times with these names have all their digits.
 
-    Floats stay if further digits make no difference and they are shown as they were sent.
+    Values that msgspec has read exactly stay as they are.
     """
     long: dict[str, Any] = {}
     for name in names:
@@ -185,7 +185,7 @@ def _is_exact(name: str, read: object, text: bytes) -> bool:
         if name not in _AMOUNTS:
             return repr(read).encode() == text
         scale, most = _AMOUNTS[name]
-        return read < most and has_digits_enough(read, scale)
+        return read < most and has_enough_digits(read, scale)
     if type(read) is datetime:
         return b"\\" not in text and _FRACTION not in text.translate(_SHAPE, b".")
     return False
@@ -215,7 +215,7 @@ def is_id(text: str | None) -> TypeGuard[str]:
 def _read(
     values: Mapping[str, Any], known: dict[str, Any] | None = None
 ) -> ExactDecision | BrokenDecision:
-    """Return a decision with some JSON values in place of those that are known."""
+    """Return a decision made of JSON values, and of `known` values for its other fields."""
     given: dict[str, Any] = {} if known is None else known
     flaws: list[Flaw] = []
     wrong = ""

@@ -66,7 +66,7 @@ _decode_row: Final = msgspec.msgpack.Decoder(PackedSums).decode
 
 
 def following(deltas: Iterable[Delta], after: Position) -> list[Delta]:
-    """Return those of some deltas that come after a position, in order, each once.
+    """Return the deltas that come after a position, in order, each once.
 
     Raises MissingDeltas if one of them is missing or of another epoch.
     """

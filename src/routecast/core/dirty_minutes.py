@@ -11,7 +11,7 @@ MAX_MINUTES: Final = 10_080
 
 
 class DirtyMinutes:
-    """For each minute, the last commit that added to it, of consecutive commits."""
+    """The last commit that added to each minute, over a sequence of consecutive commits."""
 
     def __init__(self) -> None:
         self._epoch = ""
@@ -20,7 +20,7 @@ class DirtyMinutes:
         self._seqs: dict[int, int] = {}  # by minute; the one that was added to last comes last
 
     def note(self, delta: Delta) -> None:
-        """Record a commit. One that does not follow the last begins a new sequence."""
+        """Record a commit. A commit that does not follow the last one begins a new sequence."""
         epoch, seq = delta.position.epoch, delta.position.seq
         if epoch == self._epoch and seq <= self._last:
             return
@@ -35,8 +35,8 @@ class DirtyMinutes:
     def between(self, after: Position, until: Position) -> list[int]:
         """Return the minutes since 1970 that the commits after a position added to.
 
-        It covers the commits up to `until` at least. Raises MissingDeltas if not all of them are
-        known.
+        It covers at least the commits up to `until`, maybe later ones. Raises MissingDeltas if not
+        all of them are known.
         """
         if after == until:
             return []

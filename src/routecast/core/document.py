@@ -31,12 +31,12 @@ def encode_document(document: Document) -> bytes:
 
 
 def finish(unterminated: bytes, now: int, source: Source, position: Position) -> EncodedDocument:
-    """Add the timestamp and the closing brace. So unchanged numbers are not encoded again."""
+    """Add the timestamp and the closing brace: unchanged numbers need not be encoded again."""
     comma = b"," if len(unterminated) > 1 else b""
     body = unterminated + comma + b'"timestamp":"' + rfc3339(now).encode() + b'"}'
     return EncodedDocument(body, source, position)
 
 
-def error_frame(now: int) -> EncodedDocument:
+def error_document(now: int) -> EncodedDocument:
     """Return the document that says that no source can answer."""
     return EncodedDocument(_encode({"error": FETCH_FAILED, "timestamp": rfc3339(now)}), None, None)

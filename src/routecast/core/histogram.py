@@ -47,7 +47,7 @@ def bin_of(latency: int) -> int:
 
 @cache
 def middle(number: int) -> float:
-    """Return the value, in microseconds, that is at most 2 % off any other one of the bin.
+    """Return a value, in microseconds, from which no value of the bin differs by more than 2 %.
 
     It is the harmonic mean of the bin's smallest and largest value.
     """
@@ -111,7 +111,7 @@ def unpack(packed: bytes) -> dict[int, int]:
 _COUNT_FORMATS: Final[dict[int, Literal["H", "I", "Q"]]] = {4: "I", 2: "H", 8: "Q"}
 _WIDTHS: Final = tuple(_COUNT_FORMATS)
 _HEADER: Final = 1024
-# Reads lanes as numbers from the last to the first, with any byte order of the machine.
+# Reads lanes as numbers from the last to the first, in the byte order of any machine.
 _DOWN: Final = slice(None, None, -1 if sys.byteorder == "little" else 1)
 # Histograms whose percentiles are remembered, about 1 KB each: those of finished buckets are
 # requested again and again, and do not change.
@@ -143,9 +143,10 @@ def unpack_counts(packed: bytes) -> dict[int, int]:
 
 
 class PackedHistogramSum:
-    """A sum of histograms as one large integer with a lane for each bin: one addition each.
+    """A sum of histograms as one large integer, which has a lane of bits for each bin.
 
-    No lane overflows into the next, since each is as wide as the sum of all counts needs.
+    So one addition adds a histogram. No lane overflows into the next, because each is wide enough
+    for the sum of all counts.
     """
 
     __slots__ = ("_counts", "_first", "_limit", "_width")
@@ -157,7 +158,10 @@ class PackedHistogramSum:
         self._limit = 1 << 8 * self._width
 
     def add(self, packed: bytes, total: int) -> None:
-        """Add what `pack_counts` wrote; all that was added has at most `total` counts."""
+        """Add what `pack_counts` wrote.
+
+        `total` is the number of counts in the whole sum, with these; it may be too large.
+        """
         if total >= self._limit:
             self._widen(_width(total))
         header, counts = packed[0] | packed[1] << 8, packed[2:]

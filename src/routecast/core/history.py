@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 DEFAULT_POINTS: Final = 300
 DEFAULT_RANGE: Final = HOUR
-# A longer range is made of hours, whatever its step: a minute may have as many rollups as an hour.
+# A longer range is made of hours, because reading its minutes would cost too much: a minute may
+# have as many rollups as an hour.
 MINUTES_RANGE: Final = 2 * DAY
 # The last moment of a query; calendars with four-digit years end soon after it.
 LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
@@ -30,7 +31,7 @@ LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
 EVERYTHING: Final = View()  # no filter
 ALL: Final = "all"  # the key of the one series where nothing is grouped
 GROUPS: Final = ("strategy", "provider", "model", "band", "status")
-# The parts that hours are summed up along.
+# The parts of the key by which hours are summed up.
 PARTS: Final = (ALL, *Key._fields)
 
 # In seconds. Beyond the last of them steps double, so they stay whole weeks.
@@ -75,16 +76,17 @@ PERCENTILE_FIELDS: Final = {"p50_latency_ms": 50, "p95_latency_ms": 95, "p99_lat
 DEFAULT_HISTORY_FIELDS: Final = ("count", "cost")
 
 
-# -- what is asked ------------------------------------------------------------------------------
+# -- queries ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryQuery:
     """A range from `start` to before `end` (microseconds), in at most `points` buckets.
 
-    Without an end, it ends with the current bucket, and with `follow` at least there. Without a
-    start, it begins DEFAULT_RANGE before the end, or less if `points` are fewer. Only the filters
-    of `filters` are used. Make it with `history_query`, which checks it.
+    Without an end, or with `follow` and an earlier end, it ends with the current bucket. Without a
+    start, it begins DEFAULT_RANGE before the end; the first bucket may be left out to keep within
+    `points`. Only the filters of the view `filters` are used. Make a query with `history_query`,
+    which checks it.
     """
 
     start: int | None = None
@@ -132,7 +134,7 @@ def history_query(
 def parse_history(query: bytes | str) -> HistoryQuery:
     """Read the query string of `GET /v1/history`. Raises BadParameter, naming the parameter."""
     given = read_parameters(query, HISTORY_PARAMETERS)
-    if "step" in given:  # the answer has it, but no request
+    if "step" in given:  # only answers have it
         raise BadParameter("step", "no such parameter; `points` chooses the step")
 
     def one(name: str, read: Callable[[str, str], T]) -> T | None:
@@ -168,7 +170,7 @@ def _moment(name: str, value: str) -> int:
         ) from None
 
 
-# -- what to read -------------------------------------------------------------------------------
+# -- plans --------------------------------------------------------------------------------------
 
 
 class Buckets(NamedTuple):
@@ -239,12 +241,12 @@ def plan(query: HistoryQuery, now: int, *, least_step: int = 0) -> Plan:
         end = max(end, now + 1)
     start = max(0, end - DEFAULT_RANGE) if query.start is None else query.start
     if start >= end:
-        raise BadParameter("from", "must be before `to`, which is now where it is not said")
+        raise BadParameter("from", "must be before `to`, which is now by default")
     if end - start > MINUTES_RANGE:
         least_step = max(least_step, HOUR_STEP)
     for step in _steps():
         first, last = _number(start, step), _number(end - 1, step)
-        # An hour touches 61 minutes. If the request does not say when it begins, 60 are enough.
+        # An hour overlaps 61 minutes. If the request does not say when it begins, 60 are enough.
         if query.start is None and end - start <= query.points * step * SECOND:
             first = max(first, last + 1 - query.points)
         if step < least_step or last - first >= query.points:

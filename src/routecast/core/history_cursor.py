@@ -1,4 +1,4 @@
-"""The cursor of a client that follows a history: which buckets to send it next."""
+"""The cursor of a client that follows a history: which buckets the client must be sent next."""
 
 from collections.abc import Iterable
 
@@ -9,10 +9,10 @@ from routecast.protocol import Position
 
 
 class HistoryCursor:
-    """What a client holds of a history that it follows, without the values.
+    """The buckets and the position that a client holds of a history, without the values.
 
-    After a bucket has closed, or a commit has added to a closed one, the client gets all buckets
-    from the first of these on, and replaces what it holds from there on. So after each answer its
+    When a bucket has closed, or a commit has added to a closed bucket, the client gets the first
+    such bucket and all later ones, and replaces what it holds of them. So after each answer its
     points sum up to the total of their range at the answer's position, including the running
     bucket. The client holds the newest `points` buckets.
     """
@@ -39,7 +39,8 @@ class HistoryCursor:
     def due(self, minutes: Iterable[int], now: int) -> Plan | None:
         """Return the plan to answer at `now`; `minutes` are those that changed since `position`.
 
-        Send the client its answer, and call `record_answer`; if it is None, call `record_position`.
+        Send the client the answer to it, and call `record_answer`. If nothing is due (None), call
+        `record_position`.
         """
         running, held = self._running_at(now), self._moved_to(now)
         changed = [
@@ -52,7 +53,7 @@ class HistoryCursor:
         return self._from(min(changed), held) if changed else None
 
     def whole(self, now: int) -> Plan:
-        """Return the plan of all that the client should hold at `now`: the changes are unknown."""
+        """Return the plan of all that the client should hold at `now`, if changes are unknown."""
         held = self._moved_to(now)
         return self._from(held.first, held)
 

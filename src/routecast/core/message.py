@@ -57,7 +57,7 @@ def _read(kind: type, value: object) -> object:
 
 
 class Envelope(msgspec.Struct):
-    """The type of a message, and its id if it has one, also if the rest is invalid."""
+    """The type of a message, and its id if it has one, even if the rest is invalid."""
 
     type: str
     id: msgspec.Raw = msgspec.Raw()  # not decoded: it may be too large a number
@@ -126,16 +126,17 @@ MSGPACK: Final = Encoding(
 )
 # A message is kept for at most this number of ids; most clients use the same id.
 MAX_IDS: Final = 64
-# What is further back than this, in bytes, a compressed message cannot refer to (RFC 1951, 2).
+# A compressed message can refer to at most this many bytes before it (RFC 1951, 2).
 WINDOW_BYTES: Final = 32_768
 _numbers: Final = itertools.count(1)
 ENCODINGS: Final = {encoding.name: encoding for encoding in (JSON, MSGPACK)}
 
 
 class SentMessage:
-    """What clients keep of a message that they were sent compressed: the end of it.
+    """The end of a message that clients were sent compressed.
 
-    The next one may refer to that. As long as that is so, it is kept here, too; the rest is not.
+    The next compressed message may refer to it. So it is kept as long as it is the context of a
+    client; the rest of the message is not.
     """
 
     __slots__ = ("end", "number")
@@ -146,21 +147,21 @@ class SentMessage:
 
 
 class Tail:
-    """What a message has after its id: the same for all clients."""
+    """The part of a message after its id: the same for all clients."""
 
     __slots__ = ("body", "compressed", "ids")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
         self.compressed: bytes | None = None  # made by the edge that needs it first
-        self.ids = 0  # that the message is kept for
+        self.ids = 0  # the number of ids for which the message is kept
 
 
 class AddressedMessage(Payload):
     """A message under the id of a client's subscription.
 
-    It does not refer to its `Message`, which refers to it: freed at once, both take no memory until
-    the garbage collector finds them.
+    A `Message` refers to its addressed messages, and they do not refer to it. Without a cycle, both
+    are freed at once, and do not wait for the garbage collector.
     """
 
     __slots__ = ("identity", "sent", "tail")

@@ -1,7 +1,7 @@
 """Numbers as they are written: exact digits in, integers out, for all entry points.
 
-In bodies of `POST /v1/decisions`, msgspec reads numbers of at most 15 digits; there it gives the
-same value. Longer numbers, and all cells of files, are read here.
+In bodies of `POST /v1/decisions`, msgspec reads numbers of at most 15 digits, with the same result.
+Longer numbers, and all cells of files, are read here.
 """
 
 import re
@@ -21,8 +21,8 @@ _LARGEST: Final = 400
 _DIGITS: Final = 800
 # Products of such numbers are exact.
 _EXACT: Final = Context(prec=2 * _DIGITS)
-# Below _SMALL the product of two floats is off by less than 0.01: further digits of the number do
-# not change the rounded integer, unless it is not _CLEAR of a tie.
+# Below _SMALL the product of two floats is off by less than 0.01. So if it is within _CLEAR of an
+# integer, further digits of the number do not change the rounded result.
 _SMALL: Final = 2**45
 _CLEAR: Final = 0.49
 
@@ -85,7 +85,7 @@ def scaled(value: float | Decimal, scale: int) -> int:
     return scaled(Decimal(repr(value)), scale)
 
 
-def has_digits_enough(value: float, scale: int) -> bool:
+def has_enough_digits(value: float, scale: int) -> bool:
     """Whether `scaled` gives the same for every number whose nearest float is this one."""
     product = value * scale
     return product < _SMALL and abs(product - round(product)) < _CLEAR

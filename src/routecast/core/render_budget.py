@@ -23,7 +23,8 @@ class RenderBudget:
     """
 
     def __init__(self) -> None:
-        # When each client will have paid for all it used. The last to use time comes last.
+        # The moment at which each client will have paid for all the time that it used. The client
+        # that used time last comes last.
         self._paid: OrderedDict[str, float] = OrderedDict()
         # The same as a heap, soonest first, with outdated entries.
         self._soonest: list[tuple[float, str]] = []
@@ -36,9 +37,9 @@ class RenderBudget:
         return max(0.0, paid - now - BURST_SECONDS / CLIENT_SHARE)
 
     def first(self, clients: Iterable[str], now: float) -> tuple[str, float]:
-        """Return the first client that may use time now, otherwise the one that may soonest.
+        """Return the first client that may use time now, or the one that must wait least.
 
-        The result includes its `wait`. Without clients it is one that may use time now.
+        The second value is its `wait`. Without clients, the result is "" and 0.
         """
         soonest, least = "", float("inf")
         seen = set()

@@ -1,10 +1,10 @@
-"""Rotation: a random first item for work that serves many, so that none is always last."""
+"""Rotation: work that serves many begins with a random one, so that none is always last."""
 
 import random
 from collections.abc import Iterable
 from typing import TypeVar
 
-Served = TypeVar("Served")
+T = TypeVar("T")
 
 
 def random_start(count: int) -> int:
@@ -12,8 +12,8 @@ def random_start(count: int) -> int:
     return random.randrange(count) if count > 1 else 0
 
 
-def rotated(everyone: Iterable[Served]) -> list[Served]:
+def rotated(items: Iterable[T]) -> list[T]:
     """Return all items in their order, beginning with a random one."""
-    served = list(everyone)
-    start = random_start(len(served))
-    return served[start:] + served[:start]
+    all_items = list(items)
+    start = random_start(len(all_items))
+    return all_items[start:] + all_items[:start]

@@ -23,7 +23,7 @@ class Action(Enum):
     """What the owner of the state must do next."""
 
     APPLY = "apply"  # add the delta to the state, then call `applied`
-    WAIT = "wait"  # nothing; where `due` is a moment, ask `next_action` again then
+    WAIT = "wait"  # nothing; if `due` is a moment, call `next_action` again then
     FETCH = "fetch"  # read the deltas of `gap`, pass each to `receive`, then call `fetched`
     RELOAD = "reload"  # call `begin_load`, load a state, then call `loaded` or `load_failed`
 
@@ -103,16 +103,16 @@ class DeltaSequencer:
 
         Returns RELOAD only if this delta is the reason for it.
         """
-        position, there = self.position, delta.position
+        position, theirs = self.position, delta.position
         if position is None or not self.in_step:
             self._keep(delta)
             return Action.WAIT
-        if there.epoch != position.epoch:
+        if theirs.epoch != position.epoch:
             self.lose_step()
             self._keep(delta)
-            self.announce(there, now)
+            self.announce(theirs, now)
             return Action.RELOAD
-        ahead = there.seq - position.seq
+        ahead = theirs.seq - position.seq
         if self._loading or ahead > 1:  # a state that is being loaded may lack any
             self._keep(delta)
         if ahead == 1:
@@ -136,8 +136,8 @@ class DeltaSequencer:
     def announce(self, position: Position, now: float) -> Action:
         """Record an announced position of the database; return what to do.
 
-        Older positions of the same epoch are ignored: nodes that are behind announce, too. Never
-        returns RELOAD: an epoch that only some node has seen may have ended already.
+        Older positions of the same epoch are ignored, because nodes that are behind announce, too.
+        Never returns RELOAD: the announced epoch may have ended already.
         """
         known = self.announced
         if known is None or known.epoch != position.epoch or known.seq < position.seq:
@@ -161,7 +161,7 @@ class DeltaSequencer:
     def nothing_after(self, gap: Gap, now: float) -> Action:
         """Record that the database has no commit after a gap's position; return what to do.
 
-        So the announced position was wrong, unless it was announced after the database was asked.
+        So the announced position was wrong, unless it was announced after the database was read.
         """
         if self.gap == gap:
             self.announced = gap.after

@@ -48,7 +48,7 @@ def read_host(text: str) -> tuple[str, int | None]:
     """
     found = _HOST.fullmatch(text)
     if found is None:
-        raise ValueError("is no host with an optional port")
+        raise ValueError("is not a host with an optional port")
     port = int(found[2]) if found[2] else None
     if port is not None and port > 65_535:
         raise ValueError("has a port over 65535")
@@ -59,7 +59,7 @@ def read_origin(text: str) -> Origin:
     """Return an `Origin` header in its normal form. Raises ValueError if it is invalid."""
     found = _ORIGIN.fullmatch(text)
     if found is None:
-        raise ValueError("is no scheme://host")
+        raise ValueError("is not scheme://host")
     scheme = found[1].lower()
     host, port = read_host(found[2])
     return Origin(scheme, host, _DEFAULT_PORTS.get(scheme) if port is None else port)
@@ -76,7 +76,7 @@ def _normal_host(text: str) -> str:
     except ValueError:
         pass
     if len(name) > _MAX_NAME or not _HOST_NAME.fullmatch(name):
-        raise ValueError("is no name or address of a host")
+        raise ValueError("is not the name or address of a host")
     return name
 
 
@@ -95,7 +95,7 @@ def _to_ascii(name: str) -> str:
 def origin_entry(text: str) -> str:
     """Return an entry of ROUTECAST_ALLOWED_ORIGINS in its normal form.
 
-    Raises ValueError with the reason and the fix where no browser would ever send it.
+    Raises ValueError with the reason and the fix if no browser would ever send it.
     """
     if text == ANY:
         return text
@@ -107,7 +107,9 @@ def origin_entry(text: str) -> str:
     if not separator:
         raise ValueError(f"has no scheme: write https://{text} or http://{text}")
     if scheme in ("ws", "wss"):
-        raise ValueError(f"is no site of a page: write {scheme.replace('ws', 'http')}://{rest}")
+        raise ValueError(
+            f"is not the site of a page: write {scheme.replace('ws', 'http')}://{rest}"
+        )
     host = re.split(r"[/?#]", rest)[0]
     if not host:
         raise ValueError("names no host: write https://name or https://name:port")
@@ -126,7 +128,7 @@ def origin_entry(text: str) -> str:
 def host_entry(text: str) -> str:
     """Return an entry of ROUTECAST_ALLOWED_HOSTS in its normal form.
 
-    Raises ValueError with the reason and the fix where no request would ever match it.
+    Raises ValueError with the reason and the fix if no request would ever match it.
     """
     if text == ANY:
         return text
@@ -149,7 +151,7 @@ def _check_separators(text: str) -> None:
     if text[:1] in "\"'" or text[-1:] in "\"'":
         raise ValueError("is in quotes: leave them out")
     if re.search(r"[\s;|]", text):
-        raise ValueError("is several: separate them with commas")
+        raise ValueError("is more than one entry: separate them with commas")
 
 
 def _split_wildcard(host: str) -> tuple[str, str]:
@@ -157,7 +159,7 @@ def _split_wildcard(host: str) -> tuple[str, str]:
     wild = "*." if host.startswith("*.") else ""
     rest = host.removeprefix("*.")
     if ANY in rest:
-        raise ValueError("has * where only its first label may be *, as in *.example.com")
+        raise ValueError("may have * only as its first label, as in *.example.com")
     return wild, rest
 
 

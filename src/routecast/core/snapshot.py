@@ -1,8 +1,7 @@
-"""A snapshot: the rollups at one position, kept up to date by deltas, that windows are read from.
+"""A snapshot: the rollups at one position, kept up to date by deltas, for all windows.
 
 It holds the total, the hours of the last week, and the minutes in which windows begin and end. The
-minutes that it must hold move with the clock, so a snapshot is used for `LIFETIME`; then another
-one is loaded.
+minutes that it must hold move with the clock. So after `LIFETIME` another snapshot is loaded.
 
 The total is always held. If hours and minutes need more memory than there is room for, the longest
 window is dropped, with the periods that only this window needs; then the next longest.
@@ -33,13 +32,14 @@ from routecast.protocol import WINDOWS, Position
 
 HOUR: Final = MINUTES_PER_HOUR * MINUTE
 
-# A snapshot is replaced after the first time, and no longer used after the second; in microseconds.
+# A snapshot is replaced after LIFETIME, and not used any more after COVERAGE; in microseconds.
 LIFETIME: Final = HOUR
 COVERAGE: Final = 2 * HOUR
 
 # Cells that are added in one piece of a large commit: about 2 ms.
 APPLY_STEP: Final = 500
-# Cells of recent commits that are always remembered; of a large total, half as many as it has.
+# Cells of recent commits that are remembered at least. More are remembered beside a large total:
+# half as many as it has.
 MIN_RECENT: Final = 1_000
 
 # All windows that have a length in minutes, shortest first.
@@ -75,8 +75,8 @@ def needed(taken: int, windows: Iterable[str] = BOUNDED) -> Needed:
     """Return the periods that windows need of a snapshot taken at a moment (microseconds).
 
     Windows up to an hour are made of minutes; longer ones of hours, with minutes at their
-    beginning. All begin one minute early, because clocks may be set back. They end with the
-    snapshot's coverage.
+    beginning. All periods begin one minute (or hour) early, because clocks may be set back. They
+    end with the snapshot's coverage.
     """
     hour, minute = taken // HOUR, taken // MINUTE
     end = hour + COVERAGE // HOUR + 1
@@ -124,8 +124,8 @@ class Snapshot:
 
     `room` is the memory that it may take, in bytes, None for no limit; `covered` are the windows
     whose periods it has. `total` are the sums of the window `scope`: `all`, unless the snapshot is
-    the answer to a query for one window (`ports.Store.window`). Then it is `still`: its rate is
-    that of the moment when it was taken.
+    the answer to a query for one window (`ports.Store.window`). Then it is `still`: it takes no
+    deltas, and its documents are about the moment when it was taken.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class Snapshot:
         # (`core/breakdown.py`).
         self._recent: deque[Delta] = deque()
         self._recent_cells = 0
-        # The total's keys by their name at a place of the key, and how many of the keys are in the
-        # index.
+        # For each field of a key: the total's keys by their name there, and how many of the keys
+        # this index has.
         self._index: dict[int, dict[str, list[Key]]] = {}
         self._indexed: dict[int, int] = {}
 
@@ -256,7 +256,7 @@ class Snapshot:
     def _remember(self, delta: Delta) -> None:
         self._recent.append(delta)
         self._recent_cells += len(delta.cells)
-        # Adding up all cells costs no more than applying as many changed ones.
+        # A breakdown that must count more changed cells than this is cheaper to make again.
         room = max(len(self.total) // 2, MIN_RECENT)
         while self._recent_cells > room and len(self._recent) > 1:
             self._recent_cells -= len(self._recent.popleft().cells)

@@ -103,10 +103,10 @@ def spellings(names: Iterable[str]) -> frozenset[str]:
 
 
 def shown(text: str) -> str:
-    """Return a text for a terminal: characters that `check_text` refuses as in `\u202e`.
+    """Return a text for a terminal; characters that `check_text` refuses become `\\u202e`, etc.
 
-    Names that were stored before this rule may contain such characters. Inside a JSON string, it is
-    the same string.
+    Names that were stored before this rule may contain such characters. Inside a JSON string, the
+    result means the same string.
     """
     if text.isascii() and text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""The sums of a history by series and bucket, and the answer that is made of them."""
+"""Time series: the sums of a history by series and bucket, and the answer made of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +21,15 @@ from routecast.core.snapshot import Snapshot
 from routecast.errors import NotHeld
 from routecast.protocol import Position, rfc3339
 
-# Series with a name of their own; all others are summed up in one more.
+# Series with a name of their own; all others are summed up as `other`.
 MAX_SERIES: Final = 30
 # At most this many sums of a snapshot are added up on the event loop, which takes about 5 ms. A sum
 # with a histogram counts as several.
 MAX_SUMS: Final = 4_000
 HISTOGRAM_SUMS: Final = 5
 _TOO_MUCH: Final = "that is too much to add up at once"
-# A thread makes and encodes answers with more values than this. A percentile counts as several.
+# Answers with this number of values or more are made and encoded in a thread. A percentile counts
+# as several.
 MANY_VALUES: Final = 5_000
 PERCENTILE_VALUES: Final = 10
 
@@ -36,7 +37,7 @@ PERCENTILE_VALUES: Final = 10
 class Point(Sums):
     """The sums of one series in one bucket, and its number of errors.
 
-    Only the sums that the plan names are right.
+    Only the sums that the plan needs (`Plan.columns`) are valid.
     """
 
     __slots__ = ("_histograms", "errors")
@@ -44,9 +45,8 @@ class Point(Sums):
     def __init__(self) -> None:
         super().__init__()
         self.errors = 0
-        self._histograms: PackedHistogramSum | None = (
-            None  # the sum of histograms packed by `pack_counts`
-        )
+        # The sum of the histograms that came packed by `pack_counts`.
+        self._histograms: PackedHistogramSum | None = None
 
     def take(self, key: Key, sums: Sums, *, histogram: bool = True) -> None:
         """Add the sums of a key."""
@@ -109,10 +109,10 @@ class TimeSeries:
             point.take(key, sums, histogram=histogram)
 
 
-def summaries(bucket: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
-    """Return the sums of an hour by each of PARTS and its values."""
+def summaries(cells: Mapping[Key, Sums]) -> dict[tuple[str, str], Point]:
+    """Return the sums of an hour's cells, by each of PARTS and each of its names."""
     found: dict[tuple[str, str], Point] = {}
-    for key, sums in bucket.items():
+    for key, sums in cells.items():
         # The fields of a key are in the order of PARTS.
         for part_and_name in zip(PARTS, (ALL, *key), strict=True):
             point = found.get(part_and_name)
@@ -178,9 +178,9 @@ class HistoryResponse:
 def render(found: TimeSeries, plan: Plan, names: Sequence[str] = ()) -> HistoryResponse:
     """Return the answer to a plan.
 
-    `names` come first; new names follow, largest first, then by name.
-    If there are more than MAX_SERIES, the rest is summed up as OTHER, which comes last, also if
-    decisions with names over the limit were counted as OTHER.
+    `names` come first; new names follow, largest first, then by name. If there are more than
+    MAX_SERIES, the rest is summed up as OTHER, together with the decisions that the database
+    counts as OTHER. That series comes last.
     """
     if plan.group_by is None:
         names = (ALL,)

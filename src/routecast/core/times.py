@@ -1,8 +1,8 @@
 """Times as they are written: text or Unix time in, microseconds since 1970 out.
 
-It reads times for all entry points. In bodies of `POST /v1/decisions`, msgspec reads usual RFC 3339
-times; there it gives the same value. Leap seconds, fractions of more than six digits, and all other
-times are read here.
+In bodies of `POST /v1/decisions`, msgspec reads the usual RFC 3339 times, with the same result.
+Leap seconds, fractions of more than six digits, and the times of all other entry points are read
+here.
 
 Digits beyond microseconds are cut off, never rounded: a time stays in its minute.
 """

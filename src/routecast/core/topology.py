@@ -10,15 +10,16 @@ POLL_SECONDS: Final = 5.0
 # or that another program has written to it.
 ALONE_POLL_SECONDS: Final = 10.0
 # If other nodes may use the database and there is no bus, only polls show their commits.
-UNHEARD_POLL_SECONDS: Final = 0.5
+NO_BUS_POLL_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
     """What a node shares with others.
 
-    `has_peers`: it hears other nodes over a bus. `has_store`: it can read the database; otherwise
-    it depends on its peers. `shares_store`: other processes may commit to the database.
+    `has_peers`: it receives the commits of other nodes over a bus. `has_store`: it can read the
+    database; otherwise it depends on its peers. `shares_store`: other processes may commit to the
+    database.
     """
 
     has_peers: bool = False
@@ -30,4 +31,4 @@ class Topology:
         """How often the nodes, together, read the database's position, in seconds."""
         if self.has_peers:
             return POLL_SECONDS
-        return UNHEARD_POLL_SECONDS if self.shares_store else ALONE_POLL_SECONDS
+        return NO_BUS_POLL_SECONDS if self.shares_store else ALONE_POLL_SECONDS

@@ -1,7 +1,8 @@
-"""The session of routecast.v1: a message of the client in, what to do about it out.
+"""The session of routecast.v1: it takes a message of the client, and returns what must be done.
 
-Each message has one outcome. An error names an invalid field, and the connection stays. The first
-two consecutive messages that are not part of the protocol get an error; the third closes it.
+Each message has one outcome. An error names an invalid field, and the connection stays open. The
+first two consecutive messages that are not part of the protocol get an error; the third closes the
+connection.
 """
 
 import re
@@ -48,7 +49,10 @@ _MESSAGE_TYPES: Final = frozenset({"subscribe", "unsubscribe", "history", "ack",
 
 @dataclass(frozen=True, slots=True)
 class StartSubscription:
-    """Send a subscription's documents from now on; `position` is that of the client's last one."""
+    """Send a subscription's documents from now on.
+
+    `position` is that of the document that the client holds; None if it holds none.
+    """
 
     id: str
     subscription: ViewSubscription

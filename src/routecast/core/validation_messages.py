@@ -1,4 +1,4 @@
-"""Errors of values that were sent: msgspec's messages in the words of the contract."""
+"""Error messages for invalid values: msgspec's messages in the words of the protocol."""
 
 from typing import Final
 
@@ -21,7 +21,10 @@ def kind(name: str) -> str:
 
 
 def worded(rule: str) -> str:
-    """Return one of msgspec's rules, without the place at its end, as what a value must be."""
+    """Return one of msgspec's rules as what a value must be.
+
+    Remove the path of the field, at the end of msgspec's message, before the call.
+    """
     words = rule.split("`")
     if not rule.startswith("Expected") or len(words) < 2:
         return f"{rule[:1].lower()}{rule[1:].replace('`', '')}"

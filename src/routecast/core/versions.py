@@ -1,7 +1,7 @@
-"""Versions: a view's document as it stood at one position, and the messages that lead to it.
+"""Versions: a view's document at one position, and the messages that bring a client to it.
 
-Recent versions are kept as bases of deltas: for the next one, for clients that fell behind, and for
-those that come back. What is not at hand any more is no base, and a snapshot is sent instead.
+Recent versions are kept as bases of patches: for the next version, for clients that fell behind,
+and for clients that reconnect. If a client's base is not kept any more, it is sent a snapshot.
 """
 
 from collections import OrderedDict
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from routecast.core.decision import SECOND
-from routecast.core.document import EncodedDocument, error_frame, finish
+from routecast.core.document import EncodedDocument, error_document, finish
 from routecast.core.message import Encoding, Message
 from routecast.core.view import View
 from routecast.patch import Document, diff, without_nulls
@@ -26,26 +26,26 @@ from routecast.protocol import (
     rfc3339,
 )
 
-# Versions kept, of all views together; the least lately used is forgotten first.
+# The memory of all versions together, in bytes; the least recently used one is dropped first.
 MAX_VERSION_BYTES: Final = 32 * 1024 * 1024
-# About the bytes of a version besides its document and its view's filters. So there are fewer than
-# 32,768 versions, and views.
+# About the bytes of a version besides its document and its view's filters. So at most 32,768
+# versions are kept.
 OVERHEAD: Final = 1_024
-# A message that is at most this old, in microseconds, also serves other members that need the same.
+# A message that is younger than this, in microseconds, is sent to other members that need the same.
 FRESH_MESSAGE: Final = SECOND // 20
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-# Of the sums that a document was made of; () if they are unknown.
+# The stamps of the sums that a document was made of; () if they are unknown.
 Stamps = tuple[int, ...]
-# The base of a message, its encoding, and the stretched interval that it names.
+# The base of a message, its encoding, and the interval that it names because it is stretched.
 _MessageKey = tuple["Version | None", Encoding, float | None]
 
 
 class DocumentState:
-    """What a document was made of.
+    """The numbers that a document was made of: their position, source and age.
 
     `time_key` is `View.time_key`; `as_of` is the time at which the numbers were known to be the
     newest, in microseconds since 1970.
@@ -65,7 +65,7 @@ class DocumentState:
 
 
 class Version:
-    """A view's document in one state; without a state, no source could answer."""
+    """A view's document in one state. `state` is None if no source could answer."""
 
     __slots__ = (
         "body",
@@ -90,20 +90,21 @@ class Version:
         stamps: Stamps,
     ) -> None:
         self.view = view
-        self.number = number  # rises with each version there is
+        self.number = number  # rises with each new version of any view
         self.made = made  # in microseconds since 1970
         self.state = state
-        self.body = body  # as JSON; None once it is dropped
+        self.body = body  # the document as JSON; None once it is dropped
         self.stamps = stamps
-        self.may_be_held = False  # by a client, as its base
-        # In bytes. Each version counts the filters: a client that reconnects brings its view again.
+        self.may_be_held = False  # whether a client may have it as its base
+        # In bytes. The filters count for each version, because each may have its own copy of them:
+        # a client that reconnects sends its view again.
         self.size = len(body or b"") + view.size + OVERHEAD
         self.messages: dict[_MessageKey, tuple[int, Message]] = {}
         # The document of the default stream, and when it was made.
         self.full: tuple[int, EncodedDocument] | None = None
 
     def still_valid_for(self, state: DocumentState) -> bool:
-        """Whether a state gives this same document. If so, take over its `as_of`."""
+        """Whether a state gives this same document. If so, this version takes its `as_of`."""
         ours = self.state
         if ours is None or not ours.is_of(state.position, state.source):
             return False
@@ -138,16 +139,16 @@ class Versions:
         self._by_position: dict[tuple[View, Position], Version] = {}
 
     def newest(self, view: View) -> Version | None:
-        """Return the version made last, if it is held."""
+        """Return the last version of a view, None if it is not kept."""
         version = self._newest.get(view)
         if version is not None:
             self._held.move_to_end(version)
         return version
 
     def drop_messages(self, view: View) -> None:
-        """Forget what was made of a view that fewer follow now; its versions stay as bases.
+        """Drop the messages of a view that fewer clients follow now; bases of clients are kept.
 
-        Where others follow it still, it is made again.
+        If other clients still follow it, their messages are made again.
         """
         newest = self._newest.get(view)
         if newest is not None and not newest.may_be_held:
@@ -157,7 +158,7 @@ class Versions:
             newest.full = None
 
     def at_position(self, view: View, position: Position) -> Version | None:
-        """Return the version a client was sent at a position; None where that is not certain."""
+        """Return the version that a client was sent at a position; None if it is not known."""
         version = self._by_position.get((view, position))
         if version is not None:
             self._held.move_to_end(version)
@@ -172,18 +173,19 @@ class Versions:
         document: Document | None,
         stamps: Stamps = (),
     ) -> Version:
-        """Take a view's newest document; the versions before become bases.
+        """Add the newest document of a view; return its version.
 
-        `stamps` are those of the sums that it was made of (`Breakdown.stamp`).
+        `state` and `document` are None if no source could answer. `stamps` are those of the sums
+        that the document was made of (`Breakdown.stamp`).
         """
         body = None if document is None else _encode(document)
         return self._add(view, now, state, body, stamps)
 
     def carry(self, newest: Version, now: int, state: DocumentState) -> Version:
-        """Take a newer state that has the same document as the newest version.
+        """Record a newer state with the same document as the newest version; return its version.
 
-        A version that no client was sent goes on to that state. So commits that change nothing of
-        a view do not push the bases of others out.
+        If no client was sent the newest version, that one gets the state. So commits that do not
+        change a view's document do not displace the bases of other views.
         """
         if newest.may_be_held:
             return self._add(newest.view, now, state, newest.body, newest.stamps)
@@ -202,9 +204,9 @@ class Versions:
         if before is not None:
             if before.body == body:
                 if state and before.state and before.state.is_of(state.position, state.source):
-                    before.state, before.stamps = state, stamps  # only time went on
+                    before.state, before.stamps = state, stamps  # only time has passed
                     return before
-                body = before.body  # the very same, so that it shows that nothing changed
+                body = before.body  # the same object: `differs` compares by identity
             before.messages.clear()
             before.full = None
             if not before.may_be_held:  # no client has it, so it is no base
@@ -240,12 +242,13 @@ def message(
     now: int,
     stretched: float | None = None,
 ) -> Message | None:
-    """Return what leads to a version from `base` (None: from nothing), its id left blank.
+    """Return the message that brings a client from `base` to a version, with an empty id.
 
-    `stretched` is the interval, in seconds, that a subscription really gets where that is longer
-    than the one asked for.
-    It is a delta where the base is at hand and that is smaller, else a snapshot; an error where
-    nothing could answer. None when the version itself was forgotten.
+    `base` is None for a client that holds nothing. `stretched` is the interval, in seconds, that
+    the subscription really gets, if that is longer than the requested one.
+
+    The message is a delta if the base is kept and its patch is smaller than the document, otherwise
+    a snapshot. It is an error if no source could answer. Returns None if the version was dropped.
     """
     version.may_be_held = True
     key = base, encoding, stretched
@@ -295,11 +298,11 @@ def _message(
 
 
 def full_document(version: Version, now: int) -> EncodedDocument | None:
-    """Return a version as the default stream has it; None when the version was forgotten."""
+    """Return a version's document for the default stream; None if the version was dropped."""
     if version.full is None or not 0 <= now - version.full[0] < FRESH_MESSAGE:
         state = version.state
         if state is None:
-            document = error_frame(now)
+            document = error_document(now)
         elif version.body is None:
             return None
         else:
@@ -309,8 +312,8 @@ def full_document(version: Version, now: int) -> EncodedDocument | None:
 
 
 def _can_patch(base: DocumentState | None, to: DocumentState) -> bool:
-    """Whether a delta may lead from one to the other: forth, in the same history."""
+    """Whether a patch may lead from one state to another: not back, and within one epoch."""
     if base is None:
         return False
-    here, there = base.position, to.position
-    return here.epoch == there.epoch and here.seq <= there.seq
+    before, after = base.position, to.position
+    return before.epoch == after.epoch and before.seq <= after.seq

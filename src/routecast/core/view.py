@@ -1,4 +1,4 @@
-"""Views: what a subscriber asked for. Equal views share one document and one encoding."""
+"""Views: the fields, filters and window of a client. Equal views share one document."""
 
 import re
 import sys
@@ -30,12 +30,13 @@ _DECIMAL: Final = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 FILTERS: Final = ("strategy", "provider", "model", "project")
 INTERVAL_RULE: Final = f"must be a number of seconds from {MIN_INTERVAL:g} to {MAX_INTERVAL:g}"
 VIEW_PARAMETERS: Final = ("fields", *FILTERS, "window", "interval")
-# Proxies and pages add parameters of their own, such as `_` and `nocache`. A name this much like
-# one of ours (`difflib`'s ratio) is ours, misspelt: ignored, it would give other numbers.
-LIKE_OURS: Final = 0.75
-MAX_LOOKED_AT: Final = 20  # unknown names; each takes a few microseconds
+# Proxies and pages add parameters of their own, such as `_` and `nocache`, which are ignored. A
+# name that is this similar to one of ours (`difflib`'s ratio) is refused as misspelt: if it were
+# ignored, the client would get other numbers than it asked for.
+MISSPELT_RATIO: Final = 0.75
+MAX_CHECKED_NAMES: Final = 20  # unknown names that are compared; each takes a few microseconds
 MAX_FILTER_NAME: Final = 128
-# So that the request line stays under the 8 KiB that servers and proxies commonly take.
+# Keeps the request line under the 8 KiB that servers and proxies commonly accept.
 MAX_QUERY: Final = 7_000
 
 Filter = frozenset[str] | None
@@ -47,7 +48,8 @@ _FILTER_INDEXES: Final = {name: Key._fields.index(name) for name in FILTERS}
 class Selection(NamedTuple):
     """The decisions of a view; views that differ only in their fields share it.
 
-    `length` is the window in whole minutes before the running one; None is all of history.
+    `length` is the number of whole minutes of the window, before the running minute; None means all
+    time. `parts` are the filters. `histogram`: latencies are needed.
     """
 
     length: int | None
@@ -57,7 +59,7 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The fields, filters and window of a client. A filter of None lets all decisions through."""
+    """The fields, filters and window that a client asked for. A filter of None passes all."""
 
     fields: tuple[str, ...] = DEFAULT_FIELDS
     strategy: Filter = None
@@ -83,9 +85,10 @@ class View:
 
     @property
     def selections(self) -> tuple[Selection, ...]:
-        """The selections that the document is made of: the window, and for a rate the last minutes.
+        """The selections that the document is made of.
 
-        For a rate the second one is the running minute, the third also has the minute before it.
+        The first one is the window. If the view has a rate, the second one is the running minute,
+        and the third one that and the minute before it.
         """
         parts = self.parts
         whole = Selection(WINDOWS[self.window], parts, "latency_ms" in self.fields)
@@ -96,13 +99,13 @@ class View:
     def time_key(self, now: int) -> int:
         """Return a key that changes whenever the passing of time alone can change the document.
 
-        With a rate it is `now` (microseconds), with a window the minute, else 0.
+        With a rate it is `now` (microseconds), with a bounded window the minute, otherwise 0.
         """
         return now if "rate" in self.fields else 0 if self.window == "all" else now // MINUTE
 
     @property
     def timeless(self) -> bool:
-        """Whether the document depends on the position alone, on no time and no node."""
+        """Whether the document depends on the position alone, not on time or the node."""
         return self.window == "all" and not {"rate", "savings"} & set(self.fields)
 
     @property
@@ -125,7 +128,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class ViewSubscription:
-    """A view, and the seconds between two of its documents."""
+    """A view, and its interval in seconds."""
 
     view: View = View()
     interval: float = DEFAULT_INTERVAL
@@ -134,8 +137,8 @@ class ViewSubscription:
 def parse_query(query: bytes | str, *, interval: float = DEFAULT_INTERVAL) -> ViewSubscription:
     """Read the query string that `/ws/metrics` and its siblings share.
 
-    `interval` is what holds when none is asked for. Unknown parameters are ignored, but for
-    those that look like a known one misspelt. Raises BadParameter, naming the parameter.
+    `interval` is the default, in seconds. Unknown parameters are ignored, unless they look like a
+    misspelt known one. Raises BadParameter, naming the parameter.
     """
     given = read_parameters(query, VIEW_PARAMETERS)
     view = View(
@@ -161,7 +164,7 @@ def make_view(fields: Sequence[str] | None, filters: Filters | None, window: str
 def read_parameters(query: bytes | str, known: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each parameter in a query string.
 
-    Raises BadParameter when it cannot be read, or has a name that looks like a known one misspelt.
+    Raises BadParameter if it cannot be read, or has a name that looks like a misspelt known one.
     """
     text = query.decode("latin-1") if isinstance(query, bytes) else query
     if len(text) > MAX_QUERY:
@@ -173,8 +176,8 @@ def read_parameters(query: bytes | str, known: Sequence[str]) -> dict[str, list[
     given: dict[str, list[str]] = {}
     for name, value in pairs:
         given.setdefault(name, []).append(value)
-    for name in islice((name for name in given if name not in known), MAX_LOOKED_AT):
-        if meant := get_close_matches(name[:MAX_FILTER_NAME].lower(), known, 1, LIKE_OURS):
+    for name in islice((name for name in given if name not in known), MAX_CHECKED_NAMES):
+        if meant := get_close_matches(name[:MAX_FILTER_NAME].lower(), known, 1, MISSPELT_RATIO):
             raise BadParameter(
                 name[:MAX_FILTER_NAME], f"no such parameter; did you mean {meant[0]}?"
             )
@@ -200,7 +203,7 @@ def _fields(values: Sequence[str]) -> tuple[str, ...]:
     if unknown:
         wrong = unknown[0][:MAX_FILTER_NAME]
         raise BadParameter("fields", f"{wrong!r} is not one of {', '.join(FIELDS)}")
-    # In the order of the contract, so that equal wishes are equal views.
+    # In the order of the protocol, so that equal requests are equal views.
     return tuple(name for name in FIELDS if name in asked)
 
 

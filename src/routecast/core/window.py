@@ -13,7 +13,7 @@ from routecast.protocol import WINDOWS, Position
 
 
 class WindowQuery(NamedTuple):
-    """A window (a key of WINDOWS), and whether latency histograms or a rate are wanted."""
+    """A window (a key of WINDOWS), and whether latency histograms, and a rate, are needed."""
 
     window: str
     histograms: bool
@@ -56,7 +56,7 @@ class WindowSums:
 
     @property
     def oldest_minute(self) -> int | None:
-        """The first second of the minutes that are needed, None if none are."""
+        """The first second of the minutes that are needed; None if no minutes are needed."""
         minutes = [first for period, first, _ in self.ranges if period == "minute"]
         return min([*minutes, *(self.last_minutes or ())[:1]], default=None)
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from routecast.core.breakdown import Breakdown, Breakdowns
 from routecast.core.decision import SECOND
-from routecast.core.document import EncodedDocument, encode_document, error_frame, finish
+from routecast.core.document import EncodedDocument, encode_document, error_document, finish
 from routecast.core.metrics import Baseline, document
 from routecast.core.render_budget import RenderBudget
 from routecast.core.snapshot import Snapshot
@@ -241,7 +241,7 @@ class MetricsReader:
         try:
             reading = await self.read()
         except Unavailable:
-            failed = error_frame(self._clock.now())
+            failed = error_document(self._clock.now())
             return dict.fromkeys(views, failed)
         frames: dict[View, EncodedDocument] = {}
         for view, payer in views.items():
@@ -260,7 +260,7 @@ class MetricsReader:
         covering, now = self.covering(reading, view), self._clock.now()
         if covering is not None:
             return self._encode(covering, view, now)
-        return error_frame(now) if self.lacks(view) else None
+        return error_document(now) if self.lacks(view) else None
 
     def _encode(self, reading: Reading, view: View, now: int) -> EncodedDocument | None:
         """Return a view's document; None if it is not ready."""
@@ -272,7 +272,7 @@ class MetricsReader:
                 return None
             found = self.document(reading, view, now)
             if found is None:
-                return error_frame(now)
+                return error_document(now)
             held = _CachedDocument(snapshot.position, time_key, encode_document(found))
             self._encoded[view] = held
             if len(self._encoded) > MAX_VIEWS:

@@ -102,7 +102,7 @@ async def run_retention(
             log.warning("Retention will be tried again: %s", error)
         except Exception as error:
             supervisor.failed("retention", error)
-        await asyncio.sleep(PRUNE_INTERVAL if clock_check.has_looked else AGAIN_SECONDS)
+        await asyncio.sleep(PRUNE_INTERVAL if clock_check.has_checked else AGAIN_SECONDS)
 
 
 async def _trusted(
@@ -110,7 +110,7 @@ async def _trusted(
 ) -> Due | None:
     """Return what may be deleted by this clock; None if nothing may."""
     span = await store.span()
-    doubt = clock_check.look(now, elapsed, span)
+    doubt = clock_check.check(now, elapsed, span)
     if doubt is not None:
         log.warning(
             "The clock may be wrong: %s. For a day, retention drops no minutes, and decisions in "
