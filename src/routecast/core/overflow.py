@@ -1,4 +1,4 @@
-"""Overflow: how much the sums of a series can still grow. A database has 64 bits for each sum.
+"""Overflow: which decisions do not fit into their sums. A database has 64 bits for each sum.
 
 Few series ever come near that limit. A store knows the series with a sum over half of it, and reads
 exact sums only for commits that add to those.

@@ -24,15 +24,16 @@ from routecast.protocol import (
     Rejection,
 )
 
-# Decisions are sorted for at most this time, in seconds; then other tasks get a turn.
+# Decisions are sorted (into valid and invalid ones) for about this time, in seconds; then other
+# tasks get a turn.
 SLICE_SECONDS: Final = 0.001
-# Decisions that are normalised between two looks at the clock. Looking up the price of a new model
-# may take 0.3 ms for each, as long as the budget for that lasts.
-LOOK_EVERY: Final = 4
+# The time is checked after this number of decisions. Each may take 0.3 ms if the price of a new
+# model is looked up, as long as the budget for that lasts.
+CLOCK_CHECK_DECISIONS: Final = 4
 
 
 class AllRejected(RoutecastError):
-    """No decision of a batch is valid: nothing was stored, and a retry gives the same."""
+    """No decision of a batch is valid: nothing was stored, and sending it again does not help."""
 
     def __init__(self, rejected: list[Rejection]) -> None:
         first = rejected[0]
@@ -84,9 +85,9 @@ class DecisionBatch:
     # -- before the commit ----------------------------------------------------------------------
 
     def sort(self, seconds: float = SLICE_SECONDS) -> bool:
-        """Sort for about `seconds`; return whether all decisions are sorted.
+        """Sort into valid and invalid decisions for about `seconds`; return whether all are sorted.
 
-        Raises what decoding raises (BadBody, TooLarge): then nothing may be stored.
+        Raises the errors of decoding (BadBody, TooLarge): then nothing may be stored.
         """
         until = time.perf_counter() + seconds
         while True:
@@ -99,10 +100,10 @@ class DecisionBatch:
             self._left = iter(piece)
 
     def _sort_some(self) -> bool:
-        """Sort some decisions into valid and invalid ones; return whether any were left."""
+        """Sort the next few decisions of a piece; return whether there were any."""
         now, normalise = self._now, self._rules.normalise
         index, flaws = self._index, self._flaws
-        for item in islice(self._left, LOOK_EVERY):
+        for item in islice(self._left, CLOCK_CHECK_DECISIONS):
             if isinstance(item, BrokenDecision):
                 self.rejected.append(Rejection(index, item.error, item.id or msgspec.UNSET))
             else:
@@ -127,13 +128,14 @@ class DecisionBatch:
             if len(self.warnings) < MAX_WARNINGS_LISTED:
                 self.warnings.append(FieldWarning(index, *flaw))
 
-    # -- after it -------------------------------------------------------------------------------
+    # -- after the commit -----------------------------------------------------------------------
 
     def receipt(self, inserted: int, conflicts: int, position: Position, full: Full) -> Receipt:
         """Return the receipt for what a commit stored.
 
-        `inserted` decisions were new, `conflicts` have the id of another decision, and `full` names
-        those for which a sum has no room. Raises AllRejected if these were all.
+        `inserted` decisions were new, `conflicts` differ from the stored decision with their id,
+        and `full` names those for which a sum has no room. Raises AllRejected if no decision is
+        left.
         """
         if full:
             self._reject_full(full)

@@ -1,4 +1,4 @@
-"""Histories: equal queries are read from the store once."""
+"""History: answers queries, and reads equal ones from the store once."""
 
 import asyncio
 from collections import OrderedDict
@@ -24,17 +24,18 @@ from routecast.protocol import Position
 KeptNames = tuple[str, ...]
 _AnswerKey = tuple[Plan, KeptNames]
 
-# Reads at the same time; they leave the store to others.
+# At most this number of reads run at the same time: the store must serve others, too.
 READS: Final = 2
-# After a read of over LONG_SECONDS, its turn rests READ_REST times as long as the read took, and at
-# most LONGEST_READ_REST seconds. So long reads leave most of the database's time to commits.
+# After a read of over LONG_SECONDS, its slot stays unused for READ_REST times as long as the read
+# took, and at most LONGEST_READ_REST seconds. So long reads leave most of the database's time to
+# commits.
 LONG_SECONDS: Final = 0.2
 READ_REST: Final = 3.0
 LONGEST_READ_REST: Final = 10.0
 # Different reads that may wait for their turn; one more is refused.
 MAX_WAITING_READS: Final = 64
-# Answers kept, for as long as no commit comes, and values in all of them together; the least lately
-# used goes first. None is kept that has MANY_VALUES: a value takes some 32 bytes.
+# The number of answers that are kept until the next commit, and of their values, of about 32 bytes
+# each. The least recently used answer is dropped first. Answers with MANY_VALUES are not kept.
 MAX_KEPT_ANSWERS: Final = 64
 MAX_KEPT_VALUES: Final = 200_000
 
@@ -42,7 +43,7 @@ MAX_KEPT_VALUES: Final = 200_000
 class HistoryService:
     """Answers history queries, and continues the answers.
 
-    `live` returns the newest state; `changes` are the minutes that its commits added to.
+    `live` returns the newest live state; `changes` are the minutes that its commits added to.
     """
 
     def __init__(
@@ -83,18 +84,18 @@ class HistoryService:
         if ours.epoch == theirs.epoch and theirs.seq < ours.seq:
             return None  # live state is still behind the client's last answer
         if cursor.is_ahead(now):
-            return await self._begin_again(cursor, now)
+            return await self._restart(cursor, now)
         try:
             answer = await self._next_answer(cursor, reading.snapshot, now)
         except NotHeld:  # its minutes are not kept any more
-            return await self._begin_again(cursor, now)
+            return await self._restart(cursor, now)
         if answer is None:
             cursor.record_position(theirs)
         else:
             cursor.record_answer(answer, now)
         return answer
 
-    async def _begin_again(self, cursor: HistoryCursor, now: int) -> HistoryResponse:
+    async def _restart(self, cursor: HistoryCursor, now: int) -> HistoryResponse:
         answer = await self._answer(cursor.query, now)
         cursor.restart(answer, now)
         return answer
@@ -108,7 +109,7 @@ class HistoryService:
     async def _next_answer(
         self, cursor: HistoryCursor, snapshot: Snapshot, now: int
     ) -> HistoryResponse | None:
-        position = snapshot.position  # kept: the snapshot moves on during the read
+        position = snapshot.position  # the snapshot may take commits during the read
         try:
             minutes = self._changes.between(cursor.position, position)
             due = cursor.due(minutes, now)

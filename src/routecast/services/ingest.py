@@ -1,13 +1,13 @@
 """Ingest: batches wait in bounded queues, and those that wait together are committed together.
 
 Acknowledged means on disk: a batch's receipt comes after its commit (group commit). The outcome of
-each decision is decided and counted here, for every way in. Over the bound of a queue, `accept`
-raises `Unavailable` and stores nothing.
+each decision is decided and counted here, for all entry points. If a queue is full, `accept` raises
+`Unavailable`, and nothing is stored.
 
 There are three queues, by the size of a batch. Small and medium batches are committed in groups,
 and take turns to come first; groups are larger while no small batches come. Large batches are
-committed one at a time, beside the groups: a store prepares them without delaying others. While
-others send too, large batches get a quarter of the time.
+committed one at a time, at the same time as groups: a store prepares them without delaying others.
+While there are groups, too, large batches get a quarter of the time.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ def _forget_outcome(check: asyncio.Task[None]) -> None:
 
 
 class Witness(Protocol):
-    """Knows the newest position of the database (`LiveState`)."""
+    """Knows the newest position of the database, to notice lost commits (`LiveState`)."""
 
     @property
     def position(self) -> Position | None:
@@ -80,7 +80,7 @@ class Witness(Protocol):
         ...
 
     def went_back(self, seen: Position, there: Position) -> None:
-        """Is called after the database was at `seen` and then at `there`: it lost commits."""
+        """Is called if the database was at `seen` and is at `there` now: it has lost commits."""
         ...
 
 
@@ -309,15 +309,16 @@ class Ingest:
     async def _gather(self) -> None:
         """Let requests that were already received join this commit: one commit costs less than two.
 
-        There is no wait by the clock: it ends after some turns of the event loop in which no
-        request came. On a busy loop it ends sooner, because each turn takes long.
+        It ends after TURNS turns of the event loop in which no request came. It sets no timer, so
+        an idle loop is not kept waiting. On a busy loop, whose turns take long, it ends after
+        GATHER_SECONDS.
         """
         seen, due = 0, time.monotonic() + GATHER_SECONDS
         while (
-            seen < (here := len(self._small) + len(self._medium))
+            seen < (waiting := len(self._small) + len(self._medium))
             and self._queued < self._most_together
         ):
-            seen = here
+            seen = waiting
             for _ in range(TURNS):
                 await asyncio.sleep(0)
                 if time.monotonic() > due:

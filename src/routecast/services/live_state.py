@@ -1,8 +1,8 @@
 """Live state: a snapshot in memory that the deltas on the bus keep up to date.
 
-`core/sequencer.py` decides which delta is applied, and when one must be fetched or the snapshot
-loaded again; this module does it. `position_poller.py` reads the database's position now and then,
-so that a lost delta is noticed even if no other follows it.
+`core/sequencer.py` decides which delta is applied, when one must be fetched, and when the snapshot
+must be loaded again; this module does it. `position_poller.py` reads the database's position
+regularly, so that a lost delta is noticed even if no other delta follows it.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Follower(Protocol):
 
 
 class LiveState:
-    """The newest state. Run `run` as a task; read `current`.
+    """The newest snapshot, in memory. Run `run` as a task; read `current`.
 
     Each of `followers` is called at once after each applied commit.
     """
@@ -192,7 +192,8 @@ class LiveState:
         """Do what is due now: poll, load or fetch, and announce the position."""
         try:
             polled = await self._poll()
-            polled = polled and self._applying is None  # else it is old after the next line
+            # If a large delta is being applied, the position is old once that has ended.
+            polled = polled and self._applying is None
             await self.settled()
             now = self._timers.now()
             action = self._sequencer.next_action(now)
@@ -308,7 +309,7 @@ class LiveState:
         if position is None:
             return False
         if ours is not None and position.epoch != ours.epoch:
-            self._sequencer.lose_step()  # the epoch of the database is the true one
+            self._sequencer.lose_step()  # the database's epoch is the right one
         self._on_position(position)
         return True
 
@@ -388,7 +389,7 @@ class LiveState:
         not noticed it yet. `polled`: the database's position was read a moment ago.
         """
         if self._topology.has_store and not polled:
-            with suppress(Unavailable):  # then the announced position must do
+            with suppress(Unavailable):  # then the announced position is used
                 position = await self._poller.read()
                 self._sequencer.announce(position, self._timers.now())
         return await self._loader.load(self._sequencer.announced)
@@ -401,7 +402,7 @@ class LiveState:
         return None
 
     async def _share(self) -> None:
-        """Cache a snapshot now and then, so that a node that starts need not read the database."""
+        """Cache the snapshot if it is due, so that starting nodes need not read the database."""
         position = self.position
         if not self._topology.has_peers or position is None or not self._sequencer.in_step:
             return
@@ -413,7 +414,7 @@ class LiveState:
 
 
 class _Coverage:
-    """The windows that a snapshot has memory for: logs them, and says when to load more."""
+    """Knows which windows the snapshot has memory for; decides when loading may add windows."""
 
     def __init__(self, room: int | None) -> None:
         self._room = room

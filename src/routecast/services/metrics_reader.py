@@ -48,7 +48,7 @@ class _CachedDocument(NamedTuple):
 
 
 async def _at_once() -> None:
-    """Return at once: without live state, none is ever between two positions."""
+    """Return at once: without live state, no commit is ever being applied."""
 
 
 class MetricsReader:
@@ -95,14 +95,14 @@ class MetricsReader:
         await self._settled()
         reading = self._live_if_newest()
         if reading is None:
-            async with self._one:  # one read for all that wait
+            async with self._one:  # all callers share one read
                 reading = self._live_if_newest() or await self._fall_back()
         self._known = reading
         self._served[reading.source].inc()
         return reading
 
     def _live_if_newest(self) -> Reading | None:
-        """Return live state; None while it is older than a reading that was returned before."""
+        """Return live state; None if there is none, or if a newer reading was returned before."""
         reading = self._live()
         return None if reading is None or _is_older(reading, self._known) else reading
 
@@ -136,7 +136,7 @@ class MetricsReader:
             return None
 
     def reading_now(self) -> Reading | None:
-        """Return live state, None if it cannot answer."""
+        """Return live state without waiting; None if it cannot answer."""
         reading = self._live_if_newest()
         if reading is not None:
             self._known = reading
@@ -148,7 +148,8 @@ class MetricsReader:
     def covering(self, reading: Reading, view: View) -> Reading | None:
         """Return a reading that covers a view: this one, or the newest window from the database.
 
-        None if there is none yet: await `reading_for`, unless the read has failed (`lacks`).
+        Returns None if there is none yet: then await `reading_for`, unless `lacks` says that the
+        read failed.
         """
         is_rate = "rate" in view.fields
         covered = reading.snapshot.covers(view.window, self._clock.now(), rate=is_rate)
@@ -189,7 +190,7 @@ class MetricsReader:
         try:
             return self._made(reading, view, now) is not None
         except NotHeld:
-            return True  # there is no work that can be done
+            return True  # no work can be done
 
     def _made(self, reading: Reading, view: View, now: int) -> list[Breakdown] | None:
         made, snapshot = [], reading.snapshot

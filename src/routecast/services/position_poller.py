@@ -1,6 +1,6 @@
-"""Polling: reads the database's position now and then, and knows whether the database works.
+"""Polling: reads the database's position regularly, and knows whether the database works.
 
-`core/poll_schedule.py` decides when.
+`core/poll_schedule.py` decides when to read it.
 """
 
 import logging
@@ -52,7 +52,7 @@ class PositionPoller:
         self._schedule.suspect()
 
     def went_back(self, seen: Position, there: Position) -> None:
-        """Have the next `poll` begin a new epoch, whatever the database has committed by then."""
+        """Have the next `poll` begin a new epoch, even if the database commits before that."""
         self._lost = seen, there
 
     def next_poll(self) -> float:

@@ -22,9 +22,9 @@ class ClusterPresence:
 
     @property
     def total(self) -> int:
-        """Streams of all nodes; of this node alone while the cluster is unavailable.
+        """The number of streams of all nodes; of this node alone while the cluster is unavailable.
 
-        This node's are counted now, those of the others were counted a second or two ago.
+        This node's number is the present one; those of other nodes are one or two seconds old.
         """
         return self._others + self._ours()
 

@@ -1,4 +1,4 @@
-"""Renders: which client pays for a document, and the work for documents that takes long.
+"""Renders: makes documents that take long, and decides which client pays for a document.
 
 Documents of new views, and of views that fell far behind, are made one after the other, in slices
 between which other tasks have a turn. Each client has a share of that time
@@ -24,7 +24,7 @@ from routecast.slices import Slices
 
 log = logging.getLogger(__name__)
 
-# Views that may wait for their first render, in all and of one client; more are refused.
+# The number of views that may wait to be rendered: of all clients, and of one. More are refused.
 MAX_WAITING_VIEWS: Final = 256
 MAX_WAITING_PER_CLIENT: Final = 64
 
@@ -63,10 +63,10 @@ class _RenderRequest:
 
     def __init__(self, view: View, client: str) -> None:
         self.view = view
-        self.client = client  # the first one, whose limit it counts towards
+        self.client = client  # the first one: the request counts towards its limit
         self.clients: dict[str, None] = {}  # in the order of their requests
         self.done: dict[_Call, None] = {}
-        # Reads the view's window from the database; other requests are served meanwhile.
+        # The read of the view's window from the database; other requests are served meanwhile.
         self.reads: asyncio.Task[None] | None = None
 
 
@@ -88,7 +88,7 @@ class Renders:
         self._slices = slices or Slices()
         self._waiting: dict[View, _RenderRequest] = {}
         self._changed = asyncio.Event()
-        self._is_resting = True  # set while there is something to do
+        self._is_resting = True  # False while a view is being made ready
         instruments.renders_waiting.set_function(lambda: len(self._waiting))
 
     @property
@@ -126,9 +126,9 @@ class Renders:
                 self._budget.charge(payer, time.thread_time() - started, self._timers.now())
 
     def request(self, view: View, client: str, done: Callable[..., object], *args: object) -> None:
-        """Request that a view is made ready; then, or if that fails, call `done(*args)`.
+        """Have a view made ready; `done(*args)` is called afterwards, even if that fails.
 
-        Equal requests are called once. Raises Unavailable if too many views wait.
+        Equal requests cause one call. Raises Unavailable if too many views wait.
         """
         request = self._waiting.get(view)
         if request is None:
@@ -140,7 +140,7 @@ class Renders:
         self._changed.set()
 
     def withdraw(self, view: View, done: Callable[..., object], *args: object) -> None:
-        """Do not call `done(*args)` any more, where that was asked for."""
+        """Withdraw a request: `done(*args)` is not called any more."""
         request = self._waiting.get(view)
         if request is not None:
             request.done.pop((done, args), None)
@@ -175,7 +175,7 @@ class Renders:
                 self._end(request)
 
     async def _rest(self, wait: float) -> None:
-        """Return when a view is requested, or after `wait` seconds; 0.0 is no limit."""
+        """Return when a view is requested, or after `wait` seconds; 0.0 means no limit."""
         timer = None
         if wait:
             timer = self._timers.call_at(self._timers.now() + wait, self._changed.set)
@@ -191,7 +191,7 @@ class Renders:
             done(*args)
 
     def _next(self) -> tuple[_RenderRequest | None, float]:
-        """Return the request whose clients may be charged soonest, and the seconds until then."""
+        """Return the request that may be served soonest, and the seconds until a client may pay."""
         chosen, least = None, 0.0
         for request in self._waiting.values():
             if request.reads is not None:

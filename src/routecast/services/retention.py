@@ -23,14 +23,15 @@ log = logging.getLogger(__name__)
 
 # Rows deleted in one transaction: few enough that a commit waits for milliseconds at most.
 PRUNE_BATCH: Final = 2_000
-# Retention looks for old data this often, in seconds.
+# Retention checks for old data every PRUNE_INTERVAL seconds.
 PRUNE_INTERVAL: Final = 600.0
-# If the first look fails, it is repeated after this time, in seconds. Only decisions received
-# before this process began can show that the clock is right; those received now cannot.
+# If the first check of the clock fails, it is repeated after this time, in seconds. It must come
+# early: decisions that were received before this process began can show whether the clock is right,
+# and later ones cannot.
 AGAIN_SECONDS: Final = 0.2
-# Summaries look for hours that are over this often, in seconds.
+# Hours that are over are summed up every SUMMARISE_INTERVAL seconds.
 SUMMARISE_INTERVAL: Final = 60.0
-# An hour is summed up this long after its end, in seconds: most late decisions have come then.
+# An hour is summed up this long after its end, in microseconds: most late decisions have come then.
 GRACE_PERIOD: Final = 5 * MINUTE
 # An hour that could not be summed up is tried again after this time, in seconds.
 ASIDE_SECONDS: Final = 600.0
@@ -55,7 +56,7 @@ class Due:
 
 
 def due(now: int, keep: Retention) -> Due:
-    """Return the moments before which data are older than they must be kept."""
+    """Return the moments before which data need not be kept any more."""
     return Due(int(now - keep.decision_days * DAY), int(now - keep.minute_days * DAY))
 
 
@@ -88,7 +89,7 @@ async def run_retention(
     supervisor: Supervisor,
     elapsed: Callable[[], float] = elapsed_seconds,
 ) -> None:
-    """Prune now and then, on one of the nodes. Never ends; work that fails is tried again.
+    """Prune every PRUNE_INTERVAL, on one of the nodes. Never ends; failed work is tried again.
 
     `elapsed` returns the seconds since an arbitrary moment, even if the clock is set.
     """
@@ -126,7 +127,7 @@ async def _trusted(
 
 
 async def _retain(store: Store, drop: Due, supervisor: Supervisor) -> None:
-    """Prune decisions and minutes; if one of both fails, the other continues."""
+    """Prune decisions and minutes; if one of the two fails, the other is still pruned."""
     dropped, failed = 0, False
     works = {"decisions": Due(drop.decisions, 0), "minutes": Due(0, drop.minutes)}
     for what, work in works.items():
@@ -152,12 +153,12 @@ class Summaries:
         self._cluster = cluster
         self._clock = clock
         self._supervisor = supervisor
-        # The hours that failed, and when to try them again on the monotonic clock. There are at
-        # most as many as hours with decisions; hours that need it no longer are removed.
+        # The hours that failed, and when to try each again, on the monotonic clock. Hours that need
+        # not be summed up any more are removed.
         self._aside: dict[int, float] = {}
 
     async def run(self) -> None:
-        """Sum up hours now and then, on one of the nodes. Never ends; failures are tried again."""
+        """Sum up hours regularly, on one of the nodes. Never ends; failures are tried again."""
         while True:
             try:
                 if await _is_ours(self._cluster, "summaries", SUMMARISE_INTERVAL - 1):
@@ -205,6 +206,6 @@ async def _is_ours(cluster: Cluster, work: str, seconds: float) -> bool:
 
 
 async def _raise_if_away(store: Store, error: Exception) -> None:
-    """Raise Unavailable if the whole database is unavailable, not one piece of work at fault."""
+    """Raise Unavailable if the database is unavailable, and not only this piece of work failed."""
     if isinstance(error, Unavailable):
         await store.position()

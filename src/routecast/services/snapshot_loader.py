@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LOAD_SECONDS: Final = 5.0
 # Other nodes look for it in the cache this often, in seconds.
 LOAD_POLL: Final = 0.05
-# If there are other nodes, one of them caches a snapshot this often, in seconds. It is for nodes
+# If there are several nodes, one of them caches a snapshot every SHARE_SECONDS. It is for nodes
 # that start, and for nodes without a database that missed deltas and must not be 5 s behind.
 SHARE_SECONDS: Final = 3.0
 # An unchanged snapshot is cached again this many times less often, because it expires, and nodes
@@ -70,8 +70,8 @@ class SnapshotLoader:
     async def load(self, known: Position | None) -> Snapshot:
         """Return a snapshot from which to follow the bus. Raises Unavailable.
 
-        Of several nodes that load at once, one reads the database. `known` is a known position of
-        the database: a cached snapshot of another epoch is dropped.
+        If several nodes load at the same time, one of them reads the database. `known` is a known
+        position of the database: a cached snapshot of another epoch is dropped.
         """
         if known is not None:
             with suppress(Unavailable):
@@ -96,16 +96,17 @@ class SnapshotLoader:
         return await self.from_store()
 
     async def _ahead_of(self, snapshot: Snapshot) -> Position | None:
-        """Return a new position of the database where it is behind a snapshot of its epoch.
+        """If the database is behind a cached snapshot, begin an epoch, and return its position.
 
-        Commits are cached once they are made: so the database went back after that.
+        Only commits that were made are cached, so a database that is behind has lost commits.
+        Returns None if it is not behind.
         """
         if not self._topology.has_store:
             return None
         try:
             there = await self._store.position()
         except Unavailable:
-            return None  # the cache is the best there is
+            return None  # the cache is the only source
         if not is_behind(there, snapshot.position):
             return None
         there = await self.begin_epoch(snapshot.position, there)
@@ -114,22 +115,23 @@ class SnapshotLoader:
         return there
 
     async def begin_epoch(self, seen: Position, there: Position) -> Position:
-        """Begin an epoch, as the database is behind what was seen of it; return its position.
+        """Begin an epoch, because the database was at `seen` and is at `there` now.
 
-        A restore by other tools, or a failover that lost commits, keeps the epoch, and later gives
-        the numbers after `there` to other commits. A new epoch tells them from those that were
-        `seen`. Raises Unavailable.
+        A restore by other tools, or a failover that lost commits, keeps the epoch. Later commits
+        then get the same numbers as the lost ones; the new epoch tells them apart. Returns the new
+        position. Raises Unavailable.
         """
         log.warning(
             "The database went back from seq %d to %d, as after a restore: a new epoch begins",
             *(seen.seq, there.seq),
         )
-        begun = await self._store.fold_names("model", (), remember=False)  # of none: an epoch alone
+        # It folds no name, and only begins an epoch.
+        begun = await self._store.fold_names("model", (), remember=False)
         self.epoch = begun.epoch
         return begun
 
     async def from_cache(self) -> Snapshot | None:
-        """Return the cached snapshot with all later deltas; None if it cannot be had."""
+        """Return the cached snapshot with all later deltas; None if there is no usable one."""
         snapshot = None
         with suppress(_OtherClock):
             snapshot = await self._look_up()
@@ -160,7 +162,7 @@ class SnapshotLoader:
         if found is None and held is not None and not self._is_of_our_time(held):
             raise _OtherClock
         if found is not None and self.epoch not in (None, found.position.epoch):
-            return None  # the epoch of the database is the true one
+            return None  # the database's epoch is the right one
         return found
 
     def _is_of_our_time(self, snapshot: Snapshot) -> bool:

@@ -168,7 +168,7 @@ class Supervisor:
 
     async def _run(self, service: str, run: Run, *, ends: bool) -> bool:
         """Run a service once; return whether it has finished, so that it is not started again."""
-        # It runs in a task of its own: a cancellation of that is this task's, or else a crash.
+        # It runs in its own task. If that task is cancelled by anything but this one, it crashed.
         once = asyncio.create_task(run(), name=service)
         try:
             await asyncio.wait([once])
@@ -195,7 +195,7 @@ class Supervisor:
     def start(
         self, service: str, run: Run, *, vital: bool = False, ends: bool = False
     ) -> asyncio.Task[None]:
-        """Return a task that keeps a service running. Cancel it in the end."""
+        """Return a task that keeps a service running. Cancel it to stop the service."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and (error := task.exception()) is not None:

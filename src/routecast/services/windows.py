@@ -1,7 +1,7 @@
 """Windows that the snapshot in memory does not cover, answered from the database.
 
-One read serves all clients that ask for the same window. Reads take turns, and together they take
-at most a tenth of the time: the more they cost, the older the answers become.
+One read serves all clients that need the same window. Reads run one at a time, and together they
+take at most a tenth of the time: the more they cost, the older the answers become.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ REUSE_SECONDS: Final = 1.0
 WINDOW_REST: Final = 10
 # A client waits for an answer for at most this time, in seconds.
 WINDOW_WAIT_SECONDS: Final = 10.0
-# An answer is not used if the clock was set back by more than the first time since, or if it is
-# older than the second; in microseconds.
+# An answer is not used if it is older than OUTDATED, or if the clock was set back by more than
+# SET_BACK since; in microseconds.
 SET_BACK: Final = SECOND
 OUTDATED: Final = 10 * MINUTE
 # A window is dropped after this time without a request, in seconds.
@@ -47,7 +47,7 @@ class _Window:
 
 
 class Windows:
-    """The windows that the database was asked for; `room` limits their answers, in bytes."""
+    """The windows that clients asked for; `room` limits the memory of their answers, in bytes."""
 
     def __init__(self, store: Store, clock: Clock, room: int) -> None:
         self._store = store
@@ -63,9 +63,9 @@ class Windows:
         return sum(reading.snapshot.size for reading in readings if reading is not None)
 
     def held(self, asked: WindowQuery, after: Position | None) -> Reading | None:
-        """Return the last answer that is not older than `after`, None if there is none.
+        """Return the last answer, None if there is none that is as new as `after`.
 
-        If it is time for a new one, a read begins.
+        If it is time for a new answer, a read begins.
         """
         window = self._windows.get(asked)
         if window is None:
