@@ -1,4 +1,4 @@
-"""Cases: each runs in a process of its own, is told what to do, and answers with a result."""
+"""Benchmark cases: each runs in a process of its own, and returns a result."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A cluster: how often all its nodes read the database, and a decision's way from node to node."""
+"""Benchmark `cluster`: how often nodes read the database, and the time from node to node."""
 
 import re
 import tempfile

@@ -1,4 +1,4 @@
-"""Fan-out: what it costs to send a document to 10,000 clients each second."""
+"""Benchmarks `fanout` and `twins`: the cost of sending a document to 10,000 clients a second."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""Freshness: from an acknowledged decision to the frame that holds it."""
+"""Benchmark `freshness`: the time from an acknowledged decision to the frame that holds it."""
 
 import asyncio
 import json

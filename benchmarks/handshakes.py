@@ -1,4 +1,4 @@
-"""Handshakes: how many clients a second are let in, beside Starlette on stock uvicorn."""
+"""Benchmark `handshakes`: handshakes per second, beside Starlette on stock uvicorn."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""History: what thirty days cost when there are a hundred times as many decisions."""
+"""Benchmark `history`: the cost of thirty days with a hundred times as many decisions."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Idle: what a server costs that has nobody, or hardly anybody, to serve."""
+"""Benchmark `idle`: the cost of a server with no clients, and with 100."""
 
 import tempfile
 import time

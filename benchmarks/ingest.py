@@ -1,4 +1,4 @@
-"""Ingest: decisions over HTTP into SQLite, beside loops that do only the unavoidable part."""
+"""Benchmarks `batches` and `singles`: decisions over HTTP into SQLite, beside the floor."""
 
 import http.client
 import json

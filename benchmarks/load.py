@@ -1,4 +1,4 @@
-"""Load: an HTTP/1.1 client that costs little, and the process that sends bodies through many."""
+"""The load generator: a cheap HTTP/1.1 client, and the process that sends bodies through many."""
 
 import asyncio
 import resource

@@ -1,4 +1,4 @@
-// A peer in Node.js: the same document, once an interval, by the package `ws`.
+// A server in Node.js for comparison: it sends one document every interval with the package `ws`.
 // node node_peer.mjs PORT INTERVAL DOCUMENT
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";

@@ -1,4 +1,4 @@
-"""Options: how large a run is, and whether it waits for a quiet machine."""
+"""Command line options: how large a run is, and whether it waits for a quiet machine."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Pages: how much memory of its own a tick and a sparse POST touch, as the kernel sees it.
+"""Benchmark `pages`: how much of its own memory a tick and a rare POST touch.
 
 On some virtual machines a page that was idle for a quarter of a second takes about 5 µs to touch
 again. There, this decides what a tick or a POST costs after a pause.

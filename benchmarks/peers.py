@@ -1,4 +1,4 @@
-"""Peers: the same document to as many clients, by other servers, each beside the floor."""
+"""Benchmark `peers`: the same document to as many clients, by other servers, beside the floor."""
 
 import tempfile
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Plots: horizontal bars as SVG, for light pages and dark ones."""
+"""Bar charts as SVG, for light pages and dark ones."""
 
 from html import escape
 from typing import Final, NamedTuple

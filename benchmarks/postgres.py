@@ -1,4 +1,4 @@
-"""PostgreSQL: batches from two nodes, beside COPY of the same rows; and reading totals."""
+"""Benchmark `postgres`: batches from two nodes, beside COPY of the same rows; reading totals."""
 
 import asyncio
 import itertools

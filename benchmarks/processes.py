@@ -1,4 +1,4 @@
-"""Processes: what they cost in time and memory, as Linux tells it (proc(5))."""
+"""Time and memory of processes, as Linux reports them (proc(5))."""
 
 import os
 import resource

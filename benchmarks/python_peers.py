@@ -1,4 +1,4 @@
-"""Peers in Python: the same document, once an interval, by what is commonly used for it.
+"""Other servers in Python: the same document every interval, by common libraries.
 
 `python -m benchmarks.python_peers NAME PORT INTERVAL DOCUMENT`; Redis is at `$REDIS_PORT`.
 """

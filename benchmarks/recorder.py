@@ -1,4 +1,4 @@
-"""The recorder: what `Recorder.record()` costs its caller while decisions are sent."""
+"""Benchmark `recorder`: what `Recorder.record()` costs its caller while decisions are sent."""
 
 import tempfile
 import time

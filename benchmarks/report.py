@@ -1,4 +1,4 @@
-"""Reports: what was asked, what was measured, as a table and as JSON."""
+"""Reports: settings and measurements of a run, as a table and as JSON."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Servers: each in a process of its own, started on a free port and stopped at the end."""
+"""Starting servers for benchmarks: each in a process of its own, on a free port."""
 
 import http.client
 import os

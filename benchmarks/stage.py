@@ -1,4 +1,4 @@
-"""The stage: what the benchmarks of streams share, made once for all of their runs."""
+"""What all stream benchmarks share: a database, the document and the programs in C, made once."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Stalled readers: what 500 clients that never read cost the others, and the server."""
+"""Benchmark `stalled`: what 500 clients that never read cost the others, and the server."""
 
 import http.client
 import re

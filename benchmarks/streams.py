@@ -1,4 +1,4 @@
-"""Servers of streams: each sends the stage's document to everyone, once an interval.
+"""The servers that stream benchmarks compare: each sends the same document every interval.
 
 Each runs on one processor, listens at `PATH`, and makes its document with the time of its tick.
 One that cannot run here raises Absent.

@@ -1,4 +1,4 @@
-"""Subscribers: a crowd of WebSocket clients (`subscribers.c`), and what it heard."""
+"""The WebSocket clients of benchmarks (`subscribers.c`), and what they received."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Subscriptions: what it costs to send many views what changed, and how small that is."""
+"""Benchmarks `views`, `browsers` and `deltas`: the cost of sending changes, and their size."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Totals: what reading them costs when there are a thousand times as many decisions."""
+"""Benchmark `totals`: the cost of reading totals with a thousand times as many decisions."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Traffic: decisions as a busy router sends them, made before any clock starts."""
+"""Decisions as a busy router sends them, made before any clock starts."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Warm: what it costs to send to 5,000 clients ten times a second, each server alone on its core.
+"""Benchmark `warm`: 5,000 clients ten times a second, each server alone on its core.
 
 At one message a second some virtual machines measure how long memory takes to come back that was
 idle; ten times a second all of it stays at hand. Two times are told: what the kernel charges to the

@@ -1,4 +1,4 @@
-"""Fixtures of all tests."""
+"""Fixtures and hooks of all tests."""
 
 import os
 import shutil

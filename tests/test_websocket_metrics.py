@@ -1,4 +1,4 @@
-"""The stream `/ws/metrics` as its first dashboards knew it: a real server, a real socket."""
+"""`/ws/metrics` as the first dashboards used it: a real server, a real socket."""
 
 import asyncio
 import itertools

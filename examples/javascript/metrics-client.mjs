@@ -1,5 +1,5 @@
 /**
- * A stream of Routecast metrics that comes back by itself. No dependencies; for browsers and for
+ * A stream of Routecast metrics that reconnects by itself. No dependencies; for browsers and for
  * Node.js 22 or newer (20: `node --experimental-websocket`).
  *
  *     import { RoutecastStream } from "./metrics-client.mjs";

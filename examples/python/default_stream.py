@@ -1,4 +1,4 @@
-"""Read the default stream with `websockets` alone: what a client of one's own has to do.
+"""Read the default stream with the package `websockets` alone: an example of a client.
 
 pip install websockets
 python default_stream.py "http://127.0.0.1:8000?interval=1"

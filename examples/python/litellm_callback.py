@@ -1,4 +1,4 @@
-"""Tell Routecast of each call that LiteLLM makes, failed ones and fallbacks too.
+"""A LiteLLM callback that records each call in Routecast, failed calls and fallbacks included.
 
 import litellm
 from litellm_callback import Callback

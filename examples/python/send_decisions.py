@@ -1,4 +1,4 @@
-"""Send routing decisions to a Routecast server: in batches, each counted once whatever happens.
+"""Send routing decisions to a Routecast server in batches; a retry never counts twice.
 
 python send_decisions.py --count 1000            # made-up ones
 python send_decisions.py < decisions.ndjson      # yours, one JSON object a line

@@ -1,4 +1,4 @@
-"""Print a line whenever the metrics of a Routecast server change; come back when it is lost.
+"""Print a line whenever the metrics of a Routecast server change; reconnect after a loss.
 
 pip install /path/to/a/checkout/of/routecast
 python watch_metrics.py http://127.0.0.1:8000 --window 5m

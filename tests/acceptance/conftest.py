@@ -1,4 +1,4 @@
-"""Engines to be broken, and a cluster on them; each module has its own."""
+"""Fixtures of acceptance tests: PostgreSQL and Redis servers to break, and a cluster of nodes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

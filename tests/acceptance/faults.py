@@ -1,4 +1,4 @@
-"""How faults of a cluster are tested: for how long, under what load, and what is asserted after."""
+"""Helpers of fault tests: durations, the load on the cluster, and the checks after each fault."""
 
 import asyncio
 import os

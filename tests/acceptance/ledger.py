@@ -1,4 +1,4 @@
-"""The ledger: who sent what and was told what, who was shown what; and whether it was all true.
+"""The ledger of a fault test: what each producer sent and was answered, and each frame shown.
 
 Each producer sends batches to a node of its own, and notes each as ok (200), failed (4xx) or
 unknown (anything else: 503, no answer in time, a lost connection). An unknown one is sent again

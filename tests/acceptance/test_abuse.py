@@ -1,4 +1,4 @@
-"""Clients that break the rules: each bounded in memory and time, each with the right close code."""
+"""Clients that break the rules: each is limited in memory and time, and gets its close code."""
 
 import re
 import threading

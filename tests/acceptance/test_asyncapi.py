@@ -1,4 +1,4 @@
-"""The AsyncAPI document: what it says of the streams is what they say."""
+"""`GET /asyncapi.json`: real messages of the streams match the schemas in it."""
 
 import json
 from collections.abc import Iterator

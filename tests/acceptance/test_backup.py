@@ -1,4 +1,4 @@
-"""`routecast backup` and `restore`, beside a server and after one was killed."""
+"""`routecast backup` and `restore`: beside a running server, and after a server was killed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""`routecast watch`, `bench` and `demo`: on a terminal, in a pipe, and when things go wrong."""
+"""`routecast watch`, `bench` and `demo`: on a terminal, in a pipe, and after errors."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The Python client against a real server: streams, subscriptions and the past, over its loss."""
+"""The Python client against a real server: streams, subscriptions, histories and reconnects."""
 
 import asyncio
 import time

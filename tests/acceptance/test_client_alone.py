@@ -1,4 +1,4 @@
-"""The client where nothing of the server is installed: msgspec and websockets are enough."""
+"""The Python client without the server package: msgspec and websockets are enough."""
 
 import subprocess
 import sys

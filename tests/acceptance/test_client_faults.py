@@ -1,4 +1,4 @@
-"""The Python client against a server that plays a part: wrong bases, goodbyes, close codes."""
+"""The Python client against a scripted server: wrong bases, goodbyes, close codes."""
 
 import asyncio
 import time

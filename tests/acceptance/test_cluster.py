@@ -1,4 +1,4 @@
-"""Many nodes on one PostgreSQL and one Redis: the same numbers everywhere, whoever is asked."""
+"""Many nodes on one PostgreSQL and one Redis: every node shows the same numbers."""
 
 import os
 import signal

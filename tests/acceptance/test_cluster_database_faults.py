@@ -1,4 +1,4 @@
-"""What a cluster survives of PostgreSQL, under load, with the books kept.
+"""Faults of PostgreSQL under a cluster with load; the ledger checks every answer and frame.
 
 As in `test_cluster_faults`: decisions are refused while it cannot take them, and streams go on.
 """

@@ -1,4 +1,4 @@
-"""What a cluster survives of Redis and of its nodes, under load, with the books kept.
+"""Faults of Redis and of nodes in a cluster with load; the ledger checks every answer and frame.
 
 Three nodes take decisions and stream all the time. In each test something real happens to the
 Redis they share or to one of them; then the ledger says whether all that anybody was told is true,

@@ -1,4 +1,4 @@
-"""Pages of other sites: those that are allowed may read every answer, the others none."""
+"""Pages of other sites: allowed sites can read every answer, all others can read none."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`POST /v1/decisions` as a producer meets it."""
+"""`POST /v1/decisions` on a real server, as a producer uses it."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""How a server stops: everyone is told when to come back, and nobody can hold it up."""
+"""How a server stops: each stream gets a time to reconnect, and no client can delay the stop."""
 
 import re
 import signal

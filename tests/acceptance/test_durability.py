@@ -1,4 +1,4 @@
-"""Acknowledged means on disk: under kill -9, at a stop, and with no room left."""
+"""Acknowledged means on disk: after kill -9, at a stop, and on a full disk."""
 
 import errno
 import json

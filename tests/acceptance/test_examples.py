@@ -1,4 +1,4 @@
-"""The examples, run as their readers run them, over the loss of a real server."""
+"""The programs in `examples/`, run against a real server that is lost and comes back."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Decisions on the short way past ASGI: what is told apart on the wire, byte by byte."""
+"""The fast path of decisions past ASGI: which requests take it, byte by byte on the wire."""
 
 import json
 import sqlite3

@@ -1,4 +1,4 @@
-"""A short soak with every hostile input at once: nothing breaks, leaks or is counted wrongly.
+"""A short attack with all hostile inputs at once: nothing breaks, leaks or is counted wrongly.
 
 How fast the node stays is for `make hostile` to say, on a machine that has nothing else to do.
 """

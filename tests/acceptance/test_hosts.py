@@ -1,4 +1,4 @@
-"""Who a request is for, and who its client is: the same on every way into a server."""
+"""Checks of `Host` and of the client's address: the same on every path into a server."""
 
 import json
 import socket

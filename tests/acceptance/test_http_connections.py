@@ -1,4 +1,4 @@
-"""HTTP connections as clients use and abuse them: kept, ended, crowded, and counted."""
+"""HTTP connections: keep-alive, deadlines, limits by address, and the count of refusals."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Tests that press Ctrl-C, in a run that ignores it: in the background, or under `nohup`."""
+"""Tests that press Ctrl-C work in a test run that ignores SIGINT, such as under `nohup`."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The JavaScript client: its own tests, its package, and a real server over losses."""
+"""The JavaScript client: its own tests, its package, and reconnects to a real server."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A node with little memory for live state, on a database with many sums: exact all the same."""
+"""A node with little memory for live state, on a database with many sums: numbers stay exact."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Names on real servers: their limit is seen, and `routecast names` makes room while they run."""
+"""Limits of names on real servers, and `routecast names`, which makes room while they run."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The OpenAPI document: each answer that it names is given, and is what it says."""
+"""`GET /openapi.json`: the server gives each answer that it describes, in that shape."""
 
 import json
 from collections.abc import Iterator

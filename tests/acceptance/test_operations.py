@@ -1,4 +1,4 @@
-"""What operators use: health, readiness, Prometheus, the command's errors, other ASGI servers."""
+"""Health, readiness, Prometheus metrics, errors of the command, and other ASGI servers."""
 
 import base64
 import hashlib

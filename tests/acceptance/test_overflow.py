@@ -1,4 +1,4 @@
-"""Sums beyond 64 bits, a full series and a damaged file, on a running server."""
+"""A running server with sums beyond 64 bits, a full series, and a damaged file."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""A PostgreSQL that is restored under nodes which share a Redis that knows nothing of it."""
+"""A PostgreSQL that is restored under nodes whose Redis still has the state before the restore."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the PostgreSQL store survives: a server that crashes, stops, or has no room left."""
+"""Faults of PostgreSQL under one node: a crash, a stop, and a full disk."""
 
 import asyncio
 import shutil

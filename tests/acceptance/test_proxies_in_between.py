@@ -1,4 +1,4 @@
-"""Clients behind a real nginx that answers for Routecast: redirects, sign-in pages, deployments."""
+"""Clients behind a real nginx that answers itself: redirects, sign-in pages, deployments."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""One node with SQLite, and whatever can happen to it, in random order.
+"""One node with SQLite under random faults, in random order.
 
 It is killed; its clients' connections are reset; its clock is set forth and back; its disk is
 filled; its database is restored from a backup. Producers send all the while. In the end no decision

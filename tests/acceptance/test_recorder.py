@@ -1,4 +1,4 @@
-"""`Recorder` against a real server, and one that plays a part: nothing lost, nothing twice."""
+"""`Recorder` against a real and a scripted server: no decision is lost or counted twice."""
 
 import gzip
 import json

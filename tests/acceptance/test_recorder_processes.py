@@ -1,4 +1,4 @@
-"""`Recorder` in the processes of others: forks, greenlets, exits, and many recorders in one."""
+"""`Recorder` in other programs' processes: forks, greenlets, exits, and many recorders in one."""
 
 import contextlib
 import socket

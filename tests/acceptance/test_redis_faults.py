@@ -1,4 +1,4 @@
-"""What nodes do when the real Redis fails: nothing waits, the truth is told, and all heals.
+"""Faults of a real Redis under two nodes: no call hangs, the cause is reported, and nodes recover.
 
 Two nodes are on one bus; one of them publishes a delta every few milliseconds throughout. A fault
 is over when the other hears what was published after it.

@@ -1,4 +1,4 @@
-"""A Redis that does not let a node do all it has to, or is not reached as the URL says."""
+"""A Redis whose user lacks rights, or that differs from the URL: TLS, password, master."""
 
 import re
 import ssl

@@ -1,4 +1,4 @@
-"""A node starts, takes decisions and ends as told, whatever is at Redis's address."""
+"""A node starts, takes decisions and stops on time with any kind of server at Redis's address."""
 
 import asyncio
 import ssl

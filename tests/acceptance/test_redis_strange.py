@@ -1,4 +1,4 @@
-"""What is at Redis's address is no Redis, or resets connections: an engine that fails, no more."""
+"""Another program at Redis's address, or reset connections: both count as a failing engine."""
 
 import asyncio
 from collections.abc import Callable, Iterator

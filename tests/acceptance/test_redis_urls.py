@@ -1,4 +1,4 @@
-"""Every kind of Redis URL leads to a Redis that nodes can share."""
+"""Every kind of Redis URL connects nodes to a Redis that they share."""
 
 import ssl
 from collections.abc import Iterator

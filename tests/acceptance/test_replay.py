@@ -1,4 +1,4 @@
-"""`routecast replay` into a real server: exact totals, honest words, nothing counted twice."""
+"""`routecast replay` into a real server: exact totals, clear messages, each row counted once."""
 
 import asyncio
 import csv

@@ -1,4 +1,4 @@
-"""Each background service is stopped in every way; the node recovers, or its process ends."""
+"""Each background service is stopped at each of its awaits: the node recovers or ends."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Server-sent events: the same numbers for those who cannot use WebSocket."""
+"""`GET /sse/metrics`: server-sent events have the same documents as the WebSocket stream."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A server that is told to stop while its database is busy, locked or frozen."""
+"""A server that gets SIGTERM while its database is busy, locked or frozen."""
 
 import asyncio
 import signal

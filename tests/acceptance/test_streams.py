@@ -1,4 +1,4 @@
-"""Streams under what networks and clients do: vanish, stall, come in crowds, and servers stop."""
+"""Streams under network faults and load: vanished, stalled and many clients, and server stops."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Subscriptions over routecast.v1, as a client sees them, on both edges and in both encodings."""
+"""`routecast.v1` as a client sees it, on both WebSocket edges and in both encodings."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Whatever clients of routecast.v1 and their lines do, each document they hold is SQL's.
+"""Random clients of `routecast.v1`: each document that they hold equals SQL over the decisions.
 
 Decisions are sent at random, while clients come with views of their own, lose their lines, come
 back with a position, stop reading and go on. Every document any of them ever held is compared with

@@ -1,4 +1,4 @@
-"""The fixtures of `tests/unit`, for adapters."""
+"""The fixtures of `tests/unit`, for tests of adapters."""
 
 from tests.unit.conftest import bus, cache, clock, instruments, path, store
 

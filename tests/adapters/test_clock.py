@@ -1,4 +1,4 @@
-"""The system's timers: none is early, on whichever event loop."""
+"""The system's timers: none fires early, on any event loop."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A SQLite file that is damaged: who meets it, what the check finds, and what is refused then."""
+"""A damaged SQLite file: which errors report it, what the check finds, and what is refused then."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The bus of a single process: what it remembers."""
+"""The bus of a single process: which messages it remembers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The PostgreSQL store: what it opens, what it shares with other nodes, and how it fails."""
+"""The PostgreSQL store: opening, work shared with other nodes, and failures."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What URLs of PostgreSQL say: each parameter is honoured, ignored with a note, or refused."""
+"""URLs of PostgreSQL: each parameter is used, ignored with a log line, or refused."""
 
 import pytest
 

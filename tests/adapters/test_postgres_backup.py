@@ -1,4 +1,4 @@
-"""Backups of PostgreSQL: made beside nodes, checked, and put back with a new epoch."""
+"""Backups of PostgreSQL: made beside nodes, checked, and restored with a new epoch."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Sessions of PostgreSQL: through poolers, over TLS, to several hosts, to one that is silent."""
+"""Connecting to PostgreSQL: through poolers, over TLS, to several hosts, to a silent host."""
 
 import asyncio
 import logging

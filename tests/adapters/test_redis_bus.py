@@ -1,4 +1,4 @@
-"""The Redis bus beyond its contract: what it sends, keeps and survives."""
+"""The Redis bus beyond its contract: its messages, the contents of the stream, lost links."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The Redis cache beyond its contract: what nodes share, and what cannot be read."""
+"""The Redis cache beyond its contract: sharing a snapshot, and values that cannot be read."""
 
 from collections.abc import AsyncIterator
 

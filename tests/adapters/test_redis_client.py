@@ -1,4 +1,4 @@
-"""What Redis URLs say, and what is never shown of them."""
+"""Redis URLs: how they are read, and which parts no message shows."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The cluster of several nodes."""
+"""The cluster adapter on Redis: claims and the number of streams of several nodes."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The SQLite store: files that are not ours, and failures that are SQLite's own."""
+"""The SQLite store: files of other programs, and failures that only SQLite has."""
 
 import asyncio
 import json

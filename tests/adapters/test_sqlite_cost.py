@@ -1,4 +1,4 @@
-"""What writing to SQLite costs: in proportion to what is written, whatever is stored already."""
+"""The cost of writing to SQLite: it depends on what is written, not on what is stored already."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,4 +1,4 @@
-"""The three files of a SQLite database, when something else removes, replaces or cuts them off."""
+"""The three files of a SQLite database, if another program removes, replaces or cuts them."""
 
 import asyncio
 import os

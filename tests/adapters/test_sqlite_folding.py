@@ -1,4 +1,4 @@
-"""Folding in SQLite: exact sums of series that are near their limit, at any moment."""
+"""Folding in SQLite: the sums of series near their limit are exact at any moment."""
 
 import tempfile
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Whether a write-ahead log belongs to the file beside it: never a false alarm, never a mix."""
+"""Marks: a write-ahead log of another file is always found, and its own log is never refused."""
 
 import asyncio
 import os

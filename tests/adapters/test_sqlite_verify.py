@@ -1,4 +1,4 @@
-"""Recounting: whatever was changed by hand is found, and said in words."""
+"""`verify` on SQLite: it finds each change made by hand, and describes it."""
 
 import time
 from pathlib import Path

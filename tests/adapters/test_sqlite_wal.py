@@ -1,4 +1,4 @@
-"""The write-ahead log: how large it is, who keeps it large, and that it shrinks."""
+"""The write-ahead log: its size is limited, and a reader that keeps it large is reported."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""The browser that drives the page."""
+"""Fixtures of browser tests: Chromium, and a tab with the page."""
 
 import shutil
 from collections.abc import Iterator

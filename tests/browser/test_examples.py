@@ -1,4 +1,4 @@
-"""The example of a page, in a real Chromium, against a real server."""
+"""`examples/javascript/index.html` in a real Chromium against a real server."""
 
 from playwright.sync_api import expect
 

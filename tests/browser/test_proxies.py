@@ -1,4 +1,4 @@
-"""The page and an `EventSource` behind a proxy that turns them away."""
+"""The page and an `EventSource` behind a proxy that refuses their requests."""
 
 import re
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Pages that are refused, of this site and of others: what they are told, and what they get."""
+"""Pages that the server refuses, of this site and of others: what they show, and why."""
 
 from pathlib import Path
 

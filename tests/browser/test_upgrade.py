@@ -1,4 +1,4 @@
-"""The page while nodes of two versions are behind one proxy, and when files cannot be loaded."""
+"""The page while one proxy serves nodes of two versions, and when files cannot be loaded."""
 
 import shutil
 from collections.abc import Iterator

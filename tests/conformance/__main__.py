@@ -1,4 +1,4 @@
-"""Run the Autobahn suite's fuzzing client on the echo, and record the result.
+"""`make conformance`: run the Autobahn fuzzing client on the echo server, and write its results.
 
 The suite needs Python 2.7. Without it, or if the suite cannot be installed, this prints the reason
 and exits with 0. Otherwise it writes the result to docs/conformance.md, and exits with 1 if a case

@@ -1,4 +1,4 @@
-"""An echo server on the protocol class of the real server.
+"""An echo server on the WebSocket protocol class of the real server.
 
 `python -m tests.conformance.echo` serves it at the path of the stream, prints its port, and runs
 until it is stopped.

@@ -1,4 +1,4 @@
-"""The engines under contract: each suite runs unchanged on every one of them."""
+"""The engines that contract tests run on: each suite runs unchanged on every one of them."""
 
 from collections.abc import AsyncIterator, Callable
 from itertools import count

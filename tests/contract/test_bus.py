@@ -1,4 +1,4 @@
-"""What every bus promises (`ports.Bus`)."""
+"""The contract of every bus (`ports.Bus`)."""
 
 import pytest
 

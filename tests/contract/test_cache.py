@@ -1,4 +1,4 @@
-"""What every cache promises (`ports.Cache`)."""
+"""The contract of every cache (`ports.Cache`)."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Following a history on a real store: a chart that is told little equals one that asks anew."""
+"""Following a history on a real store: the updated chart equals a chart that is read again."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every store tells of the past (`ports.Store.history`, `summarise`)."""
+"""The contract of every store for history (`ports.Store.history`, `summarise`)."""
 
 import asyncio
 from collections.abc import Mapping

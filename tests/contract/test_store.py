@@ -1,4 +1,4 @@
-"""What every store promises (`ports.Store`)."""
+"""The contract of every store (`ports.Store`): commits, deltas, loading and positions."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

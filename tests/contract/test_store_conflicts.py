@@ -1,4 +1,4 @@
-"""What every store promises (`ports.Store`) of ids that come again with another decision."""
+"""The contract of every store for known ids with the same or another decision."""
 
 import asyncio
 from typing import Any

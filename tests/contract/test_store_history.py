@@ -1,4 +1,4 @@
-"""A store through a random life, against a model that is a plain list of decisions."""
+"""A store through random operations, compared with a model that is a plain list of decisions."""
 
 import asyncio
 from itertools import islice

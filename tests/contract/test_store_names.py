@@ -1,4 +1,4 @@
-"""What every store promises (`ports.Store`) of names and of the ids of their projects."""
+"""The contract of every store for names, folded names, and ids within projects."""
 
 import asyncio
 

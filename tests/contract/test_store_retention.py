@@ -1,4 +1,4 @@
-"""What every store promises (`ports.Store`) of retention, and of verifying what is left."""
+"""The contract of every store for retention, and for `verify` after it."""
 
 from contextlib import aclosing
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every store does with sums that do not fit into 64 bits."""
+"""The contract of every store for sums that do not fit into 64 bits."""
 
 from collections.abc import Callable
 from typing import Any

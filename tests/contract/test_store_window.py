@@ -1,4 +1,4 @@
-"""Windows out of a store: what the database adds up equals the oracle, within bounded memory."""
+"""Windows that the database adds up: they equal the oracle, within bounded memory."""
 
 import asyncio
 from typing import Any

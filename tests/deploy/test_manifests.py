@@ -1,4 +1,4 @@
-"""What cannot be run here is at least read by its own tools, and agrees with the code."""
+"""Compose, Kubernetes and systemd files: their own tools accept them, and they fit the code."""
 
 import json
 import os

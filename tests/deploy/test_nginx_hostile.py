@@ -1,4 +1,4 @@
-"""The corpus of hostile requests through nginx of `deploy/`, with honest clients beside it."""
+"""The corpus of hostile requests through nginx of `deploy/`, beside well-behaved clients."""
 
 import threading
 from collections.abc import Iterator

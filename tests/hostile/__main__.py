@@ -1,4 +1,4 @@
-"""`make hostile`: attack a node on SQLite, then one on PostgreSQL, and say how it bore that."""
+"""`make hostile`: attack a node on SQLite, then one on PostgreSQL, and print the results."""
 
 import argparse
 import sys

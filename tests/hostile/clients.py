@@ -1,4 +1,4 @@
-"""Clients that behave well: producers that are timed, and viewers that check what they see."""
+"""Clients that behave well: producers that are timed, and viewers that check their documents."""
 
 import asyncio
 import http.client

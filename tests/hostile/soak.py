@@ -1,4 +1,4 @@
-"""The soak itself: a full node is attacked, watched, stopped, checked and started again."""
+"""One run of `make hostile`: a full node is attacked, watched, stopped, checked and restarted."""
 
 import multiprocessing
 import re

@@ -1,4 +1,4 @@
-"""What is sent: the decisions that fill a database, and batches made to be expensive."""
+"""Decisions that fill a database, and batches that are made to be expensive."""
 
 import gzip
 import itertools

@@ -1,4 +1,4 @@
-"""A harness of the fan-out: connections over a live snapshot, on a clock that tests move."""
+"""A harness of the fan-out: connections over a live snapshot, on a clock that tests set."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Frames of `MetricsReader`, for tests that can wait for them."""
+"""Waiting for the newest encoded document of a view of a `MetricsReader`."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Node.js, and a process in it with the JavaScript client."""
+"""Node.js, the packages of the JavaScript client, and processes that run this client."""
 
 import json
 import os

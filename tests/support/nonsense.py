@@ -1,4 +1,4 @@
-"""A server that gives the same answer to every Redis command."""
+"""A server that is not Redis: it gives the same answer to every command."""
 
 import asyncio
 import re

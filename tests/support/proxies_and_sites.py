@@ -1,4 +1,4 @@
-"""Surroundings of a server: a proxy that does not know upgrades, and other sites.
+"""Servers around a node: a proxy that does not know upgrades, and sites of other origins.
 
 The proxy can lose answers: a request reaches the server, and its answer does not reach the client.
 """

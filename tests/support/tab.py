@@ -1,4 +1,4 @@
-"""A browser's tab with the dashboard in it."""
+"""A browser tab that shows the page, with its console errors."""
 
 import re
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Real engines for the services: a SQLite file, the cache and bus of one process, a held clock."""
+"""Fixtures of unit tests: a SQLite store, the cache and bus of one process, and a held clock."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A connection of a plain ASGI server: what is sent when, and when it is given up."""
+"""`AsgiConnection`: when it sends, when it skips a payload, and when it gives up."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The addresses of the page's files."""
+"""The hashed addresses of the page's files."""
 
 from pathlib import Path
 

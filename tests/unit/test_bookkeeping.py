@@ -1,4 +1,4 @@
-"""The ledger that faults are tested with: it finds each kind of lie."""
+"""The checks of the ledger: they find each kind of wrong answer and frame."""
 
 from decimal import Decimal
 from typing import Any

@@ -1,4 +1,4 @@
-"""Breakdowns: sums that come into step with a snapshot step by step, and stay in step."""
+"""Breakdowns: their sums follow a snapshot, step by step, and stay equal to it."""
 
 import sys
 from typing import Any

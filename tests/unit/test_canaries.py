@@ -1,4 +1,4 @@
-"""Canaries: what the server uses of libraries beyond their documentation is as it was.
+"""Undocumented parts of libraries that the server relies on: they are unchanged.
 
 `pyproject.toml` has an upper bound for each of these libraries. Where a new version fails here,
 look at each place that is named, mend it, and raise the bound.

@@ -1,4 +1,4 @@
-"""Names: limited whatever comes, counted once committed, and then never replaced."""
+"""Limits of names: they always hold, and a committed name keeps its place."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Channels: what changed goes once to all who were sent the same, and to no client twice."""
+"""Channels: a change is encoded once for all members in step, and sent to none of them twice."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The breaker: when it lets calls through, and what it says."""
+"""The circuit breaker: when it lets calls through, and what it reports."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Addresses of servers, as people write them."""
+"""Addresses of servers, in all forms that people write."""
 
 import pytest
 

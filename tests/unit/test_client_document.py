@@ -1,4 +1,4 @@
-"""Documents of a client: patched, arranged and read with names and types."""
+"""Documents in the client: patching, order of keys, and typed attributes."""
 
 import copy
 from typing import Any

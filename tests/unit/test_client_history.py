@@ -1,4 +1,4 @@
-"""The past as a client holds it: joined by what is told later, to what one answer would be."""
+"""Histories in the client: merged messages equal one whole answer."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""One batch on its way: what is sent again, what is halved, and what is left."""
+"""One batch on its way: when it is sent again or halved, and what is left over."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""How fast a client sends: never more in a minute than its server takes."""
+"""The client's rate limit: never more messages in a minute than the server takes."""
 
 from bisect import bisect_left
 

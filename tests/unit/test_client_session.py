@@ -1,4 +1,4 @@
-"""A client's side of routecast.v1: what it holds is always a document the server had."""
+"""The client's session of routecast.v1: it only ever holds documents that the server had."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Why a stream ended, in words, and what follows from it."""
+"""Texts that say why a stream ended, and whether the client reconnects."""
 
 import pytest
 from websockets.exceptions import ConnectionClosedError

@@ -1,4 +1,4 @@
-"""Conflicts: a decision sent again, told from another one that has its id."""
+"""Conflicts: a decision that is sent again differs from another decision with the same id."""
 
 from typing import Any
 

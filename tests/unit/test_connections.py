@@ -1,4 +1,4 @@
-"""Connections: the registry counts them, hands them payloads, and closes them at the end."""
+"""The registry of connections: it counts them, passes payloads on, and closes them at the end."""
 
 import asyncio
 import gc

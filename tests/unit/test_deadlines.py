@@ -1,4 +1,4 @@
-"""Connections that wait: their time, their number and their bytes are bounded."""
+"""Deadlines: waiting connections are limited in time, number and bytes."""
 
 import asyncio
 from collections import Counter

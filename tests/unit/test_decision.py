@@ -1,4 +1,4 @@
-"""Decisions: reading bodies, telling good from bad, and turning the good into integers."""
+"""Decisions: checking the values that were sent, and turning them into integers."""
 
 import json
 from decimal import ROUND_HALF_EVEN, Decimal

@@ -1,4 +1,4 @@
-"""What becomes of decisions that were sent together: sorted, committed, counted."""
+"""`DecisionBatch`: its decisions are sorted, committed and counted in the receipt."""
 
 import json
 from collections.abc import Iterable

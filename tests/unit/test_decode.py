@@ -1,4 +1,4 @@
-"""Decode: from bytes to decisions as sent, and what is wrong with the others."""
+"""Decoding: bytes become decisions as sent, or reasons for rejection."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Sessions: what a client's messages mean."""
+"""The session of the default stream: the meaning of a client's request and messages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Delivery: when ticks come, however floating-point numbers are rounded."""
+"""Delivery: the times of ticks, also where floating-point numbers are rounded."""
 
 import pytest
 

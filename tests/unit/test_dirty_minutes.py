@@ -1,4 +1,4 @@
-"""Changes: which minutes commits added to, and when that is not known."""
+"""Dirty minutes: which minutes commits added to, and when that is unknown."""
 
 import pytest
 

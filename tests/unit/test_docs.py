@@ -1,4 +1,4 @@
-"""The documents say what the code does."""
+"""The documents agree with the code: settings, fields, limits, metrics, links and paths."""
 
 import ast
 import inspect

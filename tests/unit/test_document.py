@@ -1,4 +1,4 @@
-"""Frames: bytes made once, stamped for each tick."""
+"""Encoded documents: made once, with a timestamp for each tick."""
 
 import json
 import re

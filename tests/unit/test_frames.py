@@ -1,4 +1,4 @@
-"""Frames as bytes: what a client makes of them is the document, plain or deflated."""
+"""WebSocket frames: a client decodes the document from them, plain or deflated."""
 
 import pytest
 from websockets.client import ClientProtocol

@@ -1,4 +1,4 @@
-"""What an application sees of a request once the gate has let it in."""
+"""The gate: which requests pass it, and what the application sees of them."""
 
 from typing import Any
 

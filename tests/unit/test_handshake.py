@@ -1,4 +1,4 @@
-"""One `Handshakes` answers everyone: nothing of one request is left for the next."""
+"""`Handshakes`: one object serves all clients, and keeps nothing from one request to the next."""
 
 from base64 import b64encode
 from hashlib import sha1

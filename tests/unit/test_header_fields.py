@@ -1,4 +1,4 @@
-"""Header fields: what may come twice, and what a Host looks like."""
+"""Header fields: which may come twice, and which values of `Host` are valid."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The history service: one read for all who ask the same, and nobody told what is old."""
+"""The history service: one read for equal queries, and no answer that is out of date."""
 
 import asyncio
 import gc

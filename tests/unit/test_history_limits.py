@@ -1,4 +1,4 @@
-"""Which histories may be asked for: few of one client, few bytes over all of them."""
+"""Limits of histories: few for each client, and few bytes in all."""
 
 import asyncio
 from contextlib import AsyncExitStack, suppress

@@ -1,4 +1,4 @@
-"""History: reading what is asked for, and choosing the buckets."""
+"""History queries: reading the parameters, and choosing the buckets."""
 
 from datetime import UTC, datetime
 from typing import Any

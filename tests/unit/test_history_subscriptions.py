@@ -1,4 +1,4 @@
-"""History subscriptions: answers come in turn, when there is room, and go on while followed."""
+"""History subscriptions: answers come one at a time, and then follow."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The parsing of requests, cut at every byte: a socket would put the cuts elsewhere."""
+"""Parsing requests that arrive cut at every byte, which a socket would not do."""
 
 import asyncio
 import re

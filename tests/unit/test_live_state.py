@@ -1,4 +1,4 @@
-"""Live state: up to date with the bus, and loaded again whenever it may not be.
+"""Live state: it follows the bus, and loads again whenever it may not be up to date.
 
 The store is real, and so are its threads. Time passes when a test says so (`HeldTimers`).
 """

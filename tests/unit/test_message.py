@@ -1,4 +1,4 @@
-"""Messages as shared bytes: around each client's id, plain or deflated, they are whole messages."""
+"""Messages of routecast.v1 as shared bytes: with each client's id they are whole messages."""
 
 import gc
 from typing import Any

@@ -1,4 +1,4 @@
-"""What clients send: the same messages out, however the bytes are cut."""
+"""Messages from clients: the same messages come out, however the bytes are cut."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Metrics: the document, exact to the last digit the contract gives."""
+"""The metrics document: exact to the last digit that the contract gives."""
 
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction

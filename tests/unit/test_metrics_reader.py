@@ -1,4 +1,4 @@
-"""Latest: the best source there is, and each view encoded only when it can have changed."""
+"""`MetricsReader`: it uses the best source, and encodes a view only if it can have changed."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""One name means one thing: classes, types and constants of different modules."""
+"""No two classes, types or constants of the code share a name."""
 
 import ast
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The list of what a run skipped, and how to enable it."""
+"""The list of skipped tests at the end of a run, and how to enable them."""
 
 import re
 from pathlib import Path

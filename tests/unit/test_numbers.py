@@ -1,4 +1,4 @@
-"""Numbers: every digit counts, whatever the size; checked against fractions."""
+"""Reading numbers: every digit counts at any size; checked against fractions."""
 
 from decimal import Decimal
 from fractions import Fraction

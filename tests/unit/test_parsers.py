@@ -1,4 +1,4 @@
-"""Cells of files: exact numbers, all that a cell may mean, and clear refusals."""
+"""Parsers of cells: exact numbers, every reading that fits, and clear errors."""
 
 from decimal import Decimal
 from typing import Any

@@ -1,4 +1,4 @@
-"""Merge patches: the smallest change, applied as RFC 7396 has it."""
+"""Merge patches: they are the smallest change, and apply as RFC 7396 says."""
 
 import copy
 from typing import Any

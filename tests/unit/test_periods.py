@@ -1,4 +1,4 @@
-"""Periods: packed or not, they hold the same sums; and what they take is known."""
+"""Periods: they hold the same sums packed or not, and know the memory that they take."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""When a node polls: in turn while the bus is heard, by itself while it is not."""
+"""The poll schedule: nodes poll in turn while they hear the bus, and each by itself otherwise."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The wire contract's words."""
+"""The wire contract: names, limits and texts in `protocol.py`."""
 
 import re
 from pathlib import Path

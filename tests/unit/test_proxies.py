@@ -1,4 +1,4 @@
-"""Whose word is taken on where a request comes from."""
+"""Which proxies are trusted, and which address a request then comes from."""
 
 from ipaddress import ip_address
 

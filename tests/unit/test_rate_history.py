@@ -1,4 +1,4 @@
-"""Samples over time: what happened, that nothing did, and that nobody knows."""
+"""`RateHistory`: rates over time, with zeros where nothing came and gaps where nothing is known."""
 
 from routecast.cli.watch.rate_history import RateHistory
 from routecast.client import Cost, Metrics

@@ -1,4 +1,4 @@
-"""Rendering time: what a client uses, it has to wait for; the others do not."""
+"""The rendering budget: a client waits for the time it used; other clients do not."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Renders: documents that take a while are made beside everything else, in a fair order."""
+"""Renders: documents are made beside other work, in a fair order."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Retention: what is old goes, and every number stays."""
+"""Retention: old data are deleted, and no total changes."""
 
 import logging
 from pathlib import Path

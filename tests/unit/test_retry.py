@@ -1,4 +1,4 @@
-"""The retry policy: the page of the protocol, the table for all clients, and this one agree."""
+"""The retry policy: the protocol page, the table for all clients, and `retry.py` agree."""
 
 import re
 from pathlib import Path

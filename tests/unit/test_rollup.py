@@ -1,4 +1,4 @@
-"""Rollups: exact sums that merge in any order and can be taken out again."""
+"""Rollups: exact sums that can be merged in any order, and subtracted again."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Whom a tick serves first."""
+"""Rotation: which member a tick serves first."""
 
 from itertools import pairwise
 

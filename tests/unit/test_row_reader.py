@@ -1,4 +1,4 @@
-"""Rows of files: told by content, streamed, and broken ones named by their line."""
+"""Reading rows of files: formats are recognised by content, and bad rows named by their line."""
 
 import gzip
 import tracemalloc

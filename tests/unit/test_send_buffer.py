@@ -1,4 +1,4 @@
-"""The outbox: what waits for the bus, within its bound."""
+"""The send buffer: the messages that wait for the bus, within its limit."""
 
 from hypothesis import given
 from hypothesis import strategies as st

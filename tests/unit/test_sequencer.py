@@ -1,4 +1,4 @@
-"""The sequencer: a table of its answers; and whatever happens, each delta once and in order."""
+"""The sequencer: a table of its answers, and each delta is applied once and in order."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Simulated traffic: like the traces it is fitted to, and the same for the same seed."""
+"""Simulated traffic: it is like the traces it is fitted to, and the same for the same seed."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Which hosts a server answers for, and which pages may use it."""
+"""Hosts and origins: which a server accepts, and which pages may use it."""
 
 from contextlib import suppress
 

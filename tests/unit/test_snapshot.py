@@ -1,4 +1,4 @@
-"""Snapshots: deltas in, windows out, by a clock that moves."""
+"""Snapshots: deltas go in, windows come out, while the clock moves."""
 
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Sources: a snapshot from the cache where that is good, else from the database, read once."""
+"""Loading snapshots: from a good cache, else from the database, which is read once."""
 
 import asyncio
 

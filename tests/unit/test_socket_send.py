@@ -1,4 +1,4 @@
-"""Writing to a socket past its transport, for real transports."""
+"""Writing to sockets past their transports, for real transports."""
 
 import asyncio
 import errno

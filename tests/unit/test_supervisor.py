@@ -1,4 +1,4 @@
-"""The supervisor: services that crash come back, and what failed is told."""
+"""The supervisor: it restarts crashed services, and reports failures."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Columns of files become fields of decisions: where that is certain, and asked for where not."""
+"""Surveys of files: which column is which field, or a doubt where that is uncertain."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Names and ids: what is refused, what is allowed, and the one spelling of each."""
+"""Names and ids: which characters are refused or allowed, and the one stored form of each."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Times as databases, programs and spreadsheets write them."""
+"""Times in the forms of databases, programs and spreadsheets."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""The past as it is told: series, their order, and what there is no room for."""
+"""Time series: the series of an answer, their order, and those summed up in `other`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Times: RFC 3339 and Unix time to microseconds, cut off and never rounded."""
+"""Times: RFC 3339 and Unix time become microseconds, cut off and never rounded."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""URLs of engines: what is shown of them."""
+"""URLs of engines: passwords in them are never shown."""
 
 import pytest
 from hypothesis import given

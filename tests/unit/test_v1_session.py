@@ -1,4 +1,4 @@
-"""The session of routecast.v1: each message has one outcome, and a wrong field its name in it."""
+"""The session of routecast.v1: each message has one outcome, and errors name the wrong field."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Values of other libraries in a decision: the JSON that is sent has the right number or text."""
+"""Values of other libraries in a decision become the right JSON number or text."""
 
 import dataclasses
 import enum

@@ -1,4 +1,4 @@
-"""Versions: bases for deltas while they are at hand, and snapshots where they are not."""
+"""Versions: which of them are bases for patches, and when a snapshot is sent instead."""
 
 import gc
 import json

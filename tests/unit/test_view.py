@@ -1,4 +1,4 @@
-"""Views: reading what a subscriber asks for."""
+"""Views: reading the parameters that a client asks for."""
 
 from contextlib import suppress
 from typing import Any

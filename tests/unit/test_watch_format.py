@@ -1,4 +1,4 @@
-"""Numbers in a terminal: what is unknown is a dash, and nothing is rounded to nothing."""
+"""Numbers in a terminal: an unknown value is a dash, and a small one is not rounded to 0."""
 
 import pytest
 

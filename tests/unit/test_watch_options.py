@@ -1,4 +1,4 @@
-"""What `routecast watch` asks for: each key changes one thing, and back again."""
+"""The options of `routecast watch`: each key changes one of them, and back again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The screen of `routecast watch`: what it is of, and that it fits and stays where it is."""
+"""The screen of `routecast watch`: its contents, and that it fits the terminal."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Windows from the database: read once for all who ask, and seldom where that costs much."""
+"""Windows from the database: one read serves all clients, and expensive reads are rare."""
 
 import asyncio
 from collections.abc import AsyncIterator

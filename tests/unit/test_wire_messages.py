@@ -1,4 +1,4 @@
-"""Messages of routecast.v1: the golden ones are what is read and written."""
+"""Messages of routecast.v1: the server reads and writes the golden ones."""
 
 import json
 from typing import Any, get_args

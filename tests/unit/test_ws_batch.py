@@ -1,4 +1,4 @@
-"""Batches of WebSocket connections: each client reads what it was sent, however compressed."""
+"""Batches of WebSocket connections: each client reads what was sent, however compressed."""
 
 import gc
 import json

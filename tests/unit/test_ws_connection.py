@@ -1,4 +1,4 @@
-"""A WebSocket connection on its transport: its states, and what each event does in each of them."""
+"""A WebSocket connection on its transport: what each event does in each of its states."""
 
 import asyncio
 import socket
