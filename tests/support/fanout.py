@@ -27,7 +27,7 @@ from routecast.protocol import CloseCode, Position, Source
 from routecast.services.metrics_reader import MetricsReader
 from routecast.services.renders import Renders
 from routecast.services.snapshot_loader import SnapshotLoader
-from routecast.streaming.channels import BATCH_SIZE, Channels
+from routecast.streaming.channels import BATCH_SIZE, MAX_COALESCED, Channels
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.history_subscriptions import HistorySubscriptions
 from routecast.streaming.peers import Peer, Peers
@@ -157,6 +157,7 @@ class FanoutHarness:
         clock: HeldClock,
         *,
         batch_size: int = BATCH_SIZE,
+        max_coalesced: int = MAX_COALESCED,
         limit: int = 1_000,
     ) -> None:
         self.clock = clock
@@ -187,6 +188,7 @@ class FanoutHarness:
             self.timers,
             self.instruments,
             batch_size=batch_size,
+            max_coalesced=max_coalesced,
         )
         self.serve_history(None)
 

@@ -4,11 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import pytest
-
 from routecast.core.payload import Payload
-from routecast.edge import asgi_connection as module
-from routecast.edge.asgi_connection import AsgiConnection
+from routecast.edge.asgi_connection import SEND_SECONDS, AsgiConnection
 from routecast.instruments import Instruments
 from routecast.protocol import CloseCode
 from routecast.streaming.connections import ABNORMAL_CLOSURE
@@ -68,7 +65,9 @@ class Client:
         self.comments += 1
 
     @asynccontextmanager
-    async def connected(self, idle_seconds: float | None = None) -> AsyncIterator[None]:
+    async def connected(
+        self, idle_seconds: float | None = None, send_seconds: float = SEND_SECONDS
+    ) -> AsyncIterator[None]:
         async def run() -> None:
             self.ended = await self.connection.run(
                 self.peer,
@@ -77,6 +76,7 @@ class Client:
                 listen=self.gone,
                 idle=self._comment,
                 idle_seconds=idle_seconds,
+                send_seconds=send_seconds,
             )
 
         task = asyncio.create_task(run())
@@ -128,21 +128,19 @@ async def test_a_stop_comes_after_what_was_promised() -> None:
     assert connection.reason == "reconnect_after_ms=1830"
 
 
-async def test_a_client_that_takes_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_takes_nothing_is_left() -> None:
     """After a time, whatever waits for it."""
-    monkeypatch.setattr(module, "SEND_SECONDS", 0.05)
     client = Client()
-    async with client.connected():
+    async with client.connected(send_seconds=0.05):
         client.connection.send(Payload(b"1"))
     assert client.ended == (CloseCode.TOO_SLOW, True)
     assert client.instruments.registry.get_sample_value("routecast_send_failures_total") == 1
 
 
-async def test_a_client_that_reads_slowly_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_slowly_is_kept() -> None:
     """It has the time for each message, not for all that wait."""
-    monkeypatch.setattr(module, "SEND_SECONDS", 0.5)
     client = Client()
-    async with client.connected():
+    async with client.connected(send_seconds=0.5):
         for _ in range(12):
             client.connection.receive("?")
         for _ in range(12):

@@ -13,7 +13,6 @@ from routecast.core.document import EncodedDocument
 from routecast.core.payload import Payload
 from routecast.core.view import View
 from routecast.protocol import Source
-from routecast.streaming import channels
 from routecast.streaming.channels import MAX_COALESCED
 from routecast.streaming.delivery import QUANTA
 from tests.support.clock import HeldClock
@@ -442,32 +441,30 @@ async def test_a_greedy_client_does_not_take_others_into_its_phase(
 
 
 async def test_a_phase_that_is_put_off_brings_no_older_document(
-    fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a slow client of the phase before, which was sent a newer one."""
+    fanout = FanoutHarness(store, cache, clock, max_coalesced=2)
     slow, greedy = fanout.connect(5, FEW, OTHER_CLIENT), FakeConnection()
+    third = fanout.connect(5, FEW, OTHER_CLIENT)  # until it leaves, they are too many for one phase
     async with fanout.running():
         await fanout.go_to(0.3)
         fanout.connect(5, FEW, connection=greedy)
-        with monkeypatch.context() as patch:
-            patch.setattr(channels, "MAX_COALESCED", 1)
-            await fanout.go_to(6)
-            # From now on the greedy client may use no time; what it is told to wait is not long.
-            payer = fanout.renders.payer
-            patch.setattr(
-                fanout.renders,
-                "payer",
-                lambda view, clients: (
-                    payer(view, ()) if OTHER_CLIENT in clients else (CLIENT, 4.98)
-                ),
-            )
-            fanout.commit()
-            await fanout.go_to(10.3)
-            patch.setattr(channels, "MAX_COALESCED", 10)
-            fanout.commit()
-            slow.is_open = False
-            await fanout.go_to(15.4)
-            slow.drain()
+        await fanout.go_to(6)
+        # From now on the greedy client may use no time; what it is told to wait is not long.
+        payer = fanout.renders.payer
+        monkeypatch.setattr(
+            fanout.renders,
+            "payer",
+            lambda view, clients: payer(view, ()) if OTHER_CLIENT in clients else (CLIENT, 4.98),
+        )
+        fanout.commit()
+        await fanout.go_to(10.3)
+        third.close()
+        fanout.commit()
+        slow.is_open = False
+        await fanout.go_to(15.4)
+        slow.drain()
     assert slow.counts() == [0, 0, 1, 2]
 
 

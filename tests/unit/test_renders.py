@@ -2,37 +2,44 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import cache
 
 import pytest
 
 from routecast.adapters.cache.memory import MemoryCache
 from routecast.adapters.store.sqlite import SqliteStore
-from routecast.core import breakdown
+from routecast.core.breakdown import CELLS_PER_STEP, STEPS_AT_ONCE
 from routecast.core.delta import Delta
+from routecast.core.rollup import Cells
 from routecast.core.view import View
 from routecast.errors import Unavailable
 from routecast.protocol import Position
-from routecast.services import renders as module
+from routecast.services.renders import MAX_WAITING_PER_CLIENT, MAX_WAITING_VIEWS
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW, cells_of, kept
 from tests.support.fanout import FanoutHarness
 from tests.support.running_services import PATIENCE, running
 
-SERIES = 40
+# Decisions of this number of strategies take a view this number of turns.
+TURNS = 5
+SERIES = TURNS * STEPS_AT_ONCE * CELLS_PER_STEP
 GREEDY, MODEST = "192.0.2.1", "192.0.2.2"
 
 
 @pytest.fixture
 async def fanout(
-    store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> AsyncIterator[FanoutHarness]:
-    """So many series, of which one piece of work handles eight."""
-    monkeypatch.setattr(breakdown, "CELLS_PER_STEP", 1)
+    """Live state with SERIES series."""
     made = FanoutHarness(store, cache, clock)
-    decisions = [kept(number, strategy=f"s{number}") for number in range(SERIES)]
-    made.snapshot.apply(Delta(Position("e", 1), cells_of(decisions), NOW))
+    made.snapshot.apply(Delta(Position("e", 1), many_cells(), NOW))
     async with running(made.renders.run()):
         yield made
+
+
+@cache
+def many_cells() -> Cells:
+    return cells_of([kept(number, strategy=f"s{number}") for number in range(SERIES)])
 
 
 def view(number: int = 0) -> View:
@@ -61,7 +68,7 @@ async def test_others_have_turns_while_a_view_is_made(fanout: FanoutHarness) -> 
     assert not (await fanout.reader.frames({view(): MODEST}))
     async with running(count()):
         await ready(fanout, view())
-    assert turns >= SERIES // breakdown.STEPS_AT_ONCE
+    assert turns >= TURNS
     assert view() in (await fanout.reader.frames({view(): MODEST}))
 
 
@@ -107,28 +114,24 @@ async def test_who_asks_twice_is_reported_once(fanout: FanoutHarness) -> None:
     assert told == ["one", "other"]
 
 
-async def test_no_client_takes_all_places(
-    fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_client_takes_all_places(fanout: FanoutHarness) -> None:
     """One that asks for too many views is refused and told when to come back."""
-    monkeypatch.setattr(module, "MAX_WAITING_PER_CLIENT", 3)
-    for number in range(3):
+    for number in range(MAX_WAITING_PER_CLIENT):
         fanout.renders.request(view(number), GREEDY, lambda: None)
     with pytest.raises(Unavailable, match="too many views") as refused:
-        fanout.renders.request(view(3), GREEDY, lambda: None)
+        fanout.renders.request(view(MAX_WAITING_PER_CLIENT), GREEDY, lambda: None)
     assert refused.value.retry_after >= 1
     fanout.renders.request(view(0), GREEDY, lambda: None)  # the same again takes no place
     fanout.renders.request(View(), GREEDY, lambda: None)
-    await ready(fanout, view(3), MODEST)
+    await ready(fanout, view(MAX_WAITING_PER_CLIENT), MODEST)
 
 
-async def test_places_have_an_end(fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_places_have_an_end(fanout: FanoutHarness) -> None:
     """Of all clients together, too."""
-    monkeypatch.setattr(module, "MAX_WAITING_VIEWS", 3)
-    for number in range(3):
+    for number in range(MAX_WAITING_VIEWS):
         fanout.renders.request(view(number), f"192.0.2.{number}", lambda: None)
     with pytest.raises(Unavailable, match="too many views"):
-        fanout.renders.request(view(3), MODEST, lambda: None)
+        fanout.renders.request(view(MAX_WAITING_VIEWS), MODEST, lambda: None)
 
 
 async def test_a_request_costs_its_client(fanout: FanoutHarness) -> None:

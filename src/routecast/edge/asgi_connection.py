@@ -100,15 +100,17 @@ class AsgiConnection:
         listen: Awaitable[int],
         idle: Callable[[], Awaitable[None]] | None = None,
         idle_seconds: float | None = None,
+        send_seconds: float = SEND_SECONDS,
     ) -> tuple[int, bool]:
         """Serve the connection until the client leaves or `stop` is called.
 
         `listen` returns the close code once the client has left. `idle` is called after each
-        `idle_seconds` in which nothing was sent. Returns the close code, and whether this side has
-        to close the connection.
+        `idle_seconds` in which nothing was sent. A client that does not take a message for
+        `send_seconds` is left as TOO_SLOW. Returns the close code, and whether this side has to
+        close the connection.
         """
         self.peer = peer
-        sending = asyncio.ensure_future(self._send_all(send, idle, idle_seconds))
+        sending = asyncio.ensure_future(self._send_all(send, idle, idle_seconds, send_seconds))
         listening = asyncio.ensure_future(listen)
         code, ours = ABNORMAL_CLOSURE, False
         try:
@@ -135,6 +137,7 @@ class AsgiConnection:
         send: Callable[[Payload], Awaitable[None]],
         idle: Callable[[], Awaitable[None]] | None,
         idle_seconds: float | None,
+        send_seconds: float,
     ) -> CloseCode:
         """Send payloads and replies until the connection is stopped; return the close code."""
         try:
@@ -145,10 +148,10 @@ class AsgiConnection:
                 is_idle = not self._wake.is_set()
                 self._wake.clear()
                 if is_idle and idle is not None:
-                    async with asyncio.timeout(SEND_SECONDS):
+                    async with asyncio.timeout(send_seconds):
                         await idle()
                 while self._out:
-                    async with asyncio.timeout(SEND_SECONDS):  # for each: a client may be slow
+                    async with asyncio.timeout(send_seconds):  # for each: a client may be slow
                         await send(self._out.popleft())
                 if self._stop is not None:
                     return self._stop

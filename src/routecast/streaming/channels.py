@@ -281,6 +281,7 @@ class Channels:
         instruments: Instruments,
         *,
         batch_size: int = BATCH_SIZE,
+        max_coalesced: int = MAX_COALESCED,
     ) -> None:
         self._manager = manager
         self._documents = documents
@@ -289,6 +290,7 @@ class Channels:
         self._timers = timers
         self._instruments = instruments
         self._batch_size = batch_size
+        self._max_coalesced = max_coalesced
         self._versions = Versions()
         self._channels: dict[_ChannelKey, Channel] = {}
         self._idle: dict[Channel, None] = {}  # those that the next commit makes due
@@ -656,7 +658,7 @@ class Channels:
             return
         assert isinstance(before.delivery, FullDocuments)
         # One that is put off serves its members when its own clients may have a document again.
-        if not before.delivery.is_put_off and len(before) + len(channel) <= MAX_COALESCED:
+        if not before.delivery.is_put_off and len(before) + len(channel) <= self._max_coalesced:
             self._forget(channel)
             before.take_over(channel)
             before.delivery.take_over(delivery)
