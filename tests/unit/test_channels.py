@@ -20,7 +20,7 @@ from routecast.core.view import View
 from routecast.ports import Reading
 from routecast.protocol import ALIVE_SECONDS, Source
 from routecast.services.renders import MAX_WAITING_PER_CLIENT
-from routecast.streaming.delivery import LONGEST_BRIEF_REST, MARGIN
+from routecast.streaming.delivery import LONGEST_BRIEF_REST, SNAPSHOT_MARGIN
 from tests.support.clock import HeldClock
 from tests.support.decisions import NOW
 from tests.support.fanout import FAST, START, FakeConnection, FanoutHarness
@@ -857,7 +857,7 @@ async def test_a_stretched_stream_shows_life(
         await fanout.settle()
         monkeypatch.setattr(fanout.renders, "payer", lambda *_: (GREEDY, wait))
         fanout.commit()
-        await fanout.go(3 * (ALIVE_SECONDS - MARGIN))
+        await fanout.go(3 * (ALIVE_SECONDS - SNAPSHOT_MARGIN))
     assert connection.types() == ["snapshot"] * 4
     assert {message["position"]["seq"] for message in connection.messages()} == {0}
 

@@ -76,7 +76,7 @@ class AsgiConnection:
         return not self._is_taken
 
     def receive(self, message: str | bytes) -> None:
-        """Take a message of the client."""
+        """Pass a message of the client to the peer."""
         if self._stop is None and self.peer is not None:
             self.peer.receive(message)
 

@@ -1,1 +1,1 @@
-"""Streaming: the connections that are open, and what each of them is sent."""
+"""Streaming: the open connections, and what each of them is sent, and when."""

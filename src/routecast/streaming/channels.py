@@ -1,10 +1,10 @@
 """Channels: which members follow which view, and the path from a commit to their sockets.
 
 Members that follow the same view at the same interval by the same policy (`delivery.py`) are one
-channel. A commit or a timer makes a channel due. To serve a channel, its view is rendered, compared
-and encoded once for all that were sent the same before, and handed to them by batches. A member
-whose socket is full is skipped; when it has read, it gets one message to what is newest. So nothing
-queues (the policy is to conflate).
+channel. A commit or a timer makes a channel due. To serve a channel, its view is rendered once. For
+each cohort, the members that were sent the same version before, one message is encoded and sent by
+batch. A member whose socket is full is skipped; when its socket has drained, it gets one message
+that leads to the newest version. So nothing queues: messages are conflated.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from routecast.ports import Batch, Clock, Connection, Reading, Timer, Timers
 from routecast.protocol import ALIVE_SECONDS, ErrorCode, ErrorOut, Position
 from routecast.streaming.connections import ConnectionManager
 from routecast.streaming.delivery import (
-    PUNCTUAL,
+    ON_TIME,
     QUANTA,
     Changes,
     Delivery,
@@ -34,11 +34,12 @@ from routecast.streaming.delivery import (
     quantum_of,
 )
 
-# At most this number of members is served together, before others get a turn on the event loop.
+# At most this number of members is served before other tasks get a turn on the event loop.
 BATCH_SIZE: Final = 500
-# Others get a turn after this time, too, in seconds.
+# Other tasks also get a turn after this time, in seconds.
 CHANNEL_TURN_SECONDS: Final = 0.002
-# Channels of the default stream that have fewer members than this draw together: a tick costs, too.
+# Channels of the default stream that have at most this number of members together are merged,
+# because each tick has a fixed cost.
 MAX_COALESCED: Final = 10_000
 
 
@@ -54,7 +55,7 @@ class ChannelSubscription:
         self.encoding = encoding
         self.identity = identity
         self.cohort: Cohort | None = None  # while it is a member
-        self.resumed: Version | None = None  # what its client had when it joined
+        self.resumed: Version | None = None  # what its client already had when it joined
 
     @property
     def channel(self) -> "Channel | None":
@@ -63,7 +64,7 @@ class ChannelSubscription:
 
     @property
     def base(self) -> Version | None:
-        """The version that it was really sent."""
+        """The version that it was sent last; None before the first."""
         return self.cohort.base if self.cohort is not None else None
 
 
@@ -71,7 +72,7 @@ _CohortKey = tuple[type[Connection], Version | None, Encoding | None, str]
 
 
 class Cohort:
-    """A batch of members in step: one payload is right for all (`delivery.Receiver`)."""
+    """Members that were last sent the same version: one payload is right for all of them."""
 
     __slots__ = ("base", "batch", "channel", "encoding", "identity", "kind", "members", "sent_at")
 
@@ -79,7 +80,7 @@ class Cohort:
         self.channel = channel
         self.kind, self.base, self.encoding, self.identity = key
         self.batch = batch
-        self.sent_at = now  # when its members were sent the base, about
+        self.sent_at = now  # about when its members were sent the base
         self.members: dict[Connection, ChannelSubscription] = {}
 
     @property
@@ -120,27 +121,27 @@ class Channel:
         self.subscription = subscription
         self.delivery = delivery
         self.batch_size = batch_size
-        self.version: Version | None = None  # that all members were brought to last
+        self.version: Version | None = None  # the last one that all members were sent
         self.timer: Timer | None = None
-        # A dict keeps their order, and forgets one of them in no time.
+        # A dict keeps their order, and removes one in constant time.
         self.cohorts: dict[Cohort, None] = {}
-        self._open: dict[_CohortKey, Cohort] = {}  # cohorts that newcomers may be put into
+        self._open: dict[_CohortKey, Cohort] = {}  # cohorts that members may be added to
 
     @property
     def key(self) -> "_ChannelKey":
-        """What makes it another channel."""
+        """The channel's subscription and policy; no other channel has the same ones."""
         return _key(self.subscription, self.delivery)
 
     def __len__(self) -> int:
         return sum(len(cohort.members) for cohort in self.cohorts)
 
     def place(self, member: ChannelSubscription, base: Version | None, now: float) -> None:
-        """Put a member among those in step with it, now that `base` is what it was sent."""
+        """Move a member to a cohort of those that were last sent the version `base`, as it was."""
         key = type(member.connection), base, member.encoding, member.identity
         if member.cohort is not None:
             self.remove(member)
         cohort = self._open.get(key)
-        # It may have gone on to another base since.
+        # The cohort may have been sent another version since.
         if (
             cohort is None
             or cohort.base is not base
@@ -153,7 +154,7 @@ class Channel:
         cohort.add(member)
 
     def remove(self, member: ChannelSubscription) -> None:
-        """Take a member out."""
+        """Remove a member from its cohort."""
         cohort = member.cohort
         assert cohort is not None
         cohort.remove(member)
@@ -166,12 +167,12 @@ class Channel:
             del self._open[cohort.key]
 
     def begin_round(self) -> list[Cohort]:
-        """Return the cohorts to serve; who comes from now on is not put into one of them."""
+        """Return the cohorts to serve; members that join from now on get cohorts of their own."""
         self._open = {}
         return rotated(self.cohorts)
 
     def end_round(self) -> None:
-        """Bring cohorts together that are in step now, where there is room."""
+        """Merge cohorts that were last sent the same version, where there is room."""
         self._open = {}
         for cohort in list(self.cohorts):
             other = self._open.setdefault(cohort.key, cohort)
@@ -188,7 +189,7 @@ class Channel:
                 self._open[cohort.key] = cohort
 
     def take_over(self, other: "Channel") -> None:
-        """Take in all members of another channel, which is left empty."""
+        """Take over all members of another channel, which is empty after that."""
         for cohort in other.cohorts:
             cohort.channel = self
             self.cohorts[cohort] = None
@@ -214,7 +215,7 @@ class DocumentSource(Protocol):
     """Makes documents (`metrics_reader.MetricsReader`)."""
 
     def reading_now(self) -> Reading | None:
-        """Return live state, None if it cannot answer."""
+        """Return live state; None if it cannot answer."""
         ...
 
     async def read(self) -> Reading:
@@ -222,7 +223,7 @@ class DocumentSource(Protocol):
         ...
 
     def covering(self, reading: Reading, view: View) -> Reading | None:
-        """Return a reading that covers a view, None if it is not available yet."""
+        """Return a reading that covers a view; None if there is none yet."""
         ...
 
     def lacks(self, view: View) -> bool:
@@ -241,7 +242,7 @@ class DocumentSource(Protocol):
         ...
 
     def document(self, reading: Reading, view: View, now: int) -> Document | None:
-        """Return a view's document, None if it cannot be made."""
+        """Return a view's document; None if it cannot be made."""
         ...
 
 
@@ -264,7 +265,7 @@ class RenderQueue(Protocol):
         ...
 
     def withdraw(self, view: View, done: Callable[..., object], *args: object) -> None:
-        """Do not call `done(*args)` any more, where that was asked for."""
+        """Withdraw a request: do not call `done(*args)`."""
         ...
 
 
@@ -293,22 +294,22 @@ class Channels:
         self._max_coalesced = max_coalesced
         self._versions = Versions()
         self._channels: dict[_ChannelKey, Channel] = {}
-        self._idle: dict[Channel, None] = {}  # those that the next commit makes due
+        self._idle: dict[Channel, None] = {}  # those that a commit makes due
         self._due: dict[Channel, None] = {}
         self._commits = 0  # the number of calls of `push`
-        # Members whose first message needs another source than live state.
+        # Members without a first message, because live state or their view was not ready.
         self._waiting: list[ChannelSubscription] = []
         self._wake = asyncio.Event()
         self._is_serving = False
-        self._served = 0  # members, since others had a turn
+        self._served = 0  # members served since other tasks had a turn
 
     @property
     def is_due(self) -> bool:
-        """Whether any channel is being served, or is due."""
+        """Whether any channel is due or being served."""
         return self._is_serving or self._wake.is_set()
 
     def epoch(self) -> str | None:
-        """Return the name of the database's history, None while it is not known."""
+        """Return the epoch of live state; None while it is not known."""
         reading = self._documents.reading_now()
         return reading.snapshot.position.epoch if reading else None
 
@@ -330,11 +331,11 @@ class Channels:
         channel.place(member, member.resumed, self._timers.now())
         if channel.delivery.is_put_off:
             _, wait = self._renders.payer(subscription.view, (member.connection.client,))
-            if not wait:  # as it may have been for those who came before
+            if not wait:  # this client may pay, though those that joined before may not
                 self._try_again(channel)
         reading = self._documents.reading_now()
         if reading is None:
-            # The engines are read once for all members that come at the same time.
+            # The engines are read once for all members that join at the same time.
             self._wait_for_first(member)
             return
         version = self._version_now(subscription.view, reading)
@@ -369,7 +370,7 @@ class Channels:
         try:
             self._renders.request(view, client, self._wait_for_first, member)
         except Unavailable as busy:
-            # It stays a member: its channel's ticks bring a document as soon as there is time.
+            # It stays a member: a later tick of its channel brings a document.
             self._refuse(member, f"{busy}; ask for fewer different views, or less often")
 
     def _refuse(self, member: ChannelSubscription, why: str) -> None:
@@ -380,16 +381,16 @@ class Channels:
             member.connection.reply(member.encoding.encode(error))
 
     def leave(self, member: ChannelSubscription) -> None:
-        """Send a member nothing more."""
+        """Remove a member from its channel; it is sent nothing more."""
         if (channel := member.channel) is not None:
-            # A view may wait for rendering time for long, and this holds the connection.
+            # The request may wait long for rendering time, and it refers to the connection.
             self._renders.withdraw(channel.subscription.view, self._wait_for_first, member)
             channel.remove(member)
             if not channel.cohorts:
                 self._close(channel)
 
     def _close(self, channel: Channel) -> None:
-        """Forget a channel without members; its versions stay, for those who come back."""
+        """Drop a channel without members. Its versions stay for clients that reconnect."""
         self._forget(channel)
         self._versions.drop_messages(channel.subscription.view)
 
@@ -398,12 +399,12 @@ class Channels:
         self._idle.pop(channel, None)
         self._due.pop(channel, None)
         if channel.timer is not None:
-            channel.timer.cancel()  # it may have a minute to go, and holds the view
+            channel.timer.cancel()  # it may run for a minute, and it refers to the view
 
     # -- messages to one member -----------------------------------------------------------------
 
     def catch_up(self, member: ChannelSubscription) -> bool:
-        """Send a member whose socket has drained what it missed; False when it is full again."""
+        """Send what a member missed while its socket was full; return False if it is full again."""
         channel = member.channel
         if channel is None:
             return True
@@ -412,10 +413,11 @@ class Channels:
         return payload is None or self._send(member, payload, newest)
 
     def flush_now(self, member: ChannelSubscription) -> None:
-        """Send a member what is live now, before its channel is served next."""
+        """Send a member the newest version now, without waiting for its channel to be served."""
         reading, channel = self._documents.reading_now(), member.channel
         if reading is not None and channel is not None:
-            # It goes with a history at the same position, so it does not wait for rendering time.
+            # It must have the position of the history that was just sent, so it does not wait for
+            # rendering time.
             version = self._charged_version(member, reading)
             payload = channel.delivery.missed(version, member, self._clock.now())
             if payload is not None:
@@ -429,12 +431,12 @@ class Channels:
             self._send(member, payload, version)
 
     def _send(self, member: ChannelSubscription, payload: Payload, version: Version | None) -> bool:
-        """Send one member a message that leads to a version; return False if its socket is full."""
+        """Send a message that leads one member to a version; return False if its socket is full."""
         is_sent = self._manager.send_personal(payload, member.connection)
         channel, now = member.channel, self._timers.now()
         if is_sent and channel is not None:
             channel.place(member, version, now)
-            if channel.version is None and channel.delivery.has_bases:  # it is the first one
+            if channel.version is None and channel.delivery.has_bases:  # the first message
                 channel.version = version
                 channel.delivery.rest(now)
                 self._schedule(channel)
@@ -453,7 +455,7 @@ class Channels:
     # -- rounds ---------------------------------------------------------------------------------
 
     def push(self) -> None:
-        """A commit was applied: serve all channels that are not resting.
+        """Serve all channels that are not resting, because live state has applied a commit.
 
         Commits of one turn of the event loop are served together.
         """
@@ -464,7 +466,7 @@ class Channels:
             self._wake.set()
 
     async def run(self) -> None:
-        """Serve channels as commits and ticks come. Never ends."""
+        """Serve channels when commits or ticks make them due. Never ends."""
         while True:
             self._is_serving = False
             await self._wake.wait()
@@ -480,7 +482,8 @@ class Channels:
             try:
                 await self._serve_all(due, waiting)
             except Exception:
-                # Those that are left are served when this is run again; the one that failed last.
+                # The channels that are left are served when `run` is called again; the one that
+                # failed is the last of them.
                 due.rotate(-1)
                 self._due = dict.fromkeys([*due, *self._due])
                 self._waiting = waiting + self._waiting
@@ -497,18 +500,18 @@ class Channels:
         served = list(due)
         while due:
             channel = due[0]
-            # Live state anew for each channel: others had turns, and may be applying a large
-            # commit. What the engines answered stays as it is, and is not asked for again.
+            # Live state is asked again for each channel, because it may have changed while other
+            # tasks had turns. The engines are not asked again: one answer serves all.
             if is_live:
                 reading = self._documents.reading_now()
             if is_live and reading is None:
                 reading = await self._read()
                 is_live = self._documents.reading_now() is not None
             if channel.cohorts:
-                # One moment for all, so that those that rest now are served together again; but
-                # not for one that others kept waiting for long.
+                # All channels of a round count as served at the same time, so that they are due
+                # together again; but not a channel that waited long for others.
                 late = self._timers.now() - began
-                is_late = late >= PUNCTUAL * channel.subscription.interval
+                is_late = late >= ON_TIME * channel.subscription.interval
                 await self._serve(channel, reading, began + late if is_late else began)
             due.popleft()
             if self._timers.now() - ran > CHANNEL_TURN_SECONDS:
@@ -526,7 +529,7 @@ class Channels:
     async def _send_first_messages(self, waiting: Sequence[ChannelSubscription]) -> None:
         reading, ran = await self._read(), self._timers.now()
         for member in waiting:
-            # One whose channel was served meanwhile has its first message.
+            # A member whose channel was served meanwhile has its first message already.
             if member.channel is not None and member.base is member.resumed:
                 version = self._charged_version(member, reading)
                 if version is not None:
@@ -541,7 +544,7 @@ class Channels:
         """Serve a channel, or put it off while none of its clients may use rendering time."""
         delivery, commits = channel.delivery, self._commits
         is_tick, due_time = delivery.is_tick(now), delivery.due_time(now)
-        is_resting = delivery.is_resting(now)  # then it was served before a crash
+        is_resting = delivery.is_resting(now)  # true if a crash came after it was served
         if not is_tick and (is_resting or not self._may_have_changed(channel, reading)):
             self._schedule(channel)
             return
@@ -566,10 +569,10 @@ class Channels:
         if channel.cohorts:
             self._schedule(channel)
             if commits != self._commits and channel in self._idle:
-                self._on_timer(channel)  # it was not idle when the commit came
+                self._on_timer(channel)  # it was not in `_idle` when the commit came
 
     def _may_have_changed(self, channel: Channel, reading: Reading | None) -> bool:
-        """Whether a channel's view may be another than what its members were brought to."""
+        """Whether the newest version of a channel's view may differ from its last one."""
         version = channel.version
         if channel.delivery.is_put_off or version is None or version.state is None:
             return True
@@ -581,15 +584,15 @@ class Channels:
         )
 
     def _ask_for(self, channel: Channel, payer: str) -> float:
-        """Have a channel's view made ready; return for how many seconds to leave it alone."""
+        """Request that a channel's view is made ready; return the seconds to put it off."""
         try:
             self._renders.request(channel.subscription.view, payer, self._try_again, channel)
         except Unavailable as busy:
             return busy.retry_after
-        return ALIVE_SECONDS  # `_try_again` is called before, as soon as the view is ready
+        return ALIVE_SECONDS  # `_try_again` is called as soon as the view is ready
 
     async def _repeat_snapshot(self, channel: Channel, now: float) -> None:
-        """Send the last version again, if only that shows that the stream lives."""
+        """Send the last version again if members have waited ALIVE_SECONDS for a snapshot."""
         newest = self._versions.newest(channel.subscription.view)
         if newest is not None and channel.delivery.must_repeat(now):
             await self._send_round(channel, newest, "", now)
@@ -607,7 +610,7 @@ class Channels:
         delivery, needed = channel.delivery, False
         for cohort in channel.begin_round():
             if not cohort.members:
-                continue  # they left while others were served
+                continue  # its members left while others were served
             if cohort.base is not None and delivery.is_too_soon(cohort.sent_at, now):
                 continue
             with self._renders.charged(payer):
@@ -621,34 +624,34 @@ class Channels:
                 base = delivery.base_of_skipped(base)
                 for connection in skipped:
                     channel.place(cohort.members[connection], base, cohort.sent_at)
-            # Not before the first of them is served: until then the version is no base of any
-            # client, and another one that is made in that turn would have it forgotten.
+            # Not before the first cohort is served: until then no client has the version as its
+            # base, and a version that is made in that turn would replace it.
             await self._yield_to_loop(len(cohort.members))
-        # Only now: after a crash, those that are left are served again.
+        # Only now, so that after a crash the cohorts that are left are served.
         channel.version = version
         delivery.end(now)
         channel.end_round()
         return needed
 
     async def _yield_to_loop(self, served: int) -> None:
-        """Yield to the event loop, once enough members were served since the last time."""
+        """Yield to the event loop if enough members were served since the last time."""
         self._served += served
         if self._served >= self._batch_size:
             self._served = 0
             await asyncio.sleep(0)
 
     def _coalesce(self, channel: Channel) -> None:
-        """Move a channel of the default stream to the phase before, if there is room for it there.
+        """Move a channel of the default stream one phase earlier, if there is room for it there.
 
-        So it goes on, one quantum at each tick, until all are at the front of the interval.
+        This is repeated at each tick, until all channels are at the start of the interval.
         """
         delivery, subscription = channel.delivery, channel.subscription
         if not isinstance(delivery, FullDocuments) or not delivery.phase or not channel.cohorts:
             return
         if delivery.is_put_off:
-            return  # it waits for its own document
+            return  # it waits until its clients may use rendering time
         if quantum_of(subscription.interval) * QUANTA > subscription.interval:
-            return  # a few phases, and soon all of them at once
+            return  # there are only a few phases
         before = self._channels.get((subscription, FullDocuments, delivery.phase - 1))
         if before is None:
             del self._channels[channel.key]
@@ -657,7 +660,7 @@ class Channels:
             self._schedule(channel)
             return
         assert isinstance(before.delivery, FullDocuments)
-        # One that is put off serves its members when its own clients may have a document again.
+        # A channel that is put off waits for its own clients' rendering time.
         if not before.delivery.is_put_off and len(before) + len(channel) <= self._max_coalesced:
             self._forget(channel)
             before.take_over(channel)
@@ -666,9 +669,11 @@ class Channels:
     # -- versions -------------------------------------------------------------------------------
 
     def _version_now(self, view: View, reading: Reading) -> Version | None:
-        """Return a view's version for one who comes: where only time went on, a crowd shares it.
+        """Return a view's version for a new member; None if it must be rendered first.
 
-        Only the plain view is rendered for that: many may come in one turn of the event loop.
+        If only time has passed since the newest version, all new members share that version. Only
+        the plain view is rendered here, because many members may join in one turn of the event
+        loop.
         """
         newest, covering = self._versions.newest(view), self._documents.covering(reading, view)
         if covering is not None and newest is not None and newest.state is not None:
@@ -680,9 +685,10 @@ class Channels:
     def _version(
         self, view: View, reading: Reading | None, *, render: bool = True
     ) -> Version | None:
-        """Return a view's version in the newest state, rendered only where that may differ.
+        """Return a view's version in the newest state; render it only if it may have changed.
 
-        None when its document cannot be made at once, or would have to be rendered and may not.
+        None if its document cannot be made at once, or if it must be rendered and `render` is
+        False.
         """
         now, newest = self._clock.now(), self._versions.newest(view)
         document = state = None
@@ -713,7 +719,7 @@ class Channels:
     # -- timers ---------------------------------------------------------------------------------
 
     def _schedule(self, channel: Channel) -> None:
-        """Have a channel served when it is due; if it does not rest, by the next commit already."""
+        """Set a channel's timer; if the channel does not rest, a commit serves it earlier."""
         now = self._timers.now()
         if channel.delivery.is_resting(now):
             self._idle.pop(channel, None)
@@ -724,8 +730,8 @@ class Channels:
         channel.timer = self._timers.call_at(channel.delivery.due(now), self._on_timer, channel)
 
     def _try_again(self, channel: Channel) -> None:
-        """Serve a channel that was put off: its view is ready, or a client came that may pay."""
-        if channel.delivery.is_put_off:  # else it was served meanwhile
+        """Serve a channel that was put off: its view is ready, or a new client may pay."""
+        if channel.delivery.is_put_off:  # else it was served already
             channel.delivery.wake(self._timers.now())
             self._on_timer(channel)
 

@@ -1,6 +1,6 @@
-"""Connections: the registry of all that are open, and how payloads are handed to them.
+"""`ConnectionManager`: the registry of open connections, through which payloads are sent.
 
-It knows nothing of views: `channels.py` decides when a connection is sent what.
+It knows nothing about views: `channels.py` decides when to send, and what.
 """
 
 import asyncio
@@ -18,24 +18,26 @@ from routecast.protocol import CloseCode
 
 log = logging.getLogger(__name__)
 
-# How a connection ended that was closed without a close frame (RFC 6455, 7.4.1).
+# The code for a connection that ended without a close frame (RFC 6455, 7.4.1).
 ABNORMAL_CLOSURE: Final = 1006
 _NO_STATUS: Final = 1005
 _NORMAL: Final = frozenset({CloseCode.DONE, CloseCode.GOING_AWAY, _NO_STATUS})
-# Codes counted by their number: those of the contract and of WebSocket itself. A client may close
-# with any of two thousand others.
+# The codes that have a metric of their own: those of the contract and of WebSocket itself. A client
+# may close with two thousand others.
 _COUNTED: Final = frozenset({*CloseCode, _NO_STATUS, ABNORMAL_CLOSURE})
-# At most this number is closed before others get a turn: closing costs more than sending.
+# At most this number of connections is closed before other tasks get a turn: closing costs more
+# than sending.
 CLOSE_BATCH: Final = 50
-# Clients that are told to come back are spread so that not more than this many come in a second,
-# over at least the first and at most the second of these times, in seconds.
+# At a stop, each client gets a random time to reconnect. The times are spread so that at most this
+# number of clients reconnect per second, over at least SHORTEST_SPREAD and at most LONGEST_SPREAD
+# seconds.
 RETURNS_PER_SECOND: Final = 1_000
 SHORTEST_SPREAD: Final = 2.0
 LONGEST_SPREAD: Final = 60.0
 
 
 class ConnectionManager:
-    """Holds every open connection, counts what they are sent, and closes them at the end."""
+    """Keeps all open connections, counts what they are sent, and closes them at a stop."""
 
     def __init__(self, instruments: Instruments, limit: int) -> None:
         self._instruments = instruments
@@ -48,20 +50,20 @@ class ConnectionManager:
 
     @property
     def active(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def admit(self) -> None:
-        """Raise Unavailable when there is no room for one more connection."""
+        """Raise Unavailable if there is no room for one more connection."""
         if self._closing:
             raise Unavailable("restarting", retry_after=round(self._spread()) + 1)
         if self.active >= self._limit:
             raise Unavailable("too many connections", retry_after=random.randint(5, 15))
 
     def connect(self, connection: Connection) -> bool:
-        """Take a connection in; return False where it comes too late, and is closed.
+        """Register a connection; return False, and close it, if the server is stopping.
 
-        `disconnect` must follow.
+        Call `disconnect` once it is closed, in both cases.
         """
         self._connections[connection] = None
         self._instruments.opened.inc()
@@ -71,7 +73,7 @@ class ConnectionManager:
         return not self._closing
 
     def disconnect(self, connection: Connection, code: int) -> None:
-        """Forget a connection that is closed; does nothing for one not held."""
+        """Remove a closed connection; does nothing if it is not registered."""
         if connection not in self._connections:
             return
         del self._connections[connection]
@@ -83,7 +85,7 @@ class ConnectionManager:
             self._gone.set()
 
     def send_personal(self, payload: Payload, connection: Connection) -> bool:
-        """Send a payload to one connection; return False where its socket is full or it left."""
+        """Send a payload to one connection; return False if its socket is full or it has left."""
         if connection not in self._connections:
             return False
         is_sent = connection.send(payload)
@@ -103,9 +105,9 @@ class ConnectionManager:
             self._instruments.conflated.inc(conflated)
 
     async def close(self, seconds: float) -> None:
-        """Take no more, tell all to come back (1012) and when, and wait until they left.
+        """Refuse new connections, close all with 1012 and a time to reconnect, and wait.
 
-        Returns after `seconds` at the latest; those that are left by then have not been reading.
+        Returns after at most `seconds`; connections that are left then do not read.
         """
         self._closing = True
         for number, connection in enumerate(list(self._connections), 1):
@@ -118,7 +120,7 @@ class ConnectionManager:
                     await self._gone.wait()
 
     def _spread(self) -> float:
-        """Return a random delay over a time in which all that are here can come back."""
+        """Return a random delay, from 0 to a time in which all clients can reconnect."""
         spread = min(max(self.active / RETURNS_PER_SECOND, SHORTEST_SPREAD), LONGEST_SPREAD)
         return random.random() * spread
 

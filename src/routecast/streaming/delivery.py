@@ -1,10 +1,9 @@
-"""Delivery: when the members of a channel are sent something, and what. There are two policies.
+"""Delivery policies: when the members of a channel are sent a message, and which one.
 
-`FullDocuments` is that of the default stream: the whole document every interval, changed or not.
-`Changes` is that of routecast.v1: what changed, as soon as a commit has changed it, with at least
-one interval between two messages.
+`FullDocuments`, of the default stream: the whole document at each interval, changed or not.
+`Changes`, of routecast.v1: what a commit has changed, at once, but at most once per interval.
 
-Moments are in seconds on the clock of `ports.Timers`; `clock_now` is in microseconds since 1970.
+Times are in seconds on the clock of `ports.Timers`; `clock_now` is in microseconds since 1970.
 """
 
 from math import ceil
@@ -16,33 +15,35 @@ from routecast.core.payload import Payload
 from routecast.core.versions import Version, full_document, message
 from routecast.protocol import ALIVE_SECONDS, MIN_INTERVAL
 
-# Ticks of the default stream fall on multiples of a quantum, so that clients that come together
-# share them. An interval has QUANTA of them, but none is shorter than QUANTUM, in seconds.
+# Ticks of the default stream fall on multiples of a quantum, so that clients that connect at about
+# the same time share them. An interval has QUANTA quanta, each of at least QUANTUM seconds.
 QUANTA: Final = 20
 QUANTUM: Final = 0.05
-# A member of the default stream that was sent a document by itself is left out of a tick that comes
-# before this part of the interval is over.
-SOON: Final = 0.4
-# A tick may be this much late, in seconds, and the stream still shows in time that it lives.
-MARGIN: Final = 1.0
-# Of an interval: a multiple of it is a rounded product, and counts as reached a little before.
-ROUNDED: Final = 1e-6
-# A channel that is served late by less than this part of its interval counts as served on time.
-PUNCTUAL: Final = 0.1
-# A commit that changes nothing of a view costs a look at the view. After that the channel rests for
-# this part of its interval, and for at most this time, in seconds.
-LOOKS: Final = 20
+# A tick of the default stream leaves out a member that was sent a document less than this part of
+# the interval ago.
+TOO_SOON: Final = 0.4
+# A repeated snapshot is planned this time before ALIVE_SECONDS are over, in seconds: ticks may be
+# late.
+SNAPSHOT_MARGIN: Final = 1.0
+# A multiple of the interval is a rounded product, so it counts as reached this part of an interval
+# earlier.
+ROUNDING: Final = 1e-6
+# A channel that is served less than this part of its interval late counts as served on time.
+ON_TIME: Final = 0.1
+# After a commit that did not change its view, a channel rests for its interval divided by
+# MAX_BRIEF_RESTS, and for at most LONGEST_BRIEF_REST seconds: checking a view has a cost.
+MAX_BRIEF_RESTS: Final = 20
 LONGEST_BRIEF_REST: Final = 0.05
 
 
 class Receiver(Protocol):
-    """A member of a channel, or several that are in step."""
+    """A member of a channel, or a cohort of them."""
 
     @property
     def base(self) -> Version | None:
-        """The version it was sent last; None before its first.
+        """The version that it was sent last; None before the first.
 
-        On the default stream it may be one that it was skipped by.
+        On the default stream, it may be a version that was skipped because the socket was full.
         """
         ...
 
@@ -72,24 +73,24 @@ class FullDocuments:
         self._quantum = quantum_of(interval)
         self.phase = phase
         self._latest: EncodedDocument | None = None  # of the last tick
-        # Whether it was put off since its last tick: its clients had used up their rendering time.
+        # Whether its last tick was put off, because its clients had used up their rendering time.
         self.is_put_off = False
         self._due = now
         self._due = self._first_tick(now + interval / 2)
 
-    def _first_tick(self, least: float) -> float:
-        """Return the first tick at a moment or after it."""
+    def _first_tick(self, earliest: float) -> float:
+        """Return the first tick at or after a time."""
         offset = self.phase * self._quantum
-        return ceil((least - offset) / self._interval - ROUNDED) * self._interval + offset
+        return ceil((earliest - offset) / self._interval - ROUNDING) * self._interval + offset
 
     def due(self, now: float) -> float:
         return self._due
 
     def is_tick(self, now: float) -> bool:
-        return now >= self._due - ROUNDED * self._interval
+        return now >= self._due - ROUNDING * self._interval
 
     def is_resting(self, now: float) -> bool:
-        return True  # commits do not count
+        return True  # commits do not make it due
 
     def due_time(self, now: float) -> float:
         return now
@@ -113,21 +114,21 @@ class FullDocuments:
         self._due = min(self._due, now)
 
     def take_over(self, other: "FullDocuments") -> None:
-        """Have members of another channel, which was served later, catch up with its document."""
+        """Take over the latest document of another channel, which was served later."""
         self._latest = other._latest
 
     def move_forward(self) -> None:
-        """Go on one quantum earlier."""
+        """Move all ticks one quantum earlier."""
         self.phase -= 1
         self._due -= self._quantum
 
     def is_too_soon(self, sent_at: float, now: float) -> bool:
-        """Whether a tick leaves out those that were sent a document at a moment."""
-        return now - sent_at < SOON * self._interval
+        """Whether a tick leaves out members that were sent a document at `sent_at`."""
+        return now - sent_at < TOO_SOON * self._interval
 
     def is_in_step(self, one: float, other: float) -> bool:
-        """Whether ticks treat those that were sent a document at two moments alike."""
-        return abs(one - other) < SOON * self._interval
+        """Whether the same ticks leave out members that were sent a document at these two times."""
+        return abs(one - other) < TOO_SOON * self._interval
 
     def begin(self, version: Version, last: Version | None, now: float, clock_now: int) -> bool:
         self._latest = full_document(version, clock_now)
@@ -156,98 +157,100 @@ class FullDocuments:
 
 
 class Changes:
-    """What changed, at most once per interval; all of it at least every ALIVE_SECONDS.
+    """What has changed, at most once per interval; the whole document every ALIVE_SECONDS.
 
-    What moves with the clock is sent at ticks, which fall on multiples of the interval.
+    What changes with time alone is sent at ticks, which fall on multiples of the interval.
     """
 
     has_bases = True
 
     __slots__ = (
         "_interval",
-        "_rested",
+        "_next_tick",
+        "_real_interval",
+        "_rest_until",
         "_sends_snapshots",
         "_served",
         "_snapshot_at",
-        "_stretched",
-        "_tick",
         "is_put_off",
     )
 
     def __init__(self, interval: float, now: float) -> None:
         self._interval = interval
-        self._snapshot_at = now  # when all members had a whole document
-        self._rested = now  # until when nothing is sent
-        self._tick = now  # when what moves with the clock is sent next
-        # When it was served last, and whether it was put off since: its clients had used up their
-        # rendering time.
+        self._snapshot_at = now  # when all members were sent a whole document
+        self._rest_until = now  # until then, nothing is sent
+        self._next_tick = now  # when what changes with time is sent next
+        # When it was served last, and whether it was put off since then, because its clients had
+        # used up their rendering time.
         self._served = now
         self.is_put_off = False
-        # Of the running round: whether all members get a whole document, and the interval that they
-        # really get, if it is longer than the one they asked for.
+        # For the current round: whether all members get a whole document, and the real interval, if
+        # it is longer than the one that they asked for.
         self._sends_snapshots = False
-        self._stretched: float | None = None
+        self._real_interval: float | None = None
         self.rest(now)  # from the first message
 
     # -- when -----------------------------------------------------------------------------------
 
     def due(self, now: float) -> float:
-        """Return when to look at the channel next, if no commit comes before."""
-        return self._tick if now >= self._rested else min(self._rested, self._tick)
+        """Return when to serve the channel if no commit makes it due earlier."""
+        if now >= self._rest_until:
+            return self._next_tick
+        return min(self._rest_until, self._next_tick)
 
     def is_tick(self, now: float) -> bool:
-        """Whether it is time to send what moves with the clock, too."""
-        return now >= self._tick - ROUNDED * self._interval  # timers may be early
+        """Whether it is time to send what changes with time, too."""
+        return now >= self._next_tick - ROUNDING * self._interval  # timers may be early
 
     def is_resting(self, now: float) -> bool:
         """Whether commits have to wait."""
-        return now < self._rested
+        return now < self._rest_until
 
     def due_time(self, now: float) -> float:
-        """Return the time at which the channel was due, if it is served now.
+        """Return the time from which the next rest counts, if the channel is served now.
 
-        Its next rest counts from then: timers are a little late, and that must not add up.
+        This is when it was due: timers are a little late, and that must not add up.
         """
-        due = self._ticks(now) * self._interval if self.is_tick(now) else self._rested
-        return due if 0 <= now - due < PUNCTUAL * self._interval else now
+        due = self._ticks(now) * self._interval if self.is_tick(now) else self._rest_until
+        return due if 0 <= now - due < ON_TIME * self._interval else now
 
     def rest(self, due_time: float) -> None:
-        """Send nothing for an interval, after a message to all members."""
-        self._rested = due_time + self._interval
-        self._tick_from(self._rested, due_time)
+        """Send nothing for an interval, because all members were sent a message."""
+        self._rest_until = due_time + self._interval
+        self._set_next_tick(self._rest_until, due_time)
 
     def rest_briefly(self, now: float) -> None:
-        """Ignore commits for a short time, after one that changed nothing."""
-        self._rested = now + min(self._interval / LOOKS, LONGEST_BRIEF_REST)
+        """Ignore commits for a short time, because the last one changed nothing."""
+        self._rest_until = now + min(self._interval / MAX_BRIEF_RESTS, LONGEST_BRIEF_REST)
 
     def pass_tick(self, now: float) -> int:
         """Move on to the next tick; return the number of ticks that were missed."""
-        last, ticks = self._ticks(self._tick), self._ticks(max(now, self._tick))
-        self._tick_from((ticks + 1) * self._interval, now)
+        last, ticks = self._ticks(self._next_tick), self._ticks(max(now, self._next_tick))
+        self._set_next_tick((ticks + 1) * self._interval, now)
         return ticks - last
 
     def put_off(self, now: float, wait: float) -> None:
-        """Send nothing for `wait` seconds, except to show that the stream lives."""
+        """Send nothing for `wait` seconds, except a repeated snapshot if one is due."""
         self.is_put_off = True
-        self._rested = now + wait
-        self._tick_from(self._rested, now)
+        self._rest_until = now + wait
+        self._set_next_tick(self._rest_until, now)
 
     def wake(self, now: float) -> None:
-        """Have the channel served now, as at a tick."""
-        self._tick = min(self._tick, now)
+        """Make the channel due now, as at a tick."""
+        self._next_tick = min(self._next_tick, now)
 
-    def _tick_from(self, least: float, now: float) -> None:
-        """Set the next tick: at a multiple of the interval, or sooner to show life."""
-        tick = ceil(least / self._interval - ROUNDED) * self._interval
-        self._tick = min(tick, max(self._patience, now + MIN_INTERVAL))
+    def _set_next_tick(self, earliest: float, now: float) -> None:
+        """Set the next tick: at a multiple of the interval, or earlier if a snapshot is due."""
+        tick = ceil(earliest / self._interval - ROUNDING) * self._interval
+        self._next_tick = min(tick, max(self._snapshot_due, now + MIN_INTERVAL))
 
     def _ticks(self, now: float) -> int:
         """Return the number of intervals since the start of the clock."""
-        return int(now / self._interval + ROUNDED)
+        return int(now / self._interval + ROUNDING)
 
     @property
-    def _patience(self) -> float:
-        return self._snapshot_at + ALIVE_SECONDS - MARGIN
+    def _snapshot_due(self) -> float:
+        return self._snapshot_at + ALIVE_SECONDS - SNAPSHOT_MARGIN
 
     # -- what -----------------------------------------------------------------------------------
 
@@ -259,30 +262,28 @@ class Changes:
 
     def begin(self, version: Version, last: Version | None, now: float, clock_now: int) -> bool:
         seconds = round(now - self._served, 1)
-        self._stretched = seconds if self.is_put_off and seconds > self._interval else None
+        self._real_interval = seconds if self.is_put_off and seconds > self._interval else None
         self._served, self.is_put_off = now, False
         self._sends_snapshots = self._is_snapshot_due(now)
-        # If not, a member that was not sent the last version asks for it when it can.
+        # If False, a member that was skipped catches up when its socket has drained.
         return version is not last or self._sends_snapshots
 
     def must_repeat(self, now: float) -> bool:
-        """Begin a round with the last version, if only a repetition shows that the stream lives."""
-        # `put_off` sees to it that there is a look at this moment.
-        self._stretched, self._sends_snapshots = (
-            None,
-            now >= self._patience - ROUNDED * self._interval,
-        )
+        """If a snapshot is overdue, begin a round that repeats the last version; return whether."""
+        # `put_off` has set a tick for this time.
+        self._real_interval = None
+        self._sends_snapshots = now >= self._snapshot_due - ROUNDING * self._interval
         return self._sends_snapshots
 
     def _is_snapshot_due(self, now: float) -> bool:
-        return now + self._interval > self._patience
+        return now + self._interval > self._snapshot_due
 
     def payload(self, version: Version, receiver: Receiver, clock_now: int) -> Payload | None:
         base = receiver.base
         if self._sends_snapshots and (base is None or base.number <= version.number):
-            return _addressed(version, None, receiver, clock_now, self._stretched)
+            return _addressed(version, None, receiver, clock_now, self._real_interval)
         if is_newer(version, base):
-            return _addressed(version, base, receiver, clock_now, self._stretched)
+            return _addressed(version, base, receiver, clock_now, self._real_interval)
         return None
 
     def base_of_skipped(self, base: Version | None) -> Version | None:
@@ -311,13 +312,14 @@ def quantum_of(interval: float) -> float:
 
 
 def phase_of(interval: float, now: float) -> int:
-    """Return the phase for a client of the default stream that comes now.
+    """Return the phase for a client of the default stream that connects now.
 
-    Its first tick is then an interval from now, or up to a quantum sooner: never later, or the tick
-    of those who came just before would bring it a second document right after its first.
+    Its first tick is then an interval from now, or up to a quantum earlier. It is never later:
+    otherwise the tick of clients that connected just before would bring a second document right
+    after the first.
     """
-    phases = max(1, ceil(interval / quantum_of(interval) - ROUNDED))
-    return int(now % interval / quantum_of(interval) + ROUNDED) % phases
+    phases = max(1, ceil(interval / quantum_of(interval) - ROUNDING))
+    return int(now % interval / quantum_of(interval) + ROUNDING) % phases
 
 
 def is_newer(version: Version, base: Version | None) -> bool:

@@ -1,8 +1,8 @@
 """Heartbeat: a ping to each connection every PING_SECONDS; a connection that is silent is aborted.
 
-It knows nothing of what else connections are sent. They are pinged in slots of at most SLOT_SIZE,
-whose pings are spread over PING_SECONDS: all of them at once, and their pongs, would delay what is
-sent at that moment.
+It does not depend on what else connections are sent. Connections are pinged in slots of at most
+SLOT_SIZE. The slots' pings are spread over PING_SECONDS, because pings and pongs of all connections
+at once would delay messages.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from typing import Final, Protocol
 from routecast.ports import Timer, Timers
 from routecast.protocol import CloseCode
 
-# Between two pings to a connection; the first one comes earlier. In seconds.
+# Seconds between two pings to a connection; the first ping comes earlier.
 PING_SECONDS: Final = 20.0
-# A connection from which nothing came within this time after a ping, in seconds, is aborted.
+# A connection that has sent nothing this number of seconds after a ping is aborted.
 PONG_SECONDS: Final = 7.0
 # At most this number of connections is pinged at once.
 SLOT_SIZE: Final = 500
-# At most this number is aborted before others get a turn on the event loop.
+# At most this number of connections is aborted before other tasks get a turn.
 ABORT_BATCH: Final = 50
-# The golden ratio: its multiples, without their whole part, are spread evenly, however many.
+# The golden ratio: the fractional parts of its multiples are spread evenly, for any number of them.
 _RATIO: Final = 0.618_034
 
 
@@ -44,7 +44,7 @@ class _Slot:
     __slots__ = ("connections", "due", "timer")
 
     def __init__(self, due: float) -> None:
-        # A dict keeps the order in which they came, and forgets one of them in no time.
+        # A dict keeps the order in which they joined, and removes one in constant time.
         self.connections: dict[PingedConnection, None] = {}
         self.due = due  # its next ping, on the clock of the timers
         self.timer: Timer | None = None
@@ -56,7 +56,7 @@ class Heartbeat:
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
         self._slots: list[_Slot] = []
-        self._made = 0  # slots, ever
+        self._made = 0  # the number of slots made so far
 
     def add(self, connection: PingedConnection) -> None:
         """Ping a connection from now on, the first time within PING_SECONDS."""
@@ -76,7 +76,7 @@ class Heartbeat:
         return slot
 
     def remove(self, connection: PingedConnection) -> None:
-        """Ping a connection no more; does nothing where it is not pinged."""
+        """Stop pinging a connection; does nothing if it is not pinged."""
         for slot in self._slots:
             if connection in slot.connections:
                 del slot.connections[connection]
@@ -92,7 +92,8 @@ class Heartbeat:
     def _ping(self, slot: _Slot) -> None:
         now = self._timers.now()
         slot.due = now + PING_SECONDS
-        # What has come in by the check is read before it is judged: hence two timers.
+        # `_check` sets a second timer, so that the event loop reads what has arrived before
+        # `_judge`.
         slot.timer = self._timers.call_at(now + PONG_SECONDS, self._check, slot)
         for connection in slot.connections:
             connection.ping()
@@ -113,7 +114,7 @@ class Heartbeat:
             self._timers.call_at(self._timers.now(), self._abort, rest)
 
     def _merge(self, slot: _Slot) -> None:
-        """Have connections of a slot pinged with those of another, where there is room for all."""
+        """Move the connections of a slot to another one, if one has room for all of them."""
         for other in self._slots:
             size = len(slot.connections) + len(other.connections)
             if other is not slot and size <= SLOT_SIZE and other.due <= slot.due:

@@ -1,4 +1,4 @@
-"""Which histories may be asked for now: bounded for each client, and in bytes over all of them."""
+"""`HistoryLimits`: how many histories may run, for each client, and in bytes for all clients."""
 
 import asyncio
 from collections import Counter
@@ -12,29 +12,30 @@ from routecast.errors import Unavailable
 
 T = TypeVar("T")
 
-# Different histories of one client's address that wait, are read, or are being sent: as many as a
-# browser has connections to one server, and two more. Equal ones are read once and count as one.
+# Different histories of one address that may wait, be read or be sent at the same time: as many as
+# a browser has connections to one server, and two more. Equal histories are read once, and count as
+# one.
 MAX_EACH: Final = 8
 # Answers that may be larger than this are large, in bytes.
 SMALL_ANSWER: Final = 65_536
-# Bytes of large answers being made or sent, over all clients, and of one client's.
+# Bytes of large answers that are made or sent at the same time, for all clients and for one.
 MAX_ANSWER_BYTES: Final = 64 * 2**20
 MAX_BYTES_EACH: Final = MAX_ANSWER_BYTES // 4
-# Large answers that may wait for room, and for how many seconds.
+# The number of large answers that may wait for room, and the seconds for which each may wait.
 MAX_WAITING_ANSWERS: Final = 256
 ROOM_WAIT_SECONDS: Final = 10.0
-# Bytes that a value of an answer takes, at most but for very odd numbers.
+# The bytes of one value in an answer; only very rare numbers are longer.
 VALUE_BYTES: Final = 16
 
 
 def most_bytes(query: HistoryQuery) -> int:
-    """Return about how many bytes the answer to a query has at most."""
+    """Return the approximate maximum size of the answer to a query, in bytes."""
     series = 1 if query.group_by is None else MAX_SERIES + 1
     return query.points * len(query.fields) * series * VALUE_BYTES
 
 
 class HistoryLimits:
-    """Counts the histories under way. Clients are told apart by their addresses."""
+    """Counts the histories that are running. `client` is the address of a client."""
 
     def __init__(self) -> None:
         self._asked: dict[str, Counter[HistoryQuery]] = {}
@@ -44,9 +45,9 @@ class HistoryLimits:
 
     @asynccontextmanager
     async def enter(self, client: str, query: HistoryQuery) -> AsyncIterator[None]:
-        """Let a query in; leave the context once its answer is sent.
+        """Count a query as running within the context; leave the context once its answer is sent.
 
-        Raises Unavailable where the client has too many already, or there is no room in time.
+        Raises Unavailable if the client has too many histories, or if there is no room in time.
         """
         asked = self._asked.get(client, Counter())
         if query not in asked and len(asked) >= MAX_EACH:
@@ -68,7 +69,7 @@ class HistoryLimits:
     @asynccontextmanager
     async def _held(self, client: str, size: int) -> AsyncIterator[None]:
         if self._waiting >= MAX_WAITING_ANSWERS:
-            raise Unavailable("too many large histories are asked for at once", retry_after=5)
+            raise Unavailable("too many large histories wait already", retry_after=5)
         self._waiting += 1
         try:
             async with asyncio.timeout(ROOM_WAIT_SECONDS), self._room:

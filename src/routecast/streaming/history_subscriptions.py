@@ -15,25 +15,26 @@ from routecast.errors import BadParameter, Unavailable
 from routecast.protocol import HistoryOut
 from routecast.streaming.history_limits import HistoryLimits
 
-# Between two looks whether a bucket has closed, in seconds.
+# Seconds between two checks whether a bucket has closed.
 BUCKET_POLL_SECONDS: Final = 1.0
-# Histories that are brought forward at the same time, should that take the database.
+# The maximum number of histories that are advanced at the same time; it may read the database.
 WORKERS: Final = 8
-# At most this number is looked at before others get a turn on the event loop.
+# At most this number of histories is checked before other tasks get a turn on the event loop.
 HISTORIES_PER_TURN: Final = 50
-# Answers kept encoded until the next look: those who ask the same share one.
+# The maximum number of encoded answers that are kept until the next check, because equal queries
+# share one.
 MAX_KEPT_ENCODED: Final = 64
 
 
 class Histories(Protocol):
-    """Where histories are read (`history.HistoryService`)."""
+    """Answers and advances history queries (`history.HistoryService`)."""
 
     async def answer(self, query: HistoryQuery) -> HistoryResponse:
         """Return a query's answer. Raises BadParameter, Unavailable."""
         ...
 
     async def follow(self, query: HistoryQuery) -> tuple[HistoryResponse, HistoryCursor]:
-        """Return a query's answer, and a cursor to go on from it. Raises as `answer` does."""
+        """Return a query's answer, and a cursor for `advance`. Raises as `answer` does."""
         ...
 
     async def advance(self, cursor: HistoryCursor) -> HistoryResponse | None:
@@ -42,7 +43,7 @@ class Histories(Protocol):
 
 
 class HistorySubscriber(Protocol):
-    """A connection that asks (`peers.V1Peer`)."""
+    """A peer whose client asks for histories (`peers.V1Peer`)."""
 
     answering: asyncio.Lock  # for one answer at a time
 
@@ -62,7 +63,7 @@ class HistorySubscriber(Protocol):
         ...
 
     def prepare_history(self, message: Message, subscription: "HistorySubscription") -> None:
-        """Do what takes long of sending a message; called in another thread."""
+        """Do the slow part of sending a message; called in another thread."""
         ...
 
     def send_history(self, message: Message, subscription: "HistorySubscription") -> None:
@@ -78,7 +79,7 @@ class HistorySubscriber(Protocol):
         ...
 
     def history_ended(self, identity: str, error: BadParameter | Unavailable | None) -> None:
-        """Note that no more answers come under an id, and why."""
+        """Record that an id gets no more answers; `error` says why, if it failed."""
         ...
 
 
@@ -91,7 +92,7 @@ class HistorySubscription:
         self.subscriber = subscriber
         self.identity = identity
         self.query = query
-        self.cursor: HistoryCursor | None = None  # where it is followed
+        self.cursor: HistoryCursor | None = None  # if the history is followed
 
 
 class HistorySubscriptions:
@@ -104,12 +105,12 @@ class HistorySubscriptions:
         self._open: set[HistorySubscription] = set()  # those that may get another answer
         self._followed: dict[HistorySubscription, None] = {}
         self._encoded: dict[tuple[int, Encoding], tuple[HistoryResponse, Message]] = {}
-        self._wanted = asyncio.Event()  # while there is no subscription, nothing is looked at
+        self._wanted = asyncio.Event()  # cleared while there is no subscription
 
     def subscribe(
         self, subscriber: HistorySubscriber, identity: str, query: HistoryQuery
     ) -> HistorySubscription:
-        """Begin to answer a query; `unsubscribe` what is returned to end that."""
+        """Start to answer a query; pass the result to `unsubscribe` to end that."""
         subscription = HistorySubscription(subscriber, identity, query)
         self._open.add(subscription)
         self._wanted.set()
@@ -124,7 +125,7 @@ class HistorySubscriptions:
         self._followed.pop(subscription, None)
 
     async def run(self) -> None:
-        """Send what has changed of the histories that are followed. Never ends."""
+        """Send new answers of the followed histories. Never ends."""
         while True:
             if not self._open and not self._encoded:
                 self._wanted.clear()
@@ -175,7 +176,7 @@ class HistorySubscriptions:
             try:
                 answer = await self._histories.advance(subscription.cursor)
             except Unavailable:
-                continue  # it is not forgotten
+                continue  # it is tried again at the next check
             if answer is not None:
                 await self._send(subscription, answer)
 

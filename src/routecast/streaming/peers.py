@@ -1,7 +1,6 @@
-"""Peers: what speaks to a client over its connection, on whatever edge.
+"""Peers: each speaks the default stream or routecast.v1 to one client, over any edge.
 
-A connection carries bytes; its peer knows what they mean. There is one for the default stream, and
-one for routecast.v1.
+A connection carries bytes; its peer knows what they mean.
 """
 
 import asyncio
@@ -30,26 +29,26 @@ from routecast.streaming.history_subscriptions import HistorySubscription, Histo
 
 
 class Peer(Protocol):
-    """What an edge tells of a connection. Call `start` first, and `close` at the end."""
+    """What an edge calls for its connection: `start` first, and `close` at the end."""
 
     def start(self) -> None:
-        """Register the connection and send what comes first."""
+        """Register the connection, and send the first messages."""
         ...
 
     def receive(self, message: str | bytes) -> None:
-        """Take a message of the client."""
+        """Handle a message of the client."""
         ...
 
     def catch_up(self) -> None:
-        """Send what was skipped while the socket was full, until it is full again."""
+        """Send what was skipped while the socket was full; stop if it is full again."""
         ...
 
     def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
-        """Tell the client when to come back; the edge closes the connection next."""
+        """Tell the client when to reconnect; the edge closes the connection next."""
         ...
 
     def close(self, code: int) -> None:
-        """Forget the connection, which ended with a close code."""
+        """Remove the connection, which has ended with a close code."""
         ...
 
 
@@ -71,7 +70,7 @@ class Peers:
     def peer(
         self, connection: Connection, session: DefaultSession, encoding: Encoding | None
     ) -> Peer:
-        """Return the peer of a connection: of routecast.v1 where there is an encoding."""
+        """Return the peer of a connection; with an encoding, it speaks routecast.v1."""
         if encoding is None:
             return DefaultPeer(self, session.subscription, connection)
         v1 = V1Session(encoding, session.subscription.interval)
@@ -101,7 +100,7 @@ class DefaultPeer(ChannelSubscription):
         self._peers.channels.catch_up(self)
 
     def say_goodbye(self, code: CloseCode, reconnect_after_ms: int) -> None:
-        """Send nothing: the close frame says when to come back."""
+        """Send nothing: the close frame says when to reconnect."""
 
     def close(self, code: int) -> None:
         self._peers.channels.leave(self)
@@ -129,12 +128,12 @@ class V1Peer:
         self._peers = peers
         self._session = session
         self._connection = connection
-        # By id; the one that was sent something last is last.
+        # By id, in the order in which they were last served by `catch_up`.
         self._members: dict[str, ChannelSubscription] = {}
         self._histories: dict[str, HistorySubscription] = {}
         # Answers that wait for room, at most one of each history.
         self._pending: list[tuple[Message, HistorySubscription]] = []
-        self._flushed: asyncio.Event | None = None  # made with the first of them
+        self._flushed: asyncio.Event | None = None  # made when an answer has to wait
         self.answering = asyncio.Lock()
 
     def start(self) -> None:
@@ -220,8 +219,8 @@ class V1Peer:
         if self._pending or not self._send(message, history):
             self._pending.append((message, history))
             self._flushed = self._flushed or asyncio.Event()
-        # What is live now goes with it: at one position, both add up to the same. Where there is no
-        # room, it is rendered now, and sent after it.
+        # The subscriptions' newest versions follow the history, so that both have the same position
+        # and add up to the same. If the socket is full, they are rendered now, and sent later.
         for member in self._members.values():
             self._peers.channels.flush_now(member)
 
@@ -233,7 +232,7 @@ class V1Peer:
             await self._flushed.wait()
 
     async def drained(self) -> None:
-        await asyncio.sleep(0)  # a transport may notice a little later that its socket is full
+        await asyncio.sleep(0)  # the transport may notice only later that its socket is full
         if not self._connection.has_room():
             self._flushed = self._flushed or asyncio.Event()
             await self._flushed.wait()
