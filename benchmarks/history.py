@@ -60,7 +60,7 @@ class Ask(msgspec.Struct, tag=True):
 
 
 class Taken(msgspec.Struct):
-    """The seconds that each request took, by round, of both peers."""
+    """The seconds that each request took, by round, of both servers."""
 
     first: list[list[float]]
     second: list[list[float]]

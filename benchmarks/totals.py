@@ -67,7 +67,7 @@ class Ask(msgspec.Struct, tag=True):
 
 
 class Taken(msgspec.Struct):
-    """The median seconds of each round, of both peers."""
+    """The median seconds of each round, of both servers."""
 
     first: list[float]
     second: list[float]

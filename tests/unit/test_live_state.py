@@ -49,7 +49,7 @@ from tests.support.running_services import broken, running, until
 from tests.support.windows import cells_in
 
 ALONE = Topology()
-PEERS = Topology(has_peers=True)
+WITH_BUS = Topology(has_bus=True)
 
 
 class GatedStore(SqliteStore):
@@ -203,14 +203,14 @@ async def make_node(path: Path, cache: MemoryCache, clock: HeldClock) -> AsyncIt
 
 @pytest.fixture
 def node(make_node: MakeNode) -> Node:
-    """A node that has no peers."""
+    """A node without a bus."""
     return make_node()
 
 
 @pytest.fixture
-def peer(make_node: MakeNode) -> Node:
-    """A node among others."""
-    return make_node(PEERS)
+def bus_node(make_node: MakeNode) -> Node:
+    """A node with a bus to other nodes."""
+    return make_node(WITH_BUS)
 
 
 # -- in step ------------------------------------------------------------------------------------
@@ -380,30 +380,30 @@ async def test_node_that_is_alone_polls_with_the_clock(node: Node) -> None:
             assert node.store.polls == polls + 1
 
 
-async def test_snapshot_stays_in_the_cache(peer: Node) -> None:
+async def test_snapshot_stays_in_the_cache(bus_node: Node) -> None:
     """Though nothing is added to it: it expires there, and a node may start at any time."""
-    async with running(peer.live.run()):
-        await peer.live.loaded()
+    async with running(bus_node.live.run()):
+        await bus_node.live.loaded()
         for _ in range(3):
-            await peer.cache.invalidate(Position("another", 0))
-            assert await peer.cache.get() is None
-            await peer.pass_time(SHARE_REPEAT * SHARE_SECONDS + STEP_SECONDS)
-            assert await peer.cache.get() is not None
+            await bus_node.cache.invalidate(Position("another", 0))
+            assert await bus_node.cache.get() is None
+            await bus_node.pass_time(SHARE_REPEAT * SHARE_SECONDS + STEP_SECONDS)
+            assert await bus_node.cache.get() is not None
 
 
 @pytest.mark.parametrize("long", [True, False], ids=["long", "between two polls"])
-async def test_bus_that_heals_is_mistrusted(peer: Node, long: bool) -> None:
+async def test_bus_that_heals_is_mistrusted(bus_node: Node, long: bool) -> None:
     """What was committed while it failed may never be told: each node polls for itself, at once."""
-    async with running(peer.live.run()):
-        await peer.live.loaded()
-        await peer.leave_polls_to_others()
+    async with running(bus_node.live.run()):
+        await bus_node.live.loaded()
+        await bus_node.leave_polls_to_others()
         if long:
-            peer.bus.failing = "gone"
-            await peer.pass_time(POLL_SECONDS)
-        await peer.commit(1, tell=False)
-        peer.bus.outages, peer.bus.failing = 1, None
-        await peer.pass_time(STEP_SECONDS + DELTA_GRACE_SECONDS)
-        peer.assert_current(1)
+            bus_node.bus.failing = "gone"
+            await bus_node.pass_time(POLL_SECONDS)
+        await bus_node.commit(1, tell=False)
+        bus_node.bus.outages, bus_node.bus.failing = 1, None
+        await bus_node.pass_time(STEP_SECONDS + DELTA_GRACE_SECONDS)
+        bus_node.assert_current(1)
 
 
 async def test_live_state_that_crashed_shows_no_numbers(
@@ -429,20 +429,20 @@ async def test_live_state_that_crashed_shows_no_numbers(
         node.assert_current(1)
 
 
-async def test_process_that_was_stopped_polls_at_once(peer: Node) -> None:
+async def test_process_that_was_stopped_polls_at_once(bus_node: Node) -> None:
     """It cannot know what it missed, and others need not poll for a long time."""
-    async with running(peer.live.run()):
-        await peer.live.loaded()
-        await peer.leave_polls_to_others()
-        await peer.commit(1, tell=False)
-        await peer.timers.armed()
-        polls = peer.store.polls
-        await peer.pass_time(STEP_SECONDS)
-        assert peer.store.polls == polls
-        peer.timers.go_to(peer.timers.moment + STEP_SECONDS + STOPPED_SECONDS + 0.01)
-        await peer.pass_time(DELTA_GRACE_SECONDS)
-        assert peer.store.polls == polls + 1
-        peer.assert_current(1)
+    async with running(bus_node.live.run()):
+        await bus_node.live.loaded()
+        await bus_node.leave_polls_to_others()
+        await bus_node.commit(1, tell=False)
+        await bus_node.timers.armed()
+        polls = bus_node.store.polls
+        await bus_node.pass_time(STEP_SECONDS)
+        assert bus_node.store.polls == polls
+        bus_node.timers.go_to(bus_node.timers.moment + STEP_SECONDS + STOPPED_SECONDS + 0.01)
+        await bus_node.pass_time(DELTA_GRACE_SECONDS)
+        assert bus_node.store.polls == polls + 1
+        bus_node.assert_current(1)
 
 
 async def test_delta_on_its_way_is_waited_for(node: Node) -> None:
@@ -585,7 +585,7 @@ async def test_database_that_fails_is_not_asked_for_each_delta(node: Node) -> No
 
 async def test_node_without_a_database_serves_what_its_peers_share(make_node: MakeNode) -> None:
     """Until it hears nothing for a long time."""
-    node = make_node(Topology(has_peers=True, has_store=False))
+    node = make_node(Topology(has_bus=True, has_store=False))
     await node.cache.put(Snapshot(Position("e", 1), NOW))
     async with running(node.live.run()):
         await node.timers.armed()
@@ -732,43 +732,43 @@ async def test_new_epoch_is_noticed_and_its_names_are_learnt(node: Node) -> None
         assert node.live.position == await node.store.position()
 
 
-async def test_epoch_that_has_ended_does_not_come_back(peer: Node) -> None:
+async def test_epoch_that_has_ended_does_not_come_back(bus_node: Node) -> None:
     """A node that does not know yet announces the old one, and caches a snapshot of it."""
-    await peer.commit(1)
-    async with running(peer.live.run()):
-        await peer.live.loaded()
-        old, ended = await peer.store.load(NOW), peer.live.position
+    await bus_node.commit(1)
+    async with running(bus_node.live.run()):
+        await bus_node.live.loaded()
+        old, ended = await bus_node.store.load(NOW), bus_node.live.position
         assert ended is not None
-        await fold_elsewhere(peer, "flash")
-        begun = await peer.store.position()
-        await peer.pass_time(POLL_SECONDS + STEP_SECONDS)
-        assert peer.live.position == begun
-        await peer.leave_polls_to_others()
+        await fold_elsewhere(bus_node, "flash")
+        begun = await bus_node.store.position()
+        await bus_node.pass_time(POLL_SECONDS + STEP_SECONDS)
+        assert bus_node.live.position == begun
+        await bus_node.leave_polls_to_others()
         for _ in range(3):
-            reloads = peer.sample("live_reloads_total")
-            await peer.cache.put(old)
-            peer.bus.hear(ended)
-            peer.bus.hear(Delta(ended, cells_of([kept(1)]), NOW))
-            assert peer.live.current() is None
-            await peer.pass_time(LOAD_SECONDS + STEP_SECONDS)
-            assert peer.sample("live_reloads_total") != reloads
-            assert peer.live.position == begun
+            reloads = bus_node.sample("live_reloads_total")
+            await bus_node.cache.put(old)
+            bus_node.bus.hear(ended)
+            bus_node.bus.hear(Delta(ended, cells_of([kept(1)]), NOW))
+            assert bus_node.live.current() is None
+            await bus_node.pass_time(LOAD_SECONDS + STEP_SECONDS)
+            assert bus_node.sample("live_reloads_total") != reloads
+            assert bus_node.live.position == begun
 
 
-async def test_position_of_a_node_that_is_behind_hides_no_newer_one(peer: Node) -> None:
+async def test_position_of_a_node_that_is_behind_hides_no_newer_one(bus_node: Node) -> None:
     """A delta that was lost is fetched, though another node tells where it still stands."""
-    async with running(peer.live.run()):
-        await peer.live.loaded()
-        await peer.commit(1)
-        assert peer.seq() == 1
-        await peer.leave_polls_to_others()
-        behind = peer.live.position
-        await peer.commit(2, tell=False)
-        peer.bus.hear(await peer.store.position())
+    async with running(bus_node.live.run()):
+        await bus_node.live.loaded()
+        await bus_node.commit(1)
+        assert bus_node.seq() == 1
+        await bus_node.leave_polls_to_others()
+        behind = bus_node.live.position
+        await bus_node.commit(2, tell=False)
+        bus_node.bus.hear(await bus_node.store.position())
         assert behind is not None
-        peer.bus.hear(behind)
-        await peer.pass_time(DELTA_GRACE_SECONDS)
-        peer.assert_current(1, 2)
+        bus_node.bus.hear(behind)
+        await bus_node.pass_time(DELTA_GRACE_SECONDS)
+        bus_node.assert_current(1, 2)
 
 
 async def fold_elsewhere(node: Node, model: str) -> None:
@@ -810,31 +810,31 @@ async def test_database_that_went_back_begins_an_epoch(
 
 
 async def test_database_that_went_back_and_caught_up_begins_an_epoch(
-    peer: Node, path: Path, caplog: pytest.LogCaptureFixture
+    bus_node: Node, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who committed has noticed; by the time it is looked at, the seq is as before, or later."""
-    async with running(peer.live.run()):
-        await peer.live.loaded()
-        await peer.leave_polls_to_others()
-        there = await peer.commit(1)
+    async with running(bus_node.live.run()):
+        await bus_node.live.loaded()
+        await bus_node.leave_polls_to_others()
+        there = await bus_node.commit(1)
         with apsw.Connection(":memory:") as copy, apsw.Connection(str(path)) as database:
             with copy.backup("main", database, "main") as backup:
                 backup.step()
-            seen = await peer.commit(2)
+            seen = await bus_node.commit(2)
             with database.backup("main", copy, "main") as backup:
                 backup.step()
-        again = await peer.commit(3, tell=False)
+        again = await bus_node.commit(3, tell=False)
         assert again == seen
-        await peer.commit(4, tell=False)
-        peer.live.went_back(seen, there)
-        assert peer.live.current() is None
-        await until(lambda: peer.live.current() is not None)
-        peer.assert_current(1, 3, 4)
-        position = peer.live.position
-        assert position == await peer.store.position()
+        await bus_node.commit(4, tell=False)
+        bus_node.live.went_back(seen, there)
+        assert bus_node.live.current() is None
+        await until(lambda: bus_node.live.current() is not None)
+        bus_node.assert_current(1, 3, 4)
+        position = bus_node.live.position
+        assert position == await bus_node.store.position()
         assert position.epoch != seen.epoch
-        peer.live.went_back(seen, there)  # of an epoch that is over
-        peer.assert_current(1, 3, 4)
+        bus_node.live.went_back(seen, there)  # of an epoch that is over
+        bus_node.assert_current(1, 3, 4)
     assert caplog.text.count("went back from seq 2 to 1") == 1
 
 

@@ -12,7 +12,7 @@ from routecast.core.topology import (
     Topology,
 )
 
-PEERS = Topology(has_peers=True)
+WITH_BUS = Topology(has_bus=True)
 ALONE = Topology()
 START = 1_000.0
 
@@ -28,9 +28,9 @@ class Health:
 @pytest.mark.parametrize(
     ("topology", "seconds"),
     [
-        (Topology(has_peers=True), POLL_SECONDS),
-        (Topology(has_peers=True, shares_store=True), POLL_SECONDS),
-        (Topology(has_peers=True, has_store=False), POLL_SECONDS),
+        (Topology(has_bus=True), POLL_SECONDS),
+        (Topology(has_bus=True, shares_store=True), POLL_SECONDS),
+        (Topology(has_bus=True, has_store=False), POLL_SECONDS),
         (Topology(), ALONE_POLL_SECONDS),
         (Topology(shares_store=True), NO_BUS_POLL_SECONDS),
     ],
@@ -44,7 +44,7 @@ def test_how_often_nodes_poll_depends_on_what_they_share(
 
 def test_nodes_that_hear_each_other_take_turns() -> None:
     """A turn lasts as long as the time between two polls."""
-    schedule, bus = PollSchedule(PEERS), Health()
+    schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     assert schedule.decide(bus, START, failing=False) is Poll.IN_TURN
     assert schedule.turn_seconds == POLL_SECONDS
@@ -57,7 +57,7 @@ def test_turn_of_a_node_alone_ends_before_its_next_poll() -> None:
 
 def test_node_that_hears_nothing_polls_by_itself() -> None:
     """No sooner than it would in turn."""
-    schedule, bus = PollSchedule(PEERS), Health()
+    schedule, bus = PollSchedule(WITH_BUS), Health()
     assert not schedule.is_bus_healthy(bus, START)
     assert schedule.decide(bus, START, failing=False) is Poll.NOW
     schedule.begin(bus, START)
@@ -67,7 +67,7 @@ def test_node_that_hears_nothing_polls_by_itself() -> None:
 
 def test_silence_counts_as_an_outage_after_some_polls() -> None:
     """One poll may fail, and so may the node whose turn it was."""
-    schedule, bus = PollSchedule(PEERS), Health()
+    schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     assert schedule.is_bus_healthy(bus, START + SILENT_POLLS * POLL_SECONDS - 1)
     assert not schedule.is_bus_healthy(bus, START + SILENT_POLLS * POLL_SECONDS)
@@ -87,7 +87,7 @@ def test_database_that_fails_is_tried_at_each_step() -> None:
 
 def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
     """At once, and once, also where it was over before anything was noticed."""
-    schedule, bus = PollSchedule(PEERS), Health()
+    schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     bus.failing, bus.outages = "gone", 1
     assert schedule.decide(bus, START, failing=False) is Poll.NOW  # by itself
@@ -101,7 +101,7 @@ def test_outage_of_the_bus_has_each_node_poll_once_it_is_over() -> None:
 
 def test_process_that_did_not_run_polls_at_once() -> None:
     """It may have missed anything."""
-    schedule, bus = PollSchedule(PEERS), Health()
+    schedule, bus = PollSchedule(WITH_BUS), Health()
     schedule.record_position(START)
     schedule.suspect()
     assert schedule.decide(bus, START, failing=False) is Poll.NOW
@@ -111,7 +111,7 @@ def test_process_that_did_not_run_polls_at_once() -> None:
 
 def test_suspicion_outlives_an_outage_of_the_bus() -> None:
     """What a poll finds while the bus fails is not all that was missed."""
-    schedule, bus = PollSchedule(PEERS), Health("gone")
+    schedule, bus = PollSchedule(WITH_BUS), Health("gone")
     schedule.record_position(START)
     schedule.suspect()
     schedule.begin(bus, START)
@@ -129,4 +129,4 @@ def test_node_alone_polls_at_multiples_of_the_interval(now: float, due: float) -
 
 def test_node_with_peers_steps_more_often_than_it_polls() -> None:
     """It announces its position at each step."""
-    assert PollSchedule(PEERS).next_step(START, failing=False) == START + STEP_SECONDS
+    assert PollSchedule(WITH_BUS).next_step(START, failing=False) == START + STEP_SECONDS

@@ -13,7 +13,7 @@ TRUSTED = "127.0.0.1, ::1, 10.0.0.0/8, 2001:db8:1::/48"
 
 
 @pytest.mark.parametrize(
-    ("peer", "forwarded", "client"),
+    ("remote", "forwarded", "client"),
     [
         (CLIENT, [], CLIENT),
         (CLIENT, ["198.51.100.1"], CLIENT),  # nobody's proxy: its word is worth nothing
@@ -38,16 +38,16 @@ TRUSTED = "127.0.0.1, ::1, 10.0.0.0/8, 2001:db8:1::/48"
         (PROXY, [f"{CLIENT}, _hidden, {OUTER}"], OUTER),
         (PROXY, [f"_hidden, {CLIENT}"], CLIENT),
         (PROXY, ["a" * 20_000], PROXY),
-        # A peer without an address, as over a Unix socket, is no proxy.
+        # A connection without an address, as over a Unix socket, is no proxy.
         ("", [CLIENT], ""),
         ("testclient", [CLIENT], ""),
     ],
 )
 def test_the_client_is_the_last_that_is_no_proxy(
-    peer: str, forwarded: list[str], client: str
+    remote: str, forwarded: list[str], client: str
 ) -> None:
     """A trusted proxy tells whom it heard from; what stands before that is not believed."""
-    assert Proxies(TRUSTED).client_of(peer, forwarded) == client
+    assert Proxies(TRUSTED).client_of(remote, forwarded) == client
 
 
 def test_everybody_may_be_trusted() -> None:
@@ -93,7 +93,7 @@ def plain(address: str) -> str:
 
 @given(st.data(), ADDRESSES.map(str))
 def test_all_spellings_of_an_address_are_one(data: st.DataObject, address: str) -> None:
-    """However a proxy writes it, as a hop and as a peer."""
+    """However a proxy writes it, as a hop and as the remote address."""
     written = data.draw(spellings(address))
     assert read_address(written) == plain(address)
     assert Proxies("*").client_of(PROXY, [written]) == plain(address)
@@ -105,11 +105,11 @@ def test_all_spellings_of_an_address_are_one(data: st.DataObject, address: str) 
     st.sampled_from([PROXY, OUTER, CLIENT, "2001:db8:1::1"]),
 )
 def test_the_list_is_followed_as_far_as_it_is_believed(
-    data: st.DataObject, hops: list[str], peer: str
+    data: st.DataObject, hops: list[str], remote: str
 ) -> None:
     """The same as a plain loop over parsed addresses finds, however hops are written and split."""
     ours = [read_network(name.strip()) for name in TRUSTED.split(",")]
-    client = plain(peer)
+    client = plain(remote)
     for hop in reversed(hops):
         if not any(ip_address(client) in network for network in ours):
             break
@@ -117,14 +117,14 @@ def test_the_list_is_followed_as_far_as_it_is_believed(
     written = [data.draw(spellings(hop)) for hop in hops]
     cut = data.draw(st.integers(0, len(written)))
     headers = [",".join(written[:cut]), ", ".join(written[cut:])]
-    assert Proxies(TRUSTED).client_of(peer, headers) == client
+    assert Proxies(TRUSTED).client_of(remote, headers) == client
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=300), max_size=4))
-def test_any_headers_give_an_address_in_its_one_form(peer: str, forwarded: list[str]) -> None:
+def test_any_headers_give_an_address_in_its_one_form(remote: str, forwarded: list[str]) -> None:
     """Or nothing."""
     for trusted in ("*", TRUSTED):
-        found = Proxies(trusted).client_of(peer, forwarded)
+        found = Proxies(trusted).client_of(remote, forwarded)
         assert found == "" or found == plain(found)
 
 
@@ -177,7 +177,7 @@ def test_networks_that_never_match_are_refused(typed: str, fix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("peer", "told", "scheme"),
+    ("remote", "told", "scheme"),
     [
         (PROXY, ["https"], "https"),
         (PROXY, ["HTTPS "], "https"),
@@ -187,6 +187,6 @@ def test_networks_that_never_match_are_refused(typed: str, fix: str) -> None:
         (CLIENT, ["https"], None),
     ],
 )
-def test_a_trusted_proxy_names_the_scheme(peer: str, told: list[str], scheme: str | None) -> None:
+def test_a_trusted_proxy_names_the_scheme(remote: str, told: list[str], scheme: str | None) -> None:
     """And nobody else."""
-    assert Proxies(TRUSTED).scheme_of(peer, told) == scheme
+    assert Proxies(TRUSTED).scheme_of(remote, told) == scheme

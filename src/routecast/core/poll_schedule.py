@@ -1,4 +1,4 @@
-"""When a node reads the database's position: in turn with its peers, or by itself.
+"""When a node reads the database's position: in turn with other nodes, or by itself.
 
 There is no I/O here and no clock: `now` is in seconds on a monotonic clock.
 """
@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from routecast.core.topology import Topology
 
-# A node decides this often whether to poll, in seconds, if it has peers or the database fails.
+# A node decides this often whether to poll, in seconds, if it has a bus or the database fails.
 STEP_SECONDS: Final = 1.0
 # A step at most this early, in seconds, is the one that was due: timers are not exact.
 SLACK_SECONDS: Final = 0.05
@@ -35,8 +35,8 @@ class Poll(Enum):
     """Whether to read the database's position now."""
 
     NO = "no"
-    IN_TURN = "in turn"  # if no peer has the turn
-    NOW = "now"  # also if a peer has the turn
+    IN_TURN = "in turn"  # if no other node has the turn
+    NOW = "now"  # also if another node has the turn
 
 
 class PollSchedule:
@@ -94,12 +94,12 @@ class PollSchedule:
     def turn_seconds(self) -> float:
         """The duration of a turn, in which one node polls, in seconds."""
         seconds = self._topology.poll_seconds
-        # A node without peers has every turn. A late poll must not prevent the next one.
-        return seconds if self._topology.has_peers else seconds / 2
+        # A node without a bus has every turn. A late poll must not prevent the next one.
+        return seconds if self._topology.has_bus else seconds / 2
 
     def next_step(self, now: float, *, failing: bool) -> float:
         """Return the time at which to call `decide` again."""
-        if self._topology.has_peers or failing:
+        if self._topology.has_bus or failing:
             return now + STEP_SECONDS
         # Multiples of the interval, so that a node with little to do wakes once for ticks and
         # polls.

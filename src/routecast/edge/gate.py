@@ -62,12 +62,12 @@ class Gate:
 
     def _with_client(self, scope: Scope) -> Scope:
         """Return the scope with the client's own address and scheme."""
-        peer = str(scope["client"][0]) if scope.get("client") else ""
+        remote = str(scope["client"][0]) if scope.get("client") else ""
         changed: dict[str, Any] = {}
-        address = self._proxies.client_of(peer, _values(scope, _FORWARDED_FOR))
-        if address != peer:
+        address = self._proxies.client_of(remote, _values(scope, _FORWARDED_FOR))
+        if address != remote:
             changed["client"] = (address, 0)
-        scheme = self._proxies.scheme_of(peer, _values(scope, _FORWARDED_PROTO))
+        scheme = self._proxies.scheme_of(remote, _values(scope, _FORWARDED_PROTO))
         if scheme is not None:
             plain = scheme.replace("ws", "http")
             changed["scheme"] = plain.replace("http", "ws") if _is_socket(scope) else plain

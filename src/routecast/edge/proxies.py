@@ -104,7 +104,7 @@ def _network_error(text: str) -> str:
 
 
 class Proxies:
-    """The trusted proxies, as addresses and networks; `*` trusts every peer."""
+    """The trusted proxies, as addresses and networks; `*` trusts every address."""
 
     def __init__(self, trusted: str) -> None:
         names = {name.strip() for name in trusted.split(",")} - {""}
@@ -112,15 +112,15 @@ class Proxies:
         self._networks = [read_network(name) for name in names - {"*"}]
         self._known = lru_cache(REMEMBERED_ADDRESSES)(self._look_up)
 
-    def client_of(self, peer: str, forwarded: Iterable[str]) -> str:
-        """Return a client's address, from its peer's and the `X-Forwarded-For` headers.
+    def client_of(self, remote: str, forwarded: Iterable[str]) -> str:
+        """Return a client's address, from the connection's remote address and `X-Forwarded-For`.
 
-        Each proxy appends the address of its own peer. So the client is the last address that is
-        not a trusted proxy; the client may have forged everything before it. A hop that is not an
-        address counts as the hop that reported it. Returns "" if the peer has no address, as over a
-        Unix socket.
+        Each proxy appends the address that its request came from. So the client is the last address
+        that is not a trusted proxy; the client may have forged everything before it. A hop that is
+        not an address counts as the hop that reported it. Returns "" if `remote` is no address, as
+        over a Unix socket.
         """
-        client = read_address(peer) or ""
+        client = read_address(remote) or ""
         if not forwarded or not self._trusts(client):
             return client
         for hop in _from_the_nearest(list(forwarded)):
@@ -132,9 +132,9 @@ class Proxies:
                 break
         return client
 
-    def scheme_of(self, peer: str, forwarded: Sequence[str]) -> str | None:
-        """Return the scheme that a trusted peer says its client used (`X-Forwarded-Proto`)."""
-        if not forwarded or not self._trusts(read_address(peer) or ""):
+    def scheme_of(self, remote: str, forwarded: Sequence[str]) -> str | None:
+        """Return the scheme that a trusted proxy says its client used (`X-Forwarded-Proto`)."""
+        if not forwarded or not self._trusts(read_address(remote) or ""):
             return None
         scheme = forwarded[-1].rpartition(",")[2].strip(" \t").lower()
         return scheme if scheme in _SCHEMES else None

@@ -215,7 +215,7 @@ class Services:
         self._retention = Retention(settings.decision_days, settings.minute_days)
         has_store = settings.role != "stream"
         self._topology = topology = Topology(
-            has_peers=settings.redis_url is not None,
+            has_bus=settings.redis_url is not None,
             has_store=has_store,
             shares_store=has_store and _file_of(settings.database_url) is None,
         )
@@ -328,7 +328,7 @@ class Services:
             await stack.enter_async_context(start("bus", engines.bus.run))
             await stack.enter_async_context(start("live", self.live.run))
             await stack.enter_async_context(self._ingesting())
-            if self._topology.has_peers:
+            if self._topology.has_bus:
                 await stack.enter_async_context(start("census", self.presence.run))
             await stack.enter_async_context(start("renders", self.renders.run))
             await stack.enter_async_context(start("channels", self.channels.run))

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field(
         "127.0.0.1,::1",
         description="Comma-separated addresses and networks of proxies whose `X-Forwarded-For` and "
-        "`X-Forwarded-Proto` are used, such as 10.0.0.0/8; * trusts every peer.",
+        "`X-Forwarded-Proto` are used, such as 10.0.0.0/8; * trusts every address.",
     )
     keep_alive: float = Field(
         75,

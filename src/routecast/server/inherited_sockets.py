@@ -59,7 +59,7 @@ def _problem(found: socket.socket) -> str | None:
         found.getpeername()
     except OSError:
         return None
-    return "is connected to a peer already"
+    return "is connected already"
 
 
 def _is_loopback(host: str) -> bool:

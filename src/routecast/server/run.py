@@ -37,7 +37,7 @@ EXIT_SECONDS: Final = 14.0
 
 # Bytes that the kernel may buffer for one client. It doubles this for its own needs.
 SEND_BUFFER: Final = 65_536
-# A peer that acknowledges nothing for this time, in ms, has vanished, even if data is unsent.
+# A client that acknowledges nothing for this time, in ms, has vanished, even if data is unsent.
 CLIENT_UNACKED_MS: Final = 20_000
 
 # After this time, in seconds, a thread that computes passes the interpreter's lock to a thread that

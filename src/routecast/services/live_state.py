@@ -92,7 +92,7 @@ class LiveState:
         self._names = names
         self._instruments = instruments
         self._topology = topology
-        grace = DELTA_GRACE_SECONDS if topology.has_peers else OWN_GRACE_SECONDS
+        grace = DELTA_GRACE_SECONDS if topology.has_bus else OWN_GRACE_SECONDS
         self._sequencer = DeltaSequencer(grace)
         self._coverage = _Coverage(loader.room)
         self._wake_timer = WakeTimer(timers)
@@ -404,7 +404,7 @@ class LiveState:
     async def _share(self) -> None:
         """Cache the snapshot if it is due, so that starting nodes need not read the database."""
         position = self.position
-        if not self._topology.has_peers or position is None or not self._sequencer.in_step:
+        if not self._topology.has_bus or position is None or not self._sequencer.in_step:
             return
         with suppress(Unavailable):
             if await self._loader.is_ours_to_share(position):

@@ -1,4 +1,4 @@
-"""The store of a node without a database: it only streams what its peers send."""
+"""The store of a node without a database: it only streams what other nodes send."""
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Never

@@ -151,13 +151,13 @@ class HttpEdge:
         self, client: tuple[str, int] | None, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> str | None:
         """Return the key of a client for limits; None for a proxy whose client is unknown."""
-        peer = client[0] if client else ""
+        remote = client[0] if client else ""
         forwarded = [
             value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"
         ]
         if not forwarded:
-            return None if not peer or self._is_proxy(peer) else limit_key(peer)
-        return limit_key(self._proxies.client_of(peer, forwarded))
+            return None if not remote or self._is_proxy(remote) else limit_key(remote)
+        return limit_key(self._proxies.client_of(remote, forwarded))
 
-    def _detect_proxy(self, peer: str) -> bool:
-        return self._proxies.client_of(peer, _ANY_CLIENT) != self._proxies.client_of(peer, ())
+    def _detect_proxy(self, remote: str) -> bool:
+        return self._proxies.client_of(remote, _ANY_CLIENT) != self._proxies.client_of(remote, ())

@@ -161,9 +161,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.connections.add(self)
         self.transport = transport
         self.flow = FlowControl(transport)
-        name, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        self.server = name[:2] if isinstance(name, tuple) else (name, None)  # or a path
-        self.client = peer[:2] if isinstance(peer, tuple) else None
+        local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self.server = local[:2] if isinstance(local, tuple) else (local, None)  # or a path
+        self.client = remote[:2] if isinstance(remote, tuple) else None
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         if self._edge.admit(transport):
             self._set_deadline(self._edge.heads, self._edge.key_of(self.client))
@@ -610,9 +610,9 @@ class HttpProtocol(HttpToolsProtocol):
         protocol.connection_made(transport)
         transport.set_protocol(protocol)
         del self.parser, self.flow, self.transport, self.cycle
-        # To ask the transport for the peer's address again would cost a system call.
-        peer = self.client[0] if self.client else ""
-        protocol.upgrade("GET", self.url, self.headers, peer)
+        # Asking the transport for the remote address again would cost a system call.
+        remote = self.client[0] if self.client else ""
+        protocol.upgrade("GET", self.url, self.headers, remote)
 
 
 def _reason_of(error: httptools.HttpParserError) -> Reason:

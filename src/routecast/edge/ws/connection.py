@@ -373,7 +373,7 @@ class WebSocketConnection(asyncio.Protocol):
     # -- the handshake --------------------------------------------------------------------------
 
     def upgrade(
-        self, method: str, target: bytes, fields: Sequence[tuple[bytes, bytes]], peer: str
+        self, method: str, target: bytes, fields: Sequence[tuple[bytes, bytes]], remote: str
     ) -> None:
         """Answer an upgrade request: open the connection, or refuse it."""
         request = UpgradeRequest(method, target, fields)
@@ -381,7 +381,7 @@ class WebSocketConnection(asyncio.Protocol):
         answer = agreed.answer
         if agreed.accepted:
             try:
-                session = self._admit(request, peer)
+                session = self._admit(request, remote)
             except RoutecastError as error:
                 answer = refuse(error)
             else:
@@ -391,7 +391,7 @@ class WebSocketConnection(asyncio.Protocol):
         self._enter(ConnectionState.CLOSING, CloseCode.POLICY)
         self._transport.close()
 
-    def _admit(self, request: UpgradeRequest, peer: str) -> DefaultSession:
+    def _admit(self, request: UpgradeRequest, remote: str) -> DefaultSession:
         if request.method != "GET" or any(name in request for name in _BODY):
             raise BadBody("an upgrade must be a GET without a body")
         if len(request.get_all(b"host")) != 1:
@@ -401,7 +401,7 @@ class WebSocketConnection(asyncio.Protocol):
             shown = path[:200].decode("latin-1")
             raise NotFound(f"there is no WebSocket at {shown!r}; use {PATH.decode()}")
         forwarded = request.get_all(b"x-forwarded-for")
-        self.client = limit_key(self._edge.proxies.client_of(peer, forwarded))
+        self.client = limit_key(self._edge.proxies.client_of(remote, forwarded))
         return self._edge.admission.admit(
             query,
             origin=request.get(b"origin"),
