@@ -734,8 +734,8 @@ def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index:
     with site(http_answer(200, json.dumps(body).encode()), receipt(3), receipt(2)) as there:
         done = routecast("replay", path, "--server", there.url)
     assert done.returncode == 0, done.stderr
-    assert "named decisions that were not sent: it is no Routecast server" in done.stdout
-    assert "answered for 3 decisions of 2: it is no Routecast server" in done.stdout
+    assert "named decisions that were not sent: it is not a Routecast server" in done.stdout
+    assert "answered for 3 decisions of 2: it is not a Routecast server" in done.stdout
     assert "accepted 2" in done.stdout
 
 

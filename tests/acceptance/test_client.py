@@ -134,7 +134,7 @@ async def test_a_server_that_freezes_is_noticed(server: Server) -> None:
         server.freeze()
         try:
             await until(lambda: feed.health.state is State.STALE)
-            assert feed.health.trouble == "connected, but nothing comes"
+            assert feed.health.trouble == "connected, but receives nothing"
         finally:
             server.thaw()
         await first(feed, has(1))

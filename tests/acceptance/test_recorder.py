@@ -340,7 +340,7 @@ def test_bytes_are_no_name(server: Server, caplog: pytest.LogCaptureFixture, nam
         assert recorder.flush(WAIT_SECONDS)
         assert recorder.counters == Counters(sent=1, rejected=3)
     (told,) = (record.getMessage() for record in caplog.records)
-    assert f"{name}: bytes are no text: decode them" in told
+    assert f"{name}: bytes are not text: decode them" in told
     assert total(server) == 1
 
 

@@ -238,7 +238,7 @@ def test_a_decision_without_a_sendable_name_is_none(value: Any) -> None:
 @pytest.mark.parametrize("decision", [7, "text", object(), [1, 2], {1: 2}.values()])
 def test_what_is_no_decision_is_rejected(decision: Any) -> None:
     """When it is encoded; taking it in raises nothing."""
-    with pytest.raises(TypeError, match="is no decision"):
+    with pytest.raises(TypeError, match="is not a decision"):
         encode(copied(decision, {}), "i", 0.0)
 
 

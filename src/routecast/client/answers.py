@@ -1,4 +1,4 @@
-"""HTTP answers as a client reads them: who gave them, where they lead, and in words."""
+"""HTTP answers: whether Routecast or a proxy sent them, redirects, and explanations in words."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import msgspec
 from routecast.protocol import Problem
 from routecast.retry import TOO_LARGE, retry_after
 
-# Not 303: it is an answer elsewhere, and never the same request sent there.
+# Not 303, which asks for a GET of another resource, and not for the same request.
 _REDIRECTS: Final = frozenset({301, 302, 307, 308})
 _SIGN_IN: Final = frozenset({401, 403, 407})
 _LONGEST_TEXT: Final = 500
@@ -21,7 +21,7 @@ _problem: Final = msgspec.json.Decoder(Problem)
 
 
 class Headers(Protocol):
-    """Header fields, whatever the case of their names."""
+    """Header fields by name; upper and lower case are equal."""
 
     def get(self, name: str, default: str, /) -> str:
         """Return the value of a field."""
@@ -29,7 +29,7 @@ class Headers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """A whole HTTP answer."""
+    """A complete HTTP answer."""
 
     status: int
     phrase: str
@@ -38,17 +38,17 @@ class HttpAnswer:
 
     @property
     def media_type(self) -> str:
-        """What its body says it is, without parameters."""
+        """The media type of its body, in lower case, without parameters."""
         return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     @property
     def problem(self) -> Problem | None:
-        """Routecast's own problem document; None where somebody else answers."""
+        """Routecast's own problem document; None if a proxy or another server answered."""
         if self.media_type != _MEDIA_TYPE:
             return None
         try:
             problem = _problem.decode(self.body)
-        except (msgspec.DecodeError, RecursionError):  # it was cut off, or is another's
+        except (msgspec.DecodeError, RecursionError):  # it is cut off, or not Routecast's
             return None
         return problem if problem.status == self.status else None
 
@@ -59,10 +59,10 @@ class HttpAnswer:
 
 
 def followed(answer: HttpAnswer, url: str) -> str | None:
-    """Return where to send the same request instead; None where a redirect is not followed.
+    """Return the URL to which a redirect sends the same request; None if it must not be followed.
 
-    It is the same URL by TLS: same host, path and query. Nothing else is followed, because the
-    request carries decisions and may carry a token.
+    Only a redirect to the same host and path over TLS is followed, because the request has
+    decisions and may have a token.
     """
     target = _target(answer, url)
     if target is None or answer.status not in _REDIRECTS or target.scheme not in ("https", "wss"):
@@ -79,7 +79,7 @@ def followed(answer: HttpAnswer, url: str) -> str | None:
 
 
 def explain(answer: HttpAnswer, url: str) -> str:
-    """Say what was answered, and what a person can do about it; without a subject."""
+    """Return what was answered, and what a person can do; the caller puts the subject before it."""
     problem = answer.problem
     if problem is not None:
         return f"answered {answer.status}: {plain(problem.detail)}"
@@ -89,7 +89,7 @@ def explain(answer: HttpAnswer, url: str) -> str:
         shown = target._replace(
             netloc=target.netloc.rpartition("@")[2],
             path=target.path.removesuffix(path),
-            query="",  # what is in there may be secret
+            query="",  # it may contain a secret
             fragment="",
         )
         advice = "use that address" if target.path.endswith(path) else _SIGN_IN_ADVICE
@@ -109,18 +109,18 @@ _SIGN_IN_ADVICE: Final = "a proxy may ask for a sign-in, or the address is wrong
 
 
 def plain(text: str) -> str:
-    """Return a server's text for a log: one line of at most 500 characters, without controls."""
+    """Return a server's text for a log: at most 500 characters, without control characters."""
     return "".join(sign if sign.isprintable() else "�" for sign in text[:_LONGEST_TEXT])
 
 
 def _target(answer: HttpAnswer, url: str) -> SplitResult | None:
-    """Return where a redirect leads; None where it is none, or leads nowhere."""
+    """Return the target of a redirect; None if the answer is not one, or has no valid target."""
     location = answer.headers.get("Location", "")
     if not 300 <= answer.status < 400 or not location:
         return None
     try:
         target = urlsplit(urljoin(re.sub("^ws", "http", url), location))
-        _ = target.port  # reading it checks it
+        _ = target.port  # raises ValueError if it is invalid
     except ValueError:
         return None
     return target if target.hostname else None

@@ -1,4 +1,4 @@
-"""What a client shows to be let in."""
+"""The token of a client, and the `Authorization` header made from it."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Final
 
 from routecast.errors import Unauthenticated
 
-# A function is asked for a token each time one is needed, so that it can bring a new one.
+# A function is called each time a token is needed, so that it can return a new one.
 Token = str | Callable[[], str]
 _TOKEN_TEXT: Final = re.compile(r"[!-~]+")
 
@@ -14,8 +14,9 @@ _TOKEN_TEXT: Final = re.compile(r"[!-~]+")
 def bearer(token: Token) -> str:
     """Return the value of the header `Authorization`.
 
-    Space around a token is left out, such as the end of a line in its file. Raises Unauthenticated,
-    which does not show it, where it is no token; and what a function raises.
+    Whitespace around the token is removed, such as the line end of its file. Raises
+    Unauthenticated, without the token in its text, if the token is not valid; and whatever the
+    function raises.
     """
     text = token if isinstance(token, str) else token()
     if not isinstance(text, str) or not _TOKEN_TEXT.fullmatch(text.strip()):

@@ -109,9 +109,9 @@ class Client:
     ) -> Subscription:
         """Follow the metrics of a view; loop over the returned subscription.
 
-        `fields` are those of the document, `interval` is the minimum of seconds between two
-        documents, `window` one of `all`, `5m`, `1h`, `24h`, `7d`; each filter is a name or several.
-        If the server does not accept them, the loop raises BadRequest.
+        `fields` are those of the document, `interval` is the minimum time between two documents, in
+        seconds, and `window` is one of `all`, `5m`, `1h`, `24h` and `7d`. Each filter is one name
+        or several. If the server does not accept them, the loop raises BadRequest.
         """
         asked = Subscribe(
             f"s{next(self._numbers)}",
@@ -141,10 +141,10 @@ class Client:
     ) -> HistoryFeed:
         """Request a history in at most `points` buckets; loop over the returned feed.
 
-        `since` is a time with its offset, or the duration before now; `until` is by default now.
-        There is one `History`; with `follow` it comes again as it grows, always with the newest
-        `points` buckets. The loop raises BadRequest if the server does not accept the request, and
-        Unavailable if the history cannot be read now.
+        `since` is a time with its offset, or a duration before now; `until` is now by default. The
+        loop yields one `History`; with `follow`, it yields another one whenever it changes, always
+        with the newest `points` buckets. The loop raises BadRequest if the server does not accept
+        the request, and Unavailable if the history cannot be read now.
         """
         asked = GetHistory(
             f"h{next(self._numbers)}",
@@ -220,7 +220,7 @@ class Client:
                 self._retries[feed] = asyncio.create_task(self._retry_history(feed))
 
     async def _retry_history(self, feed: Feed[Any]) -> None:
-        """Request a history again that the server could not read, and so has dropped."""
+        """Request a history again after a delay, because the server could not read it."""
         await asyncio.sleep(Backoff().next(_MIN_RETRY_SECONDS))
         del self._retries[feed]
         self._send([feed.topic.request()])

@@ -1,4 +1,4 @@
-"""Counters of one recorder, kept without a lock."""
+"""The counters of one recorder, which are kept without a lock."""
 
 import secrets
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What became of all recorded decisions: each is in one counter besides `retried`.
+    """The outcomes of all recorded decisions: each decision is in one counter, besides `retried`.
 
-    `sent` were accepted, `duplicates` were known before, `rejected` were refused by the server (or
-    are no decision at all), `dropped` were lost because there was no room or no time; `conflicts`
-    have the id of another decision, and the server does not count them. `retried` counts each
-    decision each time it is sent again.
+    `sent` were accepted. `duplicates` were known to the server before. `conflicts` have the id of
+    another decision, and the server does not count them. `rejected` were refused by the server, or
+    could not be encoded. `dropped` were lost because there was no room or no time. `waiting` are
+    not sent or not answered yet. `retried` counts a decision each time it is sent again.
     """
 
     sent: int = 0
@@ -77,7 +77,7 @@ class Tally:
 
     @property
     def settled(self) -> int:
-        """How many are known to have come to their end."""
+        """The number of decisions whose outcome is known."""
         known = self.duplicates + self.conflicts
         return self.sent + known + self.rejected + self.dropped.value
 

@@ -1,4 +1,4 @@
-"""What is recorded of a decision, and its JSON: never such that it spoils that of others."""
+"""Encodes one decision as JSON. A bad decision never corrupts the batch that it is sent in."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ Number = SupportsFloat | SupportsIndex
 
 
 class Decision(TypedDict, total=False):
-    """What may be recorded of a decision; `strategy` and `provider` must be."""
+    """The fields of a decision; `strategy` and `provider` are required."""
 
     strategy: str
     provider: str
@@ -60,15 +60,15 @@ _OWN_WAY: Final[dict[str, Callable[[Any], Any]]] = {
     "fallback": to_bool,
     "reason": to_reason,
 }
-# The fields that there are; a server ignores all others, so they are not sent.
+# All fields of a decision. Others are not sent, because a server ignores them.
 _SENT_FIELDS: Final = {name: _OWN_WAY.get(name, to_text) for name in DecisionIn.__struct_fields__}
 
 
 def copied(decision: Any, more: Mapping[str, Any]) -> Any:
-    """Return the fields of a decision as they are now, since the caller may change it.
+    """Return a copy of a decision's fields, because the caller may change the decision.
 
-    Only those that are sent: nobody knows how large the others are. What is no decision is returned
-    as it is.
+    Only fields that are sent are copied: others may be large. An object that is not a decision is
+    returned as it is.
     """
     given = more if decision is None else _fields(decision, more)
     if isinstance(given, dict) and not given.keys() <= _SENT_FIELDS.keys():
@@ -91,19 +91,19 @@ def _fields(decision: Any, more: Mapping[str, Any]) -> Any:
             return {**decision._asdict(), **more}
         # Models of pydantic, rows of pandas and of databases.
         return {**dict(decision), **more}
-    except Exception:  # the caller must not fail for it: `encode` does
+    except Exception:  # the caller must not fail; `encode` will
         return decision
 
 
 def encode(decision: Any, identity: str, at: float) -> tuple[bytes, list[str]]:
-    """Return a decision's JSON, with an id and a time where it has none of its own.
+    """Return a decision's JSON, with the id and time given here if it has none of its own.
 
-    The second value says of each field that could not be sent why it was left out. May raise
-    anything, since a decision may hold any object of the caller's: ValueError where `strategy` or
-    `provider` could not be sent.
+    The second value has a text for each field that could not be sent, with the reason. Raises
+    ValueError if `strategy` or `provider` cannot be sent. It may raise any exception, because a
+    decision may contain any object of the caller.
     """
     if not isinstance(decision, Mapping):
-        raise TypeError(f"a {type(decision).__name__} is no decision")
+        raise TypeError(f"a {type(decision).__name__} is not a decision")
     known: dict[str, Any] = {}
     left_out: list[str] = []
     for name, convert in _SENT_FIELDS.items():
@@ -119,18 +119,18 @@ def encode(decision: Any, identity: str, at: float) -> tuple[bytes, list[str]]:
             left_out.append(f"{name}: {error}")
     text = _encode({"id": identity, "timestamp": at, **known})
     if len(text) > _MAX_DECISION:
-        raise ValueError(f"it takes more than {_MAX_DECISION:,} bytes")
+        raise ValueError(f"it has more than {_MAX_DECISION:,} bytes")
     return text, left_out
 
 
 def _sendable(value: Any) -> Any:
-    """Return a value that is JSON for sure; what is usual costs no more than a look."""
+    """Return a value that is certainly valid JSON; the usual types need only a type check."""
     kind = type(value)
     if kind is int or kind is float or kind is bool or (kind is str and value.isascii()):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError("bytes are no text: decode them")
-    # A `msgspec.Raw` goes in as it is, whatever it is.
+        raise TypeError("bytes are not text: decode them")
+    # A `msgspec.Raw` is encoded without a check, so the result is checked here.
     text = _encode(value)
     _check_json(text)
     str(text, "utf-8")

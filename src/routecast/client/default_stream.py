@@ -1,4 +1,4 @@
-"""The default stream: whole documents, asked for by the query of the request."""
+"""The default stream: the query that asks for a view, and the documents that arrive."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from routecast.protocol import ErrorOut, Filters, Subscribe
 
 
 def query_of(asked: Subscribe) -> list[tuple[str, str]]:
-    """Return a subscription as parameters of a query."""
+    """Return a subscription as query parameters."""
     query = [] if asked.fields is None else [("fields", ",".join(asked.fields))]
     if asked.interval is not None:
         query.append(("interval", f"{asked.interval:g}"))
@@ -22,7 +22,7 @@ def query_of(asked: Subscribe) -> list[tuple[str, str]]:
 
 
 def receive(view: SubscribedView, text: bytes) -> None:
-    """Take one document; keys without a value are left out, as in routecast.v1."""
+    """Give a view one document, without the keys that are null, as in routecast.v1."""
     document = msgspec.json.decode(text, type=dict[str, Any])
     timestamp = document.pop("timestamp", "")
     if error := document.get("error"):

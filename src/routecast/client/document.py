@@ -1,4 +1,4 @@
-"""A document as a client holds it, read with names and types."""
+"""`Metrics`: a received document, with names and types."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from routecast.protocol import FIELDS, Position, Source
 
 @dataclass(frozen=True, slots=True)
 class ReceivedDocument:
-    """A document, and what the server said of it; the default stream does not say all of it."""
+    """A document, and what the server said about it; the default stream leaves some of it out."""
 
     data: Document
     timestamp: str
@@ -22,11 +22,11 @@ class ReceivedDocument:
 
 
 class _DocumentPart(msgspec.Struct, frozen=True):
-    """Part of a document. What is None is not known; it is never zero."""
+    """Part of a document. None means unknown, never zero."""
 
 
 class Performance(_DocumentPart, frozen=True):
-    """Decisions of one strategy or model; `avg_cost` in dollars, `avg_confidence` of 0 to 1."""
+    """Decisions of one strategy or model; `avg_cost` in dollars, `avg_confidence` from 0 to 1."""
 
     count: int
     avg_cost: float | None = None
@@ -34,7 +34,7 @@ class Performance(_DocumentPart, frozen=True):
 
 
 class Cost(_DocumentPart, frozen=True):
-    """Dollars in all, of the `priced` decisions."""
+    """The sum of the costs of the `priced` decisions, in dollars."""
 
     total: float
     priced: int
@@ -42,14 +42,14 @@ class Cost(_DocumentPart, frozen=True):
 
 
 class Tokens(_DocumentPart, frozen=True):
-    """Tokens in all."""
+    """The sums of tokens."""
 
     input: int
     output: int
 
 
 class Latency(_DocumentPart, frozen=True):
-    """Milliseconds; percentiles are within 2 %."""
+    """Latency in milliseconds; percentiles are exact to 2 %."""
 
     avg: float | None = None
     p50: float | None = None
@@ -58,23 +58,24 @@ class Latency(_DocumentPart, frozen=True):
 
 
 class Errors(_DocumentPart, frozen=True):
-    """Decisions that failed, and which part of all that is."""
+    """The number of failed decisions, and their part of all decisions, from 0 to 1."""
 
     count: int
     rate: float | None = None
 
 
 class Savings(_DocumentPart, frozen=True):
-    """Dollars saved against the model that the server was told to compare with."""
+    """Dollars saved in comparison with the server's baseline model."""
 
     baseline: str
     total: float | None = None
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The metrics at one moment, as of `position`. What was not asked for is None or empty.
+    """The metrics as of `position`. Fields that were not asked for are None or empty.
 
-    Names come largest count first. `data` is the document itself, with all that the server sent.
+    Names are in the order of their counts, largest first. `data` is the whole
+    document, with the fields that this version does not know.
     """
 
     total_decisions: int | None = None
@@ -92,7 +93,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     savings: Savings | None = None
 
     timestamp: str
-    # What the default stream does not tell is None.
+    # On the default stream, these are None.
     position: Position | None = None
     source: Source | None = None
     age_ms: int | None = None
@@ -107,7 +108,7 @@ _BY_COUNT: Final[dict[str, Any]] = {
 
 
 def arranged(document: Mapping[str, Any]) -> Document:
-    """Return a document in the order of the contract, which a patch does not keep."""
+    """Return a document with its fields and names in their documented order."""
     known = {name: document[name] for name in FIELDS if name in document}
     for name, rank in _BY_COUNT.items():
         if name in known:
@@ -116,9 +117,9 @@ def arranged(document: Mapping[str, Any]) -> Document:
 
 
 def read(held: ReceivedDocument) -> Metrics:
-    """Return a document with names and types. Raises msgspec.ValidationError if it is none."""
+    """Return a document as `Metrics`. Raises msgspec.ValidationError if it is not valid."""
     about = {name: getattr(held, name) for name in ("timestamp", "position", "source", "age_ms")}
-    # Read before it is arranged: what is no document is told as such.
+    # Before `arranged`, so that an invalid document raises ValidationError.
     metrics = msgspec.convert({**held.data, **about, "data": {}}, Metrics)
     data = arranged(held.data)
     ranked = {name: getattr(metrics, name) for name in _BY_COUNT if name in data}

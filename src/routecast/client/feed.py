@@ -22,8 +22,8 @@ _ALIVE: Final = 1.2 * ALIVE_SECONDS
 class Health:
     """The state of a connection, and how fresh the values are.
 
-    `trouble` is why it is not connected, or why the values are stale; `retry_in` the seconds until
-    the next attempt; `age` the seconds since the values were known to be the newest.
+    `trouble` says why it is not connected, or why the values are stale. `retry_in` is the number of
+    seconds until the next attempt, `age` the number since the values were known to be the newest.
     """
 
     state: State
@@ -35,7 +35,7 @@ class Health:
 
     @classmethod
     def of(cls, connection: ReconnectingConnection) -> "Health":
-        """Return the health of a connection, without that of a subscription."""
+        """Return the health of a connection, without the fields of a subscription."""
         at = connection.retry_at
         retry_in = None if at is None else max(0.0, at - time.monotonic())
         return cls(connection.state, connection.reason, retry_in)
@@ -103,12 +103,12 @@ class Feed(Generic[Value]):
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        """Have loops raise an error, after the values that came before."""
+        """Make loops raise an error, after the values that came before."""
         self._error = error
         self._changed.set()
 
     def end(self) -> None:
-        """Have loops end."""
+        """Make loops end."""
         self._ended = True
         self._changed.set()
 
@@ -140,22 +140,22 @@ class Subscription(Feed[Metrics]):
         )
 
     def _stale(self, health: Health, visible: ReceivedDocument, silence: float) -> dict[str, Any]:
-        """Return the changes of a health whose connection is fine, but whose metrics are stale."""
+        """Return the changes to `health` if the metrics are stale though it is connected."""
         if health.state is not State.CONNECTED:
             return {}
         if self.topic.failure is not None:
             why = f"the server answers “{self.topic.failure.message}”"
         elif silence > self._patience:
-            why = "connected, but nothing comes"
+            why = "connected, but receives nothing"
         elif visible.source == Source.STALE:
-            why = "the server shows the last it knew"
+            why = "the server sends old numbers"
         else:
             return {}
         return {"state": State.STALE, "trouble": why}
 
     @property
     def _patience(self) -> float:
-        """The longest silence, in seconds, that is not stale."""
+        """The number of seconds without a message after which the metrics are stale."""
         if self.connection.protocols:
             return _ALIVE
         return 3 * (self.topic.asked.interval or DEFAULT_INTERVAL) + 1
@@ -167,7 +167,7 @@ class Subscription(Feed[Metrics]):
 
 
 class HistoryFeed(Feed[History]):
-    """A history; with `follow`, again and again as it grows."""
+    """A history; with `follow`, a new value each time it changes."""
 
     topic: HistoryRequest
 

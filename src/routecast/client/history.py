@@ -1,4 +1,4 @@
-"""A history as a client holds it: each answer replaces all buckets from its first one on."""
+"""`History`: the buckets that a client has; each answer replaces those from its first one on."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -18,10 +18,10 @@ _MAX_POINTS: Final = 100_000
 
 
 class History(msgspec.Struct, frozen=True):
-    """Buckets of `step` seconds from `start` on, as of `position`; the last one may still run.
+    """Buckets of `step` seconds from `start` on, as of `position`; the last may not be over yet.
 
-    `series` has a column of `points` values for each field, by the key of each group (`all` without
-    groups). None is the value of an empty bucket.
+    `series` has the columns of each group, by its key (`all` without groups). A column has `points`
+    values; None is the value of an empty bucket.
     """
 
     start: datetime
@@ -49,14 +49,14 @@ class HistoryRequest:
 
     @property
     def over(self) -> bool:
-        """Whether it was answered, and is not followed."""
+        """Whether it was answered and is not followed."""
         return not self._asked.follow and (self.held is not None or self.failure is not None)
 
     def request(self) -> GetHistory:
         """Return the message that requests it.
 
-        After a lost connection it requests every bucket that is kept, because decisions may come
-        late; but no more, because the server would make buckets of a longer range longer.
+        After a lost connection it requests all buckets that are kept, because decisions may arrive
+        late. It requests no more, because the server makes longer buckets for a longer range.
         """
         held = self.held
         if held is None:
@@ -66,7 +66,7 @@ class HistoryRequest:
         return msgspec.structs.replace(self._asked, from_=since)
 
     def receive(self, message: TopicMessage) -> Effect:
-        """Apply the first answer, or a further one."""
+        """Apply an answer."""
         if not isinstance(message, HistoryOut):
             return Effect.IGNORED
         answer = _read(message)
@@ -102,10 +102,10 @@ def _column(series: Mapping[str, Column], name: str, count: int, points: int) ->
 
 
 def _read(message: HistoryOut) -> History:
-    """Return an answer with times. Raises msgspec.DecodeError if it contradicts itself."""
+    """Return an answer as a `History`. Raises msgspec.DecodeError if it is inconsistent."""
     series: dict[str, dict[str, Column]] = {}
     for columns in message.series:
-        # Members that are no column are of a later version.
+        # Members that are not columns are of a later version.
         lists = {name: column for name, column in columns.items() if isinstance(column, list)}
         series[columns.get("key", "")] = lists
     columns_fit = all(
@@ -115,11 +115,9 @@ def _read(message: HistoryOut) -> History:
         start = datetime.fromisoformat(message.from_)
         _ = start.astimezone(UTC) + message.points * timedelta(seconds=message.step)
     except (ValueError, OverflowError) as error:
-        raise msgspec.DecodeError(f"a history of no time ({error})") from None
+        raise msgspec.DecodeError(f"a history has an invalid start or length ({error})") from None
     if start.tzinfo is None or message.step < 1 or not 0 <= message.points <= _MAX_POINTS:
-        raise msgspec.DecodeError("a history of no time")
+        raise msgspec.DecodeError("a history has an invalid start, step or number of points")
     if not columns_fit:
-        raise msgspec.DecodeError(
-            "a history whose columns have not as many values as it has points"
-        )
+        raise msgspec.DecodeError("the columns of a history do not have one value for each point")
     return History(start, message.step, message.points, series, message.position)

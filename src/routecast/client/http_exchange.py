@@ -1,7 +1,7 @@
-"""One HTTP request and its answer, bounded in bytes and in time as a whole.
+"""`Exchange`: one HTTP request and its answer, with limits of bytes and of the total time.
 
-`http.client` bounds neither: its timeout is for each read, so a server that sends a byte now and
-then holds a caller for ever, and one that never ends fills its memory.
+`http.client` limits neither: its timeout is for each read. So a server that sends single bytes
+could hold a caller for ever, and an endless answer would fill its memory.
 """
 
 import base64
@@ -15,22 +15,22 @@ from urllib.parse import unquote, urlsplit
 
 from routecast.client.answers import HttpAnswer
 
-MAX_ANSWER: Final = 1024 * 1024  # bytes, its head included; a receipt has some KiB
+MAX_ANSWER: Final = 1024 * 1024  # bytes, including its head; a receipt has some KiB
 
 
 class AnswerTooLong(OSError):
-    """An answer has more bytes than any of Routecast's."""
+    """An answer is longer than any answer of Routecast."""
 
     def __init__(self) -> None:
         super().__init__(None, f"it answered with more than {MAX_ANSWER // 1024} KiB")
 
 
 class Exchange:
-    """A connection to one URL that requests are posted to; `close` when done.
+    """A connection that posts requests to one URL; `close` it after use.
 
-    It is opened when it is needed. `timeout` is how many seconds one exchange may take: to connect,
-    send and read. (Each address of a host name is tried for as long.) `proxy` is the URL of an HTTP
-    proxy to go through.
+    It connects when it is needed. `timeout` is the maximum time of one exchange in seconds:
+    connecting, sending and reading. (Each address of a host name is tried for that time.) `proxy`
+    is the URL of an HTTP proxy to use.
     """
 
     def __init__(self, url: str, timeout: float, proxy: str | None = None) -> None:
@@ -39,7 +39,7 @@ class Exchange:
         self._headers: dict[str, str] = {}
         parts = urlsplit(url)
         through = parts if proxy is None else urlsplit(proxy)
-        assert parts.hostname  # `Server.parse` saw to it
+        assert parts.hostname  # `Server.parse` ensures it
         assert through.hostname
         if parts.username is not None:
             self._headers["Authorization"] = _basic(parts.username, parts.password)
@@ -47,7 +47,8 @@ class Exchange:
         credentials = {}
         if through is not parts and through.username is not None:
             credentials["Proxy-Authorization"] = _basic(through.username, through.password)
-        # Named in any case: of an IPv6 address without one, http.client takes the last part for it.
+        # Always given: without a port, http.client takes the last part of an IPv6 address for the
+        # port.
         port = through.port or http.client.HTTP_PORT
         if parts.scheme == "https":
             secure = parts.port or http.client.HTTPS_PORT
@@ -77,7 +78,7 @@ class Exchange:
             except ConnectionError:
                 if not idle:
                     raise
-                # A server may hang up on an idle connection just as it is used again.
+                # The server may have closed an idle connection just before this request.
                 self.close()
                 return self._post(body, headers)
         except BaseException:
@@ -85,7 +86,7 @@ class Exchange:
             raise
 
     def close(self) -> None:
-        """Hang up; the next request connects again."""
+        """Close the connection; the next request connects again."""
         self._connection.close()
 
     def _post(self, body: bytes, headers: dict[str, str]) -> HttpAnswer:
@@ -96,7 +97,7 @@ class Exchange:
 
 
 class _Timed(http.client.HTTPConnection):
-    """A connection on which all that is done must be done `until` a moment."""
+    """A connection on which all operations must end by the time `until`."""
 
     until = 0.0
 
@@ -123,11 +124,11 @@ class _Timed(http.client.HTTPConnection):
 
 
 class _TimedTls(_Timed, http.client.HTTPSConnection):
-    """The same by TLS."""
+    """The same over TLS."""
 
 
 class _Bounded(io.RawIOBase):
-    """What comes from a socket: not more than MAX_ANSWER bytes, and not after `until`."""
+    """Reads from a socket at most MAX_ANSWER bytes, and not after `until`."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         self._sock = sock
@@ -152,7 +153,7 @@ class _Bounded(io.RawIOBase):
 
 
 def _left(until: float) -> float:
-    """Return the seconds until a moment. Raises TimeoutError when it is over."""
+    """Return the seconds until a time. Raises TimeoutError if it has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError

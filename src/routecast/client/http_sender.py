@@ -1,4 +1,4 @@
-"""Batches of decisions over HTTP, on one connection that is opened again after a loss."""
+"""`HttpSender`: posts batches of decisions over HTTP, and reconnects after a lost connection."""
 
 import codecs
 import gzip
@@ -19,23 +19,24 @@ from routecast.retry import Outcome, after_batch
 
 logger: Final = logging.getLogger("routecast.client")
 
-TIMEOUT: Final = 15.0  # seconds for a whole exchange: a commit may wait five
-_COMPRESS_FROM: Final = 4096  # bytes; less is a packet or two either way
-# Connecting looks it up. A child forked in the midst of its first look-up would never find it.
+TIMEOUT: Final = 15.0  # seconds for a whole exchange; a commit may take five
+_COMPRESS_FROM: Final = 4096  # bytes; less takes one or two packets with or without compression
+# Connecting looks this codec up. A child that is forked during the first look-up would never find
+# it.
 codecs.lookup("idna")
 _receipt: Final = msgspec.json.Decoder(Receipt)
 
 
 class Unreachable(Unavailable):
-    """No connection, or it was lost before the whole answer had come."""
+    """There was no connection, or it was lost before the answer was complete."""
 
 
 class NotOurs(Unavailable):
-    """The answer is not Routecast's, but that of a proxy in between, and may be temporary."""
+    """The answer is not Routecast's but that of a proxy, and may be temporary."""
 
 
 class HttpSender:
-    """Posts batches to one server. For one thread; `close` when done.
+    """Posts batches to one server, for one thread; `close` it after use.
 
     `timeout` is for one whole exchange, in seconds; `proxy` is the URL of an HTTP proxy.
     """
@@ -90,7 +91,7 @@ class HttpSender:
             words = f"answered for {answered_for:,} decisions of {count:,}"
             if answered_for == count:
                 words = "named decisions that were not sent"
-            raise NotOurs(f"{self._server} {words}: it is no Routecast server", retry_after=0)
+            raise NotOurs(f"{self._server} {words}: it is not a Routecast server", retry_after=0)
         return receipt
 
     @staticmethod
@@ -99,7 +100,10 @@ class HttpSender:
             return bearer(token)
         except RoutecastError:
             raise
-        except (Exception, SystemExit) as error:  # of the program's function; it may be temporary
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # of the program's function
             words = f"there is no token: {type(error).__name__}: {error}"
             raise Unavailable(words, retry_after=0) from error
 

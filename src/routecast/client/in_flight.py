@@ -1,4 +1,4 @@
-"""One batch on its way to a server: sent again, or in halves, until all of it is answered for."""
+"""`InFlightBatch`: one batch, which is sent again, or in halves, until all of it is answered."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
@@ -7,33 +7,33 @@ from routecast.errors import Refused, RoutecastError, Unauthenticated, Unavailab
 from routecast.protocol import Receipt
 from routecast.retry import TOO_LARGE, Backoff
 
-_UNREADABLE: Final = 400  # one decision of the batch may be why
+_UNREADABLE: Final = 400  # one decision of the batch may be the reason
 
 T = TypeVar("T")
 
 
 class InFlightBatch(Generic[T]):
-    """A batch of decisions, in any form, and which of them are not answered for yet.
+    """A batch of decisions, in any form, and those of them that are not answered yet.
 
-    `new_token` tells whether another token may be had when the server refuses the one it was shown.
-    `most_split` is how many times a batch that the server calls unreadable is halved, since one of
-    its decisions may be the reason; a batch that is too large always is.
+    `new_token` says whether another token may be available if the server refuses one. `most_split`
+    is how often parts that the server cannot read may be halved, because one decision may be the
+    reason. A part that is too large is always halved.
     """
 
     def __init__(self, batch: Sequence[T], *, new_token: bool = False, most_split: int = 0) -> None:
-        # A tuple that is replaced as a whole: other threads read what is left.
+        # A tuple that is replaced as a whole, because other threads read it.
         self._parts: tuple[Sequence[T], ...] = (batch,)
         self._new_token = new_token
         self._may_split = most_split
 
     @property
     def left(self) -> list[T]:
-        """The decisions that are not answered for yet, in their order."""
+        """The decisions that are not answered yet, in their order."""
         return [one for part in self._parts for one in part]
 
     @property
     def next_part(self) -> Sequence[T]:
-        """The decisions that are sent together next; empty at the end."""
+        """The decisions of the next request; empty at the end."""
         return self._parts[0] if self._parts else ()
 
     def run(
@@ -43,12 +43,12 @@ class InFlightBatch(Generic[T]):
         backoff: Backoff,
         keep: Callable[[Sequence[T]], Sequence[T]] = lambda part: part,
     ) -> Iterator[tuple[Sequence[T], Receipt | RoutecastError]]:
-        """Send the batch; yield each part of it, in order, with its receipt or why it is refused.
+        """Send the batch; yield each part, in order, with its receipt or the error that refused it.
 
-        Before each try `keep` returns the decisions that are still to be sent. `send` raises what
-        `HttpSender.send` does. After an error that may pass, `wait` is called with it, the seconds
-        that the server asked for, and the random delay on top of them; it returns whether to go on.
-        If not, `run` may be called again later for what is `left`.
+        Before each attempt, `keep` returns the decisions of a part that must still be sent. `send`
+        raises what `HttpSender.send` does. After a temporary error, `wait` is called with the
+        error, the seconds that the server asked for, and a random delay to add; it returns whether
+        to continue. If not, `run` may be called again later for the decisions that are `left`.
         """
         while self._parts:
             whole, *others = self._parts
@@ -80,7 +80,7 @@ class InFlightBatch(Generic[T]):
         return new_token or isinstance(error, Unavailable)
 
     def _is_split(self, error: RoutecastError, size: int) -> bool:
-        """Whether the halves of a part may be taken, which was not."""
+        """Whether a refused part is split: its halves may be accepted."""
         if size < 2 or not isinstance(error, Refused):
             return False
         if error.code == _UNREADABLE and self._may_split > 0:

@@ -1,8 +1,8 @@
-"""Threads and locks of the operating system, in programs that replace them by greenlets.
+"""Threads and locks of the operating system, also in programs that replace them by greenlets.
 
-gevent and eventlet exchange the functions of `_thread` while a program runs. What was made before
-then blocks all greenlets, and what is made after runs only when they let it. A thread and a lock of
-the operating system do neither.
+gevent and eventlet replace the functions of `_thread` while a program runs. A lock made before that
+blocks all greenlets, and a thread made after it runs only when greenlets yield. The threads and
+locks of this module do neither.
 """
 
 import _thread
@@ -16,10 +16,10 @@ _FOR_EVER: Final = -1.0
 
 
 def start_thread(function: Callable[[], None]) -> None:
-    """Run a function in a thread that takes no signals, and that no exit of the program waits for.
+    """Run a function in a thread that receives no signals; the program does not wait for its end.
 
-    Raises RuntimeError when no more threads are to be had, the interpreter is ending, or uWSGI has
-    yet to fork.
+    Raises RuntimeError if no thread can be started, the interpreter is ending, or uWSGI will fork
+    later.
     """
     if uwsgi_will_fork():
         raise RuntimeError("uWSGI will fork")
@@ -27,14 +27,14 @@ def start_thread(function: Callable[[], None]) -> None:
 
 
 def _without_signals(function: Callable[[], None]) -> None:
-    # One that comes here would not interrupt what the main thread waits in (uWSGI: for requests).
+    # A signal that arrives here would not interrupt the main thread (uWSGI's waits for requests).
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     function()
 
 
 class Lock:
-    """A lock that is only ever tried: who does not get it goes on."""
+    """A lock whose `acquire` never waits."""
 
     def __init__(self) -> None:
         self._lock = _original("allocate_lock")()
@@ -45,34 +45,34 @@ class Lock:
         return taken
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
     def locked(self) -> bool:
-        """Whether somebody has it."""
+        """Whether a thread has the lock."""
         taken: bool = self._lock.locked()
         return taken
 
 
-class Bell:
-    """Wakes one thread. It may be rung by a signal handler that interrupts its own ringing."""
+class WakeSignal:
+    """Wakes one thread. A signal handler may call `wake` while `wake` runs."""
 
     def __init__(self) -> None:
         self._lock = _original("allocate_lock")()
         self._lock.acquire()
 
-    def ring(self) -> None:
-        """End the wait of now, or else the next one."""
-        with suppress(RuntimeError):  # it was rung already
+    def wake(self) -> None:
+        """End the current wait; if there is none, the next one."""
+        with suppress(RuntimeError):  # it is set already
             self._lock.release()
 
     def wait(self, seconds: float | None) -> None:
-        """Wait for the bell, for at most `seconds`; None: for ever."""
+        """Wait until `wake` is called, for at most `seconds`; None waits for ever."""
         self._lock.acquire(True, _FOR_EVER if seconds is None else seconds)
 
 
 def _original(name: str) -> Any:
-    """Return a function of `_thread` as it was before it was replaced."""
+    """Return the original function of `_thread`, before it was replaced."""
     if monkey := sys.modules.get("gevent.monkey"):
         return monkey.get_original("_thread", name)
     if patcher := sys.modules.get("eventlet.patcher"):
@@ -81,10 +81,10 @@ def _original(name: str) -> Any:
 
 
 def uwsgi_will_fork() -> bool:
-    """Whether this is uWSGI's master, or what will be one.
+    """Whether this process is uWSGI's master, or will become it.
 
-    It does not tell Python that it forks. If a thread waits to run just then, each child waits for
-    ever for that thread, which it does not have.
+    uWSGI does not tell Python that it forks. If a thread waits for Python's lock at that moment,
+    each child waits for ever for that thread, which the child does not have.
     """
     uwsgi = sys.modules.get("uwsgi")
     if uwsgi is None or not hasattr(uwsgi, "worker_id"):

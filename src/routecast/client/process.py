@@ -1,8 +1,8 @@
-"""What belongs to one process: its senders, its threads, and its end.
+"""`Process`: the senders and threads of one process, and what happens at its exit.
 
-Threads do not live on in a forked child, and its copies of queues and locks are in whatever state
-they were. So everything is made at its first use in a process, and found by the process's id: not
-all who fork (uWSGI) tell Python of it.
+A forked child has none of its parent's threads, and its copies of queues and locks may be in any
+state. So all objects are made at their first use in a process, and found by the process id, because
+some programs (uWSGI) fork without telling Python.
 """
 
 import atexit
@@ -23,14 +23,14 @@ class Process:
 
     def __init__(self) -> None:
         self._threads = Threads()
-        # One that has nothing to do, and no recorder, is forgotten.
+        # A sender without work and without a recorder is freed.
         self._senders: weakref.WeakValueDictionary[Any, Sender] = weakref.WeakValueDictionary()
         self._ending = Lock()
         self._began_to_end: float | None = None
         _call_at_end_of_child(self.end)
 
     def sender(self, settings: RecorderSettings) -> Sender:
-        """Return the one sender of these settings."""
+        """Return the process's sender with these settings."""
         key = _key(settings)
         if (sender := self._senders.get(key)) is None:
             sender = self._senders.setdefault(key, Sender(settings, self._threads))
@@ -40,9 +40,9 @@ class Process:
         return sender
 
     def end(self) -> None:
-        """Send what waits, all senders at once, each for at most its `exit_timeout`.
+        """Send waiting decisions, in all senders at once, each for at most its `exit_timeout`.
 
-        What is lost is told in one line for each address.
+        Lost decisions are logged, one line for each sender.
         """
         if not self._ending.acquire():  # an exit handler of `multiprocessing` was first
             return
@@ -51,7 +51,8 @@ class Process:
         for sender in senders:
             sender.end_by(began + sender.settings.exit_timeout)
         for done, sender in enumerate(senders):
-            # Where no threads are to be had, they are sent one after another, each in its share.
+            # If no thread can be started, the senders work one after another, each in its share of
+            # the time.
             now, deadline = time.monotonic(), began + sender.settings.exit_timeout
             sender.finish(now + (deadline - now) / (len(senders) - done))
         for sender in senders:
@@ -62,10 +63,10 @@ class Process:
 
 
 def here() -> Process:
-    """Return this process's own."""
+    """Return the `Process` of the current process."""
     pid = os.getpid()
     if (process := _processes.get(pid)) is None:
-        # One operation, so that threads which come at once get the same.
+        # One operation, so that concurrent threads get the same object.
         process = _processes.setdefault(pid, Process())
         for other in list(_processes):
             if other != pid:  # a parent's
@@ -76,7 +77,7 @@ def here() -> Process:
 def _key(settings: RecorderSettings) -> Any:
     try:
         hash(settings)
-    except Exception:  # its token is an object of the caller's; the sender keeps it, and so its id
+    except Exception:  # the token is any object; the sender keeps it alive, so its id stays unique
         return (id(settings.token), *_without_token(settings))
     return settings
 
@@ -87,7 +88,7 @@ def _without_token(settings: RecorderSettings) -> tuple[Any, ...]:
 
 
 def _call_at_end_of_child(function: Callable[[], None]) -> None:
-    """Have a function called at the end of a child of `multiprocessing`.
+    """Call a function at the exit of a child of `multiprocessing`.
 
     These end by `os._exit`, which skips `atexit`; `multiprocessing` has exit handlers of its own.
     """
@@ -98,6 +99,6 @@ def _call_at_end_of_child(function: Callable[[], None]) -> None:
 
 
 _processes: Final[dict[int, Process]] = {}
-# At import, so that it comes after the exit handlers of those who imported this: what they record
-# is sent, too.
+# Registered at import, so that it runs after exit handlers that are registered later: decisions
+# that they record are sent, too.
 atexit.register(lambda: here().end())

@@ -1,4 +1,4 @@
-"""A queue of messages for one connection, below the server's limit of messages per minute."""
+"""`RateLimitedSender`: sends messages below the server's limit of messages per minute."""
 
 import asyncio
 import time
@@ -12,14 +12,15 @@ from websockets.exceptions import ConnectionClosed
 
 from routecast.protocol import MAX_MESSAGES_A_MINUTE, ClientMessage, Refresh, Unsubscribe
 
-# Together 0.9 of the limit, because messages may arrive closer together than they were sent.
+# The parts of the limit that may be sent at once, and per minute after that: together 0.9, because
+# messages may arrive closer together than they were sent.
 _AT_ONCE: Final = 0.4
 _A_MINUTE: Final = 0.5
 _ROUNDING: Final = 1e-6  # messages
 
 
 class TokenBucket:
-    """A token bucket: some messages may be sent at once, and then one after another.
+    """A token bucket: some messages may be sent at once, and further ones at a steady rate.
 
     `limit` is the number of messages that the server accepts per minute.
     """
@@ -44,7 +45,8 @@ class TokenBucket:
 class RateLimitedSender:
     """Sends messages in order, below the server's rate limit.
 
-    Unsubscribing before the request was sent cancels both: at most two messages of an id wait.
+    If an `Unsubscribe` is queued while its request waits, neither is sent. So at most two messages
+    of an id wait.
     """
 
     def __init__(

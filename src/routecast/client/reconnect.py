@@ -1,4 +1,4 @@
-"""A connection that reconnects whenever it is lost, unless that cannot help."""
+"""`ReconnectingConnection`: reconnects when it is lost, unless the server refuses the client."""
 
 import asyncio
 import logging
@@ -29,9 +29,9 @@ from routecast.retry import Backoff, Outcome, Verdict
 logger: Final = logging.getLogger("routecast.client")
 
 OPEN_TIMEOUT: Final = 10.0
-# How long to wait, in seconds, for a server that does not answer a close frame.
+# The time for the server's answer to a close frame, in seconds.
 CLOSE_TIMEOUT: Final = 2.0
-# Larger than a snapshot with as many names as a server allows.
+# Larger than a snapshot with the maximum number of names.
 MAX_MESSAGE: Final = 64 * 1024 * 1024
 
 
@@ -61,8 +61,8 @@ class ReconnectingConnection:
     """Keeps one WebSocket open. `changed` is called when `state` has changed.
 
     `reason` says why there is no connection, and `retry_at` when the next attempt is (monotonic
-    clock). The caller must reset `backoff` when a connection has delivered something: after a
-    server that greets and closes, delays must still grow.
+    clock). The caller must reset `backoff` when a connection has delivered a value: if a server
+    only says hello and closes, delays must still grow.
     """
 
     server: Server

@@ -1,4 +1,4 @@
-"""Decisions to a server, from the midst of a program that must not wait for it."""
+"""`Recorder`: sends decisions to a server from a program that must not wait for it."""
 
 import logging
 import sys
@@ -24,22 +24,22 @@ EXIT_TIMEOUT: Final = 5.0
 
 
 class Recorder:
-    """Takes decisions in within microseconds, and sends them in batches from a background thread.
+    """Queues decisions within microseconds, and sends them in batches from a background thread.
 
-    `record` never waits and never raises. At most `capacity` decisions wait; when there are more,
-    the oldest are dropped: what a router does now is worth more than what it did. A batch goes
-    when `linger` seconds have passed or `batch` decisions are there. Each decision has its id
-    before it is first sent, so that one sent again counts once.
+    `record` never waits and never raises. At most `capacity` decisions wait; if there are more, the
+    oldest are dropped, because new decisions are worth more. A batch is sent when `batch` decisions
+    wait, or `linger` seconds after the first. Each decision gets its id before it is first sent, so
+    that it counts once even if it is sent again.
 
     It belongs to the process that uses it: queue, thread, connection and ids are made at the first
     `record` in a process, so a recorder may be made before a fork and pickled. In each process,
     recorders with equal arguments share a queue, a thread and a connection.
 
-    Use as a context manager, or `close` it; what waits at the exit of the program is sent then, for
-    at most `exit_timeout` seconds, which all recorders share. What is lost is logged.
+    Use it as a context manager, or `close` it. Decisions that wait at the exit of the program are
+    sent then, for at most `exit_timeout` seconds in all. Lost decisions are logged.
 
-    `token` is sent as `Authorization: Bearer`; a function is asked for it before each batch.
-    Raises BadParameter when `url` is no address, and ValueError for a number that cannot work.
+    `token` is sent as `Authorization: Bearer`; if it is a function, it is called before each batch.
+    Raises BadParameter if `url` is not an address, and ValueError if a number is out of range.
     """
 
     def __init__(
@@ -60,16 +60,17 @@ class Recorder:
             Server.parse(url), token, capacity, batch, linger, exit_timeout
         )
         self._closed = False
-        # Of this process, by its id; those of a parent are found here at most once.
+        # By process id: after a fork, `_begin` removes the parent's.
         self._mine: dict[int, tuple[Tally, Sender]] = {}
 
     # -- what programs call ---------------------------------------------------------------------
 
     def record(self, decision: Any = None, /, **fields: Unpack[Decision]) -> None:
-        """Take one decision in: as names and values, as a mapping, or as an object with fields.
+        """Queue one decision: keyword arguments, a mapping, or an object with fields.
 
-        Objects are a `DecisionIn`, a dataclass, a model of pydantic, a row of pandas and the like.
-        What is None is left out. Without an `id` it gets one; without a `timestamp`, the present.
+        Objects may be a `DecisionIn`, a dataclass, a pydantic model, a row of pandas and similar
+        ones. Fields that are None are left out. Without an `id`, the decision gets one; without a
+        `timestamp`, the current time.
         """
         try:
             given = copied(decision, fields)
@@ -77,14 +78,14 @@ class Recorder:
             number = tally.recorded.add()
             if not self._closed:
                 sender.put((tally, number, time.time(), given))
-        except Exception:  # whatever it is, the program around it has its own work to do
+        except Exception:  # any error: the program must not fail because of it
             logger.exception("a decision could not be recorded")
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Send at once; return whether all recorded until now is settled within `timeout` seconds.
+        """Send now; return whether all earlier decisions are settled within `timeout` seconds.
 
-        False where the server cannot be reached in time: decisions go on waiting for it, until
-        `close` gives them up.
+        If the server cannot be reached in time, the result is False, and decisions continue to wait
+        until `close` drops them.
         """
         if (mine := self._mine.get(getpid())) is None:
             return True
@@ -96,10 +97,10 @@ class Recorder:
         return sender.await_settled(tally, due, until)
 
     def close(self, timeout: float | None = None) -> bool:
-        """Send what waits, for at most `timeout` seconds (`exit_timeout`), and end.
+        """Send waiting decisions for at most `timeout` seconds (default: `exit_timeout`), and end.
 
-        Return whether all of it was settled; what was not is dropped, as is all recorded later.
-        Other recorders with the same arguments go on.
+        Return whether all of them were settled. Others are dropped, and so are all decisions
+        recorded later. Other recorders with the same arguments continue.
         """
         first, self._closed = not self._closed, True
         if (mine := self._mine.get(getpid())) is None:
@@ -111,8 +112,9 @@ class Recorder:
         settled = sender.await_settled(tally, due, time.monotonic() + seconds)
         lost = tally.unsettled
         tally.over = True
-        sender.ring()
-        # What was dropped for want of room is told elsewhere: this is what time was short for.
+        sender.wake()
+        # Only those that were not sent in time; decisions dropped for lack of room are logged
+        # elsewhere.
         if first and not settled:
             words = "%s: closed after %g s with %s decisions not sent, or not answered for"
             logger.warning(words, self._settings.server, seconds, f"{lost:,}")
@@ -120,7 +122,7 @@ class Recorder:
 
     @property
     def counters(self) -> Counters:
-        """What became of the decisions recorded so far by this recorder in this process."""
+        """The outcomes of the decisions that this recorder has recorded in this process."""
         mine = self._mine.get(getpid())
         return Counters() if mine is None else mine[0].counters()
 
@@ -131,7 +133,7 @@ class Recorder:
         self.close()
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        """Pickle and copy the arguments alone: another process has decisions of its own."""
+        """Pickle and copy the arguments only: another process has decisions of its own."""
         arguments = self._settings
         made = partial(
             type(self),
@@ -146,7 +148,7 @@ class Recorder:
     # -- what belongs to a process --------------------------------------------------------------
 
     def _begin(self) -> tuple[Tally, Sender]:
-        """Start from nothing, at the first use in a process."""
+        """Make the tally and find the sender, at the first use in a process."""
         pid = getpid()
         # One operation, so that threads which come at once get the same.
         mine = self._mine.setdefault(pid, (Tally(), here().sender(self._settings)))
@@ -158,5 +160,5 @@ class Recorder:
 
 
 def _check_range(name: str, value: float, least: int, most: float) -> None:
-    if not least <= value <= most:  # nor is NaN
+    if not least <= value <= most:  # NaN is refused, too
         raise ValueError(f"{name}: {value} is not between {least} and {most:g}")

@@ -1,4 +1,4 @@
-"""The sender of one server and settings in one process: a queue, a connection, a thread."""
+"""`Sender`: the queue, thread and connection that recorders with equal settings share."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ from routecast.client.counters import LockFreeCount, Tally
 from routecast.client.decision import encode
 from routecast.client.http_sender import TIMEOUT, HttpSender
 from routecast.client.in_flight import InFlightBatch
-from routecast.client.native_threads import Bell, Lock, uwsgi_will_fork
+from routecast.client.native_threads import Lock, WakeSignal, uwsgi_will_fork
 from routecast.client.stream_errors import MAX_CAUSES_LOGGED
 from routecast.client.threads import Threads
 from routecast.client.url import Server
@@ -24,10 +24,10 @@ from routecast.retry import Backoff
 
 logger: Final = logging.getLogger("routecast.client")
 
-LONGEST_IDLE: Final = 5.0  # seconds without a decision, after which thread and connection end
-_MAX_BODY: Final = 1024 * 1024  # what proxies take without being told to (nginx: 1 MiB)
+LONGEST_IDLE: Final = 5.0  # seconds without a decision after which thread and connection end
+_MAX_BODY: Final = 1024 * 1024  # the default limit of proxies (nginx: 1 MiB)
 _MAX_WARNINGS: Final = 100
-_MOST_SPLIT: Final = 64  # requests for the parts of one batch, if a server refuses all of them
+_MOST_SPLIT: Final = 64  # how often one batch is halved if the server cannot read it
 _LOG_DROPPED_SECONDS: Final = 60.0  # seconds between two log lines about dropped decisions
 _SHORTEST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.02
@@ -64,14 +64,14 @@ class Sender:
         self._batch = min(settings.batch, MAX_BATCH, max(settings.capacity // 2, 1))
         self._threads = threads
         self._waiting: deque[RecordedEntry] = deque()
-        self._bell = Bell()
+        self._wake_signal = WakeSignal()
         self._asleep = True
         self._hurried = False
         self._at_work = Lock()
         self._is_queued = False
         self._dropped = LockFreeCount()  # because there was no room
         self._deadline: float | None = None  # of the monotonic clock, once the process ends
-        self._ended = False  # its exit handler has run: now each caller sends its own entries
+        self._ended = False  # the exit handler has run: each caller sends its own entries now
         # Only the thread that sends writes the following; others read it.
         self._until: float | None = None  # until when the caller's thread sends
         self._in_flight: InFlightBatch[_EncodedEntry] = InFlightBatch(())
@@ -92,14 +92,14 @@ class Sender:
         if count > self._room:
             self._drop_oldest()
         if self._asleep:
-            self._wake()
+            self._ensure_thread()
         elif count == self._batch:
-            self._bell.ring()
+            self._wake_signal.wake()
 
     def hurry(self) -> None:
         """Send waiting entries now, without lingering and without the rest of a delay."""
         self._hurried = True
-        self._bell.ring()
+        self._wake_signal.wake()
 
     def await_settled(self, tally: Tally, due: int, until: float | None) -> bool:
         """Wait until `due` decisions of a recorder are settled; return whether they are.
@@ -122,7 +122,7 @@ class Sender:
     def end_by(self, deadline: float) -> None:
         """Send until `deadline`, and not after it: the process ends."""
         self._deadline = deadline
-        self._bell.ring()
+        self._wake_signal.wake()
 
     def finish(self, until: float) -> None:
         """Wait until all is sent, at most `until` a time; without a thread, send in this one."""
@@ -138,17 +138,17 @@ class Sender:
         """Send the last entries; return the number of those that are lost because time is up."""
         self._ended = self._asleep = True
         if self._deadline is not None:
-            self.finish(self._deadline)  # entries that came during the last check
+            self.finish(self._deadline)  # entries that were added during the last check
         return self._give_up()
 
     def work(self) -> None:
-        """Send entries until none comes: the body of the sending thread."""
+        """Send entries until no more come: the body of the sending thread."""
         self._is_queued = False
         self._work(None)
 
-    def ring(self) -> None:
-        """Wake the sender: its thread may be wanted, or its entries given up."""
-        self._bell.ring()
+    def wake(self) -> None:
+        """Wake the sender: its thread may be needed elsewhere, or its entries given up."""
+        self._wake_signal.wake()
 
     def refuse(self) -> None:
         """Drop all waiting entries: there are too many senders."""
@@ -158,12 +158,12 @@ class Sender:
             self._drop_oldest()
 
     def _is_owed(self) -> bool:
-        """Whether entries wait for the server whose recorders have not given them up."""
+        """Whether any entry waits or is in flight that its recorder has not given up."""
         return self._taking or any(not tally.over for tally in self._owners())
 
     def _owners(self) -> list[Tally]:
         """Return the tally of each entry that waits or is in flight."""
-        waiting = [entry[0] for entry in tuple(self._waiting)]  # a copy: it changes meanwhile
+        waiting = [entry[0] for entry in tuple(self._waiting)]  # a copy: other threads change it
         return waiting + [tally for tally, _ in self._in_flight.left]
 
     def _drop_oldest(self) -> None:
@@ -173,7 +173,7 @@ class Sender:
             if not tally.over:
                 self._dropped.add()
 
-    def _wake(self) -> None:
+    def _ensure_thread(self) -> None:
         if self._ended:
             self._send_late()
         elif self._deadline is None:
@@ -181,7 +181,7 @@ class Sender:
             served = False
             try:
                 served = self._at_work.locked() or self._find_thread()
-                self._bell.ring()
+                self._wake_signal.wake()
             finally:
                 if not served:
                     self._asleep = True  # so that the next entry tries again
@@ -254,7 +254,7 @@ class Sender:
                 left = until - time.monotonic()
                 if left <= 0 or self._threads.wanted:
                     return False
-                self._bell.wait(left)
+                self._wake_signal.wait(left)
         if self._deadline is None:
             self._asleep = False
         until = time.monotonic() + self.settings.linger
@@ -262,7 +262,7 @@ class Sender:
             left = until - time.monotonic()
             if left <= 0 or self._deadline is not None:
                 break
-            self._bell.wait(left)
+            self._wake_signal.wait(left)
         self._hurried = False
         return bool(self._waiting) and not self._late()
 
@@ -283,7 +283,7 @@ class Sender:
         self._in_flight = InFlightBatch(taken, new_token=new_token, most_split=_MOST_SPLIT)
         size = 0
         while self._waiting and len(taken) < self._batch and size < _MAX_BODY:
-            self._room -= 1  # before it is free, so that nothing goes there meanwhile
+            self._room -= 1  # before the entry leaves the queue, so that no other one uses its room
             try:
                 tally, number, at, given = self._waiting.popleft()
             except IndexError:  # it was just dropped
@@ -296,7 +296,7 @@ class Sender:
                 text, left_out = encode(given, f"{tally.prefix}-{number}", at)
             except Exception as error:  # a decision may hold any object of the caller's
                 self._room += 1
-                self._reject([tally], f"no decision: {error}")
+                self._reject([tally], f"cannot be sent: {error}")
             else:
                 taken.append((tally, text))
                 size += len(text)
@@ -339,7 +339,7 @@ class Sender:
         until = began + least + seconds
         while (now := time.monotonic()) < until and not self._late():
             left = self._left()
-            self._bell.wait(until - now if left is None else max(min(until - now, left), 0))
+            self._wake_signal.wait(until - now if left is None else max(min(until - now, left), 0))
             if self._hurried:
                 self._hurried = False
                 until = began + least
@@ -374,17 +374,17 @@ class Sender:
 
     def _log_receipt(self, receipt: Receipt, rejected: bool, conflicts: bool) -> None:
         if rejected:
-            for why in [rejection.error for rejection in receipt.rejected] or ["no word why"]:
+            for why in [rejection.error for rejection in receipt.rejected] or ["no reason given"]:
                 self._log_rejected(why)
         if conflicts:
-            why = "the server has another decision with this id, or an earlier one of the batch has"
+            why = "the server, or this batch, has another decision with the same id"
             self._log_once("conflicts, for the first time", f"{why}: each needs its own")
         for warning in receipt.warnings:
             words = "not used as it was sent, for the first time"
             self._log_once(words, f"{warning.field}: {warning.message}")
         if self._causes:
             self._causes.clear()
-            logger.info("%s takes decisions again", self._server)
+            logger.info("%s accepts decisions again", self._server)
 
     def _reject(self, batch: Sequence[Tally], why: str) -> None:
         self._log_rejected(why)
@@ -439,7 +439,7 @@ class _Connection:
             return self._http.send(b"[" + b",".join(text for _, text in part) + b"]", len(part))
         except RoutecastError:
             raise
-        except Exception as error:  # its text may show what was sent: the token, say
+        except Exception as error:  # its text may show what was sent, such as the token
             raise RoutecastError(type(error).__name__) from error
 
     def _connect(self) -> HttpSender:
@@ -451,6 +451,6 @@ class _Connection:
             raise Unavailable(words, retry_after=0) from None
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._http is not None:
             self._http.close()

@@ -1,4 +1,4 @@
-"""A client's side of routecast.v1, sans I/O: messages in, state, messages out.
+"""`ClientSession`: a client's side of routecast.v1, without I/O: messages in, messages out.
 
 One `ClientSession` lives as long as its client, over any number of connections:
 
@@ -7,7 +7,7 @@ One `ClientSession` lives as long as its client, over any number of connections:
 - `add` and `remove` return the messages to send on the open connection, if there is one.
 
 A topic is the subscription or history of one id. It never shows an incomplete document: a delta
-with another base than its own position is dropped, and the topic requests a snapshot.
+whose base is not the held position is dropped, and the topic requests a snapshot.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class Topic(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether no message follows."""
+        """Whether no more messages come."""
 
 
 class SubscribedView:
@@ -93,7 +93,7 @@ class SubscribedView:
         elif self.held is not None and _follows(message, self.held.position):
             data = apply(self.held.data, message.data)
         else:
-            # The deltas that are on their way do not fit either: subscribe again only once.
+            # Deltas that were sent before do not fit either: subscribe again only once.
             effect = Effect.IGNORED if self._awaiting_snapshot else Effect.SUBSCRIBE_AGAIN
             self._awaiting_snapshot = True
             return effect

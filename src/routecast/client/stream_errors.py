@@ -1,4 +1,4 @@
-"""Why a stream could not be opened, or ended: what follows from it, and in words."""
+"""Errors of a stream: what a client does next, which exception it raises, and a description."""
 
 from http import HTTPStatus
 from typing import Final
@@ -18,7 +18,7 @@ from routecast.retry import (
     without_reconnect_after,
 )
 
-# At most this many causes of one outage are logged.
+# At most this number of causes of one outage is logged.
 MAX_CAUSES_LOGGED: Final = 32
 _NO_CLOSE_FRAME: Final = 1006  # RFC 6455, 7.1.5
 
@@ -43,7 +43,7 @@ def verdict_on(error: Exception, goodbye_ms: int | None = None) -> Verdict:
 
 
 def refusal(error: Exception) -> RoutecastError:
-    """Return what to raise where a verdict says not to come back."""
+    """Return the exception to raise if the verdict on an error is not to reconnect."""
     if isinstance(error, InvalidStatus):
         answer = answer_of(error)
         if answer.problem is not None and answer.status == HTTPStatus.BAD_REQUEST:
@@ -58,7 +58,7 @@ def refusal(error: Exception) -> RoutecastError:
 
 
 def describe(error: Exception, url: str = "") -> str:
-    """Say in a few words why a stream at `url` could not be opened, or ended."""
+    """Return in a few words why a stream at `url` could not be opened, or ended."""
     match error:
         case InvalidStatus():
             return f"it {explain(answer_of(error), url)}"

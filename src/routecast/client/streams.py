@@ -27,10 +27,10 @@ class ViewOptions(TypedDict, total=False):
 async def stream(
     url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
 ) -> AsyncGenerator[Metrics]:
-    """Yield the metrics whenever they change, over any loss of the connection; never ends.
+    """Yield the metrics whenever they change, also after lost connections; never ends.
 
-    A slow reader gets fewer and newer ones. Raises Refused or BadRequest where trying again cannot
-    help. What is asked for is what `Client.subscribe` takes.
+    A slow loop skips older values. The options are those of `Client.subscribe`. Raises Refused or
+    BadRequest if a retry cannot help.
     """
     async with Client(url, token=token) as client, await client.subscribe(**asked) as subscription:
         async for metrics in subscription:
@@ -40,7 +40,7 @@ async def stream(
 def stream_sync(
     url: str = DEFAULT_SERVER, *, token: Token | None = None, **asked: Unpack[ViewOptions]
 ) -> Generator[Metrics]:
-    """Yield what `stream` does, without asyncio: the connection lives in a thread of its own.
+    """Yield what `stream` does, without asyncio: the connection is in a thread of its own.
 
     Closing the generator (or leaving its loop) ends the connection and the thread.
     """
@@ -54,7 +54,7 @@ def stream_sync(
 
 
 class _StreamThread(threading.Thread):
-    """Reads a stream, and keeps the newest for who asks from another thread."""
+    """Reads a stream, and keeps the newest metrics for another thread."""
 
     def __init__(self, metrics: AsyncGenerator[Metrics]) -> None:
         super().__init__(name="routecast-stream", daemon=True)
@@ -66,7 +66,7 @@ class _StreamThread(threading.Thread):
         self._error: BaseException | None = None
 
     def next(self) -> Metrics:
-        """Wait for metrics that were not taken yet; raise what ended the stream."""
+        """Wait for new metrics, and return them; raise the error that ended the stream."""
         with self._changed:
             self._changed.wait_for(lambda: self._newest or self._error)
             newest, self._newest = self._newest, None
@@ -77,14 +77,14 @@ class _StreamThread(threading.Thread):
 
     def stop(self) -> None:
         """End the connection, and wait until it has ended."""
-        with suppress(RuntimeError):  # it ended by itself
+        with suppress(RuntimeError):  # it has ended already
             self._loop.call_soon_threadsafe(self._task.cancel)
         self.join()
 
     def run(self) -> None:
         try:
             self._loop.run_until_complete(self._task)
-        except BaseException as error:  # it is the caller who must hear of it, whatever it is
+        except BaseException as error:  # any error: the caller must raise it
             self._put(None, error)
         finally:
             self._loop.close()

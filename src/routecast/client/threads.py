@@ -1,4 +1,4 @@
-"""The threads of one process that send decisions, at most MAX_THREADS."""
+"""`Threads`: the threads of one process that send decisions, at most MAX_THREADS."""
 
 import logging
 from collections import deque
@@ -20,11 +20,11 @@ class Work(Protocol):
     def work(self) -> None:
         """Work until there is nothing left to do."""
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake it, to check whether its thread is `wanted`."""
 
     def refuse(self) -> None:
-        """Drop what there is to do."""
+        """Drop all of its work."""
 
 
 class Threads:
@@ -62,9 +62,9 @@ class Threads:
             return True
         try:
             number = self._free.pop()
-        except IndexError:  # each looks at the queue before it ends
+        except IndexError:  # each busy thread checks the queue before it ends
             with suppress(KeyError):
-                self._resting.popitem()[0].ring()
+                self._resting.popitem()[0].wake()
             return True
         try:
             start_thread(self._serve)
@@ -75,7 +75,7 @@ class Threads:
 
     @contextmanager
     def resting(self, work: Work) -> Iterator[None]:
-        """Within it, `work` is rung when its thread is wanted."""
+        """Within the context, `work.wake` is called when its thread is wanted."""
         self._resting[work] = None
         try:
             yield

@@ -1,4 +1,4 @@
-"""Where a server is: one address, over HTTP and over WebSocket."""
+"""`Server`: the address of a server, as HTTP and WebSocket URLs."""
 
 import ipaddress
 import re
@@ -15,13 +15,13 @@ _STREAM: Final = "/ws/metrics"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A Routecast server's address, `http://` or `https://`, with or without a path before ours."""
+    """The base URL of a Routecast server: `http://` or `https://`, a host, and maybe a path."""
 
     url: str
 
     @classmethod
     def parse(cls, text: str, name: str = "url") -> "Server":
-        """Read an address as typed: `http`, `https`, `ws` or `wss`, or no scheme at all.
+        """Parse an address as typed: with `http`, `https`, `ws` or `wss`, or without a scheme.
 
         The path of the stream may be at its end. Raises BadParameter for the parameter `name`.
         """
@@ -31,17 +31,17 @@ class Server:
         if scheme not in ("http", "https") or not parts.hostname:
             raise BadParameter(name, f"{_shown(text)!r} is not an address such as {DEFAULT_SERVER}")
         if parts.query or parts.fragment:
-            raise BadParameter(name, "must have no query: give fields, filters and the like apart")
+            raise BadParameter(name, "must have no query: give fields and filters separately")
         path = parts.path.rstrip("/").removesuffix(_STREAM).rstrip("/")
         return cls(f"{scheme}://{parts.netloc}{path}")
 
     def __str__(self) -> str:
-        """The address without what is secret in it."""
+        """The address without its user and password."""
         return _shown(self.url)
 
     @property
     def loopback(self) -> bool:
-        """Whether it is this machine: then no proxy of the environment is asked."""
+        """Whether it is this machine: then proxies of the environment are not used."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host).is_loopback
@@ -53,7 +53,7 @@ class Server:
         return f"{self.url}{path}"
 
     def stream(self, query: Iterable[tuple[str, str]] = ()) -> str:
-        """Return the URL of the metrics stream asked for with `query`."""
+        """Return the URL of the metrics stream with a query."""
         encoded = urlencode(list(query), safe=",")
         return f"ws{self.url.removeprefix('http')}{_STREAM}" + (f"?{encoded}" if encoded else "")
 
@@ -61,8 +61,8 @@ class Server:
 def _split(text: str, name: str) -> SplitResult:
     try:
         parts = urlsplit(text)
-        _ = parts.port  # reading it checks it
-    except ValueError:  # whose text may hold a piece of a password
+        _ = parts.port  # raises ValueError if it is invalid
+    except ValueError:  # its text may contain a part of a password
         raise BadParameter(
             name, f"{_shown(text)!r} is not an address such as {DEFAULT_SERVER}"
         ) from None
@@ -70,5 +70,5 @@ def _split(text: str, name: str) -> SplitResult:
 
 
 def _shown(text: str) -> str:
-    """Return an address without a user's name and password, whatever signs are in them."""
+    """Return an address without its user and password, whatever characters are in them."""
     return re.sub(r"//.*@", "//", text)

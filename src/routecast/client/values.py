@@ -1,6 +1,6 @@
-"""Values of other libraries as JSON has them: numbers of numpy, torch or pandas, enums, times.
+"""Converts values to JSON types: numbers of numpy, torch or pandas, enums, times.
 
-No library is imported for it: a value is known by what it can do.
+No library is imported: a value is recognised by its methods.
 """
 
 import operator
@@ -14,25 +14,25 @@ from typing import Any, Final
 from uuid import UUID
 
 _PLAIN_TYPES: Final = frozenset({str, int, bool})
-_MAX_REASON: Final = 4_000  # characters; a server keeps 500, and says so
+_MAX_REASON: Final = 4_000  # characters; a server keeps 500, and answers with a warning
 _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a value says that there is none: None, or pandas' NA or NaT."""
+    """Whether a value is None, or pandas' NA or NaT."""
     return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def to_text(value: Any) -> Any:
-    """Return a text of any kind as a `str`, and what is no text as it is.
+    """Return a text of any type as a `str`, and any other value as it is.
 
-    NaN is None: pandas fills the gaps of a column of texts with it.
+    NaN becomes None, because pandas fills gaps in a column of texts with it.
     """
     if type(value) is str:
         return value
     if isinstance(value, Enum):
         value = value.value
-    # Not `str(value)`: of an enum whose members are texts that is the member's name.
+    # Not `str(value)`: for an enum whose members are texts, that is the member's name.
     if isinstance(value, str):
         return str.__str__(value)
     return None if isinstance(value, float) and isnan(value) else value
@@ -41,8 +41,8 @@ def to_text(value: Any) -> Any:
 def to_id(value: Any) -> Any:
     """Return a text, a whole number or a UUID as a `str`.
 
-    Raises TypeError for anything else: the server would make another id each time that the decision
-    is sent.
+    Raises TypeError for any other value: without an id, the server would make a new one each time
+    the decision is sent.
     """
     if isinstance(value, UUID):
         return str(value)
@@ -56,15 +56,15 @@ def to_id(value: Any) -> Any:
 
 
 def to_reason(value: Any) -> Any:
-    """Return a text as a `str`, and no more of it than a server looks at."""
+    """Return a text as a `str`, cut to the length that a server reads."""
     text = to_text(value)
     return text[:_MAX_REASON] if type(text) is str else text
 
 
 def to_number(value: Any) -> Any:
-    """Return whatever has `__index__` or `__float__` as that number, and what is none as it is.
+    """Return an object with `__index__` or `__float__` as a number, and any other value as it is.
 
-    A Decimal keeps its digits. Raises ValueError for what JSON has no number for: NaN, infinities.
+    A Decimal keeps its digits. Raises ValueError for NaN and infinities, which JSON does not have.
     """
     kind = type(value)
     if kind in _PLAIN_TYPES:
@@ -76,7 +76,7 @@ def to_number(value: Any) -> Any:
             return str.__str__(value)
         value = _native(value)
     if isinstance(value, float | Decimal) and not isfinite(value):
-        raise ValueError(f"{value} is no number that can be sent")
+        raise ValueError(f"{value} is not a number in JSON")
     return value
 
 
@@ -107,21 +107,21 @@ def _native(value: Any) -> Any:
         return Decimal(value)
     if isinstance(value, float):
         return float(value)
-    if type(truth := _item(value, bool)) is bool:  # numpy's could be a number, too
+    if type(truth := _item(value, bool)) is bool:  # numpy's has `__index__`, too
         return truth
-    if isinstance(_of_numpy(value), date | timedelta):  # so could these, of an unknown unit
+    if isinstance(_of_numpy(value), date | timedelta):  # `__index__` would lose their unit
         return value
-    with suppress(TypeError):  # a tensor of fractions has the method, but no index
+    with suppress(TypeError):  # a tensor of floats has `__index__`, but it raises
         return int(operator.index(value))
     return float(value) if hasattr(type(value), "__float__") else value
 
 
 def _item(value: Any, kind: type) -> Any:
-    """Return what a scalar of numpy, torch or the like holds, where that is of a kind."""
+    """Return the value of a scalar of numpy, torch or similar, if it has the type `kind`."""
     item: Callable[[], Any] | None = getattr(value, "item", None)
     if item is None:
         return value
-    with suppress(Exception):  # more than one element, or something else of that name
+    with suppress(Exception):  # more than one element, or `item` is something else
         held = item()
         return held if type(held) is kind else value
     return value

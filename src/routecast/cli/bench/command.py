@@ -238,7 +238,7 @@ class Trial:
             except (ValueError, OverflowError):
                 stream.abort()
                 self._lost += 1
-                self.failures["what it sends has no timestamp: it is no Routecast server"] += 1
+                self.failures["what it sends has no timestamp: it is not a Routecast server"] += 1
                 return
             self._stamp = stamp
         self.latency.append(1000 * (now - self._stamped))

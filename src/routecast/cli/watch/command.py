@@ -120,7 +120,7 @@ async def _first(target: Server, choice: Choice) -> tuple[Metrics, Health]:
                     fail(f"cannot reach {target}: {health.trouble}. Is it running ({serve})?")
                 if health.trouble:
                     fail(f"the server answers “{health.trouble}”")
-            fail(f"{target} is connected, but nothing comes")
+            fail(f"{target} is connected, but receives nothing")
         finally:
             first.cancel()  # or asyncio would report an exception that was never retrieved
 
