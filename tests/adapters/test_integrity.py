@@ -129,7 +129,7 @@ async def test_file_that_is_cut_off_while_it_is_checked(
     """A check that began before says nothing about it: there is another."""
     await filled(path)
     began, go_on = threading.Event(), threading.Event()
-    look = Integrity._look
+    look = Integrity._quick_check
 
     def looked_before(self: Integrity) -> str | None:
         found = look(self)
@@ -137,7 +137,7 @@ async def test_file_that_is_cut_off_while_it_is_checked(
         go_on.wait()
         return found
 
-    monkeypatch.setattr(Integrity, "_look", looked_before)
+    monkeypatch.setattr(Integrity, "_quick_check", looked_before)
     monkeypatch.setattr(integrity, "OPEN_CHECK_SECONDS", 0.0)
     store = SqliteStore(path)
     await store.open()

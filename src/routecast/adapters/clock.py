@@ -26,6 +26,7 @@ class SystemTimers:
     def call_at(
         self, moment: float, call: Callable[..., object], *args: object
     ) -> asyncio.TimerHandle:
-        # Loops count whole milliseconds, from one that has begun already; no timer may be early.
+        # Loops count in whole milliseconds, from the begin of the present one. One more is added,
+        # because a timer must not be early.
         seconds = ceil(1000 * (moment - self.now()) + 1) / 1000
         return asyncio.get_running_loop().call_later(seconds, call, *args)

@@ -27,13 +27,13 @@ class GenaiPrices:
     """Prices by provider and model name, as exact decimals.
 
     If the tables know the provider, only its own price of the model counts. For other providers,
-    such as a gateway, the model's name alone decides. If neither is found, there is no price; nor
-    is there one for local software (`is_local`), whatever its models are called.
+    such as a gateway, the price is found by the model's name alone. If there is no such price, the
+    cost is unknown. It is also unknown for local software (`is_local`), even if the tables know the
+    name of its model.
 
-    New names are only looked up while that does not take too long in total; at other times they
-    have no price. A price is never wrong. `skipped` is called for each cost that is unknown for
-    this reason. `clock` and `used` return seconds: the time that has passed, and the time that this
-    thread worked.
+    New names are only looked up while that does not take too long in total; at other times their
+    cost is unknown, and `skipped` is called for each such cost. `clock` and `used` return seconds:
+    the time that has passed, and the processor time of this thread.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class GenaiPrices:
         return ListPrice(int(flat.input), int(flat.output), upto)
 
     def _look_up(self, provider: str, model: str) -> "_Known | None":
-        """Return what is known of a name; None if it may not be looked up now."""
+        """Return the result of looking up a name; None if it must not be looked up now."""
         key = provider, model
         known = self._known.get(key)
         if known is not None:
@@ -121,7 +121,7 @@ def _flat(found: "tuple[Provider, ModelInfo] | None") -> "_Flat | None":
     price = found[1].prices
     if price.requests_kcount or price.input_mtok is None or price.output_mtok is None:
         return None
-    # A model without a price for cached tokens charges them like all others.
+    # If a model has no price for cached tokens, they cost as much as the others.
     cached = price.input_mtok if price.cache_read_mtok is None else price.cache_read_mtok
     rates = price.input_mtok, cached, price.output_mtok
     (paid_in, *_), (paid_cached, *_), (paid_out, *_) = bases = [_base(rate) for rate in rates]
@@ -148,7 +148,7 @@ class _Flat(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The result of a lookup: the place in the tables, and the price if it is a simple one."""
+    """The result of a lookup: the entries in the tables, and the price if it is a simple one."""
 
     found: tuple[Provider, ModelInfo] | None
     flat: _Flat | None

@@ -1,7 +1,7 @@
 """The check of Redis: whether it can be used as it must be, and if not, why.
 
-Each command that the adapters send is tried alone, with the check's own keys, so that a command
-that is not allowed is reported by name, instead of a part that silently does nothing. If Redis
+Each command that the adapters send is tried alone, on the check's own keys. So a command that is
+not allowed is reported by name; otherwise a part of the node would silently not work. If Redis
 cannot be reached, the check finds out whether one side speaks TLS and the other does not.
 """
 
@@ -20,7 +20,7 @@ from routecast.errors import Declined, Unavailable
 
 log = logging.getLogger(__name__)
 
-# Seconds between two checks. A right that is granted later takes effect without them.
+# Seconds between two checks. A right that is granted takes effect even before the next one.
 RIGHTS_CHECK_SECONDS: Final = 60.0
 # Seconds between two attempts to find out why Redis cannot be reached.
 EXPLAIN_SECONDS: Final = 30.0
@@ -50,7 +50,10 @@ _REMEDIES: Final = {
 
 
 class RedisCheck:
-    """Finds out what is wrong with Redis. Run `run` as a task. `up` gets 1 for nothing, else 0."""
+    """Finds out what is wrong with Redis. Run `run` as a task.
+
+    `up` is called with 1 if nothing is wrong, otherwise with 0.
+    """
 
     def __init__(self, link: RedisLink, up: Callable[[float], object] = lambda _: None) -> None:
         self._up = up
@@ -152,7 +155,7 @@ class RedisCheck:
     # -- reaching it ----------------------------------------------------------------------------
 
     async def _explain(self, error: str) -> None:
-        """Find out why Redis cannot be reached; log it if it is more than the error says."""
+        """Find out why Redis cannot be reached; log it if the error does not say it."""
         now = asyncio.get_running_loop().time()
         if self.problem is not None and now < self._explained + EXPLAIN_SECONDS:
             return
@@ -167,7 +170,7 @@ class RedisCheck:
         if remedy is not None:
             self._report(f"{error}: {remedy}")
         else:
-            self._set_problem(error)  # the breaker has logged it
+            self._set_problem(error)  # the circuit breaker has logged it
 
     def _set_problem(self, problem: str | None) -> None:
         self.problem = problem

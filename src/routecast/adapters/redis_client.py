@@ -1,4 +1,4 @@
-"""Redis clients: a URL selects a server, Sentinel or Cluster; a circuit breaker guards them.
+"""Redis clients: for a server, Sentinel or Cluster, by the URL, behind a circuit breaker.
 
 Valkey works the same way. All commands that are used exist since Redis 6.2.
 """
@@ -31,11 +31,13 @@ else:
 
 log = logging.getLogger(__name__)
 
-# Timeouts to connect, for one reply, and for a whole call including the question to sentinels.
+# Timeouts, in seconds: to connect, for one reply, and for a whole call with its questions to
+# sentinels.
 REDIS_CONNECT_SECONDS: Final = 1.0
 REDIS_ANSWER_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 2.0
-# The pause after a failure that did not open the breaker, or while another call probes.
+# The pause, in seconds, after a failure that did not open the circuit breaker, or while another
+# call tries whether Redis is back.
 PAUSE_SECONDS: Final = 0.1
 # Part of every key: nodes of different versions share data only if this is equal.
 REDIS_FORMAT: Final = 1
@@ -44,18 +46,18 @@ _PORTS: Final = {"": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"})
 _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 _REQUIREMENTS: Final = {"none", "optional", "required"}  # of `ssl_cert_reqs`
-# Error replies that mean that another server must be asked. All other error replies are answers to
-# the command, and no other exception of a client library is one.
-_ELSEWHERE: Final = (exceptions.ReadOnlyError, exceptions.ClusterDownError)
-# The library uses these to keep its connections in order.
-_FORESEEN: Final = (
+# Error replies that mean that another server must be used. All other error replies are answers to
+# the command; other exceptions of the client library are not.
+_WRONG_SERVER: Final = (exceptions.ReadOnlyError, exceptions.ClusterDownError)
+# Errors that the library itself expects: after them the state of its connections is known.
+_EXPECTED: Final = (
     exceptions.ConnectionError,
     exceptions.TimeoutError,
     exceptions.RedisClusterException,
     OSError,  # TimeoutError is one, too
 )
 # Characters shown of an error text of the library, which may quote received bytes.
-MAX_WORDS_SHOWN: Final = 300
+MAX_CHARACTERS_SHOWN: Final = 300
 
 RedisClient: TypeAlias = "Redis | RedisCluster"
 T = TypeVar("T")
@@ -185,7 +187,7 @@ def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
         return Redis(unix_socket_path=address.socket, **one), []
     if address.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        # One more try, with the new topology: that is how a client learns of a change.
+        # One more try, with the new topology: by this a client notices that it has changed.
         limits["retry"] = Retry(NoBackoff(), 1)
         return RedisCluster(startup_nodes=nodes, **login, **limits), []
     if address.kind == "sentinel":
@@ -205,7 +207,7 @@ def _connect(address: RedisAddress) -> tuple[RedisClient, list[Redis]]:
 
 
 class _Sentinels(Sentinel):
-    """Sentinels that are asked one after the other, whatever error one of them causes."""
+    """Sentinels that are asked one after the other, even if one of them fails in an unusual way."""
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Return the master's address. Raises ConnectionError with the reason of each sentinel."""
@@ -221,7 +223,7 @@ class _Sentinels(Sentinel):
                 failures.append(f"{at}: {text_of(error)}")
                 continue
             if is_usable:
-                # The one that answers is asked first the next time.
+                # The next time, the one that has answered is asked first.
                 self.sentinels[0], self.sentinels[index] = sentinel, self.sentinels[0]
                 return state["ip"], state["port"]
             if state is None:
@@ -245,7 +247,7 @@ class RedisLink:
         if self.address.tls:
             with _as_setting_error(url):
                 _check_tls(self.address.options)
-        self._client, self._guides = _connect(self.address)
+        self._client, self._sentinels = _connect(self.address)
 
     def key(self, name: str) -> str:
         """Return the key for a name; all keys with one prefix are in one slot of a Cluster."""
@@ -256,10 +258,10 @@ class RedisLink:
         ask: Callable[[RedisClient], Awaitable[Any]],
         read: Callable[[Any], T] = lambda reply: reply,
     ) -> T:
-        """Call Redis, within CALL_SECONDS, and return what `read` makes of the reply.
+        """Call Redis, within CALL_SECONDS, and return the reply as `read` returns it.
 
-        Raises Declined if Redis answers with an error, and Unavailable for any other failure, also
-        if `read` raises: then the reply is not Redis's.
+        Raises Declined if Redis answers with an error, and Unavailable for any other failure. If
+        `read` raises, the reply did not come from Redis: that is Unavailable, too.
         """
         with self._breaker.call(), _cancellable():
             try:
@@ -268,14 +270,14 @@ class RedisLink:
             except Exception as error:
                 if _is_answer(error):
                     raise Declined(text_of(error)) from error
-                if not isinstance(error, _FORESEEN):
-                    # It is another server, or the library does not know the connection's state.
+                if not isinstance(error, _EXPECTED):
+                    # It is not Redis, or the library does not know the state of its connections.
                     log.debug("Unexpected error in a call of Redis", exc_info=True)
                     await self._disconnect()
                 raise Unavailable(text_of(error)) from error
 
     async def _disconnect(self) -> None:
-        """Close connections that may be broken; the host name may mean another server now."""
+        """Close connections that may be broken. The next one may lead to another server."""
         with suppress(Exception):
             if isinstance(self._client, Redis):
                 await self._client.connection_pool.disconnect()
@@ -288,7 +290,7 @@ class RedisLink:
 
     async def close(self) -> None:
         """Close all connections. May be called twice."""
-        for client in (self._client, *self._guides):
+        for client in (self._client, *self._sentinels):
             # Closing a broken connection may raise; nothing more can be done about it.
             with suppress(Exception):
                 async with asyncio.timeout(REDIS_CONNECT_SECONDS):
@@ -297,13 +299,13 @@ class RedisLink:
 
 def _is_answer(error: Exception) -> bool:
     """Whether an error is Redis's own reply to a command. Other errors are failures of Redis."""
-    return isinstance(error, exceptions.ResponseError) and not isinstance(error, _ELSEWHERE)
+    return isinstance(error, exceptions.ResponseError) and not isinstance(error, _WRONG_SERVER)
 
 
 def refusal(reply: Any) -> str | None:
     """Return the text of a reply that is an error; None for any other reply.
 
-    Raises the error if it is no answer to a command.
+    Raises the error if it is not an answer to the command.
     """
     if not isinstance(reply, Exception):
         return None
@@ -314,7 +316,7 @@ def refusal(reply: Any) -> str | None:
 
 def text_of(error: BaseException) -> str:
     """Return an error of Redis as one line, for logs and `/health`."""
-    text = " ".join(str(error).split())[:MAX_WORDS_SHOWN]
+    text = " ".join(str(error).split())[:MAX_CHARACTERS_SHOWN]
     if isinstance(error, exceptions.InvalidResponse):
         return f"what answers at its address does not speak Redis's protocol: {text}"
     if isinstance(error, exceptions.RedisError | exceptions.RedisClusterException | OSError):
@@ -326,10 +328,11 @@ def text_of(error: BaseException) -> str:
 
 @contextmanager
 def _cancellable() -> Iterator[None]:
-    """Re-raise a cancellation that the body swallowed, and no cancellation of its own.
+    """Raise a cancellation of this task that the body swallowed.
 
-    redis-py sends with asyncio.wait_for, which up to Python 3.11 swallows a cancellation that comes
-    just as the sending ends: the cancelled task would then run for ever.
+    redis-py sends with asyncio.wait_for. Up to Python 3.11, that swallows a cancellation that comes
+    just as the sending ends, and the cancelled task would run for ever. A CancelledError that is
+    not a cancellation of this task becomes Unavailable.
     """
     task = asyncio.current_task()
     assert task is not None

@@ -9,21 +9,21 @@ from routecast.core.delta import Delta, following
 from routecast.ports import Listener
 from routecast.protocol import Position
 
-# The last deltas are held, with at most this number of cells. In one process a reader hardly ever
-# misses a delta, and it can read older ones from the store.
+# The last deltas are kept, with at most this number of cells. Within one process deltas are hardly
+# ever missed, and older ones can be read from the store.
 CELLS_HELD: Final = 5_000
 
 
 class MemoryBus:
-    """Calls every listener at once (`ports.Bus`)."""
+    """Calls every listener directly (`ports.Bus`)."""
 
     failing = None
     outages = 0
 
     def __init__(self) -> None:
-        self._listeners: dict[object, Listener] = {}  # each under its own token
+        self._listeners: dict[object, Listener] = {}  # by a token: one may listen twice
         self._sent: deque[Delta] = deque()
-        self._cells = 0  # of all held deltas
+        self._cells = 0  # of all kept deltas
 
     async def run(self) -> None:
         await asyncio.Event().wait()

@@ -1,4 +1,4 @@
-"""The bus between nodes: a Redis Stream, whose last messages nodes can read again."""
+"""The bus between nodes: a Redis Stream, which keeps its last messages to be read again."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from routecast.adapters.bus.send_buffer import BATCH_BYTES, BusMessage, DropOldestBuffer
 from routecast.adapters.redis_client import (
-    MAX_WORDS_SHOWN,
+    MAX_CHARACTERS_SHOWN,
     RedisLink,
     compress,
     decompress,
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 # A larger delta is sent as its position alone: nodes then read it from the database.
 MAX_DELTA_BYTES: Final = 256 * 1024
-# About the most memory of Redis that the stream may take.
+# The memory of Redis that the stream may take, approximately.
 STREAM_BYTES: Final = 64 * 1024 * 1024
 # Redis deletes a stream after this time without a write, in seconds.
 STREAM_SECONDS: Final = 24 * 3600
 # A read waits for at most this time, which must be shorter than the client's timeout.
 BLOCK_MILLISECONDS: Final = 500
-# For sending the remaining messages at the end, in seconds.
+# The remaining messages are sent for at most this time when the bus is closed, in seconds.
 BUS_CLOSE_SECONDS: Final = 1.0
-# Between two log lines that say that Redis refuses messages, in seconds.
+# The time between two log lines that say that Redis refuses messages, in seconds.
 QUIET_SECONDS: Final = 60.0
 # Messages read at a time.
 PAGE: Final = 100
 
-# An id in a stream: milliseconds, and a number within them.
+# An id in a stream: a time in milliseconds, and a number within that millisecond.
 StreamId: TypeAlias = tuple[int, int]
 Fields: TypeAlias = Mapping[bytes, bytes]
 StreamEntry: TypeAlias = tuple[StreamId, Fields]
@@ -54,20 +54,20 @@ class RedisBus:
         self._link = link
         self._stream = link.key("deltas")
         self._node = secrets.token_hex(8).encode()
-        self._listeners: dict[object, Listener] = {}  # each under a token of its own
+        self._listeners: dict[object, Listener] = {}  # by a token: one may listen twice
         self._buffer = DropOldestBuffer(instruments.bus_dropped.inc)
         self._filled = asyncio.Event()
-        self._mean = 0.0  # bytes of recent messages
+        self._mean = 0.0  # the mean size of recent messages, in bytes
         self._sending = _Direction("sent")
-        self._following = _Direction("received", "not connected yet")
+        self._receiving = _Direction("received", "not connected yet")
 
     @property
     def failing(self) -> str | None:
-        return self._following.failing or self._sending.failing
+        return self._receiving.failing or self._sending.failing
 
     @property
     def outages(self) -> int:
-        return self._following.outages + self._sending.outages
+        return self._receiving.outages + self._sending.outages
 
     def publish(self, delta: Delta) -> None:
         self._notify(delta)
@@ -99,7 +99,7 @@ class RedisBus:
         try:
             await run_parts(self._send, self._follow)
         except Exception:  # until it is started again, messages are not received
-            self._following.mark_failing(Unavailable("it does not listen"))
+            self._receiving.mark_failing(Unavailable("it does not listen"))
             raise
 
     async def close(self) -> None:
@@ -124,18 +124,19 @@ class RedisBus:
             except Unavailable as error:
                 self._sending.mark_failing(error)
                 self._filled.set()
-                limit = 1  # a frozen Redis runs all that it was sent when it resumes: send little
+                # A frozen Redis runs all commands that it was sent when it resumes: send few.
+                limit = 1
                 await self._link.pause()
 
     async def _send_some(self, limit: int = BATCH_BYTES) -> None:
-        """Send the oldest messages in one round trip. Failed ones are kept, and sent later."""
+        """Send the oldest messages in one round trip; keep those that fail, to send them later."""
         messages = self._buffer.take(limit)
         try:
             refused = await self._link.call(lambda redis: self._add(redis, messages), _read_added)
         except BaseException:  # cancelled, too
             self._buffer.put_back(messages)
             raise
-        # Added messages are done, even if others failed: they must not be sent again and again.
+        # Messages that were added must not be sent again, even if others failed.
         left = [message for message, why in zip(messages, refused, strict=True) if why]
         self._buffer.put_back(left)
         if left:
@@ -158,25 +159,25 @@ class RedisBus:
     # -- receiving ------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        last_id: StreamId | None = None  # the last; None until there is a connection
+        last_id: StreamId | None = None  # of the last message; None until there is a connection
         page = PAGE
         while True:
             try:
                 if last_id is None:
                     last_id = await self._newest()
-                    self._following.mark_healthy()
+                    self._receiving.mark_healthy()
                 entries = await self._read(last_id, page)
                 if not entries and await self._newest() < last_id:
-                    # The stream is new, or was restored from an older state: its ids are behind the
-                    # last one that was read, and reading on would wait for them to catch up.
+                    # The stream is new, or was restored from an older state. Its ids are behind the
+                    # last one that was read, so reading after that one would miss messages.
                     last_id = _START
             except Unavailable as error:
-                self._following.mark_failing(error)
+                self._receiving.mark_failing(error)
                 page = 1  # the page may have been too large for the timeout
                 await self._link.pause()
                 continue
             page = min(2 * page, PAGE)
-            self._following.mark_healthy()
+            self._receiving.mark_healthy()
             for at, fields in entries:
                 last_id = at
                 self._receive(fields)
@@ -221,9 +222,9 @@ class RedisBus:
         return found
 
     async def _after(self, after: Position) -> tuple[dict[int, Fields], int]:
-        """Return the messages with deltas after a position, and the last seq of all messages.
+        """Return the messages with deltas after a position and the last seq of all messages.
 
-        Messages of several nodes may be out of order, so it reads to the end of each page.
+        Messages of several nodes may be out of order, so each page is read to its end.
         """
         newer: dict[int, Fields] = {}
         last, known, before = after.seq, False, "+"
@@ -240,7 +241,7 @@ class RedisBus:
                 known = True
                 last = max(last, position.seq)
                 if b"delta" in fields and position.seq > after.seq:
-                    newer.setdefault(position.seq, fields)  # the newest: pages are in that order
+                    newer.setdefault(position.seq, fields)  # pages begin with the newest message
             if last - after.seq == len(newer):
                 break
             before = f"({_text(page[-1][0])}"
@@ -250,8 +251,8 @@ class RedisBus:
 class _Direction:
     """One direction of the traffic: why it fails, and how often it has failed.
 
-    The circuit breaker logs that Redis is gone. This logs once that Redis refuses messages, and
-    again after QUIET_SECONDS at the earliest.
+    The circuit breaker logs that Redis cannot be reached. This class logs that Redis refuses
+    messages: once, and again after QUIET_SECONDS at the earliest.
     """
 
     def __init__(self, verb: str, failing: str | None = None) -> None:
@@ -298,7 +299,7 @@ def _fields(found: Fields) -> Fields:
 
 
 def _id(text: bytes) -> StreamId:
-    """Return an id. Raises an error if it is none."""
+    """Return an id. Raises ValueError or another error if it is not an id."""
     milliseconds, _, number = text.partition(b"-")
     return int(milliseconds), int(number)
 
@@ -308,7 +309,7 @@ def _text(of: StreamId) -> str:
 
 
 def _why(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_WORDS_SHOWN]
+    return f"{type(error).__name__}: {error}"[:MAX_CHARACTERS_SHOWN]
 
 
 def _position(fields: Fields) -> Position:

@@ -7,9 +7,9 @@ from typing import Final
 
 from routecast.protocol import Position
 
-# The most bytes that wait: the deltas of some minutes, until the engine is back.
+# The maximum number of bytes that wait: the deltas of some minutes, while the engine is away.
 MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
-# Bytes taken at a time: as many as a slow network carries within the timeout of a call.
+# Bytes taken at a time: as many as a slow network can carry within the timeout of a call.
 BATCH_BYTES: Final = 256 * 1024
 # Bytes of a message without its delta.
 _OVERHEAD: Final = 128
@@ -24,7 +24,7 @@ class BusMessage:
 
     @property
     def size(self) -> int:
-        """About the bytes of the message."""
+        """The approximate size of the message, in bytes."""
         return _OVERHEAD + len(self.delta or b"")
 
 

@@ -31,7 +31,7 @@ class MemoryCache:
                 return
         expires = self._clock.now() + self._lifetime
         position = snapshot.position
-        packed = await asyncio.to_thread(snapshot.pack)  # takes long for many cells
+        packed = await asyncio.to_thread(snapshot.pack)  # many cells take long
         self._held = (position, expires, packed)
 
     async def invalidate(self, position: Position) -> None:

@@ -5,7 +5,7 @@ import logging
 from typing import Any, Final
 
 from routecast.adapters.redis_client import (
-    MAX_WORDS_SHOWN,
+    MAX_CHARACTERS_SHOWN,
     RedisLink,
     compress,
     decompress,
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # Compressed bytes; a larger snapshot could not be sent within one call, and is not cached.
 MAX_SNAPSHOT_BYTES: Final = 32 * 1024 * 1024
 
-# Compared and changed in one step, because several nodes do it.
+# Scripts compare and change in one step, because several nodes do so at the same time.
 _PUT: Final = """
 local held = redis.call('HMGET', KEYS[1], 'epoch', 'seq')
 if held[1] == ARGV[1] and tonumber(held[2]) > tonumber(ARGV[2]) then return 0 end
@@ -49,10 +49,12 @@ class RedisCache:
         packed = await self._link.call(lambda redis: redis.hmget(self._key, "snapshot"), _only)
         if packed is None:
             return None
-        try:  # takes long for a large one; streams continue meanwhile
+        try:  # a large one takes long: in a thread, so that streams continue
             return await asyncio.to_thread(lambda: Snapshot.unpack(decompress(packed)))
         except Exception as error:  # any program may have written it
-            log.warning("The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_WORDS_SHOWN])
+            log.warning(
+                "The snapshot in Redis cannot be read: %s", f"{error!r}"[:MAX_CHARACTERS_SHOWN]
+            )
             return None
 
     async def put(self, snapshot: Snapshot) -> None:

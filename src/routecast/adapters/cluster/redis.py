@@ -8,7 +8,7 @@ from routecast.adapters.redis_client import RedisLink, is_done
 from routecast.errors import Unavailable
 from routecast.ports import PRESENCE_SECONDS
 
-# A script, because no other program at the address gives its reply.
+# A script, because its reply shows that the server is Redis: no other program would give it.
 _CLAIM: Final = """
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
 return 0

@@ -7,7 +7,7 @@ from routecast.core.decision import VALUE_FIELDS, DecisionRecord
 from routecast.core.history import PARTS, POINT_COLUMNS
 from routecast.core.rollup import Key, Sums
 
-# The columns of a stored decision, beside those by which a dialect knows its commit.
+# The columns of a stored decision, except those by which a dialect finds its commit.
 STORED: Final = ("id", "project", "series", *VALUE_FIELDS)
 # A stored decision with its series, in the order of `DecisionRecord`, whose last field is not
 # stored.
@@ -26,7 +26,7 @@ def listed(columns: Iterable[str]) -> str:
     return ", ".join(columns)
 
 
-# The replacements of these names in braces in `queries.sql`.
+# The lists of columns for these names in braces in `queries.sql`.
 LISTS: Final = {
     "key": listed(Key._fields),
     "stored": listed(STORED),

@@ -19,7 +19,7 @@ def filters(plan: Plan) -> dict[str, list[str]]:
     return {name: sorted(values) for name, values in chosen.items() if values is not None}
 
 
-# Adds rows to time series; each begins with a series, and the second at which its bucket begins.
+# Adds rows to time series. A row begins with a series, and the second at which its bucket begins.
 Add = Callable[[TimeSeries, Plan, Iterable[Any]], None]
 
 
@@ -37,7 +37,7 @@ SumOf = Callable[[str, str], Sequence[Term]]
 
 
 class RowSelection(NamedTuple):
-    """What to select out of a table with a named query, and how to add it to time series."""
+    """What to select from a table with a named query, and how to add the rows to time series."""
 
     query: str
     table: str
@@ -48,7 +48,10 @@ class RowSelection(NamedTuple):
 
 
 def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[RowSelection]:
-    """Yield what to select for a plan, in this order; `errors` is the SQL of a rollup's errors."""
+    """Yield what to select for a plan, in this order.
+
+    `errors` is the SQL expression of the number of errors in a rollup.
+    """
     part, grouping = plan.summary, "GROUP BY 1, 2"
     rollups = "history_rollups" if part is None else "history_unsummed"
     terms = [
@@ -63,7 +66,8 @@ def selections(plan: Plan, errors: str, sum_of: SumOf) -> Iterator[RowSelection]
         terms = [term for column in plan.columns for term in sum_of("summaries", column)]
         add = partial(add_sums, terms)
         yield RowSelection("history_summaries", "summaries", part, _values(terms), grouping, add)
-    # No database can add histograms up. The sums say how much room that needs.
+    # Databases cannot add histograms, so their rows are added here, after the sums: the counts tell
+    # how wide the lanes must be.
     if plan.histograms:
         yield RowSelection(rollups, "rollups", None, "latency_bins", "", add_bins)
         if part is not None:
@@ -75,7 +79,7 @@ def _values(terms: Iterable[Term]) -> str:
     return ", ".join(term.sql for term in terms)
 
 
-# -- what rows add ------------------------------------------------------------------------------
+# -- adding rows --------------------------------------------------------------------------------
 
 
 def add_sums(terms: Sequence[Term], found: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
@@ -99,7 +103,7 @@ def add_counts(found: TimeSeries, _: Plan, rows: Iterable[Any]) -> None:
 
 
 def add_deltas(found: TimeSeries, plan: Plan, deltas: Iterable[Delta]) -> None:
-    """Add what is not in the rollups yet."""
+    """Add the deltas that are not in the rollups yet."""
     for delta in deltas:
         for minute, cells in delta.cells.minutes.items():
             found.add(plan, 60 * minute, cells)

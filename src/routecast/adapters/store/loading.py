@@ -18,9 +18,10 @@ START_OF: Final = {"total": 0, "hour": 3600, "pruned": 3600, "minute": 60}
 
 
 class Loader:
-    """Fills a snapshot with rows: the shortest window first, until the next has no room.
+    """Fills a snapshot with rows: the shortest window first, until there is no room for the next.
 
-    For each of `spans`, pass its rows to `add`, some at a time. Call `build` at the end.
+    Call `add_total` first. For each of `spans`, pass its rows to `add`, some at a time. Then call
+    `build`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Loader:
             snapshot.cover((*snapshot.covered, window))
 
     def add(self, period: str, rows: Iterable[Any]) -> bool:
-        """Add rows of hours or minutes; False if there is no room: read no more of the span."""
+        """Add rows of hours or minutes; return False if there is no room for more of the span."""
         periods = self._snapshot.hours if period == "hour" else self._snapshot.minutes
         found: dict[int, list[PackedSums]] = {}
         for row in rows:

@@ -1,4 +1,4 @@
-"""Names in any database: their use, and what changes when they are folded."""
+"""Names in any database: how often each is used, and what changes when names are folded."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ def folded_names(rows: Iterable[Any]) -> FoldedNames:
 
 
 def moves(series: Mapping[int, Key], part: str, names: Collection[str]) -> dict[int, Key]:
-    """Return the new key of each series whose name will count as `other`, by its number."""
+    """Return the new key of each series with a name that will count as `other`, by its number."""
     return {
         number: key._replace(**{part: OTHER})
         for number, key in series.items()
@@ -33,7 +33,10 @@ def moves(series: Mapping[int, Key], part: str, names: Collection[str]) -> dict[
 
 
 def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
-    """Yield the starts of rows of start and count, in groups with a bounded number of rollups."""
+    """Yield starts of periods in groups, each with about ROLLUPS_AT_ONCE rollups at most.
+
+    Each row has the start of a period and its number of rollups.
+    """
     starts: list[int] = []
     rollups = 0
     for start, count in rows:
@@ -47,10 +50,10 @@ def in_steps(rows: Iterable[Any]) -> Iterator[list[int]]:
 
 
 def moved_cells(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict[int, PeriodCells]:
-    """Return what rollups of old series add to new keys.
+    """Return the cells of rollups of old series under their new keys.
 
-    Rows begin with start and series. The result is by the number of the period: its start divided
-    by `unit` seconds.
+    Rows begin with start and series. The cells are by the number of the period, which is its start
+    divided by `unit` seconds; `unit` is 0 for the total.
     """
     periods: dict[int, PeriodCells] = {}
     for start, number, *values in rows:
@@ -64,9 +67,9 @@ def moved_cells(rows: Iterable[Any], keys: Mapping[int, Key], unit: int) -> dict
 
 
 def check_room(moved: PeriodCells, held: Mapping[Key, Sums]) -> None:
-    """Raise SumFull if the totals to which some are moved have no room for them.
+    """Raise SumFull if the totals to which sums are moved have no room for them.
 
-    `held` are the present totals of these keys. The sums of other periods are at most as large.
+    `held` are the present totals of these keys. The sums of other periods cannot be larger.
     """
     for key, sums in moved.items():
         if full := field_without_room(held.get(key, Sums()), sums):

@@ -17,7 +17,7 @@ from routecast.protocol import Position
 
 
 def _refuse() -> Never:
-    raise Unavailable("this node only streams (--role stream); another one takes decisions")
+    raise Unavailable("this node only streams (--role stream); send decisions to another node")
 
 
 class NullStore:

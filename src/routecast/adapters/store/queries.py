@@ -11,8 +11,8 @@ _QUERY_NAME: Final = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 def load_queries(dialect: str, lists: Mapping[str, str]) -> dict[str, str]:
     """Return the named queries of a dialect's `queries.sql`.
 
-    `lists` are lists of columns, by the name that stands for them there in braces. Other names in
-    braces stay: they are replaced when a query is run.
+    `lists` are lists of columns, which replace their names in braces. Other names in braces stay:
+    they are replaced when a query is run.
     """
     text = (resources.files(__package__) / "sql" / dialect / "queries.sql").read_text("utf-8")
     for name, columns in lists.items():

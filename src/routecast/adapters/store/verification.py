@@ -1,7 +1,7 @@
 """Verification: stored rollups are compared with what they should be, hour by hour.
 
-It shares no code with how rollups are made: sums by the database itself are the oracle. Memory is
-bounded by the rollups of one hour.
+It shares no code with the making of rollups: they are compared with sums that the database itself
+computes from the decisions. It holds the rollups of one hour at a time.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from routecast.core.history import POINT_COLUMNS
 from routecast.core.rollup import Key, Sums
 from routecast.ports import Difference
 
-# The number of a rollup's sums that a summary has: the first ones. Its errors come before them.
+# A summary has this number of a rollup's sums: the first ones. In its row, errors come before them.
 SUMMARISED: Final = len(POINT_COLUMNS) - 1
 
 # The key of a series that does not exist.
@@ -29,13 +29,17 @@ SumsRows = dict[tuple[int, int], SumsRow]  # by (start, series)
 
 
 class Comparison:
-    """Compares a database that has these series (numbers by key) at one position.
+    """Compares the sums of a database at one position. `series` are the numbers of series by key.
 
-    The rollups and the deltas that are not folded yet count together. Four things must hold of
-    them: minutes are the sums of their decisions; hours are the sums of their decisions and the
-    pruned ones; hours are the sums of their minutes, while minutes are kept (from `minutes_from`
-    on); the total is the sum of all hours. Rows of sums begin with start and series, and end with
-    the histogram as it is stored. Summaries are sums of their hour's rollups.
+    The rollups and the deltas that are not folded yet are added first. Then five things must hold:
+
+    - minutes are the sums of their decisions;
+    - hours are the sums of their decisions and the pruned ones;
+    - hours are the sums of their minutes, if these are kept (from `minutes_from` on);
+    - the total is the sum of all hours;
+    - summaries are sums of their hour's rollups, without deltas.
+
+    Rows of sums begin with start and series, and end with the histogram as it is stored.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class Comparison:
                 yield Difference(what, _text(want, have), _text(have, want))
 
     def _compare_least(self, period: str, least: SumsRows, found: SumsRows) -> Iterator[Difference]:
-        """Yield where less is stored than was recounted; more may be, of pruned decisions."""
+        """Yield sums that are less than was recounted; they may be more, by pruned decisions."""
         for key, want in sorted(least.items(), key=itemgetter(0)):
             have = found.get(key)
             if have is None or not _holds(have, want):
@@ -133,7 +137,7 @@ class Comparison:
 
 
 def readable(packed: Iterable[tuple[int, bytes]], found: list[Difference]) -> Iterator[Delta]:
-    """Yield deltas, given with their seq; add those that cannot be read to `found`."""
+    """Yield packed deltas, which come with their seq; report unreadable ones in `found`."""
     for seq, text in packed:
         try:
             yield Delta.unpack(text)

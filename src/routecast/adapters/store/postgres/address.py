@@ -1,7 +1,7 @@
-"""Addresses: the URL of a PostgreSQL database, and what it asks for.
+"""Addresses: the URL of a PostgreSQL database, and the meaning of its parameters.
 
 URLs come from people, from libpq's documentation and from hosting providers. Each parameter is
-honoured, or has no meaning here, which the log says, or is refused by name.
+used, or is ignored with a line in the log, or is refused by name.
 """
 
 import difflib
@@ -15,13 +15,15 @@ from urllib.parse import SplitResult, parse_qsl, urlencode
 from routecast.errors import BadDatabase
 from routecast.urls import split_url
 
-# Time for one host to accept a connection, in seconds; less if other hosts must be asked in time.
+# The time that one host has to accept a connection, in seconds; less if there are other hosts to
+# try (`Connector.connect`).
 HOST_CONNECT_SECONDS: Final = 5.0
-# The longest such time that a URL can set.
+# The longest such time that a URL can set, in seconds.
 MAX_CONNECT_SECONDS: Final = 60
 
-# A connection that has been quiet for IDLE seconds is probed every INTERVAL seconds; after COUNT
-# probes without an answer it is lost. So is one whose data were not acknowledged for UNACKED ms.
+# A connection that has been quiet for KEEPALIVE_IDLE seconds is probed every KEEPALIVE_INTERVAL
+# seconds, and is lost after KEEPALIVE_COUNT probes without an answer. It is also lost if its data
+# are not acknowledged within DATABASE_UNACKED_MS.
 KEEPALIVE_IDLE: Final = 30
 KEEPALIVE_INTERVAL: Final = 5
 KEEPALIVE_COUNT: Final = 3
@@ -29,7 +31,8 @@ DATABASE_UNACKED_MS: Final = 15_000
 
 APPLICATION: Final = "routecast"
 
-# Whether a session may only read: the choices, in the order in which they are tried.
+# The roles of a session, in the order in which they are tried: None for any, False if it must
+# write, True if it must be read-only.
 _ROLES: Final[Mapping[str, tuple[bool | None, ...]]] = {
     "any": (None,),
     "read-write": (False,),
@@ -71,7 +74,7 @@ _IGNORED: Final[Mapping[str, str]] = {
     "max_protocol_version": "protocol 3.0 is used",
 }
 
-# Parameters of which only these values are possible, and what to do about others.
+# Parameters of which only these values are possible, and what to do about other values.
 _ONLY: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "gssencmode": (
         frozenset({"disable", "prefer"}),
@@ -104,7 +107,10 @@ _NO: Final = frozenset({"false", "0", "no", "off"})
 
 @dataclass(frozen=True, slots=True)
 class Keepalives:
-    """When a quiet connection is probed (seconds), and lost; 0 is the system's default."""
+    """When a quiet connection is probed, and when it is lost; 0 is the system's default.
+
+    `idle` and `interval` are in seconds.
+    """
 
     idle: int = KEEPALIVE_IDLE
     interval: int = KEEPALIVE_INTERVAL
@@ -115,12 +121,12 @@ class Keepalives:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The place of a database, and how to connect to it.
+    """The hosts of a database, and how to connect to them.
 
     `urls` are for asyncpg, one for each host, in the order of the URL. `roles` are the allowed
     roles of a session: None for any, False if it must write, True if it must be read-only. `tls`
-    replaces what the URLs say. `pooled`: the URL says that there is a pooler. `notes` are for the
-    log.
+    replaces the TLS parameters of the URLs. `pooled`: the URL says that there is a pooler. `notes`
+    are for the log.
     """
 
     urls: tuple[str, ...]
@@ -149,7 +155,7 @@ def read_address(url: str) -> Address:
 
 
 class _ParameterReader:
-    """Takes the parameters of one URL, each once."""
+    """Reads the parameters of one URL, each once."""
 
     def __init__(self, given: dict[str, str]) -> None:
         self._left = given
@@ -168,12 +174,12 @@ class _ParameterReader:
         connect = self._number("connect_timeout", 0) or HOST_CONNECT_SECONDS
         fallback = self._left.pop("fallback_application_name", "")
         urls = tuple(_each_host(parts, passed))
-        # Of several hosts only one accepts writes, and a node needs that one.
+        # If there are several hosts, only one accepts writes, and a node needs that one.
         role = self._choice("target_session_attrs", _ROLES, "read-write" if urls[1:] else "any")
         options = self._left.pop("options", None)
         application = self._left.pop("application_name", "") or fallback or APPLICATION
         pooled = self._flag("pgbouncer", default=False)
-        self._see_the_rest()
+        self._check_the_rest()
         return Address(
             urls=urls,
             roles=_ROLES[role],
@@ -222,7 +228,7 @@ class _ParameterReader:
             )
         return context
 
-    def _see_the_rest(self) -> None:
+    def _check_the_rest(self) -> None:
         for name, value in self._left.items():
             if name in _ONLY:
                 values, fix = _ONLY[name]
@@ -270,7 +276,7 @@ def _guess(name: str) -> str:
 
 
 def _each_host(parts: SplitResult, passed: Mapping[str, str]) -> Iterable[str]:
-    """Yield a URL for each host, so that a silent host does not keep us from the next."""
+    """Yield a URL for each host: each has its own timeout, so that a silent one delays no other."""
     login, at, netloc = parts.netloc.rpartition("@")
     hosts = (netloc or passed.get("host", "")).split(",")
     ports = passed.get("port", "").split(",")
@@ -283,5 +289,5 @@ def _each_host(parts: SplitResult, passed: Mapping[str, str]) -> Iterable[str]:
             query["host"] = host
         if "port" in passed:
             query["port"] = ports[number if ports[1:] else 0]
-        place = f"{login}{at}{in_netloc(host)}"
-        yield parts._replace(netloc=place, query=urlencode(query), fragment="").geturl()
+        authority = f"{login}{at}{in_netloc(host)}"
+        yield parts._replace(netloc=authority, query=urlencode(query), fragment="").geturl()

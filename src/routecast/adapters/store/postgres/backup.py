@@ -1,7 +1,7 @@
 """Backups of a PostgreSQL database: made while nodes use it, restored while none does.
 
-A backup is a zip archive. It has each table as `COPY` writes it, as text, so that it suits any
-version of the server, and at its end a manifest with the columns, rows and hash of each table.
+A backup is a zip archive. It has each table in the text format of `COPY`, which any version of the
+server can read, and at its end a manifest with the columns, rows and hash of each table.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ BLOCK: Final = 1 << 20
 # Progress is reported each time that this number of bytes is done.
 _STEP: Final = 8 << 20
 _CLOSE_SECONDS: Final = 3.0
-# Migrations write these, and the backup has them in another form: a restore makes them again.
-_MADE: Final = "schema_version"
-# Triggers on these tables write to others: so they are restored first.
-_FIRST: Final = ("rollups",)
+# The backup does not have this table: migrations write it, and the manifest has the version.
+_VERSION_TABLE: Final = "schema_version"
+# Triggers on these tables write to other tables, so these are restored first.
+_RESTORED_FIRST: Final = ("rollups",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class PostgresBackups:
     def __init__(self, url: str) -> None:
         self._connector = Connector(url)
 
-    def holds(self, path: Path) -> bool:  # the database's files are the server's
+    def holds(self, path: Path) -> bool:  # the files of the database belong to the server
         return False
 
     async def backup(self, target: Path, tell: Tell) -> BackedUp:
@@ -141,8 +141,7 @@ class PostgresBackups:
                     kept = await _set_aside(session)
                     await _fill(session, source, manifest, tell)
                     epoch = (await query(session, "begin_epoch"))[0]["epoch"]
-                    # No session may have connected meanwhile, which would continue with the old
-                    # tables.
+                    # A session that has connected meanwhile would continue with the old tables.
                     await query(session, "forget_activity")
                     await _require_alone(session)
             finally:
@@ -152,7 +151,7 @@ class PostgresBackups:
 
 @contextmanager
 def _disk(path: Path) -> Iterator[None]:
-    """Raise Unavailable for errors of a file on this machine, which is not the server."""
+    """Raise Unavailable for errors of a file on this machine."""
     try:
         yield
     except OSError as error:
@@ -167,12 +166,12 @@ def _size(path: Path) -> int:
 
 
 async def _write(session: DatabaseSession, target: Path, tell: Tell) -> _Manifest:
-    """Write all tables, within a transaction that sees one moment."""
+    """Write all tables, within a transaction that sees the database at one moment."""
     state = (await query(session, "state"))[0]
     seq = (await query(session, "position"))[0]["seq"]
     kept_from = state["pruned_commit"], state["pruned_place"]
     names = {row["name"]: row["columns"] for row in await query(session, "all_tables")}
-    del names[_MADE]
+    del names[_VERSION_TABLE]
     progress = _ByteProgress("copying", await value(session, "size"), tell)
     tables = {}
     with _disk(target):
@@ -222,7 +221,7 @@ def _create(target: Path) -> IO[bytes]:
 
 
 class _ByteProgress:
-    """Reports the number of bytes that are done, now and then."""
+    """Counts the bytes that are done, and reports them after each _STEP."""
 
     def __init__(self, stage: str, of: int, tell: Tell) -> None:
         self._stage, self._of, self._tell = stage, of, tell
@@ -271,14 +270,14 @@ def _read(source: Path, tell: Tell) -> _Manifest:
             of = sum(table.size for table in manifest.tables.values())
             progress = _ByteProgress("checking", of, tell)
             for name, table in manifest.tables.items():
-                if _look(archive, name, progress) != (table.sha256, table.rows, table.size):
+                if _digest(archive, name, progress) != (table.sha256, table.rows, table.size):
                     raise Damaged(f"{source} is damaged: table {name} is not as it was written")
     except (zipfile.BadZipFile, zlib.error, KeyError, TypeError, ValueError, EOFError) as error:
         raise Damaged(f"{source} is damaged or was cut off: {error}") from error
     return manifest
 
 
-def _look(archive: zipfile.ZipFile, name: str, progress: _ByteProgress) -> tuple[str, int, int]:
+def _digest(archive: zipfile.ZipFile, name: str, progress: _ByteProgress) -> tuple[str, int, int]:
     """Return the hash, the rows and the bytes of a table in a backup."""
     found, rows, size = hashlib.sha256(), 0, 0
     for block in _blocks(archive, name):
@@ -313,7 +312,7 @@ async def _set_aside(session: DatabaseSession) -> str | None:
         return None
     try:
         known = await schema_version(session)
-    except BadDatabase:  # by a newer program, to which this is the way back
+    except BadDatabase:  # of a newer program: a restore is the way back from it
         known = 0
     if known and not (await query(session, "position"))[0]["seq"]:
         await session.execute(POSTGRES_SQL["drop_schema"])
@@ -334,7 +333,7 @@ async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tel
     with _disk(source):
         archive = zipfile.ZipFile(source)
     with archive:
-        for name in sorted(manifest.tables, key=lambda name: (name not in _FIRST, name)):
+        for name in sorted(manifest.tables, key=lambda name: (name not in _RESTORED_FIRST, name)):
             await session.execute(POSTGRES_SQL["empty_table"].format(name=_quoted(name)))
             table = manifest.tables[name]
             status = await session.copy_to_table(
@@ -351,14 +350,15 @@ async def _fill(session: DatabaseSession, source: Path, manifest: _Manifest, tel
 
 
 async def _make_generations(session: DatabaseSession, oldest: int, newest: int) -> None:
-    """Create the generations of a backup, and no other, if the first one exists.
+    """Create the generations of a backup, in a new schema, which has the first one.
 
-    Those before the oldest are skipped. They may be thousands, and the locks of each one that is
-    created or dropped are held to the end of the transaction: the server has no room for so many.
+    Generations before the oldest are skipped. There may be thousands, and the locks of each one
+    that is created or dropped are held until the transaction ends: the server has no room for so
+    many locks.
     """
-    passed = max(oldest - 1, 1)
-    await query(session, "set_generation", passed)
-    for generation in range(passed, newest):
+    skipped = max(oldest - 1, 1)
+    await query(session, "set_generation", skipped)
+    for generation in range(skipped, newest):
         await query(session, "begin_generation", generation)
     if oldest > 1:
         await query(session, "drop_generation", 1)

@@ -24,7 +24,7 @@ _TYPES: Final = {
     "fallback": "boolean",
     "reason": "text",
 }
-# A decision: its partition, its place in the order of receipt, and the stored columns.
+# A decision: its partition, its commit, its place in that, and the stored columns.
 DECISION_COLUMNS: Final = ("generation", "commit", "place", *STORED)
 
 
@@ -33,7 +33,7 @@ def _arrays(types: Iterable[str], first: int = 1) -> str:
     return listed(f"${number}::{kind}[]" for number, kind in enumerate(types, first))
 
 
-# The replacements of these names in braces in `queries.sql`.
+# The lists of columns for these names in braces in `queries.sql`.
 POSTGRES_LISTS: Final = {
     **LISTS,
     "decision": listed(DECISION_COLUMNS),

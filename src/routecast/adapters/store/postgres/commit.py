@@ -57,9 +57,9 @@ class _New(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A commit without the end of its transaction, and how to recognise it afterwards.
+    """A commit whose transaction has not ended yet, and how to recognise it afterwards.
 
-    `folded` is the seq of the rollups a moment before.
+    `folded` is the seq of the rollups a moment before its end.
     """
 
     commit: Commit
@@ -82,11 +82,11 @@ class _OtherHistory(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How to commit: the fast way first, which fails in some cases that the slow way handles."""
+class _CommitMode:
+    """How to commit. The fast mode comes first; if it fails, a slower mode handles the case."""
 
-    copy: bool = True  # insert all, which fails if the current generation has one of the ids
-    exact: bool = False  # find the decisions that fit; otherwise it fails if some may not
+    copy: bool = True  # insert all decisions; fails if the current generation has one of the ids
+    exact: bool = False  # look for decisions that do not fit; if False, it fails if some may not
 
 
 async def commit(
@@ -96,24 +96,24 @@ async def commit(
 
     Raises Unsettled, and the exceptions of asyncpg.
     """
-    sent = await _apart(sum(map(len, batches)), _first_mentions, batches)
+    sent = await _in_thread_if_many(sum(map(len, batches)), _first_mentions, batches)
     if not sent:
         return await _nothing(session, batches)
-    way = _Way()
+    mode = _CommitMode()
     while True:
         try:
             counted = await _counted(session, sent)
-            return await _commit(session, batches, counted, received, way)
+            return await _commit(session, batches, counted, received, mode)
         except _OtherHistory:
             session.naming.history = ""
         except asyncpg.UniqueViolationError:
-            way = _Way(copy=False, exact=way.exact)
+            mode = _CommitMode(copy=False, exact=mode.exact)
         except asyncpg.NumericValueOutOfRangeError:
-            way = _Way(copy=way.copy, exact=True)
+            mode = _CommitMode(copy=mode.copy, exact=True)
 
 
-async def _apart(size: int, work: Callable[..., T], *args: Any) -> T:
-    """Do some work for `size` decisions; for many of them, beside the event loop."""
+async def _in_thread_if_many(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Do some work for `size` decisions; in a thread if they are many."""
     return await asyncio.to_thread(work, *args) if size > MAX_GROUP else work(*args)
 
 
@@ -137,8 +137,8 @@ async def _counted(session: DatabaseSession, sent: list[DecisionRecord]) -> list
     keep_numbers(session, naming.history)
     counted = sent
     if naming.folded:
-        counted = await _apart(len(sent), fold_names, sent, naming.folded)
-    await number_series(session, await _apart(len(sent), _keys, counted))
+        counted = await _in_thread_if_many(len(sent), fold_names, sent, naming.folded)
+    await number_series(session, await _in_thread_if_many(len(sent), _keys, counted))
     return counted
 
 
@@ -147,12 +147,12 @@ async def _commit(
     batches: Sequence[Sequence[DecisionRecord]],
     sent: list[DecisionRecord],
     received: int,
-    way: _Way,
+    mode: _CommitMode,
 ) -> Written:
     written = None
     try:
         async with transaction(session):
-            written = await _write(session, batches, sent, received, way)
+            written = await _write(session, batches, sent, received, mode)
     except LOST as error:
         if written is None or written.commit.delta is None:
             raise
@@ -162,8 +162,10 @@ async def _commit(
 
 async def settle(session: DatabaseSession, written: Written) -> bool | None:
     """Return whether a commit was made; None while its transaction still runs."""
-    with suppress(asyncpg.InvalidParameterValueError):  # after a crash the name may not exist yet,
-        if await value(session, "is_running", written.transaction):  # or be another's: wait, too
+    # After a crash of the server, the transaction's number may not exist yet (an error), or another
+    # transaction may have it: then this waits for that one, which does no harm.
+    with suppress(asyncpg.InvalidParameterValueError):
+        if await value(session, "is_running", written.transaction):
             return None
     made: bool = await value(session, "is_committed", written.number, written.token)
     return made
@@ -174,7 +176,7 @@ async def _write(
     batches: Sequence[Sequence[DecisionRecord]],
     sent: list[DecisionRecord],
     received: int,
-    way: _Way,
+    mode: _CommitMode,
 ) -> Written:
     """Do all of a commit except the end of the transaction."""
     generation, oldest, *kept_from, number, history = (await query(session, "begin_commit"))[0]
@@ -184,7 +186,7 @@ async def _write(
     if oldest < generation:
         sent = await _unknown(session, sent, generation, kept_from)
     counting = None
-    if way.copy and sent:  # all are inserted, or the statement fails
+    if mode.copy and sent:  # all are inserted, or the statement fails
         counting = await _copy(session, sent, generation, number, received)
     elif sent:
         sent = await _insert_new(session, sent, generation, number)
@@ -196,7 +198,7 @@ async def _write(
     new = await (counting or _count(sent, received))
     full: Full = {}
     inserted = sent
-    if way.exact:
+    if mode.exact:
         new, full = await _leave_out_full(session, batches, new, generation)
     conflicts = await _conflicts(session, batches, inserted, known, full)
     if not new.sent:
@@ -208,7 +210,7 @@ async def _write(
         session,
         "write_delta",
         *(generation, number, received, token),
-        *(len(new.sent), new.largest, new.packed, way.exact, touched),
+        *(len(new.sent), new.largest, new.packed, mode.exact, touched),
     )
     epoch, seq, transaction, folded = row[0]
     position = Position(epoch, seq)
@@ -268,7 +270,7 @@ async def _conflicts(
         counted = [fold_names(batch, folded) for batch in batches] if folded else batches
         return count_conflicts(counted, known, full or {})
 
-    return await _apart(size, count)
+    return await _in_thread_if_many(size, count)
 
 
 def _inserted(
@@ -315,17 +317,17 @@ async def _copy(
     number: int,
     received: int,
 ) -> "asyncio.Future[_New]":
-    """Insert all of some decisions, and count their sums meanwhile.
+    """Insert all these decisions, and count their sums meanwhile.
 
     Fails if the current generation has one of their ids.
     """
-    columns = await _apart(len(sent), _columns, session, sent, generation, number)
+    columns = await _in_thread_if_many(len(sent), _columns, session, sent, generation, number)
     counting: list[asyncio.Future[_New]] = []
 
     def rows(first: int, end: int) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(column[first:end] for column in columns), strict=True)
         if end >= len(sent):
-            # From here on the server has all that it needs, and there is time to count.
+            # The server has got all rows, and needs time for them: count meanwhile.
             counting.append(asyncio.ensure_future(_count(sent, received)))
 
     for first in range(0, len(sent), ROWS_AT_ONCE):
@@ -354,7 +356,7 @@ async def _count(sent: list[DecisionRecord], received: int) -> _New:
         cells = Cells()
         cells.add(sent)
         delta, largest = Delta(_NOT_YET, cells, received), most_added(cells)
-        if largest > LARGEST_SUM:  # may be too large to pack: first check that it fits
+        if largest > LARGEST_SUM:  # a sum may be too large to be packed: check all of them
             fits = max(sums.largest for sums in cells.total().values()) <= LARGEST_SUM
             return _New(sent, delta, delta.pack() if fits else b"", LARGEST_SUM)
         return _New(sent, delta, delta.pack(), largest)
@@ -370,11 +372,11 @@ async def _leave_out_full(
 ) -> tuple[_New, Full]:
     """Delete those decisions for which the sums of their series have no room.
 
-    From here on no other node commits before the transaction ends.
+    After this call, no other node commits before the transaction ends.
     """
     totals = PostgresTotals(session, set(new.delta.cells.keys()))
     await totals.update()
-    # Most of them are found before other nodes have to wait.
+    # Most of them are found before the lock makes other nodes wait.
     new, full = await _without_full(session, batches, new, totals.sums, generation)
     await query(session, "lock_history")
     await totals.update()

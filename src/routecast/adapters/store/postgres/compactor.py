@@ -1,4 +1,4 @@
-"""Folding in the background: when enough is not folded, and by one node at a time."""
+"""Folding in the background: it begins when enough is not folded, on one node at a time."""
 
 import asyncio
 import logging
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 POSTGRES_FOLD_COMMITS: Final = 128
 POSTGRES_FOLD_CELLS: Final = 8_000
 FOLD_SECONDS: Final = 5.0
-# If more of them are not folded, a commit folds first, so that snapshots add a bounded number of
-# deltas. Before a large commit, cells count, too.
+# If this number of commits is not folded, a commit folds first, so that the number of unfolded
+# deltas has a bound. Before a large commit, POSTGRES_FOLD_CELLS is such a limit, too.
 MOST_UNFOLDED_COMMITS: Final = 1_000
 
 
@@ -33,8 +33,8 @@ class RollupCompactor:
     ) -> None:
         self._sessions = sessions
         self._seq = 0  # of the last commit of this node
-        self._folded = 0  # the rollups have this one at least
-        self._cells = 0  # of this node's commits since any node last folded
+        self._folded = 0  # the rollups have at least the commits up to this seq
+        self._cells = 0  # of this node's commits since a node last folded
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 

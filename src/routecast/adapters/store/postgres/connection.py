@@ -30,7 +30,7 @@ POSTGRES_SQL: Final = load_queries("postgres", POSTGRES_LISTS)
 SCHEMA: Final = "routecast"
 OLDEST_SERVER: Final = 14
 
-# The setting with the session's name, for people: a server may cut it or replace characters.
+# The setting with the session's name, which people read: a server may cut it or replace characters.
 NAME_SETTING: Final = "application_name"
 
 # The longest pause between two steps of long work, in seconds.
@@ -38,22 +38,23 @@ LONGEST_STEP_REST: Final = 0.05
 # Rows of a large result that are in memory at the same time.
 CHUNK_ROWS: Final = 2_000
 
-# Reads, windows and folding compute on one thread. So all of them together leave at least half of
+# Reads, windows and folding compute in one thread. So all of them together leave at least half of
 # the interpreter's time to the event loop, which serves commits.
 _computing: Final = ThreadPoolExecutor(1, "postgres-rows")
 T = TypeVar("T")
 
 
-async def beside(work: Callable[..., T], *args: Any) -> T:
-    """Compute something on a thread, after earlier requests."""
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
+    """Run a computation in the one thread for it, after those that came earlier."""
     return await asyncio.get_running_loop().run_in_executor(_computing, work, *args)
 
 
 @dataclass(slots=True)
 class Naming:
-    """The names that are folded in a history; that is "" while they are not known.
+    """The names that are folded in a history, by which decisions are counted.
 
-    A history ends when an epoch begins, and when tables are put back as they were.
+    `history` identifies the content of the tables: it changes when an epoch begins, and when the
+    tables are restored. It is "" while the names are not known.
     """
 
     history: str = ""
@@ -62,11 +63,12 @@ class Naming:
 
 @dataclass(slots=True)
 class Setup:
-    """The setup of a session: pooled or not, its settings, and the last server that answered.
+    """The setup of a session: whether it is pooled, its settings, and its last server.
 
-    A pooled session may have another server session in each transaction. Its settings only hold
-    within a transaction, and it does nothing outside of one. `server` is when that server started,
-    and `history` the history in which the session learned the numbers of series.
+    A pooled session may have another server session in each transaction. Its settings are only
+    valid within a transaction, and it does nothing outside of one. `server` is the time at which
+    that server started, and `history` the history in which the session learned the numbers of
+    series.
     """
 
     pooled: bool = True
@@ -76,10 +78,10 @@ class Setup:
 
 
 class DatabaseSession(_Connection):
-    """A connection with the numbers of the series it has seen, and the folded names.
+    """A connection that remembers the numbers of series that it has seen, and the folded names.
 
-    It knows numbers until it ends, as it does when another server takes over; a pooled one until
-    another server answers. Folding names does not change numbers.
+    A connection ends when another server takes over; a pooled one does not, and forgets the numbers
+    when another server answers. Folding names does not change numbers.
     """
 
     __slots__ = ("naming", "series", "setup", "transport")
@@ -106,16 +108,16 @@ async def transaction(session: DatabaseSession, **kind: Any) -> AsyncIterator[No
     outermost = not session.is_in_transaction()
     async with session.transaction(**kind):
         if outermost and session.setup.pooled:
-            await _set_up_here(session)
+            await _apply_settings_here(session)
         yield
 
 
-async def _set_up_here(session: DatabaseSession) -> None:
+async def _apply_settings_here(session: DatabaseSession) -> None:
     """Apply the session's settings to the transaction that has just begun."""
     setup = session.setup
-    answer = await settle_in(session, setup.settings, local=True)
+    answer = await apply_settings(session, setup.settings, local=True)
     if setup.server != answer.server:
-        # After a failover that the pooler hides, names and numbers may be different.
+        # After a failover, which the pooler hides, names and numbers may be different.
         session.series.clear()
         session.naming.history = ""
         setup.server = answer.server
@@ -129,12 +131,12 @@ class ServerIdentity(NamedTuple):
     read_only: bool
 
 
-async def settle_in(
+async def apply_settings(
     session: DatabaseSession, settings: Mapping[str, str], *, local: bool
 ) -> ServerIdentity:
-    """Set settings, for this transaction alone if `local`; read them back, with the server.
+    """Apply settings, only for this transaction if `local`; return the identity of the server.
 
-    Raises Unsuitable if one of them is not as it should be.
+    They are read back. Raises Unsuitable if one of them has another value.
     """
     names, values = list(settings), list(settings.values())
     rows = await session.fetch(POSTGRES_SQL["set_up"], names, values, local)
@@ -145,7 +147,7 @@ async def settle_in(
 
 
 def statement(session: DatabaseSession) -> AbstractAsyncContextManager[None]:
-    """Return the context of a statement: a transaction if it needs one and there is none."""
+    """Return the context in which a statement must run: a transaction if the session needs one."""
     if session.setup.pooled and not session.is_in_transaction():
         return transaction(session)
     return nullcontext()
@@ -164,7 +166,7 @@ async def value(session: DatabaseSession, name: str, *values: Any) -> Any:
 
 
 async def rest_since(began: float) -> None:
-    """Leave the server to others for as long as a step took that began at `began` (monotonic)."""
+    """Rest for as long as a step took that began at `began` (monotonic): others get a turn."""
     await asyncio.sleep(min(time.monotonic() - began, LONGEST_STEP_REST))
 
 
@@ -182,7 +184,7 @@ async def chunks(
 
 
 async def warn(session: DatabaseSession) -> None:
-    """Log settings of the server with which a crash loses acknowledged decisions."""
+    """Log those settings of the server because of which a crash loses acknowledged decisions."""
     for row in await query(session, "dangers"):
         log.critical(
             "PostgreSQL runs with %s = off: a crash of its machine LOSES decisions that were "
@@ -195,6 +197,6 @@ async def warn(session: DatabaseSession) -> None:
 
 
 async def learn_folded(session: DatabaseSession) -> None:
-    """See to it that the session knows the history, and the names that are folded in it."""
+    """Read the present history into the session, and the names that are folded in it."""
     history, folded = (await query(session, "counting"))[0]
     session.naming.history, session.naming.folded = history, folded_names(folded)

@@ -2,9 +2,9 @@
 
 A pooler such as PgBouncer may give each transaction another server session. A session that may come
 from such a pooler is *pooled*: it prepares no statements, does nothing outside of transactions, and
-applies its settings in each transaction (`connection.transaction`). A pooler greets a client before
-it has a server for it, so it cannot tell the number of the process that will answer. That is how it
-is detected, in session mode and in transaction mode.
+applies its settings in each transaction (`connection.transaction`). A pooler accepts a client
+before it has a server for it, so the process number that it tells is not that of the process that
+answers. By this a pooler is detected, in session mode and in transaction mode.
 """
 
 import asyncio
@@ -24,31 +24,35 @@ from routecast.adapters.store.postgres.connection import (
     DatabaseSession,
     ServerIdentity,
     Setup,
-    settle_in,
+    apply_settings,
 )
 from routecast.errors import BadDatabase
 
 log = logging.getLogger(__name__)
 
-# Time for asking all hosts, in seconds: every wait for a session is at least this long.
+# The time for trying all hosts, in seconds: every wait for a session is at least this long.
 ASK_SECONDS: Final = 4.5
-# A host that did not answer is asked last for this time, in seconds.
+# A host that did not answer is tried last for this time, in seconds.
 SILENT_SECONDS: Final = 60.0
-# In seconds. A lock is waited for longer than a node that stopped in a transaction can hold it.
+# Limits of the server, in seconds. The wait for a lock is longer than a node that is suspended in a
+# transaction can hold it (IDLE_SECONDS).
 LOCK_SECONDS: Final = 5
 IDLE_SECONDS: Final = 3
 STATEMENT_SECONDS: Final = 20
-# For a server that does not answer any more.
+# The limit for a server that does not answer any more, in seconds.
 DATABASE_ANSWER_SECONDS: Final = 25.0
 # Statements that a session keeps prepared.
 PREPARED: Final = 100
 
-# What each process has logged, which would else come with each store that it opens.
+# The lines that this process has logged; otherwise each store that it opens would log them again.
 _logged: set[str] = set()
 
 
 def settings_of(address: Address, *, patient: bool = False) -> dict[str, str]:
-    """Return the settings of a session, as the server shows them. A patient one has more time."""
+    """Return the settings of a session, as the server shows them.
+
+    A patient session, for long work, has no limits of time.
+    """
     limits = {
         "lock_timeout": LOCK_SECONDS,
         "statement_timeout": STATEMENT_SECONDS,
@@ -90,7 +94,7 @@ class Connector:
         return self._pooled is not False
 
     async def connect(self, *, patient: bool = False) -> DatabaseSession:
-        """Return a session with its settings, from the first host that gives one.
+        """Return a session with its settings applied, from the first host that gives one.
 
         Each host but the last has an equal share of ASK_SECONDS, so that a silent host leaves time
         for the others; a patient session has no such limit.
@@ -123,7 +127,7 @@ class Connector:
         raise failure
 
     def _in_turn(self) -> list[str]:
-        """The hosts' URLs: the host of the last session first, recently silent ones last."""
+        """Return the hosts' URLs: that of the last session first, those silent recently last."""
         silent = {url for url, at in self._silent.items() if time.monotonic() - at < SILENT_SECONDS}
         return sorted(self.address.urls, key=lambda url: (url in silent, url != self._last))
 
@@ -162,13 +166,13 @@ class Connector:
 
     async def _set_up(self, session: DatabaseSession, settings: dict[str, str]) -> ServerIdentity:
         async with session.transaction():
-            answer = await settle_in(session, settings, local=True)
+            answer = await apply_settings(session, settings, local=True)
             pooled = self.address.pooled or answer.process != session.get_server_pid()
             if not pooled:
-                await settle_in(session, settings, local=False)
+                await apply_settings(session, settings, local=False)
         session.setup = Setup(pooled, settings, answer.server)
         if pooled and self._pooled is False:
-            # A pooler was put between us and the server at run time; prepared statements would be
+            # A pooler was put before the server while this node runs: prepared statements would be
             # mixed up.
             self._pooled = True
             raise ConnectionError("a pooler has come in front of the server")

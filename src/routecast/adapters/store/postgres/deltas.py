@@ -21,10 +21,10 @@ async def last_commit(session: DatabaseSession) -> int:
 
 
 async def read(session: DatabaseSession, after: Position) -> Callable[[], list[Delta]]:
-    """Read the deltas after a position, within a transaction that sees one moment.
+    """Read the deltas after a position; return a function that decodes them, without a session.
 
-    Call the result to decode them; that needs no session. Raises MissingDeltas if they are not kept
-    any more.
+    Call it within a transaction that sees the database at one moment. Raises MissingDeltas if they
+    are not kept any more.
     """
     last = await position(session)
     if last.epoch != after.epoch or last.seq < after.seq:

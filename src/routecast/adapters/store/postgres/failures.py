@@ -1,4 +1,4 @@
-"""Failures: errors of PostgreSQL and connections to it, and what people can do about them."""
+"""Failures: errors of PostgreSQL and of connections to it, and what people can do about them."""
 
 import ssl
 from collections.abc import Iterator
@@ -29,19 +29,19 @@ _USELESS: Final = (
 )
 
 # Permanent errors, by the first characters of their code, and what to do about them.
-_HOPELESS: Final[dict[str, str]] = {
+_PERMANENT: Final[dict[str, str]] = {
     "42501": "grant this user CREATE on the database, or all rights on the schema routecast",
     "28": "check user and password in the URL, and the server's pg_hba.conf",
     "3D": "make it first, as with createdb",
 }
-# In answer to a request to connect, these are permanent, too: a wrong parameter, or a syntax or
-# feature that the server does not know.
+# In an answer to a request to connect, errors with these codes are permanent, too: a wrong
+# parameter, or a syntax or feature that the server does not know.
 _REFUSED_CODES: Final = ("22", "42", "0A")
 _ASKED: Final = "the server does not take what this program, or `options` in the URL, asks for"
-# PgBouncer gives every error the code of a broken protocol; or asyncpg gives that of a lost
-# connection.
+# Errors of PgBouncer have the code of a broken protocol, or asyncpg gives them that of a lost
+# connection. Both begin with this.
 _POOLER: Final = "08"
-_POOLER_HOPELESS: Final[dict[str, str]] = {
+_POOLER_PERMANENT: Final[dict[str, str]] = {
     "startup parameter": "PgBouncer does not take it: leave it out of the URL, or name it in "
     "PgBouncer's ignore_startup_parameters",
     "no such database": "PgBouncer does not know it: add it to its [databases]",
@@ -54,7 +54,7 @@ _NO_TLS: Final = "rejected SSL upgrade"
 
 
 class Unsuitable(Exception):
-    """A server, or a program in front of it, does not do what the store depends on."""
+    """A server, or a program in front of it, lacks something that the store depends on."""
 
 
 @contextmanager
@@ -115,12 +115,12 @@ def fix_of(error: BaseException) -> str | None:
     code = _code(error)
     if code.startswith(_POOLER):
         text = str(error)
-        return next((fix for part, fix in _POOLER_HOPELESS.items() if part in text), None)
-    return next((fix for start, fix in _HOPELESS.items() if code.startswith(start)), None)
+        return next((fix for part, fix in _POOLER_PERMANENT.items() if part in text), None)
+    return next((fix for start, fix in _PERMANENT.items() if code.startswith(start)), None)
 
 
 def usable_after(error: BaseException) -> bool:
-    """Whether a session still works after an error: the server refused, or our code raised."""
+    """Whether a session still works after an error: of a statement, or of our own code."""
     if isinstance(error, _USELESS):
         return False
     return isinstance(error, asyncpg.PostgresError | RoutecastError)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from routecast.adapters.store.postgres.connection import (
     DatabaseSession,
-    beside,
+    in_thread,
     query,
 )
 from routecast.adapters.store.postgres.deltas import deltas_of, last_commit
@@ -13,26 +13,26 @@ from routecast.adapters.store.postgres.rollups import merge
 from routecast.adapters.store.postgres.series import keep_numbers, number_series
 from routecast.core.rollup import Cells, Key, PeriodCells
 
-# The maximum number of bytes merged at a time, or one delta: that takes much less time than a
-# session may be idle.
+# The number of bytes of deltas that are merged at a time, or one larger delta. That takes much less
+# time than a session may be idle.
 BYTES_AT_ONCE: Final = 1_000_000
-# Bytes of deltas in the log: a node that lacks more of them loads a snapshot.
+# The number of bytes of deltas that stay in the log: a node that lacks more loads a snapshot.
 BYTES_KEPT: Final = 16_000_000
 
 
 async def fold(session: DatabaseSession, kept: int) -> int:
-    """Add all present commits to the rollups; return the seq that they then have.
+    """Add all present commits to the rollups; return the seq up to which they have commits then.
 
-    Within a transaction that holds the lock of the rollups. `kept` deltas stay in the log.
+    Call it within a transaction that holds the lock of the rollups. `kept` deltas stay in the log.
     """
-    until = await last_commit(session)  # later commits are folded later
+    until = await last_commit(session)  # commits that come meanwhile are not folded
     while (folded := await fold_some(session, kept, until)) < until:
         pass
     return folded
 
 
 async def fold_some(session: DatabaseSession, kept: int, until: int) -> int:
-    """Do what `fold` does for the next commits up to a seq: as many as have BYTES_AT_ONCE."""
+    """Fold the next commits, as `fold` does, at most up to a seq: those within BYTES_AT_ONCE."""
     state = (await query(session, "state"))[0]
     epoch, folded, largest = state[:3]
     keep_numbers(session, state["history"])
@@ -47,7 +47,7 @@ async def fold_some(session: DatabaseSession, kept: int, until: int) -> int:
 
 
 async def _add(session: DatabaseSession, rows: Iterable[Any], epoch: str) -> int:
-    keys, periods = await beside(_sum, rows, epoch)
+    keys, periods = await in_thread(_sum, rows, epoch)
     await number_series(session, keys)
     largest = 0
     for period, buckets in periods:

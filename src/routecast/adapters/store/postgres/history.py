@@ -13,8 +13,8 @@ from routecast.adapters.store.history import (
 from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
-    beside,
     chunks,
+    in_thread,
     query,
 )
 from routecast.adapters.store.postgres.deltas import deltas_of
@@ -25,9 +25,10 @@ from routecast.protocol import Position
 
 
 async def read(session: DatabaseSession, plan: Plan) -> TimeSeries:
-    """Return the sums that a plan asks for, within a transaction that sees one moment.
+    """Return the sums that a plan needs.
 
-    Raises NotHeld if minutes of the plan are not kept any more.
+    Call it within a transaction that sees the database at one moment. Raises NotHeld if minutes of
+    the plan are not kept any more.
     """
     state = (await query(session, "state"))[0]
     if plan.period == "minute" and plan.buckets.first < state["minutes_from"]:
@@ -35,9 +36,9 @@ async def read(session: DatabaseSession, plan: Plan) -> TimeSeries:
     series = TimeSeries(Position(*(await query(session, "position"))[0]))
     for add, sql, values in _queries(plan):
         async for rows in chunks(session, sql, *values):
-            await beside(add, series, plan, rows)
+            await in_thread(add, series, plan, rows)
     deltas = deltas_of(await query(session, "deltas", state["folded"]), series.position.epoch)
-    await beside(add_deltas, series, plan, deltas)
+    await in_thread(add_deltas, series, plan, deltas)
     return series
 
 

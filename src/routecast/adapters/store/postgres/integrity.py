@@ -1,4 +1,4 @@
-"""Whether the server's files are sound, as far as the server can find out."""
+"""Integrity: whether the server's files are sound, as far as the server can find out."""
 
 from collections.abc import AsyncIterator
 from typing import Final
@@ -21,8 +21,8 @@ async def check_files(
 ) -> AsyncIterator[Checked | Difference]:
     """Yield progress, and each damaged table or index; add to `unchecked` what was not checked.
 
-    Rows are counted by tables and by their indexes. If the extension amcheck is installed, it
-    checks every page of both.
+    The rows of each table are counted in the table and in its indexes. If the extension amcheck is
+    installed, it checks every page of both.
     """
     tables = await query(session, "tables")
     amcheck = await value(session, "amcheck")
@@ -50,14 +50,14 @@ async def check_files(
 async def _compare_counts(
     session: DatabaseSession, table: str, indexes: list[str]
 ) -> Difference | None:
-    """Return the difference between the counts of a table and of its index, or None."""
+    """Return the difference between the rows counted in a table and in its indexes, or None."""
     sql = POSTGRES_SQL["count_rows"].format(table=table)
     counts = []
     try:
         async with transaction(session, isolation="repeatable_read", readonly=True):
             for by_index in ("off", "on"):
                 await query(session, "read_by_index", by_index)
-                # Without a name: the server would keep the plan of a statement that has one.
+                # Unnamed, because the server would keep the plan of a named statement.
                 counting = await session.prepare(sql, name="")
                 counts.append(await counting.fetchval())
     except CORRUPT as error:

@@ -5,17 +5,23 @@ from collections.abc import Collection, Iterable, Mapping
 from routecast.adapters.store.loading import START_OF
 from routecast.adapters.store.names import Uses, check_room, in_steps, moved_cells, moves
 from routecast.adapters.store.names import folded_names as by_part
-from routecast.adapters.store.postgres.connection import DatabaseSession, beside, query, transaction
+from routecast.adapters.store.postgres.connection import (
+    DatabaseSession,
+    in_thread,
+    query,
+    transaction,
+)
 from routecast.adapters.store.postgres.deltas import deltas_of
 from routecast.adapters.store.postgres.folding import fold
-from routecast.adapters.store.postgres.rollups import PLACES_AT_ONCE, merge
+from routecast.adapters.store.postgres.rollups import MERGED_AT_ONCE, merge
 from routecast.adapters.store.postgres.series import number_series, series_names
 from routecast.core.cardinality import NAMED, FoldedNames
 from routecast.core.rollup import Key, PeriodCells, Sums
 from routecast.ports import DELTAS_KEPT, NameUse
 from routecast.protocol import Position
 
-# If a command is suspended within the transaction, commits wait for at most this time.
+# If the command is suspended within its transaction, the server ends that after this time: commits
+# wait for it.
 IDLE_IN_TRANSACTION = "30s"
 
 
@@ -25,7 +31,7 @@ async def folded_names(session: DatabaseSession) -> FoldedNames:
 
 
 async def listed(session: DatabaseSession) -> list[NameUse]:
-    """Return all names, within a transaction that sees one moment."""
+    """Return all names. Call it within a transaction that sees the database at one moment."""
     uses = Uses()
     state = (await query(session, "state"))[0]
     series = await series_names(session)
@@ -37,7 +43,7 @@ async def listed(session: DatabaseSession) -> list[NameUse]:
         for part in NAMED:
             uses.see(part, getattr(series[number], part), first, last)
     deltas = await query(session, "deltas", state["folded"])
-    await beside(lambda: uses.add(deltas_of(deltas, state["epoch"])))
+    await in_thread(lambda: uses.add(deltas_of(deltas, state["epoch"])))
     return uses.sorted(await folded_names(session))
 
 
@@ -46,11 +52,11 @@ async def fold_names(
 ) -> Position:
     """Count these names of a part as `other`, and begin a new epoch.
 
-    The session must not be used afterwards if this fails: series that it numbers are undone then.
+    If it fails, do not use the session any more: it remembers series whose insertion was undone.
     """
     async with transaction(session):
-        # Running commits end first, and later ones wait. Then comes the lock of folding and
-        # retention.
+        # First wait for running commits, and keep others from beginning. Then wait for folding and
+        # retention, which hold the lock of the rollups.
         await query(session, "limit_idle", IDLE_IN_TRANSACTION)
         await query(session, "lock_commits")
         await query(session, "lock_rollups")
@@ -77,7 +83,7 @@ async def _move_rollups(
     largest, old = 0, list(keys)
     for starts in in_steps(await query(session, "starts_of_series", period, old)):
         rows = await query(session, "take_rollups_of_series", period, starts, old)
-        periods = await beside(moved_cells, rows, keys, unit)
+        periods = await in_thread(moved_cells, rows, keys, unit)
         if period == "total":
             check_room(periods[0], await _totals(session, periods[0]))
         largest = max(largest, await merge(session, period, periods))
@@ -87,10 +93,10 @@ async def _move_rollups(
 async def _totals(session: DatabaseSession, keys: Iterable[Key]) -> PeriodCells:
     """Return the folded sums over all time of some series, which the session must know."""
     numbers = {session.series[key]: key for key in keys}
-    places = list(numbers)
+    series = list(numbers)
     found: PeriodCells = {}
-    for first in range(0, len(places), PLACES_AT_ONCE):
-        some = places[first : first + PLACES_AT_ONCE]
+    for first in range(0, len(series), MERGED_AT_ONCE):
+        some = series[first : first + MERGED_AT_ONCE]
         rows = await query(session, "rollups_at", "total", [0] * len(some), some)
         found |= {numbers[row["series"]]: Sums.from_row(row[2:]) for row in rows}
     return found

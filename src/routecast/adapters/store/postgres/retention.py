@@ -1,7 +1,7 @@
-"""Retention in PostgreSQL: decisions go in the order of receipt, partitions as a whole.
+"""Retention in PostgreSQL: decisions are pruned in the order of receipt, and partitions dropped.
 
-Pruned decisions stay in their partition, where nothing reads them any more, until all of the
-partition is pruned. Then it is dropped, at the same cost for any size.
+Pruned decisions stay in their partition, but are not read any more. When all decisions of a
+partition are pruned, it is dropped, at the same cost for any size.
 """
 
 import itertools
@@ -17,8 +17,8 @@ from routecast.core.clock_check import KeptSpan
 from routecast.core.decision import DecisionRecord
 from routecast.core.rollup import Cells
 
-# The approximate number of partitions of decisions. Each is one more in which ids are searched.
-# With 4 of them, a decision stays on disk for up to a quarter longer than it is kept.
+# The approximate number of partitions of decisions (generations). Ids are searched in each of them.
+# With 4, a decision stays on disk for up to a quarter longer than it is kept.
 GENERATIONS: Final = 4
 
 
@@ -28,10 +28,10 @@ async def span(session: DatabaseSession) -> KeptSpan:
 
 
 async def turn_over(session: DatabaseSession, before: int) -> None:
-    """Begin a new generation if the current one has a good part of the kept decisions.
+    """Begin a new generation if the current one spans one part in GENERATIONS of what is kept.
 
-    Also if some of it will be pruned: running commits may still add to it, and what is pruned must
-    be complete.
+    One also begins if some decisions of the current generation will be pruned: running commits may
+    still add to that, and only complete generations can be pruned.
     """
     generation = (await query(session, "state"))[0]["generation"]
     first, last = (await query(session, "generation_span", generation))[0]
@@ -45,12 +45,12 @@ async def turn_over(session: DatabaseSession, before: int) -> None:
 async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> int:
     """Prune at most `limit` decisions received before a moment; return their number.
 
-    Within a transaction that holds the lock of the rollups.
+    Call it within a transaction that holds the lock of the rollups.
     """
     state = (await query(session, "state"))[0]
     commit, place = state["pruned_commit"], state["pruned_place"]
     commits = await query(session, "oldest_commits", commit, state["generation"], limit + 1)
-    # In the order of receipt: all decisions from the first one that is young enough on are kept.
+    # In the order of receipt: the first commit that is young enough and all later ones are kept.
     due = list(itertools.takewhile(lambda row: row["received"] < before, commits))
     due = _enough(due, limit, place)
     if not due:
@@ -61,7 +61,7 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
         *(commit, place, due[-1]["number"], due[0]["generation"], due[-1]["generation"]),
         limit + 1,
     )
-    # Where to continue: at the first remaining decision, or after the last commit.
+    # The next call continues at the first remaining decision, or after the last commit.
     commit, place = rows[limit][:2] if len(rows) > limit else (due[-1]["number"] + 1, 0)
     keep_numbers(session, state["history"])
     cells = Cells()
@@ -74,7 +74,10 @@ async def prune_decisions(session: DatabaseSession, before: int, limit: int) -> 
 
 
 def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:
-    """Return the first commits that have more than `limit` decisions from a place on."""
+    """Return the first commits that together have more than `limit` decisions.
+
+    `place` is the number of decisions of the first commit that do not count.
+    """
     enough, count = [], -place
     for row in commits:
         enough.append(row)
@@ -85,9 +88,9 @@ def _enough(commits: Sequence[Any], limit: int, place: int) -> list[Any]:
 
 
 async def prune_minutes(session: DatabaseSession, before: int, limit: int) -> int:
-    """Delete at most `limit` minute rollups of hours over before a moment; return their number.
+    """Delete at most `limit` minute rollups of hours that ended before a moment (in seconds).
 
-    Within a transaction that holds the lock of the rollups.
+    Returns their number. Call it within a transaction that holds the lock of the rollups.
     """
     before -= before % 3600
     dropped = 0
@@ -102,7 +105,7 @@ async def prune_minutes(session: DatabaseSession, before: int, limit: int) -> in
 
 
 async def drop_generations(session: DatabaseSession) -> None:
-    """Drop the fully pruned generations; one that is being read is dropped another time."""
+    """Drop the fully pruned generations; one that is being read is dropped by a later call."""
     state = (await query(session, "state"))[0]
     for generation in range(state["oldest"], state["generation"]):
         if not await value(session, "is_pruned", generation, state["pruned_commit"]):

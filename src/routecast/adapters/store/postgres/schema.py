@@ -1,4 +1,4 @@
-"""The schema in PostgreSQL: the first node brings it up to date, while others wait."""
+"""The schema in PostgreSQL: one node brings it up to date, while others wait."""
 
 import re
 from typing import Final
@@ -23,9 +23,9 @@ _OLDEST_PROGRAM: Final = re.compile(r"\A-- oldest program: (\d+)$", re.MULTILINE
 
 
 async def migrate(session: DatabaseSession, *, create: bool) -> None:
-    """Bring the schema up to date. A newer schema is left as it is if this program may use it.
+    """Bring the schema up to date. A newer schema that this program may use is left as it is.
 
-    Raises BadDatabase if it may not; or, without `create`, if there is no schema.
+    Raises BadDatabase if the program may not use it; or, without `create`, if there is no schema.
     """
     await check_server(session)
     version = await schema_version(session)
@@ -56,7 +56,7 @@ async def check_server(session: DatabaseSession) -> None:
 
 
 async def run_migrations(session: DatabaseSession, version: int, last: int) -> None:
-    """Run the migrations after one up to another, within a transaction."""
+    """Run the migrations after `version` up to `last`. Call it within a transaction."""
     for number, script in POSTGRES_MIGRATIONS:
         if version < number <= last:
             await session.execute(script)

@@ -6,18 +6,18 @@ from typing import Any, Final
 from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
-    beside,
     chunks,
+    in_thread,
     query,
 )
 from routecast.core.rollup import Key, shared_key
 
-# Series that are looked up in one statement: a few ms of the event loop.
+# Series that are looked up in one statement, which takes a few ms of the event loop.
 KEYS_AT_ONCE: Final = 1_000
 
 
 def keep_numbers(session: DatabaseSession, history: str) -> None:
-    """Have the session forget the numbers of another history: the tables may be different ones."""
+    """Have the session forget its numbers if they are of another history: tables may differ."""
     if session.setup.history != history:
         session.series.clear()
         session.setup.history = history
@@ -26,11 +26,11 @@ def keep_numbers(session: DatabaseSession, history: str) -> None:
 async def number_series(session: DatabaseSession, keys: Iterable[tuple[str, ...]]) -> None:
     """Look up or add these series, so that the session knows their numbers.
 
-    New series are committed at once, so that other nodes do not wait: do not call it in a
-    transaction that may be undone.
+    The session remembers new series as committed, so end the session if the transaction is undone.
+    Outside of a transaction, they are committed at once, so that other nodes do not wait.
     """
     series = session.series
-    # Not by the difference of sets: that would read all known series.
+    # A difference of sets would read all known series.
     unknown = [key for key in set(keys) if key not in series]
     for first in range(0, len(unknown), KEYS_AT_ONCE):
         some = unknown[first : first + KEYS_AT_ONCE]
@@ -49,7 +49,7 @@ async def series_names(session: DatabaseSession) -> dict[int, Key]:
     """Return the key of each series by its number, within a transaction."""
     names: dict[int, Key] = {}
     async for rows in chunks(session, POSTGRES_SQL["series"]):
-        names |= await beside(_names, rows)
+        names |= await in_thread(_names, rows)
     return names
 
 

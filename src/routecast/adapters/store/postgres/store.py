@@ -14,7 +14,7 @@ from routecast.adapters.store.postgres.commit import Unsettled, Written, commit,
 from routecast.adapters.store.postgres.compactor import RollupCompactor
 from routecast.adapters.store.postgres.connection import (
     DatabaseSession,
-    beside,
+    in_thread,
     query,
     transaction,
     warn,
@@ -50,9 +50,9 @@ log = logging.getLogger(__name__)
 
 # The wait for a free session, and then for a server to accept it, in seconds: at least ASK_SECONDS.
 ACQUIRE_SECONDS: Final = 5.0
-# Sessions that only commits, checks and reads of the position use.
+# The number of sessions that only commits, checks and reads of the position may use.
 SPARE_SESSIONS: Final = 2
-# The time of a whole check, or read of the position: their callers need an answer soon.
+# The time for a whole check, or read of the position, in seconds: callers need an answer soon.
 POSITION_SECONDS: Final = ASK_SECONDS
 # A session that is not used is closed after this time, in seconds; a pooled one sooner, so that the
 # pooler can give its server session to others.
@@ -70,11 +70,11 @@ class PostgresStore:
 
     def __init__(self, url: str, *, create: bool = True, connections: int = 5) -> None:
         self._connector = Connector(url)
-        # To speak of it, without a name or password.
+        # For messages: without a user's name or password.
         self._shown_url = masked(url).partition("://")[2]
         self._create = create
         self._connections = connections
-        # Long reads, folding and retention wait here, so that they never use all sessions.
+        # Long reads, folding and retention must acquire it, so that they never use all sessions.
         self._others = asyncio.Semaphore(max(1, connections - SPARE_SESSIONS))
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._closed = self._stopping = False
@@ -173,12 +173,12 @@ class PostgresStore:
     async def load(self, now: int, room: int | None = None) -> Snapshot:
         async with self._snapshot() as session:
             build = await loading.read(session, now, room)
-        return await beside(build)
+        return await in_thread(build)
 
     async def deltas(self, after: Position) -> list[Delta]:
         async with self._snapshot() as session:
             decode = await deltas.read(session, after)
-        return await beside(decode)
+        return await in_thread(decode)
 
     async def history(self, plan: Plan) -> TimeSeries:
         async with self._snapshot() as session:
@@ -274,7 +274,7 @@ class PostgresStore:
     async def _session(self, *, spare: bool = False) -> AsyncIterator[DatabaseSession]:
         """A session from the pool; with `spare`, it may be one of the SPARE_SESSIONS.
 
-        Raises Unavailable for all errors of it.
+        Raises Unavailable for all errors of the session.
         """
         if spare:
             async with self._pooled() as session:
@@ -322,7 +322,7 @@ class PostgresStore:
 
     @asynccontextmanager
     async def _soon(self) -> AsyncIterator[DatabaseSession]:
-        """A session for work that must end within POSITION_SECONDS in any case."""
+        """A session for work that must end within POSITION_SECONDS."""
         with unavailable():
             async with asyncio.timeout(POSITION_SECONDS), self._session(spare=True) as session:
                 yield session
@@ -337,7 +337,7 @@ class PostgresStore:
             yield session
 
     async def _settle(self, unsettled: Unsettled) -> Written:
-        """Find out whether a commit was made whose session was lost at its end."""
+        """Find out whether a commit was made, after its session was lost at its end."""
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
         while asyncio.get_running_loop().time() < deadline and not self._stopping:
             made = None
@@ -350,9 +350,9 @@ class PostgresStore:
                 raise Unavailable(f"PostgreSQL: {unsettled.__cause__}; nothing was kept")
             await asyncio.sleep(SETTLE_PAUSE)
         raise Unavailable(
-            "PostgreSQL was lost in the middle of a commit, and does not say what became of it"
+            "PostgreSQL was lost at the end of a commit, so it is unknown whether it was made"
         )
 
 
 async def _keep(_: object) -> None:
-    """Reset nothing: settings of a session here end with its transaction."""
+    """Reset nothing: what a transaction sets ends with it."""

@@ -1,4 +1,4 @@
-"""Exact sums over all time of some series: their rollups, and what is not folded yet."""
+"""Exact sums over all time of some series: their rollups, and the deltas not folded yet."""
 
 import asyncio
 from collections.abc import Iterable
@@ -17,9 +17,10 @@ from routecast.core.rollup import Key, PeriodCells, Sums
 
 
 class PostgresTotals:
-    """Sums that `update` brings up to the last commit, without histograms; it needs no lock.
+    """Sums over all time of some series, without histograms. `update` adds the latest commits.
 
-    Within a transaction that sees commits of others; its session must know the series.
+    Use it within a transaction that sees the commits of others; it needs no lock. The session must
+    know the series.
     """
 
     def __init__(self, session: DatabaseSession, keys: Iterable[Key]) -> None:
@@ -32,7 +33,7 @@ class PostgresTotals:
         """Add the commits since the last call; the first call reads the rollups, too."""
         if self._seq < 0 or not await self._follow(await last_commit(self._session)):
             while not await self._follow(await self._read()):
-                pass  # folding continued meanwhile, and its deltas are not in the log any more
+                pass  # deltas were folded meanwhile, and are not in the log any more
 
     async def _read(self) -> int:
         """Read the rollups; return the last commit at that moment."""

@@ -1,4 +1,4 @@
-"""Recounts the rollups in PostgreSQL from the decisions, and yields the differences."""
+"""Verification in PostgreSQL: recounts the rollups from the decisions, and yields differences."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -21,7 +21,7 @@ from routecast.core.histogram import EDGES
 from routecast.core.history import PARTS
 from routecast.ports import COMPARING, COUNTING, Checked, Difference
 
-# What no recount can detect.
+# What no recount can detect; each completes "It cannot detect".
 POSTGRES_UNVERIFIABLE: Final = (
     "a decision that was changed, added or removed together with every sum that holds it",
     "a reason, or a receipt time, that was changed: nothing is summed up by them",
@@ -35,9 +35,9 @@ PREFETCH: Final = 1_000
 async def verify(
     session: DatabaseSession, unchecked: list[str]
 ) -> AsyncGenerator[Checked | Difference]:
-    """Yield progress, and every place where stored sums differ, at one position.
+    """Yield progress, and every difference in stored sums, at one position.
 
-    What cannot be checked is added to `unchecked`, a sentence each.
+    `unchecked` is filled with what cannot be checked, one phrase each.
     """
     unchecked[:] = POSTGRES_UNVERIFIABLE
     async for found in check_files(session, unchecked):
@@ -84,7 +84,7 @@ async def _recount(session: DatabaseSession) -> AsyncGenerator[Checked | Differe
 async def _strays(
     session: DatabaseSession, kept_from: tuple[int, int], seq: int
 ) -> AsyncIterator[Difference]:
-    """Yield rows that do not belong together although all sums are right."""
+    """Yield rows that do not belong together, even if all sums are right."""
     last = await value(session, "latest_commit")
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
@@ -101,7 +101,7 @@ async def _strays(
 async def _read_deltas(
     session: DatabaseSession, folded: int, seq: int, deltas: list[Delta]
 ) -> AsyncIterator[Difference]:
-    """Append the deltas that are not folded, and yield the faults of the whole log."""
+    """Append the deltas that are not folded to `deltas`, and yield the faults of the whole log."""
     if folded > seq:
         yield Difference("deltas", f"those up to seq {folded}", f"those up to seq {seq}")
     expected = folded + 1
@@ -120,7 +120,7 @@ async def _read_deltas(
 
 
 async def _by_hour(session: DatabaseSession, *values: Any) -> AsyncIterator[tuple[int, SumsRows]]:
-    """Yield each hour, in order, with its minutes as counted from the decisions."""
+    """Yield each hour, in order, with its minutes as recounted from the decisions."""
     current: int | None = None
     minutes: SumsRows = {}
     recount = await session.prepare(POSTGRES_SQL["recount"])

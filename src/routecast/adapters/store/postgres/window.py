@@ -1,4 +1,4 @@
-"""The sums of one window in PostgreSQL."""
+"""Windows in PostgreSQL: the sums of one window, by series."""
 
 import asyncio
 from typing import Final
@@ -6,8 +6,8 @@ from typing import Final
 from routecast.adapters.store.postgres.connection import (
     POSTGRES_SQL,
     DatabaseSession,
-    beside,
     chunks,
+    in_thread,
     query,
 )
 from routecast.adapters.store.postgres.deltas import deltas_of
@@ -22,9 +22,10 @@ WINDOW_READ_SECONDS: Final = 5.0
 
 
 async def read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snapshot:
-    """Return a window at `now`, within a transaction that sees one moment.
+    """Return a window at `now`.
 
-    Raises NotHeld if minutes of it are not kept any more, Unavailable if it takes too long.
+    Call it within a transaction that sees the database at one moment. Raises NotHeld if minutes of
+    the window are not kept any more, Unavailable if it takes too long.
     """
     try:
         async with asyncio.timeout(WINDOW_READ_SECONDS):
@@ -40,14 +41,14 @@ async def _read(session: DatabaseSession, asked: WindowQuery, now: int) -> Snaps
         raise NotHeld("minutes of the window are not kept any more")
     for period in sums.ranges:
         async for rows in chunks(session, POSTGRES_SQL["window_sums"], *period):
-            await beside(sums.add_sums, rows)
+            await in_thread(sums.add_sums, rows)
         if asked.histograms:
             async for rows in chunks(session, POSTGRES_SQL["window_bins"], *period):
-                await beside(sums.add_bins, rows)
+                await in_thread(sums.add_bins, rows)
     if sums.last_minutes is not None:
         async for rows in chunks(session, POSTGRES_SQL["window_counts"], *sums.last_minutes):
             sums.add_counts(rows)
     names = await series_names(session)
     position = Position(state["epoch"], state["folded"])
     deltas = deltas_of(await query(session, "deltas", state["folded"]), position.epoch)
-    return await beside(sums.build, position, names, deltas)
+    return await in_thread(sums.build, position, names, deltas)

@@ -119,7 +119,7 @@ class SqliteBackups:
             return kept
         give_owner(fresh, self.path)
         sync(fresh)
-        is_empty = _settle(self.path)
+        is_empty = _add_log(self.path)
         with _alone(self.path):
             kept = None if is_empty else _set_aside(self.path)
             os.replace(fresh, self.path)
@@ -252,7 +252,7 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _settle(path: Path) -> bool:
+def _add_log(path: Path) -> bool:
     """Add a file's log to it if possible; return whether it has no decisions."""
     with suppress(apsw.Error, RoutecastError):
         require_own_log(path)

@@ -38,7 +38,7 @@ class FileIdentity:
 
     def accept(self) -> None:
         """Take the present files for the right ones. Raises Unavailable."""
-        found = self._look()
+        found = self._stat_database()
         self._file, self._size = _identity(found), found.st_size
         self._logs = [(path, _identity(held)) for path in self._beside if (held := _stat(path))]
 
@@ -48,7 +48,7 @@ class FileIdentity:
         found = _stat(self._path)
         return found is not None and _identity(found) == self._file
 
-    def _look(self) -> os.stat_result:
+    def _stat_database(self) -> os.stat_result:
         found = _stat(self._path)
         if found is None:
             if _is_removed(self._file):
@@ -62,7 +62,7 @@ class FileIdentity:
         Raises Shrunk if the database file is shorter than before, because another program has cut
         it off; Lost if everything can be saved.
         """
-        found = self._look()
+        found = self._stat_database()
         if _identity(found) != self._file:
             raise Unavailable(f"the database file {self._path} was replaced")
         for path, identity in self._logs:
@@ -73,7 +73,7 @@ class FileIdentity:
         if found.st_size >= self._size:
             self._size = found.st_size
         # Another thread may have seen a longer file in the meantime: look again.
-        elif self._look().st_size < self._size:
+        elif self._stat_database().st_size < self._size:
             raise Shrunk("the database file is shorter than it was")
 
 

@@ -88,7 +88,7 @@ class Integrity:
             await asyncio.wait({self._task})
         self._thread.shutdown()
 
-    def saw(self, error: Exception) -> None:
+    def record_error(self, error: Exception) -> None:
         """Record an error that a user of the file met."""
         if isinstance(error, (*_CORRUPT, LogCut)):
             self._damaged(str(error), final=True)
@@ -121,7 +121,7 @@ class Integrity:
             # A check that began before damage was seen does not disprove it.
             while self._again and found is None:
                 self._again = False
-                found = await loop.run_in_executor(self._thread, self._look)
+                found = await loop.run_in_executor(self._thread, self._quick_check)
         except apsw.InterruptError:
             self._check = "unfinished"  # the file is being closed; it may be opened again
             return
@@ -143,7 +143,7 @@ class Integrity:
 
     # -- on the thread --------------------------------------------------------------------------
 
-    def _look(self) -> str | None:
+    def _quick_check(self) -> str | None:
         """Return the first fault of the file, None if there is none."""
         with self._connect() as db:
             db.set_progress_handler(self._pace(), CHECK_STEPS)

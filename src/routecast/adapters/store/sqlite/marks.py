@@ -45,7 +45,7 @@ _READ: Final = 1 << 20  # bytes at a time
 _LEAF_OF_ONE: Final = struct.Struct(">BHHH")
 _LEAF: Final = 13
 # Files that another process is changing may not fit for a moment: tries, and seconds between them.
-_LOOKS: Final = 3
+_LOG_TRIES: Final = 3
 _PAUSE: Final = 0.1
 
 
@@ -115,8 +115,8 @@ def require_own_log(path: Path) -> None:
             f"{wal} is there, but its database {path} is {'empty' if path.exists() else 'not'}: "
             f"put {path} back. To begin without the decisions in it, move {wal} away"
         )
-    for look in range(_LOOKS):
-        if look:
+    for number in range(_LOG_TRIES):
+        if number:
             time.sleep(_PAUSE)
         if not _is_foreign(path, wal):
             return

@@ -27,16 +27,16 @@ class Readers:
         self._path = path
         self._changed = threading.Condition()
         self._busy = 0
-        self._away = False
+        self._suspended = False
         self._open: list[apsw.Connection] = []
         self._local = threading.local()
-        self._times_left = 0
+        self._suspensions = 0
 
     @contextmanager
     def using(self) -> Iterator[None]:
         """Keep the file from being opened again. Raises Unavailable while it is being opened."""
         with self._changed:
-            if self._away:
+            if self._suspended:
                 raise Unavailable("the database is being opened again")
             self._busy += 1
         try:
@@ -51,8 +51,8 @@ class Readers:
         """The connection of this thread. Raises Unavailable while the file is opened again."""
         with self.using():
             held = getattr(self._local, "held", None)
-            if held is None or held[1] != self._times_left:
-                held = self._local.held = self._connect(), self._times_left
+            if held is None or held[1] != self._suspensions:
+                held = self._local.held = self._connect(), self._suspensions
                 self._open.append(held[0])
             yield held[0]
 
@@ -85,24 +85,24 @@ class Readers:
             with suppress(apsw.Error):  # it was closed a moment ago
                 connection.interrupt()
 
-    def leave(self, seconds: float) -> bool:
-        """Close all connections; return whether that was in time. Call `come_back` later."""
+    def suspend(self, seconds: float) -> bool:
+        """Close all connections; return whether that was in time. Call `resume` later."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            self._away = True
+            self._suspended = True
             while self._busy and time.monotonic() < deadline:
                 self.interrupt()
                 self._changed.wait(INTERRUPT_PAUSE)
             if self._busy:
                 return False
             self.close()
-            self._times_left += 1
+            self._suspensions += 1
         return True
 
-    def come_back(self) -> None:
+    def resume(self) -> None:
         """Admit readers again."""
         with self._changed:
-            self._away = False
+            self._suspended = False
 
     def close(self) -> None:
         """Close all connections; none may be in use."""

@@ -69,26 +69,26 @@ class Rollups:
         found: PeriodCells = {}
         wanted = iter(keys)
         while some := list(islice(wanted, READ_PER_STEP)):
-            places = {("total", 0, self._series[key]): key for key in some}
-            self._read("total", [place for place in places if place not in self._held])
-            found |= {key: self._held[at][0] for at, key in places.items() if at in self._held}
+            rollups = {("total", 0, self._series[key]): key for key in some}
+            self._read("total", [rollup for rollup in rollups if rollup not in self._held])
+            found |= {key: self._held[at][0] for at, key in rollups.items() if at in self._held}
             self._shrink()
         return found
 
     def add(self, period: str, periods: Mapping[int, PeriodCells]) -> None:
         """Add the cells of periods, by number, to the rollups. All series must be known."""
         for added in self._steps(period, periods):
-            self._read(period, [place for place in added if place not in self._held])
+            self._read(period, [rollup for rollup in added if rollup not in self._held])
             rows: list[tuple[Any, ...]] = []
-            for place, sums in added.items():
-                held = self._remembered(place)
+            for rollup, sums in added.items():
+                held = self._remembered(rollup)
                 if held is None:
                     held = sums.copy()
                 else:
                     held.merge(sums)
                 row = held.row()
-                rows.append((*place, *row))
-                self._remember(place, held, len(row[-1]))
+                rows.append((*rollup, *row))
+                self._remember(rollup, held, len(row[-1]))
             insert_rows(self._db, "put_rollups", rows)
             self._shrink()
 
@@ -104,24 +104,24 @@ class Rollups:
         while step := dict(islice(every, READ_PER_STEP)):
             yield step
 
-    def _read(self, period: str, places: Sequence[RollupKey]) -> None:
-        if not places:
+    def _read(self, period: str, rollups: Sequence[RollupKey]) -> None:
+        if not rollups:
             return
-        wanted = _encode([place[1:] for place in places]).decode()
+        wanted = _encode([rollup[1:] for rollup in rollups]).decode()
         for start, series, *scalars, bins in _decode(
             query(self._db, "rollups_at", period, wanted)[0][0]
         ):
             sums = Sums.from_row((*scalars, bytes.fromhex(bins)))
             self._remember((period, start, series), sums, len(bins) // 2)
 
-    def _remember(self, place: RollupKey, sums: Sums, packed: int) -> None:
+    def _remember(self, rollup: RollupKey, sums: Sums, packed: int) -> None:
         size = ROLLUP_BYTES + HISTOGRAM_BYTES * packed
         self.size += size
-        self._held[place] = sums, size
+        self._held[rollup] = sums, size
 
-    def _remembered(self, place: RollupKey) -> Sums | None:
+    def _remembered(self, rollup: RollupKey) -> Sums | None:
         """Remove a remembered rollup, and return it."""
-        found = self._held.pop(place, None)
+        found = self._held.pop(rollup, None)
         if found is None:
             return None
         self.size -= found[1]

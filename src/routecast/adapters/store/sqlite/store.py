@@ -61,7 +61,7 @@ PREPARATIONS: Final = 3
 FINISH_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 3.0
 # Readers that are in the way when the file must be opened again are interrupted for this time.
-LEAVE_SECONDS: Final = 5.0
+SUSPEND_SECONDS: Final = 5.0
 # Pauses after a failed attempt to open the file again, in seconds: each is twice the one before. An
 # attempt may copy the whole database.
 FIRST_REOPEN_PAUSE: Final = 0.5
@@ -267,7 +267,7 @@ class SqliteStore:
         if self._reopen_failure is None:
             log.error("%s. Decisions are refused until the file is opened again", self._lost)
         try:
-            left = await asyncio.to_thread(self._readers.leave, LEAVE_SECONDS)
+            left = await asyncio.to_thread(self._readers.suspend, SUSPEND_SECONDS)
             if not left:
                 raise Unavailable("readers are in the way")
             await self._run(self._writing, self._writer.reopen)
@@ -279,7 +279,7 @@ class SqliteStore:
             self._reopen_from = time.monotonic() + self._reopen_pause
             return
         finally:
-            self._readers.come_back()
+            self._readers.resume()
         self._lost = self._reopen_failure = None
         self._reopen_pause = FIRST_REOPEN_PAUSE
         await self._integrity.open()
@@ -302,7 +302,7 @@ class SqliteStore:
         try:
             return await loop.run_in_executor(threads, work, *args)
         except (Shrunk, LogCut) as error:
-            self._integrity.saw(error)
+            self._integrity.record_error(error)
             raise
         except Lost as error:
             if self._may_reopen:
@@ -310,7 +310,7 @@ class SqliteStore:
                 self._reopening = asyncio.create_task(self._reopen(), name="reopen")
             raise
         except apsw.Error as error:
-            self._integrity.saw(error)
+            self._integrity.record_error(error)
             raise Unavailable(f"SQLite: {error}") from error
         except MemoryError as error:
             raise Unavailable("SQLite: out of memory") from error

@@ -59,7 +59,7 @@ class WriteAheadLog:
         self._warned = False
         self._failure: str | None = None  # of the last checkpoint
         self._version = int(db.pragma("data_version"))  # changes when others commit
-        self._take_as_it_is()
+        self._accept_files()
         db.set_wal_hook(self._committed)  # it also turns off SQLite's own checkpoints
 
     # -- the server's beginning and end -----------------------------------------------------------
@@ -105,18 +105,18 @@ class WriteAheadLog:
         if not self._in_use:
             return
         if (self.size or 0) < self._length(self._pages):
-            self._find_cut()
+            self._require_uncut()
         version = int(self._db.pragma("data_version"))
         others, self._version = version != self._version, version
         if others:
             self._may_begin = True
-            self._take_as_it_is()
+            self._accept_files()
             return
         if not self._may_begin and self._read_salts() != self._salts:
             raise Lost(f"the content of {self._wal} was replaced")
         header = self._read_header()
         if header != self._header:
-            self._find_replaced(header)
+            self._require_own_header(header)
 
     def begin(self) -> None:
         """Mark the log, in a transaction that has just begun, if it is the log's first.
@@ -230,7 +230,7 @@ class WriteAheadLog:
                 self._write_mark()
                 self._db.execute("COMMIT")
             self._may_begin = False
-            self._take_as_it_is()
+            self._accept_files()
         except apsw.BusyError:
             pass
         finally:
@@ -249,7 +249,7 @@ class WriteAheadLog:
     def _length(self, pages: int) -> int:
         return _LOG_HEADER + pages * (_FRAME_BYTES + self._page) if pages else 0
 
-    def _find_cut(self) -> None:
+    def _require_uncut(self) -> None:
         """Raise Lost if pages of the log are missing that the file lacks.
 
         Another process may have cut it off in good order: the log's index shows that.
@@ -259,7 +259,7 @@ class WriteAheadLog:
             raise Lost(f"{self._wal} was cut off while the database is in use")
         self._pages, self._may_begin = 0, True
 
-    def _find_replaced(self, header: bytes) -> None:
+    def _require_own_header(self, header: bytes) -> None:
         """Raise Unavailable if the beginning of the file is not ours.
 
         Another process may have added pages of the log to it.
@@ -269,7 +269,7 @@ class WriteAheadLog:
             raise Unavailable(f"the content of the database file {self._path} was replaced")
         self._header = header
 
-    def _take_as_it_is(self) -> None:
+    def _accept_files(self) -> None:
         if self._in_use:
             self._header, self._salts = self._read_header(), self._read_salts()
 

@@ -241,7 +241,7 @@ class Writer:
         memory, version = self._memory, db.pragma("data_version")
         epoch, seq, _, folded, parts = query(db, "history")[0]
         if version != memory.version:
-            self._look_for_others(seq)
+            self._warn_of_others(seq)
             memory.forget()
             memory.version = version
             memory.folding.read(folded, parts)
@@ -252,7 +252,7 @@ class Writer:
         """Forget what is remembered of the file: the next transaction reads it again."""
         self._memory.forget()
 
-    def _look_for_others(self, seq: int) -> None:
+    def _warn_of_others(self, seq: int) -> None:
         """Warn if another process has committed decisions since the last commit here."""
         if self._seq is not None and seq > self._seq and not self._warned:
             log.warning(
