@@ -1,4 +1,4 @@
-"""The embedded store: SQLite through apsw, with one writer thread and readers beside it.
+"""The embedded store: SQLite through apsw, with one writer thread, and readers on other threads.
 
 A commit writes its decisions, its delta and the position. Later commits fold deltas into the
 rollups, many at a time. The sums are, at any moment, the rollups and the deltas that are not folded

@@ -1,7 +1,7 @@
 """Backups of a SQLite file: made while servers use it, restored while none does.
 
-A backup is one database file without a write-ahead log. It is marked as a copy: a server that opens
-it, wherever it is, begins a new epoch.
+A backup is one database file without a write-ahead log. It is marked as a copy, so that a server
+that opens it begins a new epoch.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from routecast.protocol import Position
 
 T = TypeVar("T")
 
-# Pages that are copied at a time: 4 MiB. In between Ctrl-C is handled and progress reported.
+# Pages that are copied at a time: 4 MiB. After each step Ctrl-C is handled and progress reported.
 PAGES_PER_STEP: Final = 1_024
 _FILE_MAGIC: Final = b"SQLite format 3\0"
 _ARCHIVE: Final = b"PK\x03\x04"  # backups of PostgreSQL begin with this
@@ -89,7 +89,7 @@ class SqliteBackups:
         fresh = self.path.with_name(f".{self.path.name}.restoring-{os.getpid()}")
         try:
             if self.path.exists():
-                with _alone(self.path):  # checked now too, before the long work
+                with _alone(self.path):  # a first check, before the long work
                     pass
             with opened(source, stop, immutable=not wal_of(source).exists()) as held:
                 schema.require_ours(held, source)
@@ -105,12 +105,12 @@ class SqliteBackups:
         return Restored(position, decisions, kept)
 
     def _put_in_place(self, fresh: Path) -> str | None:
-        """Move a file to the place of the database; return the name under which that is kept."""
+        """Put a file in the place of the database; return the name under which that is kept."""
         if not self.path.exists():
             give_owner(fresh, self.path.parent, mode=False)
             sync(fresh)
             kept = None
-            if wal_of(self.path).exists():  # a log without its file: it does not belong to this one
+            if wal_of(self.path).exists():  # the log of a file that is gone: not of this one
                 kept = str(wal_of(_aside(self.path)))
                 os.rename(wal_of(self.path), kept)
             shm_of(self.path).unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class Stop:
 
 
 async def _in_thread(work: Callable[[Stop], T]) -> T:
-    """Run work on a thread; if this is cancelled, the work ends soon, and is waited for."""
+    """Run work on a thread. If this call is cancelled, tell the work to stop, and wait for it."""
     stop = Stop()
     task = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:
@@ -164,7 +164,7 @@ async def _in_thread(work: Callable[[Stop], T]) -> T:
 @contextmanager
 def opened(path: Path, stop: Stop, *, immutable: bool = False) -> Iterator[apsw.Connection]:
     name, flags = str(path), apsw.SQLITE_OPEN_READWRITE
-    if immutable:  # so the disk may be read-only, and no file appears beside it
+    if immutable:  # the disk may be read-only then, and no file is created beside it
         name, flags = f"{path.absolute().as_uri()}?immutable=1", apsw.SQLITE_OPEN_READONLY
     db = apsw.Connection(name, flags=flags | apsw.SQLITE_OPEN_URI if immutable else flags)
     try:
@@ -253,7 +253,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _add_log(path: Path) -> bool:
-    """Add a file's log to it if possible; return whether it has no decisions."""
+    """Add the write-ahead log to a file if possible; return whether the file has no decisions."""
     with suppress(apsw.Error, RoutecastError):
         require_own_log(path)
         with opened(path, Stop()) as db:
@@ -269,7 +269,7 @@ def _set_aside(path: Path) -> str:
     """Keep the files of a database under another name, which is returned."""
     kept = _aside(path)
     shm_of(path).unlink(missing_ok=True)  # SQLite makes it again
-    if wal_of(path).exists():  # the file lacks its content
+    if wal_of(path).exists():  # it has content that the file lacks
         os.rename(wal_of(path), wal_of(kept))
     try:
         os.link(path, kept)

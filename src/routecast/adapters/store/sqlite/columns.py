@@ -9,7 +9,7 @@ from routecast.core.rollup import Key
 # Text columns; all other columns of a stored decision are integers.
 _TEXTS: Final = ("id", "project", "reason")
 
-# The replacements of these names in braces in `queries.sql`.
+# The lists of columns for these names in braces in `queries.sql`.
 SQLITE_LISTS: Final = {
     **LISTS,
     "key_of_json": listed(f"value ->> {place}" for place in range(len(Key._fields))),

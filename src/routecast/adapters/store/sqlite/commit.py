@@ -1,7 +1,7 @@
 """A commit to a SQLite file: decisions whose ids are new, their delta, and the next position.
 
-Deltas are folded into the rollups in steps, by later commits or while nothing else is to be
-written (`folding.py`). A large batch is prepared on another thread first (`staging.py`).
+Deltas are folded into the rollups in steps, by later commits or between commits (`folding.py`). A
+large batch is prepared on another thread first (`staging.py`).
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence, Set
@@ -34,7 +34,7 @@ def commit(writer: Writer, batches: Sequence[Sequence[DecisionRecord]], received
         decisions = _all_of(counted)
         if decisions and _insert(current, decisions, received):
             return _finish(current, counted, received)
-    # Some ids are known, and the engine does not say which: try again, and look first.
+    # Some ids are known, and SQLite does not say which ones. Try again, and look the ids up first.
     with writer.transaction() as current:
         counted = counted_as(batches, current.folded_names)
         stored = stored_contents(current.db, map(identity_of, _all_of(counted)))
@@ -56,7 +56,7 @@ def _all_of(batches: Iterable[Iterable[DecisionRecord]]) -> list[DecisionRecord]
 def _fresh(
     batches: Sequence[Sequence[DecisionRecord]], stored: Collection[tuple[str, str]]
 ) -> list[list[DecisionRecord]]:
-    """Return the decisions whose ids are not stored, the first of each."""
+    """Return the decisions whose ids are not stored, the first one of each id."""
     known = set(stored)
     fresh = []
     for batch in batches:
@@ -97,7 +97,7 @@ def _finish(
         inserted = [[d for d in batch if identity_of(d) not in full] for batch in inserted]
         cells = _count(inserted)
         if not cells.minutes:
-            current.commit()  # for what was folded; there are no decisions
+            current.commit()  # keeps the numbers of new series; there are no decisions
             return Commit(current.position, [0] * len(inserted), None, full)
     counts = [len(batch) for batch in inserted]
     return _end(current, cells, received, counts, pack_parts(cells, received), full)
@@ -164,10 +164,10 @@ def number_series(writer: Writer, keys: Sequence[SeriesKey]) -> dict[SeriesKey, 
 def commit_staged(
     writer: Writer, staged: Staged, epoch: str, received: int
 ) -> Commit | Set[Key] | None:
-    """Write what was prepared with the folded names of an epoch.
+    """Write a large batch that was prepared with the folded names of an epoch.
 
-    Returns None if ids or the epoch have changed: prepare it again. If some series have no room for
-    it, returns their keys: prepare it again with their exact totals.
+    Returns None if ids or the epoch have changed: prepare it again. Returns the keys of series that
+    have no room for it, if there are any: prepare it again with their exact totals.
     """
     if not staged.size:
         with writer.transaction() as current:
@@ -190,7 +190,7 @@ def commit_staged(
 
 
 def _without_room(current: WriterTransaction, staged: Staged) -> Set[Key]:
-    """Return the series whose sums have no room for what was prepared."""
+    """Return the series whose sums have no room for a prepared batch."""
     growth = sum(part.largest for part in staged.parts)
     keys = current.totals.to_check(staged.cells, growth)
     if not keys:
@@ -204,7 +204,7 @@ def _without_room(current: WriterTransaction, staged: Staged) -> Set[Key]:
 @contextmanager
 def _attached(db: apsw.Connection, image: bytes) -> Iterator[None]:
     """Attach a database in memory as `staged`."""
-    _detach(db)  # if that failed the last time
+    _detach(db)  # it may have failed the last time
     query(db, "attach_staged")
     try:
         db.deserialize("staged", image)

@@ -15,8 +15,8 @@ from routecast.adapters.store.sqlite.columns import SQLITE_LISTS
 SQLITE_SQL: Final = load_queries("sqlite", SQLITE_LISTS)
 BUSY_MS: Final = 5_000
 
-# Rows that one statement inserts: the more, the fewer hand-overs of the interpreter's lock. SQLite
-# allows 32,766 values in a statement, and apsw caches only statements under 16 KB.
+# Rows that one statement inserts: with more rows, the interpreter's lock changes hands less often.
+# SQLite allows 32,766 values in a statement, and apsw caches only statements under 16 KB.
 ROWS_PER_STEP: Final = (400, 100)
 STATEMENTS_KEPT: Final = 3 * ROWS_PER_STEP[-1]  # one for each possible number of remaining rows
 
@@ -48,17 +48,17 @@ def _statement(name: str, rows: int, columns: int) -> str:
 
 
 def leave_log(db: apsw.Connection) -> None:
-    """Keep the write-ahead log as it is when this connection is closed as the last one.
+    """Do not remove the write-ahead log if this is the last connection that is closed.
 
-    For commands beside the server: a server that was killed must find its log, or it has to assume
-    that commits were lost.
+    For commands other than the server: a server that was killed must find its log when it starts;
+    otherwise it has to assume that commits were lost.
     """
     db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
 
 
 @contextmanager
 def transaction(db: apsw.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-    """A transaction that the body commits; left in any other way, it is undone."""
+    """A transaction that the body must commit; otherwise it is undone."""
     try:
         db.execute(begin)
         yield

@@ -1,6 +1,6 @@
 """The log of commits in a SQLite file: the position of the last one, and the deltas.
 
-A delta is stored in parts. Their rows have its position; the packed bytes do not.
+A delta is stored in parts. The rows of its parts have its position; the packed bytes do not.
 """
 
 import itertools
@@ -42,7 +42,7 @@ def read(db: apsw.Connection, after: Position) -> list[Delta]:
 def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
     """Yield the deltas of the commits after a position, in order.
 
-    `parts` is the number of parts of the first one that are left out.
+    `parts` is the number of parts of the first delta that are left out.
     """
     every = parts_after(db, after, parts)
     for position, group in itertools.groupby(every, attrgetter("position")):
@@ -55,7 +55,7 @@ def deltas_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterat
 
 
 def parts_after(db: apsw.Connection, after: Position, parts: int = 0) -> Iterator[Delta]:
-    """Yield the same in parts as they are stored: no large delta is in memory as a whole."""
+    """Yield the same deltas in parts, as they are stored: no large delta is in memory at once."""
     for seq, packed in select(db, "deltas", after.seq, parts):
         part = Delta.unpack(packed)
         yield Delta(Position(after.epoch, seq), part.cells, part.received)

@@ -1,7 +1,7 @@
-"""Whether the three files of a SQLite database are still those that were opened.
+"""File identity: whether the files of a SQLite database are still those that were opened.
 
-SQLite does not check: it continues with files that were removed, replaced or cut off, and then
-later commits are lost with the process. So each commit and each read checks first.
+SQLite does not check this: it continues with files that were removed, replaced or cut off, and
+later commits are lost when the process ends. So each commit and each read checks first.
 """
 
 import os
@@ -17,9 +17,9 @@ class Shrunk(Unavailable):
 
 
 class Lost(Unavailable):
-    """A file was removed, or its content was; it must be opened again.
+    """A file, or its content, was removed or replaced: the database must be opened again.
 
-    As long as a connection has it open, everything can be saved (`Writer.reopen`).
+    While a connection has the lost file open, everything can be saved (`Writer.reopen`).
     """
 
 
@@ -37,14 +37,14 @@ class FileIdentity:
         self.accept()
 
     def accept(self) -> None:
-        """Take the present files for the right ones. Raises Unavailable."""
+        """Accept the present files as the right ones. Raises Unavailable."""
         found = self._stat_database()
         self._file, self._size = _identity(found), found.st_size
         self._logs = [(path, _identity(held)) for path in self._beside if (held := _stat(path))]
 
     @property
     def is_there(self) -> bool:
-        """Whether the database file is still at its place."""
+        """Whether the database file that was opened is still at its path."""
         found = _stat(self._path)
         return found is not None and _identity(found) == self._file
 
@@ -57,10 +57,10 @@ class FileIdentity:
         return found
 
     def check(self) -> None:
-        """Raise Unavailable if a file is not at its place any more: commits would be lost.
+        """Raise Unavailable if a file is not at its path any more: commits would be lost.
 
-        Raises Shrunk if the database file is shorter than before, because another program has cut
-        it off; Lost if everything can be saved.
+        Raises Lost if everything can be saved, and Shrunk if the database file is shorter than
+        before, because another program has cut it off.
         """
         found = self._stat_database()
         if _identity(found) != self._file:
@@ -85,7 +85,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _is_removed(identity: tuple[int, int]) -> bool:
-    """Whether a file that this process has open has no name any more, and cannot come back."""
+    """Whether a file that this process has open has no name any more, so that it cannot return."""
     for number in os.listdir("/dev/fd"):
         with suppress(OSError):
             found = os.fstat(int(number))

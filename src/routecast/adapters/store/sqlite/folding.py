@@ -1,7 +1,7 @@
 """Folding: deltas are added to the rollups, in steps of a bounded size.
 
-A delta is stored in parts. The table `history` has the number of folded deltas, and the number of
-folded parts of the next one. The sums are, at any moment, the rollups and the parts after those.
+A delta is stored in parts. The table `history` has the seq of the last folded delta, and the number
+of folded parts of the next one. The sums are, at any moment, the rollups and the unfolded parts.
 """
 
 from collections import deque
@@ -21,11 +21,11 @@ from routecast.core.delta import Delta
 from routecast.core.rollup import Cells, merge_cells
 from routecast.ports import DELTA_CELLS_KEPT, DELTAS_KEPT
 
-# Folding begins when this number of cells, or of parts, is not folded.
+# Folding begins when this number of cells, or this number of parts, is not folded.
 SQLITE_FOLD_CELLS: Final = 2_000
 SQLITE_FOLD_COMMITS: Final = 64
-# One step folds parts until their sum has STEP_CELLS, or they have STEP_CELLS_READ in all. It takes
-# 5 to 25 ms, for which a commit may have to wait.
+# One step folds parts until their sum has STEP_CELLS, or until they have STEP_CELLS_READ together.
+# It takes 5 to 25 ms, for which a commit may have to wait.
 STEP_CELLS: Final = 100
 STEP_CELLS_READ: Final = 1_000
 # If more cells than this are not folded, a commit leaves them to the steps between commits.
@@ -45,11 +45,11 @@ class _StoredPart(NamedTuple):
     part: int
     number: int
     largest: int
-    cells: Cells | None  # None if it must be read
+    cells: Cells | None  # None if they must be read from the database
 
 
 class Folding:
-    """The deltas that are not folded yet, and the steps. Used in the writer's transactions."""
+    """The deltas that are not folded yet. Folds them in steps, in the writer's transactions."""
 
     def __init__(
         self, db: apsw.Connection, series: SeriesNumbers, rollups: Rollups, totals: SqliteTotals
@@ -67,10 +67,10 @@ class Folding:
         self._folded_parts = 0
         self._remembered = 0  # the number of cells in memory
         self.cells = 0  # the number of cells that are not folded
-        self.due = False  # enough is not folded that all of it should be folded soon
+        self.due = False  # whether all deltas should be folded soon
 
     def read(self, folded: int, parts: int) -> None:
-        """Read what is not folded; the arguments are those of the table `history`."""
+        """Read which parts are not folded. The arguments are columns of the table `history`."""
         self._folded, self._folded_parts = folded, parts
         self._totals.read()
         for row in _unfolded(query(self._db, "unfolded", folded, parts)[0][0]):
@@ -134,15 +134,15 @@ class Folding:
             query(self._db, "drop_large_deltas", self._folded, DELTA_CELLS_KEPT)
 
     def _take(self) -> tuple[Cells, int, int, bool]:
-        """Take out the next parts, and return their sum.
+        """Take out the parts of the next step, and return their sum.
 
-        Returns, too, the number of their cells, the largest growth of any sum, and whether they end
-        a large delta, which is one of several parts.
+        Also returns the number of their cells, the largest growth of any sum, and whether they end
+        a large delta (one of several parts).
         """
         part, cells = self._next()
         number, largest = part.number, part.largest
         if number < STEP_CELLS:
-            cells = Cells.sum([Cells(), cells])  # a copy: others may use the stored cells
+            cells = Cells.sum([Cells(), cells])  # a copy, because these cells are shared
         distinct = number
         while self._parts and distinct < STEP_CELLS and number < STEP_CELLS_READ:
             part, more = self._next()

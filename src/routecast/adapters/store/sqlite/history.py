@@ -18,13 +18,13 @@ from routecast.core.time_series import TimeSeries
 from routecast.errors import NotHeld, Unavailable
 from routecast.protocol import Position
 
-# One range may delay others for at most this time, in seconds. It is checked every RANGE_STEPS
-# steps of the engine: a few milliseconds.
+# One read may delay others for at most this time, in seconds. It is checked after each RANGE_STEPS
+# steps of SQLite, which take a few milliseconds.
 RANGE_READ_SECONDS: Final = 5.0
 RANGE_STEPS: Final = 500_000
 
-# SQLite's integers have 64 bits, and its `sum` fails beyond: the two halves of a value are summed
-# up separately. A value of a summary has its part above HIGH bits in a column of its own.
+# SQLite's integers have 64 bits, and its `sum` fails on overflow. So the two halves of a value are
+# summed up separately. A value of a summary has its bits above HIGH in a column of their own.
 HALF: Final = 32
 
 
@@ -42,14 +42,14 @@ def sum_of(table: str, column: str) -> Sequence[Term]:
 
 
 def read(db: apsw.Connection, plan: Plan) -> TimeSeries:
-    """Return the sums that a plan asks for. Raises NotHeld if its minutes are deleted."""
+    """Return the sums that a plan needs. Raises NotHeld if its minutes are not kept any more."""
     with in_time(db, "the range is too long to add up; ask for a shorter one"):
         return _read(db, plan)
 
 
 @contextmanager
 def in_time(db: apsw.Connection, error: str) -> Iterator[None]:
-    """Interrupt reads of the body after RANGE_READ_SECONDS. Raises Unavailable with this text."""
+    """Interrupt the body's reads after RANGE_READ_SECONDS: raise Unavailable with `error`."""
     deadline = time.monotonic() + RANGE_READ_SECONDS
     db.set_progress_handler(lambda: time.monotonic() > deadline, RANGE_STEPS)
     try:

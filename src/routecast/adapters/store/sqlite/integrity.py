@@ -1,7 +1,8 @@
-"""Whether a SQLite file is sound: errors that its users met, and a check of all tables.
+"""Integrity: whether a SQLite file is sound, by the errors of its users and a check of all tables.
 
-The check runs when a store opens, on its own connection and thread. It goes table by table, because
-each statement keeps the write-ahead log from being reset, and it rests most of the time.
+The check runs when a store opens, on its own connection and thread. It checks one table at a time,
+because a running statement keeps the write-ahead log from being started again. It rests most of the
+time.
 """
 
 import asyncio
@@ -24,10 +25,11 @@ log = logging.getLogger(__name__)
 # Opening a store waits at most this time, in seconds, for the check; the rest runs in the
 # background.
 OPEN_CHECK_SECONDS: Final = 1.0
-# Then the check works and rests in turns of these times, in seconds, so that others need not wait.
+# Then the check alternates between work and rest, for these times in seconds, so that others need
+# not wait.
 WORK_SECONDS: Final = 0.01
 CHECK_REST_SECONDS: Final = 0.03
-# Steps of the engine between two looks at the time: about a millisecond.
+# The time is checked after this number of steps of SQLite, which take about a millisecond.
 CHECK_STEPS: Final = 10_000
 
 # Errors that mean that the file cannot be used any more.
@@ -60,12 +62,12 @@ class Integrity:
         self._stopping = threading.Event()
         self._check: str | None = None
         self._error: str | None = None
-        self._final = False  # permanent, whatever a check finds
-        self._again = False  # a check was requested since the last one began
+        self._final = False  # whether the error stays even if a check finds nothing
+        self._again = False  # whether a check was requested since the last one began
 
     @property
     def condition(self) -> Condition:
-        """The present knowledge of the file."""
+        """What is known about the file now."""
         return Condition(self._check, self._error)
 
     def refuse_if_damaged(self) -> None:
@@ -89,13 +91,13 @@ class Integrity:
         self._thread.shutdown()
 
     def record_error(self, error: Exception) -> None:
-        """Record an error that a user of the file met."""
+        """Record an error of a read or a write of the file."""
         if isinstance(error, (*_CORRUPT, LogCut)):
             self._damaged(str(error), final=True)
         elif isinstance(error, Shrunk) or getattr(error, "extendedresult", 0) in _READ_FAILURES:
             shrunk = isinstance(error, Shrunk)
             self._damaged("it is shorter than it was" if shrunk else str(error), final=False)
-            if self._check is not None:  # when it was opened
+            if self._check is not None:  # not before it is opened
                 self._begin()
 
     def _damaged(self, error: str, *, final: bool) -> None:
@@ -118,7 +120,7 @@ class Integrity:
         loop = asyncio.get_running_loop()
         found: str | None = None
         try:
-            # A check that began before damage was seen does not disprove it.
+            # A check that began before the damage was seen does not show that there is none.
             while self._again and found is None:
                 self._again = False
                 found = await loop.run_in_executor(self._thread, self._quick_check)
@@ -168,7 +170,7 @@ class Integrity:
 
 
 def first_fault(db: apsw.Connection) -> str | None:
-    """Return the first fault that the engine's own check of a whole file finds, or None."""
+    """Return the first fault that SQLite's own check of a whole file finds, or None."""
     try:
         found = str(db.execute("PRAGMA integrity_check(1)").get)
     except _CORRUPT as error:

@@ -1,4 +1,4 @@
-"""Loading a snapshot out of a SQLite database."""
+"""Loading a snapshot from a SQLite database."""
 
 from typing import Final
 
@@ -12,8 +12,8 @@ from routecast.adapters.store.sqlite.series import series_names
 from routecast.core.snapshot import Snapshot
 from routecast.protocol import Position
 
-# A load reads each page once. Caching more pages than these only takes memory, which the kernel
-# must clear first: a good part of the time of a process that starts.
+# The number of pages that a load caches. It reads each page once, so more pages would only cost
+# memory, and the time in which the kernel clears it.
 LOAD_PAGES: Final = 64
 
 

@@ -1,17 +1,19 @@
-"""Whether a write-ahead log belongs to the database file beside it.
+"""Marks: they tell whether a write-ahead log belongs to the database file beside it.
 
 After a kill, the file and its `-wal` are one database: SQLite adds the log's pages to the file at
 the next start. If the file was replaced meanwhile, for example by a backup, SQLite does the same,
-and both are destroyed. So this is decided before SQLite opens the file.
+and destroys both. So this module decides before SQLite opens the file.
 
 The first transaction of each log changes the *mark*, one row in the table `marks`: a random token,
 the token before it, and the first bytes of the file at that moment, which contain its size, its
-schema version and a change counter. While the log is in use, only pages of this log are written to
-the file. So the token in the file is the one before the log's first, or one of the log's; and the
-file begins as it did at the first mark, or as a first page in the log does. For another file this
-does not hold.
+schema version and a change counter. While the log is in use, only its pages are written to the
+file. So two things hold:
 
-A log without a mark, of an older version or another program, is accepted.
+- the token in the file is a token of the log, or the one before the first of them;
+- the file begins with the bytes in a mark of the log, or with those of a first page in the log.
+
+If one of them does not hold, the file is another one. A log without a mark, of an older version or
+another program, is accepted.
 """
 
 import os
@@ -39,12 +41,13 @@ _NONE: Final = bytes(_TOKEN_BYTES)
 # A write-ahead log (SQLite's file format, 4): its header, and that of each page in it.
 _LOG: Final = struct.Struct(">8I")
 _FRAME_HEADER: Final = struct.Struct(">6I")
-_LOG_MAGIC: Final = (0x377F0682, 0x377F0683)  # checksums of little-endian words, of big-endian ones
+_LOG_MAGIC: Final = (0x377F0682, 0x377F0683)  # with little-endian, and with big-endian checksums
 _READ: Final = 1 << 20  # bytes at a time
-# The only page of a table with one row, and the place of its row.
+# The header of a page of a table; its first byte is _LEAF if the page has rows.
 _LEAF_OF_ONE: Final = struct.Struct(">BHHH")
 _LEAF: Final = 13
-# Files that another process is changing may not fit for a moment: tries, and seconds between them.
+# Files that another process is changing may not match for a moment. So a log is checked this number
+# of times, with this pause in seconds.
 _LOG_TRIES: Final = 3
 _PAUSE: Final = 0.1
 
@@ -59,7 +62,7 @@ class Mark:
 
     @classmethod
     def after(cls, packed: bytes | None, header: bytes) -> Self:
-        """Return a new mark; `packed` is the mark before."""
+        """Return a new mark. `packed` is the mark before it, `header` the file's first bytes."""
         before = cls.unpack(packed)
         return cls(secrets.token_bytes(_TOKEN_BYTES), before.token, header)
 
@@ -82,7 +85,7 @@ class Mark:
 
 @dataclass(slots=True)
 class Log:
-    """What a write-ahead log says about the file that it belongs to."""
+    """What a write-ahead log says about its database file."""
 
     salts: bytes
     first_mark: int = -1  # the number of the frame that has it
@@ -158,7 +161,7 @@ def _read_file(path: Path) -> tuple[bytes, bytes] | None:
 
 
 def read_log(wal: Path) -> Log | None:
-    """Return what a log says, as far as its writes are complete; None if it is not a log."""
+    """Return what the valid frames of a log say; None if the file is not a log."""
     try:
         file = wal.open("rb")
     except OSError:
@@ -196,14 +199,13 @@ def _frames(file: BinaryIO, size: int) -> Iterator[tuple[int, int, bytes, bytes]
 
 
 def _mark_on(page: bytes) -> Mark | None:
-    """Return the mark if this is the page of the table `marks`."""
+    """Return the mark on a page, None if it is not the page of the table `marks`."""
     kind, _, rows, _ = _LEAF_OF_ONE.unpack_from(page)
     if kind != _LEAF or rows != 1:
         return None
     row = int.from_bytes(page[8:10])
-    start = page.find(
-        _MARK_MAGIC, row, row + 16 + len(_MARK_MAGIC)
-    )  # after the few bytes of the row's header
+    # The mark follows the few bytes of the row's header.
+    start = page.find(_MARK_MAGIC, row, row + 16 + len(_MARK_MAGIC))
     return Mark.unpack(page[start : start + len(Mark().pack())]) if start >= 0 else None
 
 

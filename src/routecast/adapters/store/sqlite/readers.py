@@ -1,7 +1,7 @@
-"""The connections of one process that read a SQLite file, on any thread.
+"""Readers: the connections of one process that read a SQLite file, on any thread.
 
-All of them must be closed before the file can be opened again: SQLite keeps its knowledge of a file
-as long as the process has a connection open.
+All of them must be closed before a lost file is opened again: SQLite keeps what it knows of a file
+as long as the process has a connection to it.
 """
 
 import threading
@@ -16,7 +16,8 @@ import apsw
 from routecast.adapters.store.sqlite.connection import BUSY_MS, leave_log
 from routecast.errors import Unavailable
 
-# Seconds between two interrupts of a running statement: one may fall between two statements.
+# Seconds between two interrupts of running work. One is not enough: it may fall between two
+# statements.
 INTERRUPT_PAUSE: Final = 0.02
 
 
@@ -34,7 +35,7 @@ class Readers:
 
     @contextmanager
     def using(self) -> Iterator[None]:
-        """Keep the file from being opened again. Raises Unavailable while it is being opened."""
+        """Keep the file open during the body. Raises Unavailable while it is opened again."""
         with self._changed:
             if self._suspended:
                 raise Unavailable("the database is being opened again")
@@ -69,7 +70,7 @@ class Readers:
                 connection.close()
 
     def _connect(self) -> apsw.Connection:
-        # It creates no file, which would be taken for the one that was removed.
+        # It must not create a file: that would be taken for the one that was removed.
         try:
             connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         except apsw.CantOpenError as error:
@@ -82,11 +83,14 @@ class Readers:
     def interrupt(self) -> None:
         """Interrupt all running statements: they raise apsw.InterruptError."""
         for connection in list(self._open):
-            with suppress(apsw.Error):  # it was closed a moment ago
+            with suppress(apsw.Error):  # it may just have been closed
                 connection.interrupt()
 
     def suspend(self, seconds: float) -> bool:
-        """Close all connections; return whether that was in time. Call `resume` later."""
+        """Close all connections within `seconds`, and open none; return whether that succeeded.
+
+        Running statements are interrupted. Call `resume` later in any case.
+        """
         deadline = time.monotonic() + seconds
         with self._changed:
             self._suspended = True
@@ -100,7 +104,7 @@ class Readers:
         return True
 
     def resume(self) -> None:
-        """Admit readers again."""
+        """Allow connections again."""
         with self._changed:
             self._suspended = False
 

@@ -1,7 +1,7 @@
 """Rescue of a database whose files were removed or cut off while a connection has them open.
 
-The connection still has the open files, and in memory most pages that it wrote recently. What it
-sees is copied, and the copy is used only if it is sound and a recount finds no difference.
+The connection still has the files open, and most pages that it wrote recently in memory. Its view
+of the database is copied. The copy is used only if it is sound and a recount finds no difference.
 """
 
 import os
@@ -21,9 +21,9 @@ from routecast.ports import Difference
 
 
 def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
-    """Copy what a connection sees to a new file beside `path`; return its name.
+    """Copy the database that a connection sees to a new file beside `path`; return its path.
 
-    `seq` is that of the last commit, if it is known. Raises LogCut if commits are missing.
+    `seq` is that of the last commit, None if it is not known. Raises LogCut if commits are missing.
     """
     fresh = path.with_name(f".{path.name}.saved-{os.getpid()}")
     try:
@@ -34,7 +34,7 @@ def save(db: apsw.Connection, path: Path, seq: int | None) -> Path:
             if seq is not None and query(saved, "history")[0][1] != seq:
                 fault = "the last commits are missing"
             if fault is None:
-                # Nothing was lost, so it is not a copy that begins a new epoch.
+                # Nothing was lost, so a new epoch must not begin: do not leave it marked as a copy.
                 query(saved, "set_claimed", saved.pragma("schema_version"), 1)
                 found = recount(saved, partial(select, saved), time.time_ns() // 1000)
                 fault = next((one.what for one in found if isinstance(one, Difference)), None)
@@ -63,7 +63,7 @@ def _keep(fresh: Path, path: Path) -> Path:
 
 
 def put_in_place(fresh: Path, path: Path) -> None:
-    """Move a saved file to the place of the database. No connection may be open."""
+    """Put a saved file in the place of the database. No connection may be open."""
     give_owner(fresh, path if path.exists() else path.parent, mode=path.exists())
     sync(fresh)
     wal_of(path).unlink(missing_ok=True)  # its content is in the file

@@ -34,7 +34,7 @@ def prune(writer: Writer, decisions_before: int, minutes_before: int, limit: int
 
 def _prune_decisions(current: WriterTransaction, before: int, limit: int) -> int:
     oldest = _decode(query(current.db, "oldest_decisions", limit)[0][0])
-    # In the order of receipt: all decisions from the first one that is young enough on are kept.
+    # In the order of receipt: the first decision that is young enough and all later ones are kept.
     rows = list(takewhile(lambda row: row[1] < before, oldest))
     if rows:
         cells = Cells()

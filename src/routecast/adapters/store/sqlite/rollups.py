@@ -1,4 +1,4 @@
-"""Rollups in a SQLite file: read in order, or added to by the writer, which remembers the last."""
+"""Rollups in a SQLite file: how they are read, and how the writer adds cells to them."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from routecast.adapters.store.sqlite.connection import insert_rows, query, selec
 from routecast.adapters.store.sqlite.series import SeriesNumbers
 from routecast.core.rollup import Key, PeriodCells, Sums
 
-# Rollups in memory at a time, when they are read in order.
+# Rollups that are in memory at a time, when they are read in order.
 LOAD_ROWS: Final = 256
 # Rollups read in one statement, so that each statement is short.
 READ_PER_STEP: Final = 500
-# The memory for remembered rollups, in bytes; and the approximate memory of one: a fixed part, and
-# for each byte of its packed histogram.
+# The memory for remembered rollups, in bytes. One takes about ROLLUP_BYTES, and HISTOGRAM_BYTES for
+# each byte of its packed histogram.
 REMEMBERED_BYTES: Final = 32 * 1024 * 1024
 ROLLUP_BYTES: Final = 800
 HISTOGRAM_BYTES: Final = 40
@@ -44,15 +44,15 @@ def rollups_between(db: apsw.Connection, period: str, first: int, end: int) -> I
 class Rollups:
     """Adds to the rollups of a database, in its writer's transactions.
 
-    The cost is proportional to what is added, whatever else a period holds. What is remembered must
-    equal what is stored: call `forget` after a transaction was undone or another process has
-    written.
+    It remembers the rollups that were used last, so the cost does not depend on how many others a
+    period has. Remembered rollups must equal the stored ones: call `forget` after a transaction was
+    undone or another process has written.
     """
 
     def __init__(self, db: apsw.Connection, series: SeriesNumbers) -> None:
         self._db = db
         self._series = series
-        # With their size in bytes; the last used ones come last.
+        # With their size in bytes. The ones used last come last.
         self._held: OrderedDict[RollupKey, tuple[Sums, int]] = OrderedDict()
         self.size = 0  # of all remembered rollups, in bytes
 

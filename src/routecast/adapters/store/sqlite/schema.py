@@ -29,7 +29,7 @@ def require_ours(db: apsw.Connection, path: Path) -> None:
 
 
 def migrate(db: apsw.Connection) -> None:
-    """Bring the schema up to date, in one transaction; an up-to-date file is not written to."""
+    """Bring the schema up to date in one transaction; do not write to an up-to-date file."""
     if db.pragma("user_version") == NEWEST:
         return
     with transaction(db):

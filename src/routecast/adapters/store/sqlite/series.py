@@ -12,7 +12,7 @@ from routecast.core.rollup import Key, shared_key
 
 SeriesKey = tuple[str, ...]
 
-# Keys looked up in one statement, so that each is short.
+# Keys that are looked up in one statement, so that each statement is short.
 KEYS_PER_STEP: Final = 1_000
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -20,7 +20,7 @@ _numbers: Final = msgspec.json.Decoder(list[tuple[int, int]]).decode
 
 
 class SeriesNumbers:
-    """Looks up the numbers of series once, and numbers new series.
+    """The numbers of series: looks up each once, and adds new series.
 
     New series belong to the current transaction: call `undo` if that is undone.
     """
@@ -49,7 +49,7 @@ class SeriesNumbers:
         self._new.clear()
 
     def learn(self, keys: Iterable[SeriesKey]) -> None:
-        """Look up or add these series; in a transaction that may write."""
+        """Look up these series, and add new ones. Call it in a transaction that may write."""
         unknown = iter(set(keys).difference(self._known))
         while some := list(islice(unknown, KEYS_PER_STEP)):
             self._known |= self._look_up(some)

@@ -1,7 +1,7 @@
-"""Large batches: all work that can be done before the writer's turn, on another thread.
+"""Staging: a large batch is prepared on another thread, so that the writer has little to do.
 
-The rows are put into a database in memory, in the order of the index of ids. The writer gets its
-image and inserts all rows with one statement, which does not hold the interpreter's lock.
+The rows are put into a database in memory, in the order of the index of ids. The writer gets an
+image of it and inserts all rows with one statement, which does not hold the interpreter's lock.
 """
 
 from bisect import bisect_left
@@ -25,7 +25,7 @@ from routecast.core.overflow import Full, find_full
 from routecast.core.rollup import Cells, PeriodCells, key_of
 from routecast.ports import MAX_GROUP
 
-# Attached databases are named by a URI, which can say that no file must be created.
+# The flags allow URIs: that of an attached database can say that no file must be created.
 _IN_MEMORY: Final = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -37,8 +37,8 @@ _places: Final = msgspec.json.Decoder(list[int]).decode
 class Staged:
     """A commit that is ready to be written: decisions with new ids, and their sums.
 
-    `full` are decisions without room, which are left out. `conflicts` counts, for each batch, the
-    decisions that differ from the one that has their id.
+    `full` are the decisions that are left out because a sum has no room for them. `conflicts`
+    counts, for each batch, the decisions that differ from the one that has their id.
     """
 
     image: bytes  # of a database with these decisions
@@ -58,7 +58,7 @@ def counted_as(
 
 
 def keys_of(batches: Sequence[Sequence[DecisionRecord]]) -> list[SeriesKey]:
-    """Return the key of each series that decisions belong to, once."""
+    """Return the keys of all series that the decisions belong to, each once."""
     return list(set(map(key_of, chain.from_iterable(batches))))
 
 
@@ -71,8 +71,8 @@ def stage(
 ) -> Staged:
     """Prepare the commit of some batches.
 
-    `numbers` are those of all their series; `totals` the sums over all time of those series that
-    may lack room.
+    `numbers` are the numbers of all their series; `totals` are the sums over all time of those
+    series that may lack room.
     """
     decisions = list(chain.from_iterable(batches))
     with closing(apsw.Connection(":memory:", flags=_IN_MEMORY)) as db:
@@ -95,9 +95,9 @@ def stage(
 def _stage_new(
     db: apsw.Connection, path: Path, decisions: Sequence[DecisionRecord], numbers: Mapping[Any, int]
 ) -> tuple[list[int], dict[tuple[str, str], Content]]:
-    """Stage decisions whose ids are new, the first one for each id.
+    """Stage the decisions whose ids are new, the first one of each id.
 
-    Returns their places, and the stored contents of the others.
+    Returns their indexes in `decisions`, and the stored contents of the others.
     """
     db.set_busy_timeout(BUSY_MS)
     query(db, "attach_stored", f"{path.absolute().as_uri()}?mode=rw")
@@ -136,13 +136,13 @@ def _leave_out_full(
 def stored_contents(
     db: apsw.Connection, identities: Iterable[tuple[str, str]], *, attached: bool = False
 ) -> dict[tuple[str, str], Content]:
-    """Return the stored contents under some identities, as far as there are any.
+    """Return the stored contents of those identities that are stored.
 
-    With `attached`, from the database that is attached as `stored`.
+    With `attached`, they are read from the database that is attached as `stored`.
     """
     sent, name = list(identities), "attached_contents" if attached else "stored_contents"
     found: dict[tuple[str, str], Content] = {}
-    # In parts: each holds the interpreter's lock while it is read.
+    # In parts, because decoding one holds the interpreter's lock.
     for first in range(0, len(sent), MAX_GROUP):
         part = _encode(sent[first : first + MAX_GROUP]).decode()
         for identity, project, *content in _decode(query(db, name, part)[0][0]):

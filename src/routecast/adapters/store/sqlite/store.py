@@ -1,4 +1,4 @@
-"""The store port on SQLite: one writer thread, and readers beside it."""
+"""The store port on SQLite: one writer thread, and threads for readers."""
 
 import asyncio
 import logging
@@ -50,17 +50,17 @@ log = logging.getLogger(__name__)
 READERS: Final = 2
 # The longest pause between two steps of folding, in seconds.
 LONGEST_FOLD_REST: Final = 0.1
-# A large batch waits until at most this number of cells is not folded. So the work of a load has a
-# bound.
+# A large batch waits until at most this number of cells is not folded, so that loading a snapshot
+# has a bounded cost.
 LARGE_UNFOLDED: Final = 2_000
-# If others commit ids of a large batch while it is prepared, or fill a series, it is prepared
-# again, this number of times in all. Then it is committed without preparation.
+# A large batch is prepared again if its ids were committed meanwhile, or if a series has no room
+# for it. After this number of preparations, it is committed without one.
 PREPARATIONS: Final = 3
-# When the store closes, running work has FINISH_SECONDS to finish; then it is interrupted, and has
-# STOP_SECONDS more.
+# When the store closes, running work has FINISH_SECONDS to finish. Then it is interrupted, and has
+# STOP_SECONDS to end.
 FINISH_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 3.0
-# Readers that are in the way when the file must be opened again are interrupted for this time.
+# The time that readers have to end when the file must be opened again, in seconds.
 SUSPEND_SECONDS: Final = 5.0
 # Pauses after a failed attempt to open the file again, in seconds: each is twice the one before. An
 # attempt may copy the whole database.
@@ -115,7 +115,7 @@ class SqliteStore:
         for task in (self._cutting, self._reopening):
             if task is not None:
                 task.cancel()
-        # After this, an executor starts nothing more, and ends with what it has begun.
+        # A shutdown executor starts no new work, and ends when its running work has ended.
         ended = [asyncio.to_thread(pool.shutdown) for pool in self._pools]
         ending = asyncio.ensure_future(asyncio.gather(self._integrity.close(), *ended))
         _, running = await asyncio.wait([ending], timeout=0 if self._stopping else FINISH_SECONDS)
@@ -205,15 +205,15 @@ class SqliteStore:
     async def _commit_large(
         self, batches: Sequence[Sequence[DecisionRecord]], received: int
     ) -> Commit:
-        """Commit a large batch: one at a time, and prepared beside the writer.
+        """Commit a large batch, which is prepared on another thread; one at a time.
 
-        The writer refuses it if names were folded meanwhile, which begins an epoch, or if a series
-        has no room for it.
+        The writer refuses a prepared batch if names were folded meanwhile (which begins an epoch),
+        if its ids were committed meanwhile, or if a series has no room for it.
         """
         async with self._one_large:
             while self._writer.unfolded > LARGE_UNFOLDED:
                 await self._fold_step()
-            lacking: Set[Key] = frozenset()  # series that had no room the last time
+            lacking: Set[Key] = frozenset()  # series that had no room the time before
             for _ in range(PREPARATIONS):
                 epoch, folded, near = await self._write(begin_large)
                 counted = await self._run(self._preparing, counted_as, batches, folded)
@@ -235,15 +235,15 @@ class SqliteStore:
             return await self._write(commit, batches, received)
 
     async def _fold(self) -> None:
-        """Fold step by step, with turns of commits in between."""
+        """Fold step by step, so that commits get turns in between."""
         with suppress(Unavailable):  # a later commit tries again
             while await self._fold_step():
                 pass
 
     async def _fold_step(self) -> bool:
-        """Fold a step, and rest for as long; return whether there is more to fold.
+        """Fold one step, and rest for as long as it took; return whether there is more to fold.
 
-        So commits have at least half of the writer's time, and wait for one step at most.
+        So commits have at least half of the writer's time, and wait for at most one step.
         """
         async with self._one_step:
             started = time.monotonic()
@@ -263,7 +263,7 @@ class SqliteStore:
                 await self._write(Writer.checkpoint)
 
     async def _reopen(self) -> None:
-        """Open the file again, with all commits of a log that is not at its place any more."""
+        """Open the file again, with all commits, after a file was lost (`Lost`)."""
         if self._reopen_failure is None:
             log.error("%s. Decisions are refused until the file is opened again", self._lost)
         try:

@@ -1,4 +1,4 @@
-"""Summaries in a SQLite file: hours that are over, summed up along each part."""
+"""Summaries in a SQLite file: hours that are over, summed up along each part of the key."""
 
 import apsw
 import msgspec
@@ -26,15 +26,15 @@ def summarise(db: apsw.Connection, start: int) -> tuple[int, SummaryRows]:
 
 
 def unsummed(db: apsw.Connection, before: int) -> list[int]:
-    """Return the hours over before a moment that are not summed up (`ports.Store.unsummed`)."""
+    """Return the hours that ended before a moment and are not summed up."""
     last = before // 10**6 - START_OF["hour"]
     return [row[0] for row in query(db, "unsummed_hours", last, -1)]
 
 
 def put(writer: Writer, start: int, changes: int, rows: SummaryRows) -> None:
-    """Write the summaries of an hour, unless it has changed since they were read.
+    """Write the summaries of an hour, unless it has changed since they were made.
 
-    A changed hour is summed up later.
+    `changes` is what `summarise` returned. A changed hour is summed up later.
     """
     parts = msgspec.json.encode(PARTS).decode()
     with writer.transaction() as current:

@@ -1,4 +1,4 @@
-"""Exact sums over all time of some series: their rollups, and what is not folded yet."""
+"""Exact sums over all time of some series: their rollups, and the deltas not folded yet."""
 
 from collections.abc import Iterable, Set
 
@@ -11,9 +11,9 @@ from routecast.core.rollup import Cells, Key, PeriodCells, Sums
 
 
 class SqliteTotals:
-    """Finds the series that may lack room, and returns their sums.
+    """Knows which series may lack room, and returns their exact sums.
 
-    Call `added` and `folded` for every part of a delta.
+    Call `added` for every part of a delta, and `folded` after parts were folded.
     """
 
     def __init__(self, db: apsw.Connection, rollups: Rollups) -> None:
@@ -25,16 +25,16 @@ class SqliteTotals:
         """Forget everything; call `read` before anything else."""
         self._near: set[Key] = set()  # series that are near the limit of 64 bits
         self._growth = 0  # the largest growth of any sum when everything is folded
-        self._unfolded: dict[Key, Sums] = {}  # of series that were asked for
+        self._unfolded: dict[Key, Sums] = {}  # the unfolded sums of series passed to `exact`
 
     def read(self) -> None:
         """Read which series are near the limit."""
         self._near = {Key(*row) for row in query(self._db, "near_series")}
 
-    # -- keeping up -----------------------------------------------------------------------------
+    # -- changes --------------------------------------------------------------------------------
 
     def added(self, largest: int, cells: Cells | None = None) -> None:
-        """Record a part that is not folded; `largest` is the largest growth of any sum by it.
+        """Record an unfolded part. No sum grows by more than `largest` when it is folded.
 
         `cells` is None for a part that was stored before `read`.
         """
@@ -43,19 +43,19 @@ class SqliteTotals:
             _add_known(self._unfolded, cells)
 
     def folded(self, largest: int, total: PeriodCells) -> None:
-        """Record that parts were folded: their `largest` in all, and their share of the total."""
+        """Record that parts were folded: the sum of their `largest`, and their sums in total."""
         self._growth -= largest
         totals = self._rollups.totals(total)
         self._near.update(key for key, sums in totals.items() if sums.largest >= overflow.NEAR)
         for key in total.keys() & self._unfolded.keys():
             self._unfolded[key].subtract_scalars(total[key])
 
-    # -- asking ---------------------------------------------------------------------------------
+    # -- questions ------------------------------------------------------------------------------
 
     def to_check(self, cells: Cells, growth: int) -> Set[Key]:
         """Return those keys of a commit's cells whose sums may have no room for them.
 
-        No sum grows by more than `growth`. `exact` returns the sums.
+        No sum grows by more than `growth`. Call `exact` for the sums of these keys.
         """
         if self._growth + growth > overflow.MOST_UNFOLDED_SUM:
             return frozenset(cells.keys())
@@ -83,7 +83,7 @@ class SqliteTotals:
 
 
 def _add_known(into: PeriodCells, cells: Cells) -> None:
-    """Add cells to the sums of those series that are there already, without the histograms."""
+    """Add cells to the sums of those series that `into` already has, without the histograms."""
     for added in cells.minutes.values():
         for key in into.keys() & added.keys():
             into[key].merge_scalars(added[key])

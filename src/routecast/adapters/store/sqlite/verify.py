@@ -1,4 +1,4 @@
-"""Recounts the rollups of a SQLite file from the decisions, and yields the differences."""
+"""Verification of a SQLite file: recounts the rollups from the decisions, yields differences."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -53,10 +53,10 @@ Query = Callable[..., Iterator[Any]]
 
 
 def recount(db: apsw.Connection, query: Query, now: int) -> Iterator[Checked | Difference]:
-    """Yield progress, faults of the file, and every place where stored sums differ.
+    """Yield progress, faults of the file, and every difference in stored sums, at one position.
 
-    All at one position. The connection must be used by this function alone, and be closed
-    afterwards. `query` runs a named query on it and yields its rows; `now` is in microseconds.
+    Only this function may use the connection; close it afterwards. `query` runs a named query on it
+    and yields its rows; `now` is in microseconds.
     """
     db.create_aggregate_function("latency_bins", _bins_factory)
     db.execute("BEGIN")
@@ -68,7 +68,7 @@ def recount(db: apsw.Connection, query: Query, now: int) -> Iterator[Checked | D
 
 
 def _check_file(db: apsw.Connection) -> Iterator[Checked | Difference]:
-    """Yield the faults that the engine's own check finds in pages, rows and indexes."""
+    """Yield the faults that SQLite's own check finds in pages, rows and indexes."""
     yield Checked("checking the file", 0, 0)
     for (found,) in db.execute(f"PRAGMA integrity_check({MAX_FAULTS})"):
         if found != "ok":
@@ -111,7 +111,7 @@ def _recount(query: Query, now: int) -> Iterator[Checked | Difference]:
 
 
 def _strays(query: Query, seq: int) -> Iterator[Difference]:
-    """Yield rows that do not belong together although all sums are right."""
+    """Yield rows that do not belong together, even if all sums are right."""
     last = max(next(query("latest_seq"))[0], next(query("latest_delta"))[0])
     if last > seq:
         yield Difference("position", f"seq {last} or more", f"seq {seq}")
@@ -123,9 +123,9 @@ def _strays(query: Query, seq: int) -> Iterator[Difference]:
 def _unfolded(
     query: Query, seq: int, folded: int, parts: int, found: list[Difference]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the deltas that are not folded yet, in parts; report missing ones.
+    """Yield the deltas that are not folded yet, in parts; report missing ones in `found`.
 
-    Folded ones are kept for nodes that are behind: report those that cannot be read.
+    Folded deltas are kept for nodes that are behind: unreadable ones are reported, too.
     """
     if folded > seq:
         found.append(Difference("rollups", f"of seq {seq} at most", f"of seq {folded}"))

@@ -1,9 +1,9 @@
 """The write-ahead log of the writer: its mark, its checkpoints, and its size.
 
 A checkpoint adds the log's pages to the database file, unless a reader still needs the old state.
-After a complete one, the next transaction starts the log again from its beginning, with a mark that
-tells it from other logs (`marks.py`). A reader that keeps an old state for long makes the log grow;
-after it has gone, the log is cut off.
+After a complete checkpoint, the next transaction writes the log again from its beginning, with a
+mark that tells it from other logs (`marks.py`). While a reader keeps an old state, the log grows;
+after the reader has ended, the log is cut off.
 """
 
 import logging
@@ -23,13 +23,13 @@ from routecast.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# Pages in the log from which on a checkpoint is made; after an incomplete one, the next comes after
-# so many more pages.
+# A checkpoint is made when the log has CHECKPOINT_PAGES. After an incomplete one, the next is made
+# after PAGES_TO_NEXT_TRY more pages.
 CHECKPOINT_PAGES: Final = 4_000
 PAGES_TO_NEXT_TRY: Final = 1_000
 # A longer log, in bytes, is cut off after a complete checkpoint.
 CUT_BYTES: Final = 32 << 20
-# From this size on, in bytes, a log that a reader keeps from being added causes a warning.
+# From this size on, in bytes, there is a warning if a reader prevents a checkpoint.
 WARN_BYTES: Final = 64 << 20
 
 _DATABASE, _LOG = 0, 1  # the file that `Connection.read` reads
@@ -44,7 +44,7 @@ class WriteAheadLog:
     def __init__(
         self, db: apsw.Connection, path: Path, files: FileIdentity, wait: Callable[[int], bool]
     ) -> None:
-        """`wait` is the connection's busy handler."""
+        """`wait` is the busy handler of the connection `db`."""
         self._db = db
         self._wait = wait
         self._path = path
@@ -54,7 +54,7 @@ class WriteAheadLog:
         self._page = int(db.pragma("page_size"))
         self._pages = 0  # in the log, after our last commit
         self._due = CHECKPOINT_PAGES
-        self._may_begin = True  # the next transaction may start the log again
+        self._may_begin = True  # whether the next transaction may be the first of the log
         self._blocked = False
         self._warned = False
         self._failure: str | None = None  # of the last checkpoint
@@ -62,10 +62,10 @@ class WriteAheadLog:
         self._accept_files()
         db.set_wal_hook(self._committed)  # it also turns off SQLite's own checkpoints
 
-    # -- the server's beginning and end -----------------------------------------------------------
+    # -- start and stop of the server -------------------------------------------------------------
 
     def claim(self, *, had_log: bool) -> None:
-        """Begin to serve this file: a copy, or a file that lost its log, begins a new epoch.
+        """Record that a server uses this file; begin a new epoch if it is a copy or lost its log.
 
         `had_log`: whether a log with pages was beside it before it was opened.
         """
@@ -86,11 +86,11 @@ class WriteAheadLog:
             self._write_mark()
             db.execute("COMMIT")
         self._may_begin = False
-        # A copy that was made before must differ from the file: so the mark is written there.
+        # The mark must be in the file itself, so that the file differs from copies made earlier.
         self.checkpoint()
 
     def release(self) -> None:
-        """Record in the file that it is closed in good order. Never fails."""
+        """Record in the file that the server closes it properly. Never fails."""
         with suppress(apsw.Error, Unavailable):
             self._files.check()
             with transaction(self._db):
@@ -119,9 +119,9 @@ class WriteAheadLog:
             self._require_own_header(header)
 
     def begin(self) -> None:
-        """Mark the log, in a transaction that has just begun, if it is the log's first.
+        """Mark the log if the transaction that has just begun is the first of the log.
 
-        It is also the first after a checkpoint of another program.
+        A transaction is also the first one after a checkpoint of another program.
         """
         if self._in_use and (self._may_begin or self._read_header() != self._header):
             self._write_mark()
@@ -149,7 +149,7 @@ class WriteAheadLog:
 
     @property
     def size(self) -> int | None:
-        """The present length of the log in bytes; None if there is none. From any thread."""
+        """The present length of the log in bytes; None if there is none. Usable in any thread."""
         try:
             return os.stat(self._wal).st_size if self._in_use else None
         except OSError:
@@ -179,7 +179,7 @@ class WriteAheadLog:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the open log, whatever its name, still has all its commits."""
+        """Whether the log that is open, even if its name is gone, still has all its commits."""
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
         if done == pages:
             return True
@@ -221,11 +221,12 @@ class WriteAheadLog:
     def _cut(self) -> None:
         if (self.size or 0) <= CUT_BYTES:
             return
-        self._db.set_busy_handler(None)  # a reader that has just begun ends soon
+        self._db.set_busy_handler(None)  # do not wait for readers: the next try comes soon
         try:
             self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_TRUNCATE)
             self._pages = 0
-            # If the log is missing later, and the file was not closed, it was lost.
+            # The log gets content at once: a log that is missing later, while the file is not
+            # closed, was lost.
             with transaction(self._db):
                 self._write_mark()
                 self._db.execute("COMMIT")
@@ -244,15 +245,15 @@ class WriteAheadLog:
             log.warning("%s was cut off: it has %d bytes", self._wal, self.size or 0)
         self._warned = bool(warning) or (self._warned and self._blocked)
 
-    # -- what others did --------------------------------------------------------------------------
+    # -- other programs ---------------------------------------------------------------------------
 
     def _length(self, pages: int) -> int:
         return _LOG_HEADER + pages * (_FRAME_BYTES + self._page) if pages else 0
 
     def _require_uncut(self) -> None:
-        """Raise Lost if pages of the log are missing that the file lacks.
+        """Raise Lost if the log was cut off before its pages were added to the file.
 
-        Another process may have cut it off in good order: the log's index shows that.
+        Another process may have cut it off after a checkpoint: the log's index shows that.
         """
         pages, done = self._db.wal_checkpoint("main", apsw.SQLITE_CHECKPOINT_NOOP)
         if done < pages and (self.size or 0) < self._length(pages):
@@ -260,9 +261,9 @@ class WriteAheadLog:
         self._pages, self._may_begin = 0, True
 
     def _require_own_header(self, header: bytes) -> None:
-        """Raise Unavailable if the beginning of the file is not ours.
+        """Raise Unavailable if the beginning of the file was not written by the log.
 
-        Another process may have added pages of the log to it.
+        Another process may have added pages of the log to the file.
         """
         held = read_log(self._wal)
         if held is None or header not in held.headers:

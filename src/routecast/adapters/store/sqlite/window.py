@@ -1,4 +1,4 @@
-"""The sums of one window in a SQLite file."""
+"""Windows in a SQLite file: the sums of one window, by series."""
 
 import apsw
 
@@ -18,7 +18,7 @@ from routecast.protocol import Position
 
 
 class WindowReader:
-    """Reads windows, and remembers the keys of series: use it in one thread."""
+    """Reads windows, and remembers the keys of series. Use it in one thread only."""
 
     def __init__(self) -> None:
         self._epoch = ""

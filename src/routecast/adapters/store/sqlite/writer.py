@@ -1,11 +1,11 @@
 """The one writer of a SQLite file: its connection, its transactions, and what it remembers.
 
-Other modules write: `commit.py`, `retention.py`, `summaries.py` and `names.py` run in a transaction
-of the writer, on its thread.
+`commit.py`, `retention.py`, `summaries.py` and `names.py` write in a transaction of the writer, on
+its thread.
 
-The writer remembers the rollups that it used last. Within `BEGIN IMMEDIATE` no other process can
-write, and SQLite's `data_version` shows whether one has written before: only then are they read
-again.
+The writer remembers the rollups that it used last, and more (`_Memory`). Within `BEGIN IMMEDIATE`
+no other process can write. SQLite's `data_version` shows whether one has written before that: only
+then the writer forgets what it remembers.
 """
 
 import logging
@@ -66,9 +66,9 @@ class _Memory:
 
 
 class WriterTransaction:
-    """A transaction of the writer: undone unless the body calls `commit`.
+    """A transaction of the writer: it is undone unless the body calls `commit`.
 
-    `position` is that of the last commit. What is remembered is undone, too.
+    `position` is that of the last commit. What the writer remembers is undone, too.
     """
 
     def __init__(self, db: apsw.Connection, position: Position, memory: _Memory) -> None:
@@ -96,9 +96,9 @@ class WriterTransaction:
 
 
 class Writer:
-    """Writes to one SQLite file; all its methods are called on one thread.
+    """Writes to one SQLite file. Call all methods except `stop` on one thread.
 
-    Except where another error says more, they raise apsw's errors.
+    They raise apsw's errors, unless their docstrings name others.
     """
 
     def __init__(self, path: Path, *, create: bool) -> None:
@@ -128,7 +128,7 @@ class Writer:
         try:
             db.set_busy_handler(self._wait_for_lock)
             schema.require_ours(db, self._path)
-            if self._create:  # otherwise it may be a backup, which is one file and stays as it is
+            if self._create:  # otherwise it may be a backup, which must stay one file
                 db.execute("PRAGMA journal_mode = WAL")
             else:
                 leave_log(db)
@@ -180,14 +180,14 @@ class Writer:
         self._open(had_log=True)
 
     def stop(self) -> None:
-        """Interrupt what is running, and refuse all else; from any thread, repeatedly.
+        """Interrupt running work, and refuse all other work. It may be called on any thread.
 
         One call may fall between two statements, so call it until the writer's thread has ended.
         """
         self._stopping = True
         db = self._db
         if db is not None:
-            with suppress(apsw.Error):  # it was closed a moment ago
+            with suppress(apsw.Error):  # it may just have been closed
                 db.interrupt()
 
     def _wait_for_lock(self, tries: int) -> bool:
@@ -201,7 +201,7 @@ class Writer:
 
     @contextmanager
     def transaction(self) -> Iterator[WriterTransaction]:
-        """A transaction that the body commits; what the writer remembers is undone with it."""
+        """A transaction that the body must commit; otherwise it is undone."""
         with self._begun() as db:
             current = self._current(db)
             yield current
@@ -210,7 +210,7 @@ class Writer:
 
     @contextmanager
     def _begun(self) -> Iterator[apsw.Connection]:
-        """A transaction that the body commits, in which nothing was read yet."""
+        """Begin a transaction without reading anything; the body must commit it."""
         db = self.connection()
         self.files.check()
         self.wal.check()
@@ -237,7 +237,7 @@ class Writer:
         return self._db
 
     def _current(self, db: apsw.Connection) -> WriterTransaction:
-        """Return the transaction that has begun; what other processes changed is read again."""
+        """Return the transaction that has begun; read the state again if others have written."""
         memory, version = self._memory, db.pragma("data_version")
         epoch, seq, _, folded, parts = query(db, "history")[0]
         if version != memory.version:
@@ -264,16 +264,16 @@ class Writer:
             self._warned = True
         self._seq = seq
 
-    # -- upkeep ---------------------------------------------------------------------------------
+    # -- maintenance ----------------------------------------------------------------------------
 
     @property
     def unfolded(self) -> int:
-        """The number of cells of deltas that are not folded yet, if it is known."""
+        """The number of cells of deltas that are not folded yet; 0 while it is not known."""
         return self._memory.folding.cells
 
     @property
     def should_fold(self) -> bool:
-        """Whether to call `fold` while nothing else is to be written."""
+        """Whether `fold` should be called between commits."""
         return self._memory.folding.due
 
     def fold(self) -> bool:
@@ -291,7 +291,7 @@ class Writer:
         self.wal.checkpoint()
 
     def check(self) -> None:
-        """Write a new value and sync it."""
+        """Perform a durable write without meaning (`ports.Store.check`)."""
         with self._begun() as db:
             query(db, "touch")
             db.execute("COMMIT")
