@@ -1,8 +1,10 @@
--- Lists of columns stand in braces, as in {key}: `columns.py` has them. What else is in braces is filled
--- in where the query is run.
+-- The named queries of the PostgreSQL store, in sections that begin with "name:".
+--
+-- A name in braces such as {key} is a list of columns from `columns.py`. The caller of the query
+-- replaces all other names in braces.
 
 -- name: version
--- Of the schema, and the least schema a program must know to work on it.
+-- The schema's version, and the oldest schema that a program must know to use it.
 SELECT version, oldest_program FROM routecast.schema_version;
 
 -- name: lock_schema
@@ -26,14 +28,14 @@ INSERT INTO routecast.schema_version (version, oldest_program) VALUES ($1, $2)
 ON CONFLICT (only_row) DO UPDATE SET version = $1, oldest_program = $2;
 
 -- name: set_up
--- Set settings by name and value, for this transaction alone where $3 is true, and read them back;
--- and tell who answers: which process of which server (by when it started), and if it only reads.
+-- Set settings by name and value, only for this transaction if $3 is true, and read them back. Also
+-- return the server's process, the time the server started, and whether it is read-only.
 SELECT name, set_config(name, value, $3), pg_backend_pid(), pg_postmaster_start_time(),
        current_setting('transaction_read_only') = 'on'
 FROM unnest($1::text[], $2::text[]) AS wanted (name, value);
 
 -- name: begin_commit
--- `current_epoch` is called after it, and so tells the epoch that this commit will be of. `history`
+-- `current_epoch` is called after `begin_commit`, so it returns the epoch of this commit. `history`
 -- is as in `state`.
 SELECT generation, oldest, pruned_commit, pruned_place, number,
        routecast.current_epoch() || (SELECT ' ' || tableoid || ' ' || xmin FROM routecast.history)
@@ -41,14 +43,14 @@ SELECT generation, oldest, pruned_commit, pruned_place, number,
 FROM routecast.begin_commit();
 
 -- name: known_ids
--- Which of the sent ids, counted from 1, older generations hold.
+-- The positions of the sent ids, from 1, that older generations contain.
 SELECT sent.number
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (project, id, number)
 JOIN routecast.decisions ON decisions.project = sent.project AND decisions.id = sent.id
 WHERE generation < $3 AND (commit, place) >= ($4, $5);
 
 -- name: stored_contents
--- What is stored under the sent ids: what a decision that is sent again is compared with.
+-- The stored contents of the sent ids, to compare repeated decisions with.
 SELECT decisions.id, decisions.project, series.status, series.model, decisions.cost
 FROM unnest($1::text[], $2::text[]) AS sent (project, id)
 JOIN routecast.decisions ON decisions.project = sent.project AND decisions.id = sent.id
@@ -56,7 +58,7 @@ JOIN routecast.series ON series.id = decisions.series
 WHERE (commit, place) >= ($3, $4);
 
 -- name: insert_new_decisions
--- Insert those whose ids the current generation does not hold, and tell their places.
+-- Insert the decisions whose ids the current generation does not contain; return their places.
 INSERT INTO routecast.decisions_{generation} ({decision})
 SELECT * FROM unnest({decision_arrays})
 ON CONFLICT DO NOTHING RETURNING place;
@@ -72,28 +74,28 @@ DELETE FROM routecast.decisions_{generation} WHERE (project, id) IN (
 );
 
 -- name: is_running
--- Whether a transaction has not come to its end. Fails where there was none of this name yet.
+-- Whether a transaction has not ended. Fails if there was no transaction of this number.
 SELECT pg_xact_status($1::text::xid8) = 'in progress';
 
 -- name: is_committed
 SELECT EXISTS (SELECT FROM routecast.commits WHERE number = $1 AND token = $2);
 
 -- name: check
--- A lock on a row is a write, too: its commit is synced.
+-- Locking a row is a write, so its commit is synced.
 SELECT 1 FROM routecast.history FOR UPDATE;
 
 -- name: position
 SELECT epoch, (SELECT coalesce(max(seq), 0) FROM routecast.deltas) AS seq FROM routecast.history;
 
 -- name: add_series
--- In the order of their names, so that nodes that add the same ones cannot lock each other out.
+-- In the order of their names, so that nodes that add the same series cannot deadlock.
 INSERT INTO routecast.series ({key})
 SELECT * FROM unnest({key_arrays}) AS sent ({key})
 ORDER BY 1, 2, 3, 4, 5, 6
 ON CONFLICT DO NOTHING;
 
 -- name: series_numbers
--- The numbers of those sent series that there are, with their places, counted from 1.
+-- The numbers of the sent series that exist, with their places in the array, from 1.
 SELECT sent.place, series.id
 FROM unnest({key_arrays}) WITH ORDINALITY AS sent ({key}, place)
 JOIN routecast.series USING ({key});
@@ -105,9 +107,9 @@ SELECT id, {key} FROM routecast.series WHERE id = ANY($1);
 SELECT id, {key} FROM routecast.series;
 
 -- name: state
--- As of when what is stored is: the epoch, the last commit in the rollups, what is kept. `history`
--- is the epoch and what the system calls its row: that is another one after an epoch began, and
--- after a program other than `routecast restore` put the tables back as they were.
+-- The epoch, the last commit in the rollups, and what retention keeps. `history` is the epoch with
+-- the system's identifiers of its row. It changes when an epoch begins, and also when a program
+-- other than `routecast restore` restores the tables.
 SELECT epoch, folded.seq AS folded, largest, generation, oldest, pruned_commit, pruned_place,
        minutes_from, epoch || ' ' || history.tableoid || ' ' || history.xmin AS history
 FROM routecast.history, routecast.folded, routecast.retention;
@@ -116,7 +118,7 @@ FROM routecast.history, routecast.folded, routecast.retention;
 SELECT seq, packed FROM routecast.deltas WHERE seq > $1 ORDER BY seq;
 
 -- name: some_deltas
--- From the first seq to the second, as many as come within so many bytes, and one at least.
+-- The deltas after seq $1, up to $2: at most about $3 bytes, and at least one.
 SELECT seq, packed FROM (
     SELECT seq, packed, sum(length(packed)) OVER (ORDER BY seq) - length(packed) AS before
     FROM routecast.deltas WHERE seq > $1 AND seq <= $2
@@ -124,7 +126,7 @@ SELECT seq, packed FROM (
 WHERE before < $3 ORDER BY seq;
 
 -- name: rollups
--- The sums of one period whose start lies from the first to before the second moment.
+-- The sums of one period that start at $2 or later, and before $3.
 SELECT start, series, {sums}
 FROM routecast.rollups WHERE period = $1 AND start >= $2 AND start < $3;
 
@@ -136,8 +138,8 @@ JOIN routecast.rollups
     ON period = $1 AND rollups.start = wanted.start AND rollups.series = wanted.series;
 
 -- name: folded_totals
--- The sums over all time of certain series, as far as they are folded: with the last commit that is
--- folded, and the last one there is. One row without a series where there is none.
+-- The folded totals of certain series, with the last folded commit and the newest commit. If none
+-- of the series has a total, one row without a series.
 SELECT folded.seq AS folded,
        (SELECT coalesce(max(deltas.seq), folded.seq) FROM routecast.deltas) AS seq,
        rollups.series, {scalars}
@@ -145,13 +147,13 @@ FROM routecast.folded
 LEFT JOIN routecast.rollups ON period = 'total' AND start = 0 AND series = ANY($1);
 
 -- name: put_rollups
--- Whole new values: who holds the lock of the rollups has merged them.
+-- Replace whole rows. The holder of the lock of the rollups has merged the sums.
 INSERT INTO routecast.rollups (period, start, series, {sums})
 SELECT $1, * FROM unnest($2::bigint[], $3::integer[], {sums_arrays_from_4})
 ON CONFLICT (period, start, series) DO UPDATE SET ({sums}) = ROW ({sums_excluded});
 
 -- name: lock_rollups
--- Only who holds it writes rollups and what is kept. It ends with the transaction.
+-- Only the holder of this lock writes rollups and `retention`. The transaction's end releases it.
 SELECT pg_advisory_xact_lock(1381254977, 2);
 
 -- name: try_lock_rollups
@@ -164,8 +166,8 @@ SELECT FROM routecast.history FOR UPDATE;
 UPDATE routecast.folded SET seq = $1, largest = $2;
 
 -- name: drop_deltas
--- Of those that are folded, up to $1: all but the last $2, and the oldest of these, so that all that
--- are left have about $3 bytes.
+-- Of the folded deltas up to $1, keep the last $2, and of those only the newest that have about $3
+-- bytes together.
 DELETE FROM routecast.deltas WHERE seq <= $1 AND seq <= greatest($1 - $2, (
     SELECT max(seq) FROM (
         SELECT seq, sum(length(packed)) OVER (ORDER BY seq DESC) AS bytes FROM routecast.deltas
@@ -176,22 +178,22 @@ DELETE FROM routecast.deltas WHERE seq <= $1 AND seq <= greatest($1 - $2, (
 SELECT routecast.begin_generation($1);
 
 -- name: set_generation
--- Have the next generation be the one after another, for a restore: there are no commits.
+-- Set the current generation, for a restore, while there are no commits.
 UPDATE routecast.retention SET generation = $1;
 
 -- name: drop_generation
 SELECT routecast.drop_generation($1);
 
 -- name: generation_span
--- When the first and the last commit of the generation were received; NULL where there is none.
+-- The times of receipt of the generation's first and last commit; NULL if there is none.
 SELECT (SELECT received FROM routecast.commits WHERE generation = $1
         ORDER BY number LIMIT 1) AS first,
        (SELECT received FROM routecast.commits WHERE generation = $1
         ORDER BY number DESC LIMIT 1) AS last;
 
 -- name: span
--- When the first and the last commit were received that decisions are kept of, and the first minute
--- (microseconds); NULL where there is none.
+-- The times of receipt of the first and the last commit whose decisions are kept, and the first
+-- minute, in microseconds; NULL if there is none.
 SELECT (SELECT received FROM routecast.commits WHERE number >= retention.pruned_commit
         ORDER BY number LIMIT 1) AS first,
        (SELECT received FROM routecast.commits WHERE number >= retention.pruned_commit
@@ -200,12 +202,12 @@ SELECT (SELECT received FROM routecast.commits WHERE number >= retention.pruned_
 FROM routecast.retention;
 
 -- name: oldest_commits
--- In the order of receipt, of generations that are complete.
+-- The oldest commits of complete generations, in the order of receipt.
 SELECT generation, number, received, decisions FROM routecast.commits
 WHERE number >= $1 AND generation < $2 ORDER BY number LIMIT $3;
 
 -- name: oldest_decisions
--- Of certain commits, from a place in the first of them on.
+-- The decisions of a range of commits, from a place in the first commit on.
 SELECT commit, place, {record_of_both}
 FROM routecast.decisions JOIN routecast.series ON series.id = decisions.series
 WHERE commit BETWEEN $1 AND $3 AND (commit, place) >= ($1, $2) AND generation BETWEEN $4 AND $5
@@ -215,14 +217,14 @@ ORDER BY commit, place LIMIT $6;
 UPDATE routecast.retention SET pruned_commit = $1, pruned_place = $2;
 
 -- name: is_pruned
--- Whether nothing of a generation is kept any more.
+-- Whether all decisions of a generation are pruned.
 SELECT NOT EXISTS (SELECT FROM routecast.commits WHERE generation = $1 AND number >= $2);
 
 -- name: oldest_minute
 SELECT min(start) FROM routecast.rollups WHERE period = 'minute';
 
 -- name: delete_minutes
--- Minutes that start from the first to before the second moment, at most so many rows.
+-- Delete minutes that start at $1 or later and before $2, at most $3 rows.
 WITH gone AS (
     DELETE FROM routecast.rollups WHERE (period, start, series) IN (
         SELECT period, start, series FROM routecast.rollups
@@ -238,18 +240,18 @@ UPDATE routecast.retention SET minutes_from = greatest(minutes_from, $1);
 SELECT count(*) FROM routecast.decisions WHERE (commit, place) >= ($1, $2);
 
 -- name: latest_commit
--- The last one that decisions are kept of, by position.
+-- The seq of the newest commit whose decisions are kept.
 SELECT coalesce(max(seq), 0) FROM routecast.commits;
 
 -- name: stray_decisions
--- Decisions that are kept of no commit.
+-- The number of decisions without a commit.
 SELECT count(*) FROM routecast.decisions
 WHERE (commit, place) >= ($1, $2)
   AND NOT EXISTS (SELECT FROM routecast.commits WHERE number = commit);
 
 -- name: strays
--- What belongs to nothing, and how much of it there is. A decision keeps its true project beside a
--- series of `other`.
+-- Rows that belong to nothing, with their number. A decision of a series of `other` keeps its own
+-- project.
 SELECT 'decisions of another project than their series', count(*)
 FROM routecast.decisions JOIN routecast.series ON series.id = decisions.series
 WHERE (commit, place) >= ($1, $2)
@@ -266,7 +268,7 @@ WHERE NOT EXISTS (
 );
 
 -- name: commit_numbers
--- The last number given to a commit, and the highest one that there is.
+-- The last number that a commit was given, and the highest number that is stored.
 SELECT last_value AS given, (SELECT coalesce(max(number), 0) FROM routecast.commits) AS highest
 FROM routecast.commit_numbers;
 
@@ -281,7 +283,7 @@ FROM pg_class
 WHERE relnamespace = 'routecast'::regnamespace AND relkind = 'r' ORDER BY relname;
 
 -- name: read_by_index
--- Have this transaction read tables by their indexes ('on'), or not at all so ('off').
+-- Make this transaction read tables only by their indexes ('on'), or without them ('off').
 SELECT set_config('enable_indexonlyscan', $1, true), set_config('enable_indexscan', $1, true),
        set_config('enable_bitmapscan', 'off', true),
        set_config('enable_seqscan', CASE $1 WHEN 'on' THEN 'off' ELSE 'on' END, true);
@@ -290,7 +292,7 @@ SELECT set_config('enable_indexonlyscan', $1, true), set_config('enable_indexsca
 SELECT count(*) FROM {table};
 
 -- name: amcheck
--- The schema of the extension that checks tables and indexes, where this user may use it.
+-- The schema of the extension amcheck, if this user may use it.
 SELECT format('%I', nspname) AS schema FROM pg_extension
 JOIN pg_namespace ON pg_namespace.oid = extnamespace
 WHERE extname = 'amcheck' AND has_function_privilege(
@@ -309,8 +311,8 @@ SELECT msg FROM {schema}.verify_heapam($1::text::regclass) LIMIT 1;
 SELECT {schema}.bt_index_check($1::text::regclass, true);
 
 -- name: recount
--- The rollups by minute as the decisions themselves give them; and a row with no series for each
--- hour that must be looked at in any case. $3 are the least values of a histogram's bins.
+-- The rollups by minute, recounted from the decisions, and a row without a series for each hour in
+-- $4, which is compared in any case. $3 has the lowest values of a histogram's bins.
 WITH by_bin AS (
     SELECT decided / 60000000 * 60 AS start, series,
            width_bucket(latency, $3::bigint[]) - 1 AS bin,
@@ -344,7 +346,7 @@ FROM unnest($4::bigint[]) AS hours (start)
 ORDER BY 1, 2;
 
 -- name: hours
--- Every hour there are rollups of.
+-- Every hour that has rollups or summaries.
 SELECT DISTINCT start FROM routecast.rollups WHERE period IN ('hour', 'pruned')
 UNION SELECT DISTINCT start / 3600 * 3600 FROM routecast.rollups WHERE period = 'minute'
 UNION SELECT start FROM routecast.summaries
@@ -358,16 +360,16 @@ WHERE period IN ('hour', 'pruned') AND start = $1
    OR period = 'minute' AND start >= $1 AND start < $1 + 3600;
 
 -- name: dangers
--- Settings of the server that lose what was acknowledged, when it crashes.
+-- Settings of the server that can lose acknowledged decisions in a crash.
 SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off';
 
 -- name: encoding
 SELECT current_setting('server_encoding');
 
 -- name: history_rollups
--- A period's rollups by series of a history and by bucket. $4 is the bucket's length in seconds,
--- $5 where buckets are counted from. Series are joined only where something of them is asked for;
--- rollups are summed up where there is a grouping.
+-- A period's rollups by name and bucket. $4 is the length of a bucket in seconds, and $5 the moment
+-- from which buckets are counted. Series are joined only if a part of the key is needed; rollups
+-- are summed if there is a grouping.
 SELECT {series} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {values}
 FROM routecast.rollups {join}
 WHERE period = $1 AND rollups.start >= $2 AND rollups.start < $3 {filters}
@@ -380,7 +382,7 @@ JOIN routecast.series ON series.id = rollups.series
 AND series.{part} = ANY(${number}::text[])
 
 -- name: history_unsummed
--- The same of those hours that summaries lack.
+-- As `history_rollups`, for the hours without summaries.
 SELECT {series} AS name, rollups.start - (rollups.start - $5) % $4 AS bucket, {values}
 FROM routecast.rollups {join}
 WHERE period = $1
@@ -389,7 +391,7 @@ WHERE period = $1
 {grouping};
 
 -- name: history_summaries
--- The same of those hours that they have; $1 is the part. Without $6, all of its names.
+-- As `history_rollups`, from the summaries; $1 is the part, $6 its names, or NULL for all.
 SELECT {series} AS name, start - (start - $5) % $4 AS bucket, {values}
 FROM routecast.{table}
 WHERE part = $1 AND start >= $2 AND start < $3
@@ -398,11 +400,11 @@ WHERE part = $1 AND start >= $2 AND start < $3
 {grouping};
 
 -- name: unsummed_hours
--- Those that begin before a moment, oldest first.
+-- The hours without summaries that begin before a moment, the oldest first.
 SELECT start FROM routecast.unsummed_hours WHERE start < $1 ORDER BY start LIMIT $2;
 
 -- name: drop_summaries
--- Of some hours, along all parts.
+-- Delete the summaries of some hours, for some parts.
 DELETE FROM routecast.summaries WHERE part = ANY($1::text[]) AND start = ANY($2::bigint[]);
 
 -- name: drop_latency_summaries
@@ -420,14 +422,14 @@ SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bytea[]);
 DELETE FROM routecast.unsummed_hours WHERE start = ANY($1::bigint[]);
 
 -- name: summaries
--- Of one hour, along all parts.
+-- The summaries of one hour, for some parts.
 SELECT part, name, {points}, counts
 FROM routecast.summaries LEFT JOIN routecast.latency_summaries USING (part, start, name)
 WHERE part IN ({parts})
   AND start = $1;
 
 -- name: window_sums
--- The sums by series of one period's rollups that start from the first to before the second moment.
+-- The sums by series of one period's rollups that start at $2 or later, and before $3.
 SELECT series, {scalars_added}
 FROM routecast.rollups WHERE period = $1 AND start >= $2 AND start < $3 GROUP BY series;
 
@@ -442,7 +444,7 @@ FROM routecast.rollups WHERE period = 'minute' AND start >= $1 AND start < $2;
 SELECT part, name FROM routecast.folded_names;
 
 -- name: counting
--- `history` is as in `state`; and the names that are folded in it.
+-- `history` as in `state`, and the folded names.
 SELECT epoch || ' ' || tableoid || ' ' || xmin AS history, coalesce(
     (SELECT array_agg(ARRAY[part, name]) FROM routecast.folded_names), ARRAY[]::text[]
 ) AS folded FROM routecast.history;
@@ -458,15 +460,15 @@ DELETE FROM routecast.folded_names WHERE part = $1 AND name = ANY($2::text[]);
 UPDATE routecast.history SET epoch = replace(gen_random_uuid()::text, '-', '') RETURNING epoch;
 
 -- name: lock_commits
--- Waits for the commits under way, and keeps others from beginning. It ends with the transaction.
+-- Wait for open commits, and block new ones until the end of this transaction.
 SELECT pg_advisory_xact_lock(1381254977, 1);
 
 -- name: wait_for_locks
--- Wait for a lock for so long within this transaction.
+-- Set how long this transaction waits for a lock.
 SELECT set_config('lock_timeout', $1, true);
 
 -- name: limit_idle
--- End the session if it waits for its client for so long within this transaction.
+-- Set how long this transaction may be idle before the server ends the session.
 SELECT set_config('idle_in_transaction_session_timeout', $1, true);
 
 -- name: raise_largest
@@ -476,18 +478,18 @@ UPDATE routecast.folded SET largest = greatest(largest, $1);
 SELECT series, count FROM routecast.rollups WHERE period = 'total' AND start = 0;
 
 -- name: name_hours
--- The first and the last hour that each name of some parts was seen in, of hours summed up.
+-- The first and the last hour of each name of some parts, from the summaries.
 SELECT part, name, min(start), max(start) FROM routecast.summaries
 WHERE part = ANY($1::text[]) AND start NOT IN (SELECT start FROM routecast.unsummed_hours)
 GROUP BY part, name;
 
 -- name: unsummed_series_hours
--- The same of each series, of the other hours.
+-- The first and the last hour of each series, from the hours without summaries.
 SELECT series, min(start), max(start) FROM routecast.rollups
 WHERE period = 'hour' AND start IN (SELECT start FROM routecast.unsummed_hours) GROUP BY series;
 
 -- name: starts_of_series
--- The starts at which a period has rollups of certain series, and of how many.
+-- The starts at which a period has rollups of certain series, and their number.
 SELECT start, count(*) FROM routecast.rollups WHERE period = $1 AND series = ANY($2::integer[])
 GROUP BY start ORDER BY start;
 
@@ -498,13 +500,13 @@ WHERE period = $1 AND start = ANY($2::bigint[]) AND series = ANY($3::integer[])
 RETURNING start, series, {sums};
 
 -- name: move_decisions
--- Decisions of old series become those of new ones.
+-- Move decisions from old series to new ones.
 UPDATE routecast.decisions SET series = moved.new
 FROM unnest($1::integer[], $2::integer[]) AS moved (old, new)
 WHERE decisions.series = moved.old;
 
 -- name: all_tables
--- Every table with its columns in order; of one in partitions, only the whole.
+-- Every table with its columns in order; of a partitioned table, not the partitions.
 SELECT relname AS name, ARRAY(
     SELECT attname::text FROM pg_attribute
     WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum
@@ -517,19 +519,19 @@ ORDER BY relname;
 SELECT {columns} FROM routecast.{name}
 
 -- name: size
--- Of all tables, in bytes, without their indexes.
+-- The size of all tables without their indexes, in bytes.
 SELECT coalesce(sum(pg_table_size(oid)), 0)::bigint
 FROM pg_class WHERE relnamespace = 'routecast'::regnamespace AND relkind = 'r';
 
 -- name: all_sequences
--- Every sequence, with the last number it gave; NULL where it gave none.
+-- Every sequence with the last number it gave; NULL if it gave none.
 SELECT sequencename::text AS name, last_value FROM pg_sequences WHERE schemaname = 'routecast';
 
 -- name: set_sequence
 SELECT setval(format('routecast.%I', $1::text)::regclass, $2);
 
 -- name: others_connected
--- Sessions of this database but this one, by what they say they are.
+-- The other sessions of this database, by application name.
 SELECT coalesce(nullif(application_name, ''), 'a program without a name') AS name, count(*)
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND usesysid IS NOT NULL
@@ -537,7 +539,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND usesysid IS N
 GROUP BY 1 ORDER BY 1;
 
 -- name: forget_activity
--- Have this transaction look again at who is connected.
+-- Make this transaction read the list of sessions again.
 SELECT pg_stat_clear_snapshot();
 
 -- name: rename_schema

@@ -1,8 +1,9 @@
--- Lists of columns stand in braces, as in {key}: `columns.py` has them. What else is in braces is filled
--- in where the query is run.
+-- The named queries of the SQLite store, in sections that begin with "name:".
+--
+-- A name in braces such as {key} is a list of columns from `columns.py`. The caller of the query
+-- replaces all other names in braces.
 
 -- name: begin_history
--- A new database is a new history.
 INSERT INTO history (only_row, epoch, seq, minutes_from) VALUES (1, ?, 0, 0)
 ON CONFLICT DO NOTHING;
 
@@ -10,8 +11,7 @@ ON CONFLICT DO NOTHING;
 SELECT epoch, seq, minutes_from, folded, folded_parts FROM history;
 
 -- name: mark
--- The one row: what was marked last, of which schema version the file was when it was claimed, and
--- whether it is open.
+-- The last mark, the file's schema version when it was claimed, and whether the file is open.
 SELECT mark, schema_version, open FROM marks;
 
 -- name: begin_marks
@@ -27,17 +27,17 @@ UPDATE marks SET schema_version = ?, open = ?;
 UPDATE history SET seq = ?;
 
 -- name: add_delta
--- In parts.
+-- The parts of one delta.
 INSERT INTO deltas (seq, part, cells, largest, packed) VALUES {rows};
 
 -- name: deltas
--- In parts, without the first ?2 parts of the first delta after ?1.
+-- The parts of the deltas after ?1, without the first ?2 parts of the first of them.
 SELECT seq, packed FROM deltas
 WHERE seq > ?1 AND (seq > ?1 + 1 OR part >= ?2) ORDER BY seq, part;
 
 -- name: unfolded
--- What is known of the parts after the first ?2 parts of the first delta after ?1, as JSON: one
--- row, since each row costs a hand-over of the interpreter's lock.
+-- The sizes of the parts that `deltas` returns. They are one row of JSON, because each row passes
+-- the interpreter's lock once.
 SELECT json_group_array(json_array(seq, part, cells, largest)) FROM (
     SELECT seq, part, cells, largest FROM deltas
     WHERE seq > ?1 AND (seq > ?1 + 1 OR part >= ?2) ORDER BY seq, part
@@ -50,7 +50,7 @@ SELECT packed FROM deltas WHERE seq = ? AND part = ?;
 DELETE FROM deltas WHERE seq <= ?;
 
 -- name: drop_large_deltas
--- The oldest of those up to ?1, so that all that are left have at most ?2 cells.
+-- Delete the oldest deltas up to ?1, so that the remaining ones have at most ?2 cells together.
 DELETE FROM deltas WHERE seq <= ?1 AND seq <= (
     SELECT max(seq) FROM (
         SELECT seq, sum(cells) OVER (ORDER BY seq DESC, part DESC) AS cells FROM deltas
@@ -61,7 +61,7 @@ DELETE FROM deltas WHERE seq <= ?1 AND seq <= (
 UPDATE history SET folded = ?, folded_parts = ?;
 
 -- name: near_series
--- Series with a sum over all time of 2^62 or more; an index has them.
+-- Series with a total of 2^62 or more, from a partial index.
 SELECT {key}
 FROM rollups INDEXED BY near_series JOIN series ON series.id = rollups.series
 WHERE period = 'total'
@@ -79,8 +79,7 @@ DELETE FROM decisions WHERE n IN (
 UPDATE checks SET number = number + 1;
 
 -- name: stored_contents
--- What is stored under the sent [id, project] pairs, as JSON: what a decision that is sent again is
--- compared with.
+-- The stored contents of the sent [id, project] pairs, as JSON, to compare repeated decisions with.
 SELECT json_group_array(json_array(
     decisions.id, decisions.project, series.status, series.model, decisions.cost
 ))
@@ -90,7 +89,7 @@ ON decisions.id = sent.value ->> 0 AND decisions.project = sent.value ->> 1
 JOIN series ON series.id = decisions.series;
 
 -- name: attached_contents
--- The same of the database `stored`.
+-- As `stored_contents`, from the attached database `stored`.
 SELECT json_group_array(json_array(kept.id, kept.project, series.status, series.model, kept.cost))
 FROM json_each(?) AS sent
 CROSS JOIN stored.decisions AS kept
@@ -98,7 +97,7 @@ ON kept.id = sent.value ->> 0 AND kept.project = sent.value ->> 1
 JOIN stored.series AS series ON series.id = kept.series;
 
 -- name: insert_decisions
--- As many rows of placeholders as there are rows: one step of the engine for many of them.
+-- `rows` has placeholders for all rows, so that one step of the engine inserts many of them.
 INSERT INTO decisions (
     id, project, series, seq, received, {values_stored}
 ) VALUES {rows} ON CONFLICT DO NOTHING;
@@ -110,7 +109,7 @@ ATTACH ? AS stored;
 DETACH stored;
 
 -- name: create_staged
--- A database in memory, in which a large batch is prepared.
+-- The table in which a large batch is prepared, in a database in memory.
 CREATE TABLE decisions (
     place INTEGER, {stored_with_types},
     PRIMARY KEY (id, project)
@@ -143,7 +142,7 @@ ATTACH ':memory:' AS staged;
 DETACH staged;
 
 -- name: insert_staged
--- All that was prepared in the database `staged`, in the order of the index of ids.
+-- Insert all decisions of the database `staged`, in the order of the index of ids.
 INSERT INTO main.decisions (
     id, project, series, seq, received, {values_stored}
 )
@@ -151,7 +150,7 @@ SELECT id, project, series, ?, ?, {values_stored}
 FROM staged.decisions WHERE true ON CONFLICT DO NOTHING;
 
 -- name: add_series
--- Those that are new of an array of keys.
+-- Insert the new ones of an array of keys.
 INSERT INTO series ({key})
 SELECT {key_of_json} FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
 
@@ -159,7 +158,7 @@ SELECT {key_of_json} FROM json_each(?) WHERE true ON CONFLICT DO NOTHING;
 SELECT id, {key} FROM series;
 
 -- name: names_of_series
--- Those with the sent numbers.
+-- The keys of the series with the sent numbers.
 SELECT id, {key} FROM series WHERE id IN (SELECT value FROM json_each(?));
 
 -- name: series_numbers
@@ -172,7 +171,7 @@ ON {is_key_of_json};
 SELECT max(id) FROM series;
 
 -- name: rollups
--- The sums of one period whose start lies from the first to before the second moment.
+-- The sums of one period that start at the first moment or later, and before the second.
 SELECT start, series, {sums} FROM rollups
 WHERE period = ? AND start >= ? AND start < ? ORDER BY start, series;
 
@@ -185,20 +184,20 @@ FROM json_each(?2) AS wanted CROSS JOIN rollups
 ON period = ?1 AND start = wanted.value ->> 0 AND series = wanted.value ->> 1;
 
 -- name: put_rollups
--- Whole new values: the one writer has merged them.
+-- Replace whole rows. The writer has merged the sums.
 INSERT OR REPLACE INTO rollups (
     period, start, series, {sums}
 ) VALUES {rows};
 
 -- name: span
--- When the first and the last decision were received, and the first minute (microseconds); NULL
--- where there is none.
+-- The times of receipt of the first and the last decision, and the first minute, in microseconds;
+-- NULL if there is none.
 SELECT (SELECT received FROM decisions ORDER BY n LIMIT 1),
        (SELECT received FROM decisions ORDER BY n DESC LIMIT 1),
        (SELECT min(start) * 1000000 FROM rollups WHERE period = 'minute');
 
 -- name: oldest_decisions
--- In the order of receipt, as JSON; retention reads from this end.
+-- The oldest decisions for retention, in the order of receipt, as JSON.
 SELECT json_group_array(json_array(
     n, received, {record}
 )) FROM (
@@ -214,7 +213,8 @@ DELETE FROM decisions WHERE n <= ?;
 SELECT min(start) FROM rollups WHERE period = 'minute';
 
 -- name: delete_minutes
--- Minutes that start from the first to before the second moment, at most so many rows.
+-- Delete minutes that start at the first moment or later and before the second, up to a number of
+-- rows.
 DELETE FROM rollups WHERE (period, start, series) IN (
     SELECT period, start, series FROM rollups
     WHERE period = 'minute' AND start >= ? AND start < ? LIMIT ?
@@ -233,13 +233,13 @@ SELECT count(*) FROM decisions INDEXED BY decisions_id WHERE id >= '';
 SELECT coalesce(max(seq), 0) FROM deltas;
 
 -- name: delta_parts
--- As `deltas`, with the parts' numbers.
+-- As `deltas`, with the number of each part.
 SELECT seq, part, packed FROM deltas
 WHERE seq > ?1 AND (seq > ?1 + 1 OR part >= ?2) ORDER BY seq, part;
 
 -- name: strays
--- What no sum shows: what it is, and how often it is there. ?1 is what folded names count as; what
--- counts as that may be of any project.
+-- Errors that no sum shows, with their number. ?1 is the name `other`; a decision that counts as
+-- `other` may have any project.
 SELECT 'decisions of a project other than that of their series', count(*)
 FROM decisions JOIN series ON series.id = decisions.series
 WHERE decisions.project != series.project AND series.project != ?1
@@ -261,7 +261,7 @@ WHERE part NOT IN ({parts});
 SELECT coalesce(max(seq), 0) FROM decisions;
 
 -- name: recount
--- The rollups by minute as the decisions themselves give them.
+-- The rollups by minute, recounted from the decisions.
 SELECT decided / 60000000 * 60 AS start, series,
        count(*), sum(fallback),
        count(confidence), coalesce(sum(confidence), 0),
@@ -275,27 +275,26 @@ SELECT decided / 60000000 * 60 AS start, series,
 FROM decisions GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: hours
--- Every hour there is anything about.
+-- Every hour that has rollups or summaries.
 SELECT DISTINCT start FROM rollups WHERE period IN ('hour', 'pruned')
 UNION SELECT DISTINCT start / 3600 * 3600 FROM rollups WHERE period = 'minute'
 UNION SELECT start FROM summaries
 ORDER BY 1;
 
 -- name: history_rollups
--- A period's rollups by series of a history and by bucket. ?4 is the bucket's length in seconds,
--- ?5 where buckets are counted from. Series are joined only where something of them is asked for;
--- rollups are summed up where there is a grouping.
+-- A period's rollups by name and bucket. ?4 is the length of a bucket in seconds, and ?5 the moment
+-- from which buckets are counted. Rollups are summed if there is a grouping.
 SELECT {series} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {values}
 FROM rollups LEFT JOIN series ON series.id = rollups.series
 WHERE period = ?1 AND rollups.start >= ?2 AND rollups.start < ?3 {filters}
 {grouping};
 
 -- name: history_filter
--- What a filter adds to the above and the next.
+-- The condition that a filter adds to `history_rollups` and `history_unsummed`.
 AND series.{part} IN (SELECT value FROM json_each(?{number}))
 
 -- name: history_unsummed
--- The same of those hours that summaries lack.
+-- As `history_rollups`, for the hours without summaries.
 SELECT {series} AS name, rollups.start - (rollups.start - ?5) % ?4 AS bucket, {values}
 FROM rollups LEFT JOIN series ON series.id = rollups.series
 WHERE period = ?1
@@ -304,7 +303,7 @@ WHERE period = ?1
 {grouping};
 
 -- name: history_summaries
--- The same of those hours that they have; ?1 is the part. Without ?6, all of its names.
+-- As `history_rollups`, from the summaries; ?1 is the part, ?6 its names, or NULL for all.
 SELECT {series} AS name, start - (start - ?5) % ?4 AS bucket, {values}
 FROM {table}
 WHERE part = ?1 AND start >= ?2 AND start < ?3
@@ -313,16 +312,16 @@ WHERE part = ?1 AND start >= ?2 AND start < ?3
 {grouping};
 
 -- name: note_unsummed_hours
--- An array of them.
+-- Record that the hours of an array changed.
 INSERT INTO unsummed_hours (start, changes) SELECT value, 1 FROM json_each(?) WHERE true
 ON CONFLICT DO UPDATE SET changes = changes + 1;
 
 -- name: unsummed_hours
--- Those that begin before a moment, oldest first.
+-- The hours without summaries that begin before a moment, the oldest first.
 SELECT start FROM unsummed_hours WHERE start < ? ORDER BY start LIMIT ?;
 
 -- name: drop_summaries
--- Of one hour, along all parts.
+-- Delete the summaries of one hour, for some parts.
 DELETE FROM summaries WHERE part IN (SELECT value FROM json_each(?)) AND start = ?;
 
 -- name: drop_latency_summaries
@@ -337,22 +336,23 @@ INSERT INTO summaries (
 INSERT INTO latency_summaries (part, start, name, counts) VALUES {rows};
 
 -- name: changes_of_hour
--- How often an hour has changed since it was summed up.
+-- The number of changes of an hour since it was summed.
 SELECT changes FROM unsummed_hours WHERE start = ?;
 
 -- name: hour_is_summed
--- If it is still as it was read.
+-- Record that an hour has summaries, if it has not changed since it was read.
 DELETE FROM unsummed_hours WHERE start = ? AND changes = ?;
 
 -- name: summaries
--- Of one hour, along all parts.
+-- The summaries of one hour, for some parts.
 SELECT part, name, {points}, {points_high}, counts
 FROM summaries LEFT JOIN latency_summaries USING (part, start, name)
 WHERE part IN ({parts})
   AND start = ?;
 
 -- name: window_sums
--- The sums by series of one period's rollups that start from the first to before the second moment.
+-- The sums by series of one period's rollups that start at the first moment or later, and before
+-- the second.
 SELECT series, {scalars_added} FROM rollups
 WHERE period = ? AND start >= ? AND start < ? GROUP BY series;
 
@@ -378,17 +378,17 @@ UPDATE history SET epoch = ?;
 SELECT series, count FROM rollups WHERE period = 'total' AND start = 0;
 
 -- name: name_hours
--- The first and the last hour that each name of a part was seen in, of hours that are summed up.
+-- The first and the last hour of each name of a part, from the summaries.
 SELECT name, min(start), max(start) FROM summaries
 WHERE part = ? AND start NOT IN (SELECT start FROM unsummed_hours) GROUP BY name;
 
 -- name: unsummed_series_hours
--- The same of each series, of the other hours.
+-- The first and the last hour of each series, from the hours without summaries.
 SELECT series, min(start), max(start) FROM rollups
 WHERE period = 'hour' AND start IN (SELECT start FROM unsummed_hours) GROUP BY series;
 
 -- name: starts_of_series
--- The starts at which a period has rollups of certain series, and of how many.
+-- The starts at which a period has rollups of certain series, and their number.
 SELECT start, count(*) FROM rollups
 WHERE period = ? AND series IN (SELECT value FROM json_each(?)) GROUP BY start ORDER BY start;
 
@@ -406,7 +406,7 @@ WHERE period = ? AND start IN (SELECT value FROM json_each(?))
   AND series IN (SELECT value FROM json_each(?));
 
 -- name: make_moved
--- A table with a key, or the next would read all pairs for each decision.
+-- A table with a key, so that `move_decisions` does not read all pairs for each decision.
 CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new INTEGER NOT NULL);
 
 -- name: put_moved

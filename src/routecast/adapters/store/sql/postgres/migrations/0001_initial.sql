@@ -1,17 +1,18 @@
 -- oldest program: 1
--- Decisions, what each commit added to the rollups, and the position, which change together or not
--- at all. Times are microseconds since 1970 in decisions and commits, and seconds since 1970 in
--- rollups (`start`).
+-- The first schema: decisions, commits, deltas, rollups and the functions that a commit calls.
+--
+-- Times are microseconds since 1970 in decisions and commits, and seconds since 1970 in rollups
+-- (`start`).
 
--- One row: which history this is. Who commits locks it last of all, and so takes its turn.
+-- One row: the epoch. A commit locks it last of all; so commits get their positions in turn.
 CREATE TABLE history (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     epoch    text    NOT NULL
 );
 
--- One row: what is kept. Decisions are kept in partitions, `oldest` to `generation`, which is the
--- one that commits go to; those before (pruned_commit, pruned_place) are gone, though their
--- partition may still be there. Minute rollups are complete from the hour `minutes_from` on.
+-- One row: what retention keeps. Decisions are in partitions from `oldest` to `generation`; commits
+-- write to `generation`. Decisions before (pruned_commit, pruned_place) are dropped, though their
+-- partition may still exist. Minute rollups are complete from the hour `minutes_from` on.
 CREATE TABLE retention (
     only_row      boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     generation    integer NOT NULL,
@@ -21,33 +22,34 @@ CREATE TABLE retention (
     minutes_from  bigint  NOT NULL
 );
 
--- Every key that rollups are kept by.
+-- Every key that has rollups.
 CREATE TABLE series (
     id       integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project  text COLLATE "C" NOT NULL,
     strategy text COLLATE "C" NOT NULL,
     provider text COLLATE "C" NOT NULL,
-    model    text COLLATE "C" NOT NULL,  -- '' where none was named
+    model    text COLLATE "C" NOT NULL,  -- '' if unknown
     band     text COLLATE "C" NOT NULL,  -- high, medium, low or none
     status   text COLLATE "C" NOT NULL,
     UNIQUE (project, strategy, provider, model, band, status)
 );
 
--- Numbers of commits rise from one generation to the next, and within one in no certain order:
--- that is `seq`. After a crash, a number may be given again that a lost commit had; a token is not.
+-- Numbers of commits rise from one generation to the next. Within a generation their order is not
+-- the order of the commits; `seq` is. After a crash, the number of a lost commit may be used again;
+-- its token is not.
 CREATE SEQUENCE commit_numbers;
 
 CREATE TABLE commits (
     generation integer NOT NULL,
-    decisions  integer NOT NULL,  -- how many it brought
+    decisions  integer NOT NULL,  -- the number of its decisions
     number     bigint  NOT NULL,
     seq        bigint  NOT NULL,
     received   bigint  NOT NULL,
-    token      bigint  NOT NULL   -- random: whose commit it is
+    token      bigint  NOT NULL   -- random: identifies the commit
 ) PARTITION BY LIST (generation);
 CREATE INDEX ON commits (number);
 
--- `series` refers to the table of that name; checking so row by row would cost more than the row.
+-- `series` is an id of the table `series`. A foreign key would cost more than the row itself.
 CREATE TABLE decisions (
     generation    integer NOT NULL,
     place         integer NOT NULL,  -- within its commit
@@ -64,27 +66,27 @@ CREATE TABLE decisions (
     project       text COLLATE "C" NOT NULL,
     reason        text
 ) PARTITION BY LIST (generation);
--- Retention reads by commit, in which order rows also lie on disk.
+-- Retention reads decisions by commit; the rows on disk have the same order.
 CREATE INDEX ON decisions USING brin (commit) WITH (autosummarize = on);
 
--- What each commit added to the rollups, as `Delta.pack` wrote it before `seq` was known: folded
--- into the rollups later, and kept a while for those who missed it.
+-- The deltas, as `Delta.pack` wrote them before `seq` was known. They are folded into the rollups
+-- later, and kept for some time for nodes that missed them.
 CREATE TABLE deltas (
     seq     bigint PRIMARY KEY,
-    largest bigint NOT NULL,  -- no sum in it is over this
+    largest bigint NOT NULL,  -- no sum of the delta is larger
     packed  bytea  NOT NULL
 );
 ALTER TABLE deltas ALTER packed SET STORAGE EXTERNAL;
 
--- One row: the rollups hold the commits up to `seq`, and no total in them is over `largest`.
+-- One row: the rollups contain the commits up to `seq`, and no total in them is over `largest`.
 CREATE TABLE folded (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     seq      bigint  NOT NULL,
     largest  bigint  NOT NULL
 );
 
--- Sums by period: 'total' (start 0), 'hour', 'minute'; and 'pruned': by hour, the decisions that
--- retention dropped, so that what is left can still be checked against the hours.
+-- Sums by period: 'total' (start 0), 'hour', 'minute' and 'pruned'. 'pruned' has, by hour, the
+-- decisions that retention dropped; with it the remaining decisions can be compared with the hours.
 CREATE TABLE rollups (
     period           text COLLATE "C" NOT NULL
                      CHECK (period IN ('total', 'hour', 'minute', 'pruned')),
@@ -107,9 +109,9 @@ CREATE TABLE rollups (
     PRIMARY KEY (period, start, series)
 ) WITH (fillfactor = 80);
 
--- Begin a commit: hold the generation, so that it ends only after this transaction, and take a
--- number. All commits under way go to one and the same partition, whose unique index sees to it
--- that an id counts once; in older partitions nothing changes any more.
+-- Begin a commit: lock the generation, so that it ends only after this transaction, and take a
+-- number. All open commits write to the same partition, and its unique index makes an id count
+-- once. Older partitions do not change.
 CREATE FUNCTION begin_commit(
     OUT generation integer, OUT oldest integer,
     OUT pruned_commit bigint, OUT pruned_place integer, OUT number bigint
@@ -120,9 +122,9 @@ BEGIN
     INTO generation, oldest, pruned_commit, pruned_place, number FROM retention AS r;
 END $$;
 
--- Take the next position, and write what the commit added: the last thing before its end. The
--- lock comes first, in a statement of its own, since a statement sees what was there when it began.
--- Fails with numeric_value_out_of_range where a sum might have no room left.
+-- Take the next position and write the delta, as the last step of a commit. The lock comes first,
+-- in its own statement, because a statement sees the database as of its beginning. Fails with
+-- numeric_value_out_of_range if a sum may exceed 64 bits.
 CREATE FUNCTION add_delta(
     generation integer, number bigint, received bigint, token bigint, decisions integer,
     largest bigint, packed bytea, exact boolean,
@@ -141,8 +143,7 @@ BEGIN
     transaction := pg_current_xact_id()::text;
 END $$;
 
--- Begin the next generation, unless another one than `after` is current already. Waits for the
--- commits under way.
+-- Begin the generation after `after`, unless another node has begun it. Waits for open commits.
 CREATE FUNCTION begin_generation(after integer) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     next integer := after + 1;
@@ -151,7 +152,7 @@ BEGIN
     IF after IS DISTINCT FROM (SELECT generation FROM retention) THEN
         RETURN;
     END IF;
-    -- To attach a table locks nobody out, as creating it in place would.
+    -- Attaching a table blocks no other session; creating the partition in place would.
     EXECUTE format('CREATE TABLE commits_%s (LIKE commits INCLUDING ALL)', next);
     EXECUTE format('ALTER TABLE commits ATTACH PARTITION commits_%1$s FOR VALUES IN (%1$s)', next);
     EXECUTE format('CREATE TABLE decisions_%s (LIKE decisions INCLUDING ALL)', next);
@@ -161,7 +162,8 @@ BEGIN
     UPDATE retention SET generation = next;
 END $$;
 
--- Drop the oldest generation, all of whose decisions must be pruned. Does not wait for readers.
+-- Drop the oldest generation; all of its decisions must be pruned. Fails instead of waiting for
+-- readers.
 CREATE FUNCTION drop_generation(which integer) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('lock_timeout', '100ms', true);

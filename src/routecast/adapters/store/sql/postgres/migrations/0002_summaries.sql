@@ -1,6 +1,7 @@
 -- oldest program: 1
--- Rollups of an hour summed up along one part of their keys, so that history need not read every
--- key of every hour: `part` is a part's name and `name` its value; or both are 'all'.
+-- Summaries: the rollups of an hour, summed along one part of the key, so that a history need not
+-- read every key of every hour. `part` is the name of the part and `name` its value, or both are
+-- 'all'.
 CREATE TABLE summaries (
     part             text COLLATE "C" NOT NULL,
     start            bigint  NOT NULL,
@@ -19,7 +20,8 @@ CREATE TABLE summaries (
     PRIMARY KEY (part, start, name)
 );
 
--- Their latency histograms, as `histogram.pack_counts` writes them: most histories need none.
+-- The latency histograms of the summaries, as `histogram.pack_counts` writes them. They have their
+-- own table because most histories do not need them.
 CREATE TABLE latency_summaries (
     part   text COLLATE "C" NOT NULL,
     start  bigint NOT NULL,
@@ -28,8 +30,8 @@ CREATE TABLE latency_summaries (
     PRIMARY KEY (part, start, name)
 );
 
--- Hours whose summaries are not there, or not up to date: their rollups have to be read. Triggers
--- see to it, so that programs that know nothing of summaries may go on folding.
+-- Hours whose summaries are missing or out of date; their rollups must be read instead. Triggers
+-- add them, so that programs of an older schema can still fold deltas.
 CREATE TABLE unsummed_hours (
     start bigint PRIMARY KEY
 );

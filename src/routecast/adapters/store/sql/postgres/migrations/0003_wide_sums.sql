@@ -1,5 +1,6 @@
 -- oldest program: 1
--- Sums over series may take more than 64 bits.
+-- Summaries beyond 64 bits, and `write_delta`, which checks sums by series instead of all together.
+
 ALTER TABLE summaries
     ALTER confidence_sum TYPE numeric,
     ALTER cost_sum       TYPE numeric,
@@ -7,8 +8,8 @@ ALTER TABLE summaries
     ALTER input_tokens   TYPE numeric,
     ALTER output_tokens  TYPE numeric;
 
--- Series with a sum over all time of 2^62 or more: near its limit of 64 bits. A trigger sees to it,
--- so that programs that do not know this table may go on folding.
+-- Series with a total of 2^62 or more, which is near the limit of 64 bits. Triggers add them, so
+-- that programs of an older schema can still fold deltas.
 CREATE TABLE near_series (
     series integer PRIMARY KEY
 );
@@ -31,10 +32,11 @@ FOR EACH STATEMENT EXECUTE FUNCTION note_near_series();
 CREATE TRIGGER near_updated AFTER UPDATE ON rollups REFERENCING NEW TABLE AS written
 FOR EACH STATEMENT EXECUTE FUNCTION note_near_series();
 
--- As `add_delta`, which older programs go on calling. Fails with numeric_value_out_of_range only
--- where one of the commit's own series might have no room left, unless the caller has looked
--- (`exact`) and holds the lock of the rollups since. One statement looks at the rollups, the deltas
--- and the series near their limit, so that it sees them as of one moment, whoever folds meanwhile.
+-- The successor of `add_delta`, which older programs still call. Fails with
+-- numeric_value_out_of_range if a sum of one of the commit's own series (`touched`) may exceed 64
+-- bits. With `exact` it does not check: the caller has checked the sums, and has held the lock of
+-- the rollups since. One statement reads the rollups, the deltas and the series near their limit,
+-- so that it sees them as of one moment, also while another node folds.
 CREATE FUNCTION write_delta(
     generation integer, number bigint, received bigint, token bigint, decisions integer,
     largest bigint, packed bytea, exact boolean, touched integer[],

@@ -1,6 +1,6 @@
 -- oldest program: 1
--- Functions find their tables whatever search path a session has: a pooler may lend a session out
--- that somebody else has used.
+-- Functions that do not depend on the session's search path: a pooler may hand out a session that
+-- another program has used.
 ALTER FUNCTION routecast.begin_commit SET search_path = routecast, pg_temp;
 ALTER FUNCTION routecast.add_delta SET search_path = routecast, pg_temp;
 ALTER FUNCTION routecast.write_delta SET search_path = routecast, pg_temp;

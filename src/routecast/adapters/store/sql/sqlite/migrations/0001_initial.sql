@@ -1,8 +1,8 @@
--- Decisions, their rollups and the position, which change together or not at all.
--- Times are microseconds since 1970 in decisions, seconds since 1970 in rollups (`start`).
+-- The first schema: decisions, rollups and the position.
+--
+-- Times are microseconds since 1970 in decisions, and seconds since 1970 in rollups (`start`).
 
--- One row: which history this is, how many commits it has had, and from which hour on (seconds
--- since 1970) the minute rollups are complete.
+-- One row: the position (epoch, seq), and the hour from which minute rollups are complete.
 CREATE TABLE history (
     only_row     INTEGER PRIMARY KEY CHECK (only_row = 1),
     epoch        TEXT    NOT NULL,
@@ -10,19 +10,19 @@ CREATE TABLE history (
     minutes_from INTEGER NOT NULL
 ) STRICT;
 
--- Every key that rollups are kept by.
+-- Every key that has rollups.
 CREATE TABLE series (
     id       INTEGER PRIMARY KEY,
     project  TEXT NOT NULL,
     strategy TEXT NOT NULL,
     provider TEXT NOT NULL,
-    model    TEXT NOT NULL,             -- '' where none was named
+    model    TEXT NOT NULL,             -- '' if unknown
     band     TEXT NOT NULL,             -- high, medium, low or none
     status   TEXT NOT NULL,
     UNIQUE (project, strategy, provider, model, band, status)
 ) STRICT;
 
--- n rises in the order of receipt; seq is the commit that brought the decision.
+-- n rises in the order of receipt; seq is the decision's commit.
 CREATE TABLE decisions (
     n             INTEGER PRIMARY KEY,
     id            TEXT    NOT NULL,
@@ -43,8 +43,8 @@ CREATE TABLE decisions (
 -- A producer's id counts once within its project, for as long as the decision is kept.
 CREATE UNIQUE INDEX decisions_id ON decisions (id, project);
 
--- Sums by period: 'total' (start 0), 'hour', 'minute'; and 'pruned': by hour, the decisions that
--- retention dropped, so that what is left can still be checked against the hours.
+-- Sums by period: 'total' (start 0), 'hour', 'minute' and 'pruned'. 'pruned' has, by hour, the
+-- decisions that retention dropped; with it the remaining decisions can be compared with the hours.
 CREATE TABLE rollups (
     period           TEXT    NOT NULL CHECK (period IN ('total', 'hour', 'minute', 'pruned')),
     start            INTEGER NOT NULL,

@@ -1,5 +1,6 @@
--- Rollups of an hour summed up along one part of their keys, so that history need not read every
--- key of every hour: `part` is a part's name and `name` its value; or both are 'all'.
+-- Summaries: the rollups of an hour, summed along one part of the key, so that a history need not
+-- read every key of every hour. `part` is the name of the part and `name` its value, or both are
+-- 'all'.
 CREATE TABLE summaries (
     part             TEXT    NOT NULL,
     start            INTEGER NOT NULL,
@@ -18,7 +19,8 @@ CREATE TABLE summaries (
     PRIMARY KEY (part, start, name)
 ) STRICT, WITHOUT ROWID;
 
--- Their latency histograms, as `histogram.pack_counts` writes them: most histories need none.
+-- The latency histograms of the summaries, as `histogram.pack_counts` writes them. They have their
+-- own table because most histories do not need them.
 CREATE TABLE latency_summaries (
     part   TEXT NOT NULL,
     start  INTEGER NOT NULL,
@@ -27,7 +29,7 @@ CREATE TABLE latency_summaries (
     PRIMARY KEY (part, start, name)
 ) STRICT, WITHOUT ROWID;
 
--- Hours whose summaries are not there, or not up to date: their rollups have to be read.
+-- Hours whose summaries are missing or out of date; their rollups must be read instead.
 CREATE TABLE unsummed_hours (
     start INTEGER PRIMARY KEY
 ) STRICT;

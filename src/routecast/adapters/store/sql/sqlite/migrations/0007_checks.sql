@@ -1,4 +1,4 @@
--- What readiness changes and syncs: a value that nothing else depends on. Setting one to what it is
--- already writes nothing.
+-- The value that `/ready` changes and syncs; nothing else uses it. It rises each time, because
+-- setting the same value again would write nothing.
 CREATE TABLE checks (number INTEGER NOT NULL) STRICT;
 INSERT INTO checks VALUES (0);
