@@ -381,12 +381,12 @@ def test_parts_of_cells_are_all_of_them(tmp_path: Path) -> None:
     cells.add(series(n, decided=NOW - n % 7 * MINUTE) for n in range(100))
     for most in (1, 3, 7, 99, 100, 1_000):
         parts = list(cells.split(most))
-        assert all(0 < part.number <= most for part in parts)
+        assert all(0 < len(part) <= most for part in parts)
         found: dict[Any, Sums] = {}
         for part in parts:
             for minute, bucket in part.minutes.items():
                 for key, sums in bucket.items():
                     assert (minute, key) not in found
                     found[minute, key] = sums
-        assert len(found) == cells.number == 100
+        assert len(found) == len(cells) == 100
     assert list(Cells().split(5)) == [Cells()]

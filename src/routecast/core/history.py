@@ -29,7 +29,7 @@ MINUTES_RANGE: Final = 2 * DAY
 LATEST: Final = 253_370_764_800 * SECOND  # 9999-01-01
 
 EVERYTHING: Final = View()  # no filter
-ALL: Final = "all"  # the key of the one series where nothing is grouped
+ALL: Final = "all"  # the key of the only series of a query without `group_by`
 GROUPS: Final = ("strategy", "provider", "model", "band", "status")
 # The parts of the key by which hours are summed up.
 PARTS: Final = (ALL, *Key._fields)

@@ -329,11 +329,6 @@ class Cells:
                 merge_cells(whole.minutes.setdefault(minute, {}), cells)
         return whole
 
-    @property
-    def number(self) -> int:
-        """The number of cells."""
-        return sum(map(len, self.minutes.values()))
-
     def split(self, most: int) -> Iterator["Cells"]:
         """Yield the same cells in parts of at most `most` each; at least one part."""
         part, room = Cells(), most

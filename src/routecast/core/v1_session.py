@@ -100,7 +100,10 @@ class V1Session:
         self._consecutive_invalid = 0
 
     def receive(self, message: str | bytes, now: float) -> V1Outcome:
-        """Return the answer to a message, or what else to do. `now` is in seconds of any clock."""
+        """Return what must be done about a message; None if nothing must be.
+
+        An ErrorOut or a Pong must be sent as the answer. `now` is in seconds on any clock.
+        """
         if self._is_one_too_many(now):
             return CloseConnection(CloseCode.TOO_MANY_MESSAGES)
         size = len(message if isinstance(message, bytes) else message.encode())

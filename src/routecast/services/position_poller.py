@@ -60,7 +60,7 @@ class PositionPoller:
         return self._schedule.next_step(self._timers.now(), failing=self.failing is not None)
 
     async def poll(self, ours: Position | None) -> Position | None:
-        """Return the database's position if it is this node's turn to read it, else None.
+        """Return the database's position if it is this node's turn to read it, otherwise None.
 
         The position is announced. `ours` is that of this node's snapshot: if the database is behind
         it, a new epoch begins. Raises Unavailable, also if this node has no database and the bus is

@@ -1,4 +1,4 @@
-"""Loading snapshots from the cache, else from the database.
+"""Loading snapshots: from the cache, or from the database if the cache has none.
 
 A cached snapshot is some seconds old; the later deltas on the bus make it the newest. If some of
 them are missing, the cached snapshot is not used.

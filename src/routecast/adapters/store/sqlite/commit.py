@@ -129,7 +129,7 @@ def _end(
     """Write the delta and the position, fold what is due, and end the transaction."""
     delta = Delta(current.next_position, cells, received)
     current.folding.add(delta.position.seq, parts)
-    current.folding.after_commit(cells.number)
+    current.folding.after_commit(len(cells))
     current.advance()
     current.commit()
     return Commit(delta.position, inserted, delta, full)

@@ -76,7 +76,7 @@ def pack_parts(cells: Cells, received: int) -> list[PackedPart]:
     return [
         PackedPart(
             part,
-            part.number,
+            len(part),
             min(LARGEST_SUM, most_added(part)),
             Delta(nowhere, part, received).pack(),
         )

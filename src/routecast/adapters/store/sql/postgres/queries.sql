@@ -43,7 +43,7 @@ SELECT generation, oldest, pruned_commit, pruned_place, number,
 FROM routecast.begin_commit();
 
 -- name: known_ids
--- The positions of the sent ids, from 1, that older generations contain.
+-- The sent ids that older generations contain, by their numbers in the arrays, from 1.
 SELECT sent.number
 FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (project, id, number)
 JOIN routecast.decisions ON decisions.project = sent.project AND decisions.id = sent.id

@@ -11,7 +11,8 @@ ON CONFLICT DO NOTHING;
 SELECT epoch, seq, minutes_from, folded, folded_parts FROM history;
 
 -- name: mark
--- The last mark, the file's schema version when it was claimed, and whether the file is open.
+-- The last mark, the schema version that the file had when a server last opened it, and whether it
+-- is open.
 SELECT mark, schema_version, open FROM marks;
 
 -- name: begin_marks

@@ -34,9 +34,9 @@ FOR EACH STATEMENT EXECUTE FUNCTION note_near_series();
 
 -- The successor of `add_delta`, which older programs still call. Fails with
 -- numeric_value_out_of_range if a sum of one of the commit's own series (`touched`) may exceed 64
--- bits. With `exact` it does not check: the caller has checked the sums, and has held the lock of
--- the rollups since. One statement reads the rollups, the deltas and the series near their limit,
--- so that it sees them as of one moment, also while another node folds.
+-- bits. With `exact` it does not check: the caller has checked the sums, and has held the row lock of
+-- `history` since. One statement reads `folded`, the deltas and the series near their limit, so that
+-- it sees them as of one moment, also while another node folds.
 CREATE FUNCTION write_delta(
     generation integer, number bigint, received bigint, token bigint, decisions integer,
     largest bigint, packed bytea, exact boolean, touched integer[],
