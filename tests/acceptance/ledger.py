@@ -57,7 +57,7 @@ SELECT epoch, (SELECT coalesce(max(seq), 0) FROM routecast.commits) FROM routeca
 
 @dataclass(frozen=True)
 class Report:
-    """What a ledger holds in the end."""
+    """The results of a ledger."""
 
     batches: Counter[Outcome]
     retries: int
@@ -83,9 +83,10 @@ class Report:
 
 
 class Ledger:
-    """Keeps the books of one test. Use as an async context manager, and `check` in the end.
+    """Records what producers and streams of one test are told. Call `check` at the end.
 
-    Decisions go to `nodes`; streams are those of `nodes` and of `streams`.
+    An async context manager. Decisions go to `nodes`; streams are those of `nodes` and of
+    `streams`.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class Ledger:
 
     @contextmanager
     def fault(self) -> Iterator[None]:
-        """Whatever is acknowledged in the body is acknowledged in a fault."""
+        """Mark batches acknowledged in the body as acknowledged during a fault."""
         self._when = "a fault"
         try:
             yield
@@ -144,11 +145,11 @@ class Ledger:
 
     @property
     def acknowledged(self) -> int:
-        """Batches acknowledged up to now."""
+        """The number of batches acknowledged up to now."""
         return self._acks.total()
 
     async def flows(self, seconds: float, among: Iterable[Server] | None = None) -> None:
-        """Return when each node has acknowledged a batch from now on, and all streams flow."""
+        """Return when each node has acknowledged another batch, and all streams get documents."""
         nodes = self._nodes if among is None else list(among)
         acks, frames = Counter(self._acks), [watch.frames for watch in self._watches]
         await self._within(
@@ -165,7 +166,7 @@ class Ledger:
         )
 
     async def commits(self, more: int) -> None:
-        """Return when so many more batches were acknowledged, by whichever nodes."""
+        """Return when this many more batches were acknowledged, by any nodes."""
         enough = self.acknowledged + more
         await self._within(START_SECONDS, lambda: self.acknowledged >= enough, "acks")
 
@@ -224,9 +225,9 @@ class Ledger:
     # -- the end --------------------------------------------------------------------------------
 
     async def check(self, *, steady: bool = False) -> Report:
-        """Call it when the fault is over: assert that all that was told is true; return figures.
+        """Assert after the fault that everything that was told is true; return figures.
 
-        `steady`: the fault was none that a producer or a watcher may notice.
+        `steady`: producers and streams must not have noticed the fault.
         """
         healed = time.monotonic()
         await self.flows(HEAL_SECONDS)

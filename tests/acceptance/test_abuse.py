@@ -34,7 +34,7 @@ SMALL_WINDOW = "permessage-deflate; server_max_window_bits=10"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for tests that leave nothing behind on it."""
+    """A server for tests that leave nothing behind on it."""
     with Server(tmp_path_factory.mktemp("shared")) as running:
         yield running
 
@@ -83,7 +83,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ],
 )
 def test_a_broken_rule_has_its_code(shared: Server, sent: bytes, code: int) -> None:
-    """The client is told which rule it broke, and the line is ended, whatever else it sent."""
+    """The close code says which rule the client broke, and the server ends the connection."""
     before = shared.closed(code)
     with open_stream(shared.port, "?interval=60") as stream:
         started = time.monotonic()
@@ -115,10 +115,10 @@ def test_a_broken_rule_has_its_code(shared: Server, sent: bytes, code: int) -> N
         ),
     ],
 )
-def test_what_inflates_over_the_limit(
+def test_a_message_that_inflates_over_the_limit(
     shared: Server, extensions: str, sent: bytes, code: int
 ) -> None:
-    """A small message that inflates to a large one is stopped at the limit."""
+    """A small compressed message is stopped when its decompressed size reaches the limit."""
     before = shared.memory()
     with open_stream(shared.port, "?interval=60", extensions=extensions) as stream:
         stream.send(sent)
@@ -127,8 +127,8 @@ def test_what_inflates_over_the_limit(
 
 
 @pytest.mark.parametrize("extensions", [None, DEFLATE, SMALL_WINDOW])
-def test_what_is_allowed_is_ignored(shared: Server, extensions: str | None) -> None:
-    """Messages up to the limit, whole, in parts or deflated, do nothing; a ping has its pong."""
+def test_allowed_messages_are_ignored(shared: Server, extensions: str | None) -> None:
+    """Messages up to the limit, whole, fragmented or compressed, do nothing; a ping gets a pong."""
     euro = "€".encode()
     allowed = [
         frame(TEXT, b"x" * LIMIT),
@@ -149,8 +149,8 @@ def test_what_is_allowed_is_ignored(shared: Server, extensions: str | None) -> N
         assert stream.close_code() == 1000
 
 
-def test_codes_nobody_knows_are_counted_together(server: Server) -> None:
-    """A client cannot fill the monitoring with codes of its own."""
+def test_unknown_close_codes_are_counted_together(server: Server) -> None:
+    """A client cannot add metrics by sending close codes of its own."""
     for code in range(3_000, 3_020):
         with open_stream(server.port) as stream:
             stream.send(frame(CLOSE, code.to_bytes(2)))
@@ -164,7 +164,7 @@ def test_codes_nobody_knows_are_counted_together(server: Server) -> None:
 
 
 def flood(stream: RawConnection, data: bytes, seconds: float) -> int:
-    """Send data again and again, reading nothing, until the line ends; return how much went."""
+    """Send data repeatedly, without reading, until the connection ends; return its length."""
     deadline, sent = time.monotonic() + seconds, 0
     stream.socket.settimeout(seconds)
     try:
@@ -187,7 +187,7 @@ def flood(stream: RawConnection, data: bytes, seconds: float) -> int:
     ],
 )
 def test_a_flood_is_cut_off(shared: Server, data: bytes) -> None:
-    """A flood of frames by a client that reads nothing ends soon, with 4429, and costs nothing."""
+    """A flood of frames from a client that does not read ends with 4429, and keeps no memory."""
     memory, before = shared.memory(), shared.closed(4429)
     with open_stream(shared.port, "?interval=60", receive_buffer=4096) as stream:
         flood(stream, data, 5)
@@ -197,7 +197,7 @@ def test_a_flood_is_cut_off(shared: Server, data: bytes) -> None:
 
 
 def test_a_flood_of_large_pings_is_cut_off(shared: Server) -> None:
-    """As a flood, or, where the pongs that it does not read fill the socket first, as too slow."""
+    """It ends with 4429, or with 4409 if the unread pongs fill the socket first."""
     memory, before = shared.memory(), shared.closed(4429) + shared.closed(4409)
     with open_stream(shared.port, "?interval=60", receive_buffer=4096) as stream:
         flood(stream, frame(PING, b"x" * 125) * 1_000, 15)
@@ -207,7 +207,7 @@ def test_a_flood_of_large_pings_is_cut_off(shared: Server) -> None:
 
 
 def test_one_more_than_the_limit_is_reported(shared: Server) -> None:
-    """A client that reads learns why: 4429. Up to the limit it has an answer to each ping."""
+    """Each ping up to the limit has a pong; the next one closes the connection with 4429."""
     with open_stream(shared.port, "?interval=60") as stream:
         assert stream.frame() is not None
         for _ in range(2):
@@ -218,7 +218,7 @@ def test_one_more_than_the_limit_is_reported(shared: Server) -> None:
 
 
 def test_a_flood_does_not_stop_others(shared: Server) -> None:
-    """While one client floods, comes back and floods again, others are answered in time."""
+    """While clients flood the server again and again, others are answered in time."""
     over = threading.Event()
 
     def attack() -> None:
@@ -243,8 +243,8 @@ def test_a_flood_does_not_stop_others(shared: Server) -> None:
     shared.wait_for_active(0, 5)
 
 
-def test_parts_without_end_are_cut_off(shared: Server) -> None:
-    """A message that grows byte by byte and never ends is over a limit sooner or later."""
+def test_endless_fragments_are_cut_off(shared: Server) -> None:
+    """A message of very many fragments closes the connection with 4429."""
     with open_stream(shared.port, "?interval=60") as stream:
         stream.send(frame(TEXT, b"x", fin=False))
         stream.send(frame(CONTINUATION, b"x", fin=False) * 2_000)
@@ -255,12 +255,12 @@ def test_parts_without_end_are_cut_off(shared: Server) -> None:
 
 
 def fill(server: Server) -> None:
-    """Give the server so many names that a document has some 50 kB."""
+    """Give the server enough names that a document has about 50 kB."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
 
 
-def test_a_reader_of_a_byte_a_second_is_let_go(server: Server) -> None:
-    """It takes next to nothing: gone as 4409 soon after ten seconds, and it held little."""
+def test_a_reader_of_a_byte_a_second_is_disconnected(server: Server) -> None:
+    """A client that reads a byte a second is closed with 4409 after ten seconds."""
     fill(server)
     before = server.memory()
     with open_stream(server.port, "?interval=0.1", receive_buffer=4096) as stream:
@@ -275,8 +275,8 @@ def test_a_reader_of_a_byte_a_second_is_let_go(server: Server) -> None:
     assert server.memory() - before < 4 * MIB
 
 
-def test_stalled_readers_hold_little(server: Server) -> None:
-    """A hundred that never read cost a bounded piece of memory each, and are all let go."""
+def test_stalled_readers_hold_little_memory(server: Server) -> None:
+    """A hundred clients that read nothing hold a limited memory, and are all disconnected."""
     fill(server)
     before = server.memory()
     stalled = [open_stream(server.port, "?interval=0.1", receive_buffer=4096) for _ in range(100)]
@@ -309,7 +309,7 @@ def test_stalled_readers_hold_little(server: Server) -> None:
 def test_a_bad_upgrade_is_refused(
     shared: Server, replaced: dict[str, str | None], status: int
 ) -> None:
-    """An upgrade that breaks a rule has an answer that says so, and the line ends."""
+    """An upgrade that breaks a rule gets an answer that says so, and the connection ends."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request(**replaced))
         assert connection.answer().status == status
@@ -318,7 +318,7 @@ def test_a_bad_upgrade_is_refused(
 
 @pytest.mark.parametrize("version", [None, "8", "12"])
 def test_an_upgrade_of_another_version(shared: Server, version: str | None) -> None:
-    """The answer tells which version is spoken (RFC 6455, 4.4)."""
+    """The answer names the supported version (RFC 6455, 4.4)."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request(sec_websocket_version=version))
         answer = connection.answer()
@@ -326,7 +326,7 @@ def test_an_upgrade_of_another_version(shared: Server, version: str | None) -> N
 
 
 def test_an_upgrade_by_another_method(shared: Server) -> None:
-    """Only a GET is upgraded (RFC 6455, 4.1); the offer of another request is ignored."""
+    """Only a GET is upgraded (RFC 6455, 4.1); the `Upgrade` of another method is ignored."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request().replace(b"GET ", b"POST ", 1))
         assert connection.answer().status == 405
@@ -335,7 +335,7 @@ def test_an_upgrade_by_another_method(shared: Server) -> None:
 
 
 def test_an_upgrade_with_a_field_twice(shared: Server) -> None:
-    """A field that is none of the handshake's may be there as often as the client likes."""
+    """A field that the handshake does not use may come any number of times."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request().removesuffix(b"\r\n") + b"X: 1\r\nX: 2\r\n\r\n")
         assert connection.answer().status == 101
@@ -352,8 +352,8 @@ def test_an_upgrade_with_a_field_twice(shared: Server) -> None:
         {"upgrade": "WebSocket"},
     ],
 )
-def test_an_upgrade_as_others_write_it(shared: Server, extra: dict[str, str]) -> None:
-    """With space at the end of a value, and a list in two fields (RFC 9112, 5.1; RFC 9110, 5.3)."""
+def test_an_upgrade_with_spaces_and_lists(shared: Server, extra: dict[str, str]) -> None:
+    """Trailing space and a list in two fields are accepted (RFC 9112, 5.1; RFC 9110, 5.3)."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request(**extra))
         assert connection.answer().status == 101
@@ -361,7 +361,7 @@ def test_an_upgrade_as_others_write_it(shared: Server, extra: dict[str, str]) ->
 
 @pytest.mark.parametrize("name", ["Host", "Origin", "Sec-WebSocket-Key", "Sec-WebSocket-Version"])
 def test_an_upgrade_with_a_field_of_the_handshake_twice(shared: Server, name: str) -> None:
-    """Which of the two should count cannot be told; so it is refused (RFC 9112, 3.2)."""
+    """Such an upgrade is refused, because it is unclear which field counts (RFC 9112, 3.2)."""
     twice = f"{name}: example\r\n{name}: example\r\n\r\n".encode()
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request().removesuffix(b"\r\n") + twice)
@@ -370,14 +370,14 @@ def test_an_upgrade_with_a_field_of_the_handshake_twice(shared: Server, name: st
 
 
 def test_an_upgrade_with_bytes_beyond_ascii(shared: Server) -> None:
-    """Some browsers send cookies and referrers with any bytes in them (RFC 9110, 5.5)."""
+    """It is accepted: some browsers send such bytes in cookies and referrers (RFC 9110, 5.5)."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request().removesuffix(b"\r\n") + "Cookie: né\r\n\r\n".encode())
         assert connection.answer().status == 101
 
 
 def test_an_upgrade_at_another_path(shared: Server) -> None:
-    """There is one stream; elsewhere the offer is ignored, and the request is answered."""
+    """The upgrade is ignored, and the request is answered as any other."""
     with RawConnection(shared.port) as connection:
         connection.send(upgrade_request("/ws/nowhere"))
         answer = connection.answer()
@@ -387,7 +387,7 @@ def test_an_upgrade_at_another_path(shared: Server) -> None:
 
 
 def test_a_plain_request_at_the_stream(shared: Server) -> None:
-    """Without an upgrade it is told that one is needed, or what would be wrong with it."""
+    """A request without an upgrade gets 426, or the error of its query or method."""
     answer = shared.http.get("/ws/metrics")
     assert answer.status_code == 426
     assert answer.headers["upgrade"] == "websocket"
@@ -410,7 +410,7 @@ def test_a_plain_request_at_the_stream(shared: Server) -> None:
     ids=["one header", "one without end", "address", "many headers", "upgrade", "TLS"],
 )
 def test_heads_over_the_limit(shared: Server, head: bytes) -> None:
-    """What is no request, or has a head of more than 32 KiB, is refused at once with 400."""
+    """A head that is no HTTP, or has more than 32 KiB, is refused at once with 400."""
     with RawConnection(shared.port) as connection:
         connection.send(head)
         assert connection.answer().status == 400
@@ -449,7 +449,7 @@ SLOW_BODIES = {
 def test_a_request_that_does_not_end(
     shared: Server, slow: dict[str, tuple[bytes, list[int]]], seconds: float
 ) -> None:
-    """A head has ten seconds and a body thirty, though bytes of it drip in; then it is answered."""
+    """A head that takes ten seconds or a body that takes thirty is answered with an error."""
     connections = {name: RawConnection(shared.port) for name in slow}
     dripping = {name: RawConnection(shared.port) for name in slow if slow[name][0].strip()}
     started = time.monotonic()
@@ -472,7 +472,7 @@ def test_a_request_that_does_not_end(
 
 
 def test_an_upgrade_before_the_last_answer(shared: Server) -> None:
-    """An upgrade sent after a request that is not answered yet is refused, after that answer."""
+    """An upgrade behind an unanswered request is refused after that request's answer."""
     with RawConnection(shared.port) as connection:
         connection.send(WHOLE + upgrade_request())
         assert [connection.answer().status for _ in range(2)] == [200, 400]
@@ -480,8 +480,8 @@ def test_an_upgrade_before_the_last_answer(shared: Server) -> None:
     assert "Traceback" not in shared.log.read_text()
 
 
-def test_an_upgrade_on_a_full_line(server: Server) -> None:
-    """A stream on a line that is full already is as bounded as any: it is gone as 4409 in time."""
+def test_an_upgrade_on_a_full_connection(server: Server) -> None:
+    """A stream whose socket is full from the start is closed with 4409 in time."""
     fill(server)
     served = 'routecast_snapshots_served_total{source="live"}'
     before, count = server.memory(), server.instrument(served)
@@ -497,8 +497,8 @@ def test_an_upgrade_on_a_full_line(server: Server) -> None:
     assert server.memory() - before < 2 * MIB
 
 
-def test_an_upgrade_on_a_line_that_drains(server: Server) -> None:
-    """Who takes the answers of before stays, whatever it speaks then."""
+def test_an_upgrade_on_a_connection_that_drains(server: Server) -> None:
+    """A client that reads the earlier answers stays connected after its upgrade."""
     fill(server)
     with RawConnection(server.port, receive_buffer=4096) as connection:
         served = 'routecast_snapshots_served_total{source="live"}'
@@ -520,7 +520,7 @@ def test_an_upgrade_on_a_line_that_drains(server: Server) -> None:
 
 
 def test_a_reader_of_nothing_over_http(server: Server) -> None:
-    """A client that asks and takes no answer is let go in time, too."""
+    """An HTTP client that reads no answer is disconnected in time, too."""
     fill(server)
     with RawConnection(server.port, receive_buffer=4096) as connection:
         connection.send(b"GET /routing/metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 10)
@@ -528,7 +528,7 @@ def test_a_reader_of_nothing_over_http(server: Server) -> None:
 
 
 def test_requests_ahead_of_their_answers(shared: Server) -> None:
-    """A few may be sent ahead; a flood of them is refused, and costs nothing."""
+    """A few pipelined requests are answered; a flood of them is refused, and keeps no memory."""
     with RawConnection(shared.port) as connection:
         connection.send(WHOLE * 10)
         assert [connection.answer().status for _ in range(10)] == [200] * 10
@@ -549,7 +549,7 @@ def test_requests_ahead_of_their_answers(shared: Server) -> None:
 
 
 def come_and_go(server: Server, count: int) -> None:
-    """Connect and leave at once, in each of the ways there are."""
+    """Connect and disconnect at once, in every possible way."""
     for number in range(count):
         connection = RawConnection(server.port)
         if number % 4:
@@ -565,7 +565,7 @@ def come_and_go(server: Server, count: int) -> None:
 
 
 def test_thousands_come_and_go(server: Server) -> None:
-    """Nothing is left of them: no connection, and no memory."""
+    """No connection and no memory is left of thousands of short connections."""
     come_and_go(server, 1_000)  # to warm up
     server.wait_for_active(0, 5)
     before = server.memory()

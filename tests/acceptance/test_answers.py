@@ -61,8 +61,8 @@ def name(row: Row) -> str:
     return f"{row['status']} of {row['by']}"
 
 
-def test_the_examples_go_by_the_table() -> None:
-    """Their sets of close codes and statuses are those of the table."""
+def test_examples_follow_the_table() -> None:
+    """The examples have the same close codes and statuses as the table."""
     final = {row["code"] for row in TABLE["close_codes"] if row["outcome"] != "retry"}
     assert final == example("default_stream").FINAL
     script = (EXAMPLES / "javascript" / "metrics-client.mjs").read_text()
@@ -116,7 +116,7 @@ def receipt(count: int) -> bytes:
 
 
 def answer_of(row: Row) -> bytes:
-    """Return the answer that a row of the table is about."""
+    """Return the answer of a row of the table."""
     status = row["status"]
     if row["by"] == "routecast":
         return problem(status)
@@ -127,7 +127,7 @@ def answer_of(row: Row) -> bytes:
 
 
 class Site:
-    """The address of a server of one's own, and the batches that reached it."""
+    """The address of a server of its own, and the batches that it received."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -136,7 +136,7 @@ class Site:
 
 @contextmanager
 def site(*answers: bytes | Callable[[socketserver.StreamRequestHandler], None]) -> Iterator[Site]:
-    """Give these answers, one to each request, and from then on receipts. Each ends a connection.
+    """Give each request one of these answers, and then receipts. Each answer ends its connection.
 
     A function is given the connection instead, and may keep it.
     """
@@ -183,7 +183,7 @@ SENT: Final = {"retry": (2, 0), "final": (0, 2), "token": (0, 2), "halve": (2, 0
 
 
 def together(task: Callable[[Row], Any], rows: list[Row]) -> dict[str, Any]:
-    """Return what a task returns for each row; all at once, since most of it is waiting."""
+    """Return what a task returns for each row. All tasks run at once, because they mostly wait."""
     found: dict[str, Any] = {}
 
     def run(row: Row) -> None:
@@ -197,8 +197,11 @@ def together(task: Callable[[Row], Any], rows: list[Row]) -> dict[str, Any]:
     return found
 
 
-def test_a_recorder_goes_by_the_table() -> None:
-    """Two decisions, of which the first try is answered so; what is halved arrives as halves."""
+def test_a_recorder_follows_the_table() -> None:
+    """A recorder does with a batch what the table says for the first answer.
+
+    The batch has two decisions. If the row says so, it is sent again in two halves.
+    """
 
     def record(row: Row) -> Any:
         with site(answer_of(row)) as there, Recorder(there.url, linger=60) as recorder:
@@ -214,8 +217,8 @@ def test_a_recorder_goes_by_the_table() -> None:
     assert together(record, POSTS) == wanted
 
 
-def test_replay_goes_by_the_table() -> None:
-    """Its sender ends where the table says so, and else sends all."""
+def test_replay_follows_the_table() -> None:
+    """The sender of `replay` stops at answers that the table calls final, and else sends all."""
 
     def send(row: Row) -> Any:
         with site(answer_of(row)) as there:
@@ -235,8 +238,8 @@ def test_replay_goes_by_the_table() -> None:
     }
 
 
-def test_the_example_producer_goes_by_the_table() -> None:
-    """And says in the end what became of all."""
+def test_the_example_producer_follows_the_table() -> None:
+    """The example producer does what the table says, and reports the counts at its end."""
     lines = b"".join(json.dumps(DECISION).encode() + b"\n" for _ in range(2))
     script = EXAMPLES / "python" / "send_decisions.py"
 
@@ -263,8 +266,8 @@ def test_the_example_producer_goes_by_the_table() -> None:
 
 
 @pytest.mark.parametrize("whole", [receipt(1), problem(403), problem(422), http_answer(404, b"")])
-def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
-    """In its status line, its head or its body."""
+def test_a_truncated_answer_is_retried(whole: bytes) -> None:
+    """A batch is sent again if its answer ends within the status line, the head or the body."""
     body = whole.index(b"\r\n\r\n") + 4
     cuts = {5, 12, 16, 30, body - 2, body, body + 1, len(whole) - 1}
     cut = [whole[:at] for at in sorted(cuts) if at < len(whole)]
@@ -278,7 +281,7 @@ def test_an_answer_that_was_cut_off_is_asked_for_again(whole: bytes) -> None:
 
 
 def test_a_problem_document_of_others_is_not_routecasts() -> None:
-    """Of another status, of another type, or none at all."""
+    """A problem document with another status or type, or without one, is not final."""
     others = [
         http_answer(403, b'{"title":"No","status":404,"detail":"x"}', f"Content-Type: {PROBLEM}"),
         http_answer(
@@ -298,7 +301,7 @@ def test_a_problem_document_of_others_is_not_routecasts() -> None:
 
 
 def test_batches_are_halved_down_to_one_decision(caplog: pytest.LogCaptureFixture) -> None:
-    """Behind a proxy that takes small requests only, all arrive that can; the log says why."""
+    """Batches are halved until a proxy with a small body limit accepts them; the log says why."""
 
     class Small(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -344,7 +347,7 @@ def test_batches_are_halved_down_to_one_decision(caplog: pytest.LogCaptureFixtur
 def test_a_redirect_is_explained(
     status: int, location: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In one line of the log, with the address to use and nothing secret; the decision waits."""
+    """One log line names the new address and no secret; the decision waits."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
     with site(*[http_answer(status, b"", f"Location: {location.format(tls=tls)}")] * 2) as there:
@@ -358,7 +361,7 @@ def test_a_redirect_is_explained(
 
 
 def test_each_cause_of_an_outage_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
-    """So that the one that needs a person does not hide behind the first."""
+    """The log has one line for each cause, so that none hides behind the first one."""
     page, redirect = (
         http_answer(404, b""),
         http_answer(301, b"", "Location: https://other.example/v1/decisions"),
@@ -371,7 +374,7 @@ def test_each_cause_of_an_outage_is_reported_once(caplog: pytest.LogCaptureFixtu
 
 
 def drip(handler: socketserver.StreamRequestHandler) -> None:
-    """Begin an answer, and send a little of it now and then for ever."""
+    """Begin an answer, and send a little of it at intervals, without end."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     try:
         while True:
@@ -382,7 +385,7 @@ def drip(handler: socketserver.StreamRequestHandler) -> None:
 
 
 def endless(handler: socketserver.StreamRequestHandler) -> None:
-    """Send an answer without an end."""
+    """Send an endless answer."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[")
     try:
         while True:
@@ -392,7 +395,7 @@ def endless(handler: socketserver.StreamRequestHandler) -> None:
 
 
 def chatty(handler: socketserver.StreamRequestHandler) -> None:
-    """Say for ever that it goes on."""
+    """Send informational answers (1xx) without end."""
     try:
         while True:
             handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
@@ -401,10 +404,10 @@ def chatty(handler: socketserver.StreamRequestHandler) -> None:
 
 
 @pytest.mark.parametrize("answer", [drip, endless, chatty])
-def test_an_answer_is_bounded_in_bytes_and_as_a_whole_in_time(
+def test_an_answer_is_limited_in_bytes_and_in_total_time(
     answer: Callable[[socketserver.StreamRequestHandler], None],
 ) -> None:
-    """Whatever a server sends, it is given up, and the batch may be sent again."""
+    """An endless or very slow answer is given up, and the batch may be sent again."""
     with site(answer) as there:
         delivery = HttpSender(Address.parse(there.url), timeout=0.5)
         with pytest.raises(Unreachable, match=r"in time|more than 1024 KiB"):
@@ -413,8 +416,8 @@ def test_an_answer_is_bounded_in_bytes_and_as_a_whole_in_time(
         delivery.close()
 
 
-def test_a_body_that_nobody_reads_is_given_up() -> None:
-    """The time of an exchange counts while it is sent, too."""
+def test_a_request_body_that_is_not_read_is_given_up() -> None:
+    """The time limit of an exchange also covers sending the request."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         delivery = HttpSender(Address.parse(f"127.0.0.1:{deaf.getsockname()[1]}"), timeout=0.5)
         with pytest.raises(Unreachable, match="no answer in time"):
@@ -427,9 +430,9 @@ def test_a_body_that_nobody_reads_is_given_up() -> None:
 
 @asynccontextmanager
 async def refusing_server(*refusals: bytes) -> AsyncIterator[tuple[str, list[str]]]:
-    """Refuse upgrades in these words, and then play a server; yields its address, and the requests.
+    """Give these answers to upgrades, and then play a server; yield its address and the requests.
 
-    Answers are written by hand, since no library writes all of them.
+    Answers are written by hand, because no library writes all of them.
     """
     left, requests = list(refusals), []
     async with scripted(steady) as behind:
@@ -458,15 +461,15 @@ async def refusing_server(*refusals: bytes) -> AsyncIterator[tuple[str, list[str
 
 
 async def steady(connection: ScriptedConnection) -> None:
-    """Send one document, and stay."""
+    """Send one document and keep the connection open."""
     await connection.hello()
     await connection.receive()
     await connection.send(snapshot(1, {"total_decisions": 1}))
     await connection.wait_closed()
 
 
-async def test_a_stream_goes_by_the_table() -> None:
-    """After what may pass, it comes back; else it raises, with the status and the words."""
+async def test_a_stream_follows_the_table() -> None:
+    """A stream reconnects after a temporary answer; else it raises the status and the reason."""
 
     async def follow(row: Row) -> tuple[str, tuple[str, int, str]]:
         async with refusing_server(answer_of(row)) as (url, _), asyncio.timeout(WAIT_SECONDS):
@@ -491,8 +494,8 @@ async def test_a_stream_goes_by_the_table() -> None:
     assert found == {name(row): wanted(row) for row in UPGRADES}
 
 
-async def test_a_stream_goes_by_the_close_codes() -> None:
-    """Each as the table says; after 4429 not before a minute has passed."""
+async def test_a_stream_follows_the_table_of_close_codes() -> None:
+    """A stream does what the table says for each close code; after 4429 it waits a minute."""
 
     async def follow(row: Row) -> tuple[int, str]:
         async def close(connection: ScriptedConnection) -> None:
@@ -525,7 +528,7 @@ async def test_a_stream_goes_by_the_close_codes() -> None:
 async def test_a_stream_does_not_follow_a_redirect_to_another_host(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It carries a token. One line says where to go, and a second try needs no other line."""
+    """A stream does not send its token to another host, and logs the address to use once."""
     async with refusing_server() as (elsewhere, asked):
         away = http_answer(302, b"", f"Location: {elsewhere}/ws/metrics?state=secret")
         async with refusing_server(away, away) as (url, requests):
@@ -541,7 +544,7 @@ async def test_a_stream_does_not_follow_a_redirect_to_another_host(
 async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nobody speaks TLS there: it says so, and asks at the first address again."""
+    """If nothing listens there, the stream says so and tries the first address again."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         tls = f"https://127.0.0.1:{nobody.getsockname()[1]}"
     async with refusing_server(http_answer(301, b"", f"Location: {tls}/ws/metrics")) as (
@@ -557,15 +560,15 @@ async def test_a_redirect_to_tls_on_the_same_host_is_believed_while_it_works(
 
 
 async def test_an_endless_answer_in_place_of_an_upgrade_is_given_up() -> None:
-    """More than 1 MiB is not read; the stream comes back."""
+    """At most 1 MiB of an answer to an upgrade is read; then the stream connects again."""
     endless = http_answer(403, b"x" * (2 * 1024 * 1024), f"Content-Type: {PROBLEM}")
     async with refusing_server(endless) as (url, requests), aclosing(stream(url)) as metrics:
         await anext(metrics)
         assert len(requests) == 2
 
 
-async def test_what_is_nested_deeply_ends_the_connection_only() -> None:
-    """A message that no server of ours sends is no reason to end for good."""
+async def test_a_deeply_nested_message_ends_only_the_connection() -> None:
+    """The stream reconnects after a message that is nested too deeply to be decoded."""
 
     async def deep(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -590,10 +593,10 @@ async def test_what_is_nested_deeply_ends_the_connection_only() -> None:
         {"points": 7},
     ],
 )
-async def test_a_history_that_contradicts_itself_ends_the_connection_only(
+async def test_a_contradictory_history_ends_only_the_connection(
     odd: dict[str, Any],
 ) -> None:
-    """The next one is shown."""
+    """The client reconnects and shows the next history."""
 
     def past(connection: ScriptedConnection, **more: Any) -> Any:
         message = {"type": "history", "id": "h1", "position": {"epoch": "e", "seq": 1}, "step": 60}
@@ -626,7 +629,7 @@ async def test_a_history_that_contradicts_itself_ends_the_connection_only(
 def playing(
     *scripts: Callable[[ScriptedConnection], Awaitable[None]], **given: Any
 ) -> Iterator[str]:
-    """Run a scripted server beside a command; yields its address."""
+    """Run a scripted server beside a command; yield its address."""
     started: queue.Queue[str] = queue.Queue()
     loop = asyncio.new_event_loop()
 
@@ -651,7 +654,7 @@ def playing(
 
 
 def showing(data: dict[str, Any] | str) -> Callable[[ScriptedConnection], Awaitable[None]]:
-    """Return a part that sends one document."""
+    """Return a script that sends one document."""
     text = data if isinstance(data, str) else json.dumps(data)
 
     async def script(connection: ScriptedConnection) -> None:
@@ -691,15 +694,15 @@ DOCUMENT: Final = {
 def test_watch_shows_no_traceback_whatever_it_is_sent(
     data: dict[str, Any] | str, options: tuple[str, ...]
 ) -> None:
-    """A line, or numbers that are as wrong as those it was sent."""
+    """`watch` prints a line or wrong numbers, and never a traceback, for any message."""
     with playing(showing(data)) as url:
         done = routecast("watch", "--once", *options, "--server", url)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0 or done.stderr.startswith("routecast: ")
 
 
-def test_watch_json_escapes_what_a_terminal_obeys() -> None:
-    """C1 controls and marks of direction come as JSON writes them; the text is the same."""
+def test_watch_json_escapes_control_characters() -> None:
+    """C1 controls and direction marks are written as JSON escapes, and decode to the same text."""
     name = "a\x9b31m\x85\u202e\u2066\u200f\ufeffb"
     with playing(showing({"total_decisions": 1, "provider_usage": {name: 1}})) as url:
         done = routecast("watch", "--once", "--json", "--server", url)
@@ -708,8 +711,8 @@ def test_watch_json_escapes_what_a_terminal_obeys() -> None:
     assert json.loads(done.stdout)["provider_usage"] == {name: 1}
 
 
-def test_bench_says_what_is_no_document() -> None:
-    """Each such stream has failed, and the command ends as it does then."""
+def test_bench_reports_messages_that_are_no_documents() -> None:
+    """`bench` counts such a stream as failed, and its exit code says so."""
 
     async def script(connection: ScriptedConnection) -> None:
         while True:
@@ -725,7 +728,7 @@ def test_bench_says_what_is_no_document() -> None:
 
 @pytest.mark.parametrize("index", [-1, 2, 10**15])
 def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index: int) -> None:
-    """What answers for other rows is not Routecast; what answers for these is."""
+    """`replay` accepts a receipt only if all its indexes are of rows that it sent."""
     rejected = [{"index": index, "error": "cost: \x1b[31m"}]
     body = {"accepted": 1, "duplicates": 0, "rejected": rejected, "rejected_count": 1}
     body |= {"position": {"epoch": "e", "seq": 1}}
@@ -739,8 +742,8 @@ def test_replay_takes_no_receipt_for_rows_it_did_not_send(tmp_path: Path, index:
     assert "accepted 2" in done.stdout
 
 
-def test_replay_names_where_it_was_sent_to(tmp_path: Path, monkeypatch: Any) -> None:
-    """Once, while it tries again, and at the end."""
+def test_replay_names_the_target_of_a_redirect(tmp_path: Path, monkeypatch: Any) -> None:
+    """`replay` names a redirect's address while it tries again and when it gives up."""
     monkeypatch.setattr(replay_sender, "GIVE_UP_AT_FIRST", 0.2)
     moved = http_answer(301, b"", "Location: https://other.example/v1/decisions")
     words: list[str] = []
@@ -755,8 +758,8 @@ def test_replay_names_where_it_was_sent_to(tmp_path: Path, monkeypatch: Any) -> 
         }
 
 
-def test_replay_goes_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As other commands do; one that it cannot use is named."""
+def test_replay_uses_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`replay` uses the proxy of the environment, and names a proxy that it cannot use."""
     with site() as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.delenv("no_proxy", raising=False)

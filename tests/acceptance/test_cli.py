@@ -32,7 +32,7 @@ DECISIONS: list[dict[str, Any]] = [
 
 
 def words_of(output: str) -> str:
-    """Return output with each run of blanks as one."""
+    """Return output with each run of whitespace as one space."""
     return re.sub(r"[ \t]+", " ", output)
 
 
@@ -40,7 +40,7 @@ def words_of(output: str) -> str:
 
 
 def test_watch_once_prints_the_numbers_of_the_page(server: Server) -> None:
-    """Totals, strategies, bands and providers, with a dash for what is unknown."""
+    """It prints totals, strategies, bands and providers, with a dash for unknown numbers."""
     server.post(DECISIONS)
     done = routecast("watch", "--once", "--server", server.url)
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_watch_once_prints_the_numbers_of_the_page(server: Server) -> None:
 
 
 def test_watch_asks_for_window_and_filters(server: Server) -> None:
-    """What is asked for reaches the server and stands above the numbers."""
+    """The window and filters reach the server, and are shown above the numbers."""
     server.post([*DECISIONS, {**DECISIONS[0], "timestamp": "2024-01-01T00:00:00Z"}])
     words = ("--window", "1h", "--strategy", "hybrid", "--provider", "gemini")
     done = routecast("watch", "--server", server.url, *words)
@@ -69,7 +69,7 @@ def test_watch_asks_for_window_and_filters(server: Server) -> None:
 
 
 def test_watch_fits_the_terminal(server: Server) -> None:
-    """No line is wider than 80 columns, however long the names; a wide one is used in full."""
+    """No line is wider than 80 columns, with any names; a wide terminal is used in full."""
     names = ["x" * 64, "名" * 64, "short"]
     server.post([{"strategy": name, "provider": name, "confidence": 0.5} for name in names])
     for columns in (60, 80, 160):
@@ -81,7 +81,7 @@ def test_watch_fits_the_terminal(server: Server) -> None:
 
 
 def test_watch_cuts_no_word_of_its_own(server: Server) -> None:
-    """Headings and notes are chosen to fit; bars give way to names."""
+    """Headings and notes fit narrow terminals; bars give way to names."""
     server.post([*DECISIONS, {**DECISIONS[0], "strategy": "complexity", "provider": "openrouter"}])
     for columns in (44, 60, 80, 119, 120, 130, 150, 200):
         done = routecast("watch", "--server", server.url, env={"COLUMNS": str(columns)})
@@ -93,10 +93,10 @@ def _cells(line: str) -> int:
     return len(line) + line.count("名")
 
 
-def test_watch_trusts_no_name(server: Server) -> None:
-    """Markup is shown as it is; control characters never reach the terminal.
+def test_watch_escapes_names(server: Server) -> None:
+    """Markup in names is shown as text, and control characters never reach the terminal.
 
-    Servers refuse them now; what an earlier version kept is still there.
+    Servers refuse such names now, but those that an earlier version stored are still there.
     """
     evil = "[red]\x1b]0;owned\x07\x1b[2J\u202e"
     keep(server, kept(strategy=evil, provider="p\r\np"))
@@ -107,7 +107,7 @@ def test_watch_trusts_no_name(server: Server) -> None:
 
 
 def test_watch_json_is_one_document_a_line(server: Server) -> None:
-    """For pipes: a line whenever the numbers change; a closed pipe ends it quietly."""
+    """With --json it prints a line for each change, and a closed pipe ends it without an error."""
     server.post(DECISIONS)
     command = [*COMMAND, "watch", "--json", "--interval", "0.1", "--server", server.url]
     with subprocess.Popen(
@@ -129,7 +129,7 @@ def test_watch_json_is_one_document_a_line(server: Server) -> None:
 
 
 def test_watch_live_follows_and_comes_back(server: Server) -> None:
-    """Numbers move; a lost server is said in words and found again; Ctrl-C leaves all as it was."""
+    """It shows changes, reports a lost server and reconnects; Ctrl-C restores the terminal."""
     command = (*COMMAND, "watch", "--interval", "0.1", "--server", server.url)
     with Terminal(*command) as terminal:
         terminal.wait_for("No decisions yet")
@@ -149,7 +149,7 @@ def test_watch_live_follows_and_comes_back(server: Server) -> None:
 
 
 def test_watch_keys_change_what_is_shown(server: Server) -> None:
-    """Window, filters and interval, each by a key; the last line tells the keys, and ? all."""
+    """Keys change window, filters and interval; the last line lists the keys, and ? all."""
     server.post([*DECISIONS, {**DECISIONS[0], "timestamp": "2024-01-01T00:00:00Z"}])
     with Terminal(*COMMAND, "watch", "--interval", "0.5", "--server", server.url) as terminal:
         terminal.wait_for("hybrid +3 +75.0%")
@@ -181,7 +181,7 @@ def test_watch_keys_change_what_is_shown(server: Server) -> None:
 
 @pytest.mark.parametrize("leave", ["q", "\x03", "\x04"], ids=["q", "Ctrl-C", "Ctrl-D"])
 def test_watch_leaves_the_terminal_as_it_was(server: Server, leave: str) -> None:
-    """The screen, the cursor, and how keys are treated; and what was typed is not for the shell."""
+    """Screen, cursor and modes are restored; typed keys do not reach the shell."""
     with Terminal(*COMMAND, "watch", "--server", server.url) as terminal:
         before = terminal.settings
         terminal.wait_for("No decisions yet")
@@ -194,7 +194,7 @@ def test_watch_leaves_the_terminal_as_it_was(server: Server, leave: str) -> None
 
 
 async def test_watch_leaves_the_terminal_as_it_was_when_it_fails() -> None:
-    """A server that sends nonsense: the terminal is as it was before the words are on it."""
+    """After an invalid message the terminal is restored before the error is printed."""
 
     async def script(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -217,7 +217,7 @@ async def test_watch_leaves_the_terminal_as_it_was_when_it_fails() -> None:
 
 
 def test_watch_may_be_suspended(server: Server) -> None:
-    """Ctrl-Z gives the terminal back as it was; afterwards it goes on."""
+    """Ctrl-Z restores the terminal; after `fg`, `watch` goes on."""
     with Terminal(*COMMAND, "watch", "--server", server.url) as terminal:
         before = terminal.settings
         terminal.wait_for("No decisions yet")
@@ -233,7 +233,7 @@ def test_watch_may_be_suspended(server: Server) -> None:
 
 
 def test_watch_shows_no_colour_where_none_is_wanted(server: Server) -> None:
-    """NO_COLOR: bold and dim at most."""
+    """With NO_COLOR it uses at most bold and dim."""
     server.post(DECISIONS)
     with Terminal(*COMMAND, "watch", "--server", server.url, env={"NO_COLOR": "1"}) as terminal:
         terminal.wait_for("hybrid")
@@ -243,7 +243,7 @@ def test_watch_shows_no_colour_where_none_is_wanted(server: Server) -> None:
 
 
 def test_watch_leaves_the_terminal_as_it_was_on_sigterm(server: Server) -> None:
-    """A terminal must not stay on the other screen, whoever ends the process."""
+    """SIGTERM restores the terminal, too."""
     with Terminal(*COMMAND, "watch", "--server", server.url) as terminal:
         terminal.wait_for("No decisions yet")
         terminal.process.send_signal(signal.SIGTERM)
@@ -254,7 +254,7 @@ def test_watch_leaves_the_terminal_as_it_was_on_sigterm(server: Server) -> None:
 
 @pytest.mark.parametrize("words", [["--once"], [], ["--once", "--json"]], ids=" ".join)
 def test_watch_without_a_server(words: list[str]) -> None:
-    """One update is not to be had: it says so, says nothing else, and ends with 1."""
+    """With --once and no server it prints only an error, and ends with 1."""
     url = f"http://127.0.0.1:{free_port()}"
     done = routecast("watch", *words, "--server", url)
     assert done.returncode == 1
@@ -265,8 +265,8 @@ def test_watch_without_a_server(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "words", [("--window", "3d"), ("--interval", "0.01"), ("--server", "http://")]
 )
-def test_watch_refuses_bad_words(words: tuple[str, ...]) -> None:
-    """What the server would refuse is refused here, naming the option."""
+def test_watch_refuses_bad_options(words: tuple[str, ...]) -> None:
+    """Values that the server would refuse are refused at once, with the name of the option."""
     done = routecast("watch", *words)
     assert done.returncode == 2
     assert words[0] in done.stderr
@@ -276,7 +276,7 @@ def test_watch_refuses_bad_words(words: tuple[str, ...]) -> None:
 
 
 def test_bench_measures_every_stream(server: Server) -> None:
-    """All streams open, each gets its frames, and every figure is there."""
+    """All streams open and get frames, and the report has every figure."""
     server.post(DECISIONS)
     words = ("--connections", 50, "--seconds", 1.5, "--interval", 0.5, "--json")
     done = routecast("bench", "--server", server.url, *words)
@@ -293,7 +293,7 @@ def test_bench_measures_every_stream(server: Server) -> None:
 
 
 def test_bench_says_it_in_words(server: Server) -> None:
-    """For a person: a table, and that nothing failed."""
+    """The report for people is a table, and says that nothing failed."""
     words = ("--connections", 5, "--seconds", 0.3, "--interval", 0.1, "--fields", "rate")
     done = routecast("bench", "--server", server.url, *words)
     assert done.returncode == 0
@@ -303,14 +303,14 @@ def test_bench_says_it_in_words(server: Server) -> None:
 
 
 def test_bench_counts_failures_by_reason(server: Server) -> None:
-    """A refused parameter fails every stream, with the server's own words."""
+    """If the server refuses a parameter, every stream fails with the server's words."""
     done = routecast("bench", "--server", server.url, "--connections", 3, "--fields", "nope")
     assert done.returncode == 1
     assert "3 failed: it answered 400: fields: 'nope'" in done.stdout
 
 
 def test_bench_notices_lost_streams(server: Server) -> None:
-    """A server that goes away while it listens: each lost stream is a failure."""
+    """If the server goes away during the measurement, each lost stream is a failure."""
     words = ("--connections", "20", "--seconds", "60", "--interval", "0.1")
     with Terminal(*COMMAND, "bench", "--server", server.url, *words) as terminal:
         terminal.wait_for("listening")
@@ -320,7 +320,7 @@ def test_bench_notices_lost_streams(server: Server) -> None:
 
 
 def test_bench_says_what_to_do_about_too_few_files() -> None:
-    """The limit of open files is raised as far as it goes; beyond, the message says how."""
+    """The limit of open files is raised; if that is not enough, the message says what to do."""
 
     def few_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -335,7 +335,7 @@ def test_bench_says_what_to_do_about_too_few_files() -> None:
 
 
 def test_demo_shows_moving_labelled_numbers(tmp_path: Path) -> None:
-    """It prints its address; all traffic is labelled simulated; nothing is left behind."""
+    """It prints its address, labels all traffic as simulated, and leaves no file behind."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     command = (*COMMAND, "demo", "--port", free_port(), "--rate", 200, "--seed", 1)
@@ -360,7 +360,7 @@ def test_demo_shows_moving_labelled_numbers(tmp_path: Path) -> None:
 
 
 def test_demo_takes_the_next_free_port(tmp_path: Path) -> None:
-    """Only when none was asked for: then it says which one it took."""
+    """If no port was given, it takes a free one and says which."""
     with socket.socket() as occupant:
         # Where another program has the port already, that is as good.
         with suppress(OSError):
@@ -377,7 +377,7 @@ def test_demo_takes_the_next_free_port(tmp_path: Path) -> None:
 
 
 def test_demo_keeps_a_database_that_was_asked_for(tmp_path: Path) -> None:
-    """With --database the simulated decisions stay."""
+    """With --database the simulated decisions are kept."""
     database = tmp_path / "kept.db"
     command = (*COMMAND, "demo", "--port", free_port(), "--rate", 200)
     with Terminal(*command, "--database", f"sqlite:///{database}") as terminal:
@@ -395,7 +395,7 @@ def test_demo_keeps_a_database_that_was_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["replay", "watch", "bench", "demo", "names"])
 def test_help_fits_and_helps(command: str) -> None:
-    """--help says what it is for, in 80 columns, and flags are shown as they are written."""
+    """--help says what a command is for, in 80 columns, and shows options as they are written."""
     done = routecast(command, "--help", env={"COLUMNS": "80", "PATH": ""})
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -33,7 +33,7 @@ async def take(metrics: AsyncIterator[Metrics]) -> Metrics:
 
 
 class HealthLog:
-    """The health changes that a client reported."""
+    """The changes of health that a client reported."""
 
     def __init__(self) -> None:
         self.healths: list[Health] = []
@@ -53,7 +53,7 @@ class HealthLog:
 
 
 async def steady(connection: ScriptedConnection) -> None:
-    """Send one document, and stay."""
+    """Send one document and keep the connection open."""
     await connection.hello()
     await connection.receive()
     await connection.send(snapshot(1, {"total_decisions": 1}))
@@ -63,8 +63,8 @@ async def steady(connection: ScriptedConnection) -> None:
 # -- documents ----------------------------------------------------------------------------------
 
 
-async def test_a_subscription_is_asked_for_and_its_deltas_are_merged() -> None:
-    """What is read is whole, at its position; a reader that was away gets the newest."""
+async def test_deltas_are_merged() -> None:
+    """A reader gets whole documents with their positions; a slow reader gets the newest."""
     read = asyncio.Event()
 
     async def script(connection: ScriptedConnection) -> None:
@@ -93,8 +93,8 @@ async def test_a_subscription_is_asked_for_and_its_deltas_are_merged() -> None:
         assert feed.metrics == last
 
 
-async def test_a_wrong_base_is_not_applied_but_asked_for_anew() -> None:
-    """Over the socket as in the session: unsubscribe, subscribe, and the snapshot is shown."""
+async def test_a_delta_with_a_wrong_base_is_not_applied() -> None:
+    """The client unsubscribes, subscribes again, and shows the snapshot."""
 
     async def script(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -118,8 +118,8 @@ async def test_a_wrong_base_is_not_applied_but_asked_for_anew() -> None:
         assert seen in ([1, 9], [9])
 
 
-async def test_after_a_loss_it_goes_on_from_its_position() -> None:
-    """Each subscription says where it was, and takes the delta from there."""
+async def test_after_a_loss_it_resumes_from_its_position() -> None:
+    """After a reconnect each subscription sends its position, and gets a delta from there."""
 
     async def before(connection: ScriptedConnection) -> None:
         await steady_until(connection, 5)
@@ -147,8 +147,8 @@ async def test_after_a_loss_it_goes_on_from_its_position() -> None:
         await metrics.aclose()
 
 
-async def test_trouble_is_reported_and_passes() -> None:
-    """While the server cannot answer, the last numbers stay, and are stale."""
+async def test_an_error_is_reported_and_passes() -> None:
+    """While the server cannot answer, the last numbers stay and are marked stale."""
     seen = asyncio.Event()
     error = {"type": "error", "id": "s1", "code": "unavailable", "message": "no", "retryable": True}
 
@@ -178,7 +178,7 @@ async def test_trouble_is_reported_and_passes() -> None:
 
 
 async def test_one_bad_subscription_leaves_the_others() -> None:
-    """It raises where it is iterated; the connection goes on."""
+    """A bad subscription raises in its own iterator; the connection stays."""
 
     async def script(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -199,8 +199,8 @@ async def test_one_bad_subscription_leaves_the_others() -> None:
         assert (await take(good)).total_decisions == 1
 
 
-async def test_a_past_that_cannot_be_read_now() -> None:
-    """Asked for once, it raises; one that follows is asked for again, since it was forgotten."""
+async def test_a_history_that_cannot_be_read_now() -> None:
+    """A single query raises; a followed history is requested again."""
     about = {"code": "unavailable", "message": "no database", "retryable": True}
     heard = []
 
@@ -223,8 +223,8 @@ async def test_a_past_that_cannot_be_read_now() -> None:
     assert heard[1] == heard[2]
 
 
-async def test_what_is_closed_is_unsubscribed() -> None:
-    """And whoever still iterates comes to the end."""
+async def test_closing_a_feed_unsubscribes() -> None:
+    """`close` unsubscribes, and ends every iteration of the feed."""
 
     async def script(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -249,7 +249,7 @@ async def test_what_is_closed_is_unsubscribed() -> None:
 
 @pytest.mark.parametrize("in_reason", [False, True], ids=["message", "close reason"])
 async def test_goodbye_is_honoured(in_reason: bool) -> None:
-    """It comes back after just the time it was told, and not before."""
+    """The client reconnects after exactly the time that `goodbye` says."""
     closed = 0.0
 
     async def leaving(connection: ScriptedConnection) -> None:
@@ -275,8 +275,8 @@ async def test_goodbye_is_honoured(in_reason: bool) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013, 4408, 4409, 4429, 4999])
-async def test_codes_after_which_it_comes_back(code: int) -> None:
-    """After a pause of chance; after too many messages, at least a minute."""
+async def test_close_codes_after_which_it_reconnects(code: int) -> None:
+    """It reconnects after a random delay; after 4429 the delay is at least a minute."""
 
     async def closing(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -293,8 +293,8 @@ async def test_codes_after_which_it_comes_back(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [1003, 1007, 1008, 1009, 4400, 4401, 4403])
-async def test_codes_after_which_it_stays_away(code: int) -> None:
-    """What is raised tells the code; whoever subscribes later hears the same."""
+async def test_close_codes_after_which_it_gives_up(code: int) -> None:
+    """The exception has the code; later subscriptions raise the same."""
 
     async def closing(connection: ScriptedConnection) -> None:
         await connection.close(code, "because")
@@ -312,7 +312,7 @@ async def test_codes_after_which_it_stays_away(code: int) -> None:
 
 
 async def test_a_new_token_is_tried_once() -> None:
-    """A function is asked again: it comes back with another token, and gives up on the same one."""
+    """The client calls the token function again: it tries a new token, but not the same one."""
     tokens = iter(["old", "new", "new", "new"])
     shown = []
 
@@ -327,8 +327,8 @@ async def test_a_new_token_is_tried_once() -> None:
     assert shown == ["Bearer old", "Bearer new"]
 
 
-async def test_pauses_grow_while_nothing_is_to_be_had() -> None:
-    """A server that greets and closes is no server that serves."""
+async def test_delays_grow_while_no_document_comes() -> None:
+    """Delays also grow if the server sends `hello` and closes the connection."""
 
     async def closing(connection: ScriptedConnection) -> None:
         await connection.hello()
@@ -345,7 +345,7 @@ async def test_pauses_grow_while_nothing_is_to_be_had() -> None:
 
 
 async def test_a_server_of_the_default_stream_only() -> None:
-    """Each subscription asks by the query, on a connection of its own."""
+    """Without `routecast.v1`, each subscription has its own connection with a query."""
     targets = []
 
     async def script(connection: ScriptedConnection) -> None:
@@ -377,7 +377,7 @@ async def test_a_server_of_the_default_stream_only() -> None:
 
 @pytest.mark.parametrize("protocol", [V1_JSON, V1_MSGPACK])
 async def test_it_speaks_what_the_server_chose(protocol: str) -> None:
-    """Text or binary, by the subprotocol."""
+    """The subprotocol that the server chose decides between text and binary messages."""
 
     async def script(connection: ScriptedConnection) -> None:
         heard.append(type(await connection.socket.recv()))
@@ -390,8 +390,8 @@ async def test_it_speaks_what_the_server_chose(protocol: str) -> None:
     assert heard == [str if protocol == V1_JSON else bytes]
 
 
-async def test_what_is_no_message_ends_the_connection_only() -> None:
-    """It comes back, and says what was wrong."""
+async def test_an_invalid_message_ends_only_the_connection() -> None:
+    """The client reports what was wrong and reconnects."""
 
     async def babbling(connection: ScriptedConnection) -> None:
         await connection.send("not JSON")
@@ -411,12 +411,12 @@ async def test_what_is_no_message_ends_the_connection_only() -> None:
 
 
 def limited(limit: int) -> dict[str, Any]:
-    """Return the greeting of a server that takes so many messages a minute."""
+    """Return a `hello` that allows this number of messages in a minute."""
     return {"type": "hello", "connection": "c", "limits": {"messages_per_minute": limit}}
 
 
 async def test_frames_come_while_messages_wait_for_their_turn() -> None:
-    """Beyond what `hello` allows, messages are sent later; what is shown goes on meanwhile."""
+    """Messages over the limit of `hello` are sent later; documents are shown meanwhile."""
     heard: list[Any] = []
 
     async def strict(connection: ScriptedConnection) -> None:

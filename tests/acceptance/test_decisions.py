@@ -27,7 +27,7 @@ MIB = 2**20
 def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """One server for all tests of this file, on each edge: each looks at what it added."""
+    """A server for all tests of this file, on each edge; each test looks only at what it added."""
     with Server(tmp_path_factory.mktemp("decisions"), edge=request.param) as running:
         yield running
 
@@ -42,7 +42,7 @@ def total(server: Server) -> int:
 
 
 def refused(server: Server, answer: httpx2.Response, status: int, *words: str) -> dict[str, Any]:
-    """Check that an answer is a problem that says these words."""
+    """Assert that an answer is a problem with these words."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
@@ -64,7 +64,7 @@ def test_one_object(shared: Server) -> None:
 
 
 def test_empty_array_is_nothing_sent(shared: Server) -> None:
-    """An empty array is acknowledged, and changes nothing."""
+    """An empty array is acknowledged and changes nothing."""
     before = shared.post(GOOD)["position"]
     assert shared.post([]) == {
         "accepted": 0,
@@ -81,7 +81,7 @@ def test_empty_array_is_nothing_sent(shared: Server) -> None:
 @pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
 @pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
 def test_codings_and_kinds(shared: Server, coding: str, kind: str) -> None:
-    """Arrays and NDJSON, plain, gzip and zstd, all bring the same."""
+    """Arrays and NDJSON, plain, gzip or zstd, have the same effect."""
     before = total(shared)
     items = [json.dumps({**GOOD, "reason": f"{coding} {number}"}) for number in range(300)]
     text = "\n".join(items) + "\n" if "ndjson" in kind else f"[{','.join(items)}]"
@@ -107,7 +107,7 @@ def test_codings_and_kinds(shared: Server, coding: str, kind: str) -> None:
     ids=str,
 )
 def test_a_coding_may_be_written_in_many_ways(shared: Server, fields: list[str]) -> None:
-    """All fields are one list (RFC 9110, 5.3), and x-gzip is gzip (8.4.1.3)."""
+    """Several fields are one list (RFC 9110, 5.3), and x-gzip is gzip (8.4.1.3)."""
     headers = [("content-type", "application/json")]
     headers += [("content-encoding", field) for field in fields]
     body = gzip.compress(json.dumps(GOOD).encode())
@@ -117,7 +117,7 @@ def test_a_coding_may_be_written_in_many_ways(shared: Server, fields: list[str])
 
 @pytest.mark.parametrize("coding", ["gzip, gzip", "br", "gzip, br", "zstd,gzip", "x-zstd"])
 def test_other_codings_are_415(shared: Server, coding: str) -> None:
-    """And one that is applied to another."""
+    """An unknown coding, and two codings on top of each other, get 415."""
     body = gzip.compress(json.dumps(GOOD).encode())
     assert send(shared, body, **{"content-encoding": coding}).status_code == 415
 
@@ -136,7 +136,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bodies_leave_turns_to_others(shared: Server, name: str) -> None:
-    """However much work a few bytes ask for, other producers are answered meanwhile."""
+    """While a small body makes much work, other producers are answered."""
     body, kind, status = HOSTILE[name]
     packed = gzip.compress(body)
     with ThreadPoolExecutor() as pool:
@@ -147,7 +147,7 @@ def test_hostile_bodies_leave_turns_to_others(shared: Server, name: str) -> None
 
 
 def test_both_ways_read_small_hostile_bodies_alike(shared: Server) -> None:
-    """A body that takes longer than a slice is read on in a task, with the same answer."""
+    """A body that takes longer than one slice is read in a task, with the same answer."""
     body = b"[" + b",".join([b'{"strategy":"s","provider":"p","cost":5e-324}'] * 1400) + b"]"
     assert len(body) <= 65_536
     fast = send(shared, body)
@@ -156,7 +156,7 @@ def test_both_ways_read_small_hostile_bodies_alike(shared: Server) -> None:
 
 
 def test_partial_acceptance(shared: Server) -> None:
-    """Good ones are kept, bad ones named by place and id, and all are accounted for."""
+    """Good decisions are kept, bad ones named by index and id, and the counts add up."""
     before = total(shared)
     batch = [
         GOOD,
@@ -177,7 +177,7 @@ def test_partial_acceptance(shared: Server) -> None:
 
 
 def test_an_id_counts_once(shared: Server) -> None:
-    """Sent again, in another batch or by another project, an id means what the contract says."""
+    """An id counts once in its project, however often it is sent, and once in another project."""
     batch = [{**GOOD, "id": f"once-{number}"} for number in range(50)]
     assert shared.post(batch)["accepted"] == 50
     again = shared.post(batch)
@@ -193,7 +193,7 @@ WAYS: dict[str, dict[str, str]] = {"short": {}, "asgi": {"origin": "http://127.0
 def test_an_id_with_another_decision_is_a_conflict(
     shared: Server, headers: dict[str, str], size: int
 ) -> None:
-    """It is told from a retry, in the answer and in `/metrics`; all are accounted for."""
+    """A conflict is counted apart from duplicates, in the answer and in `/metrics`."""
     name = f"conflict-{size}-{len(headers)}-"
     metric = 'routecast_decisions_total{outcome="%s"}'
     before = [shared.instrument(metric % outcome) for outcome in ("duplicate", "conflict")]
@@ -220,7 +220,7 @@ def test_an_id_with_another_decision_is_a_conflict(
 
 @pytest.mark.parametrize("headers", WAYS.values(), ids=WAYS)
 def test_one_bad_field_costs_only_itself(shared: Server, headers: dict[str, str]) -> None:
-    """The decision counts without it; the answer and `/metrics` say what and why."""
+    """The decision counts without the field; the answer and `/metrics` say what was wrong."""
     name = f"fields-{len(headers)}"
     counter = 'routecast_field_warnings_total{code="%s",field="%s"}'
     before = shared.instrument(counter % ("not_finite", "cost"))
@@ -262,7 +262,7 @@ def test_one_bad_field_costs_only_itself(shared: Server, headers: dict[str, str]
 
 
 def test_at_most_a_hundred_warnings_are_listed(shared: Server) -> None:
-    """More are counted; no text of a client is in them, so their size has a limit."""
+    """Further warnings are only counted; they contain no text of the client, so they stay small."""
     bad = {**GOOD, "cost": "x" * 500, "latency_ms": -1, "status": "y" * 500}
     answer = shared.post([bad] * 1500)
     assert (answer["accepted"], answer["warnings_count"]) == (1500, 4500)
@@ -272,7 +272,7 @@ def test_at_most_a_hundred_warnings_are_listed(shared: Server) -> None:
 
 
 def test_local_models_have_no_price_and_cached_tokens_their_own(shared: Server) -> None:
-    """A model of one's own costs what was sent; cached tokens cost what the cache costs."""
+    """A local model costs what was sent; cached tokens have the cache's price."""
     sent = {"strategy": "prices", "model": "gpt-4o", "input_tokens": 10**6, "output_tokens": 0}
     cases: list[tuple[str, dict[str, float], float | None]] = [
         ("openai", {}, 2.5),
@@ -289,8 +289,8 @@ def test_local_models_have_no_price_and_cached_tokens_their_own(shared: Server) 
         assert after["priced"] - before["priced"] == (cost is not None)
 
 
-def test_a_baseline_with_tiers_is_said_to_be_one(tmp_path: Path) -> None:
-    """Savings against it are those of its lowest tier, and the log says so."""
+def test_a_baseline_with_tiers_is_logged(tmp_path: Path) -> None:
+    """Savings compare with the baseline's lowest tier, and the log says so."""
     env = {"ROUTECAST_BASELINE_MODEL": "gemini-2.5-pro"}
     with Server(tmp_path, env=env) as server:
         server.post({**GOOD, "cost": 0.5, "input_tokens": 10**6, "output_tokens": 0})
@@ -299,14 +299,14 @@ def test_a_baseline_with_tiers_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_at_most_a_hundred_rejections_are_listed(shared: Server) -> None:
-    """More are counted."""
+    """Further rejections are only counted."""
     receipt = shared.post([GOOD, *({} for _ in range(250))])
     assert len(receipt["rejected"]) == 100
     assert receipt["rejected_count"] == 250
 
 
 def test_all_bad_is_422(shared: Server) -> None:
-    """A batch with no good decision is refused as a whole, each one named."""
+    """A batch without a good decision gets 422, which names each decision."""
     before = total(shared)
     problem = refused(shared, send(shared, b'[{"strategy":"a"}]'), 422, "provider: is required")
     assert problem["rejected"] == [{"index": 0, "error": "provider: is required"}]
@@ -329,14 +329,14 @@ def test_all_bad_is_422(shared: Server) -> None:
     ],
 )
 def test_not_json_is_400(shared: Server, body: bytes, words: str) -> None:
-    """What cannot be read is refused with what and where, and nothing of it is kept."""
+    """The error says what is wrong and where, and no decision of the body is stored."""
     before = total(shared)
     refused(shared, send(shared, body), 400, words)
     assert total(shared) == before
 
 
 def test_broken_lines_are_named(shared: Server) -> None:
-    """In NDJSON a broken line is one rejection; the other lines are kept."""
+    """A bad NDJSON line is one rejection; the other lines are stored."""
     body = b'{"strategy":"a","provider":"b"}\n{"strategy":\n\n{"strategy":"a","provider":"c"}'
     answer = send(shared, body, **{"content-type": "application/x-ndjson"}).json()
     assert answer["accepted"] == 2
@@ -345,7 +345,7 @@ def test_broken_lines_are_named(shared: Server) -> None:
 
 
 def test_too_large_is_413(shared: Server) -> None:
-    """Over 16 MiB, by what is said, sent or unpacked, and over 50,000 decisions."""
+    """More than 16 MiB, announced, sent or decompressed, or 50,000 decisions get 413."""
     before = total(shared)
     filler = b" " * (16 * MIB) + b"[]"
     refused(shared, send(shared, filler), 413, "16 MiB")
@@ -374,8 +374,8 @@ def test_the_largest_batch_is_taken(shared: Server) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
-def test_packing_of_many_parts(shared: Server, coding: str) -> None:
-    """A file that was appended to is one body; one of endless empty parts is refused."""
+def test_gzip_with_many_members(shared: Server, coding: str) -> None:
+    """Several gzip members are one body; a body with endless empty members is refused."""
     pack = {"gzip": gzip.compress, "zstd": zstd.compress}[coding]
     headers = {"content-encoding": coding}
     parts = pack(b"[") + pack(json.dumps(GOOD).encode()) + pack(b"]")
@@ -388,15 +388,15 @@ def test_packing_of_many_parts(shared: Server, coding: str) -> None:
     [(b"0,", "application/json"), (b"[],", "application/json"), (b"0\n", "application/x-ndjson")],
 )
 def test_endless_small_values_are_413(shared: Server, unit: bytes, kind: str) -> None:
-    """Sixteen megabytes of next to nothing are refused before anything is made of them."""
+    """16 MB of tiny values are refused before any of them is decoded."""
     body = gzip.compress(b"[" + unit * (15 * MIB // len(unit)) + b"0]")
     headers = {"content-encoding": "gzip", "content-type": kind}
     refused(shared, send(shared, body, **headers), 413, "50,000")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
-def test_broken_packing_is_400(shared: Server, coding: str) -> None:
-    """Not packed as it says, or cut in half: refused."""
+def test_broken_compression_is_400(shared: Server, coding: str) -> None:
+    """A body that is not compressed as it says, or is truncated, gets 400."""
     pack = {"gzip": gzip.compress, "zstd": zstd.compress}[coding]
     packed = pack(json.dumps([GOOD] * 1000).encode())
     headers = {"content-encoding": coding}
@@ -406,7 +406,7 @@ def test_broken_packing_is_400(shared: Server, coding: str) -> None:
 
 
 def test_a_body_cut_in_half_is_not_kept(shared: Server) -> None:
-    """A producer that dies in the middle of its request has sent nothing."""
+    """Nothing is stored of a request whose producer dies in its middle."""
     before = total(shared)
     body = json.dumps([GOOD] * 1000).encode()
     with socket.create_connection(("127.0.0.1", shared.port)) as line:
@@ -416,7 +416,7 @@ def test_a_body_cut_in_half_is_not_kept(shared: Server) -> None:
 
 
 def test_a_page_of_another_site_may_not_write(shared: Server) -> None:
-    """A browser that was lured here names the site it came from, and is refused."""
+    """A browser sends the page's origin, and an origin that is not allowed is refused."""
     body = json.dumps(GOOD).encode()
     answer = send(shared, body, origin="https://evil.example")
     refused(shared, answer, 403, "Origin", "ROUTECAST_ALLOWED_ORIGINS")
@@ -424,8 +424,8 @@ def test_a_page_of_another_site_may_not_write(shared: Server) -> None:
     assert send(shared, body, origin="http://localhost:5173").status_code == 200
 
 
-def test_names_over_the_bound_fold(tmp_path: Path) -> None:
-    """More names than allowed are counted as `other`, and a counter says so."""
+def test_names_over_the_limit_count_as_other(tmp_path: Path) -> None:
+    """Decisions with names over the limit count as `other`, and a metric counts them."""
     with Server(tmp_path, env={"ROUTECAST_MAX_NAMES": "3"}) as server:
         server.post([{**GOOD, "strategy": f"s{number}"} for number in range(10)])
         found = server.metrics()["strategy_performance"]
@@ -442,7 +442,7 @@ def test_names_over_the_bound_fold(tmp_path: Path) -> None:
 
 
 def test_a_full_sum_fails_alone(tmp_path: Path) -> None:
-    """A producer that brings a sum to its end is told so; others go on as if nothing was."""
+    """A decision that would overflow a sum is rejected; other decisions are accepted."""
     with Server(tmp_path) as server:
         heavy = b"[" + b",".join([b'{"strategy":"a","provider":"b","cost":9000}'] * 50_000) + b"]"
         answers = [send(server, heavy) for _ in range(22)]
@@ -453,7 +453,7 @@ def test_a_full_sum_fails_alone(tmp_path: Path) -> None:
 
 
 def test_openapi_describes_it(shared: Server) -> None:
-    """The schema names every field of a decision, with its limits."""
+    """The schema has every field of a decision, with its limits."""
     schema = shared.http.get("/openapi.json").json()
     post = schema["paths"]["/v1/decisions"]["post"]
     assert set(post["responses"]) == {*("200", "400", "403", "413", "415", "421", "422", "503")}

@@ -27,7 +27,7 @@ DECISION = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9}
 
 
 def javascript(script: str = "watch.mjs") -> list[str]:
-    """Return the words that run a JavaScript example, or skip where it cannot run."""
+    """Return the command of a JavaScript example; skip the test if it cannot run."""
     node = shutil.which("node")
     if node is None:
         skip_without(*NODE)
@@ -40,19 +40,19 @@ def javascript(script: str = "watch.mjs") -> list[str]:
 
 
 def python() -> list[str]:
-    """Return the words that run the Python example of the default stream."""
+    """Return the command of the Python example of the default stream."""
     return [sys.executable, str(EXAMPLES / "python" / "default_stream.py")]
 
 
 @pytest.fixture(params=[python, javascript])
 def example(request: pytest.FixtureRequest) -> list[str]:
-    """The words that run one of the examples."""
+    """The command of one of the examples."""
     words: list[str] = request.param()
     return words
 
 
 class Running:
-    """An example under way, and the lines it has printed."""
+    """A running example, and the lines it has printed."""
 
     def __init__(self, *words: str) -> None:
         pipe = subprocess.PIPE
@@ -80,13 +80,13 @@ class Running:
                 return seen[-1]
 
     def write(self, *lines: str) -> None:
-        """Give it lines to read."""
+        """Send lines to the example's input."""
         assert self.process.stdin
         self.process.stdin.writelines(f"{line}\n" for line in lines)
         self.process.stdin.flush()
 
     def end(self) -> int:
-        """Tell it that no more lines will come, and wait for its exit code."""
+        """Close its input, and wait for its exit code."""
         assert self.process.stdin
         self.process.stdin.close()
         return self.process.wait(WAIT_SECONDS)
@@ -106,14 +106,14 @@ class Running:
 
 @pytest.fixture
 def stream_url(server: Server) -> str:
-    """The address of a quick stream."""
+    """The address of a stream with a short interval."""
     return f"{server.ws_url}?interval=0.1"
 
 
 def test_an_example_prints_documents_and_ends(
     server: Server, stream_url: str, example: list[str]
 ) -> None:
-    """A line for each document, as many as asked for."""
+    """An example prints a line for each document, and ends after the requested number."""
     server.post(DECISION)
     done = subprocess.run(
         [*example, stream_url, "--count", "3"],
@@ -129,8 +129,8 @@ def test_an_example_prints_documents_and_ends(
         assert re.search(r"1 decisions, confidence 0\.900: .hybrid. 1$", line)
 
 
-def test_any_form_of_address_will_do(server: Server) -> None:
-    """Over HTTP or WebSocket, with the path or without; a stream's query goes with it."""
+def test_any_form_of_address_works(server: Server) -> None:
+    """An address may be HTTP or WebSocket, with or without the path; its query is used."""
     for form in ("{}", "{}/", "{}/v1/decisions"):
         with producer(form.format(server.url.replace("http", "ws")), "--count", "3") as running:
             running.wait_for("accepted 3")
@@ -142,7 +142,7 @@ def test_any_form_of_address_will_do(server: Server) -> None:
 
 @pytest.mark.parametrize("name", ["default_stream.py", "watch_metrics.py", "send_decisions.py"])
 def test_a_bad_address_is_refused_at_once(name: str) -> None:
-    """With a line that names it and says what one looks like, and no traceback."""
+    """One line names the address and shows what a good one looks like; there is no traceback."""
     for address in ("ftp://127.0.0.1", "http://h:port"):
         done = subprocess.run(
             [sys.executable, str(EXAMPLES / "python" / name), address],
@@ -161,8 +161,8 @@ PAGE = (EXAMPLES.parent / "docs" / "client-python.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-def test_what_the_page_of_the_client_shows_works(server: Server, code: str) -> None:
-    """Each example of it runs as it stands, and no number of it is unknown."""
+def test_the_examples_of_the_client_page_work(server: Server, code: str) -> None:
+    """Each example on the page runs as it is written, and none of its numbers is unknown."""
     server.post([{**DECISION, "strategy": name} for name in ("hybrid", "complexity")])
     body = textwrap.indent(code.replace("http://127.0.0.1:8000", server.url), "    ")
     program = f"import asyncio\nasync def main():\n{body}\nasyncio.run(main())"
@@ -176,7 +176,7 @@ def test_what_the_page_of_the_client_shows_works(server: Server, code: str) -> N
 
 
 def test_the_reader_on_the_page_of_the_protocol_follows_a_server(server: Server) -> None:
-    """The minimal client shows what is there, what comes, and what came while it was away."""
+    """The minimal client shows current numbers, changes, and changes that it missed."""
     page = (EXAMPLES.parent / "docs" / "protocol.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     server.post(DECISION)
@@ -193,10 +193,10 @@ def test_the_reader_on_the_page_of_the_protocol_follows_a_server(server: Server)
         it.wait_for("'total_decisions': 3")
 
 
-def test_an_example_comes_back_by_itself(
+def test_an_example_reconnects_by_itself(
     server: Server, stream_url: str, example: list[str]
 ) -> None:
-    """Killed and started again, the server is found again, and the numbers go on."""
+    """An example reconnects after the server was killed and restarted, and shows new numbers."""
     server.post(DECISION)
     with Running(*example, stream_url, "--first-delay", "0.1") as running:
         running.wait_for("1 decisions")
@@ -210,7 +210,7 @@ def test_an_example_comes_back_by_itself(
 
 
 def test_the_example_with_the_client_looks_back_and_follows(server: Server) -> None:
-    """The last hour first, then what changes, over the loss of the server."""
+    """The example shows the last hour and then changes, also after the server was lost."""
     server.post(DECISION)
     with Running(*javascript("follow.mjs"), server.url) as running:
         running.wait_for('in the last hour: 1 by "hybrid"')
@@ -226,7 +226,7 @@ def test_the_example_with_the_client_looks_back_and_follows(server: Server) -> N
 
 @pytest.mark.parametrize("script", ["watch.mjs", "follow.mjs"])
 def test_an_address_is_the_servers_or_its_streams(server: Server, script: str) -> None:
-    """By http or by ws alike."""
+    """An example accepts the address of the server or of its stream, by http or ws."""
     server.post(DECISION)
     for address in (server.url, server.url + PATH, server.ws_url.removesuffix(PATH)):
         with Running(*javascript(script), address) as running:
@@ -235,7 +235,7 @@ def test_an_address_is_the_servers_or_its_streams(server: Server, script: str) -
 
 @pytest.mark.parametrize("script", ["watch.mjs", "follow.mjs"])
 def test_an_example_says_in_a_line_what_it_lacks(script: str) -> None:
-    """A WebSocket, or an address; no stack."""
+    """Without a WebSocket or an address, an example prints one line and no traceback."""
     node, *_, path = javascript(script)
     without = [node, "--no-experimental-websocket", path]
     assert re.fullmatch(r"there is no WebSocket\b.*--experimental-websocket.*\n", failed(*without))
@@ -243,14 +243,14 @@ def test_an_example_says_in_a_line_what_it_lacks(script: str) -> None:
 
 
 def failed(*words: str) -> str:
-    """Run a program that is to fail; return what it said of that."""
+    """Run a program that must fail; return its output."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     return done.stderr
 
 
-def test_the_python_example_stays_away_when_it_is_not_wanted(server: Server) -> None:
-    """A refused parameter is no reason to try again."""
+def test_the_python_example_ends_when_it_is_refused(server: Server) -> None:
+    """A refused parameter ends the example; it does not try again."""
     done = subprocess.run(
         [*python(), f"{server.ws_url}?interval=nonsense"],
         capture_output=True,
@@ -263,7 +263,7 @@ def test_the_python_example_stays_away_when_it_is_not_wanted(server: Server) -> 
 
 
 def test_the_example_on_the_client_follows_a_server(server: Server) -> None:
-    """A line for each change, over its loss; and an end where it is not wanted."""
+    """The example prints a line for each change, also after a loss, and ends when refused."""
     server.post(DECISION)
     words = [sys.executable, str(EXAMPLES / "python" / "watch_metrics.py"), server.url]
     with Running(*words, "--interval", "0.1") as running:
@@ -292,8 +292,8 @@ def total(server: Server) -> int:
     return count
 
 
-def test_made_up_decisions_are_sent(server: Server) -> None:
-    """In several batches, all of them accepted."""
+def test_simulated_decisions_are_sent(server: Server) -> None:
+    """The decisions are sent in several batches, and all are accepted."""
     with producer(server.url, "--count", "1200") as running:
         running.wait_for("accepted 1200, duplicates 0, rejected 0, refused 0")
         assert running.end() == 0
@@ -301,7 +301,7 @@ def test_made_up_decisions_are_sent(server: Server) -> None:
 
 
 def test_a_bad_decision_is_named_and_the_rest_is_sent(server: Server) -> None:
-    """The exit code says that something was wrong, and the line what."""
+    """A line names the bad decision, and the exit code says that there was one."""
     with producer(server.url) as running:
         running.write(json.dumps({**DECISION, "id": "bad", "timestamp": -1}), json.dumps(DECISION))
         assert running.end() == 1
@@ -310,8 +310,8 @@ def test_a_bad_decision_is_named_and_the_rest_is_sent(server: Server) -> None:
     assert total(server) == 1
 
 
-def test_what_is_wrong_with_a_decision_that_counts_is_said(server: Server) -> None:
-    """A field that cannot be used, and an id of another decision."""
+def test_warnings_and_conflicts_are_printed(server: Server) -> None:
+    """The example prints unusable fields, and ids of other decisions."""
     sent = {**DECISION, "id": "twice", "cost": 0.5}
     with producer(server.url) as running:
         running.write(json.dumps({**sent, "latency_ms": -1}), json.dumps({**sent, "cost": 0.6}))
@@ -322,7 +322,7 @@ def test_what_is_wrong_with_a_decision_that_counts_is_said(server: Server) -> No
 
 
 def test_an_id_of_0_is_kept(server: Server) -> None:
-    """Sent twice, it counts once; an empty id is none."""
+    """A decision with id 0 counts once when it is sent twice; an empty id is no id."""
     with producer(server.url) as running:
         running.write(*(json.dumps({**DECISION, "id": given}) for given in (0, 0, "", "", None)))
         assert running.end() == 0
@@ -331,7 +331,7 @@ def test_an_id_of_0_is_kept(server: Server) -> None:
 
 
 def test_a_producer_outlives_its_server(server: Server) -> None:
-    """What comes while the server is dead is sent when it is back."""
+    """Decisions of the time when the server was down are sent when it is back."""
     with producer(server.url) as running:
         running.write(json.dumps(DECISION))
         while not total(server):
@@ -346,15 +346,15 @@ def test_a_producer_outlives_its_server(server: Server) -> None:
 
 
 def test_a_lost_answer_counts_nothing_twice(server: Server) -> None:
-    """The batch was committed and its answer lost: sent again with the same ids, it is known."""
+    """A batch whose answer was lost is sent again with the same ids, and counts once."""
     with plain_proxy(server, lose=1) as url, producer(url, "--count", "10") as running:
         running.wait_for("no answer.*trying again in")
         running.wait_for("accepted 0, duplicates 10")
     assert total(server) == 10
 
 
-def test_a_producer_waits_as_long_as_it_is_asked_to(server: Server) -> None:
-    """`Retry-After` counts for more than the producer's own impatience of 0.1 s."""
+def test_a_producer_waits_for_retry_after(server: Server) -> None:
+    """`Retry-After` counts, and not the producer's own delay of 0.1 s."""
     lock = sqlite3.connect(server.database, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     with producer(server.url, "--count", "10") as running:
@@ -424,7 +424,7 @@ callback.recorder.close()
 
 
 def test_calls_of_litellm_become_decisions(server: Server, tmp_path: Path) -> None:
-    """Each counts once, though told twice; what LiteLLM does not know is not 0, and 0 is kept."""
+    """Each call counts once, though it is reported twice; unknown values are absent, and 0 is 0."""
     # LiteLLM is large: of it, only the class that its callbacks derive from stands in here.
     package = tmp_path / "litellm" / "integrations"
     package.mkdir(parents=True)

@@ -34,7 +34,7 @@ ROUTES = (
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for tests that leave nothing behind on it."""
+    """A server for tests that leave nothing behind on it."""
     with Server(tmp_path_factory.mktemp("shared")) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
@@ -56,7 +56,7 @@ def post(length: int, body: bytes = b"", *lines: str) -> bytes:
 
 
 def refused(port: int) -> float:
-    """Return how many requests were refused, for any cause."""
+    """Return the number of refused requests, for all causes."""
     text = httpx2.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
     counts = re.findall(r"^routecast_requests_refused_total\{.*\} (\S+)$", text, re.MULTILINE)
     return sum(map(float, counts))
@@ -67,7 +67,7 @@ def refused(port: int) -> float:
 
 @pytest.mark.parametrize("path", ROUTES)
 def test_head_has_the_headers_of_get(shared: Server, path: str) -> None:
-    """And no body: the next answer on the connection follows at once (RFC 9110, 9.3.2)."""
+    """HEAD has no body, so the next answer follows at once (RFC 9110, 9.3.2)."""
     varies = {"date", "content-length", "etag"}
     with RawConnection(shared.port) as connection:
         connection.send(request("GET", path))
@@ -84,7 +84,7 @@ def test_head_has_the_headers_of_get(shared: Server, path: str) -> None:
 
 
 def test_head_of_a_stream_takes_no_place(tmp_path: Path) -> None:
-    """However many ask so, and go or stay, others find room."""
+    """A HEAD request of a stream does not count towards the limit of streams."""
     with (
         Server(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "3"}) as server,
         ExitStack() as connections,
@@ -106,7 +106,7 @@ def test_head_of_a_stream_takes_no_place(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seconds", [1, 2])
 def test_an_idle_connection_is_kept_as_announced(tmp_path: Path, seconds: int) -> None:
-    """The setting is what `Keep-Alive` says, on both ways; then the connection ends cleanly."""
+    """`Keep-Alive` has the setting on both paths, and the connection ends cleanly after it."""
     with Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": str(seconds)}) as server:
         for sent in (request("GET", "/health"), post(len(GOOD), GOOD)):
             with RawConnection(server.port) as connection:
@@ -117,7 +117,7 @@ def test_an_idle_connection_is_kept_as_announced(tmp_path: Path, seconds: int) -
 
 
 def test_the_default_is_75_seconds(shared: Server) -> None:
-    """Proxies keep idle connections for 60 s: the server must not be the first to close."""
+    """It is longer than the 60 s of proxies, so that the server does not close first."""
     for sent in (request("GET", "/health"), post(len(GOOD), GOOD), post(2, b"[]")):
         with RawConnection(shared.port) as connection:
             connection.send(sent)
@@ -130,7 +130,7 @@ def test_the_default_is_75_seconds(shared: Server) -> None:
 
 
 def test_a_connection_is_idle_after_the_rest_of_a_body(tmp_path: Path) -> None:
-    """A body that comes after the answer is dropped; then the connection is like any other."""
+    """The rest of a body after its answer is dropped; then the connection counts as idle."""
     with (
         Server(tmp_path, env={"ROUTECAST_KEEP_ALIVE": "1"}) as server,
         RawConnection(server.port) as connection,
@@ -148,7 +148,7 @@ def test_a_connection_is_idle_after_the_rest_of_a_body(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [b"/%", b"//[", b"/a?b#c", b"/\x7f", b"/..//./", b"/%00%ff"])
 def test_strange_targets(shared: Server, target: bytes) -> None:
-    """Each has an answer that says it is none of ours."""
+    """A strange request target gets 400 or 404."""
     with RawConnection(shared.port) as connection:
         connection.send(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
         assert connection.answer().status in (400, 404)
@@ -156,7 +156,7 @@ def test_strange_targets(shared: Server, target: bytes) -> None:
 
 @pytest.mark.parametrize("behind", ["GET", "HEAD"])
 def test_a_stream_ends_with_its_client_whatever_is_behind_it(server: Server, behind: str) -> None:
-    """Requests sent behind a stream do not keep it from learning that the client has gone."""
+    """A stream ends with its client, also if requests were sent behind it."""
     for _ in range(5):
         connection = RawConnection(server.port)
         connection.send(request("GET", "/sse/metrics?interval=60") + request(behind, "/health") * 3)
@@ -168,7 +168,7 @@ def test_a_stream_ends_with_its_client_whatever_is_behind_it(server: Server, beh
 
 
 def test_nothing_is_written_to_a_client_that_has_gone(server: Server) -> None:
-    """Be it in the middle of requests ahead of their answers; the log has no traceback."""
+    """A client that leaves in the middle of pipelined requests causes no traceback."""
     mix = post(len(GOOD), GOOD) + request("GET", "/v1/history") + post(2, b"[]")
     for _ in range(30):
         connection = RawConnection(server.port)
@@ -179,7 +179,7 @@ def test_nothing_is_written_to_a_client_that_has_gone(server: Server) -> None:
 
 
 def test_a_stream_over_http_1_0(shared: Server) -> None:
-    """It has no chunks, which HTTP/1.0 does not know, and ends with the connection."""
+    """It uses no chunks, which HTTP/1.0 does not have, and ends with the connection."""
     with RawConnection(shared.port) as connection:
         connection.send(request("GET", "/sse/metrics?interval=60", version="1.0"))
         answer = connection.head()
@@ -194,7 +194,7 @@ def test_a_stream_over_http_1_0(shared: Server) -> None:
 @pytest.mark.parametrize("path", ["/sse/metrics?interval=60", "/health", "/v1/decisions"])
 @pytest.mark.parametrize("endless", [b"a:\r\n", b"X: " + b"y" * 60], ids=["many", "long"])
 def test_endless_trailers_cost_nothing(server: Server, path: str, endless: bytes) -> None:
-    """The connection ends soon, and what was sent is not kept."""
+    """Endless trailers end the connection soon, and are not kept."""
     before = server.memory()
     method = "POST" if path == "/v1/decisions" else "GET"
     with RawConnection(server.port) as connection:
@@ -209,7 +209,7 @@ def test_endless_trailers_cost_nothing(server: Server, path: str, endless: bytes
 
 
 def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
-    """A stream's client that goes on to send is cut off in the end."""
+    """A client that goes on sending behind its stream is disconnected, and nothing is kept."""
     before = server.memory()
     with RawConnection(server.port) as connection:
         connection.send(request("GET", "/sse/metrics?interval=60"))
@@ -226,7 +226,7 @@ def test_what_follows_a_stream_is_not_kept(server: Server) -> None:
 
 
 def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crowd that announces bodies and sends none takes no room from others."""
+    """Connections that announce bodies and send none take no room from others."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
     with (
         InsideServer(Settings(), engines(tmp_path), "native") as server,
@@ -244,7 +244,7 @@ def test_announced_bytes_are_no_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unfinished_bodies_make_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
 ) -> None:
-    """Over the limit of bytes the oldest is refused; whole bodies are taken all the time."""
+    """Over the limit of bytes, the oldest unfinished body is refused; whole bodies are accepted."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES", 200_000)
     with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(10)]
@@ -264,7 +264,7 @@ def test_unfinished_bodies_make_room(
 def test_large_bodies_leave_room_for_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What large ones hold counts by itself."""
+    """Large bodies have a limit of their own."""
     monkeypatch.setattr(http_edge, "MAX_LARGE_BYTES", MIB)
     with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(server.port)) for _ in range(3)]
@@ -278,7 +278,7 @@ def test_large_bodies_leave_room_for_small_ones(
 
 
 def test_an_address_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind a trusted proxy it is the client's; the oldest of that client makes room."""
+    """Behind a trusted proxy the client's address counts; its oldest body makes room."""
     monkeypatch.setattr(http_edge, "MAX_SMALL_BYTES_OF_ADDRESS", 100_000)
     with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
 
@@ -296,7 +296,7 @@ def test_an_address_has_its_own_limit(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that opens very many and sends nothing loses its oldest, and can still be served."""
+    """An address that opens very many loses its oldest connections, and is still served."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
     settings = Settings(trusted_proxies="192.0.2.7")
     with InsideServer(settings, engines(tmp_path), "native") as server, ExitStack() as stack:
@@ -308,7 +308,7 @@ def test_connections_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_trusted_proxy_may_open_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connections are those of all its clients."""
+    """A proxy's connections are those of all its clients, so it has no limit."""
     monkeypatch.setattr(http_edge, "MAX_WAITING_OF_ADDRESS", 5)
     with InsideServer(Settings(), engines(tmp_path), "native") as server, ExitStack() as stack:
         for connection in [stack.enter_context(RawConnection(server.port)) for _ in range(20)]:
@@ -317,7 +317,7 @@ def test_a_trusted_proxy_may_open_many(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before they do, those that wait longest are closed, which is counted; others are served."""
+    """Before files run out, the longest waiting connections are closed and counted."""
     monkeypatch.setattr(http_edge, "RESERVED_FILES", 0)
     probe = os.dup(0)
     os.close(probe)
@@ -337,7 +337,7 @@ def test_open_files_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_bad_requests_are_a_few_lines(server: Server) -> None:
-    """However many there are: one line for each cause in ten seconds, and a count."""
+    """Each cause has one log line in ten seconds and a count, however many requests come."""
     bad = {
         b"GET /health HTTP/1.1\r\n\r\n": 100,
         b"GET /health HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n": 100,
@@ -357,7 +357,7 @@ def test_bad_requests_are_a_few_lines(server: Server) -> None:
 
 
 def test_docs_load_nothing_from_elsewhere(shared: Server) -> None:
-    """The page of the HTTP routes is one file, and a browser is told to load no other."""
+    """/docs is one file, and tells the browser to load no other."""
     answer = shared.http.get("/docs")
     assert answer.status_code == 200
     policy = answer.headers["content-security-policy"]
@@ -374,7 +374,7 @@ def test_docs_load_nothing_from_elsewhere(shared: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/health/", "/metrics/", "/v1/decisions/", "/docs/"])
 def test_paths_are_exact(shared: Server, path: str) -> None:
-    """Nothing is redirected: a redirect would name the host that the client sent."""
+    """No path is redirected, because a redirect would contain the client's `Host`."""
     answer = shared.http.get(path)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -386,7 +386,7 @@ def test_paths_are_exact(shared: Server, path: str) -> None:
     ["Content-Type: a\r\nContent-Type: b", "Origin: a\r\nOrigin: a", "Authorization: a\r\n" * 2],
 )
 def test_other_asgi_servers_refuse_fields_that_come_twice(tmp_path: Path, line: str) -> None:
-    """The same rule as on our own transport."""
+    """Under other ASGI servers the same fields may come only once."""
     with Server(tmp_path, edge="portable") as server, RawConnection(server.port) as connection:
         connection.send(post(len(GOOD), GOOD, line.removesuffix("\r\n")))
         answer = connection.answer()

@@ -35,7 +35,7 @@ def total(server: Server) -> int:
 
 
 def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
-    """Wait until a counter has come so far."""
+    """Wait until a counter reaches a value."""
     deadline = time.monotonic() + WAIT_SECONDS
     while getattr(counters := recorder.counters, name) < least:
         assert time.monotonic() < deadline, counters
@@ -44,7 +44,7 @@ def wait_for(recorder: Recorder, name: str, least: int = 1) -> Counters:
 
 
 def in_flight(recorder: Recorder) -> int:
-    """Return how many decisions were sent and not answered yet; no counter tells them apart."""
+    """Return the number of decisions that were sent and are not answered; no counter has it."""
     ((_, sender),) = recorder._mine.values()
     return len(sender._in_flight.left)
 
@@ -53,7 +53,7 @@ def in_flight(recorder: Recorder) -> int:
 
 
 class Stand:
-    """Answers each batch as told: with a status, headers and, of 200, a receipt."""
+    """A server that gives each batch the next answer: status, headers and, with 200, a receipt."""
 
     def __init__(self, *answers: tuple[int, dict[str, str]]) -> None:
         self.answers = list(answers)
@@ -100,7 +100,7 @@ def stand(*answers: tuple[int, dict[str, str]]) -> Iterator[Stand]:
             self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
@@ -118,7 +118,7 @@ def stand(*answers: tuple[int, dict[str, str]]) -> Iterator[Stand]:
 
 
 def test_decisions_arrive(server: Server) -> None:
-    """However they are given; what is None is left out, and the server's totals are exact."""
+    """Decisions arrive from every form of call, without fields that are None; totals are exact."""
     with Recorder(server.url) as recorder:
         recorder.record(strategy="hybrid", provider="gemini", confidence=0.9, cost=None)
         recorder.record(DECISION)
@@ -136,8 +136,8 @@ def test_decisions_arrive(server: Server) -> None:
     }
 
 
-def test_ids_and_times_are_those_of_the_moment() -> None:
-    """An id of one's own is kept; what is changed after the call does not count."""
+def test_ids_and_times_are_those_of_the_call() -> None:
+    """Each decision has its own id and the time of the call; later changes have no effect."""
     with stand() as there, Recorder(there.url, linger=60) as recorder:
         given = dict(DECISION)
         before = time.time()
@@ -153,8 +153,8 @@ def test_ids_and_times_are_those_of_the_moment() -> None:
     assert first["strategy"] == "hybrid"
 
 
-def test_large_batches_are_compressed_and_cut() -> None:
-    """No body is more than a megabyte, nor has it more than `batch` decisions."""
+def test_large_batches_are_compressed_and_split() -> None:
+    """A body has at most 1 MB and at most `batch` decisions."""
     with stand() as there, Recorder(there.url, batch=700, linger=60) as recorder:
         for _ in range(1000):
             recorder.record(DECISION, reason="x" * 5000)
@@ -170,7 +170,7 @@ def test_large_batches_are_compressed_and_cut() -> None:
 
 
 def test_one_connection_serves_many_batches(server: Server) -> None:
-    """And a server that hangs up on it between two batches costs nothing."""
+    """Batches share a connection; if the server closes it between two batches, nothing is lost."""
     with Recorder(server.url, linger=0) as recorder:
         for _ in range(3):
             recorder.record(DECISION)
@@ -186,7 +186,7 @@ def test_one_connection_serves_many_batches(server: Server) -> None:
 
 
 def test_a_dead_server_loses_nothing(server: Server) -> None:
-    """What was recorded meanwhile arrives when it is back, once."""
+    """Decisions recorded while the server is down arrive once when it is back."""
     with Recorder(server.url) as recorder:
         recorder.record(DECISION)
         assert recorder.flush(WAIT_SECONDS)
@@ -205,7 +205,7 @@ def test_a_dead_server_loses_nothing(server: Server) -> None:
 
 
 def test_a_lost_answer_counts_nothing_twice(server: Server) -> None:
-    """It was committed and the answer lost: sent again with the same ids, it is known."""
+    """A batch whose answer was lost is sent again with the same ids, and counts once."""
     with plain_proxy(server, lose=2) as url, Recorder(url) as recorder:
         for _ in range(10):
             recorder.record(DECISION)
@@ -216,8 +216,8 @@ def test_a_lost_answer_counts_nothing_twice(server: Server) -> None:
     assert total(server) == 10
 
 
-def test_it_stays_away_as_long_as_it_was_asked_to() -> None:
-    """`Retry-After` of 503 and 429; the same ids come again."""
+def test_a_recorder_waits_for_retry_after() -> None:
+    """After 503 and 429 the same ids are sent again when `Retry-After` has passed."""
     with stand((503, {"Retry-After": "1"}), (429, {})) as there, Recorder(there.url) as recorder:
         recorder.record(DECISION)
         assert recorder.flush(WAIT_SECONDS)
@@ -227,7 +227,7 @@ def test_it_stays_away_as_long_as_it_was_asked_to() -> None:
 
 
 def test_a_full_server_is_waited_for(server: Server) -> None:
-    """A real 503: the database is locked for longer than the server waits."""
+    """A recorder sends again after a real 503, of a server whose database is locked."""
     lock = sqlite3.connect(server.database, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     with Recorder(server.url) as recorder:
@@ -240,8 +240,8 @@ def test_a_full_server_is_waited_for(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
-def test_what_is_refused_is_not_sent_again(status: int, caplog: pytest.LogCaptureFixture) -> None:
-    """It is counted, told once, and what comes after it is sent."""
+def test_refused_batches_are_not_sent_again(status: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Refused decisions are counted and logged once, and later decisions are sent."""
     with stand((status, {}), (status, {})) as there, Recorder(there.url) as recorder:
         for _ in range(3):
             recorder.record(DECISION)
@@ -255,9 +255,10 @@ def test_what_is_refused_is_not_sent_again(status: int, caplog: pytest.LogCaptur
 def test_bad_decisions_are_counted_and_reported_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those the server names, and those that could not even be written; never the good ones.
+    """Decisions that the server rejects or that cannot be encoded are counted and logged once.
 
-    A field that cannot be used as it is costs only itself, and is told, too.
+    Good decisions are not affected. A field that cannot be used costs only itself, and is logged
+    too.
     """
     with Recorder(server.url) as recorder:
         for _ in range(3):
@@ -275,7 +276,7 @@ def test_bad_decisions_are_counted_and_reported_once(
 def test_each_reason_in_a_batch_is_reported(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many decisions of one batch are rejected, and whichever comes first."""
+    """Each different reason of rejection is logged, in any order and number of decisions."""
     with Recorder(server.url, linger=60) as recorder:
         recorder.record(DECISION)
         for _ in range(3):
@@ -289,7 +290,7 @@ def test_each_reason_in_a_batch_is_reported(
 
 
 def test_a_bad_optional_field_costs_only_itself(server: Server) -> None:
-    """The server counts the decision without it, and tells in `/metrics` what was wrong."""
+    """The server counts the decision without the field, and counts the warning in `/metrics`."""
     with Recorder(server.url, linger=60) as recorder:
         recorder.record(DECISION, cost=-1, id="i" * 200)
         recorder.record(DECISION, confidence=1.0000000002, id="i" * 200 + "j")
@@ -317,7 +318,7 @@ def test_a_bad_optional_field_costs_only_itself(server: Server) -> None:
 def test_an_odd_decision_costs_its_neighbours_nothing(
     server: Server, odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It alone is rejected, whatever it holds, and the log says why; it is not sent otherwise."""
+    """Only the odd decision is rejected, and the log says why."""
     with Recorder(server.url, linger=60) as recorder:
         for _ in range(10):
             recorder.record(DECISION)
@@ -332,7 +333,7 @@ def test_an_odd_decision_costs_its_neighbours_nothing(
 
 @pytest.mark.parametrize("name", ["strategy", "provider"])
 def test_bytes_are_no_name(server: Server, caplog: pytest.LogCaptureFixture, name: str) -> None:
-    """Nothing is raised; decisions without a strategy or a provider are rejected, and told once."""
+    """A strategy or provider of bytes raises nothing; the decision is rejected and logged once."""
     with Recorder(server.url, linger=60) as recorder:
         for value in (b"hybrid", bytearray(b"hybrid"), memoryview(b"hybrid")):
             recorder.record({**DECISION, name: value})
@@ -347,7 +348,7 @@ def test_bytes_are_no_name(server: Server, caplog: pytest.LogCaptureFixture, nam
 def test_bytes_leave_an_optional_text_unknown(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The decision counts, and each field is told once."""
+    """A decision counts without an optional text of bytes; each field is logged once."""
     fields = ("id", "model", "project", "reason", "status", "timestamp", "confidence")
     with Recorder(server.url, linger=60) as recorder:
         for _ in range(2):
@@ -365,7 +366,7 @@ def test_bytes_leave_an_optional_text_unknown(
 
 @pytest.mark.parametrize("provider", [7, object()], ids=["by the server", "before it is sent"])
 def test_the_log_is_complete_when_flush_returns(server: Server, provider: object) -> None:
-    """A line is written before what it tells of is counted, and `flush` waits for the count."""
+    """A log line is written before its decision is counted, and `flush` waits for the count."""
     counted: list[int] = []
 
     class Watch(logging.Handler):
@@ -385,7 +386,7 @@ def test_the_log_is_complete_when_flush_returns(server: Server, provider: object
 
 
 def test_a_batch_that_is_refused_is_sent_in_parts(caplog: pytest.LogCaptureFixture) -> None:
-    """Until only what the server refuses is rejected."""
+    """A refused batch is split until only the decisions that the server refuses are rejected."""
     refusals: list[tuple[int, dict[str, str]]] = [(400, {}), (200, {}), (413, {}), (400, {})]
     with stand(*refusals) as there, Recorder(there.url, linger=60) as recorder:
         for number in range(4):
@@ -398,7 +399,7 @@ def test_a_batch_that_is_refused_is_sent_in_parts(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_server_that_refuses_all_is_not_asked_for_each() -> None:
-    """All of a large batch is counted after a bounded number of tries."""
+    """A limited number of requests is enough to reject all decisions of a large batch."""
     with stand(*[(400, {})] * 1000) as there, Recorder(there.url, linger=60) as recorder:
         for _ in range(1000):
             recorder.record(DECISION)
@@ -407,8 +408,8 @@ def test_a_server_that_refuses_all_is_not_asked_for_each() -> None:
         assert len(there.batches) < 150
 
 
-def test_a_batch_with_no_good_decision_is_refused_for_good(server: Server) -> None:
-    """422: each is counted, none sent again."""
+def test_a_batch_without_a_good_decision_is_not_sent_again(server: Server) -> None:
+    """After 422 each decision is counted as rejected, and none is sent again."""
     with Recorder(server.url) as recorder:
         recorder.record(DECISION, timestamp=-1)
         recorder.record(DECISION, timestamp=-2)
@@ -417,7 +418,7 @@ def test_a_batch_with_no_good_decision_is_refused_for_good(server: Server) -> No
 
 
 def test_the_oldest_are_dropped() -> None:
-    """When more wait than there is room for; the books balance, and the newest are sent."""
+    """A full queue drops its oldest decisions; the counters add up, and the newest are sent."""
     url = f"http://127.0.0.1:{free_port()}"
     with Recorder(url, capacity=100, batch=10) as recorder:
         recorder.record(DECISION)
@@ -433,7 +434,7 @@ def test_the_oldest_are_dropped() -> None:
 
 
 def test_the_newest_are_kept() -> None:
-    """What arrives after an outage is the end of what was recorded."""
+    """The decisions that arrive after an outage are the newest ones."""
     with stand() as there:
         recorder = Recorder(there.url, capacity=100, linger=0)
         there.answering.clear()
@@ -450,13 +451,13 @@ def test_the_newest_are_kept() -> None:
 
 @contextmanager
 def silence() -> Iterator[str]:
-    """Run a server that takes connections and never answers; yield its address."""
+    """Run a server that accepts connections and never answers; yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         yield f"http://127.0.0.1:{deaf.getsockname()[1]}"
 
 
-def test_what_is_in_flight_takes_its_room() -> None:
-    """No more than `capacity` wait, and the books balance."""
+def test_decisions_in_flight_count_towards_the_capacity() -> None:
+    """At most `capacity` decisions wait or are in flight, and the counters add up."""
     with silence() as url:
         recorder = Recorder(url, capacity=100, batch=40, linger=0.01)
         for _ in range(40):
@@ -470,8 +471,8 @@ def test_what_is_in_flight_takes_its_room() -> None:
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["says nothing", "not there"])
-def test_what_is_given_up_is_not_flushed(silent: bool) -> None:
-    """`flush` is False for what another thread's `close` gave up, and the counters say so."""
+def test_flush_is_false_for_decisions_that_close_gave_up(silent: bool) -> None:
+    """`flush` returns False if `close` in another thread gave up; the counters show it."""
     with silence() as url:
         recorder = Recorder(url if silent else f"http://127.0.0.1:{free_port()}", linger=0.01)
         recorder.record(DECISION)
@@ -501,13 +502,13 @@ def test_what_is_given_up_is_not_flushed(silent: bool) -> None:
     ],
 )
 def test_a_number_that_cannot_work_is_refused(name: str, number: Any) -> None:
-    """At once, with the name of the argument."""
+    """The constructor raises an error that names the argument."""
     with pytest.raises(ValueError, match=f"^{name}: "):
         Recorder(**{name: number})
 
 
-def test_what_is_recorded_after_the_end_is_dropped() -> None:
-    """And counted; the caller does not hear of it."""
+def test_decisions_recorded_after_close_are_dropped() -> None:
+    """Decisions recorded after `close` are counted as dropped, and the caller gets no error."""
     with stand() as there:
         recorder = Recorder(there.url)
         recorder.record(DECISION)
@@ -517,10 +518,10 @@ def test_what_is_recorded_after_the_end_is_dropped() -> None:
         assert recorder.counters == Counters(sent=1, dropped=1)
 
 
-def test_a_function_without_a_token_is_asked_again(
+def test_a_failing_token_function_is_called_again(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The place where tokens come from may be away for a moment: nothing is lost by it."""
+    """Nothing is lost if the token function fails for a time."""
     before = total(server)
     tries = iter([ConnectionError("away"), KeyError("token"), "secret"])
 
@@ -539,7 +540,7 @@ def test_a_function_without_a_token_is_asked_again(
 
 
 def test_a_token_is_never_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """One from a file may end with the end of a line; another may be none."""
+    """No token is logged, whether it ends with a newline or cannot be sent at all."""
     with Recorder(server.url, token="secret\n") as recorder:
         recorder.record(DECISION)
         assert recorder.flush(30)
@@ -552,8 +553,8 @@ def test_a_token_is_never_logged(server: Server, caplog: pytest.LogCaptureFixtur
     assert "cret" not in caplog.text
 
 
-def test_a_token_is_shown_and_made_anew(server: Server) -> None:
-    """A function is asked for each batch; after a 401 it may bring a better one."""
+def test_a_token_is_sent_and_renewed(server: Server) -> None:
+    """The token function is called for each batch, and its next token is tried after a 401."""
     tokens = iter(["old", "new"])
     with stand((401, {})) as there, Recorder(there.url, token=lambda: next(tokens)) as recorder:
         recorder.record(DECISION)
@@ -566,7 +567,7 @@ def test_a_token_is_shown_and_made_anew(server: Server) -> None:
 
 
 def test_many_threads_record_at_once(server: Server) -> None:
-    """None is lost, and none has another's id."""
+    """Decisions recorded by many threads all arrive, each with its own id."""
     with Recorder(server.url, linger=0.01) as recorder:
 
         def record() -> None:
@@ -584,7 +585,7 @@ def test_many_threads_record_at_once(server: Server) -> None:
 
 
 def run(code: str, url: str, options: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a program that has a recorder."""
+    """Run a program that uses a recorder."""
     begin = (
         "import os, sys, time\n"
         "from routecast.client import Recorder\n"
@@ -601,15 +602,15 @@ def run(code: str, url: str, options: str = "") -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize("end", ["", "sys.exit(3)", "raise ValueError"])
-def test_what_waits_is_sent_at_exit(server: Server, end: str) -> None:
-    """However the program comes to its end; it need not close anything."""
+def test_waiting_decisions_are_sent_at_exit(server: Server, end: str) -> None:
+    """Waiting decisions are sent however the program ends, also without `close`."""
     done = run(f"for _ in range(100): recorder.record(decision)\n{end}", server.url)
     assert done.returncode == {"": 0, "sys.exit(3)": 3}.get(end, 1), done.stderr
     assert total(server) == 100
 
 
 def test_an_exit_takes_no_longer_than_allowed() -> None:
-    """A server that cannot be reached, or that says nothing, keeps no program from ending."""
+    """An unreachable or silent server delays the exit by at most the exit timeout."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         began = time.monotonic()
@@ -619,8 +620,8 @@ def test_an_exit_takes_no_longer_than_allowed() -> None:
 
 
 @pytest.mark.parametrize("deaf", [True, False], ids=["says nothing", "not there"])
-def test_an_exit_says_what_it_could_not_send(deaf: bool) -> None:
-    """Decisions that are lost for want of time are told of once, with their number."""
+def test_an_exit_logs_unsent_decisions(deaf: bool) -> None:
+    """Decisions that could not be sent in time are logged once, with their number."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1] if deaf else free_port()
         code = "for _ in range(1234): recorder.record(decision)\nwith recorder: pass"
@@ -630,7 +631,7 @@ def test_an_exit_says_what_it_could_not_send(deaf: bool) -> None:
 
 
 def test_a_forked_child_records_for_itself(server: Server) -> None:
-    """It sends nothing of its parent's, has ids of its own, and a thread of its own."""
+    """A forked child has its own ids and thread, and sends no decisions of its parent."""
     code = """
 for _ in range(50):
     recorder.record(decision)
@@ -652,7 +653,7 @@ assert (recorder.counters.sent, recorder.counters.duplicates) == (150, 0), recor
 
 
 def test_a_child_forked_while_the_parent_connects_can_connect() -> None:
-    """What connecting needs is imported before: half of an import would be half for ever."""
+    """Connecting imports nothing, because a fork in the middle of an import would break it."""
     code = "before = set(sys.modules); recorder.record(decision); recorder.flush()\n"
     code += "assert 'encodings.idna' in before"
     with stand() as there:
@@ -661,7 +662,7 @@ def test_a_child_forked_while_the_parent_connects_can_connect() -> None:
 
 
 def test_it_may_be_called_from_a_signal_handler(server: Server) -> None:
-    """Even one that interrupts a call of itself."""
+    """`record` may be called by a signal handler that interrupts another `record`."""
     code = """
 import signal
 signal.signal(signal.SIGALRM, lambda *_: recorder.record(decision))

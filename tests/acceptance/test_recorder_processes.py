@@ -27,7 +27,7 @@ IMPORT = "from routecast.client import Counters, Recorder\n"
 
 
 def run(code: str, url: str, begin: str = BEGIN + IMPORT) -> str:
-    """Run a program; return what it wrote to standard error, where logs go."""
+    """Run a program; return what it wrote to standard error, where the log goes."""
     done = subprocess.run(
         [sys.executable, "-c", begin + code, url],
         capture_output=True,
@@ -72,7 +72,7 @@ assert recorder.counters == Counters(sent=2), recorder.counters
     ids=["Python's", "the C library's"],
 )
 def test_a_forked_child_has_all_of_its_own(server: Server, fork: str) -> None:
-    """Its ids, queue, thread and connection, whether or not Python was told of the fork."""
+    """A child has its own ids, queue, thread and connection, even if Python saw no fork."""
     assert run(f"{fork}\n{FORKED}", server.url) == ""
     assert total(server) == 22
 
@@ -81,7 +81,7 @@ def test_a_forked_child_has_all_of_its_own(server: Server, fork: str) -> None:
 def test_children_of_multiprocessing_send_what_they_recorded(
     server: Server, method: str, tmp_path: Path
 ) -> None:
-    """At their end, which is not that of Python; a recorder may be an argument."""
+    """Children send at their end, which runs no exit handlers; a recorder may be an argument."""
     program = tmp_path / "program.py"
     program.write_text(f"""{BEGIN}{IMPORT}
 import multiprocessing
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 def count_requests(
     command: list[str], server: Server, folder: Path, *, lost: int = 0, **environment: str
 ) -> None:
-    """Ask an application some times; its decisions arrive, all but `lost`, with their own ids."""
+    """Call an application; all its decisions but `lost` arrive, each with its own id."""
     with apps.application(command, folder, URL=server.url, **environment) as url:
 
         def answers() -> bool:
@@ -147,7 +147,7 @@ def count_requests(
 )
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_under_gunicorn(server: Server, tmp_path: Path, options: list[str], workers: str) -> None:
-    """Also where gevent replaces threads and sockets after the recorder was made."""
+    """It works also if gevent replaces threads and sockets after the recorder was made."""
     if "gevent" in options:
         apps.needs("gevent")
     count_requests(apps.gunicorn("-w", workers, *options), server, tmp_path)
@@ -158,9 +158,9 @@ def test_under_gunicorn(server: Server, tmp_path: Path, options: list[str], work
 def test_under_uwsgi(
     server: Server, tmp_path: Path, threads: list[str], before: dict[str, str]
 ) -> None:
-    """It forks without telling Python; without its option it lets no thread run between requests.
+    """uWSGI forks without Python's hooks; without `enable-threads` no thread runs between requests.
 
-    The log says so, and that the master sends nothing.
+    The log says so, and that the master process sends nothing.
     """
     # uWSGI may end each of its workers before the last decision of that one is sent.
     command = apps.uwsgi("--processes", "3", *threads)
@@ -174,7 +174,7 @@ def test_under_uwsgi(
     "order", ["patched first", "imported before", "made before", "used before"]
 )
 def test_greenlets_go_on(server: Server, order: str) -> None:
-    """Whenever gevent replaces threads, sockets and locks; `flush` lets them run, too."""
+    """A recorder works whenever gevent patches the process; `flush` lets greenlets run."""
     apps.needs("gevent")
     patch = "from gevent import monkey; monkey.patch_all()\n"
     # Nothing is sent before `flush` asks for it: so it has to wait.
@@ -227,7 +227,7 @@ def sockets():
 
 @pytest.mark.skipif(sys.platform != "linux", reason=lacks("/proc", "run on Linux"))
 def test_recorders_with_equal_arguments_share(server: Server) -> None:
-    """One thread and one connection, whether or not they are closed; each has its own counts."""
+    """They share a thread and a connection, closed or not; each has its own counts."""
     code = """
 kept = []
 for number in range(300):
@@ -252,7 +252,7 @@ for recorder in kept:
 
 @pytest.mark.skipif(sys.platform != "linux", reason=lacks("/proc", "run on Linux"))
 def test_recorders_with_different_arguments_take_turns(server: Server) -> None:
-    """No more threads than there may be; who finds none waits for the next one that is free."""
+    """The number of threads is limited; a recorder without one waits for the next free thread."""
     code = f"""
 recorders = []
 for number in range(200):
@@ -269,7 +269,7 @@ for recorder in recorders:
 
 
 def test_decisions_of_recorders_without_number_are_dropped_and_reported() -> None:
-    """Where each has a token function of its own, and the server cannot be reached."""
+    """Too many recorders with different token functions drop decisions, and log that once."""
     code = f"""
 recorders = [Recorder(URL, token=lambda: "t", exit_timeout=0) for _ in range({MAX_THREADS} + 1100)]
 for recorder in recorders:
@@ -286,7 +286,7 @@ logging.disable()
 
 
 def test_the_exit_timeout_is_shared() -> None:
-    """Twenty recorders take no longer than one, and each address is told of once."""
+    """Twenty recorders delay the exit no longer than one, and each address is logged once."""
     begin = f"{BEGIN}import atexit; atexit.register(lambda: tell()){chr(10)}{IMPORT}"
     code = f"""
 def tell():
@@ -303,7 +303,7 @@ began = time.monotonic()
 
 
 def test_what_was_given_up_delays_no_exit() -> None:
-    """A recorder that was closed in vain is not waited for again."""
+    """The exit does not wait for a recorder that `close` has given up."""
     code = """
 recorder = Recorder(URL, exit_timeout=600)
 recorder.record(decision)
@@ -346,7 +346,7 @@ LATE: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize("place", LATE)
 def test_what_is_first_recorded_at_the_exit_arrives(server: Server, place: str) -> None:
-    """Though no thread can be started there from Python 3.12 on."""
+    """A first decision at the exit arrives, though Python 3.12 starts no thread there."""
     begin, code = LATE[place]
     code = code.replace("Recorder(URL)", "Recorder(URL, exit_timeout=50)")
     assert run(code, server.url, begin) == ""
@@ -355,7 +355,7 @@ def test_what_is_first_recorded_at_the_exit_arrives(server: Server, place: str) 
 
 @pytest.mark.parametrize("place", LATE)
 def test_what_is_lost_at_the_exit_is_reported(place: str) -> None:
-    """In one line."""
+    """Decisions lost at the exit are logged in one line."""
     begin, code = LATE[place]
     code = code.replace("Recorder(URL)", "Recorder(URL, exit_timeout=0.1)")
     said = run(code, f"http://127.0.0.1:{free_port()}", begin)
@@ -363,7 +363,7 @@ def test_what_is_lost_at_the_exit_is_reported(place: str) -> None:
 
 
 def test_what_is_dropped_for_want_of_room_is_reported() -> None:
-    """With its number, in one line, when the program ends at the latest."""
+    """The number of decisions that a full queue dropped is logged once, at the latest at exit."""
     code = """
 recorder = Recorder(URL, capacity=100, exit_timeout=0.1)
 for _ in range(1100):
@@ -375,8 +375,8 @@ for _ in range(1100):
     assert sum(numbers) == 1000, said
 
 
-def test_a_fault_inside_is_not_the_callers(caplog: pytest.LogCaptureFixture) -> None:
-    """`record` raises nothing, whatever goes wrong."""
+def test_an_internal_error_does_not_reach_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+    """`record` raises nothing after an internal error."""
     from routecast.client import Recorder
 
     class Broken(Recorder):

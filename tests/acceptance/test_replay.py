@@ -42,7 +42,7 @@ def replay(server: Server, file: object, *words: object, **given: Any) -> Any:
 
 
 def summary(output: str) -> tuple[int, ...]:
-    """Return sent, accepted, duplicates, rejected and broken lines, as the command says them."""
+    """Return sent, accepted, duplicates, rejected and broken lines from the output."""
     found = SUMMARY.search(output)
     assert found, output
     return tuple(int((number or "0").replace(",", "")) for number in found.groups())
@@ -60,7 +60,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def wait_until(good: Callable[[], bool]) -> None:
-    """Ask again and again until it is so."""
+    """Repeat a check until it holds."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not good():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -71,7 +71,7 @@ def wait_until(good: Callable[[], bool]) -> None:
 
 
 def azure(name: str) -> Iterator[dict[str, Any]]:
-    """Read an Azure trace anew, as the decisions it means."""
+    """Read an Azure trace independently, as the decisions it means."""
     with (DATA / f"azure_llm_{name}_2023.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             whole, _, fraction = row["TIMESTAMP"].partition(".")
@@ -87,7 +87,7 @@ def azure(name: str) -> Iterator[dict[str, Any]]:
 
 
 def semantic_router() -> Iterator[dict[str, Any]]:
-    """Read the semantic router's decisions anew; no price is known of its models."""
+    """Read the semantic router's decisions independently; its models have no known price."""
     for line in (DATA / "semantic_router_decisions.jsonl").read_text().splitlines():
         row = json.loads(line)
         with pytest.raises(LookupError):
@@ -102,7 +102,7 @@ def semantic_router() -> Iterator[dict[str, Any]]:
 
 
 def router_arena() -> Iterator[dict[str, Any]]:
-    """Read RouterArena's calls anew; what lacks a cost would be priced by its model."""
+    """Read RouterArena's calls independently; a call without a cost is priced by its model."""
     for line in (DATA / "routerarena_calls.jsonl").read_text().splitlines():
         row = json.loads(line)
         cost = row["cost_usd"]
@@ -140,7 +140,7 @@ FILES: dict[str, tuple[Callable[[], Iterator[dict[str, Any]]], tuple[str, ...]]]
 
 
 async def test_real_input_gives_the_totals_of_an_independent_count(server: Server) -> None:
-    """All four files, replayed while a stream is open: its last frame equals a recount of them."""
+    """After a replay of all four files, the last frame of a stream equals a recount of them."""
     if missing := [name for name in FILES if not (DATA / name).exists()]:
         skip_without(", ".join(missing), "set ROUTECAST_SHARED_DATA to their folder")
     now = time.time_ns() // 1000
@@ -164,8 +164,8 @@ async def test_real_input_gives_the_totals_of_an_independent_count(server: Serve
     oracle.assert_agree(frame, expected)
 
 
-def test_prompts_stay_where_they_are(server: Server, tmp_path: Path) -> None:
-    """A prompt column is named as never sent, and nothing of it reaches the server's disk."""
+def test_prompts_are_never_sent(server: Server, tmp_path: Path) -> None:
+    """A prompt column is listed as never sent, and nothing of it reaches the server's disk."""
     rows = [{"prompt": f"the secret of row {n}", "score": 0.9, "model": "m"} for n in range(50)]
     file = write(tmp_path / "calls.jsonl", *map(json.dumps, rows))
     done = replay(server, file, *BOTH)
@@ -182,7 +182,7 @@ def test_prompts_stay_where_they_are(server: Server, tmp_path: Path) -> None:
 
 
 def test_costs_are_exact(server: Server, tmp_path: Path) -> None:
-    """Money is summed from the digits of the file: a tenth ten times over is one dollar."""
+    """Costs are summed from the decimal digits of the file: ten times 0.1 is exactly 1."""
     costs = ["0.1"] * 10 + ["1e-9", "0.000000002", "", "null"]
     lines = [f"hybrid,gemini,{cost}" for cost in costs]
     file = write(tmp_path / "costs.csv", "strategy,provider,cost_usd", *lines)
@@ -197,7 +197,7 @@ def test_costs_are_exact(server: Server, tmp_path: Path) -> None:
 def test_a_file_with_ids_counts_once_however_often_it_is_replayed(
     server: Server, tmp_path: Path
 ) -> None:
-    """The second replay of the same ids is all duplicates, and says so."""
+    """A second replay of the same ids has only duplicates, and says so."""
     file = write(tmp_path / "ids.csv", "id,model", *(f"call-{n},m" for n in range(30)))
     assert summary(replay(server, file, *BOTH).stdout) == (30, 30, 0, 0, 0)
     again = replay(server, file, *BOTH)
@@ -208,7 +208,7 @@ def test_a_file_with_ids_counts_once_however_often_it_is_replayed(
 
 
 def test_a_file_without_ids_counts_once_too(server: Server, tmp_path: Path) -> None:
-    """Also after it has grown and a line of it was corrected; --again counts each row anew."""
+    """Rows count once also after the file has grown or a line was corrected; --again counts all."""
     rows = ["m"] * 29 + [""]
     file = write(tmp_path / "calls.csv", "strategy", *rows)
     words = ("--set", "provider=p")
@@ -224,7 +224,7 @@ def test_a_file_without_ids_counts_once_too(server: Server, tmp_path: Path) -> N
 
 
 def test_an_interrupted_import_is_resumed(server: Server, tmp_path: Path) -> None:
-    """Stopped in the middle, the same command again counts the rest, and nothing twice."""
+    """After an interruption, the same command counts the remaining rows, and no row twice."""
     rows = 20_000
     file = write(tmp_path / "many.csv", "model", *("m" for _ in range(rows)))
     words = ["replay", str(file), "--server", server.url, *BOTH, "--batch", "100"]
@@ -246,7 +246,7 @@ def test_an_interrupted_import_is_resumed(server: Server, tmp_path: Path) -> Non
 def test_a_server_that_dies_and_comes_back_counts_every_row_once(
     server: Server, tmp_path: Path
 ) -> None:
-    """Killed in the middle and started again: replay goes on, and the total is the file's rows."""
+    """A replay goes on after the server was killed and restarted; each row counts once."""
     rows = 60_000
     file = write(tmp_path / "many.csv", "model", *("m" for _ in range(rows)))
     words = ["replay", str(file), "--server", server.url, *BOTH, "--batch", "500"]
@@ -265,7 +265,7 @@ def test_a_server_that_dies_and_comes_back_counts_every_row_once(
 
 
 def test_a_server_without_its_database_is_waited_for(server: Server, tmp_path: Path) -> None:
-    """503 is not an error of the row: replay waits, says why, and goes on when it can."""
+    """On 503 `replay` waits, says why, and goes on when the server can store again."""
     server.post({"strategy": "first", "provider": "p"})
     file = write(tmp_path / "calls.csv", "model", "a", "b")
     lock = sqlite3.connect(server.database, isolation_level=None)
@@ -279,7 +279,7 @@ def test_a_server_without_its_database_is_waited_for(server: Server, tmp_path: P
 
 
 def test_ctrl_c_says_how_many_were_acknowledged(server: Server, tmp_path: Path) -> None:
-    """It ends with 130, and its count is the server's count."""
+    """Ctrl-C ends `replay` with 130; the count it shows is the server's."""
     start = datetime(2024, 1, 1, tzinfo=UTC)
     times = [start + timedelta(seconds=n) for n in (0, 0, 0, 3600)]
     file = write(tmp_path / "slow.csv", "time", *(time.isoformat() for time in times))
@@ -301,7 +301,7 @@ def test_ctrl_c_says_how_many_were_acknowledged(server: Server, tmp_path: Path) 
 def test_speed_keeps_the_gaps_and_stamps_with_the_time_of_sending(
     server: Server, tmp_path: Path
 ) -> None:
-    """Sixty seconds of arrivals at 60 times their speed take a second, and count as of now."""
+    """Sixty seconds of arrivals at speed 60 take a second, and count at the time of sending."""
     start = datetime(2023, 11, 16, 18, tzinfo=UTC)
     times = [(start + timedelta(seconds=n)).isoformat() for n in range(61)]
     file = write(tmp_path / "minute.csv", "time", *times)
@@ -314,7 +314,7 @@ def test_speed_keeps_the_gaps_and_stamps_with_the_time_of_sending(
 
 
 def test_timestamps_of_the_file_are_kept(server: Server, tmp_path: Path) -> None:
-    """With --speed only on request; without it always."""
+    """The file's times count with --speed only if asked for, and always without it."""
     file = write(tmp_path / "old.csv", "time", "2023-11-16T18:00:00Z", "2023-11-16T18:00:01Z")
     replay(server, file, *BOTH)
     replay(server, file, *BOTH, "--speed", 1000, "--timestamps", "keep", "--again")
@@ -325,7 +325,7 @@ def test_timestamps_of_the_file_are_kept(server: Server, tmp_path: Path) -> None
 
 
 def test_seconds_from_the_start_end_now(server: Server, tmp_path: Path) -> None:
-    """Small numbers are no times of 1970: they are offsets, the last of which is now."""
+    """Small numbers as times are seconds from the start; the last one is now."""
     file = write(tmp_path / "offsets.jsonl", *(f'{{"timestamp":{n}}}' for n in (0.25, 60, 7200)))
     done = replay(server, file, *BOTH, "--dry-run")
     assert "seconds from the start" in done.stdout
@@ -338,7 +338,7 @@ def test_seconds_from_the_start_end_now(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_row_is_never_counted_at_the_time_of_sending(server: Server, tmp_path: Path) -> None:
-    """Where others have a time: not without one, nor with one that no decision can have."""
+    """In a file with times, a row without a usable time is left out."""
     times = [*["2026-01-31 12:00:00+00"] * 10, "", "soon", "2199-01-01", "1969-12-31"]
     file = write(tmp_path / "x.csv", "time,model", *(f"{time},m" for time in times))
     done = replay(server, file, *BOTH)
@@ -366,10 +366,10 @@ def test_a_row_is_never_counted_at_the_time_of_sending(server: Server, tmp_path:
     ],
     ids=["words", "order", "name", "currency", "comma", "ids"],
 )
-def test_what_is_not_certain_sends_nothing(
+def test_an_ambiguous_file_sends_nothing(
     server: Server, tmp_path: Path, rows: list[str], words: str
 ) -> None:
-    """It ends with 1, with --dry-run too, and names the option."""
+    """`replay` names the option that decides, also with --dry-run, and ends with 1."""
     file = write(tmp_path / "x.csv", *rows)
     for dry in ((), ("--dry-run",)):
         done = replay(server, file, *BOTH, *dry)
@@ -380,7 +380,7 @@ def test_what_is_not_certain_sends_nothing(
 
 
 def test_a_cell_at_the_end_decides_how_the_first_is_read(server: Server, tmp_path: Path) -> None:
-    """The column as a whole tells the order of day and month, from a pipe as well."""
+    """The whole column decides the order of day and month, also when it comes from a pipe."""
     text = "time\n" + "01/02/2026 12:00\n" * 3000 + "31/01/2026 12:00\n"
     done = replay(server, "-", *BOTH, "--dry-run", input=text)
     assert done.returncode == 0
@@ -391,7 +391,7 @@ def test_a_cell_at_the_end_decides_how_the_first_is_read(server: Server, tmp_pat
 
 
 def test_gzip_and_standard_input(server: Server, tmp_path: Path) -> None:
-    """Content decides, not the name; - is a pipe."""
+    """Gzip is recognised by its content, not its name; - is standard input."""
     text = "strategy;provider\n" + "hybrid;gemini\n" * 10
     packed = tmp_path / "decisions"
     packed.write_bytes(gzip.compress(text.encode()))
@@ -401,7 +401,7 @@ def test_gzip_and_standard_input(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_file_without_times_is_reported(server: Server, tmp_path: Path) -> None:
-    """That it all counts as now is said before anything is sent, and how to name a column."""
+    """Before it sends, `replay` says that all rows count as now, and how to name a column."""
     file = write(tmp_path / "x.csv", "strategy,provider", "s,p")
     done = replay(server, file, "--dry-run")
     assert done.returncode == 0
@@ -431,7 +431,7 @@ def test_limit_and_dry_run(server: Server, tmp_path: Path) -> None:
 
 
 def test_columns_that_are_no_field_are_named(server: Server, tmp_path: Path) -> None:
-    """A misspelt column is left out, and said to be."""
+    """A column with a misspelt name is left out, and named."""
     file = write(tmp_path / "x.csv", "strategy,provider,modle,junk", "hybrid,gemini,m,x")
     done = replay(server, file)
     assert "Left out: modle, junk" in done.stdout
@@ -439,7 +439,7 @@ def test_columns_that_are_no_field_are_named(server: Server, tmp_path: Path) -> 
 
 
 def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path) -> None:
-    """Broken lines and values are counted, named with line and error, and end with 1."""
+    """Bad lines and values are counted and named with line and error; the exit code is 1."""
     file = tmp_path / "bad.csv"
     file.write_bytes(
         b"strategy,provider,cost,note\n"
@@ -468,8 +468,8 @@ def test_bad_rows_are_named_and_the_rest_is_sent(server: Server, tmp_path: Path)
     }
 
 
-def test_what_the_server_rejects_is_named(server: Server, tmp_path: Path) -> None:
-    """By its line in the file; it ends with 1."""
+def test_rejected_rows_are_named(server: Server, tmp_path: Path) -> None:
+    """A row that the server rejects is named by its line in the file; the exit code is 1."""
     names = ("good", "\u202ebad", "good")
     file = write(tmp_path / "x.csv", "strategy", *names)
     done = replay(server, file, "--set", "provider=p")
@@ -479,7 +479,7 @@ def test_what_the_server_rejects_is_named(server: Server, tmp_path: Path) -> Non
 
 
 def test_broken_json_lines(server: Server, tmp_path: Path) -> None:
-    """What is no object on a line of its own is named; NaN is no JSON."""
+    """A line that is no JSON object is named; NaN is no JSON."""
     good = '{"strategy":"s","provider":"p"}'
     lines = (good, '{"strategy":', '"text"', '{"strategy":"s","cost":NaN}', "", good)
     file = write(tmp_path / "bad.jsonl", *lines)
@@ -490,8 +490,8 @@ def test_broken_json_lines(server: Server, tmp_path: Path) -> None:
         assert words in done.stdout
 
 
-def test_a_cut_off_gzip_keeps_what_could_be_read(server: Server, tmp_path: Path) -> None:
-    """The rows before the damage count; the damage is named, and it ends with 1."""
+def test_a_truncated_gzip_sends_the_rows_before_the_damage(server: Server, tmp_path: Path) -> None:
+    """The rows before the damage count; the damage is named, and the exit code is 1."""
     rows = "".join(f"hybrid,gemini,{n % 9000}\n" for n in range(20_000))
     packed = gzip.compress(f"strategy,provider,cost\n{rows}".encode())
     file = tmp_path / "cut.csv.gz"
@@ -517,8 +517,8 @@ def test_a_cut_off_gzip_keeps_what_could_be_read(server: Server, tmp_path: Path)
     ],
     ids=["nothing", "blank", "header", "binary", "array", "pretty", "gzip"],
 )
-def test_files_that_hold_no_rows(tmp_path: Path, content: bytes, words: str) -> None:
-    """It says what the file seems to be, and ends with 1 without asking any server."""
+def test_files_without_rows(tmp_path: Path, content: bytes, words: str) -> None:
+    """`replay` says what the file seems to be, and ends with 1 without a request to a server."""
     file = tmp_path / "file"
     file.write_bytes(content)
     done = routecast("replay", file, *BOTH)
@@ -528,8 +528,8 @@ def test_files_that_hold_no_rows(tmp_path: Path, content: bytes, words: str) -> 
 
 
 @pytest.mark.parametrize("name", ["missing.csv", "."])
-def test_what_is_no_file(tmp_path: Path, name: str) -> None:
-    """A path that is not there, or a folder, is bad usage."""
+def test_a_path_that_is_no_file(tmp_path: Path, name: str) -> None:
+    """A missing path or a folder is a usage error."""
     done = routecast("replay", name, cwd=tmp_path)
     assert done.returncode == 2
     assert f"cannot read {name}" in done.stderr
@@ -549,7 +549,7 @@ def test_what_is_no_file(tmp_path: Path, name: str) -> None:
 def test_bad_usage_names_the_columns_and_the_flag(
     tmp_path: Path, words: tuple[str, ...], said: tuple[str, ...]
 ) -> None:
-    """Exit code 2, what there is, and what to add."""
+    """The exit code is 2; the message names the columns and the option to add."""
     file = write(tmp_path / "calls.csv", "model,size", "m,1")
     done = routecast("replay", file, *words)
     assert done.returncode == 2
@@ -559,7 +559,7 @@ def test_bad_usage_names_the_columns_and_the_flag(
 
 
 def test_no_server(tmp_path: Path) -> None:
-    """Where no server listens, it says so at once and how to start one."""
+    """If no server listens, `replay` says so at once, and how to start one."""
     file = write(tmp_path / "calls.csv", "model", "m")
     url = f"http://127.0.0.1:{free_port()}"
     done = routecast("replay", file, *BOTH, "--server", url)
@@ -569,7 +569,7 @@ def test_no_server(tmp_path: Path) -> None:
 
 
 def test_sigterm_leaves_the_terminal_as_it_was(server: Server, tmp_path: Path) -> None:
-    """It ends in the middle of a pause with the cursor shown; what was acknowledged stays."""
+    """SIGTERM ends a pause with the cursor shown; acknowledged rows stay."""
     file = write(tmp_path / "slow.csv", "ts", "0", "3600")
     words = ("replay", file, "--server", server.url, *BOTH, "--speed", 1)
     with Terminal(*COMMAND, *words) as terminal:

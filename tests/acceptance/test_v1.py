@@ -33,7 +33,7 @@ def edge(request: pytest.FixtureRequest) -> Edge:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Server]:
-    """A server that tests share: none of them counts on what is in the database."""
+    """A server that tests share; none of them depends on the contents of the database."""
     with Server(tmp_path_factory.mktemp("server"), edge=edge) as running:
         running.post(GOOD)
         yield running
@@ -47,7 +47,7 @@ async def client(server: Server, request: pytest.FixtureRequest) -> AsyncIterato
 
 
 async def closed(client: V1Client) -> int:
-    """Return the code the server closes with."""
+    """Return the close code of the server."""
     with pytest.raises(ConnectionClosed) as ended:
         await client.receive_until(lambda _: False)
     assert ended.value.rcvd is not None
@@ -65,7 +65,7 @@ def metrics(server: Server, **query: Any) -> dict[str, Any]:
 
 
 async def test_hello_comes_first(server: Server, client: V1Client) -> None:
-    """It tells the limits, the database's epoch, and a name for the connection."""
+    """The first message has the limits, the database's epoch and a name of the connection."""
     hello = client.messages[0]
     assert hello["protocol"] == "routecast.v1"
     assert hello["epoch"] == server.http.get("/health").json()["position"]["epoch"]
@@ -79,8 +79,8 @@ async def test_hello_comes_first(server: Server, client: V1Client) -> None:
         assert other.messages[0]["connection"] != hello["connection"]
 
 
-async def test_who_asks_for_nothing_has_the_default_stream(server: Server) -> None:
-    """And so has who asks for what is not spoken here: whole documents, no subprotocol."""
+async def test_no_known_subprotocol_means_the_default_stream(server: Server) -> None:
+    """A client with no or only unknown subprotocols gets whole documents and no subprotocol."""
     for offered in (None, ["graphql-ws"]):
         async with connect(f"{server.ws_url}?interval={FAST}", subprotocols=offered) as stream:  # type: ignore[arg-type]  # -- a NewType of str
             assert stream.subprotocol is None
@@ -89,15 +89,15 @@ async def test_who_asks_for_nothing_has_the_default_stream(server: Server) -> No
                 assert list(await receive_document(stream))[-1] == "timestamp"
 
 
-async def test_the_first_subprotocol_that_is_spoken_is_chosen(server: Server) -> None:
-    """The client's order counts, and what is not known is passed over."""
+async def test_the_first_known_subprotocol_is_chosen(server: Server) -> None:
+    """The server chooses the first subprotocol it knows, in the client's order."""
     offered = ["graphql-ws", MSGPACK, JSON]
     async with connect(server.ws_url, subprotocols=offered) as stream:  # type: ignore[arg-type]  # -- a NewType of str
         assert stream.subprotocol == MSGPACK
 
 
-async def test_a_bad_query_is_refused_as_ever(server: Server) -> None:
-    """With 400 before any upgrade."""
+async def test_a_bad_query_is_refused_before_the_upgrade(server: Server) -> None:
+    """A bad query gets 400, and no upgrade."""
     with pytest.raises(InvalidStatus) as refused:
         async with v1_client(server, query="?interval=0"):
             pass
@@ -107,10 +107,8 @@ async def test_a_bad_query_is_refused_as_ever(server: Server) -> None:
 # -- following ----------------------------------------------------------------------------------
 
 
-async def test_a_snapshot_comes_at_once_and_then_what_changed(
-    server: Server, client: V1Client
-) -> None:
-    """The whole document, and after a decision what it changed, and no more."""
+async def test_a_snapshot_comes_at_once_and_then_changes(server: Server, client: V1Client) -> None:
+    """The first message is the whole document; a decision then sends only what it changed."""
     name = secrets.token_hex(4)
     snapshot = await client.subscribe("main", interval=FAST)
     assert snapshot["type"] == "snapshot"
@@ -128,7 +126,7 @@ async def test_a_snapshot_comes_at_once_and_then_what_changed(
 
 
 async def test_nothing_changed_nothing_sent(server: Server, client: V1Client) -> None:
-    """Over many ticks; and a commit that a filter lets through nothing of changes nothing."""
+    """Nothing is sent while the view does not change, also after commits outside its filter."""
     name = secrets.token_hex(4)
     await client.subscribe("main", interval=FAST, filter={"strategy": [name]})
     server.post(GOOD)
@@ -139,7 +137,7 @@ async def test_nothing_changed_nothing_sent(server: Server, client: V1Client) ->
 
 
 async def test_each_subscription_has_its_own_view(server: Server, client: V1Client) -> None:
-    """Fields, filter, window and interval of its own, on one connection."""
+    """Subscriptions of one connection have their own fields, filter, window and interval."""
     asked: dict[str, dict[str, Any]] = {
         "all": {},
         "cost": {"fields": ["total_decisions", "cost", "tokens", "latency_ms", "errors"]},
@@ -162,10 +160,10 @@ async def test_each_subscription_has_its_own_view(server: Server, client: V1Clie
         assert client.held[identity].document == metrics(server, **query), identity
 
 
-async def test_two_clients_call_the_same_by_different_names(
+async def test_clients_may_use_different_ids_for_the_same_view(
     server: Server, client: V1Client
 ) -> None:
-    """What they share is the document; each message has the client's own id, whatever it is."""
+    """Clients share a document, and each message has the id that its client chose."""
     names = ["a", 'quote " and \\ and ☂', "x" * 64, "é"]
     for name in names:
         await client.subscribe(name, interval=FAST)
@@ -175,8 +173,8 @@ async def test_two_clients_call_the_same_by_different_names(
         assert held.document == client.held["a"].document
 
 
-async def test_what_is_unsubscribed_is_silent(server: Server, client: V1Client) -> None:
-    """Nothing more comes under its id, which is free again; the others go on."""
+async def test_unsubscribing_ends_only_that_subscription(server: Server, client: V1Client) -> None:
+    """No more messages come under the id, which can be used again; others continue."""
     await client.subscribe("gone", interval=FAST)
     await client.subscribe("stays", interval=FAST)
     await client.send({"type": "unsubscribe", "id": "gone"})
@@ -189,8 +187,8 @@ async def test_what_is_unsubscribed_is_silent(server: Server, client: V1Client) 
     assert (await client.subscribe("gone"))["type"] == "snapshot"
 
 
-async def test_with_no_interval_the_servers_own_holds(server: Server) -> None:
-    """The query's, where it has one."""
+async def test_the_default_interval_is_the_servers(server: Server) -> None:
+    """Without an interval in the message, that of the query counts, or else the server's."""
     async with v1_client(server, query=f"?interval={FAST}") as client:
         await client.subscribe("main")
         seq = server.post(GOOD)["position"]["seq"]
@@ -201,8 +199,8 @@ async def test_with_no_interval_the_servers_own_holds(server: Server) -> None:
 # -- coming back --------------------------------------------------------------------------------
 
 
-async def test_who_comes_back_gets_what_was_missed(server: Server, client: V1Client) -> None:
-    """One delta from its position, when that is smaller than the whole."""
+async def test_a_client_that_reconnects_gets_a_delta(server: Server, client: V1Client) -> None:
+    """A client that resumes gets one delta from its position, if it is smaller than a snapshot."""
     await client.subscribe("main", interval=FAST)
     held = client.held["main"]
     await client.send({"type": "unsubscribe", "id": "main"})
@@ -228,17 +226,17 @@ async def test_who_comes_back_gets_what_was_missed(server: Server, client: V1Cli
     ],
     ids=str,
 )
-async def test_a_position_that_nobody_knows_gets_a_snapshot(
+async def test_an_unknown_position_gets_a_snapshot(
     client: V1Client, change: dict[str, Any]
 ) -> None:
-    """Of another epoch, from the future, or of no time at all."""
+    """A position of another epoch, of the future or out of range is answered by a snapshot."""
     await client.subscribe("first")
     position = {**client.held["first"].position, **change}
     assert (await client.subscribe("main", position=position))["type"] == "snapshot"
 
 
-async def test_a_view_that_moves_with_the_time_is_not_resumed(client: V1Client) -> None:
-    """Its document at a position was another at another time: a snapshot comes."""
+async def test_a_view_that_depends_on_the_time_is_not_resumed(client: V1Client) -> None:
+    """Resuming a view whose document depends on the time gives a snapshot."""
     for number, view in enumerate([{"window": "5m"}, {"fields": ["rate", "total_decisions"]}]):
         await client.subscribe(f"a{number}", **view)
         position = client.held[f"a{number}"].position
@@ -250,7 +248,7 @@ async def test_a_view_that_moves_with_the_time_is_not_resumed(client: V1Client) 
 
 
 async def test_history_is_what_http_returns(server: Server, client: V1Client) -> None:
-    """The same buckets and values, under the client's id, which is free again then."""
+    """A history has the buckets and values of HTTP, under the client's id, which is then free."""
     server.post([{**GOOD, "cost": 0.5, "latency_ms": 3}, {**GOOD, "strategy": "other"}])
     for _ in range(2):
         await client.send(
@@ -272,10 +270,10 @@ async def test_history_is_what_http_returns(server: Server, client: V1Client) ->
         assert len(told["series"][0]["count"]) == told["points"]
 
 
-async def test_a_history_that_follows_and_live_numbers_are_one(
+async def test_a_followed_history_agrees_with_live_numbers(
     server: Server, client: V1Client
 ) -> None:
-    """A decision of the past is told in both at one position: the points add up to the total."""
+    """A late decision is in the history and the totals at one position; the points add up."""
     view = {"filter": {"strategy": [secrets.token_hex(4)]}}
     first = {**GOOD, "strategy": view["filter"]["strategy"][0]}
     server.post([first, first])
@@ -306,7 +304,7 @@ async def test_a_history_that_follows_and_live_numbers_are_one(
 
 
 async def test_many_histories_at_once(server: Server, client: V1Client) -> None:
-    """As many as there may be ids, ten years by the minute: each is answered in turn, bounded."""
+    """Sixteen histories of ten years by minute are each answered in turn, with limited length."""
     for number in range(16):
         asked = {"points": 2000 - number, "from": "2016-01-01T00:00:00Z", "group_by": "model"}
         await client.send({"type": "history", "id": f"{number}", **asked})
@@ -316,7 +314,7 @@ async def test_many_histories_at_once(server: Server, client: V1Client) -> None:
 
 
 def counts(history: dict[str, Any]) -> dict[datetime, int]:
-    """Return the count of decisions of each bucket, by its beginning."""
+    """Return the number of decisions in each bucket, by the bucket's start."""
     first, step = datetime.fromisoformat(history["from"]), timedelta(seconds=history["step"])
     starts = [first + number * step for number in range(history["points"])]
     found = dict.fromkeys(starts, 0)
@@ -327,7 +325,7 @@ def counts(history: dict[str, Any]) -> dict[datetime, int]:
 
 
 def points(history: dict[str, Any]) -> int:
-    """Return the count of decisions in all buckets."""
+    """Return the number of decisions in all buckets."""
     return sum(sum(series["count"]) for series in history["series"])
 
 
@@ -366,10 +364,10 @@ def points(history: dict[str, Any]) -> int:
     ],
     ids=lambda value: str(value)[:60],
 )
-async def test_what_is_wrong_is_said_as_over_http(
+async def test_errors_have_the_words_of_http(
     client: V1Client, message: dict[str, Any], words: str
 ) -> None:
-    """What a value must be, in the words of the contract: no type of a programming language."""
+    """An error says what a value must be in the words of the API, without Python types."""
     await client.send({"type": "subscribe", "id": "x", **message})
     error = await client.receive()
     assert error["message"] == words
@@ -408,7 +406,7 @@ async def test_what_is_wrong_is_said_as_over_http(
     ids=lambda value: str(value)[:60],
 )
 async def test_a_wrong_field_is_named(client: V1Client, message: Any, field: str) -> None:
-    """In an error, and the connection goes on."""
+    """An error names the wrong field, and the connection stays open."""
     await client.subscribe("main", interval=60)
     await client.send(message)
     error = await client.receive()
@@ -420,7 +418,7 @@ async def test_a_wrong_field_is_named(client: V1Client, message: Any, field: str
 
 
 async def test_unknown_fields_are_ignored(client: V1Client) -> None:
-    """Of a message and of its filter, with whatever is in them."""
+    """Unknown fields of a message and of its filter are ignored, with any content."""
     deep: Any = []
     for _ in range(50):
         deep = [deep]
@@ -428,8 +426,8 @@ async def test_unknown_fields_are_ignored(client: V1Client) -> None:
     assert (await client.subscribe("main", **asked))["type"] == "snapshot"
 
 
-async def test_three_in_a_row_that_are_not_the_protocol(client: V1Client) -> None:
-    """Two are told so; the third closes the connection with 4400."""
+async def test_three_invalid_messages_in_a_row_close_the_connection(client: V1Client) -> None:
+    """Two invalid messages get an error each; the third closes the connection with 4400."""
     strange: list[Any] = [[1, 2], {"type": "dance"}, {"id": "main"}]
     for _ in range(2):  # what is of the protocol in between begins the count again
         for message in strange[:2]:
@@ -444,7 +442,7 @@ async def test_three_in_a_row_that_are_not_the_protocol(client: V1Client) -> Non
 
 
 async def test_bytes_that_are_no_message(client: V1Client) -> None:
-    """Neither JSON nor msgpack: three of them, and no more of it."""
+    """Three messages that are neither JSON nor msgpack close the connection."""
     text = client.stream.subprotocol == JSON
     for _ in range(3):
         await client.send("{" if text else b"\xc1")
@@ -452,13 +450,13 @@ async def test_bytes_that_are_no_message(client: V1Client) -> None:
 
 
 async def test_the_other_kind_of_message(client: V1Client) -> None:
-    """Binary where text is spoken, or text where binary is: 1003."""
+    """A binary message on a text subprotocol, or the reverse, closes with 1003."""
     await client.send(b"{}" if client.stream.subprotocol == JSON else "{}")
     assert await closed(client) == 1003
 
 
 async def test_a_message_over_the_limit(client: V1Client) -> None:
-    """64 KiB are taken, more is not: 1009."""
+    """A message of 64 KiB is accepted; a longer one closes the connection with 1009."""
     await client.send({"type": "ping", "id": "p", "x": "x" * 65_000})
     assert (await client.receive())["type"] == "pong"
     await client.send({"type": "ping", "id": "p", "x": "x" * 66_000})
@@ -466,7 +464,7 @@ async def test_a_message_over_the_limit(client: V1Client) -> None:
 
 
 async def test_too_many_messages(client: V1Client) -> None:
-    """120 within a minute are answered; one more closes the connection with 4429."""
+    """120 messages in a minute are answered; the next one closes with 4429."""
     for number in range(120):
         await client.send({"type": "ping", "id": f"{number}"})
     for number in range(120):
@@ -476,7 +474,7 @@ async def test_too_many_messages(client: V1Client) -> None:
 
 
 async def test_too_many_subscriptions(client: V1Client) -> None:
-    """Sixteen; another is refused until one is given up."""
+    """A 17th subscription is refused until another one ends."""
     for number in range(16):
         assert (await client.subscribe(f"{number}"))["type"] == "snapshot"
     refused = await client.subscribe("more")
@@ -486,7 +484,7 @@ async def test_too_many_subscriptions(client: V1Client) -> None:
 
 
 async def test_subscriptions_that_are_too_large_together(client: V1Client) -> None:
-    """What one connection has the server remember has a bound, too."""
+    """The memory that the subscriptions of one connection need is limited."""
     large = {"model": [f"{number:0120}" for number in range(100)]}
     answers = [
         await client.subscribe(f"{number}", filter={"model": large["model"], "provider": ["x"]})
@@ -496,10 +494,10 @@ async def test_subscriptions_that_are_too_large_together(client: V1Client) -> No
     assert answers[-1]["message"].startswith("filter: ")
 
 
-async def test_numbers_that_may_not_be_the_newest_say_so(
+async def test_numbers_that_may_be_old_say_so(
     tmp_path_factory: pytest.TempPathFactory, edge: Edge
 ) -> None:
-    """While the database cannot be read: where they are from, and how old; then they live again."""
+    """While the database fails, messages have the source and age of the numbers, then live ones."""
     env = {"ROUTECAST_CACHE_SECONDS": "1"}
     folder = tmp_path_factory.mktemp("stale")
     with Server(folder, env=env, edge=edge) as server:
@@ -519,7 +517,7 @@ async def test_numbers_that_may_not_be_the_newest_say_so(
 
 
 async def test_a_change_is_pushed(server: Server) -> None:
-    """Not at the next multiple of the interval, which is far away; and to all who follow it."""
+    """All subscribers get a change as soon as it is committed, not at the next interval."""
     interval = 6.0
     async with v1_client(server) as client, v1_client(server, MSGPACK) as packing:
         for each in (client, packing):
@@ -537,11 +535,11 @@ async def test_a_change_is_pushed(server: Server) -> None:
                 await each.follow_to("main", seq)
 
 
-async def test_compressed_messages_of_many_lead_on(server: Server) -> None:
-    """Clients that are written to together are compressed after what each of them was sent.
+async def test_shared_compression_keeps_each_clients_context(server: Server) -> None:
+    """Each client can decompress shared messages after any messages it was sent before.
 
-    Some have a second subscription, whose messages come in between, some come later, and some
-    begin each message anew.
+    Some clients have a second subscription, whose messages come in between; some connect later, and
+    some compress each message alone.
     """
     plain, anew = (
         {"compression": None},
@@ -570,8 +568,8 @@ async def test_compressed_messages_of_many_lead_on(server: Server) -> None:
 # -- life and death -----------------------------------------------------------------------------
 
 
-async def test_a_quiet_stream_shows_that_it_lives(server: Server) -> None:
-    """A whole snapshot with a new timestamp within 25 seconds, though nothing changed."""
+async def test_a_quiet_stream_gets_a_snapshot_in_time(server: Server) -> None:
+    """A snapshot with a new timestamp comes within 25 seconds, though nothing changed."""
     quiet = {"filter": {"strategy": [secrets.token_hex(4)]}}
 
     async def wait(subprotocol: str, interval: float) -> None:
@@ -592,7 +590,7 @@ async def test_a_quiet_stream_shows_that_it_lives(server: Server) -> None:
 async def test_goodbye_before_a_restart(
     tmp_path_factory: pytest.TempPathFactory, edge: Edge
 ) -> None:
-    """When the server stops: when to come back, and then 1012."""
+    """A server that stops sends `goodbye` with a time to reconnect, and then closes with 1012."""
     if edge == "portable":
         skip_as_meant("uvicorn itself closes its sockets, and asks nobody")
     with Server(tmp_path_factory.mktemp("stops"), edge=edge) as server:
@@ -608,7 +606,7 @@ async def test_goodbye_before_a_restart(
 async def test_a_slow_reader_gets_one_merged_delta(
     tmp_path_factory: pytest.TempPathFactory, edge: Edge
 ) -> None:
-    """What it reads again leads from what it really had to the newest, with no queue between."""
+    """A slow reader gets one delta from the version it was last sent to the newest."""
     batch = [{**GOOD, "strategy": f"{number:03}" + "x" * 60, "cost": 1} for number in range(400)]
     with Server(tmp_path_factory.mktemp("slow"), edge=edge) as server:
         async with v1_client(server, compression=None, max_queue=1, ping_interval=None) as client:
@@ -627,7 +625,7 @@ async def test_a_slow_reader_gets_one_merged_delta(
 
 
 def test_streams_that_vanish_leave_nothing(server: Server) -> None:
-    """A line that is reset in the middle of everything is forgotten."""
+    """A connection that is reset is forgotten."""
     before = server.active()
     connection = open_stream(server.port, subprotocol=JSON)
     assert connection.frame() is not None
@@ -636,8 +634,8 @@ def test_streams_that_vanish_leave_nothing(server: Server) -> None:
     server.wait_for_active(before, 5)
 
 
-async def test_a_flood_keeps_nobody_else_waiting(server: Server, edge: Edge) -> None:
-    """Thousands of messages in one write: their sender is let go, and others do not notice."""
+async def test_a_flood_delays_no_other_client(server: Server, edge: Edge) -> None:
+    """A client that sends thousands of messages is disconnected; others are served in time."""
     async with v1_client(server) as other:
         await other.subscribe("main", interval=FAST)
         async with v1_client(server) as client:
