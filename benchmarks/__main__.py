@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run what the command line names; return the exit code."""
+    """Run the benchmarks that the command line names; return the exit code."""
     arguments = _arguments()
     print(machine(), flush=True)
     for name in arguments.names or BENCHMARKS:

@@ -1,7 +1,7 @@
 """The floor of storing: one loop that decodes bodies and inserts their rows, and nothing else.
 
-The same bytes, table, unique index and settings of SQLite as the server's; one transaction a
-body. No checks, no rollups, no network.
+It has the same bytes, table, unique index and SQLite settings as the server, and one transaction
+per body. It has no checks, rollups or network.
 """
 
 import time
@@ -27,7 +27,7 @@ class Storing(msgspec.Struct):
 
 
 class Stored(msgspec.Struct):
-    """What storing came to: timed seconds, and rows in the table at the end."""
+    """The result of storing: timed seconds, and rows in the table at the end."""
 
     seconds: float
     rows: int
@@ -42,7 +42,7 @@ INSERT INTO decisions (
 
 
 class Sent(msgspec.Struct, gc=False):
-    """A decision as `traffic` makes it: every field is there."""
+    """A decision as `traffic` makes it: with all fields."""
 
     id: str
     timestamp: datetime

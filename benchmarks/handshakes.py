@@ -1,4 +1,4 @@
-"""Benchmark `handshakes`: handshakes per second, beside Starlette on stock uvicorn."""
+"""Benchmark `handshakes`: handshakes per second, compared with Starlette on stock uvicorn."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ from benchmarks.streams import PATH, Server, routecast, starlette
 from benchmarks.subscribers import IN_FLIGHT, Heard, Subscribers
 
 CLIENTS: Final = 5_000
-# Long, so that nothing but handshakes goes on.
+# Long, so that there are no ticks during the handshakes.
 INTERVAL: Final = 60.0
 
 
@@ -24,7 +24,7 @@ def _join(stage: Stage, server: Server, clients: int) -> Heard:
 
 
 def handshakes(options: Options) -> Report:
-    """5,000 clients that come at once, beside Starlette on stock uvicorn."""
+    """5,000 clients that connect at once, compared with Starlette on stock uvicorn."""
     pairs, clients = (2, 500) if options.quick else (7, CLIENTS)
     ours: list[Heard] = []
     stock: list[Heard] = []

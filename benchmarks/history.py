@@ -32,7 +32,8 @@ POINTS: Final = 300
 DECISION: Final = (
     b'{"strategy":"hybrid","provider":"gemini","model":"gemini-2.5-pro","cost":0.0015}'
 )
-# What dashboards draw; each is asked for at every hour of a day, by each group and by none.
+# The fields that dashboards draw. Each query is made for every hour of a day, by each group and by
+# none.
 DRAWN: Final = {
     "count and cost": "count,cost",
     "all but percentiles": "count,cost,avg_cost,avg_confidence,input_tokens,output_tokens,errors,"
@@ -42,7 +43,7 @@ DRAWN: Final = {
 
 
 class Fill(msgspec.Struct, tag=True):
-    """Write a database of so many decisions, made in the thirty days before a moment."""
+    """Write a database of decisions made in the thirty days before a time."""
 
     database: str
     decisions: int
@@ -50,7 +51,7 @@ class Fill(msgspec.Struct, tag=True):
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Ask two servers by turns for what dashboards draw of the time before `end`."""
+    """Query two servers in turns for what dashboards draw of the time before `end`."""
 
     ports: tuple[int, int]
     fields: str
@@ -60,7 +61,7 @@ class Ask(msgspec.Struct, tag=True):
 
 
 class Taken(msgspec.Struct):
-    """The seconds that each request took, by round, of both servers."""
+    """The seconds that each request took, by round, for both servers."""
 
     first: list[list[float]]
     second: list[list[float]]
@@ -115,7 +116,7 @@ def _compare(name: str, taken: Taken, most: float | None = None) -> list[Figure]
 
 
 def _decisions(count: int, end: int) -> Iterator[DecisionRecord]:
-    """Yield decisions in the order of time, evenly over the days, each of a random series."""
+    """Yield decisions in the order of time, spread evenly over the days, of random series."""
     rng = random.Random(count)
     latency = latencies(rng)
     pool = [round(1000 * next(latency)) for _ in range(100_000)]
@@ -148,7 +149,7 @@ async def _fill(task: Fill) -> Filled:
     rest = _decisions(task.decisions, task.end)
     while group := list(itertools.islice(rest, GROUP)):
         await store.commit([group], task.end)
-    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # it folds all deltas
     for hour in await store.unsummed(before=task.end):
         await store.summarise(hour)
     await store.close()
@@ -159,7 +160,7 @@ async def _ask(task: Ask) -> Taken:
     clients = [await Client.connect(port) for port in task.ports]
 
     async def ask(client: Client, path: str) -> float:
-        # After a commit no answer is the newest: each is read anew, and with what is not folded.
+        # After a commit, every answer must be read again, including the deltas that are not folded.
         await client.ask(post(DECISION))
         request = get(path)
         started = time.perf_counter()

@@ -16,9 +16,9 @@ from routecast.streaming.heartbeat import PING_SECONDS
 FEW: Final = 100
 INTERVAL: Final = 5.0
 START_SECONDS: Final = 3.0
-# Until ticks have drawn together, which is how they stay.
+# Seconds until the ticks of all clients have merged.
 SETTLE_SECONDS: Final = INTERVALS_TO_SETTLE * INTERVAL
-# So long a server is looked at: in that time it pings each client twice, no more and no less.
+# A server is measured for this number of seconds, in which it pings each client exactly twice.
 SECONDS: Final = 2 * PING_SECONDS
 
 
@@ -26,24 +26,24 @@ def idle(options: Options) -> Report:
     """A server with no client, and with 100 at the default interval."""
     runs = 1 if options.quick else 3
     settle, seconds = (START_SECONDS, INTERVAL) if options.quick else (SETTLE_SECONDS, SECONDS)
-    nobody: list[float] = []
+    no_client: list[float] = []
     few: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
         for _ in options.runs(runs):
             with routecast(stage, INTERVAL) as server:
                 time.sleep(START_SECONDS)
-                nobody.append(_percent(server.pid, seconds))
+                no_client.append(_percent(server.pid, seconds))
                 with Subscribers(stage, server.port, PATH, FEW) as crowd:
                     crowd.joined()
                     time.sleep(settle)
                     few.append(_percent(server.pid, seconds))
     figures = [
-        Figure("no client, % of a core", nobody, most=0.1, decimals=3),
+        Figure("no client, % of a core", no_client, most=0.1, decimals=3),
         Figure(f"{FEW} clients, % of a core", few, most=0.05, decimals=3),
         Figure(
             f"{FEW} clients, less what none cost, % of a core",
-            [a - b for a, b in zip(few, nobody, strict=True)],
+            [a - b for a, b in zip(few, no_client, strict=True)],
             decimals=3,
         ),
     ]
@@ -52,7 +52,7 @@ def idle(options: Options) -> Report:
 
 
 def _percent(pid: int, seconds: float) -> float:
-    """Return the share of a core that a process uses in the coming seconds, in percent."""
+    """Return the part of a core that a process uses in the next seconds, in percent."""
     started, used = time.monotonic(), cpu_seconds(pid)
     time.sleep(seconds)
     return 100 * (cpu_seconds(pid) - used) / (time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""Benchmarks `batches` and `singles`: decisions over HTTP into SQLite, beside the floor."""
+"""Benchmarks `batches` and `singles`: decisions over HTTP into SQLite, compared with the floor."""
 
 import http.client
 import json
@@ -22,7 +22,7 @@ SINGLES_IN_FLIGHT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: requests of `batch` decisions, so many in flight; the first are not timed."""
+    """Requests of `batch` decisions, `in_flight` at a time; the first ones are not timed."""
 
     folder: Path
     requests: int
@@ -37,11 +37,11 @@ class Plan:
 
     @property
     def decisions(self) -> int:
-        """How many decisions are sent in all."""
+        """The number of decisions in all requests."""
         return self.requests * self.batch
 
     def rate(self, seconds: float) -> float:
-        """Return decisions a second, of those that are timed."""
+        """Return decisions per second, of the timed requests."""
         return (self.requests - self.warm_up) * self.batch / seconds
 
     def send(self, port: int) -> Sent:
@@ -69,7 +69,7 @@ class Plan:
         return stored
 
     def must_hold(self, found: int) -> None:
-        """Raise Broken when not every decision arrived, once."""
+        """Raise Broken unless every decision is stored exactly once."""
         if found != self.decisions:
             raise Broken(f"{found:,} decisions where {self.decisions:,} were sent")
 
@@ -83,7 +83,7 @@ def _total_decisions(port: int) -> int:
 
 
 def batches(options: Options) -> Report:
-    """Batches of 1,000 into SQLite, beside a bare loop of decode and insert."""
+    """Batches of 1,000 into SQLite, compared with a bare loop of decode and insert."""
     figures = [figure for ids in Ids for figure in _batches(ids, options)]
     title = f"Batches of {BATCH:,}, {BATCHES_IN_FLIGHT} in flight, synchronous=FULL"
     return Report("batches", title, figures, options.quick)
@@ -109,7 +109,7 @@ def _batches(ids: Ids, options: Options) -> list[Figure]:
 
 
 def singles(options: Options) -> Report:
-    """One decision a request, 64 in flight, beside a bare Starlette route."""
+    """One decision per request, 64 in flight, compared with a bare Starlette route."""
     server, floor, busy = [], [], []
     pairs, requests = (2, 3_000) if options.quick else (9, 30_500)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,8 +18,7 @@ HOST: Final = "127.0.0.1"
 class Client(asyncio.Protocol):
     """One keep-alive connection with one request in flight at a time.
 
-    It reads no more of an answer than its status and length, so that it measures the server and
-    not itself.
+    It reads only the status and length of an answer, so that it measures the server and not itself.
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class Client(asyncio.Protocol):
         return client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # What uvloop gives is one, though it does not say so.
+        # uvloop's transport has the methods, but not the base class.
         self._transport = cast(asyncio.Transport, transport)
 
     async def ask(self, request: bytes) -> bytes:
@@ -62,7 +61,7 @@ class Client(asyncio.Protocol):
             self._answer.set_exception(Broken(f"the server hung up: {error}"))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._transport.close()
 
 
@@ -81,7 +80,7 @@ def post(body: bytes) -> bytes:
 
 
 class Load(msgspec.Struct):
-    """Send a file of bodies to a port, so many in flight; the first `warm_up` are not timed."""
+    """Send a file of bodies to a port, `in_flight` at a time; the first `warm_up` are not timed."""
 
     port: int
     bodies: str
@@ -90,7 +89,7 @@ class Load(msgspec.Struct):
 
 
 class Sent(msgspec.Struct):
-    """What a load came to: timed seconds, the client's share of a core in them, the answers."""
+    """The result: timed seconds, the client's part of a core in them, and the answers."""
 
     seconds: float
     busy: float

@@ -5,19 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-# Below this many busy processors, what others do no longer shows in a ratio.
+# Below this number of busy processors, other programs no longer change a ratio.
 QUIET: Final = 0.2
 LOOK_SECONDS: Final = 0.5
 
 
 class Options(NamedTuple):
-    """`quick` asks for small sizes; `patience` is how many seconds to wait for quiet, each run."""
+    """`quick` asks for small sizes; `patience` is how long each run waits for quiet, in seconds."""
 
     quick: bool
     patience: float
 
     def runs(self, count: int) -> Iterator[int]:
-        """Yield the numbers of so many runs, each at a quiet moment if there is one in time."""
+        """Yield the numbers of `count` runs, each at a quiet moment if there is one in time."""
         for run in range(count):
             _await_quiet(self.patience)
             yield run

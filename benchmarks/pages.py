@@ -1,7 +1,7 @@
 """Benchmark `pages`: how much of its own memory a tick and a rare POST touch.
 
-On some virtual machines a page that was idle for a quarter of a second takes about 5 µs to touch
-again. There, this decides what a tick or a POST costs after a pause.
+On some virtual machines, touching a page that was idle for a quarter of a second takes about 5 µs.
+There, the number of pages decides the cost of a tick or a POST after a pause.
 """
 
 import tempfile
@@ -42,7 +42,7 @@ def pages(options: Options) -> Report:
 
 
 def _ticks(stage: Stage, clients: int, runs: int) -> list[float]:
-    """Return what single ticks touched."""
+    """Return the memory that single ticks touched."""
     found = []
     with ExitStack() as stack:
         server = stack.enter_context(routecast(stage, INTERVAL))
@@ -59,7 +59,7 @@ def _ticks(stage: Stage, clients: int, runs: int) -> list[float]:
 
 
 def _posts(stage: Stage, runs: int) -> tuple[list[float], list[float]]:
-    """Return what a second of an idle server touched, and one with a POST in it."""
+    """Return the memory that an idle second touched, and a second with a POST."""
     nothing: list[float] = []
     posts: list[float] = []
     with (

@@ -1,4 +1,4 @@
-"""Benchmark `peers`: the same document to as many clients, by other servers, beside the floor."""
+"""Benchmark `peers`: the same document to equally many clients, by other servers and the floor."""
 
 import tempfile
 from pathlib import Path
@@ -13,13 +13,13 @@ from benchmarks.report import Figure, Report, ratios
 from benchmarks.stage import set_stage
 
 PLOT: Final = Path(__file__).parent.parent / "docs" / "images" / "fanout.svg"
-# Longer bars are cut off: one of them would leave nothing to see of the others.
+# Longer bars are cut off; otherwise the others would be too short to compare.
 MOST_TIMES: Final = 5.0
 MOST_KIB: Final = 40.0
 
 
 class Peer(NamedTuple):
-    """A server, and the share of the clients that it can serve at all."""
+    """A server, and the part of the clients that it can serve."""
 
     name: str
     server: streams.Server
@@ -41,7 +41,7 @@ PEERS: Final = (
 
 
 def peers(options: Options) -> Report:
-    """The same by other servers: what a message and a connection cost them. Draws the plot."""
+    """The same by other servers: the cost of a message and of a connection. Draws the plot."""
     count, clients, seconds = (1, 500, 2) if options.quick else (2, CLIENTS, SECONDS)
     floors: dict[Peer, list[Sample]] = {}
     samples: dict[Peer, list[Sample]] = {}

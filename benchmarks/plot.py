@@ -8,7 +8,7 @@ LABEL_WIDTH: Final = 280
 VALUE_WIDTH: Final = 90
 ROW: Final = 26
 BAR: Final = 16
-HEAD: Final = 58  # of a panel: its title, and room above it
+HEAD: Final = 58  # of a panel: its title, and the space above it
 
 _STYLE: Final = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -25,7 +25,7 @@ line { stroke: #d1d9e0 }
 
 
 class Bar(NamedTuple):
-    """One bar: whose, how long, and what is written at its end; `own` is Routecast's."""
+    """One bar: its name, its length, and the text at its end; `own` marks Routecast's."""
 
     label: str
     value: float
@@ -34,7 +34,7 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Bars that share a scale, at most `most`: what is longer is cut off, and says so."""
+    """Bars that share a scale up to `most`; longer bars are cut off, and marked as such."""
 
     title: str
     bars: list[Bar]

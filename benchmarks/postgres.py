@@ -1,4 +1,4 @@
-"""Benchmark `postgres`: batches from two nodes, beside COPY of the same rows; reading totals."""
+"""Benchmark `postgres`: batches from two nodes, compared with COPY; reading totals."""
 
 import asyncio
 import itertools
@@ -24,14 +24,14 @@ from routecast.server.run import spare_collector
 
 NODES: Final = 2
 BATCH: Final = 1_000
-# Until all nodes have made their rows and are connected, they wait for this lock.
+# Nodes wait for this lock until all of them are connected and have made their rows.
 STARTED: Final = 20_260_131
 WAITING: Final = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 COUNT: Final = f"SELECT count(*) FROM {SCHEMA}.decisions"
 
 
 class Commit(msgspec.Struct, tag=True):
-    """Be a node: commit so many batches to a database."""
+    """Task of a node: commit batches to a database."""
 
     database: str
     node: int
@@ -39,7 +39,7 @@ class Commit(msgspec.Struct, tag=True):
 
 
 class Copy(msgspec.Struct, tag=True):
-    """Be the floor: COPY the rows of as many batches into the same table, a transaction each."""
+    """Task of the floor: COPY the rows of the batches into the same table, one transaction each."""
 
     database: str
     node: int
@@ -47,7 +47,7 @@ class Copy(msgspec.Struct, tag=True):
 
 
 class Ran(msgspec.Struct):
-    """From when to when, in seconds of a clock that all processes share."""
+    """Start and end of the work, in seconds on a clock that all processes share."""
 
     began: float
     ended: float
@@ -81,10 +81,10 @@ def postgres(options: Options) -> Report:
 
 
 async def _rate(server: Postgres, kind: type[Commit | Copy], batches: int) -> float:
-    """Run all nodes at once on a new database; return how many rows a second they wrote."""
+    """Run all nodes at once on a new database; return the rows per second that they wrote."""
     database = await asyncio.to_thread(server.create)
     store = PostgresStore(database)
-    await store.open()  # which makes the tables
+    await store.open()  # it makes the tables
     await store.close()
     session = await asyncpg.connect(database)
     await session.execute(f"SELECT pg_advisory_lock({STARTED})")
@@ -96,7 +96,7 @@ async def _rate(server: Postgres, kind: type[Commit | Copy], batches: int) -> fl
     ]
     while await session.fetchval(WAITING) < NODES:
         if any(node.done() for node in running):
-            break  # it failed, and will say why
+            break  # the node failed; its result says why
         await asyncio.sleep(0.05)
     await session.execute(f"SELECT pg_advisory_unlock({STARTED})")
     ran = await asyncio.gather(*running)
@@ -159,7 +159,7 @@ async def _copy(task: Copy) -> Ran:
 
 
 async def _await_start(database: str) -> None:
-    # As a node does; what is to be sent is here only because it was made before the clock starts.
+    # As a node does. The batches to send were made before, so that making them is not timed.
     spare_collector()
     session = await asyncpg.connect(database)
     await session.execute(f"SELECT pg_advisory_lock_shared({STARTED})")
@@ -167,7 +167,7 @@ async def _await_start(database: str) -> None:
 
 
 def measure(task: Commit | Copy) -> Ran:
-    """Be one of the nodes."""
+    """Do the task of one node."""
     return uvloop.run(_commit(task) if isinstance(task, Commit) else _copy(task))
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the processor time a process and its children have used, to the nanosecond."""
+    """Return the processor time that a process and its children have used, in seconds."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     own = sum(int(thread.read_text().split()[0]) for thread in threads)
     return own / 1e9 + sum(map(cpu_seconds, _children(pid)))
 
 
 def busy_seconds(core: int) -> float:
-    """Return how long a core was not idle since the start, in hundredths of a second."""
+    """Return how long a core was busy since the machine started, in steps of 0.01 seconds."""
     for line in Path("/proc/stat").read_text().splitlines():
         name, *times = line.split()
         if name == f"cpu{core}":
@@ -23,14 +23,14 @@ def busy_seconds(core: int) -> float:
 
 
 def unique_bytes(pid: int) -> int:
-    """Return the memory that only a process and its children have: their unique set sizes."""
+    """Return the unshared memory of a process and its children (unique set size), in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     own = sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
     return own * 1024 + sum(map(unique_bytes, _children(pid)))
 
 
 def clear_references(pid: int) -> None:
-    """Forget which pages of a process and its children were touched."""
+    """Clear the marks of touched pages of a process and its children."""
     Path(f"/proc/{pid}/clear_refs").write_text("1")
     for child in _children(pid):
         clear_references(child)
@@ -39,7 +39,8 @@ def clear_references(pid: int) -> None:
 def referenced_bytes(pid: int) -> int:
     """Return the memory that a process and its children touched since `clear_references`.
 
-    Only what can be written to counts: others touch the pages of programs and libraries, too.
+    Only writable pages count, because other processes touch the pages of programs and libraries,
+    too.
     """
     own, is_writable = 0, False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -60,6 +61,6 @@ def _children(pid: int) -> list[int]:
 
 
 def kernel_tcp_bytes() -> int:
-    """Return the memory the kernel holds for all TCP sockets of this machine, both ends of each."""
+    """Return the kernel's memory for all TCP sockets of this machine, both ends of each."""
     _, _, counts = Path("/proc/net/sockstat").read_text().partition("\nTCP: ")
     return int(counts.splitlines()[0].split()[-1]) * resource.getpagesize()

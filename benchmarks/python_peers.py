@@ -24,19 +24,19 @@ from websockets.asyncio.server import ServerConnection, broadcast, serve
 from benchmarks.load import HOST
 
 REDIS_KEY: Final = "metrics"
-# As Routecast's own listener has it.
+# As Routecast's own listener.
 BACKLOG: Final = 2_048
 
 
 class Ticker:
-    """Makes the document anew, once an interval."""
+    """Makes the document once per interval."""
 
     def __init__(self, interval: float, document: str) -> None:
         self.interval = interval
         self._document = document
 
     def text(self) -> str:
-        """Return the document with the time it is now."""
+        """Return the document with the current time."""
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         return f'{self._document}"{now}"}}'
 
@@ -56,7 +56,7 @@ class Ticker:
 
 
 def starlette(port: int, ticker: Ticker) -> None:
-    """One message for all, at each tick."""
+    """Sends one message to all clients at each tick."""
     clients: set[WebSocket] = set()
 
     async def stream(socket: WebSocket) -> None:
@@ -68,7 +68,7 @@ def starlette(port: int, ticker: Ticker) -> None:
         clients.discard(socket)
 
     async def tell(text: str) -> None:
-        # One after the other: faster than a task for each, and as fair while all of them read.
+        # One after the other: faster than a task for each, and equally fair while all of them read.
         for client in list(clients):
             with suppress(WebSocketDisconnect):
                 await client.send_text(text)
@@ -96,7 +96,7 @@ def original(port: int, ticker: Ticker) -> None:
         host=HOST,
         port=int(os.environ["REDIS_PORT"]),
         decode_responses=True,
-        max_connections=sys.maxsize,  # by default a loop that finds 100 in use is ended
+        max_connections=sys.maxsize,  # by default, a 101st connection raises an error
     )
 
     async def stream(socket: WebSocket) -> None:

@@ -1,4 +1,4 @@
-"""Benchmark `recorder`: what `Recorder.record()` costs its caller while decisions are sent."""
+"""Benchmark `recorder`: the time that `Recorder.record()` takes while decisions are sent."""
 
 import tempfile
 import time
@@ -25,11 +25,11 @@ DECISION: Final[dict[str, Any]] = {
     "output_tokens": 340,
 }
 CALLS: Final = 50_000
-PACE: Final = 1 / 5_000  # seconds from one call to the next: a busy router's
+PACE: Final = 1 / 5_000  # seconds from one call to the next, as in a busy router
 
 
 def _burst(record: Callable[..., None], calls: int) -> float:
-    """Return the microseconds of a call, of many in a row."""
+    """Return the average microseconds of a call, in a burst of many."""
     began = time.perf_counter_ns()
     for _ in range(calls):
         record(**DECISION)
@@ -37,7 +37,7 @@ def _burst(record: Callable[..., None], calls: int) -> float:
 
 
 def _paced(record: Callable[..., None], calls: int) -> list[float]:
-    """Return the microseconds of each call, of many at an even pace."""
+    """Return the microseconds of each call, at a steady pace."""
     taken = []
     due = time.perf_counter_ns()
     for _ in range(calls):
@@ -50,7 +50,7 @@ def _paced(record: Callable[..., None], calls: int) -> list[float]:
 
 
 def recorder(options: Options) -> Report:
-    """What `Recorder.record()` costs its caller, in bursts and at 5,000 a second."""
+    """The time that `Recorder.record()` takes, in bursts and at 5,000 calls per second."""
     runs, calls = (2, 5_000) if options.quick else (7, CALLS)
     floor: list[float] = []
     bursts: list[float] = []

@@ -16,7 +16,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 
 
 class Figure(msgspec.Struct):
-    """A line of a table: one sample a run, and the least or the most the median may be."""
+    """A line of a table: one sample per run, and the minimum or maximum for the median."""
 
     name: str
     samples: list[float]
@@ -26,7 +26,7 @@ class Figure(msgspec.Struct):
 
     @property
     def median(self) -> float:
-        """The middle one of the samples."""
+        """The median of the samples."""
         return statistics.median(self.samples)
 
     @property
@@ -46,7 +46,7 @@ class Figure(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """What one benchmark found. `load` is the machine's load average when it began."""
+    """The results of one benchmark. `load` is the machine's load average when it began."""
 
     name: str
     title: str
@@ -72,7 +72,7 @@ class Report(msgspec.Struct):
         return "\n".join(f"| {row} |" for row in rows)
 
     def save(self) -> Path:
-        """Write the report, every sample with it, as JSON; return where."""
+        """Write the report with all samples as JSON; return the path."""
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.name}{'-quick' if self.quick else ''}.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
@@ -80,7 +80,7 @@ class Report(msgspec.Struct):
 
 
 def machine() -> str:
-    """Return, in one line, what the figures were taken on."""
+    """Return one line that describes the machine."""
     return (
         f"{os.cpu_count()} cores {_processor()}, {platform.system()} "
         f"{platform.release().split('-')[0]}, Python {platform.python_version()}, "
@@ -89,7 +89,7 @@ def machine() -> str:
 
 
 def _processor() -> str:
-    with suppress(OSError):  # only Linux has it there
+    with suppress(OSError):  # only on Linux
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
@@ -102,7 +102,7 @@ def ratios(over: list[float], under: list[float]) -> list[float]:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Return a percentile of at least one value."""
+    """Return a percentile of values, of which there must be at least one."""
     ordered = sorted(values)
     return ordered[(len(ordered) - 1) * percent // 100]
 

@@ -21,7 +21,7 @@ STOP_SECONDS: Final = 15.0
 
 
 class Running(NamedTuple):
-    """A server that answers: where, and which process it is."""
+    """A running server: its port and process."""
 
     port: int
     pid: int
@@ -29,7 +29,7 @@ class Running(NamedTuple):
 
 @contextmanager
 def routecast(database: Path | str, *options: str) -> Iterator[int]:
-    """Run `routecast serve` on a SQLite file, or on a database by its URL; gives its port."""
+    """Run `routecast serve` on a SQLite file, or on a database by its URL; yield its port."""
     port = free_port()
     with running(serve(database, port, *options), port, "/ready"):
         yield port
@@ -37,7 +37,7 @@ def routecast(database: Path | str, *options: str) -> Iterator[int]:
 
 @contextmanager
 def bare_route() -> Iterator[int]:
-    """Run the floor of HTTP: a Starlette route that reads a body and answers; gives its port."""
+    """Run the floor of HTTP, a Starlette route that reads a body and answers; yield its port."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.bare_route", "--port", str(port)]
     with running(command, port, "/"):
@@ -60,9 +60,9 @@ def running(
     environment: Mapping[str, str] | None = None,
     core: int | None = None,
 ) -> Iterator[Running]:
-    """Run a server until the end of the block; it is up when a GET of `ready` is answered.
+    """Run a server until the end of the context; it has started once it answers a GET of `ready`.
 
-    `core` is the only processor it may use. Raises Broken when it does not start.
+    `core` is the only processor that it may use. Raises Broken if it does not start.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -83,7 +83,7 @@ def running(
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

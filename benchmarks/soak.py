@@ -1,4 +1,4 @@
-"""Benchmark `soak`: 500,000 clients connect, take a message and leave; memory must not grow."""
+"""Benchmark `soak`: 500,000 clients connect, receive a message and leave; memory must not grow."""
 
 import statistics
 import tempfile
@@ -20,7 +20,7 @@ LOOK_SECONDS: Final = 1.0
 
 
 def soak(options: Options) -> Report:
-    """500,000 clients that come, take a message, and leave: does memory stay flat?"""
+    """500,000 clients that connect, receive a message and leave: does memory stay flat?"""
     cycles = 10_000 if options.quick else CYCLES
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
@@ -49,7 +49,7 @@ def soak(options: Options) -> Report:
 
 
 def _left(heard: Heard, cycles: int) -> int:
-    """Return how many clients have yet to come and leave. Raises Broken when one was sent away."""
+    """Return the number of clients that have not left yet. Raises Broken if one was refused."""
     if heard.refused or heard.lost:
         raise Broken(f"{heard.refused:,} clients were refused, {heard.lost:,} were cut off")
     return cycles - heard.done

@@ -1,4 +1,4 @@
-"""What all stream benchmarks share: a database, the document and the programs in C, made once."""
+"""`Stage`: the database, document and C programs of all stream benchmarks, which are made once."""
 
 import os
 import resource
@@ -17,25 +17,25 @@ from benchmarks.servers import routecast
 from benchmarks.traffic import STRATEGIES, Ids, decisions
 
 DECISIONS: Final = 1_000
-# More than any of them opens in one process.
+# More than any benchmark opens in one process.
 DESCRIPTORS: Final = 20_000
-# The server works on one processor, its clients on another; where there is one, they share it.
+# The server runs on one processor, its clients on another; if there is only one, they share it.
 SERVER_CORE, CLIENT_CORE = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A database, the document that every server is to stream, and the programs in C."""
+    """A database, the document that every server streams, and the programs in C."""
 
     folder: Path
     floor: Path
     subscribers: Path
     database: Path
-    document: Path  # without its last value, the timestamp, and the brace
+    document: Path  # without its timestamp, which is last, and the closing brace
 
 
 def set_stage(folder: Path) -> Stage:
-    """Make everything in an empty folder. Raises Absent where there is no C compiler."""
+    """Make everything in an empty folder. Raises Absent if there is no C compiler."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if limit < DESCRIPTORS:
         raise Absent(f"a process may open {limit} files, and {DESCRIPTORS} are needed (ulimit -n)")
@@ -48,7 +48,7 @@ def set_stage(folder: Path) -> Stage:
 
 
 def _fill(url: str) -> bytes:
-    """Give a server some decisions, and return its document, up to the time it was made at."""
+    """Send decisions to a server, and return its document up to the value of `timestamp`."""
     sent = [d for d in decisions(DECISIONS, Ids.RANDOM) if d["strategy"] in STRATEGIES[:2]]
     httpx2.post(f"{url}/v1/decisions", content=msgspec.json.encode(sent)).raise_for_status()
     head, stamp, _ = httpx2.get(f"{url}/routing/metrics").content.partition(b'"timestamp":')

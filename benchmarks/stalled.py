@@ -1,4 +1,4 @@
-"""Benchmark `stalled`: what 500 clients that never read cost the others, and the server."""
+"""Benchmark `stalled`: the effect of 500 clients that never read on others and on the server."""
 
 import http.client
 import re
@@ -22,11 +22,11 @@ from benchmarks.traffic import STRATEGIES
 
 HEALTHY: Final = 10_000
 STALLED: Final = 500
-# The healthy ask for two strategies, once a second; the stalled for all of these, ten times.
+# Healthy clients ask for two strategies once per second; stalled ones for all of these, ten times.
 STRATEGIES_IN_ALL: Final = 250
 HEALTHY_PATH: Final = f"{PATH}?interval=1&strategy={STRATEGIES[0]}&strategy={STRATEGIES[1]}"
 STALLED_PATH: Final = f"{PATH}?interval=0.1"
-# Within so many seconds their sockets are full; after ten more they are to be gone.
+# Their sockets are full within this number of seconds; ten seconds later they must be closed.
 FILL_SECONDS: Final = 2.0
 LIMIT_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.2
@@ -34,12 +34,12 @@ PATIENCE_SECONDS: Final = 60.0
 
 
 class Sample(NamedTuple):
-    """What one crowd of stalled clients did."""
+    """The result of one run."""
 
-    without_ms: float  # from tick to client, 99th percentile of the healthy, before they came
-    with_ms: float  # and while they were there
-    memory: float  # in bytes for each of them, of the server and the kernel
-    gone_s: float  # from when they were all in until the last was cut off
+    without_ms: float  # from tick to healthy client, 99th percentile, without stalled clients
+    with_ms: float  # the same with stalled clients
+    memory: float  # bytes of the server and the kernel per stalled client
+    gone_s: float  # seconds from when all were connected until the last was closed
 
 
 def stalled(options: Options) -> Report:

@@ -1,7 +1,7 @@
-"""The servers that stream benchmarks compare: each sends the same document every interval.
+"""The servers that stream benchmarks compare: each sends the same document at every interval.
 
-Each runs on one processor, listens at `PATH`, and makes its document with the time of its tick.
-One that cannot run here raises Absent.
+Each runs on one processor, listens at `PATH`, and puts the time of its tick into the document. A
+server that cannot run on this machine raises Absent.
 """
 
 import importlib.resources
@@ -26,7 +26,7 @@ from benchmarks.servers import Running, free_port, running, serve
 from benchmarks.stage import SERVER_CORE, Stage
 
 PATH: Final = "/ws/metrics"
-# After so many intervals the ticks of Routecast's clients have drawn together into one.
+# After this number of intervals, the ticks of Routecast's clients have merged into one.
 INTERVALS_TO_SETTLE: Final = 22
 ROOM: Final = {"ROUTECAST_MAX_CONNECTIONS": "15000"}
 WS_PACKAGE: Final = "ws@8.23.0"
@@ -39,7 +39,7 @@ _HERE: Final = Path(__file__).parent
 
 @contextmanager
 def routecast(stage: Stage, interval: float) -> Iterator[Running]:
-    """Run `routecast serve`; its clients' ticks follow their arrival."""
+    """Run `routecast serve`; its ticks depend on when clients connect."""
     port = free_port()
     command = serve(stage.database, port, "--interval", str(interval))
     with running(command, port, "/ready", environment=ROOM, core=SERVER_CORE) as server:
@@ -79,13 +79,13 @@ def _floor(phase: float, views: int, stage: Stage, interval: float) -> Iterator[
         yield server
 
 
-# The floor (`floor.c`), and the same in the order that a server of so many views has. Each has its
-# tick in a part of the interval where the other, and Routecast, are silent.
+# The floor (`floor.c`), and the same in the order of a server with many views. Each has its tick in
+# a part of the interval in which the other one and Routecast are silent.
 floor: Final = partial(_floor, 0.6, 1)
 
 
 def floor_by_views(views: int) -> Server:
-    """Return the floor in the order that a server of so many views has."""
+    """Return the floor that sends in the order of a server with `views` views."""
     return partial(_floor, 0.3, views)
 
 

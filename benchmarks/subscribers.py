@@ -21,18 +21,19 @@ IN_FLIGHT: Final = 64
 
 
 class Behaviour(StrEnum):
-    """What the clients do once they are in."""
+    """What clients do once they are connected."""
 
     LISTEN = "listen"
     STALL = "stall"  # never read
-    CYCLE = "cycle"  # leave after the first message, and the next one comes
+    CYCLE = "cycle"  # leave after the first message; another client then connects
 
 
 class Heard(msgspec.Struct):
-    """What a crowd heard since its last report, in so many seconds; `busy` are its processor's.
+    """What clients received in `seconds` since the last report; `busy` is their processor time.
 
-    `lags` and `last` are in microseconds from a frame's making to its receipt: the median and
-    99th percentile of all, and of each distinct frame that of its last receiver.
+    `lags` and `last` are microseconds from when a frame was made to its receipt: `lags` has the
+    median and 99th percentile of all frames, `last` has for each distinct frame the time of its
+    last receiver.
     """
 
     seconds: float
@@ -50,11 +51,11 @@ class Heard(msgspec.Struct):
     @property
     def last_p99(self) -> float:
         """The 99th percentile of the time until the last client has a frame, in milliseconds."""
-        return percentile(self.last, 99) / 1000 if self.last else math.nan  # compressed: unknown
+        return percentile(self.last, 99) / 1000 if self.last else math.nan  # if compressed
 
 
 class Subscribers:
-    """So many connections to a port, in a process of their own; they come at once."""
+    """Clients of one port, in a process of their own; they all connect at once."""
 
     def __init__(
         self,
@@ -69,9 +70,10 @@ class Subscribers:
         messages: Path | None = None,
         extensions: str | None = None,
     ) -> None:
-        """With a subprotocol, each says a line of the file `messages` first, by turns.
+        """Start the clients.
 
-        Then it may offer `extensions`, too. What they do to messages is not looked at.
+        With a subprotocol, each client first sends a line of the file `messages`, in turns. It may
+        also offer `extensions`; compressed messages are counted, but not read.
         """
         options = [str(port), path, str(count), str(in_flight), behaviour]
         if subprotocol is not None:
@@ -94,20 +96,20 @@ class Subscribers:
         self._process.wait()
 
     def joined(self, seconds: float = JOIN_SECONDS) -> Heard:
-        """Wait until all are in, or have been, and tell how that went. Raises Broken."""
+        """Wait until all clients have connected; return the report about that. Raises Broken."""
         heard = self._read(seconds)
         if heard.joined < self._count:
             raise Broken(f"only {heard.joined:,} of {self._count:,} clients were let in")
         return heard
 
     def listen(self, seconds: float) -> Heard:
-        """Let so many seconds pass; tell what was heard in them."""
+        """Wait for `seconds`; return what was received in them."""
         self.report()
         time.sleep(seconds)
         return self.report()
 
     def report(self) -> Heard:
-        """Tell what was heard since the last report."""
+        """Return what was received since the last report."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()

@@ -41,7 +41,7 @@ TICK: Final = 0.1
 
 
 def views(options: Options) -> Report:
-    """10,000 clients over 50 views, each of which changes each second, beside the floor in C."""
+    """10,000 clients of 50 views that change every second, compared with the floor in C."""
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
@@ -77,7 +77,7 @@ def views(options: Options) -> Report:
 
 
 def browsers(options: Options) -> Report:
-    """10,000 clients of one view that offer compression, as browsers do, beside the floor in C."""
+    """10,000 clients of one view that offer compression, compared with the floor in C."""
     pairs, clients, seconds = (2, 1_000, 3) if options.quick else (6, CLIENTS, SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         stage = set_stage(Path(folder))
@@ -116,9 +116,9 @@ def _strategy(number: int) -> str:
 
 @contextmanager
 def _changing(stage: Stage, interval: float) -> Iterator[Running]:
-    """Run Routecast, with a decision of every view in one commit, at multiples of the interval.
+    """Run Routecast, and commit a decision of every view at each multiple of the interval.
 
-    It sends the change at once, while the floors are silent.
+    Routecast sends the change at once, while the floors are silent.
     """
     done = threading.Event()
     rng = random.Random(VIEWS)
@@ -166,7 +166,7 @@ class _Counting(socket.socket):
 
 
 def deltas(options: Options) -> Report:
-    """One decision a tick, among 20 strategies and 15 providers: what a delta takes."""
+    """The size of a delta: one decision per tick, among 20 strategies and 15 providers."""
     count = 20 if options.quick else 200
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -209,7 +209,7 @@ def _fill(port: int) -> None:
 
 
 def _measure(port: int, name: str, packed: bool, count: int) -> tuple[int, list[float]]:
-    """Return the size of the snapshot as JSON, and what each delta took on the wire."""
+    """Return the size of the snapshot as JSON, and the bytes of each delta on the wire."""
     rng = random.Random(PROVIDERS)
     line = _Counting(socket.AF_INET, socket.SOCK_STREAM)
     line.connect((HOST, port))
@@ -234,7 +234,7 @@ def _measure(port: int, name: str, packed: bool, count: int) -> tuple[int, list[
             decision = _decision(rng, strategy, f"provider-{rng.randrange(PROVIDERS):02}")
             before = line.received
             client.post("/v1/decisions", json=decision).raise_for_status()
-            # And not one that only shows life.
+            # And not a repeated snapshot.
             if decode(stream.recv(timeout=30))["type"] == "delta":
                 sizes.append(line.received - before)
     return snapshot, sizes

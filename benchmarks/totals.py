@@ -26,9 +26,10 @@ from routecast.server.run import spare_collector
 SMALL: Final = 5_000
 LARGE: Final = 5_000_000
 GROUP: Final = 10_000
-# So many minutes of every series: the few decisions and the many fall into the same rollups.
+# The number of minutes in which every series has decisions: few or many decisions make the same
+# rollups.
 SPAN: Final = 50
-# Rendered anew for each request, since a rate moves with the clock.
+# Rendered for each request, because a rate changes with time.
 VIEWS: Final = {
     "GET /routing/metrics": "/routing/metrics",
     "GET /routing/metrics, rendered anew": "/routing/metrics?fields=total_decisions,avg_confidence,"
@@ -37,20 +38,20 @@ VIEWS: Final = {
 
 
 class Fill(msgspec.Struct, tag=True):
-    """Write a database of so many decisions."""
+    """Write a database of decisions."""
 
     database: str
     decisions: int
 
 
 class Filled(msgspec.Struct):
-    """How many decisions a database was given."""
+    """The number of decisions that were written to a database."""
 
     decisions: int
 
 
 class Read(msgspec.Struct, tag=True):
-    """Load the rollups from two databases by turns, `times` a round, each with a new store."""
+    """Load the rollups of two databases in turns, `times` per round, each with a new store."""
 
     databases: tuple[str, str]
     times: int
@@ -58,7 +59,7 @@ class Read(msgspec.Struct, tag=True):
 
 
 class Ask(msgspec.Struct, tag=True):
-    """Ask two servers by turns, `times` each, in so many rounds."""
+    """Query two servers in turns, `times` each, in `rounds` rounds."""
 
     ports: tuple[int, int]
     path: str
@@ -83,12 +84,12 @@ def totals(options: Options) -> Report:
 
 
 def large(options: Options) -> int:
-    """Return how many decisions are many."""
+    """Return the number of decisions of the large database."""
     return 100_000 if options.quick else LARGE
 
 
 def reading(store: str, few: str, many: str, options: Options) -> list[Figure]:
-    """Fill two new databases, and return what reading totals costs with many decisions and few."""
+    """Fill two new databases; return the costs of reading totals with many decisions and few."""
     rounds, times = (3, 5) if options.quick else (11, 15)
     for database, count in ((few, SMALL), (many, large(options))):
         run_case("benchmarks.totals", Fill(database, count), Filled)
@@ -114,7 +115,7 @@ def _compare(name: str, taken: Taken) -> list[Figure]:
 
 
 def _decisions(count: int, now: int) -> Iterator[DecisionRecord]:
-    """Yield decisions minute by minute, in each of them through all series in turn."""
+    """Yield decisions minute by minute; in each minute, the series come in turn."""
     rng = random.Random(count)
     latency = latencies(rng)
     pool = [round(1000 * next(latency)) for _ in range(100_000)]
@@ -135,7 +136,7 @@ async def _fill(task: Fill) -> Filled:
     rest = _decisions(task.decisions, now)
     while group := list(itertools.islice(rest, GROUP)):
         await store.commit([group], now)
-    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # which folds all there is
+    await store.prune(decisions_before=0, minutes_before=0, limit=1)  # it folds all deltas
     await store.close()
     return Filled(task.decisions)
 
@@ -144,7 +145,7 @@ async def _read(task: Read) -> Taken:
     async def load(database: str) -> float:
         store = open_store(database)
         await store.open()
-        await store.position()  # connected from here on
+        await store.position()  # connects
         started = time.perf_counter()
         await store.load(time.time_ns() // 1000)
         seconds = time.perf_counter() - started

@@ -21,16 +21,16 @@ MODELS: Final = (
     ("openrouter", "deepseek/deepseek-chat"),
 )
 FAILING: Final = 0.02
-# A producer that sends a thousand at a time has gathered them over some seconds.
+# A producer that sends a thousand decisions at a time has collected them over some seconds.
 GATHERED_SECONDS: Final = 10.0
 SEED: Final = 20_260_131
 
 
 class Ids(StrEnum):
-    """How producers name their decisions: it decides how much of an index each commit touches."""
+    """The order of decision ids, which decides how much of an index each commit touches."""
 
     RANDOM = "random"  # like a UUID of version 4
-    ORDERED = "ordered"  # like a UUID of version 7 or a ULID: rising with time
+    ORDERED = "ordered"  # like a UUID of version 7 or a ULID: they rise with time
 
 
 def latencies(rng: random.Random) -> Iterator[float]:

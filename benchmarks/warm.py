@@ -1,9 +1,9 @@
 """Benchmark `warm`: 5,000 clients ten times a second, each server alone on its core.
 
-At one message a second some virtual machines measure how long memory takes to come back that was
-idle; ten times a second all of it stays at hand. Two times are told: what the kernel charges to the
-server's process, and how long its core was busy. The second one holds all that is done for the
-server by interrupts, which are charged to whichever process happens to run.
+With one message per second, some virtual machines measure how long idle memory takes to become
+available again; with ten messages per second, memory does not become idle. Two times are reported:
+the processor time of the server's process, and the busy time of its core. The second one includes
+all interrupts for the server, which the kernel charges to any process that happens to run.
 """
 
 import json
@@ -33,21 +33,21 @@ from benchmarks.subscriptions import V1_JSON
 CLIENTS: Final = 5_000
 INTERVAL: Final = 0.1
 SECONDS: Final = 10.0
-# Single decisions that arrive in a second, in those cases in which any do.
+# Single decisions per second, in the cases that send any.
 ARRIVALS: Final = 40
 DECISION: Final = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9, "cost": 0.002}
 
 
 class Sample(NamedTuple):
-    """What one run of a server came to, in microseconds for each message that arrived."""
+    """The result of one run of a server, in microseconds per message that arrived."""
 
     charged: float
     busy: float
-    complete: float  # how many messages arrived, of those that were due
+    complete: float  # the part of the due messages that arrived
 
 
 class Case(NamedTuple):
-    """What is measured, and the most it may cost: the busy time of its core ÷ the floor's."""
+    """A case, and the maximum of its cost: the busy time of its core ÷ that of the floor."""
 
     name: str
     contender: Contender
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 def warm(options: Options) -> Report:
-    """5,000 clients ten times a second, each server alone on its core, in turns with the floor."""
+    """5,000 clients ten times per second; each server in turn, alone on its core."""
     rounds, clients, seconds = (2, 500, 2.0) if options.quick else (6, CLIENTS, SECONDS)
     os.sched_setaffinity(0, {CLIENT_CORE})
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def _cases(v1: Mapping[str, Any]) -> list[Case]:
 
 @contextmanager
 def _arriving(stage: Stage, interval: float) -> Iterator[Running]:
-    """Run Routecast, to which decisions are sent one by one."""
+    """Run Routecast, and send decisions to it one by one."""
     done = threading.Event()
     with routecast(stage, interval) as server:
 
@@ -117,7 +117,7 @@ def _arriving(stage: Stage, interval: float) -> Iterator[Running]:
 
 
 def _alone(stage: Stage, contender: Contender, clients: int, seconds: float) -> Sample:
-    """Run one server with so many clients. Raises Broken when it loses any."""
+    """Run one server with its clients. Raises Broken if it loses any."""
     with (
         contender.server(stage, INTERVAL) as server,
         Subscribers(stage, server.port, contender.path, clients, **contender.crowd) as crowd,

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command, or say what it needs where only the client is installed."""
+    """Run the command; if only the client is installed, exit with advice."""
     try:
         from routecast.cli import main as run
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ from routecast.retry import Backoff
 
 log = logging.getLogger(__name__)
 
-# One failure may be a lost connection; this number in a row means that the engine fails.
+# One failure may be a lost connection; this number of failures in a row opens the breaker.
 FAILURES: Final = 3
 # The minimum and maximum time between two probes, in seconds. The random part, which keeps nodes
 # from probing all at once, grows from the minimum. The maximum plus a probe's own time is less than

@@ -1,4 +1,4 @@
-"""The Prometheus metrics of a node, for `GET /metrics`. docs/glossary.md lists them, too."""
+"""The Prometheus metrics of a node, for `GET /metrics`; docs/glossary.md lists them."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -8,7 +8,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-# The time of creation of each counter would double the text.
+# A time of creation for each counter would double the length of the text.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # -- the library left it untyped
 
 _COMMIT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

@@ -1,7 +1,7 @@
 """JSON Merge Patch (RFC 7396): the server makes patches, clients apply them.
 
-In a patch null deletes, so documents that are patched hold none: a key without a value is left out
-(`without_nulls`).
+In a patch, null deletes a key. So documents that are patched have no nulls: keys without a value
+are left out (`without_nulls`).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ Document = dict[str, Any]
 
 
 def without_nulls(document: Mapping[str, Any]) -> Document:
-    """Return a document without the keys that have no value, in objects within it too."""
+    """Return a document without its keys that are null, also in nested objects."""
     return {
         name: without_nulls(value) if isinstance(value, dict) else value
         for name, value in document.items()
@@ -20,7 +20,7 @@ def without_nulls(document: Mapping[str, Any]) -> Document:
 
 
 def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
-    """Return the smallest patch that makes `after` of `before`; neither may hold nulls."""
+    """Return the smallest patch from `before` to `after`; neither may contain nulls."""
     patch: Document = dict.fromkeys(name for name in before if name not in after)
     for name, value in after.items():
         known = before.get(name)
@@ -34,10 +34,10 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
 
 
 def apply(document: Any, patch: Any) -> Any:
-    """Return what a patch makes of a document; neither is changed.
+    """Return a document with a patch applied; the arguments are not changed.
 
-    Both may be any JSON value: a patch that is no object replaces the document, and a document that
-    is no object counts as an empty one.
+    Both may be any JSON value: a patch that is not an object replaces the document, and a document
+    that is not an object counts as an empty one.
     """
     if not isinstance(patch, dict):
         return patch

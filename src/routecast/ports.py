@@ -21,10 +21,10 @@ from routecast.core.time_series import TimeSeries
 from routecast.core.window import WindowQuery
 from routecast.protocol import CloseCode, Position, Source
 
-# The deltas of at least this number of commits are kept: minutes of a busy node, and more than a
-# node needs that is no longer in step.
+# The deltas of at least this number of commits are kept: some minutes of a busy node, which is more
+# than a node that has missed deltas needs.
 DELTAS_KEPT: Final = 1_000
-# Fewer are kept if they have more cells than this: then loading costs less than fetching.
+# Fewer are kept if they have more cells than this: then loading a snapshot costs less.
 DELTA_CELLS_KEPT: Final = 100_000
 # Decisions in one commit of several batches. A larger batch is a commit of its own, and stores
 # prepare it beside other commits: see `Store.commit`.
@@ -71,7 +71,7 @@ class Connection(Protocol):
         ...
 
     def prepare(self, payload: Payload) -> None:
-        """Do what takes long of sending a payload, which may be called in another thread."""
+        """Do the slow part of sending a payload in advance; may be called in another thread."""
         ...
 
     def reply(self, data: bytes) -> None:
@@ -163,7 +163,7 @@ class Commit:
 
 
 class Condition(NamedTuple):
-    """The state of a store's files: how far a check is, and what it found.
+    """The state of a store's files: the progress and result of their check.
 
     Nothing is known about the files of a database server. After an `error` nothing is written; a
     `warning` needs attention. `wal_bytes` is the length of the write-ahead log.

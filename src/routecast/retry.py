@@ -13,16 +13,16 @@ from typing import Final
 
 from routecast.protocol import CloseCode
 
-# However long a server asks a client to stay away, it tries again after this many seconds.
+# The maximum time that a client waits because a server asked it to, in seconds.
 MAX_SERVER_DELAY: Final = 300
-# How long to stay away after TOO_MANY_MESSAGES, in seconds: the limit is one of messages a minute.
+# The delay after TOO_MANY_MESSAGES, in seconds: the limit counts messages per minute.
 TOO_MANY_MESSAGES_DELAY: Final = 60.0
 
-# An HTTP status on its own: a proxy's limit of size may be the one that was reached.
+# Also from a proxy, which may have a limit of its own.
 TOO_LARGE: Final = 413
 _NO_TOKEN: Final = 401
-# Statuses of Routecast's own problem documents that pass by themselves; so do those from 500 on.
-# 426 says that an upgrade would be accepted, and that something in between has removed it.
+# Statuses of Routecast's own problem documents that are temporary, besides those from 500 on. 426
+# means that an upgrade would be accepted, but that a proxy has removed it.
 _PASSING: Final = frozenset({408, 425, 426, 429})
 _SERVER_ERRORS: Final = 500
 
@@ -30,11 +30,11 @@ _RECONNECT_AFTER: Final = re.compile(r"reconnect_after_ms=([0-9]+)")
 
 
 class Outcome(StrEnum):
-    """What to do after an answer or a close code that is not what was asked for."""
+    """What to do after an error answer or a close code."""
 
     RETRY = "retry"
     FINAL = "final"
-    NEW_TOKEN = "token"  # noqa: S105  # -- final, unless another token can be had
+    NEW_TOKEN = "token"  # noqa: S105  # -- final, unless another token is available
     SMALLER = "halve"  # the batch; one decision alone is rejected
 
 
@@ -59,15 +59,15 @@ _AFTER_CLOSE: Final[Mapping[int, Outcome]] = {
 
 
 def after_close(code: int) -> Outcome:
-    """Return what to do after a close code; one that is not in the contract may pass."""
+    """Return what to do after a close code; after an unknown one, retry."""
     return _AFTER_CLOSE.get(code, Outcome.RETRY)
 
 
 def after_batch(status: int, *, own: bool) -> Outcome:
     """Return what a producer does after an answer that is not a receipt.
 
-    `own` tells whether it is Routecast's own problem document. Every other answer comes from
-    something in between (a proxy, a sign-in page), and may be another one soon.
+    `own` says whether it is Routecast's own problem document. Any other answer comes from a proxy
+    or a sign-in page, and may be temporary.
     """
     if status == TOO_LARGE:
         return Outcome.SMALLER
@@ -77,7 +77,7 @@ def after_batch(status: int, *, own: bool) -> Outcome:
 
 
 def after_upgrade(status: int, *, own: bool) -> Outcome:
-    """Return what a stream does after an answer in place of an upgrade; `own` as `after_batch`."""
+    """Return what a stream does after an error answer to an upgrade; `own` as in `after_batch`."""
     found = after_batch(status, own=own)
     if found is not Outcome.SMALLER:  # there is no batch
         return found
@@ -89,10 +89,9 @@ def after_upgrade(status: int, *, own: bool) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a client does next, and for how many `seconds` it stays away at least.
+    """What a client does next, and the minimum `seconds` before it.
 
-    `exact` tells that the server chose this moment for this client alone, so no random delay is
-    added.
+    `exact` means that the server chose this time for this client, so no random delay is added.
     """
 
     outcome: Outcome
@@ -119,13 +118,13 @@ def close_verdict(code: int, reason: str = "", goodbye_ms: int | None = None) ->
 
 
 def without_reconnect_after(reason: str) -> str:
-    """Return what a close reason says to a person."""
+    """Return a close reason without its `reconnect_after_ms`."""
     return _RECONNECT_AFTER.sub("", reason)
 
 
 def retry_after(text: str) -> int:
-    """Return the seconds of a `Retry-After`; a date, as some proxies send, counts as 0."""
-    # More digits are no number of seconds, and Python refuses to read thousands of them.
+    """Return the seconds of a `Retry-After`; 0 for a date, which some proxies send."""
+    # A longer text is not a sensible number, and Python refuses to read thousands of digits.
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         return 0
     return min(int(text), MAX_SERVER_DELAY)
@@ -133,10 +132,10 @@ def retry_after(text: str) -> int:
 
 @dataclass(slots=True)
 class Backoff:
-    """Delays between tries, in seconds: random, from 0 to a bound that doubles up to `longest`.
+    """Delays between attempts, in seconds: random, from 0 to a bound that doubles up to `longest`.
 
-    This is known as full jitter: clients that lost a server together come back one by one, and the
-    first come at once. Call `reset` after a success.
+    This is called full jitter: clients that lost a server together reconnect at different times,
+    the first ones at once. Call `reset` after a success.
     """
 
     first: float = 1.0
@@ -145,7 +144,7 @@ class Backoff:
     draw: Callable[[float, float], float] = field(default=random.uniform, repr=False)
 
     def next(self, least: float = 0.0) -> float:
-        """Return the next delay: a random one, on top of the `least` that the server asked for."""
+        """Return the next delay: a random one, added to the `least` that the server asked for."""
         # The exponent is bounded too: a float overflows after a thousand failures.
         bound = min(self.first * 2.0 ** min(self.failures, 32), self.longest)
         self.failures += 1
@@ -161,5 +160,5 @@ class Backoff:
 
 
 def no_jitter(_: float, bound: float) -> float:
-    """Draw the bound: for `Backoff.draw` where nothing else tries at the same time."""
+    """Return the bound: for `Backoff.draw` if no other client retries at the same time."""
     return bound

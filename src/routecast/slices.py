@@ -1,11 +1,11 @@
 """Slices of long work on the event loop: at most one of them in each turn of the loop.
 
 Long work is done in slices of about 1 ms, with turns of other tasks in between. If several long
-works ran a slice each in one turn of the loop, the turn would take the sum of them. So they take
-turns, and a task that waits for the loop waits for one slice.
+tasks did a slice in the same turn of the loop, the turn would take the sum of them. So they do
+their slices in different turns, and other tasks wait for at most one slice.
 
 A short request needs about ten turns of the loop, because it waits for the database several times.
-While such requests arrive, the loop is left to them for a moment after each slice.
+While such requests arrive, there is a pause after each slice, in which only they run.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ import time
 from collections import deque
 from typing import Final
 
-# After a short request, slices leave pauses for this time, in seconds.
+# After a short request, there are pauses between slices for this time, in seconds.
 COURTESY_SECONDS: Final = 1.0
 # The pause after each slice, in seconds: as long as a slice.
 ROOM_SECONDS: Final = 0.001
 
 
 class Slices:
-    """Gives turns to long works, in the order of their requests."""
+    """Gives turns to tasks with long work, in the order in which they ask."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -50,7 +50,7 @@ class Slices:
             self._next = loop.call_soon(self._give)
 
     def _give(self) -> None:
-        """Give the next one its turn."""
+        """Give the next task its turn."""
         self._next = None
         while self._waiting:
             future = self._waiting.popleft()

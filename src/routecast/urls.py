@@ -1,11 +1,11 @@
-"""URLs of engines: reading them, and showing them without what may be secret."""
+"""URLs of engines: parsing them, and showing them without passwords."""
 
 import re
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*", re.ASCII)
-# What is certainly a host with an optional port, and no part of a password.
+# Text that is certainly a host with an optional port, and not part of a password.
 _URL_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]*)(?::([0-9]{1,5}))?", re.ASCII)
 _FILE_PATH: Final = re.compile(r"[\w./\\ -]+")
 _HIDDEN: Final = "***"
@@ -14,8 +14,8 @@ _HIDDEN: Final = "***"
 def split_url(url: str) -> SplitResult:
     """Return the parts of a URL.
 
-    Raises ValueError, whose text shows nothing of the URL, where it cannot be read, or where a
-    password seems to have signs in it that end the part of a URL it is in.
+    Raises ValueError if the URL is invalid, or if its password seems to contain a character that
+    must be escaped. The text of the error does not contain the URL.
     """
     try:
         parts = urlsplit(url)
@@ -25,8 +25,8 @@ def split_url(url: str) -> SplitResult:
     cut = "@" in parts.path + parts.fragment or ("@" in parts.query and "=" not in query_key)
     if parts.netloc and "@" not in parts.netloc and cut:
         raise ValueError(
-            "has an @ after a sign that ends the part for names and passwords: write such signs "
-            "as %2F (/), %3F (?), %23 (#) and %40 (@)"
+            "has an @ after a /, ? or #: in names and passwords, write these characters as "
+            "%2F (/), %3F (?), %23 (#) and %40 (@)"
         )
     return parts
 
@@ -34,7 +34,7 @@ def split_url(url: str) -> SplitResult:
 def masked(url: str) -> str:
     """Return a URL for a log or an error, without its user, its password and its options.
 
-    Of a URL that is not as it should be, only what cannot be part of a password.
+    Of an invalid URL, it returns only the parts that cannot belong to a password.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -42,7 +42,7 @@ def masked(url: str) -> str:
     if not _SCHEME.fullmatch(scheme):
         return _HIDDEN
     shown, *options = re.split(r"[?#]", rest)
-    if any("@" in option for option in options):  # a password with such a sign in it, perhaps
+    if any("@" in option for option in options):  # perhaps a password with ? or #
         return f"{scheme}://{_HIDDEN}"
     login, _, place = shown.rpartition("@")
     hosts, slash, path = place.partition("/")

@@ -722,7 +722,7 @@ def test_bench_reports_messages_that_are_no_documents() -> None:
     with playing(script, protocols=()) as url:
         done = routecast("bench", "--connections", 2, "--seconds", 1, "--server", url)
     assert "Traceback" not in done.stderr
-    assert "2 failed: what it sends has no timestamp" in done.stdout
+    assert "2 failed: a message without a timestamp" in done.stdout
     assert done.returncode == 1
 
 

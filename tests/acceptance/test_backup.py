@@ -53,7 +53,7 @@ def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> 
         restored = routecast("restore", backup, "--database", server.database_url)
         assert restored.returncode == 0, restored.stderr
         assert restored.stdout.startswith(f"Restored 500 decisions from {backup}: epoch ")
-        assert "What was there is kept in " in restored.stdout
+        assert "The replaced database is kept in " in restored.stdout
         server.start()
         assert total(server) == 500
         assert server.http.get("/health").json()["position"]["epoch"] != epoch
@@ -67,9 +67,9 @@ def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> 
     ("words", "reason"),
     [
         (("backup", "{folder}"), "is a folder: name a file in it"),
-        (("backup", "{folder}/no/such.db"), "is no folder: make it first"),
+        (("backup", "{folder}/no/such.db"), "is not a folder: make it first"),
         (("backup", "{folder}/new.db"), "there is no database"),
-        (("restore", "{folder}/none.db"), "is no file"),
+        (("restore", "{folder}/none.db"), "is not a file"),
         (("restore", "{folder}/text"), "is no backup of a SQLite database"),
     ],
 )

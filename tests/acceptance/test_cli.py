@@ -172,7 +172,7 @@ def test_watch_keys_change_what_is_shown(server: Server) -> None:
         terminal.wait_for(r"every 0.5 s")
         terminal.wait_for("claude +1 +25.0%")
         terminal.press("\x1b[A\x1bOP?")
-        terminal.wait_for("next or last window")
+        terminal.wait_for("next or previous window")
         terminal.press("?")
         terminal.wait_for("claude")
         terminal.press("q")
@@ -213,7 +213,7 @@ async def test_watch_leaves_the_terminal_as_it_was_when_it_fails() -> None:
         code, output = await asyncio.to_thread(run, server.url)
     assert code == 1
     assert "Traceback" not in output
-    assert output.index("not what Routecast sends") > output.rindex(LEAVE_SCREEN)
+    assert output.index("messages are not Routecast's") > output.rindex(LEAVE_SCREEN)
 
 
 def test_watch_may_be_suspended(server: Server) -> None:
@@ -367,7 +367,7 @@ def test_demo_takes_the_next_free_port(tmp_path: Path) -> None:
             occupant.bind(("127.0.0.1", 8000))
             occupant.listen()
         with Terminal(*COMMAND, "demo", cwd=tmp_path) as terminal:
-            taken = terminal.wait_for(r"Port 8000 is in use, so this takes (\d+)")[1]
+            taken = terminal.wait_for(r"Port 8000 is in use; using (\d+)")[1]
             terminal.wait_for(rf"http://127\.0\.0\.1:{taken}/")
             terminal.press_ctrl_c()
             assert terminal.end() == 0

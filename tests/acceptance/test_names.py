@@ -257,7 +257,7 @@ def test_all_nodes_follow_a_fold(nodes: Nodes) -> None:
             "model 'flsh': no decision has this name; did you mean flash?",
         ),
         (("forget", "project", "x", "--yes"), "see `names list --part project`"),
-        (("fold", "model", "other", "--yes"), "is what names are folded into"),
+        (("fold", "model", "other", "--yes"), "names are folded into it"),
         (("fold", "colour", "red", "--yes"), "'colour' is not one of"),
         (("fold", "model", "flash"), "--yes"),
     ],

@@ -235,7 +235,7 @@ def test_an_interrupted_import_is_resumed(server: Server, tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, output
-    assert "The same command goes on" in output
+    assert "The same command continues" in output
     counted = server.metrics()["total_decisions"]
     assert counted < rows, "it was over before it was stopped"
     done = replay(server, file, *BOTH)
@@ -286,7 +286,7 @@ def test_ctrl_c_says_how_many_were_acknowledged(server: Server, tmp_path: Path) 
     with Terminal(
         *COMMAND, "replay", file, "--server", server.url, *BOTH, "--speed", 1
     ) as terminal:
-        terminal.wait_for("no arrivals; going on in")
+        terminal.wait_for("no arrivals; continuing in")
         terminal.press_ctrl_c()
         assert terminal.end() == 130
     assert summary(terminal.output) == (3, 3, 0, 0, 0)
@@ -307,7 +307,7 @@ def test_speed_keeps_the_gaps_and_stamps_with_the_time_of_sending(
     file = write(tmp_path / "minute.csv", "time", *times)
     done = replay(server, file, *BOTH, "--speed", 60)
     assert summary(done.stdout) == (61, 61, 0, 0, 0)
-    seconds = re.search(r"([\d.]+) s, [\d,]+ a second", done.stdout)
+    seconds = re.search(r"([\d.]+) s, [\d,]+ per second", done.stdout)
     assert seconds
     assert float(seconds[1]) >= 1
     assert server.metrics(window="5m")["total_decisions"] == 61

@@ -50,7 +50,7 @@ def backup(
     if target.exists() and not force:
         fail(f"{target} exists: name another file, or add --force to replace it", BAD_USAGE)
     if not target.parent.is_dir():
-        fail(f"{target.parent} is no folder: make it first", BAD_USAGE)
+        fail(f"{target.parent} is not a folder: make it first", BAD_USAGE)
     with _written_whole(target) as unnamed:
         done = run_with_progress(lambda tell: backups.backup(unnamed, tell))
     typer.echo(
@@ -61,7 +61,7 @@ def backup(
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """Give a temporary name; the file gets its own name when the body has written all of it."""
+    """Yield a temporary path; the file gets its own name when the body has written all of it."""
     unnamed = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         yield unnamed
@@ -77,7 +77,7 @@ def _written_whole(target: Path) -> Iterator[Path]:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes for people: 812 bytes, 12.3 MB."""
+    """Return a number of bytes as a message shows it: 812 bytes, 12.3 MB."""
     if size < 1_000:
         return f"{size} bytes"
     shown, units = size / 1_000, iter(("kB", "MB", "GB"))
@@ -88,7 +88,7 @@ def size_text(size: int) -> str:
 
 
 def position_text(position: Position) -> str:
-    """Return a position for people."""
+    """Return a position as a message shows it."""
     return f"epoch {position.epoch}, seq {position.seq:,}"
 
 

@@ -122,7 +122,7 @@ def _chosen(part: str, given: Iterable[str], held: Iterable[NameUse]) -> list[Na
             (one for one in (name, spelling(name), by_look.get(name)) if one in known), None
         )
         if name == OTHER:
-            fail(f"{part} `{OTHER}`: is what names are folded into; name another", BAD_USAGE)
+            fail(f"{part} `{OTHER}`: names are folded into it; give another name", BAD_USAGE)
         if found is None:
             _unknown(part, name, list(by_look))
         chosen[found] = known[found]

@@ -1,4 +1,4 @@
-"""`routecast restore`: put a backup in the place of a database."""
+"""`routecast restore`: replace a database with a backup."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ def restore(
         ),
     ] = None,
 ) -> None:
-    """Put a backup in the place of a database. Stop all servers first.
+    """Replace a database with a backup. Stop all servers first.
 
     The backup is checked before anything changes. The replaced database is kept
     under another name, which is printed. The restored database begins a new epoch, so
@@ -34,11 +34,11 @@ def restore(
 
     backups = open_backups(load_settings(database_url=database).database_url)
     if not source.is_file():
-        fail(f"{source} is no file: name what `routecast backup` wrote", BAD_USAGE)
+        fail(f"{source} is not a file: name what `routecast backup` wrote", BAD_USAGE)
     done = run_with_progress(lambda tell: backups.restore(source, tell))
     kept = ""
     if done.kept is not None:
-        kept = f" What was there is kept in {plain(done.kept)}; remove it when all is well."
+        kept = f" The replaced database is kept in {plain(done.kept)}; remove it when all is well."
     typer.echo(
         f"Restored {done.decisions:,} decisions from {plain(source)}: "
         f"{position_text(done.position)}.{kept}"

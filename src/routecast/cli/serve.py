@@ -54,12 +54,12 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Take decisions in and stream metrics out.
+    """Receive decisions and stream metrics.
 
     Each option is also an environment variable, such as ROUTECAST_PORT; the option wins. More
     settings, such as retention and limits, are environment variables only: see docs/settings.md.
     """
-    # What serves takes longer to import than other commands take to run.
+    # Importing the server takes longer than other commands take to run.
     from routecast.server.run import run
 
     settings = load_settings(

@@ -1,4 +1,4 @@
-"""Output to a terminal and exit codes, for the commands that are clients."""
+"""Output to a terminal, and exit codes."""
 
 import os
 import shutil
@@ -50,5 +50,5 @@ def fail(message: object, code: int = FAILED) -> NoReturn:
 
 
 def unwind_on_sigterm() -> None:
-    """On SIGTERM, leave all context managers, so that a hidden cursor is shown again."""
+    """On SIGTERM, exit through all context managers, so that a hidden cursor is shown again."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

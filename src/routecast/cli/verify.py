@@ -24,11 +24,11 @@ def verify(
 ) -> None:
     """Check the database, recount the rollups from the decisions, print differences.
 
-    First the engine checks its own files, where it can. Faults that none of this
-    can detect are listed at the end.
+    First the database engine checks its own files, if it can. Faults that verify cannot detect are
+    listed at the end.
 
-    Exits with 0 if all is equal, 1 if anything differs or cannot be read now,
-    and 2 if there is no database of Routecast.
+    Exits with 0 if there are no differences, 1 if there are some or if the database cannot be read
+    now, and 2 if there is no database of Routecast.
     """
     from routecast.server.app import open_store  # slow to import
 

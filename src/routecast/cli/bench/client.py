@@ -16,12 +16,12 @@ from routecast.client.reconnect import MAX_MESSAGE
 
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
-# (subscriber, bytes of one message, moment of receipt in seconds since 1970)
+# (client, bytes of one message, time of receipt in seconds since 1970)
 OnMessage = Callable[["BenchClient", bytes, float], None]
 
 
 class BenchClient(asyncio.Protocol):
-    """A stream on websockets' sans-I/O core.
+    """One stream, by the sans-I/O protocol of `websockets`.
 
     `opened` is done when it is open or has failed, `gone` when its connection has ended.
     `on_message` is called for each whole message, `on_lost` once if an open stream ends by itself.
@@ -86,7 +86,9 @@ class BenchClient(asyncio.Protocol):
             self._protocol.receive_eof()
         if not self.opened.done():
             reason = self._protocol.handshake_exc or error
-            self.opened.set_exception(reason or InvalidHandshake("it hung up during the handshake"))
+            self.opened.set_exception(
+                reason or InvalidHandshake("it closed the connection during the handshake")
+            )
         elif self.opened_at and not self._closing:
             self._on_lost(self._protocol.close_exc)
 

@@ -38,7 +38,9 @@ _PERCENTILES: Final = (50, 95, 99)
 
 
 def bench(
-    server: Annotated[str, typer.Option(metavar="URL", help="The server to try.")] = DEFAULT_SERVER,
+    server: Annotated[
+        str, typer.Option(metavar="URL", help="The server to measure.")
+    ] = DEFAULT_SERVER,
     connections: Annotated[
         int, typer.Option(metavar="N", min=1, max=1_000_000, help="Streams open at once.")
     ] = 100,
@@ -238,7 +240,7 @@ class Trial:
             except (ValueError, OverflowError):
                 stream.abort()
                 self._lost += 1
-                self.failures["what it sends has no timestamp: it is not a Routecast server"] += 1
+                self.failures["a message without a timestamp: it is not a Routecast server"] += 1
                 return
             self._stamp = stamp
         self.latency.append(1000 * (now - self._stamped))
@@ -268,7 +270,7 @@ class Trial:
 
 
 def _summary(values: Sequence[float]) -> dict[str, float] | None:
-    """Return nearest-rank percentiles and the maximum; None of nothing."""
+    """Return nearest-rank percentiles and the maximum; None without values."""
     if not values:
         return None
     ranked = sorted(values)
@@ -282,7 +284,7 @@ _ROWS: Final = (
     ("to connect", "connect_ms"),
     ("to the first frame", "first_frame_ms"),
     ("from document to receipt", "latency_ms"),
-    ("off the even beat", "jitter_ms"),
+    ("jitter of the interval", "jitter_ms"),
 )
 
 
@@ -290,7 +292,7 @@ def _show(console: Console, target: Server, result: dict[str, Any]) -> None:
     say(
         console,
         f"{target.url}: {result['opened']:,} of {result['connections']:,} streams opened; "
-        f"listened {result['seconds']:.1f} s, a document each {result['interval']:g} s",
+        f"listened {result['seconds']:.1f} s, a document every {result['interval']:g} s",
     )
     if result["opened"]:
         _show_figures(console, result)
@@ -313,14 +315,14 @@ def _show_figures(console: Console, result: dict[str, Any]) -> None:
     frames, size = result["frames"], result["bytes"]
     say(
         console,
-        f"{frames:,} frames, {frames / seconds:,.0f} a second; {size:,} bytes, "
-        f"{size / seconds / 1e6:.2f} MB a second",
+        f"{frames:,} frames, {frames / seconds:,.0f} per second; {size:,} bytes, "
+        f"{size / seconds / 1e6:.2f} MB per second",
     )
     if result["error_documents"]:
         say(console, f"{result['error_documents']:,} of them were error documents", "yellow")
     if result["client_cpu"] > _BUSY:
         words = f"This process was busy {result['client_cpu']:.0%} of the time"
-        say(console, f"{words}: the figures may be its own. Use fewer streams.", "yellow")
+        say(console, f"{words}, which may limit the results. Use fewer streams.", "yellow")
 
 
 def _ms(value: float | None) -> str:

@@ -19,8 +19,8 @@ from routecast.errors import BadSettings
 from routecast.server.config import load_settings
 
 _PORTS_TRIED: Final = 100
-# Arrivals this close together, in seconds, are recorded together and share a request; the last of
-# them at most the second of these times after the first.
+# Arrivals within _DEMO_TICK seconds are recorded at the same time. The recorder waits _LINGER
+# seconds for all of them, so that they share a request.
 _DEMO_TICK: Final = 0.05
 _LINGER: Final = 0.01
 # After a longer stop, in seconds (a laptop asleep), the traffic continues from now and does not
@@ -66,7 +66,7 @@ def demo(
         if "port" not in settings.model_fields_set:
             free = _free_port(settings.host, settings.port)
             if free != settings.port:
-                say(console, f"Port {settings.port} is in use, so this takes {free}.", "yellow")
+                say(console, f"Port {settings.port} is in use; using {free}.", "yellow")
             settings = settings.model_copy(update={"port": free})
 
         async def on_started(address: str) -> None:
@@ -80,7 +80,7 @@ def demo(
 
 @contextmanager
 def _database(url: str | None) -> Iterator[str]:
-    """Give a database's URL: the one asked for, or a temporary one that is removed at the end."""
+    """Yield a database's URL: the given one, or that of a temporary one, removed at the end."""
     if url is not None:
         yield url
         return
@@ -89,7 +89,7 @@ def _database(url: str | None) -> Iterator[str]:
 
 
 def _free_port(host: str, first: int) -> int:
-    """Return the first free port from `first` on, or `first` if all are taken."""
+    """Return the first free port from `first` on, or `first` if all are in use."""
     from routecast.server.run import bind
 
     for port in range(first, min(first + _PORTS_TRIED, 65536)):
@@ -107,7 +107,7 @@ def _welcome(console: Console, address: str, rate: float, *, temporary: bool) ->
     )
     lines = (
         ("", ""),
-        (f"Routecast is running, with simulated traffic: {rate:g} decisions a second.", "bold"),
+        (f"Routecast is running, with simulated traffic: {rate:g} decisions per second.", "bold"),
         ("", ""),
         (f"  in a browser   {address}/", "cyan"),
         (f"  in a terminal  {watch}", "cyan"),
@@ -120,7 +120,7 @@ def _welcome(console: Console, address: str, rate: float, *, temporary: bool) ->
 
 async def send(address: str, traffic: Iterator[Arrival]) -> None:
     """Record arrivals at a server when they are due, until cancelled."""
-    # Decisions that are lost when the server stops are simulated ones: no reason for a warning.
+    # No warning about decisions that are lost when the server stops: they are simulated.
     logging.getLogger("routecast.client").setLevel(logging.ERROR)
     recorder = Recorder(address, linger=_LINGER)
     began = time.monotonic()
@@ -130,7 +130,7 @@ async def send(address: str, traffic: Iterator[Arrival]) -> None:
             if ahead < -_FORGIVEN:
                 began -= ahead
             elif ahead > 0:
-                # Waiting a whole tick at least lets what comes in it go together.
+                # Waiting at least a whole tick lets arrivals within it share a request.
                 await asyncio.sleep(max(ahead, _DEMO_TICK))
             recorder.record(decision)
     finally:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-# Fitted to the Azure LLM inference traces 2023 (Azure/AzurePublicDataset, CC-BY 4.0): an hour of
-# a chat service and of a code completion service. Each row of figures is the value at these
-# shares of all arrivals; the last five make the long tail, where the bursts are.
+# Fitted to the Azure LLM inference traces 2023 (Azure/AzurePublicDataset, CC-BY 4.0): an hour of a
+# chat service and of a code completion service. Each row of numbers has the values at these parts
+# of all arrivals; the last five are the long tail, which makes the bursts.
 ARRIVAL_SHARES: Final = (
     *(0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     *(0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0),
@@ -55,12 +55,12 @@ CODE: Final = Service(
         *(29, 55, 90, 172, 252, 361, 666, 824, 1899),
     ),
 )
-# Arrivals a second of both services together, as they were.
+# Arrivals per second of both services together in the traces.
 NATURAL_RATE: Final = 1 / 0.18083 + 1 / 0.38965
 
 
 def draw(quantiles: Quantiles, rng: random.Random) -> float:
-    """Draw a value; between two known quantiles values are spread evenly in their logarithm."""
+    """Draw a random value; between two quantiles, its logarithm is distributed evenly."""
     share = rng.random()
     index = bisect.bisect_right(ARRIVAL_SHARES, share) - 1
     low, high = quantiles[index], quantiles[index + 1]
@@ -98,7 +98,8 @@ OWN: Final = Model("self-hosted", "llama-3.1-8b-tuned", 60, 9)
 class Strategy(NamedTuple):
     """A strategy: how often it is used, and its choices for small and large requests.
 
-    Confidence follows a beta distribution with these two parameters; None knows only bands.
+    `confidence` has the two parameters of a beta distribution; with None, the strategy reports a
+    band.
     """
 
     name: str
@@ -124,21 +125,21 @@ STRATEGIES: Final = (
 _LARGE: Final = 1_500  # tokens of a prompt from which a request counts as large
 _ERRORS: Final = 0.01
 _FALLBACKS: Final = 0.03
-_UNSURE: Final = 0.04  # share of decisions whose strategy says nothing of its confidence
+_UNSURE: Final = 0.04  # part of the decisions without a confidence
 
 
 class Arrival(NamedTuple):
-    """A decision, without id and time, and the seconds from the start at which it comes."""
+    """A decision without id and time, and when it arrives, in seconds from the start."""
 
     at: float
     decision: dict[str, Any]
 
 
 def arrivals(seed: int | None, rate: float = NATURAL_RATE) -> Iterator[Arrival]:
-    """Yield decisions for ever, `rate` a second on average, in the order they come.
+    """Yield decisions for ever, `rate` per second on average, in the order of arrival.
 
-    The same seed gives the same decisions. A rate other than the natural one keeps the bursts
-    and stretches or shrinks time.
+    The same seed gives the same decisions. Another rate than NATURAL_RATE stretches or shrinks
+    time, and keeps the bursts.
     """
     rng = random.Random(seed)
     services = (CHAT, CODE)
@@ -153,7 +154,7 @@ def arrivals(seed: int | None, rate: float = NATURAL_RATE) -> Iterator[Arrival]:
 
 
 def decide(prompt: int, answer: int, rng: random.Random) -> dict[str, Any]:
-    """Return a decision for a request of `prompt` tokens, and its outcome."""
+    """Return a decision, with its outcome, for a request of `prompt` and `answer` tokens."""
     strategy = rng.choices(STRATEGIES, [strategy.weight for strategy in STRATEGIES])[0]
     mix = strategy.large if prompt >= _LARGE else strategy.small
     model = rng.choices(list(mix), list(mix.values()))[0]

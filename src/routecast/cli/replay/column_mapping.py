@@ -17,7 +17,7 @@ _MEANINGFUL: Final = (*REQUIRED, "timestamp", "status", "fallback", "project")
 class FieldSource:
     """The source of one field: its column and reader, and how they were chosen.
 
-    `column` is None if `value` is every row's. `nothing` tells whether a cell has no value.
+    `column` is None if every row has the `value`. `nothing` tells whether a cell has no value.
     """
 
     field: str
@@ -45,8 +45,8 @@ class Row:
 class Columns:
     """The whole mapping of one file.
 
-    `last` is the latest of times that count from the start, in microseconds; None if times are
-    calendar times. `warnings` are for a person, before anything is sent.
+    `last` is the latest time in microseconds, if times count from the start; None for calendar
+    times. `warnings` are shown before anything is sent.
     """
 
     sources: tuple[FieldSource, ...]
@@ -57,8 +57,8 @@ class Columns:
     def row(self, line: int, cells_by_column: Mapping[str, Cell]) -> Row:
         """Turn one row of the file into a decision.
 
-        Raises ValueError naming field and rule if it has no strategy or provider, or if a cell
-        cannot be read without which it would count as something else.
+        Raises ValueError naming field and rule if the row has no strategy or provider, or if it has
+        an unreadable cell without which the decision would be wrong.
         """
         decision: dict[str, Any] = {}
         unread: list[str] = []
@@ -86,7 +86,7 @@ class Columns:
 
 
 def lookup(row: Mapping[str, Cell], column: str) -> Cell:
-    """Return the cell of a column; `usage.prompt_tokens` is the inner one of a nested object."""
+    """Return the cell of a column; `usage.prompt_tokens` is a member of a nested object."""
     if column in row or "." not in column:
         return row.get(column)
     outer, _, inner = column.partition(".")

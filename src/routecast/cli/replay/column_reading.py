@@ -13,15 +13,15 @@ from typing import Any, Final
 from routecast.cli.replay.parsers import Cell, Kind, NoSuchValue, shown
 
 _SAMPLE: Final = 1000
-# Up to this share of cells that cannot be read cost their rows a value; a column with more is not
-# this field.
+# If more than this part of a column's cells cannot be read, the column is not this field.
+# Otherwise, rows with such a cell lose its value.
 _MOST_BAD: Final = 0.25
 
 
 class Doubt(ValueError):
-    """A column that cannot be read, or in several ways: `ways` are those of `example`.
+    """A column that cannot be read, or that can be read in several ways.
 
-    `forms` are the forms that settle it, in --map after the column.
+    `ways` are the readings of `example`. `forms` are those that --map accepts to settle it.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ def _always(_: Cell) -> bool:
 class ColumnReading:
     """The possible readings of one column: add its cells, then choose.
 
-    `sample` holds the first cells. `open_cell` tells whether a cell that can be read in two ways is
-    a reason for doubt; other cells are read in the way that `kind` gives first.
+    `sample` holds the first cells. `open_cell` says whether a cell with two readings is a reason
+    for doubt; other cells get the first reading of `kind`.
     """
 
     def __init__(self, kind: Kind, open_cell: Callable[[Cell], bool] = _always) -> None:
@@ -93,7 +93,7 @@ class ColumnReading:
         return form_of(name) in self.proven or any(name in pair for pair in self._differ)
 
     def decide(self, proven: Collection[str], *, asked: str | None, lenient: bool) -> str:
-        """Return the name of the reading that the column has.
+        """Return the name of the column's reading.
 
         `proven` are forms of other columns of the file: people write all numbers of a file in one
         way. `asked` is the form that a person asked for. `lenient` is for a column that a
@@ -106,7 +106,7 @@ class ColumnReading:
             return ""  # then it does not matter
         if not fits:
             raise self._misfit(self._total)
-        best = max(fits, key=lambda name: fits[name])  # the first one of those that fit as many
+        best = max(fits, key=lambda name: fits[name])  # the first one, if several are equal
         rivals = [name for name in fits if self._rival(best, name)]
         usual = [name for name in (best, *rivals) if form_of(name) in proven]
         if len(usual) == 1:

@@ -38,7 +38,7 @@ from routecast.core.decision import DAY
 from routecast.errors import BadParameter
 from routecast.protocol import MAX_BATCH, rfc3339
 
-# After this number of rows, a missing column is reported; the rest is read all the same.
+# After this number of rows, a missing required column is an error: the rest is not read.
 _PEEK_ROWS: Final = 1000
 _SHOWN: Final = 5
 _REHEARSED: Final = 10
@@ -53,7 +53,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 def replay(
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="CSV or JSON lines, .gz too. - is standard input."),
+        typer.Argument(metavar="FILE", help="CSV or JSON lines, also as .gz; - is standard input."),
     ],
     server: Annotated[str, typer.Option(metavar="URL", help="Where to send to.")] = DEFAULT_SERVER,
     mapped: Annotated[
@@ -167,7 +167,7 @@ def _pairs(flag: str, wishes: list[str] | None) -> dict[str, str]:
 
 @contextmanager
 def _twice_readable(file: str) -> Iterator[str]:
-    """Give the path of a file that can be read twice: for a pipe, a copy on disk."""
+    """Yield the path of a file that can be read twice: for a pipe, a copy on disk."""
     if file != "-" and not Path(file).is_fifo():
         yield file
         return
@@ -280,7 +280,7 @@ class _Job:
         return self._print_problems()
 
     def run(self, rows: Iterator[Row], target: Server, limit: int | None) -> int:
-        """Send all rows; return the exit code."""
+        """Send all rows, and print the outcome; return the exit code."""
         clock = time.monotonic()
         ending = 0
         with SendProgress(self.console) as progress, self._sender(target, progress) as sender:
@@ -292,7 +292,7 @@ class _Job:
             except KeyboardInterrupt:
                 ending = INTERRUPTED
                 words = "stopped; what is counted above is acknowledged. The same command "
-                words += "counts it once more" if self.ids.run else "goes on"
+                words += "counts it once more" if self.ids.run else "continues"
             except GivenUp as error:
                 ending, words = FAILED, str(error)
         if self.sent or not ending:
@@ -362,7 +362,7 @@ class _Job:
             self.console,
             f"Sent {self.sent:,}: accepted {self.accepted:,}, duplicates {self.duplicates:,}, "
             f"rejected {self.rejected:,}{conflicts}{broken}. "
-            f"{seconds:.2f} s, {self.sent / max(seconds, 1e-6):,.0f} a second.",
+            f"{seconds:.2f} s, {self.sent / max(seconds, 1e-6):,.0f} per second.",
         )
         if self.duplicates and self.columns.has("id"):
             words = "the server has a decision with this id already, or an earlier row has it"
@@ -392,7 +392,7 @@ class _Job:
 def paced(
     rows: Iterable[Row], speed: float, size: int, progress: SendProgress
 ) -> Iterator[list[Row]]:
-    """Yield batches of at most `size` when their rows are due, at `speed` times their own pace.
+    """Yield batches of at most `size` rows when they are due, at `speed` times their own pace.
 
     A row without a time, or one earlier than the row before it, is due with that row. After a
     delay it catches up at full speed.
@@ -448,7 +448,7 @@ def _describe(
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    say(console, f"Reading {name} so:")
+    say(console, f"How {name} is read:")
     console.print(table)
     if not columns.has("timestamp") and stamps == "keep":
         words = "No column gives times: every decision will count as made now, when it is received."

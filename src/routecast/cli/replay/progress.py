@@ -52,9 +52,9 @@ class SendProgress:
 
     def wait(self, why: str, seconds: float) -> None:
         """Show that nothing happens for `seconds`, and why."""
-        self._bar.update(self._task, words=f"{why}; going on in {_clock(seconds)}")
+        self._bar.update(self._task, words=f"{why}; continuing in {_clock(seconds)}")
         if not self._console.is_terminal:
-            say(self._console, f"{why}; going on in {seconds:.1f} s")
+            say(self._console, f"{why}; continuing in {seconds:.1f} s")
 
     def retry(self, why: str, seconds: float) -> None:
         """Show that the server does not accept a batch, which is tried again after `seconds`.
@@ -65,12 +65,12 @@ class SendProgress:
             self._printed.add(why)
             say(self._console, f"{why}; trying again", "yellow")
         self._bar.update(
-            self._task, words=f"{self._words or 'waiting'}; going on in {_clock(seconds)}"
+            self._task, words=f"{self._words or 'waiting'}; continuing in {_clock(seconds)}"
         )
 
 
 class _Words(ProgressColumn):
-    """The text beside the bar; from a server in part, so without markup."""
+    """The text beside the bar, without markup, because a server may have sent parts of it."""
 
     max_refresh = 0.1
 

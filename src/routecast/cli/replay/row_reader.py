@@ -1,4 +1,4 @@
-"""Reading rows of CSV or JSON lines, plain or gzip, recognised by content, as a stream."""
+"""`RowFile`: reads rows of CSV or JSON lines, plain or gzip, which it recognises by content."""
 
 import csv
 import gzip
@@ -31,7 +31,7 @@ _json = msgspec.json.Decoder(float_hook=Decimal)
 
 
 class Unreadable(RoutecastError):
-    """The file does not hold rows. The text says what kind of file it seems to be."""
+    """The file has no rows. The text says what kind of file it seems to be."""
 
 
 class BrokenRow(NamedTuple):
@@ -51,8 +51,8 @@ class Record(NamedTuple):
 class RowFile:
     """An open file of rows: iterate over it once, then close it.
 
-    `size` is its bytes on disk. Raises OSError when it cannot be opened, Unreadable when it is
-    neither CSV nor JSON lines.
+    `size` is its bytes on disk. Raises OSError if it cannot be opened, Unreadable if it is neither
+    CSV nor JSON lines.
     """
 
     def __init__(self, path: str) -> None:
@@ -69,7 +69,7 @@ class RowFile:
 
     @property
     def read(self) -> int:
-        """Bytes of the file taken so far (of a compressed one: compressed)."""
+        """The bytes of the file that were read so far, before decompression."""
         return self._raw.tell()
 
     def __iter__(self) -> Iterator[Record | BrokenRow]:
@@ -114,7 +114,7 @@ class RowFile:
         try:
             return reader, _header(next(reader, []))
         except csv.Error as error:
-            raise Unreadable(f"its first line is no header of columns: {error}") from None
+            raise Unreadable(f"its first line is not a header of columns: {error}") from None
 
     def _csv_rows(self) -> Iterator[Record | BrokenRow]:
         reader, header = self._csv()
@@ -153,17 +153,17 @@ def _unpacked(raw: BinaryIO) -> tuple[BinaryIO, bytes]:
 
 
 def _peek(file: BinaryIO) -> bytes:
-    return cast("bytes", file.peek(8192))  # type: ignore[attr-defined]  # -- all that are opened here have it
+    return cast("bytes", file.peek(8192))  # type: ignore[attr-defined]  # -- all files opened here have it
 
 
 def _is_json(head: str) -> bool:
     if "\0" in head:
-        raise Unreadable("no text, so neither CSV nor JSON lines")
+        raise Unreadable("not text, so neither CSV nor JSON lines")
     start = head.lstrip()
     if not start:
         raise Unreadable("empty")
     if start.startswith("["):
-        raise Unreadable("one JSON array; write one object a line, as with: jq -c '.[]'")
+        raise Unreadable("one JSON array; write one object per line, as with: jq -c '.[]'")
     return start.startswith("{")
 
 

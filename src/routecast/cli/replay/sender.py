@@ -1,4 +1,4 @@
-"""Sending decisions to a server over HTTP until they are acknowledged, each counted once."""
+"""`BatchSender`: sends batches to a server until they are acknowledged; decisions count once."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,25 +18,25 @@ from routecast.errors import BadParameter, Refused, RoutecastError
 from routecast.protocol import FieldWarning, Receipt, Rejection
 from routecast.retry import TOO_LARGE, Backoff
 
-# Longer than a restart with a full queue to commit; a server away for longer needs a person.
+# Longer than a restart with a full queue; if a server is away for longer, a person must act.
 GIVE_UP_AFTER: Final = 120.0
-# Where Routecast itself has not answered yet, the address may be wrong: a person wants to know.
+# Shorter if Routecast itself has not answered yet: the address may be wrong.
 GIVE_UP_AT_FIRST: Final = 30.0
 _FIRST_DELAY: Final = 0.25
 _LONGEST_DELAY: Final = 5.0
-# An answer comes after a commit to disk; a minute without one is a server that hangs.
+# An answer comes after a commit to disk. A server that takes a minute does not work.
 _TIMEOUT: Final = 60.0
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class GivenUp(RoutecastError):
-    """The server will not take what it was sent, or cannot be reached. Trying again is no help."""
+    """The server refuses a batch, or cannot be reached. A retry does not help."""
 
 
 @dataclass
 class SendResult:
-    """What became of the decisions sent so far.
+    """The outcome of the decisions sent so far.
 
     `conflicts` have the ids of other decisions. `warnings` are of fields that were left out or
     changed.
@@ -52,11 +52,11 @@ class SendResult:
 
     @property
     def acknowledged(self) -> int:
-        """How many decisions the server has answered for."""
+        """The number of decisions that the server has answered."""
         return self.accepted + self.duplicates + self.conflicts + self.rejected
 
     def add(self, receipt: Receipt) -> None:
-        """Count what became of the next decisions; indexes become those of the whole batch."""
+        """Count the outcome of the next decisions; indexes become those of the whole batch."""
         first = self.acknowledged
         self.rejections += [replace(one, index=one.index + first) for one in receipt.rejected]
         self.warnings += [replace(one, index=one.index + first) for one in receipt.warnings]
@@ -75,15 +75,15 @@ class SendResult:
 class BatchSender:
     """One producer's connection to a server, as a context manager.
 
-    `waiting(words, seconds)` is told before each pause between two tries. Raises BadParameter where
-    the environment names a proxy that cannot be used.
+    `waiting(words, seconds)` is called before each pause between two attempts. Raises BadParameter
+    if the environment names a proxy that cannot be used.
     """
 
     def __init__(self, server: Server, waiting: Callable[[str, float], None]) -> None:
         self._http = HttpSender(server, timeout=_TIMEOUT, proxy=_proxy(server))
         self._waiting = waiting
         self._answered = False  # by Routecast
-        self._refused_since = 0.0  # of the monotonic clock: when the last batch was taken
+        self._refused_since = 0.0  # on the monotonic clock: when the last batch was accepted
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +92,12 @@ class BatchSender:
         self._http.close()
 
     def send(self, decisions: Sequence[dict[str, Any]]) -> SendResult:
-        """Send one batch, trying again as long as that can help; return what became of it.
+        """Send one batch, with retries as long as they can help; return the outcome.
 
-        Decisions carry ids, so a batch whose answer was lost is counted once. `rejections` index
-        into the batch. Raises GivenUp when the server was never there, stays away for
-        GIVE_UP_AFTER seconds (GIVE_UP_AT_FIRST, if Routecast never answered) or does not want the
-        batch at all.
+        Decisions carry ids, so a batch whose answer was lost is counted once. The indexes of
+        `rejections` are those of the batch. Raises GivenUp if no server was ever reached, if it
+        does not accept the batch within GIVE_UP_AFTER seconds (GIVE_UP_AT_FIRST, if Routecast never
+        answered), or if it refuses the batch.
         """
         result = SendResult()
         backoff = Backoff(_FIRST_DELAY, _LONGEST_DELAY)
@@ -118,16 +118,16 @@ class BatchSender:
         return receipt
 
     def _wait(self, error: RoutecastError, least: float, delay: float) -> bool:
-        """Wait before the next try. Raises GivenUp where that took too long already."""
+        """Wait before the next attempt. Raises GivenUp if it has taken too long already."""
         patience = self._patience(error)
         if time.monotonic() + least + delay > self._refused_since + patience:
-            raise GivenUp(f"{error}; no batch was taken for {patience:.0f} s") from None
+            raise GivenUp(f"{error}; no batch was accepted for {patience:.0f} s") from None
         self._waiting(str(error), least + delay)
         time.sleep(least + delay)
         return True
 
     def _patience(self, error: RoutecastError) -> float:
-        """Return for how many seconds to go on trying. Raises GivenUp where nobody is there."""
+        """Return the seconds for which to retry. Raises GivenUp if no server was ever reached."""
         if not isinstance(error, Unreachable | NotOurs):
             self._answered = True
         if self._answered:
@@ -155,7 +155,7 @@ def _proxy(server: Server) -> str | None:
     proxy = urlsplit(found if "://" in found else f"http://{found}")
     try:
         usable = proxy.scheme == "http" and proxy.hostname and proxy.port != 0
-    except ValueError:  # its port is no number
+    except ValueError:  # its port is not a number
         usable = False
     if not usable:
         name = f"{parts.scheme.upper()}_PROXY"

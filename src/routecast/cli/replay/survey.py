@@ -1,8 +1,8 @@
 """`Survey`: finds out which column of a file is which field, and how its cells are read.
 
 Names decide which column is a field: usual names, or those in --map. All rows decide how it is
-read. A person has to settle every doubt; a score is not a confidence, and the text of prompts never
-leaves the machine.
+read. A person must settle every doubt. A score is never taken as a confidence, and the text of
+prompts is never sent.
 """
 
 import re
@@ -39,25 +39,25 @@ from routecast.errors import BadParameter, RoutecastError
 # The quality of an answer is not the confidence of the router: such a column needs --map.
 _SCORES: Final = frozenset({"score", "probability"})
 _PRIVATE: Final = frozenset({"prompt", "prompts", "messages", "systemprompt", "userprompt"})
-# Ids that are checked for repetition; each takes about 150 bytes.
+# The maximum number of ids that are checked for repetition; each takes about 150 bytes.
 _MOST_IDS: Final = 1_000_000
-# Columns that are surveyed; further ones are left out. Keys of objects in JSON lines are columns
-# too.
+# The maximum number of columns that are surveyed; further ones are left out. Keys of objects in
+# JSON lines are columns too.
 MAX_COLUMNS: Final = 1_000
-# Names that are listed at most.
+# The maximum number of names in a list.
 _LISTED: Final = 20
-# Cells that tell whether a column without a known name holds times.
+# The number of cells that decide whether a column without a known name has times.
 _PEEK_CELLS: Final = 20
 _YEAR_2000: Final = 946_684_800_000_000
 _DEEPEST: Final = 8
-# Seconds from the start begin within the first day.
+# The first time of a column of seconds from the start is within a day.
 _LATEST_START: Final = 86_400
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class Uncertain(RoutecastError):
-    """Some columns are uncertain; the text names them and the options that settle it."""
+    """Some columns are uncertain; the text names them, and the options that settle it."""
 
 
 @dataclass(slots=True)
@@ -97,8 +97,8 @@ class _Candidate:
 class Survey:
     """The possible meanings of a file's columns: `add` every row, then `choose`.
 
-    `mapped` is field to `COLUMN:FORM*FACTOR` (empty: leave the field out), `fixed` is field to
-    value. Raises BadParameter naming the flag.
+    `mapped` has `COLUMN:FORM*FACTOR` by field (empty: leave the field out), `fixed` a value by
+    field. Raises BadParameter naming the flag.
     """
 
     def __init__(self, mapped: Mapping[str, str], fixed: Mapping[str, str]) -> None:
@@ -219,7 +219,7 @@ class Survey:
 
 
 def _is_time(column: str, cell: Cell) -> bool:
-    """Whether a cell is a date of this century, or a Unix time under a name that speaks of time."""
+    """Whether a cell is a date of this century, or a Unix time in a column named like a time."""
     number = parsers.number(cell) if re.search("time|date|stamp|epoch", column.lower()) else None
     found = moments(str(cell).strip(), number)
     return any(found.get(order, 0) >= _YEAR_2000 for order in ORDERS)
@@ -288,7 +288,7 @@ def _source(candidate: _Candidate, proven: set[str]) -> FieldSource:
 def _converter(
     name: str, column: str, reading: ColumnReading, way: str, wish: Wish
 ) -> tuple[Callable[[Cell], Any], str]:
-    """Return the reader of a field's cells, and warnings about it for a person."""
+    """Return the reader of a field's cells, and a note about it for the user."""
     read = reader(reading.kind, way)
     note = NOTES.get(form_of(way), "") if reading.matters(way) else ""
     if name == "timestamp":
@@ -323,13 +323,13 @@ def _tried(read: Callable[[Cell], Any], cell: Cell) -> Any:
 
 
 def _time_note(sample: Sequence[Cell], way: str, note: str, *, asked: bool) -> str:
-    """Return the warning about a column of times. Raises Doubt if its numbers cannot be times."""
+    """Return the note about a column of times. Raises Doubt if its numbers cannot be times."""
     texts = [str(cell).strip() for cell in sample]
     numbers = [number for cell in sample if (number := parsers.number(cell)) is not None]
     if way == START and not asked:
         rising = numbers == sorted(numbers) and (len(numbers) == 1 or numbers[0] < numbers[-1])
         if not rising or numbers[0] >= _LATEST_START:
-            words = f"numbers from {min(numbers)} to {max(numbers)} are no times"
+            words = f"numbers from {min(numbers)} to {max(numbers)} are not times"
             raise Doubt(words, forms=(f":{START}",))
     if numbers and not any(moments(text, None) for text in texts):
         return note or "Unix time"
@@ -338,7 +338,7 @@ def _time_note(sample: Sequence[Cell], way: str, note: str, *, asked: bool) -> s
 
 
 def _latency_unit(column: str, values: Sequence[Decimal | int]) -> tuple[Decimal, str]:
-    """Return the factor from bare numbers to milliseconds, and a warning. Raises Doubt.
+    """Return the factor from bare numbers to milliseconds, and a note. Raises Doubt.
 
     If the name has no unit, the values decide, if only one unit makes sense for the answers of
     models: fractions below ten are seconds, 100 to 60,000 are milliseconds.

@@ -98,7 +98,7 @@ def moments(text: str, number: Decimal | int | None) -> dict[str, int]:
 
 def by_pattern(text: str, pattern: str) -> int:
     """Return microseconds since 1970 of a time in a `strptime` pattern; UTC if it has no offset."""
-    written = datetime.strptime(text, pattern)  # noqa: DTZ007  # -- its offset is seen to below
+    written = datetime.strptime(text, pattern)  # noqa: DTZ007  # -- `read_time` handles its offset
     return read_time(written.isoformat(), lenient=True)
 
 
@@ -113,7 +113,7 @@ def names_offset(text: str) -> bool:
 
 
 def readable(at: int) -> str:
-    """Return a moment for people, to tell two readings apart."""
+    """Return a time as a message shows it, to distinguish two readings."""
     return f"{datetime.fromtimestamp(at // SECOND, UTC):%-d %B %Y}"
 
 

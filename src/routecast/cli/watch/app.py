@@ -1,4 +1,4 @@
-"""The interactive screen of `routecast watch`: it shows live numbers and obeys keys."""
+"""The interactive screen of `routecast watch`: live numbers and key presses."""
 
 import asyncio
 import math
@@ -32,13 +32,13 @@ WATCHED_FIELDS: Final = (
     "rate",
 )
 _REDRAW: Final = 0.5
-# A person often presses a key several times: only the last choice is requested, after this time, in
+# A user often presses a key several times, so a choice is requested only after this time, in
 # seconds.
 _SETTLED: Final = 0.3
 
 
 async def show_live(target: Server, choice: Choice, console: Console) -> None:
-    """Show the screen until the person leaves. Raises as `Subscription`, with the screen left."""
+    """Show the screen until the user leaves. Raises what `Subscription` raises."""
     async with connect(target.url) as client:
         await Watcher(target, client, choice, console).run()
 
@@ -79,7 +79,7 @@ class Watcher:
         self._keys = self._help = self._left = self._suspended = False
 
     async def run(self) -> None:
-        """Show numbers and obey keys until the person leaves."""
+        """Show numbers and handle key presses until the user leaves."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, self._suspend)
         feed, reader = await self._follow()
         try:
@@ -145,7 +145,7 @@ class Watcher:
 
     @property
     def _settled(self) -> bool:
-        """Whether another choice was made and not changed since."""
+        """Whether there is a new choice that has not changed for _SETTLED seconds."""
         rest = time.monotonic() - self._chosen_at
         return self._choice != self._followed and rest >= _SETTLED
 

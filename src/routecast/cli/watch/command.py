@@ -45,7 +45,7 @@ def watch(
             help="Seconds between two updates.",
         ),
     ] = 1.0,
-    window: Annotated[Window, typer.Option(help="How far back the numbers reach.")] = "all",
+    window: Annotated[Window, typer.Option(help="The time up to now that counts.")] = "all",
     strategy: NamesOption = None,
     provider: NamesOption = None,
     model: NamesOption = None,
@@ -144,8 +144,8 @@ def _run(showing: Coroutine[Any, Any, None]) -> int:
         bad_usage = isinstance(error, BadRequest)
         fail(f"the server refused the stream: {error}", BAD_USAGE if bad_usage else FAILED)
     except (msgspec.ValidationError, ArithmeticError, RecursionError) as error:
-        # ArithmeticError by numbers that no server of ours counts to.
-        fail(f"what the server sends is not what Routecast sends: {error}")
+        # ArithmeticError: numbers that are larger than any of Routecast's.
+        fail(f"the server's messages are not Routecast's: {error}")
     except BrokenPipeError:
         # The reader of our output is gone; Python must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,12 +13,12 @@ _WINDOWS: Final = tuple(WINDOWS)
 
 # The keys and their effects, as the help shows them; a capital letter goes in the other direction.
 HELP: Final = (
-    ("w W", "next or last window: how far back the numbers reach"),
-    ("s S", "one strategy after the other, and all again"),
-    ("p P", "one provider after the other, and all again"),
+    ("w W", "next or previous window: the time up to now that counts"),
+    ("s S", "next or previous strategy; then all of them"),
+    ("p P", "next or previous provider; then all of them"),
     ("+ -", "updates more or less often"),
-    ("a", "all decisions again, over all time"),
-    ("? h", "this help, and back"),
+    ("a", "all decisions, over all time"),
+    ("? h", "show or hide this help"),
     ("q", "leave"),
 )
 
@@ -90,7 +90,7 @@ def footer(choice: Choice, width: int) -> str:
 def _turn(
     known: Mapping[str, Sequence[str]], part: str, chosen: tuple[str, ...], key: str
 ) -> tuple[str, ...]:
-    """Return the next name of a part, or none: all of them."""
+    """Return the next name of a part, or () for all of them."""
     turns = [(), *((name,) for name in known.get(part, ()))]
     return _next(turns, chosen if chosen in turns else (), key.isupper())
 

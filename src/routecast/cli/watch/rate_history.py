@@ -31,7 +31,7 @@ class RateHistory:
         self.rates: Samples = deque(maxlen=_KEPT)
         self.costs: Samples = deque(maxlen=_KEPT)
         self._minutes = WINDOWS[window]
-        # What one sample is over, in words.
+        # The time that one sample covers, in words.
         self.rates_of = f"each {self.period:g} s" if window == "all" else "last min"
         self.costs_of = f"each {self.period:g} s" if window == "all" else f"average of {window}"
         self._clock = clock
@@ -51,7 +51,7 @@ class RateHistory:
             then, before, spent = self._last
             step = now - then
             if total < before:
-                self._add(now, None, None)  # another history
+                self._add(now, None, None)  # another epoch
             elif step < 0.9 * SHORTEST:
                 return
             else:

@@ -92,7 +92,7 @@ class Screen:
 def _head(title: str, status: StatusLine, width: int) -> Table:
     name, state = f"Routecast  {plain(title)}", f"● {plain(status.words)}"
     if cell_len(name) + _HEAD_GAP + cell_len(state) > width:
-        name = "Routecast"  # the error needs the room of the address
+        name = "Routecast"  # a long error takes the place of the address
     head = Table.grid(expand=True, padding=(0, _HEAD_GAP, 0, 0))
     head.add_column(no_wrap=True)
     head.add_column(justify="right", ratio=1, **ONE_LINE)
@@ -157,14 +157,14 @@ def _tiles(metrics: Metrics, width: int, style: str) -> Table:
         tiles = tiles[:4]
     grid = Table.grid(padding=(0, 1 if width < TINY else 2, 0, 0), expand=True)
     for _ in tiles:
-        grid.add_column(ratio=1 if wide else None, **ONE_LINE)  # else as each needs
+        grid.add_column(ratio=1 if wide else None, **ONE_LINE)  # None: as wide as needed
     for row, look in enumerate(("dim", f"bold {style}", "dim")):
         grid.add_row(*(Text(tile[row], style=look) for tile in tiles))
     return grid
 
 
 def _movements(history: RateHistory, width: int, height: int) -> RenderableType:
-    """Two charts side by side: decisions and cost."""
+    """Return two charts side by side: decisions and cost."""
     left, right = (width - _CHART_GAP + 1) // 2, (width - _CHART_GAP) // 2
     grid = Table.grid(padding=(0, _CHART_GAP, 0, 0))
     grid.add_column(width=left, **ONE_LINE)
@@ -187,7 +187,7 @@ def _chart(
     width: int,
     height: int,
 ) -> RenderableType:
-    """Draw samples under a heading: `of` says what each is over, `names` are long and short."""
+    """Draw samples under a heading; `of` is the time of each sample, `names` are long and short."""
     shown = list(samples)[-width:]
     known = [sample for sample in shown if sample is not None]
     now, most = show(shown[-1] if shown else None), show(max(known, default=None))

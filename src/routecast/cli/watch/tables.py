@@ -146,9 +146,10 @@ def _bars(
 
 
 def _table(width: int, bar: int, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return a table of names and numbers; its fourth column is bars of a width, or left out.
+    """Return a table of names and numbers; its fourth column has bars, or is left out if `bar` is
+    0.
 
-    Where it is too narrow for all, the last columns are left out before names become too short.
+    If it is too narrow for all columns, the last ones are left out before names become too short.
     """
     rows = [[plain(cell) for cell in row] for row in rows]
     table = Table(
