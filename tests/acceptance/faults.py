@@ -29,7 +29,7 @@ ONE = {"strategy": "hybrid", "provider": "gemini"}
 
 @asynccontextmanager
 async def working(nodes: Nodes) -> AsyncIterator[Ledger]:
-    """Have nodes work, from a while before a fault on."""
+    """Make nodes work from some time before a fault."""
     async with Ledger(list(nodes), nodes.database_url) as opened:
         await asyncio.sleep(CALM)
         yield opened
@@ -38,7 +38,7 @@ async def working(nodes: Nodes) -> AsyncIterator[Ledger]:
 
 @asynccontextmanager
 async def busy(nodes: Nodes) -> AsyncIterator[Ledger]:
-    """Start nodes, have them work, and stop them."""
+    """Start nodes, make them work, and stop them."""
     try:
         await asyncio.to_thread(nodes.start)
         async with working(nodes) as opened:
@@ -48,12 +48,12 @@ async def busy(nodes: Nodes) -> AsyncIterator[Ledger]:
 
 
 def tell(what: object) -> None:
-    """Show what happened to whom runs `make faults`."""
+    """Print figures for the person that runs `make faults`."""
     print(f"\n  {what}", end=" ")  # noqa: T201  # -- for people
 
 
 def equal_within(seconds: float, nodes: Iterable[Server], total: int) -> None:
-    """Assert that nodes soon have so many decisions."""
+    """Assert that all nodes have this total of decisions within the given seconds."""
     deadline = time.monotonic() + seconds
     while (totals := [node.metrics()["total_decisions"] for node in nodes]) != [total] * len(
         totals
@@ -63,20 +63,20 @@ def equal_within(seconds: float, nodes: Iterable[Server], total: int) -> None:
 
 
 async def unnoticed(ledger: Ledger) -> None:
-    """Assert that no producer and no watcher noticed a fault of Redis."""
+    """Assert that no producer or stream noticed a fault of Redis."""
     report = await ledger.check(steady=True)
     tell(report)
     assert report.p99["a fault"] <= 2 * report.p99["calm"] + NOISE, report
 
 
 async def survived(ledger: Ledger) -> Report:
-    """Assert that a fault of the database or a node made nothing wrong."""
+    """Assert that nothing is wrong after a fault of the database or a node."""
     report = await ledger.check()
     tell(report)
     return report
 
 
 def bus(node: Server) -> str:
-    """Return what a node says of the bus."""
+    """Return a node's state of the bus."""
     state: str = node.http.get("/health").json()["components"]["bus"]
     return state

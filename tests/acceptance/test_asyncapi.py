@@ -43,13 +43,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 class Described:
-    """The document of a running server."""
+    """The AsyncAPI document of a running server."""
 
     def __init__(self, server: Server) -> None:
         self.document: dict[str, Any] = server.http.get("/asyncapi.json").json()
 
     def at(self, reference: str) -> Any:
-        """Return what a reference within the document points at."""
+        """Return the object to which a reference in the document points."""
         found: Any = self.document
         for name in reference.removeprefix("#/").split("/"):
             found = found[name]
@@ -69,12 +69,12 @@ class Described:
 
 @pytest.fixture(scope="module")
 def described(server: Server) -> Described:
-    """What the server says of itself."""
+    """The AsyncAPI document of the server."""
     return Described(server)
 
 
 def test_every_reference_leads_somewhere(described: Described) -> None:
-    """In the whole document; and all parameters of the streams are in it."""
+    """This holds in the whole document, which has all parameters of the streams."""
     text = json.dumps(described.document)
     references = {part.split('"')[0] for part in text.split('"$ref": "')[1:]}
     assert references
@@ -86,7 +86,7 @@ def test_every_reference_leads_somewhere(described: Described) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_messages_are_described(described: Described, name: str) -> None:
-    """Each by one description and no other; with another type, by none."""
+    """Each fits exactly one description, and none if it has another type."""
     case = GOLDEN[name]
     operation = {"client": "receive", "server": "send"}[case["direction"]]
     described.check(operation, case["message"])
@@ -95,7 +95,7 @@ def test_golden_messages_are_described(described: Described, name: str) -> None:
 
 
 async def test_what_a_server_really_says_is_described(server: Server, described: Described) -> None:
-    """Every kind of message, from a real connection."""
+    """Every kind of message of a real connection fits its description."""
     seen = set()
     async with v1_client(server) as client:
         asked: list[dict[str, Any]] = [
@@ -126,7 +126,7 @@ async def test_what_a_server_really_says_is_described(server: Server, described:
 
 
 async def test_whole_documents_are_described(server: Server, described: Described) -> None:
-    """The default stream's, with every field and with none but the usual ones."""
+    """The default stream's documents fit, with all fields and with the usual ones."""
     for query in ("", f"?fields={EVERYTHING}"):
         async with connect(f"{server.ws_url}{query}") as stream:
             assert described.check("follow", await receive(stream)) == "Metrics"

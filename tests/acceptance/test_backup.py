@@ -21,7 +21,7 @@ def total(server: Server) -> int:
 
 
 def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> None:
-    """A file put there by hand is refused by name; `restore` does it right, in a new epoch."""
+    """A copy put there by hand is refused by name; `restore` works, with a new epoch."""
     backup = tmp_path / "backup.db"
     with Server(tmp_path) as server:
         epoch = server.post(DECISIONS)["position"]["epoch"]
@@ -76,7 +76,7 @@ def test_backup_of_a_running_server_is_restored_after_a_kill(tmp_path: Path) -> 
 def test_what_cannot_be_done_is_reported_in_a_line(
     tmp_path: Path, words: tuple[str, ...], reason: str
 ) -> None:
-    """With exit code 2; nothing is left behind."""
+    """The exit code is 2, and no file is left behind."""
     (tmp_path / "text").write_text("strategy\n")
     before = sorted(os.listdir(tmp_path))
     url = f"sqlite:///{tmp_path}/routecast.db"
@@ -88,7 +88,7 @@ def test_what_cannot_be_done_is_reported_in_a_line(
 
 
 def test_force_replaces_a_backup_only_by_a_whole_one(tmp_path: Path) -> None:
-    """When it cannot be made, the old one is still there; when it can, the new one is."""
+    """If the new backup fails, the old one is still there."""
     backup = tmp_path / "backup.db"
     backup.write_text("old")
     url = f"sqlite:///{tmp_path}/routecast.db"

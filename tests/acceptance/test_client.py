@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 
 async def first(values: AsyncIterator[Value], good: Callable[[Value], bool]) -> Value:
-    """Return the first value that is good."""
+    """Return the first value that meets a condition."""
     async with asyncio.timeout(WAIT_SECONDS):
         async for value in values:
             if good(value):
@@ -41,7 +41,7 @@ async def first(values: AsyncIterator[Value], good: Callable[[Value], bool]) -> 
 
 
 def has(count: int) -> Callable[[Metrics], bool]:
-    """Tell metrics with so many decisions."""
+    """Return a condition: metrics have this number of decisions."""
     return lambda metrics: metrics.total_decisions == count
 
 
@@ -50,7 +50,7 @@ def has(count: int) -> Callable[[Metrics], bool]:
 async def test_the_document_is_the_servers(
     server: Server, edge: Edge, protocols: tuple[str, ...]
 ) -> None:
-    """In either encoding and on the default stream, whatever is asked for."""
+    """The client shows the server's document in both encodings and on the default stream."""
     server.post([DECISION, {**DECISION, "strategy": "cost", "cost": 0.5}])
     asked: dict[str, Any] = {"strategy": ("cost", "other"), "fields": ("cost", "models", "rate")}
     async with connect(server.url, protocols=protocols) as client:
@@ -71,7 +71,7 @@ async def test_the_document_is_the_servers(
 
 
 async def test_a_stream_that_was_cut_equals_one_that_was_not(server: Server) -> None:
-    """Killed in the middle: by position, both show the same documents, and end with the same."""
+    """A stream whose server was killed shows the same documents, by position, as another."""
     cut: dict[int, dict[str, Any]] = {}
     whole: dict[int, dict[str, Any]] = {}
 
@@ -103,8 +103,8 @@ def _total(document: dict[str, Any]) -> int:
     return total
 
 
-async def test_health_reports_a_loss_and_of_the_return(server: Server) -> None:
-    """The numbers stay, with their position and age; the goodbye of a stop is honoured."""
+async def test_health_reports_a_loss_and_a_return(server: Server) -> None:
+    """The numbers stay, with position and age; the `goodbye` of a stop is obeyed."""
     server.post(DECISION)
     async with connect(server.url) as client:
         feed = await client.subscribe(interval=FAST)
@@ -126,7 +126,7 @@ async def test_health_reports_a_loss_and_of_the_return(server: Server) -> None:
 
 
 async def test_a_server_that_freezes_is_noticed(server: Server) -> None:
-    """Nothing comes on a connection that is open: what is shown is stale, and then it moves on."""
+    """The last document is stale while an open connection is silent; then the client reconnects."""
     server.post(DECISION)
     async with connect(server.url, protocols=()) as client:
         feed = await client.subscribe(interval=FAST)
@@ -142,24 +142,24 @@ async def test_a_server_that_freezes_is_noticed(server: Server) -> None:
 
 
 @pytest.mark.parametrize("protocols", [PROTOCOLS, ()], ids=["v1", "default stream"])
-async def test_a_bad_wish_raises_where_it_is_iterated(
+async def test_a_bad_view_raises_where_it_is_iterated(
     server: Server, protocols: tuple[str, ...]
 ) -> None:
-    """With the server's words, and without another try."""
+    """The exception has the server's words, and the client does not try again."""
     async with connect(server.url, protocols=protocols) as client:
         with pytest.raises(BadRequest, match=r"^fields: 'nonsense' is not one of"):
             await first(await client.subscribe(fields="nonsense"), has(0))
 
 
 async def test_a_wrong_path_is_refused(server: Server) -> None:
-    """404 does not mend itself."""
+    """404 is final."""
     with pytest.raises(Refused, match="it answered 404") as raised:
         await first(stream(f"{server.url}/elsewhere"), has(0))
     assert raised.value.code == 404
 
 
 def test_a_stream_without_asyncio(server: Server) -> None:
-    """The same, over the loss of the server; leaving the loop ends connection and thread."""
+    """It survives a loss of the server; leaving the loop ends its connection and thread."""
     server.post(DECISION)
     counts = []
     metrics = stream_sync(server.url, interval=FAST)
@@ -181,12 +181,12 @@ def test_a_stream_without_asyncio(server: Server) -> None:
 
 
 def minutes_ago(minutes: int, **more: Any) -> dict[str, Any]:
-    """Return a decision of so many minutes ago."""
+    """Return a decision of some minutes ago."""
     return {**DECISION, "timestamp": time.time() - 60 * minutes, **more}
 
 
-async def test_the_past_is_had_once(server: Server) -> None:
-    """In buckets, by group; then the feed is at its end."""
+async def test_a_history_is_sent_once(server: Server) -> None:
+    """The feed has one history, in buckets and by group, and then ends."""
     server.post([minutes_ago(3), minutes_ago(3, strategy="cost"), minutes_ago(1)])
     async with connect(server.url) as client:
         feed = await client.history(timedelta(minutes=10), points=20, group_by="strategy")
@@ -200,8 +200,8 @@ async def test_the_past_is_had_once(server: Server) -> None:
     assert sum(history.series["cost"]["count"]) == 1  # type: ignore[arg-type]  # -- a count
 
 
-async def test_a_followed_past_equals_what_is_asked_anew(server: Server) -> None:
-    """Late decisions, a new group and a killed server in between: no bucket is missed."""
+async def test_a_followed_history_equals_a_new_one(server: Server) -> None:
+    """It misses no bucket over late decisions, a new group and a killed server."""
     server.post([minutes_ago(5), minutes_ago(2)])
     since = datetime.now(UTC) - timedelta(minutes=8)
     asked: dict[str, Any] = {"group_by": "strategy", "points": 100}
@@ -231,7 +231,7 @@ def _count(history: Any) -> int:
 
 
 async def test_a_bad_history_raises_where_it_is_iterated(server: Server) -> None:
-    """On the default stream there is none."""
+    """The default stream has no histories, so one raises there."""
     async with connect(server.url) as client:
         with pytest.raises(BadRequest, match="nonsense"):
             await anext(await client.history(timedelta(hours=1), fields="nonsense"))
@@ -241,7 +241,7 @@ async def test_a_bad_history_raises_where_it_is_iterated(server: Server) -> None
 
 
 async def test_a_subscription_left_before_its_turn_is_not_sent(server: Server) -> None:
-    """However fast subscriptions come and go, the server is not sent more than it takes."""
+    """The client sends no more messages than the server allows, whatever comes and goes."""
     changes: list[State] = []
     async with connect(server.url, on_change=lambda health: changes.append(health.state)) as client:
         await first(await client.subscribe(interval=FAST), has(0))

@@ -39,7 +39,7 @@ runpy.run_module("routecast", run_name="__main__")
 
 
 def alone(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in such an environment."""
+    """Run a program in an environment without the server."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", ALONE + code, *words],
         capture_output=True,
@@ -50,14 +50,14 @@ def alone(code: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_reads_and_records(server: Server) -> None:
-    """All of it works, and nothing warns."""
+    """The client streams and records there without a warning."""
     done = alone(USE, server.url)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
 
 def test_the_command_says_what_to_install() -> None:
-    """One line, and no traceback."""
+    """It prints one line and no traceback."""
     done = alone(COMMAND)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

@@ -25,7 +25,7 @@ GOOD = {"strategy": "hybrid", "provider": "gemini", "confidence": 0.9, "cost": 0
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis for these nodes alone."""
+    """A Redis only for these nodes."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as running:
         yield running
 
@@ -44,14 +44,14 @@ def nodes(
 def streamer(
     tmp_path_factory: pytest.TempPathFactory, nodes: Nodes, redis: RedisServer
 ) -> Iterator[Server]:
-    """A third node, which only streams and knows no database."""
+    """A third node, which only streams and has no database."""
     folder = tmp_path_factory.mktemp("streamer")
     with Server(folder, redis_url=redis.url, role="stream") as running:
         yield running
 
 
 def test_decision_acknowledged_at_one_is_in_the_stream_of_the_other(nodes: Nodes) -> None:
-    """With the position that its producer was told; and then every node gives the same document."""
+    """It comes with the position of its receipt, and then all nodes have the same document."""
     here, there = nodes
     with there.http.stream("GET", "/sse/metrics?interval=0.1") as answer:
         stream = events(answer)
@@ -64,14 +64,14 @@ def test_decision_acknowledged_at_one_is_in_the_stream_of_the_other(nodes: Nodes
 
 
 def test_id_sent_to_two_nodes_counts_once(nodes: Nodes) -> None:
-    """The second node knows it from the database."""
+    """The second node finds the id in the database."""
     here, there = nodes
     assert here.post({**GOOD, "id": "once"})["accepted"] == 1
     assert there.post({**GOOD, "id": "once"})["duplicates"] == 1
 
 
 async def test_nodes_started_together_on_an_empty_database(nodes: Nodes, streamer: Server) -> None:
-    """They agree on one history, and whatever is sent to either, every stream tells the truth."""
+    """They agree on one epoch, and all streams show the decisions sent to either."""
     epochs = {node.http.get("/health").json()["position"]["epoch"] for node in nodes}
     assert len(epochs) == 1
     async with Ledger(list(nodes), nodes.database_url, streams=[streamer]) as ledger:
@@ -81,7 +81,7 @@ async def test_nodes_started_together_on_an_empty_database(nodes: Nodes, streame
 
 
 def test_streams_are_counted_over_all_nodes(nodes: Nodes, streamer: Server) -> None:
-    """Whichever node is asked for its health knows how many there are, and when they are gone."""
+    """The health of each node has the number of all streams, also after they end."""
     every = [*nodes, streamer]
     with ExitStack() as stack:
         for node in (*every, nodes[0]):
@@ -91,7 +91,7 @@ def test_streams_are_counted_over_all_nodes(nodes: Nodes, streamer: Server) -> N
 
 
 def test_node_without_database_streams_the_same(nodes: Nodes, streamer: Server) -> None:
-    """It hears of a decision as the others do, and says why it takes none itself."""
+    """It streams the decisions of other nodes, and says why it accepts none itself."""
     with streamer.http.stream("GET", "/sse/metrics?interval=0.1") as answer:
         stream = events(answer)
         before = next(stream).document["total_decisions"]
@@ -108,10 +108,10 @@ def test_node_without_database_streams_the_same(nodes: Nodes, streamer: Server) 
     assert streamer.http.get("/ready").status_code == 503
 
 
-def test_nodes_are_reported_apart_by_prefix_alone(
+def test_prefixes_separate_clusters(
     tmp_path: Path, postgres: Postgres, nodes: Nodes, redis: RedisServer
 ) -> None:
-    """Two clusters may share a Redis: neither hears of the other's decisions."""
+    """Two clusters with different prefixes share a Redis and see only their own decisions."""
     env = {"ROUTECAST_REDIS_PREFIX": "other"}
     database_url = postgres.create()
     with Server(tmp_path, env=env, database_url=database_url, redis_url=redis.url) as other:
@@ -121,7 +121,7 @@ def test_nodes_are_reported_apart_by_prefix_alone(
 
 
 def test_workers_share_a_port(tmp_path: Path, postgres: Postgres, redis: RedisServer) -> None:
-    """Two processes answer as one, and the one that is killed is replaced."""
+    """Two processes answer on one port, and a killed one is replaced."""
     env = {"ROUTECAST_REDIS_PREFIX": "workers"}
     with Server(
         tmp_path,
@@ -159,7 +159,7 @@ def test_workers_share_a_port(tmp_path: Path, postgres: Postgres, redis: RedisSe
 def test_missing_engines_are_named(
     tmp_path: Path, options: tuple[str, ...], missing: tuple[str, ...]
 ) -> None:
-    """In a line that says which option to add, and no option that is there."""
+    """One line says which option to add, and not those that are there."""
     command = [sys.executable, "-m", "routecast", "serve", "--port", "0", *options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
     assert ended.returncode != 0

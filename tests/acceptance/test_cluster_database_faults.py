@@ -50,7 +50,7 @@ async def locked(connection: "asyncpg.Connection[asyncpg.Record]") -> AsyncItera
 
 
 async def test_postgres_killed(ledger: Ledger, own_postgres: OwnPostgres) -> None:
-    """SIGKILL: decisions are refused until it has recovered; streams go on."""
+    """After SIGKILL decisions are refused until PostgreSQL has recovered; streams continue."""
     with ledger.fault():
         own_postgres.kill()
         await asyncio.sleep(OUTAGE)
@@ -61,7 +61,7 @@ async def test_postgres_killed(ledger: Ledger, own_postgres: OwnPostgres) -> Non
 
 
 async def test_postgres_connections_terminated(ledger: Ledger, own_postgres: OwnPostgres) -> None:
-    """All of them, again and again."""
+    """Nothing is lost if all connections are terminated again and again."""
     async with connected(own_postgres.url) as connection:
         with ledger.fault():
             for _ in range(round(10 * OUTAGE)):
@@ -72,7 +72,7 @@ async def test_postgres_connections_terminated(ledger: Ledger, own_postgres: Own
 
 
 async def test_postgres_connections_exhausted(ledger: Ledger, own_postgres: OwnPostgres) -> None:
-    """Others have taken all connections there are."""
+    """Nothing is lost if other programs have taken all connections."""
     async with connected(own_postgres.url) as connection:
         with ledger.fault():
             others = []
@@ -94,7 +94,7 @@ async def test_postgres_connections_exhausted(ledger: Ledger, own_postgres: OwnP
 
 
 async def test_postgres_lock_held(ledger: Ledger, cluster: Nodes) -> None:
-    """Somebody locks the tables for longer than a producer waits."""
+    """Nothing is lost if another session locks the tables for longer than a producer waits."""
     async with connected(cluster.database_url) as connection:
         with ledger.fault():
             async with locked(connection):
@@ -105,7 +105,7 @@ async def test_postgres_lock_held(ledger: Ledger, cluster: Nodes) -> None:
 
 
 async def test_postgres_read_only(ledger: Ledger, cluster: Nodes) -> None:
-    """As an old primary after a failover: its sessions say no to each commit, and always will."""
+    """Nothing is lost on an old primary, whose sessions refuse each commit from now on."""
     async with connected(cluster.database_url) as connection:
         database = await connection.fetchval("SELECT current_database()")
         with ledger.fault():
@@ -125,7 +125,7 @@ async def test_postgres_read_only(ledger: Ledger, cluster: Nodes) -> None:
 
 @pytest.fixture
 def small_disk(own_postgres: OwnPostgres) -> Iterator[Path]:
-    """A disk of its own, with room for a new database and a little, and ballast to throw off."""
+    """A disk with room for a new database and little else, and ballast that can be removed."""
     folder = own_postgres.folder / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "tmpfs", str(folder)]
@@ -141,7 +141,7 @@ def small_disk(own_postgres: OwnPostgres) -> Iterator[Path]:
 async def test_postgres_disk_full(
     tmp_path: Path, own_postgres: OwnPostgres, own_redis: RedisServer, small_disk: Path
 ) -> None:
-    """With no room decisions are refused; with room again they are taken."""
+    """Without room decisions are refused; with room they are accepted again."""
     async with connected(own_postgres.url) as connection:
         await connection.execute(f"CREATE TABLESPACE small LOCATION '{small_disk / 'space'}'")
         await connection.execute("CREATE DATABASE small TABLESPACE small")
@@ -161,7 +161,7 @@ async def test_postgres_disk_full(
 
 
 def fill(ballast: Path) -> None:
-    """Take all room there is."""
+    """Fill the disk."""
     with ballast.open("wb", buffering=0) as file:
         try:
             while True:

@@ -41,7 +41,7 @@ from tests.support.waiting import until
 
 
 async def test_redis_killed_and_restarted_empty(ledger: Ledger, own_redis: RedisServer) -> None:
-    """SIGKILL: decisions are taken and streamed all the while."""
+    """No producer or stream notices that Redis was killed and came back empty."""
     with ledger.fault():
         own_redis.kill()
         try:
@@ -53,7 +53,7 @@ async def test_redis_killed_and_restarted_empty(ledger: Ledger, own_redis: Redis
 
 
 async def test_redis_frozen(ledger: Ledger, own_redis: RedisServer) -> None:
-    """SIGSTOP: connections stay, nothing answers, and nobody waits for it."""
+    """No producer or stream notices that Redis is stopped by SIGSTOP."""
     with ledger.fault():
         own_redis.freeze()
         try:
@@ -64,7 +64,7 @@ async def test_redis_frozen(ledger: Ledger, own_redis: RedisServer) -> None:
 
 
 async def test_redis_flushed(ledger: Ledger, own_redis: RedisServer) -> None:
-    """FLUSHALL, again and again."""
+    """No producer or stream notices repeated FLUSHALL."""
     with ledger.fault():
         for _ in range(round(5 * OUTAGE)):
             own_redis.ask("FLUSHALL")
@@ -73,7 +73,7 @@ async def test_redis_flushed(ledger: Ledger, own_redis: RedisServer) -> None:
 
 
 async def test_redis_connections_killed(ledger: Ledger, own_redis: RedisServer) -> None:
-    """CLIENT KILL of everybody, again and again."""
+    """No producer or stream notices that connections to Redis are killed again and again."""
     with ledger.fault():
         for _ in range(round(20 * OUTAGE)):
             own_redis.ask("CLIENT", "KILL", "TYPE", "normal")
@@ -82,7 +82,7 @@ async def test_redis_connections_killed(ledger: Ledger, own_redis: RedisServer) 
 
 
 async def test_deltas_dropped(ledger: Ledger, cluster: Nodes, own_redis: RedisServer) -> None:
-    """Taken out of the stream by hand before a node had read them: the node finds out."""
+    """A node notices deltas that were removed from the stream before it read them."""
     stream = f"{{routecast}}:{REDIS_FORMAT}:deltas"
     with ledger.fault():
         for number in range(round(2.5 * OUTAGE)):
@@ -100,7 +100,7 @@ async def test_deltas_dropped(ledger: Ledger, cluster: Nodes, own_redis: RedisSe
 
 
 def test_last_delta_dropped(cluster: Nodes, own_redis: RedisServer) -> None:
-    """With nothing after it that would show the gap, it is missed all the same."""
+    """A node notices a missing delta though no later one shows the gap."""
     deaf, here = cluster[0], cluster[1]
     stream = f"{{routecast}}:{REDIS_FORMAT}:deltas"
     deaf.freeze()
@@ -115,7 +115,7 @@ def test_last_delta_dropped(cluster: Nodes, own_redis: RedisServer) -> None:
 
 
 async def test_redis_out_of_memory(ledger: Ledger, own_redis: RedisServer) -> None:
-    """Nothing can be written to it, until it can."""
+    """No producer or stream notices that Redis refuses writes for a time."""
     with ledger.fault():
         own_redis.ask("SET", "of others", bytes(1_000_000))
         own_redis.ask("CONFIG", "SET", "maxmemory", "1mb")
@@ -127,7 +127,7 @@ async def test_redis_out_of_memory(ledger: Ledger, own_redis: RedisServer) -> No
 async def test_redis_slow(
     tmp_path: Path, own_postgres: OwnPostgres, own_redis: RedisServer
 ) -> None:
-    """A line of 200 ms there and back; then one of seconds."""
+    """No producer or stream notices a round trip of 200 ms to Redis, or of seconds."""
     async with Proxy(own_redis.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}"
         nodes = Nodes(tmp_path, 2, database_url=own_postgres.create(), redis_url=url, prefix="slow")
@@ -140,7 +140,7 @@ async def test_redis_slow(
 
 
 async def test_redis_failover(tmp_path: Path, own_postgres: OwnPostgres) -> None:
-    """Three sentinels make the replica the master when the master is killed."""
+    """No producer or stream notices that three sentinels promote the replica."""
     with RedisWithSentinels(tmp_path / "redis") as redis:
         nodes = Nodes(tmp_path, 2, database_url=own_postgres.create(), redis_url=redis.url)
         async with busy(nodes) as ledger:
@@ -153,7 +153,7 @@ async def test_redis_failover(tmp_path: Path, own_postgres: OwnPostgres) -> None
 async def test_node_without_database(
     tmp_path: Path, cluster: Nodes, own_redis: RedisServer
 ) -> None:
-    """It has Redis alone, which is killed, and which then has not what it missed."""
+    """A stream node catches up after an outage of Redis, and after deltas were removed."""
     await asyncio.to_thread(cluster.start)
     with Server(tmp_path, redis_url=own_redis.url, role="stream") as streamer:
         async with Ledger(list(cluster), cluster.database_url, streams=[streamer]) as ledger:
@@ -183,7 +183,7 @@ async def test_node_without_database(
 async def test_node_killed_between_commit_and_publish(
     ledger: Ledger, cluster: Nodes, own_redis: RedisServer
 ) -> None:
-    """Under load: what it had committed reached no other node, and no number is wrong by it."""
+    """All numbers stay right though the killed node's last deltas were never published."""
     with ledger.fault():
         own_redis.freeze()
         try:
@@ -195,8 +195,8 @@ async def test_node_killed_between_commit_and_publish(
     await survived(ledger)
 
 
-def test_node_killed_with_the_last_word(cluster: Nodes, own_redis: RedisServer) -> None:
-    """It dies while Redis is away, and does not come back; the others find out what it knew."""
+def test_node_killed_with_unpublished_commits(cluster: Nodes, own_redis: RedisServer) -> None:
+    """Other nodes show the commits of a node that dies for good while Redis is away."""
     cluster.start()
     last, *others = cluster
     own_redis.freeze()
@@ -211,7 +211,7 @@ def test_node_killed_with_the_last_word(cluster: Nodes, own_redis: RedisServer) 
 
 
 async def test_node_frozen(ledger: Ledger, cluster: Nodes) -> None:
-    """SIGSTOP: it goes on where it stood, in step with the others; they never waited for it."""
+    """A node continues after SIGSTOP and catches up; other nodes do not wait for it."""
     with ledger.fault():
         cluster[0].freeze()
         try:
@@ -227,7 +227,7 @@ async def test_node_frozen(ledger: Ledger, cluster: Nodes) -> None:
 async def test_clocks_an_hour_apart(
     tmp_path: Path, own_postgres: OwnPostgres, own_redis: RedisServer
 ) -> None:
-    """One node an hour ahead of the other: the same totals on both."""
+    """Two nodes whose clocks differ by an hour show the same totals."""
     nodes = Nodes(
         tmp_path,
         2,
@@ -254,7 +254,7 @@ async def test_clocks_an_hour_apart(
 async def test_kills_of_everything(
     ledger: Ledger, cluster: Nodes, own_postgres: OwnPostgres, own_redis: RedisServer
 ) -> None:
-    """A node, Redis or PostgreSQL, whichever chance picks, in the middle of what is going on."""
+    """Killing a random node, Redis or PostgreSQL under load loses no acknowledged decision."""
     chance, killed = random.Random(11), Counter[str]()
     with ledger.fault():
         for _ in range(KILLS):

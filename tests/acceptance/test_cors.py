@@ -22,7 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Ser
 
 
 def ask(server: Server, path: str, origin: str) -> httpx2.Response:
-    """Ask as a page of `origin` does; the answer's head is there, its body need not be."""
+    """Send a request as a page of `origin` does; return the answer, with or without its body."""
     method = "POST" if path == "/v1/decisions" else "GET"
     body = GOOD if method == "POST" else None
     request = server.http.build_request(method, path, headers={"Origin": origin}, json=body)
@@ -32,13 +32,13 @@ def ask(server: Server, path: str, origin: str) -> httpx2.Response:
 
 
 def preflight(server: Server, path: str, origin: str, **asked: str) -> httpx2.Response:
-    """Ask as a browser does before it sends what a plain form could not."""
+    """Send the preflight request of a browser."""
     headers = {"Origin": origin, "Access-Control-Request-Method": "POST", **asked}
     return server.http.options(path, headers=headers)
 
 
 def cors(answer: httpx2.Response) -> dict[str, str]:
-    """Return the headers that a browser obeys, without their common beginning."""
+    """Return the CORS headers of an answer, without their common prefix."""
     start = "access-control-"
     return {
         name.removeprefix(start): value
@@ -53,7 +53,7 @@ PATHS = ["/routing/metrics", "/v1/history", "/sse/metrics", "/health", "/v1/deci
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("origin", MAY)
 def test_an_allowed_page_may_read(server: Server, path: str, origin: str) -> None:
-    """The answer names the page's site, once, and caches are told that it depends on that."""
+    """The answer has the page's origin once, and `Vary: Origin`."""
     origin = server.url if origin == "own" else origin
     answer = ask(server, path, origin)
     assert answer.status_code == 200
@@ -64,7 +64,7 @@ def test_an_allowed_page_may_read(server: Server, path: str, origin: str) -> Non
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("origin", MAY_NOT)
 def test_another_page_may_not(server: Server, path: str, origin: str) -> None:
-    """Nothing in the answer lets a browser hand it over, and nothing is written for it."""
+    """The browser may not pass the answer on, and nothing is stored."""
     before = server.metrics()["total_decisions"]
     assert cors(ask(server, path, origin)) == {}
     refused = preflight(server, path, origin)
@@ -74,13 +74,13 @@ def test_another_page_may_not(server: Server, path: str, origin: str) -> None:
 
 
 def test_no_page_no_headers(server: Server) -> None:
-    """A client that is no browser gets nothing it has no use for."""
+    """A client that is no browser gets no CORS headers."""
     assert cors(server.http.get("/routing/metrics")) == {}
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_allowed_page_may_ask_first(server: Server, path: str) -> None:
-    """What may be sent, and for how long that need not be asked again; no cookies."""
+    """The preflight lists what may be sent, for how long it holds, and no cookies."""
     asked = {"Access-Control-Request-Headers": "content-encoding,content-type"}
     answer = preflight(server, path, ALLOWED, **asked)
     assert (answer.status_code, answer.content) == (204, b"")
@@ -96,14 +96,14 @@ def test_an_allowed_page_may_ask_first(server: Server, path: str) -> None:
     ("path", "status"), [("/routing/metrics?window=2h", 400), ("/sse/metrics?interval=0", 400)]
 )
 def test_an_allowed_page_may_read_what_is_wrong(server: Server, path: str, status: int) -> None:
-    """An error is an answer, too."""
+    """Errors have CORS headers, too."""
     answer = ask(server, path, ALLOWED)
     assert answer.status_code == status
     assert cors(answer)["allow-origin"] == ALLOWED
 
 
 def test_an_allowed_page_may_read_why_its_decision_is_bad(server: Server) -> None:
-    """On the hot route, which goes round all other middleware."""
+    """So have answers of the fast path, which bypasses other middleware."""
     answer = server.http.post("/v1/decisions", json={}, headers={"Origin": ALLOWED})
     assert answer.status_code == 422
     assert cors(answer)["allow-origin"] == ALLOWED

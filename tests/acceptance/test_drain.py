@@ -15,8 +15,8 @@ GOOD = {"strategy": "hybrid", "provider": "gemini"}
 COUNT = 200
 
 
-def test_everyone_is_reported_when_to_come_back(server: Server) -> None:
-    """Each stream is closed with 1012 and a delay of its own, spread over two seconds."""
+def test_every_stream_is_told_when_to_reconnect(server: Server) -> None:
+    """Each stream is closed with 1012 and its own delay; the delays spread over two seconds."""
     streams = [open_stream(server.port) for _ in range(COUNT)]
     server.wait_for_active(COUNT, 10)
     started = time.monotonic()
@@ -37,8 +37,8 @@ def test_everyone_is_reported_when_to_come_back(server: Server) -> None:
     assert all(COUNT / 4 - 30 < count < COUNT / 4 + 30 for count in quarters), quarters
 
 
-def test_nobody_can_hold_it_up(server: Server) -> None:
-    """Readers that stall, clients that answer no close, half requests: gone within ten seconds."""
+def test_no_client_delays_the_end(server: Server) -> None:
+    """The server ends within ten seconds despite stalled readers and half requests."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     stalled = [open_stream(server.port, "?interval=0.1", receive_buffer=4096) for _ in range(20)]
     silent = [open_stream(server.port, "?interval=60") for _ in range(20)]
@@ -63,7 +63,7 @@ def test_nobody_can_hold_it_up(server: Server) -> None:
 
 
 def test_a_reader_that_lags_is_reported_too(server: Server) -> None:
-    """One that was behind when the server stopped gets its frame's rest, and 1012, and no more."""
+    """A slow reader gets the rest of its frame and 1012, and nothing more."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     with open_stream(server.port, "?interval=0.1", receive_buffer=4096) as stream:
         while not server.instrument("routecast_frames_conflated_total"):
@@ -83,7 +83,7 @@ def test_a_reader_that_lags_is_reported_too(server: Server) -> None:
 
 
 def test_a_close_under_way_is_not_cut_off(server: Server) -> None:
-    """A client that is leaving when the server stops gets its answer, not another's."""
+    """A client that closes when the server stops gets its own close code back."""
     with open_stream(server.port) as stream:
         assert stream.frame() is not None
         stream.send(frame(CLOSE, (1000).to_bytes(2)))
@@ -94,7 +94,7 @@ def test_a_close_under_way_is_not_cut_off(server: Server) -> None:
 
 @pytest.mark.parametrize("pause", [0.0, 0.3, 0.6, 0.9])
 def test_a_node_that_still_starts_stops_too(tmp_path: Path, pause: float) -> None:
-    """Whatever it is doing when it is told: no signal is lost."""
+    """A signal that comes during the start is not lost."""
     server = Server(tmp_path)
     server.launch()
     server.wait_for_log("Listening on")

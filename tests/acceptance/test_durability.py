@@ -48,13 +48,13 @@ def verify(server: Server) -> subprocess.CompletedProcess[str]:
 
 
 def change(server: Server, sql: str) -> int:
-    """Change a server's database behind its back; return the number of rows changed."""
+    """Change a server's database directly; return the number of changed rows."""
     with closing(sqlite3.connect(server.database, timeout=20)) as database, database:
         return database.execute(sql).rowcount
 
 
 class Producer(threading.Thread):
-    """Sends batches until stopped; keeps those acknowledged, and those it does not know of."""
+    """Sends batches until stopped; keeps the acknowledged ones, and those without an answer."""
 
     def __init__(self, server: Server, name: str) -> None:
         super().__init__(name=name)
@@ -95,7 +95,7 @@ class Producer(threading.Thread):
 
 @pytest.mark.timeout(900)  # fifty starts, each of up to eight seconds on a busy machine
 def test_kill_nine(tmp_path: Path) -> None:
-    """Under fifty kills every acknowledged decision is there once, whole batches or nothing."""
+    """Over fifty kills each acknowledged decision is stored once, and no batch in part."""
     server = Server(tmp_path)
     producers = [Producer(server, f"t{number}") for number in range(3)]
     chance = random.Random(7)
@@ -135,7 +135,7 @@ def test_kill_nine(tmp_path: Path) -> None:
 
 
 def test_a_stop_commits_what_waits(tmp_path: Path) -> None:
-    """SIGTERM in the middle of ingest: each request is answered, and each answer is true."""
+    """After SIGTERM during ingest each request is answered, and each answer is true."""
     server = Server(tmp_path).start()
     producers = [Producer(server, f"t{number}") for number in range(4)]
     for producer in producers:
@@ -161,7 +161,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(disk: Path) -> None:
-    """With no room decisions are refused and nothing is half-kept; with room, taken again."""
+    """A decision without room is refused, not stored in part; with room it is accepted."""
     server = Server(disk).start()
     ballast = disk / "ballast"
     ballast.write_bytes(b"x" * 3_000_000)
@@ -192,7 +192,7 @@ def test_a_full_disk(disk: Path) -> None:
 
 
 def test_a_file_that_takes_no_writes(server: Server) -> None:
-    """As on a read-only file system: it is told before any decision comes, until it is over."""
+    """`/ready` reports it before any decision comes, until the file can be written to."""
     server.post(decisions("kept"))
     with immutable(wal_of(server.database)):
         answer = server.http.get("/ready")
@@ -206,7 +206,7 @@ def test_a_file_that_takes_no_writes(server: Server) -> None:
 
 
 def test_a_read_only_file_system(tmp_path: Path, disk: Path) -> None:
-    """A node does not start on it, and says why; it does once the disk can be written to."""
+    """A node does not start on it and says why; it starts once the disk is writable."""
     server = Server(tmp_path / "node", database_url=f"sqlite:///{disk}/routecast.db")
     with server:
         server.post(decisions("kept"))
@@ -222,7 +222,7 @@ def test_a_read_only_file_system(tmp_path: Path, disk: Path) -> None:
 
 
 def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
-    """What is written to a file that is gone would be lost: it is refused, and streams go on."""
+    """Decisions are refused, because they would be lost; streams continue."""
     server.post(decisions("kept"))
     moved = server.database.with_name("moved.db")
     server.database.rename(moved)
@@ -237,7 +237,7 @@ def test_a_removed_database_acknowledges_nothing(server: Server) -> None:
 
 
 def test_verify_reports_what_differs(server: Server) -> None:
-    """A sum that somebody changed is named, with what it should be; exit code 1."""
+    """A changed sum is named with its right value; the exit code is 1."""
     for number in range(SQLITE_FOLD_COMMITS):
         server.post(decisions(f"v{number}"))
     more = "UPDATE rollups SET cost_sum = cost_sum + 1 WHERE period = 'total'"

@@ -19,7 +19,7 @@ THROUGH_ASGI = "Origin: http://127.0.0.1:{port}\r\n"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests of this file: each looks at what it added."""
+    """A server for all tests of this file; each test looks only at what it added."""
     with Server(tmp_path_factory.mktemp("fast")) as running:
         yield running
 
@@ -42,7 +42,7 @@ def count(body: bytes) -> int:
 
 
 def test_requests_ahead_of_their_answers_are_answered_in_order(shared: Server) -> None:
-    """Decisions, reads and decisions in one piece: each read counts those before it."""
+    """Of pipelined decisions and reads, each read counts the decisions before it."""
     before = shared.metrics()["total_decisions"]
     requests = [post(shared, GOOD), get("/routing/metrics"), get("/health")] * 4
     with RawConnection(shared.port) as connection:
@@ -55,7 +55,7 @@ def test_requests_ahead_of_their_answers_are_answered_in_order(shared: Server) -
 
 
 def test_a_request_may_come_in_pieces(shared: Server) -> None:
-    """Cut anywhere, it is the same request; and the line can be used again."""
+    """A request may be cut anywhere; the connection can be used again."""
     request = post(shared, GOOD)
     with RawConnection(shared.port) as connection:
         for cut in range(1, len(request), 7):
@@ -65,7 +65,7 @@ def test_a_request_may_come_in_pieces(shared: Server) -> None:
 
 
 def test_a_body_has_its_own_time(shared: Server) -> None:
-    """What a client did not say before its request is not counted against it."""
+    """The time of a body begins with its request, not with the connection."""
     request = post(shared, GOOD)
     with RawConnection(shared.port) as connection:
         time.sleep(6)  # this is what the client does
@@ -90,7 +90,7 @@ def test_a_body_has_its_own_time(shared: Server) -> None:
     ids=["some bad", "all bad", "none", "empty", "cut", "lines", "not UTF-8", "many"],
 )
 def test_both_ways_give_the_same_answer(shared: Server, body: bytes, kind: str) -> None:
-    """Status, headers and body, whether it is good or bad."""
+    """The fast path and ASGI give the same status, headers and body, good or bad."""
     answers: list[Any] = []
     for more in ("", THROUGH_ASGI.format(port=shared.port)):
         with RawConnection(shared.port) as connection:
@@ -104,7 +104,7 @@ def test_both_ways_give_the_same_answer(shared: Server, body: bytes, kind: str) 
 
 
 def test_a_line_to_be_closed_is_closed_after_the_answer(shared: Server) -> None:
-    """As HTTP/1.0 clients ask for, and HTTP/1.1 clients by `Connection: close`."""
+    """HTTP/1.0 and `Connection: close` close the connection after the answer."""
     with RawConnection(shared.port) as connection:
         connection.send(post(shared, GOOD, "Connection: close\r\n"))
         assert connection.answer().status == 200
@@ -112,7 +112,7 @@ def test_a_line_to_be_closed_is_closed_after_the_answer(shared: Server) -> None:
 
 
 def test_a_client_that_hangs_up_in_its_body_leaves_nothing(shared: Server) -> None:
-    """Nothing of it is kept; what it kept busy is free again."""
+    """Nothing of its request is stored, and its memory is free again."""
     before = shared.metrics()["total_decisions"]
     for _ in range(50):
         with RawConnection(shared.port) as connection:
@@ -122,7 +122,7 @@ def test_a_client_that_hangs_up_in_its_body_leaves_nothing(shared: Server) -> No
 
 
 def test_an_answer_under_way_is_given_before_the_server_stops(server: Server) -> None:
-    """The commit waits for a lock while the server is told to stop; then it says that it closes."""
+    """A request that waits for a lock is answered, with `Connection: close`, before the end."""
     holder = sqlite3.connect(server.database, isolation_level=None)
     with RawConnection(server.port) as connection:
         holder.execute("BEGIN IMMEDIATE")

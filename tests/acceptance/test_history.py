@@ -14,7 +14,7 @@ GOOD = {"strategy": "hybrid", "provider": "gemini", "cost": 0.25}
 
 
 def history(server: Server, **asked: Any) -> dict[str, Any]:
-    """Return an answer, which must be one."""
+    """Return the answer to a query, which must be 200."""
     answer = server.http.get("/v1/history", params=asked)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/json"
@@ -24,7 +24,7 @@ def history(server: Server, **asked: Any) -> dict[str, Any]:
 
 
 def test_what_was_acknowledged_is_reported(server: Server) -> None:
-    """At once, at the position of its answer, in the bucket it belongs to; the others are empty."""
+    """A history contains each acknowledged decision at once, in its bucket and at its position."""
     now = time.time()
     for number in range(1, 4):
         receipt = server.post({**GOOD, "timestamp": now - 3600 * number})
@@ -44,7 +44,7 @@ def test_what_was_acknowledged_is_reported(server: Server) -> None:
 
 
 def test_groups_fields_and_filters(server: Server) -> None:
-    """As they are asked for."""
+    """A history has the groups, fields and filters of its query."""
     server.post([GOOD, {**GOOD, "strategy": "cost", "status": "error"}, {**GOOD, "model": "m"}])
     once = {"from": 0, "points": 1}
     found = history(server, **once, group_by="status", fields="errors,count", model="m")
@@ -57,7 +57,7 @@ def test_groups_fields_and_filters(server: Server) -> None:
 
 
 def test_a_long_range_is_answered_in_few_points(server: Server) -> None:
-    """Ten years; by the second it would be too many, and is refused by name."""
+    """Ten years have few points; by the second they are refused, with the parameter's name."""
     now = time.time()
     server.post(GOOD)
     ten_years = {"from": now - 10 * 365 * 86_400, "to": now}
@@ -75,7 +75,7 @@ def test_a_long_range_is_answered_in_few_points(server: Server) -> None:
 
 
 def test_without_its_database_it_says_when_to_come_back(server: Server) -> None:
-    """503, not an old answer; and it is back when the database is."""
+    """Without a database the answer is 503 with `Retry-After`, and not an old history."""
     server.post(GOOD)
     other = apsw.Connection(str(server.database))
     other.set_busy_timeout(10_000)
@@ -90,7 +90,7 @@ def test_without_its_database_it_says_when_to_come_back(server: Server) -> None:
 
 
 def test_openapi_says_what_there_is(server: Server) -> None:
-    """Each parameter, and each field of the answer."""
+    """The document describes each parameter and each field of the answer."""
     schema = server.http.get("/openapi.json").json()
     described = schema["paths"]["/v1/history"]["get"]
     assert [parameter["name"] for parameter in described["parameters"]] == [
@@ -117,7 +117,7 @@ LARGE: dict[str, Any] = {
 
 
 def test_readers_of_nothing_share_a_large_answer(server: Server) -> None:
-    """Who asks for megabytes and reads none of them holds little, is let go, and stops no other."""
+    """Clients that read none of a large answer hold little memory and are disconnected."""
     server.post([{**GOOD, "strategy": f"s{n}", "timestamp": time.time() - 60} for n in range(30)])
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 30 * 3600))
     asked = json.dumps({"type": "history", "id": "h", "from": began, **LARGE}).encode()
@@ -145,7 +145,7 @@ def test_readers_of_nothing_share_a_large_answer(server: Server) -> None:
 
 
 def test_a_connection_may_ask_for_many_at_once(server: Server) -> None:
-    """It is told one after the other, so its address never has too many under way."""
+    """All sixteen queries of one connection are answered, one after the other."""
     server.post(GOOD)
     with open_stream(server.port, subprotocol="routecast.v1.json") as connection:
         for number in range(16):

@@ -16,7 +16,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for the whole corpus: no attack may leave anything behind on it."""
+    """A server for the whole corpus; no request may leave anything behind on it."""
     with Server(tmp_path_factory.mktemp("hostile")) as running:
         yield running
         assert running.active() == 0
@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize(("case", "variant"), CASES)
 def test_a_hostile_request_has_its_outcome(server: Server, case: Hostile, variant: Variant) -> None:
-    """Each has its answers and no others; the connection stays open or ends as it should."""
+    """Each request gets exactly its answers, and the connection stays open or ends as listed."""
     before = server.metrics()["total_decisions"]
     outcome = attack(case, server.port, variant)
     assert not outcome.leaked, outcome
@@ -45,7 +45,7 @@ def test_a_hostile_request_has_its_outcome(server: Server, case: Hostile, varian
     ],
 )
 def test_it_has_the_same_outcome_byte_by_byte(server: Server, case: Hostile) -> None:
-    """Where the packets are cut makes no difference."""
+    """The outcome does not depend on how the bytes are split into packets."""
     before = server.metrics()["total_decisions"]
     outcome = attack(case, server.port, size=1)
     assert not outcome.leaked, outcome

@@ -14,12 +14,12 @@ SECONDS = 30.0
 
 
 @pytest.mark.timeout(600)
-def test_a_node_on_sqlite_bears_it(tmp_path: Path) -> None:
-    """All that was acknowledged is counted, `verify` finds nothing, no file stays open."""
+def test_a_node_on_sqlite_survives(tmp_path: Path) -> None:
+    """All acknowledged decisions are counted, `verify` finds nothing, and no file stays open."""
     assert soak(tmp_path, SECONDS, tell=print).broken == []
 
 
 @pytest.mark.timeout(600)
-def test_a_node_on_postgresql_bears_it(tmp_path: Path, postgres: Postgres) -> None:
-    """The same on a server that other nodes may share."""
+def test_a_node_on_postgresql_survives(tmp_path: Path, postgres: Postgres) -> None:
+    """The same holds on a server that other nodes may share."""
     assert soak(tmp_path, SECONDS, database_url=postgres.create(), tell=print).broken == []

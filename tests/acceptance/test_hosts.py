@@ -26,7 +26,7 @@ THEIRS: Final = ["evil.example", "rc.example.evil.example", "svc.local", "host.d
 
 @pytest.fixture(scope="module", params=EDGES)
 def edge(request: pytest.FixtureRequest) -> Edge:
-    """Both ways of serving."""
+    """Both edges."""
     found: Edge = request.param
     return found
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Ser
 
 
 def get(server: Server, path: str, host: str) -> httpx2.Response:
-    """Ask for a path under a name; of a stream, the head is enough."""
+    """Request a path under a host name; of a stream, only the head."""
     request = server.http.build_request("GET", path, headers={"Host": host})
     answer = server.http.send(request, stream=True)
     if "event-stream" not in answer.headers.get("content-type", ""):
@@ -49,7 +49,7 @@ def get(server: Server, path: str, host: str) -> httpx2.Response:
 
 
 def post(server: Server, *lines: str) -> Answer:
-    """Send a small decision, as most come."""
+    """Send a small decision on the fast path."""
     head = ["POST /v1/decisions HTTP/1.1", *lines, "Content-Type: application/json"]
     with RawConnection(server.port) as connection:
         connection.send(
@@ -72,7 +72,7 @@ def check_refused(status: int, kind: str, body: bytes) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_route_answers_under_a_strange_name(server: Server, path: str) -> None:
-    """A page of a name that was made to point here reads nothing (DNS rebinding)."""
+    """A page whose name was pointed at this server reads nothing (DNS rebinding)."""
     for host in THEIRS:
         answer = get(server, path, host)
         check_refused(answer.status_code, answer.headers["content-type"], answer.content)
@@ -82,7 +82,7 @@ def test_no_route_answers_under_a_strange_name(server: Server, path: str) -> Non
 
 @pytest.mark.parametrize("host", THEIRS)
 def test_nothing_is_written_or_streamed_under_a_strange_name(server: Server, host: str) -> None:
-    """Neither on the short way for decisions, nor over WebSocket."""
+    """This holds on the fast path for decisions and for WebSockets."""
     before = server.metrics()["total_decisions"]
     for answer in (post(server, f"Host: {host}"), upgrade(server, host=host)):
         check_refused(answer.status, answer.headers["content-type"], answer.body)
@@ -91,7 +91,7 @@ def test_nothing_is_written_or_streamed_under_a_strange_name(server: Server, hos
 
 @pytest.mark.parametrize("host", OURS)
 def test_decisions_and_streams_are_taken_under_own_names(server: Server, host: str) -> None:
-    """With any port, in any case, again and again."""
+    """The host may have any port and any case, in every request of a connection."""
     for _ in range(2):
         assert post(server, f"Host: {host}").status == 200
         assert upgrade(server, host=host).status == 101
@@ -106,12 +106,12 @@ def test_decisions_and_streams_are_taken_under_own_names(server: Server, host: s
     ids=str,
 )
 def test_a_request_has_one_host(server: Server, lines: list[str]) -> None:
-    """RFC 9112, 3.2."""
+    """A request without exactly one valid `Host` is refused (RFC 9112, 3.2)."""
     assert post(server, *lines).status == 400
 
 
-def test_all_answers_are_what_they_say(server: Server) -> None:
-    """No browser takes an answer for a page or a script that is none."""
+def test_all_answers_have_nosniff(server: Server) -> None:
+    """No browser treats an answer as a page or script that it is not."""
     answers = [get(server, path, host).headers for path in PATHS for host in ("localhost", "e.vil")]
     answers.append(server.http.post("/v1/decisions", content=b"{}").headers)
     answers.append(server.http.post("/v1/decisions", content=b"{").headers)
@@ -133,7 +133,7 @@ NOBODY: Final = ["unknown", "_hidden", "a" * 5_000]
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Server]:
-    """A server that lets two streams of an address in."""
+    """A server that allows two streams of an address."""
     env = {"ROUTECAST_MAX_PER_ADDRESS": "2"}
     with Server(tmp_path_factory.mktemp("strict"), env=env, edge=edge) as running:
         yield running
@@ -144,7 +144,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Ser
 def test_streams_of_one_client_are_counted_together(
     strict: Server, first: str, spellings: list[str]
 ) -> None:
-    """However a proxy writes its address, and whichever kind of stream it opens."""
+    """The limit counts a client's streams of all kinds, in any form of its address."""
     kinds = ["SSE", "WebSocket"] if first == "SSE" else ["WebSocket", "SSE"]
     with ExitStack() as stack:
         statuses = []
@@ -169,7 +169,7 @@ def test_streams_of_one_client_are_counted_together(
 
 
 def serve(descriptor: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command on a descriptor that it does not take, to its end."""
+    """Run the command to its end on a descriptor that it refuses."""
     command = [sys.executable, "-m", "routecast", "serve", "--fd", str(descriptor)]
     return subprocess.run(
         command,
@@ -193,7 +193,7 @@ def serve(descriptor: int, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_socket_that_cannot_be_listened_on_is_refused(
     tmp_path: Path, family: int, kind: int, words: str
 ) -> None:
-    """In a line that says what it is."""
+    """One line says what is wrong with the socket."""
     with socket.socket(family, kind) as given:
         if words != "bound to no port":
             given.bind(str(tmp_path / "s") if family == socket.AF_UNIX else ("127.0.0.1", 0))
@@ -203,7 +203,7 @@ def test_a_socket_that_cannot_be_listened_on_is_refused(
 
 
 def test_a_connected_socket_is_refused(tmp_path: Path) -> None:
-    """It has a peer already; so has one of a pair."""
+    """A connected socket cannot be listened on."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
@@ -214,8 +214,8 @@ def test_a_connected_socket_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "::ffff:0.0.0.0"])
-def test_a_socket_that_others_reach_needs_a_word(tmp_path: Path, address: str) -> None:
-    """As an address given by --host does."""
+def test_a_socket_that_others_reach_needs_insecure(tmp_path: Path, address: str) -> None:
+    """A public socket needs --insecure, as a public --host does."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as given:
         given.bind((address, 0))
@@ -225,7 +225,7 @@ def test_a_socket_that_others_reach_needs_a_word(tmp_path: Path, address: str) -
 
 
 def test_a_bound_socket_is_served(tmp_path: Path) -> None:
-    """That of systemd, or of a parent."""
+    """A socket of systemd or of a parent process is served."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]

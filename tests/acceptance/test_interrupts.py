@@ -27,7 +27,7 @@ def ignore_ctrl_c() -> None:
 
 
 def test_ctrl_c_at_a_terminal_ends_a_child() -> None:
-    """However this run was started."""
+    """Ctrl-C ends a child however this test run was started."""
     with Terminal(sys.executable, "-c", CHILD) as terminal:
         terminal.wait_for("ready")
         terminal.press_ctrl_c()
@@ -35,7 +35,7 @@ def test_ctrl_c_at_a_terminal_ends_a_child() -> None:
 
 
 def test_a_signal_ends_a_child() -> None:
-    """The same without a terminal."""
+    """SIGINT ends a child without a terminal."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         [sys.executable, "-c", CHILD], stdin=pipe, stdout=pipe, stderr=pipe, text=True
@@ -48,7 +48,7 @@ def test_a_signal_ends_a_child() -> None:
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "a worker"])
 def test_a_run_in_the_background_has_children_that_heed_ctrl_c(workers: list[str]) -> None:
-    """The two tests above pass in a run that ignores SIGINT."""
+    """The two tests above pass in a test run that ignores SIGINT."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers]
     env = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(

@@ -21,7 +21,7 @@ VIEW: dict[str, Any] = {"interval": 0.1}
 
 
 def run(*words: str, cwd: Path, **env: str) -> str:
-    """Run a program to its end, which must be good; return what it printed."""
+    """Run a program to its end, which must succeed; return its output."""
     done = subprocess.run(
         words,
         cwd=cwd,
@@ -37,7 +37,7 @@ def run(*words: str, cwd: Path, **env: str) -> str:
 
 @pytest.mark.parametrize("implementation", ["ws", "global"])
 def test_its_own_tests_pass(implementation: str) -> None:
-    """With the WebSocket of Node.js and with that of the package `ws`."""
+    """They pass with the WebSocket of Node.js and with the package `ws`."""
     modules()
     flags = [] if implementation == "ws" else ["--experimental-websocket"]
     tests = [str(path) for path in sorted(CLIENT.glob("test/*.test.js"))]
@@ -77,7 +77,7 @@ def project(tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_its_package_holds_what_is_used_and_no_more(tarball: Path) -> None:
-    """Scripts, the types of each, the licence, and what tells of them, by the name it has there."""
+    """It has scripts with their types, the licence and the README, under their names."""
     with tarfile.open(tarball) as packed:
         names = {name.removeprefix("package/") for name in packed.getnames()}
     scripts = {path.name for path in CLIENT.glob("*.js")}
@@ -88,7 +88,7 @@ def test_its_package_holds_what_is_used_and_no_more(tarball: Path) -> None:
 
 
 def test_the_page_uses_its_very_files() -> None:
-    """Each of its scripts is there by a link, but for React's."""
+    """Each of its scripts but React's is linked into the page's folder."""
     linked = ROOT / "src" / "routecast" / "dashboard" / "client"
     scripts = {path for path in CLIENT.glob("*.js") if path.name != "react.js"}
     assert {path.resolve() for path in linked.iterdir()} == scripts
@@ -122,7 +122,7 @@ function Component() {
 
 
 def test_its_types_are_read_by_typescript(project: Path) -> None:
-    """A strict consumer finds each name, and is told of what cannot be."""
+    """A strict TypeScript program finds each name, and gets an error for a wrong use."""
     (project / "consumer.ts").write_text(CONSUMER.replace('from "ws"', 'from "./ws.js"'))
     (project / "ws.d.ts").write_text("export declare const WebSocket: unknown;")
     options = ["--noEmit", "--strict", "--target", "es2023", "--module", "nodenext"]
@@ -134,7 +134,7 @@ def test_its_types_are_read_by_typescript(project: Path) -> None:
 def test_it_shows_what_the_server_counts(
     server: Server, project: Path, options: tuple[str, ...]
 ) -> None:
-    """Over routecast.v1, in a program and in a worker: the document at its position, exactly."""
+    """In a program and in a worker it shows the server's document at its position."""
     server.post(DECISION)
     with FollowerProcess(project, server.url, VIEW, *options) as client:
         assert client.state("connected")["protocol"] == "routecast.v1"
@@ -147,7 +147,7 @@ def test_it_shows_what_the_server_counts(
 
 
 def without(document: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return a document without some names, and without those that have no value."""
+    """Return a document without some names, and without names that have no value."""
     return {
         name: without(value) if isinstance(value, dict) else value
         for name, value in document.items()
@@ -156,7 +156,7 @@ def without(document: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 def test_it_comes_back_after_a_kill_and_misses_nothing(server: Server, project: Path) -> None:
-    """Killed and started again, the server is found again, and the numbers go on."""
+    """It reconnects after the server was killed and restarted, and shows new numbers."""
     server.post(DECISION)
     with FollowerProcess(project, server.url, VIEW) as client:
         client.total(1)
@@ -168,7 +168,7 @@ def test_it_comes_back_after_a_kill_and_misses_nothing(server: Server, project: 
 
 
 def test_it_is_reported_when_to_come_back(server: Server, project: Path) -> None:
-    """A server that stops in good order names the moment."""
+    """It reconnects at the time that a stopping server names."""
     server.post(DECISION)
     with FollowerProcess(project, server.url, VIEW) as client:
         client.total(1)
@@ -179,7 +179,7 @@ def test_it_is_reported_when_to_come_back(server: Server, project: Path) -> None
 
 
 def test_it_calls_a_frozen_server_stale(server: Server, project: Path) -> None:
-    """Nothing is heard, though the connection is open; when it goes on, so does the client."""
+    """Documents are stale while an open connection is silent, and then fresh again."""
     server.post(DECISION)
     with FollowerProcess(project, server.url, VIEW) as client:
         client.total(1)
@@ -192,7 +192,7 @@ def test_it_calls_a_frozen_server_stale(server: Server, project: Path) -> None:
 
 
 def test_it_looks_back(server: Server, project: Path) -> None:
-    """What it tells of the past is what the server tells over HTTP."""
+    """A history is the one that the server returns over HTTP."""
     server.post([DECISION, {**DECISION, "strategy": "complexity"}])
     view = {"from": "1970-01-01T00:00:00Z", "points": 5, "group_by": "strategy"}
     with FollowerProcess(project, server.url, view) as client:
@@ -201,7 +201,7 @@ def test_it_looks_back(server: Server, project: Path) -> None:
 
 
 def test_a_history_goes_on_after_a_kill(server: Server, project: Path) -> None:
-    """A late decision, told over the next connection, is in the bucket where it belongs."""
+    """A late decision arrives over the next connection, in its own bucket."""
     now = time.time()
     server.post({**DECISION, "timestamp": now - 600})
     with FollowerProcess(project, server.url, {"from": iso(now - 900), "follow": True}) as client:
@@ -219,13 +219,13 @@ def iso(moment: float) -> str:
 
 
 def counted(line: dict[str, Any]) -> int | None:
-    """Return how many decisions a line's history counts; None where it is about something else."""
+    """Return the decisions in the history of a line; None if the line has no history."""
     history = line.get("history")
     return history and sum(sum(series["count"]) for series in history["series"])
 
 
 def test_it_is_reported_what_is_wrong_with_a_view(server: Server, project: Path) -> None:
-    """The field is named, and the connection stays."""
+    """The error names the field, and the connection stays."""
     with FollowerProcess(project, server.url, {"interval": 0.01}) as client:
         error = client.until(lambda line: "error" in line)["error"]
         assert error["code"] == "bad_request"
@@ -234,7 +234,7 @@ def test_it_is_reported_what_is_wrong_with_a_view(server: Server, project: Path)
 
 
 def test_it_says_why_it_was_refused(server: Server, project: Path) -> None:
-    """Where there is no stream, the server's answer is told, and it stays away."""
+    """Without a stream it reports the server's answer, and does not reconnect."""
     with FollowerProcess(project, f"{server.url}/elsewhere", VIEW) as client:
         closed = client.state("closed")
         assert closed["status"] == 404

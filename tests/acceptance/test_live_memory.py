@@ -47,7 +47,7 @@ def sent(key: int, moment: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[Fact]]]:
-    """A server that was started again on what it was sent, with as little memory as can be set."""
+    """A server that was restarted on its data, with the smallest memory that can be set."""
     folder: Path = tmp_path_factory.mktemp("server")
     server = Server(folder, env={"ROUTECAST_LIVE_MEMORY": "4"})
     facts: list[Fact] = []
@@ -63,7 +63,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, lis
 
 
 def resident(server: Server) -> int:
-    """Return the most bytes of memory that the process has had."""
+    """Return the maximum resident memory of the process."""
     assert server.process is not None
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -76,7 +76,7 @@ def expected(facts: list[Fact], window: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_every_window_equals_the_oracle(node: tuple[Server, list[Fact]], window: str) -> None:
-    """Whether it is answered from memory or from the database."""
+    """A window is right whether it comes from memory or from the database."""
     server, facts = node
     answer = server.http.get(f"/routing/metrics?{QUERY}&window={window}")
     assert answer.status_code == 200, answer.text
@@ -86,7 +86,7 @@ def test_every_window_equals_the_oracle(node: tuple[Server, list[Fact]], window:
 
 
 async def test_streams_get_windows_from_the_database(node: tuple[Server, list[Fact]]) -> None:
-    """The default stream, server-sent events and routecast.v1, each with its first document."""
+    """All kinds of streams get them in their first document."""
     server, facts = node
     wanted = expected(facts, "7d")
     async with connect(f"{server.ws_url}?{QUERY}&window=7d&interval=0.2") as stream:
@@ -108,7 +108,7 @@ async def test_streams_get_windows_from_the_database(node: tuple[Server, list[Fa
 
 
 def test_memory_stays_small_and_says_so(node: tuple[Server, list[Fact]]) -> None:
-    """Live state as it is counted, and the process as the system sees it."""
+    """This holds for live state by its own count, and for the process by the system's."""
     server, _ = node
     assert 0 < server.instrument("routecast_live_windows_uncovered") < len(WINDOWS)
     room = server.instrument("routecast_live_room_bytes")
@@ -122,7 +122,7 @@ def test_memory_stays_small_and_says_so(node: tuple[Server, list[Fact]]) -> None
 
 
 def test_commits_show_in_windows_from_the_database(node: tuple[Server, list[Fact]]) -> None:
-    """Within seconds, and the position never goes back. The last test: it adds decisions."""
+    """They show within seconds, and the position never goes back. This test is the last one."""
     server, facts = node
     before = expected(facts, "7d")["total_decisions"]
     now = time.time_ns() // 1000

@@ -31,7 +31,7 @@ def decision(model: str = "flash", **more: Any) -> dict[str, Any]:
 
 
 def models(server: Server) -> dict[str, int]:
-    """How many decisions each model has, as the server shows it."""
+    """Return the number of decisions of each model, as the server shows it."""
     document = server.http.get("/routing/metrics?fields=models").json()
     return {name: model["count"] for name, model in document["models"].items()}
 
@@ -44,7 +44,7 @@ def names(server: Server, *words: str) -> str:
 
 
 def keep(server: Server, *decisions: DecisionRecord) -> None:
-    """Have a server keep decisions as an earlier version may have let them in."""
+    """Store decisions with names that an earlier version may have accepted."""
 
     async def commit() -> None:
         store = SqliteStore(server.database)
@@ -58,7 +58,7 @@ def keep(server: Server, *decisions: DecisionRecord) -> None:
 
 
 def assert_verified(server: Server) -> None:
-    """Rollups are what a recount gives."""
+    """Assert that the rollups equal a recount."""
     done = routecast("verify", "--database", server.database_url, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -73,8 +73,8 @@ def small(tmp_path: Path) -> Iterator[Server]:
 # -- the limit ----------------------------------------------------------------------------------
 
 
-def test_reaching_the_limit_is_seen(small: Server) -> None:
-    """In the log, once; in /metrics; and in /health, where the page reads it."""
+def test_reaching_the_limit_is_reported(small: Server) -> None:
+    """It is logged once, and is in /metrics and /health, where the page reads it."""
     small.post([decision("a"), decision("b")])
     assert small.http.get("/health").json()["full_names"] == {}
     small.post([decision("c")])
@@ -92,8 +92,8 @@ def test_reaching_the_limit_is_seen(small: Server) -> None:
     assert "routecast names fold" in told[0]
 
 
-def test_what_is_never_stored_uses_up_no_room(small: Server) -> None:
-    """Known ids with new names are not kept, so neither are their names."""
+def test_names_of_duplicates_use_no_room(small: Server) -> None:
+    """A known id with new names is not stored, so its names do not count towards the limit."""
     small.post([decision("a", id="known")])
     for number in range(5):
         assert small.post([decision(f"spent-{number}", id="known")])["conflicts"] == 1
@@ -102,7 +102,7 @@ def test_what_is_never_stored_uses_up_no_room(small: Server) -> None:
 
 
 def test_ids_of_projects_over_the_limit_do_not_collide(small: Server) -> None:
-    """However ids and projects are made up, each project's ids are its own."""
+    """Ids are unique within each true project, for any ids and projects."""
     small.post([decision(project=name) for name in ("one", "two", "three")])
     pairs = [
         ("a/b", "c"),
@@ -120,7 +120,7 @@ def test_ids_of_projects_over_the_limit_do_not_collide(small: Server) -> None:
 
 
 def test_reaching_the_limit_is_shown_by_list(small: Server) -> None:
-    """How many of how many, and each name with its decisions."""
+    """`list` shows the number of names, the limit, and each name's decisions."""
     small.post([decision("a"), decision("a"), decision("b")])
     done = routecast(
         *("names", "list", "--part", "model", "--database", small.database_url), env={**small.env}
@@ -164,7 +164,7 @@ def test_fold_makes_room_while_a_server_runs(small: Server) -> None:
 
 
 def test_fold_counts_as_other_at_once(server: Server) -> None:
-    """Also what a server takes before it has noticed that a new epoch began."""
+    """This holds also for decisions that come before the server notices the new epoch."""
     server.post([decision("a"), decision("b")])
     names(server, "fold", "model", "a", "--yes")
     server.post([decision("a", id="1")])
@@ -173,7 +173,7 @@ def test_fold_counts_as_other_at_once(server: Server) -> None:
 
 
 def test_forgotten_name_comes_back_where_there_is_room(server: Server) -> None:
-    """What it had stays `other`; and to forget a folded name undoes the fold."""
+    """Its earlier decisions stay `other`; forgetting a folded name ends the fold."""
     server.post([decision("a"), decision("b")])
     names(server, "fold", "model", "a", "--yes")
     names(server, "forget", "model", "b", "a", "--yes")
@@ -186,7 +186,7 @@ def test_forgotten_name_comes_back_where_there_is_room(server: Server) -> None:
 
 
 def test_nothing_acknowledged_is_lost_while_names_change(server: Server) -> None:
-    """Producers send on while names fold and come back; every total is theirs."""
+    """All totals equal those of the producers, who send while names are folded and forgotten."""
     sent: Counter[str] = Counter()
     done = threading.Event()
 
@@ -228,7 +228,7 @@ def _epoch(node: Server) -> str:
 
 
 def test_all_nodes_follow_a_fold(nodes: Nodes) -> None:
-    """Whichever is asked: the new epoch's numbers, and nothing of the old one's."""
+    """Every node shows the numbers of the new epoch only."""
     here, there = nodes
     here.post([decision("a"), decision("b")])
     there.post([decision("a"), decision("c", project="late", id="42")])
@@ -263,7 +263,7 @@ def test_all_nodes_follow_a_fold(nodes: Nodes) -> None:
     ],
 )
 def test_names_says_what_is_wrong(server: Server, words: tuple[str, ...], error: str) -> None:
-    """In one line, with exit code 2, and nothing is changed."""
+    """An error is one line with exit code 2, and changes nothing."""
     server.post([decision()])
     place = ("--database", server.database_url)
     done = routecast("names", *words, *place, stdin=subprocess.DEVNULL, timeout=PATIENCE)
@@ -274,7 +274,7 @@ def test_names_says_what_is_wrong(server: Server, words: tuple[str, ...], error:
 
 
 def test_names_asks_first(server: Server) -> None:
-    """No is no."""
+    """The answer no changes nothing."""
     server.post([decision()])
     words = ("names", "fold", "model", "flash", "--database", server.database_url)
     assert routecast(*words, input="n\n").returncode == 1
@@ -284,7 +284,7 @@ def test_names_asks_first(server: Server) -> None:
 
 
 def test_names_of_earlier_versions_disturb_no_terminal(server: Server) -> None:
-    """They are shown escaped, and can be folded as they are shown."""
+    """Names with control characters are shown escaped, and can be folded in that form."""
     server.post([decision("b")])
     keep(server, kept(model="a\x9b\u202e", strategy="a\x9b\u202e"))
     shown = r"a\u009b\u202e"

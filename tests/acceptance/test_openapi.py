@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def answers(server: Server) -> Answers:
-    """What the server says to requests of every kind, by path and status."""
+    """The server's answers to requests of every kind, by path and status."""
     found: Answers = {}
 
     def ask(method: str, path: str, **options: Any) -> None:
@@ -64,7 +64,7 @@ def answers(server: Server) -> Answers:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that never could open its database."""
+    """A server that could never open its database."""
     server = Server(tmp_path_factory.mktemp("broken"))
     holder = apsw.Connection(str(server.database))
     holder.execute("BEGIN EXCLUSIVE")
@@ -79,7 +79,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def check(document: dict[str, Any], path: str, answer: httpx2.Response) -> None:
-    """Assert that an answer is what the document says of its path and status."""
+    """Assert that an answer is one that the document describes for its path and status."""
     method = answer.request.method.lower()
     described = document["paths"][path][method]["responses"][str(answer.status_code)]
     kind = answer.headers["content-type"].partition(";")[0]
@@ -89,7 +89,7 @@ def check(document: dict[str, Any], path: str, answer: httpx2.Response) -> None:
 
 
 def test_every_answer_is_as_described(server: Server, answers: Answers) -> None:
-    """Statuses, media types and bodies."""
+    """Each answer has a described status, media type and body."""
     document = server.http.get("/openapi.json").json()
     for (path, _), given in answers.items():
         for answer in given:
@@ -97,7 +97,7 @@ def test_every_answer_is_as_described(server: Server, answers: Answers) -> None:
 
 
 def test_answers_without_a_database_are_as_described(broken: Server) -> None:
-    """503 everywhere, but for what needs none."""
+    """Each path has a described 503 if the database was never there."""
     document = broken.http.get("/openapi.json").json()
     for path in ("/routing/metrics", "/v1/history", "/health", "/ready"):
         answer = broken.http.get(path)
@@ -130,7 +130,7 @@ DECISIONS_SENT: Final[list[Any]] = [
 
 @pytest.mark.parametrize("sent", DECISIONS_SENT, ids=str)
 def test_a_decision_is_good_where_its_schema_says_so(server: Server, sent: Any) -> None:
-    """No rule is left for producers to find out: what fits its schema is taken as it is."""
+    """The server accepts a decision without a warning exactly if it fits its schema."""
     document = server.http.get("/openapi.json").json()
     body = document["paths"]["/v1/decisions"]["post"]["requestBody"]["content"]["application/json"]
     schema = {**body["schema"], "components": document["components"]}
@@ -168,7 +168,7 @@ QUERIES: Final[list[tuple[str, str, list[str]]]] = [
 def test_a_parameter_is_good_where_its_schema_says_so(
     server: Server, path: str, name: str, values: list[str]
 ) -> None:
-    """Each by itself; what one means beside another is said in words."""
+    """The server accepts a parameter exactly if it fits its schema."""
     document = server.http.get("/openapi.json").json()
     parameters = document["paths"][path]["get"]["parameters"]
     (described,) = (each for each in parameters if each["name"] == name)
@@ -184,7 +184,7 @@ def test_a_parameter_is_good_where_its_schema_says_so(
 
 
 def test_every_answer_described_is_given(server: Server, answers: Answers) -> None:
-    """No path and no status is there that nobody can get."""
+    """Every described path and status occurs, apart from 503."""
     document = server.http.get("/openapi.json").json()
     for path, methods in document["paths"].items():
         for method in methods.values():

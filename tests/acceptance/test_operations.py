@@ -36,7 +36,7 @@ def routecast(
 
 
 def test_health_and_readiness(server: Server) -> None:
-    """Both answer 200 on a sound node, and health says what it knows."""
+    """Both answer 200 on a healthy node, and `/health` has the documented members."""
     position = server.post(GOOD)["position"]
     health = server.http.get("/health")
     assert health.status_code == 200
@@ -63,7 +63,7 @@ def test_health_and_readiness(server: Server) -> None:
 
 
 async def test_prometheus_counts_what_happened(server: Server) -> None:
-    """The numbers of the contract are there, and they move with what is done."""
+    """The documented metrics exist, and change with what is done."""
     server.post([{**GOOD, "id": "one"}, {**GOOD, "id": "one"}, {}])
     async with connect(server.ws_url) as stream:
         frame = await stream.recv(decode=False)
@@ -102,14 +102,14 @@ sys.exit(run.run(load_settings(port={port}, database_url="{url}")))
 
 
 class SmallLogs(Server):
-    """A server to which 400 kB of write-ahead log are what 64 MiB are to others."""
+    """A server that warns at 400 kB of write-ahead log instead of 64 MiB."""
 
     def command(self) -> list[str]:
         return [sys.executable, "-c", SMALL_LOGS.format(port=self.port, url=self.database_url)]
 
 
 def test_a_long_reader_shows_in_health_and_metrics(tmp_path: Path) -> None:
-    """How long the write-ahead log is, and who keeps it so, until that reader is gone."""
+    """The log's length and its cause are shown until the long reader ends."""
     log = "routecast_database_wal_bytes"
     batch = [{**GOOD, "reason": "r" * 400} for _ in range(200)]
     with SmallLogs(tmp_path) as server, closing(sqlite3.connect(server.database)) as reader:
@@ -133,7 +133,7 @@ def test_a_long_reader_shows_in_health_and_metrics(tmp_path: Path) -> None:
 
 
 class Confined(Server):
-    """A server that a shell has set a limit of open files for."""
+    """A server that a shell has given a limit of open files."""
 
     limit = ""
 
@@ -142,7 +142,7 @@ class Confined(Server):
 
 
 def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
-    """As many files may be open as its streams need, where the shell's soft limit is lower."""
+    """The node raises the soft limit to what its streams need."""
     confined = Confined(tmp_path, env={"ROUTECAST_MAX_CONNECTIONS": "500"})
     confined.limit = "-S -n 300"
     with confined as server:
@@ -155,7 +155,7 @@ def test_the_limit_of_open_files_is_raised(tmp_path: Path) -> None:
 
 
 def test_too_few_open_files_are_reported(tmp_path: Path) -> None:
-    """Where the hard limit is too low as well, a line says so, and what to do."""
+    """If the hard limit is too low, one log line says so, and what to do."""
     confined = Confined(tmp_path)
     confined.limit = "-n 300"
     with confined as server:
@@ -185,7 +185,7 @@ def test_too_few_open_files_are_reported(tmp_path: Path) -> None:
 def test_wrong_settings_are_reported_in_a_line(
     tmp_path: Path, options: list[str], words: str
 ) -> None:
-    """The setting and the fix, exit code 2, no traceback."""
+    """The line has the setting and the fix; the exit code is 2, and there is no traceback."""
     ended = routecast("serve", *options, folder=tmp_path)
     assert ended.returncode == 2
     assert words in ended.stderr
@@ -208,7 +208,7 @@ def test_wrong_settings_are_reported_in_a_line(
 def test_settings_that_never_match_are_reported_in_a_line(
     tmp_path: Path, variable: str, value: str, words: str
 ) -> None:
-    """By name, with what to write instead."""
+    """The line names the setting and says what to write instead."""
     env = {**os.environ, f"ROUTECAST_{variable}": value}
     ended = routecast("serve", "--port", "0", folder=tmp_path, env=env)
     assert ended.returncode == 2
@@ -219,7 +219,7 @@ def test_settings_that_never_match_are_reported_in_a_line(
 
 @pytest.mark.parametrize("url", ["postgresql://u:secret@[::1/db", "sqlite://u:secret@host/x"])
 def test_verify_shows_no_secret(url: str) -> None:
-    """A URL that cannot be used is told in a line, without its password."""
+    """The error about a bad URL is one line without the password."""
     ended = routecast("verify", "--database", url)
     assert ended.returncode == 2
     assert "secret" not in ended.stderr
@@ -227,7 +227,7 @@ def test_verify_shows_no_secret(url: str) -> None:
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:
-    """The port is named, and how to choose another."""
+    """The error names the port, and how to choose another."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         ended = routecast("serve", "--port", str(port), folder=tmp_path)
@@ -244,8 +244,8 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         ("newer", "newer Routecast"),
     ],
 )
-def test_a_file_that_is_not_ours(tmp_path: Path, content: bytes | str | None, words: str) -> None:
-    """It is refused as what it is, and left as it was."""
+def test_a_file_of_another_program(tmp_path: Path, content: bytes | str | None, words: str) -> None:
+    """The file is refused with the reason, and not changed."""
     path = tmp_path / "other.db"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_ours(tmp_path: Path, content: bytes | str | None, wo
 
 
 def test_verify_makes_no_database(tmp_path: Path) -> None:
-    """A path with nothing there is an error, not an empty database."""
+    """A path without a file is an error, and no file is created."""
     ended = routecast("verify", "--database", f"sqlite:///{tmp_path}/none.db")
     assert ended.returncode == 2
     assert "there is no database" in ended.stderr
@@ -293,7 +293,7 @@ def test_any_asgi_server_serves_it(tmp_path: Path) -> None:
 
 
 def test_the_page_is_served_with_a_policy(server: Server) -> None:
-    """The page and its files come from here, and may load nothing from elsewhere."""
+    """The page's files come from the server, and the policy lets it load nothing else."""
     page = server.http.get("/")
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
@@ -307,8 +307,8 @@ def test_the_page_is_served_with_a_policy(server: Server) -> None:
         assert "immutable" in answer.headers["cache-control"], path
 
 
-def test_the_page_has_one_script_of_its_own(server: Server) -> None:
-    """The policy allows that text, and no other script in the page."""
+def test_the_page_has_one_inline_script(server: Server) -> None:
+    """The policy allows exactly that inline script."""
     page = server.http.get("/")
     (script,) = re.findall(r"<script data-files=[^>]*>(.*?)</script>", page.text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -320,7 +320,7 @@ def test_the_page_has_one_script_of_its_own(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/nowhere", "/dashboard/../ports.py", "/dashboard/none.js"])
 def test_other_paths_are_problems(server: Server, path: str) -> None:
-    """What is not there is said in the same form as every error."""
+    """An unknown path gets a problem document, as every error does."""
     answer = server.http.get(path)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"

@@ -51,7 +51,7 @@ def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 
 def batch(prefix: str) -> list[dict[str, Any]]:
-    """A hundred decisions, of which one is of the full series and costs something."""
+    """Return a hundred decisions, of which one is of the full series and has a cost."""
     sent = {"strategy": "full", "provider": "gemini", "model": "flash", "confidence": "high"}
     return [
         {**sent, "id": f"{prefix}{n}", **({"cost": 0.5} if n == 42 else {})} for n in range(100)
@@ -59,7 +59,7 @@ def batch(prefix: str) -> list[dict[str, Any]]:
 
 
 def test_full_series_rejects_only_what_does_not_fit(filled: Server) -> None:
-    """By index and name, the same when it is sent again; a batch of nothing else is 422."""
+    """The rejection has index and name, also when sent again; a batch of only such gets 422."""
     error = "cost: the sum of its series is at its limit"
     for number, prefix in enumerate(("short", "short", "long", "long")):
         body = msgspec.json.encode(batch(prefix))
@@ -84,7 +84,7 @@ def test_full_series_rejects_only_what_does_not_fit(filled: Server) -> None:
 
 
 def test_totals_and_history_are_exact(filled: Server) -> None:
-    """And nothing fails for it, summaries least of all."""
+    """They are exact beyond 64 bits, and so are summaries."""
     document = filled.metrics(fields="cost")
     assert document["cost"]["total"] == TOTAL / 10**9
     hours = {"from": str((NOW - 30 * HOUR) / 1e6), "to": str(NOW / 1e6), "points": "10"}
@@ -99,7 +99,7 @@ def test_totals_and_history_are_exact(filled: Server) -> None:
 
 
 def test_database_file_that_is_cut_off(tmp_path: Path) -> None:
-    """Nothing more is acknowledged, and everybody is told, also after a restart."""
+    """Nothing more is acknowledged, also after a restart, and `/health` says why."""
     server = Server(tmp_path)
     many = [kept(n, strategy=f"s{n}", reason="r" * 300, decided=NOW) for n in range(3000)]
     fill(SqliteStore(server.database), many)
@@ -120,7 +120,7 @@ def test_database_file_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def assert_corrupt(server: Server) -> None:
-    """The check may take a while on a busy machine; what it finds must be told in the end."""
+    """Assert that the damage is reported; a check may take some time on a busy machine."""
     deadline = time.monotonic() + 30
     while server.http.get("/health").json()["components"]["database"] != "corrupt":
         assert time.monotonic() < deadline, server.log.read_text()

@@ -13,7 +13,7 @@ from tests.support.waiting import until
 
 
 def silent(_: Checked) -> None:
-    """Take no note of progress."""
+    """Ignore progress."""
 
 
 def send(server: Server, first: int, count: int) -> None:
@@ -28,7 +28,7 @@ def total(server: Server) -> int:
 
 
 def test_restored_totals_are_shown_whatever_redis_has(postgres: Postgres, tmp_path: Path) -> None:
-    """Redis keeps what nodes knew before: positions of an epoch that is gone."""
+    """Redis still has positions of the earlier epoch, and they are not used."""
     url = postgres.create()
     with RedisServer(tmp_path / "redis") as redis:
         nodes = [
@@ -56,7 +56,7 @@ def test_restored_totals_are_shown_whatever_redis_has(postgres: Postgres, tmp_pa
 def test_nodes_notice_that_other_tools_put_back_an_older_state(
     postgres: Postgres, tmp_path: Path
 ) -> None:
-    """At the next commit: those after it get the numbers of commits that are lost."""
+    """They notice it at the next commit, because later commits reuse the lost numbers."""
     url = postgres.create()
     with RedisServer(tmp_path / "redis") as redis:
         nodes = [
@@ -82,7 +82,7 @@ def test_nodes_notice_that_other_tools_put_back_an_older_state(
 
 
 def test_commands_back_up_and_restore(postgres: Postgres, tmp_path: Path) -> None:
-    """Beside a node; and not under one."""
+    """`backup` works beside a node; `restore` refuses a database in use."""
     url = postgres.create()
     backup = ["backup", str(tmp_path / "it"), "--database", url]
     restore = ["restore", str(tmp_path / "it"), "--database", url]

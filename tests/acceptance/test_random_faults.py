@@ -38,7 +38,7 @@ CLOCKS = ("+0", "+3h", "-3h", "+20d", "-20d")
 
 
 class Producer:
-    """Sends batches, each until it is acknowledged, and remembers which were."""
+    """Sends each batch until it is acknowledged, and remembers the acknowledged ones."""
 
     def __init__(self, number: int) -> None:
         self.chance = random.Random(number)
@@ -49,7 +49,7 @@ class Producer:
         self.stopping = False
 
     async def run(self, port: int) -> None:
-        """Send through a port until it is to stop and the last batch is acknowledged."""
+        """Send through a port until told to stop and the last batch is acknowledged."""
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=5) as http:
             while not self.stopping:
                 batch = f"{self.name}-{len(self.sent)}"
@@ -88,7 +88,7 @@ def decisions(batch: str, size: int) -> list[dict[str, Any]]:
 
 
 class Node:
-    """A node on a small disk with a clock of its own, its backup, and its producers' books."""
+    """A node with a small disk, its own clock, a backup, and the counts of its producers."""
 
     def __init__(self, disk: Path, folder: Path, proxy: Proxy, server: Server) -> None:
         self._disk = disk
@@ -104,7 +104,7 @@ class Node:
     # -- faults ---------------------------------------------------------------------------------
 
     async def kill(self) -> None:
-        """SIGKILL it, and start it again."""
+        """SIGKILL the node, and start it again."""
         assert self.server.kill() == -signal.SIGKILL
         await asyncio.to_thread(self.server.start)
 
@@ -114,11 +114,11 @@ class Node:
         self._proxy.reset(Reset.NEVER)
 
     async def set_clock(self, chance: random.Random) -> None:
-        """Set its clock forth or back."""
+        """Set its clock forward or back."""
         set_clock(self._clock, chance.choice(CLOCKS))
 
     async def fill_disk(self) -> None:
-        """Leave no room on its disk until it has refused something."""
+        """Fill its disk until the node has refused a batch."""
         ballast = self._disk / "ballast"
         try:
             await asyncio.to_thread(fill, ballast)
@@ -127,7 +127,7 @@ class Node:
             ballast.unlink()
 
     async def back_up(self) -> None:
-        """Back its database up while it works."""
+        """Back up its database while it works."""
         certain = {producer.name: set(producer.acknowledged) for producer in self.producers}
         done = await asyncio.to_thread(
             *(routecast, "backup", self._backup, "--force"),
@@ -137,7 +137,7 @@ class Node:
         self._backed_up = certain
 
     async def restore(self) -> None:
-        """Put the backup in the place of its database."""
+        """Replace its database by the backup."""
         if self._backed_up is None:
             await self.back_up()
         assert self._backed_up is not None
@@ -156,7 +156,7 @@ class Node:
     # -- what must be so ------------------------------------------------------------------------
 
     async def flows(self) -> None:
-        """Return when each producer has had an acknowledgement from now on."""
+        """Return when each producer has had another acknowledgement."""
         before = [producer.acks for producer in self.producers]
         await self._until(
             lambda: all(p.acks > b for p, b in zip(self.producers, before, strict=True))
@@ -213,7 +213,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def node(disk: Path, tmp_path: Path) -> AsyncIterator[Node]:
-    """A node that producers send to, by a proxy."""
+    """A node that producers reach through a proxy."""
     clock = tmp_path / "clock"
     set_clock(clock, "+0")
     env = {
@@ -237,8 +237,8 @@ async def node(disk: Path, tmp_path: Path) -> AsyncIterator[Node]:
 
 
 @pytest.mark.skipif(not FAKETIME, reason=lacks("faketime", "apt install faketime"))
-async def test_whatever_happens(node: Node) -> None:
-    """What was acknowledged is there once, and nothing else is."""
+async def test_random_faults_lose_and_add_nothing(node: Node) -> None:
+    """Acknowledged decisions are stored once, and nothing else is."""
     chance = random.Random(5)
     faults = {
         "kill": (12, node.kill),

@@ -40,7 +40,7 @@ LARGE = cells_of([kept(model=os.urandom(48).hex()) for _ in range(2000)])
 
 
 class Nodes:
-    """Two nodes on a bus, one publishing all the time and one listening."""
+    """Two nodes on a bus, of which one publishes all the time and the other listens."""
 
     def __init__(self, shared: SharedRedis) -> None:
         self.shared = shared
@@ -75,24 +75,24 @@ class Nodes:
             await asyncio.sleep(PUBLISH_SECONDS)
 
     async def tell(self, words: str = "") -> None:
-        """Return when both nodes say that they cannot hear each other, and why."""
+        """Return when both nodes report that the bus fails, and why."""
         await within(TELL_SECONDS, lambda: words in (self.here.failing or "\0"))
         await within(TELL_SECONDS, lambda: bool(self.there.failing) or bool(words))
 
     async def hears_again(self) -> None:
-        """Return when one node hears what the other publishes from now on, and both say so."""
+        """Return when one node receives new messages of the other, and neither fails."""
         now = self.seq
         await within(HEAL_SECONDS, lambda: bool(self.heard) and self.heard[-1] > now)
         await within(HEAL_SECONDS, lambda: not self.here.failing and not self.there.failing)
 
     async def hears_all(self) -> None:
-        """Return when nothing of what was published up to now is missing."""
+        """Return when every message published up to now was received."""
         now = self.seq
         await within(HEAL_SECONDS, lambda: set(range(1, now + 1)) <= set(self.heard))
 
 
 async def within(seconds: float, reached: Callable[[], bool]) -> None:
-    """Return when something is so; fail when it takes longer."""
+    """Return when a condition holds; fail if that takes longer than `seconds`."""
     async with asyncio.timeout(seconds):
         while not reached():  # noqa: ASYNC110  -- no event tells of it
             await asyncio.sleep(0.01)
@@ -104,14 +104,14 @@ def _seq(news: Delta | Position) -> int:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of this test's own, to be broken."""
+    """A Redis of this test's own, which it may break."""
     with RedisServer(tmp_path / "redis") as running:
         yield running
 
 
 @pytest.fixture
 async def nodes(server: RedisServer) -> AsyncIterator[Nodes]:
-    """Two nodes on it, one publishing."""
+    """Two nodes on the test's Redis, of which one publishes."""
     made = Nodes(SharedRedis(server.url))
     async with made.publishing():
         yield made
@@ -125,7 +125,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def lines(said: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged, without figures and reasons, in a fixed order."""
+    """Return the logged lines without numbers and reasons, sorted."""
     return sorted(record.getMessage().split(":")[0].split(",")[0] for record in said.records)
 
 
@@ -136,7 +136,7 @@ BACK = "Redis is available again"
 async def test_killed_and_restarted_empty(
     server: RedisServer, nodes: Nodes, said: pytest.LogCaptureFixture
 ) -> None:
-    """SIGKILL: each node says once that it is gone and once that it is back."""
+    """After SIGKILL each node logs once that Redis is gone, and once that it is back."""
     await nodes.cluster.claim("look", 600)
     server.kill()
     await nodes.tell()
@@ -150,7 +150,7 @@ async def test_killed_and_restarted_empty(
 
 
 async def test_frozen(server: RedisServer, nodes: Nodes, said: pytest.LogCaptureFixture) -> None:
-    """SIGSTOP: calls end in their time, then fail at once; when it goes on, nothing is missing."""
+    """After SIGSTOP calls time out, then fail at once; after SIGCONT no message is missing."""
     server.freeze()
     try:
         started = time.perf_counter()
@@ -176,7 +176,7 @@ async def test_frozen(server: RedisServer, nodes: Nodes, said: pytest.LogCapture
 
 
 async def test_flushed(server: RedisServer, nodes: Nodes, said: pytest.LogCaptureFixture) -> None:
-    """FLUSHALL: deltas go on, what was held is gone, and there is nothing to say."""
+    """After FLUSHALL new deltas arrive, cached data is gone, and nothing is logged."""
     await nodes.cache.put(Snapshot(Position("e", 1), NOW))
     server.ask("FLUSHALL")
     await nodes.hears_again()
@@ -185,7 +185,7 @@ async def test_flushed(server: RedisServer, nodes: Nodes, said: pytest.LogCaptur
 
 
 async def test_stream_that_began_anew_with_older_ids(server: RedisServer, nodes: Nodes) -> None:
-    """A master with a slower clock: nodes do not wait until its ids pass those they have seen."""
+    """Nodes read on at once if a new master's ids are older than those they have read."""
     stream = server.ask("KEYS", f"*{nodes.shared.prefix}*deltas")[0]
     fields = ("node", "x", "epoch", "e", "seq", "0")
     server.ask("XADD", stream, "99999999999999-0", *fields)
@@ -197,7 +197,7 @@ async def test_stream_that_began_anew_with_older_ids(server: RedisServer, nodes:
 async def test_connections_killed(
     server: RedisServer, nodes: Nodes, said: pytest.LogCaptureFixture
 ) -> None:
-    """CLIENT KILL, again and again: a reader goes on after the last it heard; none is missing."""
+    """After repeated CLIENT KILL the reader continues where it was, and no message is missing."""
     for _ in range(20):
         server.ask("CLIENT", "KILL", "TYPE", "normal")
         await nodes.hears_again()  # one lost again while it is made anew is a Redis that is gone
@@ -206,7 +206,7 @@ async def test_connections_killed(
 
 
 async def test_slow(server: RedisServer, said: pytest.LogCaptureFixture) -> None:
-    """A line of 200 ms is used; one of seconds is as good as none, until it is better."""
+    """A delay of 200 ms is used; with one of seconds Redis counts as failing until it ends."""
     async with Proxy(server.port) as proxy:
         nodes = Nodes(SharedRedis(f"redis://127.0.0.1:{proxy.port}"))
         async with nodes.publishing():
@@ -223,7 +223,7 @@ async def test_slow(server: RedisServer, said: pytest.LogCaptureFixture) -> None
 
 
 async def test_narrow(server: RedisServer) -> None:
-    """A backlog larger than the line carries in one answer's time is heard bit by bit."""
+    """A backlog that is too large for one answer in time is read in parts."""
     async with Proxy(server.port) as proxy:
         shared = SharedRedis(server.url)
         there = SharedRedis(f"redis://127.0.0.1:{proxy.port}/0", shared.prefix).bus()
@@ -242,7 +242,7 @@ async def test_narrow(server: RedisServer) -> None:
 async def test_out_of_memory(
     server: RedisServer, nodes: Nodes, said: pytest.LogCaptureFixture
 ) -> None:
-    """Writes are refused, reads are not; when there is room again, nothing is missing."""
+    """Redis refuses writes but not reads; when it has memory again, no message is missing."""
     snapshot = Snapshot(Position("e", 1), NOW)
     await nodes.cache.put(snapshot)
     server.ask("SET", "of others", bytes(1_000_000))
@@ -260,7 +260,7 @@ async def test_out_of_memory(
 
 
 async def test_queue_that_runs_over(server: RedisServer, nodes: Nodes) -> None:
-    """A Redis that is away for long: the oldest are dropped and counted, the newest arrive."""
+    """In a long outage the oldest messages are dropped and counted, and the newest arrive."""
     server.kill()
     await nodes.tell()
     sent = 0
@@ -275,7 +275,7 @@ async def test_queue_that_runs_over(server: RedisServer, nodes: Nodes) -> None:
 
 
 async def test_failover(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
-    """Three sentinels and a replica: nodes find the new master, and come back from the old."""
+    """With three sentinels and a replica, nodes find the new master, and leave the old one."""
     with RedisWithSentinels(tmp_path) as redis:
         nodes = Nodes(SharedRedis(redis.url))
         async with nodes.publishing():

@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 
 
 def documented(name: str = "ACL SETUSER") -> list[str]:
-    """Return the rules of the line that the docs give, with a password of the tests' own."""
+    """Return the documented rules of the user, with a password of the tests."""
     (line,) = re.findall(rf"^{name} (.+)$", DOCS.read_text(), re.MULTILINE)
     return str(line).replace("PASSWORD", "word").split()
 
@@ -47,20 +47,20 @@ async def checked(url: str, prefix: str = "routecast") -> RedisCheck:
 
 
 async def test_documented_rules_are_enough(server: RedisServer) -> None:
-    """The line of docs/deploy.md, as it is: all that nodes do works, and nothing is missing."""
+    """With the line of docs/deploy.md all parts of a node work, and nothing is missing."""
     server.ask("ACL", "SETUSER", *documented())
     assert (await checked(url_of(server))).problem is None
     await assert_shared(url_of(server), "routecast")
 
 
 async def test_documented_rules_are_all_needed(server: RedisServer) -> None:
-    """They allow the commands that are checked, and none beside them."""
+    """The rules allow exactly the commands that are checked."""
     allowed = {rule[1:].upper() for rule in documented() if rule.startswith("+")}
     assert allowed == COMMANDS
 
 
 async def test_documented_rules_for_a_cluster(tmp_path: Path) -> None:
-    """With those that a client of Redis Cluster sends by itself."""
+    """They include the commands that a client of Redis Cluster sends by itself."""
     extra = re.findall(r"Redis Cluster: `([^`]+)`", DOCS.read_text())
     with RedisServer(tmp_path, "--cluster-enabled", "yes") as cluster:
         start_cluster(cluster)
@@ -74,7 +74,7 @@ async def test_documented_rules_for_a_cluster(tmp_path: Path) -> None:
 async def test_missing_command_is_named(
     server: RedisServer, caplog: pytest.LogCaptureFixture, command: str
 ) -> None:
-    """With what does not work for want of it; granted later, it is used."""
+    """The check names the command and what does not work; once granted, it is used."""
     user = f"without-{command}".lower()
     rules = documented()[1:]
     server.ask("ACL", "SETUSER", user, *rules, f"-{command}")
@@ -88,7 +88,7 @@ async def test_missing_command_is_named(
 async def test_granted_command_is_noticed(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a restart."""
+    """A command that is granted later is used without a restart."""
     monkeypatch.setattr(redis_check, "RIGHTS_CHECK_SECONDS", 0.02)
     server.ask("ACL", "SETUSER", "later", *documented()[1:], "-xadd")
     check = RedisCheck(SharedRedis(url_of(server, "later"), "routecast").link())
@@ -101,14 +101,14 @@ async def test_granted_command_is_noticed(
 
 
 async def test_keys_of_another_prefix(server: RedisServer) -> None:
-    """A user of other keys may not do anything that has a key."""
+    """A user with rights to other keys can use no command that has a key."""
     server.ask("ACL", "SETUSER", *documented())
     check = await checked(url_of(server), "other")
     assert check.missing == COMMANDS - {"TIME"}
 
 
 async def test_command_that_was_renamed(tmp_path: Path) -> None:
-    """As hosted services do: it is unknown, and so is missing."""
+    """A command that a hosted service renamed counts as missing."""
     with RedisServer(tmp_path, "--rename-command", "HGETALL", "") as server:
         check = await checked(server.url)
         assert check.missing == {"HGETALL"}
@@ -119,7 +119,7 @@ async def test_command_that_was_renamed(tmp_path: Path) -> None:
 async def test_tls_that_the_url_does_not_speak(
     server: RedisServer, certificate: Path, kind: str
 ) -> None:
-    """redis:// at a port that wants TLS."""
+    """redis:// at a TLS port is reported as such."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     async with Proxy(server.port, context) as proxy:
@@ -130,13 +130,13 @@ async def test_tls_that_the_url_does_not_speak(
 
 @pytest.mark.parametrize("kind", ["rediss://{}", "rediss+cluster://{}", "rediss+sentinel://{}/a"])
 async def test_tls_that_the_server_does_not_speak(server: RedisServer, kind: str) -> None:
-    """rediss:// at a plain port, which may wait for ever for the end of a command."""
+    """rediss:// at a plain port is reported, though the port may never answer."""
     check = await checked(kind.format(f"127.0.0.1:{server.port}"))
     assert f"127.0.0.1:{server.port} does not speak TLS" in (check.problem or "")
 
 
 async def test_certificate_that_nobody_knows(server: RedisServer, certificate: Path) -> None:
-    """What to look at is said with it."""
+    """The error says what to check."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     async with Proxy(server.port, context) as proxy:
@@ -146,7 +146,7 @@ async def test_certificate_that_nobody_knows(server: RedisServer, certificate: P
 
 
 async def test_wrong_password(server: RedisServer) -> None:
-    """Told as such, without the password."""
+    """The error says that the password is wrong, and does not show it."""
     server.ask("ACL", "SETUSER", *documented())
     check = await checked(url_of(server, word="wrong-word"))
     assert "check the user and the password in the URL" in (check.problem or "")
@@ -154,14 +154,14 @@ async def test_wrong_password(server: RedisServer) -> None:
 
 
 async def test_something_else_at_the_address() -> None:
-    """It answers, and not as Redis does."""
+    """A server that does not answer as Redis does is reported as such."""
     async with NonsenseServer(b"+OK\r\n") as strange:
         check = await checked(f"redis://127.0.0.1:{strange.port}")
     assert "does not answer as Redis does" in (check.problem or "")
 
 
 async def test_sentinels(tmp_path: Path) -> None:
-    """A master they do not know, a password they do not take, and what is no sentinel."""
+    """An unknown master, a wrong password and a server that is no sentinel are reported."""
     with RedisWithSentinels(tmp_path) as redis:
         assert (await checked(redis.url)).problem is None
         unknown = await checked(redis.url.replace("/routecast/", "/main/"))
@@ -190,7 +190,7 @@ async def test_sentinels(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_tls_are_read_at_the_start(options: str, words: str) -> None:
-    """What is wrong with them is a wrong setting, and ends the start."""
+    """A bad TLS file is a wrong setting, and ends the start."""
     with pytest.raises(BadSettings, match="ROUTECAST_REDIS_URL") as told:
         SharedRedis(f"rediss://user:secret@localhost/0?{options}").link()
     assert words in str(told.value)
@@ -198,7 +198,7 @@ def test_files_of_tls_are_read_at_the_start(options: str, words: str) -> None:
 
 
 def test_node_reports_what_is_missing_and_goes_on(tmp_path: Path, server: RedisServer) -> None:
-    """It acknowledges, and so is ready; `/ready`, `/health`, `/metrics` and the log have it."""
+    """The node stays ready; `/ready`, `/health`, `/metrics` and the log name the commands."""
     server.ask("ACL", "SETUSER", "least", *documented()[1:], "-eval", "-pexpire")
     with Server(tmp_path, redis_url=url_of(server, "least")) as node:
         node.wait_for_log("Redis does not let this node run EVAL, PEXPIRE, so these do not work")

@@ -28,7 +28,7 @@ ALL = [*STRANGE, *RESETS, "tls"]
 
 @asynccontextmanager
 async def strange(what: str, folder: Path, certificate: Path) -> AsyncIterator[str]:
-    """Have something at an address that is no Redis to talk to; yield its URL."""
+    """Run a server that is no usable Redis; yield its URL."""
     if what in STRANGE:
         async with NonsenseServer(STRANGE[what]) as server:
             yield f"redis://127.0.0.1:{server.port}/0"
@@ -45,7 +45,7 @@ async def strange(what: str, folder: Path, certificate: Path) -> AsyncIterator[s
 
 
 def serve(node: Server) -> dict[str, Any]:
-    """Start a node, have it take a decision, and stop it; return its health."""
+    """Start a node, send it a decision, and stop it; return its health."""
     with node:
         assert node.post({"strategy": "s", "provider": "p"})["accepted"] == 1
         assert node.metrics()["total_decisions"] == 1
@@ -64,7 +64,7 @@ def _tells_of_redis(health: dict[str, Any], node: Server) -> bool:
 
 @pytest.mark.parametrize("what", ALL)
 async def test_node_serves(tmp_path: Path, certificate: Path, what: str) -> None:
-    """It says what is wrong, no service crashed, and nothing hangs."""
+    """The node says what is wrong; no service crashes, and nothing hangs."""
     async with strange(what, tmp_path, certificate) as url:
         health = await asyncio.to_thread(serve, Server(tmp_path / "node", redis_url=url))
     assert health["status"] == "degraded"
@@ -74,7 +74,7 @@ async def test_node_serves(tmp_path: Path, certificate: Path, what: str) -> None
 
 
 async def test_workers_serve(tmp_path: Path, certificate: Path, postgres: Postgres) -> None:
-    """None of several processes is left that does not listen."""
+    """All worker processes listen."""
     async with strange("none", tmp_path, certificate) as url:
         node = Server(
             *(tmp_path / "node", "--workers", "2"), database_url=postgres.create(), redis_url=url
@@ -83,7 +83,7 @@ async def test_workers_serve(tmp_path: Path, certificate: Path, postgres: Postgr
 
 
 def serve_with_all(node: Server, workers: int) -> None:
-    """Start a node, see that all its workers listen, and stop it."""
+    """Start a node, assert that all its workers listen, and stop it."""
     with node:
         assert node.process is not None
         children = Path(f"/proc/{node.process.pid}/task/{node.process.pid}/children")

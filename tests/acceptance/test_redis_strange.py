@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 async def assert_unavailable(shared: SharedRedis, answer: str) -> None:
-    """Assert that every call of every adapter fails as that of an engine, and none as a bug."""
+    """Assert that every call of every adapter raises Unavailable, and no other exception."""
     cache, cluster, bus = shared.cache(), shared.cluster(), shared.bus()
     calls: list[Callable[[], object]] = [
         cache.get,
@@ -63,7 +63,7 @@ async def assert_unavailable(shared: SharedRedis, answer: str) -> None:
 @pytest.mark.parametrize("url", KINDS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_nonsense_is_a_failing_engine(url: str, answer: str) -> None:
-    """As a server, as a sentinel and as a node of a cluster; the bus goes on trying."""
+    """A strange server, sentinel or cluster node counts as failing; the bus tries again."""
     uvloop.run(_ask_nonsense(url, answer))  # the loop of `routecast serve`
 
 
@@ -81,8 +81,8 @@ async def _ask_nonsense(url: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("when", [Reset.AT_ONCE, Reset.AFTER_BYTES, Reset.ON_REPLY])
-def test_resets_are_over_when_they_are_over(server: RedisServer, when: Reset) -> None:
-    """Connections are reset for a while: nobody crashes, and then all is as it was."""
+def test_resets_crash_nothing(server: RedisServer, when: Reset) -> None:
+    """No task crashes while connections are reset, and all works afterwards."""
     uvloop.run(_reset_and_go_on(server, when))  # whose transports fail in a way of their own
 
 

@@ -20,7 +20,7 @@ DELTA = Delta(Position("e", 1), cells_of([kept()]), NOW)
 
 
 async def assert_shared(url: str, prefix: str | None = None) -> None:
-    """Assert that nodes have a bus, a cache and their numbers of streams in common there."""
+    """Assert that nodes share a bus, a cache and their numbers of streams."""
     shared = SharedRedis(url, prefix)
     cache, cluster = shared.cache(), shared.cluster()
     heard: list[Delta | Position] = []
@@ -47,18 +47,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 async def test_unix_socket(server: RedisServer) -> None:
-    """unix://, and a database of its own."""
+    """unix:// works, with a database number."""
     await assert_shared(f"unix://{server.socket}?db=3")
     assert server.ask("INFO", "keyspace")["db3"]["keys"] >= 1
 
 
 async def test_valkey(server: RedisServer) -> None:
-    """valkey:// is another name for the same."""
+    """valkey:// means the same as redis://."""
     await assert_shared(f"valkey://127.0.0.1:{server.port}")
 
 
 async def test_login(server: RedisServer) -> None:
-    """With a name and a password, which no error shows."""
+    """A URL may have a name and a password, which no error shows."""
     server.ask("ACL", "SETUSER", "node", "on", ">pass/word", "~{*", "+@all")
     await assert_shared(f"redis://node:pass%2Fword@127.0.0.1:{server.port}/0")
     cache = SharedRedis(f"redis://node:wrong-word@127.0.0.1:{server.port}/0").cache()
@@ -70,7 +70,7 @@ async def test_login(server: RedisServer) -> None:
 
 
 async def test_cluster(tmp_path: Path) -> None:
-    """redis+cluster://, the keys in one slot; found again after it was away."""
+    """redis+cluster:// keeps all keys in one slot, and recovers after an outage."""
     with RedisServer(tmp_path, "--cluster-enabled", "yes") as cluster:
         start_cluster(cluster)
         url = f"redis+cluster://127.0.0.1:{cluster.port}"
@@ -87,7 +87,7 @@ async def test_cluster(tmp_path: Path) -> None:
 
 
 async def test_tls(server: RedisServer, certificate: Path) -> None:
-    """rediss://: a server that is known is trusted, one that is not is refused."""
+    """rediss:// trusts a server with a known certificate, and refuses another one."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     async with Proxy(server.port, context) as proxy:

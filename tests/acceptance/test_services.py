@@ -45,7 +45,7 @@ REACH_SECONDS = 0.1
 
 
 class Trip:
-    """Drives a coroutine, and has one await in it raise."""
+    """Drives a coroutine, and raises an exception at one of its awaits."""
 
     def __init__(self, run: Coroutine[Any, Any, None], at: int, error: BaseException) -> None:
         self._run = run
@@ -74,14 +74,14 @@ class Trip:
 
 
 class Failing:
-    """Has a service fail at its first await, when started again at its second, and so on."""
+    """Makes a service fail at its first await, after a restart at its second, and so on."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self._error = error
         self.starts = 0
 
     def of(self, run: Run) -> Run:
-        """Return a service that fails in place of one."""
+        """Return a service that fails in place of a given one."""
 
         async def fail() -> None:
             self.starts += 1
@@ -95,7 +95,7 @@ class Failing:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses that no test has to wait for."""
+    """Pauses so short that no test waits for them."""
     monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.01)
     monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.1)
@@ -103,7 +103,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_service(services: Services, name: str, failing: Failing) -> None:
-    """Have a service, or a part of one, fail when it is started."""
+    """Make a service, or a part of one, fail when it is started."""
     if name in PARTS:
         owner, attribute = PARTS[name]
         holder: Any = services.ingest if owner == "ingest" else services.engines.bus
@@ -123,7 +123,7 @@ def break_service(services: Services, name: str, failing: Failing) -> None:
 async def test_node_recovers_from_a_failure_at_each_await(
     tmp_path: Path, redis_url: str, name: str, error: type[BaseException]
 ) -> None:
-    """What a producer was told is kept, and what was committed is shown."""
+    """Acknowledged decisions are kept, and committed ones are shown."""
     settings = Settings(
         database_url=f"sqlite:///{tmp_path}/routecast.db",
         redis_url=redis_url,
@@ -187,7 +187,7 @@ sys.exit(server.run(load_settings(port={port}, database_url="sqlite:///{folder}/
 
 
 class Crippled(Server):
-    """A server one of whose methods crashes: always, or so many times."""
+    """A server with a method that crashes, always or a number of times."""
 
     method = ("", "")
     crashes = 10**9
@@ -213,7 +213,7 @@ supervisor.asyncio = types.SimpleNamespace(**{{**vars(asyncio), "sleep": pause}}
 
 
 class Held(Crippled):
-    """A server whose services stay down after a crash until the file `allowed` is there."""
+    """A server whose services stay down after a crash until the file `allowed` exists."""
 
     @property
     def allowed(self) -> Path:
@@ -225,7 +225,7 @@ class Held(Crippled):
 
 
 def test_node_is_not_ready_while_ingest_is_down(tmp_path: Path) -> None:
-    """Producers are sent elsewhere, with the cause, until it was started again."""
+    """`/ready` is 503 with the cause until the service was started again."""
     server = Held(tmp_path)
     server.method, server.crashes = ("services.ingest", "Ingest.run"), 1
     server.launch()
@@ -247,7 +247,7 @@ def test_node_is_not_ready_while_ingest_is_down(tmp_path: Path) -> None:
 
 
 def test_process_ends_when_ingest_cannot_be_started_again(tmp_path: Path) -> None:
-    """With a code that has it started anew by what looks after it, and a line that says why."""
+    """A log line says why, and the exit code makes a supervisor start the process again."""
     server = Crippled(tmp_path)
     server.method = ("services.ingest", "Ingest.run")
     server.launch()
@@ -259,7 +259,7 @@ def test_process_ends_when_ingest_cannot_be_started_again(tmp_path: Path) -> Non
 
 
 def test_other_servers_end_with_a_code_too(tmp_path: Path) -> None:
-    """Any ASGI server that ends on SIGTERM."""
+    """Another ASGI server ends with an error code, too."""
     script = (
         "import uvicorn\n"
         "from routecast.services import ingest, supervisor\n"
@@ -277,7 +277,7 @@ def test_other_servers_end_with_a_code_too(tmp_path: Path) -> None:
 
 
 def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
-    """It takes decisions; that there is nothing to show is told, and it ends when told to."""
+    """The node accepts decisions, reports that it has no numbers, and stops on SIGTERM."""
     server = Crippled(tmp_path)
     server.method = ("services.live_state", "LiveState._step")
     with server:
@@ -305,7 +305,7 @@ def test_node_listens_when_live_state_crashes(tmp_path: Path) -> None:
 def test_streams_go_on_after_a_crash(
     tmp_path: Path, service: str, method: tuple[str, str], protocol: str | None
 ) -> None:
-    """No stream is left without its next tick."""
+    """Every stream gets its next tick after a crash."""
     server = Crippled(tmp_path)
     server.method, server.crashes = method, 3
     subprotocols = [Subprotocol(protocol)] if protocol else None
@@ -338,7 +338,7 @@ asyncio.run(start())
 
 @pytest.mark.parametrize(("prices", "loaded"), [("on", "True"), ("off", "False")])
 def test_prices_are_loaded_before_decisions_come(tmp_path: Path, prices: str, loaded: str) -> None:
-    """They take up to a second to read, for which the first priced decision held up everybody."""
+    """Loading prices takes up to a second, so the first priced decision must not wait for it."""
     command = [sys.executable, "-c", STARTED, f"sqlite:///{tmp_path}/routecast.db", prices]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == loaded, done.stderr

@@ -28,7 +28,7 @@ GOOD = {"strategy": "hybrid", "provider": "gemini"}
 
 
 class Event(NamedTuple):
-    """One event, as a browser would hand it over."""
+    """One event, as a browser dispatches it."""
 
     id: str
     document: Document
@@ -53,7 +53,7 @@ def request(query: str) -> bytes:
 
 
 def test_whole_documents_with_their_position(server: Server) -> None:
-    """The document comes at once and at each tick; its id is its place in history."""
+    """A document comes at once and at each tick; the event's id is its position."""
     with server.http.stream("GET", "/sse/metrics?interval=0.1") as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -69,8 +69,8 @@ def test_whole_documents_with_their_position(server: Server) -> None:
         assert list(found.document.items()) == list(expected.items())
 
 
-def test_it_asks_as_the_others_do(server: Server) -> None:
-    """Fields and filters are those of the stream and of the plain request."""
+def test_fields_and_filters(server: Server) -> None:
+    """Fields and filters are those of the stream and of the HTTP request."""
     server.post([GOOD, {**GOOD, "provider": "claude"}])
     query = "/sse/metrics?fields=provider_usage&provider=claude"
     with server.http.stream("GET", query) as answer:
@@ -80,7 +80,7 @@ def test_it_asks_as_the_others_do(server: Server) -> None:
 
 
 def test_a_client_that_comes_back_gets_the_newest(server: Server) -> None:
-    """With `Last-Event-ID` or without, the first event is the newest document."""
+    """The first event has the newest document, with or without `Last-Event-ID`."""
     with server.http.stream("GET", "/sse/metrics") as answer:
         last = next(events(answer)).id
     server.post(GOOD)
@@ -91,8 +91,8 @@ def test_a_client_that_comes_back_gets_the_newest(server: Server) -> None:
     assert event.id != last
 
 
-def test_clients_are_reported_when_to_come_back(server: Server) -> None:
-    """The delay differs from one to the next, so that a crowd does not return in one moment."""
+def test_clients_are_told_when_to_reconnect(server: Server) -> None:
+    """Each client gets another delay, so that they do not reconnect at the same moment."""
     delays = set()
     for _ in range(8):
         with RawConnection(server.port) as connection:
@@ -105,8 +105,8 @@ def test_clients_are_reported_when_to_come_back(server: Server) -> None:
     assert all(3_000 <= delay < 7_000 for delay in delays)
 
 
-def test_a_quiet_line_has_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between events, comments tell proxies that the line lives."""
+def test_a_quiet_stream_has_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments between events show proxies that the connection lives."""
     monkeypatch.setattr(sse, "COMMENT_SECONDS", 0.05)
     clock = SystemClock()
     store = SqliteStore(tmp_path / "routecast.db")
@@ -124,7 +124,7 @@ def test_a_quiet_line_has_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_client_that_went_is_forgotten(server: Server) -> None:
-    """At once, whenever the next event is due."""
+    """A client that disconnects is forgotten at once, whenever its next event is due."""
     with RawConnection(server.port) as connection:
         connection.send(request("interval=60"))
         server.wait_for_active(1, 5)
@@ -137,7 +137,7 @@ def test_a_client_that_went_is_forgotten(server: Server) -> None:
 
 
 def test_a_slow_reader_is_skipped_and_let_go(server: Server) -> None:
-    """It costs others nothing; after ten seconds it is gone as 4409, its line soon after."""
+    """It delays no other client; after ten seconds it is closed with 4409."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     before = server.memory()
     with RawConnection(server.port, receive_buffer=4096) as slow:
@@ -162,7 +162,7 @@ def test_a_slow_reader_is_skipped_and_let_go(server: Server) -> None:
     [("interval=0", "interval"), ("fields=nonsense", "fields"), ("window=2h", "window")],
 )
 def test_a_bad_parameter_is_named(server: Server, query: str, parameter: str) -> None:
-    """It is refused with 400 before any event."""
+    """A bad parameter gets 400 before any event."""
     answer = server.http.get(f"/sse/metrics?{query}")
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
@@ -171,6 +171,6 @@ def test_a_bad_parameter_is_named(server: Server, query: str, parameter: str) ->
 
 
 def test_a_page_of_another_site_is_refused(server: Server) -> None:
-    """A browser says whose page asks."""
+    """A browser sends the page's origin, and an origin that is not allowed is refused."""
     headers = {"Origin": "https://evil.example"}
     assert server.http.get("/sse/metrics", headers=headers).status_code == 403

@@ -35,14 +35,14 @@ END
 
 
 def batches() -> Iterator[list[dict[str, Any]]]:
-    """Small batches, and one that is prepared beside them."""
+    """Small batches, and a large one that is prepared beside them."""
     for number in range(4):
         yield [{**GOOD, "id": f"small-{number}"}]
     yield [{**GOOD, "id": f"large-{number}"} for number in range(MAX_GROUP + 1)]
 
 
 def stop_while_waiting(server: Server) -> list[httpx2.Response]:
-    """Stop a server while producers wait for it; return the answers that they got."""
+    """Stop a server while producers wait for it; return their answers."""
 
     def post(decisions: list[dict[str, Any]]) -> httpx2.Response:
         return httpx2.post(f"{server.url}/v1/decisions", json=decisions, timeout=60)
@@ -61,7 +61,7 @@ def stop_while_waiting(server: Server) -> list[httpx2.Response]:
 
 
 def assert_refused(answers: list[httpx2.Response]) -> None:
-    """Assert that each is a 503 that says when to come back."""
+    """Assert that each answer is a 503 with `Retry-After`."""
     for answer in answers:
         assert answer.status_code == 503
         assert answer.headers["content-type"] == "application/problem+json"
@@ -70,7 +70,7 @@ def assert_refused(answers: list[httpx2.Response]) -> None:
 
 @contextmanager
 def slow(path: Path) -> Iterator[None]:
-    """Have each insert run for ever."""
+    """Make each insert run without end."""
     with sqlite3.connect(path) as other:
         other.execute(SLOW)
     yield
@@ -90,7 +90,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("busy", [slow, locked])
 def test_busy_sqlite_does_not_hold_up_the_end(server: Server, busy: Callable[[Path], Any]) -> None:
-    """All who wait get 503, nothing of theirs is kept, and what was acknowledged is there."""
+    """Waiting producers get 503 and nothing of theirs is stored; acknowledged decisions are."""
     server.post([{**GOOD, "id": "before"}])
     with busy(server.database):
         answers = stop_while_waiting(server)
@@ -104,7 +104,7 @@ def test_busy_sqlite_does_not_hold_up_the_end(server: Server, busy: Callable[[Pa
 
 
 def test_stop_while_a_commit_ends_is_answered_right(server: Server) -> None:
-    """What waits is committed when the database can do so in time."""
+    """Waiting batches are committed if the database can do so in time."""
     with ThreadPoolExecutor(1) as pool, locked(server.database):
         answer = pool.submit(httpx2.post, f"{server.url}/v1/decisions", json=[GOOD], timeout=60)
         while not server.instrument("routecast_ingest_queue_decisions"):
@@ -120,7 +120,7 @@ def test_stop_while_a_commit_ends_is_answered_right(server: Server) -> None:
 def test_frozen_postgresql_does_not_hold_up_the_end(
     tmp_path: Path, own_postgres: OwnPostgres
 ) -> None:
-    """All who wait get 503; the server ends all the same."""
+    """Waiting producers get 503, and the server ends."""
     server = Server(tmp_path / "node", database_url=own_postgres.create())
     server.start()
     server.post([{**GOOD, "id": "before"}])
@@ -134,7 +134,7 @@ def test_frozen_postgresql_does_not_hold_up_the_end(
 
 
 async def stored(url: str) -> int:
-    """Return how many decisions a PostgreSQL database holds."""
+    """Return the number of decisions in a PostgreSQL database."""
     connection = await asyncpg.connect(url)
     try:
         count: int = await connection.fetchval("SELECT count(*) FROM routecast.decisions")
@@ -144,7 +144,7 @@ async def stored(url: str) -> int:
 
 
 async def test_stop_ends_an_opening_of_postgresql(own_postgres: OwnPostgres) -> None:
-    """Another node migrates the schema, and does not end: there is no waiting for it."""
+    """A node stops while it waits for another node's migration, which does not end."""
     url = own_postgres.create()
     other = await asyncpg.connect(url)
     await other.execute("SELECT pg_advisory_lock(1381254977, 0)")  # as `lock_schema` does
@@ -164,7 +164,7 @@ async def test_stop_ends_an_opening_of_postgresql(own_postgres: OwnPostgres) -> 
 
 
 async def test_stop_ends_what_sqlite_does(tmp_path: Path) -> None:
-    """A commit that does not end, and one that waits behind it: nothing of them is kept."""
+    """A stop ends an endless commit and the one behind it; nothing of them is stored."""
     store = SqliteStore(tmp_path / "routecast.db")
     await store.open()
     with slow(store.path):

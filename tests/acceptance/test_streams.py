@@ -24,7 +24,7 @@ def edge(request: pytest.FixtureRequest) -> Edge:
 
 
 def test_a_reset_connection_is_gone_at_once(server: Server) -> None:
-    """A client whose machine resets the connection is forgotten."""
+    """A client that resets its connection is forgotten."""
     connection = open_stream(server.port)
     server.wait_for_active(1, 5)
     connection.reset()
@@ -32,7 +32,7 @@ def test_a_reset_connection_is_gone_at_once(server: Server) -> None:
 
 
 def test_a_silent_client_is_gone_within_thirty_seconds(server: Server) -> None:
-    """A client that answers no ping is forgotten in time, though its line looks open."""
+    """A client that answers no ping is forgotten, though its connection looks open."""
     with open_stream(server.port) as slow, open_stream(server.port, "?interval=1") as quick:
         server.wait_for_active(2, 5)
         assert server.wait_for_active(0, 30) > 1
@@ -42,7 +42,7 @@ def test_a_silent_client_is_gone_within_thirty_seconds(server: Server) -> None:
 
 
 async def test_a_client_that_does_not_read_is_skipped(server: Server) -> None:
-    """It costs the others nothing, nothing queues for it, and in the end it is let go."""
+    """It delays no other client, nothing is queued for it, and it is disconnected in the end."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     stalled = open_stream(server.port, "?interval=0.1", receive_buffer=4096)
     started = time.monotonic()
@@ -59,7 +59,7 @@ async def test_a_client_that_does_not_read_is_skipped(server: Server) -> None:
 
 
 async def test_a_slow_reader_gets_the_newest(server: Server) -> None:
-    """When a client reads again, what it gets next is new: whole frames, never an old queue."""
+    """When a client reads again, its next frame is a whole new document."""
     server.post([{**GOOD, "strategy": f"{number:03}" + "x" * 60} for number in range(400)])
     async with connect(
         f"{server.ws_url}?interval=0.1",
@@ -81,7 +81,7 @@ async def test_a_slow_reader_gets_the_newest(server: Server) -> None:
 
 
 async def test_a_stop_says_restart_and_is_quick(server: Server) -> None:
-    """SIGTERM: every stream is closed with 1012, and the process is gone within ten seconds."""
+    """SIGTERM closes every stream with 1012, and the process ends within ten seconds."""
     streams = [await connect(server.ws_url) for _ in range(20)]
     stalled = open_stream(server.port)
     for stream in streams:
@@ -115,7 +115,7 @@ async def test_a_stop_says_restart_and_is_quick(server: Server) -> None:
     ],
 )
 async def test_a_bad_parameter_is_named(tiny: Server, query: str, parameter: str) -> None:
-    """The upgrade and the plain request are refused alike: 400, and the parameter's name."""
+    """The upgrade and the HTTP request get the same 400, with the parameter's name."""
     with pytest.raises(InvalidStatus) as refused:
         await connect(f"{tiny.ws_url}?{query}")
     assert refused.value.response.status_code == 400
@@ -127,7 +127,7 @@ async def test_a_bad_parameter_is_named(tiny: Server, query: str, parameter: str
 
 
 async def test_too_many_are_refused(tiny: Server) -> None:
-    """Over the limit a stream is refused with 503 and when to come back; the others go on."""
+    """Over the limit a stream gets 503 with `Retry-After`; the others continue."""
     streams = [await connect(tiny.ws_url) for _ in range(3)]
     try:
         with pytest.raises(InvalidStatus) as refused:
@@ -141,7 +141,7 @@ async def test_too_many_are_refused(tiny: Server) -> None:
 
 
 async def test_another_site_may_not_listen(tiny: Server) -> None:
-    """A page of another site is refused; one on this machine and one allowed are not."""
+    """A page of another site is refused; local pages and allowed sites are not."""
     with pytest.raises(InvalidStatus) as refused:
         await connect(tiny.ws_url, origin="https://evil.example")
     assert refused.value.response.status_code == 403
@@ -152,7 +152,7 @@ async def test_another_site_may_not_listen(tiny: Server) -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, edge: Edge) -> Iterator[Server]:
-    """A server with room for three streams."""
+    """A server that allows three streams."""
     env = {
         "ROUTECAST_MAX_CONNECTIONS": "3",
         "ROUTECAST_ALLOWED_ORIGINS": "https://grafana.example/, https://other.example",

@@ -49,7 +49,7 @@ PATIENT_SECONDS = SEND_SECONDS / 2
 
 
 class Client:
-    """A client that reads for as long as it has a line, and comes back with what it holds."""
+    """A client that reads while it is connected, and reconnects with what it holds."""
 
     def __init__(self, server: Server, subprotocol: str) -> None:
         self._server = server
@@ -62,7 +62,7 @@ class Client:
         self.seen: list[tuple[str, int, Document]] = []
 
     async def come(self) -> None:
-        """Connect, and follow what was followed, from where that was."""
+        """Connect, and subscribe from the positions that it holds."""
         if self._client is not None:
             return
         connection = RawConnection(self._server.port, receive_buffer=4_096)
@@ -81,14 +81,14 @@ class Client:
             await self._ask(identity)
 
     async def follow(self, view: Document) -> None:
-        """Follow one view more, unless there is no line."""
+        """Subscribe to one more view, unless it is disconnected."""
         if self._client is not None and len(self.views) < 5:
             identity = f"v{len(self.seen)}-{len(self.views)}"
             self.views[identity] = view
             await self._ask(identity)
 
     async def lose(self) -> None:
-        """Lose the line, without a word."""
+        """Break the connection without a close."""
         if self._client is not None:
             assert self._reading is not None
             self._client.stream.transport.abort()
@@ -97,13 +97,13 @@ class Client:
             self._client = self._stalled = None
 
     def stall(self) -> None:
-        """Read nothing for now."""
+        """Stop reading."""
         if self._client is not None:
             self._client.stream.transport.pause_reading()
             self._stalled = self._stalled or time.monotonic()
 
     async def go_on(self) -> None:
-        """Read again; lose the line if that comes late."""
+        """Read again; after a long stall, break the connection instead."""
         if self._client is None or self._stalled is None:
             return
         if time.monotonic() - self._stalled > PATIENT_SECONDS:
@@ -113,7 +113,7 @@ class Client:
         self._stalled = None
 
     async def holds(self, expected: dict[str, Document]) -> None:
-        """Return when what is held under each id is what is expected."""
+        """Return when the documents that are held equal the expected ones."""
         for identity, document in expected.items():
             while identity not in self.held or not _agree(self.held[identity].document, document):
                 assert self._reading is not None
@@ -121,7 +121,7 @@ class Client:
                 await asyncio.sleep(0.01)  # what is read has no event of its own
 
     def shown(self, identity: str) -> dict[int, Document]:
-        """Return the documents it was shown under an id, by their seq: one for each."""
+        """Return the documents that were shown under an id, by their seq: one for each."""
         shown: dict[int, Document] = {}
         for name, seq, document in self.seen:
             if name == identity:
@@ -206,7 +206,7 @@ def server(
 async def test_every_document_is_sqls_at_its_position(
     server: Server, script: list[Any], packs: bool
 ) -> None:
-    """At the end, and at every position that any client was ever shown."""
+    """Each document equals the one that SQL gives, at the end and at each position shown."""
     crowd = [Client(server, MSGPACK if packs and n % 2 else JSON) for n in range(CLIENTS)]
     for client in crowd:
         await client.come()
