@@ -34,18 +34,18 @@ MANY = 4 * STEPS_AT_ONCE * CELLS_PER_STEP
 
 @pytest.fixture
 def fanout(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
-    """No client is connected."""
+    """A harness without clients."""
     return FanoutHarness(store, cache, clock)
 
 
 @pytest.fixture
 def small(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
-    """The same, with one connection in a batch."""
+    """A harness without clients, with one connection in a batch."""
     return FanoutHarness(store, cache, clock, batch_size=1)
 
 
 def message_of(payload: Payload) -> object:
-    """Return what a payload shares with those under other ids."""
+    """Return the part of a payload that does not depend on the subscription's id."""
     assert isinstance(payload, AddressedMessage)
     return payload.tail
 
@@ -54,7 +54,7 @@ def message_of(payload: Payload) -> object:
 
 
 async def test_members_of_a_view_share_all_work(fanout: FanoutHarness) -> None:
-    """One rendering, and one message of the very same bytes; of each encoding."""
+    """All members of an encoding get the same bytes, from one rendering."""
     connections = [fanout.connect_v1() for _ in range(600)]
     for connection in connections:
         connection.subscribe(interval=FAST)
@@ -76,11 +76,11 @@ class Packing(FakeConnection):
     """A connection of routecast.v1.msgpack."""
 
     def reply(self, data: bytes) -> None:
-        """Take what is not looked at."""
+        """Ignore a reply."""
 
 
-async def test_a_channel_goes_with_its_last_member(fanout: FanoutHarness) -> None:
-    """At once, not at its next tick, which may be a minute away: nothing is timed any more."""
+async def test_a_channel_ends_with_its_last_member(fanout: FanoutHarness) -> None:
+    """It ends at once, without a pending timer, and not at its next tick."""
     connection = fanout.connect_v1()
     connection.subscribe(interval=59)
     assert len(fanout.timers.pending()) == 1
@@ -88,8 +88,8 @@ async def test_a_channel_goes_with_its_last_member(fanout: FanoutHarness) -> Non
     assert not fanout.timers.pending()
 
 
-async def test_messages_go_with_the_last_member(fanout: FanoutHarness) -> None:
-    """Versions stay: a client that comes back gets what changed from where it was."""
+async def test_messages_end_with_the_last_member(fanout: FanoutHarness) -> None:
+    """Versions stay, so that a client that reconnects gets a delta from its position."""
     one, other, again = (fanout.connect_v1() for _ in range(3))
     for connection in (one, other):
         connection.subscribe()
@@ -113,7 +113,7 @@ async def test_messages_go_with_the_last_member(fanout: FanoutHarness) -> None:
 async def test_a_client_comes_back_to_where_only_a_default_stream_was(
     fanout: FanoutHarness,
 ) -> None:
-    """As from another node: its position is its base, whatever was committed since."""
+    """A position that only a default stream had can be the base of a delta."""
     view = View(strategy=frozenset({"other"}))
     fanout.connect(1, view)
     back = fanout.connect_v1()
@@ -130,7 +130,7 @@ async def test_a_client_comes_back_to_where_only_a_default_stream_was(
 
 
 async def test_documents_that_no_client_can_hold_are_not_kept(fanout: FanoutHarness) -> None:
-    """Of the default stream: they are no base of any delta, and would push those out."""
+    """Documents of the default stream are no base of a delta, and would displace others."""
     fanout.connect(1)
     async with fanout.running():
         for _ in range(50):
@@ -143,7 +143,7 @@ async def test_documents_that_no_client_can_hold_are_not_kept(fanout: FanoutHarn
 
 
 async def test_a_change_is_sent_as_soon_as_it_is_committed(fanout: FanoutHarness) -> None:
-    """Unless a message was sent within the last interval; then when that is over."""
+    """A change is sent at once, or when an interval has passed since the last message."""
     connection = fanout.connect_v1()
     async with fanout.running():
         connection.subscribe(interval=1)
@@ -159,7 +159,7 @@ async def test_a_change_is_sent_as_soon_as_it_is_committed(fanout: FanoutHarness
 
 
 async def test_commits_of_one_turn_are_one_message(fanout: FanoutHarness) -> None:
-    """They are merged, and so are those that come while a channel rests."""
+    """Commits of one turn of the event loop are merged, and so are those during a rest."""
     connection = fanout.connect_v1()
     async with fanout.running():
         connection.subscribe(interval=1)
@@ -179,7 +179,7 @@ async def test_commits_of_one_turn_are_one_message(fanout: FanoutHarness) -> Non
 
 
 async def test_views_that_are_pushed_together_rest_together(fanout: FanoutHarness) -> None:
-    """So that many channels go on to cost one turn, not one each."""
+    """Many channels then cost one wake-up of the event loop, and not one each."""
     connections = [fanout.connect_v1() for _ in range(4)]
     async with fanout.running():
         for number, connection in enumerate(connections):
@@ -196,7 +196,7 @@ async def test_views_that_are_pushed_together_rest_together(fanout: FanoutHarnes
 async def test_what_moves_with_the_clock_is_sent_at_multiples_of_the_interval(
     fanout: FanoutHarness,
 ) -> None:
-    """Not after each commit anew, nor sooner than an interval after a change was pushed."""
+    """It is not sent after each commit, and at least an interval after a pushed change."""
     connection = fanout.connect_v1()
     times = []
     async with fanout.running():
@@ -220,7 +220,7 @@ async def test_what_moves_with_the_clock_is_sent_at_multiples_of_the_interval(
 async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
     fanout: FanoutHarness,
 ) -> None:
-    """A look in vain is no message: the view rests for a small part of its interval only."""
+    """After a commit outside its filter, a view rests only a small part of its interval."""
     connection = fanout.connect_v1()
     async with fanout.running():
         connection.subscribe(interval=10, filter={"strategy": ["other"]})
@@ -239,7 +239,7 @@ async def test_a_commit_that_changes_nothing_of_a_view_delays_none_that_does(
 async def test_commits_that_change_nothing_of_a_view_leave_bases_where_they_are(
     fanout: FanoutHarness,
 ) -> None:
-    """However many there are: no version is forgotten for them, and no document sent again."""
+    """Such commits make the channel forget no version and send no document."""
     fanout.channels._versions._max_bytes = 20_000
     connection = fanout.connect_v1()
     async with fanout.running():
@@ -258,7 +258,7 @@ async def test_commits_that_change_nothing_of_a_view_leave_bases_where_they_are(
 async def test_views_that_come_and_go_do_not_push_a_quiet_one_out(
     fanout: FanoutHarness,
 ) -> None:
-    """However many there are: its version is in use, and nothing of it is sent again."""
+    """Other views never displace a version in use, so nothing of it is sent again."""
     fanout.channels._versions._max_bytes = 20_000
     quiet, restless = fanout.connect_v1(), fanout.connect_v1()
     async with fanout.running():
@@ -274,7 +274,7 @@ async def test_views_that_come_and_go_do_not_push_a_quiet_one_out(
 
 
 class Interrupting(FakeConnection):
-    """A connection that does something while it is sent its second message."""
+    """A connection that calls a function when it is sent its second message."""
 
     def __init__(self, interrupt: Callable[[], None]) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ class Interrupting(FakeConnection):
 async def test_a_commit_while_its_channel_is_served_is_not_missed(
     fanout: FanoutHarness, seconds: float
 ) -> None:
-    """However long that takes: it is shown once the rest after it is over."""
+    """The commit is sent once after the channel's rest."""
 
     def take_long() -> None:
         fanout.timers.moment += seconds
@@ -308,10 +308,10 @@ async def test_a_commit_while_its_channel_is_served_is_not_missed(
         assert connection.total() == 2
 
 
-async def test_a_commit_while_a_channel_is_looked_at_in_vain_is_not_missed(
+async def test_a_commit_during_a_look_without_a_change_is_not_missed(
     fanout: FanoutHarness,
 ) -> None:
-    """It is shown after the brief rest."""
+    """The commit is sent after the short rest."""
     stamps = fanout.stamps
 
     def take_long(*asked: Any) -> Any:
@@ -331,7 +331,7 @@ async def test_a_commit_while_a_channel_is_looked_at_in_vain_is_not_missed(
 
 
 async def test_a_version_is_not_forgotten_before_it_is_sent(fanout: FanoutHarness) -> None:
-    """Though one who follows the same view leaves in the turn after it was made."""
+    """A version stays although another follower leaves in the turn after it was made."""
     connection, other = fanout.connect_v1(), fanout.connect_v1()
     document = fanout.document
 
@@ -351,7 +351,7 @@ async def test_a_version_is_not_forgotten_before_it_is_sent(fanout: FanoutHarnes
 
 
 async def test_an_interval_is_reported_only_where_it_is_longer(fanout: FanoutHarness) -> None:
-    """Not where a view that took some steps to render came late, yet within its interval."""
+    """A view whose rendering was late, but within its interval, reports no interval."""
     connection = fanout.connect_v1()
     async with fanout.running():
         connection.subscribe(interval=1, fields=FEW)
@@ -365,7 +365,7 @@ async def test_an_interval_is_reported_only_where_it_is_longer(fanout: FanoutHar
 async def test_two_messages_are_an_interval_apart_however_late_the_first_is(
     fanout: FanoutHarness,
 ) -> None:
-    """But for a tenth of the interval, so that a server that is a little late keeps its pace."""
+    """A tenth of the interval is tolerated, so that a slightly late server keeps its pace."""
     connection = fanout.connect_v1()
     async with fanout.running():
         connection.subscribe(interval=1)
@@ -383,7 +383,7 @@ async def test_two_messages_are_an_interval_apart_however_late_the_first_is(
 async def test_a_first_message_that_is_waited_for_begins_the_interval(
     fanout: FanoutHarness,
 ) -> None:
-    """Not the subscription, which may have come long before."""
+    """The interval begins with the first message, and not with the subscription."""
     connection = fanout.connect_v1()
     fanout.commit(*({"strategy": f"s{number}"} for number in range(MANY)))
     async with running(fanout.channels.run()):
@@ -403,7 +403,7 @@ async def test_a_first_message_that_is_waited_for_begins_the_interval(
 async def test_a_channel_that_ends_while_its_numbers_are_read_is_forgotten(
     fanout: FanoutHarness,
 ) -> None:
-    """Nothing holds it, and it is not served again."""
+    """Nothing refers to the channel afterwards, and it is not served again."""
     reading = asyncio.Event()
     read = fanout.read
 
@@ -429,7 +429,7 @@ async def test_a_channel_that_ends_while_its_numbers_are_read_is_forgotten(
 
 
 async def test_engines_are_asked_once_for_all_channels(fanout: FanoutHarness) -> None:
-    """Where live state cannot answer: they may take a second each time."""
+    """Without live state one read, which may take a second, serves all channels."""
     connections = [fanout.connect_v1() for _ in range(10)]
     async with fanout.running():
         for number, connection in enumerate(connections):
@@ -441,7 +441,7 @@ async def test_engines_are_asked_once_for_all_channels(fanout: FanoutHarness) ->
 
 
 async def test_those_that_a_crash_left_out_are_served_after_it(small: FanoutHarness) -> None:
-    """And those that were served before it are not served again within their interval."""
+    """Members that a crash left out are served, and the others not again in their interval."""
     crashes = 0
 
     def crash() -> None:
@@ -467,8 +467,8 @@ async def test_those_that_a_crash_left_out_are_served_after_it(small: FanoutHarn
     assert {len(connection.sent) for connection in connections} == {2}
 
 
-async def test_a_minute_that_ends_meanwhile_makes_no_error(fanout: FanoutHarness) -> None:
-    """A document is made of the moment that it was made ready for."""
+async def test_a_minute_that_ends_during_rendering_makes_no_error(fanout: FanoutHarness) -> None:
+    """A document is rendered for the moment for which it was prepared."""
     connection = fanout.connect_v1()
     end = (NOW // MINUTE + 1) * MINUTE
     ready = fanout.reader.is_ready
@@ -491,7 +491,7 @@ async def test_a_minute_that_ends_meanwhile_makes_no_error(fanout: FanoutHarness
 
 
 async def test_a_late_tick_is_merged_with_the_next(fanout: FanoutHarness) -> None:
-    """After a hold-up there is one message, and the ticks that were missed are counted."""
+    """After a delay there is one message, and missed ticks are counted."""
     connection = fanout.connect_v1()
     async with fanout.running():
         connection.subscribe(interval=1)
@@ -508,7 +508,7 @@ async def test_a_late_tick_is_merged_with_the_next(fanout: FanoutHarness) -> Non
 
 
 async def test_a_full_socket_gets_one_delta_from_what_it_has(fanout: FanoutHarness) -> None:
-    """However many messages it missed; the others miss nothing."""
+    """A client that missed messages gets one delta; the others miss none."""
     slow, quick = fanout.connect_v1(), fanout.connect_v1()
     for connection in (slow, quick):
         connection.subscribe(interval=FAST)
@@ -531,7 +531,7 @@ async def test_a_full_socket_gets_one_delta_from_what_it_has(fanout: FanoutHarne
 async def test_those_who_fell_behind_come_into_step_again(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
-    """Whatever was full, left or came: all hold the newest, and no connection that left is kept."""
+    """All members get the newest version in the end, and no closed connection is kept."""
     fanout = FanoutHarness(store, cache, clock, batch_size=4)
     rng = random.Random(1)
 
@@ -579,7 +579,7 @@ class Narrow(FakeConnection):
 
 
 async def test_no_subscription_starves_on_a_narrow_connection(fanout: FanoutHarness) -> None:
-    """Where there is room for one message at a time, each subscription has its turn."""
+    """With room for one message at a time, subscriptions take turns."""
     connection = fanout.connect_v1(connection=Narrow())
     for identity in "abc":
         connection.is_open = True
@@ -599,7 +599,7 @@ async def test_no_subscription_starves_on_a_narrow_connection(fanout: FanoutHarn
 
 
 async def test_no_client_is_always_first(small: FanoutHarness) -> None:
-    """A round begins with any of those who are in step."""
+    """A round begins with a random member."""
     firsts: dict[object, FakeConnection] = {}
 
     class Noted(FakeConnection):
@@ -619,7 +619,7 @@ async def test_no_client_is_always_first(small: FanoutHarness) -> None:
 
 
 async def test_nothing_is_sent_twice(fanout: FanoutHarness) -> None:
-    """To those who came between two messages, or drained when nothing was new."""
+    """Members that came between two messages, or drained without a change, get nothing twice."""
     one, other = fanout.connect_v1(), fanout.connect_v1()
     async with fanout.running():
         one.subscribe(interval=FAST)
@@ -639,7 +639,7 @@ async def test_nothing_is_sent_twice(fanout: FanoutHarness) -> None:
 
 
 async def test_a_change_of_source_is_reported(fanout: FanoutHarness) -> None:
-    """With how old the numbers are, though they are the same; and so is its end."""
+    """Unchanged numbers are sent with their source and age when the source changes, or returns."""
     connection = fanout.connect_v1()
     connection.subscribe(interval=FAST)
     async with fanout.running():
@@ -655,7 +655,7 @@ async def test_a_change_of_source_is_reported(fanout: FanoutHarness) -> None:
 
 
 async def test_when_nothing_can_answer(fanout: FanoutHarness) -> None:
-    """An error once, that may pass; and a snapshot as soon as it has."""
+    """The client gets one temporary error, and a snapshot as soon as there are numbers."""
     connection, late = fanout.connect_v1(), fanout.connect_v1()
     connection.subscribe(interval=FAST)
     async with fanout.running():
@@ -674,7 +674,7 @@ async def test_when_nothing_can_answer(fanout: FanoutHarness) -> None:
 
 
 async def test_a_crowd_asks_the_engines_once(fanout: FanoutHarness) -> None:
-    """When live state cannot answer, for all who came meanwhile."""
+    """Without live state one read serves all clients that came meanwhile."""
     fanout.source = Source.CACHE
     connections = [fanout.connect_v1() for _ in range(300)]
     for connection in connections:
@@ -691,8 +691,8 @@ async def test_a_crowd_asks_the_engines_once(fanout: FanoutHarness) -> None:
 # -- quiet channels -----------------------------------------------------------------------------
 
 
-async def test_a_quiet_channel_shows_life(fanout: FanoutHarness) -> None:
-    """A whole snapshot with a new timestamp to all in time, whatever the interval."""
+async def test_a_quiet_channel_sends_snapshots(fanout: FanoutHarness) -> None:
+    """All members get a snapshot with a new timestamp in time, with any interval."""
     connections = {interval: fanout.connect_v1() for interval in (FAST, 7.3, 60)}
     async with fanout.running():
         for interval, connection in connections.items():
@@ -707,10 +707,10 @@ async def test_a_quiet_channel_shows_life(fanout: FanoutHarness) -> None:
         assert stamps == sorted(set(stamps))
 
 
-async def test_a_client_that_is_slow_when_life_is_shown_sees_it_later(
+async def test_a_slow_client_of_a_quiet_channel_gets_its_snapshot(
     fanout: FanoutHarness,
 ) -> None:
-    """As soon as its socket has drained, though nothing changed: it must not be silent for long."""
+    """It gets the snapshot when its socket has drained, though nothing changed."""
     slow, quick = fanout.connect_v1(), fanout.connect_v1()
     async with fanout.running():
         for connection in (slow, quick):
@@ -729,7 +729,7 @@ async def test_a_client_that_is_slow_when_life_is_shown_sees_it_later(
 
 
 async def test_a_connection_that_leaves_is_sent_nothing(fanout: FanoutHarness) -> None:
-    """And its channel goes with the last one; under a new id it may follow again."""
+    """The last member takes the channel with it, and may subscribe again under a new id."""
     gone, stays = fanout.connect_v1(), fanout.connect_v1()
     for connection in (gone, stays):
         connection.subscribe(interval=FAST)
@@ -757,7 +757,7 @@ async def test_a_connection_that_leaves_is_sent_nothing(fanout: FanoutHarness) -
 
 
 async def test_newcomer_shares_a_document_that_is_still_true(fanout: FanoutHarness) -> None:
-    """However old it is: nothing is rendered for it, so nothing has to be waited for."""
+    """A new member gets an existing document of any age without a rendering."""
     first, second = fanout.connect_v1(client=MODEST), fanout.connect_v1(client=GREEDY)
     async with fanout.running():
         first.subscribe(fields=FEW, interval=60)
@@ -770,7 +770,7 @@ async def test_newcomer_shares_a_document_that_is_still_true(fanout: FanoutHarne
 async def test_first_documents_of_many_views_are_made_one_at_a_time(
     fanout: FanoutHarness,
 ) -> None:
-    """However many are asked for in one turn of the event loop, others have turns between them."""
+    """Other tasks have turns between the first renderings of many views."""
     turns = 0
     begun: dict[View, int] = {}
     is_ready = fanout.reader.is_ready
@@ -792,7 +792,7 @@ async def test_first_documents_of_many_views_are_made_one_at_a_time(
 
 
 async def test_a_greedy_client_gets_a_longer_interval(fanout: FanoutHarness) -> None:
-    """And is told which; what others follow keeps its interval."""
+    """The client is told its longer interval; shared views keep theirs."""
     greedy, modest = fanout.connect_v1(client=GREEDY), fanout.connect_v1(client=MODEST)
     async with fanout.running():
         greedy.subscribe(fields=FEW, interval=FAST)
@@ -815,7 +815,7 @@ async def test_a_greedy_client_gets_a_longer_interval(fanout: FanoutHarness) -> 
 
 
 async def test_a_shared_view_is_served_as_long_as_one_client_may(fanout: FanoutHarness) -> None:
-    """A client that used up its time does not slow down what others follow, too."""
+    """A client that used up its rendering time does not slow down views of others."""
     greedy, modest = fanout.connect_v1(client=GREEDY), fanout.connect_v1(client=MODEST)
     async with fanout.running():
         for connection in (greedy, modest):
@@ -827,7 +827,7 @@ async def test_a_shared_view_is_served_as_long_as_one_client_may(fanout: FanoutH
 
 
 async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHarness) -> None:
-    """Also where those who came before it used up their time."""
+    """A client with rendering time ends the wait of others that used up theirs."""
     greedy, modest = fanout.connect_v1(client=GREEDY), fanout.connect_v1(client=MODEST)
     async with fanout.running():
         greedy.subscribe(fields=FEW, interval=1)
@@ -844,12 +844,12 @@ async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHar
 
 @pytest.mark.parametrize("interval", [FAST, 7, 60])
 @pytest.mark.parametrize("wait", [2.0, 5_000.0])
-async def test_a_stretched_stream_shows_life(
+async def test_a_stretched_stream_repeats_its_document(
     fanout: FanoutHarness, monkeypatch: pytest.MonkeyPatch, interval: float, wait: float
 ) -> None:
-    """Where nothing may be rendered, the last document comes once more before it is too late.
+    """Without rendering time, the last document is sent again before the stream seems dead.
 
-    Not more often, however long it is to wait, and however long its interval is.
+    It is not sent more often, however long the wait and the interval are.
     """
     connection = fanout.connect_v1(client=GREEDY)
     async with fanout.running():
@@ -863,7 +863,7 @@ async def test_a_stretched_stream_shows_life(
 
 
 async def test_those_who_leave_while_they_wait_are_not_held(fanout: FanoutHarness) -> None:
-    """However many come and go while there is no rendering time for what they asked for."""
+    """Clients that leave while they wait for rendering time leave nothing behind."""
     fanout.budget.charge(GREEDY, 1_000, fanout.timers.now())
     async with fanout.running():
         for _ in range(100):
@@ -880,7 +880,7 @@ async def test_those_who_leave_while_they_wait_are_not_held(fanout: FanoutHarnes
 
 
 async def test_a_first_message_that_cannot_be_made_is_reported(fanout: FanoutHarness) -> None:
-    """The subscription stays, and its snapshot comes when there is time for it."""
+    """The subscription stays, and its snapshot comes when there is rendering time."""
     connection = fanout.connect_v1(client=GREEDY)
     others = [fanout.connect_v1(client=GREEDY) for _ in range(MAX_WAITING_PER_CLIENT)]
     for number, other in enumerate(others):
@@ -894,7 +894,7 @@ async def test_a_first_message_that_cannot_be_made_is_reported(fanout: FanoutHar
 
 
 async def test_a_view_that_was_made_ready_keeps_its_interval(fanout: FanoutHarness) -> None:
-    """A tick whose document takes long is late; those after it come at the interval again."""
+    """After a late tick with a slow rendering, ticks come at the interval again."""
     connection = fanout.connect_v1(client=MODEST)
     async with fanout.running():
         connection.subscribe(fields=FEW, interval=FAST)

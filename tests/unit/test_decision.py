@@ -21,14 +21,14 @@ LEAST = '{"strategy":"hybrid","provider":"gemini"%s}'
 
 
 def read_one(fields: str = "", *, rules: Rules | None = None) -> DecisionRecord:
-    """Take one decision in, as it stands in a body beside its two required fields."""
+    """Read one decision from a body, with its two required fields."""
     (item,) = decode((LEAST % fields).encode(), lines=False)
     assert not isinstance(item, BrokenDecision), item.error
     return (rules or Rules()).normalise(item, NOW)
 
 
 def refusal(fields: str = "") -> str:
-    """Return why a decision with these fields is refused."""
+    """Return why a decision with these fields is rejected."""
     return refusal_of((LEAST % fields).encode())
 
 
@@ -44,8 +44,8 @@ def refusal_of(body: bytes) -> str:
 # -- every field --------------------------------------------------------------------------------
 
 
-def test_least_decision_leaves_unknown_what_was_not_sent() -> None:
-    """Two fields are enough; the rest has its default, or is None: never zero."""
+def test_the_smallest_decision_has_unknown_fields() -> None:
+    """Two fields are enough; the others have their default, or are None and never 0."""
     one = read_one()
     assert one.id
     assert one._replace(id="") == DecisionRecord(
@@ -69,7 +69,7 @@ def test_least_decision_leaves_unknown_what_was_not_sent() -> None:
 
 
 def test_every_field_is_kept_in_its_integer_unit() -> None:
-    """Millionths, nano-dollars, microseconds, and texts as they came."""
+    """Numbers are millionths, nano-dollars and microseconds; texts are unchanged."""
     body = {
         "strategy": "s" * 64,
         "provider": "Gemini ☂",
@@ -111,18 +111,18 @@ def test_every_field_is_kept_in_its_integer_unit() -> None:
 
 @pytest.mark.parametrize("name", DecisionIn.__struct_fields__[2:])
 def test_null_is_as_good_as_absent(name: str) -> None:
-    """An optional field may be null."""
+    """Every optional field may be null."""
     assert read_one(f',"{name}":null')._replace(id="") == read_one()._replace(id="")
 
 
 @pytest.mark.parametrize("name", ["model", "reason"])
 def test_empty_text_is_as_good_as_absent(name: str) -> None:
-    """Nothing was named, nothing was said."""
+    """An empty optional text counts as absent."""
     assert read_one(f',"{name}":""')._replace(id="") == read_one()._replace(id="")
 
 
 def test_unknown_fields_are_ignored() -> None:
-    """Whatever they are called and hold: lone surrogates, deep nesting, endless digits."""
+    """They may have any name and content: lone surrogates, deep nesting, endless digits."""
     odd = ',"x":"\\ud800","\\ud800":1,"nested":' + "[" * 100 + "]" * 100 + ',"n":' + "9" * 5000
     assert read_one(odd)._replace(id="") == read_one()._replace(id="")
 
@@ -145,13 +145,13 @@ def test_unknown_fields_are_ignored() -> None:
 def test_confidence_has_a_band_and_only_numbers_a_value(
     confidence: str, band: str, kept: int | None
 ) -> None:
-    """A word counts in the distribution and in no average; a number's band goes by its digits."""
+    """A word counts in its band and in no average; all digits of a number choose its band."""
     one = read_one(f',"confidence":{confidence}')
     assert (one.band, one.confidence) == (band, kept)
 
 
 def test_bands_are_configurable() -> None:
-    """Their lower ends are settings."""
+    """Settings have their lower limits."""
     rules = Rules(high=0.9, medium=0.3)
     bands = [read_one(f',"confidence":{c}', rules=rules).band for c in (0.9, 0.89, 0.3, 0.29)]
     assert bands == ["high", "medium", "medium", "low"]
@@ -169,12 +169,12 @@ def test_bands_are_configurable() -> None:
     ],
 )
 def test_timestamps_are_rfc3339_or_unix_seconds(stamp: str, decided: int) -> None:
-    """Both to the microsecond, up to a day ahead."""
+    """Both count to the microsecond, up to a day ahead."""
     assert read_one(f',"timestamp":{stamp}').decided == decided
 
 
 def test_priced_only_where_cost_is_absent_and_model_and_tokens_are_known() -> None:
-    """A cost that was sent stands, be it zero; with a piece missing it stays unknown."""
+    """A sent cost stays, also 0; without model or tokens the cost is unknown."""
     asked = []
 
     def price(*about: Any) -> int:
@@ -211,7 +211,7 @@ NOT_CONTAIN = "must not contain"
 def warned(
     fields: str, rules: Rules | None = None
 ) -> tuple[DecisionRecord, list[tuple[str, str, str]]]:
-    """Take one decision in; return it and what could not be used of it."""
+    """Read one decision; return it and its warnings."""
     (item,) = decode((LEAST % fields).encode(), lines=False)
     assert not isinstance(item, BrokenDecision), item.error
     flaws: list[Flaw] = []
@@ -276,7 +276,7 @@ def test_bad_optional_field_costs_only_itself(
 
 @pytest.mark.parametrize("field", ["strategy", "provider", "project", "model"])
 def test_long_names_are_cut_and_two_stay_two(field: str) -> None:
-    """Its beginning, and a hash of all of it; sent again, it is the same name."""
+    """A long name becomes its beginning and a hash of all of it, each time the same."""
     longest = MAX_MODEL if field == "model" else MAX_NAME
     names: list[str] = []
     told: set[tuple[str, str]] = set()
@@ -298,7 +298,7 @@ def test_long_names_are_cut_and_two_stay_two(field: str) -> None:
     "identity", ["i" * 129, "a" * 10_000, "line\nbreak", "\u202e", "\u200b", "\ud800"]
 )
 def test_an_id_that_cannot_be_kept_is_kept_as_its_hash(identity: str) -> None:
-    """So it is the same one whenever it is sent, and others are others."""
+    """The hash is the same each time, and another id has another hash."""
     one, warnings = warned(f',"id":{json.dumps(identity)}')
     assert one.id == sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
     assert [warning[:2] for warning in warnings] == [("id", "hashed")]
@@ -307,21 +307,21 @@ def test_an_id_that_cannot_be_kept_is_kept_as_its_hash(identity: str) -> None:
 
 @pytest.mark.parametrize(("value", "kept"), [("0", "0"), ("4711", "4711"), ("-5.0", "-5")])
 def test_a_whole_number_as_id_is_kept_as_its_digits(value: str, kept: str) -> None:
-    """A decision that is sent again must not count twice."""
+    """Such a decision counts once when it is sent again."""
     one, warnings = warned(f',"id":{value}')
     assert one.id == kept
     assert [warning[:2] for warning in warnings] == [("id", "converted")]
 
 
 def test_a_long_reason_is_cut() -> None:
-    """What comes first of it is kept."""
+    """Its beginning is stored."""
     one, warnings = warned(f',"reason":"{"r" * 501}"')
     assert one.reason == "r" * 500
     assert [warning[:2] for warning in warnings] == [("reason", "truncated")]
 
 
 def test_several_bad_fields_are_reported_each() -> None:
-    """And what is good of the decision is kept."""
+    """The good fields of the decision are stored."""
     one, warnings = warned(',"cost":-1,"latency_ms":-2,"confidence":0.9,"id":"d1","model":5')
     assert (one.id, one.cost, one.latency, one.confidence) == ("d1", None, None, 900_000)
     assert sorted(field for field, _, _ in warnings) == ["cost", "latency_ms", "model"]
@@ -329,7 +329,7 @@ def test_several_bad_fields_are_reported_each() -> None:
 
 @pytest.mark.parametrize("bad", ['"cost":-1', '"cached_tokens":11', '"cached_tokens":"x"'])
 def test_no_price_where_it_would_be_a_guess(bad: str) -> None:
-    """A cost that was sent and cannot be used is unknown; so is one with unusable tokens."""
+    """A decision with an unusable cost or unusable tokens has no cost."""
     tokens = ',"model":"flash","input_tokens":10,"output_tokens":5,'
     rules = Rules(price=lambda *_: 42)
     one, warnings = warned(tokens + bad, rules)
@@ -360,7 +360,7 @@ def test_no_price_where_it_would_be_a_guess(bad: str) -> None:
     ],
 )
 def test_what_a_decision_needs_is_named_with_its_rule(fields: str, error: str) -> None:
-    """Without a strategy, a provider or its time it would be counted wrongly: it is refused."""
+    """A decision without a usable strategy, provider or time is rejected with the rule."""
     assert refusal(fields) == error
 
 
@@ -379,17 +379,17 @@ def test_what_a_decision_needs_is_named_with_its_rule(fields: str, error: str) -
     ],
 )
 def test_decision_without_what_it_needs_is_refused(body: bytes, error: str) -> None:
-    """The required two, and that it is an object at all."""
+    """It must be an object with the two required fields."""
     assert refusal_of(body) == error
 
 
 def test_surrogate_pair_is_a_character() -> None:
-    """Only lone surrogates are refused."""
+    """Only lone surrogates are forbidden."""
     assert read_one(',"reason":"\\ud83d\\ude00"').reason == "😀"
 
 
 def test_good_and_bad_keep_their_places_and_ids() -> None:
-    """Partial acceptance: the index is the place sent; the id is told where it is one."""
+    """A rejection has the index in the batch, and the id if there is one."""
     bad = LEAST % ',"timestamp":true,"id":"mine"'
     worse = LEAST % ',"timestamp":true,"id":"\\ud800"'
     nameless = LEAST % f',"timestamp":true,"id":"{"i" * 129}"'
@@ -428,7 +428,7 @@ json_values = st.recursive(
     )
 )
 def test_any_values_cost_only_their_fields(fields: dict[str, Any]) -> None:
-    """Whatever stands in a field: it is kept, or the field is named; others are as without it."""
+    """A field with any value is stored or named, and the other fields are not affected."""
     body = {"strategy": "s", "provider": "p", **fields}
     (item,) = decode(json.dumps(body).encode(), lines=False)
     flaws: list[Flaw] = []
@@ -470,13 +470,13 @@ def exactly(value: float, scale: int) -> int:
 @example(35184.3720885, 10**9)
 @example(9000.0, 10**9)
 def test_scaled_is_exact_on_any_number(value: float, scale: int) -> None:
-    """It equals the decimal digits, rounded half to even."""
+    """The result equals the decimal digits, rounded half to even."""
     assert scaled(value, scale) == exactly(value, scale)
 
 
 @given(st.integers(0, 10**13), st.sampled_from([1000, 10**6, 10**9]))
 def test_scaled_breaks_ties_to_even(halves: int, scale: int) -> None:
-    """Also at numbers that lie in the middle, and right beside it."""
+    """This holds for numbers in the middle, and for their neighbours."""
     middle = (halves + 0.5) / scale
     for value in (middle, middle * (1 + 2**-52), middle * (1 - 2**-52)):
         assert scaled(value, scale) == exactly(value, scale)
@@ -491,7 +491,7 @@ def test_scaled_breaks_ties_to_even(halves: int, scale: int) -> None:
     ],
 )
 def test_a_time_far_ahead_is_that_of_receipt(stamp: str, hint: str) -> None:
-    """Milliseconds sent as seconds, or a server whose clock is wrong: the decision is not lost."""
+    """The decision is not lost if milliseconds are sent as seconds, or a clock is wrong."""
     one, flaws = warned(f',"timestamp":{stamp}')
     assert one.decided == NOW
     assert flaws == [("timestamp", "too_large", f"{AHEAD}{hint}: the time of receipt is kept")]

@@ -56,7 +56,7 @@ LEAST = '{"strategy":"hybrid","provider":"gemini"%s}'
     ],
 )
 def test_body_that_is_not_json_is_refused_whole(body: bytes, error: str) -> None:
-    """Nothing of it is kept; the error says what and where."""
+    """No decision of it is read; the error says what is wrong and where."""
     with pytest.raises(BadBody) as refused:
         decode(body, lines=False)
     assert str(refused.value) == error
@@ -64,20 +64,20 @@ def test_body_that_is_not_json_is_refused_whole(body: bytes, error: str) -> None
 
 @given(cut=st.integers(0, 10**6))
 def test_body_cut_anywhere_is_refused_whole(cut: int) -> None:
-    """No prefix of an array of decisions passes for a shorter one."""
+    """No prefix of an array is read as a shorter array."""
     body = json.dumps([json.loads(LEAST % ',"cost":0.5,"id":"ü"')] * 3, ensure_ascii=False).encode()
     with pytest.raises(BadBody):
         decode(body[: cut % len(body)], lines=False)
 
 
 def test_lines_sent_as_json_get_a_hint() -> None:
-    """Somebody forgot the content type."""
+    """The error suggests the content type of NDJSON."""
     with pytest.raises(BadBody, match="send Content-Type: application/x-ndjson"):
         decode(f"{LEAST % ''}\n{LEAST % ''}".encode(), lines=False)
 
 
-def test_byte_order_mark_and_blank_space_are_no_harm() -> None:
-    """As editors and Windows leave them."""
+def test_byte_order_mark_and_blank_space_are_ignored() -> None:
+    """Editors and Windows add them."""
     bom = b"\xef\xbb\xbf"
     assert len(decode(bom + b" \n" + (LEAST % "").encode(), lines=False)) == 1
     lines = f"\r\n{LEAST % ''}\r\n\r\n{LEAST % ''}\r\n".encode()
@@ -86,12 +86,12 @@ def test_byte_order_mark_and_blank_space_are_no_harm() -> None:
 
 
 def test_empty_array_is_no_decisions() -> None:
-    """Nothing sent is nothing wrong."""
+    """An empty array is no error."""
     assert list(decode(b"[]", lines=False)) == []
 
 
 def test_broken_line_does_not_spoil_the_others() -> None:
-    """NDJSON is read line by line; an error tells the line in the body, blank ones counted."""
+    """The error has the number of the line in the body, counting blank lines."""
     deep = "[" * 100_000
     bad = LEAST % ',"cost":nan'
     body = "\n".join([LEAST % "", "", '{"strategy":', deep, bad, LEAST % ',"cost":NaN'])
@@ -117,7 +117,7 @@ NOT_FINITE = ["NaN", "Infinity", "-Infinity"]
 def test_what_is_no_number_costs_only_its_field(
     form: str, value: str, text: str, spaces: str
 ) -> None:
-    """Python and others write NaN and infinities into JSON; within texts, they are texts."""
+    """NaN and infinities, which Python writes into JSON, cost only their field."""
     bad = LEAST % f',"x":"{text}","cost":{spaces}{value}{spaces},"x":[{value}],"id":"a NaN b"'
     many = [bad, LEAST % "", *([LEAST % f',"x":"{"NaN," * 30_000}"'] if form == "large" else ())]
     if form == "one":
@@ -146,7 +146,7 @@ def test_what_is_no_number_costs_only_its_field(
     ],
 )
 def test_lines_of_which_none_is_json_are_refused_whole(body: bytes, error: str) -> None:
-    """Then it is not NDJSON at all."""
+    """A body without any JSON line is no NDJSON."""
     with pytest.raises(BadBody) as refused:
         decode(body, lines=True)
     assert str(refused.value) == error
@@ -155,7 +155,7 @@ def test_lines_of_which_none_is_json_are_refused_whole(body: bytes, error: str) 
 @pytest.mark.parametrize("one", [LEAST % "", "{}", "7"], ids=["good", "bad", "ugly"])
 @pytest.mark.parametrize("lines", [False, True], ids=["array", "lines"])
 def test_batch_has_a_limit(one: str, lines: bool) -> None:
-    """50,000 decisions are taken; one more is too many, and it is said how many there were."""
+    """50,000 decisions are accepted; for more, the error says how many there were."""
 
     def body(count: int) -> bytes:
         return (
@@ -173,14 +173,14 @@ def test_batch_has_a_limit(one: str, lines: bool) -> None:
     ids=["values", "lines"],
 )
 def test_body_of_far_too_many_values_is_refused_unread(body: bytes, lines: bool) -> None:
-    """However small each of them is."""
+    """Such a body is refused however small each value is."""
     with pytest.raises(TooLarge, match=r"^far more values than 50,000 decisions have$"):
         decode(body, lines=lines)
 
 
 @given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode), st.booleans())
 def test_no_bytes_at_all_break_the_reader(body: bytes, lines: bool) -> None:
-    """Whatever comes, it is read or refused; nothing else is raised."""
+    """Any bytes are read or refused, and raise nothing else."""
     try:
         items = decode(body, lines=lines)
     except BadBody:
@@ -192,7 +192,7 @@ def test_no_bytes_at_all_break_the_reader(body: bytes, lines: bool) -> None:
 
 
 def normal(fields: str) -> DecisionRecord:
-    """Read one decision with these fields, in an array and as a line; both must agree."""
+    """Read one decision with these fields, in an array and as a line; assert that both agree."""
     found = []
     for body, lines in ((f"[{LEAST % fields}]", False), (LEAST % fields, True)):
         (item,) = decode(body.encode(), lines=lines)
@@ -214,8 +214,8 @@ def normal(fields: str) -> DecisionRecord:
         ("79999999999999999999e-20", "medium"),
     ],
 )
-def test_a_band_goes_by_the_digits(confidence: str, band: str) -> None:
-    """Also by those that a float does not hold."""
+def test_all_digits_choose_the_band(confidence: str, band: str) -> None:
+    """Digits that a float does not have count, too."""
     assert normal(f',"confidence":{confidence}').band == band
 
 
@@ -225,7 +225,7 @@ def test_a_band_goes_by_the_digits(confidence: str, band: str) -> None:
     st.text("0123456789", min_size=1, max_size=30),
 )
 def test_amounts_are_exact(name: str, whole: int, fraction: str) -> None:
-    """Rounded half to even from all digits."""
+    """Amounts are rounded half to even from all digits."""
     text = f"{whole}.{fraction}" if whole < 9000 else "9000"
     kept, scale = ("cost", 10**9) if name == "cost" else ("latency", 1000)
     assert getattr(normal(f',"{name}":{text}'), kept) == round(Fraction(text) * scale)
@@ -244,13 +244,13 @@ def test_amounts_are_exact(name: str, whole: int, fraction: str) -> None:
         ("0.12345678912345678", 123_456_789),
     ],
 )
-def test_ties_go_by_the_digits(cost: str, nanos: int) -> None:
-    """Where a float does not tell on which side of the tie a number is."""
+def test_all_digits_decide_a_tie(cost: str, nanos: int) -> None:
+    """A float does not show on which side of the tie such a number is."""
     assert normal(f',"cost":{cost}').cost == nanos
 
 
-def test_limits_go_by_the_digits() -> None:
-    """However little a number is over one."""
+def test_all_digits_count_for_limits() -> None:
+    """A number is over its limit however little it exceeds it."""
     for name, most in (("cost", 9_000), ("latency_ms", 604_800_000)):
         text = LEAST % f',"{name}":{most}.00000000000000000001'
         for body, lines in ((f"[{text}]", False), (text, True)):
@@ -262,7 +262,7 @@ def test_limits_go_by_the_digits() -> None:
 
 @given(st.uuids(), st.integers(0, 10**20))
 def test_ids_that_look_like_numbers_cost_nothing(one: UUID, number: int) -> None:
-    """Whatever digits they have, msgspec reads the numbers beside them."""
+    """msgspec reads the numbers beside any id of digits."""
     for identity in (one, one.hex, number, f"1e-{number}"):
         text = LEAST % f',"id":"{identity}","cost": 0.001'
         assert not needs_care(text.encode())
@@ -283,20 +283,20 @@ def test_ids_that_look_like_numbers_cost_nothing(one: UUID, number: int) -> None
     ],
 )
 def test_times_stay_in_their_microsecond(stamp: str, decided: int) -> None:
-    """And so in their minute."""
+    """They also stay in their minute."""
     assert normal(f',"timestamp":{stamp}').decided == decided
 
 
 @given(st.integers(0, 10**9), st.sampled_from(["{}.0", "{}.000", "{}e0", "{}.0e0", "{}"]))
 @example(1234, "{}0e-1")  # of 0 that would not be JSON
 def test_tokens_may_be_written_as_floats(count: int, form: str) -> None:
-    """As data frames with gaps, and some languages, write them."""
+    """Data frames with gaps and some languages write them as floats."""
     assert normal(f',"input_tokens":{form.format(count)}').input_tokens == count
 
 
 @pytest.mark.parametrize("tokens", ["374.5", "1e-1", "374.00000000000000000001"])
 def test_half_a_token_is_unknown(tokens: str) -> None:
-    """However small the half."""
+    """Any fraction makes the number unusable."""
     (item,) = decode((LEAST % f',"input_tokens":{tokens}').encode(), lines=False)
     assert not isinstance(item, BrokenDecision)
     flaws: list[Flaw] = []
@@ -336,8 +336,8 @@ ALL = [*ODD, *(body for body, _ in BAD.values())]
 
 @given(st.lists(st.sampled_from(range(len(ALL))), max_size=12))
 @pytest.mark.parametrize("form", ["array", "spaced", "lines"])
-def test_a_bad_one_costs_no_other(form: str, places: list[int]) -> None:
-    """Each keeps its place, whatever stands beside it, and in however many pieces it is read."""
+def test_a_bad_decision_costs_no_other(form: str, places: list[int]) -> None:
+    """Each decision keeps its index, beside any other, and however the body is split."""
     sent, errors = [ALL[place] for place in places], dict(BAD.values())
     body = (
         "\n".join(sent)
@@ -373,13 +373,13 @@ def test_a_bad_one_costs_no_other(form: str, places: list[int]) -> None:
     ],
 )
 def test_what_is_no_array_is_refused_whole(body: str) -> None:
-    """Wherever in it that shows."""
+    """A syntax error at any place refuses the whole array."""
     with pytest.raises(BadBody, match=r"^not (usable )?JSON"):
         decode(body.encode(), lines=False)
 
 
 def test_where_it_is_no_json_is_reported() -> None:
-    """By line and column, also far down."""
+    """The error has line and column, also far into the body."""
     body = "[" + ",\n".join([LEAST % ""] * 5000) + ',\n{"strategy" 7}]'
     with pytest.raises(BadBody) as refused:
         decode(body.encode(), lines=False)
@@ -387,7 +387,7 @@ def test_where_it_is_no_json_is_reported() -> None:
 
 
 def test_good_lines_are_found_behind_many_broken_ones() -> None:
-    """Only where no line to come can be a decision is the body refused early."""
+    """A body is refused early only if no later line can be a decision."""
     body = b"x\n" * 3000 + (LEAST % "").encode()
     items = decode(body, lines=True)
     assert (len(items), isinstance(items[-1], BrokenDecision)) == (3001, False)
@@ -413,7 +413,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bodies_are_read_in_small_steps(name: str) -> None:
-    """So that others get a turn: no step makes more than a piece's worth of decisions."""
+    """Other tasks have turns, because no step decodes more than one piece."""
     body, lines = HOSTILE[name]
     steps: list[int] = []
     with pytest.raises(BadBody) if lines else nullcontext():
@@ -423,7 +423,7 @@ def test_hostile_bodies_are_read_in_small_steps(name: str) -> None:
 
 
 def test_a_number_repeated_in_one_decision_is_skipped_not_read() -> None:
-    """A million slow numbers for one field are one C call, in which nothing else runs."""
+    """Reading a million slow numbers of one field would be one C call that blocks all tasks."""
     body = "{" + '"cost":5e-324,' * 100_000 + '"strategy":"s","provider":"p"}'
     used = time.thread_time()
     (item,) = decode(body.encode(), lines=False)

@@ -27,12 +27,12 @@ FEW = View(fields=("total_decisions", "cost"))
 
 @pytest.fixture
 def fanout(store: SqliteStore, cache: MemoryCache, clock: HeldClock) -> FanoutHarness:
-    """No client is connected."""
+    """A harness without clients."""
     return FanoutHarness(store, cache, clock)
 
 
 class TimedConnection(FakeConnection):
-    """A connection that notes when it was sent what."""
+    """A connection that records what it was sent at what time."""
 
     def __init__(self, fanout: FanoutHarness, client: str = CLIENT) -> None:
         super().__init__(client)
@@ -52,7 +52,7 @@ class TimedConnection(FakeConnection):
 
 
 async def test_the_first_document_comes_at_once(fanout: FanoutHarness) -> None:
-    """With no tick, and with no service running."""
+    """It needs no tick, and no running service."""
     connection = fanout.connect(interval=60)
     assert connection.counts() == [0]
 
@@ -60,7 +60,7 @@ async def test_the_first_document_comes_at_once(fanout: FanoutHarness) -> None:
 async def test_the_first_tick_is_an_interval_after_the_first_document(
     fanout: FanoutHarness,
 ) -> None:
-    """Or up to a twentieth of it sooner, which lets those who come together share a tick."""
+    """It may be a twentieth earlier, so that clients that come together share a tick."""
     async with fanout.running():
         for interval in (0.1, 0.3, 1.0, 5.0, 7.3, 60.0):
             for moment in (0.0, 0.01, 0.13, 0.77):
@@ -75,7 +75,7 @@ async def test_the_first_tick_is_an_interval_after_the_first_document(
 
 
 async def test_a_crowd_without_live_state_asks_the_engines_once(fanout: FanoutHarness) -> None:
-    """All that come while nothing is live get the first document as soon as there is one."""
+    """All clients get their first document from one read."""
     fanout.source = Source.CACHE
     connections = [fanout.connect(60) for _ in range(300)]
     assert not any(connection.sent for connection in connections)
@@ -87,7 +87,7 @@ async def test_a_crowd_without_live_state_asks_the_engines_once(fanout: FanoutHa
 
 
 async def test_a_client_that_left_while_it_waited_gets_nothing(fanout: FanoutHarness) -> None:
-    """And the others do."""
+    """The other clients get their document."""
     fanout.source = Source.CACHE
     gone, stays = fanout.connect(60), fanout.connect(60)
     gone.close()
@@ -100,7 +100,7 @@ async def test_a_client_that_left_while_it_waited_gets_nothing(fanout: FanoutHar
 
 
 async def test_documents_come_changed_or_not(fanout: FanoutHarness) -> None:
-    """Every interval, with a new timestamp; a commit is shown by the next tick, not at once."""
+    """One comes at each interval, with a new timestamp; a commit is in the next one."""
     connection = TimedConnection(fanout)
     fanout.connect(5, connection=connection)
     async with fanout.running():
@@ -116,7 +116,7 @@ async def test_documents_come_changed_or_not(fanout: FanoutHarness) -> None:
 
 
 async def test_equal_views_are_rendered_once(fanout: FanoutHarness) -> None:
-    """However many connections share one; and those that share a tick get the very same bytes."""
+    """Connections that share a view and a tick get the same bytes from one rendering."""
     connections = [fanout.connect() for _ in range(1_200)]
     others = [fanout.connect(view=FEW) for _ in range(3)]
     async with fanout.running():
@@ -134,7 +134,7 @@ async def test_equal_views_are_rendered_once(fanout: FanoutHarness) -> None:
 async def test_a_long_round_gives_others_turns(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
-    """Between two batches, all that waits for the event loop gets it."""
+    """Other tasks have turns between two batches."""
     fanout = FanoutHarness(store, cache, clock, batch_size=10)
     turns: set[int] = set()
     turn = 0
@@ -156,7 +156,7 @@ async def test_a_long_round_gives_others_turns(
 
 
 async def test_a_sooner_tick_is_not_kept_waiting(fanout: FanoutHarness) -> None:
-    """A client with a short interval comes while the next tick is far away."""
+    """A new client with a short interval is served before a later tick."""
     async with fanout.running():
         fanout.connect(60)
         await fanout.settle()
@@ -166,7 +166,7 @@ async def test_a_sooner_tick_is_not_kept_waiting(fanout: FanoutHarness) -> None:
 
 
 async def test_a_late_tick_is_merged_with_the_next(fanout: FanoutHarness) -> None:
-    """After a hold-up there is one document, not all that were missed; and then the interval."""
+    """After a delay there is one document for all missed ticks, and then one each interval."""
     connection = TimedConnection(fanout)
     fanout.connect(1, connection=connection)
     async with fanout.running():
@@ -179,10 +179,10 @@ async def test_a_late_tick_is_merged_with_the_next(fanout: FanoutHarness) -> Non
     assert fanout.count("ticks_merged") == 4
 
 
-async def test_who_comes_during_a_round_is_not_served_by_it(
+async def test_a_client_that_comes_during_a_round_is_not_served_by_it(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
-    """It has its first document, which may be newer than the round's."""
+    """It has its first document already, which may be newer than the round's."""
     fanout = FanoutHarness(store, cache, clock, batch_size=2)
     late: list[FakeConnection] = []
 
@@ -202,8 +202,8 @@ async def test_who_comes_during_a_round_is_not_served_by_it(
         assert late[0].counts() == [1, 1]
 
 
-async def test_who_comes_while_a_tick_is_due_is_not_served_by_it(fanout: FanoutHarness) -> None:
-    """It has its first document; the next one comes an interval later, as to the others."""
+async def test_a_client_that_comes_at_a_tick_is_not_served_by_it(fanout: FanoutHarness) -> None:
+    """Its next document comes an interval after its first one."""
     first, late = TimedConnection(fanout), TimedConnection(fanout)
     async with fanout.running():
         fanout.connect(1, connection=first)
@@ -215,8 +215,8 @@ async def test_who_comes_while_a_tick_is_due_is_not_served_by_it(fanout: FanoutH
     assert late.times == [1, 2, 3]
 
 
-async def test_who_waits_for_its_first_document_gets_it_once(fanout: FanoutHarness) -> None:
-    """Not both by itself and by a tick, whichever comes first."""
+async def test_a_waiting_client_gets_its_first_document_once(fanout: FanoutHarness) -> None:
+    """It is not sent both by itself and by a tick."""
     fanout.commit(*({"strategy": f"s{number}"} for number in range(MANY)))
     waits, joins = TimedConnection(fanout), TimedConnection(fanout)
     async with running(fanout.channels.run()):
@@ -235,10 +235,10 @@ async def test_who_waits_for_its_first_document_gets_it_once(fanout: FanoutHarne
     assert joins.times == pytest.approx([4.5, 5.45])
 
 
-async def test_who_catches_up_within_a_round_is_not_served_again(
+async def test_a_client_that_catches_up_within_a_round_is_not_served_again(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
-    """It has the round's document."""
+    """It has the round's document already."""
     fanout = FanoutHarness(store, cache, clock, batch_size=2)
     slow: list[FakeConnection] = []
 
@@ -263,7 +263,7 @@ async def test_who_catches_up_within_a_round_is_not_served_again(
 async def test_no_client_is_always_last(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock
 ) -> None:
-    """A round begins with any of the batches, and a batch with any of its connections."""
+    """A round begins with a random batch, and a batch with a random connection."""
     fanout = FanoutHarness(store, cache, clock, batch_size=2)
     firsts: dict[Payload, FakeConnection] = {}
 
@@ -281,7 +281,7 @@ async def test_no_client_is_always_last(
 
 
 async def test_the_error_document_keeps_the_connection(fanout: FanoutHarness) -> None:
-    """When no source can answer, each tick says so; then numbers come again."""
+    """Without a source each tick sends the error document; later ones send numbers again."""
     connection = fanout.connect(1)
     async with fanout.running():
         fanout.source = None
@@ -302,7 +302,7 @@ async def test_the_error_document_keeps_the_connection(fanout: FanoutHarness) ->
 
 
 async def test_a_full_socket_is_skipped_and_catches_up(fanout: FanoutHarness) -> None:
-    """However many documents it missed, it gets the last one, once, as soon as it has drained."""
+    """When it has drained, it gets the newest document once, however many it missed."""
     slow, quick = fanout.connect(), fanout.connect()
     slow.is_open = False
     async with fanout.running():
@@ -319,7 +319,7 @@ async def test_a_full_socket_is_skipped_and_catches_up(fanout: FanoutHarness) ->
 
 
 async def test_a_client_whose_first_document_was_skipped_gets_it(fanout: FanoutHarness) -> None:
-    """Where the socket was full from the start, with answers of before."""
+    """Its socket was full from the start, with answers of earlier requests."""
     connection = FakeConnection()
     connection.is_open = False
     fanout.connect(60, connection=connection)
@@ -331,8 +331,8 @@ async def test_a_client_whose_first_document_was_skipped_gets_it(fanout: FanoutH
 # -- phases -------------------------------------------------------------------------------------
 
 
-async def test_phases_draw_together(fanout: FanoutHarness) -> None:
-    """By a quantum an interval, until all are served at once; no client misses a document by it."""
+async def test_phases_move_together(fanout: FanoutHarness) -> None:
+    """They move by a small step at each interval until they are one; no document is missed."""
     connections = []
     async with fanout.running():
         for number in range(7):
@@ -350,7 +350,7 @@ async def test_phases_draw_together(fanout: FanoutHarness) -> None:
 
 
 async def test_crowds_stay_apart(fanout: FanoutHarness) -> None:
-    """Phases that are too many together keep their own ticks."""
+    """Phases with too many clients together keep their own ticks."""
     fanout.manager._limit = 10**6
     async with fanout.running():
         for _ in range(MAX_COALESCED // 2 + 1):
@@ -365,7 +365,7 @@ async def test_crowds_stay_apart(fanout: FanoutHarness) -> None:
 async def test_a_client_that_was_skipped_catches_up_though_its_phase_moved(
     fanout: FanoutHarness,
 ) -> None:
-    """With the document that it was skipped by, though its channel is one with another now."""
+    """It gets the document that it missed, although its channel was merged with another."""
     async with fanout.running():
         first = fanout.connect(5)
         await fanout.go_to(0.3)
@@ -380,7 +380,7 @@ async def test_a_client_that_was_skipped_catches_up_though_its_phase_moved(
 
 
 async def test_a_phase_that_is_put_off_keeps_its_channel(fanout: FanoutHarness) -> None:
-    """It waits for its document, and is not served both by itself and by the phase before."""
+    """It waits for its document and is served once, not also by the phase before."""
     first, second = TimedConnection(fanout), TimedConnection(fanout)
     async with running(fanout.channels.run()):
         async with running(fanout.renders.run()):
@@ -401,10 +401,10 @@ async def test_a_phase_that_is_put_off_keeps_its_channel(fanout: FanoutHarness) 
 
 
 async def test_a_phase_that_was_late_brings_no_second_document(fanout: FanoutHarness) -> None:
-    """To its members, which go over to the phase before: its tick is soon."""
+    """Its members join the phase before, whose tick comes soon."""
 
     class Delaying(FakeConnection):
-        """It takes the server almost an interval to send to it, once."""
+        """A connection to which one send takes the server almost an interval."""
 
         def send(self, payload: Payload) -> bool:
             if len(self.sent) == 1:
@@ -425,7 +425,7 @@ async def test_a_phase_that_was_late_brings_no_second_document(fanout: FanoutHar
 async def test_a_greedy_client_does_not_take_others_into_its_phase(
     fanout: FanoutHarness,
 ) -> None:
-    """They would wait until it may have documents rendered again."""
+    """Otherwise they would wait for its rendering time."""
     greedy, modest = TimedConnection(fanout), TimedConnection(fanout, OTHER_CLIENT)
     async with fanout.running():
         fanout.connect(5, FEW, connection=greedy)
@@ -443,7 +443,7 @@ async def test_a_greedy_client_does_not_take_others_into_its_phase(
 async def test_a_phase_that_is_put_off_brings_no_older_document(
     store: SqliteStore, cache: MemoryCache, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To a slow client of the phase before, which was sent a newer one."""
+    """A slow client of the phase before was sent a newer one."""
     fanout = FanoutHarness(store, cache, clock, max_coalesced=2)
     slow, greedy = fanout.connect(5, FEW, OTHER_CLIENT), FakeConnection()
     third = fanout.connect(5, FEW, OTHER_CLIENT)  # until it leaves, they are too many for one phase
@@ -468,8 +468,8 @@ async def test_a_phase_that_is_put_off_brings_no_older_document(
     assert slow.counts() == [0, 0, 1, 2]
 
 
-async def test_who_comes_after_all_have_gone_is_served(fanout: FanoutHarness) -> None:
-    """A channel that was left is not joined again, whatever its phase was."""
+async def test_a_client_that_comes_after_all_have_left_is_served(fanout: FanoutHarness) -> None:
+    """An abandoned channel is never joined again, whatever its phase was."""
     async with fanout.running():
         for _ in range(4):
             connection = fanout.connect()
@@ -484,7 +484,7 @@ async def test_who_comes_after_all_have_gone_is_served(fanout: FanoutHarness) ->
 
 
 async def test_a_greedy_client_gets_a_longer_interval(fanout: FanoutHarness) -> None:
-    """Until it may have documents rendered again; the plain stream goes on at its interval."""
+    """It lasts until the client has rendering time; other streams keep their interval."""
     greedy, plain = TimedConnection(fanout), TimedConnection(fanout)
     async with fanout.running():
         fanout.connect(1, FEW, connection=greedy)
@@ -502,7 +502,7 @@ async def test_a_greedy_client_gets_a_longer_interval(fanout: FanoutHarness) -> 
 
 
 async def test_a_view_is_paid_for_by_any_of_its_clients(fanout: FanoutHarness) -> None:
-    """A client that used up its time does not slow down what another one asks for, too."""
+    """A client that used up its rendering time does not slow down views of others."""
     async with fanout.running():
         greedy = fanout.connect(1, FEW)
         fanout.connect(1, FEW, client=OTHER_CLIENT)
@@ -515,7 +515,7 @@ async def test_a_view_is_paid_for_by_any_of_its_clients(fanout: FanoutHarness) -
 
 
 async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHarness) -> None:
-    """Also where those who came before it used up their time: all are served at the interval."""
+    """A client with rendering time serves also those that used up theirs."""
     greedy, modest = TimedConnection(fanout), TimedConnection(fanout, OTHER_CLIENT)
     async with fanout.running():
         fanout.connect(1, FEW, connection=greedy)
@@ -533,7 +533,7 @@ async def test_a_client_that_may_pay_ends_a_wait_when_it_comes(fanout: FanoutHar
 
 
 async def test_a_view_that_takes_long_to_render_is_waited_for(fanout: FanoutHarness) -> None:
-    """Its tick is late by that; the ticks after it come at the interval again."""
+    """Its tick is late by the rendering; later ticks come at the interval again."""
     connection = TimedConnection(fanout)
     async with fanout.running():
         fanout.connect(1, FEW, connection=connection)

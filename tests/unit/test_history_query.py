@@ -29,7 +29,7 @@ LISTED = ", ".join(HISTORY_FIELDS)
 
 
 def test_nothing_asked_is_the_last_hour() -> None:
-    """Counts and costs of everything, in at most 300 points."""
+    """The default is counts and costs of all decisions, in at most 300 points."""
     assert parse_history("") == HistoryQuery(
         None, None, 300, None, ("count", "cost"), View(), follow=False
     )
@@ -38,7 +38,7 @@ def test_nothing_asked_is_the_last_hour() -> None:
 
 
 def test_every_parameter_is_read() -> None:
-    """Times as RFC 3339 or as Unix seconds; fields in one order; filters more than once."""
+    """Times are RFC 3339 or Unix seconds, fields have one order, and filters may repeat."""
     assert parse_history(
         b"from=2026-01-31T12:34:56.789123Z&to=1769862900.5&points=17&group_by=model"
         b"&fields=errors,count&fields=cost&strategy=a&strategy=b&project=p"
@@ -64,7 +64,7 @@ def test_every_parameter_is_read() -> None:
     ],
 )
 def test_a_moment_can_be_written_in_many_ways(moment: str) -> None:
-    """Whatever the offset."""
+    """A moment may have any offset."""
     assert parse_history(f"from={moment}").start == NOW
 
 
@@ -118,21 +118,21 @@ MOMENT = "must be RFC 3339 with an offset, such as Z, or Unix seconds"
     ],
 )
 def test_bad_parameter_is_named(query: str, parameter: str, error: str) -> None:
-    """By name, with what it must be."""
+    """The error has the parameter's name, and what it must be."""
     with pytest.raises(BadParameter) as refused:
         parse_history(query)
     assert (refused.value.parameter, str(refused.value)) == (parameter, error)
 
 
 def test_a_range_that_has_not_begun_is_refused() -> None:
-    """Where its end is now."""
+    """A range without an end, which is now, must not begin later."""
     with pytest.raises(BadParameter, match="from: must be before `to`, which is now"):
         plan(parse_history(f"from={NOW / 10**6 + 1}"), NOW)
 
 
 @given(st.text(max_size=60), st.sampled_from(["from", "to", "points", "group_by", "fields"]))
 def test_any_text_is_read_or_refused(value: str, name: str) -> None:
-    """With the parameter's name, and never in another way."""
+    """Any text is read, or refused with the parameter's name."""
     refused = None
     try:
         parse_history(f"{name}={quote(value)}")
@@ -142,7 +142,7 @@ def test_any_text_is_read_or_refused(value: str, name: str) -> None:
 
 
 def test_messages_are_checked_alike() -> None:
-    """What does not come out of a query string: no fields at all."""
+    """A message may have no fields at all, which a query string cannot."""
     with pytest.raises(BadParameter, match="fields: must name some of"):
         history_query(fields=[])
 
@@ -166,7 +166,7 @@ def planned(start: int, end: int, points: int, **more: Any) -> Plan:
 def test_buckets_cover_the_range_as_finely_as_they_may(
     end: int, length: int, points: int, least: int
 ) -> None:
-    """At most so many, none of them outside the range; with the next finer step it were more."""
+    """None is outside the range, and the next finer step would make too many."""
     start = max(0, end - length)
     found = planned(start, end, points, least_step=least)
     first, step, count = found.buckets
@@ -184,7 +184,7 @@ def test_buckets_cover_the_range_as_finely_as_they_may(
 
 @given(ends, lengths, st.integers(1, 2000), st.integers(1, DAY))
 def test_buckets_are_the_same_for_everyone(end: int, length: int, points: int, later: int) -> None:
-    """Of one step, all begin a whole number of steps apart; days at midnight, weeks on Monday."""
+    """Buckets of a step begin at its multiples; days at midnight, and weeks on Monday."""
     start = max(0, end - length)
     one, other = (planned(start + n, end + n, points).buckets for n in (0, later))
     if one.step == other.step:
@@ -209,7 +209,7 @@ def test_buckets_are_the_same_for_everyone(end: int, length: int, points: int, l
     ],
 )
 def test_common_ranges(length: int, points: int, step: int, period: str) -> None:
-    """What dashboards ask for."""
+    """Ranges that dashboards use have the expected steps."""
     found = planned(NOW - length, NOW, points)
     assert (found.buckets.step, found.period) == (step, period)
 
@@ -221,7 +221,7 @@ def test_common_ranges(length: int, points: int, step: int, period: str) -> None
 def test_the_default_hour_fits_in_as_many_buckets_as_it_has(
     points: int, step: int, end: int
 ) -> None:
-    """Wherever it ends, the bucket in which it ends included."""
+    """The bucket in which the hour ends is included, wherever it ends."""
     for now, to in ((end - 1, None), (NOW, end)):
         buckets = plan(history_query(end=to, points=points), now).buckets
         assert (buckets.step, buckets.points) == (step, points)
@@ -229,18 +229,18 @@ def test_the_default_hour_fits_in_as_many_buckets_as_it_has(
 
 
 def test_a_range_that_was_said_is_covered() -> None:
-    """An hour that touches 61 minutes does not become 60 of them."""
+    """An hour that touches 61 minutes does not fit into 60 buckets of a minute."""
     assert planned(NOW - HOUR, NOW, 60).buckets.step == 120
 
 
 def test_without_minutes_there_are_hours() -> None:
-    """For a range so old that its minutes are gone."""
+    """A range whose minutes are dropped has hours."""
     found = planned(NOW - HOUR, NOW, 300, least_step=3600)
     assert (found.buckets.step, found.buckets.points) == (3600, 2)
 
 
 def test_a_history_that_follows_reaches_to_now() -> None:
-    """Whatever its end; one in the future stays."""
+    """The buckets of a followed history end after now, whatever end was asked for."""
     for end in (None, NOW - HOUR):
         asked = history_query(start=NOW - 2 * HOUR, end=end, follow=True)
         assert plan(asked, NOW).buckets.end * SECOND > NOW
@@ -251,6 +251,6 @@ def test_a_history_that_follows_reaches_to_now() -> None:
 
 
 def test_what_does_not_matter_to_buckets_does_not_matter() -> None:
-    """A moment later, within the same bucket, the same wish is the same plan."""
+    """The same query a moment later, within the same bucket, has the same plan."""
     asked = parse_history(urlencode({"points": 10, "fields": "cost,count"}))
     assert plan(asked, NOW) == plan(parse_history("points=10"), NOW + MINUTE // 2)

@@ -41,7 +41,7 @@ def ingest(
     clock: HeldClock,
     instruments: Instruments,
 ) -> Ingest:
-    """Ingest that is not running yet: what is submitted waits."""
+    """Ingest that does not run yet, so that submitted batches wait."""
     return Ingest(store, bus, clock, CardinalityLimiter(500, 5000), Rules(), instruments)
 
 
@@ -51,7 +51,7 @@ def submit(ingest: Ingest, decisions: Sequence[DecisionRecord]) -> Submitted:
 
 
 def receipt(accepted: int, position: Position, duplicates: int = 0) -> Receipt:
-    """Return the receipt for a batch of good decisions."""
+    """Return the receipt of a batch of good decisions."""
     return Receipt(accepted, duplicates, [], 0, position)
 
 
@@ -70,7 +70,7 @@ async def held(store: SqliteStore) -> Snapshot:
 
 
 async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteStore) -> None:
-    """Each gets its own count, all the same position."""
+    """Each batch gets its own count, and all get the same position."""
     waiting = await submit_all(ingest, [1, 2], [3], [4, 5, 6])
     async with running(ingest.run()):
         answers = await asyncio.gather(*waiting)
@@ -80,7 +80,7 @@ async def test_waiting_batches_share_one_commit(ingest: Ingest, store: SqliteSto
 
 
 class Witness:
-    """Has seen the database at a position."""
+    """Has seen a position of the database."""
 
     def __init__(self, position: Position | None) -> None:
         self.position = position
@@ -95,7 +95,7 @@ class Witness:
 async def test_commit_on_a_database_that_went_back_is_reported(
     store: SqliteStore, bus: MemoryBus, clock: HeldClock, number: int, ahead: int, goes_back: bool
 ) -> None:
-    """The database is at an earlier seq than was seen of it, in the same epoch."""
+    """A commit gets an earlier seq than was seen, in the same epoch."""
     at = (await store.commit([[kept(1)]], NOW)).position
     witness = Witness(seen := Position(at.epoch, at.seq + ahead))
     limits = CardinalityLimiter(500, 5000)
@@ -110,7 +110,7 @@ async def test_commit_on_a_database_that_went_back_is_reported(
 
 
 async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> None:
-    """Another reader of the file sees it, as soon as there is an answer."""
+    """Another reader of the file sees a batch as soon as there is an answer."""
     other = SqliteStore(store.path)
     await other.open()
     async with running(ingest.run()):
@@ -121,10 +121,10 @@ async def test_acknowledged_is_on_disk(ingest: Ingest, store: SqliteStore) -> No
     await other.close()
 
 
-async def test_group_has_a_bound(
+async def test_group_has_a_limit(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What does not fit waits for the next one; a batch over the bound goes alone, and whole."""
+    """A batch that does not fit waits for the next group; one over the limit commits alone."""
     monkeypatch.setattr(module, "MAX_GROUP", 4)
     waiting = await submit_all(ingest, [1, 2], [3, 4], [5], list(range(10, 20)), [6])
     async with running(ingest.run()):
@@ -139,7 +139,7 @@ async def test_group_has_a_bound(
 async def test_groups_are_larger_while_no_small_batch_comes(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then a small batch waits for no more than the commit that it finds."""
+    """A small batch waits at most for the commit that runs when it comes."""
     monkeypatch.setattr(module, "SMALL_BATCH", 1)
     monkeypatch.setattr(module, "MAX_GROUP", 4)
     monkeypatch.setattr(module, "MAX_BULK_GROUP", 6)
@@ -156,7 +156,7 @@ async def test_groups_are_larger_while_no_small_batch_comes(
 
 
 async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None:
-    """In a batch, across batches that share a commit, and across commits."""
+    """This holds in a batch, in a group, and across commits."""
     waiting = await submit_all(ingest, [1, 1, 2], [2, 3])
     async with running(ingest.run()):
         assert [one.accepted for one in await asyncio.gather(*waiting)] == [2, 1]
@@ -165,7 +165,7 @@ async def test_duplicates_count_once(ingest: Ingest, store: SqliteStore) -> None
 
 
 async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -> None:
-    """It is answered in its turn, with the position there is."""
+    """It is answered in its turn, with the current position."""
     before = await store.position()
     async with running(ingest.run()):
         assert await submit(ingest, []) == receipt(0, before)
@@ -173,7 +173,7 @@ async def test_empty_batch_changes_nothing(ingest: Ingest, store: SqliteStore) -
 
 
 async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) -> None:
-    """Whoever has an answer reads what it wrote; what is known already is no news."""
+    """A client with an answer can read what it wrote; a batch of duplicates has no delta."""
     heard: list[Delta | Position] = []
     bus.listen(heard.append)
     async with running(ingest.run()):
@@ -184,7 +184,7 @@ async def test_answer_comes_after_the_bus_knows(ingest: Ingest, bus: MemoryBus) 
 
 
 async def test_client_that_hangs_up_takes_nothing_back(ingest: Ingest, store: SqliteStore) -> None:
-    """What was queued is committed; nobody is answered, and nothing breaks."""
+    """Its queued batch is committed without an answer or an error."""
     gone, stays = await submit_all(ingest, [1], [2])
     gone.cancel()
     async with running(ingest.run()):
@@ -193,10 +193,10 @@ async def test_client_that_hangs_up_takes_nothing_back(ingest: Ingest, store: Sq
     assert_sums((await held(store)).total, [kept(1), kept(2)])
 
 
-async def test_names_over_their_bound_are_folded_and_counted(
+async def test_names_over_the_limit_count_as_other(
     store: SqliteStore, bus: MemoryBus, clock: HeldClock
 ) -> None:
-    """They are kept under `other`, and an instrument says how many."""
+    """A metric has the number of these decisions."""
     instruments = Instruments()
     ingest = Ingest(store, bus, clock, CardinalityLimiter(1, 10), Rules(), instruments)
     async with running(ingest.run()):
@@ -209,7 +209,7 @@ async def test_names_over_their_bound_are_folded_and_counted(
 async def test_names_of_what_is_not_stored_take_no_room(
     store: SqliteStore, bus: MemoryBus, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of duplicates, and of a commit that fails; while they wait, the limit holds all the same."""
+    """Names of duplicates and of failed commits do not count; waiting ones do."""
     names = CardinalityLimiter(2, 10)
     ingest = Ingest(store, bus, clock, names, Rules(), Instruments())
     async with running(ingest.run()):
@@ -242,7 +242,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
     instruments: Instruments,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is refused is not half-kept; with room again, it can be sent again."""
+    """A refused batch is not stored in part; with room it can be sent again."""
     monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 5)
     waiting = await submit_all(ingest, [1, 2, 3])
     with pytest.raises(Unavailable, match="too many decisions are waiting") as refused:
@@ -261,7 +261,7 @@ async def test_full_queue_refuses_and_keeps_nothing(
         assert (await submit(ingest, [kept(4)])).accepted == 1
 
 
-async def test_batch_over_the_bound_is_taken_when_nothing_waits(
+async def test_batch_over_the_limit_is_accepted_when_nothing_waits(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise it could never be sent."""
@@ -287,7 +287,7 @@ async def test_close_commits_what_waits_and_takes_no_more(
 
 
 async def test_close_ends_a_run_that_waits_for_work(ingest: Ingest) -> None:
-    """Nothing is waiting; nothing will come."""
+    """`run` ends also if no batch waits."""
     run = asyncio.create_task(ingest.run())
     await asyncio.sleep(0)
     ingest.close()
@@ -306,7 +306,7 @@ def fails(ingest: Ingest) -> bool:
 async def test_failing_store_refuses_and_recovers(
     ingest: Ingest, store: SqliteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every batch of the group is refused, and may be sent again; it is logged once."""
+    """Every batch of the group is refused and can be sent again; the failure is logged once."""
     caplog.set_level(logging.WARNING, "routecast.services.ingest")
     async with running(ingest.run()):
         with broken(store.path):
@@ -328,7 +328,7 @@ async def test_failing_store_refuses_and_recovers(
 async def test_failure_long_past_says_nothing_about_now(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a while the database itself is asked again."""
+    """Some time after a failure, `check` asks the database again."""
     async with running(ingest.run()):
         with broken(store.path), pytest.raises(Unavailable):
             await submit(ingest, [kept(1)])
@@ -341,7 +341,7 @@ async def test_failure_long_past_says_nothing_about_now(
 async def test_check_is_shared_by_all_who_ask_within_a_second(
     ingest: Ingest, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is a write to the disk; who asks too early waits, so no result is older than that."""
+    """Callers within a second share one write to the disk; an early caller waits."""
     other = apsw.Connection(str(path))
 
     def checks() -> int:
@@ -362,7 +362,7 @@ async def test_check_is_shared_by_all_who_ask_within_a_second(
 async def test_check_says_what_is_so_now(
     ingest: Ingest, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not what it was within the last second."""
+    """A check reports the present state, and not that of an earlier check."""
     monkeypatch.setattr(module, "STORE_CHECK_SECONDS", 0.05)
     await ingest.check()
     with broken(path, "checks"), pytest.raises(Unavailable):
@@ -371,7 +371,7 @@ async def test_check_says_what_is_so_now(
 
 
 async def test_only_what_does_not_fit_is_refused(ingest: Ingest, store: SqliteStore) -> None:
-    """The rest of its batch and of its group is kept; sending it again gives the same answer."""
+    """The rest of its batch and group is stored; a repeated batch gets the same answer."""
     await store.commit([[kept(0, cost=2**62)]], NOW)
     first, second = await submit_all(ingest, [1], [2])
     sent = [kept(3), kept(4, cost=2**62), kept(5, strategy="other", cost=2**62), kept(6)]
@@ -414,7 +414,7 @@ class Held:
         monkeypatch.setattr(store, "commit", self.commit)
 
     def hold(self, size: int) -> asyncio.Event:
-        """Hold commits of so many decisions until an event is set."""
+        """Hold commits of this number of decisions until an event is set."""
         return self.gates.setdefault(size, asyncio.Event())
 
     async def commit(self, batches: Sequence[Sequence[DecisionRecord]], received: int) -> Commit:
@@ -432,7 +432,7 @@ def many(first: int, count: int) -> list[DecisionRecord]:
 async def test_large_batch_does_not_hold_up_others(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is committed beside them, whole, with its names bounded like all."""
+    """Small batches commit meanwhile; the large batch is whole, and its names are limited."""
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     held = Held(store, monkeypatch)
     gate = held.hold(30)
@@ -449,7 +449,7 @@ async def test_large_batch_does_not_hold_up_others(
 async def test_large_batches_leave_time_to_others_that_send(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a large batch beside which others were committed, the next one waits: not for ever."""
+    """After a large batch beside small ones, the next large one waits for a limited time."""
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     held = Held(store, monkeypatch)
     gate = held.hold(30)
@@ -468,10 +468,10 @@ async def test_large_batches_leave_time_to_others_that_send(
             assert (await third).accepted == 32
 
 
-async def test_large_batches_do_not_wait_for_nobody(
+async def test_large_batches_alone_do_not_wait(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where only large ones are sent, one follows the other."""
+    """If only large batches are sent, they follow each other at once."""
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     monkeypatch.setattr(module, "LARGE_REST", 1e9)
     async with running(ingest.run()), asyncio.timeout(PATIENCE):
@@ -482,7 +482,7 @@ async def test_large_batches_do_not_wait_for_nobody(
 async def test_large_batches_leave_room_to_others(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many of them wait; one may always wait, at any size."""
+    """They never fill the whole queue; one may always wait, at any size."""
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     monkeypatch.setattr(module, "MAX_WAITING_DECISIONS", 40)
     monkeypatch.setattr(module, "MAX_LARGE_WAITING", 30)
@@ -498,7 +498,7 @@ async def test_large_batches_leave_room_to_others(
 
 
 def reserves(names: CardinalityLimiter) -> list[str]:
-    """Return what two new strategies count as: with a limit of two, there must be room for both."""
+    """Return the names as which two new strategies count, under a limit of two."""
     counted, reserved = names.reserve([kept(strategy="new"), kept(strategy="newer")])
     names.release(reserved)
     return [one.strategy for one in counted]
@@ -512,7 +512,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
     monkeypatch: pytest.MonkeyPatch,
     end: str,
 ) -> None:
-    """Whatever its end is: only what was committed takes room afterwards."""
+    """Afterwards only the names that were committed count towards the limit."""
     monkeypatch.setattr(module, "MAX_GROUP", 4)
     monkeypatch.setattr(module, "SMALL_BATCH", 2)
     monkeypatch.setattr(module, "LOOP_SECONDS", -1.0)  # others get a turn after each slice
@@ -557,7 +557,7 @@ async def test_names_of_a_large_batch_are_reserved_until_its_end(
 async def test_small_and_medium_batches_take_turns(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many medium batches do not keep a small one waiting, nor many small ones a medium one."""
+    """Neither kind makes the other wait, however many come."""
     monkeypatch.setattr(module, "MAX_GROUP", 8)
     monkeypatch.setattr(module, "SMALL_BATCH", 2)
     held = Held(store, monkeypatch)
@@ -575,7 +575,7 @@ async def test_small_and_medium_batches_take_turns(
 async def test_giving_up_refuses_what_waits(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit under way is answered by what became of it; nothing that was refused is kept."""
+    """A running commit is answered by its result, and no refused decision is stored."""
     monkeypatch.setattr(module, "MAX_GROUP", 10)
     held = Held(store, monkeypatch)
     gate = held.hold(3)
@@ -599,7 +599,7 @@ async def test_giving_up_refuses_what_waits(
 async def test_commit_that_is_given_up_may_have_been_kept(
     ingest: Ingest, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not said that nothing was kept where nobody knows."""
+    """Its error does not say that nothing was stored."""
     held = Held(store, monkeypatch)
     held.hold(3)
     under_way = submit(ingest, many(0, 3))
@@ -612,7 +612,7 @@ async def test_commit_that_is_given_up_may_have_been_kept(
 async def test_request_that_is_cancelled_is_answered(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that stops and does not wait any longer says 503, and when to come back."""
+    """A stopping server that no longer waits answers 503 with `Retry-After`."""
     never: Submitted = asyncio.get_running_loop().create_future()
     monkeypatch.setattr(ingest, "accept", lambda _: never)
     decisions = Decisions(ingest, Sites())
@@ -638,10 +638,10 @@ async def test_request_that_is_cancelled_is_answered(
     assert int(headers[b"retry-after"]) > 0
 
 
-async def test_few_large_batches_are_decisions_at_a_time(
+async def test_few_large_batches_are_decoded_at_a_time(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others wait as they came, or are refused; bodies of fewer decisions pass them by."""
+    """Others wait undecoded or are refused; smaller bodies go first."""
     monkeypatch.setattr(request_body, "SMALL_BODY", 100)
     monkeypatch.setattr(request_body, "MAX_WAITING_BATCHES", 1)
     submitted: list[tuple[int, Submitted]] = []
@@ -694,7 +694,7 @@ async def test_few_large_batches_are_decisions_at_a_time(
 async def test_crash_refuses_what_waits_and_is_over_when_run_again(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits for an answer that never comes."""
+    """No producer waits without end for an answer."""
 
     def crash() -> None:
         raise OverflowError
@@ -716,7 +716,7 @@ async def test_crash_refuses_what_waits_and_is_over_when_run_again(
 async def test_commit_that_cannot_be_published_is_acknowledged(
     ingest: Ingest, bus: MemoryBus, store: SqliteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is on disk; those who listen find it there."""
+    """It is on disk, and other nodes find it there."""
 
     def fail(_: object) -> None:
         raise OverflowError
@@ -732,7 +732,7 @@ async def test_commit_that_cannot_be_published_is_acknowledged(
 async def test_large_batch_that_cannot_be_prepared_is_not_the_first_for_ever(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused, and the next one is committed."""
+    """It is refused, and the next batch is committed."""
     monkeypatch.setattr(module, "MAX_GROUP", 2)
     bounded, failures = ingest._bounded, [OverflowError()]
 

@@ -53,9 +53,9 @@ WITH_BUS = Topology(has_bus=True)
 
 
 class GatedStore(SqliteStore):
-    """A SQLite store that counts what is asked of it.
+    """A SQLite store that counts its calls.
 
-    Loads can be held back after they were read, and it can have forgotten its deltas.
+    A test can hold back loads after they were read, and make it forget its deltas.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +84,7 @@ class GatedStore(SqliteStore):
         return await super().deltas(after)
 
 
-class PeerBus(MemoryBus):
+class OtherNodeBus(MemoryBus):
     """A bus on which a test speaks as another node, and which it may let fail."""
 
     failing: str | None = None
@@ -110,7 +110,7 @@ class Node:
         self.cache = cache
         self.clock = clock
         self.timers = HeldTimers()
-        self.bus = PeerBus()
+        self.bus = OtherNodeBus()
         self.instruments = Instruments()
         self.loaded: list[Snapshot] = []
         self.advances: list[Reading | None] = []  # what was current when that was told
@@ -162,20 +162,20 @@ class Node:
         return done.position
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass, and live state do what is due; a little more, as timers do."""
+        """Let slightly more than this time pass, as timers do, and do what is due."""
         await self.timers.pass_time(seconds + 0.01)
 
     async def leave_polls_to_others(self) -> None:
-        """Have it be another node's turn to poll, for a long time."""
+        """Give the turn to poll to another node for a long time."""
         await self.cluster.claim("look", 10**6)
 
     def seq(self) -> int | None:
-        """Return the seq of the current snapshot, None when there is none."""
+        """Return the seq of the current snapshot; None if there is none."""
         reading = self.live.current()
         return reading.snapshot.position.seq if reading else None
 
     def assert_current(self, *numbers: int) -> None:
-        """Assert that the current snapshot holds exactly these decisions."""
+        """Assert that the current snapshot has exactly these decisions."""
         reading = self.live.current()
         assert reading is not None
         assert reading.source is Source.LIVE
@@ -184,7 +184,7 @@ class Node:
         assert_sums(cells_in(reading.snapshot, "5m", self.clock.now()), decisions)
 
     def sample(self, name: str) -> float | None:
-        """Return what an instrument tells."""
+        """Return the value of a metric."""
         return self.instruments.registry.get_sample_value(f"routecast_{name}")
 
 
@@ -193,7 +193,7 @@ MakeNode = Callable[..., Node]
 
 @pytest.fixture
 async def make_node(path: Path, cache: MemoryCache, clock: HeldClock) -> AsyncIterator[MakeNode]:
-    """Makes a node on an empty database, whose live state is not running yet."""
+    """Return a function that makes a node on an empty database; its live state does not run yet."""
     store = GatedStore(path)
     await store.open()
     yield lambda *topology, **options: Node(store, cache, clock, *topology, **options)
@@ -217,7 +217,7 @@ def bus_node(make_node: MakeNode) -> Node:
 
 
 async def test_loads_what_is_stored(node: Node) -> None:
-    """Until then there is nothing current; then it is told of, and put into the cache."""
+    """No snapshot is current before the load; then listeners are called, and the cache has it."""
     position = await node.commit(1, 2)
     assert node.live.current() is None
     async with running(node.live.run()):
@@ -232,7 +232,7 @@ async def test_loads_what_is_stored(node: Node) -> None:
 
 
 async def test_commit_is_current_at_once(node: Node) -> None:
-    """As soon as its delta is on the bus, with no look at the database."""
+    """A commit is current when its delta is on the bus, without a read of the database."""
     async with running(node.live.run()):
         await node.live.loaded()
         for number in range(1, 6):
@@ -244,7 +244,7 @@ async def test_commit_is_current_at_once(node: Node) -> None:
 
 
 async def test_followers_are_reported_of_each_new_position(node: Node) -> None:
-    """Once it can be read: after a load, and after each commit."""
+    """Followers hear of a position once it can be read, after a load and after each commit."""
     async with running(node.live.run()):
         await node.live.loaded()
         told = [node.advances[-1]]
@@ -256,7 +256,7 @@ async def test_followers_are_reported_of_each_new_position(node: Node) -> None:
 
 
 async def test_a_large_commit_is_applied_between_others_turns(node: Node) -> None:
-    """Half of it is never seen; what is committed meanwhile is applied after it."""
+    """No snapshot has half of it; commits that come meanwhile are applied after it."""
     async with running(node.live.run()):
         await node.live.loaded()
         large = [kept(number, strategy=f"s{number}") for number in range(LARGE_CELLS + 1)]
@@ -279,7 +279,7 @@ async def test_a_large_commit_is_applied_between_others_turns(node: Node) -> Non
 async def test_a_large_commit_that_fails_halfway_is_loaded_over(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A snapshot that holds some of a commit is given up."""
+    """A snapshot with a part of a commit is given up."""
     async with running(node.live.run()):
         await node.live.loaded()
         large = [kept(number, strategy=f"s{number}") for number in range(LARGE_CELLS + 1)]
@@ -308,7 +308,7 @@ async def test_a_large_commit_that_fails_halfway_is_loaded_over(
 
 
 async def test_missing_delta_is_fetched(node: Node) -> None:
-    """The bus lost one: the next waits until it was read from the database."""
+    """The next delta waits until the lost one was read from the database."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
@@ -323,7 +323,7 @@ async def test_missing_delta_is_fetched(node: Node) -> None:
 
 
 async def test_deltas_are_applied_in_order(node: Node) -> None:
-    """However they come, and each once: with two nodes, the later may be heard of first."""
+    """Deltas are applied once and in order, whatever order they arrive in."""
     async with running(node.live.run()):
         await node.live.loaded()
         deltas = []
@@ -339,7 +339,7 @@ async def test_deltas_are_applied_in_order(node: Node) -> None:
 
 
 async def test_gap_too_wide_to_fill_is_loaded_over(node: Node) -> None:
-    """Neither the bus nor the database has the deltas any more."""
+    """A snapshot is loaded if neither the bus nor the database has the deltas."""
     node.store.forgets = True
     async with running(node.live.run()):
         await node.live.loaded()
@@ -352,7 +352,7 @@ async def test_gap_too_wide_to_fill_is_loaded_over(node: Node) -> None:
 
 
 async def test_commits_of_another_process_are_noticed(node: Node) -> None:
-    """No delta comes at all; the database's position tells."""
+    """A poll of the position shows commits without a delta."""
     async with running(node.live.run()):
         await node.live.loaded()
         other = SqliteStore(node.store.path)
@@ -366,7 +366,7 @@ async def test_commits_of_another_process_are_noticed(node: Node) -> None:
 
 
 async def test_node_that_is_alone_polls_with_the_clock(node: Node) -> None:
-    """At each multiple of the interval, where ticks meet, too; one that is late costs no other."""
+    """It polls at multiples of the interval, when ticks fall, too; a late poll skips none."""
     node.timers.go_to(1_004.5)
     async with running(node.live.run()):
         await node.live.loaded()
@@ -381,7 +381,7 @@ async def test_node_that_is_alone_polls_with_the_clock(node: Node) -> None:
 
 
 async def test_snapshot_stays_in_the_cache(bus_node: Node) -> None:
-    """Though nothing is added to it: it expires there, and a node may start at any time."""
+    """A snapshot is put into the cache again before it expires, though nothing changed."""
     async with running(bus_node.live.run()):
         await bus_node.live.loaded()
         for _ in range(3):
@@ -392,8 +392,8 @@ async def test_snapshot_stays_in_the_cache(bus_node: Node) -> None:
 
 
 @pytest.mark.parametrize("long", [True, False], ids=["long", "between two polls"])
-async def test_bus_that_heals_is_mistrusted(bus_node: Node, long: bool) -> None:
-    """What was committed while it failed may never be told: each node polls for itself, at once."""
+async def test_node_polls_when_the_bus_works_again(bus_node: Node, long: bool) -> None:
+    """Each node polls by itself at once, because commits may never be announced."""
     async with running(bus_node.live.run()):
         await bus_node.live.loaded()
         await bus_node.leave_polls_to_others()
@@ -409,7 +409,7 @@ async def test_bus_that_heals_is_mistrusted(bus_node: Node, long: bool) -> None:
 async def test_live_state_that_crashed_shows_no_numbers(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It hears nothing until it is started again."""
+    """It receives nothing until it is started again."""
 
     async def crash() -> None:
         raise RuntimeError("odd")
@@ -430,7 +430,7 @@ async def test_live_state_that_crashed_shows_no_numbers(
 
 
 async def test_process_that_was_stopped_polls_at_once(bus_node: Node) -> None:
-    """It cannot know what it missed, and others need not poll for a long time."""
+    """It may have missed commits, and another node may not poll for a long time."""
     async with running(bus_node.live.run()):
         await bus_node.live.loaded()
         await bus_node.leave_polls_to_others()
@@ -446,7 +446,7 @@ async def test_process_that_was_stopped_polls_at_once(bus_node: Node) -> None:
 
 
 async def test_delta_on_its_way_is_waited_for(node: Node) -> None:
-    """A position ahead of ours is no loss yet: the delta may come a moment later."""
+    """A later position does not mean a lost delta: it may arrive a moment later."""
     async with running(node.live.run()):
         await node.live.loaded()
         done = await node.store.commit([[kept(1)]], NOW)
@@ -463,7 +463,7 @@ async def test_delta_on_its_way_is_waited_for(node: Node) -> None:
 
 
 async def test_delta_while_loading_is_not_lost(node: Node) -> None:
-    """It is not in what was read, and is applied to it."""
+    """A delta that the load does not contain is applied to it."""
     await node.commit(1)
     node.store.gate.clear()
     async with running(node.live.run()):
@@ -478,7 +478,7 @@ async def test_delta_while_loading_is_not_lost(node: Node) -> None:
 
 
 async def test_delta_that_is_in_the_load_counts_once(node: Node) -> None:
-    """It came while loading, and was read as well."""
+    """A delta that arrived during the load and is in it counts once."""
     node.store.gate.clear()
     async with running(node.live.run()):
         await until(lambda: node.store.loads == 1)
@@ -492,7 +492,7 @@ async def test_delta_that_is_in_the_load_counts_once(node: Node) -> None:
 
 
 async def test_gap_while_loading_is_filled(node: Node) -> None:
-    """What was read misses a delta that never came: that one is fetched."""
+    """A delta that the load lacks and that never came is fetched."""
     node.store.gate.clear()
     async with running(node.live.run()):
         await until(lambda: node.store.loads == 1)
@@ -508,7 +508,7 @@ async def test_gap_while_loading_is_filled(node: Node) -> None:
 
 
 async def test_new_epoch_is_loaded(node: Node) -> None:
-    """The database was replaced by one with as many commits: its seq says nothing."""
+    """A replaced database is loaded though its seq is the same."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
@@ -521,7 +521,7 @@ async def test_new_epoch_is_loaded(node: Node) -> None:
 
 
 async def test_delta_of_another_epoch_is_not_applied(node: Node) -> None:
-    """It leads to a load, which says what is true."""
+    """It leads to a load instead."""
     async with running(node.live.run()):
         await node.live.loaded()
         position = await node.commit(1)
@@ -537,7 +537,7 @@ async def test_delta_of_another_epoch_is_not_applied(node: Node) -> None:
 
 
 async def test_lost_database_is_not_live(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    """While it cannot be read nobody knows what is newest; found again, all goes on."""
+    """Nothing is live while the database cannot be read; afterwards all continues."""
     caplog.set_level(logging.WARNING, "routecast.services.position_poller")
     async with running(node.live.run()):
         await node.live.loaded()
@@ -554,7 +554,7 @@ async def test_lost_database_is_not_live(node: Node, caplog: pytest.LogCaptureFi
 
 
 async def test_database_that_is_down_at_the_start(node: Node) -> None:
-    """The first try ends without success, and is not the last."""
+    """The first try ends without success, and others follow."""
     await node.commit(1)
     async with running(node.live.run()):
         with broken(node.store.path):
@@ -566,7 +566,7 @@ async def test_database_that_is_down_at_the_start(node: Node) -> None:
 
 
 async def test_database_that_fails_is_not_asked_for_each_delta(node: Node) -> None:
-    """Deltas that come early, one after the other, do not have it asked more often."""
+    """Early deltas, one after the other, cause no more reads of a failing database."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1, tell=False)
@@ -583,8 +583,8 @@ async def test_database_that_fails_is_not_asked_for_each_delta(node: Node) -> No
         assert node.seq() == 6
 
 
-async def test_node_without_a_database_serves_what_its_peers_share(make_node: MakeNode) -> None:
-    """Until it hears nothing for a long time."""
+async def test_node_without_a_database_serves_shared_snapshots(make_node: MakeNode) -> None:
+    """It does so until it has heard nothing for a long time."""
     node = make_node(Topology(has_bus=True, has_store=False))
     await node.cache.put(Snapshot(Position("e", 1), NOW))
     async with running(node.live.run()):
@@ -604,7 +604,7 @@ async def test_node_without_a_database_serves_what_its_peers_share(make_node: Ma
 
 
 async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> None:
-    """After its lifetime, or when the clock was set back; the old one serves meanwhile."""
+    """It is loaded again after its lifetime or a clock step; meanwhile the old one serves."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
@@ -630,7 +630,7 @@ async def test_snapshot_is_renewed_in_its_time(node: Node, clock: HeldClock) -> 
 async def test_clock_that_steps_costs_the_windows_only(
     node: Node, clock: HeldClock, step: int
 ) -> None:
-    """The total is still live; the snapshot is loaded again at once, not at the next poll."""
+    """The total stays live, and the snapshot is loaded again at once."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
@@ -648,7 +648,7 @@ async def test_clock_that_steps_costs_the_windows_only(
 
 
 async def test_clock_set_back_a_little_changes_nothing(node: Node, clock: HeldClock) -> None:
-    """By up to a minute, as time servers do; or forth, for as long as its minutes reach."""
+    """A step back of up to a minute, or forward within the held minutes, changes nothing."""
     async with running(node.live.run()):
         await node.live.loaded()
         for moment in (NOW - MINUTE, NOW + COVERAGE - 1):
@@ -662,7 +662,7 @@ async def test_clock_set_back_a_little_changes_nothing(node: Node, clock: HeldCl
 
 
 def spread(first: int, count: int) -> list[DecisionRecord]:
-    """Return decisions of as many keys, one in each of the last days, hours and minutes."""
+    """Return decisions of different keys, one in each of the last days, hours and minutes."""
     return [
         kept(first + n, model=f"m{first + n}", decided=NOW - n % 7 * DAY - n % 50 * MINUTE)
         for n in range(count)
@@ -672,7 +672,7 @@ def spread(first: int, count: int) -> list[DecisionRecord]:
 async def test_windows_that_memory_has_no_room_for_are_reported_once(
     make_node: MakeNode, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the log when it changes, not at each step; and in the gauges at any time."""
+    """The log has each change once, and gauges always have the number."""
     node = make_node(room=100 * CELL_BYTES)
 
     def told() -> list[str]:
@@ -696,7 +696,7 @@ async def test_windows_that_memory_has_no_room_for_are_reported_once(
 async def test_windows_that_were_given_up_are_loaded_again(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed, what live state took as objects fits in."""
+    """Windows that did not fit as objects fit when they are packed."""
     node = make_node(room=130 * CELL_BYTES)
     monkeypatch.setattr(folding, "SQLITE_FOLD_COMMITS", 1)
     async with running(node.live.run()):
@@ -722,7 +722,7 @@ async def test_windows_that_were_given_up_are_loaded_again(
 
 
 async def test_new_epoch_is_noticed_and_its_names_are_learnt(node: Node) -> None:
-    """Names were folded by another process: all keys are told again, and what is folded."""
+    """After another process folded names, live state has all keys and the folded names."""
     await node.store.commit([[kept(1, model="a"), kept(2, model="b")]], NOW)
     async with running(node.live.run()):
         await node.live.loaded()
@@ -733,7 +733,7 @@ async def test_new_epoch_is_noticed_and_its_names_are_learnt(node: Node) -> None
 
 
 async def test_epoch_that_has_ended_does_not_come_back(bus_node: Node) -> None:
-    """A node that does not know yet announces the old one, and caches a snapshot of it."""
+    """Another node's announcement and cached snapshot of the old epoch are not used."""
     await bus_node.commit(1)
     async with running(bus_node.live.run()):
         await bus_node.live.loaded()
@@ -756,7 +756,7 @@ async def test_epoch_that_has_ended_does_not_come_back(bus_node: Node) -> None:
 
 
 async def test_position_of_a_node_that_is_behind_hides_no_newer_one(bus_node: Node) -> None:
-    """A delta that was lost is fetched, though another node tells where it still stands."""
+    """A lost delta is fetched though another node announces an older position."""
     async with running(bus_node.live.run()):
         await bus_node.live.loaded()
         await bus_node.commit(1)
@@ -772,7 +772,7 @@ async def test_position_of_a_node_that_is_behind_hides_no_newer_one(bus_node: No
 
 
 async def fold_elsewhere(node: Node, model: str) -> None:
-    """Fold a name as `routecast names fold` does, in a process beside the server's."""
+    """Fold a name as `routecast names fold` does in another process."""
     other = SqliteStore(node.store.path)
     await other.open()
     await other.fold_names("model", [model], remember=True)
@@ -780,7 +780,7 @@ async def fold_elsewhere(node: Node, model: str) -> None:
 
 
 def delta_of(node: Node, seq: int) -> Delta:
-    """Return the delta of a commit that only others know of."""
+    """Return the delta of a commit that only other nodes know."""
     assert node.live.position is not None
     return Delta(Position(node.live.position.epoch, seq), cells_of([kept(seq)]), NOW)
 
@@ -788,7 +788,7 @@ def delta_of(node: Node, seq: int) -> Delta:
 async def test_database_that_went_back_begins_an_epoch(
     node: Node, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Restored by other tools, say: all load again, and no position goes back within an epoch."""
+    """All nodes load again, and no position goes back within an epoch."""
     async with running(node.live.run()):
         await node.live.loaded()
         before = await node.commit(1)
@@ -812,7 +812,7 @@ async def test_database_that_went_back_begins_an_epoch(
 async def test_database_that_went_back_and_caught_up_begins_an_epoch(
     bus_node: Node, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who committed has noticed; by the time it is looked at, the seq is as before, or later."""
+    """The commit notices it, although the seq is as before or later when it is read."""
     async with running(bus_node.live.run()):
         await bus_node.live.loaded()
         await bus_node.leave_polls_to_others()
@@ -839,7 +839,7 @@ async def test_database_that_went_back_and_caught_up_begins_an_epoch(
 
 
 async def test_listener_that_fails_is_no_failure_of_the_commit(node: Node) -> None:
-    """What cannot be applied is read from the database instead."""
+    """A delta that cannot be applied is read from the database instead."""
     async with running(node.live.run()):
         await node.live.loaded()
         await node.commit(1)
@@ -853,7 +853,7 @@ async def test_listener_that_fails_is_no_failure_of_the_commit(node: Node) -> No
 async def test_first_try_that_crashes_is_not_waited_for(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node listens nevertheless."""
+    """The node starts although the first load crashes."""
 
     async def crash() -> None:
         raise OverflowError

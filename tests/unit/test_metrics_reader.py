@@ -37,7 +37,7 @@ COUNT = View(fields=("total_decisions",))
 
 
 class CountingStore(SqliteStore):
-    """A SQLite store that counts how often it is read."""
+    """A SQLite store that counts its reads."""
 
     loads = 0
 
@@ -57,7 +57,7 @@ class LostCache(MemoryCache):
 
 
 class AllSources:
-    """Every source there is, each to be filled or broken by hand, and `reader` over them."""
+    """All sources, which a test fills or breaks, and a reader over them."""
 
     def __init__(self, store: CountingStore, clock: HeldClock, cache: MemoryCache) -> None:
         self.store = store
@@ -91,7 +91,7 @@ class AllSources:
         return self.instruments.registry.get_sample_value(f"routecast_{name}_total", labels) or 0
 
     async def ask(self) -> tuple[Source | None, int | None]:
-        """Return where the count of decisions comes from, and what it is."""
+        """Return the source of the count of decisions, and the count."""
         frame = await frame_of(self.reader, COUNT)
         return frame.source, json.loads(frame.body).get("total_decisions")
 
@@ -105,7 +105,7 @@ def snapshot(count: int) -> Snapshot:
 
 @pytest.fixture
 async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIterator[AllSources]:
-    """Nothing live, nothing cached, an empty database."""
+    """Nothing live, nothing cached, and an empty database."""
     store = CountingStore(path)
     await store.open()
     yield AllSources(store, clock, cache)
@@ -116,7 +116,7 @@ async def sources(path: Path, clock: HeldClock, cache: MemoryCache) -> AsyncIter
 
 
 async def test_sources_are_asked_best_first(sources: AllSources) -> None:
-    """Live, then cache, then database: each has another count here."""
+    """The order is live, cache, database; each has another count here."""
     await sources.store.commit([[kept(1), kept(2), kept(3)]], NOW)
     sources.live = snapshot(1)
     await sources.cache.put(snapshot(2))
@@ -133,7 +133,7 @@ async def test_sources_are_asked_best_first(sources: AllSources) -> None:
 
 
 async def test_cached_snapshot_is_brought_up_to_date(sources: AllSources) -> None:
-    """By the deltas since; where the bus has them no more, it is not used."""
+    """It gets the deltas since then; if the bus no longer has them, it is not used."""
     await sources.cache.put(snapshot(2))
     sources.bus.publish(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
     assert await sources.ask() == (Source.CACHE, 3)
@@ -143,7 +143,7 @@ async def test_cached_snapshot_is_brought_up_to_date(sources: AllSources) -> Non
 
 
 async def test_no_number_goes_back(sources: AllSources) -> None:
-    """Older ones of the same history are not taken, whatever source has them."""
+    """An older position of the same epoch is not used, from any source."""
     sources.live = snapshot(3)
     await sources.ask()
     sources.live = None
@@ -164,7 +164,7 @@ async def test_no_number_goes_back(sources: AllSources) -> None:
 
 
 async def test_last_known_answers_when_no_source_can(sources: AllSources) -> None:
-    """Marked stale, as old as it is; with a source again, that one answers."""
+    """It is marked stale with its age, until a source answers again."""
     sources.live = snapshot(3)
     await sources.ask()
     sources.live = None
@@ -180,7 +180,7 @@ async def test_last_known_answers_when_no_source_can(sources: AllSources) -> Non
 
 
 async def test_error_document_when_nothing_is_known(sources: AllSources) -> None:
-    """Neither live, cache, database nor anything before; the next try may succeed."""
+    """There is an error without any source, and the next try may succeed."""
     with broken(sources.store.path):
         frame = await frame_of(sources.reader, WHOLE)
         assert json.loads(frame.body) == stamped({"error": "Failed to fetch metrics"}, NOW)
@@ -194,7 +194,7 @@ async def test_error_document_when_nothing_is_known(sources: AllSources) -> None
 async def test_what_the_database_said_is_cached(
     sources: AllSources, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first look is a miss, the next a hit; both are logged and counted."""
+    """The first read is a miss and the next a hit; both are logged and counted."""
     caplog.set_level(logging.INFO, "routecast.services.snapshot_loader")
     await sources.store.commit([[kept(1)]], NOW)
     assert await sources.ask() == (Source.DATABASE, 1)
@@ -212,7 +212,7 @@ async def test_what_the_database_said_is_cached(
 async def test_lost_cache_costs_nothing_but_time(
     path: Path, clock: HeldClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The database answers, and it is told that the cache fails."""
+    """The database answers, and the failure of the cache is reported."""
     store = CountingStore(path)
     await store.open()
     sources = AllSources(store, clock, LostCache(clock))
@@ -224,7 +224,7 @@ async def test_lost_cache_costs_nothing_but_time(
 
 
 async def test_engines_are_asked_once_however_many_ask(sources: AllSources) -> None:
-    """Those who come while one is asking share its answer; for a second, so do later ones."""
+    """Concurrent and later callers share one read for a second."""
     frames = await asyncio.gather(*(frame_of(sources.reader, WHOLE) for _ in range(50)))
     assert {frame.source for frame in frames} == {Source.DATABASE}
     assert sources.store.loads == 1
@@ -238,7 +238,7 @@ async def test_engines_are_asked_once_however_many_ask(sources: AllSources) -> N
 
 
 async def test_engines_that_fail_are_asked_once_too(sources: AllSources) -> None:
-    """Nobody waits for a lost database in turn behind all others."""
+    """Callers of a lost database do not wait one after the other."""
     with broken(sources.store.path):
         frames = await asyncio.gather(*(frame_of(sources.reader, WHOLE) for _ in range(20)))
     assert {frame.source for frame in frames} == {None}
@@ -246,7 +246,7 @@ async def test_engines_that_fail_are_asked_once_too(sources: AllSources) -> None
 
 
 async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: AllSources) -> None:
-    """They were asked just now: what was live a moment ago still says it best."""
+    """Within a second of a read, the last live numbers answer as stale."""
     await sources.ask()
     sources.live = snapshot(3)
     assert await sources.ask() == (Source.LIVE, 3)
@@ -258,7 +258,7 @@ async def test_lost_live_state_is_stale_until_engines_may_be_asked(sources: AllS
 
 
 async def test_unchanged_view_is_not_rendered_again(sources: AllSources) -> None:
-    """However often it is asked for, and whatever source says it; only its timestamp is new."""
+    """Only its timestamp changes, for any number of callers and any source."""
     sources.live = snapshot(2)
     first = await frame_of(sources.reader, WHOLE)
     sources.clock.moment += 10 * MINUTE
@@ -270,7 +270,7 @@ async def test_unchanged_view_is_not_rendered_again(sources: AllSources) -> None
 
 
 async def test_commit_is_rendered(sources: AllSources) -> None:
-    """A new position is a new document."""
+    """A new position has a new document."""
     sources.live = snapshot(2)
     assert await sources.ask() == (Source.LIVE, 2)
     sources.live.apply(Delta(Position("e", 3), cells_of([kept(3)]), NOW))
@@ -293,7 +293,7 @@ async def test_commit_is_rendered(sources: AllSources) -> None:
 async def test_time_moves_what_depends_on_it(
     sources: AllSources, view: View, renders: list[int]
 ) -> None:
-    """A window by the minute, a rate always, and all of history never."""
+    """A window changes by the minute, a rate always, and the total never."""
     sources.live = snapshot(1)
     counted = []
     for moment in (NOW, NOW // MINUTE * MINUTE + MINUTE - 1, NOW // MINUTE * MINUTE + MINUTE):
@@ -304,7 +304,7 @@ async def test_time_moves_what_depends_on_it(
 
 
 async def test_frames_of_many_views_are_of_one_reading(sources: AllSources) -> None:
-    """Each its own document, with the filters it has."""
+    """Each view has its own document, with its filters, at one position."""
     sources.live = snapshot(2)
     views = [WHOLE, COUNT, View(strategy=frozenset({"nobody's"}))]
     frames = await sources.reader.frames(dict.fromkeys(views, ""))
@@ -314,10 +314,10 @@ async def test_frames_of_many_views_are_of_one_reading(sources: AllSources) -> N
     assert sources.count("renders") == 3
 
 
-async def test_encodings_kept_have_a_bound(
+async def test_kept_encodings_have_a_limit(
     sources: AllSources, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The least lately used goes first."""
+    """The least recently used one is dropped first."""
     monkeypatch.setattr(module, "MAX_VIEWS", 2)
     sources.live = snapshot(1)
     a, b, c = (View(strategy=frozenset({name})) for name in "abc")
@@ -327,7 +327,7 @@ async def test_encodings_kept_have_a_bound(
 
 
 async def test_view_that_cannot_be_rendered_spoils_no_other(sources: AllSources) -> None:
-    """A snapshot too old for a window still has its total."""
+    """A snapshot that is too old for a window still has its total."""
     sources.live = snapshot(1)
     sources.clock.moment += COVERAGE
     window = View(window="5m")
@@ -344,7 +344,7 @@ WINDOW = View(fields=("total_decisions", "rate", "latency_ms"), window="1h")
 
 @pytest.fixture
 async def windowed(sources: AllSources) -> AsyncIterator[MetricsReader]:
-    """Live state with no room for windows, over a database with three decisions."""
+    """Live state without room for windows, over a database with three decisions."""
     sources.live = snapshot(0)
     for number in (1, 2, 3):
         done = await sources.store.commit([[kept(number, decided=NOW - number * MINUTE)]], NOW)
@@ -368,7 +368,7 @@ async def windowed(sources: AllSources) -> AsyncIterator[MetricsReader]:
 async def test_window_that_live_state_lacks_comes_from_the_database(
     windowed: MetricsReader, sources: AllSources
 ) -> None:
-    """With a rate and percentiles; the total is still answered live."""
+    """It has a rate and percentiles; the total still comes from live state."""
     frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
     found = json.loads(frames[WINDOW].body)
     assert (found["total_decisions"], frames[WINDOW].source) == (3, Source.DATABASE)
@@ -387,7 +387,7 @@ async def test_window_that_live_state_lacks_comes_from_the_database(
 
 
 async def test_rate_over_all_time_needs_minutes(windowed: MetricsReader) -> None:
-    """Live state that holds no minutes cannot tell it."""
+    """Live state without minutes takes it from the database."""
     rate = View(fields=("total_decisions", "rate"))
     assert windowed.covering(await windowed.read(), rate) is None
     frame = await frame_of(windowed, rate)
@@ -397,7 +397,7 @@ async def test_rate_over_all_time_needs_minutes(windowed: MetricsReader) -> None
 async def test_window_never_goes_back_between_live_state_and_database(
     windowed: MetricsReader, sources: AllSources
 ) -> None:
-    """Whichever of the two was newer when it answered last."""
+    """The newer of the two positions wins, whichever source it came from."""
     assert sources.live is not None
     reading = await windowed.reading_for(WINDOW)
     assert reading.snapshot.position.seq == 3
@@ -420,7 +420,7 @@ async def test_window_never_goes_back_between_live_state_and_database(
 async def test_window_is_an_error_where_the_database_cannot_be_read(
     windowed: MetricsReader, sources: AllSources, path: Path
 ) -> None:
-    """Nothing is made up; what is in memory is still answered."""
+    """The window has an error, and totals in memory are still answered."""
     with broken(path):
         frames = {view: await frame_of(windowed, view) for view in (WINDOW, COUNT)}
     assert frames[WINDOW].source is None
@@ -431,7 +431,7 @@ async def test_window_is_an_error_where_the_database_cannot_be_read(
 async def test_windows_are_answered_right_after_a_clock_step(
     windowed: MetricsReader, sources: AllSources, step: int
 ) -> None:
-    """By the database, for the window as the clock has it now."""
+    """The database answers for the window at the clock's new time."""
     assert sources.live is not None
     sources.live.cover(BOUNDED)
     sources.clock.moment += step

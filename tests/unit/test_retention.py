@@ -30,7 +30,7 @@ async def differences(store: SqliteStore) -> list[Any]:
 async def test_retention_never_changes_totals(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Day after day, in small steps: total and hours stay, and verify is clean after each."""
+    """After each small step over many days, totals, hours and `verify` are right."""
     monkeypatch.setattr(retention, "PRUNE_BATCH", 3)
     decisions = [kept(n, decided=NOW + n * 3 * HOUR) for n in range(8 * 5)]
     for decision in decisions:
@@ -51,7 +51,7 @@ async def test_retention_never_changes_totals(
 
 
 async def test_id_is_known_until_its_decision_goes(store: SqliteStore, clock: HeldClock) -> None:
-    """To the microsecond of its receipt; sent after that, it counts again."""
+    """It is known to the microsecond of its receipt; sent later, it counts again."""
     await store.commit([[kept(1)]], NOW)
     keep = Retention(decision_days=1)
     clock.moment = NOW + DAY
@@ -66,7 +66,7 @@ async def test_id_is_known_until_its_decision_goes(store: SqliteStore, clock: He
 async def test_default_keeps_decisions_30_days_and_minutes_90(
     store: SqliteStore, clock: HeldClock
 ) -> None:
-    """Hours and totals for ever."""
+    """Hours and totals are kept for ever."""
     await store.commit([[kept(1)]], NOW)
     dropped = {}
     for day in (29, 31, 89, 91, 10_000):
@@ -84,7 +84,7 @@ async def test_retention_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A database that cannot be reached does not end it."""
+    """A database that cannot be reached does not end the service."""
     monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     caplog.set_level(logging.INFO, "routecast.services.retention")
     await store.commit([[kept(1)]], NOW)
@@ -101,7 +101,7 @@ async def test_retention_is_tried_again(
 async def test_minutes_are_pruned_though_decisions_cannot_be(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fails is told and tried again; the rest of retention is done."""
+    """A failing part is reported and tried again; the rest of retention is done."""
     monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     monkeypatch.setattr(clock_check, "LONGEST_SILENCE", 1_000 * DAY)
     supervisor = Supervisor(Instruments())
@@ -129,7 +129,7 @@ async def test_clock_that_is_ahead_at_the_start_drops_little(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Decisions that are kept count once when they are sent again, and no minute goes."""
+    """No minute is dropped, and kept decisions still count once."""
     caplog.set_level(logging.INFO, "routecast.services.retention")
     monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     sent = [kept(n, decided=NOW - (400 - n) * HOUR) for n in range(400)]
@@ -156,7 +156,7 @@ async def test_clock_that_is_ahead_at_the_start_drops_little(
 async def test_first_look_that_fails_is_tried_again_soon(
     store: SqliteStore, clock: HeldClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What comes later has its time from the clock that is looked at."""
+    """The next try succeeds, and notices that the clock is ahead."""
     await store.commit([[kept(1)]], NOW)
     clock.moment = NOW + 100 * DAY
     away = store.path.rename(store.path.with_name("away.db"))
@@ -170,7 +170,7 @@ async def test_first_look_that_fails_is_tried_again_soon(
 async def test_clock_that_jumps_drops_nothing_at_once(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And little for a day; once that is over, it is believed."""
+    """Retention drops little for one day, and then trusts the clock."""
     monkeypatch.setattr(retention, "PRUNE_INTERVAL", 0.01)
     passed = [0.0]
     for n in range(400):
@@ -197,7 +197,7 @@ async def test_clock_that_jumps_drops_nothing_at_once(
 async def test_hour_that_fails_does_not_hold_up_the_others(
     store: SqliteStore, clock: HeldClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it fails with, it is put aside, told of, and tried again."""
+    """A failing hour is put aside, reported and tried again."""
     monkeypatch.setattr(retention, "SUMMARISE_INTERVAL", 0.01)
     monkeypatch.setattr(retention, "ASIDE_SECONDS", 0.05)
     supervisor = Supervisor(Instruments())
@@ -234,7 +234,7 @@ async def test_hours_are_summed_up_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Those that are over for a while; a database that is away is tried again."""
+    """Hours are summed some time after their end; a database that is away is tried again."""
     monkeypatch.setattr(retention, "SUMMARISE_INTERVAL", 0.01)
     store = SqliteStore(path)
     async with running(Summaries(store, MemoryCluster(), clock, Supervisor(Instruments())).run()):

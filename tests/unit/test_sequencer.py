@@ -25,7 +25,7 @@ def delta(seq: int, epoch: str = EPOCH, cells: int = 0) -> Delta:
 
 
 class Owner:
-    """Owns a state, the list of the deltas applied, and does what the sequencer asks."""
+    """Owns a state, the list of the applied deltas, and does what the sequencer says."""
 
     def __init__(self, sequencer: DeltaSequencer | None = None) -> None:
         self.sequencer = sequencer or DeltaSequencer(GRACE)
@@ -306,7 +306,7 @@ TABLE: dict[str, list[Step]] = {
 
 @pytest.mark.parametrize("steps", TABLE.values(), ids=TABLE.keys())
 def test_table(steps: list[Step]) -> None:
-    """Each event has the answer of the table, and leaves the state where the table says."""
+    """Each event has the answer and the next state of the table."""
     owner = Owner()
     for number, (event, argument, answer, seq) in enumerate(steps):
         given = argument if isinstance(argument, tuple) else (argument,)
@@ -318,7 +318,7 @@ def test_table(steps: list[Step]) -> None:
 
 
 def test_gap_reports_what_is_missing() -> None:
-    """From the state's position to the newest commit that is known of."""
+    """The gap is from the state's position to the newest known commit."""
     owner = Owner()
     owner.load(3)
     assert owner.sequencer.gap is None
@@ -329,7 +329,7 @@ def test_gap_reports_what_is_missing() -> None:
 
 
 def test_a_commit_heard_of_during_a_fetch_is_not_forgotten() -> None:
-    """The database had nothing when it was asked, and has something now."""
+    """The database did not have it when it was read, but has it now."""
     owner = Owner()
     owner.load(1)
     owner.announce(2)
@@ -342,7 +342,7 @@ def test_a_commit_heard_of_during_a_fetch_is_not_forgotten() -> None:
 
 
 def test_position_is_announced_until_others_know_it() -> None:
-    """Of a state that is in step alone."""
+    """Only a state that is in step announces its position."""
     owner = Owner()
     assert owner.sequencer.unannounced is None
     owner.load(1)
@@ -365,7 +365,7 @@ def test_position_is_announced_until_others_know_it() -> None:
     ids=["deltas", "cells"],
 )
 def test_deltas_over_the_limit_are_dropped_and_fetched_later(sequencer: DeltaSequencer) -> None:
-    """So that memory has a bound."""
+    """The limit bounds the memory."""
     owner = Owner(sequencer)
     owner.begin_load()
     for seq in range(1, 9):
@@ -380,7 +380,7 @@ def test_deltas_over_the_limit_are_dropped_and_fetched_later(sequencer: DeltaSeq
 
 @pytest.mark.parametrize("end", ["end_load", "fail_load"])
 def test_deltas_that_no_state_needs_are_not_kept(end: str) -> None:
-    """Whether a load succeeds or fails: what came meanwhile was applied."""
+    """Deltas that came during a load, successful or not, are applied and not kept."""
     owner = Owner()
     owner.load(0)
     owner.begin_load()
@@ -396,7 +396,7 @@ def test_deltas_that_no_state_needs_are_not_kept(end: str) -> None:
 
 
 class World:
-    """A database with deltas, of which it keeps the last, and a bus that does what it likes."""
+    """A database that keeps its last deltas, and a bus that loses, repeats and reorders."""
 
     KEPT = 6
 
@@ -410,23 +410,23 @@ class World:
         self.commits += 1
 
     def deliver(self, back: int) -> None:
-        """Any delta there ever was of this epoch, new ones more often."""
+        """Deliver any delta of this epoch, new ones more often."""
         if self.commits and self.owner.large is None:
             self.owner.delta(max(1, self.commits - back), self._name)
 
     def deliver_large(self, back: int) -> None:
-        """The same, and it takes long to apply."""
+        """Deliver any delta, which takes long to apply."""
         if self.commits and self.owner.large is None and self.epoch == 0:
             self.owner.large_delta(max(1, self.commits - back))
 
     def deliver_while_applying(self, back: int) -> None:
-        """Any delta, whatever the owner is doing."""
+        """Deliver any delta, whatever the owner does."""
         seq = max(1, self.commits - back)
         if self.commits:
             self.owner.delta(seq, self._name)
 
     def deliver_old(self, seq: int) -> None:
-        """A delta of the epoch before, of a node that does not know yet that this one began."""
+        """Deliver a delta of the epoch before, from a node that does not know the new one."""
         if self.epoch and self.owner.large is None:
             self.owner.delta(seq + 1, self._name_of(self.epoch - 1))
 
@@ -479,13 +479,13 @@ class World:
         self.owner.crash()
 
     def begin_epoch(self, kind: int) -> None:
-        """Now and then the database is replaced, by one that lacks the last commits."""
+        """Replace the database at times by one that lacks the last commits."""
         if kind <= 1 and self.owner.large is None:
             self.epoch += 1
             self.commits = max(0, self.commits - kind)
 
     def heal(self) -> None:
-        """Let it end: the newest position is announced, and what is asked for is done."""
+        """Announce the newest position, and do all that is asked for."""
         if self.owner.large is not None:
             self.owner.finish()
         self.end_load(1)
@@ -504,7 +504,7 @@ class World:
         return EPOCH if epoch == 0 else f"{EPOCH}{epoch}"
 
     def check(self) -> None:
-        """What was applied is every delta up to the position, once, in order; or it is no use."""
+        """Assert that the state has each delta up to its position once, in order, or is void."""
         sequencer = self.owner.sequencer
         if sequencer.in_step:
             assert sequencer.position is not None
@@ -524,7 +524,7 @@ events = st.tuples(st.sampled_from(EVENTS), st.sampled_from([0, 0, 0, 1, 1, 2, 3
 @settings(max_examples=1_000)
 @given(st.lists(events, min_size=10, max_size=60))
 def test_every_delta_is_applied_once_and_in_order(happened: list[tuple[str, int]]) -> None:
-    """Whatever the bus loses, repeats and reorders, whenever loads begin and end."""
+    """This holds for any losses, repeats, orders and loads."""
     world = World()
     world.load(1)
     for name, number in happened:

@@ -44,7 +44,7 @@ SITES = Sites(
     ],
 )
 def test_hosts_that_are_answered_for(host: str) -> None:
-    """Addresses, names nobody else can own, hosts of allowed origins, and those that are listed."""
+    """These are addresses, private names, hosts of allowed origins, and listed names."""
     SITES.require_known_host(host)
 
 
@@ -68,7 +68,7 @@ def test_hosts_that_are_answered_for(host: str) -> None:
     ],
 )
 def test_hosts_of_others(host: str) -> None:
-    """A name that could be made to point here by its owner; the error names the setting."""
+    """A name that its owner could point at this server is refused; the error names the setting."""
     with pytest.raises(Misdirected, match="ROUTECAST_ALLOWED_HOSTS"):
         SITES.require_known_host(host)
 
@@ -81,21 +81,21 @@ def test_hosts_of_others(host: str) -> None:
     ],
 )
 def test_what_is_no_host(host: str) -> None:
-    """It is refused as a bad request, also where all hosts are allowed."""
+    """An invalid host is a bad request, also if all hosts are allowed."""
     for sites in (SITES, Sites(hosts={"*"})):
         with pytest.raises(BadBody, match="Host"):
             sites.require_known_host(host)
 
 
 def test_all_hosts_may_be_allowed() -> None:
-    """By the setting for hosts; that for origins does not turn the check off."""
+    """The setting for hosts allows all; the one for origins does not."""
     Sites(hosts={"*"}).require_known_host("evil.example")
     with pytest.raises(Misdirected):
         Sites(origins={"*"}).require_known_host("evil.example")
 
 
 def test_an_international_name_is_one_in_all_its_forms() -> None:
-    """As punycode, as UTF-8 bytes, composed or in capitals."""
+    """Punycode, UTF-8 bytes, composed characters and capitals are the same name."""
     sites = Sites(hosts={host_entry("Bücher.example")})
     for host in ("xn--bcher-kva.example", "XN--BCHER-KVA.example.", "bÃ¼cher.example"):
         sites.require_known_host(host)
@@ -105,7 +105,7 @@ def test_an_international_name_is_one_in_all_its_forms() -> None:
 @given(st.text(max_size=500))
 @example("xn--\xff")
 def test_any_host_is_answered_for_or_refused(host: str) -> None:
-    """Nothing but an error with a status is raised."""
+    """A host raises nothing but an error with a status."""
     with suppress(RoutecastError):
         SITES.require_known_host(host)
 
@@ -117,7 +117,7 @@ PORT = st.none() | st.integers(0, 65_535)
 
 @given(NAME, PORT, st.booleans())
 def test_a_host_matches_as_clients_may_write_it(name: str, port: int | None, dot: bool) -> None:
-    """In any case, with any port, and with a dot at its end; one under it is another host."""
+    """Case, port and a final dot do not matter; a subdomain is another host."""
     sites = Sites(hosts={host_entry(name)})
     written = name.upper() + "." * dot + ("" if port is None else f":{port}")
     assert sites.is_known_host(written)
@@ -151,7 +151,7 @@ def test_a_host_matches_as_clients_may_write_it(name: str, port: int | None, dot
     ids=str,
 )
 def test_origins_that_may_connect(origin: str | None, host: str | None) -> None:
-    """No browser, our own page, one machine's pages among themselves, and those named."""
+    """These are no browser, the own page, local pages among themselves, and listed sites."""
     SITES.require_allowed_origin(origin, host)
 
 
@@ -186,19 +186,19 @@ def test_origins_that_may_connect(origin: str | None, host: str | None) -> None:
     ids=str,
 )
 def test_origins_that_may_not_connect(origin: str, host: str | None) -> None:
-    """A page of somebody else's, and headers that make no sense; the error shows the setting."""
+    """Pages of other sites and invalid headers are refused; the error names the setting."""
     with pytest.raises(Forbidden, match=r"may not connect; .* ROUTECAST_ALLOWED_ORIGINS"):
         SITES.require_allowed_origin(origin, host)
 
 
 def test_star_allows_all_origins() -> None:
-    """Where the network is trusted."""
+    """`*` allows all origins, for trusted networks."""
     Sites(origins={"*"}).require_allowed_origin("null", None)
 
 
 @given(st.none() | st.text(), st.none() | st.text())
 def test_any_headers_are_let_in_or_refused(origin: str | None, host: str | None) -> None:
-    """Nothing but Forbidden is raised, and only where there is an origin."""
+    """Only Forbidden is raised, and only if there is an origin."""
     try:
         Sites().require_allowed_origin(origin, host)
     except Forbidden:
@@ -225,7 +225,7 @@ def test_any_headers_are_let_in_or_refused(origin: str | None, host: str | None)
     ],
 )
 def test_origins_are_normalised(typed: str, entry: str) -> None:
-    """To what a browser sends, and again to the same."""
+    """The result is what a browser sends; normalising it again changes nothing."""
     assert origin_entry(typed) == entry
     assert origin_entry(entry) == entry
 
@@ -255,7 +255,7 @@ def test_origins_are_normalised(typed: str, entry: str) -> None:
     ],
 )
 def test_origins_that_no_browser_sends_are_refused(typed: str, fix: str) -> None:
-    """With what to write instead."""
+    """The error says what to write instead."""
     with pytest.raises(ValueError, match=r"\w") as told:
         origin_entry(typed)
     assert fix in str(told.value)
@@ -264,7 +264,7 @@ def test_origins_that_no_browser_sends_are_refused(typed: str, fix: str) -> None
 
 @given(st.sampled_from(["http", "https"]), NAME, PORT, st.booleans())
 def test_an_accepted_origin_matches(scheme: str, name: str, port: int | None, wild: bool) -> None:
-    """However it is typed, the page of that site may enter, and the server answers for its host."""
+    """An accepted origin, in any spelling, admits its page, and its host is answered for."""
     typed = f"{scheme.upper()}://{'*.' * wild}{name.title()}" + ("" if port is None else f":{port}")
     sites = Sites({origin_entry(typed)})
     page = f"{scheme}://{'a.' * wild}{name}" + ("" if port is None else f":{port}")
@@ -285,7 +285,7 @@ def test_an_accepted_origin_matches(scheme: str, name: str, port: int | None, wi
     ],
 )
 def test_hosts_are_normalised(typed: str, entry: str) -> None:
-    """And again to the same."""
+    """Normalising a host again changes nothing."""
     assert host_entry(typed) == entry
     assert host_entry(entry) == entry
 
@@ -304,14 +304,14 @@ def test_hosts_are_normalised(typed: str, entry: str) -> None:
     ],
 )
 def test_hosts_that_no_request_has_are_refused(typed: str, fix: str) -> None:
-    """With what to write instead."""
+    """The error says what to write instead."""
     with pytest.raises(ValueError, match=r"\w") as told:
         host_entry(typed)
     assert fix in str(told.value)
 
 
 def test_what_is_read_is_in_its_normal_form() -> None:
-    """Both headers are read by one function."""
+    """`Host` and `Origin` are normalised when they are read."""
     assert read_host("[2001:DB8::1]:80") == ("2001:db8::1", 80)
     assert read_host("A.example.") == ("a.example", None)
     assert read_origin("https://A.example.:443") == ("https", "a.example", 443)

@@ -38,7 +38,7 @@ def delta(seq: int, *decisions: Any, epoch: str = "e") -> Delta:
 
 
 def test_deltas_are_applied_in_order() -> None:
-    """Each moves the position on by one."""
+    """Each delta moves the position on by one."""
     snapshot = Snapshot(Position("e", 0), NOW)
     assert snapshot.apply(delta(1, kept(1)))
     assert snapshot.apply(delta(2, kept(2)))
@@ -48,7 +48,7 @@ def test_deltas_are_applied_in_order() -> None:
 
 
 def test_delta_that_is_in_already_changes_nothing() -> None:
-    """A bus may say things twice."""
+    """A bus may deliver a delta twice."""
     snapshot = Snapshot(Position("e", 0), NOW)
     snapshot.apply(delta(1, kept(1)))
     before = snapshot.pack()
@@ -59,7 +59,7 @@ def test_delta_that_is_in_already_changes_nothing() -> None:
 
 @pytest.mark.parametrize("next_one", [delta(3, kept(3)), delta(2, kept(2), epoch="other")])
 def test_gap_is_never_guessed_over(next_one: Delta) -> None:
-    """A missing seq or another epoch is a MissingDeltas, and nothing has changed."""
+    """A missing seq or another epoch raises MissingDeltas, and changes nothing."""
     snapshot = Snapshot(Position("e", 0), NOW)
     snapshot.apply(delta(1, kept(1)))
     before = snapshot.pack()
@@ -119,7 +119,7 @@ steps = st.lists(
 def test_every_window_equals_a_count_of_the_decisions(
     start: int, script: list[tuple[str, Any]]
 ) -> None:
-    """Whatever is committed when, for which moment, and however the clock moves on."""
+    """This holds for any commits, any moment and any movement of the clock."""
     history = CommitHistory(NOW + start)
     for step, given_ in script:
         if step == "commit":
@@ -140,7 +140,7 @@ def test_every_window_equals_a_count_of_the_decisions(
 
 @pytest.mark.parametrize("window", BOUNDED)
 def test_future_counts_when_its_time_has_come(window: str) -> None:
-    """A decision stamped ahead is in the total at once, in a window only when it is due."""
+    """A decision with a later time is in the total at once, and in a window when it is due."""
     history = CommitHistory()
     history.check(window)
     history.commit([{"strategy": "s", "provider": "p", "timestamp": 90 * SECOND}])
@@ -151,7 +151,7 @@ def test_future_counts_when_its_time_has_come(window: str) -> None:
 
 @pytest.mark.parametrize("window", BOUNDED)
 def test_snapshot_answers_for_its_coverage_and_no_longer(window: str) -> None:
-    """Past it, a window raises NotHeld instead of a number that may be wrong."""
+    """Outside its coverage a window raises NotHeld."""
     hour = NOW // HOUR * HOUR
     snapshot = load(Position("e", 1), hour, [kept()])
     assert LIFETIME < COVERAGE
@@ -163,13 +163,13 @@ def test_snapshot_answers_for_its_coverage_and_no_longer(window: str) -> None:
 
 
 def test_all_of_history_is_always_answered_for() -> None:
-    """The total depends on no clock."""
+    """The total does not depend on the clock."""
     snapshot = load(Position("e", 1), NOW, [kept()])
     assert cells_in(snapshot, "all", NOW + 100 * COVERAGE) == cells_of([kept()]).total()
 
 
 def test_clock_set_back_starts_the_window_again() -> None:
-    """Within the coverage, a clock that was set back gets its older window."""
+    """Within the coverage, an earlier clock gets its earlier window."""
     history = CommitHistory(NOW)
     history.commit(
         [{"strategy": "s", "provider": "p", "timestamp": n * MINUTE} for n in range(-70, 40)]
@@ -181,7 +181,7 @@ def test_clock_set_back_starts_the_window_again() -> None:
 
 
 def test_minute_that_is_not_held_is_uncovered() -> None:
-    """It is not known to be empty."""
+    """A minute that is not held may not be empty."""
     snapshot = Snapshot(Position("e", 0), NOW)
     assert snapshot.minute(NOW // MINUTE) == {}
     with pytest.raises(NotHeld):
@@ -189,7 +189,7 @@ def test_minute_that_is_not_held_is_uncovered() -> None:
 
 
 def test_memory_is_bounded_however_late_decisions_come() -> None:
-    """What no window can ask for is kept in the total alone."""
+    """Decisions outside all windows are only in the total."""
     snapshot = Snapshot(Position("e", 0), NOW)
     late = [kept(n, decided=n * HOUR) for n in range(50)]
     snapshot.apply(delta(1, *late))
@@ -211,7 +211,7 @@ def assert_equal(one: Snapshot, other: Snapshot) -> None:
 
 @given(st.lists(some, max_size=4), st.sets(st.sampled_from([*PROVIDERS, "hybrid", "none"])))
 def test_keys_are_found_by_name(commits: list[list[Any]], names: set[str]) -> None:
-    """At each place of a key, after each commit, whatever keys it brought."""
+    """Each part of a key finds it, after any commit."""
     snapshot = Snapshot(Position("e", 0), NOW)
     for seq, decisions in enumerate([[], *commits], 0):
         if seq:
@@ -223,7 +223,7 @@ def test_keys_are_found_by_name(commits: list[list[Any]], names: set[str]) -> No
 
 @given(some)
 def test_pack_comes_back(decisions: list[Any]) -> None:
-    """Through a cache and back, nothing is lost."""
+    """Packing and unpacking lose nothing."""
     snapshot = load(Position("épöque", 2**40), NOW, decisions)
     back = Snapshot.unpack(snapshot.pack())
     assert_equal(back, snapshot)
@@ -232,7 +232,7 @@ def test_pack_comes_back(decisions: list[Any]) -> None:
 
 @given(some, st.lists(some, max_size=4))
 def test_pack_knows_what_changed_since_the_last(first: list[Any], more: list[list[Any]]) -> None:
-    """Packing again costs what is new, and gives what packing for the first time would."""
+    """Packing again costs only the changes, and gives the same bytes as packing anew."""
     snapshot = load(Position("e", 0), NOW, first)
     assert_equal(Snapshot.unpack(snapshot.pack()), snapshot)
     for seq, decisions in enumerate(more, 1):
@@ -255,14 +255,14 @@ def test_pack_knows_what_changed_since_the_last(first: list[Any], more: list[lis
     ids=["cut", "shifted", "not text", "empty", "json", "a key missing"],
 )
 def test_unpack_refuses_what_pack_did_not_write(damage: Callable[[bytes], bytes]) -> None:
-    """A cache may hold anything; the caller is told with ValueError."""
+    """Other content of a cache raises ValueError."""
     with pytest.raises(ValueError):
         Snapshot.unpack(damage(load(Position("e", 1), NOW, [kept()]).pack()))
 
 
 @given(st.binary(max_size=40))
 def test_unpack_raises_nothing_but_value_error(packed: bytes) -> None:
-    """Whatever the bytes are."""
+    """Any bytes are unpacked or raise ValueError."""
     with pytest.raises(ValueError):
         Snapshot.unpack(packed)
 
@@ -285,7 +285,7 @@ rooms = st.sampled_from([0, 5, 20, 60, 150, 400]).map(lambda cells: cells * CELL
 )
 @given(room=rooms, script=st.lists(st.one_of(commits, ticks, st.none()), min_size=3, max_size=10))
 def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any]) -> None:
-    """Whichever those are: none is answered wrongly, and what is held is within the room."""
+    """No window is wrong, and the held cells stay within the room."""
     history = CommitHistory(NOW)
     history.snapshot = Snapshot(Position("e", 0), NOW, room=room)
     for step in script:
@@ -309,7 +309,7 @@ def test_every_window_that_has_room_equals_a_count(room: int, script: list[Any])
 
 
 def test_longest_window_goes_first() -> None:
-    """With the hours and minutes that only it needs; the others stay as they are."""
+    """It takes the hours and minutes that only it needs; other windows stay."""
     snapshot = Snapshot(Position("e", 0), NOW, room=70 * CELL_BYTES)
     covered = []
     for seq in range(1, 12):
@@ -325,7 +325,7 @@ def test_longest_window_goes_first() -> None:
 
 
 def test_endless_keys_in_minute_after_minute_take_no_more_than_the_room() -> None:
-    """Of past, present or future: cells are counted, not minutes."""
+    """The limit is of cells, not minutes, in past, present and future."""
     room = 1_000 * CELL_BYTES
     snapshot = Snapshot(Position("e", 0), NOW, room=room)
     for seq in range(1, 41):
@@ -346,7 +346,7 @@ def test_far_future_is_not_held() -> None:
 
 
 def test_packed_form_says_which_windows_it_covers() -> None:
-    """Where another node has more room than this one, this one takes what it has room for."""
+    """A node takes from another's snapshot the windows for which it has room."""
     snapshot = load(Position("e", 1), NOW, [kept(n, model=f"m{n}") for n in range(50)])
     assert Snapshot.unpack(snapshot.pack()).covered == BOUNDED
     snapshot.cover(("5m", "1h"))
@@ -357,7 +357,7 @@ def test_packed_form_says_which_windows_it_covers() -> None:
 
 
 def test_form_of_another_version_is_refused() -> None:
-    """Its rows may mean something else: it is as good as nothing in the cache."""
+    """Its rows may mean something else, so the cache counts as empty."""
     parts: list[Any] = msgpack.decode(load(Position("e", 1), NOW, [kept()]).pack())
     for other in ([*parts[1:3], *parts[4:]], [FORM + 1, *parts[1:]]):
         with pytest.raises(ValueError):

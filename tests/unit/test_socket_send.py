@@ -36,7 +36,7 @@ SMALL = 4_096
 
 
 def test_what_is_sent_arrives() -> None:
-    """As many bytes as it says, and none where the socket is full or gone."""
+    """The returned number of bytes arrives, and none if the socket is full or closed."""
     near, far = socket.socketpair()
     with far:
         with near:
@@ -61,7 +61,7 @@ def test_what_is_sent_arrives() -> None:
 
 @pytest.fixture(scope="module")
 def ring() -> IoUringSender:
-    """A ring, where the kernel has one."""
+    """A ring, if the kernel has io_uring."""
     try:
         return IoUringSender(FLAGS)
     except OSError as error:
@@ -70,13 +70,13 @@ def ring() -> IoUringSender:
 
 @pytest.fixture(params=["by a ring", "one by one"])
 def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send in each of the two ways."""
+    """Send with a ring, and without."""
     ring = request.getfixturevalue("ring") if request.param == "by a ring" else None
     monkeypatch.setattr(module, "_ring", lambda: ring)
 
 
 class Pairs:
-    """So many pairs of sockets, of which the near ones are written to."""
+    """A number of socket pairs, to whose near ends a test writes."""
 
     def __init__(self, count: int) -> None:
         with ExitStack() as stack:
@@ -96,7 +96,7 @@ class Pairs:
 
 @pytest.fixture(scope="module")
 def pairs() -> Iterator[Pairs]:
-    """More than go into a ring at once."""
+    """More pairs than a ring takes at once."""
     many = 2 * ENTRIES + 50
     needed = 4 * many
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -108,7 +108,7 @@ def pairs() -> Iterator[Pairs]:
 
 
 def read(far: socket.socket) -> bytes:
-    """Return what has arrived."""
+    """Return the bytes that have arrived."""
     pieces = []
     while True:
         try:
@@ -122,7 +122,7 @@ def read(far: socket.socket) -> bytes:
     "count", [0, 1, IO_URING_FROM - 1, IO_URING_FROM, ENTRIES, ENTRIES + 1, 2 * ENTRIES + 50]
 )
 def test_all_are_sent_the_same(pairs: Pairs, count: int) -> None:
-    """Once each, and nobody else; again and again, wherever in the ring that begins."""
+    """Each socket gets the bytes once, in every round, wherever in the ring it begins."""
     for turn in range(3):
         data = b"%d of %d\0" % (turn, count) * 20
         assert not send_all(pairs.descriptors[:count], data)
@@ -131,7 +131,7 @@ def test_all_are_sent_the_same(pairs: Pairs, count: int) -> None:
 
 @pytest.mark.usefixtures("ways")
 def test_each_reports_itself() -> None:
-    """One that is full, takes a part, is shut or gone does not hold up the others."""
+    """A socket that is full, partly full, shut or closed does not delay the others."""
     pairs = Pairs(100)
     near, far = pairs.near, pairs.far
     data = b"0123456789" * 30_000
@@ -165,7 +165,7 @@ def test_each_reports_itself() -> None:
 def test_a_ring_sends_what_a_loop_would(
     ring: IoUringSender, pairs: Pairs, calls: list[tuple[int, int]]
 ) -> None:
-    """Whatever came before, and however often it has gone round."""
+    """This holds after any earlier sends, and after the ring has wrapped around."""
     expected = [b""] * len(pairs.far)
     for start, count in calls:
         data = b"%d,%d;" % (start, count)
@@ -178,7 +178,7 @@ def test_a_ring_sends_what_a_loop_would(
 
 
 def test_without_a_ring_all_is_sent_one_by_one() -> None:
-    """Where the kernel gives none; here because no file may be opened any more."""
+    """Here the kernel gives no ring because no file can be opened."""
     program = """
         import array, logging, resource, socket
         from routecast.edge.ws.socket_send import send_all
@@ -197,7 +197,7 @@ def test_without_a_ring_all_is_sent_one_by_one() -> None:
 
 
 def test_threads_and_forks_have_rings_of_their_own(pairs: Pairs) -> None:
-    """With one ring for two of them, the frames of one could go to the clients of the other."""
+    """With a shared ring, frames of one could reach clients of the other."""
     half = len(pairs.near) // 2
     parts = [slice(half), slice(half, 2 * half)]
 
@@ -223,7 +223,7 @@ def test_threads_and_forks_have_rings_of_their_own(pairs: Pairs) -> None:
 
 
 def test_a_ring_that_is_let_go_of_is_closed() -> None:
-    """A thread's ring ends with the thread."""
+    """A thread's ring is closed with the thread."""
 
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -239,7 +239,7 @@ def test_a_ring_that_is_let_go_of_is_closed() -> None:
 
 
 def test_where_there_is_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A platform that is not known is not tried."""
+    """An unknown platform is not tried."""
     monkeypatch.setattr(sys, "platform", "plan9")
     with pytest.raises(OSError) as refused:
         IoUringSender(FLAGS)
@@ -273,7 +273,7 @@ async def _descriptor_of(context: ssl.SSLContext | None, certificate: Path) -> i
 
 
 def test_what_is_to_be_encrypted_goes_no_way_round(certificate: Path) -> None:
-    """A transport of TLS has no descriptor for us; a plain one has, in either event loop."""
+    """A TLS transport has no descriptor to send to; a plain one has, in either event loop."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     for run in (asyncio.run, uvloop.run):

@@ -18,7 +18,7 @@ NONE: dict[str, str] = {}
 def choose(
     rows: Iterable[Mapping[str, Any]], mapped: Mapping[str, str], fixed: Mapping[str, str]
 ) -> Columns:
-    """Look at rows, and choose."""
+    """Survey rows, and choose fields."""
     survey = Survey(mapped, fixed)
     for row in rows:
         survey.add(row)
@@ -26,7 +26,7 @@ def choose(
 
 
 def column(name: str, *values: object, **mapped: str) -> tuple[list[Any], str]:
-    """Return what the values of one column become, and what is said of it."""
+    """Return the values that one column becomes, and the notes about it."""
     rows = [{name: value} for value in values]
     columns = choose(rows, mapped, BOTH)
     (source,) = [source for source in columns.sources if source.column == name]
@@ -37,31 +37,31 @@ def column(name: str, *values: object, **mapped: str) -> tuple[list[Any], str]:
 
 
 def doubt(name: str, *values: object, **mapped: str) -> str:
-    """Return what is said where the meaning of a column is not certain."""
+    """Return the note about a column that can be read in more than one way."""
     with pytest.raises(Uncertain) as caught:
         choose([{name: value} for value in values], mapped, BOTH)
     return str(caught.value)
 
 
 def chosen(columns: Columns) -> dict[str, str | None]:
-    """Return field to column, without the fixed values."""
+    """Return the column of each field, without the fixed values."""
     return {source.field: source.column for source in columns.sources if source.column}
 
 
 def how(columns: Columns, field: str) -> str:
-    """Return what a person is told about a field."""
+    """Return the note for people about a field."""
     return next(source.how for source in columns.sources if source.field == field)
 
 
 def read(
     row: Mapping[str, Any], *, fixed: Mapping[str, str] = BOTH, **mapped: str
 ) -> dict[str, Any]:
-    """Return the decision that one row alone becomes."""
+    """Return the decision of a single row."""
     return choose([row], mapped, fixed).row(1, row).decision
 
 
 def test_azure_columns() -> None:
-    """The names of the Azure traces are known; that naive times are read as UTC is said."""
+    """The columns of the Azure traces are known; a note says that naive times are UTC."""
     row = {
         "TIMESTAMP": "2023-11-16 18:17:03.9799600",
         "ContextTokens": "4808",
@@ -79,7 +79,7 @@ def test_azure_columns() -> None:
 
 
 def test_litellm_spend_log() -> None:
-    """A spend log of LiteLLM needs only its strategy named."""
+    """Only the strategy must be given for a spend log of LiteLLM."""
     row = {
         "request_id": "chatcmpl-1",
         "call_type": "acompletion",
@@ -113,34 +113,34 @@ def test_litellm_spend_log() -> None:
 
 
 def test_nested_objects_are_columns_with_dots() -> None:
-    """The usage object of an API's answer is read where it stands."""
+    """The `usage` object of an API's answer is read."""
     row = {"model": "m", "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
     assert read(row) == {**BOTH, "model": "m", "input_tokens": 3, "output_tokens": 4}
 
 
 @pytest.mark.parametrize("name", ["score", "answer_score", "quality", "probability"])
 def test_confidence_is_never_guessed_from_a_score(name: str) -> None:
-    """How good an answer was is not how sure the router was."""
+    """A score may rate the answer, and not the router's confidence."""
     assert "confidence" not in read({name: 0.9, "x": 1})
 
 
-def test_whose_score_is_a_confidence_is_reported_how_to_say_so() -> None:
-    """It is left out, with the flag that takes it; not where there is a confidence already."""
+def test_a_score_is_left_out_with_the_option_to_take_it() -> None:
+    """The note names the option, unless there is a confidence already."""
     assert "--map confidence=Score" in dict(choose([{"Score": 0.9}], NONE, BOTH).left_out)["Score"]
     both = choose([{"Score": "0.9", "confidence": "0.5"}], NONE, BOTH)
     assert both.left_out == (("Score", ""),)
 
 
 def test_short_names() -> None:
-    """Of a log that somebody wrote by hand."""
+    """Short column names of hand-written logs are known."""
     row = {"when": "2026-01-31T12:34:56Z", "ms": "412"}
     columns = choose([row], NONE, BOTH)
     assert chosen(columns) == {"timestamp": "when", "latency_ms": "ms"}
     assert columns.row(1, row).decision["latency_ms"] == 412
 
 
-def test_what_is_asked_for_wins() -> None:
-    """--map and --set come before every guess, and a field can be left out."""
+def test_options_win_over_guesses() -> None:
+    """--map and --set replace every guess, and can leave a field out."""
     row = {"model": "a", "selected_model": "b", "cost": "1", "cents": "250"}
     assert read(row, model="selected_model", cost="cents*0.01") == {
         **BOTH,
@@ -152,7 +152,7 @@ def test_what_is_asked_for_wins() -> None:
 
 
 def test_a_better_name_without_values_gives_way() -> None:
-    """A column that is empty in every first row is not preferred for its name alone."""
+    """A column that is empty in all first rows is not chosen for its name."""
     assert read({"model": "", "model_name": "m"})["model"] == "m"
 
 
@@ -177,7 +177,7 @@ def test_a_better_name_without_values_gives_way() -> None:
 def test_what_cannot_be_done_names_the_flag_and_the_columns(
     mapped: dict[str, str], fixed: dict[str, str], words: Sequence[str]
 ) -> None:
-    """The message says which flag is wrong or missing, and what there is to choose from."""
+    """The error names the wrong or missing option, and the existing columns."""
     with pytest.raises(BadParameter) as caught:
         choose([{"kind": "a", "size": "1"}], mapped, fixed)
     for word in words:
@@ -202,7 +202,7 @@ def days(*moments: int) -> list[int]:
 
 
 def test_one_cell_decides_the_order_of_days_and_months() -> None:
-    """Wherever it stands in the file, and it is said."""
+    """The cell may be anywhere in the file, and a note says what was decided."""
     at, said = column("time", "01/02/2026", *["02/02/2026"] * 2000, "31/01/2026")
     assert days(at[0], at[-1]) == [20_485, 20_484]
     assert "day first" in said
@@ -214,7 +214,7 @@ def test_one_cell_decides_the_order_of_days_and_months() -> None:
 
 @pytest.mark.parametrize("values", [["01/02/2026"], ["01/02/2026", "31/01/2026", "01/31/2026"]])
 def test_an_open_order_is_a_doubt(values: Sequence[str]) -> None:
-    """Both readings are shown with the option for each; the option settles it."""
+    """Both readings are shown with their options, and an option decides."""
     said = doubt("when", *values)
     assert "--map timestamp=when:dmy (1 February 2026)" in said
     assert "--map timestamp=when:mdy (2 January 2026)" in said
@@ -248,7 +248,7 @@ def test_an_open_order_is_a_doubt(values: Sequence[str]) -> None:
     ],
 )
 def test_what_is_not_certain_is_a_doubt(name: str, values: Sequence[object], words: str) -> None:
-    """What is wrong is shown with a value of the file, and an option that settles it."""
+    """A doubt shows a value of the file, and the option that decides."""
     said = doubt(name, *values)
     assert name in said
     assert words in said
@@ -259,19 +259,19 @@ def test_what_is_not_certain_is_a_doubt(name: str, values: Sequence[object], wor
     ("name", "value"), [("batch", "1769862890789"), ("timeout", "30"), ("note", "2026")]
 )
 def test_what_only_looks_like_times_is_left_out(name: str, value: str) -> None:
-    """Many numbers could be Unix times; the name has to speak of time."""
+    """Numbers that could be Unix times need a name that means a time."""
     assert choose([{name: value}], NONE, BOTH).left_out == ((name, ""),)
 
 
 def test_all_doubts_are_reported_at_once() -> None:
-    """So that one more run is enough."""
+    """One more run is then enough."""
     with pytest.raises(Uncertain) as caught:
         choose([{"cost": "x", "time": "y", "status": "z"}], NONE, BOTH)
     assert re.findall(r"^\w+", str(caught.value), re.MULTILINE) == ["time", "cost", "status"]
 
 
 def test_what_a_person_named_is_taken_as_far_as_it_can_be_read() -> None:
-    """But a time is never left out of a row, and not one value that fits is too few."""
+    """A row keeps its time or is refused; other cells that cannot be read are left out."""
     values = ["free", "free", "free", "0.1"]
     assert column("cost", *values, cost="cost")[0] == [None, None, None, Decimal("0.1")]
     assert "is not a number" in doubt("cost", "free", cost="cost")
@@ -281,7 +281,7 @@ def test_what_a_person_named_is_taken_as_far_as_it_can_be_read() -> None:
 
 
 def test_numbers_of_one_file_are_written_in_one_way() -> None:
-    """A column that leaves it open is read as the others are."""
+    """An ambiguous column is read as the other columns are."""
     rows = [{"cost": "0,0023", "latency_ms": "1.234"}]
     assert choose(rows, NONE, BOTH).row(1, rows[0]).decision["latency_ms"] == 1234
     rows = [{"cost": "0,0023", "latency_ms": "1,234 ms"}]
@@ -293,7 +293,7 @@ def test_numbers_of_one_file_are_written_in_one_way() -> None:
 
 
 def test_decimal_commas_and_grouped_digits() -> None:
-    """The column tells which they are, and what is not usual is said."""
+    """The whole column decides, and an unusual reading has a note."""
     assert column("cost", "1,234", "0,5") == (
         [Decimal("1.234"), Decimal("0.5")],
         "same name; decimal comma",
@@ -318,14 +318,14 @@ def test_decimal_commas_and_grouped_digits() -> None:
     ],
 )
 def test_latency_units(name: str, values: Sequence[str], expected: Decimal, said: str) -> None:
-    """Seconds become milliseconds; where the name has no unit, what was taken is said."""
+    """Seconds become milliseconds; without a unit in the name, a note says what was assumed."""
     found, words = column(name, *values)
     assert found[0] == expected
     assert said in words
 
 
 def test_a_factor_settles_the_unit() -> None:
-    """Whatever the values look like, and whatever stands beside them."""
+    """The factor counts for any values, and beside any other column."""
     assert column("took", "15.5", latency_ms="took*1")[0] == [Decimal("15.5")]
     assert column("took", "15,5", latency_ms="took:comma*1000")[0] == [15_500]
     assert column("eur", "€2", cost="eur*1.1")[0] == [Decimal("2.2")]
@@ -343,7 +343,7 @@ def test_a_factor_settles_the_unit() -> None:
     ],
 )
 def test_numbers_as_times(values: Sequence[Any], last: int | None, at: int, said: str) -> None:
-    """Size tells seconds, ms, µs and ns since 1970; small numbers count from the start."""
+    """Their size decides between s, ms, µs and ns; small numbers count from the start."""
     rows = [{"timestamp": value} for value in values]
     columns = choose(rows, NONE, BOTH)
     assert columns.last == last
@@ -352,7 +352,7 @@ def test_numbers_as_times(values: Sequence[Any], last: int | None, at: int, said
 
 
 def test_error_columns_hold_messages() -> None:
-    """A message is an error, and none is none; codes and words stay what they are."""
+    """A message is an error and an empty cell is none; codes and words are statuses."""
     assert column("error", "RateLimitError", "", "null")[0] == ["error", None, None]
     assert column("status", "429.0", "200", "429 Too Many Requests")[0] == [
         "error",
@@ -368,7 +368,7 @@ def test_error_columns_hold_messages() -> None:
 
 
 def test_what_a_row_lacks_is_not_in_its_decision() -> None:
-    """And is never zero. Nothing that programs write for no value is a name."""
+    """Missing values are absent and never 0, and words for "no value" are no names."""
     rows = [
         {"cost": "0.1", "model": "m", "output_tokens": "5"},
         {"cost": "", "model": " ", "output_tokens": "NaN"},
@@ -380,7 +380,7 @@ def test_what_a_row_lacks_is_not_in_its_decision() -> None:
 
 
 def test_a_cell_that_cannot_be_used_costs_its_row_that_value() -> None:
-    """It is named with field, rule and column; the decision is there without it."""
+    """The note has field, rule and column, and the row counts without the value."""
     rows = [{"usd": usd} for usd in ("0.1", "0.1", "0.1", "-1", "free")]
     columns = choose(rows, NONE, BOTH)
     negative, unreadable = (columns.row(n, rows[n]) for n in (3, 4))
@@ -390,7 +390,7 @@ def test_a_cell_that_cannot_be_used_costs_its_row_that_value() -> None:
 
 
 def test_a_cell_that_would_count_as_something_else_costs_its_row() -> None:
-    """Without a status it would be a success."""
+    """A row with an unknown status is left out, because it would count as a success."""
     rows = [{"status": status} for status in ("ok", "ok", "ok", "ok", "pending")]
     with pytest.raises(ValueError, match="status: 'pending' is neither"):
         choose(rows, NONE, BOTH).row(5, rows[4])
@@ -398,7 +398,7 @@ def test_a_cell_that_would_count_as_something_else_costs_its_row() -> None:
 
 @pytest.mark.parametrize("absent", ["2026-02-30T12:00:00Z", "30/02/2026", "2026-01-31 25:00"])
 def test_a_date_that_does_not_exist_costs_its_row(absent: str) -> None:
-    """However many there are, unless they are most of the column: then it may be something else."""
+    """If most dates of a column do not exist, the column may be something else."""
     rows = [{"when": when} for when in ["31/01/2026"] * 3 + [absent] * 3]
     columns = choose(rows, NONE, BOTH)
     assert [columns.row(n, rows[n]).at for n in range(3)] == [20_484 * DAY] * 3
@@ -410,7 +410,7 @@ def test_a_date_that_does_not_exist_costs_its_row(absent: str) -> None:
 
 @pytest.mark.parametrize("nothing", ["", "NaN", r"\N"])
 def test_a_row_without_strategy_or_provider_is_none(nothing: str) -> None:
-    """No server is asked about it."""
+    """Such a row is never sent."""
     rows = [{"strategy": "s"}, {"strategy": nothing}]
     columns = choose(rows, NONE, {"provider": "p"})
     with pytest.raises(ValueError, match=r"strategy: empty \(column strategy\)"):
@@ -421,7 +421,7 @@ def test_a_row_without_strategy_or_provider_is_none(nothing: str) -> None:
 
 
 def test_ids_that_repeat_for_different_rows_are_a_doubt() -> None:
-    """Most rows would not be counted: either is right only if somebody says so."""
+    """Most rows would not count, so a person must decide."""
     rows = [{"id": "a", "model": str(n)} for n in range(5)]
     with pytest.raises(Uncertain, match="4 rows have the id of another row") as caught:
         choose(rows, NONE, BOTH)
@@ -433,7 +433,7 @@ def test_ids_that_repeat_for_different_rows_are_a_doubt() -> None:
 
 
 def test_rows_that_repeat_as_a_whole_count_once() -> None:
-    """That is said. So are ids that are not there."""
+    """A note says so, and also that ids are missing."""
     rows = [{"id": "a", "model": "m"}] * 2 + [{"id": nothing} for nothing in ("", "null", "NaN")]
     columns = choose(rows, NONE, BOTH)
     assert columns.warnings == (
@@ -451,14 +451,14 @@ def test_rows_that_repeat_as_a_whole_count_once() -> None:
         ("then:dmy", "there is no column 'then:dmy'"),
     ],
 )
-def test_forms_that_are_none_are_named(wish: str, words: str) -> None:
-    """With those there are."""
+def test_unknown_forms_are_named(wish: str, words: str) -> None:
+    """The error lists the known forms."""
     with pytest.raises(BadParameter, match=re.escape(words)):
         choose([{"when": "x"}], {"timestamp": wish}, BOTH)
 
 
 def test_deep_objects_do_no_harm() -> None:
-    """However deep somebody nests what no field is in."""
+    """Deeply nested objects without a field are ignored."""
     row: dict[str, Any] = {"model": "m"}
     for _ in range(900):
         row = {"x": row, "model": "m"}

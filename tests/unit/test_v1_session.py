@@ -44,7 +44,7 @@ def text(message: Any) -> str:
 
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
 def test_a_subscription_is_what_a_query_would_ask_for(encoding: Encoding) -> None:
-    """The same view from a message and from a query string; the interval of the connection."""
+    """A message and a query string give the same view; the interval is the connection's."""
     asked = {
         "type": "subscribe",
         "id": "main",
@@ -62,14 +62,14 @@ def test_a_subscription_is_what_a_query_would_ask_for(encoding: Encoding) -> Non
 
 
 def test_null_means_absent() -> None:
-    """In every field that may be absent."""
+    """Every optional field may be null."""
     names = ("fields", "filter", "window", "interval", "position")
     asked = {"type": "subscribe", "id": "main", **dict.fromkeys(names)}
     assert told(asked) == told({"type": "subscribe", "id": "main"})
 
 
 def test_ids_come_and_go() -> None:
-    """One that is in use is refused, one given up is free, one nobody has is told."""
+    """A used id is refused, an unsubscribed one is free, and an unknown one is an error."""
     one = session()
     assert isinstance(told({"type": "subscribe", "id": "a"}, one), StartSubscription)
     assert told({"type": "subscribe", "id": "a"}, one).code == "id_in_use"
@@ -82,7 +82,7 @@ def test_ids_come_and_go() -> None:
 
 
 def test_a_message_a_half_second() -> None:
-    """120 in a minute, whenever in it; then a new minute begins."""
+    """120 messages may come at any time within a minute; then a new minute begins."""
     one = session()
     for minute in range(3):
         for number in range(120):
@@ -165,7 +165,7 @@ INTEGERS = {"seq", "position"}
 
 
 def is_good(name: str, value: Any) -> bool:
-    """Whether a field may have a value."""
+    """Return whether a field may have a value."""
     number = value.get("seq") if isinstance(value, dict) else value
     if name in INTEGERS and isinstance(number, float):
         return False  # 1.0 is a float in both encodings
@@ -180,7 +180,7 @@ def is_good(name: str, value: Any) -> bool:
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
 @pytest.mark.parametrize("seq", [1.0, 0.5, -1, "1", True])
 def test_a_seq_is_an_integer(encoding: Encoding, seq: Any) -> None:
-    """A float is not taken for one, be it whole."""
+    """A float is no seq, also if it is whole."""
     one = session(encoding)
     one.ids["main"] = 1
     sent = encoding.encode({"type": "ack", "id": "main", "seq": seq})
@@ -192,7 +192,7 @@ def test_a_seq_is_an_integer(encoding: Encoding, seq: Any) -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
 @given(data=st.data())
 def test_whatever_is_wrong_in_a_field_it_is_named(encoding: Encoding, data: st.DataObject) -> None:
-    """Any value in any field of any message: taken when it is good, else its field is named."""
+    """Any value in any field is accepted if it is good; else the error names the field."""
     message = data.draw(st.sampled_from(ASKED))
     name = data.draw(st.sampled_from([name for name in message if name in GOOD]))
     value = data.draw(anything)
@@ -226,7 +226,7 @@ def _refuse(constant: str) -> Any:
 
 @given(st.data())
 def test_what_is_missing_is_named(data: st.DataObject) -> None:
-    """A field that must be there."""
+    """The error names a missing required field."""
     message = data.draw(st.sampled_from(ASKED))
     name = data.draw(st.sampled_from([name for name in message if name in REQUIRED]))
     outcome = told({key: value for key, value in message.items() if key != name})
@@ -237,7 +237,7 @@ def test_what_is_missing_is_named(data: st.DataObject) -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS.keys())
 @given(message=st.text() | st.binary() | anything.map(lambda value: repr(value)))
 def test_whatever_comes_has_an_outcome(encoding: Encoding, message: str | bytes) -> None:
-    """Bytes and text of any kind: an answer or a close, never an exception."""
+    """Any bytes and any text give an answer or a close, and no exception."""
     if isinstance(message, str):
         message = message.encode("utf-8", "replace").decode()
     outcome = session(encoding).receive(message, 100.0)
@@ -250,28 +250,28 @@ def test_whatever_comes_has_an_outcome(encoding: Encoding, message: str | bytes)
     ids=["open", "closed"],
 )
 def test_nesting_has_an_end(message: str) -> None:
-    """It is no message, however deep it goes on."""
+    """A message that is nested too deeply is invalid."""
     assert session().receive(message, 100.0).code == "not_protocol"
 
 
 def test_an_error_has_the_id_of_what_it_answers() -> None:
-    """Where it can be known, and is one."""
+    """An error has the message's id if that is known and valid."""
     assert told({"type": "subscribe", "id": "a", "window": 3}).id == "a"
     assert told({"type": "subscribe", "id": 5}).id is msgspec.UNSET
     assert told({"type": "subscribe", "id": "x" * 65}).id is msgspec.UNSET
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400])
-def test_an_id_that_is_no_number_there_is_is_a_wrong_id(number: str) -> None:
-    """The message is one of ours all the same."""
+def test_an_id_that_is_an_impossible_number_is_a_wrong_id(number: str) -> None:
+    """The message still counts as one of the protocol."""
     refused = session().receive(f'{{"type":"subscribe","id":{number}}}', 100.0)
     assert isinstance(refused, ErrorOut)
     assert (refused.code, refused.id) == ("bad_request", msgspec.UNSET)
     assert refused.message == "id: number out of range"
 
 
-def test_a_moment_out_of_range_is_reported_in_tidy_words() -> None:
-    """As MessagePack has it: in seconds, further on than there are years."""
+def test_a_moment_out_of_range_is_reported_plainly() -> None:
+    """A MessagePack time may be later than the last year that Python knows."""
     far = msgspec.msgpack.Ext(-1, bytes(4) + (2**62).to_bytes(8))
     refused = told({"type": "history", "id": "h", "to": far}, session(MSGPACK))
     assert refused.id == "h"
@@ -279,7 +279,7 @@ def test_a_moment_out_of_range_is_reported_in_tidy_words() -> None:
 
 
 def test_what_a_connection_asked_for_has_a_bound_in_bytes() -> None:
-    """As UTF-8, however few characters that is."""
+    """The limit is of bytes in UTF-8, and not of characters."""
     one = session()
     names = [f"{number:02}" + "💣" * 126 for number in range(50)]
     asked = [
@@ -296,7 +296,7 @@ def test_what_a_connection_asked_for_has_a_bound_in_bytes() -> None:
 
 
 def test_both_encodings_have_the_same_outcomes() -> None:
-    """For all golden messages of clients."""
+    """This holds for all golden messages of clients."""
     for message in ASKED:
         one, other = session(JSON), session(MSGPACK)
         for each in (one, other):
@@ -306,7 +306,7 @@ def test_both_encodings_have_the_same_outcomes() -> None:
 
 @pytest.mark.parametrize("encoding", [JSON, MSGPACK], ids=["json", "msgpack"])
 def test_times_and_numbers_are_read_as_everywhere(encoding: Encoding) -> None:
-    """A leap second stays in its minute, digits are cut off, and 60.0 is 60."""
+    """A leap second stays in its minute, extra digits are cut off, and 60.0 is 60."""
     asked = {
         "type": "history",
         "id": "h",

@@ -31,7 +31,7 @@ CLIENTS = 20
 
 
 class Connection:
-    """One end of a socket, and a client that reads the other (`batch.BatchedConnection`)."""
+    """One end of a socket pair (`batch.BatchedConnection`), and a client that reads the other."""
 
     kind, client = "WebSocket", "192.0.2.1"
 
@@ -52,7 +52,7 @@ class Connection:
         return self._is_open
 
     def set_open(self, is_open: bool) -> None:
-        """Take messages, or none as if the socket was full."""
+        """Make it accept messages, or none, as if the socket was full."""
         self._is_open = is_open
         for batch in self.batches:
             batch.invalidate()
@@ -88,7 +88,7 @@ class Connection:
         raise NotImplementedError
 
     def read(self) -> list[bytes]:
-        """Return the messages that the client has received since the last time."""
+        """Return the messages that the client has received since the last call."""
         try:
             data = self._theirs.recv(2**20, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -100,18 +100,18 @@ class Connection:
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """What closes all sockets at the end."""
+    """The stack that closes all sockets at the end."""
     with ExitStack() as stack:
         yield stack
 
 
 def in_context(stack: ExitStack, count: int = CLIENTS) -> list[Connection]:
-    """Return connections whose messages are each compressed after the one before."""
+    """Return connections that compress each message after the one before."""
     return [Connection(stack, Compression(in_context=True)) for _ in range(count)]
 
 
 def message(number: int, identity: str = "main") -> AddressedMessage:
-    """Return a message that is worth compressing."""
+    """Return a message that is large enough to be compressed."""
     return Message(JSON, snapshot(number, "abc" * 400)).for_id(identity)
 
 
@@ -131,12 +131,12 @@ def batch_of(connections: list[Connection]) -> WebSocketBatch:
 
 
 def parts_of(batch: WebSocketBatch) -> int | None:
-    """Return the number of parts in a send plan, None where there is none."""
+    """Return the number of parts in a send plan; None if there is none."""
     return None if batch._plan is None else len(batch._plan[0])
 
 
 def test_each_kind_of_compression_is_served(stack: ExitStack) -> None:
-    """In one batch: the same document, and each client reads it as it agreed to."""
+    """All kinds in one batch get the same document, each as its client agreed."""
     kinds = [PLAIN, INDEPENDENT, Compression(in_context=True), Compression(in_context=True)]
     connections = [Connection(stack, kind) for kind in kinds * 5]
     batch = batch_of(connections)
@@ -153,7 +153,7 @@ def test_each_kind_of_compression_is_served(stack: ExitStack) -> None:
 
 
 def test_connections_in_step_are_one_part(stack: ExitStack) -> None:
-    """Also where each was sent its first message alone, if that was the same for all."""
+    """They are also one part if each was sent an equal first message alone."""
     connections, first = in_context(stack), message(0)
     for connection in connections:
         connection.send(first)
@@ -165,7 +165,7 @@ def test_connections_in_step_are_one_part(stack: ExitStack) -> None:
 
 
 def test_two_subscriptions_of_the_same_connections_are_planned_once(stack: ExitStack) -> None:
-    """Each message is compressed after the last of either."""
+    """Each message is compressed after the last one of either subscription."""
     connections = in_context(stack)
     one, other = batch_of(connections), batch_of(connections)
     plans = []
@@ -179,7 +179,7 @@ def test_two_subscriptions_of_the_same_connections_are_planned_once(stack: ExitS
 
 
 def test_subscriptions_of_some_connections_settle(stack: ExitStack) -> None:
-    """A batch of some of the connections splits the context once, not at each message."""
+    """A batch of some of the connections splits the context once, and not at each message."""
     connections = in_context(stack)
     one, other = batch_of(connections), batch_of(connections[: CLIENTS // 2])
     plans = []
@@ -192,7 +192,7 @@ def test_subscriptions_of_some_connections_settle(stack: ExitStack) -> None:
 
 
 def test_many_parts_come_together_again(stack: ExitStack) -> None:
-    """Those that were sent different messages are one part after they were sent the same one."""
+    """Parts with different contexts become one after they were sent the same message."""
     connections = in_context(stack)
     for number, connection in enumerate(connections):
         connection.send(message(number, f"alone {number}"))
@@ -205,7 +205,7 @@ def test_many_parts_come_together_again(stack: ExitStack) -> None:
 
 
 def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> None:
-    """They are returned, or gone; the others go on in one part."""
+    """Full ones are returned and closed ones removed; the others stay one part."""
     connections = in_context(stack)
     batch = batch_of(connections)
     batch.send(message(0))
@@ -225,7 +225,7 @@ def test_full_and_closed_connections_are_reported_apart(stack: ExitStack) -> Non
 
 @pytest.mark.parametrize("before", [None, message(0).sent])
 def test_what_was_prepared_is_not_made_again(before: SentMessage | None) -> None:
-    """A large message is compressed beforehand; a small one is not, nor one that is sent plain."""
+    """A large message is compressed in advance; a small or uncompressed one is not."""
     compression = Compression(in_context=True)
     compression.before = before
     large = Message(JSON, snapshot(1, "abc" * WINDOW_BYTES)).for_id("main")
@@ -240,7 +240,7 @@ def test_what_was_prepared_is_not_made_again(before: SentMessage | None) -> None
 
 
 def test_a_batch_is_freed_at_once(stack: ExitStack) -> None:
-    """With what it planned, once its connections have left it."""
+    """A batch is freed, with its send plan, when its connections have left."""
     connections = in_context(stack)
     batch = batch_of(connections)
     batch.send(message(0))
@@ -257,7 +257,7 @@ def test_a_batch_is_freed_at_once(stack: ExitStack) -> None:
 
 
 def test_a_large_message_is_let_go_of(stack: ExitStack) -> None:
-    """Of what a client was sent, the server keeps what the next message may refer to."""
+    """The server keeps only the part of a message to which the next one may refer."""
     (connection,) = in_context(stack, 1)
     noise = random.Random(1).randbytes(40_000).hex()
     large = Message(JSON, snapshot(1, noise)).for_id("h")
@@ -272,7 +272,7 @@ def test_a_large_message_is_let_go_of(stack: ExitStack) -> None:
 
 
 class Model:
-    """Batches with connections in them, and what each client was sent since it read last."""
+    """Batches with connections, and what each client was sent since it last read."""
 
     def __init__(self, connections: list[Connection], rng: random.Random) -> None:
         self._rng = rng
@@ -283,7 +283,7 @@ class Model:
         self.sent: dict[Connection, list[bytes]] = {each: [] for each in connections}
 
     def step(self, number: int) -> None:
-        """Do something at random."""
+        """Do a random operation."""
         place, connection = self._rng.randrange(3), self._rng.choice(self.connections)
         batch, members = self.batches[place]
         payload = message(number, f"{place}")
@@ -311,7 +311,7 @@ class Model:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_each_client_reads_what_it_was_sent(stack: ExitStack, seed: int) -> None:
-    """Whatever batches it is in, comes to and leaves, is skipped by, or is sent alone."""
+    """This holds for any joining, leaving, skipping and sending."""
     rng = random.Random(seed)
     kinds = [PLAIN, INDEPENDENT]
     connections = [Connection(stack, rng.choice(kinds)) for _ in range(4)] + in_context(stack, 12)
