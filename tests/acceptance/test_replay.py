@@ -541,10 +541,14 @@ def test_a_path_that_is_no_file(tmp_path: Path, name: str) -> None:
         ((), ("strategy", "provider", "--map strategy=COLUMN", "--set provider=VALUE")),
         ((*BOTH, "--map", "model=modle"), ("--map", "'modle'", "model")),
         ((*BOTH, "--map", "model"), ("--map", "FIELD=")),
+        (
+            (*BOTH, "--map", "model=size", "--map", "model =model"),
+            ("--map", "model is given twice"),
+        ),
         ((*BOTH, "--speed", "2"), ("--speed", "--map timestamp=COLUMN")),
         ((*BOTH, "--server", "ftp://x"), ("--server", "ftp://x")),
     ],
-    ids=["required", "no such column", "no equals", "speed", "server"],
+    ids=["required", "no such column", "no equals", "given twice", "speed", "server"],
 )
 def test_bad_usage_names_the_columns_and_the_flag(
     tmp_path: Path, words: tuple[str, ...], said: tuple[str, ...]

@@ -156,12 +156,12 @@ def replay(
 def _pairs(flag: str, wishes: list[str] | None) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for wish in wishes or ():
-        name, equals, value = wish.partition("=")
+        name, equals, value = (part.strip() for part in wish.partition("="))
         if not equals:
             raise BadParameter(flag, f"{wish!r} is not of the form FIELD=…")
         if name in pairs:
             raise BadParameter(flag, f"{name} is given twice")
-        pairs[name.strip()] = value.strip()
+        pairs[name] = value
     return pairs
 
 
