@@ -36,6 +36,12 @@ class ScriptedConnection:
             text = message if isinstance(message, str) else msgspec.json.encode(message).decode()
             await self.socket.send(text)
 
+    def send_at_once(self, *texts: str) -> None:
+        """Send messages in one write, so that the client gets all of them from one read."""
+        for text in texts:
+            self.socket.protocol.send_text(text.encode())
+        self.socket.transport.write(b"".join(self.socket.protocol.data_to_send()))
+
     async def close(self, code: int, reason: str = "") -> None:
         """Close with a code."""
         await self.socket.close(code, reason)

@@ -24,7 +24,8 @@ class BenchClient(asyncio.Protocol):
     """One stream, by the sans-I/O protocol of `websockets`.
 
     `opened` is done when it is open or has failed, `gone` when its connection has ended.
-    `on_message` is called for each whole message, `on_lost` once if an open stream ends by itself.
+    `on_message` is called for each whole message until `close` or `abort`, `on_lost` once if an
+    open stream ends by itself.
     `began`, `opened_at` and `last` (set by `on_message`) are seconds since 1970, 0 before. A
     message costs little, so that thousands of clients in one process measure the server, not
     themselves.
@@ -67,6 +68,8 @@ class BenchClient(asyncio.Protocol):
         self._flush()
 
     def _take(self, frame: Frame, now: float) -> None:
+        if self._closing:  # frames that arrived in one read with the last one
+            return
         if frame.fin and not self._partial:
             self._on_message(self, bytes(frame.data), now)
             return

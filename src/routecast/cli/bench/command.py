@@ -166,7 +166,7 @@ class Trial:
     _streams: list[BenchClient] = field(default_factory=list)
     _lost: int = 0
     _listening: bool = False
-    _stamp: bytes = b""
+    _stamp: bytes | None = None
     _stamped: float = 0.0
 
     async def run(self, progress: _BenchProgress) -> None:
